@@ -1,0 +1,44 @@
+/* Tiles -> strided memory, values unchanged: the inverse of pack.c for the copying conversions. */
+#include <string.h>
+
+#include "npumatmul_kernels.h"
+#include "tiling.h"
+
+static void unpack_int4(const npumm_tiling *t, const uint8_t *src, char *dst, int64_t row_stride,
+                        int64_t col_stride) {
+  for (int64_t r = 0; r < t->rows; r++) {
+    for (int64_t c = 0; c < t->cols; c++) {
+      const int64_t offset = npumm_tiling_offset(t, r, c);
+      const int nibble = (src[offset / 2] >> (offset % 2 * 4)) & 0x0f;
+      dst[r * row_stride + c * col_stride] = (char)(nibble < 8 ? nibble : nibble - 16);
+    }
+  }
+}
+
+int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src, int64_t src_bytes,
+                 void *dst, int64_t dst_row_stride, int64_t dst_col_stride) {
+  const int64_t needed = npumm_packed_bytes(tiling, conversion);
+  if (needed < 0 || !src || conversion == NPUMM_F32_TO_F16 || conversion == NPUMM_F32_TO_I8) return NPUMM_BAD_ARGUMENT;
+  if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
+  if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;
+  if (!dst) return NPUMM_BAD_ARGUMENT;
+  if (conversion == NPUMM_INT4) {
+    unpack_int4(tiling, src, dst, dst_row_stride, dst_col_stride);
+    return NPUMM_OK;
+  }
+  const int64_t element = npumm_element_bytes(conversion, 1);
+  for (int64_t r = 0; r < tiling->rows; r++) {
+    for (int64_t c = 0; c < tiling->cols;) {
+      const int64_t run = npumm_tiling_run(tiling, c, tiling->cols - c);
+      const char *from = (const char *)src + npumm_tiling_offset(tiling, r, c) * element;
+      char *to = (char *)dst + r * dst_row_stride + c * dst_col_stride;
+      if (dst_col_stride == element) {
+        memcpy(to, from, (size_t)(run * element));
+      } else {
+        for (int64_t i = 0; i < run; i++) memcpy(to + i * dst_col_stride, from + i * element, (size_t)element);
+      }
+      c += run;
+    }
+  }
+  return NPUMM_OK;
+}

@@ -1,0 +1,5 @@
+"""Quantization: which values stand for a weight and for activations on the NPU."""
+
+from npumatmul.quant.schemes import SCHEMES, Scheme, scheme_for
+
+__all__ = ["SCHEMES", "Scheme", "scheme_for"]

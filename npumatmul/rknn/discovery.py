@@ -1,0 +1,226 @@
+"""Which runtime library to use, and a record of what was looked for and where.
+
+The order: a device string (an argument, else ``NPUMATMUL_DEVICE``); else ``NPUMATMUL_LIBRARY``; else, on a Rockchip
+chip, the board's `librknnrt.so`; else the simulator. On a board the simulator is used only when it is named: a chip
+that is found without a usable runtime is an error, not a fallback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from npumatmul.errors import DeviceError, LibraryNotFoundError
+from npumatmul.rknn.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+#: Where distributions put the vendor's library (facts 11.1, D33).
+LIBRARY_PLACES = (
+    "/usr/lib/librknnrt.so",
+    "/usr/lib64/librknnrt.so",
+    "/usr/lib/aarch64-linux-gnu/librknnrt.so",
+    "/usr/lib/arm-linux-gnueabihf/librknnrt.so",
+    "/usr/local/lib/librknnrt.so",
+    "/vendor/lib64/librknnrt.so",
+    "/oem/usr/lib/librknnrt.so",
+)
+
+#: Chips with the matmul API (facts 3.1), by the entry of the device tree's `compatible` that names them.
+COMPATIBLE = {
+    "rockchip,rk3588": "rk3588",
+    "rockchip,rk3588s": "rk3588",
+    "rockchip,rk3576": "rk3576",
+    "rockchip,rk3568": "rk3568",
+    "rockchip,rk3566": "rk3566",
+    "rockchip,rk3562": "rk3562",
+}
+
+DEFAULT_SIMULATED_SOC = "rk3588"
+SIMULATED_SOCS = ("rk3588",)
+DEVICE_TREE = "/proc/device-tree/compatible"
+
+
+@dataclass
+class Discovery:
+    """What was decided and why.
+
+    Attributes
+    ----------
+    device : str
+        The device string: ``rknn`` or ``sim:<chip>``.
+    soc : str or None
+        The chip; None where it is the library's to say.
+    library : Path or None
+        The library to load; None where none was found.
+    looked_at : list of (str, str)
+        Each place that was looked at, and what was found there.
+    """
+
+    device: str = ""
+    soc: str | None = None
+    library: Path | None = None
+    looked_at: list[tuple[str, str]] = field(default_factory=list)
+
+    def note(self, where: str, what: str) -> None:
+        """Record one look."""
+        self.looked_at.append((where, what))
+        logger.debug("looked at %s: %s", where, what)
+
+    def report(self) -> str:
+        """The looks as lines of text."""
+        return "\n".join(f"  {where}: {what}" for where, what in self.looked_at)
+
+
+def simulator_path() -> Path:
+    """Path of the simulator's library inside the package.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If the package was installed without its libraries.
+    """
+    path = Path(native_directory()) / "libnpumm_sim.so"
+    if not path.exists():
+        raise LibraryNotFoundError(f"the simulator's library is missing from the package: {path}; reinstall npumatmul")
+    return path
+
+
+def native_directory() -> Path:
+    """Directory of the package's own shared libraries; an editable install has the package in two places."""
+    places = [Path(place) / "_native" for place in importlib.import_module("npumatmul").__path__]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def board_soc(found: Discovery, device_tree: str | Path = DEVICE_TREE) -> str | None:
+    """The chip that the kernel's device tree names, or None on other machines."""
+    try:
+        entries = Path(device_tree).read_bytes().split(b"\0")
+    except FileNotFoundError:
+        found.note(str(device_tree), "not there: not a device-tree machine")
+        return None
+    except OSError as error:
+        found.note(str(device_tree), f"cannot be read: {error.strerror}")
+        return None
+    names = [entry.decode("ascii", "replace") for entry in entries if entry]
+    for name in names:
+        if name in COMPATIBLE:
+            found.note(str(device_tree), f"names {name}")
+            return COMPATIBLE[name]
+    found.note(str(device_tree), f"names no chip with the matmul API ({', '.join(names) or 'empty'})")
+    return None
+
+
+def discover(
+    device: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    device_tree: str | Path = DEVICE_TREE,
+    places: tuple[str, ...] = LIBRARY_PLACES,
+) -> Discovery:
+    """Decide which library serves, without loading it.
+
+    Parameters
+    ----------
+    device : str, optional
+        ``"rknn"`` (the board's own chip) or ``"sim:rk3588"`` (``"sim"`` for short). It beats the environment.
+    environment : mapping, optional
+        ``os.environ`` by default.
+    device_tree, places : optional
+        Where to look; for tests.
+
+    Returns
+    -------
+    Discovery
+        With ``library`` None where a board's library is wanted and not found; `load` turns that into an error.
+
+    Raises
+    ------
+    DeviceError
+        If the device string is not one of those above.
+
+    Examples
+    --------
+    >>> discover("sim:rk3588").soc
+    'rk3588'
+    """
+    environment = os.environ if environment is None else environment
+    found = Discovery()
+    wanted = device
+    if wanted is not None:
+        found.note("device argument", repr(wanted))
+    elif environment.get("NPUMATMUL_DEVICE"):
+        wanted = environment["NPUMATMUL_DEVICE"]
+        found.note("NPUMATMUL_DEVICE", repr(wanted))
+    else:
+        found.note("NPUMATMUL_DEVICE", "not set")
+
+    if wanted is not None:
+        kind, _, soc = wanted.partition(":")
+        if kind == "sim":
+            return _simulator(found, soc or DEFAULT_SIMULATED_SOC)
+        if wanted != "rknn":
+            raise DeviceError(
+                f"device {wanted!r} is not known: use 'rknn' for the board's own NPU, or "
+                + " or ".join(repr(f"sim:{name}") for name in SIMULATED_SOCS)
+            )
+    library = environment.get("NPUMATMUL_LIBRARY")
+    found.note("NPUMATMUL_LIBRARY", repr(library) if library else "not set")
+    soc_here = board_soc(found, device_tree)
+    if library:
+        found.device, found.soc, found.library = "rknn", soc_here, Path(library)
+        return found
+    if wanted is None and soc_here is None:
+        return _simulator(found, DEFAULT_SIMULATED_SOC)
+    found.device, found.soc = "rknn", soc_here
+    for place in places:
+        if Path(place).exists():
+            found.note(place, "found")
+            found.library = found.library or Path(place)
+        else:
+            found.note(place, "not there")
+    return found
+
+
+def _simulator(found: Discovery, soc: str) -> Discovery:
+    if soc not in SIMULATED_SOCS:
+        raise DeviceError(
+            f"device 'sim:{soc}': this version simulates {', '.join(SIMULATED_SOCS)}; use 'sim:{SIMULATED_SOCS[0]}'"
+        )
+    path = simulator_path()
+    found.note(str(path), "the simulator")
+    found.device, found.soc, found.library = f"sim:{soc}", soc, path
+    return found
+
+
+def load(found: Discovery) -> Runtime:
+    """Load what `discover` decided on.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If there is no library, it does not load, or the chip is unknown; the message tells what was looked at.
+    """
+    if found.library is None:
+        chip = f"this machine is an {found.soc}" if found.soc else "the device 'rknn' was asked for"
+        raise LibraryNotFoundError(
+            f"{chip}, but no librknnrt.so was found. Install the board's RKNN runtime (2.3.2 is the newest known), or "
+            f"set NPUMATMUL_LIBRARY to its path, or NPUMATMUL_DEVICE=sim to simulate. Looked at:\n{found.report()}"
+        )
+    try:
+        runtime = Runtime(found.library)
+    except LibraryNotFoundError as error:
+        raise LibraryNotFoundError(f"{error}. Looked at:\n{found.report()}") from error
+    simulated = runtime.simulated_soc()
+    if simulated is not None:
+        found.soc = simulated[0]
+        found.device = f"sim:{simulated[0]}"
+    if found.soc is None:
+        raise LibraryNotFoundError(
+            f"{found.library} was loaded, but this machine's chip is not known (no Rockchip chip with the matmul API "
+            f"in {DEVICE_TREE}). Looked at:\n{found.report()}"
+        )
+    return runtime

@@ -1,0 +1,153 @@
+"""The ctypes structs against a C program compiled from our header, and both against the documented numbers."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from pathlib import Path
+
+import pytest
+from compiling import INCLUDE, compile_c, run
+
+from npumatmul.rknn import constants, runtime, structs
+
+C_NAMES = {
+    "rknn_matmul_info": structs.MatmulInfo,
+    "rknn_matmul_tensor_attr": structs.MatmulTensorAttr,
+    "rknn_matmul_io_attr": structs.MatmulIoAttr,
+    "rknn_matmul_shape": structs.MatmulShape,
+    "rknn_quant_params": structs.QuantParams,
+    "rknn_tensor_mem": structs.TensorMem,
+    "rknn_sdk_version": structs.SdkVersion,
+    "rknn_mem_size": structs.MemSize,
+    "rknn_input_output_num": structs.InputOutputNum,
+    "rknn_perf_run": structs.PerfRun,
+    "rknn_perf_detail": structs.PerfDetail,
+}
+
+ENUMS = {
+    "rknn_tensor_type": (constants.TensorType, "RKNN_TENSOR_"),
+    "rknn_matmul_type": (constants.MatmulTypeCode, "RKNN_"),
+    "rknn_matmul_quant_type": (constants.QuantType, "RKNN_QUANT_TYPE_"),
+    "rknn_matmul_layout": (constants.MatmulLayout, "RKNN_MM_LAYOUT_"),
+    "rknn_core_mask": (constants.CoreMask, "RKNN_NPU_"),
+    "rknn_mem_sync_mode": (constants.MemSyncMode, "RKNN_MEMORY_SYNC_"),
+    "rknn_tensor_mem_flags": (constants.TensorMemFlags, "RKNN_TENSOR_MEMORY_FLAGS_"),
+    "rknn_query_cmd": (constants.QueryCmd, "RKNN_QUERY_"),
+}
+
+# (struct, size, alignment) and offsets as documented for LP64 (facts 1.2, 1.3)
+DOCUMENTED_SIZES = {
+    "rknn_matmul_info": (64, 4),
+    "rknn_matmul_tensor_attr": (332, 4),
+    "rknn_matmul_io_attr": (996, 4),
+    "rknn_matmul_shape": (12, 4),
+    "rknn_quant_params": (288, 8),
+    "rknn_tensor_mem": (40, 8),
+    "rknn_sdk_version": (512, 1),
+    "rknn_mem_size": (64, 8),
+    "rknn_input_output_num": (8, 4),
+    "rknn_perf_run": (8, 8),
+    "rknn_perf_detail": (16, 8),
+}
+DOCUMENTED_OFFSETS = {
+    "rknn_matmul_info": {
+        "M": 0, "K": 4, "N": 8, "type": 12, "B_layout": 16, "B_quant_type": 18, "AC_layout": 20,
+        "AC_quant_type": 22, "iommu_domain_id": 24, "group_size": 28, "reserved": 30,
+    },
+    "rknn_matmul_tensor_attr": {"name": 0, "n_dims": 256, "dims": 260, "size": 324, "type": 328},
+    "rknn_matmul_io_attr": {"A": 0, "B": 332, "C": 664},
+    "rknn_matmul_shape": {"M": 0, "K": 4, "N": 8},
+    "rknn_quant_params": {"name": 0, "scale": 256, "scale_len": 264, "zp": 272, "zp_len": 280},
+    "rknn_tensor_mem": {
+        "virt_addr": 0, "phys_addr": 8, "fd": 16, "offset": 20, "size": 24, "flags": 28, "priv_data": 32,
+    },
+    "rknn_mem_size": {
+        "total_weight_size": 0, "total_internal_size": 4, "total_dma_allocated_size": 8, "total_sram_size": 16,
+        "free_sram_size": 20, "reserved": 24,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """Sizes, alignments and offsets as a C compiler sees them."""
+    lines = []
+    for name, struct in C_NAMES.items():
+        lines.append(f'printf("\\"{name}\\": {{\\"sizeof\\": %zu, \\"alignof\\": %zu", sizeof({name}), _Alignof({name}));')
+        lines += [f'printf(", \\"{f[0]}\\": %zu", offsetof({name}, {f[0]}));' for f in struct._fields_]
+        lines.append('printf("}, ");')
+    program = "\n".join(lines)
+    folder = tmp_path_factory.mktemp("abi")
+    source = folder / "abi.c"
+    source.write_text(
+        '#include <stddef.h>\n#include <stdio.h>\n#include "rknn_abi.h"\n'
+        f'int main(void) {{ printf("{{"); {program} printf("\\"end\\": {{}}}}"); return 0; }}\n'
+    )
+    return json.loads(run(compile_c(folder / "abi", [source])))
+
+
+@pytest.mark.parametrize("name", C_NAMES)
+def test_ctypes_agrees_with_the_compiler(name: str, compiled: dict[str, dict[str, int]]) -> None:
+    struct, seen = C_NAMES[name], compiled[name]
+    assert ctypes.sizeof(struct) == seen["sizeof"]
+    assert ctypes.alignment(struct) == seen["alignof"]
+    assert {f[0]: getattr(struct, f[0]).offset for f in struct._fields_} == {
+        field: offset for field, offset in seen.items() if field not in ("sizeof", "alignof")
+    }
+
+
+@pytest.mark.parametrize("name", C_NAMES)
+def test_the_compiler_agrees_with_the_documents(name: str, compiled: dict[str, dict[str, int]]) -> None:
+    assert ctypes.sizeof(ctypes.c_void_p) == 8, "the documented numbers are those of 64-bit machines"
+    seen = compiled[name]
+    assert (seen["sizeof"], seen["alignof"]) == DOCUMENTED_SIZES[name]
+    for field, offset in DOCUMENTED_OFFSETS.get(name, {}).items():
+        assert seen[field] == offset, field
+
+
+def _header() -> str:
+    return (INCLUDE / "rknn_abi.h").read_text()
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_enums_have_the_headers_names_and_values(name: str) -> None:
+    body = next(b for b, n in re.findall(r"typedef enum \{(.*?)\} (\w+);", _header(), re.S) if n == name)
+    members, prefix = ENUMS[name]
+    in_header = {key: int(value, 0) for key, value in re.findall(r"(\w+) = (\w+)", body)}
+    in_header.pop("RKNN_TENSOR_TYPE_MAX", None)
+    assert {prefix + key: int(value) for key, value in members.__members__.items()} == in_header
+
+
+def test_allocation_flags_and_error_codes_have_the_headers_values() -> None:
+    header = _header()
+    for key, value in constants.MemAllocFlags.__members__.items():
+        stem = "RKNN_FLAG_MEMORY_FLAGS_" if key == "DEFAULT" else "RKNN_FLAG_MEMORY_"
+        assert re.search(rf"{stem}{key} = {int(value)}\b", header)
+    codes = {key: int(value) for key, value in re.findall(r"#define RKNN_((?:SUCC|ERR_)\w*) \(?(-?\d+)\)?", header)}
+    assert codes == {key: int(value) for key, value in constants.ErrorCode.__members__.items()}
+
+
+def test_every_function_of_the_header_is_bound_with_its_number_of_arguments() -> None:
+    text = re.sub(r"/\*.*?\*/", "", _header(), flags=re.S)
+    declared = {
+        name: [argument for argument in arguments.split(",")]
+        for name, arguments in re.findall(r"^(?:int|rknn_tensor_mem \*)\s*(rknn_\w+)\(([^)]*)\);", text, re.M)
+    }
+    # 2.0.0b0's name of the dynamic create is no longer in the header
+    assert set(runtime.FUNCTIONS) - {"rknn_matmul_create_dyn_shape"} == set(declared)
+    for name, arguments in declared.items():
+        assert len(runtime.FUNCTIONS[name][1]) == len(arguments), name
+
+
+def test_header_compiles_as_cxx(tmp_path: Path) -> None:
+    import shutil
+    import subprocess
+
+    source = tmp_path / "use.cc"
+    source.write_text('#include "rknn_abi.h"\nint main() { rknn_matmul_info info = {}; return info.M; }\n')
+    cxx = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if cxx is None:
+        pytest.skip("no C++ compiler on this machine; only a C compiler is required")
+    subprocess.run([cxx, f"-I{INCLUDE}", "-fsyntax-only", str(source)], check=True)
