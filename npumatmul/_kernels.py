@@ -207,9 +207,7 @@ def pack(
     _check("npumm_pack", code, tiling)
 
 
-def unpack(
-    tiling: Tiling, conversion: Conversion, source: int, source_bytes: int, destination: NDArray[Any]
-) -> None:
+def unpack(tiling: Tiling, conversion: Conversion, source: int, source_bytes: int, destination: NDArray[Any]) -> None:
     """Unpack the tiles at the address `source` into a 2-D array of any strides."""
     if destination.shape != (tiling.rows, tiling.cols):
         raise ValueError(f"unpack: destination is {destination.shape}, the tiling says {(tiling.rows, tiling.cols)}")

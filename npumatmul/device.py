@@ -110,9 +110,7 @@ class Device:
         # without one too, later runtimes only with a flag (facts 7.1).
         limits = self.chip.limits[MatmulType.INT8_INT8_INT32]
         self._anchor, _ = self.runtime.matmul_create(
-            MatmulInfo(
-                M=1, K=limits.k_multiple, N=limits.n_multiple, type=MatmulType.INT8_INT8_INT32.code
-            )
+            MatmulInfo(M=1, K=limits.k_multiple, N=limits.n_multiple, type=MatmulType.INT8_INT8_INT32.code)
         )
         self.closed = False
         self.api_version, self.driver_version = self._versions()

@@ -99,9 +99,7 @@ class TileLayout:
 
     def tiling(self) -> _kernels.Tiling:
         """The same for the C kernels."""
-        return _kernels.Tiling(
-            self.rows, self.cols, self.padded_rows, self.padded_cols, self.tile_rows, self.tile_cols
-        )
+        return _kernels.Tiling(self.rows, self.cols, self.padded_rows, self.padded_cols, self.tile_rows, self.tile_cols)
 
 
 def normal(rows: int, cols: int, element: ElementType, padded: tuple[int, int] | None = None) -> TileLayout:
@@ -125,9 +123,7 @@ def _grouped(rows: int, cols: int, group: int, element: ElementType, padded: tup
     return TileLayout(rows, cols, padded_rows, padded_cols, max(padded_rows, 1), group, element)
 
 
-def a_native(
-    m: int, k: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None
-) -> TileLayout:
+def a_native(m: int, k: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None) -> TileLayout:
     """Native layout of A, ``[K/g, M, g]``; `padded` gives M and K in memory.
 
     Examples
@@ -138,16 +134,12 @@ def a_native(
     return _grouped(m, k, _tile(_chip(on).native.a, element, "A", on), element, padded)
 
 
-def c_native(
-    m: int, n: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None
-) -> TileLayout:
+def c_native(m: int, n: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None) -> TileLayout:
     """Native layout of C, ``[N/g, M, g]``; `padded` gives M and N in memory."""
     return _grouped(m, n, _tile(_chip(on).native.c, element, "C", on), element, padded)
 
 
-def b_native(
-    k: int, n: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None
-) -> TileLayout:
+def b_native(k: int, n: int, element: ElementType, on: Chip | str, padded: tuple[int, int] | None = None) -> TileLayout:
     """Native layout of B, ``[N/n, K/k, n, k]``, one segment; `padded` gives K and N in memory.
 
     Examples

@@ -17,8 +17,10 @@ from npumatmul.rknn import MemSyncMode, Runtime, TensorMem
 
 logger = logging.getLogger(__name__)
 
-#: Slices start at multiples of this: a page. What the runtime really needs is an open question (Q16).
-SLICE_ALIGNMENT = 4096
+#: Sizes are rounded up to a memory page.
+PAGE = 4096
+#: Slices start at multiples of this. What the runtime really needs is an open question (Q16).
+SLICE_ALIGNMENT = PAGE
 #: Arenas grow from the first size to the second with what is stored; a larger weight gets an arena of its own.
 SMALLEST_ARENA = 4 * 1024**2
 LARGEST_ARENA = 64 * 1024**2

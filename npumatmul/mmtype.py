@@ -39,11 +39,12 @@ class ElementType(Enum):
         >>> ElementType.INT4.dtype
         dtype(int4)
         """
-        if self is ElementType.INT4:
-            return np.dtype(ml_dtypes.int4)
-        if self is ElementType.BFLOAT16:
-            return np.dtype(ml_dtypes.bfloat16)
-        return np.dtype(self.label)
+        extended: dict[ElementType, type] = {
+            ElementType.INT4: ml_dtypes.int4,
+            ElementType.BFLOAT16: ml_dtypes.bfloat16,
+        }
+        dtype: np.dtype[np.generic] = np.dtype(extended.get(self, self.label))
+        return dtype
 
     def nbytes(self, elements: int) -> int:
         """Bytes that `elements` packed elements take; two int4 share a byte."""

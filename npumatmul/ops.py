@@ -45,7 +45,12 @@ class PackedWeight:
     """
 
     def __init__(
-        self, shape: tuple[int, int], scheme: Scheme, device: Device, plan: WeightPlan | None, stored: StoredWeight | None
+        self,
+        shape: tuple[int, int],
+        scheme: Scheme,
+        device: Device,
+        plan: WeightPlan | None,
+        stored: StoredWeight | None,
     ) -> None:
         self.shape = shape
         self.scheme = scheme
@@ -144,9 +149,7 @@ def pack(
         return PackedWeight((k, n), chosen, target, None, None)
     plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version)
     ready = chosen.weight_values(_native_order(weight))
-    stored = Placement.of(target).store(
-        ready.values, plan, ready.conversion, ready.row_scale, ready.column_scale
-    )
+    stored = Placement.of(target).store(ready.values, plan, ready.conversion, ready.row_scale, ready.column_scale)
     return PackedWeight((k, n), chosen, target, plan, stored)
 
 
@@ -204,7 +207,7 @@ def _multiply(a: NDArray[Any], packed: PackedWeight) -> NDArray[Any]:
     _check_shapes(a, packed.shape)
     scheme = packed.scheme
     given = _activation(a, scheme, f"b is packed as {scheme.name!r}")
-    (m, k), n = a.shape, packed.shape[1]
+    (m, _k), n = a.shape, packed.shape[1]
     stored = packed._stored
     if stored is None or m == 0:
         packed.device.check_usable()

@@ -16,8 +16,8 @@ from npumatmul import _kernels, layout
 from npumatmul._kernels import Conversion, ResultType, RowScaling, Step
 from npumatmul.context import ContextKey, MatmulContext
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
-from npumatmul.memory import Buffer, Slice
+from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, RknnFail, RknnMallocFail, rknn_error
+from npumatmul.memory import PAGE, Buffer, Slice
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import TensorMem
@@ -279,8 +279,8 @@ class Placement:
                 raise self._failure(report, placed)
 
     def _placed(self, m: int, weight: StoredWeight, conversion: Conversion, scaling: RowScaling) -> Placed:
-        key = (m, conversion)
-        placed = weight.placed.get(key)
+        remembered = (m, conversion)
+        placed = weight.placed.get(remembered)
         if placed is None or any(context.closed for context in placed.contexts):
             plan = plan_matmul(m, weight.plan)
             w = weight.plan
@@ -290,13 +290,15 @@ class Placement:
                 for k in w.k_spans
                 for n in w.n_spans
             ]
-            self._make_room(set(keys))
-            placed = Placed(plan, weight, [self._context(k) for k in keys], self._functions, conversion, scaling)
-            weight.placed[key] = placed
+            wanted = set(keys)
+            self._make_room(wanted)
+            contexts = [self._context(key, wanted) for key in keys]
+            placed = Placed(plan, weight, contexts, self._functions, conversion, scaling)
+            weight.placed[remembered] = placed
             while len(weight.placed) > _PLACED_PER_WEIGHT:
                 weight.placed.popitem(last=False)
         else:
-            weight.placed.move_to_end(key)
+            weight.placed.move_to_end(remembered)
             for context in placed.contexts:
                 self._contexts.move_to_end(context.key)
         return placed
@@ -310,18 +312,31 @@ class Placement:
             logger.debug("destroying the least recently used context %s", key)
             self._contexts.pop(key).close()
 
-    def _context(self, key: ContextKey) -> MatmulContext:
+    def _context(self, key: ContextKey, wanted: set[ContextKey]) -> MatmulContext:
         context = self._contexts.get(key)
         if context is None:
-            context = self._contexts[key] = MatmulContext(self._runtime, self.device.chip, key)
+            context = self._contexts[key] = self._create_context(key, wanted)
         self._contexts.move_to_end(key)
         return context
+
+    def _create_context(self, key: ContextKey, wanted: set[ContextKey]) -> MatmulContext:
+        while True:
+            try:
+                return MatmulContext(self._runtime, self.device.chip, key)
+            except (RknnFail, RknnMallocFail):
+                # Contexts are limited per process, which other devices or libraries in it share: give up our own,
+                # the least recently used first, before giving up.
+                spare = next((other for other in self._contexts if other not in wanted), None)
+                if spare is None:
+                    raise
+                logger.info("no further context can be created; destroying %s", spare)
+                self._contexts.pop(spare).close()
 
     def _grown(self, buffer: Buffer | None, size: int) -> Buffer:
         if buffer is not None and buffer.size >= size:
             return buffer
         # The new one first: if it cannot be had, the old one still serves smaller shapes.
-        grown = Buffer(self._runtime, self.device.anchor, layout.round_up(size, 4096))
+        grown = Buffer(self._runtime, self.device.anchor, layout.round_up(size, PAGE))
         if buffer is not None:
             buffer.close()
         return grown

@@ -75,7 +75,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     """Sizes, alignments and offsets as a C compiler sees them."""
     lines = []
     for name, struct in C_NAMES.items():
-        lines.append(f'printf("\\"{name}\\": {{\\"sizeof\\": %zu, \\"alignof\\": %zu", sizeof({name}), _Alignof({name}));')
+        lines.append(
+            f'printf("\\"{name}\\": {{\\"sizeof\\": %zu, \\"alignof\\": %zu", sizeof({name}), _Alignof({name}));'
+        )
         lines += [f'printf(", \\"{f[0]}\\": %zu", offsetof({name}, {f[0]}));' for f in struct._fields_]
         lines.append('printf("}, ");')
     program = "\n".join(lines)
@@ -132,7 +134,7 @@ def test_allocation_flags_and_error_codes_have_the_headers_values() -> None:
 def test_every_function_of_the_header_is_bound_with_its_number_of_arguments() -> None:
     text = re.sub(r"/\*.*?\*/", "", _header(), flags=re.S)
     declared = {
-        name: [argument for argument in arguments.split(",")]
+        name: list(arguments.split(","))
         for name, arguments in re.findall(r"^(?:int|rknn_tensor_mem \*)\s*(rknn_\w+)\(([^)]*)\);", text, re.M)
     }
     # 2.0.0b0's name of the dynamic create is no longer in the header

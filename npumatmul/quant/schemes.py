@@ -190,5 +190,5 @@ def cast_advice(dtype: np.dtype[Any]) -> str:
     if dtype.kind == "f":
         return f"{text}; cast to float32 (products of float16, sums of float32) if that precision is enough"
     if dtype.kind in "iub":
-        return f"{text}; cast to int8 if the values fit, else to float32 (exact up to 2048 in magnitude)"
+        return f"{text}; cast to int8 if the values fit, else to float32 (exact up to 2**11 in magnitude)"
     return f"{text}; cast to float32 or int8 first"

@@ -160,7 +160,7 @@ class Runtime:
         if not self.has(name) and self.has("rknn_matmul_create_dyn_shape"):
             name = "rknn_matmul_create_dyn_shape"  # 2.0.0b0's name for the same five parameters
         ctx = _CTX(0)
-        c_shapes = (S.MatmulShape * len(shapes))(*shapes)
+        c_shapes = (S.MatmulShape * len(shapes))(*(S.MatmulShape(*shape) for shape in shapes))
         io_attrs = (S.MatmulIoAttr * len(shapes))()
         self._call(
             name, C.byref(ctx), C.byref(info), len(shapes), c_shapes, io_attrs, **_show_info(info), shapes=shapes
@@ -214,9 +214,7 @@ class Runtime:
         """Destroy the context; its memories are to be destroyed before (facts 11.5)."""
         self._call("rknn_matmul_destroy", ctx, ctx=hex(ctx))
 
-    def b_normal_layout_to_native_layout(
-        self, b_input: int, b_output: int, k: int, n: int, info: S.MatmulInfo
-    ) -> None:
+    def b_normal_layout_to_native_layout(self, b_input: int, b_output: int, k: int, n: int, info: S.MatmulInfo) -> None:
         """Pack B with the vendor's helper: both buffers by address, whole matrices; for conformance tests only."""
         if not self.has("rknn_matmul_create_dynamic_shape"):
             raise UnsupportedByRuntime(
@@ -239,9 +237,7 @@ class Runtime:
         _check_range("create_mem2", "size", size, 1, 2**32 - 1)  # the result's size field is 32 bits (facts 1.8)
         return self._memory("rknn_create_mem2", ctx, size, int(flags), size=size, flags=int(flags))
 
-    def create_mem_from_fd(
-        self, ctx: int, fd: int, virt_addr: int, size: int, offset: int
-    ) -> C._Pointer[S.TensorMem]:
+    def create_mem_from_fd(self, ctx: int, fd: int, virt_addr: int, size: int, offset: int) -> C._Pointer[S.TensorMem]:
         """Wrap part of an allocation: `virt_addr` is the start of the descriptor's memory, without `offset`."""
         _check_range("create_mem_from_fd", "size", size, 1, 2**32 - 1)
         _check_range("create_mem_from_fd", "offset", offset, 0, 2**31 - 1)
@@ -272,9 +268,7 @@ class Runtime:
 
     def query(self, ctx: int, command: QueryCmd, result: C.Structure) -> None:
         """Fill `result`, the struct that belongs to `command`."""
-        self._call(
-            "rknn_query", ctx, int(command), C.byref(result), C.sizeof(result), ctx=hex(ctx), cmd=command.name
-        )
+        self._call("rknn_query", ctx, int(command), C.byref(result), C.sizeof(result), ctx=hex(ctx), cmd=command.name)
 
     def sdk_version(self, ctx: int) -> tuple[str, str]:
         """Version strings of the runtime and of the kernel driver."""

@@ -1,0 +1,192 @@
+#include "memory.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "counters.h"
+#include "export.h"
+#include "log.h"
+#include "registry.h"
+
+#define ALLOC_FLAGS_KNOWN                                                                        \
+  (RKNN_FLAG_MEMORY_CACHEABLE | RKNN_FLAG_MEMORY_NON_CACHEABLE | RKNN_FLAG_MEMORY_TRY_ALLOC_SRAM | \
+   RKNN_MEM_FLAG_ALLOC_NO_CONTEXT)
+
+void sim_memory_hold(sim_memory *memory) { atomic_fetch_add(&memory->holders, 1); }
+
+void sim_memory_release(sim_memory *memory) {
+  if (atomic_fetch_sub(&memory->holders, 1) > 1) return;
+  sim_backing_release(memory->backing);
+  free(memory);
+}
+
+uint8_t *sim_memory_data(const sim_memory *memory, uint64_t need, const char *function) {
+  const rknn_tensor_mem *shown = &memory->shown;
+  if (shown->size < need) {
+    sim_log_error("%s, simulator: memory of %u bytes for a tensor of %llu bytes", function, shown->size,
+                  (unsigned long long)need);
+    return NULL;
+  }
+  /* Modulo 2^64, so that any rubbish gives some number and no undefined behaviour. */
+  uint64_t moved = (uint64_t)(uintptr_t)shown->virt_addr - (uint64_t)(uintptr_t)memory->virt_addr;
+  uint64_t start = moved + (uint64_t)(int64_t)shown->offset;
+  uint64_t bytes = memory->backing->bytes;
+  if (start > bytes || need > bytes - start) {
+    sim_log_error("%s, simulator: virt_addr, offset %d and size %u reach outside of the memory's %llu bytes", function,
+                  shown->offset, shown->size, (unsigned long long)bytes);
+    return NULL;
+  }
+  return memory->backing->base + start;
+}
+
+/* Takes over one hold of the backing, also on failure. */
+static rknn_tensor_mem *add_memory(sim_backing *backing, int domain, bool owns_fd, rknn_tensor_mem shown) {
+  sim_memory *memory = calloc(1, sizeof *memory);
+  if (!memory) {
+    sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
+    sim_backing_release(backing);
+    return NULL;
+  }
+  memory->shown = shown;
+  memory->backing = backing;
+  memory->virt_addr = shown.virt_addr;
+  memory->domain = domain;
+  memory->owns_fd = owns_fd;
+  atomic_init(&memory->holders, 1);
+  atomic_init(&memory->destroyed, false);
+  sim_registry_add_memory(memory);
+  return &memory->shown;
+}
+
+static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, const char *function) {
+  if (size == 0 || size > UINT32_MAX) {
+    sim_log_error("%s, invalid size: %llu", function, (unsigned long long)size);
+    return NULL;
+  }
+  int domain = sim_registry_domain(ctx);
+  if (domain < 0) {
+    sim_log_error("%s, simulator: 0x%llx is no context", function, (unsigned long long)ctx);
+    return NULL;
+  }
+  sim_backing *backing = sim_backing_allocate(domain, size, true);
+  if (!backing && (errno == EMFILE || errno == ENFILE)) {
+    sim_log_error("failed to convert handle(1) to fd, ret: -1, errno: %d, errstr: %s", errno,
+                  errno == EMFILE ? "Too many open files" : "Too many open files in system");
+    return NULL;
+  }
+  if (!backing) {
+    sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
+    return NULL;
+  }
+  return add_memory(backing, domain, true,
+                    (rknn_tensor_mem){
+                        .virt_addr = backing->base,
+                        .phys_addr = backing->iova,
+                        .fd = backing->fd,
+                        .offset = 0,
+                        .size = (uint32_t)size, /* as asked, although whole pages are mapped */
+                        .flags = RKNN_TENSOR_MEMORY_FLAGS_ALLOC_INSIDE,
+                        .priv_data = backing->base,
+                    });
+}
+
+SIM_EXPORT rknn_tensor_mem *rknn_create_mem(rknn_context ctx, uint32_t size) {
+  return allocate(ctx, size, "rknn_create_mem");
+}
+
+/* Cacheable or not makes no difference here: the simulated NPU reads through the CPU's caches. There is no SRAM, and
+ * TRY_ALLOC_SRAM asks for no more than a try. */
+SIM_EXPORT rknn_tensor_mem *rknn_create_mem2(rknn_context ctx, uint64_t size, uint64_t alloc_flags) {
+  if (alloc_flags & ~(uint64_t)ALLOC_FLAGS_KNOWN) {
+    sim_log_error("rknn_create_mem2, simulator: unknown flags in 0x%llx", (unsigned long long)alloc_flags);
+    return NULL;
+  }
+  /* Documented: a context may be missing only with NO_CONTEXT (facts 7.1). */
+  if (ctx == 0 && !(alloc_flags & RKNN_MEM_FLAG_ALLOC_NO_CONTEXT)) {
+    sim_log_error("rknn_create_mem2, simulator: no context and no RKNN_MEM_FLAG_ALLOC_NO_CONTEXT");
+    return NULL;
+  }
+  return allocate(ctx, size, "rknn_create_mem2");
+}
+
+/* virt_addr is the start of the fd's memory; the data begins offset bytes later. It may be a mapping of the caller's
+ * own: the simulator reaches the same pages through its own. */
+SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size,
+                                                    int32_t offset) {
+  if (size == 0) {
+    sim_log_error("rknn_create_mem_from_fd, invalid size: 0");
+    return NULL;
+  }
+  int domain = sim_registry_domain(ctx);
+  if (domain < 0) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: 0x%llx is no context", (unsigned long long)ctx);
+    return NULL;
+  }
+  sim_backing *backing = sim_backing_of_fd(fd);
+  if (!backing) {
+    sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: 22, errstr: Invalid argument", fd);
+    return NULL;
+  }
+  if (offset < 0 || (uint64_t)offset + size > backing->bytes) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: offset %d and size %u reach outside of the fd's %zu bytes",
+                  offset, size, backing->bytes);
+    sim_backing_release(backing);
+    return NULL;
+  }
+  return add_memory(backing, domain, false,
+                    (rknn_tensor_mem){
+                        .virt_addr = virt_addr,
+                        .phys_addr = backing->iova + (uint32_t)offset,
+                        .fd = fd,
+                        .offset = offset,
+                        .size = size,
+                        .flags = RKNN_TENSOR_MEMORY_FLAGS_FROM_FD,
+                        .priv_data = NULL,
+                    });
+}
+
+SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_phys(rknn_context ctx, uint64_t phys_addr, void *virt_addr,
+                                                      uint32_t size) {
+  (void)ctx, (void)phys_addr, (void)virt_addr, (void)size;
+  sim_log_error("rknn_create_mem_from_phys, simulator: there are no physical addresses to wrap");
+  return NULL;
+}
+
+/*
+ * Any living context, or 0, may be named (facts 7.1). Naming a destroyed one crashed runtime 1.6.0; here it is refused
+ * and the memory stays, so that the mistake is seen.
+ */
+SIM_EXPORT int rknn_destroy_mem(rknn_context ctx, rknn_tensor_mem *mem) {
+  if (!mem) return RKNN_ERR_PARAM_INVALID;
+  if (sim_registry_domain(ctx) < 0) {
+    sim_log_error("rknn_destroy_mem, simulator: 0x%llx is no context", (unsigned long long)ctx);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  sim_memory *memory = sim_registry_remove_memory(mem);
+  if (!memory) {
+    sim_log_error("rknn_destroy_mem, simulator: mem was not made by this library, or is destroyed already");
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  atomic_store(&memory->destroyed, true);
+  /* The descriptor belonged to the memory that made it. Slices keep the pages and lose the number, as on a board. */
+  if (memory->owns_fd) sim_backing_close(memory->backing);
+  sim_memory_release(memory);
+  return RKNN_SUCC;
+}
+
+/* Nothing to copy: CPU and simulated NPU share their caches. Only the arguments are checked. */
+SIM_EXPORT int rknn_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sync_mode mode) {
+  sim_count(COUNT_MEM_SYNC, 1);
+  if (sim_registry_domain(ctx) < 0) return RKNN_ERR_CTX_INVALID;
+  sim_memory *memory = mem ? sim_registry_hold_memory(mem) : NULL;
+  if (!memory) {
+    sim_log_error("rknn_mem_sync, invalid mem");
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  sim_memory_release(memory);
+  if ((unsigned)mode < RKNN_MEMORY_SYNC_TO_DEVICE || (unsigned)mode > RKNN_MEMORY_SYNC_BIDIRECTIONAL) {
+    sim_log_error("rknn_mem_sync, simulator: invalid mode: %d", (int)mode);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  return RKNN_SUCC;
+}

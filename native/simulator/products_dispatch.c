@@ -1,0 +1,33 @@
+#include "products.h"
+
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#ifndef HWCAP_ASIMDDP
+#define HWCAP_ASIMDDP (1u << 20)
+#endif
+#endif
+
+const sim_products *sim_best_products(void) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    return &sim_products_avx2;
+  }
+#elif defined(__aarch64__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &sim_products_neon_dotprod : &sim_products_neon;
+#endif
+  return &sim_products_scalar;
+}
+
+size_t sim_all_products(const sim_products **list, size_t max) {
+  size_t count = 0;
+  if (count < max) list[count++] = &sim_products_scalar;
+#if defined(__aarch64__)
+  if (count < max) list[count++] = &sim_products_neon;
+#endif
+  const sim_products *best = sim_best_products();
+  for (size_t i = 0; i < count; i++) {
+    if (list[i] == best) return count;
+  }
+  if (count < max) list[count++] = best;
+  return count;
+}

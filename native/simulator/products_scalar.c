@@ -1,0 +1,77 @@
+#include <string.h>
+
+#include "products.h"
+
+float sim_half_to_float(uint16_t half) {
+  uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+  uint32_t exponent = (half >> 10) & 31u;
+  uint32_t fraction = half & 0x3ffu;
+  uint32_t bits;
+  if (exponent == 31) {
+    /* A signalling NaN becomes quiet, as the CPU's conversion instructions do it. */
+    bits = sign | 0x7f800000u | fraction << 13 | (fraction ? 0x400000u : 0);
+  } else if (exponent > 0) {
+    bits = sign | (exponent + 127 - 15) << 23 | fraction << 13;
+  } else {
+    float value = (float)fraction * 0x1p-24f; /* a subnormal half counts units of 2^-24; normal in binary32 */
+    memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+  }
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+static float half_at(const uint8_t *halves, size_t index) {
+  uint16_t half;
+  memcpy(&half, halves + 2 * index, sizeof half);
+  return sim_half_to_float(half);
+}
+
+static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, float *c, size_t c_stride) {
+  for (size_t r = 0; r < rows; r++) {
+    for (size_t n = 0; n < tiles.tile_n; n++) {
+      float sum = c[r * c_stride + n];
+      for (size_t t = 0; t < tiles.k_tiles; t++) {
+        for (size_t k = 0; k < tiles.tile_k; k++) {
+          sum += a[r * a_stride + t * tiles.tile_k + k] * half_at(tiles.b, (t * tiles.tile_n + n) * tiles.tile_k + k);
+        }
+      }
+      c[r * c_stride + n] = sum;
+    }
+  }
+}
+
+static void i8(const int8_t *a, size_t a_stride, size_t rows, sim_tiles tiles, int32_t *c, size_t c_stride) {
+  for (size_t r = 0; r < rows; r++) {
+    for (size_t n = 0; n < tiles.tile_n; n++) {
+      uint32_t sum = (uint32_t)c[r * c_stride + n]; /* unsigned: wrapping is defined */
+      for (size_t t = 0; t < tiles.k_tiles; t++) {
+        for (size_t k = 0; k < tiles.tile_k; k++) {
+          int8_t b = (int8_t)tiles.b[(t * tiles.tile_n + n) * tiles.tile_k + k];
+          sum += (uint32_t)(a[r * a_stride + t * tiles.tile_k + k] * b);
+        }
+      }
+      c[r * c_stride + n] = (int32_t)sum;
+    }
+  }
+}
+
+static void halves_to_floats(const uint8_t *halves, float *out, size_t count) {
+  for (size_t i = 0; i < count; i++) out[i] = half_at(halves, i);
+}
+
+static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
+  for (size_t i = 0; i < bytes; i++) {
+    out[2 * i] = (int8_t)(((pairs[i] & 15) ^ 8) - 8); /* sign extension of bit 3 */
+    out[2 * i + 1] = (int8_t)(((pairs[i] >> 4) ^ 8) - 8);
+  }
+}
+
+const sim_products sim_products_scalar = {
+    .name = "scalar",
+    .f16 = f16,
+    .i8 = i8,
+    .halves_to_floats = halves_to_floats,
+    .unpack_low_first = unpack_low_first,
+};

@@ -1,0 +1,39 @@
+/*
+ * Handles of living contexts, and pointers to living rknn_tensor_mem structs. Every handle and pointer that a caller
+ * passes is looked up here before it is used, so a stale or made-up one is refused and never followed.
+ */
+#ifndef SIM_REGISTRY_H
+#define SIM_REGISTRY_H
+
+#include <stdbool.h>
+
+#include "context.h"
+#include "memory.h"
+#include "rknn_abi.h"
+
+/* Makes a handle; 0 when the chip's contexts_max live already. */
+rknn_context sim_registry_add_context(sim_context *context);
+
+/*
+ * Gives the caller the context for itself until sim_registry_leave. RKNN_ERR_CTX_INVALID for a handle that is none;
+ * RKNN_ERR_FAIL with a log line naming function when another thread is in it: nothing says that a runtime would
+ * survive that (Q18).
+ */
+int sim_registry_enter(rknn_context handle, const char *function, sim_context **context);
+void sim_registry_leave(rknn_context handle);
+
+/* Forgets an entered context; its handle is never given again. True when it was the last one. */
+bool sim_registry_remove_context(rknn_context handle);
+
+/* The IOMMU domain to allocate in: the context's, or 0 for handle 0. -1 for a handle that is none. */
+int sim_registry_domain(rknn_context handle);
+
+void sim_registry_add_memory(sim_memory *memory);
+
+/* The memory with one more holder (sim_memory_release it); NULL for a pointer that is none. */
+sim_memory *sim_registry_hold_memory(const rknn_tensor_mem *pointer);
+
+/* Takes it out; the caller gets the registry's hold. NULL for a pointer that is none. */
+sim_memory *sim_registry_remove_memory(const rknn_tensor_mem *pointer);
+
+#endif

@@ -1,0 +1,173 @@
+/*
+ * The simulator's SIMD inner loops against its scalar reference. From native/:
+ *   gcc -std=c17 -O2 -Wall -Wextra -Werror -Iinclude -Isimulator -o test_products tests/test_products.c
+ *       simulator/products_*.c -lm && ./test_products
+ */
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "products.h"
+
+static unsigned passed, failed;
+
+#define CHECK(condition, ...)                            \
+  do {                                                   \
+    if (condition) {                                     \
+      passed++;                                          \
+    } else {                                             \
+      failed++;                                          \
+      fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);    \
+      fprintf(stderr, __VA_ARGS__);                      \
+      fprintf(stderr, "\n");                             \
+    }                                                    \
+  } while (0)
+
+static uint32_t random_state = 1;
+
+static uint32_t next_random(void) {
+  random_state = random_state * 1664525u + 1013904223u;
+  return random_state >> 8;
+}
+
+/* An allocation that ends the test program when there is no memory. */
+static void *need(size_t bytes) {
+  void *memory = malloc(bytes ? bytes : 1);
+  if (!memory) abort();
+  return memory;
+}
+
+/* Shapes around the loops' own steps: rows in fours and rests, one tile and many, all tiles of the chips. */
+static const size_t row_counts[] = {1, 2, 3, 4, 5, 7, 8, 13};
+static const size_t tile_counts[] = {1, 2, 3, 18};
+static const struct {
+  size_t n, k;
+} tile_shapes[] = {{16, 32}, {32, 32}, {64, 32}, {8, 32}, {8, 16}, {16, 16}};
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Finite halves of all exponents up to 2^3, and zero. */
+static uint16_t random_half(void) { return (uint16_t)((next_random() & 0x8000u) | next_random() % 0x4800u); }
+
+static void check_f16(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k) {
+  size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
+  size_t misaligned = next_random() % 3; /* B may start at any byte */
+  float *a = need(rows * a_stride * sizeof *a);
+  uint8_t *b = need(K * tile_n * 2 + misaligned);
+  float *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
+  for (size_t i = 0; i < rows * a_stride; i++) a[i] = sim_half_to_float(random_half());
+  for (size_t i = 0; i < K * tile_n; i++) {
+    uint16_t half = random_half();
+    memcpy(b + misaligned + 2 * i, &half, 2);
+  }
+  for (size_t i = 0; i < rows * c_stride; i++) c[i] = expected[i] = (float)(next_random() % 100);
+  sim_tiles tiles = {.b = b + misaligned, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k};
+  sim_products_scalar.f16(a, a_stride, rows, tiles, expected, c_stride);
+  products->f16(a, a_stride, rows, tiles, c, c_stride);
+  double worst = 0;
+  for (size_t i = 0; i < rows * c_stride; i++) {
+    /* Sums of K products of at most 64, in another order: a few units of float32's 2^-24 of their magnitude. */
+    double error = fabs((double)c[i] - (double)expected[i]) / (64.0 * (double)K + 100);
+    if (error > worst) worst = error;
+  }
+  CHECK(worst < 1e-5, "%s f16 rows %zu, %zu tiles [%zu, %zu]: error %g", products->name, rows, k_tiles, tile_n, tile_k,
+        worst);
+  free(a);
+  free(b);
+  free(c);
+  free(expected);
+}
+
+static void check_i8(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k,
+                     bool extreme) {
+  size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
+  int8_t *a = need(rows * a_stride);
+  uint8_t *b = need(K * tile_n + 1) + 1;
+  int32_t *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
+  for (size_t i = 0; i < rows * a_stride; i++) a[i] = extreme ? -128 : (int8_t)next_random();
+  for (size_t i = 0; i < K * tile_n; i++) b[i] = extreme ? 0x80 : (uint8_t)next_random();
+  for (size_t i = 0; i < rows * c_stride; i++) c[i] = expected[i] = extreme ? INT32_MAX : (int32_t)next_random();
+  sim_tiles tiles = {.b = b, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k};
+  sim_products_scalar.i8(a, a_stride, rows, tiles, expected, c_stride);
+  products->i8(a, a_stride, rows, tiles, c, c_stride);
+  CHECK(memcmp(c, expected, rows * c_stride * sizeof *c) == 0, "%s i8 rows %zu, %zu tiles [%zu, %zu], extreme %d",
+        products->name, rows, k_tiles, tile_n, tile_k, extreme);
+  if (extreme) {
+    int32_t wrapped = (int32_t)((uint32_t)INT32_MAX + (uint32_t)K * 16384u);
+    CHECK(c[0] == wrapped, "%s i8 wraps to %d, not %d", products->name, c[0], wrapped);
+  }
+  free(a);
+  free(b - 1);
+  free(c);
+  free(expected);
+}
+
+static void check_conversions(const sim_products *products) {
+  /* Every half there is, in counts that leave a rest. */
+  uint16_t *halves = need(65536 * sizeof *halves);
+  float *floats = need(65536 * sizeof *floats);
+  for (uint32_t i = 0; i < 65536; i++) halves[i] = (uint16_t)i;
+  products->halves_to_floats((const uint8_t *)halves, floats, 65535);
+  unsigned wrong = 0;
+  for (uint32_t i = 0; i < 65535; i++) {
+    float expected = sim_half_to_float((uint16_t)i);
+    wrong += memcmp(&expected, &floats[i], sizeof expected) != 0;
+  }
+  CHECK(wrong == 0, "%s: %u halves converted wrongly", products->name, wrong);
+  free(halves);
+  free(floats);
+
+  uint8_t pairs[277];
+  int8_t out[2 * sizeof pairs], expected[2 * sizeof pairs];
+  for (size_t i = 0; i < sizeof pairs; i++) pairs[i] = (uint8_t)i;
+  products->unpack_low_first(pairs, out, sizeof pairs);
+  sim_products_scalar.unpack_low_first(pairs, expected, sizeof pairs);
+  CHECK(memcmp(out, expected, sizeof out) == 0, "%s: int4 unpacked wrongly", products->name);
+}
+
+/* The reference itself, against the definition of binary16 and of two's complement. */
+static void check_reference(void) {
+  unsigned wrong = 0;
+  for (uint32_t half = 0; half < 65536; half++) {
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    double sign = half & 0x8000 ? -1 : 1;
+    float value = sim_half_to_float((uint16_t)half);
+    if (exponent == 31) {
+      bool right = fraction ? isnan(value) : (double)value == sign * HUGE_VAL;
+      wrong += !right;
+    } else {
+      double expected = exponent ? ldexp(1024 + fraction, exponent - 25) : ldexp(fraction, -24);
+      wrong += (double)value != sign * expected || !signbit(value) != (sign > 0);
+    }
+  }
+  CHECK(wrong == 0, "%u halves differ from the definition", wrong);
+
+  const uint8_t pairs[2] = {0x8f, 0x70};
+  int8_t out[4];
+  sim_products_scalar.unpack_low_first(pairs, out, 2);
+  CHECK(out[0] == -1 && out[1] == -8 && out[2] == 0 && out[3] == 7, "int4 reference");
+}
+
+int main(void) {
+  const sim_products *all[4];
+  size_t versions = sim_all_products(all, COUNT(all));
+  check_reference();
+  for (size_t v = 0; v < versions; v++) {
+    check_conversions(all[v]);
+    for (size_t r = 0; r < COUNT(row_counts); r++) {
+      for (size_t t = 0; t < COUNT(tile_counts); t++) {
+        for (size_t s = 0; s < COUNT(tile_shapes); s++) {
+          check_f16(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k);
+          check_i8(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, false);
+          check_i8(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, true);
+        }
+      }
+    }
+    printf("%s: compared\n", all[v]->name);
+  }
+  printf("test_products: %u passed, %u failed\n", passed, failed);
+  return failed != 0;
+}

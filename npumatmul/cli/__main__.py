@@ -1,0 +1,5 @@
+"""``python -m npumatmul.cli``."""
+
+from npumatmul.cli import main
+
+main()

@@ -1,0 +1,129 @@
+"""The commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import npumatmul
+from npumatmul.cli import generating, info
+from npumatmul.errors import NpuError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
+]
+SchemeOption = Annotated[str, typer.Option(help="How weights and activations are stored: w16a16 or w8a8.")]
+TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(npumatmul.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens on standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+
+@app.command("info")
+def info_command(
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the device, its runtime and driver, and what was looked for and where."""
+    info.show(device, as_json)
+
+
+@app.command("generate")
+def generate_command(
+    model: Annotated[Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture.")],
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
+    ] = None,
+    max_tokens: TokensOption = 256,
+    scheme: SchemeOption = "w16a16",
+    device: DeviceOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest of this mass.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes repetitions less likely.")] = 1.0,
+    seed: SeedOption = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
+    raw: Annotated[bool, typer.Option(help="Continue the text of the prompt, without the chat format.")] = False,
+    context: Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")] = None,
+    stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
+) -> None:
+    """Answer a prompt with a language model, every linear layer through the matmul API."""
+    request = generating.Request(
+        model=model,
+        prompt=generating.read_prompt(prompt),
+        scheme=scheme,
+        device=device,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        system=system,
+        raw=raw,
+        context=context,
+        stats=stats,
+    )
+    generating.answer(request)
+
+
+@app.command("demo")
+def demo_command(
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = generating.DEMO_PROMPT,
+    max_tokens: TokensOption = 128,
+    scheme: SchemeOption = "w16a16",
+    device: DeviceOption = None,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = None,
+) -> None:
+    """Fetch a small language model (98 MB, once) and let it answer a prompt."""
+    request = generating.Request(
+        model=generating.fetch_model(),
+        prompt=prompt,
+        scheme=scheme,
+        device=device,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    generating.answer(request)
+
+
+def run() -> None:
+    """Run the command line; errors that people can do something about are one line, not a stack trace."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone: nobody is left to be told
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in ("gguf", "tokenizers", "jinja2"):
+            raise
+        sys.exit(f"npumatmul: language models need {error.name}: pip install 'npumatmul[llm]'")
+    except (NpuError, OSError, ValueError, TypeError) as error:
+        logging.getLogger(__name__).debug("the error in full", exc_info=True)
+        sys.exit(f"npumatmul: {error}")

@@ -1,0 +1,44 @@
+"""Language models with every linear layer through the matmul API.
+
+Load a GGUF file with `load_model`, passing the function that turns a weight into something that multiplies, and
+continue a prompt with `generate`. `model` is the whole computation in one file.
+"""
+
+from .chat import ChatTemplate, control_texts
+from .config import LlamaConfig
+from .demo_model import fetch_demo_model
+from .generate import Generation, GenerationStats, StopReason, Token, generate
+from .gguf_file import GGUFFile
+from .loader import LoadedModel, load_model, numpy_pack
+from .model import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+from .npu import NpuLinear, npu_pack
+from .sampling import Sampler, SamplingOptions
+from .tokenizer import GGUFTokenizer, StreamDecoder
+
+__all__ = [
+    "Block",
+    "ChatTemplate",
+    "ContextFullError",
+    "GGUFFile",
+    "GGUFTokenizer",
+    "Generation",
+    "GenerationStats",
+    "KVCache",
+    "Linear",
+    "LlamaConfig",
+    "LlamaModel",
+    "LoadedModel",
+    "NpuLinear",
+    "Pack",
+    "Sampler",
+    "SamplingOptions",
+    "StopReason",
+    "StreamDecoder",
+    "Token",
+    "control_texts",
+    "fetch_demo_model",
+    "generate",
+    "load_model",
+    "npu_pack",
+    "numpy_pack",
+]

@@ -1,0 +1,266 @@
+"""The header of a GGUF file: metadata and the table of tensors.
+
+A strict reader: every length is checked against the bytes that are left before anything is allocated or looped
+over, so a damaged file costs an error message and neither time nor memory. (The reader of the ``gguf`` package
+trusts the lengths it finds: an array that claims 2**60 numbers keeps it busy forever.)
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMS = 4  # GGML_MAX_DIMS
+MAX_ARRAY_DEPTH = 4
+MAX_ARRAY_ITEMS = 1 << 24  # the largest vocabularies have some 2**18 tokens and 2**19 merges
+MIN_KEY_VALUE_BYTES = 8 + 4 + 1  # empty key, type, one-byte value
+MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # empty name, no dimensions, type, offset
+
+GGUFValue = Union[bool, int, float, str, "list[Any]"]
+"""A metadata value as plain Python: arrays are lists."""
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+_SCALARS: dict[GGUFValueType, np.dtype[Any]] = {
+    GGUFValueType.UINT8: np.dtype("<u1"),
+    GGUFValueType.INT8: np.dtype("<i1"),
+    GGUFValueType.UINT16: np.dtype("<u2"),
+    GGUFValueType.INT16: np.dtype("<i2"),
+    GGUFValueType.UINT32: np.dtype("<u4"),
+    GGUFValueType.INT32: np.dtype("<i4"),
+    GGUFValueType.FLOAT32: np.dtype("<f4"),
+    GGUFValueType.BOOL: np.dtype("?"),
+    GGUFValueType.UINT64: np.dtype("<u8"),
+    GGUFValueType.INT64: np.dtype("<i8"),
+    GGUFValueType.FLOAT64: np.dtype("<f8"),
+}
+
+
+class HeaderError(ValueError):
+    """The bytes are not a GGUF header; the message says which rule they break, not which file it is."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and how its values are stored.
+
+    Attributes
+    ----------
+    name : str
+        Name in the file, such as ``blk.0.attn_q.weight``.
+    shape : tuple of int
+        Shape in numpy's order, slowest dimension first: ``(N, K)`` for a linear layer.
+    kind : GGMLQuantizationType
+        Storage type of the values.
+    offset : int
+        First byte, counted from the start of the file.
+    nbytes : int
+        Stored size in bytes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that precedes the tensor data of a GGUF file."""
+
+    version: int
+    metadata: dict[str, GGUFValue]
+    tensors: dict[str, TensorInfo]
+
+
+class _Cursor:
+    """Reads forward through bytes and refuses to read past their end."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.size = len(data)
+        self.offset = 0
+
+    def advance(self, count: int, what: str) -> int:
+        """Return the current offset and move on by `count` bytes."""
+        start = self.offset
+        if count > self.size - start:
+            raise HeaderError(
+                f"it ends inside {what}: {count} bytes needed at offset {start}, {self.size - start} left "
+                f"(truncated or corrupted)"
+            )
+        self.offset = start + count
+        return start
+
+    def u32(self, what: str) -> int:
+        value: int = _U32.unpack_from(self.data, self.advance(4, what))[0]
+        return value
+
+    def u64(self, what: str) -> int:
+        value: int = _U64.unpack_from(self.data, self.advance(8, what))[0]
+        return value
+
+    def string(self, what: str) -> str:
+        length = self.u64(what)
+        start = self.advance(length, what)
+        try:
+            return str(self.data[start : start + length], "utf-8")
+        except UnicodeDecodeError as error:
+            raise HeaderError(f"{what} at offset {start} is not valid UTF-8 ({error.reason})") from error
+
+    def count(self, what: str, smallest_item: int) -> int:
+        """Read a count of items that each take at least `smallest_item` bytes."""
+        value = self.u64(what)
+        if value * smallest_item > self.size - self.offset:
+            raise HeaderError(
+                f"{what} is {value}, more than the {self.size - self.offset} bytes left can hold "
+                f"(truncated or corrupted)"
+            )
+        return value
+
+
+def parse_header(data: memoryview) -> Header:
+    """Parse the header of a GGUF file.
+
+    Parameters
+    ----------
+    data : memoryview
+        The bytes of the whole file.
+
+    Returns
+    -------
+    Header
+        Metadata and tensor table; every tensor lies within `data`.
+
+    Raises
+    ------
+    HeaderError
+        If the bytes break a rule of the format.
+    """
+    cursor = _Cursor(data)
+    if bytes(data[:4]) != MAGIC:
+        raise HeaderError(f"it is not a GGUF file: it starts with {bytes(data[:4])!r} instead of {MAGIC!r}")
+    cursor.advance(4, "the magic number")
+    version = cursor.u32("the version")
+    if version not in VERSIONS:
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+            raise HeaderError("it is big-endian; convert it to little-endian (gguf_convert_endian.py of llama.cpp)")
+        raise HeaderError(f"it has GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} can be read")
+    tensor_count = cursor.count("the tensor count", MIN_TENSOR_BYTES)
+    value_count = cursor.count("the metadata count", MIN_KEY_VALUE_BYTES)
+    metadata = _metadata(cursor, value_count)
+    raw_tensors = [_tensor_entry(cursor) for _ in range(tensor_count)]
+    alignment = _alignment(metadata)
+    base = -(-cursor.offset // alignment) * alignment
+    tensors: dict[str, TensorInfo] = {}
+    for name, shape, kind, offset in raw_tensors:
+        if name in tensors:
+            raise HeaderError(f"tensor {name!r} is listed twice")
+        tensors[name] = _place(name, shape, kind, offset, base, alignment, len(data))
+    return Header(version, metadata, tensors)
+
+
+def _metadata(cursor: _Cursor, count: int) -> dict[str, GGUFValue]:
+    metadata: dict[str, GGUFValue] = {}
+    for _ in range(count):
+        key = cursor.string("a metadata key")
+        if key in metadata:
+            raise HeaderError(f"metadata key {key!r} is listed twice")
+        kind = _value_type(cursor.u32(f"the type of {key!r}"), key)
+        metadata[key] = _value(cursor, kind, key, 0)
+    return metadata
+
+
+def _value_type(raw: int, key: str) -> GGUFValueType:
+    try:
+        return GGUFValueType(raw)
+    except ValueError:
+        raise HeaderError(f"metadata key {key!r} has the unknown value type {raw}") from None
+
+
+def _value(cursor: _Cursor, kind: GGUFValueType, key: str, depth: int) -> GGUFValue:
+    what = f"the value of {key!r}"
+    if kind == GGUFValueType.STRING:
+        return cursor.string(what)
+    if kind == GGUFValueType.ARRAY:
+        return _array(cursor, key, depth)
+    dtype = _SCALARS[kind]
+    start = cursor.advance(dtype.itemsize, what)
+    scalar: GGUFValue = np.frombuffer(cursor.data, dtype, 1, start).item()
+    return scalar
+
+
+def _array(cursor: _Cursor, key: str, depth: int) -> list[Any]:
+    what = f"the array {key!r}"
+    kind = _value_type(cursor.u32(what), key)
+    dtype = _SCALARS.get(kind)
+    smallest = dtype.itemsize if dtype is not None else (8 if kind == GGUFValueType.STRING else 12)
+    count = cursor.count(f"the length of {what}", smallest)
+    if count > MAX_ARRAY_ITEMS:
+        raise HeaderError(f"{what} has {count} items; at most {MAX_ARRAY_ITEMS} are accepted")
+    if dtype is not None:
+        start = cursor.advance(count * dtype.itemsize, what)
+        items: list[Any] = np.frombuffer(cursor.data, dtype, count, start).tolist()
+        return items
+    if kind == GGUFValueType.STRING:
+        return [cursor.string(what) for _ in range(count)]
+    if depth + 1 >= MAX_ARRAY_DEPTH:
+        raise HeaderError(f"{what} is nested more than {MAX_ARRAY_DEPTH} levels deep")
+    return [_array(cursor, key, depth + 1) for _ in range(count)]
+
+
+def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    name = cursor.string("a tensor name")
+    n_dims = cursor.u32(f"the dimensions of tensor {name!r}")
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise HeaderError(f"tensor {name!r} has {n_dims} dimensions; 1 to {MAX_DIMS} are possible")
+    dims = [cursor.u64(f"the dimensions of tensor {name!r}") for _ in range(n_dims)]
+    raw_kind = cursor.u32(f"the type of tensor {name!r}")
+    try:
+        kind = GGMLQuantizationType(raw_kind)
+    except ValueError:
+        raise HeaderError(f"tensor {name!r} has the unknown storage type {raw_kind}") from None
+    return name, tuple(reversed(dims)), kind, cursor.u64(f"the offset of tensor {name!r}")
+
+
+def _alignment(metadata: dict[str, GGUFValue]) -> int:
+    value = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or value & (value - 1):
+        raise HeaderError(f"general.alignment is {value!r}; it must be a power of two")
+    return value
+
+
+def _place(
+    name: str,
+    shape: tuple[int, ...],
+    kind: GGMLQuantizationType,
+    offset: int,
+    base: int,
+    alignment: int,
+    size: int,
+) -> TensorInfo:
+    """Work out where a tensor lies, and check that it lies inside the file."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    if shape[-1] % block:
+        raise HeaderError(f"tensor {name!r} has rows of {shape[-1]} values, not a multiple of {kind.name}'s {block}")
+    nbytes = math.prod(shape) // block * block_bytes
+    if offset % alignment:
+        raise HeaderError(f"tensor {name!r} starts at {offset}, not a multiple of the alignment {alignment}")
+    start = base + offset
+    if start + nbytes > size:
+        raise HeaderError(
+            f"the data of tensor {name!r} (bytes {start} to {start + nbytes}) reaches beyond the end of the file "
+            f"({size} bytes): it is truncated or corrupted"
+        )
+    return TensorInfo(name, shape, kind, start, nbytes)

@@ -1,0 +1,66 @@
+"""Linear layers on the NPU: the `Pack` that puts a model's weights there."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.device import Device, current_device
+from npumatmul.ops import PackedWeight, matmul, pack
+
+from .model import Float32, Linear, Pack
+
+__all__ = ["NpuLinear", "npu_pack"]
+
+
+class NpuLinear:
+    """A `Linear` whose weight stays on the NPU.
+
+    Parameters
+    ----------
+    weight : PackedWeight
+        The packed weight.
+    """
+
+    def __init__(self, weight: PackedWeight) -> None:
+        self.weight = weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, N)``."""
+        return self.weight.shape
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiply ``(M, K)`` to ``(M, N)`` through `rknn_matmul_run`."""
+        return matmul(x, self.weight)
+
+
+def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack:
+    """Make the function that packs each weight of a model and uploads it to a device.
+
+    Parameters
+    ----------
+    scheme : str
+        ``"w16a16"``: weights and activations in float16, sums in float32. ``"w8a8"``: int8 weights with a scale per
+        output channel and int8 activations with a scale per token, symmetric; int32 sums rescaled in float32.
+    device : Device or str, optional
+        The current device by default.
+
+    Returns
+    -------
+    callable
+        From a float32 weight ``(N, K)`` to a `Linear`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> linear = npu_pack("w8a8", "sim:rk3588")(np.eye(32, dtype=np.float32))
+    >>> linear.shape
+    (32, 32)
+    """
+    target = current_device(device)
+
+    def pack_weight(weight: NDArray[np.float32]) -> Linear:
+        return NpuLinear(pack(weight, scheme, transposed=True, device=target))
+
+    return pack_weight

@@ -1,0 +1,193 @@
+"""Choosing the next token from logits.
+
+The steps, their order and their formulas are those of transformers' generation: repetition penalty, temperature,
+top-k, top-p, then a draw from what is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose the next token.
+
+    Attributes
+    ----------
+    temperature : float, default 0
+        Logits are divided by it. 0 always takes the most probable token (greedy); `top_k`, `top_p` and `seed` then
+        have no effect.
+    top_k : int, default 0
+        Only this many of the most probable tokens stay (more if several are equally probable); 0 keeps all.
+    top_p : float, default 1
+        Only the most probable tokens stay that together reach this probability; at least one does. 1 keeps all.
+    repetition_penalty : float, default 1
+        Positive logits of tokens seen before are divided by it, negative ones multiplied; 1 has no effect.
+    repetition_window : int or None, default None
+        How many of the last tokens count as seen; None counts all, the prompt included.
+    seed : int or None, default None
+        Makes the choices repeatable; None takes a new seed from the system.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> from npumatmul.llm import SamplingOptions
+    >>> SamplingOptions(temperature=0.7, top_p=0.9, seed=1).top_k
+    0
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    repetition_window: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        if self.repetition_window is not None and self.repetition_window < 1:
+            raise ValueError(f"repetition_window is {self.repetition_window}; it must be 1 or more, or None")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+
+class Sampler:
+    """Chooses tokens; holds the random numbers.
+
+    Parameters
+    ----------
+    options : SamplingOptions, optional
+        How to choose; greedy by default.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul.llm import Sampler
+    >>> Sampler().sample(np.array([0.1, 2.0, -1.0], np.float32))
+    1
+    """
+
+    def __init__(self, options: SamplingOptions | None = None) -> None:
+        self.options = options or SamplingOptions()
+        self._random = np.random.default_rng(self.options.seed)
+
+    def sample(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> int:
+        """Choose the next token.
+
+        Parameters
+        ----------
+        logits : ndarray of float32, shape (vocab,)
+            Scores; ``-inf`` marks a token that must not be chosen.
+        history : sequence of int
+            Tokens so far, for the repetition penalty.
+
+        Returns
+        -------
+        int
+            A token number. Of several equally good ones, greedy choice takes the lowest.
+
+        Raises
+        ------
+        ValueError
+            If a logit is NaN or ``+inf``, or all are ``-inf``.
+        """
+        ids, probabilities = self._candidates(logits, history)
+        if len(ids) == 1:
+            return int(ids[0])
+        cumulative = np.cumsum(probabilities)
+        draw = self._random.random() * cumulative[-1]
+        return int(ids[min(int(np.searchsorted(cumulative, draw, side="right")), len(ids) - 1)])
+
+    def distribution(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> NDArray[np.float64]:
+        """Return the probability with which `sample` would choose each token.
+
+        Parameters
+        ----------
+        logits : ndarray of float32, shape (vocab,)
+            As for `sample`.
+        history : sequence of int
+            As for `sample`.
+
+        Returns
+        -------
+        ndarray of float64, shape (vocab,)
+            Probabilities; they sum to 1.
+
+        Raises
+        ------
+        ValueError
+            As for `sample`.
+        """
+        ids, probabilities = self._candidates(logits, history)
+        result = np.zeros(len(logits), np.float64)
+        result[ids] = probabilities
+        return result
+
+    def _candidates(
+        self, logits: NDArray[np.float32], history: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the tokens that may be chosen and their probabilities."""
+        scores = self._penalized(logits, history)
+        best = int(np.argmax(scores))  # the first NaN, if there is one
+        if not math.isfinite(scores[best]):
+            raise ValueError(
+                f"the logits cannot be sampled from: the largest is {scores[best]}. The model file is damaged, or the "
+                f"numbers overflowed in a matrix product"
+            )
+        if self.options.temperature == 0:
+            return np.array([best]), np.ones(1)
+        ids = self._top_k(scores)
+        # the largest score becomes 0 before it is divided, so that a tiny temperature cannot overflow it
+        probabilities = (scores[ids].astype(np.float64) - float(scores[best])) / self.options.temperature
+        np.exp(probabilities, out=probabilities)
+        probabilities /= probabilities.sum()
+        if self.options.top_p < 1:
+            ids, probabilities = _top_p(ids, probabilities, self.options.top_p)
+        return ids, probabilities
+
+    def _penalized(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+        if self.options.repetition_penalty == 1 or not len(history):
+            return logits
+        window = self.options.repetition_window
+        seen = np.unique(np.asarray(history if window is None else history[-window:], dtype=np.int64))
+        scores: NDArray[np.float32] = logits.copy()
+        values = scores[seen]
+        penalty = np.float32(self.options.repetition_penalty)
+        scores[seen] = np.where(values < 0, values * penalty, values / penalty)
+        return scores
+
+    def _top_k(self, scores: NDArray[np.float32]) -> NDArray[np.int64]:
+        k = self.options.top_k
+        if not 0 < k < len(scores):
+            return np.arange(len(scores))
+        smallest = np.partition(scores, len(scores) - k)[len(scores) - k]
+        return np.flatnonzero(scores >= smallest)
+
+
+def _top_p(
+    ids: NDArray[np.int64], probabilities: NDArray[np.float64], top_p: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Keep the most probable tokens that together reach `top_p`."""
+    order = np.argsort(probabilities, kind="stable")
+    kept = np.cumsum(probabilities[order]) > 1 - top_p
+    kept[-1] = True
+    ids, probabilities = ids[order[kept]], probabilities[order[kept]]
+    return ids, probabilities / probabilities.sum()
