@@ -15,21 +15,27 @@ from prose import PROSE
 import npumatmul as npu
 from npumatmul.llm import LoadedModel, generate, load_model, npu_pack
 
-TOKENS = 384
+TOKENS = 512
+TEXTS = {
+    "prose": PROSE,
+    "licence": (Path(__file__).parents[2] / "LICENSE").read_text().partition("2. Grant of Copyright License.")[2],
+}
 
 
 @pytest.fixture(scope="module")
-def ids(reference_tokenizer: Any) -> list[int]:
-    tokens: list[int] = reference_tokenizer(PROSE).input_ids[:TOKENS]
-    assert len(tokens) == TOKENS
+def ids(reference_tokenizer: Any) -> dict[str, list[int]]:
+    tokens = {name: reference_tokenizer(text).input_ids[:TOKENS] for name, text in TEXTS.items()}
+    assert [len(each) for each in tokens.values()] == [TOKENS, TOKENS]
     return tokens
 
 
 @pytest.fixture(scope="module")
-def expected(reference_model: Any, ids: list[int]) -> NDArray[np.float64]:
+def expected(reference_model: Any, ids: dict[str, list[int]]) -> dict[str, NDArray[np.float64]]:
     with torch.no_grad():
-        logits: NDArray[np.float64] = reference_model(torch.tensor([ids])).logits[0].numpy().astype(np.float64)
-    return logits
+        return {
+            name: reference_model(torch.tensor([each])).logits[0].numpy().astype(np.float64)
+            for name, each in ids.items()
+        }
 
 
 def on_npu(path: Path, scheme: str) -> Iterator[tuple[LoadedModel, npu.Device]]:
@@ -58,13 +64,13 @@ def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def test_w16a16_logits(
     w16a16: tuple[LoadedModel, npu.Device],
-    ids: list[int],
-    expected: NDArray[np.float64],
+    ids: dict[str, list[int]],
+    expected: dict[str, NDArray[np.float64]],
     record_property: Any,
 ) -> None:
-    got = all_logits(w16a16[0], ids)
-    cosine = (got * expected).sum(-1) / np.sqrt((got**2).sum(-1) * (expected**2).sum(-1))
-    same = (got.argmax(-1) == expected.argmax(-1)).mean()
+    got, reference = all_logits(w16a16[0], ids["prose"]), expected["prose"]
+    cosine = (got * reference).sum(-1) / np.sqrt((got**2).sum(-1) * (reference**2).sum(-1))
+    same = (got.argmax(-1) == reference.argmax(-1)).mean()
     record_property("lowest cosine", float(cosine.min()))
     record_property("top-1 agreement", float(same))
     assert cosine.min() >= 0.9999
@@ -72,9 +78,13 @@ def test_w16a16_logits(
 
 
 def test_w8a8_logits(
-    w8a8: tuple[LoadedModel, npu.Device], ids: list[int], expected: NDArray[np.float64], record_property: Any
+    w8a8: tuple[LoadedModel, npu.Device],
+    ids: dict[str, list[int]],
+    expected: dict[str, NDArray[np.float64]],
+    record_property: Any,
 ) -> None:
-    got, reference = log_softmax(all_logits(w8a8[0], ids)), log_softmax(expected)
+    got = np.concatenate([log_softmax(all_logits(w8a8[0], each)) for each in ids.values()])
+    reference = np.concatenate([log_softmax(each) for each in expected.values()])
     divergence = (np.exp(reference) * (reference - got)).sum(-1).mean()
     same = (got.argmax(-1) == reference.argmax(-1)).mean()
     record_property("mean KL divergence", float(divergence))

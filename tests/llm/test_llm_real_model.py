@@ -8,28 +8,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from prose import PROSE
 
 from npumatmul.llm import LoadedModel, generate
-
-TEXT = """\
-The Industrial Revolution was the transition to new manufacturing processes in Great Britain, continental Europe, and
-the United States, that occurred during the period from around 1760 to about 1840. This transition included going from
-hand production methods to machines; new chemical manufacturing and iron production processes; the increasing use of
-water power and steam power; the development of machine tools; and the rise of the mechanised factory system. Output
-greatly increased, and the result was an unprecedented rise in population and the rate of population growth. The
-textile industry was the first to use modern production methods, and textiles became the dominant industry in terms of
-employment, value of output, and capital invested. Many of the technological and architectural innovations were of
-British origin. By the mid-18th century, Britain was the world's leading commercial nation, controlling a global
-trading empire with colonies in North America and the Caribbean. The development of trade and the rise of business
-were among the major causes of the Industrial Revolution. Developments in law also facilitated the revolution, such as
-courts ruling in favour of property rights. An entrepreneurial spirit and consumer revolution helped drive it. The
-first steam engines pumped water out of mines. Later they drove looms and hammers, and when they were put on wheels,
-distances that had taken days could be travelled in hours. Towns grew around the railway stations."""
 
 
 @pytest.fixture(scope="module")
 def ids(reference_tokenizer: Any) -> list[int]:
-    tokens: list[int] = reference_tokenizer(TEXT).input_ids[:256]
+    tokens: list[int] = reference_tokenizer(PROSE).input_ids[:256]
     assert len(tokens) == 256
     return tokens
 
