@@ -12,17 +12,41 @@ from importlib.metadata import version as _version
 
 from npumatmul import errors
 from npumatmul.device import Device, DeviceStats, current_device, use_device
-from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.ops import (
+    PackedWeight,
+    config,
+    dot,
+    inner,
+    linear,
+    matmul,
+    matvec,
+    outer,
+    pack,
+    tensordot,
+    vdot,
+    vecdot,
+    vecmat,
+)
 
 __all__ = [
     "Device",
     "DeviceStats",
     "PackedWeight",
+    "config",
     "current_device",
+    "dot",
     "errors",
+    "inner",
+    "linear",
     "matmul",
+    "matvec",
+    "outer",
     "pack",
+    "tensordot",
     "use_device",
+    "vdot",
+    "vecdot",
+    "vecmat",
 ]
 
 __version__ = _version("npumatmul")

@@ -83,9 +83,23 @@ class WeightPlan:
 
 
 def plan_weight(
-    k: int, n: int, mm_type: MatmulType, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTIME
+    k: int,
+    n: int,
+    mm_type: MatmulType,
+    chip: Chip,
+    runtime: RuntimeVersion = NEWEST_RUNTIME,
+    k_parts: int = 1,
 ) -> WeightPlan:
     """Cut a weight of shape (K, N), both at least 1.
+
+    Parameters
+    ----------
+    k, n : int
+    mm_type : MatmulType
+    chip : Chip
+    runtime : RuntimeVersion
+    k_parts : int
+        K is cut into at least so many slices, as far as the alignment allows: where partial sums must stay small.
 
     Raises
     ------
@@ -102,7 +116,9 @@ def plan_weight(
     if k < 1 or n < 1:
         raise ValueError(f"plan_weight: K and N must be at least 1, got K={k}, N={n}")
     limits = chip.type_limits(mm_type, runtime)
-    k_spans = split(k, limits.k_multiple, limits.k_max)
+    units = round_up(k, limits.k_multiple) // limits.k_multiple
+    longest = max(1, min(limits.k_max // limits.k_multiple, units // min(k_parts, units)))
+    k_spans = split(k, limits.k_multiple, longest * limits.k_multiple)
     # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C's layout is documented (Q6).
     ac_native = mm_type.a in chip.native.a and mm_type.c in chip.native.c
     m_max = limits.m_max
