@@ -242,3 +242,94 @@ def test_fallback_is_scoped_and_equals_numpy(device: npu.Device) -> None:
         npu.matmul(a, a.T, device=device)
     with pytest.raises(ValueError, match="'numpy' or None"), npu.config(fallback="cuda"):
         pass
+
+
+@given(seed=seeds, data=st.data())
+def test_einsum_of_two_operands(device: npu.Device, seed: int, data: st.DataObject) -> None:
+    """Indices in both operands are summed or stacked, the others stay; any order everywhere."""
+    labels = "abcdef"
+    sizes = {label: data.draw(st.integers(1, 4)) for label in labels}
+    left = data.draw(st.permutations(labels).flatmap(lambda p: st.integers(0, 4).map(lambda n: p[:n])))
+    right = data.draw(st.permutations(labels).flatmap(lambda p: st.integers(0, 4).map(lambda n: p[:n])))
+    alone = set(left) ^ set(right)
+    both = sorted(set(left) & set(right))
+    kept = [label for label in both if data.draw(st.booleans())]
+    output = data.draw(st.permutations(sorted(alone) + kept))
+    rng = np.random.default_rng(seed)
+    a, b = (integers(rng, tuple(sizes[x] for x in term), np.int8) for term in (left, right))
+    notation = f"{''.join(left)},{''.join(right)}->{''.join(output)}"
+    result = npu.einsum(notation, a, b, device=device)
+    expected = np.einsum(notation, exact(a), exact(b))
+    assert np.shape(result) == expected.shape
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("notation", "shapes"),
+    [
+        ("ij,jk", [(2, 3), (3, 4)]),
+        ("ba,cb", [(2, 3), (4, 2)]),
+        ("...ij,...jk->...ik", [(5, 2, 3), (6, 5, 3, 4)]),
+        ("...j,jk", [(5, 2, 3), (3, 4)]),
+        ("ii,ij->ij", [(3, 3), (3, 4)]),
+        ("ij,ij->", [(2, 3), (2, 3)]),
+        ("i,j->ji", [(2,), (3,)]),
+        ("ij->ji", [(2, 3)]),
+        ("ii->i", [(3, 3)]),
+        ("ij,jk->ik", [(2, 1), (3, 4)]),  # an extent of 1 is broadcast
+        (" i j , j k -> i k ", [(2, 3), (3, 4)]),
+        (",ij->ij", [(), (2, 3)]),
+    ],
+)
+def test_einsum_notation(device: npu.Device, notation: str, shapes: list[tuple[int, ...]]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [integers(rng, shape, np.int8) for shape in shapes]
+    result = npu.einsum(notation, *arrays, device=device)
+    np.testing.assert_array_equal(result, np.einsum(notation, *map(exact, arrays)))
+
+
+@pytest.mark.parametrize("notation", ["ij,jk,kl->il", "bik,bjk,bjl->bil", "a,ab,bc,cd,d->", "abc,cd,db,ae->e"])
+@pytest.mark.parametrize("optimize", ["greedy", "optimal", False, True])
+def test_einsum_of_more_operands(device: npu.Device, notation: str, optimize: Any) -> None:
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(-2, 3, (3,) * len(term)).astype(np.float32) for term in notation.split("->")[0].split(",")]
+    result = npu.einsum(notation, *arrays, optimize=optimize, device=device)  # small integers: exact in any order
+    np.testing.assert_array_equal(result, np.einsum(notation, *arrays))
+
+
+def test_einsum_with_lists_and_out(device: npu.Device) -> None:
+    a, b = np.arange(6, dtype=np.int8).reshape(2, 3), np.arange(12, dtype=np.int8).reshape(3, 4)
+    out = np.zeros((4, 2), np.int32).T
+    assert npu.einsum(a, [0, 1], b, [1, 2], [0, 2], out=out, device=device) is out
+    np.testing.assert_array_equal(out, exact(a) @ exact(b))
+    np.testing.assert_array_equal(npu.einsum(a, [..., 1], b, [1, 2], device=device), exact(a) @ exact(b))
+
+
+@pytest.mark.parametrize(
+    ("notation", "count", "message"),
+    [
+        ("ij,jk", 1, "names 2 operands, 1 were given"),
+        ("ijk,jk", 2, "does not fit an operand with 2 dimensions"),
+        ("ij,jk->iz", 2, "names one that no operand has"),
+        ("ij,jk->ii", 2, "repeats an index"),
+        ("i?,jk", 2, "is not an index"),
+        ("ij,kl->ik", 2, "summed over within one operand"),
+        ("ij->", 1, "summed over within one operand"),
+        ("ii,ii,ij->j", 3, "cannot take int32"),
+    ],
+)
+def test_einsum_mistakes(device: npu.Device, notation: str, count: int, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        npu.einsum(notation, *[np.ones((3, 3), np.int8)] * count, device=device)
+
+
+def test_einsum_lengths_that_differ(device: npu.Device) -> None:
+    with pytest.raises(ValueError, match="index 'j' has length 3 in one operand and 4 in another"):
+        npu.einsum("ij,jk", np.ones((2, 3), np.int8), np.ones((4, 5), np.int8), device=device)
+
+
+def test_einsum_falls_back_as_a_whole(device: npu.Device) -> None:
+    a = np.arange(9.0).reshape(3, 3)
+    with npu.config(fallback="numpy"):
+        for notation, arrays in (("ij,jk", [a, a]), ("ij->i", [a]), ("ij,kl->ik", [a.astype(np.float32)] * 2)):
+            np.testing.assert_array_equal(npu.einsum(notation, *arrays, device=device), np.einsum(notation, *arrays))

@@ -1,5 +1,6 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
+from npumatmul.ops.einsum import einsum
 from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, vdot, vecdot, vecmat
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight, pack
@@ -9,6 +10,7 @@ __all__ = [
     "PackedWeight",
     "config",
     "dot",
+    "einsum",
     "inner",
     "linear",
     "matmul",
