@@ -96,7 +96,11 @@ def answer(request: Request) -> None:
         )
     before = device.stats()
     generation = generate(
-        loaded.model, loaded.tokenizer, _prompt_ids(loaded, request), max_new_tokens=request.max_tokens, sampling=sampling
+        loaded.model,
+        loaded.tokenizer,
+        _prompt_ids(loaded, request),
+        max_new_tokens=request.max_tokens,
+        sampling=sampling,
     )
     interrupted = False
     try:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-from rich.table import Table
-
 import npumatmul
 from npumatmul import _kernels
 from npumatmul.device import Device
@@ -17,7 +14,7 @@ def show(device_name: str | None, as_json: bool) -> None:
     """Print what is known of the device; where none can be used, the error says what was looked at."""
     found = discover(device_name)
     with Device(device_name) as device:
-        facts = {
+        facts: dict[str, object] = {
             "npumatmul": npumatmul.__version__,
             "device": device.name,
             "simulated": device.simulated,
@@ -33,12 +30,12 @@ def show(device_name: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=1))
         return
-    table = Table.grid(padding=(0, 2))
+    width = max(map(len, facts))
     for key, value in facts.items():
         if key == "looked_at":
-            lines = [f"{where}: {what}" for where, what in found.looked_at]
-            table.add_row("looked at", "\n".join(lines))
-        else:
-            shown = "\n".join(value) if isinstance(value, list) else {True: "yes", False: "no"}.get(value, str(value))  # type: ignore[call-overload]
-            table.add_row(key.replace("_", " "), shown)
-    Console(highlight=False, soft_wrap=True).print(table, markup=False)
+            value = [f"{where}: {what}" for where, what in found.looked_at]
+        elif isinstance(value, bool):
+            value = "yes" if value else "no"
+        lines = value if isinstance(value, list) else [str(value)]
+        for index, line in enumerate(lines):
+            print(f"{key.replace('_', ' ') if index == 0 else '':<{width}}  {line}")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.quant.schemes import scheme_for
 
 from .model import Float32, Linear, Pack
 
@@ -51,6 +52,13 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     callable
         From a float32 weight ``(N, K)`` to a `Linear`.
 
+    Raises
+    ------
+    ValueError
+        If there is no such scheme.
+    TypeError
+        If the scheme does not take float32 weights.
+
     Examples
     --------
     >>> import numpy as np
@@ -58,6 +66,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     >>> linear.shape
     (32, 32)
     """
+    scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
     target = current_device(device)
 
     def pack_weight(weight: NDArray[np.float32]) -> Linear:

@@ -1,0 +1,161 @@
+"""Generation: what is yielded, why it stops, and that the cache can be used on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from npumatmul.llm import (
+    ContextFullError,
+    LoadedModel,
+    SamplingOptions,
+    StopReason,
+    generate,
+    load_model,
+    numpy_pack,
+)
+
+PROMPT = [10, 200, 30, 40]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Any) -> LoadedModel:
+    return load_model(tiny.path, pack=numpy_pack)
+
+
+def greedy_reference(tiny: Any, prompt: list[int], count: int) -> list[int]:
+    """Greedy continuation, the whole sequence through transformers for every token."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(np.argmax(tiny.torch_logits(ids)[-1])))
+    return ids[len(prompt) :]
+
+
+def test_greedy_equals_transformers(tiny: Any, loaded: LoadedModel) -> None:
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=20, stop_ids=())
+    tokens = list(run)
+    expected = greedy_reference(tiny, PROMPT, 20)
+    assert [token.id for token in tokens] == run.ids == expected
+    assert "".join(token.text for token in tokens) == loaded.tokenizer.decode(expected)
+    assert run.stats.stop_reason is StopReason.MAX_TOKENS
+    assert (run.stats.prompt_tokens, run.stats.cached_tokens, run.stats.generated_tokens) == (4, 0, 20)
+    assert run.stats.prompt_seconds > 0
+    assert run.stats.tokens_per_second > 0
+    assert run.cache.tokens == PROMPT + expected[:-1]
+
+
+def test_stop_token_is_the_last_and_has_no_text(tiny: Any, loaded: LoadedModel) -> None:
+    expected = greedy_reference(tiny, PROMPT, 20)
+    stop = expected[6]
+    first = expected.index(stop)
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=20, stop_ids={stop})
+    assert [token.id for token in run] == expected[: first + 1]
+    assert run.stats.stop_reason is StopReason.STOP_TOKEN
+    assert run.stats.generated_tokens == first + 1
+
+
+def test_full_context_is_a_stop_reason(tiny: Any, loaded: LoadedModel) -> None:
+    cache = loaded.model.new_cache(10)
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=100, stop_ids=(), cache=cache)
+    # 4 tokens of the prompt, 6 more fit, and the last one generated need not be in the cache
+    assert [token.id for token in run] == greedy_reference(tiny, PROMPT, 7)
+    assert run.stats.stop_reason is StopReason.CONTEXT_FULL
+    assert cache.length == cache.capacity == 10
+
+
+def test_prompt_longer_than_the_context(loaded: LoadedModel) -> None:
+    with pytest.raises(ContextFullError, match="the prompt has 4 tokens, but there is room for 3"):
+        generate(loaded.model, loaded.tokenizer, PROMPT, cache=loaded.model.new_cache(3))
+
+
+def test_cache_is_reused_as_far_as_prompts_agree(tiny: Any, loaded: LoadedModel) -> None:
+    cache = loaded.model.new_cache()
+    first = list(generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=5, stop_ids=(), cache=cache))
+    longer = [*PROMPT, *(token.id for token in first), 77, 78]
+    run = generate(loaded.model, loaded.tokenizer, longer, max_new_tokens=5, stop_ids=(), cache=cache)
+    assert [token.id for token in run] == greedy_reference(tiny, longer, 5)
+    assert run.stats.cached_tokens == len(PROMPT) + 4
+    other = [*PROMPT[:2], 99, 100]
+    run = generate(loaded.model, loaded.tokenizer, other, max_new_tokens=5, stop_ids=(), cache=cache)
+    assert [token.id for token in run] == greedy_reference(tiny, other, 5)
+    assert run.stats.cached_tokens == 2
+    run = generate(loaded.model, loaded.tokenizer, other, max_new_tokens=1, stop_ids=(), cache=cache)
+    assert [token.id for token in run] == greedy_reference(tiny, other, 1)
+    assert run.stats.cached_tokens == 3  # one token has to be computed for its logits
+
+
+def test_closing_early_leaves_a_usable_cache(tiny: Any, loaded: LoadedModel) -> None:
+    cache = loaded.model.new_cache()
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=50, stop_ids=(), cache=cache)
+    got = [next(run).id for _ in range(3)]
+    run.close()
+    assert run.stats.stop_reason is StopReason.INTERRUPTED
+    assert next(run, None) is None
+    prompt = [*PROMPT, *got]
+    run = generate(loaded.model, loaded.tokenizer, prompt, max_new_tokens=3, stop_ids=(), cache=cache)
+    assert [token.id for token in run] == greedy_reference(tiny, prompt, 3)
+
+
+def test_keyboard_interrupt_is_noted_and_passed_on(tiny: Any) -> None:
+    interrupt = False
+
+    def pack(weight: NDArray[np.float32]) -> Any:
+        linear = numpy_pack(weight)
+
+        class Interruptible:
+            shape = linear.shape
+
+            def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+                if interrupt and self.shape == (48, 32):  # the down projection
+                    raise KeyboardInterrupt
+                return linear(x)
+
+        return Interruptible()
+
+    loaded = load_model(tiny.path, pack=pack)
+    cache = loaded.model.new_cache()
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=50, stop_ids=(), cache=cache)
+    next(run)
+    interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        next(run)
+    interrupt = False
+    assert run.stats.stop_reason is StopReason.INTERRUPTED
+    assert cache.tokens == PROMPT
+    run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4, stop_ids=(), cache=cache)
+    assert [token.id for token in run] == greedy_reference(tiny, PROMPT, 4)
+
+
+def test_cut_off_character_comes_with_the_last_token(loaded: LoadedModel) -> None:
+    """Sample bytes at random: pieces together are the decoded whole, whatever was held back."""
+    for seed in range(10):
+        options = SamplingOptions(temperature=3.0, seed=seed)
+        run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=12, sampling=options, stop_ids=())
+        text = "".join(token.text for token in run)
+        assert text == loaded.tokenizer.decode(run.ids)
+
+
+def test_same_seed_same_text(loaded: LoadedModel) -> None:
+    def ids(seed: int) -> list[int]:
+        options = SamplingOptions(temperature=1.5, seed=seed)
+        return [t.id for t in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=16, sampling=options)]
+
+    assert ids(1) == ids(1)
+    assert ids(1) != ids(2)
+
+
+def test_arguments(loaded: LoadedModel) -> None:
+    with pytest.raises(ValueError, match="prompt is empty"):
+        generate(loaded.model, loaded.tokenizer, [])
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=0)
+
+
+def test_plain_prompt_without_template(make_tiny_model: Callable[..., Any]) -> None:
+    tiny = make_tiny_model(change=lambda w: w.kv_data[0].pop("tokenizer.chat_template"))
+    loaded = load_model(tiny.path, pack=numpy_pack)
+    assert loaded.encode_chat([{"role": "user", "content": "the"}]) == [257]

@@ -1,0 +1,156 @@
+"""Sampling against transformers' logits processors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from npumatmul.llm import Sampler, SamplingOptions
+
+HISTORY = [3, 17, 3, 250, 999, 0]
+
+
+def logits(seed: int = 0, size: int = 1000) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(scale=3, size=size).astype(np.float32)
+
+
+def reference(options: SamplingOptions, scores: NDArray[np.float32], history: list[int]) -> NDArray[np.float32]:
+    """Probabilities by transformers, in the order in which its generate() puts them."""
+    steps = LogitsProcessorList()
+    if options.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    if options.temperature != 1:
+        steps.append(TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        steps.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        steps.append(TopPLogitsWarper(options.top_p))
+    result: NDArray[np.float32] = steps(torch.tensor([history]), torch.from_numpy(scores)[None].clone())[0].softmax(-1)
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(temperature=1.0),
+        SamplingOptions(temperature=0.3),
+        SamplingOptions(temperature=2.5),
+        SamplingOptions(temperature=1.0, top_k=1),
+        SamplingOptions(temperature=0.8, top_k=40),
+        SamplingOptions(temperature=1.0, top_k=10**6),
+        SamplingOptions(temperature=1.0, top_p=0.9),
+        SamplingOptions(temperature=1.0, top_p=0.001),
+        SamplingOptions(temperature=1.0, repetition_penalty=1.3),
+        SamplingOptions(temperature=1.0, repetition_penalty=0.7),
+        SamplingOptions(temperature=0.7, top_k=50, top_p=0.95, repetition_penalty=1.1),
+    ],
+    ids=str,
+)
+def test_distribution_equals_transformers(options: SamplingOptions, seed: int) -> None:
+    scores = logits(seed)
+    got = Sampler(options).distribution(scores, HISTORY)
+    expected = reference(options, scores, HISTORY)
+    np.testing.assert_array_equal(got > 0, expected > 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_draws_follow_the_distribution() -> None:
+    scores = np.array([2.0, 1.0, 0.0, -1.0, 3.0], np.float32)
+    options = SamplingOptions(temperature=1.5, top_k=4, top_p=0.97, seed=3)
+    sampler = Sampler(options)
+    count = 20000
+    drawn = np.bincount([sampler.sample(scores) for _ in range(count)], minlength=5)
+    expected = reference(options, scores, [0]) * count
+    assert drawn[expected == 0].sum() == 0
+    kept = expected > 0
+    chi_square = ((drawn[kept] - expected[kept]) ** 2 / expected[kept]).sum()
+    assert chi_square < 16.3  # 0.1 % quantile for 3 degrees of freedom
+
+
+def test_greedy_is_the_argmax_after_the_penalty() -> None:
+    scores = np.array([1.0, 4.0, 3.0, -0.1], np.float32)
+    assert Sampler().sample(scores) == 1
+    assert Sampler(SamplingOptions(repetition_penalty=2.0)).sample(scores, [1]) == 2
+    assert Sampler(SamplingOptions(repetition_penalty=2.0)).sample(np.array([-1.0, -1.5], np.float32), [0]) == 1
+
+
+def test_greedy_takes_the_lowest_of_equals() -> None:
+    assert Sampler().sample(np.array([0.0, 5.0, 5.0, 5.0], np.float32)) == 1
+
+
+def test_top_k_keeps_equals() -> None:
+    got = Sampler(SamplingOptions(temperature=1.0, top_k=2)).distribution(np.array([1, 2, 2, 2, 0], np.float32))
+    np.testing.assert_allclose(got, [0, 1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_repetition_window_forgets() -> None:
+    options = SamplingOptions(temperature=1.0, repetition_penalty=5.0, repetition_window=2)
+    scores = logits(0, 8)
+    expected = reference(SamplingOptions(temperature=1.0, repetition_penalty=5.0), scores, [2, 3])
+    np.testing.assert_allclose(Sampler(options).distribution(scores, [0, 1, 2, 3]), expected, rtol=1e-5)
+
+
+def test_logits_are_not_changed() -> None:
+    scores = logits()
+    before = scores.copy()
+    Sampler(SamplingOptions(temperature=0.5, top_k=5, top_p=0.5, repetition_penalty=2.0)).sample(scores, HISTORY)
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_seed_repeats_and_seeds_differ() -> None:
+    def draw(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingOptions(temperature=1.0, seed=seed))
+        return [sampler.sample(logits()) for _ in range(50)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert draw(None) != draw(None)
+
+
+def test_tiny_temperature_does_not_overflow() -> None:
+    got = Sampler(SamplingOptions(temperature=1e-30)).distribution(np.array([1e4, -1e4, 1e4], np.float32))
+    np.testing.assert_allclose(got, [0.5, 0, 0.5])
+
+
+def test_minus_infinity_is_never_chosen() -> None:
+    scores = np.array([-np.inf, 0.0, -np.inf, 1.0], np.float32)
+    got = Sampler(SamplingOptions(temperature=1.0, top_k=3)).distribution(scores, [0])
+    np.testing.assert_array_equal(got > 0, [False, True, False, True])
+
+
+@pytest.mark.parametrize("options", [SamplingOptions(), SamplingOptions(temperature=1.0, top_k=2, top_p=0.5)])
+@pytest.mark.parametrize("bad", [[np.nan, 1, 2], [1, 2, np.nan], [np.inf, 0, 0], [-np.inf] * 3])
+def test_unusable_logits_are_an_error(options: SamplingOptions, bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="cannot be sampled from"):
+        Sampler(options).sample(np.array(bad, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("top_p", float("nan")),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
+        ("repetition_window", 0),
+        ("seed", -1),
+    ],
+)
+def test_options_are_checked(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is"):
+        SamplingOptions(**{name: value})  # type: ignore[arg-type]

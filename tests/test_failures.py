@@ -1,0 +1,141 @@
+"""What happens when a function of the runtime fails: the right exception, and everything usable afterwards."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiling import compile_c
+
+import npumatmul as npu
+from npumatmul import errors
+from npumatmul.rknn.discovery import simulator_path
+
+Arm = Callable[[str, int, int], None]
+
+
+@pytest.fixture(scope="module")
+def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    simulator = simulator_path()
+    return compile_c(
+        tmp_path_factory.mktemp("faulty") / "libfaulty.so",
+        [Path(__file__).parent / "faulty_runtime.c", simulator],
+        "-shared",
+        "-fPIC",
+        f"-Wl,-rpath,{simulator.parent}",
+        "-Wl,--no-as-needed",
+    )
+
+
+@pytest.fixture
+def faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[npu.Device, Arm]]:
+    monkeypatch.setenv("NPUMATMUL_LIBRARY", str(faulty_library))
+    with npu.Device() as device:
+        library = ctypes.CDLL(str(faulty_library))
+
+        def arm(function: str, after: int, code: int) -> None:
+            library.faulty_arm(function.encode(), after, code)
+
+        yield device, arm
+        arm("", 0, 0)
+
+
+RNG = np.random.default_rng(1)
+A = RNG.integers(-9, 9, (300, 9000), dtype=np.int8)  # 2 ranges of rows, 2 slices of K
+B = RNG.integers(-9, 9, (9000, 40), dtype=np.int8)
+EXPECTED = A.astype(np.int32) @ B.astype(np.int32)
+
+
+@pytest.mark.parametrize("code", sorted(errors.RKNN_ERRORS))
+def test_every_code_has_its_exception(faulty: tuple[npu.Device, Arm], code: int) -> None:
+    device, arm = faulty
+    arm("rknn_matmul_run", 0, code)
+    with pytest.raises(errors.RKNN_ERRORS[code]) as caught:
+        npu.matmul(A[:2], B, device=device)
+    error = caught.value
+    assert (error.function, error.code) == ("rknn_matmul_run", code)
+    text = str(error)
+    assert f"returned {code} ({error.name}): {error.meaning}" in text
+    assert "(2, 9000) @ (9000, 40)" in text
+    np.testing.assert_array_equal(npu.matmul(A[:2], B, device=device), EXPECTED[:2])
+
+
+def test_an_unknown_code_is_told_too(faulty: tuple[npu.Device, Arm]) -> None:
+    device, arm = faulty
+    arm("rknn_matmul_run", 0, -77)
+    with pytest.raises(errors.RknnError, match=r"returned -77 \(unknown code") as caught:
+        npu.matmul(A[:2], B, device=device)
+    assert type(caught.value) is errors.RknnError
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"), [("rknn_matmul_run", 4), ("rknn_matmul_set_io_mem", 12), ("rknn_mem_sync", 8)]
+)
+def test_a_failure_at_any_call_is_raised_and_leaves_the_weight_usable(
+    faulty: tuple[npu.Device, Arm], function: str, calls: int
+) -> None:
+    device, arm = faulty
+    with npu.pack(B, device=device) as packed:
+        np.testing.assert_array_equal(A @ packed, EXPECTED)  # from here on only the executor calls `function`
+        before = device.stats()
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        after = device.stats()
+        assert after.run_calls - before.run_calls == 4
+        assert after.set_io_mem_calls - before.set_io_mem_calls == 12
+        assert after.mem_sync_calls - before.mem_sync_calls == 8
+        for position in range(calls):
+            arm(function, position, -1)
+            with pytest.raises(errors.RknnFail) as caught:
+                A @ packed
+            assert caught.value.function == function
+            np.testing.assert_array_equal(A @ packed, EXPECTED)
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_failed_allocations_leak_nothing(faulty: tuple[npu.Device, Arm], position: int) -> None:
+    device, arm = faulty
+    before, files = device.stats(), len(os.listdir("/proc/self/fd"))
+    arm("rknn_create_mem_from_fd" if position else "rknn_create_mem", max(position - 1, 0), -4)
+    expected = errors.RknnMallocFail if position else errors.NpuMemoryError
+    with pytest.raises(expected) as caught:
+        npu.pack(B, device=device)  # two tiles
+    assert isinstance(caught.value, MemoryError)
+    assert device.weights.bytes_used == 0
+    assert device.stats().contexts == before.contexts
+    assert len(os.listdir("/proc/self/fd")) <= files + 1  # at most the one empty arena that is kept
+    np.testing.assert_array_equal(npu.matmul(A, B, device=device), EXPECTED)
+
+
+@pytest.mark.parametrize("function", ["rknn_matmul_create", "rknn_matmul_set_core_mask"])
+def test_a_context_that_cannot_be_made(faulty: tuple[npu.Device, Arm], function: str) -> None:
+    device, arm = faulty
+    arm(function, 0, -5)
+    with pytest.raises(errors.RknnParamInvalid, match=function):
+        npu.matmul(A, B, device=device)
+    assert device.stats().contexts == 1
+    assert device.weights.bytes_used == 0
+    np.testing.assert_array_equal(npu.matmul(A, B, device=device), EXPECTED)
+
+
+def test_a_runtime_that_does_not_tell_its_version_is_judged_by_its_symbols(
+    faulty: tuple[npu.Device, Arm], faulty_library: Path
+) -> None:
+    _, arm = faulty
+    arm("rknn_query", 0, -5)
+    with npu.Device() as device:
+        assert device.api_version == "unknown"
+        assert str(device.runtime_version) == "2.1.0"  # the oldest that exports all that 2.3.2 does
+        np.testing.assert_array_equal(npu.matmul(A, B, device=device), EXPECTED)
+
+
+def test_a_device_that_cannot_be_opened_leaves_nothing(faulty: tuple[npu.Device, Arm]) -> None:
+    _, arm = faulty
+    files = len(os.listdir("/proc/self/fd"))
+    arm("rknn_matmul_create", 0, -1)
+    with pytest.raises(errors.RknnFail, match="rknn_matmul_create"):
+        npu.Device()
+    assert len(os.listdir("/proc/self/fd")) == files
