@@ -56,7 +56,7 @@ static void fill(matmul *mm, const quant_case *of) {
     b_values[i] = int4 ? random_between(-8, 7) : random_between(-128, 127);
     if (!int4) data_of(mm->b)[i] = (uint8_t)b_values[i];
     else if (i % 2 == 0) data_of(mm->b)[i / 2] = (uint8_t)(b_values[i] & 15);
-    else data_of(mm->b)[i / 2] |= (uint8_t)(b_values[i] << 4);
+    else data_of(mm->b)[i / 2] |= (uint8_t)((b_values[i] & 15) << 4);
   }
   bool asymmetric = of->b_quant % 2 == 1;
   for (size_t i = 0; i < b_length(of); i++) {
