@@ -45,6 +45,7 @@ typedef struct {
   uint8_t *c;
   size_t laid_rows; /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
   bool row_sums, column_sums; /* are needed for zero points */
+  double common_scale;        /* of a B per channel (type 2) */
 } job;
 
 /* Scratch memory of one run. */
@@ -207,6 +208,7 @@ static size_t multiply_tile(const job *now, workspace *work, size_t rows, size_t
       .sums = work->c_rows,
       .row_sums = work->row_sums,
       .column_sums = (int32_t *)(void *)work->c_rows + work->rows * width,
+      .common_scale = now->common_scale,
   };
   if (group_size) memset(work->totals, 0, total_bytes);
   memset(work->c_rows, 0, c_bytes); /* also the bits of 0.0f */
@@ -339,13 +341,14 @@ static void count_run(const sim_context *context, int core) {
 static int judge_overflow(const sim_context *context, size_t unfit) {
   if (!unfit) return RKNN_SUCC;
   sim_count(COUNT_SATURATIONS, unfit);
-  const char *name = context->type->c == RKNN_TENSOR_INT16 ? "int16" : context->type->c == RKNN_TENSOR_INT8 ? "int8" : "int32";
-  if (context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_ERROR) {
+  rknn_tensor_type c = context->type->c;
+  sim_overflow overflow = c == RKNN_TENSOR_INT16 ? context->settings.overflow : OVERFLOW_SATURATE;
+  if (overflow == OVERFLOW_ERROR) {
     sim_log_error("rknn_matmul_run, simulator: %zu int16 results overflowed", unfit);
     return RKNN_ERR_FAIL;
   }
-  bool wrapped = context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_WRAP;
-  sim_log_warning("rknn_matmul_run, simulator: %zu %s results were %s", unfit, name, wrapped ? "wrapped" : "saturated");
+  sim_log_warning("rknn_matmul_run, simulator: %zu int%u results were %s", unfit, sim_dtype_bits(c),
+                  overflow == OVERFLOW_WRAP ? "wrapped" : "saturated");
   return RKNN_SUCC;
 }
 
@@ -367,6 +370,7 @@ static int run(sim_context *context) {
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
+      .common_scale = context->b_granularity == PER_CHANNEL ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
   stretched copies = {0};
   workspace work;
