@@ -59,7 +59,6 @@ typedef struct {
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
   size_t rows;        /* of a chunk */
-  uint16_t halves[1024]; /* integer i - 512 as a half, for b_halves */
 } workspace;
 
 static size_t a_value_bytes(const sim_type *type) {
@@ -98,7 +97,6 @@ static bool take_workspace(const job *now, workspace *work) {
   work->c_rows = work->b_halves + b_halves;
   work->totals = (float *)(void *)(work->c_rows + c_rows);
   work->row_sums = (int32_t *)(void *)(work->c_rows + c_rows + totals);
-  for (int i = 0; widens_to_halves(type) && i < 1024; i++) work->halves[i] = sim_float_to_half((float)(i - 512));
   if (now->column_sums) memset(work->a_rows + work->rows * work->a_row_bytes, 1, K); /* integers only have them */
   return true;
 }
@@ -131,18 +129,21 @@ static void gather_rows(const job *now, workspace *work, size_t first, size_t ro
   }
 }
 
-/* B less its zero points as halves, exactly: no difference of two int8 is larger than 255. */
-static void ints_to_halves(const job *now, const workspace *work, const int8_t *ints, size_t tiles, size_t n_tile,
-                           uint8_t *out) {
+/* B less its zero points as halves, exactly. */
+static void ints_to_halves(const job *now, const int8_t *ints, size_t tiles, size_t n_tile, uint8_t *out) {
   const sim_context *context = now->context;
   const sim_type *type = context->type;
   const int32_t *zero_points = context->quant.b.zero_points;
-  for (size_t t = 0; t < tiles; t++) {
-    for (size_t n = 0; n < type->b_tile_n; n++) {
-      size_t channel = context->b_granularity == PER_CHANNEL ? n_tile * type->b_tile_n + n : 0;
-      const uint16_t *halves = work->halves + 512 - (zero_points ? zero_points[channel] : 0);
-      for (size_t k = 0; k < type->b_tile_k; k++, ints++, out += 2) memcpy(out, &halves[*ints], 2);
-    }
+  size_t tile_elements = (size_t)type->b_tile_n * type->b_tile_k;
+  if (!zero_points) {
+    now->products->ints_to_halves(ints, 0, out, tiles * tile_elements);
+    return;
+  }
+  for (size_t column = 0; column < tiles * type->b_tile_n; column++) {
+    size_t n = n_tile * type->b_tile_n + column % type->b_tile_n;
+    int32_t zero_point = zero_points[context->b_granularity == PER_CHANNEL ? n : 0];
+    now->products->ints_to_halves(ints + column * type->b_tile_k, zero_point, out + 2 * column * type->b_tile_k,
+                                  type->b_tile_k);
   }
 }
 
@@ -154,7 +155,7 @@ static const uint8_t *widen(const job *now, const workspace *work, const uint8_t
     b = work->b_ints;
   }
   if (widens_to_halves(type)) {
-    ints_to_halves(now, work, (const int8_t *)b, tiles, n_tile, work->b_halves);
+    ints_to_halves(now, (const int8_t *)b, tiles, n_tile, work->b_halves);
     b = work->b_halves;
   }
   return b;
