@@ -1,8 +1,8 @@
 /*
  * rknn_matmul_run: C = A B from native B, on the calling thread, as one simulated core.
  *
- * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and made
- * into elements of C (results.h).
+ * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and
+ * made into elements of C (results.h).
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -263,7 +263,7 @@ static size_t multiply(const job *now, workspace *work) {
   return unfit;
 }
 
-/* ---- native rows strided by a multiple of four --------------------------------------------------------------------- */
+/* ---- native rows strided by a multiple of four ------------------------------------------------------------------- */
 
 /*
  * The recorded trap: with native A and C and M > 1 not a multiple of 4, the work that runtime 1.6.0 hands to the
@@ -307,7 +307,7 @@ static bool stretch_rows(const sim_context *context, job *now, stretched *copies
   return true;
 }
 
-/* ---- the call ------------------------------------------------------------------------------------------------------ */
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
 
 /*
  * A tensor whose memory was destroyed after set_io_mem counts as unset: its pages are still held, so nothing could
@@ -360,6 +360,7 @@ static int run(sim_context *context) {
     return RKNN_ERR_FAIL;
   }
   const rknn_matmul_io_attr *io = &context->now->attr;
+  bool per_channel = context->b_granularity == PER_CHANNEL;
   int64_t start = microseconds();
   job now = {
       .context = context,
@@ -371,7 +372,7 @@ static int run(sim_context *context) {
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
-      .common_scale = context->b_granularity == PER_CHANNEL ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
+      .common_scale = per_channel ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
   stretched copies = {0};
   workspace work;

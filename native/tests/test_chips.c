@@ -250,7 +250,7 @@ static void test_core_masks(void) {
   }
 }
 
-/* ---- several chips at once ------------------------------------------------------------------------------------------ */
+/* ---- several chips at once --------------------------------------------------------------------------------------- */
 
 static void *on_one_chip(void *argument) {
   const char *soc = argument;
@@ -305,7 +305,7 @@ static void test_select(void) {
   CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_DOMAIN_BYTES", NULL), 0);
 }
 
-/* ---- settings of results --------------------------------------------------------------------------------------------- */
+/* ---- settings of results ----------------------------------------------------------------------------------------- */
 
 /* int4 A and B of nothing but -8, K = 544: the sum is 34816. */
 static int overflowing_run(const char *setting, int16_t *result) {
