@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,21 +105,26 @@ class Memory:
         """Offset in the allocation of the byte after the last."""
         return self.start + self.size
 
-    def sync(self, mode: MemSyncMode) -> None:
+    def sync(self, mode: MemSyncMode) -> int:
         """Synchronise caches, always through the whole allocation: for a slice it is reported to do nothing (Q15).
 
-        Runtimes before 1.6.0 have no such call; nothing is done there.
+        Runtimes before 1.6.0 have no such call; nothing is done there. Returns how often the runtime was called.
         """
         whole = self.allocation
-        if whole.runtime.has("rknn_mem_sync"):
-            whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+        if not whole.runtime.has("rknn_mem_sync"):
+            return 0
+        whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+        return 1
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here."""
         self.allocation.written += 1
 
-    def flush(self) -> None:
-        """Make what the CPU wrote visible to the device; again and again while somebody can still write."""
+    def flush(self) -> int:
+        """Make what the CPU wrote visible to the device; again and again while somebody can still write.
+
+        Returns how often the runtime was called for it.
+        """
         whole = self.allocation
         if whole.views and any(view.writable for view in whole.living_views()):
             whole.written += 1
@@ -126,21 +132,23 @@ class Memory:
             with whole.lock:  # a second thread has to wait until it is done
                 written = whole.written
                 if written != whole.synchronised:
-                    whole.sync(MemSyncMode.TO_DEVICE)
+                    calls = whole.sync(MemSyncMode.TO_DEVICE)
                     whole.synchronised = written
+                    return calls
+        return 0
 
     def living_views(self) -> list[View]:
         """Views of the whole allocation that somebody still holds."""
         return [view for view in self.allocation.views if view.pages() is not None]
 
-    def add_view(self, pages: Any, writable: bool) -> None:
-        """Remember that somebody holds a view of this range, as long as `pages` lives."""
+    def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
+        """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
         whole = self.allocation
         with whole.lock:
-            whole.views = [*whole.living_views(), View(weakref.ref(pages), self, writable)]
+            whole.views = [*whole.living_views(), View(weakref.ref(pages, gone), self, writable)]
 
     def viewed(self) -> int:
-        """How many views would dangle without it: all of an allocation; of a slice, those that were taken through it."""
+        """How many views would dangle without it: all of an allocation; of a slice, those taken through it."""
         return sum(self.owner is None or view.through is self for view in self.living_views())
 
     def being_written(self) -> bool:
@@ -164,6 +172,8 @@ class Session:
         Held while something is created or destroyed.
     guard : threading.Lock
         Held for the moment in which a context is marked as busy or not.
+    run_calls, set_io_mem_calls, mem_sync_calls, macs : int
+        What contexts of users did (`DeviceStats`).
 
     Raises
     ------
@@ -176,6 +186,7 @@ class Session:
         self.lock = threading.RLock()
         self.guard = threading.Lock()
         self.closed = False
+        self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.macs = 0
         self._pid = os.getpid()
         self._anchors: dict[int, int] = {}
         self._memories: dict[Memory, None] = {}
@@ -315,9 +326,15 @@ class Session:
     def _release_memory(self, memory: Memory) -> None:
         slices = [other for other in self._memories if other.owner is memory]
         self._claim([], [*slices, memory])
+        failed: RknnError | None = None
         for each in (*slices, memory):
             del self._memories[each]
-            self.runtime.destroy_mem(each.ctx, each.pointer)
+            try:
+                self.runtime.destroy_mem(each.ctx, each.pointer)
+            except RknnError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         if self.closed:
             self._drop_anchors()
 
@@ -354,7 +371,14 @@ class Session:
         while self._released:
             waiting.append(self._released.popleft())
         for resource in sorted(waiting, key=_order):
+            self._try_to_release(resource)
+
+    def _try_to_release(self, resource: Memory | Handle) -> None:
+        """Release, where whoever is there to be told of a failure did not ask for it."""
+        try:
             self.release(resource)
+        except RknnError as error:
+            logger.warning("%s: giving back failed: %s", self.name, error)
 
     def close(self, keep_viewed: bool = True) -> None:
         """Give everything back. Closing twice is allowed.
@@ -388,9 +412,9 @@ class Session:
             self._released.clear()
             for memory in sorted(self._memories, key=_order):
                 if not memory.allocation.living_views():
-                    self.release(memory)
+                    self._try_to_release(memory)
             for handle in list(self._handles):
-                self.release(handle)
+                self._try_to_release(handle)
             self._drop_anchors()
             logger.info("closed %s", self.name)
 
