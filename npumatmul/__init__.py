@@ -11,7 +11,10 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors
+from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.memory import Buffer, TensorAttr
+from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
     PackedWeight,
     config,
@@ -28,11 +31,19 @@ from npumatmul.ops import (
     vecdot,
     vecmat,
 )
+from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
+    "Buffer",
     "Device",
     "DeviceStats",
+    "DynamicMatmulContext",
+    "MatmulContext",
+    "MatmulLayout",
+    "MatmulType",
     "PackedWeight",
+    "QuantType",
+    "TensorAttr",
     "config",
     "current_device",
     "dot",
