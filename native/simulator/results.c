@@ -5,7 +5,7 @@
 
 #include "products.h"
 
-/* ---- reading and writing in place: an element of C is never wider than a sum, so ascending order is safe ----------- */
+/* ---- reading and writing in place: an element of C is never wider than a sum, so ascending order is safe --------- */
 
 static int32_t int_at(const void *sums, size_t i) {
   int32_t value;
@@ -19,7 +19,9 @@ static float float_at(const void *sums, size_t i) {
   return value;
 }
 
-static void put(void *to, size_t i, const void *element, size_t bytes) { memcpy((char *)to + i * bytes, element, bytes); }
+static void put(void *to, size_t i, const void *element, size_t bytes) {
+  memcpy((char *)to + i * bytes, element, bytes);
+}
 
 static void put_float(void *to, size_t i, float value) { put(to, i, &value, sizeof value); }
 
@@ -28,7 +30,7 @@ static void put_half(void *to, size_t i, float value) {
   put(to, i, &half, sizeof half);
 }
 
-/* ---- parameters ---------------------------------------------------------------------------------------------------- */
+/* ---- parameters -------------------------------------------------------------------------------------------------- */
 
 static float b_scale(const sim_context *context, size_t n) {
   const float *scales = context->quant.b.scales;
@@ -57,7 +59,7 @@ static int64_t corrected(const sim_context *context, const sim_sums *sums, size_
   return sum + (int64_t)context->now->K * a_zero * b_zero;
 }
 
-/* ---- one function per kind of C; each returns how many elements did not fit ------------------------------------------ */
+/* ---- one function per kind of C; each returns how many elements did not fit -------------------------------------- */
 
 static size_t keep(const sim_context *context, const sim_sums *sums) {
   (void)context, (void)sums;
@@ -67,11 +69,11 @@ static size_t keep(const sim_context *context, const sim_sums *sums) {
 /* Type 2: with scales per channel the columns are brought to one common scale (Q22), rounded to nearest even. */
 static size_t to_common_scale(const sim_context *context, const sim_sums *sums) {
   if (context->b_granularity != PER_CHANNEL) return 0;
-  double common = (double)sim_common_scale(&context->quant, context->now->N);
   size_t unfit = 0;
   for (size_t r = 0; r < sums->rows; r++) {
     for (size_t n = 0; n < sums->width; n++) {
-      double value = rint((double)corrected(context, sums, r, n) * (double)b_scale(context, sums->first_n + n) / common);
+      double scale = (double)b_scale(context, sums->first_n + n) / sums->common_scale;
+      double value = rint((double)corrected(context, sums, r, n) * scale);
       int32_t result = value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;
       unfit += (double)result != value;
       put(sums->sums, r * sums->width + n, &result, sizeof result);

@@ -1,8 +1,8 @@
 /*
  * rknn_matmul_run: C = A B from native B, on the calling thread, as one simulated core.
  *
- * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and made
- * into elements of C (results.h).
+ * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and
+ * made into elements of C (results.h).
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -45,6 +45,7 @@ typedef struct {
   uint8_t *c;
   size_t laid_rows; /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
   bool row_sums, column_sums; /* are needed for zero points */
+  double common_scale;        /* of a B per channel (type 2) */
 } job;
 
 /* Scratch memory of one run. */
@@ -58,7 +59,6 @@ typedef struct {
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
   size_t rows;        /* of a chunk */
-  uint16_t halves[1024]; /* integer i - 512 as a half, for b_halves */
 } workspace;
 
 static size_t a_value_bytes(const sim_type *type) {
@@ -97,7 +97,6 @@ static bool take_workspace(const job *now, workspace *work) {
   work->c_rows = work->b_halves + b_halves;
   work->totals = (float *)(void *)(work->c_rows + c_rows);
   work->row_sums = (int32_t *)(void *)(work->c_rows + c_rows + totals);
-  for (int i = 0; widens_to_halves(type) && i < 1024; i++) work->halves[i] = sim_float_to_half((float)(i - 512));
   if (now->column_sums) memset(work->a_rows + work->rows * work->a_row_bytes, 1, K); /* integers only have them */
   return true;
 }
@@ -130,18 +129,21 @@ static void gather_rows(const job *now, workspace *work, size_t first, size_t ro
   }
 }
 
-/* B less its zero points as halves, exactly: no difference of two int8 is larger than 255. */
-static void ints_to_halves(const job *now, const workspace *work, const int8_t *ints, size_t tiles, size_t n_tile,
-                           uint8_t *out) {
+/* B less its zero points as halves, exactly. */
+static void ints_to_halves(const job *now, const int8_t *ints, size_t tiles, size_t n_tile, uint8_t *out) {
   const sim_context *context = now->context;
   const sim_type *type = context->type;
   const int32_t *zero_points = context->quant.b.zero_points;
-  for (size_t t = 0; t < tiles; t++) {
-    for (size_t n = 0; n < type->b_tile_n; n++) {
-      size_t channel = context->b_granularity == PER_CHANNEL ? n_tile * type->b_tile_n + n : 0;
-      const uint16_t *halves = work->halves + 512 - (zero_points ? zero_points[channel] : 0);
-      for (size_t k = 0; k < type->b_tile_k; k++, ints++, out += 2) memcpy(out, &halves[*ints], 2);
-    }
+  size_t tile_elements = (size_t)type->b_tile_n * type->b_tile_k;
+  if (!zero_points) {
+    now->products->ints_to_halves(ints, 0, out, tiles * tile_elements);
+    return;
+  }
+  for (size_t column = 0; column < tiles * type->b_tile_n; column++) {
+    size_t n = n_tile * type->b_tile_n + column % type->b_tile_n;
+    int32_t zero_point = zero_points[context->b_granularity == PER_CHANNEL ? n : 0];
+    now->products->ints_to_halves(ints + column * type->b_tile_k, zero_point, out + 2 * column * type->b_tile_k,
+                                  type->b_tile_k);
   }
 }
 
@@ -153,7 +155,7 @@ static const uint8_t *widen(const job *now, const workspace *work, const uint8_t
     b = work->b_ints;
   }
   if (widens_to_halves(type)) {
-    ints_to_halves(now, work, (const int8_t *)b, tiles, n_tile, work->b_halves);
+    ints_to_halves(now, (const int8_t *)b, tiles, n_tile, work->b_halves);
     b = work->b_halves;
   }
   return b;
@@ -207,6 +209,7 @@ static size_t multiply_tile(const job *now, workspace *work, size_t rows, size_t
       .sums = work->c_rows,
       .row_sums = work->row_sums,
       .column_sums = (int32_t *)(void *)work->c_rows + work->rows * width,
+      .common_scale = now->common_scale,
   };
   if (group_size) memset(work->totals, 0, total_bytes);
   memset(work->c_rows, 0, c_bytes); /* also the bits of 0.0f */
@@ -260,7 +263,7 @@ static size_t multiply(const job *now, workspace *work) {
   return unfit;
 }
 
-/* ---- native rows strided by a multiple of four --------------------------------------------------------------------- */
+/* ---- native rows strided by a multiple of four ------------------------------------------------------------------- */
 
 /*
  * The recorded trap: with native A and C and M > 1 not a multiple of 4, the work that runtime 1.6.0 hands to the
@@ -277,12 +280,20 @@ static size_t rows_laid_out(const sim_context *context) {
   return context->settings.ceil4 && context->native_ac && M > 1 ? (M + 3) / 4 * 4 : M;
 }
 
+/* Bytes that a tensor of that size takes when it is strided by laid_rows. */
+static size_t laid_bytes(const job *now, uint32_t size) { return size / now->shape->M * now->laid_rows; }
+
+/* How many of them are inside the memory. */
+static size_t laid_bytes_inside(const job *now, const sim_binding *binding, uint32_t size) {
+  size_t bytes = laid_bytes(now, size), inside = binding->memory->backing->bytes - binding->start;
+  return bytes < inside ? bytes : inside;
+}
+
 /* A copy of a tensor with more bytes than its attributes say. NULL without memory. */
-static uint8_t *stretch(const sim_binding *binding, size_t bytes, size_t *held) {
+static uint8_t *stretch(const job *now, const sim_binding *binding, uint32_t size, size_t *held) {
   const sim_backing *backing = binding->memory->backing;
-  size_t inside = backing->bytes - binding->start;
-  *held = bytes < inside ? bytes : inside;
-  uint8_t *copy = calloc(1, bytes);
+  *held = laid_bytes_inside(now, binding, size);
+  uint8_t *copy = calloc(1, laid_bytes(now, size));
   if (copy) memcpy(copy, backing->device + binding->start, *held);
   return copy;
 }
@@ -296,15 +307,15 @@ static void free_stretched(const stretched *copies) {
 static bool stretch_rows(const sim_context *context, job *now, stretched *copies) {
   if (now->laid_rows == now->shape->M) return true;
   const rknn_matmul_io_attr *io = &now->shape->attr;
-  copies->a = stretch(&context->a, io->A.size / now->shape->M * now->laid_rows, &copies->a_held);
-  copies->c = stretch(&context->c, io->C.size / now->shape->M * now->laid_rows, &copies->c_held);
+  copies->a = stretch(now, &context->a, io->A.size, &copies->a_held);
+  copies->c = stretch(now, &context->c, io->C.size, &copies->c_held);
   if (!copies->a || !copies->c) return false;
   now->a = copies->a;
   now->c = copies->c;
   return true;
 }
 
-/* ---- the call ------------------------------------------------------------------------------------------------------ */
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
 
 /*
  * A tensor whose memory was destroyed after set_io_mem counts as unset: its pages are still held, so nothing could
@@ -339,13 +350,14 @@ static void count_run(const sim_context *context, int core) {
 static int judge_overflow(const sim_context *context, size_t unfit) {
   if (!unfit) return RKNN_SUCC;
   sim_count(COUNT_SATURATIONS, unfit);
-  const char *name = context->type->c == RKNN_TENSOR_INT16 ? "int16" : context->type->c == RKNN_TENSOR_INT8 ? "int8" : "int32";
-  if (context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_ERROR) {
+  rknn_tensor_type c = context->type->c;
+  sim_overflow overflow = c == RKNN_TENSOR_INT16 ? context->settings.overflow : OVERFLOW_SATURATE;
+  if (overflow == OVERFLOW_ERROR) {
     sim_log_error("rknn_matmul_run, simulator: %zu int16 results overflowed", unfit);
     return RKNN_ERR_FAIL;
   }
-  bool wrapped = context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_WRAP;
-  sim_log_warning("rknn_matmul_run, simulator: %zu %s results were %s", unfit, name, wrapped ? "wrapped" : "saturated");
+  sim_log_warning("rknn_matmul_run, simulator: %zu int%u results were %s", unfit, sim_dtype_bits(c),
+                  overflow == OVERFLOW_WRAP ? "wrapped" : "saturated");
   return RKNN_SUCC;
 }
 
@@ -356,6 +368,7 @@ static int run(sim_context *context) {
     return RKNN_ERR_FAIL;
   }
   const rknn_matmul_io_attr *io = &context->now->attr;
+  bool per_channel = context->b_granularity == PER_CHANNEL;
   int64_t start = microseconds();
   job now = {
       .context = context,
@@ -367,11 +380,12 @@ static int run(sim_context *context) {
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
+      .common_scale = per_channel ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
   stretched copies = {0};
   workspace work;
   /* Recorded: run brings A to the device and C from it (facts 14). */
-  sim_memory_to_device(context->a.memory, context->a.start, io->A.size);
+  sim_memory_to_device(context->a.memory, context->a.start, laid_bytes_inside(&now, &context->a, io->A.size));
   bool ready = stretch_rows(context, &now, &copies);
   if (!ready || !take_workspace(&now, &work)) {
     free_stretched(&copies);
@@ -386,7 +400,7 @@ static int run(sim_context *context) {
   sim_scratch_give(work.a_raw);
   if (copies.c) memcpy(npu_data(&context->c), copies.c, copies.c_held);
   free_stretched(&copies);
-  sim_memory_from_device(context->c.memory, context->c.start, io->C.size);
+  sim_memory_from_device(context->c.memory, context->c.start, laid_bytes_inside(&now, &context->c, io->C.size));
   context->last_run_us = microseconds() - start;
   count_run(context, core);
   return judge_overflow(context, unfit);
