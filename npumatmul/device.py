@@ -126,7 +126,7 @@ class Device:
         self._close(keep_viewed=True)
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and not self.session.closed:
+        if not (getattr(self, "closed", True) or self.session.closed or self.session.inherited):
             self._let_go()
 
     @property
@@ -332,6 +332,9 @@ class Device:
         self._close(keep_viewed=False)
 
     def _close(self, keep_viewed: bool) -> None:
+        if self.session.inherited:  # locks may be held for ever here
+            self.closed = self.session.closed = True
+            return
         with self.lock:
             self.session.close(keep_viewed)
             _open_devices.discard(self)

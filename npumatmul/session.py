@@ -14,7 +14,8 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,8 +171,8 @@ class Session:
     ----------
     lock : threading.RLock
         Held while something is created or destroyed.
-    guard : threading.Lock
-        Held for the moment in which a context is marked as busy or not.
+    guard : threading.RLock
+        Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
     run_calls, set_io_mem_calls, mem_sync_calls, macs : int
         What contexts of users did (`DeviceStats`).
 
@@ -184,8 +185,9 @@ class Session:
     def __init__(self, runtime: Runtime, chip: Chip, name: str) -> None:
         self.runtime, self.chip, self.name = runtime, chip, name
         self.lock = threading.RLock()
-        self.guard = threading.Lock()
+        self.guard = threading.RLock()
         self.closed = False
+        self._depth = 0  # how deep the lock's owner is inside of release and close
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.macs = 0
         self._pid = os.getpid()
         self._anchors: dict[int, int] = {}
@@ -198,6 +200,9 @@ class Session:
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
             self.close()
+        elif getattr(self, "_released", None):
+            with self._inside():
+                self.collect()
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -311,17 +316,28 @@ class Session:
         BusyError
             If another thread runs with it.
         """
-        if resource.closed:
+        if resource.closed or self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
+            resource.closed = True
             return
-        with self.lock:
-            if resource.closed or self.inherited:  # the parent's are the parent's to destroy
-                resource.closed = True
-            elif isinstance(resource, Memory):
+        with self._inside():
+            if resource.closed:
+                return
+            if isinstance(resource, Memory):
                 self._release_memory(resource)
             else:
                 self._claim([resource], [])
                 del self._handles[resource]
                 self.runtime.matmul_destroy(resource.value)
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Hold the lock, and have a garbage collector that runs meanwhile leave things for later."""
+        with self.lock:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     def _release_memory(self, memory: Memory) -> None:
         slices = [other for other in self._memories if other.owner is memory]
@@ -359,7 +375,9 @@ class Session:
         self._released.extend(resources)
         if self.closed and self.lock.acquire(blocking=False):  # no call will follow
             try:
-                self.collect()
+                if not self._depth:
+                    with self._inside():
+                        self.collect()
             finally:
                 self.lock.release()
 
@@ -395,11 +413,11 @@ class Session:
         BusyError
             If another thread is running. Nothing was closed then.
         """
-        with self.lock:
+        if self.inherited:
+            self.closed = True
+            return
+        with self._inside():
             if self.closed:
-                return
-            if self.inherited:
-                self.closed = True
                 return
             with self.guard:
                 if any(handle.busy for handle in self._handles):
@@ -409,12 +427,12 @@ class Session:
                         f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
                     )
                 self.closed = True
-            self._released.clear()
             for memory in sorted(self._memories, key=_order):
                 if not memory.allocation.living_views():
                     self._try_to_release(memory)
             for handle in list(self._handles):
                 self._try_to_release(handle)
+            self.collect()
             self._drop_anchors()
             logger.info("closed %s", self.name)
 

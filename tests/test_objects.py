@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
@@ -675,6 +676,55 @@ def test_after_a_fork_the_child_gets_errors_and_destroys_nothing(fresh_device: n
     context.run()
     np.testing.assert_array_equal(buffers[2].get(context.c), c)
     del view
+
+
+def test_a_garbage_collector_may_run_while_things_are_closed() -> None:
+    """Finalizers that come in the middle of a close must neither wait for ever nor disturb it."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(5):
+            with npu.Device("sim:rk3562") as device:
+                views = []
+                for _ in range(5):
+                    buffer = device.buffer(64)
+                    cycle: list[Any] = [buffer, buffer.array]
+                    cycle.append(cycle)
+                    views.append(device.buffer(64).array)
+                    bound(device)
+                    del buffer, cycle
+            del device, views
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_child_forked_while_a_lock_was_held_ends(fresh_device: npu.Device) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with fresh_device.lock:
+            held.set()
+            go_on.wait(60)
+
+    buffer = fresh_device.buffer(64)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of exactly this
+        child = os.fork()
+    if child == 0:
+        buffer.close()
+        fresh_device.close()
+        del buffer
+        gc.collect()
+        os._exit(7)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 # ---- misuse --------------------------------------------------------------------------------------------------------
