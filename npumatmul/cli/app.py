@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 import npumatmul
-from npumatmul.cli import generating, info
+from npumatmul.cli import generating, info, simulating
 from npumatmul.errors import NpuError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
+app.add_typer(simulating.app, name="sim")
 
 DeviceOption = Annotated[
     str | None,
