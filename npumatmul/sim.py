@@ -278,13 +278,13 @@ def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> I
 
     Examples
     --------
-    >>> import json, tempfile
+    >>> import tempfile
     >>> import numpy as np
     >>> import npumatmul as npu
     >>> with tempfile.NamedTemporaryFile() as file, npu.Device("sim:rk3588") as device:
     ...     with trace(file.name, device):
     ...         _ = npu.matmul(np.ones((4, 32), np.int8), np.ones((32, 32), np.int8), device=device)
-    ...     "rknn_matmul_run" in open(file.name).read()
+    ...     b"rknn_matmul_run" in file.read()
     True
     """
     simulated = _simulator(device)

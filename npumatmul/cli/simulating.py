@@ -49,7 +49,7 @@ def env_command(
         chosen["strict"] = True
     if trace is not None:
         chosen["trace"] = os.path.abspath(trace)
-    variables = sim.environment(soc, runtime, **chosen)
+    variables = sim.environment(soc, runtime, inherited=os.environ, **chosen)
     if program:
         _replace_this_process(program, variables)
     for name, value in variables.items():

@@ -55,7 +55,7 @@ def libraries(folder: str | Path | None = None) -> dict[str, Path]:
     prefix = "libnpumm_sim_"
     places = Path(native_directory() if folder is None else folder).glob(f"{prefix}*.so")
     found = {place.name[len(prefix) : -len(".so")]: place for place in places}
-    return dict(sorted(found.items(), key=lambda item: (RuntimeVersion.parse(item[0]) or RuntimeVersion(0, 0, 0))))
+    return dict(sorted(found.items(), key=lambda item: RuntimeVersion.parse(item[0]) or RuntimeVersion(0, 0, 0)))
 
 
 class Simulator:
