@@ -1,0 +1,121 @@
+"""Build for 64-bit ARM and run it here: C tests and libraries, under qemu's user-mode emulation.
+
+    python3 tools/check_aarch64.py                    the C tests and the libraries, cross-built
+    python3 tools/check_aarch64.py --wheel FILE       the libraries of a wheel, with the same programs
+
+Every program runs on two emulated cores of Rockchip chips: Cortex-A53 (RK3562), which has no dot product instructions,
+and Cortex-A76 (RK3588), which has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import native
+import packages
+
+PREFIX = "aarch64-linux-gnu"
+CORES = ("cortex-a53", "cortex-a76")
+NEEDED = {
+    f"{PREFIX}-gcc": f"gcc-{PREFIX}",
+    f"/usr/{PREFIX}/include/stdio.h": "libc6-dev-arm64-cross",
+    "qemu-aarch64": "qemu-user",
+    "cmake": "cmake",
+}
+
+
+def emulated(core: str) -> list[str]:
+    """The command before a program that runs it on an emulated core."""
+    return ["qemu-aarch64", "-cpu", core, "-L", f"/usr/{PREFIX}"]
+
+
+def run(name: str, program: Path, *arguments: str) -> None:
+    """Run a program on every core; it has to end with a line of passed checks and no failed one."""
+    for core in CORES:
+        started = time.monotonic()
+        command = [*emulated(core), str(program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=native.TIMEOUT)
+        line = (done.stdout.strip().splitlines() or ["it printed nothing"])[-1]
+        print(f"{core} {time.monotonic() - started:6.1f} s  {line}", flush=True)
+        if done.returncode != 0 or not re.search(r"\b[1-9]\d* passed, 0 failed", line):
+            raise RuntimeError(f"{name} on {core}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+
+
+def check_program(name: str, sources: list[Path], folder: Path) -> None:
+    """Cross-build and run one C test."""
+    program = folder / name
+    native.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
+    run(name, program)
+
+
+def build_libraries(folder: Path) -> list[Path]:
+    """Cross-build the libraries as CMake builds them for the package."""
+    toolchain = native.ROOT / "cmake" / f"{PREFIX}.cmake"
+    configure = ["cmake", "-S", str(native.ROOT), "-B", str(folder), f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
+    for command in (
+        [*configure, "-DNPUMATMUL_WERROR=ON"],
+        ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    return sorted(folder.glob("lib*.so"))
+
+
+def libraries_of_wheel(wheel: Path, folder: Path) -> list[Path]:
+    """The libraries that a wheel installs."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(folder, names)
+    return sorted(folder / name for name in names)
+
+
+def check_libraries(libraries: list[Path], folder: Path) -> None:
+    """Load the libraries, and multiply through the executor with every simulator."""
+    host = [file for file in libraries if file.name == "libnpumm.so"]
+    simulators = [file for file in libraries if file.name.startswith("libnpumm_sim")]
+    if len(host) != 1 or not simulators:
+        raise RuntimeError(
+            f"libnpumm.so and simulators are expected, not {', '.join(map(str, libraries)) or 'nothing'}"
+        )
+    program = folder / "load_libraries"
+    sources = [native.NATIVE / "checks" / "load_libraries.c"]
+    native.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
+    run("load_libraries", program, str(host[0]), *map(str, simulators))
+
+
+def main() -> None:
+    """Check what was asked for."""
+    parser = argparse.ArgumentParser(description="Build for 64-bit ARM and run under qemu.")
+    parser.add_argument("--wheel", type=Path, help="check the libraries of this wheel instead of building them")
+    options = parser.parse_args()
+    packages.ensure("checking for aarch64", NEEDED)
+    try:
+        with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            folder = Path(name)
+            tests = [
+                pool.submit(check_program, program, sources, folder) for program, sources in native.programs().items()
+            ]
+            if options.wheel:
+                libraries = libraries_of_wheel(options.wheel, folder / "wheel")
+            else:
+                libraries = build_libraries(folder / "build")
+            check_libraries(libraries, folder)
+            for test in tests:
+                test.result()
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        sys.exit(str(error))
+    print("aarch64: all passed")
+
+
+if __name__ == "__main__":
+    main()
