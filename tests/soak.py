@@ -3,9 +3,10 @@
     python tests/soak.py --minutes 60
 
 One device lives all the time and serves several threads; meanwhile other devices are opened, used by several threads
-and closed. Together they want more contexts than a process may have, so contexts are given up and made anew. Every minute all of them pause with no weight alive, and everything is counted. It fails where a product is
-not numpy's int32 product, where a closed device leaves anything behind, or where the counts of the long-lived device,
-the process's descriptors or threads, or its resident memory grow after the warm-up (the first fifth of the time).
+and closed. The long-lived one wants more contexts than it may have, so they are given up and made anew. Every minute
+all of them pause with no weight alive, and everything is counted. It fails where a product is not numpy's int32
+product, where a closed device leaves anything behind, or where the counts of the long-lived device, the process's
+descriptors or threads, or its resident memory grow after the warm-up (the first fifth of the time).
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ RSS_SLACK_BYTES = 32 << 20
 #: Likewise for the long-lived device, whose weight arenas depend on the order of allocations.
 ARENAS_SLACK = 2
 
+#: Most M, K and N. A process may have 150 contexts, and a device gives up only its own: the lasting device uses all of
+#: its share, four fifths, and the shapes of the passing ones come to 8 contexts and their own for each.
+LASTING_EXTENTS = (40, 700, 500)
+PASSING_EXTENTS = (4, 64, 64)
 THREADS_OF_LASTING_DEVICE = 2
 PASSING_DEVICES = 2
 THREADS_OF_PASSING_DEVICE = 2
@@ -64,16 +69,16 @@ class Tally:
             self.devices += devices
 
 
-def work(device: npu.Device, seed: int, until: float, tally: Tally) -> None:
-    """Pack a weight of a random shape, multiply with it a few times, drop it."""
+def work(device: npu.Device, most: tuple[int, int, int], seed: int, until: float, tally: Tally) -> None:
+    """Pack a weight of a random shape, multiply with it a few times, drop it; `most` bounds M, K and N."""
     choose = random.Random(seed)
     values = np.random.default_rng(seed)
     while time.monotonic() < until and tally.problem is None:
-        k, n = choose.randint(1, 700), choose.randint(1, 500)
+        k, n = choose.randint(1, most[1]), choose.randint(1, most[2])
         b = values.integers(-128, 128, (k, n), dtype=np.int8)
         packed = npu.pack(b, "int8", device=device)
         for _ in range(choose.randint(1, 4)):
-            a = values.integers(-128, 128, (choose.randint(1, 40), k), dtype=np.int8)
+            a = values.integers(-128, 128, (choose.randint(1, most[0]), k), dtype=np.int8)
             right: npu.PackedWeight | np.ndarray = packed if choose.random() < 0.8 else b
             c = npu.matmul(a, right, device=device)
             if not np.array_equal(c, a.astype(np.int32) @ b.astype(np.int32)):
@@ -98,7 +103,10 @@ def open_use_close(seed: int, until: float, tally: Tally) -> None:
             end = min(until, time.monotonic() + 2.0)
             run_together(
                 tally,
-                [(work, device, seed + 1 + index, end, tally) for index in range(THREADS_OF_PASSING_DEVICE)],
+                [
+                    (work, device, PASSING_EXTENTS, seed + 1 + index, end, tally)
+                    for index in range(THREADS_OF_PASSING_DEVICE)
+                ],
             )
         tally.add(devices=1)
         seed += 1000
@@ -154,7 +162,10 @@ def soak(minutes: int, seconds_per_round: float = 60.0) -> None:
     with npu.Device("sim:rk3588") as device:
         for minute in range(1, minutes + 1):
             until = time.monotonic() + seconds_per_round
-            lasting = [(work, device, minute * 7 + index, until, tally) for index in range(THREADS_OF_LASTING_DEVICE)]
+            lasting = [
+                (work, device, LASTING_EXTENTS, minute * 7 + index, until, tally)
+                for index in range(THREADS_OF_LASTING_DEVICE)
+            ]
             passing = [(open_use_close, minute * 10_000_000 + index, until, tally) for index in range(PASSING_DEVICES)]
             run_together(tally, [*lasting, *passing])
             if tally.problem is not None:

@@ -1,45 +1,71 @@
-"""The C tests, compiled here and run plainly and under the sanitizers."""
+"""The C tests and the fuzz target's corpus, compiled here; `make check-native` runs the tests in every way."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, build_simulators, compile_c, run
+from compiling import NATIVE, ROOT, compile_c, run
 
-TESTS = NATIVE / "tests"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import c_tests
+import fuzz
+
 SIMULATOR = sorted((NATIVE / "simulator").glob("*.c"))
 KERNELS = sorted((NATIVE / "kernels").glob("*.c"))
+PROGRAMS = c_tests.programs()
 
-PROGRAMS = {
-    "test_kernels": [TESTS / "test_kernels.c", *KERNELS],
-    "test_products": [TESTS / "test_products.c", *(NATIVE / "simulator").glob("products_*.c")],
-    **{
-        name: [TESTS / f"{name}.c", *SIMULATOR]
-        for name in ("test_simulator", "test_chips", "test_quant", "test_dynamic", "test_strict", "test_control")
-    },
+#: ThreadSanitizer makes threads ten times as slow: here it watches the programs that have some of their own.
+WAYS = {
+    "plain": sorted(PROGRAMS),
+    "address": sorted(PROGRAMS),
+    "thread": [name for name, sources in PROGRAMS.items() if "pthread_create" in sources[0].read_text()],
 }
-SANITIZERS = {
-    "plain": ["-O2"],
-    "address+undefined": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
-}
-FOLDERS = [f"-I{NATIVE / 'kernels'}", f"-I{NATIVE / 'simulator'}", "-ffp-contract=off"]
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_c_program(program: str, sanitizer: str, tmp_path: Path) -> None:
-    built = compile_c(tmp_path / program, PROGRAMS[program], *FOLDERS, *SANITIZERS[sanitizer])
-    output = run(built)
-    assert " passed, 0 failed" in output
-    assert not output.startswith("0 passed")
+def test_every_program_is_found() -> None:
+    assert set(PROGRAMS) == {file.stem for file in (NATIVE / "tests").glob("test_*.c")} >= {"test_kernels"}
+    assert all(len(sources) > 1 for sources in PROGRAMS.values())
+    assert WAYS["thread"]
 
 
-def test_libraries_of_all_versions(tmp_path: Path) -> None:
-    built = compile_c(tmp_path / "test_versions", [TESTS / "test_versions.c"], "-O2", "-ldl")
-    output = run(built, str(build_simulators(tmp_path)))
-    assert " passed, 0 failed" in output
+@pytest.mark.parametrize(("way", "program"), [(way, program) for way, names in WAYS.items() for program in names])
+def test_c_program(program: str, way: str, tmp_path: Path) -> None:
+    assert c_tests.check(program, PROGRAMS[program], way, tmp_path) == ""
+
+
+def test_a_program_that_fails_is_reported(tmp_path: Path) -> None:
+    source = tmp_path / "test_failing.c"
+    for text, reported in (
+        ('int main(void) { puts("1 passed, 1 failed"); return 1; }', "ended with 1"),
+        ('int main(void) { puts("0 passed, 0 failed"); return 0; }', "ended with 0"),
+        ('int main(void) { int *p = malloc(4); p += 5; *p = 1; puts("1 passed, 0 failed"); }', "heap-buffer-overflow"),
+        ("int main(void) { return unknown; }", "unknown"),
+    ):
+        source.write_text(f"#include <stdio.h>\n#include <stdlib.h>\n{text}\n")
+        assert reported in c_tests.check("test_failing", [source], "address", tmp_path)
+
+
+def test_the_corpus_of_the_fuzz_target(tmp_path: Path) -> None:
+    """What fuzzing once reached is replayed; a finding would show up as a crash or a report of a sanitizer."""
+    corpus = sorted(fuzz.CORPUS.glob("*"))
+    assert len(corpus) > 100
+    assert sum(file.stat().st_size for file in corpus) < fuzz.CORPUS_BYTES_MOST
+    assert fuzz.replay(corpus, tmp_path).endswith(f"{len(corpus)} inputs replayed\n")
+
+
+def test_the_built_libraries_work_without_python(tmp_path: Path) -> None:
+    """A C program loads them as they are installed and multiplies through the executor, with every simulator."""
+    from npumatmul.rknn.discovery import native_directory
+
+    libraries = Path(native_directory())
+    program = compile_c(tmp_path / "load_libraries", [NATIVE / "checks" / "load_libraries.c"], "-O2", "-ldl")
+    simulators = sorted(map(str, libraries.glob("libnpumm_sim*.so")))
+    assert len(simulators) > 1
+    output = run(program, str(libraries / "libnpumm.so"), *simulators)
+    assert output.endswith(f"load_libraries: {2 * len(simulators)} passed, 0 failed\n")
 
 
 def test_every_c_file_is_clean_by_itself(tmp_path: Path) -> None:

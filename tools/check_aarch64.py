@@ -20,7 +20,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import native
+import c_tests
 import packages
 
 PREFIX = "aarch64-linux-gnu"
@@ -43,7 +43,7 @@ def run(name: str, program: Path, *arguments: str) -> None:
     for core in CORES:
         started = time.monotonic()
         command = [*emulated(core), str(program), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=native.TIMEOUT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=c_tests.TIMEOUT)
         line = (done.stdout.strip().splitlines() or ["it printed nothing"])[-1]
         print(f"{core} {time.monotonic() - started:6.1f} s  {line}", flush=True)
         if done.returncode != 0 or not re.search(r"\b[1-9]\d* passed, 0 failed", line):
@@ -53,14 +53,14 @@ def run(name: str, program: Path, *arguments: str) -> None:
 def check_program(name: str, sources: list[Path], folder: Path) -> None:
     """Cross-build and run one C test."""
     program = folder / name
-    native.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
+    c_tests.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
     run(name, program)
 
 
 def build_libraries(folder: Path) -> list[Path]:
     """Cross-build the libraries as CMake builds them for the package."""
-    toolchain = native.ROOT / "cmake" / f"{PREFIX}.cmake"
-    configure = ["cmake", "-S", str(native.ROOT), "-B", str(folder), f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
+    toolchain = c_tests.ROOT / "cmake" / f"{PREFIX}.cmake"
+    configure = ["cmake", "-S", str(c_tests.ROOT), "-B", str(folder), f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"]
     for command in (
         [*configure, "-DNPUMATMUL_WERROR=ON"],
         ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count() or 1)],
@@ -88,33 +88,34 @@ def check_libraries(libraries: list[Path], folder: Path) -> None:
             f"libnpumm.so and simulators are expected, not {', '.join(map(str, libraries)) or 'nothing'}"
         )
     program = folder / "load_libraries"
-    sources = [native.NATIVE / "checks" / "load_libraries.c"]
-    native.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
+    sources = [c_tests.NATIVE / "checks" / "load_libraries.c"]
+    c_tests.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
     run("load_libraries", program, str(host[0]), *map(str, simulators))
 
 
-def main() -> None:
-    """Check what was asked for."""
-    parser = argparse.ArgumentParser(description="Build for 64-bit ARM and run under qemu.")
-    parser.add_argument("--wheel", type=Path, help="check the libraries of this wheel instead of building them")
-    options = parser.parse_args()
+def check(wheel: Path | None = None) -> None:
+    """Run the C tests, and the libraries of a wheel or cross-built ones; end the program where something fails."""
     packages.ensure("checking for aarch64", NEEDED)
     try:
         with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             folder = Path(name)
             tests = [
-                pool.submit(check_program, program, sources, folder) for program, sources in native.programs().items()
+                pool.submit(check_program, program, sources, folder) for program, sources in c_tests.programs().items()
             ]
-            if options.wheel:
-                libraries = libraries_of_wheel(options.wheel, folder / "wheel")
-            else:
-                libraries = build_libraries(folder / "build")
+            libraries = libraries_of_wheel(wheel, folder / "wheel") if wheel else build_libraries(folder / "build")
             check_libraries(libraries, folder)
             for test in tests:
                 test.result()
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         sys.exit(str(error))
     print("aarch64: all passed")
+
+
+def main() -> None:
+    """Check what was asked for."""
+    parser = argparse.ArgumentParser(description="Build for 64-bit ARM and run under qemu.")
+    parser.add_argument("--wheel", type=Path, help="check the libraries of this wheel instead of building them")
+    check(parser.parse_args().wheel)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@
 enum {
   CONTEXTS = 8,
   MEMORIES = 16,
-  CALLS_MOST = 150,
+  CALLS_MOST = 100,
   HELPER_SIDE = 256,     /* most rows and columns that go through the helper that packs B */
-  RUN_MACS_MOST = 1 << 20 /* a run beyond it takes its time and shows nothing new */
+  RUN_MACS_MOST = 1 << 16 /* a run beyond it takes its time and shows nothing new */
 };
 
 /* ---- the input ---------------------------------------------------------------------------------------------------- */

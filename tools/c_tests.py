@@ -1,6 +1,6 @@
 """The C test programs: which there are, what each is made of, building and running them.
 
-    python3 tools/native.py plain address thread valgrind     every program, in these ways
+    python3 tools/c_tests.py plain address thread valgrind     every program, in these ways
 
 A program is a ``native/tests/test_*.c``. Its further sources are those that the compile line in its first comment names
 (``simulator/products_*.c``), or all of the simulator's where it includes ``check.h``.
