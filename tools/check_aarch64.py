@@ -45,16 +45,14 @@ def run(name: str, program: Path, *arguments: str) -> None:
         command = [*emulated(core), str(program), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=c_tests.TIMEOUT)
         line = (done.stdout.strip().splitlines() or ["it printed nothing"])[-1]
-        print(f"{core} {time.monotonic() - started:6.1f} s  {line}", flush=True)
+        print(f"{name:18} {core} {time.monotonic() - started:6.1f} s  {line}", flush=True)
         if done.returncode != 0 or not re.search(r"\b[1-9]\d* passed, 0 failed", line):
             raise RuntimeError(f"{name} on {core}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
 
 
-def check_program(name: str, sources: list[Path], folder: Path) -> None:
+def check_program(program: c_tests.Program, workshop: c_tests.Workshop, libraries: Path) -> None:
     """Cross-build and run one C test."""
-    program = folder / name
-    c_tests.compile_program(program, sources, "-O2", compiler=f"{PREFIX}-gcc")
-    run(name, program)
+    run(program.name, workshop.build(program), *([str(libraries)] if program.needs_libraries else []))
 
 
 def build_libraries(folder: Path) -> list[Path]:
@@ -99,10 +97,12 @@ def check(wheel: Path | None = None) -> None:
     try:
         with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             folder = Path(name)
-            tests = [
-                pool.submit(check_program, program, sources, folder) for program, sources in c_tests.programs().items()
-            ]
             libraries = libraries_of_wheel(wheel, folder / "wheel") if wheel else build_libraries(folder / "build")
+            workshop = c_tests.Workshop(folder / "tests", ["-O2"], f"{PREFIX}-gcc")
+            tests = [
+                pool.submit(check_program, program, workshop, libraries[0].parent)
+                for program in c_tests.programs().values()
+            ]
             check_libraries(libraries, folder)
             for test in tests:
                 test.result()
