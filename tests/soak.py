@@ -12,6 +12,7 @@ descriptors or threads, or its resident memory grow after the warm-up (the first
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import os
 import random
@@ -27,9 +28,9 @@ import npumatmul as npu
 from npumatmul import sim
 from npumatmul.rknn.simulator import Simulator
 
-#: By how much resident memory may exceed its largest value of the warm-up. The C library keeps freed blocks in an arena
-#: per thread, so it moves by some MiB; a leak of one rknn_tensor_mem or context per operation would be far above.
-RSS_SLACK_BYTES = 32 << 20
+#: By how much resident memory, with what is free given back, may exceed its largest value of the warm-up. It moves by
+#: some MiB; a leak of one rknn_tensor_mem or context per operation would be far above.
+RSS_SLACK_BYTES = 16 << 20
 #: Likewise for the long-lived device, whose weight arenas depend on the order of allocations.
 ARENAS_SLACK = 2
 
@@ -123,6 +124,7 @@ def run_together(tally: Tally, jobs: list[tuple[object, ...]]) -> None:
 def measure(device: npu.Device) -> Figures:
     """Count, with nothing going on."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed blocks that the C library keeps for threads to come are no leak
     stats = device.stats()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Figures(

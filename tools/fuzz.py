@@ -38,7 +38,10 @@ def clang() -> str:
         found = shutil.which(f"clang{version}")
         if found and _has_libfuzzer(found):
             return found
-    packages.ensure("fuzzing", {"clang-14": "clang-14", "/usr/lib/llvm-14/lib/clang/14.0.6/lib": "libclang-rt-14-dev"})
+    packages.ensure(
+        "fuzzing",
+        {"clang-14": "clang-14", "/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*": "libclang-rt-14-dev"},
+    )
     return "clang-14"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 
 def ensure(what_for: str, programs: dict[str, str]) -> None:
@@ -17,7 +17,7 @@ def ensure(what_for: str, programs: dict[str, str]) -> None:
     what_for : str
         The check, for the message.
     programs : dict of str to str
-        Names of programs, or absolute paths of files, and the Debian packages that have them.
+        Names of programs, or absolute paths (also with ``*``) of files, and the Debian packages that have them.
     """
     missing = sorted({package for name, package in programs.items() if not _present(name)})
     if not missing:
@@ -38,4 +38,4 @@ def ensure(what_for: str, programs: dict[str, str]) -> None:
 
 
 def _present(name: str) -> bool:
-    return Path(name).exists() if name.startswith("/") else shutil.which(name) is not None
+    return bool(glob.glob(name)) if name.startswith("/") else shutil.which(name) is not None
