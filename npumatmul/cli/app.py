@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 import npumatmul
-from npumatmul.cli import info
+from npumatmul.cli import info, simulating
 from npumatmul.errors import NpuError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
+app.add_typer(simulating.app, name="sim")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
 
