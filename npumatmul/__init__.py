@@ -11,6 +11,7 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors
+from npumatmul.capabilities import capabilities
 from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.ops import PackedWeight, matmul, pack
 
@@ -18,6 +19,7 @@ __all__ = [
     "Device",
     "DeviceStats",
     "PackedWeight",
+    "capabilities",
     "current_device",
     "errors",
     "matmul",
