@@ -5,6 +5,7 @@
 #ifndef NPUMATMUL_SIM_H
 #define NPUMATMUL_SIM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -23,10 +24,43 @@ typedef struct {
   uint64_t bytes_now;     /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
 } npumm_sim_counters;
 
-/* The simulated chip: soc such as "rk3588" and its number of NPU cores. Both pointers stay valid for ever. */
+/*
+ * The simulated chip of the calling thread: soc such as "rk3588" and its number of NPU cores. The pointer stays valid
+ * for ever.
+ */
 const char *npumm_sim_describe(int *cores);
+
+/*
+ * Chooses the chip on which the calling thread creates contexts, and memory without a context, from now on: "rk3562",
+ * "rk3566", "rk3568", "rk3576", "rk3588", or NULL for the chip of NPUMATMUL_SIM_SOC. Contexts and memories stay on the
+ * chip on which they were made, and any thread may use them. Each chip has context counts and memory budgets of its
+ * own. Returns 0, or -5 for a name that is none.
+ */
+int npumm_sim_select(const char *soc);
+
+/*
+ * Changes a setting as if the environment had had it at load: name is the variable's name, value its value, NULL or ""
+ * the default. It counts for contexts and memories created afterwards, NPUMATMUL_SIM_FAULTS and NPUMATMUL_SIM_TRACE at
+ * once. Returns 0; -1 with a line on standard error for a value that is malformed, which changes nothing; -5 for a name
+ * that is none. docs/simulator.md lists the settings.
+ */
+int npumm_sim_configure(const char *name, const char *value);
+
 void npumm_sim_read_counters(npumm_sim_counters *counters);
 void npumm_sim_reset_counters(void);
+
+/*
+ * All counters as JSON text, cut off to size with a final NUL like snprintf. Returns the length of the whole text
+ * without the NUL; call it with NULL and 0 for that.
+ */
+size_t npumm_sim_counters_json(char *buffer, size_t size);
+
+/*
+ * Writes a trace of all calls to a file, in the JSON format of chrome://tracing and Perfetto. Starting ends a trace that
+ * is going on. Returns 0; -1 when the file cannot be written; -5 for no path.
+ */
+int npumm_sim_trace_start(const char *path);
+void npumm_sim_trace_stop(void);
 
 #ifdef __cplusplus
 }

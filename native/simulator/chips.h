@@ -1,6 +1,6 @@
 /*
- * What is simulated, as data: the chips with their matmul types, and the runtime version. No tile size, limit or
- * alignment stands anywhere else in the simulator; another chip, type or version is another row.
+ * The simulated chips with their matmul types, as data. No tile size or alignment stands anywhere else in the
+ * simulator; another chip or type is another row. What differs by runtime version is in runtimes.h.
  */
 #ifndef SIM_CHIPS_H
 #define SIM_CHIPS_H
@@ -13,49 +13,55 @@
 
 /* How the numbers of a type are multiplied and added up; one inner loop each in products.h. */
 typedef enum {
-  PRODUCT_F16, /* halves, exact products, float32 sums */
-  PRODUCT_I8,  /* int8, int32 sums modulo 2^32 */
-  PRODUCT_I4   /* int4, exact sums, saturated to int16 at the end */
+  PRODUCT_F16, /* A of halves: exact products, float32 sums; an integer B becomes halves first, which is exact */
+  PRODUCT_I8,  /* A of int8, int32 sums modulo 2^32; an int4 B becomes int8 first */
+  PRODUCT_I4   /* int4, exact sums, narrowed to int16 at the end */
 } sim_product;
+
+/* For which part of B one scale and zero point stand; bits, because a type may allow several. */
+typedef enum { PER_LAYER = 1, PER_CHANNEL = 2, PER_GROUP = 4 } sim_granularity;
 
 /* One matmul type of one chip. All counts are elements (facts 3.5: the header's "byte" can only mean elements). */
 typedef struct {
   rknn_matmul_type type;
   sim_product product;
   rknn_tensor_type a, b, c;
-  uint32_t k_align, n_align;
-  uint32_t a_group;              /* native A is [K / a_group, M, a_group] */
-  uint32_t b_tile_n, b_tile_k;   /* native B is [N / b_tile_n, K / b_tile_k, b_tile_n, b_tile_k] */
-  uint32_t c_group;              /* native C is [N / c_group, M, c_group] */
-  uint64_t native_ac_max_mk;     /* largest M * K that create survives with native A and C; 0: no such limit */
+  uint32_t k_align, n_align;                       /* the header's, which recordings confirm (facts 14, D5, D6) */
+  uint32_t documented_n_align, documented_n_max;   /* the guide's, stricter (facts 3.4, D6, D7) */
+  uint32_t a_group;                                /* native A is [K / a_group, M, a_group] */
+  uint32_t b_tile_n, b_tile_k;                     /* native B is [N / b_tile_n, K / b_tile_k, b_tile_n, b_tile_k] */
+  uint32_t c_group;                                /* native C is [N / c_group, M, c_group] */
+  uint32_t k_max_1_5_2;                            /* recorded; 0 where that version does not have the type */
+  unsigned observed_granularity, documented_granularity; /* sim_granularity bits for B (facts 5.3, D13) */
+  uint64_t native_ac_max_mk; /* largest M * K that create survives with native A and C; 0: no such limit */
 } sim_type;
 
 typedef struct {
   const char *soc;
+  int index; /* of the table */
   int cores;
-  uint32_t k_max;          /* largest K that create accepts */
-  uint32_t k_segment;      /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
-  uint64_t domain_bytes;   /* NPU memory that one IOMMU domain gives */
-  int domains;             /* valid iommu_domain_id are 0 .. domains - 1 */
-  uint32_t contexts_max;   /* living contexts, as met in the field */
-  uint32_t not_yet;        /* bit t: the chip does matmul type t, the simulator does not */
+  int since;            /* number of the first runtime that knows it */
+  uint32_t k_max_1_6_0; /* recorded: the largest K that create accepts (facts 14) */
+  uint32_t k_max;           /* of later runtimes */
+  uint32_t documented_k_max;
+  uint32_t k_segment;   /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
+  bool transposed_b;    /* takes B as [N, K] (D19) */
+  int domains;          /* valid iommu_domain_id are 0 .. domains - 1 (Q23) */
   size_t type_count;
   const sim_type *types;
 } sim_chip;
 
-typedef struct {
-  const char *api_version;
-  const char *driver_version;
-  bool int4_low_first;  /* the even element of an int4 pair is the low nibble (facts 4.6, D28) */
-} sim_runtime;
+enum { SIM_CHIPS = 5, SIM_DOMAINS_MAX = 16, SIM_CORES_MAX = 3, SIM_TYPES_MAX = 16 };
 
-const sim_chip *sim_current_chip(void);
-const sim_runtime *sim_current_runtime(void);
+const sim_chip *sim_chip_at(int index);
 
-/* NULL when the chip has no such type or the simulator does not do it. */
+/* NULL for a name that is none. */
+const sim_chip *sim_find_chip(const char *soc);
+
+/* NULL when the chip has no such type. */
 const sim_type *sim_find_type(const sim_chip *chip, rknn_matmul_type type);
 
-/* "RKNN_INT8_MM_INT8_TO_INT32", or the vendor's "UNKNOW". */
+/* "RKNN_INT8_MM_INT8_TO_INT32"; NULL for a number that no version names. */
 const char *sim_type_name(rknn_matmul_type type);
 
 /* Bits per element; 0 for a type that no matmul uses. */

@@ -1,73 +1,22 @@
+/*
+ * Contexts from create to destroy.
+ */
 #include "context.h"
 
 #include <stdlib.h>
 
-#include "export.h"
+#include "api.h"
 #include "log.h"
 #include "registry.h"
+#include "request.h"
 #include "scratch.h"
+#include "trace.h"
 
-sim_element sim_element_of(rknn_tensor_type dtype) {
-  return (sim_element){
-      .bits = sim_dtype_bits(dtype),
-      .int4_low_first = sim_current_runtime()->int4_low_first,
-  };
+sim_element sim_element_of(const sim_runtime *runtime, rknn_tensor_type dtype) {
+  return (sim_element){.bits = sim_dtype_bits(dtype), .int4_low_first = runtime->int4_low_first};
 }
 
-/* The checks of create in the recorded order: type, K limit, K alignment, N alignment; then what was not recorded. */
-static int check_info(const sim_chip *chip, const rknn_matmul_info *info) {
-  const sim_type *type = sim_find_type(chip, info->type);
-  if (!type) {
-    sim_log_error("rknn_matmul_create, meet unsupported matmul dtype : %s", sim_type_name(info->type));
-    unsigned number = (unsigned)info->type;
-    if (number < 32 && chip->not_yet >> number & 1) {
-      sim_log_error("rknn_matmul_create, simulator: %s has this type, the simulator does not do it yet", chip->soc);
-    }
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if (info->M <= 0 || info->K <= 0 || info->N <= 0) {
-    sim_log_error("rknn_matmul_create, simulator: M, K and N must be positive, not %d, %d, %d", info->M, info->K,
-                  info->N);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if ((uint32_t)info->K > chip->k_max) {
-    sim_log_error("rknn_matmul_create, k > limit: %d", info->K);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if ((uint32_t)info->K % type->k_align != 0) {
-    sim_log_error("rknn_matmul_create, matmul K must be align with %u!", type->k_align);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if ((uint32_t)info->N % type->n_align != 0) {
-    sim_log_error("rknn_matmul_create, matmul N must be align with %u!", type->n_align);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  bool ac_known = info->AC_layout == RKNN_MM_LAYOUT_NORM || info->AC_layout == RKNN_MM_LAYOUT_NATIVE;
-  if (info->B_layout < RKNN_MM_LAYOUT_NORM || info->B_layout > RKNN_MM_LAYOUT_TP_NORM || !ac_known) {
-    sim_log_error("rknn_matmul_create, simulator: no such layout: B_layout %d, AC_layout %d", info->B_layout,
-                  info->AC_layout);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if (info->B_quant_type != 0 || info->AC_quant_type != 0) {
-    sim_log_error("rknn_matmul_create, simulator: does not do B_quant_type %d, AC_quant_type %d yet, only 0",
-                  info->B_quant_type, info->AC_quant_type);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  if (info->iommu_domain_id < 0 || info->iommu_domain_id >= chip->domains) {
-    sim_log_error("rknn_matmul_create, simulator: iommu_domain_id %d is not in 0..%d", info->iommu_domain_id,
-                  chip->domains - 1);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  uint64_t mk = (uint64_t)info->M * (uint64_t)info->K;
-  if (info->AC_layout == RKNN_MM_LAYOUT_NATIVE && type->native_ac_max_mk != 0 && mk > type->native_ac_max_mk) {
-    /* A recorded trap: runtime 1.6.0 died here. Refusing is what a program can be tested with. */
-    sim_log_error("rknn_matmul_create, simulator: %s with native A and C and M * K = %llu, above %llu, can kill the "
-                  "runtime",
-                  sim_type_name(type->type), (unsigned long long)mk, (unsigned long long)type->native_ac_max_mk);
-    return RKNN_ERR_FAIL;
-  }
-  return RKNN_SUCC;
-}
+/* ---- attributes ---------------------------------------------------------------------------------------------------- */
 
 /* False when the tensor has more bytes than its size field holds. Sizes have no padding (facts 14). */
 static bool describe_tensor(rknn_matmul_tensor_attr *attr, char name, rknn_tensor_type dtype, uint64_t elements) {
@@ -79,21 +28,18 @@ static bool describe_tensor(rknn_matmul_tensor_attr *attr, char name, rknn_tenso
   return bytes <= UINT32_MAX;
 }
 
-static void set_dims(rknn_matmul_tensor_attr *attr, uint32_t n_dims, size_t d0, size_t d1, size_t d2, size_t d3) {
-  const size_t dims[4] = {d0, d1, d2, d3};
-  attr->n_dims = n_dims;
-  for (uint32_t i = 0; i < n_dims; i++) attr->dims[i] = (uint32_t)dims[i];
+static void set_dims(rknn_matmul_tensor_attr *attr, uint32_t count, size_t d0, size_t d1, size_t d2, size_t d3) {
+  attr->n_dims = count;
+  attr->dims[0] = (uint32_t)d0;
+  attr->dims[1] = (uint32_t)d1;
+  attr->dims[2] = (uint32_t)d2;
+  attr->dims[3] = (uint32_t)d3;
 }
 
-/*
- * With M > 1 and M % 4 != 0, native A and C follow these attributes (stride M), as one reads them. Runtime 1.6.0 gave
- * the hardware strides of M rounded up to 4 there (facts 14): a program that wants to be right on every runtime uses
- * M = 1 or a multiple of 4.
- */
-static bool describe_io(sim_context *context) {
+static bool describe_io(const sim_context *context, sim_shape *shape) {
   const sim_type *type = context->type;
-  size_t M = context->M, K = context->K, N = context->N;
-  rknn_matmul_io_attr *io = &context->attr;
+  size_t M = shape->M, K = shape->K, N = shape->N;
+  rknn_matmul_io_attr *io = &shape->attr;
   if (context->native_ac) {
     set_dims(&io->A, 3, K / type->a_group, M, type->a_group, 0);
     set_dims(&io->C, 3, N / type->c_group, M, type->c_group, 0);
@@ -125,64 +71,157 @@ static void copy_attr(rknn_matmul_tensor_attr *to, const rknn_matmul_tensor_attr
   to->type = from->type;
 }
 
-static void release_binding(sim_binding *binding) {
+/* ---- create -------------------------------------------------------------------------------------------------------- */
+
+/*
+ * With B in normal or native layout it is one B for all shapes; with TP_NORM, K and N may differ too (facts 6: what the
+ * vendor's demo does; the documents disagree, D16, Q26).
+ */
+static bool shapes_agree(const char *function, const sim_request *request, size_t count,
+                         const rknn_matmul_shape *shapes) {
+  for (size_t i = 1; i < count && request->b_layout != RKNN_MM_LAYOUT_TP_NORM; i++) {
+    if (shapes[i].K == shapes[0].K && shapes[i].N == shapes[0].N) continue;
+    sim_log_error("%s, simulator: shapes 0 and %zu differ in K or N, which needs B_layout TP_NORM", function, i);
+    return false;
+  }
+  return true;
+}
+
+static bool add_shapes(sim_context *context, const char *function, size_t count, const rknn_matmul_shape *shapes) {
+  const sim_type *type = context->type;
+  bool segments = context->settings.runtime->segments;
+  for (size_t i = 0; i < count; i++) {
+    sim_shape *shape = &context->shapes[i];
+    *shape = (sim_shape){.M = (size_t)shapes[i].M, .K = (size_t)shapes[i].K, .N = (size_t)shapes[i].N};
+    shape->b_shape = (sim_b_shape){
+        .K = shape->K,
+        .N = shape->N,
+        .tile_n = type->b_tile_n,
+        .tile_k = type->b_tile_k,
+        .segment = segments ? context->chip->k_segment : 0,
+    };
+    if (describe_io(context, shape)) continue;
+    sim_log_error("%s, simulator: M %d, K %d, N %d make a tensor of 4 GiB or more", function, shapes[i].M, shapes[i].K,
+                  shapes[i].N);
+    return false;
+  }
+  return true;
+}
+
+/* A context with those shapes in *made, or a code. */
+static int make_context(const sim_settings *settings, const char *function, sim_request *request, size_t count,
+                        const rknn_matmul_shape *shapes, sim_context **made) {
+  const sim_type *type;
+  int result = sim_check_type(settings, function, request, &type);
+  for (size_t i = 0; i < count && result == RKNN_SUCC; i++) {
+    result = sim_check_shape(settings, function, type, shapes[i]);
+  }
+  if (result == RKNN_SUCC) result = sim_check_options(settings, function, type, request);
+  for (size_t i = 0; i < count && result == RKNN_SUCC; i++) {
+    result = sim_check_shape_options(function, type, request, shapes[i]);
+  }
+  if (result != RKNN_SUCC) return result;
+  if (!shapes_agree(function, request, count, shapes)) return RKNN_ERR_PARAM_INVALID;
+
+  sim_context *context = calloc(1, sizeof *context);
+  if (!context) return RKNN_ERR_MALLOC_FAIL;
+  *context = (sim_context){
+      .settings = *settings,
+      .chip = settings->chip,
+      .type = type,
+      .b_layout = (rknn_matmul_layout)request->b_layout,
+      .native_ac = request->ac_layout == RKNN_MM_LAYOUT_NATIVE,
+      .domain = request->domain,
+      .b_granularity = request->b_granularity,
+      .group_size = request->b_granularity == PER_GROUP ? (size_t)request->group_size : 0,
+      .b_asymmetric = request->b_asymmetric,
+      .ac_asymmetric = request->ac_asymmetric,
+      .quant = SIM_QUANT_DEFAULT,
+      .shapes = calloc(count, sizeof(sim_shape)),
+      .shape_count = count,
+  };
+  result = !context->shapes                                ? RKNN_ERR_MALLOC_FAIL
+           : !add_shapes(context, function, count, shapes) ? RKNN_ERR_PARAM_INVALID
+                                                           : RKNN_SUCC;
+  if (result == RKNN_SUCC) *made = context;
+  else sim_context_free(context);
+  return result;
+}
+
+/* Gives a new context to the caller, or frees it when there are too many. */
+static int publish(sim_context *context, const char *function, rknn_matmul_ctx *ctx, rknn_matmul_io_attr *io_attrs) {
+  uint32_t most = context->settings.contexts;
+  rknn_matmul_ctx handle = sim_registry_add_context(context);
+  if (!handle) {
+    sim_log_error("%s, simulator: %u contexts live already, a board's limit", function, most);
+    sim_context_free(context);
+    return RKNN_ERR_FAIL;
+  }
+  for (size_t i = 0; i < context->shape_count; i++) {
+    copy_attr(&io_attrs[i].A, &context->shapes[i].attr.A);
+    copy_attr(&io_attrs[i].B, &context->shapes[i].attr.B);
+    copy_attr(&io_attrs[i].C, &context->shapes[i].attr.C);
+  }
+  *ctx = handle;
+  sim_registry_leave(handle);
+  return RKNN_SUCC;
+}
+
+int sim_matmul_create(rknn_matmul_ctx *ctx, const void *info, rknn_matmul_io_attr *io_attr) {
+  const char *function = "rknn_matmul_create";
+  if (!ctx) return RKNN_ERR_CTX_INVALID;
+  if (!info || !io_attr) return RKNN_ERR_PARAM_INVALID;
+  if (!sim_settings_usable()) return RKNN_ERR_FAIL;
+  sim_settings settings = sim_current_settings();
+  sim_request request = sim_read_request(settings.runtime, info);
+  sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%d,\"K\":%d,\"N\":%d", settings.chip->soc, (int)request.type,
+                 request.shape.M, request.shape.K, request.shape.N);
+  sim_context *context;
+  int result = make_context(&settings, function, &request, 1, &request.shape, &context);
+  if (result != RKNN_SUCC) return result;
+  context->now = &context->shapes[0];
+  return publish(context, function, ctx, io_attr);
+}
+
+int sim_matmul_create_dynamic(rknn_matmul_ctx *ctx, const void *info, int shape_num, const rknn_matmul_shape *shapes,
+                              rknn_matmul_io_attr *io_attrs) {
+  const char *function = "rknn_matmul_create_dynamic_shape";
+  if (!ctx) return RKNN_ERR_CTX_INVALID;
+  if (!info || !shapes || !io_attrs) return RKNN_ERR_PARAM_INVALID;
+  /* A model's limit; none is stated for matmul (facts 1.1, Q26). */
+  if (shape_num <= 0 || shape_num > RKNN_MAX_DYNAMIC_SHAPE_NUM) {
+    sim_log_error("%s, simulator: shape_num %d is not in 1..%d", function, shape_num, RKNN_MAX_DYNAMIC_SHAPE_NUM);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  if (!sim_settings_usable()) return RKNN_ERR_FAIL;
+  sim_settings settings = sim_current_settings();
+  sim_request request = sim_read_request(settings.runtime, info);
+  sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"shapes\":%d", settings.chip->soc, (int)request.type, shape_num);
+  sim_context *context;
+  int result = make_context(&settings, function, &request, (size_t)shape_num, shapes, &context);
+  if (result != RKNN_SUCC) return result;
+  context->dynamic = true;
+  return publish(context, function, ctx, io_attrs);
+}
+
+/* ---- destroy ------------------------------------------------------------------------------------------------------- */
+
+void sim_release_binding(sim_binding *binding) {
   if (binding->memory) sim_memory_release(binding->memory);
   *binding = (sim_binding){0};
 }
 
 void sim_context_free(sim_context *context) {
-  release_binding(&context->a);
-  release_binding(&context->b);
-  release_binding(&context->c);
+  sim_release_binding(&context->a);
+  sim_release_binding(&context->b);
+  sim_release_binding(&context->c);
   sim_backing_release(context->packed_b);
+  sim_quant_free(&context->quant);
+  free(context->shapes);
   free(context);
 }
 
-SIM_EXPORT int rknn_matmul_create(rknn_matmul_ctx *ctx, rknn_matmul_info *info, rknn_matmul_io_attr *io_attr) {
-  if (!ctx) return RKNN_ERR_CTX_INVALID;
-  if (!info || !io_attr) return RKNN_ERR_PARAM_INVALID;
-  const sim_chip *chip = sim_current_chip();
-  int result = check_info(chip, info);
-  if (result != RKNN_SUCC) return result;
-
-  sim_context *context = calloc(1, sizeof *context);
-  if (!context) return RKNN_ERR_MALLOC_FAIL;
-  const sim_type *type = sim_find_type(chip, info->type);
-  context->chip = chip;
-  context->type = type;
-  context->M = (size_t)info->M;
-  context->K = (size_t)info->K;
-  context->N = (size_t)info->N;
-  context->b_layout = (rknn_matmul_layout)info->B_layout;
-  context->native_ac = info->AC_layout == RKNN_MM_LAYOUT_NATIVE;
-  context->domain = info->iommu_domain_id;
-  context->b_shape = (sim_b_shape){
-      .K = context->K,
-      .N = context->N,
-      .tile_n = type->b_tile_n,
-      .tile_k = type->b_tile_k,
-      .segment = chip->k_segment,
-  };
-  if (!describe_io(context)) {
-    sim_log_error("rknn_matmul_create, simulator: M %d, K %d, N %d make a tensor of 4 GiB or more", info->M, info->K,
-                  info->N);
-    sim_context_free(context);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  rknn_matmul_ctx handle = sim_registry_add_context(context);
-  if (!handle) {
-    sim_log_error("rknn_matmul_create, simulator: %u contexts live already, a board's limit", chip->contexts_max);
-    sim_context_free(context);
-    return RKNN_ERR_FAIL;
-  }
-  copy_attr(&io_attr->A, &context->attr.A);
-  copy_attr(&io_attr->B, &context->attr.B);
-  copy_attr(&io_attr->C, &context->attr.C);
-  *ctx = handle;
-  return RKNN_SUCC;
-}
-
-SIM_EXPORT int rknn_matmul_destroy(rknn_matmul_ctx ctx) {
+int sim_matmul_destroy(rknn_matmul_ctx ctx) {
   sim_context *context;
   int result = sim_registry_enter(ctx, "rknn_matmul_destroy", &context);
   if (result != RKNN_SUCC) return result;
@@ -190,20 +229,4 @@ SIM_EXPORT int rknn_matmul_destroy(rknn_matmul_ctx ctx) {
   sim_context_free(context);
   if (last) sim_scratch_trim();
   return RKNN_SUCC;
-}
-
-/* One core at a time: runtimes refuse combined masks for matmul (D12, Q19). All simulated cores are alike. */
-SIM_EXPORT int rknn_matmul_set_core_mask(rknn_matmul_ctx ctx, rknn_core_mask core_mask) {
-  sim_context *context;
-  int result = sim_registry_enter(ctx, "rknn_matmul_set_core_mask", &context);
-  if (result != RKNN_SUCC) return result;
-  int cores = context->chip->cores;
-  bool known = core_mask == RKNN_NPU_CORE_AUTO;
-  for (int core = 0; core < cores; core++) known = known || (int)core_mask == 1 << core;
-  if (cores == 1) known = false; /* a single-core chip refuses every value */
-  sim_registry_leave(ctx);
-  if (known) return RKNN_SUCC;
-  if (cores > 1) sim_log_error("Not support core mask: %d, fallback to single core auto mode", (int)core_mask);
-  sim_log_error("rknn_set_core_mask: failed to set core mask: %d", (int)core_mask);
-  return RKNN_ERR_FAIL;
 }

@@ -1,20 +1,23 @@
 /*
- * What npumm_sim_read_counters reports. Each function is safe from any thread.
+ * What npumm_sim_read_counters and npumm_sim_counters_json report. Each function is safe from any thread.
  */
 #ifndef SIM_COUNTERS_H
 #define SIM_COUNTERS_H
 
 #include <stdint.h>
 
+#include "calls.h"
+
 typedef enum {
-  COUNT_RUN,
-  COUNT_SET_IO_MEM,
-  COUNT_MEM_SYNC,
-  COUNT_MACS,
-  COUNT_INT16_OVERFLOWS, /* saturated elements of int4 runs (Q20); not part of npumm_sim_counters */
+  COUNT_SATURATIONS,     /* results that did not fit into int16 or int8 (Q20) */
+  COUNT_A_READ,          /* bytes */
+  COUNT_B_READ,
+  COUNT_C_WRITTEN,
+  COUNT_B_PACKED,        /* by set_io_mem into hidden copies */
+  COUNT_TO_DEVICE,       /* by synchronisation, asked for or automatic; 0 unless memory is strict */
+  COUNT_FROM_DEVICE,
   COUNT_RESETTABLE,      /* those above are sums; those below are current values */
-  NOW_CONTEXTS = COUNT_RESETTABLE,
-  NOW_MEMORIES,
+  NOW_MEMORIES = COUNT_RESETTABLE,
   NOW_DESCRIPTORS,
   NOW_BYTES,
   COUNT_ALL
@@ -23,5 +26,11 @@ typedef enum {
 void sim_count(sim_counter which, uint64_t amount);
 void sim_uncount(sim_counter which, uint64_t amount);
 uint64_t sim_counted(sim_counter which);
+
+void sim_count_call(sim_call call);
+void sim_count_failure(sim_call call);
+
+/* type is a number of rknn_matmul_type. */
+void sim_count_macs(int chip, int type, int core, uint64_t amount);
 
 #endif

@@ -3,10 +3,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "api.h"
 #include "counters.h"
-#include "export.h"
 #include "log.h"
 #include "registry.h"
+#include "trace.h"
 
 #define ALLOC_FLAGS_KNOWN                                                                        \
   (RKNN_FLAG_MEMORY_CACHEABLE | RKNN_FLAG_MEMORY_NON_CACHEABLE | RKNN_FLAG_MEMORY_TRY_ALLOC_SRAM | \
@@ -20,23 +21,32 @@ void sim_memory_release(sim_memory *memory) {
   free(memory);
 }
 
-uint8_t *sim_memory_data(const sim_memory *memory, uint64_t need, const char *function) {
+bool sim_memory_locate(const sim_memory *memory, uint64_t need, const char *function, size_t *start) {
   const rknn_tensor_mem *shown = &memory->shown;
   if (shown->size < need) {
     sim_log_error("%s, simulator: memory of %u bytes for a tensor of %llu bytes", function, shown->size,
                   (unsigned long long)need);
-    return NULL;
+    return false;
   }
   /* Modulo 2^64, so that any rubbish gives some number and no undefined behaviour. */
   uint64_t moved = (uint64_t)(uintptr_t)shown->virt_addr - (uint64_t)(uintptr_t)memory->virt_addr;
-  uint64_t start = moved + (uint64_t)(int64_t)shown->offset;
+  uint64_t first = moved + (uint64_t)(int64_t)shown->offset;
   uint64_t bytes = memory->backing->bytes;
-  if (start > bytes || need > bytes - start) {
+  if (first > bytes || need > bytes - first) {
     sim_log_error("%s, simulator: virt_addr, offset %d and size %u reach outside of the memory's %llu bytes", function,
                   shown->offset, shown->size, (unsigned long long)bytes);
-    return NULL;
+    return false;
   }
-  return memory->backing->base + start;
+  *start = (size_t)first;
+  return true;
+}
+
+void sim_memory_to_device(sim_memory *memory, size_t start, size_t bytes) {
+  if (memory->owns_fd) sim_backing_to_device(memory->backing, start, bytes);
+}
+
+void sim_memory_from_device(sim_memory *memory, size_t start, size_t bytes) {
+  if (memory->owns_fd) sim_backing_from_device(memory->backing, start, bytes);
 }
 
 /* Takes over one hold of the backing, also on failure. */
@@ -58,17 +68,20 @@ static rknn_tensor_mem *add_memory(sim_backing *backing, int domain, bool owns_f
   return &memory->shown;
 }
 
-static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, const char *function) {
+static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, bool cacheable, const char *function) {
   if (size == 0 || size > UINT32_MAX) {
     sim_log_error("%s, invalid size: %llu", function, (unsigned long long)size);
     return NULL;
   }
-  int domain = sim_registry_domain(ctx);
-  if (domain < 0) {
+  sim_place place;
+  if (!sim_registry_place(ctx, &place)) {
     sim_log_error("%s, simulator: 0x%llx is no context", function, (unsigned long long)ctx);
     return NULL;
   }
-  sim_backing *backing = sim_backing_allocate(domain, size, true);
+  sim_trace_note("\"bytes\":%llu,\"domain\":%d", (unsigned long long)size, place.domain);
+  sim_settings settings = sim_current_settings();
+  sim_backing_kind kind = settings.strict && cacheable ? BACKING_STRICT : BACKING_SHARED;
+  sim_backing *backing = sim_backing_allocate(place.chip, place.domain, settings.domain_bytes, size, kind);
   if (!backing && (errno == EMFILE || errno == ENFILE)) {
     sim_log_error("failed to convert handle(1) to fd, ret: -1, errno: %d, errstr: %s", errno,
                   errno == EMFILE ? "Too many open files" : "Too many open files in system");
@@ -78,7 +91,7 @@ static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, const char *fu
     sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
     return NULL;
   }
-  return add_memory(backing, domain, true,
+  return add_memory(backing, place.domain, true,
                     (rknn_tensor_mem){
                         .virt_addr = backing->base,
                         .phys_addr = backing->iova,
@@ -90,13 +103,12 @@ static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, const char *fu
                     });
 }
 
-SIM_EXPORT rknn_tensor_mem *rknn_create_mem(rknn_context ctx, uint32_t size) {
-  return allocate(ctx, size, "rknn_create_mem");
+rknn_tensor_mem *sim_create_mem(rknn_context ctx, uint32_t size) {
+  return allocate(ctx, size, true, "rknn_create_mem");
 }
 
-/* Cacheable or not makes no difference here: the simulated NPU reads through the CPU's caches. There is no SRAM, and
- * TRY_ALLOC_SRAM asks for no more than a try. */
-SIM_EXPORT rknn_tensor_mem *rknn_create_mem2(rknn_context ctx, uint64_t size, uint64_t alloc_flags) {
+/* There is no SRAM, and TRY_ALLOC_SRAM asks for no more than a try. */
+rknn_tensor_mem *sim_create_mem2(rknn_context ctx, uint64_t size, uint64_t alloc_flags) {
   if (alloc_flags & ~(uint64_t)ALLOC_FLAGS_KNOWN) {
     sim_log_error("rknn_create_mem2, simulator: unknown flags in 0x%llx", (unsigned long long)alloc_flags);
     return NULL;
@@ -106,19 +118,19 @@ SIM_EXPORT rknn_tensor_mem *rknn_create_mem2(rknn_context ctx, uint64_t size, ui
     sim_log_error("rknn_create_mem2, simulator: no context and no RKNN_MEM_FLAG_ALLOC_NO_CONTEXT");
     return NULL;
   }
-  return allocate(ctx, size, "rknn_create_mem2");
+  return allocate(ctx, size, !(alloc_flags & RKNN_FLAG_MEMORY_NON_CACHEABLE), "rknn_create_mem2");
 }
 
 /* virt_addr is the start of the fd's memory; the data begins offset bytes later. It may be a mapping of the caller's
  * own: the simulator reaches the same pages through its own. */
-SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size,
-                                                    int32_t offset) {
+rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size,
+                                        int32_t offset) {
   if (size == 0) {
     sim_log_error("rknn_create_mem_from_fd, invalid size: 0");
     return NULL;
   }
-  int domain = sim_registry_domain(ctx);
-  if (domain < 0) {
+  sim_place place;
+  if (!sim_registry_place(ctx, &place)) {
     sim_log_error("rknn_create_mem_from_fd, simulator: 0x%llx is no context", (unsigned long long)ctx);
     return NULL;
   }
@@ -127,13 +139,19 @@ SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_fd(rknn_context ctx, int32_t fd
     sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: 22, errstr: Invalid argument", fd);
     return NULL;
   }
+  if (place.chip != backing->chip) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of %s, the context is on %s", fd,
+                  sim_chip_at(backing->chip)->soc, sim_chip_at(place.chip)->soc);
+    sim_backing_release(backing);
+    return NULL;
+  }
   if (offset < 0 || (uint64_t)offset + size > backing->bytes) {
     sim_log_error("rknn_create_mem_from_fd, simulator: offset %d and size %u reach outside of the fd's %zu bytes",
                   offset, size, backing->bytes);
     sim_backing_release(backing);
     return NULL;
   }
-  return add_memory(backing, domain, false,
+  return add_memory(backing, place.domain, false,
                     (rknn_tensor_mem){
                         .virt_addr = virt_addr,
                         .phys_addr = backing->iova + (uint32_t)offset,
@@ -145,8 +163,7 @@ SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_fd(rknn_context ctx, int32_t fd
                     });
 }
 
-SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_phys(rknn_context ctx, uint64_t phys_addr, void *virt_addr,
-                                                      uint32_t size) {
+rknn_tensor_mem *sim_create_mem_from_phys(rknn_context ctx, uint64_t phys_addr, void *virt_addr, uint32_t size) {
   (void)ctx, (void)phys_addr, (void)virt_addr, (void)size;
   sim_log_error("rknn_create_mem_from_phys, simulator: there are no physical addresses to wrap");
   return NULL;
@@ -156,9 +173,10 @@ SIM_EXPORT rknn_tensor_mem *rknn_create_mem_from_phys(rknn_context ctx, uint64_t
  * Any living context, or 0, may be named (facts 7.1). Naming a destroyed one crashed runtime 1.6.0; here it is refused
  * and the memory stays, so that the mistake is seen.
  */
-SIM_EXPORT int rknn_destroy_mem(rknn_context ctx, rknn_tensor_mem *mem) {
+int sim_destroy_mem(rknn_context ctx, rknn_tensor_mem *mem) {
   if (!mem) return RKNN_ERR_PARAM_INVALID;
-  if (sim_registry_domain(ctx) < 0) {
+  sim_place place;
+  if (!sim_registry_place(ctx, &place)) {
     sim_log_error("rknn_destroy_mem, simulator: 0x%llx is no context", (unsigned long long)ctx);
     return RKNN_ERR_PARAM_INVALID;
   }
@@ -174,19 +192,20 @@ SIM_EXPORT int rknn_destroy_mem(rknn_context ctx, rknn_tensor_mem *mem) {
   return RKNN_SUCC;
 }
 
-/* Nothing to copy: CPU and simulated NPU share their caches. Only the arguments are checked. */
-SIM_EXPORT int rknn_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sync_mode mode) {
-  sim_count(COUNT_MEM_SYNC, 1);
-  if (sim_registry_domain(ctx) < 0) return RKNN_ERR_CTX_INVALID;
+/* Without strict memory there is nothing to copy: CPU and simulated NPU share their caches. */
+int sim_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sync_mode mode) {
+  sim_place place;
+  if (!sim_registry_place(ctx, &place)) return RKNN_ERR_CTX_INVALID;
   sim_memory *memory = mem ? sim_registry_hold_memory(mem) : NULL;
   if (!memory) {
     sim_log_error("rknn_mem_sync, invalid mem");
     return RKNN_ERR_PARAM_INVALID;
   }
+  bool known = (unsigned)mode >= RKNN_MEMORY_SYNC_TO_DEVICE && (unsigned)mode <= RKNN_MEMORY_SYNC_BIDIRECTIONAL;
+  if (known && mode & RKNN_MEMORY_SYNC_TO_DEVICE) sim_memory_to_device(memory, 0, memory->backing->bytes);
+  if (known && mode & RKNN_MEMORY_SYNC_FROM_DEVICE) sim_memory_from_device(memory, 0, memory->backing->bytes);
   sim_memory_release(memory);
-  if ((unsigned)mode < RKNN_MEMORY_SYNC_TO_DEVICE || (unsigned)mode > RKNN_MEMORY_SYNC_BIDIRECTIONAL) {
-    sim_log_error("rknn_mem_sync, simulator: invalid mode: %d", (int)mode);
-    return RKNN_ERR_PARAM_INVALID;
-  }
-  return RKNN_SUCC;
+  if (known) return RKNN_SUCC;
+  sim_log_error("rknn_mem_sync, simulator: invalid mode: %d", (int)mode);
+  return RKNN_ERR_PARAM_INVALID;
 }

@@ -26,9 +26,16 @@ void sim_memory_hold(sim_memory *memory);
 void sim_memory_release(sim_memory *memory);
 
 /*
- * Where the need bytes of a tensor begin, from the fields as the caller left them; NULL with a log line in the name of
- * function when they would not lie inside the memory (a board's behaviour would be undefined).
+ * Where in the backing the need bytes of a tensor begin, from the fields as the caller left them; false with a log line
+ * in the name of function when they would not lie inside the memory (a board's behaviour would be undefined).
  */
-uint8_t *sim_memory_data(const sim_memory *memory, uint64_t need, const char *function);
+bool sim_memory_locate(const sim_memory *memory, uint64_t need, const char *function, size_t *start);
+
+/*
+ * Cache maintenance of a part, as a runtime does it. A wrapped descriptor is reported to be left out of it, whoever
+ * asks (Q15): what owns the descriptor must be synchronised instead.
+ */
+void sim_memory_to_device(sim_memory *memory, size_t start, size_t bytes);
+void sim_memory_from_device(sim_memory *memory, size_t start, size_t bytes);
 
 #endif

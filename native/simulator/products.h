@@ -52,4 +52,7 @@ size_t sim_all_products(const sim_products **list, size_t max);
 /* IEEE binary16 to binary32, exact, with subnormals, infinities and NaNs. */
 float sim_half_to_float(uint16_t half);
 
+/* The nearest half, ties to even; too large a number gives infinity. */
+uint16_t sim_float_to_half(float value);
+
 #endif

@@ -22,6 +22,24 @@ float sim_half_to_float(uint16_t half) {
   return result;
 }
 
+uint16_t sim_float_to_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;             /* NaN */
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;            /* 65520 and above */
+  if (magnitude < 0x38800000u) {                                  /* below 2^-14: subnormal */
+    float absolute;
+    memcpy(&absolute, &magnitude, sizeof absolute);
+    float shifted = absolute + 0.5f; /* whose last bit is worth 2^-24, as a subnormal half's: the sum rounds */
+    memcpy(&magnitude, &shifted, sizeof magnitude);
+    return (uint16_t)(sign | (magnitude - 0x3f000000u));
+  }
+  uint32_t odd = magnitude >> 13 & 1;
+  return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
 static float half_at(const uint8_t *halves, size_t index) {
   uint16_t half;
   memcpy(&half, halves + 2 * index, sizeof half);

@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api.h"
 #include "context.h"
 #include "counters.h"
-#include "export.h"
 #include "log.h"
 #include "registry.h"
 
@@ -15,16 +15,16 @@ static int answer(const sim_context *context, rknn_query_cmd cmd, void *info, ui
     case RKNN_QUERY_SDK_VERSION: {
       if (size != sizeof(rknn_sdk_version)) return RKNN_ERR_PARAM_INVALID;
       rknn_sdk_version version = {0};
-      snprintf(version.api_version, sizeof version.api_version, "%s", sim_current_runtime()->api_version);
-      snprintf(version.drv_version, sizeof version.drv_version, "%s", sim_current_runtime()->driver_version);
+      snprintf(version.api_version, sizeof version.api_version, "%s", context->settings.runtime->api_version);
+      snprintf(version.drv_version, sizeof version.drv_version, "%s", context->settings.runtime->driver_version);
       memcpy(info, &version, sizeof version);
       return RKNN_SUCC;
     }
     case RKNN_QUERY_MEM_SIZE: {
       if (size != sizeof(rknn_mem_size)) return RKNN_ERR_PARAM_INVALID;
       rknn_mem_size memory = {
-          .total_weight_size = context->attr.B.size,
-          .total_internal_size = context->packed_b ? (uint32_t)context->attr.B.size : 0,
+          .total_weight_size = context->now ? context->now->attr.B.size : 0,
+          .total_internal_size = context->now && context->packed_b ? context->now->attr.B.size : 0,
           .total_dma_allocated_size = sim_counted(NOW_BYTES),
       };
       memcpy(info, &memory, sizeof memory);
@@ -48,7 +48,7 @@ static int answer(const sim_context *context, rknn_query_cmd cmd, void *info, ui
   }
 }
 
-SIM_EXPORT int rknn_query(rknn_context ctx, rknn_query_cmd cmd, void *info, uint32_t size) {
+int sim_query(rknn_context ctx, rknn_query_cmd cmd, void *info, uint32_t size) {
   sim_context *context;
   int result = sim_registry_enter(ctx, "rknn_query", &context);
   if (result != RKNN_SUCC) return result;

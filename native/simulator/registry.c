@@ -10,14 +10,14 @@
  * the handle of a destroyed context differ from that of a later one in the same slot.
  */
 #define HANDLE_TAG 0x4e50ull
-#define SLOTS 256
+#define SLOTS (SIM_CHIPS * SIM_CONTEXTS_MAX)
 
 static struct {
   sim_context *context; /* NULL: free */
   uint32_t generation;
   bool entered;
 } slots[SLOTS];
-static unsigned living;
+static unsigned living[SIM_CHIPS];
 static pthread_mutex_t context_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static rknn_context handle_of(unsigned slot) {
@@ -33,19 +33,25 @@ static int slot_of(rknn_context handle) {
 rknn_context sim_registry_add_context(sim_context *context) {
   rknn_context handle = 0;
   pthread_mutex_lock(&context_lock);
-  if (living < context->chip->contexts_max) {
+  if (living[context->chip->index] < context->settings.contexts) {
     for (unsigned slot = 0; slot < SLOTS && !handle; slot++) {
       if (slots[slot].context) continue;
       slots[slot].context = context;
       slots[slot].generation++;
-      slots[slot].entered = false;
-      living++;
+      slots[slot].entered = true;
+      living[context->chip->index]++;
       handle = handle_of(slot);
     }
   }
   pthread_mutex_unlock(&context_lock);
-  if (handle) sim_count(NOW_CONTEXTS, 1);
   return handle;
+}
+
+uint64_t sim_registry_contexts(int chip) {
+  pthread_mutex_lock(&context_lock);
+  uint64_t count = living[chip];
+  pthread_mutex_unlock(&context_lock);
+  return count;
 }
 
 int sim_registry_enter(rknn_context handle, const char *function, sim_context **context) {
@@ -70,25 +76,32 @@ void sim_registry_leave(rknn_context handle) {
 }
 
 bool sim_registry_remove_context(rknn_context handle) {
-  bool last = false;
+  unsigned left = 1;
   pthread_mutex_lock(&context_lock);
   int slot = slot_of(handle);
   if (slot >= 0) {
+    living[slots[slot].context->chip->index]--;
     slots[slot].context = NULL;
-    last = --living == 0;
-    sim_uncount(NOW_CONTEXTS, 1);
+    left = 0;
+    for (int chip = 0; chip < SIM_CHIPS; chip++) left += living[chip];
   }
   pthread_mutex_unlock(&context_lock);
-  return last;
+  return left == 0;
 }
 
-int sim_registry_domain(rknn_context handle) {
-  if (handle == 0) return 0;
+bool sim_registry_place(rknn_context handle, sim_place *place) {
+  if (handle == 0) {
+    *place = (sim_place){.chip = sim_current_settings().chip->index, .domain = 0};
+    return true;
+  }
   pthread_mutex_lock(&context_lock);
   int slot = slot_of(handle);
-  int domain = slot >= 0 ? slots[slot].context->domain : -1;
+  if (slot >= 0) {
+    const sim_context *context = slots[slot].context;
+    *place = (sim_place){.chip = context->chip->index, .domain = context->domain};
+  }
   pthread_mutex_unlock(&context_lock);
-  return domain;
+  return slot >= 0;
 }
 
 /* ---- memories: a hash table of chains ---------------------------------------------------------------------------- */

@@ -11,7 +11,9 @@
 #include "memory.h"
 #include "rknn_abi.h"
 
-/* Makes a handle; 0 when the chip's contexts_max live already. */
+enum { SIM_CONTEXTS_MAX = 4096 }; /* of one chip */
+
+/* Makes a handle, entered; 0 when as many contexts live on its chip as its settings allow. */
 rknn_context sim_registry_add_context(sim_context *context);
 
 /*
@@ -25,8 +27,15 @@ void sim_registry_leave(rknn_context handle);
 /* Forgets an entered context; its handle is never given again. True when it was the last one. */
 bool sim_registry_remove_context(rknn_context handle);
 
-/* The IOMMU domain to allocate in: the context's, or 0 for handle 0. -1 for a handle that is none. */
-int sim_registry_domain(rknn_context handle);
+uint64_t sim_registry_contexts(int chip);
+
+/* Where to allocate: chip and IOMMU domain of the context, or for handle 0 domain 0 of the thread's chip. */
+typedef struct {
+  int chip, domain;
+} sim_place;
+
+/* False for a handle that is none. */
+bool sim_registry_place(rknn_context handle, sim_place *place);
 
 void sim_registry_add_memory(sim_memory *memory);
 

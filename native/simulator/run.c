@@ -1,17 +1,24 @@
 /*
  * rknn_matmul_run: C = A B from native B, on the calling thread, as one simulated core.
+ *
+ * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and made
+ * into elements of C (results.h).
  */
 #define _GNU_SOURCE
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "api.h"
 #include "context.h"
+#include "cores.h"
 #include "counters.h"
-#include "export.h"
 #include "log.h"
 #include "products.h"
 #include "registry.h"
+#include "results.h"
 #include "scratch.h"
+#include "trace.h"
 
 /*
  * Rows of A are taken in chunks, so that their unpacked copy is bounded: at most ROWS_MAX rows, fewer when K is so
@@ -29,47 +36,76 @@
 
 static size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* Where the parts of one run's scratch memory begin. */
+/* One run: where the NPU finds A, B and C, and what has to be done with them. */
+typedef struct {
+  const sim_context *context;
+  const sim_shape *shape;
+  const sim_products *products;
+  const uint8_t *a, *b;
+  uint8_t *c;
+  size_t laid_rows; /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
+  bool row_sums, column_sums; /* are needed for zero points */
+} job;
+
+/* Scratch memory of one run. */
 typedef struct {
   uint8_t *a_raw;     /* one row of A, gathered but not converted */
-  uint8_t *a_rows;    /* the chunk, row-major: float for F16, int8 for I8 and I4 */
+  uint8_t *a_rows;    /* the chunk, row-major: float for F16, int8 for I8 and I4; then a row of ones for column sums */
   size_t a_row_bytes; /* with padding */
-  uint8_t *b_block;   /* I4 only: a block of B unpacked to int8 */
-  uint8_t *c_rows;    /* the chunk of one N tile, row-major: float for F16, int32 else */
+  uint8_t *b_ints;    /* a block of an int4 B as int8 */
+  uint8_t *b_halves;  /* a block of an integer B as halves */
+  uint8_t *c_rows;    /* the chunk of one N tile, row-major: float for F16, int32 else; then the column sums */
+  float *totals;      /* that chunk over all groups so far */
+  int32_t *row_sums;
   size_t rows;        /* of a chunk */
+  uint16_t halves[1024]; /* integer i - 512 as a half, for b_halves */
 } workspace;
 
-static size_t a_value_bytes(const sim_context *context) {
-  return context->type->product == PRODUCT_F16 ? sizeof(float) : sizeof(int8_t);
+static size_t a_value_bytes(const sim_type *type) {
+  return type->product == PRODUCT_F16 ? sizeof(float) : sizeof(int8_t);
+}
+
+/* B comes to the inner loops as halves or int8; what is narrower in memory is widened block by block. */
+static bool widens_to_ints(const sim_type *type) { return type->b == RKNN_TENSOR_INT4; }
+static bool widens_to_halves(const sim_type *type) {
+  return type->product == PRODUCT_F16 && type->b != RKNN_TENSOR_FLOAT16;
 }
 
 /* All of it is one block, workspace.a_raw its start. */
-static bool take_workspace(const sim_context *context, workspace *work) {
-  const sim_type *type = context->type;
-  work->a_row_bytes = align64(context->K * a_value_bytes(context)) + ROW_PADDING_BYTES;
+static bool take_workspace(const job *now, workspace *work) {
+  const sim_type *type = now->context->type;
+  size_t M = now->shape->M, K = now->shape->K, tile_n = type->b_tile_n;
+  work->a_row_bytes = align64(K * a_value_bytes(type)) + ROW_PADDING_BYTES;
   work->rows = CHUNK_BYTES / work->a_row_bytes;
   if (work->rows < ROWS_MIN) work->rows = ROWS_MIN;
   if (work->rows > ROWS_MAX) work->rows = ROWS_MAX;
-  if (work->rows > context->M) work->rows = context->M;
-  size_t raw_bytes = align64(context->K * sim_dtype_bits(type->a) / 8);
-  size_t rows_bytes = work->rows * work->a_row_bytes;
-  size_t segment = context->b_shape.segment;
-  size_t depth = segment && context->K > segment ? segment : context->K;
-  size_t block_bytes = type->product == PRODUCT_I4 ? align64(depth * type->b_tile_n) : 0;
-  size_t c_bytes = work->rows * type->b_tile_n * sizeof(int32_t);
-  uint8_t *start = sim_scratch_take(raw_bytes + rows_bytes + block_bytes + c_bytes);
+  if (work->rows > M) work->rows = M;
+  size_t block = (BLOCK_K + type->b_tile_k) * tile_n; /* elements; blocks are of equal tiles, so one may be larger */
+  size_t raw = align64(K * sim_dtype_bits(type->a) / 8);
+  size_t a_rows = (work->rows + now->column_sums) * work->a_row_bytes;
+  size_t b_ints = widens_to_ints(type) ? align64(block) : 0;
+  size_t b_halves = widens_to_halves(type) ? align64(2 * block) : 0;
+  size_t c_rows = align64((work->rows + 1) * tile_n * sizeof(int32_t));
+  size_t totals = now->context->group_size ? align64(work->rows * tile_n * sizeof(float)) : 0;
+  size_t row_sums = now->row_sums ? work->rows * sizeof(int32_t) : 0;
+  uint8_t *start = sim_scratch_take(raw + a_rows + b_ints + b_halves + c_rows + totals + row_sums);
   if (!start) return false;
   work->a_raw = start;
-  work->a_rows = start + raw_bytes;
-  work->b_block = work->a_rows + rows_bytes;
-  work->c_rows = work->b_block + block_bytes;
+  work->a_rows = work->a_raw + raw;
+  work->b_ints = work->a_rows + a_rows;
+  work->b_halves = work->b_ints + b_ints;
+  work->c_rows = work->b_halves + b_halves;
+  work->totals = (float *)(void *)(work->c_rows + c_rows);
+  work->row_sums = (int32_t *)(void *)(work->c_rows + c_rows + totals);
+  for (int i = 0; widens_to_halves(type) && i < 1024; i++) work->halves[i] = sim_float_to_half((float)(i - 512));
+  if (now->column_sums) memset(work->a_rows + work->rows * work->a_row_bytes, 1, K); /* integers only have them */
   return true;
 }
 
 /* int4 pairs to int8, in the nibble order of the simulated runtime. */
-static void unpack_int4(const sim_products *products, const uint8_t *pairs, int8_t *out, size_t bytes) {
-  products->unpack_low_first(pairs, out, bytes);
-  if (sim_current_runtime()->int4_low_first) return;
+static void unpack_int4(const job *now, const uint8_t *pairs, int8_t *out, size_t bytes) {
+  now->products->unpack_low_first(pairs, out, bytes);
+  if (now->context->settings.runtime->int4_low_first) return;
   for (size_t i = 0; i < bytes; i++) {
     int8_t first = out[2 * i];
     out[2 * i] = out[2 * i + 1];
@@ -77,104 +113,198 @@ static void unpack_int4(const sim_products *products, const uint8_t *pairs, int8
   }
 }
 
-static void gather_rows(const sim_context *context, const sim_products *products, workspace *work, size_t first,
-                        size_t rows) {
-  const sim_type *type = context->type;
-  size_t group = context->native_ac ? type->a_group : 0;
+static void gather_rows(const job *now, workspace *work, size_t first, size_t rows) {
+  const sim_type *type = now->context->type;
+  size_t K = now->shape->K, group = now->context->native_ac ? type->a_group : 0;
   uint32_t bits = sim_dtype_bits(type->a);
   for (size_t r = 0; r < rows; r++) {
     void *row = work->a_rows + r * work->a_row_bytes;
     uint8_t *raw = type->product == PRODUCT_I8 ? row : work->a_raw;
-    sim_gather_a_row(context->a.data, context->M, context->K, bits, group, first + r, raw);
-    if (type->product == PRODUCT_F16) products->halves_to_floats(raw, row, context->K);
-    if (type->product == PRODUCT_I4) unpack_int4(products, raw, row, context->K / 2);
+    sim_gather_a_row(now->a, now->laid_rows, K, bits, group, first + r, raw);
+    if (type->product == PRODUCT_F16) now->products->halves_to_floats(raw, row, K);
+    if (type->product == PRODUCT_I4) unpack_int4(now, raw, row, K / 2);
+    if (!now->row_sums) continue;
+    const int8_t *values = row;
+    work->row_sums[r] = 0;
+    for (size_t k = 0; k < K; k++) work->row_sums[r] += values[k];
   }
 }
 
-/* Adds the products of the chunk with the columns of one N tile and one segment to work->c_rows. */
-static void multiply_segment(const sim_context *context, const sim_products *products, workspace *work, size_t rows,
-                             const uint8_t *b, size_t n_tile, sim_b_segment segment) {
+/* B less its zero points as halves, exactly: no difference of two int8 is larger than 255. */
+static void ints_to_halves(const job *now, const workspace *work, const int8_t *ints, size_t tiles, size_t n_tile,
+                           uint8_t *out) {
+  const sim_context *context = now->context;
   const sim_type *type = context->type;
-  size_t tile_bytes = (size_t)type->b_tile_n * type->b_tile_k * sim_dtype_bits(type->b) / 8;
-  size_t segment_tiles = segment.k_depth / type->b_tile_k;
-  const uint8_t *first = b + segment.first_element * sim_dtype_bits(type->b) / 8 + n_tile * segment_tiles * tile_bytes;
-  size_t blocks = rows < 4 ? 1 : (segment.k_depth + BLOCK_K - 1) / BLOCK_K;
-  size_t block_tiles = (segment_tiles + blocks - 1) / blocks;
-  size_t c_stride = type->b_tile_n;
-  for (size_t t = 0; t < segment_tiles; t += block_tiles) {
-    size_t left = segment_tiles - t;
+  const int32_t *zero_points = context->quant.b.zero_points;
+  for (size_t t = 0; t < tiles; t++) {
+    for (size_t n = 0; n < type->b_tile_n; n++) {
+      size_t channel = context->b_granularity == PER_CHANNEL ? n_tile * type->b_tile_n + n : 0;
+      const uint16_t *halves = work->halves + 512 - (zero_points ? zero_points[channel] : 0);
+      for (size_t k = 0; k < type->b_tile_k; k++, ints++, out += 2) memcpy(out, &halves[*ints], 2);
+    }
+  }
+}
+
+/* A block of B as the inner loop wants it. */
+static const uint8_t *widen(const job *now, const workspace *work, const uint8_t *b, size_t tiles, size_t n_tile) {
+  const sim_type *type = now->context->type;
+  if (widens_to_ints(type)) {
+    unpack_int4(now, b, (int8_t *)work->b_ints, tiles * type->b_tile_n * type->b_tile_k / 2);
+    b = work->b_ints;
+  }
+  if (widens_to_halves(type)) {
+    ints_to_halves(now, work, (const int8_t *)b, tiles, n_tile, work->b_halves);
+    b = work->b_halves;
+  }
+  return b;
+}
+
+/* Adds the products of the chunk with depth k's of one N tile, from k on, all in one segment, to work->c_rows. */
+static void multiply_range(const job *now, workspace *work, size_t rows, size_t n_tile, sim_b_segment segment, size_t k,
+                           size_t depth) {
+  const sim_type *type = now->context->type;
+  size_t bits = sim_dtype_bits(type->b);
+  size_t tile_bytes = (size_t)type->b_tile_n * type->b_tile_k * bits / 8;
+  size_t first_tile = n_tile * (segment.k_depth / type->b_tile_k) + (k - segment.k_start) / type->b_tile_k;
+  const uint8_t *first = now->b + segment.first_element * bits / 8 + first_tile * tile_bytes;
+  size_t range_tiles = depth / type->b_tile_k;
+  bool whole = rows < 4 && !widens_to_ints(type) && !widens_to_halves(type);
+  size_t blocks = whole ? 1 : (depth + BLOCK_K - 1) / BLOCK_K;
+  size_t block_tiles = (range_tiles + blocks - 1) / blocks;
+  size_t a_stride = work->a_row_bytes / a_value_bytes(type), c_stride = type->b_tile_n;
+  for (size_t t = 0; t < range_tiles; t += block_tiles) {
+    size_t left = range_tiles - t;
     sim_tiles tiles = {
-        .b = first + t * tile_bytes,
         .k_tiles = left < block_tiles ? left : block_tiles,
         .tile_n = type->b_tile_n,
         .tile_k = type->b_tile_k,
     };
-    size_t k = segment.k_start + t * type->b_tile_k;
-    const void *a = work->a_rows + k * a_value_bytes(context);
-    size_t a_stride = work->a_row_bytes / a_value_bytes(context);
-    switch (type->product) {
-      case PRODUCT_F16:
-        products->f16(a, a_stride, rows, tiles, (float *)(void *)work->c_rows, c_stride);
-        break;
-      case PRODUCT_I4:
-        unpack_int4(products, tiles.b, (int8_t *)work->b_block, tiles.k_tiles * tile_bytes);
-        tiles.b = work->b_block;
-        products->i8(a, a_stride, rows, tiles, (int32_t *)(void *)work->c_rows, c_stride);
-        break;
-      case PRODUCT_I8:
-        products->i8(a, a_stride, rows, tiles, (int32_t *)(void *)work->c_rows, c_stride);
-        break;
+    tiles.b = widen(now, work, first + t * tile_bytes, tiles.k_tiles, n_tile);
+    size_t a_offset = (k + t * type->b_tile_k) * a_value_bytes(type);
+    const void *a = work->a_rows + a_offset;
+    if (type->product == PRODUCT_F16) {
+      now->products->f16(a, a_stride, rows, tiles, (float *)(void *)work->c_rows, c_stride);
+      continue;
+    }
+    int32_t *c = (int32_t *)(void *)work->c_rows;
+    now->products->i8(a, a_stride, rows, tiles, c, c_stride);
+    if (!now->column_sums) continue;
+    const void *ones = work->a_rows + work->rows * work->a_row_bytes + a_offset;
+    now->products->i8(ones, a_stride, 1, tiles, c + work->rows * c_stride, c_stride);
+  }
+}
+
+/* Sums of the chunk and one N tile over all of K, as elements of C in work->c_rows. Returns how many did not fit. */
+static size_t multiply_tile(const job *now, workspace *work, size_t rows, size_t n_tile) {
+  const sim_context *context = now->context;
+  const sim_b_shape *b_shape = &now->shape->b_shape;
+  size_t width = context->type->b_tile_n, group_size = context->group_size;
+  size_t c_bytes = (work->rows + 1) * width * sizeof(int32_t), total_bytes = rows * width * sizeof(float);
+  sim_sums sums = {
+      .rows = rows,
+      .width = width,
+      .first_n = n_tile * width,
+      .sums = work->c_rows,
+      .row_sums = work->row_sums,
+      .column_sums = (int32_t *)(void *)work->c_rows + work->rows * width,
+  };
+  if (group_size) memset(work->totals, 0, total_bytes);
+  memset(work->c_rows, 0, c_bytes); /* also the bits of 0.0f */
+  for (size_t s = 0; s < sim_b_segment_count(b_shape); s++) {
+    sim_b_segment segment = sim_b_segment_at(b_shape, s);
+    size_t end = segment.k_start + segment.k_depth, depth;
+    for (size_t k = segment.k_start; k < end; k += depth) {
+      size_t group_end = group_size ? (k / group_size + 1) * group_size : end;
+      depth = (group_end < end ? group_end : end) - k;
+      multiply_range(now, work, rows, n_tile, segment, k, depth);
+      if (!group_size) continue;
+      sim_add_group(context, &sums, k / group_size, work->totals);
+      memset(work->c_rows, 0, c_bytes);
     }
   }
+  if (group_size) memcpy(work->c_rows, work->totals, total_bytes);
+  return sim_finish_sums(context, &sums);
 }
 
-/* In place, int32 to int16. Whether the hardware saturates or wraps is not known (Q20): it is counted and warned of. */
-static size_t saturate_int16(uint8_t *values, size_t count) {
-  size_t overflows = 0;
-  for (size_t i = 0; i < count; i++) {
-    int32_t wide;
-    memcpy(&wide, values + i * sizeof wide, sizeof wide);
-    int32_t bounded = wide > INT16_MAX ? INT16_MAX : wide < INT16_MIN ? INT16_MIN : wide;
-    int16_t narrow = (int16_t)bounded;
-    overflows += bounded != wide;
-    memcpy(values + i * sizeof narrow, &narrow, sizeof narrow);
-  }
-  return overflows;
+/* What is reported broken: all calls succeed and C is zero (facts 11.4). */
+static bool is_broken(const sim_context *context) {
+  rknn_matmul_type type = context->type->type;
+  return context->settings.broken &&
+         ((type == RKNN_INT8_MM_INT8_TO_INT32 && context->b_granularity == PER_CHANNEL) ||
+          (type == RKNN_INT8_MM_INT8_TO_FLOAT32 && context->b_granularity == PER_GROUP));
 }
 
-static void scatter_rows(const sim_context *context, workspace *work, size_t first, size_t rows, size_t n_tile) {
-  const sim_type *type = context->type;
-  size_t group = context->native_ac ? type->c_group : 0;
+static void scatter_rows(const job *now, workspace *work, size_t first, size_t rows, size_t n_tile) {
+  const sim_type *type = now->context->type;
+  size_t group = now->context->native_ac ? type->c_group : 0, width = type->b_tile_n;
   size_t element_bytes = sim_dtype_bits(type->c) / 8;
   for (size_t r = 0; r < rows; r++) {
-    sim_scatter_c_row(context->c.data, context->M, context->N, element_bytes, group, first + r,
-                      n_tile * type->b_tile_n, type->b_tile_n, work->c_rows + r * type->b_tile_n * element_bytes);
+    sim_scatter_c_row(now->c, now->laid_rows, now->shape->N, element_bytes, group, first + r, n_tile * width, width,
+                      work->c_rows + r * width * element_bytes);
   }
 }
 
-static void multiply(const sim_context *context, workspace *work) {
-  const sim_products *products = sim_best_products();
-  const sim_type *type = context->type;
-  const uint8_t *b = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? context->b.data : context->packed_b->base;
-  size_t overflows = 0;
-  for (size_t first = 0; first < context->M; first += work->rows) {
-    size_t rows = context->M - first < work->rows ? context->M - first : work->rows;
-    size_t c_values = rows * type->b_tile_n;
-    gather_rows(context, products, work, first, rows);
-    for (size_t n_tile = 0; n_tile < context->N / type->b_tile_n; n_tile++) {
-      memset(work->c_rows, 0, c_values * sizeof(int32_t)); /* also the bits of 0.0f */
-      for (size_t s = 0; s < sim_b_segment_count(&context->b_shape); s++) {
-        multiply_segment(context, products, work, rows, b, n_tile, sim_b_segment_at(&context->b_shape, s));
-      }
-      if (type->c == RKNN_TENSOR_INT16) overflows += saturate_int16(work->c_rows, c_values);
-      scatter_rows(context, work, first, rows, n_tile);
+static size_t multiply(const job *now, workspace *work) {
+  const sim_shape *shape = now->shape;
+  bool broken = is_broken(now->context);
+  size_t width = now->context->type->b_tile_n, unfit = 0;
+  for (size_t first = 0; first < shape->M; first += work->rows) {
+    size_t rows = shape->M - first < work->rows ? shape->M - first : work->rows;
+    gather_rows(now, work, first, rows);
+    for (size_t n_tile = 0; n_tile < shape->N / width; n_tile++) {
+      unfit += multiply_tile(now, work, rows, n_tile);
+      if (broken) memset(work->c_rows, 0, rows * width * sizeof(int32_t));
+      scatter_rows(now, work, first, rows, n_tile);
     }
   }
-  if (overflows) {
-    sim_count(COUNT_INT16_OVERFLOWS, overflows);
-    sim_log_warning("rknn_matmul_run, simulator: %zu int16 results were saturated", overflows);
-  }
+  return unfit;
 }
+
+/* ---- native rows strided by a multiple of four --------------------------------------------------------------------- */
+
+/*
+ * The recorded trap: with native A and C and M > 1 not a multiple of 4, the work that runtime 1.6.0 hands to the
+ * hardware strides A and C by M rounded up, beyond what the attributes say. Then the run works on copies of that size;
+ * what of them lies outside of the memory reads as zeros and is not written.
+ */
+typedef struct {
+  uint8_t *a, *c; /* NULL where the rows are laid out as the attributes say */
+  size_t a_held, c_held; /* bytes of them inside the memory */
+} stretched;
+
+static size_t rows_laid_out(const sim_context *context) {
+  size_t M = context->now->M;
+  return context->settings.ceil4 && context->native_ac && M > 1 ? (M + 3) / 4 * 4 : M;
+}
+
+/* A copy of a tensor with more bytes than its attributes say. NULL without memory. */
+static uint8_t *stretch(const sim_binding *binding, size_t bytes, size_t *held) {
+  const sim_backing *backing = binding->memory->backing;
+  size_t inside = backing->bytes - binding->start;
+  *held = bytes < inside ? bytes : inside;
+  uint8_t *copy = calloc(1, bytes);
+  if (copy) memcpy(copy, backing->device + binding->start, *held);
+  return copy;
+}
+
+static void free_stretched(const stretched *copies) {
+  free(copies->a);
+  free(copies->c);
+}
+
+/* True when there was nothing to stretch or memory for it. */
+static bool stretch_rows(const sim_context *context, job *now, stretched *copies) {
+  if (now->laid_rows == now->shape->M) return true;
+  const rknn_matmul_io_attr *io = &now->shape->attr;
+  copies->a = stretch(&context->a, io->A.size / now->shape->M * now->laid_rows, &copies->a_held);
+  copies->c = stretch(&context->c, io->C.size / now->shape->M * now->laid_rows, &copies->c_held);
+  if (!copies->a || !copies->c) return false;
+  now->a = copies->a;
+  now->c = copies->c;
+  return true;
+}
+
+/* ---- the call ------------------------------------------------------------------------------------------------------ */
 
 /*
  * A tensor whose memory was destroyed after set_io_mem counts as unset: its pages are still held, so nothing could
@@ -184,34 +314,85 @@ static bool usable(const sim_binding *binding) {
   return binding->memory && !atomic_load(&binding->memory->destroyed);
 }
 
+static bool all_set(const sim_context *context) {
+  bool b_usable = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? usable(&context->b) : context->packed_b_filled;
+  return context->now && usable(&context->a) && b_usable && usable(&context->c);
+}
+
+static uint8_t *npu_data(const sim_binding *binding) { return binding->memory->backing->device + binding->start; }
+
 static int64_t microseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
+static void count_run(const sim_context *context, int core) {
+  const sim_shape *shape = context->now;
+  uint64_t macs = (uint64_t)shape->M * shape->K * shape->N;
+  sim_count_macs(context->chip->index, (int)context->type->type, core, macs);
+  sim_count(COUNT_A_READ, shape->attr.A.size);
+  sim_count(COUNT_B_READ, shape->attr.B.size);
+  sim_count(COUNT_C_WRITTEN, shape->attr.C.size);
+}
+
+static int judge_overflow(const sim_context *context, size_t unfit) {
+  if (!unfit) return RKNN_SUCC;
+  sim_count(COUNT_SATURATIONS, unfit);
+  const char *name = context->type->c == RKNN_TENSOR_INT16 ? "int16" : context->type->c == RKNN_TENSOR_INT8 ? "int8" : "int32";
+  if (context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_ERROR) {
+    sim_log_error("rknn_matmul_run, simulator: %zu int16 results overflowed", unfit);
+    return RKNN_ERR_FAIL;
+  }
+  bool wrapped = context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_WRAP;
+  sim_log_warning("rknn_matmul_run, simulator: %zu %s results were %s", unfit, name, wrapped ? "wrapped" : "saturated");
+  return RKNN_SUCC;
+}
+
 static int run(sim_context *context) {
-  bool b_usable = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? usable(&context->b) : context->packed_b_filled;
-  if (!usable(&context->a) || !b_usable || !usable(&context->c)) {
+  if (!all_set(context)) {
     sim_log_error("failed to submit!, op id: 0, op name: MatMul, flags: 0x5, task start: 0, task number: 1, run task "
                   "counter: 0, int status: 0, please try updating to the latest version of the toolkit2 and runtime");
     return RKNN_ERR_FAIL;
   }
+  const rknn_matmul_io_attr *io = &context->now->attr;
   int64_t start = microseconds();
+  job now = {
+      .context = context,
+      .shape = context->now,
+      .products = sim_best_products(),
+      .a = npu_data(&context->a),
+      .b = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? npu_data(&context->b) : context->packed_b->base,
+      .c = npu_data(&context->c),
+      .laid_rows = rows_laid_out(context),
+      .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
+      .column_sums = sim_a_zero_point_counts(context),
+  };
+  stretched copies = {0};
   workspace work;
-  if (!take_workspace(context, &work)) {
+  /* Recorded: run brings A to the device and C from it (facts 14). */
+  sim_memory_to_device(context->a.memory, context->a.start, io->A.size);
+  bool ready = stretch_rows(context, &now, &copies);
+  if (!ready || !take_workspace(&now, &work)) {
+    free_stretched(&copies);
     sim_log_error("rknn_matmul_run, simulator: no memory for the run");
     return RKNN_ERR_MALLOC_FAIL;
   }
-  multiply(context, &work);
+  int core = sim_core_take(context->chip, context->core_mask);
+  sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%zu,\"K\":%zu,\"N\":%zu,\"core\":%d", context->chip->soc,
+                 (int)context->type->type, now.shape->M, now.shape->K, now.shape->N, core);
+  size_t unfit = multiply(&now, &work);
+  sim_core_give(context->chip, core);
   sim_scratch_give(work.a_raw);
+  if (copies.c) memcpy(npu_data(&context->c), copies.c, copies.c_held);
+  free_stretched(&copies);
+  sim_memory_from_device(context->c.memory, context->c.start, io->C.size);
   context->last_run_us = microseconds() - start;
-  sim_count(COUNT_MACS, (uint64_t)context->M * context->K * context->N);
-  return RKNN_SUCC;
+  count_run(context, core);
+  return judge_overflow(context, unfit);
 }
 
-SIM_EXPORT int rknn_matmul_run(rknn_matmul_ctx ctx) {
-  sim_count(COUNT_RUN, 1);
+int sim_matmul_run(rknn_matmul_ctx ctx) {
   sim_context *context;
   int result = sim_registry_enter(ctx, "rknn_matmul_run", &context);
   if (result != RKNN_SUCC) return result;

@@ -1,103 +1,14 @@
 /*
- * The simulator through its public functions only. Layout formulas, conversions and products are written here anew.
- * From native/:
- *   gcc -std=c17 -O2 -Wall -Wextra -Werror -Iinclude -o test_simulator tests/test_simulator.c simulator/[a-z]*.c
- *       -lpthread -lm && ./test_simulator
+ * The simulator of one chip (rk3588, 2.3.2) through its public functions only: products, attributes, wrong calls, memory,
+ * threads. Layout formulas, conversions and products are written here anew.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
-#include <math.h>
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
-#include "npumatmul_sim.h"
-#include "rknn_abi.h"
-
-static _Atomic unsigned passed, failed;
-
-#define CHECK(condition, ...)                         \
-  do {                                                \
-    if (condition) {                                  \
-      passed++;                                       \
-    } else {                                          \
-      failed++;                                       \
-      printf("%s:%d: ", __FILE__, __LINE__);          \
-      printf(__VA_ARGS__);                            \
-      printf("\n");                                   \
-    }                                                 \
-  } while (0)
-
-/* Compares two integers and prints both when they differ. */
-#define CHECK_IS(actual, expected)                                                                                 \
-  do {                                                                                                             \
-    long long got = (long long)(actual), want = (long long)(expected);                                             \
-    CHECK(got == want, "%s is %lld, not %lld", #actual, got, want);                                                \
-  } while (0)
-
-static void *need(size_t bytes) {
-  void *memory = calloc(1, bytes ? bytes : 1);
-  if (!memory) abort();
-  return memory;
-}
-
-/* ---- what the library logs: standard error goes to a file -------------------------------------------------------- */
-
-static FILE *log_file;
-
-static void start_log(void) {
-  log_file = tmpfile();
-  /* Appending: both descriptors share one position, and reading the log moves it. */
-  if (!log_file || fcntl(fileno(log_file), F_SETFL, O_APPEND) || dup2(fileno(log_file), STDERR_FILENO) < 0) abort();
-}
-
-/* Whether text was logged since the last call, after "E RKNN: [HH:MM:SS.mmm] ". */
-static bool logged(const char *text) {
-  static long seen;
-  fflush(stderr);
-  char line[1024];
-  bool found = false;
-  fseek(log_file, seen, SEEK_SET);
-  while (fgets(line, sizeof line, log_file)) {
-    int h, m, s, ms, length = 0;
-    if (sscanf(line, "%*1[EW] RKNN: [%2d:%2d:%2d.%3d] %n", &h, &m, &s, &ms, &length) != 4 || length != 23) continue;
-    if (strstr(line + length, text) == line + length) found = true;
-  }
-  seen = ftell(log_file);
-  return found;
-}
-
-/* ---- numbers ----------------------------------------------------------------------------------------------------- */
-
-static double half_value(uint16_t half) {
-  int exponent = half >> 10 & 31, fraction = half & 1023;
-  double magnitude = exponent == 31  ? (fraction ? NAN : HUGE_VAL)
-                     : exponent == 0 ? ldexp(fraction, -24)
-                                     : ldexp(1024 + fraction, exponent - 25);
-  return half & 0x8000 ? -magnitude : magnitude;
-}
-
-/* Multiples of 1/8 between -4 and 4: their products are multiples of 1/64, whose sums float32 holds exactly. */
-static uint16_t exact_half(int value) {
-  if (value == 0) return 0;
-  int magnitude = value < 0 ? -value : value, exponent = 0;
-  while (magnitude >> (exponent + 1)) exponent++;
-  return (uint16_t)((value < 0 ? 0x8000 : 0) | (exponent + 15 - 3) << 10 | ((magnitude << (10 - exponent)) & 1023));
-}
-
-static uint32_t random_state = 7;
-
-static int random_between(int low, int high) {
-  random_state = random_state * 1664525u + 1013904223u;
-  return low + (int)((random_state >> 8) % (uint32_t)(high - low + 1));
-}
+#include "check.h"
 
 /* ---- layouts ----------------------------------------------------------------------------------------------------- */
 
@@ -167,46 +78,6 @@ static double get_c(const uint8_t *buffer, const layout *l, size_t index) {
   memcpy(&wide, buffer + 4 * index, 4);
   return wide;
 }
-
-/* ---- a matmul with its three memories ---------------------------------------------------------------------------- */
-
-typedef struct {
-  rknn_matmul_info info;
-  rknn_matmul_io_attr io;
-  rknn_matmul_ctx ctx;
-  rknn_tensor_mem *a, *b, *c;
-} matmul;
-
-static rknn_matmul_info make_info(rknn_matmul_type type, int M, int K, int N, int b_layout, int ac_layout) {
-  rknn_matmul_info info = {
-      .M = M, .K = K, .N = N, .type = type, .B_layout = (int16_t)b_layout, .AC_layout = (int16_t)ac_layout};
-  return info;
-}
-
-static bool open_matmul(matmul *mm, rknn_matmul_info info) {
-  memset(mm, 0, sizeof *mm);
-  mm->info = info;
-  if (rknn_matmul_create(&mm->ctx, &mm->info, &mm->io) != RKNN_SUCC) return false;
-  mm->a = rknn_create_mem(mm->ctx, mm->io.A.size);
-  mm->b = rknn_create_mem(mm->ctx, mm->io.B.size);
-  mm->c = rknn_create_mem(mm->ctx, mm->io.C.size);
-  return mm->a && mm->b && mm->c;
-}
-
-static void bind_all(matmul *mm) {
-  CHECK_IS(rknn_matmul_set_io_mem(mm->ctx, mm->a, &mm->io.A), 0);
-  CHECK_IS(rknn_matmul_set_io_mem(mm->ctx, mm->b, &mm->io.B), 0);
-  CHECK_IS(rknn_matmul_set_io_mem(mm->ctx, mm->c, &mm->io.C), 0);
-}
-
-static void close_matmul(matmul *mm) {
-  if (mm->a) CHECK_IS(rknn_destroy_mem(mm->ctx, mm->a), 0);
-  if (mm->b) CHECK_IS(rknn_destroy_mem(mm->ctx, mm->b), 0);
-  if (mm->c) CHECK_IS(rknn_destroy_mem(mm->ctx, mm->c), 0);
-  CHECK_IS(rknn_matmul_destroy(mm->ctx), 0);
-}
-
-static uint8_t *data_of(const rknn_tensor_mem *mem) { return (uint8_t *)mem->virt_addr + mem->offset; }
 
 /* Fills A and B with random numbers of at most limit, runs, and compares with a triple loop. Returns wrong elements. */
 static size_t wrong_products(matmul *mm, const layout *l, int limit) {
@@ -400,10 +271,9 @@ static void test_create_codes(void) {
   CHECK_IS(create_code(make_info(99, 4, 33, 33, 0, 0)), -5);
   CHECK(logged("rknn_matmul_create, meet unsupported matmul dtype : UNKNOW"), "log");
   CHECK_IS(create_code(make_info(-1, 4, 32, 32, 0, 0)), -5);
-  CHECK_IS(create_code(make_info(3, 4, 32, 32, 0, 0)), -5);
-  CHECK(logged("rknn_matmul_create, simulator: rk3588 has this type"), "log");
   CHECK_IS(create_code(make_info(7, 4, 32, 32, 0, 0)), -5);
-  CHECK(logged("rknn_matmul_create, meet unsupported matmul dtype : RKNN_FLOAT16_MM_INT4_TO_FLOAT32"), "log");
+  CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : RKNN_FLOAT16_MM_INT4_TO_FLOAT32"),
+        "log");
   CHECK_IS(create_code(make_info(2, 4, (1 << 20) + 1, 33, 0, 0)), -5);
   CHECK(logged("rknn_matmul_create, k > limit: 1048577"), "log");
   CHECK_IS(create_code(make_info(2, 4, 33, 33, 0, 0)), -5);
@@ -430,10 +300,10 @@ static void test_create_codes(void) {
   CHECK_IS(create_code(make_info(10, 1025, 256, 64, 1, 0)), 0);
   CHECK_IS(create_code(make_info(1, 1, 2048, 152064, 1, 0)), 0); /* no maximum of N */
 
-  info.B_quant_type = RKNN_QUANT_TYPE_PER_CHANNEL_SYM;
+  info.B_quant_type = 6;
   CHECK_IS(create_code(info), -5);
   info.B_quant_type = 0;
-  info.AC_quant_type = 1;
+  info.AC_quant_type = RKNN_QUANT_TYPE_PER_CHANNEL_SYM;
   CHECK_IS(create_code(info), -5);
   info.AC_quant_type = 0;
   info.iommu_domain_id = 16;
@@ -493,14 +363,7 @@ static void test_handles(void) {
     CHECK_IS(rknn_destroy_mem(bad[i], mm.a), -5);
   }
   CHECK_IS(rknn_matmul_set_quant_params(mm.ctx, NULL), -5);
-  CHECK_IS(rknn_matmul_set_quant_params(mm.ctx, &params), 0);
-  scale = 0.5f;
-  params.scale = &scale;
-  params.scale_len = 1;
-  CHECK_IS(rknn_matmul_set_quant_params(mm.ctx, &params), -5);
-  CHECK_IS(rknn_matmul_get_quant_params(mm.ctx, &params, &scale), -1);
-  CHECK_IS(rknn_matmul_set_dynamic_shape(mm.ctx, &shape), -1);
-  CHECK_IS(rknn_matmul_create_dynamic_shape(&stale, &mm.info, 1, &shape, &io), -1);
+  CHECK_IS(rknn_matmul_set_dynamic_shape(mm.ctx, &shape), -5);
   CHECK_IS(rknn_matmul_create_dynamic_shape(NULL, &mm.info, 1, &shape, &io), -7);
   CHECK_IS(rknn_matmul_create_dynamic_shape(&stale, &mm.info, 0, &shape, &io), -5);
   close_matmul(&mm);
@@ -957,6 +820,5 @@ int main(void) {
   test_helper();
   test_threads();
   test_counters(); /* last: everything made above must be gone */
-  printf("test_simulator: %u passed, %u failed\n", passed, failed);
-  return failed != 0;
+  return report("test_simulator");
 }

@@ -1,0 +1,46 @@
+#include "cores.h"
+
+#include <pthread.h>
+
+#include "api.h"
+#include "context.h"
+#include "log.h"
+#include "registry.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int runs[SIM_CHIPS][SIM_CORES_MAX];
+
+int sim_core_take(const sim_chip *chip, int core_mask) {
+  pthread_mutex_lock(&lock);
+  int *busy = runs[chip->index], chosen = 0;
+  for (int core = 0; core < chip->cores; core++) {
+    if (core_mask == 1 << core) chosen = core;
+    if (core_mask == RKNN_NPU_CORE_AUTO && busy[core] < busy[chosen]) chosen = core;
+  }
+  busy[chosen]++;
+  pthread_mutex_unlock(&lock);
+  return chosen;
+}
+
+void sim_core_give(const sim_chip *chip, int core) {
+  pthread_mutex_lock(&lock);
+  runs[chip->index][core]--;
+  pthread_mutex_unlock(&lock);
+}
+
+/* One core at a time: runtimes refuse combined masks for matmul (D12, Q19), and a single-core chip every value. */
+int sim_matmul_set_core_mask(rknn_matmul_ctx ctx, rknn_core_mask core_mask) {
+  sim_context *context;
+  int result = sim_registry_enter(ctx, "rknn_matmul_set_core_mask", &context);
+  if (result != RKNN_SUCC) return result;
+  int cores = context->chip->cores;
+  bool known = core_mask == RKNN_NPU_CORE_AUTO;
+  for (int core = 0; core < cores; core++) known = known || (int)core_mask == 1 << core;
+  if (cores == 1) known = false;
+  if (known) context->core_mask = (int)core_mask;
+  sim_registry_leave(ctx);
+  if (known) return RKNN_SUCC;
+  if (cores > 1) sim_log_error("Not support core mask: %d, fallback to single core auto mode", (int)core_mask);
+  sim_log_error("rknn_set_core_mask: failed to set core mask: %d", (int)core_mask);
+  return RKNN_ERR_FAIL;
+}

@@ -1,0 +1,182 @@
+#include "settings.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "export.h"
+#include "faults.h"
+#include "log.h"
+#include "npumatmul_sim.h"
+#include "registry.h"
+#include "trace.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static sim_settings settings; /* guarded by lock */
+
+/* Also in settings; here for every call to read without the lock. */
+static _Atomic(const sim_runtime *) runtime;
+
+static _Thread_local const sim_chip *selected_chip;
+
+/* ---- one function per setting: false when the text is not one of its values --------------------------------------- */
+
+static bool apply_soc(const char *text) {
+  const sim_chip *chip = sim_find_chip(text);
+  if (chip) settings.chip = chip;
+  return chip != NULL;
+}
+
+/* A library that is one version by name stays that version. */
+static bool apply_runtime(const char *text) {
+  const sim_runtime *found = sim_find_runtime(text);
+  if (!found) return false;
+  if (sim_library_version) found = sim_find_runtime(sim_library_version);
+  settings.runtime = found;
+  atomic_store(&runtime, found);
+  return true;
+}
+
+/* The index of text in choices, or -1. */
+static int choice(const char *text, const char *const *choices, int count) {
+  for (int i = 0; i < count; i++) {
+    if (strcmp(text, choices[i]) == 0) return i;
+  }
+  return -1;
+}
+
+static bool apply_switch(const char *text, const char *off, const char *on, bool *to) {
+  int chosen = choice(text, (const char *const[]){off, on}, 2);
+  if (chosen >= 0) *to = chosen == 1;
+  return chosen >= 0;
+}
+
+static bool apply_limits(const char *text) {
+  return apply_switch(text, "observed", "documented", &settings.documented_limits);
+}
+
+static bool apply_broken(const char *text) { return apply_switch(text, "0", "1", &settings.broken); }
+
+static bool apply_strict(const char *text) { return apply_switch(text, "0", "1", &settings.strict); }
+
+static bool apply_rows(const char *text) { return apply_switch(text, "exact", "ceil4", &settings.ceil4); }
+
+static bool apply_overflow(const char *text) {
+  int chosen = choice(text, (const char *const[]){"saturate", "wrap", "error"}, 3);
+  if (chosen >= 0) settings.overflow = (sim_overflow)chosen;
+  return chosen >= 0;
+}
+
+static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64_t *number) {
+  if (*text < '0' || *text > '9') return false; /* strtoull takes signs and blanks */
+  char *end;
+  errno = 0;
+  unsigned long long value = strtoull(text, &end, 10);
+  if (errno != 0 || *end != '\0' || value < least || value > most) return false;
+  *number = value;
+  return true;
+}
+
+static bool apply_contexts(const char *text) {
+  uint64_t number;
+  if (!parse_number(text, 1, SIM_CONTEXTS_MAX, &number)) return false;
+  settings.contexts = (uint32_t)number;
+  return true;
+}
+
+static bool apply_domain_bytes(const char *text) { return parse_number(text, 1, 1ull << 32, &settings.domain_bytes); }
+
+static struct {
+  const char *const name;
+  const char *const value;  /* where nothing is said */
+  bool (*const apply)(const char *text);
+  const char *const wanted;
+  char malformed[64]; /* the text that was refused, or its beginning; empty: none */
+} table[] = {
+    {"NPUMATMUL_SIM_SOC", "rk3588", apply_soc, "rk3562, rk3566, rk3568, rk3576 or rk3588", ""},
+    {"NPUMATMUL_SIM_RUNTIME", "2.3.2", apply_runtime, "1.5.2, 1.6.0, 2.0.0b0, 2.1.0, 2.3.0 or 2.3.2", ""},
+    {"NPUMATMUL_SIM_LIMITS", "observed", apply_limits, "observed or documented", ""},
+    {"NPUMATMUL_SIM_BROKEN", "0", apply_broken, "0 or 1", ""},
+    {"NPUMATMUL_SIM_OVERFLOW", "saturate", apply_overflow, "saturate, wrap or error", ""},
+    {"NPUMATMUL_SIM_STRICT", "0", apply_strict, "0 or 1", ""},
+    {"NPUMATMUL_SIM_ROWS", "exact", apply_rows, "exact or ceil4", ""},
+    /* About 150 is what a process gets in the field. */
+    {"NPUMATMUL_SIM_CONTEXTS", "150", apply_contexts, "a number from 1 to 4096", ""},
+    /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
+    {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", ""},
+    {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", ""},
+    {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", ""},
+};
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+static void complain(size_t i, const char *text) {
+  sim_log_error("simulator: %s is \"%s\", not %s", table[i].name, text, table[i].wanted);
+}
+
+/* A malformed value leaves the default in force, and every create fails until it is corrected. */
+__attribute__((constructor)) static void read_environment(void) {
+  for (size_t i = 0; i < COUNT(table); i++) {
+    const char *text = getenv(table[i].name);
+    table[i].apply(table[i].value);
+    if (!text || !*text || table[i].apply(text)) continue;
+    snprintf(table[i].malformed, sizeof table[i].malformed, "%s", text);
+  }
+}
+
+sim_settings sim_current_settings(void) {
+  pthread_mutex_lock(&lock);
+  sim_settings now = settings;
+  pthread_mutex_unlock(&lock);
+  if (selected_chip) now.chip = selected_chip;
+  return now;
+}
+
+const sim_runtime *sim_current_runtime(void) { return atomic_load(&runtime); }
+
+bool sim_settings_usable(void) {
+  bool usable = true;
+  pthread_mutex_lock(&lock);
+  for (size_t i = 0; usable && i < COUNT(table); i++) {
+    if (table[i].malformed[0] == '\0') continue;
+    complain(i, table[i].malformed);
+    usable = false;
+  }
+  pthread_mutex_unlock(&lock);
+  return usable;
+}
+
+SIM_EXPORT int npumm_sim_configure(const char *name, const char *value) {
+  if (!name) return RKNN_ERR_PARAM_INVALID;
+  for (size_t i = 0; i < COUNT(table); i++) {
+    if (strcmp(name, table[i].name) != 0) continue;
+    const char *text = value && *value ? value : table[i].value;
+    pthread_mutex_lock(&lock);
+    bool applied = table[i].apply(text);
+    if (applied) table[i].malformed[0] = '\0';
+    pthread_mutex_unlock(&lock);
+    if (!applied) complain(i, text);
+    return applied ? RKNN_SUCC : RKNN_ERR_FAIL;
+  }
+  sim_log_error("simulator: there is no setting \"%s\"", name);
+  return RKNN_ERR_PARAM_INVALID;
+}
+
+SIM_EXPORT int npumm_sim_select(const char *soc) {
+  const sim_chip *chip = soc ? sim_find_chip(soc) : NULL;
+  if (soc && !chip) {
+    sim_log_error("simulator: there is no chip \"%s\", only %s", soc, table[0].wanted);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  selected_chip = chip;
+  return RKNN_SUCC;
+}
+
+SIM_EXPORT const char *npumm_sim_describe(int *cores) {
+  const sim_chip *chip = sim_current_settings().chip;
+  if (cores) *cores = chip->cores;
+  return chip->soc;
+}

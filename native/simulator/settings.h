@@ -1,0 +1,37 @@
+/*
+ * What the environment (NPUMATMUL_SIM_*, read once at load) and npumm_sim_configure say. docs/simulator.md lists the
+ * settings for users; settings.c has them as a table.
+ */
+#ifndef SIM_SETTINGS_H
+#define SIM_SETTINGS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chips.h"
+#include "runtimes.h"
+
+typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
+
+/* A context keeps the settings that it was created with. */
+typedef struct {
+  const sim_chip *chip;
+  const sim_runtime *runtime;
+  bool documented_limits;
+  bool broken;
+  sim_overflow overflow; /* of int16 results */
+  bool strict;
+  bool ceil4;
+  uint32_t contexts;
+  uint64_t domain_bytes;
+} sim_settings;
+
+/* With the chip that the calling thread selected, if any. */
+sim_settings sim_current_settings(void);
+
+const sim_runtime *sim_current_runtime(void);
+
+/* False, with a log line, while the value of a setting is malformed. */
+bool sim_settings_usable(void);
+
+#endif
