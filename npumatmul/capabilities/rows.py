@@ -27,6 +27,7 @@ __all__ = [
     "OPEN_TYPES",
     "PROBLEMS",
     "ROWS",
+    "SLICE_ALIGNMENT",
     "TYPES_SINCE",
     "ChipRow",
     "NativeTiles",
@@ -297,6 +298,8 @@ NATIVE_MK_MAX: Mapping[MatmulType, Cell[int | None]] = {
 M_MAX = unsettled(256, "the library's choice: Q10")
 CONTEXTS = observed(150, "contexts of a process end at about 150: facts 7.4")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
+SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
+N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")
 DOMAINS = observed(16, "a backend uses 0 to 15: facts 7.4, Q23")
 
 
