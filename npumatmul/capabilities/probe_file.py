@@ -6,6 +6,7 @@ JSON, version 1. A file that is damaged, or of another chip or runtime, is ignor
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,7 +17,17 @@ from typing import Any
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn.version import RuntimeVersion
 
-__all__ = ["FORMAT", "VERSION", "ProbeResults", "default_path", "find_probe_results", "load_probe_results"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "ProbeResults",
+    "checked_cells",
+    "default_path",
+    "find_probe_results",
+    "load_probe_results",
+]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "npumatmul-probe"
 VERSION = 1
@@ -172,6 +183,23 @@ def _checked_cell(name: str, cell: object) -> tuple[Any, str]:
     if not kinds[cell_name](value):
         raise ValueError(f"cell {name!r} cannot be {value!r}")
     return value, cell["source"]
+
+
+def checked_cells(cells: Mapping[str, Any], source: str) -> dict[str, tuple[Any, str]]:
+    """Cells that a question settled, less those that the table cannot hold; for `ProbeResults.cells`.
+
+    Examples
+    --------
+    >>> checked_cells({"contexts": 128, "colour": "blue"}, "X1")
+    {'contexts': (128, 'X1')}
+    """
+    kept = {}
+    for name, value in cells.items():
+        try:
+            kept[name] = _checked_cell(name, {"value": value, "source": source})
+        except ValueError as error:
+            logger.warning("%s: %s", source, error)
+    return kept
 
 
 def default_path(
