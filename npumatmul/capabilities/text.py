@@ -49,7 +49,8 @@ def _value(value: Any) -> str:
 
 def _table(title: str, header: list[str], lines: list[list[str]]) -> list[str]:
     widths = [max(len(line[column]) for line in (header, *lines)) for column in range(len(header))]
-    return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in (header, *lines)), ""]
+    shown = (header, *lines) if any(header) else lines
+    return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in shown), ""]
 
 
 def as_text(table: Capabilities) -> str:
@@ -72,7 +73,7 @@ def as_text(table: Capabilities) -> str:
         out.append("reported broken")
         for problem in table.problems:
             types = ", ".join(str(int(t.code)) for t in problem.types)
-            out.append(f"  {f'types {types}: ' if types else ''}{problem.what} ({problem.source})")
+            out.append(f"  {f'type {types}: ' if types else ''}{problem.what} ({problem.source})")
         out.append("")
     out.append("sources")
     out += [f"  [{number}] {note}" for note, number in notes.numbers.items()]

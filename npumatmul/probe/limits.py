@@ -63,7 +63,9 @@ def n_maximum(bench: Bench) -> Answer:
             break
         details[mm_type.name] = {"largest right": best, "limit": limit}
         if best:
-            cells[f"{mm_type.name}.n_max"] = best
+            # what a context is given is bounded further, lest C of m_max rows exceed 16 MiB
+            most = (16 << 20) // mm_type.c.nbytes(row.m_max.value)
+            cells[f"{mm_type.name}.n_max"] = min(best, max(most, row.n_max.value))
     text = "; ".join(
         f"{t.name}: right up to {details[t.name]['largest right']}"
         + (f", create refuses more than {details[t.name]['limit']}" if details[t.name]["limit"] else ", no limit met")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,6 @@ from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.rknn import (
     InputOutputNum,
     MatmulInfo,
-    MatmulShape,
     MemSize,
     MemSyncMode,
     PerfRun,
@@ -21,6 +21,12 @@ from npumatmul.rknn import (
 )
 
 I8 = MatmulType.INT8_INT8_INT32
+
+
+class _TooLarge(C.Structure):
+    """A result of a wrong size; larger than any, lest a runtime that does not look write beyond it."""
+
+    _fields_ = (("bytes", C.c_uint8 * 1024),)
 
 
 @question("Q24", "Which queries does a matmul context answer?", "per query: its figures, or the code")
@@ -97,7 +103,7 @@ def return_codes(bench: Bench) -> Answer:
         note("set_core_mask: 3", lambda: runtime.matmul_set_core_mask(handle, 3))  # type: ignore[arg-type]
         note("mem_sync: no memory", lambda: runtime.mem_sync(handle, None, MemSyncMode.TO_DEVICE))  # type: ignore[arg-type]
         note("destroy_mem: no memory", lambda: runtime.destroy_mem(handle, None))  # type: ignore[arg-type]
-        note("query: wrong size", lambda: runtime.query(handle, QueryCmd.SDK_VERSION, MatmulShape()))
+        note("query: wrong size", lambda: runtime.query(handle, QueryCmd.SDK_VERSION, _TooLarge()))
         if bench.table.dynamic_shapes.value:
             note("set_dynamic_shape: static context", lambda: runtime.matmul_set_dynamic_shape(handle, (1, k, n)))
         if bench.everything:
