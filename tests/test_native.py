@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, compile_c, run
+from compiling import NATIVE, build_simulators, compile_c, run
 
 TESTS = NATIVE / "tests"
 SIMULATOR = sorted((NATIVE / "simulator").glob("*.c"))
@@ -14,7 +14,10 @@ KERNELS = sorted((NATIVE / "kernels").glob("*.c"))
 PROGRAMS = {
     "test_kernels": [TESTS / "test_kernels.c", *KERNELS],
     "test_products": [TESTS / "test_products.c", *(NATIVE / "simulator").glob("products_*.c")],
-    "test_simulator": [TESTS / "test_simulator.c", *SIMULATOR],
+    **{
+        name: [TESTS / f"{name}.c", *SIMULATOR]
+        for name in ("test_simulator", "test_chips", "test_quant", "test_dynamic", "test_strict", "test_control")
+    },
 }
 SANITIZERS = {
     "plain": ["-O2"],
@@ -31,6 +34,12 @@ def test_c_program(program: str, sanitizer: str, tmp_path: Path) -> None:
     output = run(built)
     assert " passed, 0 failed" in output
     assert not output.startswith("0 passed")
+
+
+def test_libraries_of_all_versions(tmp_path: Path) -> None:
+    built = compile_c(tmp_path / "test_versions", [TESTS / "test_versions.c"], "-O2", "-ldl")
+    output = run(built, str(build_simulators(tmp_path)))
+    assert " passed, 0 failed" in output
 
 
 def test_every_c_file_is_clean_by_itself(tmp_path: Path) -> None:
