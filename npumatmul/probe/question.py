@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from npumatmul.capabilities.table import build
-from npumatmul.errors import RknnError
+from npumatmul.errors import NpuError, RknnError
 from npumatmul.probe.answer import Question
 from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.probe.catalogue import QUESTIONS
@@ -70,8 +70,12 @@ def _ask(options: argparse.Namespace, out: TextIO, questions: dict[str, Question
         print(json.dumps(line, default=_plain), file=out, flush=True)
 
     tell(step=f"load {options.library}")
-    runtime = Runtime(options.library)
-    identity = identify(runtime, options.soc)
+    try:
+        runtime = Runtime(options.library)
+        identity = identify(runtime, options.soc)
+    except NpuError as error:
+        tell(error=str(error), trace=traceback.format_exc())
+        return
     tell(identity=identity)
     version = RuntimeVersion.parse(identity["runtime"])
     assert version is not None

@@ -150,6 +150,9 @@ def find_target(device: str | None = None, timeout: float = 60.0) -> Target:
         raise LibraryNotFoundError(f"there is no runtime library to probe. Looked at:\n{found.report()}")
     environment = _environment(found)
     lines, status, log = _run([], found.library, found.soc, timeout, environment)
+    failure = next((line["error"] for line in lines if "error" in line), None)
+    if failure is not None:
+        raise DeviceError(f"{found.library} cannot be probed: {failure}")
     identity = next((line["identity"] for line in lines if "identity" in line), None)
     if identity is None or status != "answered":
         step = next((line["step"] for line in reversed(lines) if "step" in line), "the start")
