@@ -12,13 +12,24 @@ from importlib.metadata import version as _version
 
 from npumatmul import errors
 from npumatmul.capabilities import capabilities
+from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.memory import Buffer, TensorAttr
+from npumatmul.mmtype import MatmulType
 from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
+    "Buffer",
     "Device",
     "DeviceStats",
+    "DynamicMatmulContext",
+    "MatmulContext",
+    "MatmulLayout",
+    "MatmulType",
     "PackedWeight",
+    "QuantType",
+    "TensorAttr",
     "capabilities",
     "current_device",
     "errors",

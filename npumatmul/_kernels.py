@@ -29,6 +29,7 @@ class Conversion(IntEnum):
     INT4 = 3
     F32_TO_F16 = 4
     F32_TO_I8 = 5
+    INT4_HIGH_FIRST = 6
 
 
 class RowScaling(IntEnum):

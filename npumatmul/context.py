@@ -1,138 +1,606 @@
-"""A matmul context of the runtime: created for one shape of tile, checked against the capability table."""
+"""Matmul contexts of the runtime, of one shape or of several, checked against the capability table."""
 
 from __future__ import annotations
 
 import ctypes as C
 import logging
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from npumatmul import _kernels, layout
-from npumatmul.capabilities import Chip
-from npumatmul.errors import LayoutMismatchError
+from npumatmul.capabilities import Chip, TypeLimits
+from npumatmul.errors import BusyError, ClosedError, LayoutMismatchError, NpuError
 from npumatmul.layout import TileLayout
-from npumatmul.mmtype import MatmulType
-from npumatmul.rknn import CoreMask, MatmulInfo, MatmulLayout, MatmulTensorAttr, Runtime
+from npumatmul.memory import LARGEST_BUFFER, Buffer, TensorAttr
+from npumatmul.mmtype import ElementType, MatmulType
+from npumatmul.rknn import (
+    CoreMask,
+    MatmulInfo,
+    MatmulIoAttr,
+    MatmulLayout,
+    MatmulTensorAttr,
+    MemSyncMode,
+    QuantParams,
+    QuantType,
+    RuntimeVersion,
+)
+from npumatmul.session import Session
+
+__all__ = ["ContextSpec", "DynamicMatmulContext", "MatmulContext"]
 
 logger = logging.getLogger(__name__)
 
+#: IOMMU domains are numbered from 0; how many there are is open, the field uses sixteen (Q23).
+DOMAINS = 16
+#: From this runtime on a deep native B is cut into segments (facts 4.4); 1.6.0 has none (facts 14).
+_SEGMENTS_SINCE = RuntimeVersion(2, 0, 0)
+_PER_CHANNEL = (QuantType.PER_CHANNEL_SYM, QuantType.PER_CHANNEL_ASYM)
+_PER_GROUP = (QuantType.PER_GROUP_SYM, QuantType.PER_GROUP_ASYM)
+_ASYMMETRIC = (QuantType.PER_LAYER_ASYM, QuantType.PER_CHANNEL_ASYM, QuantType.PER_GROUP_ASYM)
+
 
 @dataclass(frozen=True)
-class ContextKey:
-    """What makes two contexts the same: weights of equal shape share one.
+class ContextSpec:
+    """What makes two contexts the same; `Device.context` describes the fields.
 
     Attributes
     ----------
     mm_type : MatmulType
     m, k, n : int
-        Padded extents.
-    ac_native : bool
-        Whether A and C are in native layout; B always is.
+    b_layout, ac_layout : MatmulLayout
+    b_quant, ac_quant : QuantType
+    group_size : int
+    core : int or None
+    domain : int
     """
 
     mm_type: MatmulType
     m: int
     k: int
     n: int
-    ac_native: bool
+    b_layout: MatmulLayout = MatmulLayout.NORM
+    ac_layout: MatmulLayout = MatmulLayout.NORM
+    b_quant: QuantType = QuantType.PER_LAYER_SYM
+    ac_quant: QuantType = QuantType.PER_LAYER_SYM
+    group_size: int = 0
+    core: int | None = None
+    domain: int = 0
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # computed once: specs are looked up on every matmul, and hashing enumerations is slow
+        values = (self.mm_type, self.m, self.k, self.n, self.b_layout, self.ac_layout, self.core, self.domain)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __str__(self) -> str:
-        return f"{self.mm_type.name} {self.m}x{self.k}x{self.n}{' native A, C' if self.ac_native else ''}"
+        layouts = f"B {self.b_layout.name.lower()}, A and C {self.ac_layout.name.lower()}"
+        return f"{self.mm_type.name} {self.m}x{self.k}x{self.n}, {layouts}"
 
-
-class MatmulContext:
-    """A living context, on one NPU core.
-
-    Parameters
-    ----------
-    runtime : Runtime
-    chip : Chip
-    key : ContextKey
-
-    Raises
-    ------
-    RknnError
-        If the runtime refuses it.
-    LayoutMismatchError
-        If the runtime's attributes differ from the capability table. No memory was touched then.
-    """
-
-    def __init__(self, runtime: Runtime, chip: Chip, key: ContextKey) -> None:
-        self.key = key
-        self._runtime = runtime
-        info = MatmulInfo(
-            M=key.m,
-            K=key.k,
-            N=key.n,
-            type=key.mm_type.code,
-            B_layout=MatmulLayout.NATIVE,
-            AC_layout=MatmulLayout.NATIVE if key.ac_native else MatmulLayout.NORM,
+    def info(self) -> MatmulInfo:
+        """The C struct, in the language of runtime 2.3.2."""
+        return MatmulInfo(
+            M=self.m,
+            K=self.k,
+            N=self.n,
+            type=self.mm_type.code,
+            B_layout=self.b_layout,
+            B_quant_type=self.b_quant,
+            AC_layout=self.ac_layout,
+            AC_quant_type=self.ac_quant,
+            iommu_domain_id=self.domain,
+            group_size=self.group_size,
         )
-        self.handle, self.io_attr = runtime.matmul_create(info)
-        self.closed = False
+
+    def check(self, chip: Chip, limits: TypeLimits, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Refuse what would crash a runtime, or be cut to another value on its way into the C struct.
+
+        Raises
+        ------
+        ValueError
+            If a field makes no sense.
+        """
+        for m, k, n in shapes:
+            if not (0 < m < 2**31 and 0 < k < 2**31 and 0 < n < 2**31):
+                raise ValueError(f"M, K and N must be positive and fit int32, not {(m, k, n)}")
+            mm_type = self.mm_type
+            largest = max(mm_type.a.nbytes(m * k), mm_type.b.nbytes(k * n), mm_type.c.nbytes(m * n))
+            if largest > LARGEST_BUFFER:
+                raise ValueError(f"{(m, k, n)} makes a tensor of {largest} bytes; the C API ends at {LARGEST_BUFFER}")
+            if self.ac_layout is not MatmulLayout.NATIVE:
+                continue
+            multiple = chip.native.row_multiple
+            if m > 1 and m % multiple:
+                raise ValueError(
+                    f"M = {m}: with native A and C, M has to be 1 or a multiple of {multiple}, other M were recorded "
+                    "to go wrong (facts 14); pad the rows"
+                )
+            if limits.native_mk_max is not None and m * k > limits.native_mk_max:
+                raise ValueError(
+                    f"M * K = {m * k}: {mm_type.name} with native A and C was recorded to die above "
+                    f"{limits.native_mk_max} (facts 14); split M"
+                )
+        if self.ac_layout not in (MatmulLayout.NORM, MatmulLayout.NATIVE):
+            raise ValueError(f"A and C can be in layout NORM or NATIVE, not {self.ac_layout.name}")
+        if self.ac_quant not in (QuantType.PER_LAYER_SYM, QuantType.PER_LAYER_ASYM):
+            raise ValueError(f"A and C have scales per layer only, not {self.ac_quant.name} (facts 5.1)")
+        if self.b_quant in _PER_GROUP:
+            if not 0 < self.group_size < 2**15 or any(k % self.group_size for _, k, _ in shapes):
+                raise ValueError(f"group_size {self.group_size} does not divide K; documented is 32 (Q2)")
+        elif self.group_size:
+            raise ValueError(f"group_size {self.group_size} is of use with a per-group b_quant only")
+        if self.core is not None and not 0 <= self.core < chip.cores:
+            raise ValueError(f"core {self.core}: {chip.soc} has cores 0 to {chip.cores - 1}")
+        if not 0 <= self.domain < DOMAINS:
+            raise ValueError(f"domain {self.domain}: IOMMU domains are 0 to {DOMAINS - 1}")
+
+
+class _Slot:
+    """One of A, B and C of a context: the buffer that it is to have, and what the runtime was told of it."""
+
+    def __init__(self, attr: TensorAttr) -> None:
+        self.attr = attr
+        self.buffer: Buffer | None = None
+        self.bound: tuple[int, int] | None = None  # writes and results of the buffer when it was bound
+
+
+_Self = TypeVar("_Self", bound="_Context")
+
+
+class _Context:
+    """What static and dynamic contexts have in common."""
+
+    def __init__(self, session: Session, spec: ContextSpec, shapes: list[tuple[int, int, int]] | None) -> None:
+        runtime, chip = session.runtime, session.chip
+        self.spec = spec
+        self._session = session
+        self._runtime = runtime
+        every = shapes or [(spec.m, spec.k, spec.n)]
+        info = spec.info()
+        runtime.check_info(info)
+        spec.check(chip, chip.type_limits(spec.mm_type, runtime.version), every)
+        self._handle, self._io_attrs = session.create(info, shapes)
+        self._finalizer = weakref.finalize(self, session.release_later, self._handle)
+        self._finalizer.atexit = False
         try:
-            self._check_attributes(chip)
-            if chip.has_core_mask:
-                runtime.matmul_set_core_mask(self.handle, CoreMask.CORE_0)
+            self._attrs = [
+                _attributes(spec, shape, io_attr, chip, runtime.version, self.int4_low_nibble_first)
+                for shape, io_attr in zip(every, self._io_attrs, strict=True)
+            ]
+            if spec.core is not None and chip.has_core_mask:
+                runtime.matmul_set_core_mask(self._handle.value, CoreMask(1 << spec.core))
         except BaseException:
             self.close()
             raise
-        mm_type = key.mm_type
-        self.struct = _kernels.ExecutorContext(
-            self.handle,
-            key.m,
-            key.k,
-            key.n,
-            chip.native.a[mm_type.a] if key.ac_native else 0,
-            chip.native.c[mm_type.c] if key.ac_native else 0,
-            self.io_attr,
-        )
-        self.pointer = C.pointer(self.struct)
-        logger.debug("created context %s", key)
+        self._slots = tuple(_Slot(attr) for attr in self._attrs[0])
+        logger.debug("created context %s", spec)
 
     def __repr__(self) -> str:
-        return f"MatmulContext({self.key}{', closed' if self.closed else ''})"
+        return f"{type(self).__name__}({self.spec}{', closed' if self.closed else ''})"
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the context was destroyed."""
+        return self._handle.closed
+
+    @property
+    def int4_low_nibble_first(self) -> bool:
+        """Whether the even one of two int4 in a byte is its low half on this runtime; `Buffer.put` does it right."""
+        return self._runtime.int4_low_nibble_first
+
+    @property
+    def a(self) -> TensorAttr:
+        """Attributes of A, (M, K)."""
+        return self._slots[0].attr
+
+    @property
+    def b(self) -> TensorAttr:
+        """Attributes of B, (K, N)."""
+        return self._slots[1].attr
+
+    @property
+    def c(self) -> TensorAttr:
+        """Attributes of C, (M, N)."""
+        return self._slots[2].attr
+
+    # ---- use -------------------------------------------------------------------------------------------------------
+
+    def bind(self, *, a: Buffer | None = None, b: Buffer | None = None, c: Buffer | None = None) -> None:
+        """Choose the buffers of A, B and C; those that are not given stay as they are.
+
+        The runtime is told at the next run (`rknn_matmul_set_io_mem`, which wants the data to be there), and again
+        after every change of a buffer.
+
+        Raises
+        ------
+        TypeError
+            If something else than a `Buffer` is given.
+        ValueError
+            If a buffer is too small, belongs to another device or IOMMU domain, or C shares bytes with A or B.
+        ClosedError
+            If context or buffer are closed.
+        """
+        given = (a, b, c)
+        with self._entered():
+            for slot, buffer in zip(self._slots, given, strict=True):
+                if buffer is not None:
+                    self._check_buffer(slot.attr, buffer)
+            wanted = [new or slot.buffer for slot, new in zip(self._slots, given, strict=True)]
+            for name, other in zip("AB", wanted[:2], strict=True):
+                if wanted[2] is not None and other is not None and wanted[2].overlaps(other):
+                    raise ValueError(f"bind: the buffers of {name} and C share bytes")
+            for slot, buffer in zip(self._slots, given, strict=True):
+                if buffer is not None:
+                    slot.buffer, slot.bound = buffer, None
+
+    def _check_buffer(self, attr: TensorAttr, buffer: Buffer) -> None:
+        if not isinstance(buffer, Buffer):
+            raise TypeError(f"bind: {attr.name} takes a Buffer, not {type(buffer).__name__}")
+        if buffer._session is not self._session:
+            raise ValueError(
+                f"bind: the buffer for {attr.name} belongs to another device ({buffer._session.name}) than the "
+                f"context ({self._session.name})"
+            )
+        memory = buffer.memory
+        if memory.domain != self.spec.domain:
+            raise ValueError(
+                f"bind: the buffer for {attr.name} is in IOMMU domain {memory.domain}, the context in "
+                f"{self.spec.domain}; memory of one is not seen in another (facts 7.4)"
+            )
+        if memory.size < attr.size:
+            raise ValueError(f"bind: {attr.name} needs {attr.size} bytes, the buffer has {memory.size}")
+
+    def run(self) -> None:
+        """Multiply: C = A x B. Blocks until the NPU is done; C's buffer then shows the result.
+
+        Raises
+        ------
+        NpuError
+            If A, B or C have no buffer yet.
+        ClosedError
+            If context, device or one of the buffers are closed, or inherited through a fork.
+        BusyError
+            If another thread uses the context.
+        RknnError
+            If the runtime fails.
+        """
+        slots = self._slots
+        with self._entered():
+            buffers = [slot.buffer for slot in slots if slot.buffer is not None]
+            if len(buffers) < len(slots):
+                missing = " and ".join(slot.attr.name for slot in slots if slot.buffer is None)
+                raise NpuError(f"run: {missing} have no buffer yet; bind() them first")
+            memories = [buffer._memory for buffer in buffers]
+            with self._session.guard:
+                for slot, memory in zip(slots, memories, strict=True):
+                    if memory.closed:
+                        raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
+                for memory in memories:
+                    memory.users += 1
+            try:
+                for memory in memories:  # before binding: a normal B is read then, and C must have no dirty cache lines
+                    memory.flush()
+                for slot in slots:
+                    self._bind_if_changed(slot)
+                self._runtime.matmul_run(self._handle.value)
+                memories[2].sync(MemSyncMode.FROM_DEVICE)
+                buffers[2]._computed()
+            finally:
+                with self._session.guard:
+                    for memory in memories:
+                        memory.users -= 1
+
+    def _bind_if_changed(self, slot: _Slot) -> None:
+        """Call set_io_mem where the runtime does not know the buffer, or its contents changed since (facts 7.2)."""
+        buffer = slot.buffer
+        assert buffer is not None
+        # what a run wrote into C is no reason to bind C anew
+        state = (buffer._writes, 0 if slot.attr.name == "C" else buffer._results)
+        if slot.bound != state or buffer._memory.being_written():
+            slot.bound = None
+            self._runtime.matmul_set_io_mem(self._handle.value, buffer._memory.pointer, slot.attr.struct)
+            slot.bound = state
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        """One thread at a time: whether a runtime takes more is an open question (Q18)."""
+        session, handle = self._session, self._handle
+        session.check_usable()
+        with session.guard:
+            if handle.closed:
+                raise ClosedError(f"{self.spec}: this context is closed")
+            if handle.busy:
+                raise BusyError(f"{self.spec}: another thread is using this context; give each thread its own")
+            handle.busy = True
+        try:
+            yield
+        finally:
+            handle.busy = False
+
+    # ---- quantization ----------------------------------------------------------------------------------------------
+
+    def set_quant_params(self, tensor: str, scale: ArrayLike, zero_point: ArrayLike | None = None) -> None:
+        """Give scales and zero points of one matrix; without, it has scale 1 and zero point 0 (facts 5.3).
+
+        Parameters
+        ----------
+        tensor : str
+            ``"A"``, ``"B"`` or ``"C"``.
+        scale : array_like of float
+            One for A and C. For B as `b_quant` says: one; N; or (K / group_size, N), whose order in memory is an open
+            question (Q1): this is the one of the vendor's demo. A dynamic context takes those of its largest K and N.
+        zero_point : array_like of int, optional
+            As many as scales; only where the quantization is asymmetric.
+
+        Raises
+        ------
+        ValueError
+            If there are too many or too few, a scale is not positive and finite, or a zero point is out of range.
+        UnsupportedByRuntime
+            Before runtime 2.0.0b0.
+        """
+        if tensor not in ("A", "B", "C"):
+            raise ValueError(f"set_quant_params: there are the matrices 'A', 'B' and 'C', not {tensor!r}")
+        slot = self._slots["ABC".index(tensor)]
+        quant = self.spec.b_quant if tensor == "B" else self.spec.ac_quant
+        shape = self._scale_shape() if tensor == "B" else (1,)
+        scales = np.ascontiguousarray(scale, np.float32)
+        count = int(np.prod(shape))
+        if scales.size != count or (scales.ndim > 1 and scales.shape != shape):
+            raise ValueError(
+                f"set_quant_params: {tensor} with {quant.name} takes scales of shape {shape}, not {scales.shape}"
+            )
+        if not (np.isfinite(scales).all() and (scales > 0).all()):
+            raise ValueError(f"set_quant_params: a scale of {tensor} is not positive and finite as float32")
+        points = None if zero_point is None else _zero_points(zero_point, slot.attr, scales, quant)
+        params = QuantParams(
+            name=slot.attr.struct.name, scale=scales.ctypes.data_as(C.POINTER(C.c_float)), scale_len=count
+        )
+        if points is not None:
+            params.zp, params.zp_len = points.ctypes.data_as(C.POINTER(C.c_int32)), count
+        with self._entered():
+            self._runtime.matmul_set_quant_params(self._handle.value, params)
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        """Shape of B's scales, of the largest K and N (facts 5.3)."""
+        k = max(attrs[1].shape[0] for attrs in self._attrs)
+        n = max(attrs[1].shape[1] for attrs in self._attrs)
+        if self.spec.b_quant in _PER_CHANNEL:
+            return (n,)
+        return (k // self.spec.group_size, n) if self.spec.b_quant in _PER_GROUP else (1,)
+
+    def get_quant_params(self) -> float:
+        """Scale of B that the runtime brought its channels to; for int8 to int32 with B per channel (facts 5.4).
+
+        Raises
+        ------
+        ValueError
+            For other contexts.
+        UnsupportedByRuntime
+            Before runtime 2.0.0b0.
+        """
+        if self.spec.mm_type is not MatmulType.INT8_INT8_INT32 or self.spec.b_quant not in _PER_CHANNEL:
+            raise ValueError(f"get_quant_params: only for INT8_INT8_INT32 with B per channel, not {self.spec}")
+        with self._entered():
+            return self._runtime.matmul_get_quant_params(
+                self._handle.value, QuantParams(name=self._slots[1].attr.struct.name)
+            )
+
+    def close(self) -> None:
+        """Destroy the context; its buffers stay. Closing twice is allowed.
+
+        Raises
+        ------
+        BusyError
+            If another thread uses it.
+        """
+        self._session.release(self._handle)
+
+
+class MatmulContext(_Context):
+    """A matmul context of one shape; `Device.context` makes one.
+
+    A context is used by one thread at a time, and several contexts by several threads at once. It keeps the buffers
+    that it is bound to. One that is dropped is destroyed.
+
+    Attributes
+    ----------
+    spec : ContextSpec
+    a, b, c : TensorAttr
+        What buffers for A, B and C have to be like: shape, dtype, size in bytes, layout.
+    closed : bool
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim") as device:
+    ...     context = device.context(npu.MatmulType.INT8_INT8_INT32, 4, 64, 32)
+    ...     a, b, c = (device.buffer(each.size) for each in (context.a, context.b, context.c))
+    ...     a.put(context.a, np.full((4, 64), 2, np.int8))
+    ...     b.put(context.b, np.full((64, 32), 3, np.int8))
+    ...     context.bind(a=a, b=b, c=c)
+    ...     context.run()
+    ...     print(c.get(context.c)[0, :4])
+    [384 384 384 384]
+    """
+
+    def __init__(self, session: Session, spec: ContextSpec) -> None:
+        super().__init__(session, spec, None)
+        a, _, c = self._attrs[0]
+        native = spec.ac_layout is MatmulLayout.NATIVE
+        #: What the executor works with.
+        self.struct = _kernels.ExecutorContext(
+            self._handle.value,
+            spec.m,
+            spec.k,
+            spec.n,
+            a.known_layout.tile_cols if native else 0,
+            c.known_layout.tile_cols if native else 0,
+            self._io_attrs[0],
+        )
+        self.pointer = C.pointer(self.struct)
 
     @property
     def a_bytes(self) -> int:
         """Bytes of A, as the runtime says."""
-        return int(self.io_attr.A.size)
+        return self.a.size
 
     @property
     def c_bytes(self) -> int:
         """Bytes of C, as the runtime says."""
-        return int(self.io_attr.C.size)
+        return self.c.size
 
-    def _check_attributes(self, chip: Chip) -> None:
-        key, mm_type = self.key, self.key.mm_type
-        if key.ac_native:
-            a = layout.a_native(key.m, key.k, mm_type.a, chip)
-            c = layout.c_native(key.m, key.n, mm_type.c, chip)
-        else:
-            a = layout.normal(key.m, key.k, mm_type.a)
-            c = layout.normal(key.m, key.n, mm_type.c)
-        b = layout.b_native(key.k, key.n, mm_type.b, chip)
-        self._check("A", self.io_attr.A, a, _dims_grouped(a) if key.ac_native else a.shape)
-        self._check("B", self.io_attr.B, b, _dims_tiled(b))
-        self._check("C", self.io_attr.C, c, _dims_grouped(c) if key.ac_native else c.shape)
 
-    def _check(self, name: str, attr: MatmulTensorAttr, expected: TileLayout, dims: tuple[int, ...]) -> None:
-        if attr.shape != dims or attr.size != expected.nbytes or attr.type != expected.element.tensor_type:
+class DynamicMatmulContext(_Context):
+    """A matmul context of several shapes, of which one is selected; `Device.dynamic_context` makes one.
+
+    Otherwise like `MatmulContext`. `a`, `b` and `c` describe the shape that is selected.
+
+    Attributes
+    ----------
+    shapes : tuple of (int, int, int)
+        (M, K, N) each.
+    largest : (int, int, int)
+        Bytes that buffers of A, B and C need for every shape.
+    """
+
+    def __init__(self, session: Session, spec: ContextSpec, shapes: list[tuple[int, int, int]]) -> None:
+        if spec.b_layout is not MatmulLayout.TP_NORM and len({shape[1:] for shape in shapes}) > 1:
+            raise ValueError(f"shapes may differ in K and N with B in TP_NORM layout only (D16), not {shapes}")
+        if len(set(shapes)) < len(shapes):
+            raise ValueError(f"a shape is given twice: {shapes}")
+        super().__init__(session, spec, shapes)
+        self.shapes = tuple(shapes)
+        self.largest = tuple(max(attrs[i].size for attrs in self._attrs) for i in range(3))
+        try:
+            self.select(*shapes[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def select(self, m: int, k: int, n: int) -> None:
+        """Choose a shape for the runs to come; A in native layout has to be packed anew (facts 4.3).
+
+        Raises
+        ------
+        ValueError
+            If the context was not made for that shape, or a buffer that is bound is too small for it.
+        ClosedError, BusyError, RknnError
+            As for `run`.
+        """
+        if (m, k, n) not in self.shapes:
+            raise ValueError(f"select: {(m, k, n)} is none of the shapes of this context: {self.shapes}")
+        attrs = self._attrs[self.shapes.index((m, k, n))]
+        with self._entered():
+            for attr, slot in zip(attrs, self._slots, strict=True):
+                if slot.buffer is not None and not slot.buffer.closed:
+                    self._check_buffer(attr, slot.buffer)
+            self._runtime.matmul_set_dynamic_shape(self._handle.value, (m, k, n))
+            for attr, slot in zip(attrs, self._slots, strict=True):
+                slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
+
+
+# ---- attributes ----------------------------------------------------------------------------------------------------
+
+
+def _attributes(
+    spec: ContextSpec,
+    shape: tuple[int, int, int],
+    io_attr: MatmulIoAttr,
+    chip: Chip,
+    version: RuntimeVersion,
+    int4_low_first: bool,
+) -> tuple[TensorAttr, TensorAttr, TensorAttr]:
+    """What the runtime says of A, B and C, checked against the capability table."""
+    m, k, n = shape
+    mm_type = spec.mm_type
+    a = c = None
+    if spec.ac_layout is MatmulLayout.NATIVE:
+        a = _grouped(io_attr.A, m, k, mm_type.a, chip.native.a.get(mm_type.a))
+        c = _grouped(io_attr.C, m, n, mm_type.c, chip.native.c.get(mm_type.c))
+    b: TileLayout | None = layout.b_normal(k, n, mm_type.b)
+    b_dims: tuple[int, ...] | None = (k, n)
+    if spec.b_layout is MatmulLayout.TP_NORM:
+        b, b_dims = layout.b_transposed(k, n, mm_type.b), None  # the order of its dims is not documented (facts 4.1)
+    elif spec.b_layout is MatmulLayout.NATIVE:
+        b = layout.b_native_of(k, n, mm_type, chip)
+        b_dims = (n // b.tile_rows, k // b.tile_cols, b.tile_rows, b.tile_cols)
+        # up to the deepest K that the table gives to one context, all sources agree on one block
+        if version >= _SEGMENTS_SINCE and k > max(limits.k_max for limits in chip.limits.values()):
+            b = b_dims = None
+
+    def attr(
+        name: str, struct: MatmulTensorAttr, of: TileLayout | None, seen: tuple[int, int], element: ElementType,
+        dims: tuple[int, ...] | None,
+    ) -> TensorAttr:  # fmt: skip
+        nbytes = element.nbytes(seen[0] * seen[1])
+        if (dims is not None and struct.shape != dims) or struct.size != nbytes or struct.type != element.tensor_type:
             raise LayoutMismatchError(
-                f"{self.key}: the runtime says that {name} has dims {attr.shape}, {attr.size} bytes, tensor type "
-                f"{attr.type}; the capability table says {dims}, {expected.nbytes} bytes, type "
-                f"{int(expected.element.tensor_type)}. This runtime is not one that npumatmul knows: please report it."
+                f"{spec}: the runtime says that {name} has dims {struct.shape}, {struct.size} bytes, tensor type "
+                f"{struct.type}; the capability table says {dims}, {nbytes} bytes, type {int(element.tensor_type)}. "
+                "This runtime is not one that npumatmul knows: please report it."
             )
+        placed = None if of is None else of.in_nibble_order(int4_low_first)
+        return TensorAttr(name, seen, struct.shape, struct.size, element, placed, struct)
 
-    def close(self) -> None:
-        """Destroy the context. Closing twice is allowed."""
-        if not self.closed:
-            self.closed = True
-            self._runtime.matmul_destroy(self.handle)
+    return (
+        attr("A", io_attr.A, a or layout.normal(m, k, mm_type.a), (m, k), mm_type.a, _dims(a) if a else (m, k)),
+        attr("B", io_attr.B, b, (k, n), mm_type.b, b_dims),
+        attr("C", io_attr.C, c or layout.normal(m, n, mm_type.c), (m, n), mm_type.c, _dims(c) if c else (m, n)),
+    )
 
 
-def _dims_grouped(of: TileLayout) -> tuple[int, ...]:
+def _grouped(
+    struct: MatmulTensorAttr, rows: int, cols: int, element: ElementType, documented: int | None
+) -> TileLayout:
+    """Native layout of A or C, with the documented group or, where there is none, the reported one (Q6)."""
+    group = documented or (struct.shape[2] if len(struct.shape) == 3 else 0)
+    if group < 1 or cols % group:
+        raise LayoutMismatchError(f"the runtime reports dims {struct.shape} for a native matrix of {(rows, cols)}")
+    return TileLayout(rows, cols, rows, cols, rows, group, element)
+
+
+def _dims(of: TileLayout) -> tuple[int, ...]:
     return (of.padded_cols // of.tile_cols, of.padded_rows, of.tile_cols)
 
 
-def _dims_tiled(of: TileLayout) -> tuple[int, ...]:
-    return (of.padded_rows // of.tile_rows, of.padded_cols // of.tile_cols, of.tile_rows, of.tile_cols)
+# ---- parameters ----------------------------------------------------------------------------------------------------
+
+
+def _zero_points(
+    given: ArrayLike, attr: TensorAttr, scales: np.ndarray[tuple[int, ...], np.dtype[np.float32]], quant: QuantType
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    points = np.asarray(given)
+    if points.dtype.kind not in "iu" or points.size != scales.size:
+        raise ValueError(
+            f"set_quant_params: {attr.name} takes {scales.size} integers as zero points, not {points.size} of "
+            f"{points.dtype}"
+        )
+    bits = attr.element.bits
+    if attr.element not in (ElementType.INT8, ElementType.INT4):
+        low = high = 0
+    else:
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if quant not in _ASYMMETRIC:
+        low = high = 0
+    if points.size and not (low <= int(points.min()) and int(points.max()) <= high):
+        raise ValueError(
+            f"set_quant_params: zero points of {attr.name} ({attr.element.label}, {quant.name}) have to lie in "
+            f"{low}..{high}"
+        )
+    return np.ascontiguousarray(points, np.int32)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from npumatmul.capabilities import Chip, chip
-from npumatmul.errors import ClosedError, RknnError
-from npumatmul.memory import Slice, WeightMemory
+from npumatmul.context import ContextSpec, DynamicMatmulContext, MatmulContext
+from npumatmul.memory import Buffer, Slice, WeightMemory
 from npumatmul.mmtype import MatmulType
-from npumatmul.rknn import Discovery, MatmulInfo, Runtime, RuntimeVersion, discover, load
+from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
+from npumatmul.session import Session
 
 __all__ = ["Device", "DeviceStats", "current_device", "use_device"]
 
@@ -65,9 +64,10 @@ class Device:
     Parameters
     ----------
     name : str, optional
-        ``"rknn"``: the board's own NPU. ``"sim:rk3588"`` (or ``"sim"``): the simulator. By default the environment
+        ``"rknn"``: the board's own NPU. ``"sim:rk3588"``, or another chip: the simulator. By default the environment
         decides (``NPUMATMUL_DEVICE``, ``NPUMATMUL_LIBRARY``), then the machine: the NPU on a Rockchip board, the
-        simulator elsewhere.
+        simulator elsewhere. ``NPUMATMUL_SIM_RUNTIME`` names the version of the runtime that is simulated. Several
+        devices can be open at once.
 
     Attributes
     ----------
@@ -95,36 +95,24 @@ class Device:
     """
 
     def __init__(self, name: str | None = None) -> None:
+        self.closed = True
         self.discovery: Discovery = discover(name)
         self.runtime: Runtime = load(self.discovery)
         assert self.discovery.soc is not None
         self.name = self.discovery.device
         self.simulated = self.runtime.simulated_soc() is not None
         self.chip: Chip = chip(self.discovery.soc)
-        self.lock = threading.RLock()
         self.counters = DeviceStats()
-        self._pid = os.getpid()
         self._attached: dict[type, _Closable] = {}
         self._released: deque[list[Slice]] = deque()
-        # A context of the smallest shape, under which memory is allocated and versions are asked for. 1.6.0 allocates
-        # without one too, later runtimes only with a flag (facts 7.1).
-        limits = self.chip.limits[MatmulType.INT8_INT8_INT32]
-        self._anchor, _ = self.runtime.matmul_create(
-            MatmulInfo(M=1, K=limits.k_multiple, N=limits.n_multiple, type=MatmulType.INT8_INT8_INT32.code)
-        )
+        self.session = Session(self.runtime, self.chip, self.name)
+        self.lock = self.session.lock
         self.closed = False
-        self.api_version, self.driver_version = self._versions()
-        self.runtime_version = RuntimeVersion.parse(self.api_version) or self.runtime.version_from_symbols()
-        self.weights = WeightMemory(self.runtime, self._anchor, self.chip.memory.domain_bytes)
+        self.api_version, self.driver_version = self.runtime.api_version, self.runtime.driver_version
+        self.runtime_version: RuntimeVersion = self.runtime.version
+        self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes)
         _open_devices.add(self)
         logger.info("opened %s: runtime %s, driver %s", self.name, self.api_version, self.driver_version)
-
-    def _versions(self) -> tuple[str, str]:
-        try:
-            return self.runtime.sdk_version(self._anchor)
-        except RknnError as error:  # whether the query takes a matmul context is open on some runtimes (Q24)
-            logger.info("the runtime does not tell its version: %s", error)
-            return "unknown", "unknown"
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"runtime {self.runtime_version}"
@@ -134,26 +122,161 @@ class Device:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._close(keep_viewed=True)
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.close()
+        if not getattr(self, "closed", True) and not self.session.closed:
+            self._let_go()
 
     @property
-    def anchor(self) -> int:
-        """Handle of the context under which memory is allocated."""
-        return self._anchor
+    def usable(self) -> bool:
+        """Whether it is open, and was opened by this process."""
+        return not (self.closed or self.session.closed or self.session.inherited)
 
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""
-        if self.closed:
-            raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"the device {self.name} was opened by process {self._pid} and cannot be used after a fork; "
-                "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
-            )
+        self.session.check_usable()
+
+    # ---- buffers and contexts --------------------------------------------------------------------------------------
+
+    def buffer(self, nbytes: int, *, domain: int = 0) -> Buffer:
+        """Allocate NPU memory.
+
+        Parameters
+        ----------
+        nbytes : int
+        domain : int, optional
+            IOMMU domain, 0 to 15: only contexts of the same one can use the buffer. Runtimes before 2.0.0b0 have one.
+
+        Returns
+        -------
+        Buffer
+
+        Raises
+        ------
+        NpuMemoryError
+            If the runtime has no memory, or the process no descriptors left.
+        UnsupportedByRuntime
+            If the runtime has no domains.
+
+        Examples
+        --------
+        >>> with Device("sim") as device, device.buffer(64) as buffer:
+        ...     buffer.array.shape
+        (64,)
+        """
+        return Buffer.allocate(self.session, nbytes, domain)
+
+    def context(
+        self,
+        mm_type: MatmulType,
+        m: int,
+        k: int,
+        n: int,
+        *,
+        b_layout: MatmulLayout = MatmulLayout.NORM,
+        ac_layout: MatmulLayout = MatmulLayout.NORM,
+        b_quant: QuantType = QuantType.PER_LAYER_SYM,
+        ac_quant: QuantType = QuantType.PER_LAYER_SYM,
+        group_size: int = 0,
+        core: int | None = None,
+        domain: int = 0,
+    ) -> MatmulContext:
+        """Create a matmul context: one type, one shape, as the runtime's own API has it.
+
+        Parameters
+        ----------
+        mm_type : MatmulType
+            Element types of A, B and C.
+        m, k, n : int
+            Shape; the runtime asks for multiples in K and N (`Chip.type_limits`).
+        b_layout, ac_layout : MatmulLayout, optional
+            How B, and A and C, stand in memory.
+        b_quant, ac_quant : QuantType, optional
+            What `MatmulContext.set_quant_params` will give.
+        group_size : int, optional
+            Elements along K that share a scale, with a per-group `b_quant`.
+        core : int, optional
+            NPU core; by default the runtime takes one that is idle.
+        domain : int, optional
+            IOMMU domain.
+
+        Returns
+        -------
+        MatmulContext
+
+        Raises
+        ------
+        ValueError
+            If M, K, N, core or group size make no sense.
+        DeviceError
+            If the chip does not have the type.
+        UnsupportedByRuntime
+            If the runtime is too old; the message names the version that is needed.
+        RknnError
+            If the runtime refuses it.
+
+        Examples
+        --------
+        >>> with Device("sim") as device, device.context(MatmulType.INT8_INT8_INT32, 4, 64, 32) as context:
+        ...     context.b.shape, context.b.size, context.c.dtype
+        ((64, 32), 2048, dtype('int32'))
+        """
+        spec = ContextSpec(
+            mm_type, m, k, n, b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
+        )  # fmt: skip
+        return MatmulContext(self.session, spec)
+
+    def dynamic_context(
+        self,
+        mm_type: MatmulType,
+        shapes: Sequence[tuple[int, int, int]],
+        *,
+        b_layout: MatmulLayout = MatmulLayout.NORM,
+        ac_layout: MatmulLayout = MatmulLayout.NORM,
+        b_quant: QuantType = QuantType.PER_LAYER_SYM,
+        ac_quant: QuantType = QuantType.PER_LAYER_SYM,
+        group_size: int = 0,
+        core: int | None = None,
+        domain: int = 0,
+    ) -> DynamicMatmulContext:
+        """Create a context for several shapes (M, K, N), of which one at a time is selected.
+
+        The first one is selected to begin with. M may vary; K and N only with B in TP_NORM layout (D16).
+
+        Parameters
+        ----------
+        mm_type : MatmulType
+        shapes : sequence of (int, int, int)
+        b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
+            As for `context`.
+
+        Returns
+        -------
+        DynamicMatmulContext
+
+        Raises
+        ------
+        ValueError, DeviceError, UnsupportedByRuntime, RknnError
+            As for `context`. Dynamic shapes need runtime 2.0.0b0.
+
+        Examples
+        --------
+        >>> shapes = [(1, 64, 32), (8, 64, 32)]
+        >>> with Device("sim") as device, device.dynamic_context(MatmulType.INT8_INT8_INT32, shapes) as context:
+        ...     context.select(8, 64, 32)
+        ...     context.c.shape
+        (8, 32)
+        """
+        given = [(int(m), int(k), int(n)) for m, k, n in shapes]
+        if not given:
+            raise ValueError("dynamic_context: at least one (M, K, N) is needed")
+        spec = ContextSpec(
+            mm_type, *given[0], b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
+        )  # fmt: skip
+        return DynamicMatmulContext(self.session, spec, given)
+
+    # ---- what lives and dies with the device -----------------------------------------------------------------------
 
     def attached(self, kind: type[_Attached], make: Callable[[Device], _Attached]) -> _Attached:
         """The one object of a kind that lives and dies with this device, made on first use."""
@@ -186,50 +309,41 @@ class Device:
         with self.lock:
             self.check_usable()
             self.collect()
-            contexts, buffers, extra = 1, len(self.weights.arenas), 0
-            for part in self._attached.values():
-                use = getattr(part, "resources", None)
-                if use is not None:
-                    more_contexts, more_buffers, more_bytes = use()
-                    contexts, buffers, extra = contexts + more_contexts, buffers + more_buffers, extra + more_bytes
-            counters = self.counters
-            return DeviceStats(
-                counters.run_calls,
-                counters.set_io_mem_calls,
-                counters.mem_sync_calls,
-                counters.macs,
-                contexts,
-                buffers,
-                self.weights.bytes_reserved + extra,
-            )
+            self.session.collect()
+            return replace(self.counters, **dict(zip(_ALLOCATED, self.session.resources(), strict=True)))
 
     def close(self) -> None:
-        """Free memory, then contexts (facts 11.5). Closing twice is allowed."""
+        """Free memory, then contexts (facts 11.5): all buffers and contexts of the device. Twice is allowed.
+
+        Raises
+        ------
+        BufferError
+            If views of buffers are still held. Nothing was closed then. Leaving a ``with`` block instead lets their
+            memory stay until they are gone.
+        BusyError
+            If another thread is running. Nothing was closed then.
+        """
+        self._close(keep_viewed=False)
+
+    def _close(self, keep_viewed: bool) -> None:
         with self.lock:
-            if self.closed:
-                return
-            self.closed = True
+            self.session.close(keep_viewed)
             _open_devices.discard(self)
-            if os.getpid() != self._pid:
-                return  # the parent's contexts are the parent's to destroy
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give up what is the device's own; buffers and contexts of users keep the session."""
+        with self.lock:
+            self.closed = True
             self._released.clear()
-            self.weights.close()
             for part in reversed(list(self._attached.values())):
                 part.close()
             self._attached.clear()
-            self.runtime.matmul_destroy(self._anchor)
-            logger.info("closed %s", self.name)
+            self.weights.close()
 
 
+_ALLOCATED = ("contexts", "descriptors", "npu_bytes")
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_devices() -> None:
-    """Close what is still open while the interpreter is whole."""
-    for device in list(_open_devices):
-        device.close()
-
 
 _chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
 _default_lock = threading.Lock()
@@ -264,9 +378,9 @@ def current_device(wanted: Device | str | None = None) -> Device:
 
 def _named(name: str) -> Device:
     with _default_lock:
-        device_string = discover(name).device
+        found = discover(name)
         for device in list(_open_devices):
-            if device.name == device_string and not device.closed and device._pid == os.getpid():
+            if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
                 return device
         opened = Device(name)
         _kept.append(opened)
@@ -279,7 +393,7 @@ _kept: list[Device] = []  # devices opened by name live until the interpreter en
 def _default_device() -> Device:
     global _default
     with _default_lock:
-        if _default is None or _default.closed or _default._pid != os.getpid():
+        if _default is None or not _default.usable:
             _default = Device()
         return _default
 

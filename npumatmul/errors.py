@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "RKNN_ERRORS",
+    "BusyError",
     "ClosedError",
     "DeviceError",
     "LayoutMismatchError",
@@ -53,8 +54,12 @@ class ClosedError(NpuError, RuntimeError):
     """An object was used after it, or the device that it belongs to, was closed (or inherited through a fork)."""
 
 
+class BusyError(NpuError, RuntimeError):
+    """A context or buffer is in use by another thread; nothing was called."""
+
+
 class UnsupportedByRuntime(NpuError, NotImplementedError):
-    """The loaded runtime library lacks a function; the message names the version that has it."""
+    """The loaded runtime library is too old for this; the message names the version that has it."""
 
 
 class LayoutMismatchError(NpuError, RuntimeError):

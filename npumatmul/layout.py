@@ -9,7 +9,7 @@ Packed matrices are one-dimensional ``uint8`` arrays: exactly the bytes that the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,20 +18,23 @@ from numpy.typing import NDArray
 from npumatmul import _kernels
 from npumatmul.capabilities import Chip, chip
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import ElementType
+from npumatmul.mmtype import ElementType, MatmulType
 
 __all__ = [
     "TileLayout",
     "a_native",
     "b_native",
+    "b_native_of",
     "b_normal",
     "b_transposed",
     "c_native",
+    "in_nibble_order",
     "normal",
     "pack",
     "pack_a",
     "pack_b",
     "pack_c",
+    "pack_into",
     "round_up",
     "unpack",
     "unpack_a",
@@ -67,6 +70,8 @@ class TileLayout:
         Type of the elements.
     transposed : bool
         Whether the rows here are the columns of the matrix that the user sees (B: rows are N, columns K).
+    int4_low_first : bool
+        Whether the even one of two int4 in a byte is its low half, as from runtime 2.0.0b0 on (facts 4.6).
     """
 
     rows: int
@@ -77,6 +82,7 @@ class TileLayout:
     tile_cols: int
     element: ElementType
     transposed: bool = False
+    int4_low_first: bool = True
 
     def __post_init__(self) -> None:
         if (
@@ -97,9 +103,28 @@ class TileLayout:
         """Bytes of the packed matrix."""
         return self.element.nbytes(self.padded_rows * self.padded_cols)
 
+    def in_nibble_order(self, int4_low_first: bool) -> TileLayout:
+        """The same for a runtime with that order of int4 (`Runtime.int4_low_nibble_first`)."""
+        return self if int4_low_first == self.int4_low_first else replace(self, int4_low_first=int4_low_first)
+
+    @property
+    def copying(self) -> _kernels.Conversion:
+        """The conversion of the C kernels that keeps values as they are."""
+        return in_nibble_order(_COPY[self.element], self.int4_low_first)
+
     def tiling(self) -> _kernels.Tiling:
         """The same for the C kernels."""
         return _kernels.Tiling(self.rows, self.cols, self.padded_rows, self.padded_cols, self.tile_rows, self.tile_cols)
+
+
+def in_nibble_order(conversion: _kernels.Conversion, int4_low_first: bool) -> _kernels.Conversion:
+    """A conversion of the C kernels in the order of int4 that a runtime has (`Runtime.int4_low_nibble_first`).
+
+    This is the one place that knows of the order: whoever packs for a device takes its conversion from here.
+    """
+    if conversion is _kernels.Conversion.INT4 and not int4_low_first:
+        return _kernels.Conversion.INT4_HIGH_FIRST
+    return conversion
 
 
 def normal(rows: int, cols: int, element: ElementType, padded: tuple[int, int] | None = None) -> TileLayout:
@@ -152,6 +177,20 @@ def b_native(k: int, n: int, element: ElementType, on: Chip | str, padded: tuple
     return TileLayout(n, k, padded_n, padded_k, tile_n, tile_k, element, transposed=True)
 
 
+def b_native_of(
+    k: int, n: int, mm_type: MatmulType, on: Chip | str, padded: tuple[int, int] | None = None
+) -> TileLayout:
+    """Native layout of B in a matmul type: with A of another type, B has the tile of A's type (facts 4.5).
+
+    Examples
+    --------
+    >>> b_native_of(64, 64, MatmulType.FLOAT16_INT4_FLOAT32, "rk3576").tile_rows
+    16
+    """
+    of_a_type = b_native(k, n, mm_type.a, on, padded)
+    return of_a_type if mm_type.b is mm_type.a else replace(of_a_type, element=mm_type.b)
+
+
 def _chip(on: Chip | str) -> Chip:
     return chip(on) if isinstance(on, str) else on
 
@@ -194,11 +233,22 @@ def pack(matrix: NDArray[np.generic], layout: TileLayout) -> NDArray[np.uint8]:
     >>> bool((packed[:32].view(np.int8) == b[:32, 0]).all())  # k is the fastest index
     True
     """
-    matrix = _checked(matrix, layout, "pack")
     packed = np.empty(layout.nbytes, np.uint8)
-    source = matrix.T if layout.transposed else matrix
-    _kernels.pack(layout.tiling(), _COPY[layout.element], source, packed.ctypes.data, packed.nbytes)
+    pack_into(matrix, layout, packed.ctypes.data, packed.nbytes)
     return packed
+
+
+def pack_into(matrix: NDArray[np.generic], layout: TileLayout, address: int, nbytes: int) -> None:
+    """`pack` into memory at an address.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtype or shape differ from the layout's, or the memory is too small; nothing was written.
+    """
+    matrix = _checked(matrix, layout, "pack")
+    source = matrix.T if layout.transposed else matrix
+    _kernels.pack(layout.tiling(), layout.copying, source, address, nbytes)
 
 
 def unpack(packed: NDArray[np.uint8], layout: TileLayout) -> NDArray[np.generic]:
@@ -232,7 +282,7 @@ def unpack(packed: NDArray[np.uint8], layout: TileLayout) -> NDArray[np.generic]
     packed = np.ascontiguousarray(packed)
     matrix = np.empty(layout.shape, layout.element.dtype)
     destination = matrix.T if layout.transposed else matrix
-    _kernels.unpack(layout.tiling(), _COPY[layout.element], packed.ctypes.data, packed.nbytes, destination)
+    _kernels.unpack(layout.tiling(), layout.copying, packed.ctypes.data, packed.nbytes, destination)
     return matrix
 
 

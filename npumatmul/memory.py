@@ -1,19 +1,33 @@
-"""NPU memory: single allocations, and arenas of them from which weights take slices.
+"""NPU memory: buffers that users hold, and arenas from which packed weights take slices.
 
 Each allocation of the runtime holds a file descriptor (facts 7.1), so weights share few large ones: a slice wraps a
-part of an arena through `rknn_create_mem_from_fd`. A slice is always synchronised through the arena that it belongs
-to, because synchronising a slice is reported to do nothing.
+part of an arena through `rknn_create_mem_from_fd`. A slice is always synchronised through the allocation that it
+belongs to, because synchronising a slice is reported to do nothing.
 """
 
 from __future__ import annotations
 
 import ctypes as C
 import logging
+import math
+import operator
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from npumatmul.errors import ClosedError, NpuMemoryError, RknnError
-from npumatmul.layout import round_up
-from npumatmul.rknn import MemSyncMode, Runtime, TensorMem
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from npumatmul import layout
+from npumatmul.errors import ClosedError, LayoutMismatchError, NpuMemoryError
+from npumatmul.layout import TileLayout, round_up
+from npumatmul.mmtype import ElementType
+from npumatmul.rknn import MatmulTensorAttr, TensorMem
+from npumatmul.session import Memory, Session
+
+__all__ = ["PAGE", "Arena", "Buffer", "Slice", "TensorAttr", "WeightMemory"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,69 +38,307 @@ SLICE_ALIGNMENT = PAGE
 #: Arenas grow from the first size to the second with what is stored; a larger weight gets an arena of its own.
 SMALLEST_ARENA = 4 * 1024**2
 LARGEST_ARENA = 64 * 1024**2
+#: `size` fields of the C API are 32 bits wide (facts 1.8).
+LARGEST_BUFFER = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class TensorAttr:
+    """A, B or C of a context, as the runtime describes it.
+
+    Attributes
+    ----------
+    name : str
+        ``"A"``, ``"B"`` or ``"C"``.
+    shape : (int, int)
+        The matrix as its user sees it: (M, K), (K, N) or (M, N).
+    dims : tuple of int
+        What the runtime reports: the shape, or groups and tiles where the layout is native.
+    size : int
+        Bytes that a buffer for it needs.
+    element : ElementType
+    layout : TileLayout or None
+        Where the elements stand; None where that is an open question (a native B in segments: Q4, Q5).
+    struct : MatmulTensorAttr
+        The C struct.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dims: tuple[int, ...]
+    size: int
+    element: ElementType
+    layout: TileLayout | None
+    struct: MatmulTensorAttr = field(repr=False, compare=False)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The numpy dtype of the elements."""
+        return self.element.dtype
+
+    @property
+    def known_layout(self) -> TileLayout:
+        """The layout.
+
+        Raises
+        ------
+        LayoutMismatchError
+            If no source settles it.
+        """
+        if self.layout is None:
+            raise LayoutMismatchError(
+                f"a native {self.name} of shape {self.shape} is stored in segments, whose order no source settles "
+                "(open questions Q4, Q5): split K, or fill the buffer as your runtime has it"
+            )
+        return self.layout
 
 
 class Buffer:
-    """One allocation of the runtime (`rknn_create_mem`): CPU address, descriptor, size in bytes.
+    """NPU memory that contexts can be bound to: an allocation (`Device.buffer`), or a part of one (`Buffer.slice`).
 
-    Parameters
+    Reading goes through `array` or `get`, writing through `write` or `put`. What was written reaches the NPU with the
+    next run of a context that is bound to it: the run synchronises caches and binds anew (facts 7.2, 7.3).
+
+    A buffer that is dropped gives its memory back when the last view of it is gone, and so does one that is left in a
+    ``with`` block. `close` gives it back at once, and refuses while there are views.
+
+    Attributes
     ----------
-    runtime : Runtime
-    ctx : int
-        Handle of a living context to allocate under.
-    size : int
-        Bytes.
+    nbytes : int
+    domain : int
+        IOMMU domain; contexts of the same domain can use it.
 
-    Raises
-    ------
-    NpuMemoryError
-        If the runtime has no memory or the process no descriptors left.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim") as device, device.buffer(4096) as buffer:
+    ...     with buffer.write(np.float16) as a:
+    ...         a[:] = 1.5
+    ...     print(buffer.array.nbytes, buffer.array.view(np.float16)[-1])
+    4096 1.5
     """
 
-    def __init__(self, runtime: Runtime, ctx: int, size: int) -> None:
-        self._runtime = runtime
-        self._ctx = ctx
-        try:
-            self.pointer = runtime.create_mem(ctx, size)
-        except RknnError as error:
-            raise NpuMemoryError(
-                f"{size} bytes of NPU memory could not be allocated ({error}). Close packed weights that are not "
-                "needed any more; if the runtime printed 'Too many open files', raise the limit (ulimit -n)."
-            ) from error
-        self.size = size
-        self.closed = False
+    def __init__(self, session: Session, memory: Memory, parent: Buffer | None = None) -> None:
+        self._session = session
+        self._memory = memory
+        self._parent = parent
+        # What contexts compare to know whether they have to bind anew.
+        self._writes = 0
+        self._results = 0
+        #: All buffers of one allocation.
+        self._family: weakref.WeakSet[Buffer] = weakref.WeakSet() if parent is None else parent._family
+        self._family.add(self)
+        self._finalizer = weakref.finalize(self, session.release_later, memory)
+        self._finalizer.atexit = False  # at exit the session frees everything in its own order
+
+    @classmethod
+    def allocate(cls, session: Session, nbytes: int, domain: int = 0) -> Buffer:
+        """Allocate; `Device.buffer` is the public form."""
+        nbytes = operator.index(nbytes)
+        if not 1 <= nbytes <= LARGEST_BUFFER:
+            raise ValueError(f"a buffer has 1 to {LARGEST_BUFFER} bytes, not {nbytes}")
+        return cls(session, session.allocate(nbytes, domain))
 
     def __repr__(self) -> str:
-        return f"Buffer(size={self.size}, {'closed' if self.closed else f'fd={self.fd}'})"
+        return f"Buffer({self.nbytes} bytes{', closed' if self.closed else ''} on {self._session.name})"
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._memory.viewed() or self._memory.users:
+            return  # the last view, or the run, gives it back when it goes
+        self.close()
 
     @property
-    def memory(self) -> TensorMem:
-        """The runtime's own struct."""
-        if self.closed:
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self._memory.size
+
+    @property
+    def domain(self) -> int:
+        """IOMMU domain."""
+        return self._memory.domain
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return self._memory.closed
+
+    @property
+    def memory(self) -> Memory:
+        """The runtime's memory, while it lives."""
+        self._check_usable()
+        return self._memory
+
+    def _check_usable(self) -> None:
+        self._session.check_usable()
+        if self._memory.closed:
             raise ClosedError("this NPU buffer is closed")
-        return self.pointer.contents
+
+    def overlaps(self, other: Buffer) -> bool:
+        """Whether two buffers share bytes."""
+        mine, theirs = self._memory, other._memory
+        return mine.allocation is theirs.allocation and mine.start < theirs.stop and theirs.start < mine.stop
+
+    # ---- access ----------------------------------------------------------------------------------------------------
 
     @property
-    def fd(self) -> int:
-        """Descriptor of the memory."""
-        return int(self.memory.fd)
+    def array(self) -> NDArray[np.uint8]:
+        """Read-only view of the bytes, shape (nbytes,); ``.view(dtype)`` it as you like.
 
-    @property
-    def address(self) -> int:
-        """CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`)."""
-        memory = self.memory
-        return int(memory.virt_addr) + int(memory.offset)
+        After a run it shows the new results.
 
-    def sync(self, mode: MemSyncMode) -> None:
-        """Synchronise caches; nothing to do on runtimes before 1.6.0, which have no such call."""
-        if self._runtime.has("rknn_mem_sync"):
-            self._runtime.mem_sync(self._ctx, self.pointer, mode)
+        Raises
+        ------
+        ClosedError
+            If buffer or device are closed, or inherited through a fork.
+        """
+        pages = self._pages(writable=False)
+        return np.frombuffer(memoryview(pages).toreadonly(), np.uint8)
+
+    @contextmanager
+    def write(self, dtype: DTypeLike = np.uint8, shape: tuple[int, ...] | None = None) -> Iterator[NDArray[Any]]:
+        """A view to write through, within a ``with`` block.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            How to see the bytes: uint8 by default.
+        shape : tuple of int, optional
+            By default one dimension with as many elements as there are.
+
+        Raises
+        ------
+        ValueError
+            If dtype and shape do not fit the buffer's size.
+        ClosedError
+            If buffer or device are closed.
+
+        Notes
+        -----
+        Until the block ends, and beyond as long as any view of the array lives, every run of a context that is bound
+        to the buffer synchronises it and binds it anew; afterwards the next run does so once. When the block ends the
+        array becomes read-only.
+        """
+        wanted = np.dtype(dtype)
+        if wanted.hasobject or wanted.itemsize == 0:
+            raise ValueError(f"write: a buffer cannot hold {wanted}")
+        if shape is None:
+            if self.nbytes % wanted.itemsize:
+                raise ValueError(f"write: {self.nbytes} bytes are no whole number of {wanted}")
+            shape = (self.nbytes // wanted.itemsize,)
+        if any(extent < 0 for extent in shape) or math.prod(shape) * wanted.itemsize > self.nbytes:
+            raise ValueError(f"write: {shape} of {wanted} does not fit into {self.nbytes} bytes")
+        pages = self._pages(writable=True)
+        array: NDArray[Any] = np.ndarray(shape, wanted, memoryview(pages))
+        del pages
+        try:
+            yield array
+        finally:
+            array.flags.writeable = False
+            self._wrote()
+
+    def put(self, attr: TensorAttr, values: NDArray[Any]) -> None:
+        """Pack a matrix into the buffer, as A or B of a context.
+
+        Parameters
+        ----------
+        attr : TensorAttr
+            Of the context, such as ``context.b``.
+        values : ndarray
+            Of ``attr.shape`` and ``attr.dtype``, of any strides; int4 as `ml_dtypes.int4`, one value per element.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dtype or shape differ, or the buffer is too small; nothing was written.
+        LayoutMismatchError
+            If no source settles the layout.
+        """
+        self._check_usable()
+        if self.nbytes < attr.size:
+            raise ValueError(f"put: {attr.name} needs {attr.size} bytes, the buffer has {self.nbytes}")
+        layout.pack_into(values, attr.known_layout, self._memory.address, self.nbytes)
+        self._wrote()
+
+    def get(self, attr: TensorAttr) -> NDArray[Any]:
+        """Unpack the matrix in the buffer: a copy, of ``attr.shape`` and ``attr.dtype``.
+
+        Raises
+        ------
+        ValueError
+            If the buffer is too small.
+        LayoutMismatchError
+            If no source settles the layout.
+        """
+        self._check_usable()
+        if self.nbytes < attr.size:
+            raise ValueError(f"get: {attr.name} has {attr.size} bytes, the buffer {self.nbytes}")
+        return layout.unpack(self.array[: attr.size], attr.known_layout)
+
+    def slice(self, start: int, nbytes: int) -> Buffer:
+        """A buffer that is a part of this one and shares its memory.
+
+        Parameters
+        ----------
+        start : int
+            Multiple of 4096: which offsets the runtime takes is an open question (Q16).
+        nbytes : int
+
+        Raises
+        ------
+        ValueError
+            If it reaches beyond this buffer, or does not start at a page.
+        """
+        self._check_usable()
+        start, nbytes = operator.index(start), operator.index(nbytes)
+        if start % SLICE_ALIGNMENT or not 0 <= start < self.nbytes or not 1 <= nbytes <= self.nbytes - start:
+            raise ValueError(
+                f"slice: {nbytes} bytes from {start} on are no part of a buffer of {self.nbytes} bytes that starts at "
+                f"a multiple of {SLICE_ALIGNMENT}"
+            )
+        memory = self._session.wrap(self._memory.allocation, self._memory.start + start, nbytes)
+        return Buffer(self._session, memory, self)
 
     def close(self) -> None:
-        """Give the memory back. Closing twice is allowed."""
-        if not self.closed:
-            self.closed = True
-            self._runtime.destroy_mem(self._ctx, self.pointer)
+        """Give the memory back, with its slices. Closing twice is allowed.
+
+        Raises
+        ------
+        BufferError
+            If views of it are still held.
+        BusyError
+            If another thread runs with it.
+        """
+        held = 0 if self._memory.closed else self._memory.viewed()
+        if held:
+            raise BufferError(f"{held} views of this buffer are still held; delete them, then close")
+        self._session.release(self._memory)
+
+    # ---- for contexts ----------------------------------------------------------------------------------------------
+
+    def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
+        """The bytes as an object that numpy can take, and that keeps this buffer alive."""
+        self._check_usable()
+        pages = (C.c_uint8 * self.nbytes).from_address(self._memory.address)
+        pages._buffer = self  # type: ignore[attr-defined]
+        self._memory.add_view(pages, writable)
+        return pages
+
+    def _wrote(self) -> None:
+        """The CPU wrote here."""
+        self._memory.mark_written()
+        for other in list(self._family):
+            if self.overlaps(other):
+                other._writes += 1
+
+    def _computed(self) -> None:
+        """The NPU wrote here."""
+        for other in list(self._family):
+            if self.overlaps(other):
+                other._results += 1
 
 
 class Slice:
@@ -106,31 +358,36 @@ class Slice:
         self.start = start
         self.size = size
         self.reserved = reserved
-        self.address = arena.buffer.address + start
-        self.pointer: C._Pointer[TensorMem] = arena.wrap(start, size)
+        self._memory = arena.session.wrap(arena.memory, start, size)
+        self.address = self._memory.address
+        self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here: the arena is synchronised before the next run."""
-        self.arena.dirty = True
+        self._memory.mark_written()
 
     def close(self) -> None:
         """Give the slice back to its arena. Closing twice is allowed."""
         if not self.closed:
             self.closed = True
+            self.arena.session.release(self._memory)
             self.arena.release(self)
 
 
 class Arena:
-    """A large buffer with a list of its free ranges, in order of their start; first fit."""
+    """A large allocation with a list of its free ranges, in order of their start; first fit."""
 
-    def __init__(self, runtime: Runtime, ctx: int, size: int) -> None:
-        self._runtime = runtime
-        self._ctx = ctx
-        self.buffer = Buffer(runtime, ctx, size)
+    def __init__(self, session: Session, size: int) -> None:
+        self.session = session
+        self.memory = session.allocate(size)
         self.free = [(0, size)]
         self.slices: set[Slice] = set()
-        self.dirty = False
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.memory.size
 
     def allocate(self, size: int) -> Slice | None:
         """A slice of `size` bytes, or None where no free range is long enough."""
@@ -144,15 +401,8 @@ class Arena:
                 return taken
         return None
 
-    def wrap(self, start: int, size: int) -> C._Pointer[TensorMem]:
-        """A `rknn_tensor_mem` of a range; the virtual address passed is that of the whole memory (facts 7.1)."""
-        memory = self.buffer.memory
-        offset = int(memory.offset) + start
-        return self._runtime.create_mem_from_fd(self._ctx, self.buffer.fd, int(memory.virt_addr), size, offset)
-
     def release(self, piece: Slice) -> None:
-        """Take a slice back and join free ranges that touch."""
-        self._runtime.destroy_mem(self._ctx, piece.pointer)
+        """Take a range back and join free ranges that touch."""
         self.slices.discard(piece)
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*self.free, (piece.start, piece.reserved)]):
@@ -162,32 +412,25 @@ class Arena:
                 joined.append((start, length))
         self.free = joined
 
-    def flush(self) -> None:
-        """Make what the CPU wrote visible to the device."""
-        if self.dirty:
-            self.buffer.sync(MemSyncMode.TO_DEVICE)
-            self.dirty = False
-
     def close(self) -> None:
         """Give back every slice, then the memory."""
         for piece in list(self.slices):
             piece.close()
-        self.buffer.close()
+        self.session.release(self.memory)
 
 
 @dataclass
 class WeightMemory:
     """The arenas of one device. Not thread-safe by itself: the device's lock guards it."""
 
-    runtime: Runtime
-    ctx: int
+    session: Session
     capacity: int
     arenas: list[Arena] = field(default_factory=list)
 
     @property
     def bytes_reserved(self) -> int:
         """Bytes of NPU memory that the arenas hold."""
-        return sum(arena.buffer.size for arena in self.arenas)
+        return sum(arena.size for arena in self.arenas)
 
     @property
     def bytes_used(self) -> int:
@@ -214,9 +457,9 @@ class WeightMemory:
                 f"packed weights use {self.bytes_used} and {self.bytes_reserved} are reserved. "
                 "Close packed weights that are not needed any more."
             )
-        arena = Arena(self.runtime, self.ctx, min(wanted, room))
+        arena = Arena(self.session, min(wanted, room))
         self.arenas.append(arena)
-        logger.debug("new weight arena of %d bytes, %d in all", arena.buffer.size, self.bytes_reserved)
+        logger.debug("new weight arena of %d bytes, %d in all", arena.size, self.bytes_reserved)
         piece = arena.allocate(size)
         assert piece is not None
         return piece
@@ -233,7 +476,7 @@ class WeightMemory:
     def flush(self) -> None:
         """Make all that the CPU wrote visible to the device."""
         for arena in self.arenas:
-            arena.flush()
+            arena.memory.flush()
 
     def close(self) -> None:
         """Free everything."""

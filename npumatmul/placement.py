@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from npumatmul import _kernels, layout
 from npumatmul._kernels import Conversion, ResultType, RowScaling, Step
-from npumatmul.context import ContextKey, MatmulContext
+from npumatmul.context import ContextSpec, MatmulContext
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, RknnFail, RknnMallocFail, rknn_error
-from npumatmul.memory import PAGE, Buffer, Slice
+from npumatmul.memory import PAGE, Slice
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
-from npumatmul.rknn import TensorMem
+from npumatmul.rknn import MatmulLayout, TensorMem
+from npumatmul.session import Memory
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Placed:
         w = plan.weight
         self.struct = _kernels.PlacedMatmul(
             C.pointer(functions),
-            conversion,
+            layout.in_nibble_order(conversion, contexts[0].int4_low_nibble_first),
             scaling,
             ResultType.INT32 if w.mm_type.c is ElementType.INT32 else ResultType.FLOAT32,
             None if weight.column_scale is None else weight.column_scale.ctypes.data,
@@ -133,11 +134,13 @@ class Placement:
 
     def __init__(self, device: Device) -> None:
         self._device = weakref.ref(device)
-        self._runtime = device.runtime
-        self._contexts: OrderedDict[ContextKey, MatmulContext] = OrderedDict()
+        self._session = device.session
+        # one core: the executor runs in one thread (docs/architecture.md)
+        self._core = 0 if device.chip.has_core_mask else None
+        self._contexts: OrderedDict[ContextSpec, MatmulContext] = OrderedDict()
         self._context_limit = int(device.chip.memory.contexts * _CONTEXT_SHARE)
-        self._a: Buffer | None = None
-        self._c: Buffer | None = None
+        self._a: Memory | None = None
+        self._c: Memory | None = None
         address = device.runtime.address
         self._functions = _kernels.RuntimeFunctions(
             address("rknn_matmul_set_io_mem"), address("rknn_matmul_run"), address("rknn_mem_sync")
@@ -155,11 +158,6 @@ class Placement:
         if device is None:
             raise ClosedError("the device is gone")
         return device
-
-    def resources(self) -> tuple[int, int, int]:
-        """Contexts, buffers and bytes beside the weights'."""
-        buffers = [buffer for buffer in (self._a, self._c) if buffer is not None]
-        return len(self._contexts), len(buffers), sum(buffer.size for buffer in buffers)
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
@@ -213,13 +211,13 @@ class Placement:
         row_scale: NDArray[np.float32] | None,
     ) -> Slice:
         device = self.device
-        tile = layout.b_native(k.length, n.length, plan.mm_type.b, device.chip, (k.padded, n.padded))
+        tile = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
         piece = device.weights.allocate(tile.nbytes)
         try:
             rows = slice(n.start, n.start + n.length)
             _kernels.pack(
                 tile.tiling(),
-                conversion,
+                layout.in_nibble_order(conversion, device.runtime.int4_low_nibble_first),
                 b[rows, k.start : k.start + k.length],
                 piece.address,
                 piece.size,
@@ -285,7 +283,15 @@ class Placement:
             plan = plan_matmul(m, weight.plan)
             w = weight.plan
             keys = [
-                ContextKey(w.mm_type, m_span.padded, k.padded, n.padded, w.ac_native)
+                ContextSpec(
+                    w.mm_type,
+                    m_span.padded,
+                    k.padded,
+                    n.padded,
+                    MatmulLayout.NATIVE,
+                    MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
+                    core=self._core,
+                )
                 for m_span in plan.m_spans
                 for k in w.k_spans
                 for n in w.n_spans
@@ -300,10 +306,10 @@ class Placement:
         else:
             weight.placed.move_to_end(remembered)
             for context in placed.contexts:
-                self._contexts.move_to_end(context.key)
+                self._contexts.move_to_end(context.spec)
         return placed
 
-    def _make_room(self, wanted: set[ContextKey]) -> None:
+    def _make_room(self, wanted: set[ContextSpec]) -> None:
         """Destroy the least recently used contexts until the wanted ones fit."""
         missing = sum(key not in self._contexts for key in wanted)
         for key in [key for key in self._contexts if key not in wanted]:
@@ -312,17 +318,17 @@ class Placement:
             logger.debug("destroying the least recently used context %s", key)
             self._contexts.pop(key).close()
 
-    def _context(self, key: ContextKey, wanted: set[ContextKey]) -> MatmulContext:
+    def _context(self, key: ContextSpec, wanted: set[ContextSpec]) -> MatmulContext:
         context = self._contexts.get(key)
         if context is None:
             context = self._contexts[key] = self._create_context(key, wanted)
         self._contexts.move_to_end(key)
         return context
 
-    def _create_context(self, key: ContextKey, wanted: set[ContextKey]) -> MatmulContext:
+    def _create_context(self, key: ContextSpec, wanted: set[ContextSpec]) -> MatmulContext:
         while True:
             try:
-                return MatmulContext(self._runtime, self.device.chip, key)
+                return MatmulContext(self._session, key)
             except (RknnFail, RknnMallocFail):
                 # Contexts are limited per process, which other devices or libraries in it share: give up our own,
                 # the least recently used first, before giving up.
@@ -332,13 +338,13 @@ class Placement:
                 logger.info("no further context can be created; destroying %s", spare)
                 self._contexts.pop(spare).close()
 
-    def _grown(self, buffer: Buffer | None, size: int) -> Buffer:
+    def _grown(self, buffer: Memory | None, size: int) -> Memory:
         if buffer is not None and buffer.size >= size:
             return buffer
         # The new one first: if it cannot be had, the old one still serves smaller shapes.
-        grown = Buffer(self._runtime, self.device.anchor, layout.round_up(size, PAGE))
+        grown = self._session.allocate(layout.round_up(size, PAGE))
         if buffer is not None:
-            buffer.close()
+            self._session.release(buffer)
         return grown
 
     def _failure(self, report: _kernels.Report, placed: Placed) -> NpuError:
@@ -362,7 +368,7 @@ class Placement:
         """Free buffers, then contexts."""
         for buffer in (self._a, self._c):
             if buffer is not None:
-                buffer.close()
+                self._session.release(buffer)
         self._a = self._c = None
         for context in self._contexts.values():
             context.close()

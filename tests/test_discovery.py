@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError, UnsupportedByRuntime
-from npumatmul.rknn import Runtime, RuntimeVersion, discovery
+from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion, discovery
 from npumatmul.rknn.discovery import discover, load, simulator_path
 
 
@@ -118,8 +118,8 @@ def test_a_missing_optional_function_raises_only_when_it_is_used(stub: Path) -> 
     assert not runtime.has("rknn_mem_sync")
     with pytest.raises(UnsupportedByRuntime, match=r"does not export rknn_matmul_set_dynamic_shape .*2\.0\.0b0"):
         runtime.matmul_set_dynamic_shape(1, (1, 32, 32))
-    with pytest.raises(UnsupportedByRuntime, match=r"before runtime 2\.1\.0"):
-        runtime.b_normal_layout_to_native_layout(0, 0, 32, 32, None)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedByRuntime, match=r"rknn_B_normal_layout_to_native_layout .*2\.0\.0b0"):
+        runtime.b_normal_layout_to_native_layout(0, 0, 32, 32, MatmulInfo(type=2), (32, 32))
     assert runtime.version_from_symbols() == RuntimeVersion(1, 5, 2)
 
 

@@ -49,7 +49,8 @@ typedef enum {
   NPUMM_COPY_32 = 2,     /* 4-byte elements as they are */
   NPUMM_INT4 = 3,        /* one int4 per byte <-> two per byte, even element in the low nibble (facts 4.6) */
   NPUMM_F32_TO_F16 = 4,  /* x * row_scale, rounded to nearest even */
-  NPUMM_F32_TO_I8 = 5    /* x / row_scale, rounded to nearest even, clamped to -127..127 */
+  NPUMM_F32_TO_I8 = 5,   /* x / row_scale, rounded to nearest even, clamped to -127..127 */
+  NPUMM_INT4_HIGH_FIRST = 6 /* as NPUMM_INT4, even element in the high nibble: runtimes up to 1.6.0 (facts 4.6) */
 } npumm_conversion;
 
 /* Bytes that a packed matrix takes, or -1 where tiling or conversion is not valid. */
@@ -63,7 +64,7 @@ NPUMM_EXPORT int npumm_pack(const npumm_tiling *tiling, npumm_conversion convers
                             int64_t src_row_stride, int64_t src_col_stride, const float *row_scale, void *dst,
                             int64_t dst_bytes);
 
-/* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4 only). */
+/* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4* only). */
 NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
                               int64_t src_bytes, void *dst, int64_t dst_row_stride, int64_t dst_col_stride);
 

@@ -15,6 +15,7 @@ static int64_t source_bytes(npumm_conversion conversion) {
   switch (conversion) {
     case NPUMM_COPY_8:
     case NPUMM_INT4:
+    case NPUMM_INT4_HIGH_FIRST:
       return 1;
     case NPUMM_COPY_16:
       return 2;
@@ -26,7 +27,7 @@ static int64_t source_bytes(npumm_conversion conversion) {
 int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conversion conversion) {
   if (!npumm_tiling_is_valid(tiling)) return -1;
   const int64_t elements = tiling->padded_rows * tiling->padded_cols;
-  if (conversion == NPUMM_INT4 && tiling->tile_cols % 2 != 0) return -1; /* a pair never straddles two tiles */
+  if (npumm_is_int4(conversion) && tiling->tile_cols % 2 != 0) return -1; /* a pair never straddles two tiles */
   return npumm_element_bytes(conversion, elements);
 }
 
@@ -57,6 +58,14 @@ static void gather(int64_t element, const char *src, int64_t row_stride, int64_t
   if (element == 4) gather_4(src, row_stride, col_stride, rows, cols, block);
 }
 
+/* Two values per byte, shifted by so many bits; an odd one at the end has a zero beside it. */
+static void pack_pairs(const uint8_t *values, int64_t n, int even_shift, int odd_shift, uint8_t *bytes) {
+  for (int64_t i = 0; i < n; i += 2) {
+    const int odd = i + 1 < n ? values[i + 1] & 0x0f : 0;
+    bytes[i / 2] = (uint8_t)((values[i] & 0x0f) << even_shift | odd << odd_shift);
+  }
+}
+
 static void convert_row(const npumm_row_kernels *rows, npumm_conversion conversion, const void *src, int64_t n,
                         float scale, void *dst) {
   switch (conversion) {
@@ -69,15 +78,12 @@ static void convert_row(const npumm_row_kernels *rows, npumm_conversion conversi
     case NPUMM_COPY_32:
       memcpy(dst, src, (size_t)n * 4);
       return;
-    case NPUMM_INT4: {
-      const uint8_t *values = src;
-      uint8_t *bytes = dst;
-      for (int64_t i = 0; i < n; i += 2) {
-        const uint8_t odd = i + 1 < n ? values[i + 1] : 0;
-        bytes[i / 2] = (uint8_t)((values[i] & 0x0f) | (odd << 4));
-      }
+    case NPUMM_INT4:
+      pack_pairs(src, n, 0, 4, dst);
       return;
-    }
+    case NPUMM_INT4_HIGH_FIRST:
+      pack_pairs(src, n, 4, 0, dst);
+      return;
     case NPUMM_F32_TO_F16:
       rows->f32_to_f16(src, dst, n, scale);
       return;

@@ -26,6 +26,11 @@ static inline int64_t npumm_tiling_run(const npumm_tiling *t, int64_t c, int64_t
   return in_tile < limit ? in_tile : limit;
 }
 
+/* Whether two elements share a byte. */
+static inline int npumm_is_int4(npumm_conversion conversion) {
+  return conversion == NPUMM_INT4 || conversion == NPUMM_INT4_HIGH_FIRST;
+}
+
 /* Bytes of `count` packed elements; int4 counts are even. */
 static inline int64_t npumm_element_bytes(npumm_conversion conversion, int64_t count) {
   switch (conversion) {
@@ -38,6 +43,7 @@ static inline int64_t npumm_element_bytes(npumm_conversion conversion, int64_t c
     case NPUMM_COPY_32:
       return 4 * count;
     case NPUMM_INT4:
+    case NPUMM_INT4_HIGH_FIRST:
       return count / 2;
   }
   return -1;

@@ -4,12 +4,12 @@
 #include "npumatmul_kernels.h"
 #include "tiling.h"
 
-static void unpack_int4(const npumm_tiling *t, const uint8_t *src, char *dst, int64_t row_stride,
+static void unpack_int4(const npumm_tiling *t, int high_first, const uint8_t *src, char *dst, int64_t row_stride,
                         int64_t col_stride) {
   for (int64_t r = 0; r < t->rows; r++) {
     for (int64_t c = 0; c < t->cols; c++) {
       const int64_t offset = npumm_tiling_offset(t, r, c);
-      const int nibble = (src[offset / 2] >> (offset % 2 * 4)) & 0x0f;
+      const int nibble = (src[offset / 2] >> ((offset % 2 != high_first) * 4)) & 0x0f;
       dst[r * row_stride + c * col_stride] = (char)(nibble < 8 ? nibble : nibble - 16);
     }
   }
@@ -22,8 +22,8 @@ int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const 
   if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;
   if (!dst) return NPUMM_BAD_ARGUMENT;
-  if (conversion == NPUMM_INT4) {
-    unpack_int4(tiling, src, dst, dst_row_stride, dst_col_stride);
+  if (npumm_is_int4(conversion)) {
+    unpack_int4(tiling, conversion == NPUMM_INT4_HIGH_FIRST, src, dst, dst_row_stride, dst_col_stride);
     return NPUMM_OK;
   }
   const int64_t element = npumm_element_bytes(conversion, 1);

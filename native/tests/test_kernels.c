@@ -160,6 +160,30 @@ static void bad_arguments_are_refused(void) {
   CHECK(npumm_absmax_rows(NULL, 1, 1, 4, 4, NULL) == NPUMM_BAD_ARGUMENT);
 }
 
+/* 3 rows of 5 columns, padded to 4 of 6, in tiles of 2 x 2; the bytes worked out on paper. */
+static void int4_by_hand(void) {
+  const int8_t values[3][5] = {{1, -2, 3, -4, 5}, {-6, 7, -8, 0, 1}, {2, -1, 4, -3, 6}};
+  const npumm_tiling tiling = {3, 5, 4, 6, 2, 2};
+  const uint8_t low_first[12] = {0xe1, 0x7a, 0xc3, 0x08, 0x05, 0x01, 0xf2, 0x00, 0xd4, 0x00, 0x06, 0x00};
+  const npumm_conversion conversions[] = {NPUMM_INT4, NPUMM_INT4_HIGH_FIRST};
+  for (int i = 0; i < 2; i++) {
+    uint8_t packed[12];
+    int8_t back[3][5] = {{0}};
+    CHECK(npumm_packed_bytes(&tiling, conversions[i]) == 12);
+    CHECK(npumm_pack(&tiling, conversions[i], values, 5, 1, NULL, packed, sizeof packed) == NPUMM_OK);
+    int same = 1;
+    for (int b = 0; b < 12; b++) {
+      const uint8_t swapped = (uint8_t)(low_first[b] << 4 | low_first[b] >> 4);
+      same &= packed[b] == (conversions[i] == NPUMM_INT4 ? low_first[b] : swapped);
+    }
+    CHECK(same);
+    CHECK(npumm_unpack(&tiling, conversions[i], packed, sizeof packed, back, 5, 1) == NPUMM_OK);
+    CHECK(memcmp(back, values, sizeof values) == 0);
+  }
+  const npumm_tiling odd = {1, 3, 1, 3, 1, 3};
+  CHECK(npumm_packed_bytes(&odd, NPUMM_INT4_HIGH_FIRST) == -1);
+}
+
 static void power_of_two_scales_by_hand(void) {
   const float rows[6][2] = {{1.0f, -3.0f}, {65536.0f, 1.0f}, {1e-6f, 0.0f}, {0.0f, 0.0f}, {INFINITY, 1e6f},
                             {ldexpf(1.0f, -149), 0.0f}};
@@ -178,6 +202,7 @@ int main(void) {
   int8_by_hand();
   compare_with_scalar(npumm_rows());
   bad_arguments_are_refused();
+  int4_by_hand();
   power_of_two_scales_by_hand();
   printf("kernels: %s\n%d passed, %d failed\n", npumm_instruction_set(), passed, failed);
   return failed != 0;

@@ -24,6 +24,7 @@ from npumatmul.rknn import (
     MatmulTensorAttr,
     MemSyncMode,
     QuantParams,
+    QuantType,
     Runtime,
     RuntimeVersion,
 )
@@ -32,6 +33,14 @@ __all__ = ["Bench", "Context", "Matrix", "decode", "encode", "from_groups", "to_
 
 Matrix = NDArray[Any]
 Bytes = NDArray[np.uint8]
+QUANT_TYPES = {
+    "layer": QuantType.PER_LAYER_SYM,
+    "layer asym": QuantType.PER_LAYER_ASYM,
+    "channel": QuantType.PER_CHANNEL_SYM,
+    "channel asym": QuantType.PER_CHANNEL_ASYM,
+    "group": QuantType.PER_GROUP_SYM,
+    "group asym": QuantType.PER_GROUP_ASYM,
+}
 NORMAL, NATIVE, TRANSPOSED = MatmulLayout.NORM, MatmulLayout.NATIVE, MatmulLayout.TP_NORM
 
 
@@ -268,13 +277,6 @@ class Bench:
         if self.table.mem_sync.value:
             self.runtime.mem_sync(handle, memory, mode)
 
-    def quant_number(self, kind: str) -> int:
-        """Number of ``"layer"``, ``"channel"`` or ``"group"``, with ``" asym"``; 2.0.0b0 had other numbers (D1)."""
-        if self.version < RuntimeVersion(2, 1, 0):
-            return {"layer": 0, "channel": 1, "layer asym": 0, "channel asym": 1}[kind]
-        kinds = ("layer", "layer asym", "channel", "channel asym", "group", "group asym")
-        return kinds.index(kind)
-
     @contextmanager
     def context(
         self,
@@ -300,7 +302,7 @@ class Bench:
             N=n,
             type=mm_type.code,
             B_layout=b,
-            B_quant_type=self.quant_number(quant),
+            B_quant_type=QUANT_TYPES[quant],
             AC_layout=ac,
             iommu_domain_id=domain,
             group_size=group,

@@ -41,7 +41,9 @@ def helper_input(bench: Bench) -> Answer:
         source[: data.size] = data
         bench.step(f"helper with {name}")
         try:
-            bench.runtime.b_normal_layout_to_native_layout(source.ctypes.data, target.ctypes.data, k, n, info)
+            bench.runtime.b_normal_layout_to_native_layout(
+                source.ctypes.data, target.ctypes.data, k, n, info, row.b_tile.value
+            )
         except UnsupportedByRuntime as error:
             return Answer(f"not asked: {error}")
         except RknnError as error:

@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from npumatmul.errors import RknnError, UnsupportedByRuntime
+from npumatmul.errors import RknnError
 from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, NORMAL, Bench, Context, Matrix, judge, view_of
 from npumatmul.rknn import MatmulInfo, MatmulLayout, MemAllocFlags, MemSyncMode
+from npumatmul.rknn.runtime import TensorMemPointer
 
 I8 = MatmulType.INT8_INT8_INT32
 
@@ -259,14 +260,15 @@ def sram(bench: Bench) -> Answer:
             before = bench.runtime.mem_size(context.handle)
         except RknnError as error:
             return Answer(f"memory figures are refused ({error.code})")
-        try:
-            context.memories["A"] = bench.runtime.create_mem2(
-                context.handle, context.attr("A").size, MemAllocFlags.TRY_ALLOC_SRAM
-            )
-        except UnsupportedByRuntime:
+        if not bench.runtime.has("rknn_create_mem2"):
             return Answer("this runtime has no rknn_create_mem2")
-        except RknnError as error:
-            return Answer(f"refused ({error.code})")
+        create = bench.runtime.library["rknn_create_mem2"]  # around the binding, which refuses the flag before 2.3.2
+        create.restype = TensorMemPointer
+        create.argtypes = (C.c_uint64, C.c_uint64, C.c_uint64)
+        made = create(context.handle, context.attr("A").size, int(MemAllocFlags.TRY_ALLOC_SRAM))
+        if not made:
+            return Answer("refused: NULL")
+        context.memories["A"] = made
         after = bench.runtime.mem_size(context.handle)
         context.allocate("B")
         context.allocate("C")

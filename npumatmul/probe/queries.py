@@ -6,13 +6,14 @@ import ctypes as C
 from collections.abc import Callable
 from typing import Any
 
-from npumatmul.errors import RknnError
+from npumatmul.errors import RknnError, rknn_error
 from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, Question, question
 from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.rknn import (
     InputOutputNum,
     MatmulInfo,
+    MatmulIoAttr,
     MemSize,
     MemSyncMode,
     PerfRun,
@@ -79,8 +80,12 @@ def return_codes(bench: Bench) -> Answer:
 
     def create(**fields: int) -> None:
         info = {"M": 1, "K": k, "N": n, "type": int(I8.code), "B_layout": int(NORMAL), **fields}
-        handle, _ = runtime.matmul_create(MatmulInfo(**info))
-        runtime.matmul_destroy(handle)
+        ctx, io_attr = C.c_uint64(0), MatmulIoAttr()
+        # around the binding, which refuses on its own what no runtime knows
+        code = runtime.library["rknn_matmul_create"](C.byref(ctx), C.byref(MatmulInfo(**info)), C.byref(io_attr))
+        if code != 0:
+            raise rknn_error("rknn_matmul_create", code)
+        runtime.matmul_destroy(ctx.value)
 
     note("create: unknown type", lambda: create(type=14))
     note("create: K not aligned", lambda: create(K=k + 1))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from npumatmul.capabilities.table import build
-from npumatmul.errors import NpuError, RknnError
+from npumatmul.errors import NpuError
 from npumatmul.probe.answer import Question
 from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.probe.catalogue import QUESTIONS
@@ -27,24 +27,17 @@ __all__ = ["identify", "main"]
 def identify(runtime: Runtime, soc: str | None) -> dict[str, Any]:
     """Chip and versions of a loaded library; the version is that which `rknn_query` tells, else by its symbols."""
     simulated = runtime.simulated_soc()
-    api, driver = "unknown", "unknown"
-    # K and N of the smallest shape that every chip takes
+    # K and N of the smallest shape that every chip takes; the first context has the library tell its version
     info = MatmulInfo(M=1, K=64, N=64, type=MatmulTypeCode.INT8_MM_INT8_TO_INT32, B_layout=NORMAL)
     handle, _ = runtime.matmul_create(info)
-    try:
-        api, driver = runtime.sdk_version(handle)
-    except RknnError:
-        pass  # whether a matmul context takes that query is open on some runtimes (Q24)
-    finally:
-        runtime.matmul_destroy(handle)
-    version = RuntimeVersion.parse(api) or runtime.version_from_symbols()
+    runtime.matmul_destroy(handle)
     return {
         "soc": simulated[0] if simulated else soc,
         "simulated": simulated is not None,
         "library": str(runtime.path),
-        "runtime": str(version),
-        "api_version": api,
-        "driver_version": driver,
+        "runtime": str(runtime.version),
+        "api_version": runtime.api_version,
+        "driver_version": runtime.driver_version,
     }
 
 

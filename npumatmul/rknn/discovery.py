@@ -41,7 +41,7 @@ COMPATIBLE = {
 }
 
 DEFAULT_SIMULATED_SOC = "rk3588"
-SIMULATED_SOCS = ("rk3588",)
+SIMULATED_SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
 DEVICE_TREE = "/proc/device-tree/compatible"
 
 
@@ -76,18 +76,32 @@ class Discovery:
         return "\n".join(f"  {where}: {what}" for where, what in self.looked_at)
 
 
-def simulator_path() -> Path:
+def simulator_path(version: str | None = None) -> Path:
     """Path of the simulator's library inside the package.
+
+    Parameters
+    ----------
+    version : str, optional
+        Of the runtime that is simulated, such as ``"1.6.0"``: then the library with exactly that version's functions.
 
     Raises
     ------
     LibraryNotFoundError
         If the package was installed without its libraries.
+    DeviceError
+        If that version is not simulated; the message lists those that are.
     """
-    path = Path(native_directory()) / "libnpumm_sim.so"
+    folder = native_directory()
+    path = folder / "libnpumm_sim.so"
     if not path.exists():
         raise LibraryNotFoundError(f"the simulator's library is missing from the package: {path}; reinstall npumatmul")
-    return path
+    if version is None:
+        return path
+    prefix = "libnpumm_sim_"
+    versions = sorted(each.name[len(prefix) : -len(".so")] for each in folder.glob(f"{prefix}*.so"))
+    if version not in versions:
+        raise DeviceError(f"runtime {version!r} is not simulated; these are: {', '.join(versions)}")
+    return folder / f"{prefix}{version}.so"
 
 
 def native_directory() -> Path:
@@ -126,9 +140,10 @@ def discover(
     Parameters
     ----------
     device : str, optional
-        ``"rknn"`` (the board's own chip) or ``"sim:rk3588"`` (``"sim"`` for short). It beats the environment.
+        ``"rknn"`` (the board's own chip) or ``"sim:<chip>"``, such as ``"sim:rk3588"``; ``"sim"`` takes the chip of
+        ``NPUMATMUL_SIM_SOC``, else rk3588. It beats the environment.
     environment : mapping, optional
-        ``os.environ`` by default.
+        ``os.environ`` by default. ``NPUMATMUL_SIM_RUNTIME`` names the version of the runtime that is simulated.
     device_tree, places : optional
         Where to look; for tests.
 
@@ -161,7 +176,7 @@ def discover(
     if wanted is not None:
         kind, _, soc = wanted.partition(":")
         if kind == "sim":
-            return _simulator(found, soc or DEFAULT_SIMULATED_SOC)
+            return _simulator(found, soc, environment)
         if wanted != "rknn":
             raise DeviceError(
                 f"device {wanted!r} is not known: use 'rknn' for the board's own NPU, or "
@@ -174,7 +189,7 @@ def discover(
         found.device, found.soc, found.library = "rknn", soc_here, Path(library)
         return found
     if wanted is None and soc_here is None:
-        return _simulator(found, DEFAULT_SIMULATED_SOC)
+        return _simulator(found, "", environment)
     found.device, found.soc = "rknn", soc_here
     for place in places:
         if Path(place).exists():
@@ -185,12 +200,18 @@ def discover(
     return found
 
 
-def _simulator(found: Discovery, soc: str) -> Discovery:
+def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Discovery:
+    if not soc:
+        soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SIMULATED_SOC
+        found.note("NPUMATMUL_SIM_SOC", environment.get("NPUMATMUL_SIM_SOC") or "not set")
     if soc not in SIMULATED_SOCS:
         raise DeviceError(
-            f"device 'sim:{soc}': this version simulates {', '.join(SIMULATED_SOCS)}; use 'sim:{SIMULATED_SOCS[0]}'"
+            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SIMULATED_SOCS)}"
         )
-    path = simulator_path()
+    version = environment.get("NPUMATMUL_SIM_RUNTIME") or None
+    if version is not None:
+        found.note("NPUMATMUL_SIM_RUNTIME", version)
+    path = simulator_path(version)
     found.note(str(path), "the simulator")
     found.device, found.soc, found.library = f"sim:{soc}", soc, path
     return found
@@ -211,7 +232,7 @@ def load(found: Discovery) -> Runtime:
             f"set NPUMATMUL_LIBRARY to its path, or NPUMATMUL_DEVICE=sim to simulate. Looked at:\n{found.report()}"
         )
     try:
-        runtime = Runtime(found.library)
+        runtime = Runtime(found.library, found.soc if found.device.startswith("sim:") else None)
     except LibraryNotFoundError as error:
         raise LibraryNotFoundError(f"{error}. Looked at:\n{found.report()}") from error
     simulated = runtime.simulated_soc()

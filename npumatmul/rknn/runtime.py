@@ -1,20 +1,25 @@
 """One loaded runtime library: a typed Python method per C function of the matmul API (facts 1.5).
 
-Each method checks the return code and raises the `RknnError` that belongs to it. Nothing here keeps state beyond the
-library handle: lifetimes are the business of `npumatmul.device`, `memory` and `context`.
+Each method checks the return code and raises the `RknnError` that belongs to it. Callers speak the language of runtime
+2.3.2; `differences` translates for older ones. Nothing here keeps state beyond the library handle and its version:
+lifetimes are the business of `npumatmul.session` and what is above it.
 """
 
 from __future__ import annotations
 
 import ctypes as C
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from npumatmul.errors import LibraryNotFoundError, UnsupportedByRuntime, rknn_error
+from npumatmul.errors import LibraryNotFoundError, RknnError, UnsupportedByRuntime, rknn_error
+from npumatmul.rknn import differences
 from npumatmul.rknn import structs as S
-from npumatmul.rknn.constants import CoreMask, MemAllocFlags, MemSyncMode, QueryCmd
+from npumatmul.rknn.constants import MEM_FLAG_ALLOC_NO_CONTEXT, CoreMask, MemAllocFlags, MemSyncMode, QueryCmd
 from npumatmul.rknn.version import RuntimeVersion
+
+logger = logging.getLogger(__name__)
 
 TensorMemPointer = C.POINTER(S.TensorMem)
 
@@ -39,8 +44,8 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "rknn_matmul_get_quant_params": (_INT, (_CTX, _QUANT, C.POINTER(C.c_float)), "2.0.0b0"),
     "rknn_matmul_run": (_INT, (_CTX,), "1.5.0"),
     "rknn_matmul_destroy": (_INT, (_CTX,), "1.5.0"),
-    # The five-argument form; before 2.1.0 the same symbol took seven (facts 1.5, D3).
-    "rknn_B_normal_layout_to_native_layout": (_INT, (_PTR, _PTR, _INT, _INT, _INFO), "2.1.0"),
+    # The five-argument form; 2.0.0b0's took seven (HELPER_OF_2_0_0).
+    "rknn_B_normal_layout_to_native_layout": (_INT, (_PTR, _PTR, _INT, _INT, _INFO), "2.0.0b0"),
     "rknn_create_mem": (_MEM, (_CTX, C.c_uint32), "1.5.0"),
     "rknn_create_mem2": (_MEM, (_CTX, C.c_uint64, C.c_uint64), "2.0.0b0"),
     "rknn_create_mem_from_fd": (_MEM, (_CTX, C.c_int32, _PTR, C.c_uint32, C.c_int32), "1.5.0"),
@@ -51,6 +56,9 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "rknn_mem_sync": (_INT, (_CTX, _MEM, _INT), "1.6.0"),
     "rknn_query": (_INT, (_CTX, _INT, _PTR, C.c_uint32), "1.5.0"),
 }
+
+#: Arguments of the helper that packs B in runtime 2.0.0b0: in, out, K, N, subN, subK, type (facts 1.5, D3).
+HELPER_OF_2_0_0 = (_PTR, _PTR, _INT, _INT, _INT, _INT, _INT)
 
 #: Without these no matmul is possible at all, so their absence is an error when the library is loaded.
 _REQUIRED = (
@@ -71,6 +79,14 @@ class Runtime:
     ----------
     path : str or Path
         The shared library.
+    soc : str, optional
+        The chip that a simulator simulates for this object; others in the process may have others.
+
+    Attributes
+    ----------
+    path : Path
+    api_version, driver_version : str
+        What the library says of itself and of the kernel driver; ``"unknown"`` before the first context.
 
     Raises
     ------
@@ -88,46 +104,116 @@ class Runtime:
     >>> runtime.matmul_destroy(ctx)
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, soc: str | None = None) -> None:
         self.path = Path(path)
+        self.soc = soc
+        self.api_version = self.driver_version = "unknown"
+        self._version: RuntimeVersion | None = None
         try:
             self.library = C.CDLL(str(path))
         except OSError as error:
             raise LibraryNotFoundError(f"the runtime library {path} cannot be loaded: {error}") from error
         self._functions: dict[str, Any] = {}
         for name, (result, arguments, _) in FUNCTIONS.items():
-            try:
-                function = self.library[name]
-            except AttributeError:
-                continue
-            function.restype = result
-            function.argtypes = arguments
-            self._functions[name] = function
+            function = self._bound(name, result, arguments)
+            if function is not None:
+                self._functions[name] = function
         missing = [name for name in _REQUIRED if name not in self._functions]
         if missing:
             raise LibraryNotFoundError(
                 f"{path} is not an RKNN runtime with the matmul API: it does not export {', '.join(missing)}"
             )
+        self._window = differences.version_window(self._functions.__contains__)
+        self._describe = self._bound("npumm_sim_describe", C.c_char_p, (C.POINTER(C.c_int),))
+        self._select = self._bound("npumm_sim_select", _INT, (C.c_char_p,))
 
     def __repr__(self) -> str:
         return f"Runtime({str(self.path)!r})"
 
+    def _bound(self, name: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+        try:
+            function = self.library[name]  # unlike getattr, a function object of its own each time
+        except AttributeError:
+            return None
+        function.restype = result
+        function.argtypes = arguments
+        return function
+
+    # ---- version ---------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> RuntimeVersion:
+        """What the library told when its first context was created; before that the oldest that its exports allow."""
+        return self._version or self._window[0]
+
+    @property
+    def _newest_possible(self) -> RuntimeVersion:
+        return self._version or self._window[1]
+
+    @property
+    def int4_low_nibble_first(self) -> bool:
+        """Whether the even one of two int4 in a byte is its low half; it was the high one up to 1.6.0 (facts 4.6)."""
+        return self.version >= differences.V2_0_0
+
+    def identify(self, ctx: int) -> RuntimeVersion:
+        """Ask for the version (facts 11.1), and check the answer against the exports (facts 1.8).
+
+        `matmul_create` does it with the first context. A library that gives no answer, or one that its exports
+        contradict, is taken for the oldest version that exports the same.
+        """
+        try:
+            self.api_version, self.driver_version = self.sdk_version(ctx)
+        except RknnError as error:  # whether the query takes a matmul context is open on some runtimes (Q24)
+            logger.info("%s does not tell its version: %s", self.path, error)
+        told = RuntimeVersion.parse(self.api_version)
+        if told is not None and self._describe is not None:
+            # the simulator's general library exports all functions, whichever version it is told to be
+            self._version = told
+            return told
+        self._version = differences.judge_version(told, *self._window)
+        if told is not None and self._version != told:
+            logger.warning(
+                "%s calls itself %s but exports the functions of %s: taken for the latter",
+                self.path, self.api_version, self._version,
+            )  # fmt: skip
+        return self._version
+
     def has(self, name: str) -> bool:
-        """Whether the library exports the C function `name`."""
-        return name in self._functions
+        """Whether the library has the C function `name`."""
+        return name in self._functions and (
+            self._version is None or self._version >= differences.version_since(FUNCTIONS[name][2])
+        )
 
     def address(self, name: str) -> int | None:
         """Address of a C function, for the executor; None where the library lacks it."""
-        function = self._functions.get(name)
-        return None if function is None else C.cast(function, C.c_void_p).value
+        return C.cast(self._functions[name], C.c_void_p).value if self.has(name) else None
 
     def _function(self, name: str) -> Any:
-        function = self._functions.get(name)
-        if function is None:
+        if not self.has(name):
             raise UnsupportedByRuntime(
                 f"{self.path} does not export {name} (first in runtime {FUNCTIONS[name][2]}); update librknnrt.so"
+                if name not in self._functions
+                else f"{name} needs runtime {FUNCTIONS[name][2]} or later, and {self.path} is {self.version}; "
+                "update librknnrt.so"
             )
-        return function
+        return self._functions[name]
+
+    def _on_chip(self) -> None:
+        """Have the simulator create on this runtime's chip; it keeps the choice per thread."""
+        if self.soc is not None and self._select is not None:
+            self._select(self.soc.encode())
+
+    def check_info(self, info: S.MatmulInfo) -> S.MatmulInfo:
+        """`info` in the language of this runtime.
+
+        Raises
+        ------
+        UnsupportedByRuntime
+            If the runtime is too old for it; the message names the version that is needed.
+        ValueError
+            If a field has a value that no runtime knows.
+        """
+        return differences.translated_info(info, self.version, self._newest_possible, self.path)
 
     def _call(self, name: str, *arguments: Any, **shown: Any) -> None:
         code = self._function(name)(*arguments)
@@ -147,7 +233,11 @@ class Runtime:
         """Create a context; returns its handle and the attributes of A, B and C."""
         ctx = _CTX(0)
         io_attr = S.MatmulIoAttr()
-        self._call("rknn_matmul_create", C.byref(ctx), C.byref(info), C.byref(io_attr), **_show_info(info))
+        told = self.check_info(info)
+        self._on_chip()
+        self._call("rknn_matmul_create", C.byref(ctx), C.byref(told), C.byref(io_attr), **_show_info(info))
+        if self._version is None:
+            self.identify(ctx.value)
         return ctx.value, io_attr
 
     def matmul_create_dynamic_shape(
@@ -157,14 +247,20 @@ class Runtime:
         if not shapes:
             raise ValueError("matmul_create_dynamic_shape: at least one (M, K, N) is needed")
         name = "rknn_matmul_create_dynamic_shape"
-        if not self.has(name) and self.has("rknn_matmul_create_dyn_shape"):
-            name = "rknn_matmul_create_dyn_shape"  # 2.0.0b0's name for the same five parameters
+        if not self.has(name):
+            # 2.0.0b0's name for the same five parameters; where that is missing too, it is the first that had them
+            name = "rknn_matmul_create_dyn_shape"
+        function = self._function(name)
         ctx = _CTX(0)
         c_shapes = (S.MatmulShape * len(shapes))(*(S.MatmulShape(*shape) for shape in shapes))
         io_attrs = (S.MatmulIoAttr * len(shapes))()
-        self._call(
-            name, C.byref(ctx), C.byref(info), len(shapes), c_shapes, io_attrs, **_show_info(info), shapes=shapes
-        )
+        told = self.check_info(info)
+        self._on_chip()
+        code = function(C.byref(ctx), C.byref(told), len(shapes), c_shapes, io_attrs)
+        if code != 0:
+            raise rknn_error(name, code, {**_show_info(info), "shapes": shapes})
+        if self._version is None:
+            self.identify(ctx.value)
         return ctx.value, list(io_attrs)
 
     def matmul_set_dynamic_shape(self, ctx: int, shape: tuple[int, int, int]) -> None:
@@ -214,27 +310,47 @@ class Runtime:
         """Destroy the context; its memories are to be destroyed before (facts 11.5)."""
         self._call("rknn_matmul_destroy", ctx, ctx=hex(ctx))
 
-    def b_normal_layout_to_native_layout(self, b_input: int, b_output: int, k: int, n: int, info: S.MatmulInfo) -> None:
-        """Pack B with the vendor's helper: both buffers by address, whole matrices; for conformance tests only."""
-        if not self.has("rknn_matmul_create_dynamic_shape"):
-            raise UnsupportedByRuntime(
-                "rknn_B_normal_layout_to_native_layout took other arguments before runtime 2.1.0, "
-                f"and {self.path} is older; update librknnrt.so"
-            )
-        self._call(
-            "rknn_B_normal_layout_to_native_layout", b_input, b_output, k, n, C.byref(info), K=k, N=n, type=info.type
-        )
+    def b_normal_layout_to_native_layout(
+        self, b_input: int, b_output: int, k: int, n: int, info: S.MatmulInfo, tile: tuple[int, int]
+    ) -> None:
+        """Pack B with the vendor's helper: both buffers by address, whole matrices; for conformance tests only.
+
+        Parameters
+        ----------
+        b_input, b_output : int
+            Addresses.
+        k, n : int
+        info : MatmulInfo
+            That the context was created with.
+        tile : (int, int)
+            Rows (along N) and columns (along K) of a tile: the last two of ``io_attr.B.dims``. Only 2.0.0b0 asks.
+        """
+        name = "rknn_B_normal_layout_to_native_layout"
+        function, shown = self._function(name), {"K": k, "N": n, "type": info.type}
+        told = self.check_info(info)
+        self._on_chip()
+        if self.version < differences.V2_1_0:
+            helper = self._bound(name, _INT, HELPER_OF_2_0_0)
+            code = helper(b_input, b_output, k, n, *tile, told.type)
+        else:
+            code = function(b_input, b_output, k, n, C.byref(told))
+        if code != 0:
+            raise rknn_error(name, code, shown)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
     def create_mem(self, ctx: int, size: int) -> C._Pointer[S.TensorMem]:
         """Allocate `size` bytes of cacheable NPU memory."""
         _check_range("create_mem", "size", size, 1, 2**32 - 1)
+        self._on_chip()
         return self._memory("rknn_create_mem", ctx, size, size=size)
 
     def create_mem2(self, ctx: int, size: int, flags: MemAllocFlags | int) -> C._Pointer[S.TensorMem]:
         """Allocate `size` bytes of NPU memory with allocation flags."""
         _check_range("create_mem2", "size", size, 1, 2**32 - 1)  # the result's size field is 32 bits (facts 1.8)
+        self._function("rknn_create_mem2")
+        differences.check_alloc_flags(int(flags), MEM_FLAG_ALLOC_NO_CONTEXT, self._newest_possible, self.path)
+        self._on_chip()
         return self._memory("rknn_create_mem2", ctx, size, int(flags), size=size, flags=int(flags))
 
     def create_mem_from_fd(self, ctx: int, fd: int, virt_addr: int, size: int, offset: int) -> C._Pointer[S.TensorMem]:
@@ -282,28 +398,25 @@ class Runtime:
         self.query(ctx, QueryCmd.MEM_SIZE, result)
         return result
 
+    def perf_run(self, ctx: int) -> int:
+        """Microseconds that the last run took, as the runtime measured it (whether it answers is open: Q24)."""
+        result = S.PerfRun()
+        self.query(ctx, QueryCmd.PERF_RUN, result)
+        return int(result.run_duration)
+
     # ---- identity --------------------------------------------------------------------------------------------------
 
     def simulated_soc(self) -> tuple[str, int] | None:
         """Chip and number of cores where this is our simulator, else None."""
-        try:
-            describe = self.library["npumm_sim_describe"]
-        except AttributeError:
+        if self._describe is None:
             return None
-        describe.restype = C.c_char_p
-        describe.argtypes = (C.POINTER(C.c_int),)
+        self._on_chip()
         cores = C.c_int(0)
-        return describe(C.byref(cores)).decode("ascii"), cores.value
+        return self._describe(C.byref(cores)).decode("ascii"), cores.value
 
     def version_from_symbols(self) -> RuntimeVersion:
         """Lowest version that exports what this library exports (facts 1.8), for where the query says nothing."""
-        if self.has("rknn_matmul_create_dynamic_shape"):
-            return RuntimeVersion(2, 1, 0)
-        if self.has("rknn_matmul_set_quant_params"):
-            return RuntimeVersion(2, 0, 0)
-        if self.has("rknn_mem_sync"):
-            return RuntimeVersion(1, 6, 0)
-        return RuntimeVersion(1, 5, 2)
+        return self._window[0]
 
 
 def _show_info(info: S.MatmulInfo) -> dict[str, Any]:

@@ -7,12 +7,27 @@ from __future__ import annotations
 
 import ctypes as C
 import platform
+from dataclasses import dataclass
+from typing import Any
 
 from npumatmul.rknn import constants
 
-#: `rknn_context` is 32 bits wide on 32-bit ARM only (facts 1.1).
+
+def context_bytes(machine: str, pointer_bytes: int) -> int:
+    """Bytes of a `rknn_context`: 4 in 32-bit ARM programs, 8 in all others (facts 1.1).
+
+    A 32-bit program under a 64-bit kernel is told the kernel's machine, ``aarch64``.
+
+    Examples
+    --------
+    >>> context_bytes("aarch64", 8), context_bytes("armv7l", 4), context_bytes("aarch64", 4)
+    (8, 4, 4)
+    """
+    return 4 if pointer_bytes == 4 and machine.startswith(("arm", "aarch64")) else 8
+
+
 Context: type[C._SimpleCData[int]] = (
-    C.c_uint32 if platform.machine().startswith("arm") and C.sizeof(C.c_void_p) == 4 else C.c_uint64
+    C.c_uint32 if context_bytes(platform.machine(), C.sizeof(C.c_void_p)) == 4 else C.c_uint64
 )
 
 
@@ -124,3 +139,48 @@ class PerfDetail(C.Structure):
     """`rknn_perf_detail`, 16 bytes on 64-bit machines."""
 
     _fields_ = (("perf_data", C.c_char_p), ("data_len", C.c_uint64))
+
+
+@dataclass(frozen=True)
+class StructLayout:
+    """How a C compiler lays a struct out: size and alignment in bytes, offset of each field."""
+
+    size: int
+    alignment: int
+    offsets: dict[str, int]
+
+
+def layout_on(struct: type[C.Structure], pointer_bytes: int) -> StructLayout:
+    """Layout of a struct on a machine with pointers of 4 or 8 bytes, whichever this one has.
+
+    Fixed-width fields have the same size everywhere, and 64-bit integers are aligned to 8 bytes on aarch64, x86-64 and
+    32-bit ARM (EABI). What remains is pointers.
+
+    Examples
+    --------
+    >>> layout_on(QuantParams, 4).offsets
+    {'name': 0, 'scale': 256, 'scale_len': 260, 'zp': 264, 'zp_len': 268}
+    >>> layout_on(TensorMem, 4).size, layout_on(TensorMem, 8).size
+    (40, 40)
+    """
+    offset, widest, offsets = 0, 1, {}
+    for name, kind, *_ in struct._fields_:
+        size, alignment = _extent_on(kind, pointer_bytes)
+        offset = -(-offset // alignment) * alignment
+        offsets[name] = offset
+        offset += size
+        widest = max(widest, alignment)
+    return StructLayout(-(-offset // widest) * widest, widest, offsets)
+
+
+def _extent_on(kind: Any, pointer_bytes: int) -> tuple[int, int]:
+    """Size and alignment of a field's type."""
+    if issubclass(kind, C.Structure):
+        inner = layout_on(kind, pointer_bytes)
+        return inner.size, inner.alignment
+    if issubclass(kind, C.Array):
+        size, alignment = _extent_on(kind._type_, pointer_bytes)
+        return size * kind._length_, alignment
+    if issubclass(kind, (C._Pointer, C.c_void_p, C.c_char_p)):
+        return pointer_bytes, pointer_bytes
+    return C.sizeof(kind), C.sizeof(kind)

@@ -1,0 +1,414 @@
+"""What is allocated on one opened runtime: contexts, memories, and the order in which they are given back.
+
+A `Session` belongs to a device and to every buffer and context that was made on it, and lives as long as any of them.
+It alone calls the functions that create and destroy. Memories are destroyed before contexts, and last of all the
+contexts under which memory was allocated (facts 11.5).
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes as C
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from npumatmul.capabilities import Chip
+from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError
+from npumatmul.mmtype import MatmulType
+from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
+
+__all__ = ["Handle", "Memory", "Session", "View"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Handle:
+    """A matmul context of the runtime."""
+
+    value: int
+    closed: bool = False
+    busy: bool = False
+
+
+@dataclass
+class View:
+    """CPU access to a range of an allocation that somebody holds."""
+
+    pages: weakref.ref[Any]
+    start: int
+    stop: int
+    writable: bool
+
+
+@dataclass(eq=False)
+class Memory:
+    """A `rknn_tensor_mem`: an allocation of the runtime, or a slice of one.
+
+    Attributes
+    ----------
+    runtime : Runtime
+    ctx : int
+        Handle of the context under which it was allocated.
+    domain : int
+        IOMMU domain.
+    pointer : pointer to TensorMem
+    address : int
+        CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`).
+    size : int
+        Bytes.
+    start : int
+        Offset in the allocation.
+    allocation : Memory
+        What it is a slice of; itself where it is none.
+    written, synchronised : int
+        Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
+    users : int
+        Runs that are going on with it.
+    """
+
+    runtime: Runtime
+    ctx: int
+    domain: int
+    pointer: C._Pointer[TensorMem]
+    size: int
+    start: int = 0
+    owner: Memory | None = None
+    closed: bool = False
+    written: int = 0
+    synchronised: int = 0
+    users: int = 0
+    views: list[View] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    address: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        memory = self.pointer.contents
+        self.address = int(memory.virt_addr) + int(memory.offset)
+
+    @property
+    def allocation(self) -> Memory:
+        """The allocation that it is, or is a slice of."""
+        return self if self.owner is None else self.owner
+
+    @property
+    def stop(self) -> int:
+        """Offset in the allocation of the byte after the last."""
+        return self.start + self.size
+
+    def sync(self, mode: MemSyncMode) -> None:
+        """Synchronise caches, always through the whole allocation: for a slice it is reported to do nothing (Q15).
+
+        Runtimes before 1.6.0 have no such call; nothing is done there.
+        """
+        whole = self.allocation
+        if whole.runtime.has("rknn_mem_sync"):
+            whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+
+    def mark_written(self) -> None:
+        """Say that the CPU wrote here."""
+        self.allocation.written += 1
+
+    def flush(self) -> None:
+        """Make what the CPU wrote visible to the device; again and again while somebody can still write."""
+        whole = self.allocation
+        if whole.views and any(view.writable for view in whole.living_views()):
+            whole.written += 1
+        if whole.written != whole.synchronised:
+            with whole.lock:  # a second thread has to wait until it is done
+                written = whole.written
+                if written != whole.synchronised:
+                    whole.sync(MemSyncMode.TO_DEVICE)
+                    whole.synchronised = written
+
+    def living_views(self) -> list[View]:
+        """Views of the whole allocation that somebody still holds."""
+        return [view for view in self.allocation.views if view.pages() is not None]
+
+    def add_view(self, pages: Any, writable: bool) -> None:
+        """Remember that somebody holds a view of this range, as long as `pages` lives."""
+        whole = self.allocation
+        with whole.lock:
+            whole.views = [*whole.living_views(), View(weakref.ref(pages), self.start, self.stop, writable)]
+
+    def viewed(self) -> int:
+        """How many views that touch this range somebody still holds."""
+        return sum(view.start < self.stop and self.start < view.stop for view in self.living_views())
+
+    def being_written(self) -> bool:
+        """Whether somebody holds a writable view that touches this range."""
+        if not self.allocation.views:
+            return False
+        return any(view.writable and view.start < self.stop and self.start < view.stop for view in self.living_views())
+
+
+class Session:
+    """An opened runtime on one chip, and all that was created through it.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    chip : Chip
+    name : str
+        Device string, for messages.
+
+    Attributes
+    ----------
+    lock : threading.RLock
+        Held while something is created or destroyed.
+    guard : threading.Lock
+        Held for the moment in which a context is marked as busy or not.
+
+    Raises
+    ------
+    RknnError
+        If not even the smallest context can be created.
+    """
+
+    def __init__(self, runtime: Runtime, chip: Chip, name: str) -> None:
+        self.runtime, self.chip, self.name = runtime, chip, name
+        self.lock = threading.RLock()
+        self.guard = threading.Lock()
+        self.closed = False
+        self._pid = os.getpid()
+        self._anchors: dict[int, int] = {}
+        self._memories: dict[Memory, None] = {}
+        self._handles: dict[Handle, None] = {}
+        self._released: deque[Memory | Handle] = deque()
+        self.anchor(0)
+        _open_sessions.add(self)
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True):
+            self.close()
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def inherited(self) -> bool:
+        """Whether the process that opened it is this one's parent."""
+        return os.getpid() != self._pid
+
+    def check_usable(self) -> None:
+        """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""
+        if self.closed:
+            raise ClosedError(f"the device {self.name} is closed; open another Device")
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"the device {self.name} was opened by process {self._pid} and cannot be used after a fork; "
+                "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
+            )
+
+    def resources(self) -> tuple[int, int, int]:
+        """Living contexts, descriptors of memory, bytes of memory."""
+        with self.lock:
+            allocations = [memory for memory in self._memories if memory.owner is None]
+            contexts = len(self._anchors) + len(self._handles)
+            return contexts, len(allocations), sum(memory.size for memory in allocations)
+
+    def viewed(self) -> int:
+        """How many views of memory somebody holds."""
+        return sum(len(memory.living_views()) for memory in self._memories if memory.owner is None)
+
+    # ---- creating --------------------------------------------------------------------------------------------------
+
+    def anchor(self, domain: int = 0) -> int:
+        """Handle of the context under which memory of an IOMMU domain is allocated.
+
+        It is a context of the smallest shape. 1.6.0 allocates without one too, later runtimes only with a flag, and
+        never in a domain of choice (facts 7.1, 7.4).
+        """
+        with self.lock:
+            if domain not in self._anchors:
+                limits = self.chip.limits[MatmulType.INT8_INT8_INT32]
+                self._anchors[domain], _ = self.runtime.matmul_create(
+                    MatmulInfo(
+                        M=1,
+                        K=limits.k_multiple,
+                        N=limits.n_multiple,
+                        type=MatmulType.INT8_INT8_INT32.code,
+                        iommu_domain_id=domain,
+                    )
+                )
+            return self._anchors[domain]
+
+    def allocate(self, nbytes: int, domain: int = 0) -> Memory:
+        """Allocate NPU memory.
+
+        Raises
+        ------
+        NpuMemoryError
+            If the runtime has no memory, or the process no descriptors left.
+        """
+        with self.lock:
+            self.check_usable()
+            self.collect()
+            ctx = self.anchor(domain)
+            try:
+                pointer = self.runtime.create_mem(ctx, nbytes)
+            except RknnError as error:
+                raise NpuMemoryError(
+                    f"{nbytes} bytes of NPU memory could not be allocated ({error}). Close packed weights and buffers "
+                    "that are not needed any more; if the runtime printed 'Too many open files', raise the limit "
+                    "(ulimit -n)."
+                ) from error
+            memory = Memory(self.runtime, ctx, domain, pointer, nbytes)
+            self._memories[memory] = None
+            return memory
+
+    def wrap(self, whole: Memory, start: int, nbytes: int) -> Memory:
+        """A slice of an allocation; the address passed is that of the descriptor's whole memory (facts 7.1)."""
+        with self.lock:
+            self.check_usable()
+            own = whole.pointer.contents
+            pointer = self.runtime.create_mem_from_fd(
+                whole.ctx, int(own.fd), int(own.virt_addr), nbytes, int(own.offset) + start
+            )
+            memory = Memory(self.runtime, whole.ctx, whole.domain, pointer, nbytes, start, whole)
+            self._memories[memory] = None
+            return memory
+
+    def create(
+        self, info: MatmulInfo, shapes: list[tuple[int, int, int]] | None = None
+    ) -> tuple[Handle, list[MatmulIoAttr]]:
+        """Create a context, of one shape or of several; returns the attributes of each."""
+        with self.lock:
+            self.check_usable()
+            self.collect()
+            if shapes is None:
+                value, io_attr = self.runtime.matmul_create(info)
+                io_attrs = [io_attr]
+            else:
+                value, io_attrs = self.runtime.matmul_create_dynamic_shape(info, shapes)
+            handle = Handle(value)
+            self._handles[handle] = None
+            return handle, io_attrs
+
+    # ---- giving back -----------------------------------------------------------------------------------------------
+
+    def release(self, resource: Memory | Handle) -> None:
+        """Give a memory, with its slices, or a context back. Doing it twice is allowed.
+
+        Raises
+        ------
+        BusyError
+            If another thread runs with it.
+        """
+        if resource.closed:
+            return
+        with self.lock:
+            if resource.closed or self.inherited:  # the parent's are the parent's to destroy
+                resource.closed = True
+            elif isinstance(resource, Memory):
+                self._release_memory(resource)
+            else:
+                self._claim([resource], [])
+                del self._handles[resource]
+                self.runtime.matmul_destroy(resource.value)
+
+    def _release_memory(self, memory: Memory) -> None:
+        slices = [other for other in self._memories if other.owner is memory]
+        self._claim([], [*slices, memory])
+        for each in (*slices, memory):
+            del self._memories[each]
+            self.runtime.destroy_mem(each.ctx, each.pointer)
+        if self.closed:
+            self._drop_anchors()
+
+    def _drop_anchors(self) -> None:
+        """Destroy the contexts under which memory was allocated, once nothing else is left."""
+        kept = {memory.domain for memory in self._memories}
+        for domain in [domain for domain in self._anchors if domain not in kept and not self._handles]:
+            self.runtime.matmul_destroy(self._anchors.pop(domain))
+
+    def _claim(self, handles: list[Handle], memories: list[Memory]) -> None:
+        """Mark as closed, so that nobody starts to use them any more."""
+        with self.guard:
+            if any(handle.busy for handle in handles) or any(memory.users for memory in memories):
+                raise BusyError("another thread is running with it; let that end before closing")
+            for handle in handles:
+                handle.closed = True
+            for memory in memories:
+                memory.closed = True
+
+    def release_later(self, *resources: Memory | Handle) -> None:
+        """Give back at the next call; safe from a garbage collector that runs at any moment."""
+        self._released.extend(resources)
+        if self.closed and self.lock.acquire(blocking=False):  # no call will follow
+            try:
+                self.collect()
+            finally:
+                self.lock.release()
+
+    def collect(self) -> None:
+        """Give back what `release_later` was told of: slices, allocations, contexts. The caller holds the lock."""
+        if not self._released:
+            return
+        waiting: list[Memory | Handle] = []
+        while self._released:
+            waiting.append(self._released.popleft())
+        for resource in sorted(waiting, key=_order):
+            self.release(resource)
+
+    def close(self, keep_viewed: bool = True) -> None:
+        """Give everything back. Closing twice is allowed.
+
+        Parameters
+        ----------
+        keep_viewed : bool
+            What to do about memory that somebody holds a view of: let it stay until the view is gone, or refuse.
+
+        Raises
+        ------
+        BufferError
+            If there is such memory and it may not stay. Nothing was closed then.
+        BusyError
+            If another thread is running. Nothing was closed then.
+        """
+        with self.lock:
+            if self.closed:
+                return
+            if self.inherited:
+                self.closed = True
+                return
+            with self.guard:
+                if any(handle.busy for handle in self._handles):
+                    raise BusyError(f"another thread is running on {self.name}; let that end before closing")
+                if not keep_viewed and self.viewed():
+                    raise BufferError(
+                        f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
+                    )
+                self.closed = True
+            self._released.clear()
+            for memory in sorted(self._memories, key=_order):
+                if not memory.allocation.living_views():
+                    self.release(memory)
+            for handle in list(self._handles):
+                self.release(handle)
+            self._drop_anchors()
+            logger.info("closed %s", self.name)
+
+
+def _order(resource: Memory | Handle) -> int:
+    """Slices go first, then allocations, then contexts."""
+    if isinstance(resource, Handle):
+        return 2
+    return resource.owner is None
+
+
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_sessions() -> None:
+    """Close what is still open while the interpreter is whole; what is in use then, the system takes back."""
+    for session in list(_open_sessions):
+        try:
+            session.close()
+        except BusyError as error:
+            logger.info("at exit: %s", error)
