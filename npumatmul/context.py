@@ -496,10 +496,12 @@ class DynamicMatmulContext(_Context):
     def select(self, m: int, k: int, n: int) -> None:
         """Choose a shape for the runs to come; A in native layout has to be packed anew (facts 4.3).
 
+        Buffers stay bound where they are large enough for the shape (see `largest`); others have to be bound.
+
         Raises
         ------
         ValueError
-            If the context was not made for that shape, or a buffer that is bound is too small for it.
+            If the context was not made for that shape.
         ClosedError, BusyError, RknnError
             As for `run`.
         """
@@ -507,12 +509,11 @@ class DynamicMatmulContext(_Context):
             raise ValueError(f"select: {(m, k, n)} is none of the shapes of this context: {self.shapes}")
         attrs = self._attrs[self.shapes.index((m, k, n))]
         with self._entered():
-            for attr, slot in zip(attrs, self._slots, strict=True):
-                if slot.buffer is not None and not slot.buffer.closed:
-                    self._check_buffer(attr, slot.buffer)
             self._runtime.matmul_set_dynamic_shape(self._handle.value, (m, k, n))
             for attr, slot in zip(attrs, self._slots, strict=True):
                 slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
+                if slot.buffer is not None and slot.buffer.nbytes < attr.size:
+                    slot.buffer = None
 
 
 # ---- attributes ----------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ class Device:
         """
         given = [(int(m), int(k), int(n)) for m, k, n in shapes]
         if not given:
-            raise ValueError("dynamic_context: at least one (M, K, N) is needed")
+            raise ValueError("dynamic_context: at least one shape (M, K, N) is needed")
         spec = ContextSpec(
             mm_type, *given[0], b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
         )  # fmt: skip

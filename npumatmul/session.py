@@ -41,9 +41,12 @@ class View:
     """CPU access to a range of an allocation that somebody holds."""
 
     pages: weakref.ref[Any]
-    start: int
-    stop: int
+    through: Memory
     writable: bool
+
+    def touches(self, memory: Memory) -> bool:
+        """Whether it shows bytes of `memory`, of the same allocation."""
+        return self.through.start < memory.stop and memory.start < self.through.stop
 
 
 @dataclass(eq=False)
@@ -134,17 +137,15 @@ class Memory:
         """Remember that somebody holds a view of this range, as long as `pages` lives."""
         whole = self.allocation
         with whole.lock:
-            whole.views = [*whole.living_views(), View(weakref.ref(pages), self.start, self.stop, writable)]
+            whole.views = [*whole.living_views(), View(weakref.ref(pages), self, writable)]
 
     def viewed(self) -> int:
-        """How many views that touch this range somebody still holds."""
-        return sum(view.start < self.stop and self.start < view.stop for view in self.living_views())
+        """How many views would dangle without it: all of an allocation; of a slice, those that were taken through it."""
+        return sum(self.owner is None or view.through is self for view in self.living_views())
 
     def being_written(self) -> bool:
         """Whether somebody holds a writable view that touches this range."""
-        if not self.allocation.views:
-            return False
-        return any(view.writable and view.start < self.stop and self.start < view.stop for view in self.living_views())
+        return bool(self.allocation.views) and any(view.writable and view.touches(self) for view in self.living_views())
 
 
 class Session:

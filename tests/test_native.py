@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, build_simulators, compile_c, run
+from compiling import NATIVE, build_simulators, compile_c, compile_objects, run
 
 TESTS = NATIVE / "tests"
 SIMULATOR = sorted((NATIVE / "simulator").glob("*.c"))
 KERNELS = sorted((NATIVE / "kernels").glob("*.c"))
 
 PROGRAMS = {
-    "test_kernels": [TESTS / "test_kernels.c", *KERNELS],
-    "test_products": [TESTS / "test_products.c", *(NATIVE / "simulator").glob("products_*.c")],
-    **{
-        name: [TESTS / f"{name}.c", *SIMULATOR]
-        for name in ("test_simulator", "test_chips", "test_quant", "test_dynamic", "test_strict", "test_control")
-    },
+    "test_kernels": KERNELS,
+    "test_products": [file for file in SIMULATOR if file.name.startswith("products_")],
 }
+SIMULATOR_PROGRAMS = (
+    "test_simulator",
+    "test_chips",
+    "test_quant",
+    "test_dynamic",
+    "test_strict",
+    "test_control",
+    "test_random_calls",
+)
 SANITIZERS = {
     "plain": ["-O2"],
     "address+undefined": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -27,13 +34,34 @@ SANITIZERS = {
 FOLDERS = [f"-I{NATIVE / 'kernels'}", f"-I{NATIVE / 'simulator'}", "-ffp-contract=off"]
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_c_program(program: str, sanitizer: str, tmp_path: Path) -> None:
-    built = compile_c(tmp_path / program, PROGRAMS[program], *FOLDERS, *SANITIZERS[sanitizer])
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """The simulator's object files, compiled once for each sanitizer."""
+
+    @functools.cache
+    def build(sanitizer: str) -> list[Path]:
+        return compile_objects(tmp_path_factory.mktemp("simulator"), SIMULATOR, *FOLDERS, *SANITIZERS[sanitizer])
+
+    return build
+
+
+def check_program(name: str, sources: list[Path], sanitizer: str, folder: Path) -> None:
+    built = compile_c(folder / name, [TESTS / f"{name}.c", *sources], *FOLDERS, *SANITIZERS[sanitizer])
     output = run(built)
     assert " passed, 0 failed" in output
     assert not output.startswith("0 passed")
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_c_program(program: str, sanitizer: str, tmp_path: Path) -> None:
+    check_program(program, PROGRAMS[program], sanitizer, tmp_path)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("program", SIMULATOR_PROGRAMS)
+def test_simulator(program: str, sanitizer: str, simulator: Callable[[str], list[Path]], tmp_path: Path) -> None:
+    check_program(program, simulator(sanitizer), sanitizer, tmp_path)
 
 
 def test_libraries_of_all_versions(tmp_path: Path) -> None:

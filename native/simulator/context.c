@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "api.h"
+#include "calls.h"
 #include "log.h"
 #include "registry.h"
 #include "request.h"
@@ -185,7 +186,8 @@ int sim_matmul_create(rknn_matmul_ctx *ctx, const void *info, rknn_matmul_io_att
 
 int sim_matmul_create_dynamic(rknn_matmul_ctx *ctx, const void *info, int shape_num, const rknn_matmul_shape *shapes,
                               rknn_matmul_io_attr *io_attrs) {
-  const char *function = "rknn_matmul_create_dynamic_shape";
+  bool dyn_shape = sim_current_runtime()->number < 210;
+  const char *function = sim_call_symbol(dyn_shape ? CALL_CREATE_DYN_SHAPE : CALL_CREATE_DYNAMIC_SHAPE);
   if (!ctx) return RKNN_ERR_CTX_INVALID;
   if (!info || !shapes || !io_attrs) return RKNN_ERR_PARAM_INVALID;
   /* A model's limit; none is stated for matmul (facts 1.1, Q26). */

@@ -31,6 +31,9 @@ typedef struct {
 
   void (*halves_to_floats)(const uint8_t *halves, float *out, size_t count);
 
+  /* in[i] - zero_point as halves, which hold every difference of two int8 exactly. */
+  void (*ints_to_halves)(const int8_t *in, int32_t zero_point, uint8_t *halves, size_t count);
+
   /* bytes pairs of int4, the first element of a pair in the low nibble, to 2 * bytes int8. */
   void (*unpack_low_first)(const uint8_t *pairs, int8_t *out, size_t bytes);
 } sim_products;

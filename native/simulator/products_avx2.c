@@ -187,6 +187,17 @@ TARGET static void halves_to_floats(const uint8_t *halves, float *out, size_t co
   if (i < count) sim_products_scalar.halves_to_floats(halves + 2 * i, out + i, count - i);
 }
 
+TARGET static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t *halves, size_t count) {
+  const __m256i zero = _mm256_set1_epi32(zero_point);
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(in + i)));
+    __m256 values = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, zero));
+    _mm_storeu_si128((__m128i *)(void *)(halves + 2 * i), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+  }
+  if (i < count) sim_products_scalar.ints_to_halves(in + i, zero_point, halves + 2 * i, count - i);
+}
+
 TARGET static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
   const __m128i nibble = _mm_set1_epi8(15), sign = _mm_set1_epi8(8);
   size_t i = 0;
@@ -206,6 +217,7 @@ const sim_products sim_products_avx2 = {
     .f16 = f16,
     .i8 = i8,
     .halves_to_floats = halves_to_floats,
+    .ints_to_halves = ints_to_halves,
     .unpack_low_first = unpack_low_first,
 };
 

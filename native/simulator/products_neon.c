@@ -161,6 +161,18 @@ static void halves_to_floats(const uint8_t *halves, float *out, size_t count) {
   if (i < count) sim_products_scalar.halves_to_floats(halves + 2 * i, out + i, count - i);
 }
 
+static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t *halves, size_t count) {
+  const int16x8_t zero = vdupq_n_s16((int16_t)zero_point);
+  size_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    int16x8_t values = vsubq_s16(vmovl_s8(vld1_s8(in + i)), zero);
+    float16x4_t low = vcvt_f16_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(values))));
+    float16x4_t high = vcvt_f16_f32(vcvtq_f32_s32(vmovl_s16(vget_high_s16(values))));
+    vst1q_u8(halves + 2 * i, vcombine_u8(vreinterpret_u8_f16(low), vreinterpret_u8_f16(high)));
+  }
+  if (i < count) sim_products_scalar.ints_to_halves(in + i, zero_point, halves + 2 * i, count - i);
+}
+
 static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
   size_t i = 0;
   for (; i + 16 <= bytes; i += 16) {
@@ -176,6 +188,7 @@ const sim_products sim_products_neon = {
     .f16 = f16,
     .i8 = i8_plain,
     .halves_to_floats = halves_to_floats,
+    .ints_to_halves = ints_to_halves,
     .unpack_low_first = unpack_low_first,
 };
 
@@ -184,6 +197,7 @@ const sim_products sim_products_neon_dotprod = {
     .f16 = f16,
     .i8 = i8_dotprod,
     .halves_to_floats = halves_to_floats,
+    .ints_to_halves = ints_to_halves,
     .unpack_low_first = unpack_low_first,
 };
 

@@ -79,6 +79,13 @@ static void halves_to_floats(const uint8_t *halves, float *out, size_t count) {
   for (size_t i = 0; i < count; i++) out[i] = half_at(halves, i);
 }
 
+static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t *halves, size_t count) {
+  for (size_t i = 0; i < count; i++) {
+    uint16_t half = sim_float_to_half((float)(in[i] - zero_point));
+    memcpy(halves + 2 * i, &half, sizeof half);
+  }
+}
+
 static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
   for (size_t i = 0; i < bytes; i++) {
     out[2 * i] = (int8_t)(((pairs[i] & 15) ^ 8) - 8); /* sign extension of bit 3 */
@@ -91,5 +98,6 @@ const sim_products sim_products_scalar = {
     .f16 = f16,
     .i8 = i8,
     .halves_to_floats = halves_to_floats,
+    .ints_to_halves = ints_to_halves,
     .unpack_low_first = unpack_low_first,
 };

@@ -67,11 +67,11 @@ static size_t keep(const sim_context *context, const sim_sums *sums) {
 /* Type 2: with scales per channel the columns are brought to one common scale (Q22), rounded to nearest even. */
 static size_t to_common_scale(const sim_context *context, const sim_sums *sums) {
   if (context->b_granularity != PER_CHANNEL) return 0;
-  double common = (double)sim_common_scale(&context->quant, context->now->N);
   size_t unfit = 0;
   for (size_t r = 0; r < sums->rows; r++) {
     for (size_t n = 0; n < sums->width; n++) {
-      double value = rint((double)corrected(context, sums, r, n) * (double)b_scale(context, sums->first_n + n) / common);
+      double scale = (double)b_scale(context, sums->first_n + n) / sums->common_scale;
+      double value = rint((double)corrected(context, sums, r, n) * scale);
       int32_t result = value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;
       unfit += (double)result != value;
       put(sums->sums, r * sums->width + n, &result, sizeof result);

@@ -17,6 +17,7 @@ typedef struct {
   void *sums;                 /* [rows, width] of int32 or float; becomes [rows, width] of C's elements */
   const int32_t *row_sums;    /* of A's rows; read when B has zero points and products are integers */
   const int32_t *column_sums; /* of B's columns; read when A has a zero point that counts */
+  double common_scale;        /* sim_common_scale; read with a B per channel whose C is int32 */
 } sim_sums;
 
 /* Makes elements of C in place. Returns how many did not fit into their type. */

@@ -45,6 +45,7 @@ typedef struct {
   uint8_t *c;
   size_t laid_rows; /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
   bool row_sums, column_sums; /* are needed for zero points */
+  double common_scale;        /* of a B per channel (type 2) */
 } job;
 
 /* Scratch memory of one run. */
@@ -58,7 +59,6 @@ typedef struct {
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
   size_t rows;        /* of a chunk */
-  uint16_t halves[1024]; /* integer i - 512 as a half, for b_halves */
 } workspace;
 
 static size_t a_value_bytes(const sim_type *type) {
@@ -97,7 +97,6 @@ static bool take_workspace(const job *now, workspace *work) {
   work->c_rows = work->b_halves + b_halves;
   work->totals = (float *)(void *)(work->c_rows + c_rows);
   work->row_sums = (int32_t *)(void *)(work->c_rows + c_rows + totals);
-  for (int i = 0; widens_to_halves(type) && i < 1024; i++) work->halves[i] = sim_float_to_half((float)(i - 512));
   if (now->column_sums) memset(work->a_rows + work->rows * work->a_row_bytes, 1, K); /* integers only have them */
   return true;
 }
@@ -130,18 +129,21 @@ static void gather_rows(const job *now, workspace *work, size_t first, size_t ro
   }
 }
 
-/* B less its zero points as halves, exactly: no difference of two int8 is larger than 255. */
-static void ints_to_halves(const job *now, const workspace *work, const int8_t *ints, size_t tiles, size_t n_tile,
-                           uint8_t *out) {
+/* B less its zero points as halves, exactly. */
+static void ints_to_halves(const job *now, const int8_t *ints, size_t tiles, size_t n_tile, uint8_t *out) {
   const sim_context *context = now->context;
   const sim_type *type = context->type;
   const int32_t *zero_points = context->quant.b.zero_points;
-  for (size_t t = 0; t < tiles; t++) {
-    for (size_t n = 0; n < type->b_tile_n; n++) {
-      size_t channel = context->b_granularity == PER_CHANNEL ? n_tile * type->b_tile_n + n : 0;
-      const uint16_t *halves = work->halves + 512 - (zero_points ? zero_points[channel] : 0);
-      for (size_t k = 0; k < type->b_tile_k; k++, ints++, out += 2) memcpy(out, &halves[*ints], 2);
-    }
+  size_t tile_elements = (size_t)type->b_tile_n * type->b_tile_k;
+  if (!zero_points) {
+    now->products->ints_to_halves(ints, 0, out, tiles * tile_elements);
+    return;
+  }
+  for (size_t column = 0; column < tiles * type->b_tile_n; column++) {
+    size_t n = n_tile * type->b_tile_n + column % type->b_tile_n;
+    int32_t zero_point = zero_points[context->b_granularity == PER_CHANNEL ? n : 0];
+    now->products->ints_to_halves(ints + column * type->b_tile_k, zero_point, out + 2 * column * type->b_tile_k,
+                                  type->b_tile_k);
   }
 }
 
@@ -153,7 +155,7 @@ static const uint8_t *widen(const job *now, const workspace *work, const uint8_t
     b = work->b_ints;
   }
   if (widens_to_halves(type)) {
-    ints_to_halves(now, work, (const int8_t *)b, tiles, n_tile, work->b_halves);
+    ints_to_halves(now, (const int8_t *)b, tiles, n_tile, work->b_halves);
     b = work->b_halves;
   }
   return b;
@@ -207,6 +209,7 @@ static size_t multiply_tile(const job *now, workspace *work, size_t rows, size_t
       .sums = work->c_rows,
       .row_sums = work->row_sums,
       .column_sums = (int32_t *)(void *)work->c_rows + work->rows * width,
+      .common_scale = now->common_scale,
   };
   if (group_size) memset(work->totals, 0, total_bytes);
   memset(work->c_rows, 0, c_bytes); /* also the bits of 0.0f */
@@ -339,13 +342,14 @@ static void count_run(const sim_context *context, int core) {
 static int judge_overflow(const sim_context *context, size_t unfit) {
   if (!unfit) return RKNN_SUCC;
   sim_count(COUNT_SATURATIONS, unfit);
-  const char *name = context->type->c == RKNN_TENSOR_INT16 ? "int16" : context->type->c == RKNN_TENSOR_INT8 ? "int8" : "int32";
-  if (context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_ERROR) {
+  rknn_tensor_type c = context->type->c;
+  sim_overflow overflow = c == RKNN_TENSOR_INT16 ? context->settings.overflow : OVERFLOW_SATURATE;
+  if (overflow == OVERFLOW_ERROR) {
     sim_log_error("rknn_matmul_run, simulator: %zu int16 results overflowed", unfit);
     return RKNN_ERR_FAIL;
   }
-  bool wrapped = context->type->c == RKNN_TENSOR_INT16 && context->settings.overflow == OVERFLOW_WRAP;
-  sim_log_warning("rknn_matmul_run, simulator: %zu %s results were %s", unfit, name, wrapped ? "wrapped" : "saturated");
+  sim_log_warning("rknn_matmul_run, simulator: %zu int%u results were %s", unfit, sim_dtype_bits(c),
+                  overflow == OVERFLOW_WRAP ? "wrapped" : "saturated");
   return RKNN_SUCC;
 }
 
@@ -367,6 +371,7 @@ static int run(sim_context *context) {
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
+      .common_scale = context->b_granularity == PER_CHANNEL ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
   stretched copies = {0};
   workspace work;

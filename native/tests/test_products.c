@@ -126,6 +126,40 @@ static void check_conversions(const sim_products *products) {
   products->unpack_low_first(pairs, out, sizeof pairs);
   sim_products_scalar.unpack_low_first(pairs, expected, sizeof pairs);
   CHECK(memcmp(out, expected, sizeof out) == 0, "%s: int4 unpacked wrongly", products->name);
+
+  /* Every int8 less every zero point, in a count that leaves a rest. */
+  wrong = 0;
+  for (int zero_point = -128; zero_point <= 127; zero_point++) {
+    int8_t ints[255];
+    uint8_t results[2 * sizeof ints];
+    for (int i = 0; i < 255; i++) ints[i] = (int8_t)(i - 128);
+    products->ints_to_halves(ints, zero_point, results, sizeof ints);
+    for (int i = 0; i < 255; i++) {
+      uint16_t half;
+      memcpy(&half, results + 2 * i, sizeof half);
+      wrong += sim_half_to_float(half) != (float)(i - 128 - zero_point);
+    }
+  }
+  CHECK(wrong == 0, "%s: %u integers converted wrongly", products->name, wrong);
+}
+
+/* Every half comes back from its float; between two neighbours the nearer one, and in the middle the even one. */
+static void check_rounding(void) {
+  unsigned wrong = 0;
+  for (uint32_t half = 0; half < 0x7c00; half++) {
+    float here = sim_half_to_float((uint16_t)half);
+    float above = half == 0x7bff ? 65536 : sim_half_to_float((uint16_t)(half + 1));
+    float middle = (here + above) / 2; /* exact: halves have 11 bits */
+    uint32_t even = half % 2 ? half + 1 : half;
+    wrong += sim_float_to_half(here) != half || sim_float_to_half(-here) != (half | 0x8000);
+    wrong += sim_float_to_half(middle) != even;
+    wrong += sim_float_to_half(nextafterf(middle, 0)) != half;
+    wrong += sim_float_to_half(nextafterf(middle, 1e9f)) != half + 1;
+  }
+  wrong += sim_float_to_half(1e30f) != 0x7c00 || sim_float_to_half(-HUGE_VALF) != 0xfc00;
+  wrong += sim_float_to_half(1e-30f) != 0 || sim_float_to_half(-1e-30f) != 0x8000;
+  wrong += !isnan(sim_half_to_float(sim_float_to_half(NAN)));
+  CHECK(wrong == 0, "%u floats rounded wrongly", wrong);
 }
 
 /* The reference itself, against the definition of binary16 and of two's complement. */
@@ -155,6 +189,7 @@ int main(void) {
   const sim_products *all[4];
   size_t versions = sim_all_products(all, COUNT(all));
   check_reference();
+  check_rounding();
   for (size_t v = 0; v < versions; v++) {
     check_conversions(all[v]);
     for (size_t r = 0; r < COUNT(row_counts); r++) {

@@ -74,7 +74,9 @@ static double expected(const quant_case *of, size_t m, size_t n) {
     plain += a * b;
     sum += (half_a(of->type) ? a / 8 : (a - of->a_zero) * of->a_scale) * (b - b_zeros[p]) * (double)b_scales[p];
   }
-  for (size_t i = 0; i < N; i++) largest = fmax(largest, (double)b_scales[i]);
+  for (size_t i = 0; i < N; i++) {
+    if ((double)b_scales[i] > largest) largest = (double)b_scales[i];
+  }
   switch (of->type) {
     case 2:
       return b_length(of) == 1 ? plain : nearbyint(sum / of->a_scale / largest);
