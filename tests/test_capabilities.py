@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,6 +252,25 @@ def test_probed_cells_reach_the_table_and_planning(config: Path) -> None:
     # the sources themselves are as they were
     assert capabilities("rk3588", probed=False).contexts.provenance is Provenance.OBSERVED
     assert CHIPS["rk3588"].memory.contexts == 150
+
+
+def test_a_device_plans_with_what_was_probed(config: Path) -> None:
+    """Cells that hold on the simulator: products stay right, with fewer rows of padding and a larger N."""
+    cells: dict[str, tuple[Any, str]] = {
+        "FLOAT16_FLOAT16_FLOAT32.n_multiple": (16, "Q11"),
+        "FLOAT16_FLOAT16_FLOAT32.n_max": (16384, "Q8"),
+        "row_multiple": (1, "Q10"),
+        "contexts": (20, "X1"),
+    }
+    write(results(cells, simulated=True))
+    rng = np.random.default_rng(5)
+    x = rng.integers(-3, 4, (3, 64)).astype(np.float32)
+    w = rng.integers(-3, 4, (64, 5008)).astype(np.float32)
+    with npumatmul.Device("sim:rk3588") as device:
+        assert device.chip.memory.contexts == 20
+        assert device.chip.native.row_multiple == 1
+        assert (npumatmul.matmul(x, w, device=device) == x @ w).all()
+        assert device.stats().run_calls == 1, "one run for an N that needed two"
 
 
 def test_results_are_for_their_runtime_and_device_only(config: Path) -> None:

@@ -14,6 +14,7 @@ from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, NORMAL, Bench, Context, Matrix, judge, view_of
 from npumatmul.rknn import MatmulInfo, MatmulLayout, MemAllocFlags, MemSyncMode
 from npumatmul.rknn.runtime import TensorMemPointer
+from npumatmul.rknn.structs import Context as Handle
 
 I8 = MatmulType.INT8_INT8_INT32
 
@@ -264,7 +265,7 @@ def sram(bench: Bench) -> Answer:
             return Answer("this runtime has no rknn_create_mem2")
         create = bench.runtime.library["rknn_create_mem2"]  # around the binding, which refuses the flag before 2.3.2
         create.restype = TensorMemPointer
-        create.argtypes = (C.c_uint64, C.c_uint64, C.c_uint64)
+        create.argtypes = (Handle, C.c_uint64, C.c_uint64)
         made = create(context.handle, context.attr("A").size, int(MemAllocFlags.TRY_ALLOC_SRAM))
         if not made:
             return Answer("refused: NULL")

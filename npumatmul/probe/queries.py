@@ -20,6 +20,7 @@ from npumatmul.rknn import (
     QueryCmd,
     SdkVersion,
 )
+from npumatmul.rknn.structs import Context
 
 I8 = MatmulType.INT8_INT8_INT32
 
@@ -80,7 +81,7 @@ def return_codes(bench: Bench) -> Answer:
 
     def create(**fields: int) -> None:
         info = {"M": 1, "K": k, "N": n, "type": int(I8.code), "B_layout": int(NORMAL), **fields}
-        ctx, io_attr = C.c_uint64(0), MatmulIoAttr()
+        ctx, io_attr = Context(0), MatmulIoAttr()
         # around the binding, which refuses on its own what no runtime knows
         code = runtime.library["rknn_matmul_create"](C.byref(ctx), C.byref(MatmulInfo(**info)), C.byref(io_attr))
         if code != 0:
