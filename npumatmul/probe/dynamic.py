@@ -77,7 +77,8 @@ def dynamic_shapes(bench: Bench) -> Answer:
             varying[name] = f"refused ({error.function}: {error.code})"
     details["K and N vary"] = varying
     return Answer(
-        f"{best} shapes ({refused}); several M: {', '.join(verdicts)}; K and N varying: {varying}; "
+        f"{best} shapes ({refused}); several M: {', '.join(verdicts)}; "
+        f"K and N varying: {', '.join(f'B {name} {verdict}' for name, verdict in varying.items())}; "
         f"switching {details['switch us']} us; an unregistered shape is {unregistered}",
         details,
         {"dynamic_kn": varying["native"] == "right"},

@@ -126,7 +126,13 @@ def segmented_attributes(bench: Bench) -> Answer:
                 details[mm_type.name] = {"K": k, "N": n, "dims": list(attr.shape), "size": attr.size}
         except RknnError as error:
             details[mm_type.name] = f"refused ({error.code})"
-    return Answer("; ".join(f"{name}: {said}" for name, said in details.items()), details)
+    said = [
+        f"{name}: dims {'x'.join(map(str, found['dims']))}, {found['size']} bytes for K={found['K']}, N={found['N']}"
+        if isinstance(found, dict)
+        else f"{name}: {found}"
+        for name, found in details.items()
+    ]
+    return Answer("; ".join(said), details)
 
 
 @question("Q6", "How does a native C of float16, bfloat16 and int8 stand in memory?", "columns per group")

@@ -39,14 +39,15 @@ def doublings(start: int, times: int) -> Iterable[int]:
 def n_maximum(bench: Bench) -> Answer:
     """Doubles N from the documented maximum on, with the smallest M and K, and compares products with numpy.
 
-    After the first N that is refused the exact limit is found by bisection, with create alone.
+    Twice by default, six times with --all. After the first N that is refused the exact limit is found by bisection,
+    with create alone.
     """
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     for mm_type in bench.supported(F16, I8, I4):
         row = bench.row(mm_type)
         k, best, limit = row.k_multiple.value, 0, None
-        for n in (row.n_max.value, *doublings(row.n_max.value, 1 if bench.quick else 6 if bench.everything else 4)):
+        for n in (row.n_max.value, *doublings(row.n_max.value, 1 if bench.quick else 6 if bench.everything else 2)):
             bench.step(f"{mm_type.name} N={n}")
             verdict = bench.verdict(mm_type, 1, k, n)
             if verdict == "right":
@@ -78,8 +79,12 @@ def n_maximum(bench: Bench) -> Answer:
 def k_maximum(bench: Bench) -> Answer:
     """Doubles K with create alone, M and N smallest, then finds the exact limit by bisection; nothing is run.
 
-    With --all the largest accepted K is run, too, and compared with numpy.
+    It goes to four times the largest K that is documented for one segment. With --all it goes to sixteen times that,
+    and the largest accepted K is run and compared with numpy.
     """
+    top = (2 if bench.quick else 16 if bench.everything else 4) * max(
+        bench.row(t).k_max.value for t in bench.supported(F16, I8, I4)
+    )
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     said = []
@@ -94,13 +99,13 @@ def k_maximum(bench: Bench) -> Answer:
 
         best = start if accepted(start) else 0
         limit = None if best else largest(step, start, step, accepted)
-        for k in doublings(start, 2 if bench.quick else 4):
-            if limit is not None:
-                break
+        k = 2 * start
+        while limit is None and k <= top:
             if accepted(k):
                 best = k
             else:
                 limit = largest(best, k, step, accepted)
+            k *= 2
         details[mm_type.name] = {"accepted": limit or best, "limit": limit}
         if limit is not None:
             cells[f"{mm_type.name}.k_limit"] = limit
@@ -160,7 +165,7 @@ def rows(bench: Bench) -> Answer:
     return Answer(
         f"M is 1 or a multiple of {multiple}{' (' + why + ')' if why else ''}; "
         f"{'limits met: ' + ', '.join(limits) if limits else 'no largest M met'}; "
-        f"milliseconds by M: {details['ms']}",
+        f"milliseconds by M: {', '.join(f'{m}: {ms}' for m, ms in details['ms'].items())}",
         details,
         cells,
     )
@@ -202,7 +207,11 @@ def multiples(bench: Bench) -> Answer:
             details[f"{mm_type.name} {name.upper()}"] = verdicts
             if right:
                 cells[f"{mm_type.name}.{name}_multiple"] = math.gcd(*right)
-    return Answer("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in cells.items()), details, cells)
+    said = [
+        f"{t.name}: K of {cells.get(f'{t.name}.k_multiple', '?')}, N of {cells.get(f'{t.name}.n_multiple', '?')}"
+        for t in bench.supported(F16, I8, I4)
+    ]
+    return Answer("; ".join(said), details, cells)
 
 
 @question("Q12", "Does the chip have types 6, 12, 15, and 10 where it is unlisted?", "per type: right, wrong, refused")

@@ -73,8 +73,14 @@ def hidden_memory(bench: Bench) -> Answer:
     taken = {name: _grown(stages["created, buffers made"], stages["run"]) for name, stages in details.items()}
     left = {name: _grown(stages["before"], stages["destroyed"]) for name, stages in details.items()}
     return Answer(
-        f"bytes taken by set_io_mem and run: {taken} (B has {size_b}); still taken after destroy: {left}", details
+        f"bytes that set_io_mem and run take: {_listed(taken)} (B has {size_b}); "
+        f"still taken after destroy: {_listed(left)}",
+        details,
     )
+
+
+def _listed(values: dict[str, int | str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _use(bench: Bench, handle: int) -> dict[str, int | None]:

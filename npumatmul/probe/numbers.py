@@ -65,7 +65,8 @@ def integer_semantics(bench: Bench) -> Answer:
         said.append(f"int8 is rounded {details['int8 rounding']}")
     if bench.supported(F16):
         details["float32 sums less 2^24"] = sums = _float_sums(bench)
-        said.append(f"2^24 and {sums['ones']} ones in float32: {sums}")
+        where = ", ".join(f"{sums[place]:g} with it {place}" for place in ("first", "middle", "last"))
+        said.append(f"of {sums['ones']} ones beside 2^24 in float32 there remain {where}")
     return Answer("; ".join(said), details, cells)
 
 

@@ -56,7 +56,11 @@ def queries(bench: Bench) -> Answer:
                 name: value.decode("ascii", "replace") if isinstance(value, bytes) else value
                 for name, value in values.items()
             }
-    return Answer("; ".join(f"{name}: {said}" for name, said in details.items()), details)
+    said = [
+        f"{command}: {', '.join(f'{n} {v}' for n, v in found.items()) if isinstance(found, dict) else found}"
+        for command, found in details.items()
+    ]
+    return Answer("; ".join(said), details)
 
 
 @question("Q25", "Which code does each wrong call return?", "a code per call")

@@ -24,6 +24,7 @@ from npumatmul.rknn import Discovery, RuntimeVersion, discover
 
 __all__ = ["Outcome", "Probe", "Target", "find_target", "probe"]
 
+_UNKILLABLE = "and cannot be killed: reboot before you go on"
 MODULE = "npumatmul.probe.question"
 
 
@@ -62,7 +63,7 @@ class Outcome:
     number : str
     status : str
         ``"answered"``, ``"failed"`` (an exception), ``"crashed"`` (a signal), ``"hung"`` (the time limit),
-        ``"unanswerable"``.
+        ``"unanswerable"``, ``"skipped"`` (after a process that cannot be killed).
     text : str
         The answer, or what happened and at which step.
     seconds : float
@@ -210,10 +211,16 @@ def probe(
     Probe
     """
     flags = [*(["--all"] if everything else []), *(["--quick"] if quick else [])]
-    outcomes = []
+    outcomes: list[Outcome] = []
+    stuck = ""
     for question in questions:
         progress(question, None)
-        outcome = _ask(target, question, timeout, flags, module)
+        if stuck:
+            outcome = Outcome(question.number, "skipped", stuck)
+        else:
+            outcome = _ask(target, question, timeout, flags, module)
+        if _UNKILLABLE in outcome.text and not stuck:
+            stuck = f"not asked, because the process of {question.number} waits inside the kernel"
         outcomes.append(outcome)
         progress(question, outcome)
     facts = {
@@ -308,5 +315,5 @@ def _kill(process: subprocess.Popen[bytes], timeout: float) -> str:
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
-        return f"hung for {timeout:g} s and cannot be killed: reboot before you go on"
+        return f"hung for {timeout:g} s {_UNKILLABLE}"
     return f"hung for {timeout:g} s"
