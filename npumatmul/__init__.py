@@ -16,7 +16,22 @@ from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
-from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.ops import (
+    PackedWeight,
+    config,
+    dot,
+    einsum,
+    inner,
+    linear,
+    matmul,
+    matvec,
+    outer,
+    pack,
+    tensordot,
+    vdot,
+    vecdot,
+    vecmat,
+)
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -31,11 +46,22 @@ __all__ = [
     "QuantType",
     "TensorAttr",
     "capabilities",
+    "config",
     "current_device",
+    "dot",
+    "einsum",
     "errors",
+    "inner",
+    "linear",
     "matmul",
+    "matvec",
+    "outer",
     "pack",
+    "tensordot",
     "use_device",
+    "vdot",
+    "vecdot",
+    "vecmat",
 ]
 
 __version__ = _version("npumatmul")

@@ -45,6 +45,7 @@ class ResultType(IntEnum):
 
     INT32 = 0
     FLOAT32 = 1
+    INT16 = 2
 
 
 class Step(IntEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import logging
+import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from npumatmul.rknn import (
     QuantType,
     RuntimeVersion,
 )
-from npumatmul.session import Session
+from npumatmul.session import Memory, Session
 
 __all__ = ["ContextSpec", "DynamicMatmulContext", "MatmulContext"]
 
@@ -77,6 +78,41 @@ class ContextSpec:
         # computed once: specs are looked up on every matmul, and hashing enumerations is slow
         values = (self.mm_type, self.m, self.k, self.n, self.b_layout, self.ac_layout, self.core, self.domain)
         object.__setattr__(self, "_hash", hash(values))
+
+    @classmethod
+    def of(
+        cls,
+        mm_type: MatmulType,
+        shape: tuple[int, int, int],
+        layouts: tuple[int, int],
+        quants: tuple[int, int],
+        group_size: int,
+        core: int | None,
+        domain: int,
+    ) -> ContextSpec:
+        """A spec of what a user gave: numbers of any integer type, enumerations also as numbers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If one of them is none.
+        """
+        if not isinstance(mm_type, MatmulType):
+            raise TypeError(f"mm_type has to be a MatmulType, such as MatmulType.INT8_INT8_INT32, not {mm_type!r}")
+        m, k, n = map(operator.index, shape)
+        return cls(
+            mm_type,
+            m,
+            k,
+            n,
+            MatmulLayout(layouts[0]),
+            MatmulLayout(layouts[1]),
+            QuantType(quants[0]),
+            QuantType(quants[1]),
+            operator.index(group_size),
+            None if core is None else operator.index(core),
+            operator.index(domain),
+        )
 
     def __hash__(self) -> int:
         return self._hash
@@ -149,7 +185,15 @@ class _Slot:
     def __init__(self, attr: TensorAttr) -> None:
         self.attr = attr
         self.buffer: Buffer | None = None
-        self.bound: tuple[int, int] | None = None  # writes and results of the buffer when it was bound
+        self.bound: tuple[int, int] | None = None  # the buffer's state when it was bound
+
+    def state_if_changed(self) -> tuple[int, int] | None:
+        """The buffer's writes and results, where the runtime has to be told of it, else None (facts 7.2)."""
+        buffer = self.buffer
+        assert buffer is not None
+        # what a run wrote into C is no reason to bind C anew
+        state = (buffer._writes, 0 if self.attr.name == "C" else buffer._results)
+        return state if state != self.bound or buffer._memory.being_written() else None
 
 
 _Self = TypeVar("_Self", bound="_Context")
@@ -285,35 +329,45 @@ class _Context:
                 missing = " and ".join(slot.attr.name for slot in slots if slot.buffer is None)
                 raise NpuError(f"run: {missing} have no buffer yet; bind() them first")
             memories = [buffer._memory for buffer in buffers]
-            with self._session.guard:
-                for slot, memory in zip(slots, memories, strict=True):
-                    if memory.closed:
+            session = self._session
+            with session.guard:
+                for slot, buffer in zip(slots, buffers, strict=True):
+                    if buffer.closed:
                         raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
                 for memory in memories:
                     memory.users += 1
+            binds = syncs = runs = 0
             try:
-                for memory in memories:  # before binding: a normal B is read then, and C must have no dirty cache lines
-                    memory.flush()
-                for slot in slots:
-                    self._bind_if_changed(slot)
+                # What is to be bound anew is decided before caches are synchronised: what somebody writes from now on
+                # is seen by the next run.
+                changed = [slot.state_if_changed() for slot in slots]
+                for memory in memories:  # before binding, which reads a normal B; and C must have no dirty cache lines
+                    syncs += memory.flush()
+                for slot, memory, state in zip(slots, memories, changed, strict=True):
+                    if state is not None:
+                        binds += 1
+                        self._bind(slot, memory, state)
+                runs = 1
                 self._runtime.matmul_run(self._handle.value)
-                memories[2].sync(MemSyncMode.FROM_DEVICE)
+                syncs += memories[2].sync(MemSyncMode.FROM_DEVICE)
                 buffers[2]._computed()
             finally:
-                with self._session.guard:
+                with session.guard:
                     for memory in memories:
                         memory.users -= 1
+                    session.run_calls += runs
+                    session.set_io_mem_calls += binds
+                    session.mem_sync_calls += syncs
+                    session.macs += runs * self._macs()
 
-    def _bind_if_changed(self, slot: _Slot) -> None:
-        """Call set_io_mem where the runtime does not know the buffer, or its contents changed since (facts 7.2)."""
-        buffer = slot.buffer
-        assert buffer is not None
-        # what a run wrote into C is no reason to bind C anew
-        state = (buffer._writes, 0 if slot.attr.name == "C" else buffer._results)
-        if slot.bound != state or buffer._memory.being_written():
-            slot.bound = None
-            self._runtime.matmul_set_io_mem(self._handle.value, buffer._memory.pointer, slot.attr.struct)
-            slot.bound = state
+    def _bind(self, slot: _Slot, memory: Memory, state: tuple[int, int]) -> None:
+        slot.bound = None
+        self._runtime.matmul_set_io_mem(self._handle.value, memory.pointer, slot.attr.struct)
+        slot.bound = state
+
+    def _macs(self) -> int:
+        (m, k), n = self._slots[0].attr.shape, self._slots[1].attr.shape[1]
+        return m * k * n
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

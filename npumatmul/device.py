@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from npumatmul.capabilities import Chip, chip, chip_here
@@ -127,7 +128,7 @@ class Device:
         self._close(keep_viewed=True)
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and not self.session.closed:
+        if not (getattr(self, "closed", True) or self.session.closed or self.session.inherited):
             self._let_go()
 
     @property
@@ -224,9 +225,8 @@ class Device:
         ...     context.b.shape, context.b.size, context.c.dtype
         ((64, 32), 2048, dtype('int32'))
         """
-        spec = ContextSpec(
-            mm_type, m, k, n, b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
-        )  # fmt: skip
+        layouts, quants = (b_layout, ac_layout), (b_quant, ac_quant)
+        spec = ContextSpec.of(mm_type, (m, k, n), layouts, quants, group_size, core, domain)
         return MatmulContext(self.session, spec)
 
     def dynamic_context(
@@ -270,12 +270,11 @@ class Device:
         ...     context.c.shape
         (8, 32)
         """
-        given = [(int(m), int(k), int(n)) for m, k, n in shapes]
+        given = [(operator.index(m), operator.index(k), operator.index(n)) for m, k, n in shapes]
         if not given:
             raise ValueError("dynamic_context: at least one shape (M, K, N) is needed")
-        spec = ContextSpec(
-            mm_type, *given[0], b_layout, ac_layout, b_quant, ac_quant, group_size, core, domain
-        )  # fmt: skip
+        layouts, quants = (b_layout, ac_layout), (b_quant, ac_quant)
+        spec = ContextSpec.of(mm_type, given[0], layouts, quants, group_size, core, domain)
         return DynamicMatmulContext(self.session, spec, given)
 
     # ---- what lives and dies with the device -----------------------------------------------------------------------
@@ -312,7 +311,14 @@ class Device:
             self.check_usable()
             self.collect()
             self.session.collect()
-            return replace(self.counters, **dict(zip(_ALLOCATED, self.session.resources(), strict=True)))
+            mine, users = self.counters, self.session
+            return DeviceStats(
+                mine.run_calls + users.run_calls,
+                mine.set_io_mem_calls + users.set_io_mem_calls,
+                mine.mem_sync_calls + users.mem_sync_calls,
+                mine.macs + users.macs,
+                *self.session.resources(),
+            )
 
     def close(self) -> None:
         """Free memory, then contexts (facts 11.5): all buffers and contexts of the device. Twice is allowed.
@@ -328,6 +334,9 @@ class Device:
         self._close(keep_viewed=False)
 
     def _close(self, keep_viewed: bool) -> None:
+        if self.session.inherited:  # locks may be held for ever here
+            self.closed = self.session.closed = True
+            return
         with self.lock:
             self.session.close(keep_viewed)
             _open_devices.discard(self)
@@ -344,7 +353,6 @@ class Device:
             self.weights.close()
 
 
-_ALLOCATED = ("contexts", "descriptors", "npu_bytes")
 _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 _chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)

@@ -99,8 +99,8 @@ class Buffer:
     Reading goes through `array` or `get`, writing through `write` or `put`. What was written reaches the NPU with the
     next run of a context that is bound to it: the run synchronises caches and binds anew (facts 7.2, 7.3).
 
-    A buffer that is dropped gives its memory back when the last view of it is gone, and so does one that is left in a
-    ``with`` block. `close` gives it back at once, and refuses while there are views.
+    Views keep the memory: a buffer that is dropped, or whose ``with`` block is left, gives it back when the last view
+    is gone. `close` gives it back at once, and refuses while there are views.
 
     Attributes
     ----------
@@ -123,12 +123,14 @@ class Buffer:
         self._session = session
         self._memory = memory
         self._parent = parent
+        self._left = False  # whether its with block was left while there were views
         # What contexts compare to know whether they have to bind anew.
         self._writes = 0
         self._results = 0
-        #: All buffers of one allocation.
+        # All buffers of one allocation; the allocation's lock guards it.
         self._family: weakref.WeakSet[Buffer] = weakref.WeakSet() if parent is None else parent._family
-        self._family.add(self)
+        with memory.allocation.lock:
+            self._family.add(self)
         self._finalizer = weakref.finalize(self, session.release_later, memory)
         self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
@@ -147,9 +149,9 @@ class Buffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._memory.viewed() or self._memory.users:
-            return  # the last view, or the run, gives it back when it goes
-        self.close()
+        self._left = True
+        if not self._memory.viewed():  # else the last view that goes gives it back
+            self._session.release(self._memory)
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +166,7 @@ class Buffer:
     @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
-        return self._memory.closed
+        return self._memory.closed or self._left
 
     @property
     def memory(self) -> Memory:
@@ -174,7 +176,7 @@ class Buffer:
 
     def _check_usable(self) -> None:
         self._session.check_usable()
-        if self._memory.closed:
+        if self.closed:
             raise ClosedError("this NPU buffer is closed")
 
     def overlaps(self, other: Buffer) -> bool:
@@ -324,21 +326,33 @@ class Buffer:
         self._check_usable()
         pages = (C.c_uint8 * self.nbytes).from_address(self._memory.address)
         pages._buffer = self  # type: ignore[attr-defined]
-        self._memory.add_view(pages, writable)
+        this = weakref.ref(self)
+
+        def gone(_: object) -> None:
+            """A garbage collector may call this at any moment."""
+            buffer = this()
+            if buffer is not None and buffer._left and not buffer._memory.viewed():
+                buffer._session.release_later(buffer._memory)
+
+        self._memory.add_view(pages, writable, gone)
         return pages
 
     def _wrote(self) -> None:
         """The CPU wrote here."""
         self._memory.mark_written()
-        for other in list(self._family):
-            if self.overlaps(other):
-                other._writes += 1
+        for other in self._overlapping():
+            other._writes += 1
 
     def _computed(self) -> None:
         """The NPU wrote here."""
-        for other in list(self._family):
-            if self.overlaps(other):
-                other._results += 1
+        for other in self._overlapping():
+            other._results += 1
+
+    def _overlapping(self) -> list[Buffer]:
+        with self._memory.allocation.lock:
+            if len(self._family) == 1:
+                return [self]
+            return [other for other in self._family if self.overlaps(other)]
 
 
 class Slice:

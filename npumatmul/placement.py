@@ -30,6 +30,11 @@ _CONTEXT_SHARE = 0.8
 #: Placed matmuls (one per number of rows) that a weight remembers.
 _PLACED_PER_WEIGHT = 16
 
+_RESULT_TYPE = {
+    ElementType.INT16: ResultType.INT16,
+    ElementType.INT32: ResultType.INT32,
+    ElementType.FLOAT32: ResultType.FLOAT32,
+}
 _RUNTIME_FUNCTION = {
     Step.SYNC_A: "rknn_mem_sync",
     Step.BIND_A: "rknn_matmul_set_io_mem",
@@ -103,7 +108,7 @@ class Placed:
             C.pointer(functions),
             layout.in_nibble_order(conversion, contexts[0].int4_low_nibble_first),
             scaling,
-            ResultType.INT32 if w.mm_type.c is ElementType.INT32 else ResultType.FLOAT32,
+            _RESULT_TYPE[w.mm_type.c],
             None if weight.column_scale is None else weight.column_scale.ctypes.data,
             len(plan.m_spans),
             len(w.k_spans),

@@ -7,12 +7,14 @@ K is cut into slices whose partial sums the host adds, N into tiles, M into rang
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from npumatmul.capabilities import NEWEST_RUNTIME, Chip
 from npumatmul.layout import round_up
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn.version import RuntimeVersion
+from npumatmul.timing import TIMINGS
 
 __all__ = ["MatmulPlan", "Span", "WeightPlan", "plan_matmul", "plan_weight", "row_buckets", "split"]
 
@@ -83,9 +85,23 @@ class WeightPlan:
 
 
 def plan_weight(
-    k: int, n: int, mm_type: MatmulType, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTIME
+    k: int,
+    n: int,
+    mm_type: MatmulType,
+    chip: Chip,
+    runtime: RuntimeVersion = NEWEST_RUNTIME,
+    k_parts: int = 1,
 ) -> WeightPlan:
     """Cut a weight of shape (K, N), both at least 1.
+
+    Parameters
+    ----------
+    k, n : int
+    mm_type : MatmulType
+    chip : Chip
+    runtime : RuntimeVersion
+    k_parts : int
+        K is cut into at least so many slices, as far as the alignment allows: where partial sums must stay small.
 
     Raises
     ------
@@ -102,7 +118,9 @@ def plan_weight(
     if k < 1 or n < 1:
         raise ValueError(f"plan_weight: K and N must be at least 1, got K={k}, N={n}")
     limits = chip.type_limits(mm_type, runtime)
-    k_spans = split(k, limits.k_multiple, limits.k_max)
+    units = round_up(k, limits.k_multiple) // limits.k_multiple
+    longest = max(1, min(limits.k_max // limits.k_multiple, units // min(k_parts, units)))
+    k_spans = split(k, limits.k_multiple, longest * limits.k_multiple)
     # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C's layout is documented (Q6).
     ac_native = mm_type.a in chip.native.a and mm_type.c in chip.native.c
     m_max = limits.m_max
@@ -172,10 +190,20 @@ class MatmulPlan:
         extents = [sum(s.padded for s in spans) for spans in (self.m_spans, self.weight.k_spans, self.weight.n_spans)]
         return extents[0] * extents[1] * extents[2]
 
+    @property
+    def modelled_seconds(self) -> float | None:
+        """Modelled time of all runs on one core of the chip, or None where nothing is known of it; never measured."""
+        model, w = TIMINGS.get(self.weight.soc), self.weight
+        if model is None or w.mm_type.a not in model.peak:
+            return None
+        counts = Counter((m.padded, k.padded, n.padded) for m in self.m_spans for k in w.k_spans for n in w.n_spans)
+        return sum(times * model.run_seconds(w.mm_type, *extents) for extents, times in counts.items())
+
     def to_json(self) -> str:
         """The plan as JSON."""
         content = asdict(self)
         content["weight"]["mm_type"] = self.weight.mm_type.name
+        content["modelled_seconds"] = self.modelled_seconds
         return json.dumps(content, indent=1)
 
     def __str__(self) -> str:
@@ -188,6 +216,8 @@ class MatmulPlan:
             shown = ", ".join(f"{s.start}+{s.length}" + (f" (as {s.padded})" if s.padded != s.length else "")
                               for s in spans[:8])  # fmt: skip
             lines.append(f"  {name}: {shown}" + (f", ... {len(spans)} in all" if len(spans) > 8 else ""))
+        if self.modelled_seconds is not None:
+            lines.append(f"  modelled {self.modelled_seconds * 1e3:.2f} ms on the chip (not measured)")
         return "\n".join(lines)
 
 
@@ -203,6 +233,7 @@ def plan_matmul(m: int, weight: WeightPlan) -> MatmulPlan:
       M: 0+5 (as 8)
       K: 0+64
       N: 0+100 (as 128)
+      modelled 0.03 ms on the chip (not measured)
     """
     if m < 1:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")

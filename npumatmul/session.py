@@ -14,6 +14,8 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,21 +106,26 @@ class Memory:
         """Offset in the allocation of the byte after the last."""
         return self.start + self.size
 
-    def sync(self, mode: MemSyncMode) -> None:
+    def sync(self, mode: MemSyncMode) -> int:
         """Synchronise caches, always through the whole allocation: for a slice it is reported to do nothing (Q15).
 
-        Runtimes before 1.6.0 have no such call; nothing is done there.
+        Runtimes before 1.6.0 have no such call; nothing is done there. Returns how often the runtime was called.
         """
         whole = self.allocation
-        if whole.runtime.has("rknn_mem_sync"):
-            whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+        if not whole.runtime.has("rknn_mem_sync"):
+            return 0
+        whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+        return 1
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here."""
         self.allocation.written += 1
 
-    def flush(self) -> None:
-        """Make what the CPU wrote visible to the device; again and again while somebody can still write."""
+    def flush(self) -> int:
+        """Make what the CPU wrote visible to the device; again and again while somebody can still write.
+
+        Returns how often the runtime was called for it.
+        """
         whole = self.allocation
         if whole.views and any(view.writable for view in whole.living_views()):
             whole.written += 1
@@ -126,21 +133,23 @@ class Memory:
             with whole.lock:  # a second thread has to wait until it is done
                 written = whole.written
                 if written != whole.synchronised:
-                    whole.sync(MemSyncMode.TO_DEVICE)
+                    calls = whole.sync(MemSyncMode.TO_DEVICE)
                     whole.synchronised = written
+                    return calls
+        return 0
 
     def living_views(self) -> list[View]:
         """Views of the whole allocation that somebody still holds."""
         return [view for view in self.allocation.views if view.pages() is not None]
 
-    def add_view(self, pages: Any, writable: bool) -> None:
-        """Remember that somebody holds a view of this range, as long as `pages` lives."""
+    def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
+        """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
         whole = self.allocation
         with whole.lock:
-            whole.views = [*whole.living_views(), View(weakref.ref(pages), self, writable)]
+            whole.views = [*whole.living_views(), View(weakref.ref(pages, gone), self, writable)]
 
     def viewed(self) -> int:
-        """How many views would dangle without it: all of an allocation; of a slice, those that were taken through it."""
+        """How many views would dangle without it: all of an allocation; of a slice, those taken through it."""
         return sum(self.owner is None or view.through is self for view in self.living_views())
 
     def being_written(self) -> bool:
@@ -162,8 +171,10 @@ class Session:
     ----------
     lock : threading.RLock
         Held while something is created or destroyed.
-    guard : threading.Lock
-        Held for the moment in which a context is marked as busy or not.
+    guard : threading.RLock
+        Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
+    run_calls, set_io_mem_calls, mem_sync_calls, macs : int
+        What contexts of users did (`DeviceStats`).
 
     Raises
     ------
@@ -174,8 +185,10 @@ class Session:
     def __init__(self, runtime: Runtime, chip: Chip, name: str) -> None:
         self.runtime, self.chip, self.name = runtime, chip, name
         self.lock = threading.RLock()
-        self.guard = threading.Lock()
+        self.guard = threading.RLock()
         self.closed = False
+        self._depth = 0  # how deep the lock's owner is inside of release and close
+        self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.macs = 0
         self._pid = os.getpid()
         self._anchors: dict[int, int] = {}
         self._memories: dict[Memory, None] = {}
@@ -187,6 +200,9 @@ class Session:
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
             self.close()
+        elif getattr(self, "_released", None):
+            with self._inside():
+                self.collect()
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
@@ -300,24 +316,41 @@ class Session:
         BusyError
             If another thread runs with it.
         """
-        if resource.closed:
+        if resource.closed or self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
+            resource.closed = True
             return
-        with self.lock:
-            if resource.closed or self.inherited:  # the parent's are the parent's to destroy
-                resource.closed = True
-            elif isinstance(resource, Memory):
+        with self._inside():
+            if resource.closed:
+                return
+            if isinstance(resource, Memory):
                 self._release_memory(resource)
             else:
                 self._claim([resource], [])
                 del self._handles[resource]
                 self.runtime.matmul_destroy(resource.value)
 
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Hold the lock, and have a garbage collector that runs meanwhile leave things for later."""
+        with self.lock:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
     def _release_memory(self, memory: Memory) -> None:
         slices = [other for other in self._memories if other.owner is memory]
         self._claim([], [*slices, memory])
+        failed: RknnError | None = None
         for each in (*slices, memory):
             del self._memories[each]
-            self.runtime.destroy_mem(each.ctx, each.pointer)
+            try:
+                self.runtime.destroy_mem(each.ctx, each.pointer)
+            except RknnError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         if self.closed:
             self._drop_anchors()
 
@@ -342,7 +375,9 @@ class Session:
         self._released.extend(resources)
         if self.closed and self.lock.acquire(blocking=False):  # no call will follow
             try:
-                self.collect()
+                if not self._depth:
+                    with self._inside():
+                        self.collect()
             finally:
                 self.lock.release()
 
@@ -354,7 +389,14 @@ class Session:
         while self._released:
             waiting.append(self._released.popleft())
         for resource in sorted(waiting, key=_order):
+            self._try_to_release(resource)
+
+    def _try_to_release(self, resource: Memory | Handle) -> None:
+        """Release, where whoever is there to be told of a failure did not ask for it."""
+        try:
             self.release(resource)
+        except RknnError as error:
+            logger.warning("%s: giving back failed: %s", self.name, error)
 
     def close(self, keep_viewed: bool = True) -> None:
         """Give everything back. Closing twice is allowed.
@@ -371,11 +413,11 @@ class Session:
         BusyError
             If another thread is running. Nothing was closed then.
         """
-        with self.lock:
+        if self.inherited:
+            self.closed = True
+            return
+        with self._inside():
             if self.closed:
-                return
-            if self.inherited:
-                self.closed = True
                 return
             with self.guard:
                 if any(handle.busy for handle in self._handles):
@@ -385,12 +427,12 @@ class Session:
                         f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
                     )
                 self.closed = True
-            self._released.clear()
             for memory in sorted(self._memories, key=_order):
                 if not memory.allocation.living_views():
-                    self.release(memory)
+                    self._try_to_release(memory)
             for handle in list(self._handles):
-                self.release(handle)
+                self._try_to_release(handle)
+            self.collect()
             self._drop_anchors()
             logger.info("closed %s", self.name)
 

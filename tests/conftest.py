@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
 
 import npumatmul as npu
-
-sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside the tests
 
 # The examples of one run are those of every run; a machine under load must not fail a property.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
@@ -234,42 +235,36 @@ def test_results_are_not_overwritten_by_what_the_cpu_wrote_before(strict_case: A
 
 def _skip_sync(monkeypatch: pytest.MonkeyPatch, mode_name: str) -> None:
     sync = Memory.sync
-
-    def without(self: Memory, mode: Any) -> None:
-        if mode.name != mode_name:
-            sync(self, mode)
-
-    monkeypatch.setattr(Memory, "sync", without)
+    monkeypatch.setattr(Memory, "sync", lambda self, mode: 0 if mode.name == mode_name else sync(self, mode))
 
 
 def _sync_the_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Memory, "sync", lambda self, mode: self.runtime.mem_sync(self.ctx, self.pointer, mode))
+    """Instead of the allocation that it belongs to."""
+    monkeypatch.setattr(Memory, "allocation", property(lambda self: self))
+    monkeypatch.setattr(Memory, "mark_written", lambda self: setattr(self, "written", self.written + 1))
 
 
 def _never_bind_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = MatmulContext._bind_if_changed
-
-    def once(self: MatmulContext, slot: Any) -> None:
-        if slot.bound is None:
-            real(self, slot)
-
-    monkeypatch.setattr(npu.MatmulContext, "_bind_if_changed", once)
+    bind = MatmulContext._bind
+    monkeypatch.setattr(MatmulContext, "_bind", lambda self, slot, *rest: slot.bound or bind(self, slot, *rest))
 
 
-def _bind_before_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bind at once when something changed, as `bind` could have done it, and synchronise only later."""
-    flush, later = Memory.flush, []
-    real = MatmulContext._bind_if_changed
+def _sync_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synchronise after binding, in which a normal B is copied."""
+    flush, run = Memory.flush, Runtime.matmul_run
+    waiting: list[Memory] = []
 
-    def bind_first(self: MatmulContext, slot: Any) -> None:
-        real(self, slot)
-        if slot.attr.name == "C":
-            for memory in later:
-                flush(memory)
-            later.clear()
+    def flush_first(self: Runtime, ctx: int) -> None:
+        while waiting:
+            flush(waiting.pop())
+        run(self, ctx)
 
-    monkeypatch.setattr(Memory, "flush", lambda self: later.append(self))
-    monkeypatch.setattr(MatmulContext, "_bind_if_changed", bind_first)
+    def wait(self: Memory) -> int:
+        waiting.append(self)
+        return 0
+
+    monkeypatch.setattr(Memory, "flush", wait)
+    monkeypatch.setattr(Runtime, "matmul_run", flush_first)
 
 
 MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -277,7 +272,7 @@ MUTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "no synchronisation from the device": lambda patch: _skip_sync(patch, "FROM_DEVICE"),
     "synchronising the slice itself": _sync_the_slice,
     "binding only once": _never_bind_again,
-    "binding before synchronising": _bind_before_sync,
+    "synchronising after binding": _sync_too_late,
 }
 
 
@@ -426,8 +421,26 @@ def test_leaving_a_with_block_lets_memory_stay_until_its_last_view_is_gone() -> 
     with pytest.raises(ClosedError, match="device sim:rk3588 is closed"):
         _ = buffer.array
     assert len(os.listdir("/proc/self/fd")) == descriptors + 1
-    del view, buffer
+    del view
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_left_buffer_is_closed_even_while_it_is_viewed(fresh_device: npu.Device) -> None:
+    context, (_, b, c) = bound(fresh_device)
+    with fresh_device.buffer(context.a.size) as a:
+        view = a.array
+        context.bind(a=a)
+        context.run()
+    assert a.closed
+    for use in (lambda: a.array, lambda: context.bind(a=a), context.run, lambda: a.slice(0, 1)):
+        with pytest.raises(ClosedError, match="closed"):
+            use()
+    before = fresh_device.stats().npu_bytes
+    assert view.sum() == 0
+    del view
+    assert fresh_device.stats().npu_bytes == before - context.a.size
+    assert not b.closed
+    assert not c.closed
 
 
 def test_closing_a_parent_closes_its_slices(device: npu.Device) -> None:
@@ -663,6 +676,55 @@ def test_after_a_fork_the_child_gets_errors_and_destroys_nothing(fresh_device: n
     context.run()
     np.testing.assert_array_equal(buffers[2].get(context.c), c)
     del view
+
+
+def test_a_garbage_collector_may_run_while_things_are_closed() -> None:
+    """Finalizers that come in the middle of a close must neither wait for ever nor disturb it."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        for _ in range(5):
+            with npu.Device("sim:rk3562") as device:
+                views = []
+                for _ in range(5):
+                    buffer = device.buffer(64)
+                    cycle: list[Any] = [buffer, buffer.array]
+                    cycle.append(cycle)
+                    views.append(device.buffer(64).array)
+                    bound(device)
+                    del buffer, cycle
+            del device, views
+    finally:
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_child_forked_while_a_lock_was_held_ends(fresh_device: npu.Device) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with fresh_device.lock:
+            held.set()
+            go_on.wait(60)
+
+    buffer = fresh_device.buffer(64)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of exactly this
+        child = os.fork()
+    if child == 0:
+        buffer.close()
+        fresh_device.close()
+        del buffer
+        gc.collect()
+        os._exit(7)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 # ---- misuse --------------------------------------------------------------------------------------------------------
@@ -907,9 +969,6 @@ def test_what_runs_at_the_same_time(device: npu.Device, monkeypatch: pytest.Monk
         ):
             with pytest.raises(BusyError, match="another thread"):
                 use()
-        with buffers[1]:
-            pass  # leaving a block waits for nobody
-        assert not buffers[1].closed
         other.run()
         np.testing.assert_array_equal(other_buffers[2].get(other.c), other_c)
     finally:
@@ -984,6 +1043,29 @@ def test_a_chip_with_one_core_takes_core_0() -> None:
         c = fill(context, buffers, 0)
         context.run()
         np.testing.assert_array_equal(buffers[2].get(context.c), c)
+
+
+def test_numbers_are_taken_for_what_they_are(device: npu.Device) -> None:
+    with device.context(I8, np.int64(M), np.int32(K), N, b_layout=1, ac_layout=0, core=np.int8(1)) as context:  # type: ignore[arg-type]
+        assert (context.spec.b_layout, context.spec.core) == (NATIVE, 1)
+    for bad in ({"b_layout": 3}, {"b_quant": 6}):
+        with pytest.raises(ValueError, match="is not a valid"):
+            device.context(I8, M, K, N, **bad)
+    with pytest.raises(TypeError, match="MatmulType"):
+        device.context(2, M, K, N)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        device.context(I8, 4.0, K, N)  # type: ignore[arg-type]
+
+
+def test_calls_are_counted(fresh_device: npu.Device) -> None:
+    context, buffers = bound(fresh_device)
+    fill(context, buffers, 0)
+    context.run()
+    context.run()
+    stats = fresh_device.stats()
+    assert (stats.run_calls, stats.set_io_mem_calls, stats.mem_sync_calls) == (2, 3, 4)
+    assert stats.macs == 2 * M * K * N
+    assert (stats.contexts, stats.descriptors, stats.npu_bytes) == (2, 3, sum(each.nbytes for each in buffers))
 
 
 def test_fast_path_and_objects_share_a_device(device: npu.Device) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,23 @@ DOCUMENTED_OFFSETS = {
 }  # fmt: skip
 
 
+# 32-bit ARM (facts 1.3): what differs is pointers, and the context.
+DOCUMENTED_ARMHF: dict[str, tuple[int, dict[str, int]]] = {
+    "rknn_tensor_mem": (
+        40,
+        {"virt_addr": 0, "phys_addr": 8, "fd": 16, "offset": 20, "size": 24, "flags": 28, "priv_data": 32},
+    ),
+    "rknn_quant_params": (272, {"name": 0, "scale": 256, "scale_len": 260, "zp": 264, "zp_len": 268}),
+    **{
+        name: (DOCUMENTED_SIZES[name][0], DOCUMENTED_OFFSETS.get(name, {}))
+        for name in (
+            "rknn_matmul_info", "rknn_matmul_tensor_attr", "rknn_matmul_io_attr", "rknn_matmul_shape",
+            "rknn_sdk_version", "rknn_mem_size", "rknn_input_output_num", "rknn_perf_run",
+        )
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """Sizes, alignments and offsets as a C compiler sees them."""
@@ -109,6 +128,60 @@ def test_the_compiler_agrees_with_the_documents(name: str, compiled: dict[str, d
         assert seen[field] == offset, field
 
 
+@pytest.mark.parametrize("name", C_NAMES)
+def test_the_computed_layout_is_that_of_this_machine(name: str) -> None:
+    struct = C_NAMES[name]
+    assert structs.layout_on(struct, ctypes.sizeof(ctypes.c_void_p)) == structs.StructLayout(
+        ctypes.sizeof(struct),
+        ctypes.alignment(struct),
+        {f[0]: getattr(struct, f[0]).offset for f in struct._fields_},
+    )
+
+
+@pytest.mark.parametrize("name", DOCUMENTED_ARMHF)
+def test_the_computed_layout_of_32_bit_arm_is_the_documented_one(name: str) -> None:
+    size, offsets = DOCUMENTED_ARMHF[name]
+    layout = structs.layout_on(C_NAMES[name], 4)
+    assert layout.size == size
+    assert {field: layout.offsets[field] for field in offsets} == offsets
+
+
+def test_the_computed_layout_of_32_bit_arm_is_that_of_its_compiler(tmp_path: Path) -> None:
+    compiler = shutil.which("arm-linux-gnueabihf-gcc")
+    if compiler is None:
+        pytest.skip("arm-linux-gnueabihf-gcc is not installed; the documented numbers are compared above")
+    checks = ["sizeof(rknn_context) == 4", "sizeof(rknn_matmul_type) == 4"]
+    for name, struct in C_NAMES.items():
+        layout = structs.layout_on(struct, 4)
+        checks += [f"sizeof({name}) == {layout.size}", f"_Alignof({name}) == {layout.alignment}"]
+        checks += [f"offsetof({name}, {field}) == {offset}" for field, offset in layout.offsets.items()]
+    source = tmp_path / "arm.c"
+    source.write_text(
+        '#include <stddef.h>\n#include "rknn_abi.h"\n'
+        + "".join(f'_Static_assert({check}, "{check}");\n' for check in checks)
+    )
+    done = subprocess.run(
+        [compiler, "-std=c17", f"-I{INCLUDE}", "-fsyntax-only", str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "pointer", "expected"),
+    [
+        ("aarch64", 8, 8),
+        ("x86_64", 8, 8),
+        ("armv7l", 4, 4),
+        ("armv8l", 4, 4),
+        ("aarch64", 4, 4),  # a 32-bit program under a 64-bit kernel
+        ("i686", 4, 8),
+        ("x86_64", 4, 8),
+    ],
+)
+def test_the_context_is_narrow_in_32_bit_arm_programs_only(machine: str, pointer: int, expected: int) -> None:
+    assert structs.context_bytes(machine, pointer) == expected
+
+
 def _header() -> str:
     return (INCLUDE / "rknn_abi.h").read_text()
 
@@ -144,9 +217,6 @@ def test_every_function_of_the_header_is_bound_with_its_number_of_arguments() ->
 
 
 def test_header_compiles_as_cxx(tmp_path: Path) -> None:
-    import shutil
-    import subprocess
-
     source = tmp_path / "use.cc"
     source.write_text('#include "rknn_abi.h"\nint main() { rknn_matmul_info info = {}; return info.M; }\n')
     cxx = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")

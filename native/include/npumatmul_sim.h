@@ -56,8 +56,8 @@ void npumm_sim_reset_counters(void);
 size_t npumm_sim_counters_json(char *buffer, size_t size);
 
 /*
- * Writes a trace of all calls to a file, in the JSON format of chrome://tracing and Perfetto. Starting ends a trace that
- * is going on. Returns 0; -1 when the file cannot be written; -5 for no path.
+ * Writes a trace of all calls to a file, in the JSON format of chrome://tracing and Perfetto. Starting ends a trace
+ * that is going on. Returns 0; -1 when the file cannot be written; -5 for no path.
  */
 int npumm_sim_trace_start(const char *path);
 void npumm_sim_trace_stop(void);

@@ -38,9 +38,25 @@ static void store_float32_scaled(const float *src, int64_t n, int first, double 
   }
 }
 
+/* Columns c to c + n of a row, gathered from their tiles and widened to 4 bytes. */
+static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t c, int64_t n,
+                   uint32_t *block) {
+  for (int64_t done = 0; done < n;) {
+    const int64_t run = npumm_tiling_run(t, c + done, n - done);
+    const int64_t offset = npumm_tiling_offset(t, r, c + done);
+    if (type == NPUMM_C_INT16) {
+      const int16_t *values = (const int16_t *)src + offset;
+      for (int64_t i = 0; i < run; i++) block[done + i] = (uint32_t)(int32_t)values[i];
+    } else {
+      memcpy(block + done, (const uint32_t *)src + offset, (size_t)run * 4);
+    }
+    done += run;
+  }
+}
+
 int npumm_store(const npumm_tiling *tiling, npumm_result_type type, const void *src, int64_t src_bytes, int first,
                 const double *row_scale, const float *col_scale, void *dst, int64_t dst_row_stride) {
-  const int64_t needed = npumm_packed_bytes(tiling, NPUMM_COPY_32);
+  const int64_t needed = npumm_packed_bytes(tiling, type == NPUMM_C_INT16 ? NPUMM_COPY_16 : NPUMM_COPY_32);
   if (needed < 0 || !src) return NPUMM_BAD_ARGUMENT;
   if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;
@@ -51,15 +67,11 @@ int npumm_store(const npumm_tiling *tiling, npumm_result_type type, const void *
   for (int64_t r = 0; r < tiling->rows; r++) {
     for (int64_t c0 = 0; c0 < tiling->cols; c0 += BLOCK) {
       const int64_t n = tiling->cols - c0 < BLOCK ? tiling->cols - c0 : BLOCK;
-      for (int64_t done = 0; done < n;) {
-        const int64_t run = npumm_tiling_run(tiling, c0 + done, n - done);
-        memcpy(block + done, (const uint32_t *)src + npumm_tiling_offset(tiling, r, c0 + done), (size_t)run * 4);
-        done += run;
-      }
+      gather(tiling, type, src, r, c0, n, block);
       void *to = (char *)dst + r * dst_row_stride + c0 * 4;
       const double row = row_scale ? row_scale[r] : 1.0;
       const float *col = col_scale ? col_scale + c0 : NULL;
-      if (type == NPUMM_C_INT32) {
+      if (type != NPUMM_C_FLOAT32) {
         if (scaled) store_int32_scaled(block, n, first, row, col, to);
         else store_int32(block, n, first, to);
       } else {

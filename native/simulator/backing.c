@@ -50,7 +50,8 @@ static void remove_from_domain(sim_backing *backing) {
 static void close_fd(sim_backing *backing) {
   if (backing->fd < 0) return;
   struct stat status;
-  bool known = !fstat(backing->fd, &status) && status.st_dev == backing->device_number && status.st_ino == backing->inode;
+  bool known = !fstat(backing->fd, &status) && status.st_dev == backing->device_number &&
+               status.st_ino == backing->inode;
   if (known || backing->inode == 0) close(backing->fd);
   backing->fd = -1;
   sim_uncount(NOW_DESCRIPTORS, 1);
@@ -172,7 +173,7 @@ uint64_t sim_backing_used(int chip, int domain) {
   return bytes;
 }
 
-/* ---- strict memory ------------------------------------------------------------------------------------------------- */
+/* ---- strict memory ----------------------------------------------------------------------------------------------- */
 
 /* Widens a range to whole lines. bytes is a multiple of LINE at the end, because backings are whole pages. */
 static void widen(size_t *start, size_t *end) {

@@ -17,7 +17,7 @@ sim_element sim_element_of(const sim_runtime *runtime, rknn_tensor_type dtype) {
   return (sim_element){.bits = sim_dtype_bits(dtype), .int4_low_first = runtime->int4_low_first};
 }
 
-/* ---- attributes ---------------------------------------------------------------------------------------------------- */
+/* ---- attributes -------------------------------------------------------------------------------------------------- */
 
 /* False when the tensor has more bytes than its size field holds. Sizes have no padding (facts 14). */
 static bool describe_tensor(rknn_matmul_tensor_attr *attr, char name, rknn_tensor_type dtype, uint64_t elements) {
@@ -72,7 +72,7 @@ static void copy_attr(rknn_matmul_tensor_attr *to, const rknn_matmul_tensor_attr
   to->type = from->type;
 }
 
-/* ---- create -------------------------------------------------------------------------------------------------------- */
+/* ---- create ------------------------------------------------------------------------------------------------------ */
 
 /*
  * With B in normal or native layout it is one B for all shapes; with TP_NORM, K and N may differ too (facts 6: what the
@@ -206,7 +206,7 @@ int sim_matmul_create_dynamic(rknn_matmul_ctx *ctx, const void *info, int shape_
   return publish(context, function, ctx, io_attrs);
 }
 
-/* ---- destroy ------------------------------------------------------------------------------------------------------- */
+/* ---- destroy ----------------------------------------------------------------------------------------------------- */
 
 void sim_release_binding(sim_binding *binding) {
   if (binding->memory) sim_memory_release(binding->memory);

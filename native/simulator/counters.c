@@ -78,7 +78,7 @@ SIM_EXPORT void npumm_sim_reset_counters(void) {
   clear(&macs[0][0][0], sizeof macs / sizeof macs[0][0][0]);
 }
 
-/* ---- the same and more as JSON text -------------------------------------------------------------------------------- */
+/* ---- the same and more as JSON text ------------------------------------------------------------------------------ */
 
 /* Appends like snprintf and keeps counting when the buffer is full. */
 typedef struct {

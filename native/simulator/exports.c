@@ -33,7 +33,7 @@ const char *const sim_library_version = NULL;
   sim_leave_call(&entry);                                             \
   return memory
 
-/* ---- every version ------------------------------------------------------------------------------------------------- */
+/* ---- every version ----------------------------------------------------------------------------------------------- */
 
 SIM_EXPORT int rknn_matmul_create(rknn_matmul_ctx *ctx, rknn_matmul_info *info, rknn_matmul_io_attr *io_attr) {
   RETURN_CODE_OF(CALL_CREATE, sim_matmul_create(ctx, info, io_attr));
@@ -73,7 +73,7 @@ SIM_EXPORT int rknn_query(rknn_context ctx, rknn_query_cmd cmd, void *info, uint
   RETURN_CODE_OF(CALL_QUERY, sim_query(ctx, cmd, info, size));
 }
 
-/* ---- from 1.6.0 ---------------------------------------------------------------------------------------------------- */
+/* ---- from 1.6.0 -------------------------------------------------------------------------------------------------- */
 
 #if SIM_VERSION >= 160
 SIM_EXPORT int rknn_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sync_mode mode) {
@@ -81,7 +81,7 @@ SIM_EXPORT int rknn_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sy
 }
 #endif
 
-/* ---- from 2.0.0b0 -------------------------------------------------------------------------------------------------- */
+/* ---- from 2.0.0b0 ------------------------------------------------------------------------------------------------ */
 
 #if SIM_VERSION >= 200
 SIM_EXPORT int rknn_matmul_set_dynamic_shape(rknn_matmul_ctx ctx, rknn_matmul_shape *shape) {
@@ -101,7 +101,7 @@ SIM_EXPORT rknn_tensor_mem *rknn_create_mem2(rknn_context ctx, uint64_t size, ui
 }
 #endif
 
-/* ---- 2.0.0b0 only: two names with another meaning later (D3) -------------------------------------------------------- */
+/* ---- 2.0.0b0 only: two names with another meaning later (D3) ----------------------------------------------------- */
 
 #if SIM_VERSION == 200
 SIM_EXPORT int rknn_matmul_create_dyn_shape(rknn_matmul_ctx *ctx, rknn_matmul_info *info, int shape_num,
@@ -119,7 +119,7 @@ int pack_b_of_2_0_0(void *in, void *out, int K, int N, int subN, int subK, rknn_
 }
 #endif
 
-/* ---- from 2.1.0 ---------------------------------------------------------------------------------------------------- */
+/* ---- from 2.1.0 -------------------------------------------------------------------------------------------------- */
 
 #if SIM_VERSION >= 210
 SIM_EXPORT int rknn_matmul_create_dynamic_shape(rknn_matmul_ctx *ctx, rknn_matmul_info *info, int shape_num,

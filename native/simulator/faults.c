@@ -32,7 +32,7 @@ static size_t rule_count;
 static uint64_t generation;  /* how often the rules were set */
 static atomic_bool any_rules; /* spares the lock where there are none */
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading ----------------------------------------------------------------------------------------------------- */
 
 static bool read_number(const char *text, uint64_t most, uint64_t *number) {
   if (*text < '0' || *text > '9') return false;
@@ -108,7 +108,7 @@ bool sim_faults_set(const char *text) {
   return true;
 }
 
-/* ---- injecting ---------------------------------------------------------------------------------------------------- */
+/* ---- injecting --------------------------------------------------------------------------------------------------- */
 
 /* The next of the splitmix64 sequence, as a fraction in [0, 1). */
 static double next_fraction(uint64_t *state) {

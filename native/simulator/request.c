@@ -35,7 +35,7 @@ sim_request sim_read_request(const sim_runtime *runtime, const void *info) {
   };
 }
 
-/* ---- type and shape ------------------------------------------------------------------------------------------------ */
+/* ---- type and shape ---------------------------------------------------------------------------------------------- */
 
 /* The lines of 1.5.2 are recorded without the name of the function. */
 static const char *prefix_of(const sim_settings *settings, const char *function) {
@@ -115,7 +115,7 @@ int sim_check_shape(const sim_settings *settings, const char *function, const si
   return RKNN_ERR_PARAM_INVALID;
 }
 
-/* ---- layouts, quantization, domain --------------------------------------------------------------------------------- */
+/* ---- layouts, quantization, domain ------------------------------------------------------------------------------- */
 
 static bool check_layouts(const sim_settings *settings, const char *function, const sim_request *request) {
   bool ac_known = request->ac_layout == RKNN_MM_LAYOUT_NORM || request->ac_layout == RKNN_MM_LAYOUT_NATIVE;

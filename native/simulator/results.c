@@ -5,7 +5,7 @@
 
 #include "products.h"
 
-/* ---- reading and writing in place: an element of C is never wider than a sum, so ascending order is safe ----------- */
+/* ---- reading and writing in place: an element of C is never wider than a sum, so ascending order is safe --------- */
 
 static int32_t int_at(const void *sums, size_t i) {
   int32_t value;
@@ -19,7 +19,9 @@ static float float_at(const void *sums, size_t i) {
   return value;
 }
 
-static void put(void *to, size_t i, const void *element, size_t bytes) { memcpy((char *)to + i * bytes, element, bytes); }
+static void put(void *to, size_t i, const void *element, size_t bytes) {
+  memcpy((char *)to + i * bytes, element, bytes);
+}
 
 static void put_float(void *to, size_t i, float value) { put(to, i, &value, sizeof value); }
 
@@ -28,7 +30,7 @@ static void put_half(void *to, size_t i, float value) {
   put(to, i, &half, sizeof half);
 }
 
-/* ---- parameters ---------------------------------------------------------------------------------------------------- */
+/* ---- parameters -------------------------------------------------------------------------------------------------- */
 
 static float b_scale(const sim_context *context, size_t n) {
   const float *scales = context->quant.b.scales;
@@ -57,7 +59,7 @@ static int64_t corrected(const sim_context *context, const sim_sums *sums, size_
   return sum + (int64_t)context->now->K * a_zero * b_zero;
 }
 
-/* ---- one function per kind of C; each returns how many elements did not fit ------------------------------------------ */
+/* ---- one function per kind of C; each returns how many elements did not fit -------------------------------------- */
 
 static size_t keep(const sim_context *context, const sim_sums *sums) {
   (void)context, (void)sums;

@@ -1,8 +1,8 @@
 /*
  * rknn_matmul_run: C = A B from native B, on the calling thread, as one simulated core.
  *
- * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and made
- * into elements of C (results.h).
+ * A is taken in chunks of rows, C in tiles of columns; for each, the products are summed up over K (products.h) and
+ * made into elements of C (results.h).
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -263,7 +263,7 @@ static size_t multiply(const job *now, workspace *work) {
   return unfit;
 }
 
-/* ---- native rows strided by a multiple of four --------------------------------------------------------------------- */
+/* ---- native rows strided by a multiple of four ------------------------------------------------------------------- */
 
 /*
  * The recorded trap: with native A and C and M > 1 not a multiple of 4, the work that runtime 1.6.0 hands to the
@@ -280,12 +280,20 @@ static size_t rows_laid_out(const sim_context *context) {
   return context->settings.ceil4 && context->native_ac && M > 1 ? (M + 3) / 4 * 4 : M;
 }
 
+/* Bytes that a tensor of that size takes when it is strided by laid_rows. */
+static size_t laid_bytes(const job *now, uint32_t size) { return size / now->shape->M * now->laid_rows; }
+
+/* How many of them are inside the memory. */
+static size_t laid_bytes_inside(const job *now, const sim_binding *binding, uint32_t size) {
+  size_t bytes = laid_bytes(now, size), inside = binding->memory->backing->bytes - binding->start;
+  return bytes < inside ? bytes : inside;
+}
+
 /* A copy of a tensor with more bytes than its attributes say. NULL without memory. */
-static uint8_t *stretch(const sim_binding *binding, size_t bytes, size_t *held) {
+static uint8_t *stretch(const job *now, const sim_binding *binding, uint32_t size, size_t *held) {
   const sim_backing *backing = binding->memory->backing;
-  size_t inside = backing->bytes - binding->start;
-  *held = bytes < inside ? bytes : inside;
-  uint8_t *copy = calloc(1, bytes);
+  *held = laid_bytes_inside(now, binding, size);
+  uint8_t *copy = calloc(1, laid_bytes(now, size));
   if (copy) memcpy(copy, backing->device + binding->start, *held);
   return copy;
 }
@@ -299,15 +307,15 @@ static void free_stretched(const stretched *copies) {
 static bool stretch_rows(const sim_context *context, job *now, stretched *copies) {
   if (now->laid_rows == now->shape->M) return true;
   const rknn_matmul_io_attr *io = &now->shape->attr;
-  copies->a = stretch(&context->a, io->A.size / now->shape->M * now->laid_rows, &copies->a_held);
-  copies->c = stretch(&context->c, io->C.size / now->shape->M * now->laid_rows, &copies->c_held);
+  copies->a = stretch(now, &context->a, io->A.size, &copies->a_held);
+  copies->c = stretch(now, &context->c, io->C.size, &copies->c_held);
   if (!copies->a || !copies->c) return false;
   now->a = copies->a;
   now->c = copies->c;
   return true;
 }
 
-/* ---- the call ------------------------------------------------------------------------------------------------------ */
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
 
 /*
  * A tensor whose memory was destroyed after set_io_mem counts as unset: its pages are still held, so nothing could
@@ -360,6 +368,7 @@ static int run(sim_context *context) {
     return RKNN_ERR_FAIL;
   }
   const rknn_matmul_io_attr *io = &context->now->attr;
+  bool per_channel = context->b_granularity == PER_CHANNEL;
   int64_t start = microseconds();
   job now = {
       .context = context,
@@ -371,12 +380,12 @@ static int run(sim_context *context) {
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
-      .common_scale = context->b_granularity == PER_CHANNEL ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
+      .common_scale = per_channel ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
   stretched copies = {0};
   workspace work;
   /* Recorded: run brings A to the device and C from it (facts 14). */
-  sim_memory_to_device(context->a.memory, context->a.start, io->A.size);
+  sim_memory_to_device(context->a.memory, context->a.start, laid_bytes_inside(&now, &context->a, io->A.size));
   bool ready = stretch_rows(context, &now, &copies);
   if (!ready || !take_workspace(&now, &work)) {
     free_stretched(&copies);
@@ -391,7 +400,7 @@ static int run(sim_context *context) {
   sim_scratch_give(work.a_raw);
   if (copies.c) memcpy(npu_data(&context->c), copies.c, copies.c_held);
   free_stretched(&copies);
-  sim_memory_from_device(context->c.memory, context->c.start, io->C.size);
+  sim_memory_from_device(context->c.memory, context->c.start, laid_bytes_inside(&now, &context->c, io->C.size));
   context->last_run_us = microseconds() - start;
   count_run(context, core);
   return judge_overflow(context, unfit);

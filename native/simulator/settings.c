@@ -22,7 +22,7 @@ static _Atomic(const sim_runtime *) runtime;
 
 static _Thread_local const sim_chip *selected_chip;
 
-/* ---- one function per setting: false when the text is not one of its values --------------------------------------- */
+/* ---- one function per setting: false when the text is not one of its values -------------------------------------- */
 
 static bool apply_soc(const char *text) {
   const sim_chip *chip = sim_find_chip(text);

@@ -22,7 +22,8 @@ bool sim_trace_to(const char *path) {
   if (*path) {
     opened = fopen(path, "we");
     if (!opened) return false;
-    fprintf(opened, "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"npumatmul simulator\"}}",
+    fprintf(opened,
+            "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"npumatmul simulator\"}}",
             (int)getpid());
   }
   pthread_mutex_lock(&lock);

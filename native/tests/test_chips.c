@@ -250,7 +250,7 @@ static void test_core_masks(void) {
   }
 }
 
-/* ---- several chips at once ------------------------------------------------------------------------------------------ */
+/* ---- several chips at once --------------------------------------------------------------------------------------- */
 
 static void *on_one_chip(void *argument) {
   const char *soc = argument;
@@ -305,7 +305,7 @@ static void test_select(void) {
   CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_DOMAIN_BYTES", NULL), 0);
 }
 
-/* ---- settings of results --------------------------------------------------------------------------------------------- */
+/* ---- settings of results ----------------------------------------------------------------------------------------- */
 
 /* int4 A and B of nothing but -8, K = 544: the sum is 34816. */
 static int overflowing_run(const char *setting, int16_t *result) {
@@ -334,8 +334,9 @@ static void test_overflow(void) {
 }
 
 /* M = 5 with native A and C: laid out by the attributes it is wrong, by eight rows it is right. */
-static void test_stretched_rows(void) {
+static void test_stretched_rows(const char *strict) {
   const row *of = find("rk3588", 2);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_STRICT", strict), 0);
   CHECK_IS(npumm_sim_select("rk3588"), 0);
   CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_ROWS", "ceil4"), 0);
   matmul mm;
@@ -384,6 +385,7 @@ int main(void) {
   test_core_masks();
   test_select();
   test_overflow();
-  test_stretched_rows();
+  test_stretched_rows("0");
+  test_stretched_rows("1"); /* the rows beyond the attributes are synchronised too */
   return report("test_chips");
 }

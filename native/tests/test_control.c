@@ -15,7 +15,7 @@ static double seconds(void) {
 
 static int configure(const char *name, const char *value) { return npumm_sim_configure(name, value); }
 
-/* ---- settings -------------------------------------------------------------------------------------------------------- */
+/* ---- settings ---------------------------------------------------------------------------------------------------- */
 
 static void test_settings(void) {
   static const char *const malformed[][2] = {
@@ -102,7 +102,7 @@ static int child_create(void) {
   return 0;
 }
 
-/* ---- faults ---------------------------------------------------------------------------------------------------------- */
+/* ---- faults ------------------------------------------------------------------------------------------------------ */
 
 static void test_codes(void) {
   matmul mm;
@@ -175,7 +175,7 @@ static void test_hang(void) {
   close_matmul(&mm);
 }
 
-/* ---- counters and trace ---------------------------------------------------------------------------------------------- */
+/* ---- counters and trace ------------------------------------------------------------------------------------------ */
 
 static char *json(void) {
   size_t length = npumm_sim_counters_json(NULL, 0);

@@ -14,7 +14,8 @@ typedef struct {
 
 /* int8 to int32. A is m + 1 in row m, B is n % 5 in column n, so that C(m, n) is K (m + 1) (n % 5). */
 static bool open_dynamic(dynamic *d, const rknn_matmul_shape *shapes, int b_layout) {
-  rknn_matmul_info info = make_info(RKNN_INT8_MM_INT8_TO_INT32, -1, -1, -1, b_layout, 0); /* M, K, N are not looked at */
+  /* M, K and N are not looked at. */
+  rknn_matmul_info info = make_info(RKNN_INT8_MM_INT8_TO_INT32, -1, -1, -1, b_layout, 0);
   rknn_matmul_shape copy[SHAPES];
   memcpy(copy, shapes, sizeof copy);
   memset(d, 0, sizeof *d);

@@ -1,6 +1,7 @@
 /*
- * Nothing may crash, whatever is called with whatever: random calls with arguments that are right, nearly right and wild,
- * under several settings. Worth most under the sanitizers. The arguments are the number of calls, 40000 without one, and a seed.
+ * Nothing may crash, whatever is called with whatever: random calls with arguments that are right, nearly right and
+ * wild, under several settings. Worth most under the sanitizers. The program's arguments are the number of calls, 40000
+ * without one, and a seed.
  */
 #define _GNU_SOURCE
 #include <limits.h>
@@ -187,8 +188,10 @@ int main(int argc, char **argv) {
     scales[i] = (float)random_between(1, 100) / 50;
     zero_points[i] = i % 7 ? random_between(-8, 7) : 0;
   }
-  static void (*const actions[])(void) = {create,  create,    allocate, allocate, bind_and_run, bind_and_run, set_parameters,
-                                          ask, set_shape, bind_one, bind_one, run_one, change_settings, disturb};
+  static void (*const actions[])(void) = {
+      create, create,    allocate, allocate, bind_and_run, bind_and_run,    set_parameters,
+      ask,    set_shape, bind_one, bind_one, run_one,      change_settings, disturb,
+  };
   for (int i = 0; i < calls; i++) actions[random_between(0, sizeof actions / sizeof *actions - 1)]();
   npumm_sim_counters counters;
   npumm_sim_read_counters(&counters);

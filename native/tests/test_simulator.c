@@ -1,6 +1,6 @@
 /*
- * The simulator of one chip (rk3588, 2.3.2) through its public functions only: products, attributes, wrong calls, memory,
- * threads. Layout formulas, conversions and products are written here anew.
+ * The simulator of one chip (rk3588, 2.3.2) through its public functions only: products, attributes, wrong calls,
+ * memory, threads. Layout formulas, conversions and products are written here anew.
  */
 #define _GNU_SOURCE
 #include <errno.h>

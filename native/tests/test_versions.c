@@ -56,9 +56,11 @@ static bool open_runtime(runtime *of, const char *version) {
 static const struct {
   const char *name;
   int number;
-} versions[] = {{"1.5.2", 152}, {"1.6.0", 160}, {"2.0.0b0", 200}, {"2.1.0", 210}, {"2.3.0", 230}, {"2.3.2", 232}, {"", 232}};
+} versions[] = {
+    {"1.5.2", 152}, {"1.6.0", 160}, {"2.0.0b0", 200}, {"2.1.0", 210}, {"2.3.0", 230}, {"2.3.2", 232}, {"", 232},
+};
 
-/* ---- symbols: facts 1.5 ---------------------------------------------------------------------------------------------- */
+/* ---- symbols: facts 1.5 ------------------------------------------------------------------------------------------ */
 
 static const struct {
   const char *name;
@@ -101,7 +103,7 @@ static void test_symbols(void) {
   }
 }
 
-/* ---- the size of rknn_matmul_info: it ends where a page without access begins ----------------------------------------- */
+/* ---- the size of rknn_matmul_info: it ends where a page without access begins ------------------------------------ */
 
 static void *at_page_end(const void *data, size_t bytes) {
   static uint8_t *pages;
@@ -129,7 +131,7 @@ static int create_code(const runtime *of, int number, int type, int M, int K, in
   return result;
 }
 
-/* ---- versions and types ----------------------------------------------------------------------------------------------- */
+/* ---- versions and types ------------------------------------------------------------------------------------------ */
 
 static void test_versions(void) {
   for (size_t v = 0; v < sizeof versions / sizeof *versions; v++) {
@@ -168,7 +170,7 @@ static void test_versions(void) {
   }
 }
 
-/* ---- limits and log lines of 1.x --------------------------------------------------------------------------------------- */
+/* ---- limits and log lines of 1.x --------------------------------------------------------------------------------- */
 
 static void test_recorded_lines(void) {
   runtime of;
@@ -214,7 +216,7 @@ static void test_recorded_lines(void) {
   CHECK(logged("matmul K must be align with 32!"), "log");
 }
 
-/* ---- int4: the even element is the high nibble before 2.0.0b0 ---------------------------------------------------------- */
+/* ---- int4: the even element is the high nibble before 2.0.0b0 ---------------------------------------------------- */
 
 static void test_nibbles(void) {
   for (size_t v = 1; v < sizeof versions / sizeof *versions; v++) {
@@ -247,7 +249,7 @@ static void test_nibbles(void) {
   }
 }
 
-/* ---- native B deeper than a segment: slices from 2.0.0b0, one block in 1.6.0 -------------------------------------------- */
+/* ---- native B deeper than a segment: slices from 2.0.0b0, one block in 1.6.0 ------------------------------------- */
 
 static void test_segments(void) {
   enum { K = 8192 + 64, N = 64 }; /* two N tiles: with one, both forms are the same bytes */
@@ -278,7 +280,7 @@ static void test_segments(void) {
   }
 }
 
-/* ---- 2.0.0b0 ----------------------------------------------------------------------------------------------------------- */
+/* ---- 2.0.0b0 ----------------------------------------------------------------------------------------------------- */
 
 static void test_2_0_0(void) {
   runtime of, later;
@@ -338,7 +340,7 @@ static void test_2_0_0(void) {
   CHECK_IS(of.destroy(ctx), 0);
 }
 
-/* ---- the library without a version in its name -------------------------------------------------------------------------- */
+/* ---- the library without a version in its name ------------------------------------------------------------------- */
 
 static void test_runtime_setting(void) {
   runtime of;

@@ -33,7 +33,8 @@ class NpuLinear:
 
     def __call__(self, x: Float32) -> Float32:
         """Multiply ``(M, K)`` to ``(M, N)`` through `rknn_matmul_run`."""
-        return matmul(x, self.weight)
+        y: Float32 = matmul(x, self.weight)
+        return y
 
 
 def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack:

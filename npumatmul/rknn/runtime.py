@@ -168,35 +168,35 @@ class Runtime:
         told = RuntimeVersion.parse(self.api_version)
         if told is not None and self._describe is not None:
             # the simulator's general library exports all functions, whichever version it is told to be
-            self._version = told
-            return told
-        self._version = differences.judge_version(told, *self._window)
-        if told is not None and self._version != told:
-            logger.warning(
-                "%s calls itself %s but exports the functions of %s: taken for the latter",
-                self.path, self.api_version, self._version,
-            )  # fmt: skip
-        return self._version
+            version = told
+        else:
+            version = differences.judge_version(told, *self._window)
+            if told is not None and version != told:
+                logger.warning(
+                    "%s calls itself %s but exports the functions of %s: taken for the latter",
+                    self.path, self.api_version, version,
+                )  # fmt: skip
+        self._version = version
+        for name in [name for name in self._functions if version < differences.version_since(FUNCTIONS[name][2])]:
+            del self._functions[name]
+        return version
 
     def has(self, name: str) -> bool:
         """Whether the library has the C function `name`."""
-        return name in self._functions and (
-            self._version is None or self._version >= differences.version_since(FUNCTIONS[name][2])
-        )
+        return name in self._functions
 
     def address(self, name: str) -> int | None:
         """Address of a C function, for the executor; None where the library lacks it."""
         return C.cast(self._functions[name], C.c_void_p).value if self.has(name) else None
 
     def _function(self, name: str) -> Any:
-        if not self.has(name):
+        function = self._functions.get(name)
+        if function is None:
             raise UnsupportedByRuntime(
-                f"{self.path} does not export {name} (first in runtime {FUNCTIONS[name][2]}); update librknnrt.so"
-                if name not in self._functions
-                else f"{name} needs runtime {FUNCTIONS[name][2]} or later, and {self.path} is {self.version}; "
+                f"{self.path} (runtime {self.version}) does not export {name} (first in runtime {FUNCTIONS[name][2]}); "
                 "update librknnrt.so"
             )
-        return self._functions[name]
+        return function
 
     def _on_chip(self) -> None:
         """Have the simulator create on this runtime's chip; it keeps the choice per thread."""

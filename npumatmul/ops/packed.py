@@ -1,17 +1,4 @@
-"""`matmul` and `pack`: what most users need.
-
-==================  ==================  ==========  ============================================================
-a                   b                   result      computed as
-==================  ==================  ==========  ============================================================
-float16, float32    float16, float32    float32     products of float16, sums in float32
-int8                int8                int32       exact (modulo 2**32)
-float16, float32    ``pack(w, "w8a8")``  float32     int8 weight per channel, int8 rows of `a`, sums in int32
-==================  ==================  ==========  ============================================================
-
-A float32 operand is rounded to float16, so relative errors of 2**-11 per operand are to be expected; rows of `a` and
-columns of `b` whose largest magnitude leaves float16's range are scaled by powers of two first, exactly, so values
-neither overflow nor vanish.
-"""
+"""`pack` and `PackedWeight`: right operands that stay on the NPU."""
 
 from __future__ import annotations
 
@@ -23,9 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device import Device, current_device
 from npumatmul.placement import Placement, StoredWeight
 from npumatmul.plan import WeightPlan, plan_weight
-from npumatmul.quant.schemes import ActivationInput, Scheme, cast_advice, scheme_for
+from npumatmul.quant.schemes import SCHEMES, ActivationInput, Scheme, cast_advice, scheme_for
 
-__all__ = ["PackedWeight", "matmul", "pack"]
+__all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
+
+#: What uint8 values are shifted by to become int8; the products are corrected exactly.
+UINT8_SHIFT = 128
 
 
 class PackedWeight:
@@ -42,6 +32,10 @@ class PackedWeight:
     device : Device
     plan : WeightPlan or None
         How it is cut into tiles; None for a weight without elements.
+    zero_point : int
+        What the stored values lack: 128 for uint8 weights, which are stored as int8, else 0.
+    column_sums : ndarray of int32, shape (N,), or None
+        Sums over K of integer weights (modulo 2**32), with which uint8 activations are corrected.
     """
 
     def __init__(
@@ -51,11 +45,15 @@ class PackedWeight:
         device: Device,
         plan: WeightPlan | None,
         stored: StoredWeight | None,
+        zero_point: int = 0,
+        column_sums: NDArray[np.int32] | None = None,
     ) -> None:
         self.shape = shape
         self.scheme = scheme
         self.device = device
         self.plan = plan
+        self.zero_point = zero_point
+        self.column_sums = column_sums
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -79,6 +77,11 @@ class PackedWeight:
         return 0 if self._stored is None else self._stored.nbytes
 
     @property
+    def stored(self) -> StoredWeight | None:
+        """What is in device memory; None for a weight without elements."""
+        return self._stored
+
+    @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
         return self.device.closed or (self._stored is not None and self._stored.closed)
@@ -88,8 +91,10 @@ class PackedWeight:
         if self._stored is not None:
             self._stored.close()
 
-    def __rmatmul__(self, a: ArrayLike) -> NDArray[Any]:
+    def __rmatmul__(self, a: ArrayLike) -> Any:
         """``a @ packed``."""
+        from npumatmul.ops.matmul import matmul
+
         return matmul(a, self)
 
     # numpy arrays leave ``array @ packed`` to __rmatmul__
@@ -104,10 +109,11 @@ def pack(
     Parameters
     ----------
     w : array_like, shape (K, N), or (N, K) with `transposed`
-        float16, float32 or int8, of any strides.
+        float16, float32, bfloat16, int8, uint8 or int4 (`ml_dtypes.int4`), of any strides.
     scheme : str, optional
         ``"w16a16"`` (float16; the default for floats), ``"w8a8"`` (int8 per output channel, symmetric; activations
-        are quantized per row when they come) or ``"int8"`` (int8 as it is; the default for int8).
+        are quantized per row when they come), ``"int8"`` (int8 as it is, uint8 shifted by 128; the default for
+        those) or ``"int4"`` (the default for int4; on chips without int4 products they become int8, exactly).
     transposed : bool
         Whether `w` is given as (N, K), as PyTorch and GGUF files store weights.
     device : Device or str, optional
@@ -140,105 +146,87 @@ def pack(
     weight = np.asarray(w)
     if weight.ndim != 2:
         raise ValueError(f"pack: a weight has 2 dimensions, (K, N); this array has shape {weight.shape}")
-    if not transposed:
-        weight = weight.T  # from here on (N, K): the rows are the columns of B
+    return _pack(weight if transposed else weight.T, scheme, current_device(device), column_sums=True)
+
+
+def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums: bool) -> PackedWeight:
+    """Pack a weight given as (N, K): its rows are the columns of B."""
+    weight = native_order(weight)
+    zero_point = 0
+    if weight.dtype == np.uint8 and scheme in (None, "int8"):
+        weight, zero_point = shifted(weight), UINT8_SHIFT
     chosen = scheme_for(weight.dtype, scheme, "pack")
-    target = current_device(device)
+    if chosen.name == "int4" and chosen.mm_type not in target.chip.limits:
+        weight, chosen = weight.astype(np.int8), SCHEMES["int8"]
     n, k = weight.shape
+    sums: NDArray[np.int32] | None = None
+    if column_sums and weight.dtype == np.int8:
+        sums = (weight.sum(axis=1, dtype=np.int64) + zero_point * k).astype(np.int32)
     if k == 0 or n == 0:
-        return PackedWeight((k, n), chosen, target, None, None)
+        return PackedWeight((k, n), chosen, target, None, None, zero_point, sums)
     plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version)
-    ready = chosen.weight_values(_native_order(weight))
+    while (parts := chosen.k_parts(weight, plan)) > len(plan.k_spans):
+        plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version, parts)
+    ready = chosen.weight_values(weight)
     stored = Placement.of(target).store(ready.values, plan, ready.conversion, ready.row_scale, ready.column_scale)
-    return PackedWeight((k, n), chosen, target, plan, stored)
+    return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
 
 
-def matmul(a: ArrayLike, b: ArrayLike | PackedWeight, *, device: Device | str | None = None) -> NDArray[Any]:
-    """Product of two matrices on the NPU.
+def multiply_rows(a: NDArray[Any], packed: PackedWeight) -> NDArray[Any]:
+    """Multiply a matrix with a packed weight.
 
     Parameters
     ----------
-    a : array_like, shape (M, K)
-        float16, float32 or int8, of any strides.
-    b : array_like, shape (K, N), or PackedWeight
-        Of the same kind as `a`. A plain array is packed and uploaded anew on every call, since its contents may have
-        changed; use `pack` for a weight that stays.
-    device : Device or str, optional
-        The current device by default; a packed weight's own device in any case.
+    a : ndarray, shape (M, K)
+    packed : PackedWeight
 
     Returns
     -------
     ndarray, shape (M, N)
-        float32 for floats, int32 for int8. See the table in this module for what is computed how.
+        Of ``packed.scheme.result``.
 
     Raises
     ------
     TypeError
-        If the NPU cannot multiply these dtypes without losing information; the message says what to cast to.
-    ValueError
-        If shapes do not fit.
-    RknnError
-        If the NPU runtime fails.
-
-    Notes
-    -----
-    Int8 results are exact as long as they fit int32, and wrap around beyond as numpy's do. For floats let u = 2**-11
-    and v = 2**-24; then ``|result - a @ b| <= (2u + u**2 + (K + 1) v (1 + u)**2) (|a| @ |b|)`` wherever neither an
-    operand nor the result overflows or becomes subnormal.
-
-    Examples
-    --------
-    >>> import npumatmul as npu
-    >>> npu.matmul(np.array([[1, 2]], np.int8), np.array([[3], [4]], np.int8))
-    array([[11]], dtype=int32)
+        If the scheme does not take the dtype of `a`.
     """
-    left = np.asarray(a)
-    if isinstance(b, PackedWeight):
-        return _multiply(left, b)
-    right = np.asarray(b)
-    _check_shapes(left, right.shape)
-    scheme = scheme_for(right.dtype, None, "matmul: b")
-    _activation(left, scheme, "b is " + str(right.dtype))
-    with pack(right, device=device) as packed:
-        return _multiply(left, packed)
-
-
-def _multiply(a: NDArray[Any], packed: PackedWeight) -> NDArray[Any]:
-    _check_shapes(a, packed.shape)
+    a = native_order(a)
+    correction = packed.column_sums if a.dtype == np.uint8 else None
+    if correction is not None:
+        a = shifted(a)
     scheme = packed.scheme
-    given = _activation(a, scheme, f"b is packed as {scheme.name!r}")
-    (m, _k), n = a.shape, packed.shape[1]
-    stored = packed._stored
-    if stored is None or m == 0:
+    given = activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
+    m, n = a.shape[0], packed.shape[1]
+    if packed.stored is None or m == 0:
         packed.device.check_usable()
         return np.zeros((m, n), scheme.result)
     out: NDArray[Any] = np.empty((m, n), scheme.result)
-    rows = _native_order(a).astype(given.read_as, copy=False)
-    Placement.of(packed.device).execute(rows, stored, given.conversion, given.scaling, out)
+    rows = a.astype(given.read_as, copy=False)
+    Placement.of(packed.device).execute(rows, packed.stored, given.conversion, given.scaling, out)
+    if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
+        out += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
+    if correction is not None:
+        with np.errstate(over="ignore"):
+            out += correction * np.int32(UINT8_SHIFT)
     return out
 
 
-def _check_shapes(a: NDArray[Any], b_shape: tuple[int, ...]) -> None:
-    if a.ndim != 2 or len(b_shape) != 2:
-        raise ValueError(f"matmul: a and b must have 2 dimensions, got shapes {a.shape} and {b_shape}")
-    if a.shape[1] != b_shape[0]:
-        hint = ""
-        if a.shape[1] == b_shape[1]:
-            hint = "; b looks transposed: use b.T, or pack(w, transposed=True) for a weight stored as (N, K)"
-        raise ValueError(
-            f"matmul: a has K = {a.shape[1]} columns but b has {b_shape[0]} rows (shapes {a.shape} and {b_shape}){hint}"
-        )
-
-
-def _activation(a: NDArray[Any], scheme: Scheme, because: str) -> ActivationInput:
-    dtype = a.dtype.newbyteorder("=")
+def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> ActivationInput:
+    """What happens to activations of a dtype, or a `TypeError` that says what to cast."""
     if dtype not in scheme.activations:
         accepted = " or ".join(map(str, scheme.activations))
-        if dtype in (np.float16, np.float32, np.int8):
+        if any(dtype in other.activations for other in SCHEMES.values()) or dtype == np.uint8:
             raise TypeError(f"matmul: {because}, so a has to be {accepted}, not {dtype}; cast one of them explicitly")
         raise TypeError(f"matmul: a: {cast_advice(dtype)}")
     return scheme.activations[dtype]
 
 
-def _native_order(array: NDArray[Any]) -> NDArray[Any]:
+def shifted(array: NDArray[Any]) -> NDArray[Any]:
+    """Return uint8 values less 128, as int8."""
+    values: NDArray[Any] = np.bitwise_xor(array, np.uint8(UINT8_SHIFT)).view(np.int8)
+    return values
+
+
+def native_order(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array in the byte order of the machine; a copy only where it is not."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

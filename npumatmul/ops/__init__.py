@@ -1,0 +1,25 @@
+"""What users call: products on the NPU, with numpy's semantics."""
+
+from npumatmul.ops.einsum import einsum
+from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, vdot, vecdot, vecmat
+from npumatmul.ops.matmul import matmul
+from npumatmul.ops.packed import PackedWeight, pack
+from npumatmul.ops.settings import config, settings
+
+__all__ = [
+    "PackedWeight",
+    "config",
+    "dot",
+    "einsum",
+    "inner",
+    "linear",
+    "matmul",
+    "matvec",
+    "outer",
+    "pack",
+    "settings",
+    "tensordot",
+    "vdot",
+    "vecdot",
+    "vecmat",
+]

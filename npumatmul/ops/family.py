@@ -1,0 +1,393 @@
+"""The relatives of `matmul`, each with numpy's signature: they arrange their operands and call it.
+
+Dtypes, errors, ``config(fallback="numpy")`` and `device` are those of `matmul`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from npumatmul.device import Device
+from npumatmul.ops.matmul import matmul, npu_kind
+from npumatmul.ops.packed import PackedWeight
+from npumatmul.ops.settings import settings
+
+__all__ = ["dot", "inner", "linear", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
+
+_Where = Device | str | None
+
+
+def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: _Where = None) -> Any:
+    """Sum of products over the last axis of `a` and the second last of `b`; see `numpy.dot`.
+
+    Parameters
+    ----------
+    a : array_like, shape (..., K)
+    b : array_like, shape (..., K, N) or (K,)
+    out : ndarray, optional
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape ``a.shape[:-1] + b.shape[:-2] + b.shape[-1:]``
+        With a scalar operand, the other one multiplied by it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.dot(np.ones((2, 3), np.int8), np.ones((5, 3, 4), np.int8)).shape
+    (2, 5, 4)
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    if _is_numpys(x, y):
+        return np.dot(x, y) if out is None else np.dot(x, y, out=out)
+    if x.ndim == 0 or y.ndim == 0:
+        product = matmul(x.reshape(-1, 1), y.reshape(1, -1), device=device).reshape(x.shape or y.shape)
+    elif y.ndim <= 2:
+        product = matmul(x, y, device=device)
+    else:
+        product = tensordot(x, y, axes=(-1, -2), device=device)
+    return _into(product, out, "dot")
+
+
+def vdot(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
+    """Sum of products of all elements, both operands read as vectors; see `numpy.vdot`.
+
+    Parameters
+    ----------
+    a, b : array_like
+        Of equal size.
+    device : Device or str, optional
+
+    Returns
+    -------
+    scalar
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> int(npu.vdot(np.ones((2, 3), np.int8), np.ones((3, 2), np.int8)))
+    6
+    """
+    x, y = np.ravel(a), np.ravel(b)
+    return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, device=device)
+
+
+def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = None) -> Any:
+    """Sum of products over one axis, the others broadcast; see `numpy.vecdot`.
+
+    Parameters
+    ----------
+    x1, x2 : array_like
+        With the same length along `axis`.
+    axis : int
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray or scalar
+        The broadcast shape without `axis`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Notes
+    -----
+    Each vector is a matmul of its own with one row and one column: correct, but no use of an NPU. Where one operand is
+    the same for all, `matvec` or `matmul` compute all products at once.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.vecdot(np.ones((2, 3), np.int8), np.arange(3, dtype=np.int8))
+    array([3, 3], dtype=int32)
+    """
+    x, y = (np.moveaxis(np.asarray(v), axis, -1) for v in (x1, x2))
+    if _is_numpys(x, y):
+        return np.matmul(_conjugated(x)[..., np.newaxis, :], y[..., :, np.newaxis])[..., 0, 0]
+    return matmul(x[..., np.newaxis, :], y[..., :, np.newaxis], device=device)[..., 0, 0]
+
+
+def matvec(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
+    """Products of matrices with vectors; see `numpy.matvec`.
+
+    Parameters
+    ----------
+    x1 : array_like, shape (..., M, K)
+    x2 : array_like, shape (..., K)
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape (..., M)
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.matvec(np.ones((4, 3), np.int8), np.arange(6, dtype=np.int8).reshape(2, 3)).shape
+    (2, 4)
+    """
+    x, y = _with_dimensions(x1, 2, "matvec"), _with_dimensions(x2, 1, "matvec")
+    if x.ndim == 2:  # one matrix for all vectors: the vectors are rows
+        return matmul(y, x.T, device=device)
+    return matmul(x, y[..., np.newaxis], device=device)[..., 0]
+
+
+def vecmat(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
+    """Products of vectors with matrices; see `numpy.vecmat`.
+
+    Parameters
+    ----------
+    x1 : array_like, shape (..., K)
+    x2 : array_like, shape (..., K, N)
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape (..., N)
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.vecmat(np.ones((5, 3), np.int8), np.ones((3, 4), np.int8)).shape
+    (5, 4)
+    """
+    x, y = _with_dimensions(x1, 1, "vecmat"), _with_dimensions(x2, 2, "vecmat")
+    if _is_numpys(x, y):
+        return np.matmul(_conjugated(x)[..., np.newaxis, :], y)[..., 0, :]
+    return matmul(x[..., np.newaxis, :], y, device=device)[..., 0, :]
+
+
+def inner(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
+    """Sum of products over the last axes of both; see `numpy.inner`.
+
+    Parameters
+    ----------
+    a : array_like, shape (..., K)
+    b : array_like, shape (..., K)
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape ``a.shape[:-1] + b.shape[:-1]``
+        With a scalar operand, the other one multiplied by it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.inner(np.ones((2, 3), np.int8), np.ones((4, 3), np.int8)).shape
+    (2, 4)
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    if _is_numpys(x, y):
+        return np.inner(x, y)
+    if x.ndim == 0 or y.ndim == 0:
+        return dot(x, y, device=device)
+    return tensordot(x, y, axes=(-1, -1), device=device)[()]
+
+
+def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: _Where = None) -> Any:
+    """Products of each element of `a` with each of `b`, both read as vectors; see `numpy.outer`.
+
+    Parameters
+    ----------
+    a : array_like of M elements
+    b : array_like of N elements
+    out : ndarray, optional
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape (M, N)
+
+    Raises
+    ------
+    TypeError
+        As `matmul`.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.outer(np.array([1, 2], np.int8), np.array([3, 4], np.int8))
+    array([[3, 4],
+           [6, 8]], dtype=int32)
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    if _is_numpys(x, y):
+        return np.outer(x, y, out)
+    product = matmul(x.reshape(-1, 1), y.reshape(1, -1), device=device)
+    return _into(product, out, "outer")
+
+
+def tensordot(
+    a: ArrayLike, b: ArrayLike, axes: int | Sequence[int | Sequence[int]] = 2, *, device: _Where = None
+) -> Any:
+    """Sum of products over several axes; see `numpy.tensordot`.
+
+    Parameters
+    ----------
+    a, b : array_like
+    axes : int or (axes of a, axes of b)
+        An integer N takes the last N axes of `a` and the first N of `b`.
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray
+        The remaining axes of `a`, then those of `b`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`; or if the axes do not fit.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.tensordot(np.ones((2, 3, 4), np.int8), np.ones((4, 3, 5), np.int8), axes=([1, 2], [1, 0])).shape
+    (2, 5)
+    """
+    x, y = np.asarray(a), np.asarray(b)
+    if _is_numpys(x, y):
+        return np.tensordot(x, y, axes=axes)  # type: ignore[arg-type]
+    if isinstance(axes, Sequence):
+        if len(axes) != 2:
+            raise ValueError(f"tensordot: axes is a pair (axes of a, axes of b), not {axes!r}")
+        x_given, y_given = ([each] if isinstance(each, int) else list(each) for each in axes)
+    else:
+        count = operator.index(axes)
+        x_given, y_given = list(range(-count, 0)), list(range(count))
+    x_axes, y_axes = _normalized(x_given, x.ndim, "a"), _normalized(y_given, y.ndim, "b")
+    if len(x_axes) != len(y_axes):
+        raise ValueError(f"tensordot: {len(x_axes)} axes of a and {len(y_axes)} axes of b are to be summed over")
+    for i, j in zip(x_axes, y_axes, strict=True):
+        if x.shape[i] != y.shape[j]:
+            raise ValueError(
+                f"tensordot: axis {i} of a has length {x.shape[i]}, axis {j} of b {y.shape[j]} "
+                f"(shapes {x.shape} and {y.shape})"
+            )
+    x_kept = [i for i in range(x.ndim) if i not in x_axes]
+    y_kept = [j for j in range(y.ndim) if j not in y_axes]
+    x_shape, y_shape = [x.shape[i] for i in x_kept], [y.shape[j] for j in y_kept]
+    k = int(np.prod([x.shape[i] for i in x_axes], dtype=np.int64))
+    m = int(np.prod(x_shape, dtype=np.int64))
+    n = int(np.prod(y_shape, dtype=np.int64))
+    rows = x.transpose(x_kept + x_axes).reshape(m, k)
+    columns = y.transpose(y_axes + y_kept).reshape(k, n)
+    return np.reshape(matmul(rows, columns, device=device), (*x_shape, *y_shape))
+
+
+def linear(
+    x: ArrayLike,
+    w: ArrayLike | PackedWeight,
+    bias: ArrayLike | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    device: _Where = None,
+) -> Any:
+    """Linear layer: ``x @ w + bias``.
+
+    Parameters
+    ----------
+    x : array_like, shape (..., K)
+    w : array_like, shape (K, N), or PackedWeight
+    bias : array_like, shape (N,), optional
+        Added to the float32 or int32 result, before it is converted to `dtype`; the sum has numpy's type.
+    dtype : data-type, optional
+        Type of the result.
+    device : Device or str, optional
+
+    Returns
+    -------
+    ndarray, shape (..., N)
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `matmul`; or if the bias does not have N elements.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.linear(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32), [1.0, 2.0])
+    array([[4., 5.],
+           [4., 5.]], dtype=float32)
+    """
+    if bias is None:
+        return matmul(x, w, dtype=dtype, device=device)
+    result = matmul(x, w, device=device)
+    added = np.asarray(bias)
+    if added.shape != result.shape[-1:]:
+        raise ValueError(f"linear: the bias has shape {added.shape}; {result.shape[-1:]} is needed")
+    total = result + added.astype(result.dtype, casting="same_kind")
+    return total if dtype is None else total.astype(dtype)
+
+
+def _is_numpys(x: NDArray[Any], y: NDArray[Any]) -> bool:
+    """Whether the fallback is on and the NPU cannot multiply these."""
+    return settings().fallback == "numpy" and (npu_kind(x.dtype) is None or npu_kind(x.dtype) != npu_kind(y.dtype))
+
+
+def _conjugated(x: NDArray[Any]) -> NDArray[Any]:
+    return np.conj(x) if x.dtype.kind in "cO" else x
+
+
+def _with_dimensions(x: ArrayLike, at_least: int, function: str) -> NDArray[Any]:
+    array = np.asarray(x)
+    if array.ndim < at_least:
+        raise ValueError(f"{function}: an operand has {array.ndim} dimensions, at least {at_least} are needed")
+    return array
+
+
+def _normalized(axes: list[int], ndim: int, name: str) -> list[int]:
+    result = []
+    for axis in axes:
+        index = operator.index(axis)
+        if not -ndim <= index < ndim:
+            raise ValueError(f"tensordot: {name} has no axis {axis}; it has {ndim} dimensions")
+        result.append(index % ndim)
+    if len(set(result)) != len(result):
+        raise ValueError(f"tensordot: an axis of {name} is named twice: {axes}")
+    return result
+
+
+def _into(product: Any, out: NDArray[Any] | None, function: str) -> Any:
+    """The product, or `out` with the product in it; numpy's dot and outer want the exact shape."""
+    if out is None:
+        return product
+    if not isinstance(out, np.ndarray) or out.shape != np.shape(product):
+        raise ValueError(f"{function}: out has shape {np.shape(out)}, the result has {np.shape(product)}")
+    np.copyto(out, product, casting="same_kind")
+    return out

@@ -1,0 +1,69 @@
+"""Settings of a scope: what happens to products that the NPU cannot compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+__all__ = ["Settings", "config", "settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds in the present scope.
+
+    Attributes
+    ----------
+    fallback : str or None
+        ``"numpy"``: dtypes that the NPU cannot multiply without losing information are computed by numpy, on the CPU.
+        None: they raise `TypeError`.
+    """
+
+    fallback: str | None = None
+
+
+_settings: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
+
+
+def settings() -> Settings:
+    """Return the settings of the present scope.
+
+    Examples
+    --------
+    >>> settings().fallback is None
+    True
+    """
+    return _settings.get()
+
+
+@contextmanager
+def config(*, fallback: str | None = None) -> Iterator[Settings]:
+    """Change settings within a ``with`` block, for this thread or task.
+
+    Parameters
+    ----------
+    fallback : {"numpy", None}
+        See `Settings`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fallback.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with npu.config(fallback="numpy"):
+    ...     npu.matmul(np.array([[2.0]]), np.array([[3.0]]))  # float64: numpy computes it
+    array([[6.]])
+    """
+    if fallback not in (None, "numpy"):
+        raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
+    token = _settings.set(Settings(fallback))
+    try:
+        yield _settings.get()
+    finally:
+        _settings.reset(token)

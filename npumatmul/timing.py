@@ -1,0 +1,109 @@
+"""A model of how long a chip takes: what plans print, and what choices between plans can be made by.
+
+Nothing here was measured by us: the constants are a fit to figures that others published for RK3588 boards with
+different clocks, drivers and runtimes (`tests/measurements/rk3588.csv` has them with their sources). Over 31 of those
+points, from 0.03 to 462 ms, the root mean square error is a factor of about 1.25 and the worst one 1.6, so treat a
+modelled time of a shape that was not among them as good to within 50 %, and say that it is modelled wherever it is
+shown. A measurement on the board at hand beats it.
+
+The model is a roofline with one refinement. Only so many rows of A fit into the chip's buffer; B is read again for each
+batch of rows::
+
+    rows     = buffer / (K * bytes of an A element)
+    traffic  = ceil(M / rows) * |B| + |A| + |C|
+    time     = start + max(traffic / bandwidth, 2 M N K / peak)
+
+That is what makes large K collapse (float16 at K = 8192 reaches a tenth of the peak), and it is a hypothesis: it
+explains the published points, nobody has looked inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npumatmul.mmtype import ElementType, MatmulType
+
+__all__ = ["TIMINGS", "TimingModel"]
+
+
+@dataclass(frozen=True)
+class TimingModel:
+    """Constants of one chip.
+
+    Attributes
+    ----------
+    soc : str
+    start_seconds : float
+        Fixed cost of a run.
+    start_seconds_all_cores : float
+        Fixed cost of runs on all cores at once, joining them included.
+    buffer_bytes : int
+        Bytes of A that stay on the chip.
+    bandwidth_one_core, bandwidth_all_cores : float
+        Bytes per second from memory.
+    peak : mapping of ElementType to float
+        Operations (two per multiply-accumulate) per second and core, by the type of A.
+    provenance : str
+        Where the constants come from.
+    """
+
+    soc: str
+    start_seconds: float
+    start_seconds_all_cores: float
+    buffer_bytes: int
+    bandwidth_one_core: float
+    bandwidth_all_cores: float
+    peak: Mapping[ElementType, float]
+    provenance: str
+
+    def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
+        """Modelled time of one matmul of padded extents on `cores` cores, N split between them.
+
+        Parameters
+        ----------
+        mm_type : MatmulType
+        m, k, n : int
+            Extents over all cores.
+        cores : int
+
+        Returns
+        -------
+        float
+            Seconds.
+
+        Raises
+        ------
+        ValueError
+            If the chip has no figure for the type.
+
+        Examples
+        --------
+        >>> TIMINGS["rk3588"].run_seconds(MatmulType.INT8_INT8_INT32, 128, 1024, 8192) < 2e-3
+        True
+        """
+        if mm_type.a not in self.peak:
+            raise ValueError(f"no timing is known for {mm_type.name} on {self.soc}")
+        rows = max(1, self.buffer_bytes // mm_type.a.nbytes(k))
+        share = n / cores
+        traffic = math.ceil(m / rows) * mm_type.b.nbytes(k) * share + mm_type.a.nbytes(m * k)
+        traffic += m * share * mm_type.c.bits / 8
+        bandwidth = min(cores * self.bandwidth_one_core, self.bandwidth_all_cores) / cores
+        start = self.start_seconds if cores == 1 else self.start_seconds_all_cores
+        return start + max(traffic / bandwidth, 2.0 * m * k * share / self.peak[mm_type.a])
+
+
+#: The chips that something is known of. Of RK3576, RK3568, RK3566 and RK3562 no raw matmul timing was found anywhere.
+TIMINGS: Mapping[str, TimingModel] = {
+    "rk3588": TimingModel(
+        soc="rk3588",
+        start_seconds=33e-6,
+        start_seconds_all_cores=100e-6,
+        buffer_bytes=98304,
+        bandwidth_one_core=16e9,
+        bandwidth_all_cores=28e9,
+        peak={ElementType.FLOAT16: 0.93e12, ElementType.INT8: 1.95e12, ElementType.INT4: 4.0e12},
+        provenance="fit to published figures of third parties, tests/measurements/rk3588.csv",
+    ),
+}
