@@ -188,6 +188,21 @@ def test_planning_takes_the_table() -> None:
             assert limits == chip.type_limits(mm_type)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_chip_under_a_runtime_has_the_limits_of_that_runtime(runtime: str) -> None:
+    for soc in SOCS:
+        if soc == "rk3576" and version(runtime) < version("2.0.0"):
+            continue
+        here = chip_here(soc, version(runtime))
+        assert here.runtime == version(runtime)
+        for mm_type, limits in here.limits.items():
+            assert (
+                limits
+                == here.type_limits(mm_type, version(runtime))
+                == CHIPS[soc].type_limits(mm_type, version(runtime))
+            )
+
+
 def test_the_function_is_what_the_package_exports() -> None:
     assert npumatmul.capabilities("rk3588").soc == "rk3588"
     assert "capabilities" in npumatmul.__all__
@@ -373,7 +388,7 @@ def test_files_come_back_as_they_were_written(
     assert read == written
     table = build("rk3588", NEWEST_RUNTIME, read)
     assert table.types[T.INT8_INT4_FLOAT16].b_tile.value == tile
-    assert Chip.of(table, read).b_tile(T.INT8_INT4_FLOAT16) == tile
+    assert Chip.of(table).b_tile(T.INT8_INT4_FLOAT16) == tile
 
 
 def test_where_files_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

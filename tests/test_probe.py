@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from npumatmul.capabilities import ProbeResults, capabilities, load_probe_results
 from npumatmul.capabilities.probe_file import CHIP_KINDS, TYPE_KINDS, checked_cells
 from npumatmul.mmtype import ElementType, MatmulType
-from npumatmul.probe import QUESTIONS, Outcome, Probe, Target, choose, find_target, markdown, probe, runner
+from npumatmul.probe import QUESTIONS, Outcome, Probe, Question, Target, choose, find_target, markdown, probe, runner
 from npumatmul.probe.bench import decode, encode, from_groups, judge, to_groups, to_tiles
 from npumatmul.probe.limits import largest
 from npumatmul.rknn import RuntimeVersion
@@ -269,6 +269,16 @@ def test_a_process_that_cannot_be_killed_ends_the_asking(target: Target, monkeyp
     assert hung.status == "hung"
     assert "reboot" in hung.text
     assert (skipped.status, skipped.text) == ("skipped", "not asked, because the process of T2 waits inside the kernel")
+
+
+def test_an_interruption_keeps_what_was_answered(target: Target) -> None:
+    def interrupt(question: Question, outcome: Outcome | None) -> None:
+        if question.number == "Q5":
+            raise KeyboardInterrupt
+
+    done = probe(target, choose(["Q28", "Q5", "Q30"]), progress=interrupt)
+    assert done.interrupted
+    assert [outcome.number for outcome in done.outcomes] == ["Q28", "Q30"]
 
 
 def test_a_run_that_hangs_costs_only_what_runs(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:

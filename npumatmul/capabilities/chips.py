@@ -93,9 +93,11 @@ class Chip:
     native : NativeTiles
         Native layout.
     limits : mapping of MatmulType to TypeLimits
-        The supported types (facts 3.2) under the newest runtime, or under the one that was probed.
+        The supported types (facts 3.2) under `runtime`.
     memory : MemoryLimits
         Limits per process.
+    runtime : RuntimeVersion
+        The version that the chip is looked at under; the newest that is known, where none was named.
     probed : ProbeResults or None
         What was found on this machine; it overrides the table for the runtime that it was found under.
     """
@@ -105,28 +107,30 @@ class Chip:
     native: NativeTiles
     limits: Mapping[MatmulType, TypeLimits]
     memory: MemoryLimits = field(default_factory=MemoryLimits)
+    runtime: RuntimeVersion = NEWEST_RUNTIME
     probed: ProbeResults | None = None
 
     @classmethod
-    def of(cls, table: Capabilities, probed: ProbeResults | None = None) -> Chip:
+    def of(cls, table: Capabilities) -> Chip:
         """Chip out of the table."""
         limits = {t: TypeLimits.of(row) for t, row in table.types.items() if row.supported.value}
         memory = MemoryLimits(
             table.contexts.value, table.domain_bytes.value, f"{table.contexts.source}; {table.domain_bytes.source}"
         )
-        return cls(table.soc, table.cores.value, table.native_tiles(), limits, memory, probed)
+        return cls(table.soc, table.cores.value, table.native_tiles(), limits, memory, table.runtime, table.probed)
 
     @property
     def has_core_mask(self) -> bool:
         """Whether a context can be bound to a core; the call fails on single-core chips (facts 8)."""
         return self.cores > 1
 
-    def type_row(self, mm_type: MatmulType, runtime: RuntimeVersion = NEWEST_RUNTIME) -> TypeCapabilities:
+    def type_row(self, mm_type: MatmulType, runtime: RuntimeVersion | None = None) -> TypeCapabilities:
         """A type's cells of the table, with what was found on this machine if it was found under this runtime."""
+        runtime = runtime or self.runtime
         fits = self.probed is not None and self.probed.runtime == runtime
         return build_type(self.soc, mm_type, runtime, self.probed if fits else None)
 
-    def b_tile(self, mm_type: MatmulType, runtime: RuntimeVersion = NEWEST_RUNTIME) -> tuple[int, int]:
+    def b_tile(self, mm_type: MatmulType) -> tuple[int, int]:
         """Rows (along N) and columns (along K) of a tile of native B; mixed types follow A's type (facts 4.5).
 
         Raises
@@ -139,7 +143,7 @@ class Chip:
         >>> chip("rk3576").b_tile(MatmulType.FLOAT16_INT4_FLOAT32)
         (16, 32)
         """
-        tile = self.type_row(mm_type, runtime).b_tile
+        tile = self.type_row(mm_type).b_tile
         if tile.value is None:
             raise DeviceError(f"the native layout of B of {mm_type.name} on {self.soc} is not known ({tile.source})")
         return tile.value
@@ -157,10 +161,12 @@ class Chip:
         >>> chip("rk3588").type_limits(MatmulType.INT8_INT8_INT32).k_max
         8192
         """
+        if runtime == self.runtime and mm_type in self.limits:
+            return self.limits[mm_type]
         row = self.type_row(mm_type, runtime)
         if row.supported.value:
             return TypeLimits.of(row)
-        if mm_type in self.limits:
+        if mm_type in CHIPS[self.soc].limits:
             raise DeviceError(f"{self.soc}: matmul type {mm_type.name} {row.supported.source}; this is {runtime}")
         raise DeviceError(
             f"{self.soc} has no matmul type {mm_type.name} ({row.supported.source}); "
@@ -203,6 +209,4 @@ def chip_here(soc: str, runtime: RuntimeVersion, simulated: bool = False) -> Chi
     >>> chip_here("rk3588", RuntimeVersion(2, 3, 2), simulated=True).soc
     'rk3588'
     """
-    plain = chip(soc)
-    table = capabilities(soc, runtime, simulated=simulated)
-    return plain if table.probed is None else Chip.of(table, table.probed)
+    return Chip.of(capabilities(soc, runtime, simulated=simulated))

@@ -213,7 +213,7 @@ _TYPES_RK3588 = {
     ),
     **dict.fromkeys(
         (_T.FLOAT16_INT8_FLOAT32, _T.FLOAT16_INT4_FLOAT32, _T.FLOAT16_INT4_FLOAT16, _T.INT8_INT4_INT32),
-        observed(False, "guide 3-13 has no entry, and runtimes refuse it: unsupported matmul dtype in this platform"),
+        observed(False, "guide 3-13 has no entry, and create refuses it: unimatrix099/rk-llama.cpp"),
     ),
 }  # fmt: skip
 _TYPES_RK3576 = {
@@ -296,7 +296,7 @@ NATIVE_MK_MAX: Mapping[MatmulType, Cell[int | None]] = {
 
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(256, "the library's choice: Q10")
-CONTEXTS = observed(150, "contexts of a process end at about 150: facts 7.4")
+CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
 N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")
@@ -342,7 +342,7 @@ _FP16 = (_T.FLOAT16_FLOAT16_FLOAT32, _T.FLOAT16_FLOAT16_FLOAT16)
 PROBLEMS: tuple[Problem, ...] = (
     Problem(
         "some fp16 shapes abort the process inside the library: N (or K) of 16640, 16896 and 17408",
-        "reported from rk3588, runtime 2.3",
+        "unimatrix099/rk-llama.cpp, RKNPU2-decode-research.md",
         _RK3588, _FP16, RuntimeVersion(2, 3, 0), extents=(16640, 16896, 17408),
     ),
     Problem(
@@ -366,19 +366,25 @@ PROBLEMS: tuple[Problem, ...] = (
     ),
     Problem(
         "the packing helper reads one int4 per byte: packed input is read beyond its end (Q3)",
-        "reported, disputed", types=(_T.INT4_INT4_INT16,), first=_V210,
+        "unimatrix099/rk-llama.cpp, RKNPU2-native-layout-plan.md; disputed", types=(_T.INT4_INT4_INT16,), first=_V210,
     ),
     Problem(
         "with native A and C, M above 1 that is no multiple of 4 gives wrong products",
         "recorded: facts 14", first=_V160, last=_V160,
     ),
-    Problem("K above 8192 in one context is 14 to 35 times slower", "reported from rk3588", _RK3588, first=_V210),
+    Problem(
+        "int8 with K above 8192 in one context is 14 to 35 times slower", "marfrit/rk-llama.cpp, bench", _RK3588,
+        (_T.INT8_INT8_INT32,), _V210,
+    ),
     Problem(
         "combined core masks are refused with -1", "rknn-toolkit2#7, #253; D12", _RK3588, first=_V160,
         last=RuntimeVersion(2, 3, 1),
     ),
     Problem("allocation fails after about 2 GB: no IOMMU domains", "useful-transformers#40", last=_V160),
-    Problem("synchronising a slice made by rknn_create_mem_from_fd flushes nothing", "reported from rk3588", _RK3588),
+    Problem(
+        "synchronising a slice made by rknn_create_mem_from_fd flushes nothing",
+        "unimatrix099/rk-llama.cpp, RKNPU2-decode-research.md; Q15", _RK3588,
+    ),
     Problem(
         "two processes that use IOMMU domains at the same time can panic the kernel", "facts 7.4",
         first=RuntimeVersion(2, 0, 0),

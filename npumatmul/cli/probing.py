@@ -56,6 +56,8 @@ def run(
     console.print(f"\n{len(results.cells)} cells of the capability table are settled in {path}")
     if output is not None:
         console.print(f"To use them: NPUMATMUL_PROBE_FILE={path}")
+    if done.interrupted:
+        raise KeyboardInterrupt
 
 
 def _progress(question: Question, outcome: Outcome | None, count: int, index: int) -> None:

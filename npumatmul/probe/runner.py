@@ -92,11 +92,14 @@ class Probe:
     facts : dict
         Device, versions, kernel, date.
     outcomes : tuple of Outcome
+    interrupted : bool
+        Whether it was ended by Ctrl-C; what had been answered by then is here.
     """
 
     target: Target
     facts: dict[str, str]
     outcomes: tuple[Outcome, ...]
+    interrupted: bool = False
 
     def results(self, earlier: ProbeResults | None = None) -> ProbeResults:
         """The content of the probe file; answers of `earlier` stay where nothing was asked anew."""
@@ -213,16 +216,20 @@ def probe(
     flags = [*(["--all"] if everything else []), *(["--quick"] if quick else [])]
     outcomes: list[Outcome] = []
     stuck = ""
-    for question in questions:
-        progress(question, None)
-        if stuck:
-            outcome = Outcome(question.number, "skipped", stuck)
-        else:
-            outcome = _ask(target, question, timeout, flags, module)
-        if _UNKILLABLE in outcome.text and not stuck:
-            stuck = f"not asked, because the process of {question.number} waits inside the kernel"
-        outcomes.append(outcome)
-        progress(question, outcome)
+    interrupted = False
+    try:
+        for question in questions:
+            progress(question, None)
+            if stuck:
+                outcome = Outcome(question.number, "skipped", stuck)
+            else:
+                outcome = _ask(target, question, timeout, flags, module)
+            if _UNKILLABLE in outcome.text:
+                stuck = f"not asked, because the process of {question.number} waits inside the kernel"
+            outcomes.append(outcome)
+            progress(question, outcome)
+    except KeyboardInterrupt:
+        interrupted = True
     facts = {
         "device": target.device,
         "library": str(target.library),
@@ -231,7 +238,7 @@ def probe(
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    return Probe(target, facts, tuple(outcomes))
+    return Probe(target, facts, tuple(outcomes), interrupted)
 
 
 def _ask(target: Target, question: Question, timeout: float, flags: Sequence[str], module: str) -> Outcome:
