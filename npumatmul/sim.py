@@ -25,6 +25,7 @@ __all__ = [
     "SETTINGS",
     "SOCS",
     "Counters",
+    "configured",
     "counter_details",
     "counters",
     "environment",
@@ -256,6 +257,46 @@ def reset_counters(device: Device | str | None = None) -> None:
     0
     """
     _simulator(device).reset_counters()
+
+
+@contextmanager
+def configured(device: Device | str | None = None, **settings: str | int | bool) -> Iterator[None]:
+    """Give settings of the simulator other values within a ``with`` block; afterwards they have their defaults.
+
+    Contexts and memories keep the settings that held when they were created, so open a `Device` inside the block.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default; devices that share a library share its settings.
+    **settings : str, int or bool
+        As for `environment`: `SETTINGS` and docs/simulator.md list them.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not simulated.
+    ValueError
+        If there is no such setting, or it has no such value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with configured(faults="run:after=0:code=-2"), npu.Device("sim:rk3588") as device:
+    ...     npu.matmul(np.ones((1, 1), np.int8), np.ones((1, 1), np.int8), device=device)
+    Traceback (most recent call last):
+    npumatmul.errors.RknnTimeout: rknn_matmul_run(...) returned -2 (RKNN_ERR_TIMEOUT): timed out...
+    """
+    simulated = _simulator(device)
+    values = {f"NPUMATMUL_SIM_{name.upper()}": _setting(name, value) for name, value in settings.items()}
+    try:
+        for name, text in values.items():
+            simulated.configure(name, text)
+        yield
+    finally:
+        for name in values:
+            simulated.configure(name, None)
 
 
 @contextmanager

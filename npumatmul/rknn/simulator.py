@@ -86,6 +86,7 @@ class Simulator:
             self._read_counters = library["npumm_sim_read_counters"]
             self._reset_counters = library["npumm_sim_reset_counters"]
             self._counters_json = library["npumm_sim_counters_json"]
+            self._configure = library["npumm_sim_configure"]
             self._trace_start = library["npumm_sim_trace_start"]
             self._trace_stop = library["npumm_sim_trace_stop"]
         except AttributeError as error:
@@ -96,6 +97,8 @@ class Simulator:
         self._reset_counters.argtypes = ()
         self._counters_json.restype = C.c_size_t
         self._counters_json.argtypes = (C.c_char_p, C.c_size_t)
+        self._configure.restype = C.c_int
+        self._configure.argtypes = (C.c_char_p, C.c_char_p)
         self._trace_start.restype = C.c_int
         self._trace_start.argtypes = (C.c_char_p,)
         self._trace_stop.restype = None
@@ -120,6 +123,18 @@ class Simulator:
             if wanted <= length:
                 return buffer.value.decode("ascii")
             length = wanted  # it grew between the calls
+
+    def configure(self, name: str, value: str | None) -> None:
+        """Give a setting a value, by its variable's name; None takes the default. It counts for what is created later.
+
+        Raises
+        ------
+        ValueError
+            If there is no such setting, or it has no such value.
+        """
+        code = self._configure(name.encode(), None if value is None else value.encode())
+        if code != 0:
+            raise ValueError(f"npumm_sim_configure({name!r}, {value!r}) returned {code}: see docs/simulator.md")
 
     def trace_start(self, path: str | Path) -> None:
         """Write all calls from now on to `path`; ends a trace that is going on.
