@@ -11,6 +11,7 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors
+from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
@@ -44,6 +45,7 @@ __all__ = [
     "PackedWeight",
     "QuantType",
     "TensorAttr",
+    "capabilities",
     "config",
     "current_device",
     "dot",

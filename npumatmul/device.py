@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from npumatmul.capabilities import Chip, chip
+from npumatmul.capabilities import Chip, chip, chip_here
 from npumatmul.context import ContextSpec, DynamicMatmulContext, MatmulContext
 from npumatmul.memory import Buffer, Slice, WeightMemory
 from npumatmul.mmtype import MatmulType
@@ -75,7 +75,7 @@ class Device:
     name : str
         Device string.
     chip : Chip
-        Row of the capability table.
+        Row of the capability table, with what `npumatmul probe` found on this machine.
     runtime : Runtime
         The loaded library.
     runtime_version : RuntimeVersion
@@ -111,6 +111,8 @@ class Device:
         self.closed = False
         self.api_version, self.driver_version = self.runtime.api_version, self.runtime.driver_version
         self.runtime_version: RuntimeVersion = self.runtime.version
+        # the version is known now, and with it what npumatmul probe found under it on this machine
+        self.chip = self.session.chip = chip_here(self.discovery.soc, self.runtime_version, self.simulated)
         self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes)
         _open_devices.add(self)
         logger.info("opened %s: runtime %s, driver %s", self.name, self.api_version, self.driver_version)

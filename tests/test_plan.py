@@ -135,7 +135,11 @@ HARDWARE_NUMBERS = sorted(
     }
 )
 #: Files that may hold such a number for another reason, with that reason.
-ELSEWHERE = {"capabilities.py": "the table itself", "memory.py": "4096 is the size of a memory page"}
+ELSEWHERE = {
+    "cases.py": "shapes of the layers of real models, to be measured",
+    "rows.py": "the table itself",
+    "memory.py": "4096 is the size of a memory page",
+}
 
 
 def test_hardware_limits_stand_only_in_the_table() -> None:
@@ -147,4 +151,4 @@ def test_hardware_limits_stand_only_in_the_table() -> None:
             continue
         code = re.sub(r'""".*?"""|#[^\n]*', "", file.read_text(), flags=re.S)
         found += [f"{file.name}: {line.strip()}" for line in code.splitlines() if pattern.search(line)]
-    assert not found, "hardware limits outside capabilities.py:\n" + "\n".join(found)
+    assert not found, "hardware limits outside capabilities/rows.py:\n" + "\n".join(found)

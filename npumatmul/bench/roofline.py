@@ -44,7 +44,7 @@ def save_roofline(results: Sequence[Measurement], soc: str, path: str | os.PathL
         rates = [result.operations_per_second / 1e9 for result in mine]
         axes.loglog(intensity, rates, "o", color=f"C{index}", label=f"{name}, measured on: {where}")
         if model is not None:
-            span = np.geomspace(0.5, 4096, 50)
+            span = np.geomspace(0.5, 5000, 50)
             peak = model.peak[TYPES[name].a]
             roof = np.minimum(peak, span * model.bandwidth_one_core) / 1e9
             axes.loglog(span, roof, "--", color=f"C{index}", label=f"{name}, modelled roof of one {soc} core")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import npumatmul
-from npumatmul.cli import info, simulating
+from npumatmul.cli import info, probing, simulating
 from npumatmul.errors import NpuError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
@@ -50,9 +50,47 @@ def _options(
 def info_command(
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    capabilities: Annotated[
+        bool, typer.Option("--capabilities", help="Show types, sizes, layouts and known problems, with sources.")
+    ] = False,
+    soc: Annotated[str | None, typer.Option(help="With --capabilities: a chip, such as rk3588.")] = None,
+    runtime: Annotated[str | None, typer.Option(help="With --capabilities: a runtime version, such as 2.3.2.")] = None,
 ) -> None:
     """Show the device, its runtime and driver, and what was looked for and where."""
-    info.show(device, as_json)
+    if capabilities:
+        info.show_capabilities(device, soc, runtime, as_json)
+    elif soc is not None or runtime is not None:
+        raise typer.BadParameter("--soc and --runtime go with --capabilities")
+    else:
+        info.show(device, as_json)
+
+
+@app.command("probe")
+def probe_command(
+    device: DeviceOption = None,
+    questions: Annotated[
+        str | None, typer.Option(help="Question numbers, such as Q1,Q8; by default all that are safe.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds per question.")] = 60.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file of results; by default one that is found again.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes and repetitions.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also what may crash or hang the board.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List the questions and how they are answered.")] = False,
+) -> None:
+    """Answer the open questions about a chip by trying, on the board, and use the answers from then on."""
+    if list_only:
+        probing.list_questions()
+        return
+    probing.run(
+        device,
+        None if questions is None else questions.split(","),
+        timeout=timeout,
+        output=output,
+        quick=quick,
+        everything=everything,
+    )
 
 
 @app.command("generate")

@@ -1,4 +1,4 @@
-"""`npumatmul info`: the device, its versions, and what was looked for and where."""
+"""`npumatmul info`: the device, its versions, and what was looked for and where; or what a chip can do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import npumatmul
 from npumatmul import _kernels
+from npumatmul.capabilities import NEWEST_RUNTIME, capabilities
 from npumatmul.device import Device
 from npumatmul.rknn import discover
 
@@ -39,3 +40,16 @@ def show(device_name: str | None, as_json: bool) -> None:
         lines = value if isinstance(value, list) else [str(value)]
         for index, line in enumerate(lines):
             print(f"{key.replace('_', ' ') if index == 0 else '':<{width}}  {line}")
+
+
+def show_capabilities(device_name: str | None, soc: str | None, runtime: str | None, as_json: bool) -> None:
+    """Print the capability table of a chip and a runtime; by default, of the device that is here.
+
+    A chip that is named is shown as the sources have it, where no version is named under the newest.
+    """
+    if soc is None:
+        with Device(device_name) as device:
+            table = capabilities(device.chip.soc, runtime or device.runtime_version, simulated=device.simulated)
+    else:
+        table = capabilities(soc, runtime or NEWEST_RUNTIME)
+    print(table.to_json() if as_json else table)
