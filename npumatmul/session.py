@@ -382,13 +382,13 @@ class Session:
                 self.lock.release()
 
     def collect(self) -> None:
-        """Give back what `release_later` was told of: slices, allocations, contexts. The caller holds the lock."""
+        """Give back what `release_later` was told of: memories, then contexts. The caller holds the lock."""
         if not self._released:
             return
         waiting: list[Memory | Handle] = []
         while self._released:
             waiting.append(self._released.popleft())
-        for resource in sorted(waiting, key=_order):
+        for resource in sorted(waiting, key=lambda each: isinstance(each, Handle)):
             self._try_to_release(resource)
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
@@ -427,7 +427,7 @@ class Session:
                         f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
                     )
                 self.closed = True
-            for memory in sorted(self._memories, key=_order):
+            for memory in list(self._memories):
                 if not memory.allocation.living_views():
                     self._try_to_release(memory)
             for handle in list(self._handles):
@@ -435,13 +435,6 @@ class Session:
             self.collect()
             self._drop_anchors()
             logger.info("closed %s", self.name)
-
-
-def _order(resource: Memory | Handle) -> int:
-    """Slices go first, then allocations, then contexts."""
-    if isinstance(resource, Handle):
-        return 2
-    return resource.owner is None
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
