@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/*/*.c native/*/*.h)
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench check-native fuzz check-aarch64 wheel-aarch64 soak clean
+
+# How long to fuzz, in seconds, and to soak, in minutes.
+SECONDS ?= 60
+MINUTES ?= 60
 
 help:
 	@echo "make demo    set up, fetch a small language model, let it answer a prompt (options: ARGS='-p ... --scheme w8a8')"
@@ -13,6 +17,11 @@ help:
 	@echo "make lint    formatting, linting, types, import contracts"
 	@echo "make format  format the Python files"
 	@echo "make bench   measure, printing a table"
+	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
+	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
+	@echo "make wheel-aarch64  cross-build a wheel into dist/ and check it"
+	@echo "make soak    threads and devices for an hour, counting what is left (options: MINUTES=60)"
+	@echo "make fuzz    fuzz and keep what was reached in native/fuzz/corpus (options: SECONDS=60)"
 	@echo "make clean   remove what was built"
 
 demo: $(VENV)/.installed-llm
@@ -33,6 +42,22 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/kernels.py
+
+check-native:
+	$(PYTHON) tools/c_tests.py plain address thread valgrind
+	$(PYTHON) tools/fuzz.py --seconds $(SECONDS)
+
+fuzz:
+	$(PYTHON) tools/fuzz.py --seconds $(SECONDS) --keep
+
+check-aarch64:
+	$(PYTHON) tools/check_aarch64.py
+
+wheel-aarch64: $(BIN)/python
+	$(BIN)/python tools/wheel_aarch64.py
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build dist

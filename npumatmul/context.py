@@ -242,6 +242,11 @@ class _Context:
         return self._handle.closed
 
     @property
+    def handle(self) -> int:
+        """Number of the context, for those who call the binding themselves."""
+        return self._handle.value
+
+    @property
     def int4_low_nibble_first(self) -> bool:
         """Whether the even one of two int4 in a byte is its low half on this runtime; `Buffer.put` does it right."""
         return self._runtime.int4_low_nibble_first

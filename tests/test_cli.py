@@ -44,6 +44,19 @@ def test_info_as_json() -> None:
     assert {"where": "device argument", "found": "'sim'"} in facts["looked_at"]
 
 
+def test_info_needs_no_language_model_packages() -> None:
+    """On a board the command line alone is enough to look at the device."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['gguf', 'tokenizers', 'jinja2', 'matplotlib'])); "
+    start = "from npumatmul.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", blocked + start, "info"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sim:rk3588" in done.stdout
+    done = subprocess.run([sys.executable, "-c", blocked + start, "demo"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'npumatmul[llm]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_info_where_there_is_no_runtime_says_what_was_looked_at() -> None:
     done = npumatmul("info", NPUMATMUL_DEVICE="rknn", NPUMATMUL_LIBRARY="/nowhere/librknnrt.so")
     assert done.returncode == 1

@@ -1,73 +1,82 @@
-"""The C tests, compiled here and run plainly and under the sanitizers."""
+"""The C tests and the fuzz target's corpus, compiled here; `make check-native` runs the tests in every way."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, build_simulators, compile_c, compile_objects, run
+from compiling import NATIVE, ROOT, compile_c, run
 
-TESTS = NATIVE / "tests"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import c_tests
+import fuzz
+
 SIMULATOR = sorted((NATIVE / "simulator").glob("*.c"))
 KERNELS = sorted((NATIVE / "kernels").glob("*.c"))
+PROGRAMS = c_tests.programs()
 
-PROGRAMS = {
-    "test_kernels": KERNELS,
-    "test_products": [file for file in SIMULATOR if file.name.startswith("products_")],
+#: ThreadSanitizer makes threads ten times as slow: here it watches the programs that have some of their own.
+NAMES = {
+    "plain": sorted(PROGRAMS),
+    "address": sorted(PROGRAMS),
+    "thread": [name for name, program in PROGRAMS.items() if "pthread_create" in program.file.read_text()],
 }
-SIMULATOR_PROGRAMS = (
-    "test_simulator",
-    "test_chips",
-    "test_quant",
-    "test_dynamic",
-    "test_strict",
-    "test_control",
-    "test_random_calls",
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, c_tests.Workshop]:
+    return {way: c_tests.Workshop(tmp_path_factory.mktemp(way), c_tests.WAYS[way][0]) for way in NAMES}
+
+
+def test_every_program_is_found() -> None:
+    assert set(PROGRAMS) == {file.stem for file in (NATIVE / "tests").glob("test_*.c")} >= {"test_kernels"}
+    assert all(program.sources or program.needs_libraries for program in PROGRAMS.values())
+    assert NAMES["thread"]
+
+
+@pytest.mark.parametrize(("way", "name"), [(way, name) for way, names in NAMES.items() for name in names])
+def test_c_program(name: str, way: str, workshops: dict[str, c_tests.Workshop]) -> None:
+    assert c_tests.check(PROGRAMS[name], workshops[way], way) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "reported"),
+    [
+        ('int main(void) { puts("1 passed, 1 failed"); return 1; }', "ended with 1"),
+        ('int main(void) { puts("0 passed, 0 failed"); return 0; }', "ended with 0"),
+        (
+            'int main(void) { int *p = malloc(40); p += rand(); *p = 1; puts("1 passed, 0 failed"); }',
+            "AddressSanitizer",
+        ),
+        ("int main(void) { return unknown; }", "unknown"),
+    ],
 )
-SANITIZERS = {
-    "plain": ["-O2"],
-    "address+undefined": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-O1", "-g", "-fsanitize=thread"],
-}
-FOLDERS = [f"-I{NATIVE / 'kernels'}", f"-I{NATIVE / 'simulator'}", "-ffp-contract=off"]
+def test_a_program_that_fails_is_reported(text: str, reported: str, workshops: dict[str, c_tests.Workshop]) -> None:
+    source = workshops["address"].folder / "failing.c"
+    source.write_text(f"#include <stdio.h>\n#include <stdlib.h>\n{text}\n")
+    assert reported in c_tests.check(c_tests.Program(source, (), False), workshops["address"], "address")
 
 
-@pytest.fixture(scope="session")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
-    """The simulator's object files, compiled once for each sanitizer."""
-
-    @functools.cache
-    def build(sanitizer: str) -> list[Path]:
-        return compile_objects(tmp_path_factory.mktemp("simulator"), SIMULATOR, *FOLDERS, *SANITIZERS[sanitizer])
-
-    return build
+def test_the_corpus_of_the_fuzz_target(tmp_path: Path) -> None:
+    """What fuzzing once reached is replayed; a finding would show up as a crash or a report of a sanitizer."""
+    corpus = sorted(fuzz.CORPUS.glob("*"))
+    assert len(corpus) > 100
+    assert sum(file.stat().st_size for file in corpus) < fuzz.CORPUS_BYTES_MOST
+    assert fuzz.replay(corpus, tmp_path).endswith(f"{len(corpus)} inputs replayed\n")
 
 
-def check_program(name: str, sources: list[Path], sanitizer: str, folder: Path) -> None:
-    built = compile_c(folder / name, [TESTS / f"{name}.c", *sources], *FOLDERS, *SANITIZERS[sanitizer])
-    output = run(built)
-    assert " passed, 0 failed" in output
-    assert not output.startswith("0 passed")
+def test_the_built_libraries_work_without_python(tmp_path: Path) -> None:
+    """A C program loads them as they are installed and multiplies through the executor, with every simulator."""
+    from npumatmul.rknn.discovery import native_directory
 
-
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_c_program(program: str, sanitizer: str, tmp_path: Path) -> None:
-    check_program(program, PROGRAMS[program], sanitizer, tmp_path)
-
-
-@pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize("program", SIMULATOR_PROGRAMS)
-def test_simulator(program: str, sanitizer: str, simulator: Callable[[str], list[Path]], tmp_path: Path) -> None:
-    check_program(program, simulator(sanitizer), sanitizer, tmp_path)
-
-
-def test_libraries_of_all_versions(tmp_path: Path) -> None:
-    built = compile_c(tmp_path / "test_versions", [TESTS / "test_versions.c"], "-O2", "-ldl")
-    output = run(built, str(build_simulators(tmp_path)))
-    assert " passed, 0 failed" in output
+    libraries = Path(native_directory())
+    program = compile_c(tmp_path / "load_libraries", [NATIVE / "checks" / "load_libraries.c"], "-O2", "-ldl")
+    simulators = sorted(map(str, libraries.glob("libnpumm_sim*.so")))
+    assert len(simulators) > 1
+    output = run(program, str(libraries / "libnpumm.so"), *simulators)
+    assert output.endswith(f"load_libraries: {2 * len(simulators)} passed, 0 failed\n")
 
 
 def test_every_c_file_is_clean_by_itself(tmp_path: Path) -> None:

@@ -168,6 +168,15 @@ def test_int4_users_see_values_and_not_nibbles(version: str, monkeypatch: pytest
             np.testing.assert_array_equal(buffer.get(context.a), values)
 
 
+@pytest.mark.parametrize("version", WITH_INT4)
+def test_int4_matmul_is_numpys(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    a, b = rng.integers(-8, 8, (5, 200)).astype(ml_dtypes.int4), rng.integers(-8, 8, (200, 70)).astype(ml_dtypes.int4)
+    with opened(monkeypatch, version) as device:
+        np.testing.assert_array_equal(npu.matmul(a, b, device=device), expected(a, b))
+        assert device.stats().run_calls > 0
+
+
 def test_there_is_no_int4_before_1_6_0(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         opened(monkeypatch, "1.5.2") as device,

@@ -10,10 +10,13 @@ from typing import Annotated
 import typer
 
 import npumatmul
-from npumatmul.cli import generating, info, probing
+from npumatmul.cli import info, probing, simulating
 from npumatmul.errors import NpuError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
+app.add_typer(simulating.app, name="sim")
+
+DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
 
 DeviceOption = Annotated[
     str | None,
@@ -110,6 +113,8 @@ def generate_command(
     stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
+    from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
+
     request = generating.Request(
         model=model,
         prompt=generating.read_prompt(prompt),
@@ -131,7 +136,7 @@ def generate_command(
 
 @app.command("demo")
 def demo_command(
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = generating.DEMO_PROMPT,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,
     scheme: SchemeOption = "w16a16",
     device: DeviceOption = None,
@@ -139,6 +144,8 @@ def demo_command(
     seed: SeedOption = None,
 ) -> None:
     """Fetch a small language model (98 MB, once) and let it answer a prompt."""
+    from npumatmul.cli import generating
+
     request = generating.Request(
         model=generating.fetch_model(),
         prompt=prompt,
@@ -151,6 +158,30 @@ def demo_command(
     generating.answer(request)
 
 
+bench_app = typer.Typer(no_args_is_help=True, help="Measure single matmuls.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("matmul")
+def bench_matmul_command(
+    types: Annotated[str, typer.Option(help="fp16, int8, int4, separated by commas.")] = "fp16,int8",
+    shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
+    rows: Annotated[str, typer.Option(help="M where the shapes give none.")] = "1,8,64,256",
+    layouts: Annotated[str, typer.Option(help="Layouts of A and C: native, normal.")] = "native",
+    device: DeviceOption = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Save a table here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Save every repetition here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save a roofline plot here.")] = None,
+) -> None:
+    """Time each step of a matmul through the C API, beside the modelled time of the chip."""
+    from npumatmul.cli import benching
+
+    request = benching.Request(types, shapes, rows, layouts, device, repetitions, seed, csv, json, plot)
+    benching.run(request)
+
+
 def run() -> None:
     """Run the command line; errors that people can do something about are one line, not a stack trace."""
     try:
@@ -161,9 +192,10 @@ def run() -> None:
         sys.stderr.close()  # the reader has gone: nobody is left to be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in ("gguf", "tokenizers", "jinja2"):
+        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "matplotlib": "bench"}.get(error.name or "")
+        if extra is None:
             raise
-        sys.exit(f"npumatmul: language models need {error.name}: pip install 'npumatmul[llm]'")
-    except (NpuError, OSError, ValueError, TypeError) as error:
+        sys.exit(f"npumatmul: this needs {error.name}: pip install 'npumatmul[{extra}]'")
+    except (NpuError, OSError, ValueError, TypeError, RuntimeError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
         sys.exit(f"npumatmul: {error}")

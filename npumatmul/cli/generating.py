@@ -25,8 +25,6 @@ from npumatmul.llm import (
 )
 from npumatmul.llm.model import ContextFullError
 
-DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
-
 #: Everything but the answer goes to standard error, so that the answer can be piped on.
 console = Console(stderr=True, highlight=False)
 

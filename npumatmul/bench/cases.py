@@ -1,0 +1,183 @@
+"""What is measured: types, shapes, layouts."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from npumatmul.capabilities import Chip
+from npumatmul.mmtype import MatmulType
+from npumatmul.rknn import RuntimeVersion
+
+__all__ = ["TYPES", "Case", "cases_from", "parse_shapes"]
+
+#: Short names of the matmul types that the binding's buffers can be filled for.
+TYPES = {
+    "fp16": MatmulType.FLOAT16_FLOAT16_FLOAT32,
+    "int8": MatmulType.INT8_INT8_INT32,
+    "int4": MatmulType.INT4_INT4_INT16,
+}
+
+#: (K, N) of linear layers: SmolLM2-135M, TinyLlama-1.1B, Llama-2-7B, as far as one context takes them.
+LLM_LAYERS = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (2048, 256), (2048, 4096), (4096, 4096))
+SQUARES = (64, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matmul to measure.
+
+    Attributes
+    ----------
+    type_name : str
+        A key of `TYPES`.
+    m, k, n : int
+        Extents, as given to `rknn_matmul_create`.
+    ac_native : bool
+        Whether A and C are in native layout; B always is.
+    """
+
+    type_name: str
+    m: int
+    k: int
+    n: int
+    ac_native: bool = True
+
+    @property
+    def mm_type(self) -> MatmulType:
+        """The matmul type."""
+        return TYPES[self.type_name]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return self.m * self.k * self.n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of A, B and C together."""
+        t = self.mm_type
+        return t.a.nbytes(self.m * self.k) + t.b.nbytes(self.k * self.n) + t.c.nbytes(self.m * self.n)
+
+    def __str__(self) -> str:
+        return f"{self.type_name} {self.m}x{self.k}x{self.n} {'native' if self.ac_native else 'normal'}"
+
+    def problem(self, chip: Chip, runtime: RuntimeVersion) -> str | None:
+        """Why a chip cannot run this as one context, or None.
+
+        Examples
+        --------
+        >>> from npumatmul.capabilities import NEWEST_RUNTIME, chip
+        >>> Case("int8", 1, 100, 32).problem(chip("rk3588"), NEWEST_RUNTIME)
+        'K = 100 is not a multiple of 32'
+        """
+        limits = chip.type_limits(self.mm_type, runtime)
+        for name, value, multiple, largest in (
+            ("K", self.k, limits.k_multiple, limits.k_max),
+            ("N", self.n, limits.n_multiple, limits.n_max),
+        ):
+            if value % multiple:
+                return f"{name} = {value} is not a multiple of {multiple}"
+            if value > largest:
+                return f"{name} = {value} is above {largest}, the largest that is given to one context"
+        if self.ac_native and self.m > 1 and self.m % chip.native.row_multiple:
+            return f"M = {self.m} is neither 1 nor a multiple of {chip.native.row_multiple}, as native A and C ask"
+        if self.ac_native and limits.native_mk_max and self.m * self.k > limits.native_mk_max:
+            return f"M * K = {self.m * self.k} is above {limits.native_mk_max}, the most with native A and C"
+        return None
+
+
+def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple[int, int, int]]:
+    """Shapes from the notation of the command line.
+
+    Parameters
+    ----------
+    text : str
+        ``"llm"`` or ``"square"``; or ``"M,K,N;M,K,N"``, or ``"K,N;K,N"`` to be combined with `rows`; or the path of a
+        CSV file with the columns M, K, N.
+    rows : sequence of int
+        Values of M where the notation gives none.
+
+    Returns
+    -------
+    list of (M, K, N)
+
+    Raises
+    ------
+    ValueError
+        If the notation is wrong; the message shows the part that is.
+
+    Examples
+    --------
+    >>> parse_shapes("64,32;128,32", rows=(1, 4))
+    [(1, 64, 32), (4, 64, 32), (1, 128, 32), (4, 128, 32)]
+    """
+    if text == "llm":
+        return [(m, k, n) for (k, n), m in itertools.product(LLM_LAYERS, rows)]
+    if text == "square":
+        return [(size, size, size) for size in SQUARES]
+    if text.endswith(".csv"):
+        return _from_csv(Path(text))
+    shapes: list[tuple[int, int, int]] = []
+    for part in text.split(";"):
+        numbers = _numbers(part)
+        if len(numbers) == 3:
+            shapes.append((numbers[0], numbers[1], numbers[2]))
+        elif len(numbers) == 2:
+            shapes += [(m, numbers[0], numbers[1]) for m in rows]
+        else:
+            raise ValueError(f"shapes: {part!r} is neither M,K,N nor K,N")
+    return shapes
+
+
+def cases_from(
+    types: Sequence[str], shapes: Sequence[tuple[int, int, int]], layouts: Sequence[str] = ("native",)
+) -> list[Case]:
+    """Every combination of types, shapes and layouts.
+
+    Raises
+    ------
+    ValueError
+        If a type or layout has another name than those of `TYPES`, ``"native"`` and ``"normal"``.
+
+    Examples
+    --------
+    >>> [str(case) for case in cases_from(["int8"], [(1, 64, 32)], ["native", "normal"])]
+    ['int8 1x64x32 native', 'int8 1x64x32 normal']
+    """
+    for name in types:
+        if name not in TYPES:
+            raise ValueError(f"types: {name!r} is not known; there are {', '.join(TYPES)}")
+    for name in layouts:
+        if name not in ("native", "normal"):
+            raise ValueError(f"layouts: {name!r} is not known; there are native, normal")
+    return [
+        Case(type_name, m, k, n, layout == "native")
+        for type_name, (m, k, n), layout in itertools.product(types, shapes, layouts)
+    ]
+
+
+def _numbers(part: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in part.split(",")]
+    except ValueError as error:
+        raise ValueError(f"shapes: {part!r} is not a list of integers") from error
+    if min(numbers) < 1:
+        raise ValueError(f"shapes: {part!r} has an extent below 1")
+    return numbers
+
+
+def _from_csv(path: Path) -> list[tuple[int, int, int]]:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"M", "K", "N"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"shapes: {path} has no column {', '.join(sorted(missing))}")
+        shapes = []
+        for row in reader:
+            m, k, n = _numbers(f"{row['M']},{row['K']},{row['N']}")
+            shapes.append((m, k, n))
+        return shapes

@@ -1,0 +1,189 @@
+"""Measure one matmul, step by step, through the C API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.bench.cases import Case
+from npumatmul.context import MatmulContext
+from npumatmul.device import Device
+from npumatmul.mmtype import ElementType
+from npumatmul.ops import matmul, pack
+from npumatmul.rknn import MatmulLayout, MemSyncMode
+from npumatmul.timing import TIMINGS
+
+__all__ = ["Measurement", "Step", "measure"]
+
+
+class Step(Enum):
+    """What is timed; the values are the headings of tables."""
+
+    CREATE = "create context"
+    PACK_A = "pack A"
+    SYNC_A = "sync A"
+    BIND = "set_io_mem A, B, C"
+    RUN = "run"
+    SYNC_C = "sync C"
+    UNPACK_C = "unpack C"
+    END_TO_END = "matmul() end to end"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times of one case.
+
+    Attributes
+    ----------
+    case : Case
+    seconds : dict of Step to list of float
+        Every repetition.
+    modelled_seconds : float or None
+        Modelled time of the run on one core of the chip; never measured.
+    simulated : bool
+        Whether `seconds` are those of a CPU that simulates.
+    """
+
+    case: Case
+    seconds: dict[Step, list[float]]
+    modelled_seconds: float | None
+    simulated: bool
+
+    def quantile(self, step: Step, q: float) -> float:
+        """Seconds that a share `q` of the repetitions stayed within."""
+        return float(np.quantile(self.seconds[step], q))
+
+    def median(self, step: Step) -> float:
+        """Median seconds of a step."""
+        return self.quantile(step, 0.5)
+
+    @property
+    def operations_per_second(self) -> float:
+        """Two per multiply-accumulate, by the median run."""
+        return 2 * self.case.macs / self.median(Step.RUN)
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes of A, B and C, by the median run."""
+        return self.case.nbytes / self.median(Step.RUN)
+
+    @property
+    def beyond_run_seconds(self) -> float:
+        """What `matmul` takes beyond the run itself: packing, binding, synchronising, unpacking, and Python."""
+        return self.median(Step.END_TO_END) - self.median(Step.RUN)
+
+
+def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, seed: int = 0) -> Measurement:
+    """Measure a case and check its result.
+
+    Parameters
+    ----------
+    device : Device
+    case : Case
+    repetitions : int
+        Of each step, after `warmup` more that do not count.
+    warmup : int
+    seed : int
+        Of the random operands.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    ValueError
+        If the chip cannot run the case as one context.
+    RuntimeError
+        If the result is wrong: exact for integers, within the bound of float32 sums for float16.
+
+    Examples
+    --------
+    >>> with Device("sim:rk3588") as device:
+    ...     measurement = measure(device, Case("int8", 4, 64, 32), repetitions=3)
+    >>> measurement.simulated, len(measurement.seconds[Step.RUN])
+    (True, 3)
+    """
+    problem = case.problem(device.chip, device.runtime_version)
+    if problem is not None:
+        raise ValueError(f"{case}: {problem}")
+    a, b = _operands(case, np.random.default_rng(seed))
+    seconds: dict[Step, list[float]] = {step: [] for step in Step}
+    runtime = device.runtime
+    layouts = MatmulLayout.NATIVE, MatmulLayout.NATIVE if case.ac_native else MatmulLayout.NORM
+
+    def create() -> MatmulContext:
+        return device.context(case.mm_type, case.m, case.k, case.n, b_layout=layouts[0], ac_layout=layouts[1])
+
+    def timed(step: Step, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[step].append(time.perf_counter() - start)
+        return result
+
+    for _ in range(min(repetitions, 5)):  # contexts are costly: a few say enough
+        timed(Step.CREATE, create).close()
+    with create() as context, ExitStack() as buffers:
+        attrs = context.a, context.b, context.c
+        x, y, z = (buffers.enter_context(device.buffer(attr.size)) for attr in attrs)
+        y.put(context.b, b)
+
+        def bind() -> None:
+            for attr, buffer in zip(attrs, (x, y, z), strict=True):
+                runtime.matmul_set_io_mem(context.handle, buffer.memory.pointer, attr.struct)
+
+        y.memory.flush()
+        for _ in range(warmup + repetitions):
+            timed(Step.PACK_A, lambda: x.put(context.a, a))
+            timed(Step.SYNC_A, x.memory.flush)
+            timed(Step.BIND, bind)
+            timed(Step.RUN, lambda: runtime.matmul_run(context.handle))
+            timed(Step.SYNC_C, lambda: z.memory.sync(MemSyncMode.FROM_DEVICE))
+            result = timed(Step.UNPACK_C, lambda: z.get(context.c))
+        _check(case, a, b, result)
+    with pack(b, device=device) as packed:
+        for _ in range(warmup + repetitions):
+            timed(Step.END_TO_END, lambda: matmul(a, packed))
+    for step in Step:
+        if step is not Step.CREATE:
+            del seconds[step][:warmup]
+    model = TIMINGS.get(device.chip.soc)
+    modelled = None if model is None else model.run_seconds(case.mm_type, case.m, case.k, case.n)
+    return Measurement(case, seconds, modelled, device.simulated)
+
+
+def _operands(case: Case, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+    shapes = (case.m, case.k), (case.k, case.n)
+    a: NDArray[Any]
+    b: NDArray[Any]
+    if case.mm_type.a is ElementType.FLOAT16:
+        a, b = (rng.standard_normal(shape).astype(np.float16) for shape in shapes)
+    elif case.mm_type.a is ElementType.INT8:
+        a, b = (rng.integers(-128, 128, shape).astype(np.int8) for shape in shapes)
+    else:  # int4: small enough that no int16 sum overflows
+        a, b = (rng.integers(-1, 2, shape).astype(ml_dtypes.int4) for shape in shapes)
+    return a, b
+
+
+def _check(case: Case, a: NDArray[Any], b: NDArray[Any], result: NDArray[Any]) -> None:
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    exact = x @ y
+    if case.mm_type.a is ElementType.FLOAT16:
+        allowed = ((1 + 2.0**-24) ** (case.k + 1) - 1) * (np.abs(x) @ np.abs(y))
+    else:
+        allowed = np.zeros_like(exact)
+    wrong = np.abs(result.astype(np.float64) - exact) > allowed
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise RuntimeError(
+            f"{case}: wrong result, {int(wrong.sum())} of {wrong.size} elements; at ({row}, {column}) "
+            f"{result[row, column]} instead of {exact[row, column]}"
+        )

@@ -1,0 +1,138 @@
+"""The simulator's own functions (`native/include/npumatmul_sim.h`), and which of its libraries exist."""
+
+from __future__ import annotations
+
+import ctypes as C
+from pathlib import Path
+
+from npumatmul.errors import DeviceError, LibraryNotFoundError
+from npumatmul.rknn.discovery import native_directory
+from npumatmul.rknn.runtime import Runtime
+from npumatmul.rknn.version import RuntimeVersion
+
+#: Chips that the simulator knows.
+SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
+
+#: Settings, each the variable ``NPUMATMUL_SIM_<NAME>``, with their values where those are words (docs/simulator.md).
+SETTINGS: dict[str, tuple[str, ...] | None] = {
+    "limits": ("observed", "documented"),
+    "broken": ("0", "1"),
+    "overflow": ("saturate", "wrap", "error"),
+    "strict": ("0", "1"),
+    "rows": ("exact", "ceil4"),
+    "contexts": None,
+    "domain_bytes": None,
+    "faults": None,
+    "trace": None,
+}
+
+COUNTERS = (
+    "run_calls",
+    "set_io_mem_calls",
+    "mem_sync_calls",
+    "macs",
+    "contexts_now",
+    "memories_now",
+    "descriptors_now",
+    "bytes_now",
+)
+
+
+class _Counters(C.Structure):
+    """`npumm_sim_counters`."""
+
+    _fields_ = tuple((name, C.c_uint64) for name in COUNTERS)
+
+
+def libraries(folder: str | Path | None = None) -> dict[str, Path]:
+    """The libraries that are one version of the runtime each, by version, oldest first.
+
+    Examples
+    --------
+    >>> "2.3.2" in libraries()
+    True
+    """
+    prefix = "libnpumm_sim_"
+    places = Path(native_directory() if folder is None else folder).glob(f"{prefix}*.so")
+    found = {place.name[len(prefix) : -len(".so")]: place for place in places}
+    return dict(sorted(found.items(), key=lambda item: RuntimeVersion.parse(item[0]) or RuntimeVersion(0, 0, 0)))
+
+
+class Simulator:
+    """The functions that a simulator exports beside the vendor's.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        The loaded library.
+
+    Raises
+    ------
+    DeviceError
+        If the library is not the simulator.
+
+    Examples
+    --------
+    >>> from npumatmul.rknn import discovery
+    >>> Simulator(Runtime(discovery.simulator_path())).read_counters()["contexts_now"] >= 0
+    True
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        if runtime.simulated_soc() is None:
+            raise DeviceError(f"{runtime.path} is not the simulator: it counts and traces nothing")
+        library = runtime.library
+        try:
+            self._read_counters = library["npumm_sim_read_counters"]
+            self._reset_counters = library["npumm_sim_reset_counters"]
+            self._counters_json = library["npumm_sim_counters_json"]
+            self._trace_start = library["npumm_sim_trace_start"]
+            self._trace_stop = library["npumm_sim_trace_stop"]
+        except AttributeError as error:
+            raise LibraryNotFoundError(f"{runtime.path} is an older simulator: {error}; reinstall npumatmul") from error
+        self._read_counters.restype = None
+        self._read_counters.argtypes = (C.POINTER(_Counters),)
+        self._reset_counters.restype = None
+        self._reset_counters.argtypes = ()
+        self._counters_json.restype = C.c_size_t
+        self._counters_json.argtypes = (C.c_char_p, C.c_size_t)
+        self._trace_start.restype = C.c_int
+        self._trace_start.argtypes = (C.c_char_p,)
+        self._trace_stop.restype = None
+        self._trace_stop.argtypes = ()
+
+    def read_counters(self) -> dict[str, int]:
+        """The counters of `npumm_sim_counters`, by field."""
+        counters = _Counters()
+        self._read_counters(C.byref(counters))
+        return {name: int(getattr(counters, name)) for name in COUNTERS}
+
+    def reset_counters(self) -> None:
+        """Set the sums to 0; present values stay."""
+        self._reset_counters()
+
+    def counters_json(self) -> str:
+        """All counters as JSON text."""
+        length = self._counters_json(None, 0)
+        while True:
+            buffer = C.create_string_buffer(length + 1)
+            wanted = self._counters_json(buffer, len(buffer))
+            if wanted <= length:
+                return buffer.value.decode("ascii")
+            length = wanted  # it grew between the calls
+
+    def trace_start(self, path: str | Path) -> None:
+        """Write all calls from now on to `path`; ends a trace that is going on.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        code = self._trace_start(str(path).encode())
+        if code != 0:
+            raise OSError(f"npumm_sim_trace_start({str(path)!r}) returned {code}: the file cannot be written")
+
+    def trace_stop(self) -> None:
+        """End the trace; its file is complete then."""
+        self._trace_stop()

@@ -1,0 +1,301 @@
+"""Control of the simulator: which libraries there are, programs run on them, counters and traces.
+
+A C or C++ program that is linked with ``librknnrt.so`` runs on the simulator when it finds the simulator under that
+name; `environment` returns the variables that make it so, and ``npumatmul sim env`` sets them and starts the program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npumatmul.device import Device, current_device
+from npumatmul.errors import DeviceError
+from npumatmul.rknn import simulator
+from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator
+
+__all__ = [
+    "NEWEST_RUNTIME",
+    "SETTINGS",
+    "SOCS",
+    "Counters",
+    "counter_details",
+    "counters",
+    "environment",
+    "library_path",
+    "reset_counters",
+    "runtimes",
+    "trace",
+]
+
+NEWEST_RUNTIME = "2.3.2"
+
+
+def runtimes() -> tuple[str, ...]:
+    """Versions of the vendor's runtime that are simulated, oldest first.
+
+    Examples
+    --------
+    >>> runtimes()[-1]
+    '2.3.2'
+    """
+    return tuple(simulator.libraries())
+
+
+def library_path(runtime: str = NEWEST_RUNTIME) -> Path:
+    """Path of the simulator's library that has the functions of one version of the runtime, and no others.
+
+    Parameters
+    ----------
+    runtime : str
+        One of `runtimes`.
+
+    Raises
+    ------
+    DeviceError
+        If that version is not simulated; the message lists those that are.
+
+    Examples
+    --------
+    >>> library_path("2.3.2").name
+    'libnpumm_sim_2.3.2.so'
+    """
+    libraries = simulator.libraries()
+    if runtime not in libraries:
+        raise DeviceError(f"runtime {runtime!r} is not simulated; these are: {', '.join(libraries) or 'none'}")
+    return libraries[runtime]
+
+
+def environment(
+    soc: str = "rk3588",
+    runtime: str = NEWEST_RUNTIME,
+    *,
+    inherited: Mapping[str, str] | None = None,
+    **settings: str | int | bool,
+) -> dict[str, str]:
+    """Variables that make a program take the simulator for its ``librknnrt.so``.
+
+    Parameters
+    ----------
+    soc : str
+        The simulated chip, one of `SOCS`.
+    runtime : str
+        The simulated version of the runtime, one of `runtimes`.
+    inherited : mapping, optional
+        The variables that the program has already, ``os.environ`` by default: its search paths are kept behind ours.
+    **settings : str, int or bool
+        Settings of the simulator by name, such as ``strict=True`` or ``faults="run:after=3:code=-2"``: `SETTINGS` and
+        docs/simulator.md list them.
+
+    Returns
+    -------
+    dict of str to str
+        ``LD_LIBRARY_PATH`` (for running), ``LIBRARY_PATH`` (for linking with ``-lrknnrt``), ``NPUMATMUL_LIBRARY`` (for
+        npumatmul itself) and the ``NPUMATMUL_SIM_*`` variables.
+
+    Raises
+    ------
+    DeviceError
+        If the chip or the version is not simulated.
+    ValueError
+        If there is no such setting, or it has no such value.
+    OSError
+        If the folder for ``librknnrt.so`` cannot be made below ``$XDG_CACHE_HOME`` (``~/.cache`` by default).
+
+    Examples
+    --------
+    >>> variables = environment("rk3576", strict=True)
+    >>> variables["NPUMATMUL_SIM_SOC"], variables["NPUMATMUL_SIM_STRICT"]
+    ('rk3576', '1')
+    """
+    if soc not in SOCS:
+        raise DeviceError(f"chip {soc!r} is not simulated; these are: {', '.join(SOCS)}")
+    inherited = os.environ if inherited is None else inherited
+    library = library_path(runtime)
+    variables = {"NPUMATMUL_SIM_SOC": soc, "NPUMATMUL_SIM_RUNTIME": runtime}
+    for name, value in settings.items():
+        variables[f"NPUMATMUL_SIM_{name.upper()}"] = _setting(name, value)
+    folder = _folder_with_librknnrt(library, inherited)
+    for name in ("LD_LIBRARY_PATH", "LIBRARY_PATH"):
+        before = inherited.get(name)
+        variables[name] = f"{folder}:{before}" if before else str(folder)
+    variables["NPUMATMUL_LIBRARY"] = str(folder / "librknnrt.so")
+    return variables
+
+
+def _setting(name: str, value: str | int | bool) -> str:
+    if name not in SETTINGS:
+        raise ValueError(f"the simulator has no setting {name!r}; there are: {', '.join(SETTINGS)}")
+    text = str(int(value)) if isinstance(value, bool) else str(value)
+    values = SETTINGS[name]
+    if values is not None and text not in values:
+        raise ValueError(f"the simulator's setting {name!r} is {' or '.join(values)}, not {text!r}")
+    return text
+
+
+def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
+    """A folder that holds nothing but ``librknnrt.so``, a link to `library`; it stays, for programs that run later."""
+    base = inherited.get("XDG_CACHE_HOME")
+    key = hashlib.sha256(str(library).encode()).hexdigest()[:12]
+    folder = (Path(base) if base else Path.home() / ".cache") / "npumatmul" / "sim" / f"{library.stem}-{key}"
+    link = folder / "librknnrt.so"
+    if link.is_symlink() and os.readlink(link) == str(library):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    passing = folder / f".librknnrt.so.{os.getpid()}"
+    passing.unlink(missing_ok=True)
+    passing.symlink_to(library)
+    passing.replace(link)  # another process may look at the same moment
+    return folder
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the simulator counted since it was loaded or `reset_counters` was called.
+
+    Attributes
+    ----------
+    run_calls, set_io_mem_calls, mem_sync_calls : int
+        Calls of the runtime's functions, failed ones included.
+    macs : int
+        Multiply-accumulates of all runs, padding included.
+    contexts_now, memories_now : int
+        Living matmul contexts and ``rknn_tensor_mem`` structs.
+    descriptors_now : int
+        File descriptors that allocations hold.
+    bytes_now : int
+        Bytes of NPU memory allocated.
+    """
+
+    run_calls: int
+    set_io_mem_calls: int
+    mem_sync_calls: int
+    macs: int
+    contexts_now: int
+    memories_now: int
+    descriptors_now: int
+    bytes_now: int
+
+
+def counters(device: Device | str | None = None) -> Counters:
+    """Read the counters of the library that simulates a device.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default. Devices that share a library share its counters.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not simulated.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim:rk3588") as device:
+    ...     before = counters(device).run_calls
+    ...     _ = npu.matmul(np.ones((4, 32), np.int8), np.ones((32, 32), np.int8), device=device)
+    ...     counters(device).run_calls - before
+    1
+    """
+    return Counters(**_simulator(device).read_counters())
+
+
+def counter_details(device: Device | str | None = None) -> dict[str, Any]:
+    """All counters: calls and failures by function, bytes moved, multiply-accumulates by chip, type and core.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not simulated.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim:rk3588") as device:
+    ...     counter_details(device)["calls"]["rknn_matmul_create"] > 0
+    True
+    """
+    details = json.loads(_simulator(device).counters_json())
+    assert isinstance(details, dict)
+    return details
+
+
+def reset_counters(device: Device | str | None = None) -> None:
+    """Set the sums of `counters` to 0; the present values (``*_now``) stay what they are.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not simulated.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim:rk3588") as device:
+    ...     reset_counters(device)
+    ...     counters(device).run_calls
+    0
+    """
+    _simulator(device).reset_counters()
+
+
+@contextmanager
+def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Iterator[None]:
+    """Write every call of the C API within a ``with`` block to a file for chrome://tracing or ui.perfetto.dev.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file; one that exists is overwritten. One trace is written at a time: starting another ends the first.
+    device : Device or str, optional
+        The current device by default; devices that share a library are traced together.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not simulated.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with tempfile.NamedTemporaryFile() as file, npu.Device("sim:rk3588") as device:
+    ...     with trace(file.name, device):
+    ...         _ = npu.matmul(np.ones((4, 32), np.int8), np.ones((32, 32), np.int8), device=device)
+    ...     b"rknn_matmul_run" in file.read()
+    True
+    """
+    simulated = _simulator(device)
+    simulated.trace_start(os.fspath(path))
+    try:
+        yield
+    finally:
+        simulated.trace_stop()
+
+
+def _simulator(device: Device | str | None) -> Simulator:
+    chosen = current_device(device)
+    chosen.check_usable()
+    return Simulator(chosen.runtime)

@@ -1,0 +1,224 @@
+"""Control of the simulator from Python, and programs that run on it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npumatmul as npu
+from npumatmul import sim
+from npumatmul.errors import DeviceError
+from npumatmul.rknn import discovery
+from npumatmul.rknn.simulator import Simulator
+
+INT8 = np.ones((4, 32), np.int8), np.ones((32, 32), np.int8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "npumatmul.cli", "sim", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "120", **environment},
+        timeout=100,
+    )
+
+
+# ---- libraries and variables ---------------------------------------------------------------------------------------
+
+
+def test_every_version_has_a_library_with_its_own_functions() -> None:
+    """Facts 1.8: which functions appeared when."""
+    assert sim.runtimes() == ("1.5.2", "1.6.0", "2.0.0b0", "2.1.0", "2.3.0", "2.3.2")
+    since = {
+        "rknn_matmul_create": "1.5.2",
+        "rknn_mem_sync": "1.6.0",
+        "rknn_matmul_set_quant_params": "2.0.0b0",
+        "rknn_matmul_create_dynamic_shape": "2.1.0",
+    }
+    for runtime in sim.runtimes():
+        library = ctypes.CDLL(str(sim.library_path(runtime)))
+        for function, first in since.items():
+            assert hasattr(library, function) == (runtime >= first), (runtime, function)
+
+
+def test_the_chips_are_those_of_the_library() -> None:
+    library = ctypes.CDLL(str(discovery.simulator_path()))
+    for soc in sim.SOCS:
+        assert library.npumm_sim_select(soc.encode()) == 0
+    library.npumm_sim_select(None)
+
+
+@pytest.mark.parametrize("name", sorted(sim.SETTINGS))
+def test_the_settings_are_those_of_the_library(name: str, tmp_path: Path) -> None:
+    """The default, in a process of its own: settings belong to a whole library."""
+    example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json")}
+    values = sim.SETTINGS[name] or (example[name],)
+    text = (
+        "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
+        "sys.exit(any(library.npumm_sim_configure(sys.argv[2].encode(), v.encode()) for v in sys.argv[3:]))"
+    )
+    command = [sys.executable, "-c", text, str(discovery.simulator_path()), f"NPUMATMUL_SIM_{name.upper()}", *values]
+    assert subprocess.run(command, timeout=100).returncode == 0
+
+
+def test_environment(own_cache: Path) -> None:
+    variables = sim.environment("rk3576", "2.1.0", inherited={"LD_LIBRARY_PATH": "/a:/b"}, strict=True, contexts=7)
+    folder, _, rest = variables["LD_LIBRARY_PATH"].partition(":")
+    assert rest == "/a:/b"
+    assert os.listdir(folder) == ["librknnrt.so"]
+    assert (Path(folder) / "librknnrt.so").resolve() == sim.library_path("2.1.0").resolve()
+    assert {name: value for name, value in variables.items() if name.startswith("NPUMATMUL_SIM_")} == {
+        "NPUMATMUL_SIM_SOC": "rk3576",
+        "NPUMATMUL_SIM_RUNTIME": "2.1.0",
+        "NPUMATMUL_SIM_STRICT": "1",
+        "NPUMATMUL_SIM_CONTEXTS": "7",
+    }
+    assert "LD_PRELOAD" not in variables
+
+
+def test_no_empty_search_path_is_made() -> None:
+    """An empty entry of LD_LIBRARY_PATH means the working directory."""
+    for inherited in ({}, {"LD_LIBRARY_PATH": ""}):
+        assert not sim.environment(inherited=inherited)["LD_LIBRARY_PATH"].endswith(":")
+
+
+def test_a_link_that_leads_elsewhere_is_put_right(own_cache: Path) -> None:
+    link = Path(sim.environment()["NPUMATMUL_LIBRARY"])
+    link.unlink()
+    link.symlink_to("/nowhere")
+    assert Path(sim.environment()["NPUMATMUL_LIBRARY"]).resolve() == sim.library_path().resolve()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"soc": "rk3399"}, DeviceError, r"'rk3399' is not simulated.*rk3562, rk3566, rk3568, rk3576, rk3588"),
+        ({"runtime": "9.9"}, DeviceError, r"'9.9' is not simulated.*1.5.2, 1.6.0, 2.0.0b0, 2.1.0, 2.3.0, 2.3.2"),
+        ({"speed": "fast"}, ValueError, r"no setting 'speed'; there are: limits"),
+        ({"overflow": "explode"}, ValueError, r"'overflow' is saturate or wrap or error, not 'explode'"),
+    ],
+)
+def test_what_is_not_there(arguments: dict[str, str], kind: type[Exception], message: str, own_cache: Path) -> None:
+    with pytest.raises(kind, match=message):
+        sim.environment(**arguments)  # type: ignore[arg-type]
+    assert not own_cache.exists()
+
+
+# ---- counters and traces -------------------------------------------------------------------------------------------
+
+
+def test_counters(fresh_device: npu.Device) -> None:
+    packed = npu.pack(INT8[1], "int8", device=fresh_device)
+    npu.matmul(INT8[0], packed, device=fresh_device)
+    sim.reset_counters(fresh_device)
+    before = sim.counters(fresh_device)
+    assert (before.run_calls, before.set_io_mem_calls, before.mem_sync_calls, before.macs) == (0, 0, 0, 0)
+    assert before.contexts_now >= 2  # the device's own and that of the shape
+    npu.matmul(INT8[0], packed, device=fresh_device)
+    after = sim.counters(fresh_device)
+    assert (after.run_calls, after.macs) == (1, 4 * 32 * 32)
+    assert after.bytes_now == before.bytes_now
+    details = sim.counter_details(fresh_device)
+    assert details["calls"]["rknn_matmul_run"] == 1
+    assert details["macs"] == 4 * 32 * 32
+
+
+def test_a_library_that_is_not_the_simulator(fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(fresh_device.runtime), "simulated_soc", lambda _: None)
+    with pytest.raises(DeviceError, match="is not the simulator"):
+        Simulator(fresh_device.runtime)
+
+
+def test_trace(fresh_device: npu.Device, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    with sim.trace(file, fresh_device):
+        npu.matmul(*INT8, device=fresh_device)
+    npu.matmul(*INT8, device=fresh_device)
+    traced = json.loads(file.read_text())
+    events = traced["traceEvents"] if isinstance(traced, dict) else traced
+    assert sum(event["name"] == "rknn_matmul_run" for event in events) == 1
+    with pytest.raises(OSError, match="cannot be written"), sim.trace(tmp_path / "no" / "such", fresh_device):
+        pass
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+def test_path() -> None:
+    assert command_line("path").stdout == f"{sim.library_path('2.3.2')}\n"
+    assert command_line("path", "--runtime", "1.6.0").stdout == f"{sim.library_path('1.6.0')}\n"
+    done = command_line("path", "--runtime", "3")
+    assert done.returncode == 1
+    assert done.stderr.startswith("npumatmul: runtime '3' is not simulated; these are: 1.5.2")
+
+
+def test_env_runs_a_program_with_its_own_options_and_exit_code() -> None:
+    text = "import os, sys; print(os.environ['NPUMATMUL_SIM_SOC'], sys.argv[1:]); sys.exit(7)"
+    done = command_line("env", "--soc", "rk3562", "--", sys.executable, "-c", text, "--soc", "--strict")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "rk3562 ['--soc', '--strict']\n", "")
+
+
+def test_env_leaves_signals_to_the_program() -> None:
+    """It becomes the program: the caller sees how that one ended, and a closed pipe kills it as it should."""
+    done = command_line("env", "--", "sh", "-c", "kill -TERM $$")
+    assert done.returncode == -signal.SIGTERM
+    done = command_line("env", "--", "sh", "-c", "yes | head -n 1; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "y\n", "")
+    ignored = [
+        line for line in command_line("env", "--", "cat", "/proc/self/status").stdout.splitlines() if "SigIgn" in line
+    ]
+    own = [line for line in Path("/proc/self/status").read_text().splitlines() if "SigIgn" in line]
+    pipe = 1 << (signal.SIGPIPE - 1)
+    assert int(ignored[0].split()[1], 16) & pipe == 0
+    assert int(own[0].split()[1], 16) & pipe == pipe
+
+
+def test_env_without_a_program_prints_what_a_shell_can_read() -> None:
+    exports = command_line("env", "--runtime", "2.1.0", "--set", "faults=run:after=1:code=-2;query:code=-1").stdout
+    done = subprocess.run(
+        ["sh", "-c", f"{exports}\necho $NPUMATMUL_SIM_RUNTIME; echo $NPUMATMUL_SIM_FAULTS"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "2.1.0\nrun:after=1:code=-2;query:code=-1\n"
+
+
+def test_env_serves_npumatmul_itself() -> None:
+    done = command_line("env", "--soc", "rk3588", "--", sys.executable, "-m", "npumatmul.cli", "info", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["simulated"] is True
+    assert facts["chip"] == "rk3588"
+    assert facts["library"].endswith("/librknnrt.so")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--soc", "rk3399", "--", "true"], 1, "npumatmul: chip 'rk3399' is not simulated; these are: rk3562"),
+        (["--runtime", "0", "--", "true"], 1, "npumatmul: runtime '0' is not simulated"),
+        (["--set", "strict", "--", "true"], 1, "npumatmul: --set takes NAME=VALUE, not 'strict'"),
+        (["--set", "limits=none", "--", "true"], 1, "npumatmul: the simulator's setting 'limits'"),
+        (["--", "/nowhere/program"], 127, "npumatmul: /nowhere/program: No such file or directory"),
+        (["--", "/"], 126, "npumatmul: /: Permission denied"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], code: int, message: str) -> None:
+    done = command_line("env", *arguments)
+    assert done.returncode == code
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1

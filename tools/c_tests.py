@@ -1,0 +1,196 @@
+"""The C test programs: which there are, what each is made of, building and running them.
+
+    python3 tools/c_tests.py plain address thread valgrind     every program, in these ways
+
+A program is a ``native/tests/test_*.c``. The lines in its first comment that compile and run it say what it needs: its
+further sources (``simulator/products_*.c``), and, where it is run with ``../build``, a folder with the libraries. One
+that includes ``check.h`` and has no such lines needs all of the simulator's sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import packages
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "native"
+FLAGS = (
+    "-std=c17",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-ffp-contract=off",
+    *(f"-I{NATIVE / folder}" for folder in ("include", "kernels", "simulator")),
+)
+LIBRARIES = ("-lm", "-lpthread", "-ldl")
+
+#: How a program is compiled, and what it is run under.
+WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "plain": (("-O2",), ()),
+    "address": (("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
+    "thread": (("-O1", "-g", "-fsanitize=thread"), ()),
+    "valgrind": (("-O1", "-g"), ("valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full")),
+}
+#: Longest time of one program, in seconds: valgrind takes about thirty times as long as the machine.
+TIMEOUT = 900
+
+
+@dataclass(frozen=True)
+class Program:
+    """A test program: its file, its further sources, and whether it is run with a folder of libraries."""
+
+    file: Path
+    sources: tuple[Path, ...]
+    needs_libraries: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.file.stem
+
+
+def programs() -> dict[str, Program]:
+    """Every test program, by its name."""
+    return {file.stem: _program(file) for file in sorted((NATIVE / "tests").glob("test_*.c"))}
+
+
+def _program(file: Path) -> Program:
+    text = file.read_text()
+    comment = text.partition("*/")[0]
+    patterns = re.findall(r"(?:native/)?((?:kernels|simulator|executor)/\S*\.c)\b", comment)
+    needs_libraries = f"./{file.stem} ../build" in comment
+    if not patterns and not needs_libraries and '#include "check.h"' in text:
+        patterns = ["simulator/[a-z]*.c"]
+    sources = tuple(source for pattern in patterns for source in sorted(NATIVE.glob(pattern)))
+    if not sources and not needs_libraries:
+        raise ValueError(f"{file}: its first comment must have the line that compiles it, with the sources it needs")
+    return Program(file, sources, needs_libraries)
+
+
+def compile_program(output: Path, sources: Sequence[Path], *flags: str, compiler: str = "") -> None:
+    """Compile and link; `RuntimeError` with what the compiler says where it complains."""
+    _call([compiler or default_compiler(), *FLAGS, *flags, "-o", str(output), *map(str, sources), *LIBRARIES])
+
+
+def _call(command: Sequence[str], folder: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
+
+
+class Workshop:
+    """Builds programs in a folder with one compiler and one set of flags; what they share is compiled once."""
+
+    def __init__(self, folder: Path, flags: Sequence[str], compiler: str = "") -> None:
+        self.folder, self.flags, self.compiler = folder, tuple(flags), compiler or default_compiler()
+        self._objects: dict[Path, Path] = {}
+        self._libraries: Path | None = None
+        self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def build(self, program: Program) -> Path:
+        """Compile and link a program."""
+        output = self.folder / program.name
+        compile_program(output, [program.file, *self._compiled(program.sources)], *self.flags, compiler=self.compiler)
+        return output
+
+    def _compiled(self, sources: Sequence[Path]) -> list[Path]:
+        with self._lock:
+            for folder in {source.parent for source in sources}:
+                new = [source for source in sources if source.parent == folder and source not in self._objects]
+                place = self.folder / folder.name
+                place.mkdir(exist_ok=True)
+                if new:
+                    _call([self.compiler, *FLAGS, *self.flags, "-c", *map(str, new)], place)
+                self._objects.update({source: place / f"{source.stem}.o" for source in new})
+            return [self._objects[source] for source in sources]
+
+    def libraries(self) -> Path:
+        """A folder with the simulator's libraries, built as CMakeLists.txt does: exports.c once per version."""
+        with self._lock:
+            if self._libraries is None:
+                place = self.folder / "libraries"
+                place.mkdir()
+                flags = ("-O2", "-fPIC", "-fvisibility=hidden")
+                exports = NATIVE / "simulator" / "exports.c"
+                core = sorted(file for file in exports.parent.glob("*.c") if file != exports)
+                _call([self.compiler, *FLAGS, *flags, "-c", *map(str, core)], place)
+                objects = [place / f"{source.stem}.o" for source in core]
+                for version, number in {"": "", **_versions()}.items():
+                    library = place / (f"libnpumm_sim_{version}.so" if version else "libnpumm_sim.so")
+                    defines = [f"-DSIM_VERSION={number}", f'-DSIM_VERSION_NAME="{version}"'] if version else []
+                    sources = [exports, *objects]
+                    compile_program(library, sources, "-shared", *flags, *defines, compiler=self.compiler)
+                self._libraries = place
+            return self._libraries
+
+
+def _versions() -> dict[str, str]:
+    """The simulated versions of the runtime and their numbers, from CMakeLists.txt."""
+    line = re.search(r"foreach\(version (.*?)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert line is not None, "CMakeLists.txt has no loop over the versions of the simulator"
+    return dict(re.findall(r"(\S+)=(\d+)", line[1]))
+
+
+def default_compiler() -> str:
+    """The C compiler of this machine."""
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not found:
+        raise RuntimeError("the checks need a C compiler")
+    return found
+
+
+def check(program: Program, workshop: Workshop, way: str, runner: Sequence[str] = ()) -> str:
+    """Build and run one program; what went wrong, or an empty string."""
+    started = time.monotonic()
+    try:
+        command = [*WAYS[way][1], *runner, str(workshop.build(program))]
+        if program.needs_libraries:
+            command.append(str(workshop.libraries()))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return f"{program.name}, {way}: {error}"
+    line = (done.stdout.strip().splitlines() or ["it printed nothing"])[-1]
+    print(f"{program.name:18} {way:10} {time.monotonic() - started:6.1f} s  {line}", flush=True)
+    if done.returncode != 0 or not re.search(r"\b[1-9]\d* passed, 0 failed", line):
+        return f"{program.name}, {way}: ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return ""
+
+
+def main() -> None:
+    """Check every program in the ways that are named."""
+    parser = argparse.ArgumentParser(description="Compile and run the C tests.")
+    parser.add_argument("ways", nargs="+", choices=WAYS)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    if "valgrind" in options.ways:
+        packages.ensure("checking with valgrind", {"valgrind": "valgrind"})
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        workshops = {way: Workshop(Path(folder) / way, WAYS[way][0]) for way in options.ways}
+        results = [
+            pool.submit(check, program, workshop, way)
+            for way, workshop in workshops.items()
+            for program in programs().values()
+        ]
+        problems = [problem for problem in (result.result() for result in results) if problem]
+    if problems:
+        sys.exit("\n".join(problems))
+    print(f"{len(programs())} programs passed in {len(options.ways)} ways")
+
+
+if __name__ == "__main__":
+    main()
