@@ -150,6 +150,7 @@ class Placement:
         self._functions = _kernels.RuntimeFunctions(
             address("rknn_matmul_set_io_mem"), address("rknn_matmul_run"), address("rknn_mem_sync")
         )
+        _placements.add(self)
 
     @classmethod
     def of(cls, device: Device) -> Placement:
@@ -335,13 +336,28 @@ class Placement:
             try:
                 return MatmulContext(self._session, key)
             except (RknnFail, RknnMallocFail):
-                # Contexts are limited per process, which other devices or libraries in it share: give up our own,
-                # the least recently used first, before giving up.
-                spare = next((other for other in self._contexts if other not in wanted), None)
-                if spare is None:
+                # Contexts are limited per process: give up our own, the least recently used first, then those of
+                # other devices in it, before giving up.
+                if not self._spare_one(wanted) and not any(other.spare_one() for other in _others(self)):
                     raise
-                logger.info("no further context can be created; destroying %s", spare)
-                self._contexts.pop(spare).close()
+
+    def _spare_one(self, wanted: set[ContextSpec]) -> bool:
+        """Destroy the least recently used context that is not wanted, if there is one."""
+        spare = next((key for key in self._contexts if key not in wanted), None)
+        if spare is not None:
+            logger.info("no further context can be created; destroying %s", spare)
+            self._contexts.pop(spare).close()
+        return spare is not None
+
+    def spare_one(self) -> bool:
+        """Destroy a context for the sake of another device, unless this one is at work just now."""
+        device = self._device()
+        if device is None or not device.lock.acquire(blocking=False):
+            return False
+        try:
+            return device.usable and self._spare_one(set())
+        finally:
+            device.lock.release()
 
     def _grown(self, buffer: Memory | None, size: int) -> Memory:
         if buffer is not None and buffer.size >= size:
@@ -378,6 +394,14 @@ class Placement:
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
+
+
+#: The placements of all devices in the process, which share its contexts.
+_placements: weakref.WeakSet[Placement] = weakref.WeakSet()
+
+
+def _others(than: Placement) -> list[Placement]:
+    return [placement for placement in list(_placements) if placement is not than]
 
 
 __all__ = ["Placed", "Placement", "StoredWeight"]

@@ -208,6 +208,14 @@ def test_more_shapes_than_contexts(fresh_device: npu.Device) -> None:
     assert fresh_device.stats().contexts <= fresh_device.chip.memory.contexts
 
 
+def test_devices_share_the_contexts_of_the_process() -> None:
+    """Three devices that each want more contexts than a third of them: the idle ones give theirs up."""
+    with npu.Device("sim:rk3588") as first, npu.Device("sim:rk3588") as second, npu.Device("sim:rk3588") as third:
+        for device in (first, second, third, first):
+            for n in range(32, 32 * 100, 32):
+                assert (npu.matmul(np.ones((1, 64), np.int8), np.ones((64, n), np.int8), device=device) == 64).all()
+
+
 def test_nothing_grows_with_use(fresh_device: npu.Device) -> None:
     rng = np.random.default_rng(11)
 

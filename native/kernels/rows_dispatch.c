@@ -2,9 +2,19 @@
 #include "npumatmul_kernels.h"
 #include "rows.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Older clangs do not know "f16c" in __builtin_cpu_supports. That the system saves AVX registers, avx2 has shown. */
+static int has_f16c(void) {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 const npumm_row_kernels *npumm_rows(void) {
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &npumm_rows_avx2 : &npumm_rows_scalar;
+  return __builtin_cpu_supports("avx2") && has_f16c() ? &npumm_rows_avx2 : &npumm_rows_scalar;
 #elif defined(__aarch64__)
   return &npumm_rows_neon;
 #else

@@ -1,17 +1,25 @@
 #include "products.h"
 
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
 #include <sys/auxv.h>
 #ifndef HWCAP_ASIMDDP
 #define HWCAP_ASIMDDP (1u << 20)
 #endif
 #endif
 
+#if defined(__x86_64__)
+/* Older clangs do not know "f16c" in __builtin_cpu_supports. That the system saves AVX registers, avx2 has shown. */
+static int has_f16c(void) {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 const sim_products *sim_best_products(void) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    return &sim_products_avx2;
-  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &sim_products_avx2;
 #elif defined(__aarch64__)
   return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &sim_products_neon_dotprod : &sim_products_neon;
 #endif

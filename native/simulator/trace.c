@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <time.h>
+#include <sys/syscall.h> /* gettid() itself is in glibc from 2.30 on only */
 #include <unistd.h>
 
 #include "export.h"
@@ -69,7 +70,7 @@ void sim_trace_end(const char *name, int64_t start_us, int result) {
     fprintf(file,
             ",\n{\"name\":\"%s\",\"cat\":\"rknn\",\"ph\":\"X\",\"ts\":%lld,\"dur\":%lld,\"pid\":%d,\"tid\":%d,"
             "\"args\":{\"code\":%d%s%s}}",
-            name, (long long)start_us, (long long)(end_us - start_us), (int)getpid(), (int)gettid(), result,
+            name, (long long)start_us, (long long)(end_us - start_us), (int)getpid(), (int)syscall(SYS_gettid), result,
             *note ? "," : "", note);
   }
   pthread_mutex_unlock(&lock);
