@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from npumatmul.capabilities import Chip, chip, chip_here
-from npumatmul.context import ContextSpec, DynamicMatmulContext, MatmulContext
+from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.memory import Buffer, Slice, WeightMemory
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 from npumatmul.session import Session
+from npumatmul.spec import ContextSpec
 
 __all__ = ["Device", "DeviceStats", "current_device", "use_device"]
 

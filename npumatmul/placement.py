@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul import _kernels, layout
 from npumatmul._kernels import Conversion, ResultType, RowScaling, Step
-from npumatmul.context import ContextSpec, MatmulContext
+from npumatmul.context import MatmulContext
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, RknnFail, RknnMallocFail, rknn_error
 from npumatmul.memory import PAGE, Slice
@@ -22,6 +22,7 @@ from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
 from npumatmul.session import Memory
+from npumatmul.spec import ContextSpec
 
 logger = logging.getLogger(__name__)
 
