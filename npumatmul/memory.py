@@ -372,7 +372,7 @@ class Slice:
         self.start = start
         self.size = size
         self.reserved = reserved
-        self._memory = arena.session.wrap(arena.memory, start, size)
+        self._memory = arena.memory if arena.undivided else arena.session.wrap(arena.memory, start, size)
         self.address = self._memory.address
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
@@ -385,15 +385,24 @@ class Slice:
         """Give the slice back to its arena. Closing twice is allowed."""
         if not self.closed:
             self.closed = True
-            self.arena.session.release(self._memory)
+            if not self.arena.undivided:
+                self.arena.session.release(self._memory)
             self.arena.release(self)
 
 
 class Arena:
-    """A large allocation with a list of its free ranges, in order of their start; first fit."""
+    """A large allocation with a list of its free ranges, in order of their start; first fit.
+
+    Attributes
+    ----------
+    undivided : bool
+        Whether it serves one weight as a whole. Before 1.6.0 nothing but `rknn_matmul_set_io_mem` synchronises caches,
+        and it is not known to do so for slices (Q15), so each weight gets an allocation of its own.
+    """
 
     def __init__(self, session: Session, size: int) -> None:
         self.session = session
+        self.undivided = not session.runtime.has("rknn_mem_sync")
         self.memory = session.allocate(size)
         self.free = [(0, size)]
         self.slices: set[Slice] = set()
@@ -408,6 +417,7 @@ class Arena:
         reserved = round_up(size, SLICE_ALIGNMENT)
         for index, (start, length) in enumerate(self.free):
             if length >= reserved:
+                reserved = length if self.undivided else reserved
                 taken = Slice(self, start, size, reserved)
                 self.slices.add(taken)
                 rest = [(start + reserved, length - reserved)] if length > reserved else []
@@ -463,7 +473,9 @@ class WeightMemory:
             piece = arena.allocate(size)
             if piece is not None:
                 return piece
-        wanted = max(round_up(size, SLICE_ALIGNMENT), min(LARGEST_ARENA, max(SMALLEST_ARENA, self.bytes_reserved)))
+        wanted = round_up(size, SLICE_ALIGNMENT)
+        if self.session.runtime.has("rknn_mem_sync"):
+            wanted = max(wanted, min(LARGEST_ARENA, max(SMALLEST_ARENA, self.bytes_reserved)))
         room = self.capacity - self.bytes_reserved
         if round_up(size, SLICE_ALIGNMENT) > room:
             raise NpuMemoryError(

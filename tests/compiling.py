@@ -27,8 +27,9 @@ def compile_c(output: Path, sources: list[Path | str], *flags: str) -> Path:
 
 
 def run(program: Path, *arguments: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("NPUMATMUL_")}
     done = subprocess.run(
-        [str(program), *arguments], capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
+        [str(program), *arguments], capture_output=True, text=True, env={**clean, **environment}, timeout=300
     )
     assert done.returncode == 0, f"{program.name} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,6 @@ from objects import NATIVE, NORM, PAGE, K, M, N, bound, fill, operands
 import npumatmul as npu
 from npumatmul import Buffer, MatmulContext, MatmulLayout
 from npumatmul.rknn import Runtime
-from npumatmul.rknn.discovery import simulator_path
 from npumatmul.session import Memory
 
 # ---- strict memory: only what was synchronised and bound anew is seen ----------------------------------------------
@@ -22,18 +20,10 @@ from npumatmul.session import Memory
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[npu.Device]:
-    """Caches that are not coherent, and B that is copied when it is bound, as the simulator has them on request."""
-    runtime = Runtime(simulator_path("2.3.2"))
-    configure = runtime.library["npumm_sim_configure"]
-    configure.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
-    assert configure(b"NPUMATMUL_SIM_STRICT", b"1") == 0
-    os.environ["NPUMATMUL_SIM_RUNTIME"] = "2.3.2"
-    try:
-        with npu.Device("sim:rk3588") as device:
-            yield device
-    finally:
-        del os.environ["NPUMATMUL_SIM_RUNTIME"]
-        assert configure(b"NPUMATMUL_SIM_STRICT", None) == 0
+    """Caches that are not coherent, and B that is copied when it is bound, as all tests have them (conftest.py)."""
+    assert os.environ["NPUMATMUL_SIM_STRICT"] == "1"
+    with npu.Device("sim:rk3588") as device:
+        yield device
 
 
 @pytest.fixture(params=["allocations", "slices"])
