@@ -41,16 +41,14 @@ static void store_float32_scaled(const float *src, int64_t n, int first, double 
 /* Columns c to c + n of a row, gathered from their tiles and widened to 4 bytes. */
 static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t c, int64_t n,
                    uint32_t *block) {
-  for (int64_t done = 0; done < n;) {
-    const int64_t run = npumm_tiling_run(t, c + done, n - done);
-    const int64_t offset = npumm_tiling_offset(t, r, c + done);
+  for (npumm_walk walk = npumm_walk_row(t, r, c, n); walk.length > 0; npumm_walk_on(&walk)) {
+    uint32_t *to = block + (n - walk.left);
     if (type == NPUMM_C_INT16) {
-      const int16_t *values = (const int16_t *)src + offset;
-      for (int64_t i = 0; i < run; i++) block[done + i] = (uint32_t)(int32_t)values[i];
+      const int16_t *values = (const int16_t *)src + walk.offset;
+      for (int64_t i = 0; i < walk.length; i++) to[i] = (uint32_t)(int32_t)values[i];
     } else {
-      memcpy(block + done, (const uint32_t *)src + offset, (size_t)run * 4);
+      npumm_copy(to, (const uint32_t *)src + walk.offset, walk.length * 4);
     }
-    done += run;
   }
 }
 

@@ -2,6 +2,8 @@
 #ifndef NPUMATMUL_TILING_H
 #define NPUMATMUL_TILING_H
 
+#include <string.h>
+
 #include "npumatmul_kernels.h"
 
 /* Extents above this are refused, so that no product of two of them and an element size overflows int64. */
@@ -26,9 +28,44 @@ static inline int64_t npumm_tiling_run(const npumm_tiling *t, int64_t c, int64_t
   return in_tile < limit ? in_tile : limit;
 }
 
+/*
+ * A walk along one row: pieces of columns that stand side by side in memory, one tile after the other. The divisions of
+ * the tile formula are done once; from tile to tile the offset grows by a constant.
+ */
+typedef struct {
+  int64_t offset; /* in elements, of the piece at hand */
+  int64_t length; /* of the piece at hand; 0 at the end */
+  int64_t left;   /* columns that the walk has still to cover, this piece included */
+  int64_t to_next_tile;
+  int64_t tile_cols;
+} npumm_walk;
+
+static inline npumm_walk npumm_walk_row(const npumm_tiling *t, int64_t r, int64_t c, int64_t cols) {
+  const int64_t in_tile = t->tile_cols - c % t->tile_cols;
+  npumm_walk walk = {npumm_tiling_offset(t, r, c), npumm_tiling_run(t, c, cols), cols,
+                     (t->tile_rows - 1) * t->tile_cols + in_tile, t->tile_cols};
+  return walk;
+}
+
+static inline void npumm_walk_on(npumm_walk *walk) {
+  walk->left -= walk->length;
+  walk->offset += walk->to_next_tile;
+  walk->to_next_tile = walk->to_next_tile - walk->length + walk->tile_cols; /* from the second piece on, whole tiles */
+  walk->length = walk->left < walk->tile_cols ? walk->left : walk->tile_cols;
+}
+
 /* Whether two elements share a byte. */
 static inline int npumm_is_int4(npumm_conversion conversion) {
   return conversion == NPUMM_INT4 || conversion == NPUMM_INT4_HIGH_FIRST;
+}
+
+/* memcpy; the usual size of a native group, 16 bytes, is a single move instead of a call. */
+static inline void npumm_copy(void *dst, const void *src, int64_t bytes) {
+  if (bytes == 16) {
+    memcpy(dst, src, 16);
+  } else {
+    memcpy(dst, src, (size_t)bytes);
+  }
 }
 
 /* Bytes of `count` packed elements; int4 counts are even. */

@@ -28,16 +28,16 @@ int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const 
   }
   const int64_t element = npumm_element_bytes(conversion, 1);
   for (int64_t r = 0; r < tiling->rows; r++) {
-    for (int64_t c = 0; c < tiling->cols;) {
-      const int64_t run = npumm_tiling_run(tiling, c, tiling->cols - c);
-      const char *from = (const char *)src + npumm_tiling_offset(tiling, r, c) * element;
-      char *to = (char *)dst + r * dst_row_stride + c * dst_col_stride;
+    for (npumm_walk walk = npumm_walk_row(tiling, r, 0, tiling->cols); walk.length > 0; npumm_walk_on(&walk)) {
+      const char *from = (const char *)src + walk.offset * element;
+      char *to = (char *)dst + r * dst_row_stride + (tiling->cols - walk.left) * dst_col_stride;
       if (dst_col_stride == element) {
-        memcpy(to, from, (size_t)(run * element));
+        npumm_copy(to, from, walk.length * element);
       } else {
-        for (int64_t i = 0; i < run; i++) memcpy(to + i * dst_col_stride, from + i * element, (size_t)element);
+        for (int64_t i = 0; i < walk.length; i++) {
+          memcpy(to + i * dst_col_stride, from + i * element, (size_t)element);
+        }
       }
-      c += run;
     }
   }
   return NPUMM_OK;
