@@ -334,8 +334,18 @@ class Buffer:
             if buffer is not None and buffer._left and not buffer._memory.viewed():
                 buffer._session.release_later(buffer._memory)
 
+        self.settle()
         self._memory.add_view(pages, writable, gone)
         return pages
+
+    def settle(self) -> None:
+        """Count what may have been written through views that are gone; while they live every run looks by itself."""
+        for view in self._memory.take_ended_writers():
+            self._memory.mark_written()
+            with self._memory.allocation.lock:
+                written = [buffer for buffer in self._family if view.touches(buffer._memory)]
+            for buffer in written:
+                buffer._writes += 1
 
     def _wrote(self) -> None:
         """The CPU wrote here."""
