@@ -17,10 +17,13 @@ from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
@@ -31,6 +34,7 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
 from npumatmul.rknn import MatmulLayout, QuantType
 
@@ -42,14 +46,17 @@ __all__ = [
     "MatmulContext",
     "MatmulLayout",
     "MatmulType",
+    "NpuArray",
     "PackedWeight",
     "QuantType",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "errors",
     "inner",
     "linear",
@@ -62,6 +69,7 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")

@@ -1,5 +1,6 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
+from npumatmul.ops.array import NpuArray, asarray, empty, zeros
 from npumatmul.ops.einsum import einsum
 from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, vdot, vecdot, vecmat
 from npumatmul.ops.matmul import matmul
@@ -7,10 +8,13 @@ from npumatmul.ops.packed import PackedWeight, pack
 from npumatmul.ops.settings import config, settings
 
 __all__ = [
+    "NpuArray",
     "PackedWeight",
+    "asarray",
     "config",
     "dot",
     "einsum",
+    "empty",
     "inner",
     "linear",
     "matmul",
@@ -22,4 +26,5 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]

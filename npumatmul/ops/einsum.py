@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device
+from npumatmul.ops.array_products import giving_npu_arrays
 from npumatmul.ops.matmul import matmul, npu_kind
 from npumatmul.ops.settings import settings
 
@@ -18,6 +19,7 @@ __all__ = ["einsum"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@giving_npu_arrays
 def einsum(
     subscripts: Any,
     /,

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device, current_device
+from npumatmul.ops.array_products import involves_npu_arrays, matmul_of_arrays
 from npumatmul.ops.packed import PackedWeight, _pack, multiply_rows, native_order
 from npumatmul.ops.settings import settings
 from npumatmul.quant.schemes import cast_advice
@@ -66,7 +67,8 @@ def matmul(
     -------
     ndarray, shape (..., M, N)
         Without M for a 1-D `a`, without N for a 1-D `b`; a scalar for both. float32 for floats, int32 for integers;
-        the table in this module says what is computed how. `out` if it was given.
+        the table in this module says what is computed how. `out` if it was given. An `NpuArray` where `a` or `b` is
+        one.
 
     Raises
     ------
@@ -93,6 +95,8 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
+    if involves_npu_arrays(a, b, out):
+        return matmul_of_arrays(matmul, a, b, out, device, {"dtype": dtype})
     left = np.asarray(a)
     if isinstance(b, PackedWeight):
         kind = "integer" if b.scheme.result == np.int32 else "float"
