@@ -193,6 +193,7 @@ def bench_matmul_command(
     shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
     rows: Annotated[str, typer.Option(help="M where the shapes give none.")] = "1,8,64,256",
     layouts: Annotated[str, typer.Option(help="Layouts of A and C: native, normal.")] = "native",
+    cores: Annotated[str, typer.Option(help="How many NPU cores share N, separated by commas.")] = "1",
     device: DeviceOption = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
@@ -203,8 +204,26 @@ def bench_matmul_command(
     """Time each step of a matmul through the C API, beside the modelled time of the chip."""
     from npumatmul.cli import benching
 
-    request = benching.Request(types, shapes, rows, layouts, device, repetitions, seed, csv, json, plot)
+    request = benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, csv, json, plot)
     benching.run(request)
+
+
+@bench_app.command("demo")
+def bench_demo_command(
+    arguments: Annotated[
+        list[str], typer.Argument(help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]")
+    ],
+    device: DeviceOption = None,
+) -> None:
+    """Print what the vendor's static matmul demo prints for the same arguments."""
+    from npumatmul.bench.demo import parse_demo, run_demo
+    from npumatmul.device import current_device
+
+    request = parse_demo(arguments)
+    chosen = current_device(device)
+    if chosen.simulated:
+        typer.echo(f"npumatmul: the times are those of a CPU that simulates {chosen.chip.soc}", err=True)
+    raise typer.Exit(0 if run_demo(chosen, request) else 1)
 
 
 def run() -> None:
