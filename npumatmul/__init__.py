@@ -10,7 +10,7 @@ array([[3., 3.],
 
 from importlib.metadata import version as _version
 
-from npumatmul import errors
+from npumatmul import errors, quant
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
@@ -36,6 +36,7 @@ from npumatmul.ops import (
     vecdot,
     vecmat,
 )
+from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -50,7 +51,9 @@ __all__ = [
     "MatmulOptions",
     "MatmulType",
     "PackedWeight",
+    "QuantParams",
     "QuantType",
+    "QuantizedWeight",
     "TensorAttr",
     "capabilities",
     "config",
@@ -65,6 +68,7 @@ __all__ = [
     "matvec",
     "outer",
     "pack",
+    "quant",
     "tensordot",
     "use_device",
     "vdot",
