@@ -17,6 +17,9 @@ from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    Matmul,
+    MatmulFuture,
+    MatmulOptions,
     PackedWeight,
     config,
     dot,
@@ -24,6 +27,7 @@ from npumatmul.ops import (
     inner,
     linear,
     matmul,
+    matmul_async,
     matvec,
     outer,
     pack,
@@ -40,8 +44,11 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Matmul",
     "MatmulContext",
+    "MatmulFuture",
     "MatmulLayout",
+    "MatmulOptions",
     "MatmulType",
     "PackedWeight",
     "QuantParams",
@@ -57,6 +64,7 @@ __all__ = [
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",
