@@ -17,6 +17,9 @@ from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    Matmul,
+    MatmulFuture,
+    MatmulOptions,
     NpuArray,
     PackedWeight,
     asarray,
@@ -27,6 +30,7 @@ from npumatmul.ops import (
     inner,
     linear,
     matmul,
+    matmul_async,
     matvec,
     outer,
     pack,
@@ -44,8 +48,11 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Matmul",
     "MatmulContext",
+    "MatmulFuture",
     "MatmulLayout",
+    "MatmulOptions",
     "MatmulType",
     "NpuArray",
     "PackedWeight",
@@ -64,6 +71,7 @@ __all__ = [
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",

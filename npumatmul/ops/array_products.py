@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device import Device, current_device
+from npumatmul.device import Device
 from npumatmul.direct import Rows, direct_type, multiply
 from npumatmul.ops.array import NpuArray, asarray, empty
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
-__all__ = ["giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
+__all__ = ["device_of", "giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def giving_npu_arrays(function: _Function) -> _Function:
     def wrapped(*args: Any, **options: Any) -> Any:
         if not involves_npu_arrays(*args, *options.values()):
             return function(*args, **options)
-        device = _device([*args, *options.values()], options.pop("device", None))
+        device = device_of([*args, *options.values()], options.pop("device", None))
         out = options.pop("out", None)
         if out is None:
             result = function(*map(host, args), device=device, **{k: host(v) for k, v in options.items()})
@@ -72,7 +72,7 @@ def matmul_of_arrays(
     """
     target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
     given = {name: value for name, value in options.items() if value is not None}
-    where = b.device if isinstance(b, PackedWeight) else _device([a, b, target], device)
+    where = b.device if isinstance(b, PackedWeight) else device_of([a, b, target], device)
     if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and set(given) <= {"dtype"}:
         result = _in_place(a, b, target, given.get("dtype"))
         if result is not None:
@@ -112,7 +112,7 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     return result if multiply(readable, m, stored, mm_type, writable) else None
 
 
-def _device(given: list[Any], device: Device | str | None) -> Device:
+def device_of(given: list[Any], device: Device | str | None) -> Device:
     """The device that was named, else that of the arrays."""
     if device is not None:
         return current_device(device)

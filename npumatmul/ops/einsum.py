@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from npumatmul.device import Device
 from npumatmul.ops.array_products import giving_npu_arrays
-from npumatmul.ops.matmul import matmul, npu_kind
+from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
+from npumatmul.ops.shapes import npu_kind
 
 __all__ = ["einsum"]
 
