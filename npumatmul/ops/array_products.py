@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device import Device
+from npumatmul.device import Device, current_device
 from npumatmul.direct import Rows, direct_type, multiply
 from npumatmul.ops.array import NpuArray, asarray, empty
 from npumatmul.ops.array_memory import DTYPES
