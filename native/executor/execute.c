@@ -86,10 +86,10 @@ static int pack_a(call *c, const npumm_range *m, const npumm_range *k, const npu
   const npumm_placed_matmul *p = c->placed;
   const npumm_tiling tiling =
       matrix_tiling(m->length, k->length, context->padded_m, context->padded_k, context->a_group);
-  const int code = npumm_pack(&tiling, p->a_conversion,
-                              c->a + m->start * c->a_row_stride + k->start * c->a_col_stride, c->a_row_stride,
-                              c->a_col_stride, p->a_scaling == NPUMM_ROWS_UNSCALED ? NULL : c->row_scale,
-                              data_of(p->a_memory), (int64_t)p->a_memory->size);
+  const npumm_values values = {.conversion = p->a_conversion,
+                               .row_scale = p->a_scaling == NPUMM_ROWS_UNSCALED ? NULL : c->row_scale};
+  const int code = npumm_pack(&tiling, &values, c->a + m->start * c->a_row_stride + k->start * c->a_col_stride,
+                              c->a_row_stride, c->a_col_stride, data_of(p->a_memory), (int64_t)p->a_memory->size);
   return code ? fail(c, NPUMM_STEP_PACK_A, code) : 0;
 }
 

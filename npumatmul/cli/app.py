@@ -158,6 +158,31 @@ def demo_command(
     generating.answer(request)
 
 
+@app.command("perplexity")
+def perplexity_command(
+    text: Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="A GGUF file of the llama architecture; by default the demo's.")
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option(help="One or more, separated by commas; 'float32' computes with numpy, without an NPU.")
+    ] = "w16a16",
+    device: DeviceOption = None,
+    context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window.")] = 512,
+    stride: Annotated[int, typer.Option("--stride", min=0, help="Tokens between windows; 0: one after another.")] = 0,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Windows at most.")] = None,
+    reference: Annotated[bool, typer.Option(help="Compare with the model in float32 on numpy.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on a text: perplexity, and KL divergence and top-1 agreement with its float32 logits."""
+    from npumatmul.cli import evaluating
+
+    request = evaluating.Request(
+        model, text, tuple(scheme.split(",")), device, context, stride, chunks, reference, as_json
+    )
+    evaluating.perplexity(request)
+
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure single matmuls.")
 app.add_typer(bench_app, name="bench")
 
