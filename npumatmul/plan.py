@@ -71,6 +71,8 @@ class WeightPlan:
         What M above 1 is a multiple of.
     ac_native : bool
         Whether A and C are in native layout.
+    row_images : int
+        Rows of A that a row of the left operand becomes: 2 where it is split into two halves, else 1.
     """
 
     soc: str
@@ -82,6 +84,7 @@ class WeightPlan:
     m_max: int
     row_multiple: int
     ac_native: bool
+    row_images: int = 1
 
 
 def plan_weight(
@@ -168,11 +171,18 @@ class MatmulPlan:
     m : int
     weight : WeightPlan
     m_spans : tuple of Span
+        Padded lengths are rows of A, `row_images` for each row.
+    cores : int
+        How many NPU cores work on it.
+    tile_cores : tuple of int
+        The core of each span of N, below `cores`; empty: all on core 0.
     """
 
     m: int
     weight: WeightPlan
     m_spans: tuple[Span, ...]
+    cores: int = 1
+    tile_cores: tuple[int, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -239,8 +249,9 @@ def plan_matmul(m: int, weight: WeightPlan) -> MatmulPlan:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")
     buckets = row_buckets(weight.m_max, weight.row_multiple)
     spans = []
-    for start in range(0, m, buckets[-1]):
-        length = min(buckets[-1], m - start)
-        padded = next(size for size in buckets if size >= length)
+    most = buckets[-1] // weight.row_images
+    for start in range(0, m, most):
+        length = min(most, m - start)
+        padded = next(size for size in buckets if size >= length * weight.row_images)
         spans.append(Span(start, length, padded))
     return MatmulPlan(m, weight, tuple(spans))
