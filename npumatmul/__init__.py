@@ -10,13 +10,16 @@ array([[3., 3.],
 
 from importlib.metadata import version as _version
 
-from npumatmul import errors
+from npumatmul import errors, quant
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    Matmul,
+    MatmulFuture,
+    MatmulOptions,
     PackedWeight,
     config,
     dot,
@@ -24,6 +27,7 @@ from npumatmul.ops import (
     inner,
     linear,
     matmul,
+    matmul_async,
     matvec,
     outer,
     pack,
@@ -32,6 +36,7 @@ from npumatmul.ops import (
     vecdot,
     vecmat,
 )
+from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -39,11 +44,16 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Matmul",
     "MatmulContext",
+    "MatmulFuture",
     "MatmulLayout",
+    "MatmulOptions",
     "MatmulType",
     "PackedWeight",
+    "QuantParams",
     "QuantType",
+    "QuantizedWeight",
     "TensorAttr",
     "capabilities",
     "config",
@@ -54,9 +64,11 @@ __all__ = [
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",
+    "quant",
     "tensordot",
     "use_device",
     "vdot",

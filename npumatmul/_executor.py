@@ -117,7 +117,7 @@ class ActivationStruct(C.Structure):
     _fields_ = (
         ("conversion", C.c_int),
         ("scaling", C.c_int),
-        ("levels", C.c_float),
+        ("levels", C.c_int32),
         ("clip", C.c_float),
         ("static_scale", C.c_float),
         ("static_zero", C.c_int32),

@@ -29,6 +29,16 @@ class Conversion(IntEnum):
     F32_TO_F16 = 4
     F32_TO_I8 = 5
     INT4_HIGH_FIRST = 6
+    F32_TO_I4 = 7
+    F32_TO_I4_HIGH_FIRST = 8
+    F32_TO_I4_SPLIT = 9
+    F32_TO_I4_SPLIT_HIGH_FIRST = 10
+    F32_TO_F16_LOW = 11
+
+    @property
+    def row_images(self) -> int:
+        """Rows of the packed image per row of the source: 2 where a value is split into int4 halves, else 1."""
+        return 2 if self in (Conversion.F32_TO_I4_SPLIT, Conversion.F32_TO_I4_SPLIT_HIGH_FIRST) else 1
 
 
 class RowScaling(IntEnum):
@@ -49,17 +59,38 @@ class Tiling(C.Structure):
     )
 
 
+class Values(C.Structure):
+    """`npumm_values`: a conversion with what it needs per row and what it tells about each."""
+
+    _fields_ = (("conversion", C.c_int), ("row_scale", C.c_void_p), ("row_zero", C.c_void_p), ("row_sum", C.c_void_p))
+
+
+_SOURCE_BYTES = {
+    Conversion.COPY_8: 1,
+    Conversion.COPY_16: 2,
+    Conversion.INT4: 1,
+    Conversion.INT4_HIGH_FIRST: 1,
+}
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "npumm_packed_bytes": (C.c_int64, (C.POINTER(Tiling), C.c_int)),
     "npumm_pack": (
         C.c_int,
-        (C.POINTER(Tiling), C.c_int, C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_void_p, C.c_int64),
+        (C.POINTER(Tiling), C.POINTER(Values), C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
     ),
     "npumm_unpack": (
         C.c_int,
         (C.POINTER(Tiling), C.c_int, C.c_void_p, C.c_int64, C.c_void_p, C.c_int64, C.c_int64),
     ),
     "npumm_absmax_rows": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
+    "npumm_symmetric_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p),
+    ),
+    "npumm_asymmetric_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
+    ),
     "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
     "npumm_instruction_set": (C.c_char_p, ()),
 }
@@ -102,21 +133,55 @@ def pack(
     destination: int,
     destination_bytes: int,
     row_scale: NDArray[np.float32] | None = None,
+    row_zero: NDArray[np.int32] | None = None,
+    row_sum: NDArray[np.int32] | None = None,
 ) -> None:
-    """Pack a 2-D array of any strides into the tiles at the address `destination`."""
-    if source.shape != (tiling.rows, tiling.cols):
+    """Pack a 2-D array of any strides into the tiles at the address `destination`.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        Of the packed image, which has `Conversion.row_images` rows for each row of the source.
+    conversion : Conversion
+    source : ndarray, shape (M, K)
+        Of the dtype that `conversion` reads.
+    destination, destination_bytes : int
+    row_scale : ndarray of float32, shape (M,), optional
+    row_zero : ndarray of int32, shape (M,), optional
+        Zero points: quantization is asymmetric then.
+    row_sum : ndarray of int32, shape (M,), optional
+        Receives the sum of the integers of each row.
+
+    Raises
+    ------
+    NotFiniteError
+        If a value to be quantized is an inf or nan.
+    ValueError
+        If the arguments do not fit together.
+    """
+    rows = source.shape[0]
+    if source.ndim != 2 or (rows * conversion.row_images, source.shape[1]) != (tiling.rows, tiling.cols):
         raise ValueError(f"pack: source is {source.shape}, the tiling says {(tiling.rows, tiling.cols)}")
-    if row_scale is not None and (row_scale.shape != (tiling.rows,) or not row_scale.flags.c_contiguous):
-        raise ValueError(f"pack: row_scale must be a contiguous array of {tiling.rows} float32")
+    if source.itemsize != _SOURCE_BYTES.get(conversion, 4):
+        raise ValueError(f"pack: {conversion.name} does not read {source.dtype}")
+    for name, array, dtype in (
+        ("row_scale", row_scale, np.float32),
+        ("row_zero", row_zero, np.int32),
+        ("row_sum", row_sum, np.int32),
+    ):
+        if array is not None and (array.shape != (rows,) or array.dtype != dtype or not array.flags.c_contiguous):
+            raise ValueError(f"pack: {name} must be a contiguous array of {rows} {np.dtype(dtype)}")
+    addresses = (None if array is None else array.ctypes.data for array in (row_scale, row_zero, row_sum))
     code = library().npumm_pack(
         C.byref(tiling),
-        conversion,
+        C.byref(Values(conversion, *addresses)),
         source.ctypes.data,
         *source.strides,
-        None if row_scale is None else row_scale.ctypes.data,
         destination,
         destination_bytes,
     )
+    if code == NOT_FINITE:
+        raise NotFiniteError("the array holds an inf or nan, which cannot be quantized")
     _check("npumm_pack", code, tiling)
 
 
@@ -141,10 +206,60 @@ def absmax_rows(source: NDArray[np.float32]) -> NDArray[np.float32]:
     result = np.empty(source.shape[0], np.float32)
     code = library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
     _check("npumm_absmax_rows", code)
-    bad = np.flatnonzero(result < 0)
-    if bad.size:
-        raise NotFiniteError(f"row {int(bad[0])} holds an inf or nan, which cannot be quantized")
+    _check_finite(result)
     return result
+
+
+def symmetric_scales(source: NDArray[np.float32], levels: int = 127, clip: float = 1.0) -> NDArray[np.float32]:
+    """Scale of each row for symmetric quantization: ``clip * absmax / levels``, 1 for a row of zeros.
+
+    Parameters
+    ----------
+    source : ndarray of float32, shape (rows, cols)
+        Of any strides.
+    levels : int
+        Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for int8 that is split into int4 halves.
+    clip : float
+        Within (0, 1].
+
+    Raises
+    ------
+    NotFiniteError
+        If a row holds an inf or a nan.
+
+    Examples
+    --------
+    >>> symmetric_scales(np.array([[1, -254], [0, 0]], np.float32))
+    array([2., 1.], dtype=float32)
+    """
+    scale = np.empty(source.shape[0], np.float32)
+    code = library().npumm_symmetric_scales(
+        source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data
+    )
+    _check("npumm_symmetric_scales", code)
+    _check_finite(scale)
+    return scale
+
+
+def asymmetric_scales(
+    source: NDArray[np.float32], levels: int = 127, clip: float = 1.0
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scale and zero point of each row for quantization onto ``-levels - 1 .. levels``; 0 is represented exactly.
+
+    Parameters and errors are those of `symmetric_scales`.
+
+    Examples
+    --------
+    >>> asymmetric_scales(np.array([[-51, 204]], np.float32))
+    (array([1.], dtype=float32), array([-77], dtype=int32))
+    """
+    scale, zero = np.empty(source.shape[0], np.float32), np.empty(source.shape[0], np.int32)
+    code = library().npumm_asymmetric_scales(
+        source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data, zero.ctypes.data
+    )
+    _check("npumm_asymmetric_scales", code)
+    _check_finite(scale)
+    return scale, zero
 
 
 def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -161,6 +276,12 @@ def describe(tiling: Tiling) -> str:
         f"({tiling.rows}, {tiling.cols}) padded to ({tiling.padded_rows}, {tiling.padded_cols}) "
         f"in tiles of ({tiling.tile_rows}, {tiling.tile_cols})"
     )
+
+
+def _check_finite(marked: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(marked < 0)
+    if bad.size:
+        raise NotFiniteError(f"row {int(bad[0])} holds an inf or nan, which cannot be quantized")
 
 
 def _check(function: str, code: int, tiling: Tiling | None = None) -> None:

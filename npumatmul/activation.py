@@ -56,7 +56,7 @@ class Activation:
                 f"Activation: levels ({self.levels}) and static_scale ({self.static_scale}) have to be positive, "
                 f"clip ({self.clip}) above 0 and at most 1"
             )
-        values = (self.read_as, self.conversion, self.scaling, self.levels, self.clip, self.static_scale)
+        values = (self.conversion, self.scaling, self.levels, self.clip, self.static_scale, self.static_zero)
         object.__setattr__(self, "_hash", hash(values))  # computed once: it is looked up on every matmul
 
     def __hash__(self) -> int:

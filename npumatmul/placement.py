@@ -197,6 +197,7 @@ class Placement:
                 piece.address,
                 piece.size,
                 None if row.row_scale is None else row.row_scale[rows],
+                None if row.row_zero is None else row.row_zero[rows],
             )
         except BaseException:
             device.weights.release([piece])

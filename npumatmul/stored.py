@@ -32,12 +32,15 @@ class TileRow:
         What happens to each value.
     row_scale : ndarray of float32, shape (N,), or None
         Scale of each row of `values` for the conversion.
+    row_zero : ndarray of int32, shape (N,), or None
+        Zero point of each row.
     """
 
     k_span: Span
     values: NDArray[Any]
     conversion: Conversion
     row_scale: NDArray[np.float32] | None = None
+    row_zero: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,7 +38,7 @@ typedef struct {
 } simulator;
 
 typedef struct {
-  int (*pack)(const npumm_tiling *, npumm_conversion, const void *, int64_t, int64_t, const float *, void *, int64_t);
+  int (*pack)(const npumm_tiling *, const npumm_values *, const void *, int64_t, int64_t, void *, int64_t);
   int (*execute)(const npumm_placed_matmul *, const npumm_call *, npumm_report *);
   const char *(*instruction_set)(void);
 } host;
@@ -122,7 +122,8 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
     const int integers = of->result == NPUMM_C_INT32;
     const void *from = integers ? (const void *)b_int : (const void *)b_float;
     const int bytes = of->element_bytes;
-    int code = host->pack(&tiling, of->conversion, from, bytes, (int64_t)N * bytes, NULL, b->virt_addr, b->size);
+    const npumm_values values = {.conversion = of->conversion};
+    int code = host->pack(&tiling, &values, from, bytes, (int64_t)N * bytes, b->virt_addr, b->size);
     if (code == NPUMM_OK && sim->runtime.mem_sync) {
       code = sim->runtime.mem_sync(context.handle, b, RKNN_MEMORY_SYNC_TO_DEVICE);
     }

@@ -31,9 +31,10 @@ int npumm_rows_measure(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad
 
 /*
  * Pack one image: the columns `k` of a range of rows. row_sum, where it is not NULL, gets the sum of the packed values
- * of each row.
+ * of each row. *bad as in npumm_rows_measure.
  */
 int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
-                    const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum);
+                    const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum,
+                    int64_t *bad);
 
 #endif

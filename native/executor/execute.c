@@ -83,7 +83,7 @@ static int pack_batch(npumm_work *work, npumm_report *report) {
     int code = npumm_rows_pack(&work->rows, m, &slice->k, slice->part, shape,
                                (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
                                (int64_t)memory->size,
-                               work->row_sums ? work->row_sums + known * work->longest : NULL);
+                               work->row_sums ? work->row_sums + known * work->longest : NULL, &report->row);
     if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
     code = npumm_sync(p, report, NPUMM_STEP_SYNC_A, shape->context->handle, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
     if (code) return code;

@@ -58,8 +58,8 @@ typedef enum {
 typedef struct {
   npumm_conversion conversion;
   npumm_row_scaling scaling;
-  float levels; /* largest magnitude of a quantized value */
-  float clip;   /* factor on the largest magnitude of a row: what lies beyond saturates */
+  int32_t levels; /* largest magnitude of a quantized value */
+  float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
   float static_scale;
   int32_t static_zero;
 } npumm_activation;

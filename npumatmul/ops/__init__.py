@@ -1,12 +1,17 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
+from npumatmul.ops.background import MatmulFuture
 from npumatmul.ops.einsum import einsum
 from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, vdot, vecdot, vecmat
-from npumatmul.ops.matmul import matmul
+from npumatmul.ops.matmul import matmul, matmul_async
 from npumatmul.ops.packed import PackedWeight, pack
+from npumatmul.ops.planned import Matmul, MatmulOptions
 from npumatmul.ops.settings import config, settings
 
 __all__ = [
+    "Matmul",
+    "MatmulFuture",
+    "MatmulOptions",
     "PackedWeight",
     "config",
     "dot",
@@ -14,6 +19,7 @@ __all__ = [
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",

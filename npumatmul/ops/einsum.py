@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device
-from npumatmul.ops.matmul import matmul, npu_kind
+from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
+from npumatmul.ops.shapes import npu_kind
 
 __all__ = ["einsum"]
 

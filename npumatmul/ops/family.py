@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device
-from npumatmul.ops.matmul import matmul, npu_kind
+from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.settings import settings
+from npumatmul.ops.shapes import npu_kind
 
 __all__ = ["dot", "inner", "linear", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
 

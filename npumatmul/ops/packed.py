@@ -180,13 +180,15 @@ def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums:
     return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
 
 
-def multiply_rows(a: NDArray[Any], packed: PackedWeight) -> NDArray[Any]:
+def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
     ----------
     a : ndarray, shape (M, K)
     packed : PackedWeight
+    out : ndarray, shape (M, N), optional
+        Of ``packed.scheme.result``, its rows contiguous; it shares no memory with `a`.
 
     Returns
     -------
@@ -205,10 +207,12 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight) -> NDArray[Any]:
     scheme = packed.scheme
     given = activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
     m, n = a.shape[0], packed.shape[1]
+    if out is None:
+        out = np.empty((m, n), scheme.result)
     if packed.stored is None or m == 0:
         packed.device.check_usable()
-        return np.zeros((m, n), scheme.result)
-    out: NDArray[Any] = np.empty((m, n), scheme.result)
+        out[...] = 0
+        return out
     rows = a.astype(given.read_as, copy=False)
     Placement.of(packed.device).execute(rows, packed.stored, given, out)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
