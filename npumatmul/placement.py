@@ -90,7 +90,7 @@ class Placed:
             _ranges(plan.m_spans),
             _ranges(w.n_spans),
             (_executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
-            (C.c_int32 * len(w.n_spans))(*(plan.tile_cores or [0] * len(w.n_spans))),
+            (C.c_int32 * len(w.n_spans))(*plan.tile_cores),
             None,
             None,
             (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
@@ -257,6 +257,7 @@ class Placement:
             device.counters.set_io_mem_calls += report.set_io_mem_calls
             device.counters.mem_sync_calls += report.mem_sync_calls
             device.counters.macs += report.macs
+            device.counters.conversions += 2  # `a` into A, C into `out`
             if code:
                 raise self._failure(report, placed)
 
@@ -279,7 +280,6 @@ class Placement:
         if placed is None or any(context.closed for context in placed.contexts):
             plan = plan_matmul(m, weight.plan)
             w = weight.plan
-            cores = plan.tile_cores or (0,) * len(w.n_spans)
             keys = [
                 ContextSpec(
                     w.mm_type,
@@ -292,11 +292,9 @@ class Placement:
                 )
                 for m_span in plan.m_spans
                 for each in weight.slices
-                for n, core in zip(w.n_spans, cores, strict=True)
+                for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
             ]
-            wanted = set(keys)
-            self._make_room(wanted)
-            contexts = [self._context(key, wanted) for key in keys]
+            contexts = self.contexts(keys)
             placed = Placed(plan, weight, activation, contexts, self._functions)
             weight.placed[remembered] = placed
             while len(weight.placed) > _PLACED_PER_WEIGHT:
@@ -306,6 +304,12 @@ class Placement:
             for context in placed.contexts:
                 self._contexts.move_to_end(context.spec)
         return placed
+
+    def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
+        """Contexts by spec, shared, until others need their place. The caller holds the device's lock."""
+        wanted = set(specs)
+        self._make_room(wanted)
+        return [self._context(spec, wanted) for spec in specs]
 
     def _make_room(self, wanted: set[ContextSpec]) -> None:
         """Destroy the least recently used contexts until the wanted ones fit."""
