@@ -16,7 +16,7 @@ help:
 	@echo "make test    set up, run all tests (options: ARGS='-k layout')"
 	@echo "make lint    formatting, linting, types, import contracts"
 	@echo "make format  format the Python files"
-	@echo "make bench   measure, printing a table"
+	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
 	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
 	@echo "make wheel-aarch64  cross-build a wheel into dist/ and check it"
@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python bench/kernels.py
+	$(BIN)/python -m pytest -o addopts=-q --benchmark-columns=median,rounds bench $(ARGS)
 
 check-native:
 	$(PYTHON) tools/c_tests.py plain address thread valgrind

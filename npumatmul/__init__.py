@@ -10,20 +10,27 @@ array([[3., 3.],
 
 from importlib.metadata import version as _version
 
-from npumatmul import errors
+from npumatmul import errors, quant
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    Matmul,
+    MatmulFuture,
+    MatmulOptions,
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
+    matmul_async,
     matvec,
     outer,
     pack,
@@ -31,7 +38,9 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
+from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -39,29 +48,40 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Matmul",
     "MatmulContext",
+    "MatmulFuture",
     "MatmulLayout",
+    "MatmulOptions",
     "MatmulType",
+    "NpuArray",
     "PackedWeight",
+    "QuantParams",
     "QuantType",
+    "QuantizedWeight",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "errors",
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",
+    "quant",
     "tensordot",
     "use_device",
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")

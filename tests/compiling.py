@@ -35,6 +35,19 @@ def run(program: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
+def build_examples(place: Path, **environment: str) -> Path:
+    """Build examples/c in `place`, where nothing else of the project is but the header that they include."""
+    source = ROOT / "examples" / "c"
+    shutil.copytree(source, place / "examples" / "c", ignore=shutil.ignore_patterns("matmul_static", "matmul_dynamic"))
+    (place / "native" / "include").mkdir(parents=True)
+    shutil.copy(INCLUDE / "rknn_abi.h", place / "native" / "include")
+    flags = " ".join((*WARNINGS, "-Wshadow", "-O2"))
+    make = ["make", "-C", str(place / "examples" / "c"), f"CC={compiler()}", f"CFLAGS={flags}"]
+    done = subprocess.run(make, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "examples" / "c"
+
+
 # Version of the vendor's runtime and the number that exports.c knows it by; "" is libnpumm_sim.so.
 SIMULATOR_VERSIONS = {"": 0, "1.5.2": 152, "1.6.0": 160, "2.0.0b0": 200, "2.1.0": 210, "2.3.0": 230, "2.3.2": 232}
 

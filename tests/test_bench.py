@@ -145,3 +145,22 @@ def test_command(tmp_path: Path) -> None:
     assert "modelled run" in done.stdout
     assert "left out int8 1x100x32 native: K = 100" in done.stderr
     assert [(case["M"], case["K"]) for case in json.loads(saved.read_text())["cases"]] == [(1, 64), (4, 64)]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_cores_share_the_columns(fresh_device: npu.Device, name: str) -> None:
+    """The result of all cores together is checked by `measure` itself, and each has a context of its own."""
+    (case,) = cases_from([name], [(4, 96, 320)], cores=[3])
+    shares = case.shares(64)
+    assert [share.stop - share.start for share in shares] == [128, 128, 64]
+    assert (shares[0].start, shares[-1].stop) == (0, 320)
+    result = measure(fresh_device, case, repetitions=3)
+    assert str(case).endswith("3 cores")
+    assert len(result.seconds[Step.RUN]) == 3
+
+
+def test_cores_that_are_not_there(device: npu.Device) -> None:
+    with pytest.raises(ValueError, match=r"4 cores: rk3588 has 3"):
+        measure(device, Case("int8", 4, 64, 320, cores=4))
+    with pytest.raises(ValueError, match=r"N = 64 is too small for 3 cores"):
+        measure(device, Case("int8", 4, 64, 64, cores=3))

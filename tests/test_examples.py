@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from compiling import ROOT, WARNINGS, compiler
+from compiling import ROOT, build_examples
 
 from npumatmul import sim
 
 EXAMPLES = ROOT / "examples" / "c"
-PROGRAMS = ("matmul_static", "matmul_dynamic")
 
 #: Facts 3.2, written down again: which chip has which types.
 TYPES = {
@@ -34,16 +33,7 @@ def variables(soc: str = "rk3588", runtime: str = "2.3.2", **settings: str | boo
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, copied to a place where nothing else of the project is but the header that they include."""
-    place = tmp_path_factory.mktemp("project")
-    shutil.copytree(EXAMPLES, place / "examples" / "c", ignore=shutil.ignore_patterns(*PROGRAMS))
-    (place / "native" / "include").mkdir(parents=True)
-    shutil.copy(ROOT / "native" / "include" / "rknn_abi.h", place / "native" / "include")
-    flags = " ".join((*WARNINGS, "-Wshadow", "-O2"))
-    make = ["make", "-C", str(place / "examples" / "c"), f"CC={compiler()}", f"CFLAGS={flags}"]
-    done = subprocess.run(make, capture_output=True, text=True, env=variables())
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place / "examples" / "c"
+    return build_examples(tmp_path_factory.mktemp("project"), **variables())
 
 
 def call(program: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -38,6 +38,8 @@ class Case:
         Extents, as given to `rknn_matmul_create`.
     ac_native : bool
         Whether A and C are in native layout; B always is.
+    cores : int
+        NPU cores that share N, each with a context and a thread of its own.
     """
 
     type_name: str
@@ -45,6 +47,7 @@ class Case:
     k: int
     n: int
     ac_native: bool = True
+    cores: int = 1
 
     @property
     def mm_type(self) -> MatmulType:
@@ -63,7 +66,20 @@ class Case:
         return t.a.nbytes(self.m * self.k) + t.b.nbytes(self.k * self.n) + t.c.nbytes(self.m * self.n)
 
     def __str__(self) -> str:
-        return f"{self.type_name} {self.m}x{self.k}x{self.n} {'native' if self.ac_native else 'normal'}"
+        on = "" if self.cores == 1 else f" {self.cores} cores"
+        return f"{self.type_name} {self.m}x{self.k}x{self.n} {'native' if self.ac_native else 'normal'}{on}"
+
+    def shares(self, n_multiple: int) -> list[slice]:
+        """The columns of each core: as equal as the alignment of N allows.
+
+        Examples
+        --------
+        >>> Case("int8", 1, 64, 128, cores=3).shares(32)
+        [slice(0, 64, None), slice(64, 96, None), slice(96, 128, None)]
+        """
+        units = self.n // n_multiple
+        edges = [n_multiple * ((units * core + self.cores - 1) // self.cores) for core in range(self.cores + 1)]
+        return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
     def problem(self, chip: Chip, runtime: RuntimeVersion) -> str | None:
         """Why a chip cannot run this as one context, or None.
@@ -81,8 +97,12 @@ class Case:
         ):
             if value % multiple:
                 return f"{name} = {value} is not a multiple of {multiple}"
-            if value > largest:
+            if value > largest * (self.cores if name == "N" else 1):
                 return f"{name} = {value} is above {largest}, the largest that is given to one context"
+        if self.cores > chip.cores:
+            return f"{self.cores} cores: {chip.soc} has {chip.cores}"
+        if self.n < self.cores * limits.n_multiple:
+            return f"N = {self.n} is too small for {self.cores} cores: each takes a multiple of {limits.n_multiple}"
         if self.ac_native and self.m > 1 and self.m % chip.native.row_multiple:
             return f"M = {self.m} is neither 1 nor a multiple of {chip.native.row_multiple}, as native A and C ask"
         if self.ac_native and limits.native_mk_max and self.m * self.k > limits.native_mk_max:
@@ -134,9 +154,12 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
 
 
 def cases_from(
-    types: Sequence[str], shapes: Sequence[tuple[int, int, int]], layouts: Sequence[str] = ("native",)
+    types: Sequence[str],
+    shapes: Sequence[tuple[int, int, int]],
+    layouts: Sequence[str] = ("native",),
+    cores: Sequence[int] = (1,),
 ) -> list[Case]:
-    """Every combination of types, shapes and layouts.
+    """Every combination of types, shapes, layouts and numbers of cores.
 
     Raises
     ------
@@ -155,8 +178,8 @@ def cases_from(
         if name not in ("native", "normal"):
             raise ValueError(f"layouts: {name!r} is not known; there are native, normal")
     return [
-        Case(type_name, m, k, n, layout == "native")
-        for type_name, (m, k, n), layout in itertools.product(types, shapes, layouts)
+        Case(type_name, m, k, n, layout == "native", count)
+        for type_name, (m, k, n), layout, count in itertools.product(types, shapes, layouts, cores)
     ]
 
 

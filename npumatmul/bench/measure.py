@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -47,7 +48,7 @@ class Measurement:
     seconds : dict of Step to list of float
         Every repetition.
     modelled_seconds : float or None
-        Modelled time of the run on one core of the chip; never measured.
+        Modelled time of the run on the case's cores of the chip; never measured.
     simulated : bool
         Whether `seconds` are those of a CPU that simulates.
     """
@@ -83,6 +84,9 @@ class Measurement:
 
 def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, seed: int = 0) -> Measurement:
     """Measure a case and check its result.
+
+    On several cores the step `Step.RUN` is from the first run's start to the last one's end, the hand-over between
+    Python threads included. `Step.END_TO_END` is `matmul` with the cores that it chooses itself.
 
     Parameters
     ----------
@@ -120,8 +124,16 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
     runtime = device.runtime
     layouts = MatmulLayout.NATIVE, MatmulLayout.NATIVE if case.ac_native else MatmulLayout.NORM
 
-    def create() -> MatmulContext:
-        return device.context(case.mm_type, case.m, case.k, case.n, b_layout=layouts[0], ac_layout=layouts[1])
+    shares = case.shares(device.chip.type_limits(case.mm_type, device.runtime_version).n_multiple)
+
+    def create() -> list[MatmulContext]:
+        return [
+            device.context(
+                case.mm_type, case.m, case.k, share.stop - share.start, b_layout=layouts[0], ac_layout=layouts[1],
+                core=core if case.cores > 1 else None,
+            )
+            for core, share in enumerate(shares)
+        ]  # fmt: skip
 
     def timed(step: Step, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -130,25 +142,37 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
         return result
 
     for _ in range(min(repetitions, 5)):  # contexts are costly: a few say enough
-        timed(Step.CREATE, create).close()
-    with create() as context, ExitStack() as buffers:
-        attrs = context.a, context.b, context.c
-        x, y, z = (buffers.enter_context(device.buffer(attr.size)) for attr in attrs)
-        y.put(context.b, b)
+        for context in timed(Step.CREATE, create):
+            context.close()
+    with ExitStack() as held:
+        contexts = [held.enter_context(context) for context in create()]
+        x = held.enter_context(device.buffer(contexts[0].a.size))  # all cores read the same A
+        ys = [held.enter_context(device.buffer(context.b.size)) for context in contexts]
+        zs = [held.enter_context(device.buffer(context.c.size)) for context in contexts]
+        others = held.enter_context(ThreadPoolExecutor(case.cores - 1)) if case.cores > 1 else None
+        for context, y, share in zip(contexts, ys, shares, strict=True):
+            y.put(context.b, np.ascontiguousarray(b[:, share]))
+            y.memory.flush()
 
         def bind() -> None:
-            for attr, buffer in zip(attrs, (x, y, z), strict=True):
-                runtime.matmul_set_io_mem(context.handle, buffer.memory.pointer, attr.struct)
+            for context, y, z in zip(contexts, ys, zs, strict=True):
+                for attr, buffer in ((context.a, x), (context.b, y), (context.c, z)):
+                    runtime.matmul_set_io_mem(context.handle, buffer.memory.pointer, attr.struct)
 
-        y.memory.flush()
+        def run() -> None:
+            jobs = [] if others is None else [others.submit(runtime.matmul_run, c.handle) for c in contexts[1:]]
+            runtime.matmul_run(contexts[0].handle)
+            for job in jobs:
+                job.result()
+
         for _ in range(warmup + repetitions):
-            timed(Step.PACK_A, lambda: x.put(context.a, a))
+            timed(Step.PACK_A, lambda: x.put(contexts[0].a, a))
             timed(Step.SYNC_A, x.memory.flush)
             timed(Step.BIND, bind)
-            timed(Step.RUN, lambda: runtime.matmul_run(context.handle))
-            timed(Step.SYNC_C, lambda: z.memory.sync(MemSyncMode.FROM_DEVICE))
-            result = timed(Step.UNPACK_C, lambda: z.get(context.c))
-        _check(case, a, b, result)
+            timed(Step.RUN, run)
+            timed(Step.SYNC_C, lambda: [z.memory.sync(MemSyncMode.FROM_DEVICE) for z in zs])
+            result = timed(Step.UNPACK_C, lambda: [z.get(c.c) for z, c in zip(zs, contexts, strict=True)])
+        _check(case, a, b, np.concatenate(result, axis=1))
     with pack(b, device=device) as packed:
         for _ in range(warmup + repetitions):
             timed(Step.END_TO_END, lambda: matmul(a, packed))
@@ -156,7 +180,7 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
         if step is not Step.CREATE:
             del seconds[step][:warmup]
     model = TIMINGS.get(device.chip.soc)
-    modelled = None if model is None else model.run_seconds(case.mm_type, case.m, case.k, case.n)
+    modelled = None if model is None else model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores)
     return Measurement(case, seconds, modelled, device.simulated)
 
 

@@ -22,6 +22,7 @@ def _row(result: Measurement) -> dict[str, object]:
         "K": case.k,
         "N": case.n,
         "layout": "native" if case.ac_native else "normal",
+        "cores": case.cores,
         "timed_on": "CPU simulation" if result.simulated else "NPU",
     }
     for step in Step:

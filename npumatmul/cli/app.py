@@ -158,6 +158,31 @@ def demo_command(
     generating.answer(request)
 
 
+@app.command("perplexity")
+def perplexity_command(
+    text: Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="A GGUF file of the llama architecture; by default the demo's.")
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option(help="One or more, separated by commas; 'float32' computes with numpy, without an NPU.")
+    ] = "w16a16",
+    device: DeviceOption = None,
+    context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window.")] = 512,
+    stride: Annotated[int, typer.Option("--stride", min=0, help="Tokens between windows; 0: one after another.")] = 0,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Windows at most.")] = None,
+    reference: Annotated[bool, typer.Option(help="Compare with the model in float32 on numpy.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a model on a text: perplexity, and KL divergence and top-1 agreement with its float32 logits."""
+    from npumatmul.cli import evaluating
+
+    request = evaluating.Request(
+        model, text, tuple(scheme.split(",")), device, context, stride, chunks, reference, as_json
+    )
+    evaluating.perplexity(request)
+
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure single matmuls.")
 app.add_typer(bench_app, name="bench")
 
@@ -168,6 +193,7 @@ def bench_matmul_command(
     shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
     rows: Annotated[str, typer.Option(help="M where the shapes give none.")] = "1,8,64,256",
     layouts: Annotated[str, typer.Option(help="Layouts of A and C: native, normal.")] = "native",
+    cores: Annotated[str, typer.Option(help="How many NPU cores share N, separated by commas.")] = "1",
     device: DeviceOption = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
@@ -178,8 +204,26 @@ def bench_matmul_command(
     """Time each step of a matmul through the C API, beside the modelled time of the chip."""
     from npumatmul.cli import benching
 
-    request = benching.Request(types, shapes, rows, layouts, device, repetitions, seed, csv, json, plot)
+    request = benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, csv, json, plot)
     benching.run(request)
+
+
+@bench_app.command("demo")
+def bench_demo_command(
+    arguments: Annotated[
+        list[str], typer.Argument(help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]")
+    ],
+    device: DeviceOption = None,
+) -> None:
+    """Print what the vendor's static matmul demo prints for the same arguments."""
+    from npumatmul.bench.demo import parse_demo, run_demo
+    from npumatmul.device import current_device
+
+    request = parse_demo(arguments)
+    chosen = current_device(device)
+    if chosen.simulated:
+        typer.echo(f"npumatmul: the times are those of a CPU that simulates {chosen.chip.soc}", err=True)
+    raise typer.Exit(0 if run_demo(chosen, request) else 1)
 
 
 def run() -> None:

@@ -24,6 +24,7 @@ class Request:
     shapes: str = "llm"
     rows: str = "1,8,64,256"
     layouts: str = "native"
+    cores: str = "1"
     device: str | None = None
     repetitions: int = 30
     seed: int = 0
@@ -35,8 +36,9 @@ class Request:
 def run(request: Request) -> None:
     """Measure every case that the chip can run, in random order, and say which ones were left out."""
     device = current_device(request.device)
-    rows = _integers(request.rows)
-    cases = cases_from(request.types.split(","), parse_shapes(request.shapes, rows), request.layouts.split(","))
+    shapes = parse_shapes(request.shapes, _integers("rows", request.rows))
+    cores = _integers("cores", request.cores)
+    cases = cases_from(request.types.split(","), shapes, request.layouts.split(","), cores)
     problems = {case: case.problem(device.chip, device.runtime_version) for case in cases}
     possible = [case for case in cases if problems[case] is None]
     for case, problem in problems.items():
@@ -67,11 +69,11 @@ def run(request: Request) -> None:
         save_roofline(results, device.chip.soc, request.plot)
 
 
-def _integers(text: str) -> list[int]:
+def _integers(name: str, text: str) -> list[int]:
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"rows: {text!r} is not a list of integers") from error
+        raise ValueError(f"{name}: {text!r} is not a list of integers") from error
     if min(values) < 1:
-        raise ValueError(f"rows: {text!r} has a value below 1")
+        raise ValueError(f"{name}: {text!r} has a value below 1")
     return values

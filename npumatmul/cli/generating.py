@@ -71,7 +71,7 @@ def read_prompt(given: str | None) -> str:
 
 def fetch_model() -> Path:
     """The demo model, fetched on first use."""
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         return fetch_demo_model(progress=progress)
 
 
@@ -85,7 +85,7 @@ def answer(request: Request) -> None:
         seed=request.seed,
     )
     device = current_device(request.device)
-    with _progress_bar() as progress:
+    with progress_bar() as progress:
         loaded = load_model(
             request.model,
             pack=npu_pack(request.scheme, device),
@@ -169,7 +169,7 @@ def _figures(
 
 
 @contextmanager
-def _progress_bar() -> Iterator[ProgressCallback | None]:
+def progress_bar() -> Iterator[ProgressCallback | None]:
     """A progress bar on a terminal; elsewhere a line when a task begins."""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),

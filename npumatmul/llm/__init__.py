@@ -7,6 +7,7 @@ continue a prompt with `generate`. `model` is the whole computation in one file.
 from .chat import ChatTemplate, control_texts
 from .config import LlamaConfig
 from .demo_model import fetch_demo_model
+from .evaluation import Estimate, Evaluation, Window, evaluate, evaluate_models, text_tokens, windows
 from .generate import Generation, GenerationStats, StopReason, Token, generate
 from .gguf_file import GGUFFile
 from .loader import LoadedModel, load_model, numpy_pack
@@ -19,6 +20,8 @@ __all__ = [
     "Block",
     "ChatTemplate",
     "ContextFullError",
+    "Estimate",
+    "Evaluation",
     "GGUFFile",
     "GGUFTokenizer",
     "Generation",
@@ -35,10 +38,15 @@ __all__ = [
     "StopReason",
     "StreamDecoder",
     "Token",
+    "Window",
     "control_texts",
+    "evaluate",
+    "evaluate_models",
     "fetch_demo_model",
     "generate",
     "load_model",
     "npu_pack",
     "numpy_pack",
+    "text_tokens",
+    "windows",
 ]

@@ -108,13 +108,15 @@ class NumpyLinear:
         return y
 
 
-def numpy_pack(weight: NDArray[np.float32]) -> Linear:
+def numpy_pack(weight: NDArray[np.float32], name: str = "") -> Linear:
     """Make a `Linear` that numpy computes in float32.
 
     Parameters
     ----------
     weight : ndarray of float32, shape (N, K)
         The weight.
+    name : str
+        Name of the layer; not used.
 
     Returns
     -------
@@ -150,7 +152,7 @@ def load_model(
     path : str or os.PathLike
         A GGUF file of the llama architecture.
     pack : callable
-        Makes a `Linear` of a float32 weight ``(N, K)``. It may keep the array.
+        Makes a `Linear` of a float32 weight ``(N, K)`` and the layer's name (`layer_names`). It may keep the array.
     context_length : int, optional
         Longest sequence, in tokens; by default, and at most, the model's own.
     progress : callable, optional
@@ -223,7 +225,7 @@ class _Weights:
             embedding=embedding,
             blocks=blocks,
             output_norm=self._tensor("output_norm.weight", c.hidden_size),
-            head=self._linear(((head, c.vocab_size),), c.hidden_size),
+            head=self._linear("head", ((head, c.vocab_size),), c.hidden_size),
             rope_factors=self._optional("rope_freqs.weight", c.rope_dim // 2),
         )
         self._check_all_taken()
@@ -241,23 +243,22 @@ class _Weights:
         gate_up = ((f"{prefix}.ffn_gate", c.ffn_size), (f"{prefix}.ffn_up", c.ffn_size))
         return Block(
             attn_norm=self._tensor(f"{prefix}.attn_norm.weight", c.hidden_size),
-            qkv=self._linear(qkv, c.hidden_size),
+            qkv=self._linear(f"{prefix}.qkv", qkv, c.hidden_size),
             qkv_bias=self._bias(qkv),
-            attn_out=self._linear(((f"{prefix}.attn_output", c.hidden_size),), c.q_size),
+            attn_out=self._linear(f"{prefix}.attn_out", ((f"{prefix}.attn_output", c.hidden_size),), c.q_size),
             attn_out_bias=self._bias(((f"{prefix}.attn_output", c.hidden_size),)),
             ffn_norm=self._tensor(f"{prefix}.ffn_norm.weight", c.hidden_size),
-            gate_up=self._linear(gate_up, c.hidden_size),
-            down=self._linear(((f"{prefix}.ffn_down", c.hidden_size),), c.ffn_size),
+            gate_up=self._linear(f"{prefix}.gate_up", gate_up, c.hidden_size),
+            down=self._linear(f"{prefix}.down", ((f"{prefix}.ffn_down", c.hidden_size),), c.ffn_size),
         )
 
-    def _linear(self, parts: Sequence[tuple[str, int]], k: int) -> Linear:
+    def _linear(self, name: str, parts: Sequence[tuple[str, int]], k: int) -> Linear:
         """Pack one matrix, or several with the same input stacked into one."""
-        name = "+".join(part for part, _ in parts)
         if self._progress is not None:
             self._progress(self._done, self._total, name)
         self._done += 1
         weights = [self._tensor(f"{part}.weight", n, k) for part, n in parts]
-        return self._pack(weights[0] if len(weights) == 1 else np.concatenate(weights))
+        return self._pack(weights[0] if len(weights) == 1 else np.concatenate(weights), name)
 
     def _bias(self, parts: Sequence[tuple[str, int]]) -> Float32 | None:
         biases = [self._optional(f"{part}.bias", n) for part, n in parts]

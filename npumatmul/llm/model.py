@@ -46,11 +46,34 @@ class Linear(Protocol):
         ...
 
 
-Pack = Callable[[Float32], Linear]
-"""Makes a `Linear` of a weight stored ``(N, K)``, as GGUF and PyTorch store it."""
+Pack = Callable[[Float32, str], Linear]
+"""Makes a `Linear` of a weight stored ``(N, K)``, as GGUF and PyTorch store it, and of the layer's name: see
+`layer_names`."""
 
 Embedding = Callable[[NDArray[np.int64]], Float32]
 """From token numbers ``(T,)`` to rows of the embedding table ``(T, hidden)``."""
+
+
+def layer_names(n_layers: int) -> list[str]:
+    """Names of a model's linear layers, in the order in which a token passes them.
+
+    Parameters
+    ----------
+    n_layers : int
+        Transformer blocks.
+
+    Returns
+    -------
+    list of str
+        ``blk.<i>.qkv``, ``blk.<i>.attn_out``, ``blk.<i>.gate_up`` and ``blk.<i>.down`` of every block, then ``head``.
+
+    Examples
+    --------
+    >>> from npumatmul.llm.model import layer_names
+    >>> layer_names(1)
+    ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
+    """
+    return [f"blk.{i}.{part}" for i in range(n_layers) for part in ("qkv", "attn_out", "gate_up", "down")] + ["head"]
 
 
 class ContextFullError(ValueError):

@@ -51,7 +51,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     Returns
     -------
     callable
-        From a float32 weight ``(N, K)`` to a `Linear`.
+        From a float32 weight ``(N, K)`` and the name of its layer to a `Linear`.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
     target = current_device(device)
 
-    def pack_weight(weight: NDArray[np.float32]) -> Linear:
+    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Linear:
         return NpuLinear(pack(weight, scheme, transposed=True, device=target))
 
     return pack_weight

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 class TorchLinear:
     """y = x W^T by PyTorch, on one thread: BLAS threads get in each other's way on small shared machines."""
 
-    def __init__(self, weight: NDArray[np.float32]) -> None:
+    def __init__(self, weight: NDArray[np.float32], name: str = "") -> None:
         self._weight = torch.from_numpy(weight)
         self.shape = (weight.shape[1], weight.shape[0])
 

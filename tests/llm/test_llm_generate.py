@@ -103,7 +103,7 @@ def test_closing_early_leaves_a_usable_cache(tiny: Any, loaded: LoadedModel) -> 
 def test_keyboard_interrupt_is_noted_and_passed_on(tiny: Any) -> None:
     interrupt = False
 
-    def pack(weight: NDArray[np.float32]) -> Any:
+    def pack(weight: NDArray[np.float32], name: str) -> Any:
         linear = numpy_pack(weight)
 
         class Interruptible:

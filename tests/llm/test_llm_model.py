@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
 from npumatmul.llm import ContextFullError, KVCache, LlamaConfig, load_model, numpy_pack
-from npumatmul.llm.model import PREFILL_CHUNK, rms_norm, swiglu
+from npumatmul.llm.model import PREFILL_CHUNK, layer_names, rms_norm, swiglu
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 264, 300)]
 
@@ -100,7 +100,7 @@ def test_overflow_is_refused_before_anything_changes(tiny: Any) -> None:
 def test_interrupt_leaves_the_cache_consistent(tiny: Any) -> None:
     interrupt_in: list[int] = []
 
-    def pack(weight: NDArray[np.float32]) -> Any:
+    def pack(weight: NDArray[np.float32], name: str) -> Any:
         linear = numpy_pack(weight)
 
         class Interrupting:
@@ -130,7 +130,7 @@ def test_interrupt_leaves_the_cache_consistent(tiny: Any) -> None:
 def test_every_weight_product_goes_through_linear(tiny: Any) -> None:
     macs = 0
 
-    def pack(weight: NDArray[np.float32]) -> Any:
+    def pack(weight: NDArray[np.float32], name: str) -> Any:
         linear = numpy_pack(weight)
 
         class Counting:
@@ -158,7 +158,7 @@ def test_every_weight_product_goes_through_linear(tiny: Any) -> None:
 def test_results_do_not_alias_what_a_linear_returns(tiny: Any) -> None:
     """A backend may hand out the same buffer on every call."""
 
-    def pack(weight: NDArray[np.float32]) -> Any:
+    def pack(weight: NDArray[np.float32], name: str) -> Any:
         linear = numpy_pack(weight)
         buffers: dict[int, NDArray[np.float32]] = {}
 
@@ -214,7 +214,8 @@ def test_progress_counts_matrices(tiny: Any) -> None:
     load_model(tiny.path, pack=numpy_pack, progress=lambda *call: calls.append(call))
     assert [done for done, _, _ in calls] == list(range(10))
     assert {total for _, total, _ in calls} == {9}
-    assert calls[0][2] == "blk.0.attn_q+blk.0.attn_k+blk.0.attn_v"
+    assert [name for _, _, name in calls] == [*layer_names(2), "done"]
+    assert calls[0][2] == "blk.0.qkv"
 
 
 def test_unknown_weights_are_refused(make_tiny_model: Callable[..., Any]) -> None:
