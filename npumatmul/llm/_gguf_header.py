@@ -195,7 +195,13 @@ def subset(data: memoryview, header: Header, names: Collection[str]) -> bytes:
     alignment = _alignment(header.metadata)
     kept = [info for info in header.tensors.values() if info.name in names]
     start, stop = header.metadata_span
-    parts = [MAGIC, _U32.pack(header.version), _U64.pack(len(kept)), _U64.pack(len(header.metadata)), data[start:stop]]
+    parts: list[bytes | memoryview] = [
+        MAGIC,
+        _U32.pack(header.version),
+        _U64.pack(len(kept)),
+        _U64.pack(len(header.metadata)),
+        data[start:stop],
+    ]
     offset = 0
     for info in kept:
         name = info.name.encode()

@@ -251,9 +251,7 @@ class GGUFFile:
             raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
         return values
 
-    def stored(
-        self, name: str, shape: Iterable[int] | None = None
-    ) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
+    def stored(self, name: str, shape: Iterable[int] | None = None) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
         """Return a tensor as it is stored.
 
         Parameters

@@ -22,6 +22,7 @@ from .recipe import GGUF_SCHEME, LayerRecipe
 
 __all__ = ["quantize_layer"]
 
+
 def quantize_layer(
     weight: NDArray[np.float32],
     recipe: LayerRecipe,
@@ -121,7 +122,8 @@ def _smoothing(weight: NDArray[np.float32], absmax: NDArray[np.float32], strengt
     x = np.maximum(absmax.astype(np.float64), 1e-5)
     w = np.maximum(np.abs(weight).max(axis=0).astype(np.float64), 1e-5)
     logs = strength * np.log(x) - (1 - strength) * np.log(w)
-    return np.exp(np.clip(logs - logs.mean(), -20, 20)).astype(np.float32)
+    scale: NDArray[np.float32] = np.exp(np.clip(logs - logs.mean(), -20, 20)).astype(np.float32)
+    return scale
 
 
 def _hessian(statistics: LayerStatistics, transform: InputTransform | None) -> Hessian:

@@ -76,7 +76,8 @@ class EmulatedLinear:
 
     def _product(self, codes: Float32) -> Float32:
         if self._step >= codes.shape[1]:
-            return codes @ self._values.T
+            exact: Float32 = codes @ self._values.T
+            return exact
         total = np.zeros((len(codes), len(self._values)), np.float64)
         for start in range(0, codes.shape[1], self._step):
             total += codes[:, start : start + self._step] @ self._values[:, start : start + self._step].T

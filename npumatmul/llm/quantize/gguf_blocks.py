@@ -98,4 +98,6 @@ def _half(raw: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.int8]:
     """The 32 codes of each block less 8: low nibbles are the first half, high nibbles the second."""
-    return np.concatenate([raw & 15, raw >> 4], axis=-1).astype(np.int8) - np.int8(8)
+    codes = np.concatenate([raw & 15, raw >> 4], axis=-1).astype(np.int8)
+    codes -= 8
+    return codes

@@ -51,16 +51,17 @@ class QuantizedLayer:
     def __post_init__(self) -> None:
         """Check the shapes."""
         weight = self.weight
-        if isinstance(weight, np.ndarray):
-            if weight.dtype != np.float16 or weight.ndim != 2:
-                raise ValueError(f"a weight of {weight.dtype} with {weight.ndim} dimensions; float16 and 2 are needed")
+        if isinstance(weight, np.ndarray) and (weight.dtype != np.float16 or weight.ndim != 2):
+            raise ValueError(f"a weight of {weight.dtype} with {weight.ndim} dimensions; float16 and 2 are needed")
         n = self.shape[0]
         if self.offset is not None:
             groups = weight.groups if isinstance(weight, QuantizedWeight) else 0
             if not isinstance(weight, QuantizedWeight) or weight.params.granularity is not Granularity.GROUP:
                 raise ValueError("offsets belong to weights that are quantized in groups")
             if self.offset.shape != (n, groups) or self.offset.dtype != np.float32:
-                raise ValueError(f"offsets are float32 of shape {(n, groups)}, not {self.offset.dtype} {self.offset.shape}")
+                raise ValueError(
+                    f"offsets are float32 of shape {(n, groups)}, not {self.offset.dtype} {self.offset.shape}"
+                )
         if self.row_scale is not None and (isinstance(weight, QuantizedWeight) or self.row_scale.shape != (n,)):
             raise ValueError(f"row scales belong to float16 weights, one for each of the {n} rows")
         if self.bias is not None and (self.bias.shape != (n,) or self.bias.dtype != np.float32):

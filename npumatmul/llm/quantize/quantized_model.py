@@ -77,7 +77,9 @@ class QuantizedModel:
 
     def __repr__(self) -> str:
         """Return size and bits."""
-        return f"<QuantizedModel {self.path.name}: {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight>"
+        return (
+            f"<QuantizedModel {self.path.name}: {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight>"
+        )
 
     @property
     def nbytes(self) -> int:

@@ -45,8 +45,11 @@ class SchemeParts:
 
     @property
     def activation_levels(self) -> int | None:
-        """Largest magnitude of a quantized activation: 7, 127, or 119 beside int4 weights, where an int8 is split into
-        two int4 (16 h + l with both in -8..7); None for float16."""
+        """Largest magnitude of a quantized activation; None for float16.
+
+        7 for int4 and 127 for int8; 119 for int8 beside int4 weights, where each value a is split into two int4 with
+        a = 16 h + l.
+        """
         if self.activation_bits == 16:
             return None
         if self.activation_bits == 4:
@@ -117,8 +120,8 @@ class LayerRecipe:
     scheme : str
         See `parse_scheme`; not ``auto``.
     transform : str
-        Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized), ``smooth``
-        (SmoothQuant: scales move from activations to the weight; needs calibration) or ``smooth+hadamard``.
+        Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
+        ``smooth`` (SmoothQuant: scales move from activations to the weight; needs calibration) or ``smooth+hadamard``.
     smooth_strength : float
         How much of the activations' range moves to the weight, 0 to 1.
     rounding : str

@@ -165,7 +165,9 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
             tuple(header["notes"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise _error(target, f"its description does not fit its tensors: {error!r}; quantize the model again") from error
+        raise _error(
+            target, f"its description does not fit its tensors: {error!r}; quantize the model again"
+        ) from error
 
 
 def _shapes(rest: GGUFFile) -> dict[str, tuple[int, int]]:
