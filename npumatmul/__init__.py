@@ -17,13 +17,20 @@ from npumatmul.device import Device, DeviceStats, current_device, use_device
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
+    Matmul,
+    MatmulFuture,
+    MatmulOptions,
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
+    matmul_async,
     matvec,
     outer,
     pack,
@@ -31,6 +38,7 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
@@ -40,23 +48,30 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Matmul",
     "MatmulContext",
+    "MatmulFuture",
     "MatmulLayout",
+    "MatmulOptions",
     "MatmulType",
+    "NpuArray",
     "PackedWeight",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "errors",
     "inner",
     "linear",
     "matmul",
+    "matmul_async",
     "matvec",
     "outer",
     "pack",
@@ -66,6 +81,7 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")

@@ -1,4 +1,4 @@
-"""Typed binding of `libnpumm.so`: the host kernels and the executor (`native/include/npumatmul_*.h`)."""
+"""Typed binding of `libnpumm.so`: the host kernels (`native/include/npumatmul_kernels.h`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import LibraryNotFoundError, NotFiniteError
 from npumatmul.rknn.discovery import native_directory
-from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 BAD_ARGUMENT = -100
 BUFFER_TOO_SMALL = -101
@@ -30,6 +29,16 @@ class Conversion(IntEnum):
     F32_TO_F16 = 4
     F32_TO_I8 = 5
     INT4_HIGH_FIRST = 6
+    F32_TO_I4 = 7
+    F32_TO_I4_HIGH_FIRST = 8
+    F32_TO_I4_SPLIT = 9
+    F32_TO_I4_SPLIT_HIGH_FIRST = 10
+    F32_TO_F16_LOW = 11
+
+    @property
+    def row_images(self) -> int:
+        """Rows of the packed image per row of the source: 2 where a value is split into int4 halves, else 1."""
+        return 2 if self in (Conversion.F32_TO_I4_SPLIT, Conversion.F32_TO_I4_SPLIT_HIGH_FIRST) else 1
 
 
 class RowScaling(IntEnum):
@@ -37,30 +46,9 @@ class RowScaling(IntEnum):
 
     UNSCALED = 0
     POWER_OF_TWO = 1
-    ABSMAX_127 = 2
-
-
-class ResultType(IntEnum):
-    """`npumm_result_type`: element type of C."""
-
-    INT32 = 0
-    FLOAT32 = 1
-    INT16 = 2
-
-
-class Step(IntEnum):
-    """`npumm_step`: where the executor stopped."""
-
-    NONE = 0
-    ARGUMENTS = 1
-    PACK_A = 2
-    SYNC_A = 3
-    BIND_A = 4
-    BIND_B = 5
-    BIND_C = 6
-    RUN = 7
-    SYNC_C = 8
-    STORE_C = 9
+    ABSMAX = 2
+    MINMAX = 3
+    STATIC = 4
 
 
 class Tiling(C.Structure):
@@ -71,92 +59,46 @@ class Tiling(C.Structure):
     )
 
 
-class RuntimeFunctions(C.Structure):
-    """`npumm_runtime`: addresses of the runtime's functions that the executor calls."""
+class Values(C.Structure):
+    """`npumm_values`: a conversion with what it needs per row and what it tells about each."""
 
-    _fields_ = (("set_io_mem", C.c_void_p), ("run", C.c_void_p), ("mem_sync", C.c_void_p))
-
-
-class ExecutorContext(C.Structure):
-    """`npumm_context`: a context with its padded extents and native groups."""
-
-    _fields_ = (
-        ("handle", Context),
-        ("padded_m", C.c_int32),
-        ("padded_k", C.c_int32),
-        ("padded_n", C.c_int32),
-        ("a_group", C.c_int32),
-        ("c_group", C.c_int32),
-        ("io_attr", MatmulIoAttr),
-    )
+    _fields_ = (("conversion", C.c_int), ("row_scale", C.c_void_p), ("row_zero", C.c_void_p), ("row_sum", C.c_void_p))
 
 
-class Range(C.Structure):
-    """`npumm_range`: a range of one dimension."""
-
-    _fields_ = (("start", C.c_int64), ("length", C.c_int64))
-
-
-class PlacedMatmul(C.Structure):
-    """`npumm_placed_matmul`: everything that one call of the executor needs but A and the result."""
-
-    _fields_ = (
-        ("runtime", C.POINTER(RuntimeFunctions)),
-        ("a_conversion", C.c_int),
-        ("a_scaling", C.c_int),
-        ("c_type", C.c_int),
-        ("column_scale", C.c_void_p),
-        ("m_count", C.c_int32),
-        ("k_count", C.c_int32),
-        ("n_count", C.c_int32),
-        ("m_ranges", C.POINTER(Range)),
-        ("k_ranges", C.POINTER(Range)),
-        ("n_ranges", C.POINTER(Range)),
-        ("a_memory", C.POINTER(TensorMem)),
-        ("c_memory", C.POINTER(TensorMem)),
-        ("b_memories", C.POINTER(C.POINTER(TensorMem))),
-        ("contexts", C.POINTER(C.POINTER(ExecutorContext))),
-    )
-
-
-class Report(C.Structure):
-    """`npumm_report`: what the executor did and where it stopped."""
-
-    _fields_ = (
-        ("step", C.c_int),
-        ("code", C.c_int32),
-        ("row", C.c_int64),
-        ("k_index", C.c_int32),
-        ("n_index", C.c_int32),
-        ("run_calls", C.c_uint64),
-        ("set_io_mem_calls", C.c_uint64),
-        ("mem_sync_calls", C.c_uint64),
-        ("macs", C.c_uint64),
-    )
-
+_SOURCE_BYTES = {
+    Conversion.COPY_8: 1,
+    Conversion.COPY_16: 2,
+    Conversion.INT4: 1,
+    Conversion.INT4_HIGH_FIRST: 1,
+}
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "npumm_packed_bytes": (C.c_int64, (C.POINTER(Tiling), C.c_int)),
     "npumm_pack": (
         C.c_int,
-        (C.POINTER(Tiling), C.c_int, C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_void_p, C.c_int64),
+        (C.POINTER(Tiling), C.POINTER(Values), C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
     ),
     "npumm_unpack": (
         C.c_int,
         (C.POINTER(Tiling), C.c_int, C.c_void_p, C.c_int64, C.c_void_p, C.c_int64, C.c_int64),
     ),
     "npumm_absmax_rows": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
+    "npumm_symmetric_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p),
+    ),
+    "npumm_asymmetric_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
+    ),
     "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
     "npumm_instruction_set": (C.c_char_p, ()),
-    "npumm_execute": (
-        C.c_int,
-        (C.POINTER(PlacedMatmul), C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64, C.POINTER(Report)),
-    ),
 }
 
 
 @lru_cache(maxsize=1)
-def _library() -> C.CDLL:
+def library() -> C.CDLL:
+    """The loaded library."""
     path = native_directory() / "libnpumm.so"
     try:
         library = C.CDLL(str(path))
@@ -173,12 +115,12 @@ def _library() -> C.CDLL:
 
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use here: ``"avx2"``, ``"neon"`` or ``"scalar"``."""
-    return str(_library().npumm_instruction_set().decode())
+    return str(library().npumm_instruction_set().decode())
 
 
 def packed_bytes(tiling: Tiling, conversion: Conversion) -> int:
     """Bytes of a packed matrix."""
-    needed = int(_library().npumm_packed_bytes(C.byref(tiling), conversion))
+    needed = int(library().npumm_packed_bytes(C.byref(tiling), conversion))
     if needed < 0:
         raise ValueError(f"the tiling {describe(tiling)} is not valid for {conversion.name}")
     return needed
@@ -191,21 +133,55 @@ def pack(
     destination: int,
     destination_bytes: int,
     row_scale: NDArray[np.float32] | None = None,
+    row_zero: NDArray[np.int32] | None = None,
+    row_sum: NDArray[np.int32] | None = None,
 ) -> None:
-    """Pack a 2-D array of any strides into the tiles at the address `destination`."""
-    if source.shape != (tiling.rows, tiling.cols):
+    """Pack a 2-D array of any strides into the tiles at the address `destination`.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        Of the packed image, which has `Conversion.row_images` rows for each row of the source.
+    conversion : Conversion
+    source : ndarray, shape (M, K)
+        Of the dtype that `conversion` reads.
+    destination, destination_bytes : int
+    row_scale : ndarray of float32, shape (M,), optional
+    row_zero : ndarray of int32, shape (M,), optional
+        Zero points: quantization is asymmetric then.
+    row_sum : ndarray of int32, shape (M,), optional
+        Receives the sum of the integers of each row.
+
+    Raises
+    ------
+    NotFiniteError
+        If a value to be quantized is an inf or nan.
+    ValueError
+        If the arguments do not fit together.
+    """
+    rows = source.shape[0]
+    if source.ndim != 2 or (rows * conversion.row_images, source.shape[1]) != (tiling.rows, tiling.cols):
         raise ValueError(f"pack: source is {source.shape}, the tiling says {(tiling.rows, tiling.cols)}")
-    if row_scale is not None and (row_scale.shape != (tiling.rows,) or not row_scale.flags.c_contiguous):
-        raise ValueError(f"pack: row_scale must be a contiguous array of {tiling.rows} float32")
-    code = _library().npumm_pack(
+    if source.itemsize != _SOURCE_BYTES.get(conversion, 4):
+        raise ValueError(f"pack: {conversion.name} does not read {source.dtype}")
+    for name, array, dtype in (
+        ("row_scale", row_scale, np.float32),
+        ("row_zero", row_zero, np.int32),
+        ("row_sum", row_sum, np.int32),
+    ):
+        if array is not None and (array.shape != (rows,) or array.dtype != dtype or not array.flags.c_contiguous):
+            raise ValueError(f"pack: {name} must be a contiguous array of {rows} {np.dtype(dtype)}")
+    addresses = (None if array is None else array.ctypes.data for array in (row_scale, row_zero, row_sum))
+    code = library().npumm_pack(
         C.byref(tiling),
-        conversion,
+        C.byref(Values(conversion, *addresses)),
         source.ctypes.data,
         *source.strides,
-        None if row_scale is None else row_scale.ctypes.data,
         destination,
         destination_bytes,
     )
+    if code == NOT_FINITE:
+        raise NotFiniteError("the array holds an inf or nan, which cannot be quantized")
     _check("npumm_pack", code, tiling)
 
 
@@ -213,7 +189,7 @@ def unpack(tiling: Tiling, conversion: Conversion, source: int, source_bytes: in
     """Unpack the tiles at the address `source` into a 2-D array of any strides."""
     if destination.shape != (tiling.rows, tiling.cols):
         raise ValueError(f"unpack: destination is {destination.shape}, the tiling says {(tiling.rows, tiling.cols)}")
-    code = _library().npumm_unpack(
+    code = library().npumm_unpack(
         C.byref(tiling), conversion, source, source_bytes, destination.ctypes.data, *destination.strides
     )
     _check("npumm_unpack", code, tiling)
@@ -228,27 +204,70 @@ def absmax_rows(source: NDArray[np.float32]) -> NDArray[np.float32]:
         If a row holds an inf or a nan.
     """
     result = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
     _check("npumm_absmax_rows", code)
-    bad = np.flatnonzero(result < 0)
-    if bad.size:
-        raise NotFiniteError(f"row {int(bad[0])} holds an inf or nan, which cannot be quantized")
+    _check_finite(result)
     return result
+
+
+def symmetric_scales(source: NDArray[np.float32], levels: int = 127, clip: float = 1.0) -> NDArray[np.float32]:
+    """Scale of each row for symmetric quantization: ``clip * absmax / levels``, 1 for a row of zeros.
+
+    Parameters
+    ----------
+    source : ndarray of float32, shape (rows, cols)
+        Of any strides.
+    levels : int
+        Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for int8 that is split into int4 halves.
+    clip : float
+        Within (0, 1].
+
+    Raises
+    ------
+    NotFiniteError
+        If a row holds an inf or a nan.
+
+    Examples
+    --------
+    >>> symmetric_scales(np.array([[1, -254], [0, 0]], np.float32))
+    array([2., 1.], dtype=float32)
+    """
+    scale = np.empty(source.shape[0], np.float32)
+    code = library().npumm_symmetric_scales(
+        source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data
+    )
+    _check("npumm_symmetric_scales", code)
+    _check_finite(scale)
+    return scale
+
+
+def asymmetric_scales(
+    source: NDArray[np.float32], levels: int = 127, clip: float = 1.0
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scale and zero point of each row for quantization onto ``-levels - 1 .. levels``; 0 is represented exactly.
+
+    Parameters and errors are those of `symmetric_scales`.
+
+    Examples
+    --------
+    >>> asymmetric_scales(np.array([[-51, 204]], np.float32))
+    (array([1.], dtype=float32), array([-77], dtype=int32))
+    """
+    scale, zero = np.empty(source.shape[0], np.float32), np.empty(source.shape[0], np.int32)
+    code = library().npumm_asymmetric_scales(
+        source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data, zero.ctypes.data
+    )
+    _check("npumm_asymmetric_scales", code)
+    _check_finite(scale)
+    return scale, zero
 
 
 def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
     """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already."""
     result = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
     _check("npumm_power_of_two_scales", code)
     return result
-
-
-def execute(placed: PlacedMatmul, a: NDArray[Any], out: NDArray[Any], report: Report) -> int:
-    """Run a placed matmul; the report says what happened."""
-    return int(
-        _library().npumm_execute(C.byref(placed), a.ctypes.data, *a.strides, out.ctypes.data, out.strides[0], report)
-    )
 
 
 def describe(tiling: Tiling) -> str:
@@ -257,6 +276,12 @@ def describe(tiling: Tiling) -> str:
         f"({tiling.rows}, {tiling.cols}) padded to ({tiling.padded_rows}, {tiling.padded_cols}) "
         f"in tiles of ({tiling.tile_rows}, {tiling.tile_cols})"
     )
+
+
+def _check_finite(marked: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(marked < 0)
+    if bad.size:
+        raise NotFiniteError(f"row {int(bad[0])} holds an inf or nan, which cannot be quantized")
 
 
 def _check(function: str, code: int, tiling: Tiling | None = None) -> None:

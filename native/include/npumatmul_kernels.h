@@ -43,26 +43,53 @@ typedef struct {
   int64_t tile_rows, tile_cols;
 } npumm_tiling;
 
+/*
+ * What happens to a value on its way into a tile. Quantizing ones give
+ *
+ *     q = clamp(round_half_even(x / row_scale[r]) + row_zero[r])
+ *
+ * clamped to -levels..levels where row_zero is NULL and to -levels - 1..levels otherwise (facts 5.5), where `levels` is
+ * 127 for I8, 7 for I4 and 119 for I4_SPLIT. An inf or a nan among the source is refused.
+ *
+ * I4_SPLIT makes two int4 images of an 8-bit value, stacked: of an image of 2 M rows the rows r hold h and the rows
+ * M + r hold l, with q = 16 h + l. Let h = floor((q + 8) / 16) and l = q - 16 h: then l is (q + 8) mod 16 - 8, which is
+ * in -8..7, and because of -120 <= q <= 119, (q + 8) / 16 is in -7..7.9375, so that h is in -7..7. A magnitude above
+ * 119 would need h = 8, which int4 has not; that is why it has fewer levels than I8.
+ */
 typedef enum {
   NPUMM_COPY_8 = 0,      /* 1-byte elements as they are */
   NPUMM_COPY_16 = 1,     /* 2-byte elements as they are */
   NPUMM_COPY_32 = 2,     /* 4-byte elements as they are */
   NPUMM_INT4 = 3,        /* one int4 per byte <-> two per byte, even element in the low nibble (facts 4.6) */
   NPUMM_F32_TO_F16 = 4,  /* x * row_scale, rounded to nearest even */
-  NPUMM_F32_TO_I8 = 5,   /* x / row_scale, rounded to nearest even, clamped to -127..127 */
-  NPUMM_INT4_HIGH_FIRST = 6 /* as NPUMM_INT4, even element in the high nibble: runtimes up to 1.6.0 (facts 4.6) */
+  NPUMM_F32_TO_I8 = 5,   /* quantized to int8 */
+  NPUMM_INT4_HIGH_FIRST = 6, /* as NPUMM_INT4, even element in the high nibble: runtimes up to 1.6.0 (facts 4.6) */
+  NPUMM_F32_TO_I4 = 7,       /* quantized to int4, packed as NPUMM_INT4 */
+  NPUMM_F32_TO_I4_HIGH_FIRST = 8,
+  NPUMM_F32_TO_I4_SPLIT = 9, /* quantized to 8 bits, which become two images of int4 halves, as above */
+  NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST = 10,
+  NPUMM_F32_TO_F16_LOW = 11 /* what NPUMM_F32_TO_F16 loses of x * row_scale, as a float16; 0 for what is inf or nan in
+                               float16 */
 } npumm_conversion;
+
+/* Conversion of a matrix, with what it needs per row of the source and what it tells about each. */
+typedef struct {
+  npumm_conversion conversion;
+  const float *row_scale;  /* NULL for 1; for the conversions from float32 */
+  const int32_t *row_zero; /* NULL for symmetric quantization, else within -levels - 1..levels; quantizing ones only */
+  int32_t *row_sum;        /* NULL, or receives the sums of rows of integers (of q for I4_SPLIT), modulo 2^32 */
+} npumm_values;
 
 /* Bytes that a packed matrix takes, or -1 where tiling or conversion is not valid. */
 NPUMM_EXPORT int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conversion conversion);
 
 /*
- * Pack: strided source -> tiles. Strides are in bytes, of either sign or zero. row_scale has `rows` entries, or is
- * NULL for 1. Padding is written as zeros.
+ * Pack: strided source -> tiles. Strides are in bytes, of either sign or zero. The source has as many rows as the
+ * tiling, or half as many for I4_SPLIT, where the tiling's are those of the image. Padding is written as zeros.
+ * NPUMM_NOT_FINITE: a value to be quantized is an inf or a nan; the destination's contents are undefined then.
  */
-NPUMM_EXPORT int npumm_pack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
-                            int64_t src_row_stride, int64_t src_col_stride, const float *row_scale, void *dst,
-                            int64_t dst_bytes);
+NPUMM_EXPORT int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src,
+                            int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes);
 
 /* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4* only). */
 NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
@@ -73,23 +100,27 @@ NPUMM_EXPORT int npumm_absmax_rows(const float *src, int64_t rows, int64_t cols,
                                    int64_t col_stride, float *absmax);
 
 /*
+ * Scales of symmetric quantization: clip * absmax / levels per row, 1 where that is zero (a row of zeros, or of the
+ * tiniest subnormals, which become zeros), and -1 where the row holds an inf or a nan. levels is at least 1 and clip
+ * within (0, 1]: values beyond clip * absmax are clamped when they are quantized.
+ */
+NPUMM_EXPORT int npumm_symmetric_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
+                                        int64_t col_stride, int32_t levels, float clip, float *scale);
+
+/*
+ * Scales and zero points of asymmetric quantization (facts 5.5): the range from the row's least to its largest value,
+ * widened to hold 0 and shrunk by clip, onto -levels - 1..levels. So 0 is represented exactly. The scale is 1 where it
+ * would be zero and -1 where the row holds an inf or a nan.
+ */
+NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
+                                         int64_t col_stride, int32_t levels, float clip, float *scale, int32_t *zero);
+
+/*
  * Power of two per row that brings the largest finite |x| into [1, 2) when it lies outside [2^-2, 2^15), else 1:
  * multiplying by it neither overflows float16 nor loses small rows, and is exact. Infs and nans stay what they are.
  */
 NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
                                            int64_t col_stride, float *scale);
-
-typedef enum { NPUMM_C_INT32 = 0, NPUMM_C_FLOAT32 = 1, NPUMM_C_INT16 = 2 } npumm_result_type;
-
-/*
- * Store one tile of results. With `first` unset, the destination's present value is added before; with `row_scale` or
- * `col_scale` (either may be NULL) the sum is multiplied by row_scale[r] * col_scale[c] in float64, rounded once and
- * written as float32, else it is written in the result's own type (int32 wraps modulo 2^32; int16 is widened to int32
- * before anything is added). The destination has 4-byte elements, adjacent along the columns.
- */
-NPUMM_EXPORT int npumm_store(const npumm_tiling *tiling, npumm_result_type type, const void *src, int64_t src_bytes,
-                             int first, const double *row_scale, const float *col_scale, void *dst,
-                             int64_t dst_row_stride);
 
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);

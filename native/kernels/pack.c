@@ -4,6 +4,7 @@
 #include "npumatmul_kernels.h"
 #include "rows.h"
 #include "tiling.h"
+#include "transpose.h"
 
 /*
  * Work is done in blocks of BLOCK_ROWS x BLOCK_COLS: a source whose rows are not contiguous is gathered into a block
@@ -11,24 +12,62 @@
  */
 enum { BLOCK_ROWS = 32, BLOCK_COLS = 256 };
 
-static int64_t source_bytes(npumm_conversion conversion) {
+typedef enum { COPIED, INT4_PAIRS, TO_HALF, TO_HALF_LOW, QUANTIZED, QUANTIZED_PAIRS, QUANTIZED_SPLIT } kind;
+
+/* What a conversion is made of. */
+typedef struct {
+  kind kind;
+  int64_t source_bytes, bits; /* of an element before and after */
+  int high_first;
+  float levels; /* largest quantized value */
+} recipe;
+
+static recipe recipe_of(npumm_conversion conversion) {
+  const int64_t bits = npumm_element_bits(conversion);
+  const int high_first = conversion == NPUMM_INT4_HIGH_FIRST || conversion == NPUMM_F32_TO_I4_HIGH_FIRST ||
+                         conversion == NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST;
+  recipe result = {COPIED, 4, bits, high_first, 0.0f};
   switch (conversion) {
     case NPUMM_COPY_8:
+    case NPUMM_COPY_16:
+    case NPUMM_COPY_32:
+      result.source_bytes = bits / 8;
+      break;
     case NPUMM_INT4:
     case NPUMM_INT4_HIGH_FIRST:
-      return 1;
-    case NPUMM_COPY_16:
-      return 2;
-    default:
-      return 4;
+      result.kind = INT4_PAIRS;
+      result.source_bytes = 1;
+      break;
+    case NPUMM_F32_TO_F16:
+      result.kind = TO_HALF;
+      break;
+    case NPUMM_F32_TO_F16_LOW:
+      result.kind = TO_HALF_LOW;
+      break;
+    case NPUMM_F32_TO_I8:
+      result.kind = QUANTIZED;
+      result.levels = 127.0f;
+      break;
+    case NPUMM_F32_TO_I4:
+    case NPUMM_F32_TO_I4_HIGH_FIRST:
+      result.kind = QUANTIZED_PAIRS;
+      result.levels = 7.0f;
+      break;
+    case NPUMM_F32_TO_I4_SPLIT:
+    case NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST:
+      result.kind = QUANTIZED_SPLIT;
+      result.levels = 119.0f;
+      break;
   }
+  return result;
 }
 
 int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conversion conversion) {
-  if (!npumm_tiling_is_valid(tiling)) return -1;
-  const int64_t elements = tiling->padded_rows * tiling->padded_cols;
-  if (npumm_is_int4(conversion) && tiling->tile_cols % 2 != 0) return -1; /* a pair never straddles two tiles */
-  return npumm_element_bytes(conversion, elements);
+  const int64_t bits = npumm_element_bits(conversion);
+  if (!npumm_tiling_is_valid(tiling) || bits == 0) return -1;
+  if (bits == 4 && tiling->tile_cols % 2 != 0) return -1; /* a pair never straddles two tiles */
+  if (recipe_of(conversion).kind == QUANTIZED_SPLIT && tiling->rows % 2 != 0) return -1; /* two images of each row */
+  return tiling->padded_rows * tiling->padded_cols * bits / 8;
 }
 
 /* One element type of the gather: rows x cols of `src` into a dense block with BLOCK_COLS columns. */
@@ -53,95 +92,154 @@ DEFINE_GATHER(gather_4, uint32_t)
 
 static void gather(int64_t element, const char *src, int64_t row_stride, int64_t col_stride, int64_t rows,
                    int64_t cols, void *block) {
+  if (row_stride == element) {
+    npumm_transpose(src, col_stride, rows, cols, element, block, BLOCK_COLS * element);
+    return;
+  }
   if (element == 1) gather_1(src, row_stride, col_stride, rows, cols, block);
   if (element == 2) gather_2(src, row_stride, col_stride, rows, cols, block);
   if (element == 4) gather_4(src, row_stride, col_stride, rows, cols, block);
 }
 
-/* Two values per byte, shifted by so many bits; an odd one at the end has a zero beside it. */
-static void pack_pairs(const uint8_t *values, int64_t n, int even_shift, int odd_shift, uint8_t *bytes) {
-  for (int64_t i = 0; i < n; i += 2) {
-    const int odd = i + 1 < n ? values[i + 1] & 0x0f : 0;
-    bytes[i / 2] = (uint8_t)((values[i] & 0x0f) << even_shift | odd << odd_shift);
-  }
+static npumm_quantizer quantizer_of(const npumm_values *values, float levels, int64_t r) {
+  const int32_t zero = values->row_zero ? values->row_zero[r] : 0;
+  const float least = values->row_zero ? -levels - 1.0f : -levels;
+  const npumm_quantizer result = {values->row_scale ? values->row_scale[r] : 1.0f, least - (float)zero,
+                                  levels - (float)zero, zero};
+  return result;
 }
 
-static void convert_row(const npumm_row_kernels *rows, npumm_conversion conversion, const void *src, int64_t n,
-                        float scale, void *dst) {
-  switch (conversion) {
-    case NPUMM_COPY_8:
-      memcpy(dst, src, (size_t)n);
-      return;
-    case NPUMM_COPY_16:
-      memcpy(dst, src, (size_t)n * 2);
-      return;
-    case NPUMM_COPY_32:
-      memcpy(dst, src, (size_t)n * 4);
-      return;
-    case NPUMM_INT4:
-      pack_pairs(src, n, 0, 4, dst);
-      return;
-    case NPUMM_INT4_HIGH_FIRST:
-      pack_pairs(src, n, 4, 0, dst);
-      return;
-    case NPUMM_F32_TO_F16:
-      rows->f32_to_f16(src, dst, n, scale);
-      return;
-    case NPUMM_F32_TO_I8:
-      rows->f32_to_i8(src, dst, n, scale);
-      return;
+/* A converted row of a block: elements, or the high halves of a split with the low ones beside them. */
+typedef struct {
+  uint32_t image[BLOCK_COLS], low[BLOCK_COLS];
+  int32_t sum; /* of integers, where it is wanted */
+} converted;
+
+/* n contiguous elements of row r. Returns 0, or NPUMM_NOT_FINITE. */
+static int convert(const npumm_row_kernels *rows, const recipe *how, const npumm_values *values, const void *src,
+                   int64_t r, int64_t n, converted *out) {
+  const float scale = values->row_scale ? values->row_scale[r] : 1.0f;
+  const int8_t *integers = src; /* whose sum may be wanted */
+  int8_t quantized[BLOCK_COLS];
+  int finite = 1;
+  if (how->levels > 0.0f) {
+    const npumm_quantizer quantizer = quantizer_of(values, how->levels, r);
+    finite = rows->quantize(src, quantized, n, &quantizer);
+    integers = quantized;
   }
+  switch (how->kind) {
+    case COPIED:
+      memcpy(out->image, src, (size_t)(n * how->source_bytes));
+      break;
+    case TO_HALF:
+      rows->f32_to_f16(src, (uint16_t *)out->image, n, scale);
+      break;
+    case TO_HALF_LOW:
+      rows->f32_to_f16_low(src, (uint16_t *)out->image, n, scale);
+      break;
+    case QUANTIZED:
+      memcpy(out->image, quantized, (size_t)n);
+      break;
+    case INT4_PAIRS:
+    case QUANTIZED_PAIRS:
+      rows->pairs(integers, (uint8_t *)out->image, n, 0, how->high_first);
+      break;
+    case QUANTIZED_SPLIT:
+      rows->pairs(integers, (uint8_t *)out->image, n, 1, how->high_first);
+      rows->pairs(integers, (uint8_t *)out->low, n, 0, how->high_first); /* l = q modulo 16 */
+      break;
+  }
+  if (values->row_sum) out->sum = rows->sum(integers, n);
+  return finite ? NPUMM_OK : NPUMM_NOT_FINITE;
 }
 
 /* Lays `padded` converted elements of row r, starting at column c, into their tiles. */
-static void scatter_row(const npumm_tiling *t, npumm_conversion conversion, int64_t r, int64_t c, int64_t padded,
-                        const uint8_t *row, uint8_t *dst) {
-  for (int64_t done = 0; done < padded;) {
-    const int64_t run = npumm_tiling_run(t, c + done, padded - done);
-    memcpy(dst + npumm_element_bytes(conversion, npumm_tiling_offset(t, r, c + done)),
-           row + npumm_element_bytes(conversion, done), (size_t)npumm_element_bytes(conversion, run));
-    done += run;
+static void scatter_row(const npumm_tiling *t, int64_t bits, int64_t r, int64_t c, int64_t padded, const void *row,
+                        void *dst) {
+  const char *from = row;
+  for (npumm_walk walk = npumm_walk_row(t, r, c, padded); walk.length > 0; npumm_walk_on(&walk)) {
+    const int64_t bytes = walk.length * bits / 8;
+    npumm_copy((char *)dst + walk.offset * bits / 8, from, bytes);
+    from += bytes;
   }
 }
 
-int npumm_pack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src, int64_t src_row_stride,
-               int64_t src_col_stride, const float *row_scale, void *dst, int64_t dst_bytes) {
-  const int64_t needed = npumm_packed_bytes(tiling, conversion);
+/* Whether what is given beside the values belongs to the conversion, and zero points lie where they can. */
+static int values_are_valid(const npumm_values *values, const recipe *how, int64_t rows) {
+  const int integers = how->levels > 0.0f || how->kind == INT4_PAIRS || values->conversion == NPUMM_COPY_8;
+  if (values->row_sum && !integers) return 0;
+  if (!values->row_zero) return 1;
+  if (how->levels <= 0.0f) return 0;
+  const int32_t levels = (int32_t)how->levels;
+  for (int64_t r = 0; r < rows; r++) {
+    if (values->row_zero[r] < -levels - 1 || values->row_zero[r] > levels) return 0;
+  }
+  return 1;
+}
+
+/* Rows r0 to r0 + rows of the source, over all columns. */
+static int pack_rows(const npumm_tiling *t, const npumm_values *values, const recipe *how, const char *src,
+                     int64_t row_stride, int64_t col_stride, int64_t r0, int64_t rows, void *dst) {
+  const npumm_row_kernels *kernels = npumm_rows();
+  uint32_t block[BLOCK_ROWS * BLOCK_COLS]; /* the gathered source, of any element size */
+  converted row;
+  for (int64_t c0 = 0; c0 < t->padded_cols; c0 += BLOCK_COLS) {
+    const int64_t padded = t->padded_cols - c0 < BLOCK_COLS ? t->padded_cols - c0 : BLOCK_COLS;
+    const int64_t cols = c0 >= t->cols ? 0 : (t->cols - c0 < padded ? t->cols - c0 : padded);
+    /* The corner's address is only formed where there is data: beyond it, it could point outside the source. */
+    const char *corner = cols ? src + r0 * row_stride + c0 * col_stride : src;
+    /* Direct reads need contiguous rows; 4-byte ones are read as floats, so they must be aligned too. */
+    const int direct = col_stride == how->source_bytes &&
+                       (how->source_bytes != 4 || ((uintptr_t)corner % 4 == 0 && row_stride % 4 == 0));
+    if (!direct) gather(how->source_bytes, corner, row_stride, col_stride, rows, cols, block);
+    if (cols < padded) memset(&row, 0, sizeof row);
+    for (int64_t r = 0; r < rows; r++) {
+      if (cols > 0) {
+        const void *from = direct ? (const void *)(corner + r * row_stride)
+                                  : (const void *)((const char *)block + r * BLOCK_COLS * how->source_bytes);
+        if (how->kind == COPIED && cols == padded && !values->row_sum) {
+          scatter_row(t, how->bits, r0 + r, c0, padded, from, dst);
+          continue;
+        }
+        const int code = convert(kernels, how, values, from, r0 + r, cols, &row);
+        if (code) return code;
+        if (values->row_sum) {
+          const uint32_t before = c0 ? (uint32_t)values->row_sum[r0 + r] : 0;
+          values->row_sum[r0 + r] = (int32_t)(before + (uint32_t)row.sum);
+        }
+      }
+      scatter_row(t, how->bits, r0 + r, c0, padded, row.image, dst);
+      if (how->kind == QUANTIZED_SPLIT) scatter_row(t, how->bits, t->rows / 2 + r0 + r, c0, padded, row.low, dst);
+    }
+  }
+  return NPUMM_OK;
+}
+
+int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src, int64_t src_row_stride,
+               int64_t src_col_stride, void *dst, int64_t dst_bytes) {
+  const int64_t needed = values ? npumm_packed_bytes(tiling, values->conversion) : -1;
   if (needed < 0 || !dst) return NPUMM_BAD_ARGUMENT;
   if (dst_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   const npumm_tiling t = *tiling;
-  if (t.rows == 0 || t.cols == 0) {
+  const recipe how = recipe_of(values->conversion);
+  const int64_t source_rows = how.kind == QUANTIZED_SPLIT ? t.rows / 2 : t.rows;
+  if (!values_are_valid(values, &how, source_rows)) return NPUMM_BAD_ARGUMENT;
+  if (source_rows == 0 || t.cols == 0) {
     memset(dst, 0, (size_t)needed);
+    if (values->row_sum) memset(values->row_sum, 0, (size_t)source_rows * sizeof *values->row_sum);
     return NPUMM_OK;
   }
   if (!src) return NPUMM_BAD_ARGUMENT;
-
-  const npumm_row_kernels *kernels = npumm_rows();
-  const int64_t element = source_bytes(conversion);
-  uint32_t block[BLOCK_ROWS * BLOCK_COLS]; /* the gathered source, of any element size */
-  uint32_t row[BLOCK_COLS];                /* one converted row of the block, of any element size */
-  for (int64_t r0 = 0; r0 < t.padded_rows; r0 += BLOCK_ROWS) {
-    const int64_t padded_rows = t.padded_rows - r0 < BLOCK_ROWS ? t.padded_rows - r0 : BLOCK_ROWS;
-    const int64_t rows = r0 >= t.rows ? 0 : (t.rows - r0 < padded_rows ? t.rows - r0 : padded_rows);
+  for (int64_t r0 = 0; r0 < source_rows; r0 += BLOCK_ROWS) {
+    const int64_t rows = source_rows - r0 < BLOCK_ROWS ? source_rows - r0 : BLOCK_ROWS;
+    const int code = pack_rows(&t, values, &how, src, src_row_stride, src_col_stride, r0, rows, dst);
+    if (code) return code;
+  }
+  const uint32_t zeros[BLOCK_COLS] = {0};
+  for (int64_t r = t.rows; r < t.padded_rows; r++) {
     for (int64_t c0 = 0; c0 < t.padded_cols; c0 += BLOCK_COLS) {
-      const int64_t padded_cols = t.padded_cols - c0 < BLOCK_COLS ? t.padded_cols - c0 : BLOCK_COLS;
-      const int64_t cols = c0 >= t.cols ? 0 : (t.cols - c0 < padded_cols ? t.cols - c0 : padded_cols);
-      /* The corner's address is only formed where there is data: beyond it, it could point outside the source. */
-      const char *corner =
-          rows && cols ? (const char *)src + r0 * src_row_stride + c0 * src_col_stride : (const char *)src;
-      /* Direct reads need contiguous rows; 4-byte ones are read as floats, so they must be aligned too. */
-      const int direct = src_col_stride == element &&
-                         (element != 4 || ((uintptr_t)corner % 4 == 0 && src_row_stride % 4 == 0));
-      if (!direct) gather(element, corner, src_row_stride, src_col_stride, rows, cols, block);
-      for (int64_t r = 0; r < padded_rows; r++) {
-        if (r >= rows || cols < padded_cols) memset(row, 0, (size_t)padded_cols * 4);
-        if (r < rows && cols > 0) {
-          const void *from = direct ? (const void *)(corner + r * src_row_stride)
-                                    : (const void *)((const char *)block + r * BLOCK_COLS * element);
-          convert_row(kernels, conversion, from, cols, row_scale ? row_scale[r0 + r] : 1.0f, row);
-        }
-        scatter_row(&t, conversion, r0 + r, c0, padded_cols, (const uint8_t *)row, dst);
-      }
+      const int64_t padded = t.padded_cols - c0 < BLOCK_COLS ? t.padded_cols - c0 : BLOCK_COLS;
+      scatter_row(&t, how.bits, r, c0, padded, zeros, dst);
     }
   }
   return NPUMM_OK;

@@ -7,14 +7,30 @@
 
 #include <stdint.h>
 
+/* Quantization of a row: clamp(round_half_even(x / scale), low, high) + zero, all integers, the sum within int8. */
+typedef struct {
+  float scale;
+  float low, high; /* of the quotient, before `zero` is added */
+  int32_t zero;
+} npumm_quantizer;
+
 typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
   void (*f32_to_f16)(const float *src, uint16_t *dst, int64_t n, float scale);
-  /* dst[i] = clamp(rint(src[i] / scale), -127, 127); src finite */
-  void (*f32_to_i8)(const float *src, int8_t *dst, int64_t n, float scale);
+  /* dst[i] = float16(src[i] * scale - float16(src[i] * scale)), 0 where the inner one is inf or nan */
+  void (*f32_to_f16_low)(const float *src, uint16_t *dst, int64_t n, float scale);
+  /* Returns whether every src[i] is finite; what becomes of others, and of quotients that are nan, is `low`. */
+  int (*quantize)(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how);
+  /* Two values per byte: the low nibbles of (src[i] + 8) >> 4 with `high`, else of src[i]; an odd one at the end has a
+     zero beside it. The even element goes into the low nibble, or with `high_first` into the high one. */
+  void (*pairs)(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first);
+  /* sum of src[i], modulo 2^32 */
+  int32_t (*sum)(const int8_t *src, int64_t n);
   /* largest finite |src[i]|; *finite is cleared where an inf or nan was met */
   float (*absmax)(const float *src, int64_t n, int *finite);
+  /* range[0] and range[1] are lowered and raised to the least and the largest finite src[i]; *finite as above */
+  void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
 } npumm_row_kernels;
 
 extern const npumm_row_kernels npumm_rows_scalar;

@@ -32,13 +32,52 @@ static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) 
   for (int64_t i = 0; i < n; i++) dst[i] = half_from_float(src[i] * scale);
 }
 
-static void f32_to_i8(const float *src, int8_t *dst, int64_t n, float scale) {
-  for (int64_t i = 0; i < n; i++) {
-    float q = rintf(src[i] / scale);
-    q = q > 127.0f ? 127.0f : q;
-    q = q < -127.0f ? -127.0f : q;
-    dst[i] = (int8_t)q;
+static float float_from_half(uint16_t half) {
+  const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  float value;
+  if (magnitude < 0x400u) { /* a multiple of 2^-24 */
+    value = (float)magnitude * 5.9604644775390625e-8f;
+  } else {
+    const uint32_t bits = magnitude < 0x7c00u ? (magnitude << 13) + 0x38000000u : (magnitude << 13) | 0x7f800000u;
+    memcpy(&value, &bits, sizeof value);
   }
+  return sign ? -value : value;
+}
+
+static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float scale) {
+  for (int64_t i = 0; i < n; i++) {
+    const float x = src[i] * scale;
+    const uint16_t high = half_from_float(x);
+    dst[i] = (high & 0x7fffu) < 0x7c00u ? half_from_float(x - float_from_half(high)) : 0; /* the difference is exact */
+  }
+}
+
+static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
+  int finite = 1;
+  for (int64_t i = 0; i < n; i++) {
+    float q = fabsf(src[i]) <= 3.402823466e+38f ? src[i] / how->scale : NAN;
+    finite &= fabsf(src[i]) <= 3.402823466e+38f;
+    q = q >= how->low ? q : how->low; /* a nan too */
+    q = q <= how->high ? q : how->high;
+    dst[i] = (int8_t)((int32_t)rintf(q) + how->zero);
+  }
+  return finite;
+}
+
+static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
+  const int bias = high ? 8 : 0, shift = high ? 4 : 0;
+  const int even_shift = high_first ? 4 : 0, odd_shift = high_first ? 0 : 4;
+  for (int64_t i = 0; i < n; i += 2) {
+    const unsigned even = (uint8_t)(src[i] + bias) >> shift & 0x0fu;
+    const unsigned odd = i + 1 < n ? (uint8_t)(src[i + 1] + bias) >> shift & 0x0fu : 0;
+    dst[i / 2] = (uint8_t)(even << even_shift | odd << odd_shift);
+  }
+}
+
+static int32_t sum(const int8_t *src, int64_t n) {
+  uint32_t total = 0;
+  for (int64_t i = 0; i < n; i++) total += (uint32_t)(int32_t)src[i];
+  return (int32_t)total;
 }
 
 static float absmax(const float *src, int64_t n, int *finite) {
@@ -54,4 +93,16 @@ static float absmax(const float *src, int64_t n, int *finite) {
   return largest;
 }
 
-const npumm_row_kernels npumm_rows_scalar = {"scalar", f32_to_f16, f32_to_i8, absmax};
+static void minmax(const float *src, int64_t n, float range[2], int *finite) {
+  for (int64_t i = 0; i < n; i++) {
+    if (!(fabsf(src[i]) <= 3.402823466e+38f)) {
+      *finite = 0;
+    } else {
+      range[0] = src[i] < range[0] ? src[i] : range[0];
+      range[1] = src[i] > range[1] ? src[i] : range[1];
+    }
+  }
+}
+
+const npumm_row_kernels npumm_rows_scalar = {"scalar", f32_to_f16, f32_to_f16_low, quantize,
+                                             pairs,    sum,        absmax,         minmax};

@@ -54,36 +54,40 @@ static inline void npumm_walk_on(npumm_walk *walk) {
   walk->length = walk->left < walk->tile_cols ? walk->left : walk->tile_cols;
 }
 
-/* Whether two elements share a byte. */
-static inline int npumm_is_int4(npumm_conversion conversion) {
-  return conversion == NPUMM_INT4 || conversion == NPUMM_INT4_HIGH_FIRST;
-}
-
-/* memcpy; the usual size of a native group, 16 bytes, is a single move instead of a call. */
+/* memcpy; the usual sizes of native groups and rows of tiles are a few moves instead of a call. */
 static inline void npumm_copy(void *dst, const void *src, int64_t bytes) {
   if (bytes == 16) {
     memcpy(dst, src, 16);
+  } else if (bytes == 32) {
+    memcpy(dst, src, 32);
+  } else if (bytes == 64) {
+    memcpy(dst, src, 64);
   } else {
     memcpy(dst, src, (size_t)bytes);
   }
 }
 
-/* Bytes of `count` packed elements; int4 counts are even. */
-static inline int64_t npumm_element_bytes(npumm_conversion conversion, int64_t count) {
+/* Bits of a packed element, or 0 for what is no conversion. */
+static inline int64_t npumm_element_bits(npumm_conversion conversion) {
   switch (conversion) {
-    case NPUMM_COPY_8:
-    case NPUMM_F32_TO_I8:
-      return count;
-    case NPUMM_COPY_16:
-    case NPUMM_F32_TO_F16:
-      return 2 * count;
-    case NPUMM_COPY_32:
-      return 4 * count;
     case NPUMM_INT4:
     case NPUMM_INT4_HIGH_FIRST:
-      return count / 2;
+    case NPUMM_F32_TO_I4:
+    case NPUMM_F32_TO_I4_HIGH_FIRST:
+    case NPUMM_F32_TO_I4_SPLIT:
+    case NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST:
+      return 4;
+    case NPUMM_COPY_8:
+    case NPUMM_F32_TO_I8:
+      return 8;
+    case NPUMM_COPY_16:
+    case NPUMM_F32_TO_F16:
+    case NPUMM_F32_TO_F16_LOW:
+      return 16;
+    case NPUMM_COPY_32:
+      return 32;
   }
-  return -1;
+  return 0;
 }
 
 #endif

@@ -46,6 +46,12 @@ static int same_half(uint16_t a, uint16_t b) {
   return a == b || (a_nan && b_nan); /* the payload of a nan is not promised */
 }
 
+/* Steps, ranges and zero points: usual ones, and those that make quotients overflow or vanish. */
+static const npumm_quantizer quantizers[] = {
+    {1.0f, -127.0f, 127.0f, 0},     {3.7f, -7.0f, 7.0f, 0},         {1e30f, -119.0f, 119.0f, 0},
+    {0.5f, -128.0f - 3.0f, 124.0f, 3}, {1e-30f, -255.0f, 0.0f, 127}, {0.0f, -127.0f, 127.0f, 0},
+};
+
 static void compare_with_scalar(const npumm_row_kernels *kernels) {
   enum { LONGEST = 300 };
   for (int kind = 0; kind < 4; kind++) {
@@ -54,30 +60,48 @@ static void compare_with_scalar(const npumm_row_kernels *kernels) {
       float *src = malloc((size_t)(n ? n : 1) * sizeof *src);
       uint16_t *half = malloc((size_t)(n ? n : 1) * 2), *half_reference = malloc((size_t)(n ? n : 1) * 2);
       int8_t *byte = malloc((size_t)(n ? n : 1)), *byte_reference = malloc((size_t)(n ? n : 1));
-      if (!src || !half || !half_reference || !byte || !byte_reference) abort();
+      uint8_t *pair = malloc((size_t)(n + 1) / 2 + 1), *pair_reference = malloc((size_t)(n + 1) / 2 + 1);
+      if (!src || !half || !half_reference || !byte || !byte_reference || !pair || !pair_reference) abort();
       for (int64_t i = 0; i < n; i++) src[i] = random_float(kind);
       const float scale = kind == 1 ? 0.25f : 1.0f;
       kernels->f32_to_f16(src, half, n, scale);
       npumm_rows_scalar.f32_to_f16(src, half_reference, n, scale);
       int same = 1;
       for (int64_t i = 0; i < n; i++) same &= same_half(half[i], half_reference[i]);
+      kernels->f32_to_f16_low(src, half, n, scale);
+      npumm_rows_scalar.f32_to_f16_low(src, half_reference, n, scale);
+      for (int64_t i = 0; i < n; i++) same &= half[i] == half_reference[i];
       CHECK(same);
 
       int finite = 1, finite_reference = 1;
       const float largest = kernels->absmax(src, n, &finite);
       CHECK(largest == npumm_rows_scalar.absmax(src, n, &finite_reference));
       CHECK(finite == finite_reference);
+      float range[2] = {0.0f, 0.0f}, range_reference[2] = {0.0f, 0.0f};
+      finite = 1;
+      kernels->minmax(src, n, range, &finite);
+      npumm_rows_scalar.minmax(src, n, range_reference, &finite_reference);
+      CHECK(range[0] == range_reference[0] && range[1] == range_reference[1] && finite == finite_reference);
 
-      for (int64_t i = 0; i < n; i++) src[i] = isfinite(src[i]) ? src[i] : 1.0f; /* what the caller promises */
-      const float step = kind == 0 ? 1e30f : kind == 1 ? 3.7f : 1.0f;
-      kernels->f32_to_i8(src, byte, n, step);
-      npumm_rows_scalar.f32_to_i8(src, byte_reference, n, step);
-      CHECK(n == 0 || memcmp(byte, byte_reference, (size_t)n) == 0);
+      for (size_t q = 0; q < sizeof quantizers / sizeof *quantizers; q++) {
+        CHECK(kernels->quantize(src, byte, n, &quantizers[q]) == finite);
+        CHECK(npumm_rows_scalar.quantize(src, byte_reference, n, &quantizers[q]) == finite);
+        CHECK(n == 0 || memcmp(byte, byte_reference, (size_t)n) == 0);
+      }
+      for (int64_t i = 0; i < n; i++) byte[i] = (int8_t)random_bits();
+      CHECK(kernels->sum(byte, n) == npumm_rows_scalar.sum(byte, n));
+      for (int way = 0; way < 4; way++) {
+        kernels->pairs(byte, pair, n, way & 1, way >> 1);
+        npumm_rows_scalar.pairs(byte, pair_reference, n, way & 1, way >> 1);
+        CHECK(n == 0 || memcmp(pair, pair_reference, (size_t)(n + 1) / 2) == 0);
+      }
       free(src);
       free(half);
       free(half_reference);
       free(byte);
       free(byte_reference);
+      free(pair);
+      free(pair_reference);
     }
   }
 }
@@ -132,56 +156,61 @@ static void halves_by_definition(void) {
 static void int8_by_hand(void) {
   const float src[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, 126.5f, 127.5f, 1e30f, -1e30f, -127.4f};
   const int8_t expected[] = {0, 2, 2, 0, -2, 126, 127, 127, -127, -127};
+  const npumm_quantizer how = {1.0f, -127.0f, 127.0f, 0};
   int8_t got[10];
-  npumm_rows_scalar.f32_to_i8(src, got, 10, 1.0f);
+  CHECK(npumm_rows_scalar.quantize(src, got, 10, &how) == 1);
   CHECK(memcmp(got, expected, sizeof got) == 0);
+}
+
+/* What a half loses, against the definition: high and low together are within 2^-12 of the low part, or 2^-25. */
+static void low_halves_by_definition(void) {
+  int close = 1, none = 1;
+  for (int i = 0; i < 20000; i++) {
+    const float x = random_float(1);
+    uint16_t low;
+    npumm_rows_scalar.f32_to_f16_low(&x, &low, 1, 1.0f);
+    const uint16_t high = half_of(x);
+    if ((high & 0x7fff) == 0x7c00) {
+      none &= low == 0;
+      continue;
+    }
+    const double lost = (double)x - half_value(high), error = fabs(lost - half_value(low));
+    close &= error <= fmax(ldexp(fabs(lost), -11), ldexp(1.0, -25));
+  }
+  CHECK(close);
+  CHECK(none);
 }
 
 static void bad_arguments_are_refused(void) {
   uint8_t buffer[64] = {0};
   const npumm_tiling good = {4, 4, 4, 4, 4, 4};
+  const npumm_values copy = {.conversion = NPUMM_COPY_8}, unknown = {.conversion = (npumm_conversion)99};
   const npumm_tiling bad[] = {
       {5, 4, 4, 4, 4, 4}, {4, 5, 4, 4, 4, 4}, {4, 4, 4, 4, 3, 4}, {4, 4, 4, 4, 4, 0},
       {-1, 4, 4, 4, 4, 4}, {4, 4, 4, 4, -4, 4}, {1, 1, (int64_t)1 << 40, 1, 1, 1},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     CHECK(npumm_packed_bytes(&bad[i], NPUMM_COPY_8) == -1);
-    CHECK(npumm_pack(&bad[i], NPUMM_COPY_8, buffer, 4, 1, NULL, buffer, 64) == NPUMM_BAD_ARGUMENT);
+    CHECK(npumm_pack(&bad[i], &copy, buffer, 4, 1, buffer, 64) == NPUMM_BAD_ARGUMENT);
     CHECK(npumm_unpack(&bad[i], NPUMM_COPY_8, buffer, 64, buffer, 4, 1) == NPUMM_BAD_ARGUMENT);
-    CHECK(npumm_store(&bad[i], NPUMM_C_INT32, buffer, 64, 1, NULL, NULL, buffer, 16) == NPUMM_BAD_ARGUMENT);
   }
   CHECK(npumm_packed_bytes(NULL, NPUMM_COPY_8) == -1);
   CHECK(npumm_packed_bytes(&good, (npumm_conversion)99) == -1);
-  CHECK(npumm_pack(&good, (npumm_conversion)99, buffer, 4, 1, NULL, buffer, 64) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_pack(&good, NPUMM_COPY_8, buffer, 4, 1, NULL, buffer, 15) == NPUMM_BUFFER_TOO_SMALL);
-  CHECK(npumm_pack(&good, NPUMM_COPY_8, NULL, 4, 1, NULL, buffer, 64) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_pack(&good, &unknown, buffer, 4, 1, buffer, 64) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_pack(&good, NULL, buffer, 4, 1, buffer, 64) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_pack(&good, &copy, buffer, 4, 1, buffer, 15) == NPUMM_BUFFER_TOO_SMALL);
+  CHECK(npumm_pack(&good, &copy, NULL, 4, 1, buffer, 64) == NPUMM_BAD_ARGUMENT);
   CHECK(npumm_unpack(&good, NPUMM_COPY_8, buffer, 15, buffer, 4, 1) == NPUMM_BUFFER_TOO_SMALL);
   CHECK(npumm_unpack(&good, NPUMM_F32_TO_F16, buffer, 64, buffer, 4, 1) == NPUMM_BAD_ARGUMENT);
   CHECK(npumm_absmax_rows(NULL, 1, 1, 4, 4, NULL) == NPUMM_BAD_ARGUMENT);
-}
-
-/* 3 rows of 5 columns, padded to 4 of 6, in tiles of 2 x 2; the bytes worked out on paper. */
-static void int4_by_hand(void) {
-  const int8_t values[3][5] = {{1, -2, 3, -4, 5}, {-6, 7, -8, 0, 1}, {2, -1, 4, -3, 6}};
-  const npumm_tiling tiling = {3, 5, 4, 6, 2, 2};
-  const uint8_t low_first[12] = {0xe1, 0x7a, 0xc3, 0x08, 0x05, 0x01, 0xf2, 0x00, 0xd4, 0x00, 0x06, 0x00};
-  const npumm_conversion conversions[] = {NPUMM_INT4, NPUMM_INT4_HIGH_FIRST};
-  for (int i = 0; i < 2; i++) {
-    uint8_t packed[12];
-    int8_t back[3][5] = {{0}};
-    CHECK(npumm_packed_bytes(&tiling, conversions[i]) == 12);
-    CHECK(npumm_pack(&tiling, conversions[i], values, 5, 1, NULL, packed, sizeof packed) == NPUMM_OK);
-    int same = 1;
-    for (int b = 0; b < 12; b++) {
-      const uint8_t swapped = (uint8_t)(low_first[b] << 4 | low_first[b] >> 4);
-      same &= packed[b] == (conversions[i] == NPUMM_INT4 ? low_first[b] : swapped);
-    }
-    CHECK(same);
-    CHECK(npumm_unpack(&tiling, conversions[i], packed, sizeof packed, back, 5, 1) == NPUMM_OK);
-    CHECK(memcmp(back, values, sizeof values) == 0);
-  }
-  const npumm_tiling odd = {1, 3, 1, 3, 1, 3};
-  CHECK(npumm_packed_bytes(&odd, NPUMM_INT4_HIGH_FIRST) == -1);
+  float value = 1.0f, scale;
+  int32_t zero;
+  CHECK(npumm_symmetric_scales(&value, 1, 1, 4, 4, 0, 1.0f, &scale) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_symmetric_scales(&value, 1, 1, 4, 4, 7, 0.0f, &scale) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_symmetric_scales(&value, 1, 1, 4, 4, 7, 1.5f, &scale) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_symmetric_scales(&value, 1, 1, 4, 4, 7, NAN, &scale) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_asymmetric_scales(&value, 1, 1, 4, 4, 7, 1.0f, &scale, NULL) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_asymmetric_scales(NULL, 1, 1, 4, 4, 7, 1.0f, &scale, &zero) == NPUMM_BAD_ARGUMENT);
 }
 
 static void power_of_two_scales_by_hand(void) {
@@ -197,13 +226,42 @@ static void power_of_two_scales_by_hand(void) {
   CHECK(scale[5] == ldexpf(1.0f, 127));
 }
 
+static void quantization_scales_by_hand(void) {
+  const float rows[6][3] = {{1.0f, -3.0f, 2.0f}, {0.0f, 0.0f, 0.0f},     {-51.0f, 204.0f, 0.0f},
+                            {1.0f, 255.0f, 3.0f}, {1.0f, NAN, -INFINITY}, {-3e38f, 3e38f, 0.0f}};
+  const float levels = 127.0f;
+  float scale[6];
+  int32_t zero[6];
+  CHECK(npumm_symmetric_scales(&rows[0][0], 6, 3, 12, 4, 127, 1.0f, scale) == NPUMM_OK);
+  CHECK(scale[0] == 3.0f / levels && scale[1] == 1.0f && scale[2] == 204.0f / levels && scale[4] == -1.0f);
+  CHECK(npumm_symmetric_scales(&rows[0][0], 6, 3, 12, 4, 7, 0.5f, scale) == NPUMM_OK);
+  CHECK(scale[0] == 1.5f / 7.0f && scale[2] == 102.0f / 7.0f);
+  CHECK(npumm_asymmetric_scales(&rows[0][0], 6, 3, 12, 4, 127, 1.0f, scale, zero) == NPUMM_OK);
+  CHECK(scale[1] == 1.0f && zero[1] == -128);
+  CHECK(scale[2] == 1.0f && zero[2] == -77); /* -51 becomes -128 and 204 becomes 127 */
+  CHECK(scale[3] == 1.0f && zero[3] == -128); /* the range is widened to 0..255 */
+  CHECK(scale[4] == -1.0f && zero[4] == 0);
+  CHECK(scale[5] > 0.0f && isfinite(scale[5])); /* although 6e38 is beyond float32 */
+  CHECK(npumm_asymmetric_scales(&rows[2][0], 1, 3, 12, 4, 7, 1.0f, scale, zero) == NPUMM_OK);
+  CHECK(scale[0] == 17.0f && zero[0] == -5); /* -51 / 17 = -3 becomes -8 */
+  CHECK(npumm_asymmetric_scales(&rows[2][0], 1, 3, 12, 4, 7, 0.5f, scale, zero) == NPUMM_OK);
+  CHECK(scale[0] == 8.5f && zero[0] == -5);
+  const float last[2] = {-1e-45f, 0.0f}; /* too small for a step of its own */
+  CHECK(npumm_asymmetric_scales(last, 1, 2, 8, 4, 127, 1.0f, scale, zero) == NPUMM_OK);
+  CHECK(scale[0] == 1.0f && zero[0] == -128);
+  const float columns[4] = {1.0f, 5.0f, -2.0f, 6.0f}; /* read along the other dimension */
+  CHECK(npumm_asymmetric_scales(columns, 2, 2, 4, 8, 1, 1.0f, scale, zero) == NPUMM_OK);
+  CHECK(scale[0] == 1.0f && zero[0] == 0 && scale[1] == 2.0f && zero[1] == -2);
+}
+
 int main(void) {
   halves_by_definition();
   int8_by_hand();
   compare_with_scalar(npumm_rows());
   bad_arguments_are_refused();
-  int4_by_hand();
+  low_halves_by_definition();
   power_of_two_scales_by_hand();
+  quantization_scales_by_hand();
   printf("kernels: %s\n%d passed, %d failed\n", npumm_instruction_set(), passed, failed);
   return failed != 0;
 }

@@ -141,7 +141,8 @@ def _jacobsthal(q: int) -> NDArray[np.int8]:
     character[(np.arange(1, q, dtype=np.int64) ** 2) % q] = 1
     character[0] = 0
     index = np.arange(q)
-    return character[(index[:, np.newaxis] - index) % q]
+    matrix: NDArray[np.int8] = character[(index[:, np.newaxis] - index) % q]
+    return matrix
 
 
 def _paley_one(q: int) -> NDArray[np.int8]:

@@ -1,0 +1,231 @@
+/*
+ * npumm_pack: every conversion over random extents, tiles and strides against the formulas of npumatmul_kernels.h,
+ * element by element in float64, and int4 against bytes worked out by hand. Compile: gcc -std=c17 -Inative/include
+ * -Inative/kernels native/tests/test_pack.c native/kernels/[a-z]*.c -lm
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "npumatmul_kernels.h"
+
+static int passed, failed;
+
+#define CHECK(condition)                                             \
+  do {                                                               \
+    if (condition) {                                                 \
+      passed++;                                                      \
+    } else {                                                         \
+      failed++;                                                      \
+      printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                \
+  } while (0)
+
+static uint32_t state = 99;
+static int between(int low, int high) {
+  state = state * 1664525u + 1013904223u;
+  return low + (int)((state >> 8) % (uint32_t)(high - low + 1));
+}
+
+static void *need(size_t bytes) {
+  void *memory = malloc(bytes ? bytes : 1); /* of the exact size, so that the sanitizers see every step too far */
+  if (!memory) abort();
+  return memory;
+}
+
+/* 3 rows of 5 columns, padded to 4 of 6, in tiles of 2 x 2; the bytes worked out on paper. */
+static void int4_by_hand(void) {
+  const int8_t values[3][5] = {{1, -2, 3, -4, 5}, {-6, 7, -8, 0, 1}, {2, -1, 4, -3, 6}};
+  const npumm_tiling tiling = {3, 5, 4, 6, 2, 2};
+  const uint8_t low_first[12] = {0xe1, 0x7a, 0xc3, 0x08, 0x05, 0x01, 0xf2, 0x00, 0xd4, 0x00, 0x06, 0x00};
+  const npumm_conversion conversions[] = {NPUMM_INT4, NPUMM_INT4_HIGH_FIRST};
+  for (int i = 0; i < 2; i++) {
+    uint8_t packed[12];
+    int8_t back[3][5] = {{0}};
+    int32_t sums[3];
+    const npumm_values how = {.conversion = conversions[i], .row_sum = sums};
+    CHECK(npumm_packed_bytes(&tiling, conversions[i]) == 12);
+    CHECK(npumm_pack(&tiling, &how, values, 5, 1, packed, sizeof packed) == NPUMM_OK);
+    CHECK(sums[0] == 3 && sums[1] == -6 && sums[2] == 8);
+    int same = 1;
+    for (int b = 0; b < 12; b++) {
+      const uint8_t swapped = (uint8_t)(low_first[b] << 4 | low_first[b] >> 4);
+      same &= packed[b] == (conversions[i] == NPUMM_INT4 ? low_first[b] : swapped);
+    }
+    CHECK(same);
+    CHECK(npumm_unpack(&tiling, conversions[i], packed, sizeof packed, back, 5, 1) == NPUMM_OK);
+    CHECK(memcmp(back, values, sizeof values) == 0);
+  }
+  const npumm_tiling odd = {1, 3, 1, 3, 1, 3};
+  CHECK(npumm_packed_bytes(&odd, NPUMM_INT4_HIGH_FIRST) == -1);
+}
+
+/* Every value that a split can meet comes back, and both halves are int4. */
+static void halves_of_every_value(void) {
+  const npumm_tiling tiling = {2, 240, 2, 256, 2, 32};
+  float values[240];
+  const float one = 1.0f;
+  const int32_t zero = 0;
+  for (int i = 0; i < 240; i++) values[i] = (float)(i - 120);
+  uint8_t packed[256];
+  int8_t halves[2][240];
+  int32_t sum;
+  const npumm_values how = {NPUMM_F32_TO_I4_SPLIT, &one, &zero, &sum};
+  CHECK(npumm_pack(&tiling, &how, values, 960, 4, packed, sizeof packed) == NPUMM_OK);
+  CHECK(npumm_unpack(&tiling, NPUMM_INT4, packed, sizeof packed, halves, 240, 1) == NPUMM_OK);
+  CHECK(sum == -120);
+  int same = 1;
+  for (int i = 0; i < 240; i++) same &= 16 * halves[0][i] + halves[1][i] == i - 120;
+  CHECK(same);
+}
+
+typedef struct {
+  npumm_conversion conversion;
+  int source_bytes, bits, high_first, images;
+  int levels; /* 0 where nothing is quantized */
+} property;
+
+static const property properties[] = {
+    {NPUMM_COPY_8, 1, 8, 0, 1, 0},
+    {NPUMM_COPY_16, 2, 16, 0, 1, 0},
+    {NPUMM_COPY_32, 4, 32, 0, 1, 0},
+    {NPUMM_INT4, 1, 4, 0, 1, 0},
+    {NPUMM_INT4_HIGH_FIRST, 1, 4, 1, 1, 0},
+    {NPUMM_F32_TO_I8, 4, 8, 0, 1, 127},
+    {NPUMM_F32_TO_I4, 4, 4, 0, 1, 7},
+    {NPUMM_F32_TO_I4_HIGH_FIRST, 4, 4, 1, 1, 7},
+    {NPUMM_F32_TO_I4_SPLIT, 4, 4, 0, 2, 119},
+    {NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST, 4, 4, 1, 2, 119},
+};
+
+/* The element as the bits that stand at an offset of the image. */
+static uint32_t element_at(const uint8_t *image, int64_t offset, const property *p) {
+  if (p->bits == 4) return (uint32_t)(image[offset / 2] >> ((offset % 2 != p->high_first) * 4)) & 0x0fu;
+  uint32_t value = 0;
+  memcpy(&value, image + offset * p->bits / 8, (size_t)p->bits / 8);
+  return value;
+}
+
+/* What source element (r, c) becomes: its bits, or the quantized value. */
+static int32_t quantized(const property *p, const uint8_t *element, float scale, int zero, int asymmetric) {
+  if (!p->levels) {
+    uint32_t value = 0;
+    memcpy(&value, element, (size_t)p->source_bytes);
+    return (int32_t)value;
+  }
+  float x;
+  memcpy(&x, element, 4);
+  const double q = nearbyint((double)(x / scale)) + zero;
+  return (int32_t)fmin(fmax(q, -p->levels - asymmetric), p->levels);
+}
+
+static void random_matrix(const property *p) {
+  const int rows = between(1, 40), cols = between(1, 600), tile_rows = between(1, 20), tile_cols = 2 * between(1, 20);
+  const int image_rows = rows * p->images;
+  const npumm_tiling t = {image_rows, cols, (image_rows + tile_rows - 1) / tile_rows * tile_rows + tile_rows,
+                          (cols + tile_cols - 1) / tile_cols * tile_cols + tile_cols, tile_rows, tile_cols};
+  /* strides of either order and sign, with gaps; floats may stand at odd addresses */
+  const int64_t gap = between(0, 3), inner = p->source_bytes * (between(0, 2) ? 1 : 2) + (between(0, 3) ? 0 : gap);
+  int64_t row_stride = inner * cols + gap, col_stride = inner;
+  if (between(0, 1)) {
+    col_stride = inner * rows + gap;
+    row_stride = inner;
+  }
+  const size_t bytes = (size_t)((rows - 1) * row_stride + (cols - 1) * col_stride + p->source_bytes);
+  uint8_t *memory = need(bytes), *src = memory;
+  for (size_t i = 0; i < bytes; i++) memory[i] = (uint8_t)between(0, 255);
+  if (between(0, 1)) {
+    src += (rows - 1) * row_stride;
+    row_stride = -row_stride;
+  }
+  float *scales = need((size_t)rows * sizeof *scales);
+  int32_t *zeros = need((size_t)rows * sizeof *zeros), *sums = need((size_t)rows * sizeof *sums);
+  for (int r = 0; r < rows; r++) {
+    scales[r] = 0.01f * (float)between(1, 50);
+    zeros[r] = p->levels ? between(-p->levels - 1, p->levels) : 0;
+    for (int c = 0; p->source_bytes == 4 && c < cols; c++) {
+      const float x = (float)between(-3000, 3000) * 0.01f;
+      memcpy(src + r * row_stride + c * col_stride, &x, 4);
+    }
+  }
+  const int asymmetric = p->levels && between(0, 1), summed = p->levels || p->source_bytes == 1;
+  const int64_t needed = npumm_packed_bytes(&t, p->conversion);
+  CHECK(needed == t.padded_rows * t.padded_cols * p->bits / 8);
+  uint8_t *image = need((size_t)needed);
+  memset(image, 0xa5, (size_t)needed);
+  const npumm_values how = {p->conversion, scales, asymmetric ? zeros : NULL, summed ? sums : NULL};
+  CHECK(npumm_pack(&t, &how, src, row_stride, col_stride, image, needed) == NPUMM_OK);
+
+  int wrong = 0;
+  for (int64_t r = 0; r < t.padded_rows; r++) {
+    const int64_t from_row = r % rows;
+    int64_t sum = 0;
+    for (int64_t c = 0; c < t.padded_cols; c++) {
+      const int64_t tile = r / tile_rows * (t.padded_cols / tile_cols) + c / tile_cols;
+      const int64_t offset = (tile * tile_rows + r % tile_rows) * tile_cols + c % tile_cols;
+      int32_t expected = 0;
+      if (r < image_rows && c < cols) {
+        expected = quantized(p, src + from_row * row_stride + c * col_stride, scales[from_row],
+                             asymmetric ? zeros[from_row] : 0, asymmetric);
+        sum += p->levels ? expected : p->bits == 8 ? (int8_t)expected : ((expected & 15) ^ 8) - 8;
+        if (p->images == 2) {
+          const int32_t high = (int32_t)floor((expected + 8) / 16.0);
+          expected = r < rows ? high : expected - 16 * high;
+          wrong += expected < -8 || expected > 7;
+        }
+      }
+      const uint32_t mask = p->bits == 32 ? 0xffffffffu : (1u << p->bits) - 1;
+      wrong += element_at(image, offset, p) != ((uint32_t)expected & mask);
+    }
+    /* the sums of plain int4 are those of the bytes they are given in, here of any value */
+    if (summed && r < rows && !(p->source_bytes == 1 && p->bits == 4)) wrong += sums[r] != sum;
+  }
+  CHECK(wrong == 0);
+  free(memory);
+  free(scales);
+  free(zeros);
+  free(sums);
+  free(image);
+}
+
+static void what_does_not_fit_is_refused(void) {
+  const npumm_tiling t = {2, 4, 2, 4, 2, 4}, odd = {3, 4, 4, 4, 2, 4};
+  const float values[2][4] = {{1, 2, 3, 4}, {5, 6, INFINITY, 8}};
+  const float scale[2] = {1.0f, 1.0f};
+  const int32_t too_low[2] = {0, -129}, too_high[2] = {128, 0}, far[2] = {INT32_MIN, INT32_MAX}, fine[2] = {127, -128};
+  int32_t sums[2];
+  uint8_t image[32];
+  const npumm_values bad[] = {
+      {NPUMM_F32_TO_I8, scale, too_low, NULL},   {NPUMM_F32_TO_I8, scale, too_high, NULL},
+      {NPUMM_F32_TO_I8, scale, far, NULL},       {NPUMM_F32_TO_I4, scale, fine, NULL},
+      {NPUMM_F32_TO_F16, scale, fine, NULL},     {NPUMM_F32_TO_F16, scale, NULL, sums},
+      {NPUMM_F32_TO_F16_LOW, scale, NULL, sums}, {NPUMM_COPY_32, NULL, NULL, sums},
+      {NPUMM_COPY_8, NULL, fine, NULL},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    CHECK(npumm_pack(&t, &bad[i], values, 16, 4, image, sizeof image) == NPUMM_BAD_ARGUMENT);
+  }
+  CHECK(npumm_packed_bytes(&odd, NPUMM_F32_TO_I4_SPLIT) == -1);
+  const npumm_conversion quantizing[] = {NPUMM_F32_TO_I8, NPUMM_F32_TO_I4, NPUMM_F32_TO_I4_SPLIT};
+  for (int i = 0; i < 3; i++) {
+    const npumm_values how = {quantizing[i], NULL, NULL, NULL};
+    CHECK(npumm_pack(&t, &how, values[i == 2], 16, 4, image, sizeof image) == NPUMM_NOT_FINITE);
+  }
+  const npumm_values how = {NPUMM_F32_TO_I8, scale, fine, sums};
+  const npumm_tiling one = {1, 4, 2, 4, 2, 4}, none = {2, 0, 2, 4, 2, 4};
+  CHECK(npumm_pack(&one, &how, values, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 4 * 127);
+  CHECK(npumm_pack(&none, &how, NULL, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 0 && sums[1] == 0);
+}
+
+int main(void) {
+  int4_by_hand();
+  halves_of_every_value();
+  for (size_t i = 0; i < sizeof properties / sizeof *properties; i++) {
+    for (int n = 0; n < 60; n++) random_matrix(&properties[i]);
+  }
+  what_does_not_fit_is_refused();
+  printf("pack: %s\n%d passed, %d failed\n", npumm_instruction_set(), passed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,117 @@
+"""Products computed in the background: one worker thread per device, and futures that can be awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+from npumatmul.device import Device
+from npumatmul.errors import ClosedError
+
+__all__ = ["MatmulFuture", "submit"]
+
+
+class MatmulFuture(Future[Any]):
+    """The result of a product that is computed in the background.
+
+    A `concurrent.futures.Future` which can also be awaited. Made by `Matmul.submit` and `matmul_async`.
+
+    `cancel` succeeds as long as the product has not begun: then nothing is computed and `out` stays as it is. One that
+    has begun is completed. Awaiting a task that is cancelled does the same. Products that have not begun when their
+    device is closed are cancelled.
+
+    Examples
+    --------
+    >>> import asyncio
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> async def both(x, w):
+    ...     return await asyncio.gather(npu.matmul_async(x, w), npu.matmul_async(w, x))
+    >>> a = np.array([[1, 2], [3, 4]], np.int8)
+    >>> [result.tolist() for result in asyncio.run(both(a, a.T))]
+    [[[5, 11], [11, 25]], [[10, 14], [14, 20]]]
+    """
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__()
+        self._call: Callable[[], Any] | None = call
+        self._context = copy_context()
+        self._pid = os.getpid()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+    def cancel(self) -> bool:
+        """Cancel it unless it has begun; see `concurrent.futures.Future.cancel`."""
+        self._check_process()
+        cancelled = super().cancel()
+        if cancelled:
+            self._call = None  # its operands need not wait for the worker
+        return cancelled
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the product; see `concurrent.futures.Future.result`."""
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the product's exception, if there is one; see `concurrent.futures.Future.exception`."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def _check_process(self) -> None:
+        """The worker of the parent does not exist in a forked child, where waiting for it would never end."""
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this product was submitted by process {self._pid} and cannot be waited for after a fork; "
+                "open a Device in the child and submit it there"
+            )
+
+    def compute(self) -> None:
+        """Compute the product, in the context of who submitted it; what the worker does."""
+        if not self.set_running_or_notify_cancel():
+            return
+        call, self._call = self._call, None
+        assert call is not None
+        try:
+            result = self._context.run(call)
+        except BaseException as error:  # whatever it is, it belongs to who waits
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+    def give_up(self, ended: Future[None]) -> None:
+        """Cancel it when the worker's own future says that it will not get to it."""
+        if ended.cancelled() and super().cancel():
+            self.set_running_or_notify_cancel()
+
+
+class _Worker:
+    """The thread that computes a device's products in the background, one after the other; it starts with the first."""
+
+    def __init__(self, device: Device) -> None:
+        self._pool = ThreadPoolExecutor(1, f"npumatmul {device.name}")
+
+    def submit(self, future: MatmulFuture) -> None:
+        self._pool.submit(future.compute).add_done_callback(future.give_up)
+
+    def close(self) -> None:
+        """End the thread after the product that it is at; the others are cancelled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def submit(device: Device, call: Callable[[], Any]) -> MatmulFuture:
+    """Have the worker of a device make a call.
+
+    Raises
+    ------
+    ClosedError
+        If the device is closed.
+    """
+    future = MatmulFuture(call)
+    device.attached(_Worker, _Worker).submit(future)
+    return future

@@ -1,0 +1,403 @@
+"""`Matmul`: a product that is planned once and executed many times. `matmul` is this, used once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from npumatmul.device import Device, current_device
+from npumatmul.errors import ClosedError
+from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.packed import PackedWeight, activation
+from npumatmul.ops.results import Out, checked_out, delivered, in_place, result_type
+from npumatmul.ops.shapes import Shapes, npu_kind, refusal
+from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
+from npumatmul.plan import MatmulPlan, plan_matmul
+
+__all__ = ["Matmul", "MatmulOptions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MatmulOptions:
+    """Options of a `Matmul`.
+
+    Attributes
+    ----------
+    logger : logging.Logger, optional
+        Where the phases are logged; ``logging.getLogger("npumatmul.ops.planned")`` by default.
+    level : int
+        At which level; ``logging.INFO`` by default.
+    """
+
+    logger: logging.Logger = logger
+    level: int = logging.INFO
+
+    @classmethod
+    def of(cls, given: MatmulOptions | Mapping[str, Any] | None) -> MatmulOptions:
+        """Options from what a caller gave.
+
+        Raises
+        ------
+        TypeError
+            If there is no such option.
+        """
+        if isinstance(given, MatmulOptions):
+            return given
+        known = [field.name for field in fields(cls)]
+        for name in given or ():
+            if name not in known:
+                raise TypeError(f"Matmul: there is no option {name!r}; there is {', '.join(known)}")
+        return cls(**(given or {}))
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """What one execution reads; replaced as a whole, so that executions under way keep theirs."""
+
+    given: tuple[Any, Any]
+    a: NDArray[Any]
+    weights: Weights
+
+
+class Matmul:
+    """A product of matrices on the NPU that is planned once and executed many times.
+
+    The right operand is packed and uploaded by `plan`, or by the first `execute`, and stays on the NPU until
+    `reset_operands` or `close`. The left one is referenced, not copied, and read by every `execute`: what stands in it
+    then is multiplied.
+
+    Parameters
+    ----------
+    a : array_like, shape (..., M, K) or (K,)
+    b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
+        A `PackedWeight` stays the caller's: `close` does not close it.
+    dtype : data-type, optional
+    scheme, precision : str, optional
+    options : MatmulOptions or dict, optional
+    device : Device or str, optional
+        These, and the operands, as for `matmul`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the result.
+    dtype : numpy.dtype
+        Of the result.
+    scheme : str
+        How the operands are represented.
+    device : Device
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `matmul`.
+
+    Notes
+    -----
+    Any thread may use it. Each phase (planning, execution, resetting of operands, closing) is logged at level INFO with
+    shapes, bytes, seconds and GOPS. Times are those of the host's clock; on a simulated device they say nothing about
+    a chip, and the log calls them a simulation.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> a, b = np.ones((2, 64), np.float32), np.eye(64, dtype=np.float32)
+    >>> with npu.Matmul(a, b) as product:
+    ...     plan = product.plan()
+    ...     first = product.execute()
+    ...     a[:] = 3  # the same array, other values
+    ...     second = product.execute()
+    >>> plan.runs, first[0, 0], second[0, 0]
+    (1, np.float32(1.0), np.float32(3.0))
+    """
+
+    def __init__(
+        self,
+        a: ArrayLike,
+        b: ArrayLike | PackedWeight,
+        /,
+        *,
+        dtype: DTypeLike | None = None,
+        scheme: str | None = None,
+        precision: str | None = None,
+        options: MatmulOptions | Mapping[str, Any] | None = None,
+        device: Device | str | None = None,
+    ) -> None:
+        left = np.asarray(a)
+        right = b if isinstance(b, PackedWeight) else np.asarray(b)
+        self._shapes = Shapes.of(left.shape, right.shape)
+        if isinstance(right, PackedWeight):
+            self.device = right.device
+            self.scheme = _scheme_of_packed(right, left.dtype, scheme, precision)
+            computed = right.scheme.result
+        else:
+            kinds = npu_kind(left.dtype), npu_kind(right.dtype)
+            if None in kinds or kinds[0] != kinds[1]:
+                raise TypeError(refusal(left.dtype, right.dtype))
+            self.scheme = chosen_scheme(left.dtype, right.dtype, scheme, precision)
+            self.device = current_device(device)
+            computed = np.dtype(np.int32 if kinds[0] == "integer" else np.float32)
+        self.shape = self._shapes.result
+        self.dtype = result_type(computed, dtype)
+        self._computed = computed
+        self._takes_any_value = takes_any_value(self.scheme, left.dtype)
+        self._options = MatmulOptions.of(options)
+        self._lock = threading.Lock()
+        self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
+        self._left_shape, self._right_shape = left.shape, right.shape
+        weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
+        self._operands: _Operands | None = _Operands((a, b), left, weights)
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._operands is None else ""
+        operands = f"{self._left_shape} @ {self._right_shape}"
+        return f"Matmul({operands}, scheme={self.scheme!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
+
+    def __enter__(self) -> Matmul:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- planning --------------------------------------------------------------------------------------------------
+
+    def plan(self) -> MatmulPlan | None:
+        """Pack the right operand, all matrices of a stack, and say how the product is cut into runs.
+
+        Returns
+        -------
+        MatmulPlan or None
+            For one matrix of the right operand and all rows that it meets; it prints as a table and has `to_json`.
+            With ``precision="high"`` its K is three times that of the operands: three products are made as one. None
+            where there is nothing to multiply.
+
+        Raises
+        ------
+        NotFiniteError
+            If the scheme quantizes, and `b` holds an inf or nan.
+        NpuMemoryError
+            If `b` does not fit.
+        ClosedError
+            If it, or the device, is closed.
+        """
+        operands, shapes = self._usable(), self._shapes
+        if shapes.empty:
+            return None
+        start = time.perf_counter()
+        weights = [operands.weights.at(index) for index, _ in shapes.places()]
+        assert weights[0].plan is not None  # only a weight without elements has none
+        plan = plan_matmul(shapes.rows, weights[0].plan)
+        self._log(
+            "planning: %r: %d matrices of b, %d bytes of NPU memory, %d runs; %.3f ms\n%s",
+            self, shapes.matrices, operands.weights.nbytes, plan.runs * shapes.matrices,
+            (time.perf_counter() - start) * 1e3, plan,
+        )  # fmt: skip
+        return plan
+
+    # ---- executing -------------------------------------------------------------------------------------------------
+
+    def execute(self, out: Out = None) -> Any:
+        """Compute the product.
+
+        Parameters
+        ----------
+        out : ndarray, optional
+            Where the result goes, of the result's shape; it may overlap the operands. If the NPU fails, what stands in
+            it is undefined; after any other exception it is unchanged.
+
+        Returns
+        -------
+        ndarray
+            As from `matmul`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `out` cannot take the result.
+        NotFiniteError
+            If the scheme quantizes, and an operand holds an inf or nan.
+        RknnError
+            If the NPU runtime fails.
+        ClosedError
+            If it, the device or a packed weight is closed.
+        """
+        return self._execute(self._usable(), out)
+
+    def _execute(self, operands: _Operands, out: Out, keep: bool = True) -> Any:
+        target = checked_out(out, self.shape, self.dtype)
+        start = time.perf_counter()
+        result = self._product(operands, target, keep).reshape(self.shape)
+        seconds = time.perf_counter() - start
+        self._log(
+            "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
+            self, operands.a.nbytes, result.nbytes, seconds * 1e3, 2e-9 * self._shapes.macs / max(seconds, 1e-9),
+            ", simulation" if self.device.simulated else "",
+        )  # fmt: skip
+        return delivered(result, target, operands.given)
+
+    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
+        """The product as (..., M, N), in `out` where it can be computed there."""
+        shapes = self._shapes
+        self.device.check_usable()
+        # Rows that have to be quantized may turn out to be unfit when others are done; out must not change then.
+        direct = in_place(out, shapes.full, self._computed, operands.a) if self._takes_any_value else None
+        result: NDArray[Any] = np.empty(shapes.full, self._computed) if direct is None else direct
+        if shapes.empty:
+            result[...] = 0
+        else:
+            a = shapes.rows_of(operands.a)
+            for index, where in shapes.places():
+                rows, place = a[where].reshape(-1, shapes.k), result[where]
+                packed = operands.weights.at(index)
+                if place.flags.c_contiguous:
+                    multiply(rows, packed, place.reshape(-1, shapes.n))
+                else:
+                    place[...] = multiply(rows, packed, None).reshape(place.shape)
+                if not keep:
+                    operands.weights.drop(index)
+        with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
+            return result.astype(self.dtype, copy=False)
+
+    def submit(self, out: Out = None) -> MatmulFuture:
+        """Compute the product in the background, by the device's worker thread.
+
+        Parameters
+        ----------
+        out : ndarray, optional
+            As for `execute`. A product that is cancelled leaves it as it is.
+
+        Returns
+        -------
+        MatmulFuture
+            A `concurrent.futures.Future`, which can also be awaited. Exceptions arrive there.
+
+        Raises
+        ------
+        ClosedError
+            If it, or the device, is closed.
+
+        Notes
+        -----
+        The operands are those of now, even if `reset_operands` follows, but they are referenced, not copied: until the
+        product is done, do not change their contents.
+
+        Examples
+        --------
+        >>> import npumatmul as npu
+        >>> with npu.Matmul(np.ones((2, 3), np.int8), np.ones((3, 2), np.int8)) as product:
+        ...     product.submit().result()
+        array([[3, 3],
+               [3, 3]], dtype=int32)
+        """
+        operands = self._usable()
+        return submit(self.device, lambda: self._execute(operands, out))
+
+    # ---- other operands, and the end -------------------------------------------------------------------------------
+
+    def reset_operands(self, a: ArrayLike | None = None, b: ArrayLike | PackedWeight | None = None) -> None:
+        """Take other operands, of the same shapes and dtypes.
+
+        Parameters
+        ----------
+        a, b : optional
+            What is not given stays. A `b` that is given is packed anew, even if it is the same array: that is how
+            changed contents are taken over.
+
+        Raises
+        ------
+        ValueError
+            If a shape differs, or a packed weight's scheme or device.
+        TypeError
+            If a dtype differs, or nothing is given.
+        ClosedError
+            If it is closed.
+        """
+        if a is None and b is None:
+            raise TypeError("reset_operands: neither a nor b is given; close gives up both")
+        old = self._usable()
+        given_a = old.given[0] if a is None else a
+        given_b = old.given[1] if b is None else b
+        left = old.a if a is None else np.asarray(a)
+        _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
+        weights = old.weights
+        if b is not None:
+            right = b if isinstance(b, PackedWeight) else np.asarray(b)
+            dtype = None if isinstance(right, PackedWeight) else right.dtype
+            _check_same("b", right.shape, dtype, self._right_shape, self._types[1])
+            if isinstance(right, PackedWeight) and (right.scheme.name, right.device) != (self.scheme, self.device):
+                raise ValueError(f"reset_operands: b is {right!r}; scheme {self.scheme!r} on {self.device!r} is needed")
+            weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
+        with self._lock:
+            if self._operands is None:
+                raise ClosedError(_CLOSED)
+            self._operands = _Operands((given_a, given_b), left, weights)
+            changed = [name for name, given in (("a", a), ("b", b)) if given is not None]
+        self._log("resetting operands: %r: %s", self, " and ".join(changed))
+
+    def close(self) -> None:
+        """Give up operands and NPU memory. Closing twice is allowed; products under way and submitted are completed."""
+        with self._lock:
+            operands, self._operands = self._operands, None
+        if operands is None:
+            return
+        del operands  # and with it the packed weights, unless a product under way still needs them
+        if self.device.usable:
+            with self.device.lock:
+                self.device.collect()
+        self._log("closing: %r", self)
+
+    def _usable(self) -> _Operands:
+        operands = self._operands
+        if operands is None:
+            raise ClosedError(_CLOSED)
+        self.device.check_usable()
+        return operands
+
+    def _log(self, message: str, *values: object) -> None:
+        self._options.logger.log(self._options.level, message, *values)
+
+    def once(self, out: Out = None) -> Any:
+        """Execute and close; of a stack, one matrix at a time is in NPU memory."""
+        operands = self._usable()
+        try:
+            return self._execute(operands, out, keep=False)
+        finally:
+            operands.weights.close()
+            self._operands = None
+
+
+_CLOSED = "this Matmul is closed; make another"
+
+
+def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, precision: str | None) -> str:
+    """Scheme of a packed weight, checked against what else is asked for."""
+    name = b.scheme.name
+    if scheme not in (None, name):
+        raise ValueError(f"matmul: scheme is {scheme!r}, but b is packed as {name!r}; leave scheme out")
+    if precision not in (None, "high"):
+        raise ValueError(f"matmul: precision is {precision!r}; it can be 'high' or None")
+    if precision is not None and b.scheme.result != np.int32 and name != HIGH:
+        raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
+    if a != np.uint8 or b.column_sums is None:
+        activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
+    return name
+
+
+def _check_same(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None, shape_before: tuple[int, ...],
+    dtype_before: np.dtype[Any] | None,
+) -> None:  # fmt: skip
+    if shape != shape_before:
+        raise ValueError(f"reset_operands: {name} has shape {shape}; the plan is for {shape_before}")
+    if dtype != dtype_before:
+        shown = ["a packed weight" if each is None else str(each) for each in (dtype, dtype_before)]
+        raise TypeError(f"reset_operands: {name} is {shown[0]}; the plan is for {shown[1]}")

@@ -1,0 +1,451 @@
+"""`Matmul`, products in the background, `scheme` and `precision`."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import npumatmul as npu
+from npumatmul.errors import ClosedError, NotFiniteError
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def ones(*shape: int, dtype: Any = np.int8) -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+# ---- Matmul --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    shapes=hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=4, min_side=0),
+    seed=seeds,
+)
+def test_executes_again_and_again_as_numpy(device: npu.Device, shapes: Any, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(-128, 128, shape, np.int8) for shape in shapes.input_shapes)
+    with npu.Matmul(a, b, device=device) as product:
+        assert product.shape == shapes.result_shape
+        for step in range(3):
+            result = product.execute()
+            np.testing.assert_array_equal(result, a.astype(np.int64) @ b.astype(np.int64))
+            assert np.shape(result) == product.shape
+            a += np.int8(step)  # its contents are read anew by every execution
+        b = rng.integers(-128, 128, b.shape, np.int8)
+        product.reset_operands(b=b)
+        np.testing.assert_array_equal(product.execute(), a.astype(np.int64) @ b.astype(np.int64))
+
+
+def test_the_right_operand_is_packed_once_until_reset(fresh_device: npu.Device) -> None:
+    a, b = ones(2, 40), ones(40, 3)
+    with npu.Matmul(a, b, device=fresh_device) as product:
+        product.plan()
+        used = fresh_device.weights.bytes_used
+        assert used > 0
+        b[:] = 2
+        assert (product.execute() == 40).all()  # packed before: the change is not seen
+        assert fresh_device.weights.bytes_used == used
+        product.reset_operands(b=b)
+        assert (product.execute() == 80).all()
+        fresh_device.stats()
+        assert fresh_device.weights.bytes_used == used  # the old one is gone
+    assert fresh_device.weights.bytes_used == 0
+
+
+def test_the_plan_says_what_is_run(fresh_device: npu.Device) -> None:
+    a, b = ones(5, 7, 300), ones(2, 1, 300, 5000)
+    with npu.Matmul(a, b, device=fresh_device) as product:
+        plan = product.plan()
+        assert plan is not None
+        assert (plan.m, plan.weight.k, plan.weight.n) == (35, 300, 5000)
+        assert "(35, 300) @ (300, 5000)" in str(plan)
+        before = fresh_device.stats().run_calls
+        product.execute()
+        assert fresh_device.stats().run_calls == before + 2 * plan.runs  # two matrices of b
+    with npu.Matmul(ones(0, 3), ones(3, 2), device=fresh_device) as nothing:
+        assert nothing.plan() is None
+
+
+def test_a_packed_weight_stays_the_callers(device: npu.Device) -> None:
+    with npu.pack(ones(8, 3), device=device) as packed, npu.pack(ones(8, 3) * 2, device=device) as other:
+        product = npu.Matmul(ones(2, 8), packed)
+        assert (product.execute() == 8).all()
+        product.reset_operands(ones(2, 8) * 3, other)
+        assert (product.execute() == 48).all()
+        product.close()
+        product.close()
+        assert not packed.closed
+        assert not other.closed
+        for call in (product.execute, product.plan, product.submit, lambda: product.reset_operands(ones(2, 8))):
+            with pytest.raises(ClosedError, match="Matmul is closed"):
+                call()  # type: ignore[operator]
+        assert "closed" in repr(product)
+
+
+def test_operands_that_do_not_fit_the_plan(device: npu.Device) -> None:
+    packed = npu.pack(np.ones((8, 3), np.float32), "w8a8", device=device)
+    with npu.Matmul(ones(2, 8), ones(8, 3), device=device) as product:
+        with pytest.raises(ValueError, match=r"a has shape \(3, 8\); the plan is for \(2, 8\)"):
+            product.reset_operands(a=ones(3, 8))
+        with pytest.raises(TypeError, match="b is float32; the plan is for int8"):
+            product.reset_operands(b=ones(8, 3, dtype=np.float32))
+        with pytest.raises(TypeError, match="b is a packed weight; the plan is for int8"):
+            product.reset_operands(b=packed)
+        with pytest.raises(TypeError, match="neither a nor b"):
+            product.reset_operands()
+        assert (product.execute() == 8).all()  # and nothing has changed
+    with (
+        npu.pack(np.ones((8, 3), np.float32), device=device) as plain,
+        npu.Matmul(np.ones((2, 8), np.float32), packed) as product,
+        pytest.raises(ValueError, match="scheme 'w8a8'"),
+    ):
+        product.reset_operands(b=plain)
+    packed.close()
+
+
+def test_options_and_logging(device: npu.Device, caplog: pytest.LogCaptureFixture) -> None:
+    mine = logging.getLogger("test.matmul")
+    a, b = ones(4, 64), ones(64, 32)
+    with caplog.at_level(logging.INFO), npu.Matmul(a, b, options={"logger": mine}, device=device) as product:
+        product.plan()
+        product.execute()
+        product.reset_operands(a)
+    messages = [record.getMessage() for record in caplog.records if record.name == "test.matmul"]
+    assert [message.split(":")[0] for message in messages] == [
+        "planning", "execution", "resetting operands", "closing",
+    ]  # fmt: skip
+    assert "(4, 64) @ (64, 32)" in messages[0]
+    assert f"{64 * 32} bytes of NPU memory" in messages[0]
+    assert "256 bytes in, 512 out" in messages[1]
+    assert "GOPS (host clock, simulation)" in messages[1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        npu.matmul(a, b, device=device)
+    assert not caplog.records  # a single product is not worth a line
+    with pytest.raises(TypeError, match="no option 'loger'; there is logger, level"):
+        npu.Matmul(a, b, options={"loger": mine}, device=device)
+
+
+# ---- out ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", [None, "w8a8"])
+def test_out_is_unchanged_by_mistakes(device: npu.Device, scheme: str | None) -> None:
+    a, b = np.ones((300, 8), np.float32), np.ones((8, 3), np.float32)
+    out = np.full((300, 3), 7, np.float32)
+    a[277, 1] = np.inf
+    if scheme:
+        with pytest.raises(NotFiniteError, match="row 277"):
+            npu.matmul(a, b, out, scheme=scheme, device=device)
+        assert (out == 7).all()  # rows before the bad one were not written either
+    read_only = out.view()
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        npu.matmul(a, b, read_only, scheme=scheme, device=device)
+    with pytest.raises(TypeError, match="same_kind"):
+        npu.matmul(a, b, out.astype(np.int32), scheme=scheme, device=device)
+    assert (out == 7).all()
+
+
+def test_out_that_overlaps_any_operand(device: npu.Device) -> None:
+    """`a` is read in ranges of rows, while results of earlier ones are written."""
+    memory = np.ones((2000, 64), np.float32)
+    a, out = memory[500:1500], memory[:1000]
+    a[:] = np.arange(1000)[:, np.newaxis]
+    expected = a @ np.eye(64, dtype=np.float32)
+    assert npu.matmul(a, np.eye(64, dtype=np.float32), out, device=device) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+# ---- scheme and precision -------------------------------------------------------------------------------------------
+
+
+def test_scheme_of_plain_operands(device: npu.Device) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5, 40)).astype(np.float32), rng.standard_normal((40, 6)).astype(np.float32)
+    with npu.pack(b, "w8a8", device=device) as packed:
+        np.testing.assert_array_equal(npu.matmul(a, b, scheme="w8a8", device=device), npu.matmul(a, packed))
+        np.testing.assert_array_equal(npu.matmul(a, packed, scheme="w8a8"), npu.matmul(a, packed))
+        with pytest.raises(ValueError, match="scheme is 'w16a16', but b is packed as 'w8a8'"):
+            npu.matmul(a, packed, scheme="w16a16")
+        with pytest.raises(ValueError, match="precision is 'high', but b is packed as 'w8a8'"):
+            npu.matmul(a, packed, precision="high")
+        with pytest.raises(TypeError, match="int8"):
+            npu.matmul(a.astype(np.int8), packed)
+    np.testing.assert_array_equal(npu.matmul(ones(2, 3), ones(3, 2), scheme="int8", device=device), [[3, 3], [3, 3]])
+    small = ones(2, 3, dtype=ml_dtypes.int4)
+    np.testing.assert_array_equal(npu.matmul(small, small.T, scheme="int4", device=device), [[3, 3], [3, 3]])
+    for wrong, left, right, message in (
+        ("w8a8", ones(2, 3), ones(3, 2), "scheme 'w8a8' takes weights of"),
+        ("int4", ones(2, 3), small.T, "scheme is 'int4', so a has to be int4"),
+        ("w1a1", a, b, "no scheme is called 'w1a1'"),
+    ):
+        before = device.stats().npu_bytes
+        with pytest.raises((TypeError, ValueError), match=message):
+            npu.matmul(left, right, scheme=wrong, device=device)
+        assert device.stats().npu_bytes == before
+    with pytest.raises(ValueError, match="contradict each other"):
+        npu.matmul(a, b, scheme="w8a8", precision="high", device=device)
+    with pytest.raises(ValueError, match="'high' or None"):
+        npu.matmul(a, b, precision="highest", device=device)
+
+
+U, V = 2.0**-11, 2.0**-24
+
+
+def float_bound(a: np.ndarray, b: np.ndarray, precision: str | None) -> np.ndarray:
+    """The documented bound of float products, in float64."""
+    a, b = np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64))
+    k = a.shape[1]
+    largest = a.max(axis=1, keepdims=True, initial=0) * b.max(axis=0, keepdims=True, initial=0)
+    if precision == "high":
+        relative, tail = 3 * U**2 + (1 + 4 * U) * ((1 + V) ** (3 * k + 1) - 1), 2.0**-35
+    else:
+        relative, tail = (1 + U) ** 2 * (1 + V) ** (k + 1) - 1, 2.0**-21
+    return np.asarray(relative * (a @ b) + tail * k * largest + 2.0**-149)
+
+
+ADVERSARIAL = [0.0, -0.0, 2.0**-149, 2.0**-130, 2.0**-126, 1e-30, 1e-8, 2.0**-14, 1 / 3, 1.0, -1.0, 1 + 2.0**-11,
+               1 + 2.0**-12, 1 + 2.0**-23, 65504.0, 65520.0, 1e10, 3e18]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", [None, "high"])
+@settings(max_examples=30)
+@given(
+    m=st.integers(1, 6), k=st.integers(1, 70), n=st.integers(1, 6), seed=seeds,
+    spread=st.integers(0, 40),
+)  # fmt: skip
+def test_adversarial_floats_stay_within_the_bound(
+    device: npu.Device, precision: str | None, m: int, k: int, n: int, seed: int, spread: int
+) -> None:
+    """Large, tiny and subnormal values mixed in one row; the largest products stay below float32's end."""
+    rng = np.random.default_rng(seed)
+
+    def values(*shape: int) -> np.ndarray:
+        random = rng.standard_normal(shape) * np.exp2(rng.integers(-spread, spread + 1, shape))
+        return np.where(rng.random(shape) < 0.3, rng.choice(ADVERSARIAL, shape), random).astype(np.float32)
+
+    a, b = values(m, k), values(k, n)
+    result = npu.matmul(a, b, precision=precision, device=device)
+    assert result.dtype == np.float32
+    error = np.abs(result - a.astype(np.float64) @ b.astype(np.float64))
+    assert (error <= float_bound(a, b, precision)).all()
+
+
+def test_high_precision_is_close_to_float32(device: npu.Device) -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.standard_normal((20, 700)).astype(np.float32), rng.standard_normal((700, 30)).astype(np.float32)
+    exact = a.astype(np.float64) @ b
+    errors = {
+        precision: np.abs(npu.matmul(a, b, precision=precision, device=device) - exact).max()
+        for precision in (None, "high")
+    }
+    assert errors["high"] < errors[None] / 200
+    assert errors["high"] < 4 * np.abs(a @ b - exact).max()
+
+
+@pytest.mark.parametrize("precision", [None, "high"])
+def test_inf_and_nan_as_in_float32(device: npu.Device, precision: str | None) -> None:
+    """With values that float16 holds, the pattern of inf and nan is that of numpy's float32 product."""
+    rng = np.random.default_rng(3)
+    a, b = (rng.integers(-3, 4, shape).astype(np.float32) for shape in ((12, 9), (9, 14)))
+    a[1, 2], a[2, 3], a[3, [0, 1]] = np.inf, np.nan, [np.inf, -np.inf]
+    b[4, 5], b[5, 6], b[[0, 1], 7] = -np.inf, np.nan, [np.inf, np.inf]
+    with np.errstate(invalid="ignore"):
+        expected = a @ b
+    np.testing.assert_array_equal(npu.matmul(a, b, precision=precision, device=device), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_high_precision_of_every_type_shape_and_magnitude(device: npu.Device, dtype: Any) -> None:
+    rng = np.random.default_rng(5)
+    a = rng.standard_normal((2, 1, 7, 33)).astype(dtype)
+    b = rng.standard_normal((3, 33, 4)).astype(np.float32)
+    b *= np.exp2([-100.0, -10, 20, 60]).astype(np.float32)
+    result = npu.matmul(a, b, precision="high", device=device)
+    assert result.shape == (2, 3, 7, 4)
+    for i in range(2):
+        for j in range(3):
+            error = np.abs(result[i, j] - a[i, 0].astype(np.float64) @ b[j].astype(np.float64))
+            assert (error <= float_bound(a[i, 0], b[j], "high")).all()
+    with npu.Matmul(a, b, precision="high", device=device) as product:
+        assert product.scheme == "w16a16_high"
+        np.testing.assert_array_equal(product.execute(), result)
+    half = rng.standard_normal((5, 8)).astype(np.float16)
+    with npu.Matmul(half, half.T, precision="high", device=device) as product:
+        assert product.scheme == "w16a16"  # products of float16 are exact as they are
+
+
+# ---- in the background ----------------------------------------------------------------------------------------------
+
+
+def test_futures_arrive_in_order_with_results_and_exceptions(device: npu.Device) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [[rng.integers(-99, 99, shape, np.int8) for shape in ((9, 30), (30, 5))] for _ in range(8)]
+    futures = [npu.matmul_async(a, b, device=device) for a, b in pairs]
+    for (a, b), future in zip(pairs, futures, strict=True):
+        np.testing.assert_array_equal(future.result(60), a.astype(np.int32) @ b.astype(np.int32))
+    with pytest.raises(ValueError, match="K = 3"):
+        npu.matmul_async(ones(2, 3), ones(4, 2), device=device).result(60)
+    with pytest.raises(TypeError, match="float64"):
+        npu.matmul_async(np.ones((2, 2)), ones(2, 2), device=device).result(60)
+    done, pending = concurrent.futures.wait([npu.matmul_async(ones(1, 1), ones(1, 1), device=device)], 60)
+    assert (len(done), len(pending)) == (1, 0)
+
+
+def test_futures_can_be_awaited(device: npu.Device) -> None:
+    async def work() -> list[Any]:
+        with npu.Matmul(ones(2, 3), ones(3, 2), device=device) as product:
+            results = await asyncio.gather(
+                *(product.submit() for _ in range(3)), npu.matmul_async(ones(1, 2), ones(2, 1), device=device)
+            )
+            with pytest.raises(ValueError, match="out has shape"):
+                await product.submit(np.zeros((1, 1), np.int32))
+        return results
+
+    assert [result.tolist() for result in asyncio.run(work())] == [[[3, 3], [3, 3]]] * 3 + [[[2]]]
+
+
+class Gate:
+    """Holds a device's worker until it is opened."""
+
+    def __init__(self, device: npu.Device) -> None:
+        self.inside, self.opened = threading.Event(), threading.Event()
+        self.array = ones(1, 1).view(_Held)
+        self.array.gate = self
+        self.future = npu.matmul_async(self.array, ones(1, 1), device=device)
+        assert self.inside.wait(60)
+
+
+class _Held(np.ndarray):
+    """Its result is wrapped by the worker, which waits there."""
+
+    gate: Gate | None = None
+    __array_priority__ = 10
+
+    def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:
+        if self.gate is not None:
+            self.gate.inside.set()
+            assert self.gate.opened.wait(60)
+        return array
+
+
+def test_what_has_not_begun_can_be_cancelled(device: npu.Device) -> None:
+    gate = Gate(device)
+    out = np.full((1, 1), 7, np.int32)
+    product = npu.Matmul(ones(1, 2), ones(2, 1), device=device)
+    waiting, kept = product.submit(out), product.submit()
+    product.reset_operands(a=ones(1, 2) * 9)  # those submitted keep their operands
+    product.close()
+    assert not gate.future.cancel()  # has begun: it is completed
+    assert waiting.cancel()
+    gate.opened.set()
+    assert gate.future.result(60) == 1
+    assert kept.result(60) == 2
+    assert out == 7
+    with pytest.raises(concurrent.futures.CancelledError):
+        waiting.result(60)
+
+
+def test_a_cancelled_task_cancels_its_product(device: npu.Device) -> None:
+    gate = Gate(device)
+    out = np.full((1, 1), 7, np.int32)
+
+    async def work() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(npu.matmul_async(ones(1, 1), ones(1, 1), out, device=device), 0.01)
+
+    asyncio.run(work())
+    gate.opened.set()
+    assert npu.matmul_async(ones(1, 1), ones(1, 1), device=device).result(60) == 1  # comes after it
+    assert out == 7
+
+
+def test_the_worker_starts_late_and_ends_with_its_device() -> None:
+    def workers() -> int:
+        return sum("npumatmul sim:rk3576" in thread.name for thread in threading.enumerate())
+
+    device = npu.Device("sim:rk3576")
+    npu.matmul(ones(1, 1), ones(1, 1), device=device)
+    assert workers() == 0
+    npu.matmul_async(ones(1, 1), ones(1, 1), device=device).result(60)
+    assert workers() == 1
+    gate = Gate(device)
+    waiting = npu.matmul_async(ones(1, 1), ones(1, 1), device=device)
+    closer = threading.Thread(target=device.close)
+    closer.start()
+    with pytest.raises(concurrent.futures.CancelledError):
+        waiting.result(60)
+    gate.opened.set()
+    assert gate.future.result(60) == 1
+    closer.join(60)
+    for _ in range(600):
+        if not workers():
+            break
+        time.sleep(0.1)
+    assert workers() == 0
+    with pytest.raises(ClosedError, match="closed"):
+        npu.matmul_async(ones(1, 1), ones(1, 1), device=device)
+
+
+def test_settings_of_the_caller_apply(device: npu.Device, fresh_device: npu.Device) -> None:
+    with npu.config(fallback="numpy"):
+        future = npu.matmul_async(np.ones((1, 2)), np.ones((2, 1)), device=device)
+    assert future.result(60).dtype == np.float64
+    before = fresh_device.stats().run_calls
+    with npu.use_device(fresh_device):
+        future = npu.matmul_async(ones(1, 2), ones(2, 1))
+    future.result(60)
+    assert fresh_device.stats().run_calls == before + 1
+
+
+def test_an_interrupted_wait_leaves_the_device_usable(device: npu.Device) -> None:
+    gate = Gate(device)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        gate.future.result(60)
+    timer.join()
+    assert (npu.matmul(ones(1, 2), ones(2, 1), device=device) == 2).all()  # meanwhile
+    gate.opened.set()
+    assert gate.future.result(60) == 1
+
+
+def test_an_inherited_future_says_so_instead_of_waiting_for_ever(device: npu.Device) -> None:
+    gate = Gate(device)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            gate.future.result()
+            message = "no error"
+        except ClosedError as error:
+            message = str(error)
+            with npu.Device("sim:rk3588") as own:
+                message += f" | {npu.matmul_async(ones(1, 2), ones(2, 1), device=own).result(60)}"
+        except BaseException as error:
+            message = f"unexpected: {error!r}"
+        os.write(write, message.encode())
+        os._exit(0)
+    os.close(write)
+    gate.opened.set()
+    with os.fdopen(read) as pipe:
+        message = pipe.read()
+    os.waitpid(child, 0)
+    assert "cannot be waited for after a fork" in message
+    assert message.endswith("| [[2]]")
