@@ -203,6 +203,8 @@ class _Context:
                     memory.users += 1
             binds = syncs = runs = 0
             try:
+                for buffer in buffers:
+                    buffer.settle()
                 # What is to be bound anew is decided before caches are synchronised: what somebody writes from now on
                 # is seen by the next run.
                 changed = [slot.state_if_changed() for slot in slots]

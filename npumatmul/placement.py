@@ -6,7 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -280,6 +280,7 @@ class Placement:
             device.counters.set_io_mem_calls += report.set_io_mem_calls
             device.counters.mem_sync_calls += report.mem_sync_calls
             device.counters.macs += report.macs
+            device.counters.conversions += 2  # `a` into A, C into `out`
             if code:
                 raise self._failure(report, placed)
 
@@ -303,9 +304,7 @@ class Placement:
                 for k in w.k_spans
                 for n in w.n_spans
             ]
-            wanted = set(keys)
-            self._make_room(wanted)
-            contexts = [self._context(key, wanted) for key in keys]
+            contexts = self.contexts(keys)
             placed = Placed(plan, weight, contexts, self._functions, conversion, scaling)
             weight.placed[remembered] = placed
             while len(weight.placed) > _PLACED_PER_WEIGHT:
@@ -315,6 +314,12 @@ class Placement:
             for context in placed.contexts:
                 self._contexts.move_to_end(context.spec)
         return placed
+
+    def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
+        """Contexts by spec, shared, until others need their place. The caller holds the device's lock."""
+        wanted = set(specs)
+        self._make_room(wanted)
+        return [self._context(spec, wanted) for spec in specs]
 
     def _make_room(self, wanted: set[ContextSpec]) -> None:
         """Destroy the least recently used contexts until the wanted ones fit."""

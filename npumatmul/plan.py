@@ -1,162 +1,34 @@
-"""From one logical matmul to tiles: pure functions of shapes, types and the capability table.
+"""From one logical matmul to tiles: pure functions of shapes, types, the capability table and a timing model.
 
-K is cut into slices whose partial sums the host adds, N into tiles, M into ranges that are padded to a few sizes
-(buckets) so that few contexts serve every M. Same inputs, same plan; no library is needed.
+A weight is cut once (`weight_plan.py`); here M is cut for it, into ranges that are padded to a few sizes (buckets) so
+that few contexts serve every M, and the number of cores is chosen. Same inputs, same plan; no library is needed.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
-from npumatmul.capabilities import NEWEST_RUNTIME, Chip
-from npumatmul.layout import round_up
-from npumatmul.mmtype import MatmulType
-from npumatmul.rknn.version import RuntimeVersion
-from npumatmul.timing import TIMINGS
+from npumatmul.buckets import Cover, row_buckets, simple_cover
+from npumatmul.cost import ModelledTime, TileCosts, tile_cores
+from npumatmul.spans import Span, shown, split
+from npumatmul.timing import TIMINGS, TimingModel
+from npumatmul.weight_plan import WeightPlan, costs_of, parsed, plan_weight, spans_of, weight_content, weight_of
 
-__all__ = ["MatmulPlan", "Span", "WeightPlan", "plan_matmul", "plan_weight", "row_buckets", "split"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A range of one dimension.
-
-    Attributes
-    ----------
-    start, length : int
-        In the logical matrix.
-    padded : int
-        Length as the device sees it.
-    """
-
-    start: int
-    length: int
-    padded: int
-
-
-def split(extent: int, multiple: int, longest: int) -> tuple[Span, ...]:
-    """Cut an extent into as few spans as `longest` allows, as equal as `multiple` allows.
-
-    Examples
-    --------
-    >>> split(100, 32, 64)
-    (Span(start=0, length=64, padded=64), Span(start=64, length=36, padded=64))
-    """
-    units = round_up(extent, multiple) // multiple
-    count = -(-units // (longest // multiple))
-    spans = []
-    start = 0
-    for index in range(count):
-        padded = (units // count + (index < units % count)) * multiple
-        spans.append(Span(start, min(padded, extent - start), padded))
-        start += padded
-    return tuple(spans)
-
-
-@dataclass(frozen=True)
-class WeightPlan:
-    """How a weight of shape (K, N) is cut; each (K span, N span) is one tile in the native layout of B.
-
-    Attributes
-    ----------
-    soc : str
-    mm_type : MatmulType
-    k, n : int
-    k_spans, n_spans : tuple of Span
-    m_max : int
-        Largest M of one run.
-    row_multiple : int
-        What M above 1 is a multiple of.
-    ac_native : bool
-        Whether A and C are in native layout.
-    """
-
-    soc: str
-    mm_type: MatmulType
-    k: int
-    n: int
-    k_spans: tuple[Span, ...]
-    n_spans: tuple[Span, ...]
-    m_max: int
-    row_multiple: int
-    ac_native: bool
-
-
-def plan_weight(
-    k: int,
-    n: int,
-    mm_type: MatmulType,
-    chip: Chip,
-    runtime: RuntimeVersion = NEWEST_RUNTIME,
-    k_parts: int = 1,
-) -> WeightPlan:
-    """Cut a weight of shape (K, N), both at least 1.
-
-    Parameters
-    ----------
-    k, n : int
-    mm_type : MatmulType
-    chip : Chip
-    runtime : RuntimeVersion
-    k_parts : int
-        K is cut into at least so many slices, as far as the alignment allows: where partial sums must stay small.
-
-    Raises
-    ------
-    DeviceError
-        If chip or runtime lack the type.
-
-    Examples
-    --------
-    >>> from npumatmul.capabilities import chip
-    >>> plan = plan_weight(576, 49152, MatmulType.INT8_INT8_INT32, chip("rk3588"))
-    >>> len(plan.k_spans), len(plan.n_spans)
-    (1, 12)
-    """
-    if k < 1 or n < 1:
-        raise ValueError(f"plan_weight: K and N must be at least 1, got K={k}, N={n}")
-    limits = chip.type_limits(mm_type, runtime)
-    units = round_up(k, limits.k_multiple) // limits.k_multiple
-    longest = max(1, min(limits.k_max // limits.k_multiple, units // min(k_parts, units)))
-    k_spans = split(k, limits.k_multiple, longest * limits.k_multiple)
-    # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C's layout is documented (Q6).
-    ac_native = mm_type.a in chip.native.a and mm_type.c in chip.native.c
-    m_max = limits.m_max
-    if ac_native and limits.native_mk_max is not None:
-        m_max = min(m_max, limits.native_mk_max // max(span.padded for span in k_spans))
-    return WeightPlan(
-        chip.soc,
-        mm_type,
-        k,
-        n,
-        k_spans,
-        split(n, limits.n_multiple, limits.n_max),
-        m_max,
-        chip.native.row_multiple,
-        ac_native,
-    )
-
-
-def row_buckets(m_max: int, row_multiple: int) -> tuple[int, ...]:
-    """Sizes that a range of rows is padded to: 1, then `row_multiple` times 1, 2, 3, 4, 6, 8, 12, ... up to `m_max`.
-
-    Less than a third of a range is padding, with a logarithmic number of contexts.
-
-    Examples
-    --------
-    >>> row_buckets(64, 4)
-    (1, 4, 8, 12, 16, 24, 32, 48, 64)
-    """
-    sizes = {1}
-    size = row_multiple
-    while size <= m_max:
-        sizes.add(size)
-        if size > row_multiple and size * 3 // 2 <= m_max:
-            sizes.add(size * 3 // 2)
-        size *= 2
-    return tuple(sorted(sizes))
+__all__ = [
+    "MatmulPlan",
+    "PaddingReport",
+    "Span",
+    "WeightPlan",
+    "padding_report",
+    "plan_matmul",
+    "plan_weight",
+    "row_buckets",
+    "split",
+]
 
 
 @dataclass(frozen=True)
@@ -168,11 +40,21 @@ class MatmulPlan:
     m : int
     weight : WeightPlan
     m_spans : tuple of Span
+        `start` and `length` in rows of the activation, `padded` in rows of the device: a bucket.
+    cores : int
+        Cores that work at once.
+    tile_cores : tuple of int
+        The core of each N tile.
+    modelled : ModelledTime or None
+        Modelled time, never measured; None where nothing is known of chip or type.
     """
 
     m: int
     weight: WeightPlan
     m_spans: tuple[Span, ...]
+    cores: int
+    tile_cores: tuple[int, ...]
+    modelled: ModelledTime | None = None
 
     @property
     def runs(self) -> int:
@@ -191,56 +73,233 @@ class MatmulPlan:
         return extents[0] * extents[1] * extents[2]
 
     @property
+    def a_bytes(self) -> int:
+        """Bytes of A on the device: the largest range of rows, all slices of K."""
+        rows = max(span.padded for span in self.m_spans)
+        return sum(self.weight.mm_type.a.nbytes(rows * span.padded) for span in self.weight.k_spans)
+
+    @property
+    def c_bytes(self) -> int:
+        """Bytes of C on the device: the largest tile, once per core."""
+        rows = max(span.padded for span in self.m_spans)
+        return self.cores * max(self.weight.mm_type.c.nbytes(rows * span.padded) for span in self.weight.n_spans)
+
+    @property
     def modelled_seconds(self) -> float | None:
-        """Modelled time of all runs on one core of the chip, or None where nothing is known of it; never measured."""
-        model, w = TIMINGS.get(self.weight.soc), self.weight
-        if model is None or w.mm_type.a not in model.peak:
-            return None
-        counts = Counter((m.padded, k.padded, n.padded) for m in self.m_spans for k in w.k_spans for n in w.n_spans)
-        return sum(times * model.run_seconds(w.mm_type, *extents) for extents, times in counts.items())
+        """Modelled time on the chip with its host, or None where nothing is known; never measured."""
+        return None if self.modelled is None else self.modelled.seconds
 
     def to_json(self) -> str:
-        """The plan as JSON."""
-        content = asdict(self)
-        content["weight"]["mm_type"] = self.weight.mm_type.name
-        content["modelled_seconds"] = self.modelled_seconds
+        """The plan as JSON; `from_json` reads it."""
+        content = {**asdict(self), "weight": weight_content(self.weight), "modelled_seconds": self.modelled_seconds}
         return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> MatmulPlan:
+        """A plan that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is none.
+        """
+        content = parsed(text)
+        try:
+            modelled = content["modelled"]
+            return cls(
+                int(content["m"]),
+                weight_of(content["weight"]),
+                spans_of(content["m_spans"]),
+                int(content["cores"]),
+                tuple(map(int, content["tile_cores"])),
+                None if modelled is None else ModelledTime(**modelled),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no plan of a matmul: {error!r}") from error
 
     def __str__(self) -> str:
         w = self.weight
-        lines = [
-            f"({self.m}, {w.k}) @ ({w.k}, {w.n})  {w.mm_type.name} on {w.soc}: {self.runs} runs, "
-            f"A and C {'native' if w.ac_native else 'normal'}, {self.padded_macs / max(self.macs, 1):.3f}x the work"
+        work = self.padded_macs / max(self.macs * w.row_images, 1)
+        tiles = ", ".join(f"core {core}: {self.tile_cores.count(core)}" for core in range(self.cores))
+        layout = "native" if w.ac_native else "normal"
+        rows = [
+            ("M", f"{shown(self.m_spans)}; registered {', '.join(map(str, w.buckets))}"),
+            ("K", shown(w.k_spans) + ("" if w.k_group is None else f"; groups of {w.k_group}")),
+            ("N", f"{shown(w.n_spans)}; tiles on {tiles}"),
+            ("layout", f"B native, A and C {layout}"),
+            ("bytes", f"B {w.nbytes} ({w.waste:.1%} padding), A {self.a_bytes}, C {self.c_bytes}"),
         ]
-        for name, spans in (("M", self.m_spans), ("K", w.k_spans), ("N", w.n_spans)):
-            shown = ", ".join(f"{s.start}+{s.length}" + (f" (as {s.padded})" if s.padded != s.length else "")
-                              for s in spans[:8])  # fmt: skip
-            lines.append(f"  {name}: {shown}" + (f", ... {len(spans)} in all" if len(spans) > 8 else ""))
-        if self.modelled_seconds is not None:
-            lines.append(f"  modelled {self.modelled_seconds * 1e3:.2f} ms on the chip (not measured)")
-        return "\n".join(lines)
+        if w.row_images > 1:
+            rows.insert(1, ("images", f"{w.row_images} rows of A per row"))
+        if self.modelled is not None:
+            t = self.modelled
+            rows.append(
+                (
+                    "time",
+                    f"modelled {t.seconds * 1e3:.3f} ms on the chip, not measured: runs {t.device * 1e3:.3f}, "
+                    f"binding {t.binding * 1e3:.3f}, packing and storing {t.host * 1e3:.3f}",
+                )
+            )
+        head = (
+            f"({self.m}, {w.k}) @ ({w.k}, {w.n})  {w.mm_type.name} on {w.soc}: {self.runs} runs on {self.cores} "
+            f"core{'s' if self.cores > 1 else ''}, {work:.3f}x the work"
+        )
+        return "\n".join([head, *(f"  {name:<6} {text}" for name, text in rows)])
 
 
-def plan_matmul(m: int, weight: WeightPlan) -> MatmulPlan:
+def plan_matmul(
+    m: int, weight: WeightPlan, *, cores: int | None = None, timings: Mapping[str, TimingModel] = TIMINGS
+) -> MatmulPlan:
     """Cut `m` rows, at least 1, for a weight.
+
+    Parameters
+    ----------
+    m : int
+    weight : WeightPlan
+    cores : int, optional
+        So many cores (at most those of the weight's plan) instead of what is modelled to be best.
+    timings : mapping of str to TimingModel
+        By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to plan.
 
     Examples
     --------
     >>> from npumatmul.capabilities import chip
+    >>> from npumatmul.mmtype import MatmulType
     >>> weight = plan_weight(64, 100, MatmulType.INT8_INT8_INT32, chip("rk3588"))
-    >>> print(plan_matmul(5, weight))
-    (5, 64) @ (64, 100)  INT8_INT8_INT32 on rk3588: 1 runs, A and C native, 2.048x the work
-      M: 0+5 (as 8)
-      K: 0+64
-      N: 0+100 (as 128)
-      modelled 0.03 ms on the chip (not measured)
+    >>> print(plan_matmul(5, weight))  # doctest: +ELLIPSIS
+    (5, 64) @ (64, 100)  INT8_INT8_INT32 on rk3588: 1 runs on 1 core, 2.048x the work
+      M      5 as 8; registered 1, 4, 8, ...
+      K      64
+      N      100 as 128; tiles on core 0: 1
+      layout B native, A and C native
+      bytes  B 8192 (21.9% padding), A 512, C 4096
+      time   modelled 0.049 ms on the chip, not measured: runs 0.034, binding 0.015, packing and storing 0.000
     """
     if m < 1:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")
-    buckets = row_buckets(weight.m_max, weight.row_multiple)
-    spans = []
-    for start in range(0, m, buckets[-1]):
-        length = min(buckets[-1], m - start)
-        padded = next(size for size in buckets if size >= length)
-        spans.append(Span(start, length, padded))
-    return MatmulPlan(m, weight, tuple(spans))
+    if cores is not None and not 1 <= cores <= weight.cores:
+        raise ValueError(f"plan_matmul: this weight's plan has 1 to {weight.cores} cores, got {cores}")
+    costs = costs_of(weight, timings)
+    rows = m * weight.row_images
+    if costs is None:
+        chosen, cover = cores or weight.cores, simple_cover(rows, weight.buckets)
+        modelled = None
+    else:
+        found = []
+        for count in range(1, weight.cores + 1) if cores is None else [cores]:
+            sizes = _cover(weight, costs.model, count).of(rows)
+            found.append((sum(costs.of(size, count).seconds for size in sizes), count, sizes))
+        _, chosen, cover = min(found)
+        modelled = sum((costs.of(size, chosen) for size in cover), ModelledTime(0.0, 0.0, 0.0))
+    spans, start = [], 0
+    for size in cover:
+        length = min(size // weight.row_images, m - start)
+        spans.append(Span(start, length, size))
+        start += length
+    return MatmulPlan(m, weight, tuple(spans), chosen, tile_cores([s.padded for s in weight.n_spans], chosen), modelled)
+
+
+@lru_cache(maxsize=1024)
+def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
+    costs = costs_of(weight, {weight.soc: model})
+    assert costs is not None
+    return Cover(weight.buckets, lambda size: costs.of(size, cores).seconds)
+
+
+# ---- padding -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaddingReport:
+    """What buckets cost over a distribution of numbers of rows, by the model; nothing of it was measured.
+
+    Attributes
+    ----------
+    rows : float
+        Average number of rows.
+    padded_rows : float
+        Average number of rows that the device computes.
+    seconds, exact_seconds : float
+        Average modelled time with the buckets, and with contexts made for each exact number of rows.
+    worst : int
+        The number of rows that loses most.
+    worst_loss : float
+        What it loses.
+    """
+
+    rows: float
+    padded_rows: float
+    seconds: float
+    exact_seconds: float
+    worst: int
+    worst_loss: float
+
+    @property
+    def loss(self) -> float:
+        """Share of modelled time that is lost against contexts made for each exact number of rows."""
+        return self.seconds / self.exact_seconds - 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:.1f} rows on average run as {self.padded_rows:.1f}; modelled {self.seconds * 1e3:.3f} ms "
+            f"instead of {self.exact_seconds * 1e3:.3f} ms with exact contexts: {self.loss:.1%} lost, "
+            f"at worst {self.worst_loss:.1%} with {self.worst} rows"
+        )
+
+
+def padding_report(
+    weight: WeightPlan, lengths: Iterable[int] | Mapping[int, float], timings: Mapping[str, TimingModel] = TIMINGS
+) -> PaddingReport:
+    """What padding to buckets costs over numbers of rows, by the model.
+
+    Parameters
+    ----------
+    weight : WeightPlan
+    lengths : iterable of int, or mapping of int to float
+        Numbers of rows, or their weights.
+    timings : mapping of str to TimingModel
+
+    Raises
+    ------
+    ValueError
+        If there are none, or nothing is known of chip or type.
+
+    Examples
+    --------
+    >>> from npumatmul.capabilities import chip
+    >>> from npumatmul.mmtype import MatmulType
+    >>> weight = plan_weight(2048, 2048, MatmulType.INT8_INT8_INT32, chip("rk3588"))
+    >>> padding_report(weight, range(1, 513)).loss < 0.1
+    True
+    """
+    often = lengths if isinstance(lengths, Mapping) else Counter(lengths)
+    costs = costs_of(weight, timings)
+    if costs is None:
+        raise ValueError(f"padding_report: no timing is known for {weight.mm_type.name} on {weight.soc}")
+    total = sum(often.values())
+    if not total > 0 or min(often) < 1:
+        raise ValueError("padding_report: numbers of rows of at least 1, with positive weights, are needed")
+    rows = padded = seconds = exact = 0.0
+    losses = []
+    for m, share in often.items():
+        plan = plan_matmul(m, weight, timings=timings)
+        assert plan.modelled_seconds is not None
+        alone = _exact_seconds(m * weight.row_images, weight, costs)
+        rows += share * m
+        padded += share * sum(span.padded for span in plan.m_spans) / weight.row_images
+        seconds += share * plan.modelled_seconds
+        exact += share * alone
+        losses.append((plan.modelled_seconds / alone - 1, m))
+    loss, worst = max(losses)
+    return PaddingReport(rows / total, padded / total, seconds / total, exact / total, worst, loss)
+
+
+def _exact_seconds(rows: int, weight: WeightPlan, costs: TileCosts) -> float:
+    """Modelled time with contexts for exactly these rows: as few equal parts as M allows, or a few more."""
+    fewest = -(-rows // weight.m_max)
+    return min(parts * costs.best(-(-rows // parts), weight.cores) for parts in range(fewest, fewest + 4))

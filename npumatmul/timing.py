@@ -13,6 +13,9 @@ batch of rows::
     traffic  = ceil(M / rows) * |B| + |A| + |C|
     time     = start + max(traffic / bandwidth, 2 M N K / peak)
 
+Around a run there is more: naming its matrices to the runtime (`bind_seconds`), and the host's packing and storing,
+which are taken to go at the speed of a copy (`host_bandwidth`); adding partial sums moves half as much again as a copy.
+
 That is what makes large K collapse (float16 at K = 8192 reaches a tenth of the peak), and it is a hypothesis: it
 explains the published points, nobody has looked inside.
 """
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from npumatmul.mmtype import ElementType, MatmulType
 
@@ -43,6 +46,10 @@ class TimingModel:
         Bytes of A that stay on the chip.
     bandwidth_one_core, bandwidth_all_cores : float
         Bytes per second from memory.
+    bind_seconds : float
+        Cost of one `rknn_matmul_set_io_mem` with a native B; taken for native A and C too.
+    host_bandwidth : float
+        Bytes per second that one CPU thread copies.
     peak : mapping of ElementType to float
         Operations (two per multiply-accumulate) per second and core, by the type of A.
     provenance : str
@@ -55,8 +62,43 @@ class TimingModel:
     buffer_bytes: int
     bandwidth_one_core: float
     bandwidth_all_cores: float
-    peak: Mapping[ElementType, float]
+    bind_seconds: float
+    host_bandwidth: float
+    peak: Mapping[ElementType, float] = field(hash=False)
     provenance: str
+
+    def knows(self, mm_type: MatmulType) -> bool:
+        """Whether there is a figure for the type."""
+        return mm_type.a in self.peak
+
+    @property
+    def join_seconds(self) -> float:
+        """What a matmul on several cores costs over one on a single core, however many runs each core makes."""
+        return self.start_seconds_all_cores - self.start_seconds
+
+    def resident_rows(self, mm_type: MatmulType, k: int) -> int:
+        """Rows of A of that depth that stay on the chip: with more, B is read again."""
+        return max(1, self.buffer_bytes // mm_type.a.nbytes(k))
+
+    def work_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
+        """Modelled time of a run after its start, on one core, while `cores` cores are at work.
+
+        Parameters
+        ----------
+        mm_type : MatmulType
+        m, k, n : int
+            Padded extents of the run; `n` is this core's.
+        cores : int
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
+        passes = -(-m // self.resident_rows(mm_type, k))
+        traffic = passes * mm_type.b.nbytes(k * n) + mm_type.a.nbytes(m * k) + mm_type.c.nbytes(m * n)
+        bandwidth = min(cores * self.bandwidth_one_core, self.bandwidth_all_cores) / cores
+        return max(traffic / bandwidth, 2.0 * m * k * n / self.peak[mm_type.a])
 
     def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
         """Modelled time of one matmul of padded extents on `cores` cores, N split between them.
@@ -85,13 +127,8 @@ class TimingModel:
         """
         if mm_type.a not in self.peak:
             raise ValueError(f"no timing is known for {mm_type.name} on {self.soc}")
-        rows = max(1, self.buffer_bytes // mm_type.a.nbytes(k))
-        share = n / cores
-        traffic = math.ceil(m / rows) * mm_type.b.nbytes(k) * share + mm_type.a.nbytes(m * k)
-        traffic += m * share * mm_type.c.bits / 8
-        bandwidth = min(cores * self.bandwidth_one_core, self.bandwidth_all_cores) / cores
         start = self.start_seconds if cores == 1 else self.start_seconds_all_cores
-        return start + max(traffic / bandwidth, 2.0 * m * k * share / self.peak[mm_type.a])
+        return start + self.work_seconds(mm_type, m, k, math.ceil(n / cores), cores)
 
 
 #: The chips that something is known of. Of RK3576, RK3568, RK3566 and RK3562 no raw matmul timing was found anywhere.
@@ -103,6 +140,8 @@ TIMINGS: Mapping[str, TimingModel] = {
         buffer_bytes=98304,
         bandwidth_one_core=16e9,
         bandwidth_all_cores=28e9,
+        bind_seconds=4.9e-6,  # pty819/rk-llama.cpp, docs/opi5/README.md: set_io_mem with native B (peers B2)
+        host_bandwidth=10.14e9,  # memcpy in one thread, Orange Pi 5: ggml-org/whisper.cpp#89 (peers B3)
         peak={ElementType.FLOAT16: 0.93e12, ElementType.INT8: 1.95e12, ElementType.INT4: 4.0e12},
         provenance="fit to published figures of third parties, tests/measurements/rk3588.csv",
     ),

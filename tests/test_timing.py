@@ -83,16 +83,29 @@ def test_more_work_never_takes_less_time(mm_type: MatmulType) -> None:
 
 
 def test_a_plan_tells_its_modelled_time_and_says_that_it_is_modelled() -> None:
-    plan = plan_matmul(300, plan_weight(5000, 9000, TYPES["fp16"], CHIPS["rk3588"]))
+    """One core, by hand from the formulas of timing.py: runs, three bindings each, packing, storing, adding."""
+    weight = plan_weight(5000, 9000, TYPES["fp16"], CHIPS["rk3588"], k_slices=5, n_tiles=3, buckets=(300,))
+    plan = plan_matmul(300, weight, cores=1)
     model = TIMINGS["rk3588"]
-    by_hand = sum(
-        model.run_seconds(TYPES["fp16"], m.padded, k.padded, n.padded)
-        for m in plan.m_spans
-        for k in plan.weight.k_spans
-        for n in plan.weight.n_spans
-    )
+    tiles = [(k.padded, n.padded) for k in weight.k_spans for n in weight.n_spans]
+    assert len(tiles) == 15
+    runs = sum(model.run_seconds(TYPES["fp16"], 300, k, n) for k, n in tiles)
+    copied = 300 * 2 * sum(k.padded for k in weight.k_spans)
+    copied += 300 * 4 * sum(n.padded for n in weight.n_spans) * (1 + 4 * 1.5)
+    by_hand = runs + 15 * 3 * model.bind_seconds + copied / model.host_bandwidth
     assert plan.modelled_seconds == pytest.approx(by_hand)
-    assert f"modelled {by_hand * 1e3:.2f} ms on the chip (not measured)" in str(plan)
+    assert f"modelled {by_hand * 1e3:.3f} ms on the chip, not measured" in str(plan)
+
+
+def test_several_cores_share_bandwidth_and_are_joined_once() -> None:
+    model = TIMINGS["rk3588"]
+    weight = plan_weight(2048, 3072, TYPES["int8"], CHIPS["rk3588"], k_slices=1, n_tiles=6, buckets=(4,))
+    three = plan_matmul(4, weight, cores=3)
+    assert three.tile_cores == (0, 1, 2, 0, 1, 2)
+    traffic = 2048 * 512 + 4 * 2048 + 4 * 512 * 4  # bound by bandwidth at four rows
+    by_hand = model.start_seconds_all_cores + model.start_seconds + 2 * traffic / (model.bandwidth_all_cores / 3)
+    assert three.modelled is not None
+    assert three.modelled.device == pytest.approx(by_hand)
 
 
 def test_chips_without_figures_have_no_modelled_time() -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from npumatmul.capabilities.cells import Cell
 from npumatmul.capabilities.probe_file import ProbeResults
 from npumatmul.capabilities.rows import CONTEXTS, DOMAIN_BYTES, M_MAX, NEWEST_RUNTIME, ROWS, NativeTiles
-from npumatmul.capabilities.table import Capabilities, TypeCapabilities, build, build_type, capabilities
+from npumatmul.capabilities.table import (
+    Capabilities,
+    TypeCapabilities,
+    broken_extents,
+    build,
+    build_type,
+    capabilities,
+)
 from npumatmul.errors import DeviceError
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn.version import RuntimeVersion
@@ -31,6 +38,8 @@ class TypeLimits:
     m_max : int
         Largest M that is given to one context. No source states a limit (Q10): this is the library's choice, which
         bounds the buffers for A and C.
+    avoid : tuple of int
+        Extents of K and N that are known to abort the process inside the vendor's library (`Problem.extents`).
     provenance : str
         Where the figures come from.
     """
@@ -42,9 +51,10 @@ class TypeLimits:
     native_mk_max: int | None = None
     provenance: str = ""
     m_max: int = M_MAX.value
+    avoid: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, row: TypeCapabilities) -> TypeLimits:
+    def of(cls, row: TypeCapabilities, avoid: tuple[int, ...] = ()) -> TypeLimits:
         """Limits out of the table's cells."""
         cells: dict[str, Cell[int]] = {
             "K multiple": row.k_multiple, "N multiple": row.n_multiple, "K": row.k_max, "N": row.n_max,
@@ -58,6 +68,7 @@ class TypeLimits:
             row.native_mk_max.value,
             said,
             row.m_max.value,
+            avoid,
         )
 
 
@@ -113,7 +124,11 @@ class Chip:
     @classmethod
     def of(cls, table: Capabilities) -> Chip:
         """Chip out of the table."""
-        limits = {t: TypeLimits.of(row) for t, row in table.types.items() if row.supported.value}
+        limits = {
+            t: TypeLimits.of(row, broken_extents(table.soc, t, table.runtime))
+            for t, row in table.types.items()
+            if row.supported.value
+        }
         memory = MemoryLimits(
             table.contexts.value, table.domain_bytes.value, f"{table.contexts.source}; {table.domain_bytes.source}"
         )
@@ -165,7 +180,7 @@ class Chip:
             return self.limits[mm_type]
         row = self.type_row(mm_type, runtime)
         if row.supported.value:
-            return TypeLimits.of(row)
+            return TypeLimits.of(row, broken_extents(self.soc, mm_type, runtime))
         if mm_type in CHIPS[self.soc].limits:
             raise DeviceError(f"{self.soc}: matmul type {mm_type.name} {row.supported.source}; this is {runtime}")
         raise DeviceError(

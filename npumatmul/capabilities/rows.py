@@ -295,7 +295,7 @@ NATIVE_MK_MAX: Mapping[MatmulType, Cell[int | None]] = {
 }
 
 #: No source states a limit of M: this bounds the buffers of A and C.
-M_MAX = unsettled(256, "the library's choice: Q10")
+M_MAX = unsettled(512, "the library's choice: Q10")
 CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")

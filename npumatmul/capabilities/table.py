@@ -15,7 +15,7 @@ from npumatmul.errors import DeviceError
 from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.rknn.version import RuntimeVersion
 
-__all__ = ["Capabilities", "TypeCapabilities", "build", "build_type", "capabilities"]
+__all__ = ["Capabilities", "TypeCapabilities", "broken_extents", "build", "build_type", "capabilities"]
 
 _V160, _V200, _V210, _V220 = (RuntimeVersion(*v) for v in ((1, 6, 0), (2, 0, 0), (2, 1, 0), (2, 2, 0)))
 _V221 = RuntimeVersion(2, 2, 1)
@@ -291,6 +291,16 @@ def build_type(
     mine = mm_type.name + "."
     found = {name[len(mine) :]: _probed(*cell) for name, cell in results.cells.items() if name.startswith(mine)}
     return _consistent(replace(row, **found))
+
+
+def broken_extents(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> tuple[int, ...]:
+    """K and N that are known to abort the process inside the runtime."""
+    return tuple(
+        extent
+        for problem in rows.PROBLEMS
+        if problem.concerns(soc, runtime) and (not problem.types or mm_type in problem.types)
+        for extent in problem.extents
+    )
 
 
 def _row(soc: str) -> ChipRow:

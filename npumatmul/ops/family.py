@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.results import Out, checked_out, delivered
@@ -61,6 +62,10 @@ def dot(
     (2, 5, 4)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
+    if involves_npu_arrays(a, b, out):
+        ranks = [np.ndim(host(each)) for each in (a, b)]
+        plain = min(ranks) > 0 and ranks[1] <= 2
+        return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=out)
@@ -73,6 +78,10 @@ def dot(
     return _into(product, out, "dot")
 
 
+_dot_of_arrays = giving_npu_arrays(dot)
+
+
+@giving_npu_arrays
 def vdot(
     a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
 ) -> Any:
@@ -105,6 +114,7 @@ def vdot(
     return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
 
 
+@giving_npu_arrays
 def vecdot(
     x1: ArrayLike,
     x2: ArrayLike,
@@ -159,6 +169,7 @@ def vecdot(
     return _handed_out(product, out, x1, x2)
 
 
+@giving_npu_arrays
 def matvec(
     x1: ArrayLike,
     x2: ArrayLike,
@@ -203,6 +214,7 @@ def matvec(
     return _handed_out(product, out, x1, x2)
 
 
+@giving_npu_arrays
 def vecmat(
     x1: ArrayLike,
     x2: ArrayLike,
@@ -249,6 +261,7 @@ def vecmat(
     return _handed_out(product, out, x1, x2)
 
 
+@giving_npu_arrays
 def inner(
     a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
 ) -> Any:
@@ -286,6 +299,7 @@ def inner(
     return tensordot(x, y, axes=(-1, -1), **how)[()]
 
 
+@giving_npu_arrays
 def outer(
     a: ArrayLike,
     b: ArrayLike,
@@ -329,6 +343,7 @@ def outer(
     return _into(product, out, "outer")
 
 
+@giving_npu_arrays
 def tensordot(
     a: ArrayLike,
     b: ArrayLike,
@@ -395,6 +410,7 @@ def tensordot(
     return np.reshape(matmul(rows, columns, **how), (*x_shape, *y_shape))
 
 
+@giving_npu_arrays
 def linear(
     x: ArrayLike,
     w: ArrayLike | PackedWeight,
