@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.epilogue import Epilogue
 from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight
@@ -410,26 +411,31 @@ def tensordot(
     return np.reshape(matmul(rows, columns, **how), (*x_shape, *y_shape))
 
 
-@giving_npu_arrays
 def linear(
     x: ArrayLike,
     w: ArrayLike | PackedWeight,
     bias: ArrayLike | None = None,
+    activation: str | None = None,
     *,
     dtype: DTypeLike | None = None,
+    scheme: str | None = None,
+    precision: str | None = None,
     device: _Where = None,
 ) -> Any:
-    """Linear layer: ``x @ w + bias``.
+    """Linear layer in one pass: ``activation(x @ w + bias)``.
 
     Parameters
     ----------
     x : array_like, shape (..., K)
     w : array_like, shape (K, N), or PackedWeight
     bias : array_like, shape (N,), optional
-        Added to the float32 or int32 result, before it is converted to `dtype`; the sum has numpy's type.
+        Added in float32, before the result is converted to `dtype`; or in int32, for integers without an activation.
+    activation : str, optional
+        ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, as for `Epilogue`.
     dtype : data-type, optional
         Type of the result.
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -438,23 +444,18 @@ def linear(
     Raises
     ------
     ValueError, TypeError
-        As `matmul`; or if the bias does not have N elements.
+        As `matmul`.
 
     Examples
     --------
     >>> import npumatmul as npu
-    >>> npu.linear(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32), [1.0, 2.0])
-    array([[4., 5.],
-           [4., 5.]], dtype=float32)
+    >>> npu.linear(np.ones((2, 3), np.float32), -np.ones((3, 2), np.float32), [1.0, 4.0], "relu")
+    array([[0., 1.],
+           [0., 1.]], dtype=float32)
     """
-    if bias is None:
-        return matmul(x, w, dtype=dtype, device=device)
-    result = matmul(x, w, device=device)
-    added = np.asarray(bias)
-    if added.shape != result.shape[-1:]:
-        raise ValueError(f"linear: the bias has shape {added.shape}; {result.shape[-1:]} is needed")
-    total = result + added.astype(result.dtype, casting="same_kind")
-    return total if dtype is None else total.astype(dtype)
+    epilogue = None if activation is None else Epilogue(activation=activation)
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
+    return matmul(x, w, dtype=dtype, epilogue=epilogue, bias=bias, **how)
 
 
 def _is_numpys(x: NDArray[Any], y: NDArray[Any]) -> bool:
