@@ -14,16 +14,20 @@ from npumatmul import errors, quant
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
     Matmul,
     MatmulFuture,
     MatmulOptions,
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
@@ -35,6 +39,7 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
@@ -44,22 +49,26 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Epilogue",
     "Matmul",
     "MatmulContext",
     "MatmulFuture",
     "MatmulLayout",
     "MatmulOptions",
     "MatmulType",
+    "NpuArray",
     "PackedWeight",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "errors",
     "inner",
     "linear",
@@ -74,6 +83,7 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")
