@@ -177,7 +177,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
     ),
-    "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
+    "npumm_power_of_two_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_void_p),
+    ),
     "npumm_instruction_set": (C.c_char_p, ()),
     "npumm_execute": (
         C.c_int,
