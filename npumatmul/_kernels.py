@@ -354,10 +354,15 @@ def asymmetric_scales(
     return scale, zero
 
 
-def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already."""
+def power_of_two_scales(source: NDArray[np.float32], high: bool = False) -> NDArray[np.float32]:
+    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already.
+
+    With `high` it brings the largest magnitude of each row into [2**14, 2**15): what float16 loses is then a float16.
+    """
     result = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = _library().npumm_power_of_two_scales(
+        source.ctypes.data, *source.shape, *source.strides, high, result.ctypes.data
+    )
     _check("npumm_power_of_two_scales", code)
     return result
 
