@@ -20,10 +20,13 @@ from npumatmul.ops import (
     Matmul,
     MatmulFuture,
     MatmulOptions,
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
@@ -35,6 +38,7 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.rknn import MatmulLayout, QuantType
@@ -50,16 +54,19 @@ __all__ = [
     "MatmulLayout",
     "MatmulOptions",
     "MatmulType",
+    "NpuArray",
     "PackedWeight",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "errors",
     "inner",
     "linear",
@@ -74,6 +81,7 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")

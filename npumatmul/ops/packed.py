@@ -14,9 +14,9 @@ from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.placement import Placement, StoredWeight
 from npumatmul.plan import WeightPlan
 from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
-from npumatmul.quant.rounding import quantize_weight
 from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_for
+from npumatmul.quant.weight_scales import round_weight
 
 __all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
 
@@ -200,8 +200,13 @@ def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, col
         quantized = QuantizedWeight(weight.astype(np.int8, copy=False), QuantParams(1.0, bits=chosen.weight_bits))
         return _stored(_laid(quantized, route, target), route, target, (k, n), zero_point, sums)
     if chosen.quantizes:
-        quantized = quantize_weight(
-            weight, chosen.weight_bits, chosen.granularity, chosen.group_size, chosen.symmetric
+        quantized = round_weight(
+            weight,
+            bits=chosen.weight_bits,
+            granularity=chosen.granularity,
+            group_size=chosen.group_size,
+            symmetric=chosen.symmetric,
+            levels=(1 << (chosen.weight_bits - 1)) - 1 if chosen.symmetric else None,
         )
         return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
     lay = high_tiles if chosen.high else float_tiles
@@ -211,10 +216,10 @@ def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, col
 def _pack_quantized(weight: QuantizedWeight, scheme: Scheme | str | None, target: Device) -> PackedWeight:
     route = route_for(_scheme_of(weight, scheme), target.chip, target.runtime_version)
     n, k = weight.shape
-    given = {"params": weight.params, "input_transform": weight.input_transform}
     if k == 0 or n == 0:
-        return PackedWeight((k, n), route, target, None, None, **given)
-    return _stored(_laid(weight, route, target), route, target, (k, n), **given)
+        return PackedWeight((k, n), route, target, None, None, 0, None, weight.params, weight.input_transform)
+    laid = _laid(weight, route, target)
+    return _stored(laid, route, target, (k, n), params=weight.params, input_transform=weight.input_transform)
 
 
 def _scheme_of(weight: QuantizedWeight, scheme: Scheme | str | None) -> Scheme:
@@ -254,9 +259,7 @@ def _stored(
     if route.note:
         logger.info("pack: %s on %s: %s", route.scheme.name, target.name, route.note)
     stored = Placement.of(target).store(laid.plan, laid.rows, laid.slices)
-    return PackedWeight(
-        shape, route, target, laid.plan, stored, zero_point, column_sums, params, input_transform
-    )
+    return PackedWeight(shape, route, target, laid.plan, stored, zero_point, column_sums, params, input_transform)
 
 
 def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from npumatmul.device import Device, current_device
 from npumatmul.errors import ClosedError
 from npumatmul.ops.background import MatmulFuture, submit
-from npumatmul.ops.packed import PackedWeight, activation
+from npumatmul.ops.packed import PackedWeight, check_activation
 from npumatmul.ops.results import Out, checked_out, delivered, in_place, result_type
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
@@ -388,7 +388,7 @@ def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, pre
     if precision is not None and b.scheme.result != np.int32 and name != HIGH:
         raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
     if a != np.uint8 or b.column_sums is None:
-        activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
+        check_activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
     return name
 
 

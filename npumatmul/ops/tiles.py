@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import MatmulType
-from npumatmul.plan import WeightPlan, plan_weight
+from npumatmul.plan import Span, WeightPlan, plan_weight, split
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -73,7 +73,8 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     weight = weight.astype(np.float32, copy=False)
     powers = _kernels.power_of_two_scales(weight, high=True)
     column_scale = np.reciprocal(powers)
-    rows, slices = [], []
+    rows: list[TileRow] = []
+    slices: list[WeightSlice] = []
     for span in plan.k_spans:
         values = weight[:, span.start : span.start + span.length]
         high, low = len(rows), len(rows) + 1
@@ -103,13 +104,11 @@ def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: Ru
     group = params.group_size if params.granularity is Granularity.GROUP else None
     plan = _bounded_plan(codes, group, route, chip, runtime)
     asymmetric_rows = not route.scheme.integers and not route.scheme.activation_symmetric
-    by_column = _by_column(params.scale, n), _by_column(params.zero_point, n)
     rows, slices = [], []
     for index, span in enumerate(plan.k_spans):
         values = codes[:, span.start : span.start + span.length]
-        scale, zero = by_column if group is None else (
-            np.ascontiguousarray(each[:, span.start // group]) for each in (params.scale, params.zero_point)
-        )  # fmt: skip
+        place = 0 if group is None else span.start // group
+        scale, zero = _of_columns(params.scale, n, place), _of_columns(params.zero_point, n, place)
         sums = None
         if asymmetric_rows:
             sums = (values.sum(axis=1, dtype=np.int64) - span.length * zero.astype(np.int64)).astype(np.int32)
@@ -126,9 +125,12 @@ def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: Ru
     return Laid(plan, tuple(rows), tuple(slices))
 
 
-def _by_column(values: NDArray[Any], n: int) -> NDArray[Any]:
-    """One value per output channel, of parameters per channel or layer."""
-    return np.ascontiguousarray(np.broadcast_to(values, (n,))) if values.ndim < 2 else values
+_Number = TypeVar("_Number", np.float32, np.int32)
+
+
+def _of_columns(values: NDArray[_Number], n: int, group: int) -> NDArray[_Number]:
+    """One value per output channel of parameters per layer, channel or group."""
+    return np.ascontiguousarray(values[:, group] if values.ndim == 2 else np.broadcast_to(values, (n,)))
 
 
 def _bounded_plan(
@@ -143,17 +145,26 @@ def _bounded_plan(
     n, k = codes.shape
 
     def cut(parts: int) -> WeightPlan:
-        size = None if group is None else group // parts
-        return plan_weight(
-            k, n, route.mm_type, chip, runtime, parts if group is None else 1, k_group=size,
-            row_images=route.row_images,
-        )  # fmt: skip
+        plan = plan_weight(k, n, route.mm_type, chip, runtime, parts if group is None else 1)
+        if group is not None:
+            limits = chip.type_limits(route.mm_type, runtime)
+            plan = replace(plan, k_spans=_groups(k, group // parts, limits.k_multiple, limits.k_max))
+        return replace(plan, row_images=route.row_images)
 
     if route.mm_type is not MatmulType.INT4_INT4_INT16:
         return cut(1)
     sums = np.zeros((n, k + 1), np.int32)
     np.cumsum(np.abs(codes), axis=1, dtype=np.int32, out=sums[:, 1:])
     return _shortened(cut, sums, group)
+
+
+def _groups(k: int, size: int, multiple: int, longest: int) -> tuple[Span, ...]:
+    """Spans of K of which none reaches over the end of a group."""
+    spans = []
+    for start in range(0, k, size):
+        for part in split(min(size, k - start), multiple, longest):
+            spans.append(Span(start + part.start, part.length, part.padded))
+    return tuple(spans)
 
 
 def _shortened(cut: Callable[[int], WeightPlan], sums: NDArray[np.int32], group: int | None) -> WeightPlan:

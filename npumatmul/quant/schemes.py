@@ -146,7 +146,9 @@ class Scheme:
         parts = (
             f"w{self.weight_bits}a{self.activation_bits}",
             "_high" * self.high,
-            {Granularity.LAYER: "_layer", Granularity.GROUP: f"_g{self.group_size}"}.get(Granularity(self.granularity), ""),
+            {Granularity.LAYER: "_layer", Granularity.GROUP: f"_g{self.group_size}"}.get(
+                Granularity(self.granularity), ""
+            ),
             "_wasym" * (not self.symmetric),
             "_aasym" * (not self.activation_symmetric),
             "_static" * self.static,

@@ -23,11 +23,19 @@ I8I8, I8I4, I4I4 = T.INT8_INT8_INT32, T.INT8_INT4_INT32, T.INT4_INT4_INT16
 #: What the guide's table 3-13 lets each chip do (facts 3.2).
 EXPECTED = {
     "rk3588": {"w16a16": F16F16, "w8a8": I8I8, "w4a8": I4I4, "w4a4": I4I4, "w8a16": None, "w4a16": None, "int4": I4I4},
-    "rk3576": {"w16a16": F16F16, "w8a8": I8I8, "w4a8": I8I4, "w4a4": None, "w8a16": F16I8, "w4a16": F16I4, "int4": I8I8},
-    **dict.fromkeys(
-        ("rk3562", "rk3566", "rk3568"),
-        {"w16a16": F16F16, "w8a8": I8I8, "w4a8": I8I8, "w4a4": None, "w8a16": None, "w4a16": None, "int4": I8I8},
-    ),
+    "rk3576": {
+        "w16a16": F16F16,
+        "w8a8": I8I8,
+        "w4a8": I8I4,
+        "w4a4": None,
+        "w8a16": F16I8,
+        "w4a16": F16I4,
+        "int4": I8I8,
+    },
+    **{
+        soc: {"w16a16": F16F16, "w8a8": I8I8, "w4a8": I8I8, "w4a4": None, "w8a16": None, "w4a16": None, "int4": I8I8}
+        for soc in ("rk3562", "rk3566", "rk3568")
+    },
 }
 
 
