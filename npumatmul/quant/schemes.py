@@ -120,6 +120,13 @@ class Scheme:
                 f"no scheme is called {name!r}; there are {', '.join(map(repr, SCHEMES))}, and quantized ones with "
                 f"_layer or _g<group size>, _wasym, _aasym and _static after their bits"
             )
+        try:
+            return cls._found(found)
+        except ValueError as error:
+            raise ValueError(f"no scheme is called {name!r}: {str(error).partition(': ')[2]}") from None
+
+    @classmethod
+    def _found(cls, found: re.Match[str]) -> Scheme:
         granularity = "layer" if found["layer"] else "group" if found["group"] else "channel"
         return cls(
             int(found["w"]),
