@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import MatmulType
-from npumatmul.plan import Span, WeightPlan, plan_weight, split
+from npumatmul.plan import WeightPlan, plan_weight
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -145,26 +145,17 @@ def _bounded_plan(
     n, k = codes.shape
 
     def cut(parts: int) -> WeightPlan:
-        plan = plan_weight(k, n, route.mm_type, chip, runtime, parts if group is None else 1)
-        if group is not None:
-            limits = chip.type_limits(route.mm_type, runtime)
-            plan = replace(plan, k_spans=_groups(k, group // parts, limits.k_multiple, limits.k_max))
-        return replace(plan, row_images=route.row_images)
+        size = None if group is None else group // parts
+        return plan_weight(
+            k, n, route.mm_type, chip, runtime, parts if group is None else 1,
+            k_group=size, row_images=route.row_images,
+        )  # fmt: skip
 
     if route.mm_type is not MatmulType.INT4_INT4_INT16:
         return cut(1)
     sums = np.zeros((n, k + 1), np.int32)
     np.cumsum(np.abs(codes), axis=1, dtype=np.int32, out=sums[:, 1:])
     return _shortened(cut, sums, group)
-
-
-def _groups(k: int, size: int, multiple: int, longest: int) -> tuple[Span, ...]:
-    """Spans of K of which none reaches over the end of a group."""
-    spans = []
-    for start in range(0, k, size):
-        for part in split(min(size, k - start), multiple, longest):
-            spans.append(Span(start + part.start, part.length, part.padded))
-    return tuple(spans)
 
 
 def _shortened(cut: Callable[[int], WeightPlan], sums: NDArray[np.int32], group: int | None) -> WeightPlan:
