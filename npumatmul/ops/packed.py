@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device import Device, current_device
+from npumatmul.errors import NotFiniteError
 from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.placement import Placement, StoredWeight
 from npumatmul.plan import WeightPlan
@@ -200,17 +201,28 @@ def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, col
         quantized = QuantizedWeight(weight.astype(np.int8, copy=False), QuantParams(1.0, bits=chosen.weight_bits))
         return _stored(_laid(quantized, route, target), route, target, (k, n), zero_point, sums)
     if chosen.quantizes:
-        quantized = round_weight(
-            weight,
-            bits=chosen.weight_bits,
-            granularity=chosen.granularity,
-            group_size=chosen.group_size,
-            symmetric=chosen.symmetric,
-            levels=(1 << (chosen.weight_bits - 1)) - 1 if chosen.symmetric else None,
-        )
+        quantized = _rounded(weight, chosen)
         return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
     lay = high_tiles if chosen.high else float_tiles
     return _stored(lay(weight, route, target.chip, target.runtime_version), route, target, (k, n))
+
+
+def _rounded(weight: NDArray[Any], scheme: Scheme) -> QuantizedWeight:
+    try:
+        return round_weight(
+            weight,
+            bits=scheme.weight_bits,
+            granularity=scheme.granularity,
+            group_size=scheme.group_size,
+            symmetric=scheme.symmetric,
+            levels=(1 << (scheme.weight_bits - 1)) - 1 if scheme.symmetric else None,
+        )
+    except NotFiniteError:
+        n, k = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
+        raise NotFiniteError(
+            f"pack: the weight holds {weight[n, k]} in row {k} and column {n} of (K, N), which cannot be quantized "
+            f"to {scheme.name!r}"
+        ) from None
 
 
 def _pack_quantized(weight: QuantizedWeight, scheme: Scheme | str | None, target: Device) -> PackedWeight:
