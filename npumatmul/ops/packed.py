@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device import Device, current_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.errors import NotFiniteError
 from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.placement import Placement, StoredWeight
@@ -19,7 +20,7 @@ from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_for
 from npumatmul.quant.weight_scales import round_weight
 
-__all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
+__all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +275,9 @@ def _stored(
     return PackedWeight(shape, route, target, laid.plan, stored, zero_point, column_sums, params, input_transform)
 
 
-def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def multiply_rows(
+    a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
+) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
@@ -282,12 +285,15 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     a : ndarray, shape (M, K)
     packed : PackedWeight
     out : ndarray, shape (M, N), optional
-        Of ``packed.scheme.result``, its rows contiguous; it shares no memory with `a`.
+        Its rows contiguous: of ``packed.scheme.result``, or float where the scheme's result or the epilogue is. It
+        shares no memory with `a`.
+    epilogue : Epilogue, optional
+        Of the dtype of `out`.
 
     Returns
     -------
     ndarray, shape (M, N)
-        Of ``packed.scheme.result``.
+        `out`; by default of ``packed.scheme.result``, or what the epilogue makes.
 
     Raises
     ------
@@ -303,21 +309,37 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     given = packed.route.activations[a.dtype]
     m, n = a.shape[0], packed.shape[1]
     if out is None:
-        out = np.empty((m, n), scheme.result)
+        out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
+    corrected = correction is not None or packed.zero_point != 0
     if packed.stored is None or m == 0:
         packed.device.check_usable()
-        out[...] = 0
-        return out
-    if packed.input_transform is not None:
-        a = packed.input_transform.activation(a.astype(np.float32, copy=False))
-    rows = a.astype(given.read_as, copy=False)
-    Placement.of(packed.device).execute(rows, packed.stored, given, out)
+        sums = np.zeros((m, n), scheme.result)
+    elif corrected and epilogue is not None:
+        sums = np.empty((m, n), scheme.result)
+    else:
+        sums = out
+    if packed.stored is not None and m > 0:
+        if packed.input_transform is not None:
+            a = packed.input_transform.activation(a.astype(np.float32, copy=False))
+        rows = a.astype(given.read_as, copy=False)
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
-        out += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
+        sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
         with np.errstate(over="ignore"):
-            out += correction * np.int32(UINT8_SHIFT)
+            sums += correction * np.int32(UINT8_SHIFT)
+    if sums is not out:
+        finish_rows(sums, out, epilogue)
     return out
+
+
+def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+    """Finish sums that stand in memory of their own in `out`, in a second pass."""
+    if epilogue is not None:
+        epilogue.apply(sums, out)
+        return
+    with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
+        np.copyto(out, sums, casting="same_kind")
 
 
 def check_activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> None:
