@@ -152,6 +152,7 @@ class Placement:
             address("rknn_matmul_set_io_mem"), address("rknn_matmul_run"), address("rknn_mem_sync")
         )
         _placements.add(self)
+        device.session.reclaimers.add(self)
 
     @classmethod
     def of(cls, device: Device) -> Placement:
@@ -349,6 +350,12 @@ class Placement:
             logger.info("no further context can be created; destroying %s", spare)
             self._contexts.pop(spare).close()
         return spare is not None
+
+    def reclaim(self) -> bool:
+        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
+        held = bool(self._contexts or self._a or self._c)
+        self.close()
+        return held
 
     def spare_one(self) -> bool:
         """Destroy a context for the sake of another device, unless this one is at work just now."""
