@@ -21,10 +21,13 @@ from npumatmul.ops import (
     Matmul,
     MatmulFuture,
     MatmulOptions,
+    NpuArray,
     PackedWeight,
+    asarray,
     config,
     dot,
     einsum,
+    empty,
     inner,
     linear,
     matmul,
@@ -36,6 +39,7 @@ from npumatmul.ops import (
     vdot,
     vecdot,
     vecmat,
+    zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.resources import empty_cache, memory_limit, memory_stats
@@ -53,16 +57,19 @@ __all__ = [
     "MatmulOptions",
     "MatmulType",
     "MemoryStats",
+    "NpuArray",
     "PackedWeight",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
     "TensorAttr",
+    "asarray",
     "capabilities",
     "config",
     "current_device",
     "dot",
     "einsum",
+    "empty",
     "empty_cache",
     "errors",
     "inner",
@@ -80,6 +87,7 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]
 
 __version__ = _version("npumatmul")

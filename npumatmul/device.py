@@ -47,6 +47,9 @@ class DeviceStats:
         Calls of the runtime's functions.
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
+    conversions : int
+        Passes of the CPU over an operand on its way into A, or over a result on its way out of C. A product whose
+        arrays the NPU reads and writes in place makes none.
     contexts : int
         Living matmul contexts, the one that memory is allocated under included.
     descriptors : int
@@ -59,6 +62,7 @@ class DeviceStats:
     set_io_mem_calls: int = 0
     mem_sync_calls: int = 0
     macs: int = 0
+    conversions: int = 0
     contexts: int = 0
     descriptors: int = 0
     npu_bytes: int = 0
@@ -413,6 +417,7 @@ class Device:
                 mine.set_io_mem_calls + users.set_io_mem_calls,
                 mine.mem_sync_calls + users.mem_sync_calls,
                 mine.macs + users.macs,
+                mine.conversions,
                 *self.session.resources(),
             )
 

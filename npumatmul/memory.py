@@ -196,8 +196,21 @@ class Buffer:
         ClosedError
             If buffer or device are closed, or inherited through a fork.
         """
-        pages = self._pages(writable=False)
-        return np.frombuffer(memoryview(pages).toreadonly(), np.uint8)
+        return np.frombuffer(self.pages(writable=False), np.uint8)
+
+    def pages(self, *, writable: bool) -> memoryview:
+        """The bytes as a memoryview, for arrays of any geometry; it keeps the buffer.
+
+        While a writable one lives, every run of a context that is bound to the buffer synchronises it and binds it
+        anew; when it is gone the next run does so once.
+
+        Raises
+        ------
+        ClosedError
+            If buffer or device are closed, or inherited through a fork.
+        """
+        pages = memoryview(self._pages(writable))
+        return pages if writable else pages.toreadonly()
 
     @contextmanager
     def write(self, dtype: DTypeLike = np.uint8, shape: tuple[int, ...] | None = None) -> Iterator[NDArray[Any]]:
@@ -335,8 +348,18 @@ class Buffer:
             if buffer is not None and buffer._left and not buffer._memory.viewed():
                 buffer._session.release_later(buffer._memory)
 
+        self.settle()
         self._memory.add_view(pages, writable, gone)
         return pages
+
+    def settle(self) -> None:
+        """Count what may have been written through views that are gone; while they live every run looks by itself."""
+        for view in self._memory.take_ended_writers():
+            self._memory.mark_written()
+            with self._memory.allocation.lock:
+                written = [buffer for buffer in self._family if view.touches(buffer._memory)]
+            for buffer in written:
+                buffer._writes += 1
 
     def _wrote(self) -> None:
         """The CPU wrote here."""

@@ -48,7 +48,7 @@ class Handle:
     busy: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class View:
     """CPU access to a range of an allocation that somebody holds."""
 
@@ -140,7 +140,7 @@ class Memory:
         Returns how often the runtime was called for it.
         """
         whole = self.allocation
-        if whole.views and any(view.writable for view in whole.living_views()):
+        if any(view.writable for view in whole.views):
             whole.written += 1
         if whole.written != whole.synchronised:
             with whole.lock:  # a second thread has to wait until it is done
@@ -158,16 +158,31 @@ class Memory:
     def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
         """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
         whole = self.allocation
+        view = View(weakref.ref(pages, gone), self, writable)
         with whole.lock:
-            whole.views = [*whole.living_views(), View(weakref.ref(pages, gone), self, writable)]
+            whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
+
+    def take_ended_writers(self) -> list[View]:
+        """Forget the views that are gone; return those that somebody could write through until then.
+
+        Until this is called they count as still being written through, so that no write is missed.
+        """
+        whole = self.allocation
+        if not whole.views:
+            return []
+        with whole.lock:
+            living = whole.living_views()
+            ended = [view for view in whole.views if view.writable and view not in living]
+            whole.views = living
+            return ended
 
     def viewed(self) -> int:
         """How many views would dangle without it: all of an allocation; of a slice, those taken through it."""
         return sum(self.owner is None or view.through is self for view in self.living_views())
 
     def being_written(self) -> bool:
-        """Whether somebody holds a writable view that touches this range."""
-        return bool(self.allocation.views) and any(view.writable and view.touches(self) for view in self.living_views())
+        """Whether somebody holds a writable view that touches this range, or did and was not counted yet."""
+        return any(view.writable and view.touches(self) for view in self.allocation.views)
 
 
 class Session:

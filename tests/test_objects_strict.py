@@ -84,6 +84,23 @@ def test_strict_memory_shows_what_is_written_through_a_view_that_outlives_its_bl
         np.testing.assert_array_equal(buffers[2].get(context.c), a.astype(np.int32) @ whole.astype(np.int32))
 
 
+@pytest.mark.parametrize("b_layout", list(MatmulLayout))
+def test_what_a_view_wrote_before_it_went_away_is_seen(strict_case: Any, b_layout: MatmulLayout) -> None:
+    """Written after the last run, through a view that outlived its block and is gone at the next run."""
+    context, buffers = strict_case(b_layout=b_layout)
+    for buffer in buffers[:2]:
+        fill(context, buffers, 0)
+        with buffer.write() as view:
+            late = view[:]
+        del view
+        context.run()
+        assert buffers[2].get(context.c).any()
+        late[:] = 0
+        del late
+        context.run()
+        assert not buffers[2].get(context.c).any()
+
+
 def test_writing_through_a_parent_or_an_overlapping_slice_counts(strict: npu.Device) -> None:
     """A normal B is copied when it is bound, so it has to be bound anew whichever way it was written."""
     context, (a_buffer, _, c_buffer) = bound(strict)

@@ -4,6 +4,7 @@
 #include "npumatmul_kernels.h"
 #include "rows.h"
 #include "tiling.h"
+#include "transpose.h"
 
 /*
  * Work is done in blocks of BLOCK_ROWS x BLOCK_COLS: a source whose rows are not contiguous is gathered into a block
@@ -91,6 +92,10 @@ DEFINE_GATHER(gather_4, uint32_t)
 
 static void gather(int64_t element, const char *src, int64_t row_stride, int64_t col_stride, int64_t rows,
                    int64_t cols, void *block) {
+  if (row_stride == element) {
+    npumm_transpose(src, col_stride, rows, cols, element, block, BLOCK_COLS * element);
+    return;
+  }
   if (element == 1) gather_1(src, row_stride, col_stride, rows, cols, block);
   if (element == 2) gather_2(src, row_stride, col_stride, rows, cols, block);
   if (element == 4) gather_4(src, row_stride, col_stride, rows, cols, block);
@@ -192,6 +197,10 @@ static int pack_rows(const npumm_tiling *t, const npumm_values *values, const re
       if (cols > 0) {
         const void *from = direct ? (const void *)(corner + r * row_stride)
                                   : (const void *)((const char *)block + r * BLOCK_COLS * how->source_bytes);
+        if (how->kind == COPIED && cols == padded && !values->row_sum) {
+          scatter_row(t, how->bits, r0 + r, c0, padded, from, dst);
+          continue;
+        }
         const int code = convert(kernels, how, values, from, r0 + r, cols, &row);
         if (code) return code;
         if (values->row_sum) {

@@ -54,10 +54,14 @@ static inline void npumm_walk_on(npumm_walk *walk) {
   walk->length = walk->left < walk->tile_cols ? walk->left : walk->tile_cols;
 }
 
-/* memcpy; the usual size of a native group, 16 bytes, is a single move instead of a call. */
+/* memcpy; the usual sizes of native groups and rows of tiles are a few moves instead of a call. */
 static inline void npumm_copy(void *dst, const void *src, int64_t bytes) {
   if (bytes == 16) {
     memcpy(dst, src, 16);
+  } else if (bytes == 32) {
+    memcpy(dst, src, 32);
+  } else if (bytes == 64) {
+    memcpy(dst, src, 64);
   } else {
     memcpy(dst, src, (size_t)bytes);
   }

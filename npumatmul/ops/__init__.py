@@ -1,5 +1,6 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
+from npumatmul.ops.array import NpuArray, asarray, empty, zeros
 from npumatmul.ops.background import MatmulFuture
 from npumatmul.ops.einsum import einsum
 from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, vdot, vecdot, vecmat
@@ -12,10 +13,13 @@ __all__ = [
     "Matmul",
     "MatmulFuture",
     "MatmulOptions",
+    "NpuArray",
     "PackedWeight",
+    "asarray",
     "config",
     "dot",
     "einsum",
+    "empty",
     "inner",
     "linear",
     "matmul",
@@ -28,4 +32,5 @@ __all__ = [
     "vdot",
     "vecdot",
     "vecmat",
+    "zeros",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device
+from npumatmul.ops.array_products import giving_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
@@ -19,6 +20,7 @@ __all__ = ["einsum"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@giving_npu_arrays
 def einsum(
     subscripts: Any,
     /,

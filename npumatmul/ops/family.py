@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.settings import settings
@@ -49,6 +50,10 @@ def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: 
     >>> npu.dot(np.ones((2, 3), np.int8), np.ones((5, 3, 4), np.int8)).shape
     (2, 5, 4)
     """
+    if involves_npu_arrays(a, b, out):
+        ranks = [np.ndim(host(each)) for each in (a, b)]
+        plain = min(ranks) > 0 and ranks[1] <= 2
+        return matmul(a, b, out, device=device) if plain else _dot_of_arrays(a, b, out=out, device=device)
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=out)
@@ -61,6 +66,10 @@ def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: 
     return _into(product, out, "dot")
 
 
+_dot_of_arrays = giving_npu_arrays(dot)
+
+
+@giving_npu_arrays
 def vdot(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     """Sum of products of all elements, both operands read as vectors; see `numpy.vdot`.
 
@@ -89,6 +98,7 @@ def vdot(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, device=device)
 
 
+@giving_npu_arrays
 def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = None) -> Any:
     """Sum of products over one axis, the others broadcast; see `numpy.vecdot`.
 
@@ -126,6 +136,7 @@ def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = 
     return matmul(x[..., np.newaxis, :], y[..., :, np.newaxis], device=device)[..., 0, 0]
 
 
+@giving_npu_arrays
 def matvec(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     """Products of matrices with vectors; see `numpy.matvec`.
 
@@ -156,6 +167,7 @@ def matvec(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     return matmul(x, y[..., np.newaxis], device=device)[..., 0]
 
 
+@giving_npu_arrays
 def vecmat(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     """Products of vectors with matrices; see `numpy.vecmat`.
 
@@ -186,6 +198,7 @@ def vecmat(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     return matmul(x[..., np.newaxis, :], y, device=device)[..., 0, :]
 
 
+@giving_npu_arrays
 def inner(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     """Sum of products over the last axes of both; see `numpy.inner`.
 
@@ -219,6 +232,7 @@ def inner(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     return tensordot(x, y, axes=(-1, -1), device=device)[()]
 
 
+@giving_npu_arrays
 def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: _Where = None) -> Any:
     """Products of each element of `a` with each of `b`, both read as vectors; see `numpy.outer`.
 
@@ -252,6 +266,7 @@ def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device
     return _into(product, out, "outer")
 
 
+@giving_npu_arrays
 def tensordot(
     a: ArrayLike, b: ArrayLike, axes: int | Sequence[int | Sequence[int]] = 2, *, device: _Where = None
 ) -> Any:
@@ -310,6 +325,7 @@ def tensordot(
     return np.reshape(matmul(rows, columns, device=device), (*x_shape, *y_shape))
 
 
+@giving_npu_arrays
 def linear(
     x: ArrayLike,
     w: ArrayLike | PackedWeight,

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from npumatmul.device import Device, current_device
+from npumatmul.device import Device
+from npumatmul.ops.array_products import device_of, involves_npu_arrays, matmul_of_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.planned import Matmul, MatmulOptions
@@ -77,7 +78,8 @@ def matmul(
     -------
     ndarray, shape (..., M, N)
         Without M for a 1-D `a`, without N for a 1-D `b`; a scalar for both. float32 for floats, int32 for integers;
-        the table in this module says what is computed how. `out` if it was given.
+        the table in this module says what is computed how. `out` if it was given. An `NpuArray` where `a` or `b` is
+        one.
 
     Raises
     ------
@@ -116,13 +118,16 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
+    if involves_npu_arrays(a, b, out):
+        options = {"dtype": dtype, "scheme": scheme, "precision": precision}
+        return matmul_of_arrays(matmul, a, b, out, device, options)
     if settings().fallback == "numpy" and scheme is None and precision is None and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)
         if None in kinds or kinds[0] != kinds[1]:
             Shapes.of(left.shape, right.shape)  # mistakes get our messages
-            options: dict[str, Any] = {"out": out, "dtype": dtype}
-            return np.matmul(a, b, **{name: value for name, value in options.items() if value is not None})
+            given: dict[str, Any] = {"out": out, "dtype": dtype}
+            return np.matmul(a, b, **{name: value for name, value in given.items() if value is not None})
     product = Matmul(a, b, dtype=dtype, scheme=scheme, precision=precision, options=_ONCE, device=device)
     return product.once(out)
 
@@ -169,5 +174,5 @@ def matmul_async(
     >>> future.result()
     array([[11]], dtype=int32)
     """
-    target = b.device if isinstance(b, PackedWeight) else current_device(device)
+    target = b.device if isinstance(b, PackedWeight) else device_of([a, b, out], device)
     return submit(target, partial(matmul, a, b, out, dtype=dtype, scheme=scheme, precision=precision, device=target))

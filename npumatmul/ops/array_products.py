@@ -1,0 +1,134 @@
+"""Products with an `NpuArray` among the operands, or as the place of the result."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.device import Device, current_device
+from npumatmul.direct import Rows, direct_type, multiply
+from npumatmul.ops.array import NpuArray, asarray, empty
+from npumatmul.ops.array_memory import DTYPES
+from npumatmul.ops.packed import PackedWeight
+
+__all__ = ["device_of", "giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def host(x: Any) -> Any:
+    """What numpy can read: an NpuArray as an ndarray that shares its memory, everything else as it is."""
+    return x.numpy(writable=False) if isinstance(x, NpuArray) else x
+
+
+def involves_npu_arrays(*given: Any) -> bool:
+    """Whether one of the operands, or of a tuple of places for results, is an NpuArray."""
+    return any(isinstance(x, NpuArray) or (isinstance(x, tuple) and involves_npu_arrays(*x)) for x in given)
+
+
+def giving_npu_arrays(function: _Function) -> _Function:
+    """Make a function of ndarrays take NpuArrays, and then give one and work on their device."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if not involves_npu_arrays(*args, *options.values()):
+            return function(*args, **options)
+        device = device_of([*args, *options.values()], options.pop("device", None))
+        out = options.pop("out", None)
+        if out is None:
+            result = function(*map(host, args), device=device, **{k: host(v) for k, v in options.items()})
+            return _as_npu_array(result, device)
+        target = out[0] if isinstance(out, tuple) else out
+        place = target.numpy() if isinstance(target, NpuArray) else target
+        function(*map(host, args), out=place, device=device, **{k: host(v) for k, v in options.items()})
+        return target
+
+    return wrapped  # type: ignore[return-value]
+
+
+def matmul_of_arrays(
+    matmul: Callable[..., Any], a: Any, b: Any, out: Any, device: Device | str | None, options: dict[str, Any]
+) -> Any:
+    """`matmul` where `a`, `b` or `out` is an NpuArray: in place where the NPU can, else through ndarrays.
+
+    Parameters
+    ----------
+    matmul : callable
+        `npumatmul.matmul`, for ndarrays and packed weights.
+    a, b, out, device
+        Its arguments.
+    options : dict
+        Its other arguments; those that are None were not given.
+
+    Returns
+    -------
+    NpuArray, ndarray or scalar
+        `out` if it was given; a scalar for two vectors.
+    """
+    target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+    given = {name: value for name, value in options.items() if value is not None}
+    where = b.device if isinstance(b, PackedWeight) else device_of([a, b, target], device)
+    if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and set(given) <= {"dtype"}:
+        result = _in_place(a, b, target, given.get("dtype"))
+        if result is not None:
+            return result
+    operands = host(a), host(b)
+    if target is not None:
+        place = target.numpy() if isinstance(target, NpuArray) else target
+        matmul(*operands, out=place, device=where, **given)
+        return target
+    return _as_npu_array(matmul(*operands, device=where, **given), where)
+
+
+def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | None:
+    """The product if the NPU can read `a` and write the result where they are, else None."""
+    stored = b.stored
+    if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
+        return None
+    wanted = b.scheme.result if dtype is None else np.dtype(dtype)
+    mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
+    if mm_type is None:
+        return None
+    shape = (*a.shape[:-1], b.shape[1])
+    if out is None:
+        result = empty(shape, wanted, device=b.device)
+    elif isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted):
+        result = out
+    else:
+        return None
+    m = math.prod(a.shape[:-1])
+    a._check_usable()
+    readable = Rows(a.buffer, a.offset, a.buffer.nbytes - a.offset)
+    ends = result.offset + result.nbytes
+    # behind the last row of the memory that arrays use there is room for rows that nobody sees
+    writable = Rows(
+        result.buffer, result.offset, (result.buffer.nbytes if ends == result.extent else ends) - result.offset
+    )
+    return result if multiply(readable, m, stored, mm_type, writable) else None
+
+
+def device_of(given: list[Any], device: Device | str | None) -> Device:
+    """The device that was named, else that of the arrays."""
+    if device is not None:
+        return current_device(device)
+    found = {id(x.device): x.device for x in given if isinstance(x, NpuArray)}
+    if len(found) > 1:
+        names = " and ".join(sorted(each.name for each in found.values()))
+        raise ValueError(f"the NpuArrays are on different devices ({names}): say which one with device=")
+    return next(iter(found.values())) if found else current_device(None)
+
+
+def _as_npu_array(result: Any, device: Device) -> Any:
+    """An array as an NpuArray; scalars, and what an NpuArray cannot hold (of a fallback to numpy), as they are."""
+    if not isinstance(result, np.ndarray) or result.ndim == 0 or result.dtype not in DTYPES:
+        return result
+    values: NDArray[Any] = result
+    made = asarray(values, device=device)
+    with device.lock:
+        device.counters.conversions += 1
+    return made
