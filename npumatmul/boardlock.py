@@ -132,7 +132,7 @@ def _taken(path: Path) -> int | None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         with contextlib.suppress(OSError):
-            holder = os.pread(descriptor, 4096, 0).decode("utf-8", "replace").strip()
+            holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
         os.close(descriptor)
         if not isinstance(error, (BlockingIOError, PermissionError)):
             logger.warning("%s cannot be locked (%s): nothing keeps other processes off the NPU", path, error)
@@ -143,7 +143,7 @@ def _taken(path: Path) -> int | None:
             f"NPU all the same. The lock is {path}."
         ) from error
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} ({_command()})\n".encode()[:4096], 0)
+    os.pwrite(descriptor, f"process {os.getpid()} ({_command()})\n".encode()[:1000], 0)
     return descriptor
 
 
