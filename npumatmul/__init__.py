@@ -15,6 +15,7 @@ from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
@@ -50,6 +51,7 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Epilogue",
     "Matmul",
     "MatmulContext",
     "MatmulFuture",

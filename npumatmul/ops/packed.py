@@ -9,11 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.activation import Activation
 from npumatmul.device import Device, current_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
 from npumatmul.plan import WeightPlan, plan_weight
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, scheme_for
 
-__all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
+__all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
 
 #: What uint8 values are shifted by to become int8; the products are corrected exactly.
 UINT8_SHIFT = 128
@@ -180,7 +181,9 @@ def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums:
     return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
 
 
-def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def multiply_rows(
+    a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
+) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
@@ -188,12 +191,15 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     a : ndarray, shape (M, K)
     packed : PackedWeight
     out : ndarray, shape (M, N), optional
-        Of ``packed.scheme.result``, its rows contiguous; it shares no memory with `a`.
+        Its rows contiguous: of ``packed.scheme.result``, or float where the scheme's result or the epilogue is. It
+        shares no memory with `a`.
+    epilogue : Epilogue, optional
+        Of the dtype of `out`.
 
     Returns
     -------
     ndarray, shape (M, N)
-        Of ``packed.scheme.result``.
+        `out`; by default of ``packed.scheme.result``, or what the epilogue makes.
 
     Raises
     ------
@@ -208,19 +214,35 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     given = activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
     m, n = a.shape[0], packed.shape[1]
     if out is None:
-        out = np.empty((m, n), scheme.result)
+        out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
+    corrected = correction is not None or packed.zero_point != 0
     if packed.stored is None or m == 0:
         packed.device.check_usable()
-        out[...] = 0
-        return out
-    rows = a.astype(given.read_as, copy=False)
-    Placement.of(packed.device).execute(rows, packed.stored, given, out)
+        sums = np.zeros((m, n), scheme.result)
+    elif corrected and epilogue is not None:
+        sums = np.empty((m, n), scheme.result)
+    else:
+        sums = out
+    if packed.stored is not None and m > 0:
+        rows = a.astype(given.read_as, copy=False)
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
-        out += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
+        sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
         with np.errstate(over="ignore"):
-            out += correction * np.int32(UINT8_SHIFT)
+            sums += correction * np.int32(UINT8_SHIFT)
+    if sums is not out:
+        finish_rows(sums, out, epilogue)
     return out
+
+
+def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+    """Finish sums that stand in memory of their own in `out`, in a second pass."""
+    if epilogue is not None:
+        epilogue.apply(sums, out)
+        return
+    with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
+        np.copyto(out, sums, casting="same_kind")
 
 
 def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> Activation:
