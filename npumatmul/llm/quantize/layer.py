@@ -18,9 +18,9 @@ __all__ = ["QuantizedLayer"]
 class QuantizedLayer:
     """The weight of a linear layer as a recipe made it.
 
-    With ``y = t(x - centre)``, the layer computes ``q(y) @ w.T + sums(y) @ offset.T + bias``, with ``t`` the weight's
-    input transform, ``q`` the quantization of activations that the scheme names, ``w`` what the codes stand for, and ``sums`` the sums of
-    activations over each group along K.
+    With ``y = t(x - centre)``, the layer computes ``q(y) @ w.T + sums(y) @ offset.T + bias``: ``t`` is the weight's
+    input transform, ``q`` the quantization of activations that the scheme names, ``w`` what the codes stand for, and
+    ``sums`` the sums of activations over each group along K.
 
     Attributes
     ----------

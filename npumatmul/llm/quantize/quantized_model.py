@@ -23,7 +23,7 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
-from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
+from .recipe import GGUF_SCHEME, Recipe
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
 

@@ -1,9 +1,9 @@
 """Quantized models as files: safetensors that hold codes and scales, and JSON that says what they are.
 
 The tensors of a layer are ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column in the low
-nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or ``<layer>.half`` (float16)
-with ``.row_scale``. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry
-``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
+nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or ``<layer>.half``
+(float16) with ``.row_scale``. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The
+metadata entry ``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
 
 Codes are in rows as they are, not in the layout of some chip: one file serves every chip, and loading lays them out
 while it copies them to the device. Nothing is quantized again.
