@@ -286,6 +286,9 @@ class InputTransform(Protocol):
     def activation(self, x: NDArray[Any]) -> NDArray[Any]:
         """Transform activations of shape (..., K)."""
 
+    def inverse_activation(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Undo `activation`."""
+
     def weight(self, w: NDArray[Any]) -> NDArray[Any]:
         """Transform a weight of shape (N, K)."""
 

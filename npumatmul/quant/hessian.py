@@ -1,0 +1,186 @@
+"""What calibration activations say about a weight's errors: the second moments that GPTQ works with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from npumatmul.errors import NotFiniteError
+from npumatmul.quant.functions import float_array
+
+__all__ = ["Hessian"]
+
+
+class Hessian:
+    """Second moments of activations, added up batch by batch.
+
+    The squared error that a changed weight makes over all activations seen is ``e @ matrix @ e`` per row e of the
+    change. It takes K * K numbers however many activations are added; a second K * K where references are given.
+
+    Parameters
+    ----------
+    features : int
+        K.
+    dtype : dtype
+        float64, or float32, which halves memory and time; of the products and of the sums.
+
+    Attributes
+    ----------
+    features : int
+    samples : int
+        Rows seen.
+    matrix : ndarray, shape (K, K)
+        Sum of ``outer(x, x)`` over rows x.
+    mean, reference_mean : ndarray, shape (K,)
+        Of rows and of their references; zeros before anything is added.
+
+    Examples
+    --------
+    >>> hessian = Hessian(2)
+    >>> hessian.add(np.array([[1.0, 2.0], [0.0, 1.0]]))
+    >>> hessian.matrix, hessian.samples
+    (array([[1., 2.],
+           [2., 5.]]), 2)
+    """
+
+    def __init__(self, features: int, dtype: DTypeLike = np.float64) -> None:
+        if features < 1:
+            raise ValueError(f"Hessian: features is 1 or more, not {features}")
+        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+            raise TypeError(f"Hessian: dtype is float32 or float64, not {np.dtype(dtype)}")
+        self.features = int(features)
+        self.samples = 0
+        self.matrix: NDArray[Any] = np.zeros((self.features, self.features), dtype)
+        self._drift: NDArray[Any] | None = None  # sum of outer(reference - x, x)
+        self._sum = np.zeros(self.features)
+        self._reference_sum = np.zeros(self.features)
+
+    def __repr__(self) -> str:
+        reference = ", with references" if self.has_reference else ""
+        return f"Hessian({self.features}, samples={self.samples}{reference})"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether references were given."""
+        return self._drift is not None
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean activation."""
+        return self._sum / max(self.samples, 1)
+
+    @property
+    def reference_mean(self) -> NDArray[np.float64]:
+        """Mean reference."""
+        return self._reference_sum / max(self.samples, 1)
+
+    def add(self, x: ArrayLike, x_reference: ArrayLike | None = None) -> None:
+        """Add activations.
+
+        Parameters
+        ----------
+        x : array_like, shape (..., K)
+            What the weight will meet: after any transform, and with the errors that quantized layers before it make
+            where those are to be made up for.
+        x_reference : array_like, of the shape of `x`, optional
+            The same activations in the model without quantization, equally transformed. The weight is then fitted to
+            ``w @ x_reference`` (asymmetric calibration); `x` itself by default.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        NotFiniteError
+            If an activation is inf or nan; nothing was added.
+        """
+        rows = self._rows(x, "x")
+        reference = None if x_reference is None else self._rows(x_reference, "x_reference")
+        if reference is not None and reference.shape != rows.shape:
+            raise ValueError(f"Hessian.add: x has {len(rows)} rows, x_reference {len(reference)}")
+        if reference is not None:
+            if self._drift is None:
+                self._drift = np.zeros_like(self.matrix)
+            self._drift += (reference - rows).T @ rows
+        self.matrix += rows.T @ rows
+        self.samples += len(rows)
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        self._reference_sum += (rows if reference is None else reference).sum(axis=0, dtype=np.float64)
+
+    def damped(self, damping: float) -> NDArray[np.float64]:
+        """The matrix with `damping` times its mean diagonal added to the diagonal; 1 where a feature never occurred.
+
+        Returns
+        -------
+        ndarray of float64, shape (K, K)
+            Symmetric, a new array.
+
+        Raises
+        ------
+        ValueError
+            If `damping` is negative or not finite.
+        """
+        if not (np.isfinite(damping) and damping >= 0):
+            raise ValueError(f"damping is a number of 0 or more, not {damping}")
+        matrix = self.matrix.astype(np.float64)
+        matrix += matrix.T
+        matrix *= 0.5
+        diagonal = matrix.diagonal().copy()
+        mean = diagonal.mean()
+        dead = diagonal <= 0
+        matrix[np.diag_indices_from(matrix)] += damping * mean
+        matrix[dead, dead] = mean if mean > 0 else 1.0
+        return matrix
+
+    def target(self, w: ArrayLike, damping: float = 0.01, strength: float = 1.0) -> NDArray[np.float64]:
+        """The float weight that does best with the activations seen.
+
+        Without references that is the weight itself. With them it is the least-squares solution of
+        ``target @ x = w @ x_reference``, drawn towards `w` by the damping.
+
+        Parameters
+        ----------
+        w : array_like, shape (N, K)
+        damping : float
+            As for `damped`.
+        strength : float
+            Part of the way from `w` to the solution, 0 to 1; less than 1 follows few samples less closely.
+
+        Returns
+        -------
+        ndarray of float64, shape (N, K)
+        """
+        weight = np.asarray(w, np.float64)
+        if self._drift is None or strength == 0:
+            return weight
+        change = np.linalg.solve(self.damped(damping), (weight @ self._drift.astype(np.float64)).T).T
+        result: NDArray[np.float64] = weight + strength * change
+        return result
+
+    def error(self, change: ArrayLike) -> NDArray[np.float64]:
+        """Sum over the activations of the squared error that changes of a weight make.
+
+        Parameters
+        ----------
+        change : array_like, shape (N, K)
+            Weight minus what stands for it.
+
+        Returns
+        -------
+        ndarray of float64, shape (N,)
+            ``(change @ x)**2`` of each row, summed over all rows x.
+        """
+        rows = np.asarray(change, np.float64)
+        return np.asarray(np.einsum("nk,nk->n", rows @ self.matrix.astype(np.float64), rows))
+
+    def _rows(self, x: ArrayLike, name: str) -> NDArray[Any]:
+        values = float_array(x, "Hessian.add")
+        if values.ndim == 0 or values.shape[-1] != self.features:
+            raise ValueError(
+                f"Hessian.add: the last axis of {name} has to be the {self.features} features; "
+                f"the shape is {values.shape}"
+            )
+        if not np.isfinite(values).all():
+            raise NotFiniteError(f"Hessian.add: {name} holds an inf or nan; nothing was added")
+        return values.reshape(-1, self.features).astype(self.matrix.dtype, copy=False)

@@ -1,0 +1,268 @@
+"""Scales of weights: from the largest magnitude, or searched for the least squared error; and plain rounding."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from npumatmul.errors import NotFiniteError
+from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
+from npumatmul.quant.functions import float_array, quantize
+
+__all__ = ["Clip", "round_weight", "weight_params"]
+
+#: ``"absmax"``: nothing is clipped. ``"mse"``: the clip ratio with the least squared error is searched.
+Clip = Literal["absmax", "mse"]
+
+#: Elements whose errors are searched at a time, which bounds the memory that it takes.
+_CHUNK_ELEMENTS = 1 << 19
+
+
+def weight_params(
+    w: ArrayLike,
+    *,
+    bits: int = 8,
+    granularity: Granularity | str = Granularity.CHANNEL,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    levels: int | None = None,
+    clip: Clip = "absmax",
+    importance: ArrayLike | None = None,
+) -> QuantParams:
+    """Choose the parameters of a weight.
+
+    Parameters
+    ----------
+    w : array_like, shape (N, K)
+    bits : int
+        2 to 8.
+    granularity : Granularity or str
+        ``"layer"``, ``"channel"`` (a row of `w`), or ``"group"`` (of `group_size` neighbours along K).
+    group_size : int, optional
+    symmetric : bool
+        Whether zero points are 0. Otherwise the range of the codes covers smallest and largest value, and 0.
+    levels : int, optional
+        Largest magnitude of a code; all codes of `bits` by default. The scale of symmetric parameters brings the
+        largest magnitude to ``qmax``, so that -qmax - 1 is reached only where something is clipped.
+    clip : {"absmax", "mse"}
+        ``"mse"`` shrinks ranges by the ratio that gives the least squared error, and then fits scales of symmetric
+        parameters to the codes by least squares. Never worse than ``"absmax"``.
+    importance : array_like, shape (K,), optional
+        Weights of squared errors, not negative: for instance mean squares of activations. 1 by default.
+
+    Returns
+    -------
+    QuantParams
+
+    Raises
+    ------
+    NotFiniteError
+        If `w` holds an inf or nan.
+    ValueError
+        If `w` is not 2-D, or an argument does not fit.
+
+    Examples
+    --------
+    >>> weight_params([[1.0, -12.7], [0.0, 0.0]]).scale.tolist()
+    [0.10000000149011612, 1.0]
+    """
+    weight = weight_2d(w, "weight_params")
+    if clip not in ("absmax", "mse"):
+        raise ValueError(f"weight_params: clip is 'absmax' or 'mse', not {clip!r}")
+    kind = Granularity(granularity)
+    if kind is Granularity.TOKEN:
+        raise ValueError("weight_params: a weight has parameters per layer, channel or group, not per token")
+    n, k = weight.shape
+    if kind is Granularity.GROUP and (group_size is None or group_size < 1):
+        raise ValueError(f"weight_params: parameters per group need a group_size of 1 or more, not {group_size}")
+    size = min(group_size or 1, max(k, 1)) if kind is Granularity.GROUP else k
+    # checked by a stand-in with the arguments of the result, which also knows the range of codes
+    codes = QuantParams(1.0, bits=bits, levels=levels)
+    weights = _importance(importance, k)
+    if kind is Granularity.LAYER:
+        rows, weights = weight.reshape(1, -1), None if weights is None else np.tile(weights, n)
+        scale, zero_point = _search(rows, weights, codes, symmetric, clip)
+        return QuantParams(scale[0], zero_point[0], kind, bits=bits, levels=levels)
+    groups = -(-k // size) if k else 0
+    scales = np.ones((n, groups), np.float32)
+    zero_points = np.zeros((n, groups), np.int32)
+    for g in range(groups):  # each group of all rows at a time: the last may be shorter
+        span = slice(g * size, min((g + 1) * size, k))
+        part = None if weights is None else weights[span]
+        scales[:, g], zero_points[:, g] = _search(weight[:, span], part, codes, symmetric, clip)
+    if kind is Granularity.CHANNEL:
+        return QuantParams(
+            scales[:, 0] if groups else np.ones(n),
+            zero_points[:, 0] if groups else 0,
+            kind,
+            bits=bits,
+            axis=0,
+            levels=levels,
+        )
+    return QuantParams(scales, zero_points, kind, bits=bits, axis=1, group_size=group_size, levels=levels)
+
+
+def round_weight(
+    w: ArrayLike,
+    *,
+    bits: int = 8,
+    granularity: Granularity | str = Granularity.CHANNEL,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    levels: int | None = None,
+    clip: Clip = "absmax",
+    importance: ArrayLike | None = None,
+    input_transform: InputTransform | None = None,
+) -> QuantizedWeight:
+    """Quantize a weight by rounding each value to the nearest code.
+
+    Parameters
+    ----------
+    w : array_like, shape (N, K)
+        As it meets activations without the transform.
+    bits, granularity, group_size, symmetric, levels, clip, importance
+        As for `weight_params`.
+    input_transform : InputTransform, optional
+        Applied to the weight before it is rounded, and kept with it.
+
+    Returns
+    -------
+    QuantizedWeight
+
+    Raises
+    ------
+    NotFiniteError, ValueError
+        As `weight_params`.
+
+    Examples
+    --------
+    >>> round_weight(np.eye(2) * 3, bits=4).codes
+    array([[7, 0],
+           [0, 7]], dtype=int8)
+    """
+    weight = weight_2d(w, "round_weight")
+    if input_transform is not None:
+        weight = input_transform.weight(weight)
+    params = weight_params(
+        weight,
+        bits=bits,
+        granularity=granularity,
+        group_size=group_size,
+        symmetric=symmetric,
+        levels=levels,
+        clip=clip,
+        importance=importance,
+    )
+    return QuantizedWeight(quantize(weight, params), params, input_transform)
+
+
+def range_params(
+    low: NDArray[np.float64], high: NDArray[np.float64], qmin: int, qmax: int, symmetric: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scales and zero points whose codes cover low .. high, which is widened to hold 0.
+
+    Symmetric: scale = max(-low, high) / qmax. Else scale = (high - low) / (qmax - qmin), the zero point rounded
+    (facts 5.5). Ranges of nothing get scale 1.
+    """
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    reach = np.maximum(-low, high) / qmax if symmetric else (high - low) / (qmax - qmin)
+    tiny = float(np.finfo(np.float32).tiny)
+    scale = np.where(reach > 0, np.clip(reach, tiny, float(np.finfo(np.float32).max)), 1.0).astype(np.float32)
+    if symmetric:
+        return scale, np.zeros(scale.shape, np.int32)
+    zero_point = np.clip(np.rint(qmin - low / scale), qmin, qmax).astype(np.int32)
+    return scale, zero_point
+
+
+def _search(
+    values: NDArray[Any], importance: NDArray[Any] | None, codes: QuantParams, symmetric: bool, clip: Clip
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Scale and zero point of each row of (rows, columns)."""
+    scale = np.ones(len(values), np.float32)
+    zero_point = np.zeros(len(values), np.int32)
+    step = max(1, _CHUNK_ELEMENTS // max(values.shape[1], 1))
+    for start in range(0, len(values) if values.shape[1] else 0, step):
+        rows = slice(start, start + step)
+        part = np.ascontiguousarray(values[rows])
+        low, high = part.min(axis=1).astype(np.float64), part.max(axis=1).astype(np.float64)
+        scale[rows], zero_point[rows] = range_params(low, high, codes.qmin, codes.qmax, symmetric)
+        if clip == "mse":
+            _improve(part, importance, codes, symmetric, low, high, scale[rows], zero_point[rows])
+    return scale, zero_point
+
+
+def _improve(
+    part: NDArray[Any],
+    importance: NDArray[Any] | None,
+    codes: QuantParams,
+    symmetric: bool,
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+) -> None:
+    """Replace scales and zero points, in place, where others give a smaller squared error."""
+    qmin, qmax = codes.qmin, codes.qmax
+    lowest, steps = (0.3, 57) if codes.bits <= 4 else (0.6, 33)
+    best = np.full(len(part), np.inf)
+    best_codes = np.zeros_like(part)
+    for ratio in np.linspace(1.0, lowest, steps):
+        s, z = range_params(low * ratio, high * ratio, qmin, qmax, symmetric)
+        q, error = _errors(part, importance, s, z, qmin, qmax)
+        better = error < best
+        scale[better], zero_point[better], best[better] = s[better], z[better], error[better]
+        best_codes[better] = q[better]
+    if not symmetric:
+        return
+    weighted = part if importance is None else part * importance
+    for _ in range(2):  # least squares over the scale with these codes, then the codes of that scale
+        square = best_codes * best_codes if importance is None else best_codes * best_codes * importance
+        numerator = np.einsum("rc,rc->r", weighted, best_codes, dtype=np.float64)
+        denominator = square.sum(axis=1, dtype=np.float64)
+        usable = (numerator > 0) & (denominator > 0)
+        fitted = np.where(usable, numerator / np.where(denominator > 0, denominator, 1), scale)
+        s = np.maximum(fitted, float(np.finfo(np.float32).tiny)).astype(np.float32)
+        q, error = _errors(part, importance, s, zero_point, qmin, qmax)
+        better = error < best
+        scale[better], best[better], best_codes[better] = s[better], error[better], q[better]
+
+
+def _errors(
+    part: NDArray[Any],
+    importance: NDArray[Any] | None,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    qmin: int,
+    qmax: int,
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Codes without their zero points, and the squared error of each row."""
+    s, z = scale[:, np.newaxis], zero_point[:, np.newaxis].astype(part.dtype)
+    q = part / s
+    np.rint(q, out=q)
+    np.clip(q, qmin - z, qmax - z, out=q)
+    difference = part - q * s
+    if importance is None:
+        return q, np.einsum("rc,rc->r", difference, difference, dtype=np.float64)
+    return q, np.einsum("rc,rc,c->r", difference, difference, importance, dtype=np.float64)
+
+
+def weight_2d(w: ArrayLike, function: str) -> NDArray[Any]:
+    weight = float_array(w, function)
+    if weight.ndim != 2:
+        raise ValueError(f"{function}: a weight has 2 dimensions, (N, K); this array has shape {weight.shape}")
+    if not np.isfinite(weight).all():
+        n, k = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
+        raise NotFiniteError(f"{function}: element ({n}, {k}) is {weight[n, k]}, which cannot be quantized")
+    return weight
+
+
+def _importance(importance: ArrayLike | None, k: int) -> NDArray[Any] | None:
+    if importance is None:
+        return None
+    weights = np.asarray(importance, np.float64)
+    if weights.shape != (k,) or not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError(f"weight_params: importance has to be {k} numbers, finite and not negative")
+    mean = weights.mean() if k else 0
+    return (weights / mean if mean > 0 else np.ones(k)).astype(np.float32)

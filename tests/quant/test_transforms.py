@@ -1,0 +1,165 @@
+"""Transforms leave products what they were, and are undone; Hadamard matrices are what their definition says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
+from npumatmul.quant import Chain, ChannelScale, Hadamard, Permutation, hadamard_matrix, transform_from
+from npumatmul.quant.hadamard_matrices import hadamard_factors, largest_hadamard_block
+
+PALEY = [12, 20, 28, 36, 44, 60, 68, 76, 84, 108, 124, 140, 148, 172 * 2]
+WIDTHS = [64, 576, 896, 960, 1152, 1536, 2048, 2560, 3072, 3584, 4864, 5632, 6912, 8640, 14336]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 16, 24, 48, 96, *[n for n in PALEY if n != 344], 12 * 20, 576])
+def test_hadamard_matrices(n: int) -> None:
+    h = hadamard_matrix(n).astype(np.int64)
+    assert np.array_equal(np.abs(h), np.ones((n, n)))
+    assert np.array_equal(h @ h.T, n * np.eye(n))
+
+
+@pytest.mark.parametrize("n", [2, 4, 32, 256])
+def test_powers_of_two_are_sylvesters(n: int) -> None:
+    assert np.array_equal(hadamard_matrix(n), scipy.linalg.hadamard(n))
+
+
+@pytest.mark.parametrize("n", [0, -4, 3, 6, 10, 30, 92])
+def test_orders_that_are_not_known(n: int) -> None:
+    assert hadamard_factors(n) is None
+    with pytest.raises(ValueError, match=f"order {n} can be constructed"):
+        hadamard_matrix(n)
+
+
+@pytest.mark.parametrize("k", WIDTHS)
+def test_widths_of_models_are_mixed_as_a_whole(k: int) -> None:
+    assert largest_hadamard_block(k) == k
+    factors = hadamard_factors(k)
+    assert factors is not None
+    assert np.prod(factors) == k
+
+
+@pytest.mark.parametrize("k", [1, 7, 52, 100, 172, 11008, 1000])
+def test_other_widths_are_cut_into_blocks(k: int) -> None:
+    block = largest_hadamard_block(k)
+    assert k % block == 0
+    assert hadamard_factors(block) is not None
+    assert not any(hadamard_factors(d) for d in range(block + 1, k + 1) if k % d == 0)
+
+
+@st.composite
+def transforms(draw: st.DrawFn, features: int | None = None, depth: int = 0) -> InputTransform:
+    k = features or draw(st.sampled_from([1, 2, 7, 12, 16, 30, 40, 48, 64, 100, 576]))
+    kind = draw(st.integers(0, 3 if depth < 2 else 2))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    if kind == 0:
+        blocks = [d for d in range(1, k + 1) if k % d == 0 and hadamard_factors(d)]
+        return Hadamard(k, draw(st.none() | st.sampled_from(blocks)), draw(st.none() | st.integers(-5, 2**64)))
+    if kind == 1:
+        return Permutation(rng.permutation(k))
+    if kind == 2:
+        return ChannelScale(np.exp(rng.normal(0, 2, k)))
+    return Chain([draw(transforms(k, depth + 1)) for _ in range(draw(st.integers(1, 3)))])
+
+
+@given(transforms(), st.integers(0, 5), st.integers(1, 4))
+def test_products_stay_what_they_were(transform: InputTransform, m: int, n: int) -> None:
+    rng = np.random.default_rng(m)
+    x, w = rng.normal(size=(m, transform.features)), rng.normal(size=(n, transform.features))
+    before = x.copy(), w.copy()
+    tx, tw = transform.activation(x), transform.weight(w)
+    bound = 1e-13 * np.linalg.norm(tx, axis=1)[:, np.newaxis] * np.linalg.norm(tw, axis=1)
+    assert (np.abs(tx @ tw.T - x @ w.T) <= bound).all()
+    np.testing.assert_allclose(transform.inverse_activation(tx), x, rtol=1e-12, atol=1e-12 * np.abs(tx).max(initial=0))
+    np.testing.assert_allclose(transform.inverse_weight(tw), w, rtol=1e-12, atol=1e-12 * np.abs(tw).max())
+    assert np.array_equal(x, before[0])  # operands are left alone
+    assert np.array_equal(w, before[1])
+
+
+@given(transforms())
+def test_descriptions_make_the_same_again(transform: InputTransform) -> None:
+    again = transform_from(json.loads(json.dumps(transform.describe())))
+    x = np.random.default_rng(0).normal(size=(2, 3, transform.features)).astype(np.float32)
+    assert np.array_equal(again.activation(x), transform.activation(x))
+    assert again.describe() == transform.describe()
+    assert isinstance(transform, InputTransform)
+
+
+@given(transforms())
+def test_float32_stays_float32(transform: InputTransform) -> None:
+    x = np.random.default_rng(0).normal(size=(3, transform.features))
+    for dtype in (np.float16, np.float32):
+        result = transform.activation(x.astype(dtype))
+        assert result.dtype == np.float32
+        exact = transform.activation(x.astype(dtype).astype(np.float64))
+        np.testing.assert_allclose(result, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(("k", "block"), [(48, None), (48, 12), (48, 16), (576, None), (60, 20)])
+def test_hadamard_against_the_dense_matrix(k: int, block: int | None) -> None:
+    transform = Hadamard(k, block, seed=7)
+    size = transform.block
+    dense = np.kron(np.eye(k // size), hadamard_matrix(size))
+    rotation = np.diag(transform.signs) @ dense.T / np.sqrt(size)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(k), atol=1e-12)
+    x = np.random.default_rng(1).normal(size=(5, k))
+    np.testing.assert_allclose(transform.activation(x), x @ rotation, atol=1e-12)
+    np.testing.assert_allclose(transform.inverse_weight(x), x @ rotation.T, atol=1e-12)
+
+
+def test_signs_never_change() -> None:
+    # splitmix64 from its published reference: with seed 0 it begins with these two numbers
+    assert [0xE220A8397B1DCDAF >> 63, 0x6E789E6AA1B965F4 >> 63] == [1, 0]
+    assert Hadamard(4, seed=0).signs.tolist()[:2] == [-1, 1]
+    assert Hadamard(4096, seed=1).signs.sum() == pytest.approx(0, abs=4 * 64)
+    assert not np.array_equal(Hadamard(64, seed=1).signs, Hadamard(64, seed=2).signs)
+
+
+def test_a_lone_outlier_is_spread_evenly() -> None:
+    x = np.zeros((1, 1536))
+    x[0, 77] = 100.0
+    np.testing.assert_allclose(np.abs(Hadamard(1536).activation(x)), 100 / np.sqrt(1536))
+
+
+def test_a_quantized_weight_restores_what_it_was_made_of() -> None:
+    transform = Chain([ChannelScale(np.linspace(0.5, 2, 12)), Hadamard(12, seed=3)])
+    codes = np.random.default_rng(0).integers(-127, 128, (5, 12)).astype(np.int8)
+    weight = QuantizedWeight(codes, QuantParams(np.full(5, 0.25), granularity="channel"), transform)
+    x = np.random.default_rng(1).normal(size=(4, 12))
+    np.testing.assert_allclose(
+        x @ weight.restored(np.float64).T, transform.activation(x) @ weight.dequantize(np.float64).T, atol=1e-11
+    )
+    with pytest.raises(ValueError, match="K=12, the codes have K=6"):
+        QuantizedWeight(codes[:, :6], weight.params, transform)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Hadamard(0), "1 or more"),
+        (lambda: Hadamard(12, 5), "does not divide"),
+        (lambda: Hadamard(12, -4), "does not divide"),
+        (lambda: Hadamard(12, 6), "no Hadamard matrix of order 6"),
+        (lambda: Permutation([0, 0]), "once"),
+        (lambda: Permutation([0.0, 1.0]), "once"),
+        (lambda: ChannelScale([1.0, 0.0]), "positive"),
+        (lambda: ChannelScale(1.0), "shape"),
+        (lambda: Chain([]), "one transform"),
+        (lambda: Chain([Hadamard(4), Hadamard(8)]), "different K"),
+        (lambda: Hadamard(4).activation(np.zeros((2, 5))), r"4 features; the shape is \(2, 5\)"),
+        (lambda: Permutation([1, 0]).weight(np.zeros(3)), "2 features"),
+        (lambda: transform_from({"kind": "fourier"}), "'fourier'; there are 'hadamard'"),
+        (lambda: transform_from({"kind": "hadamard"}), "incomplete"),
+        (lambda: transform_from({"kind": "hadamard", "features": "x", "block": None, "seed": 0}), "wrong types"),
+        (lambda: transform_from([]), "None"),
+    ],
+)
+def test_refusals(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
