@@ -1,4 +1,4 @@
-"""Typed binding of `libnpumm.so`: the host kernels and the executor (`native/include/npumatmul_*.h`)."""
+"""Typed binding of `libnpumm.so`: the host kernels (`native/include/npumatmul_kernels.h`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import LibraryNotFoundError, NotFiniteError
 from npumatmul.rknn.discovery import native_directory
-from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 BAD_ARGUMENT = -100
 BUFFER_TOO_SMALL = -101
@@ -47,30 +46,9 @@ class RowScaling(IntEnum):
 
     UNSCALED = 0
     POWER_OF_TWO = 1
-    ABSMAX_127 = 2
-
-
-class ResultType(IntEnum):
-    """`npumm_result_type`: element type of C."""
-
-    INT32 = 0
-    FLOAT32 = 1
-    INT16 = 2
-
-
-class Step(IntEnum):
-    """`npumm_step`: where the executor stopped."""
-
-    NONE = 0
-    ARGUMENTS = 1
-    PACK_A = 2
-    SYNC_A = 3
-    BIND_A = 4
-    BIND_B = 5
-    BIND_C = 6
-    RUN = 7
-    SYNC_C = 8
-    STORE_C = 9
+    ABSMAX = 2
+    MINMAX = 3
+    STATIC = 4
 
 
 class Tiling(C.Structure):
@@ -85,70 +63,6 @@ class Values(C.Structure):
     """`npumm_values`: a conversion with what it needs per row and what it tells about each."""
 
     _fields_ = (("conversion", C.c_int), ("row_scale", C.c_void_p), ("row_zero", C.c_void_p), ("row_sum", C.c_void_p))
-
-
-class RuntimeFunctions(C.Structure):
-    """`npumm_runtime`: addresses of the runtime's functions that the executor calls."""
-
-    _fields_ = (("set_io_mem", C.c_void_p), ("run", C.c_void_p), ("mem_sync", C.c_void_p))
-
-
-class ExecutorContext(C.Structure):
-    """`npumm_context`: a context with its padded extents and native groups."""
-
-    _fields_ = (
-        ("handle", Context),
-        ("padded_m", C.c_int32),
-        ("padded_k", C.c_int32),
-        ("padded_n", C.c_int32),
-        ("a_group", C.c_int32),
-        ("c_group", C.c_int32),
-        ("io_attr", MatmulIoAttr),
-    )
-
-
-class Range(C.Structure):
-    """`npumm_range`: a range of one dimension."""
-
-    _fields_ = (("start", C.c_int64), ("length", C.c_int64))
-
-
-class PlacedMatmul(C.Structure):
-    """`npumm_placed_matmul`: everything that one call of the executor needs but A and the result."""
-
-    _fields_ = (
-        ("runtime", C.POINTER(RuntimeFunctions)),
-        ("a_conversion", C.c_int),
-        ("a_scaling", C.c_int),
-        ("c_type", C.c_int),
-        ("column_scale", C.c_void_p),
-        ("m_count", C.c_int32),
-        ("k_count", C.c_int32),
-        ("n_count", C.c_int32),
-        ("m_ranges", C.POINTER(Range)),
-        ("k_ranges", C.POINTER(Range)),
-        ("n_ranges", C.POINTER(Range)),
-        ("a_memory", C.POINTER(TensorMem)),
-        ("c_memory", C.POINTER(TensorMem)),
-        ("b_memories", C.POINTER(C.POINTER(TensorMem))),
-        ("contexts", C.POINTER(C.POINTER(ExecutorContext))),
-    )
-
-
-class Report(C.Structure):
-    """`npumm_report`: what the executor did and where it stopped."""
-
-    _fields_ = (
-        ("step", C.c_int),
-        ("code", C.c_int32),
-        ("row", C.c_int64),
-        ("k_index", C.c_int32),
-        ("n_index", C.c_int32),
-        ("run_calls", C.c_uint64),
-        ("set_io_mem_calls", C.c_uint64),
-        ("mem_sync_calls", C.c_uint64),
-        ("macs", C.c_uint64),
-    )
 
 
 _SOURCE_BYTES = {
@@ -179,15 +93,12 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
     "npumm_instruction_set": (C.c_char_p, ()),
-    "npumm_execute": (
-        C.c_int,
-        (C.POINTER(PlacedMatmul), C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64, C.POINTER(Report)),
-    ),
 }
 
 
 @lru_cache(maxsize=1)
-def _library() -> C.CDLL:
+def library() -> C.CDLL:
+    """The loaded library."""
     path = native_directory() / "libnpumm.so"
     try:
         library = C.CDLL(str(path))
@@ -204,12 +115,12 @@ def _library() -> C.CDLL:
 
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use here: ``"avx2"``, ``"neon"`` or ``"scalar"``."""
-    return str(_library().npumm_instruction_set().decode())
+    return str(library().npumm_instruction_set().decode())
 
 
 def packed_bytes(tiling: Tiling, conversion: Conversion) -> int:
     """Bytes of a packed matrix."""
-    needed = int(_library().npumm_packed_bytes(C.byref(tiling), conversion))
+    needed = int(library().npumm_packed_bytes(C.byref(tiling), conversion))
     if needed < 0:
         raise ValueError(f"the tiling {describe(tiling)} is not valid for {conversion.name}")
     return needed
@@ -261,7 +172,7 @@ def pack(
         if array is not None and (array.shape != (rows,) or array.dtype != dtype or not array.flags.c_contiguous):
             raise ValueError(f"pack: {name} must be a contiguous array of {rows} {np.dtype(dtype)}")
     addresses = (None if array is None else array.ctypes.data for array in (row_scale, row_zero, row_sum))
-    code = _library().npumm_pack(
+    code = library().npumm_pack(
         C.byref(tiling),
         C.byref(Values(conversion, *addresses)),
         source.ctypes.data,
@@ -278,7 +189,7 @@ def unpack(tiling: Tiling, conversion: Conversion, source: int, source_bytes: in
     """Unpack the tiles at the address `source` into a 2-D array of any strides."""
     if destination.shape != (tiling.rows, tiling.cols):
         raise ValueError(f"unpack: destination is {destination.shape}, the tiling says {(tiling.rows, tiling.cols)}")
-    code = _library().npumm_unpack(
+    code = library().npumm_unpack(
         C.byref(tiling), conversion, source, source_bytes, destination.ctypes.data, *destination.strides
     )
     _check("npumm_unpack", code, tiling)
@@ -293,7 +204,7 @@ def absmax_rows(source: NDArray[np.float32]) -> NDArray[np.float32]:
         If a row holds an inf or a nan.
     """
     result = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
     _check("npumm_absmax_rows", code)
     _check_finite(result)
     return result
@@ -322,7 +233,7 @@ def symmetric_scales(source: NDArray[np.float32], levels: int = 127, clip: float
     array([2., 1.], dtype=float32)
     """
     scale = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_symmetric_scales(
+    code = library().npumm_symmetric_scales(
         source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data
     )
     _check("npumm_symmetric_scales", code)
@@ -343,7 +254,7 @@ def asymmetric_scales(
     (array([1.], dtype=float32), array([-77], dtype=int32))
     """
     scale, zero = np.empty(source.shape[0], np.float32), np.empty(source.shape[0], np.int32)
-    code = _library().npumm_asymmetric_scales(
+    code = library().npumm_asymmetric_scales(
         source.ctypes.data, *source.shape, *source.strides, levels, clip, scale.ctypes.data, zero.ctypes.data
     )
     _check("npumm_asymmetric_scales", code)
@@ -354,16 +265,9 @@ def asymmetric_scales(
 def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
     """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already."""
     result = np.empty(source.shape[0], np.float32)
-    code = _library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
     _check("npumm_power_of_two_scales", code)
     return result
-
-
-def execute(placed: PlacedMatmul, a: NDArray[Any], out: NDArray[Any], report: Report) -> int:
-    """Run a placed matmul; the report says what happened."""
-    return int(
-        _library().npumm_execute(C.byref(placed), a.ctypes.data, *a.strides, out.ctypes.data, out.strides[0], report)
-    )
 
 
 def describe(tiling: Tiling) -> str:

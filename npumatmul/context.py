@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npumatmul import _kernels, layout
+from npumatmul import _executor, layout
 from npumatmul.capabilities import Chip
 from npumatmul.errors import BusyError, ClosedError, LayoutMismatchError, NpuError
 from npumatmul.layout import TileLayout
@@ -125,6 +125,16 @@ class _Context:
     def c(self) -> TensorAttr:
         """Attributes of C, (M, N)."""
         return self._slots[2].attr
+
+    def _executor_shape(
+        self, index: int, context: C._Pointer[_executor.ExecutorContext]
+    ) -> C._Pointer[_executor.ExecutorShape]:
+        """One of the shapes, for the executor."""
+        a, _, c = self._attrs[index]
+        (m, k), n = a.shape, c.shape[1]
+        native = self.spec.ac_layout is MatmulLayout.NATIVE
+        a_group, c_group = (a.known_layout.tile_cols, c.known_layout.tile_cols) if native else (0, 0)
+        return C.pointer(_executor.ExecutorShape(context, m, k, n, a_group, c_group, self._io_attrs[index]))
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
@@ -362,19 +372,9 @@ class MatmulContext(_Context):
 
     def __init__(self, session: Session, spec: ContextSpec) -> None:
         super().__init__(session, spec, None)
-        a, _, c = self._attrs[0]
-        native = spec.ac_layout is MatmulLayout.NATIVE
         #: What the executor works with.
-        self.struct = _kernels.ExecutorContext(
-            self._handle.value,
-            spec.m,
-            spec.k,
-            spec.n,
-            a.known_layout.tile_cols if native else 0,
-            c.known_layout.tile_cols if native else 0,
-            self._io_attrs[0],
-        )
-        self.pointer = C.pointer(self.struct)
+        self.struct = _executor.ExecutorContext(self._handle.value, 0, 0)
+        self.shape = self._executor_shape(0, C.pointer(self.struct))
 
     @property
     def a_bytes(self) -> int:

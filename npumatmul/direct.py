@@ -19,11 +19,12 @@ from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError
 from npumatmul.memory import SLICE_ALIGNMENT, Buffer
 from npumatmul.mmtype import MatmulType
-from npumatmul.placement import Placement, StoredWeight
+from npumatmul.placement import Placement
 from npumatmul.plan import row_buckets
 from npumatmul.rknn import MatmulLayout, MemSyncMode
 from npumatmul.session import Memory
 from npumatmul.spec import ContextSpec
+from npumatmul.stored import StoredWeight
 
 __all__ = ["Rows", "direct_type", "multiply", "padded_rows"]
 
@@ -76,7 +77,8 @@ def direct_type(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -
     a, result : numpy.dtype
     """
     plan, device = weight.plan, weight.device
-    if weight.column_scale is not None or len(plan.k_spans) > 1 or len(plan.n_spans) > 1:
+    (first, *others) = weight.slices
+    if others or len(plan.n_spans) > 1 or first.column_scale is not None or first.column_zero is not None:
         return None
     if plan.k_spans[0].padded != plan.k or plan.n_spans[0].padded != plan.n or plan.mm_type.a.dtype != a:
         return None

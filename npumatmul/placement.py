@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul import _kernels, layout
-from npumatmul._kernels import Conversion, ResultType, RowScaling, Step
+from npumatmul import _executor, _kernels, layout
+from npumatmul._executor import Element, ResultType, Step
+from npumatmul._kernels import RowScaling
+from npumatmul.activation import Activation
 from npumatmul.context import MatmulContext
 from npumatmul.device import Device
+from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, RknnFail, RknnMallocFail, rknn_error
 from npumatmul.memory import PAGE, Slice
 from npumatmul.mmtype import ElementType
@@ -23,6 +26,7 @@ from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
 from npumatmul.session import Memory
 from npumatmul.spec import ContextSpec
+from npumatmul.stored import StoredWeight, TileRow, WeightSlice
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +34,15 @@ logger = logging.getLogger(__name__)
 _CONTEXT_SHARE = 0.8
 #: Placed matmuls (one per number of rows) that a weight remembers.
 _PLACED_PER_WEIGHT = 16
+#: Buffers for images of A: slices of K are worked on in batches of so many.
+_A_BUFFERS = 8
 
 _RESULT_TYPE = {
     ElementType.INT16: ResultType.INT16,
     ElementType.INT32: ResultType.INT32,
     ElementType.FLOAT32: ResultType.FLOAT32,
+    ElementType.FLOAT16: ResultType.FLOAT16,
+    ElementType.INT8: ResultType.INT8,
 }
 _RUNTIME_FUNCTION = {
     Step.SYNC_A: "rknn_mem_sync",
@@ -43,46 +51,8 @@ _RUNTIME_FUNCTION = {
     Step.BIND_C: "rknn_matmul_set_io_mem",
     Step.RUN: "rknn_matmul_run",
     Step.SYNC_C: "rknn_mem_sync",
+    Step.SELECT: "rknn_matmul_set_dynamic_shape",
 }
-
-
-class StoredWeight:
-    """A weight in device memory: one slice per tile of its plan.
-
-    Attributes
-    ----------
-    device : Device
-    plan : WeightPlan
-    column_scale : ndarray of float32, shape (N,), or None
-        By which the columns of a result are multiplied.
-    nbytes : int
-        Bytes of NPU memory.
-    """
-
-    def __init__(
-        self, device: Device, plan: WeightPlan, slices: list[Slice], column_scale: NDArray[np.float32] | None
-    ) -> None:
-        self.device = device
-        self.plan = plan
-        self.column_scale = column_scale
-        self.nbytes = sum(piece.size for piece in slices)
-        self.pointers = [piece.pointer for piece in slices]
-        self.placed: OrderedDict[tuple[int, Conversion], Placed] = OrderedDict()
-        self._finalizer = weakref.finalize(self, device.release_later, slices)
-        self._finalizer.atexit = False  # at exit the device frees everything in its own order
-
-    @property
-    def closed(self) -> bool:
-        """Whether the memory was given back."""
-        return not self._finalizer.alive
-
-    def close(self) -> None:
-        """Give the memory back. Closing twice is allowed."""
-        with self.device.lock:
-            self._finalizer()
-            self.placed.clear()
-            if not self.device.closed:
-                self.device.collect()
 
 
 class Placed:
@@ -92,43 +62,55 @@ class Placed:
         self,
         plan: MatmulPlan,
         weight: StoredWeight,
+        activation: Activation,
         contexts: list[MatmulContext],
-        functions: _kernels.RuntimeFunctions,
-        conversion: Conversion,
-        scaling: RowScaling,
+        functions: _executor.RuntimeFunctions,
     ) -> None:
         self.plan = plan
         self.contexts = set(contexts)
         self.a_bytes = max(context.a_bytes for context in contexts)
         self.c_bytes = max(context.c_bytes for context in contexts)
-        self.report = _kernels.Report()
-        b_memories = (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers)
-        pointers = (C.POINTER(_kernels.ExecutorContext) * len(contexts))(*(c.pointer for c in contexts))
-        w = plan.weight
-        self.struct = _kernels.PlacedMatmul(
+        self.report = _executor.Report()
+        w, slices = plan.weight, weight.slices
+        self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
+        # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
+        self._slices = slices
+        low_first = contexts[0].int4_low_nibble_first
+        self.struct = _executor.PlacedMatmul(
             C.pointer(functions),
-            layout.in_nibble_order(conversion, contexts[0].int4_low_nibble_first),
-            scaling,
+            activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
             _RESULT_TYPE[w.mm_type.c],
-            None if weight.column_scale is None else weight.column_scale.ctypes.data,
+            w.row_images,
+            weight.common_scale,
             len(plan.m_spans),
-            len(w.k_spans),
+            len(slices),
             len(w.n_spans),
+            plan.cores,
+            self.a_count,
             _ranges(plan.m_spans),
-            _ranges(w.k_spans),
             _ranges(w.n_spans),
+            (_executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
+            (C.c_int32 * len(w.n_spans))(*plan.tile_cores),
             None,
             None,
-            b_memories,
-            pointers,
+            (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
+            (C.POINTER(_executor.ExecutorShape) * len(contexts))(*(context.shape for context in contexts)),
         )
-        # ctypes keeps alive what a struct's pointer field is set to, but column_scale is passed as a bare address
-        self._column_scale = weight.column_scale
+
+
+def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
+    addresses = (
+        None if array is None else array.ctypes.data
+        for array in (each.column_scale, each.column_zero, each.column_sums)
+    )
+    return _executor.SliceStruct(
+        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses
+    )
 
 
 def _ranges(spans: Iterable[Span]) -> Any:
-    values = [_kernels.Range(span.start, span.length) for span in spans]
-    return (_kernels.Range * len(values))(*values)
+    values = [_executor.Range(span.start, span.length) for span in spans]
+    return (_executor.Range * len(values))(*values)
 
 
 class Placement:
@@ -141,16 +123,14 @@ class Placement:
     def __init__(self, device: Device) -> None:
         self._device = weakref.ref(device)
         self._session = device.session
-        # one core: the executor runs in one thread (docs/architecture.md)
-        self._core = 0 if device.chip.has_core_mask else None
+        self._has_cores = device.chip.has_core_mask
         self._contexts: OrderedDict[ContextSpec, MatmulContext] = OrderedDict()
         self._context_limit = int(device.chip.memory.contexts * _CONTEXT_SHARE)
-        self._a: Memory | None = None
-        self._c: Memory | None = None
+        self._a: list[Memory] = []
+        self._c: list[Memory] = []
         address = device.runtime.address
-        self._functions = _kernels.RuntimeFunctions(
-            address("rknn_matmul_set_io_mem"), address("rknn_matmul_run"), address("rknn_mem_sync")
-        )
+        names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
+        self._functions = _executor.RuntimeFunctions(*map(address, names))
         _placements.add(self)
 
     @classmethod
@@ -168,67 +148,56 @@ class Placement:
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
-    def store(
-        self,
-        b: NDArray[Any],
-        plan: WeightPlan,
-        conversion: Conversion,
-        row_scale: NDArray[np.float32] | None,
-        column_scale: NDArray[np.float32] | None,
-    ) -> StoredWeight:
+    def store(self, plan: WeightPlan, rows: Sequence[TileRow], slices: Sequence[WeightSlice]) -> StoredWeight:
         """Pack a weight into device memory.
 
         Parameters
         ----------
-        b : ndarray, shape (N, K)
-            The weight with its columns as rows, of any strides.
         plan : WeightPlan
-        conversion : Conversion
-            What happens to each value.
-        row_scale : ndarray of float32, shape (N,), or None
-            Scale of each row of `b` for the conversion.
-        column_scale : ndarray of float32, shape (N,), or None
-            By which columns of results are multiplied.
+        rows : sequence of TileRow
+            What each row of tiles is packed from.
+        slices : sequence of WeightSlice
+            What a matmul runs through.
 
         Returns
         -------
         StoredWeight
+
+        Raises
+        ------
+        NpuMemoryError
+            If it does not fit.
+        ValueError
+            If plan, rows and slices do not fit together.
         """
         device = self.device
-        slices: list[Slice] = []
+        tiles: list[Slice] = []
         with device.lock:
             device.check_usable()
             device.collect()
             try:
-                for k_span in plan.k_spans:
+                for row in rows:
                     for n_span in plan.n_spans:
-                        slices.append(self._store_tile(b, plan, k_span, n_span, conversion, row_scale))
+                        tiles.append(self._store_tile(row, plan, n_span))
+                return StoredWeight(device, plan, tiles, slices)
             except BaseException:
-                device.weights.release(slices)
+                device.weights.release(tiles)
                 raise
-            return StoredWeight(device, plan, slices, column_scale)
 
-    def _store_tile(
-        self,
-        b: NDArray[Any],
-        plan: WeightPlan,
-        k: Span,
-        n: Span,
-        conversion: Conversion,
-        row_scale: NDArray[np.float32] | None,
-    ) -> Slice:
-        device = self.device
+    def _store_tile(self, row: TileRow, plan: WeightPlan, n: Span) -> Slice:
+        device, k = self.device, row.k_span
         tile = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
         piece = device.weights.allocate(tile.nbytes)
         try:
             rows = slice(n.start, n.start + n.length)
             _kernels.pack(
                 tile.tiling(),
-                layout.in_nibble_order(conversion, device.runtime.int4_low_nibble_first),
-                b[rows, k.start : k.start + k.length],
+                layout.in_nibble_order(row.conversion, device.runtime.int4_low_nibble_first),
+                row.values[rows],
                 piece.address,
                 piece.size,
-                None if row_scale is None else row_scale[rows],
+                None if row.row_scale is None else row.row_scale[rows],
+                None if row.row_zero is None else row.row_zero[rows],
             )
         except BaseException:
             device.weights.release([piece])
@@ -239,19 +208,26 @@ class Placement:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def execute(
-        self, a: NDArray[Any], weight: StoredWeight, conversion: Conversion, scaling: RowScaling, out: NDArray[Any]
+        self,
+        a: NDArray[Any],
+        weight: StoredWeight,
+        activation: Activation,
+        out: NDArray[Any],
+        epilogue: Epilogue | None = None,
     ) -> None:
-        """Compute ``out = a @ weight``.
+        """Compute ``out = epilogue(a @ weight)``.
 
         Parameters
         ----------
         a : ndarray, shape (M, K), M >= 1
-            Of any strides, of the type that `conversion` reads.
+            Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`.
         weight : StoredWeight
-        conversion, scaling
+        activation : Activation
             How rows of `a` become rows of A.
         out : ndarray, shape (M, N)
-            int32 or float32, C-contiguous.
+            float32, float16 or bfloat16; or int32 for integers without scales. Adjacent along the columns.
+        epilogue : Epilogue, optional
+            Its `dtype` is that of `out`.
 
         Raises
         ------
@@ -261,20 +237,21 @@ class Placement:
             If a row that has to be quantized holds an inf or nan.
         ClosedError
             If weight or device are closed.
+        ValueError, TypeError
+            If shapes or dtypes do not fit.
         """
+        call, kept = _call(a, weight, activation, out, epilogue)
         device = self.device
         with device.lock:
             device.check_usable()
             if weight.closed:
                 raise ClosedError("this packed weight is closed; pack it again")
             device.collect()
-            placed = self._placed(a.shape[0], weight, conversion, scaling)
-            self._a = self._grown(self._a, placed.a_bytes)
-            self._c = self._grown(self._c, placed.c_bytes)
-            placed.struct.a_memory = self._a.pointer
-            placed.struct.c_memory = self._c.pointer
+            placed = self._placed(a.shape[0], weight, activation)
+            self._provide_buffers(placed)
             device.weights.flush()
-            code = _kernels.execute(placed.struct, a, out, placed.report)
+            code = _executor.execute(placed.struct, call, placed.report)
+            del kept
             report = placed.report
             device.counters.run_calls += report.run_calls
             device.counters.set_io_mem_calls += report.set_io_mem_calls
@@ -284,9 +261,22 @@ class Placement:
             if code:
                 raise self._failure(report, placed)
 
-    def _placed(self, m: int, weight: StoredWeight, conversion: Conversion, scaling: RowScaling) -> Placed:
-        remembered = (m, conversion)
-        placed = weight.placed.get(remembered)
+    def _provide_buffers(self, placed: Placed) -> None:
+        for buffers, count, nbytes in (
+            (self._a, placed.a_count, placed.a_bytes),
+            (self._c, placed.plan.cores, placed.c_bytes),
+        ):
+            for index in range(count):
+                if index == len(buffers):
+                    buffers.append(self._grown(None, nbytes))
+                else:
+                    buffers[index] = self._grown(buffers[index], nbytes)
+        placed.struct.a_memories = _pointers(self._a[: placed.a_count])
+        placed.struct.c_memories = _pointers(self._c[: placed.plan.cores])
+
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation) -> Placed:
+        remembered = (m, activation)
+        placed: Placed | None = weight.placed.get(remembered)
         if placed is None or any(context.closed for context in placed.contexts):
             plan = plan_matmul(m, weight.plan)
             w = weight.plan
@@ -294,18 +284,18 @@ class Placement:
                 ContextSpec(
                     w.mm_type,
                     m_span.padded,
-                    k.padded,
+                    each.k_span.padded,
                     n.padded,
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=self._core,
+                    core=core if self._has_cores else None,
                 )
                 for m_span in plan.m_spans
-                for k in w.k_spans
-                for n in w.n_spans
+                for each in weight.slices
+                for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
             ]
             contexts = self.contexts(keys)
-            placed = Placed(plan, weight, contexts, self._functions, conversion, scaling)
+            placed = Placed(plan, weight, activation, contexts, self._functions)
             weight.placed[remembered] = placed
             while len(weight.placed) > _PLACED_PER_WEIGHT:
                 weight.placed.popitem(last=False)
@@ -374,7 +364,7 @@ class Placement:
             self._session.release(buffer)
         return grown
 
-    def _failure(self, report: _kernels.Report, placed: Placed) -> NpuError:
+    def _failure(self, report: _executor.Report, placed: Placed) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
         if code == _kernels.NOT_FINITE:
             return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")
@@ -384,8 +374,9 @@ class Placement:
             "step": step.name,
             "matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})",
             "rows_from": report.row,
-            "k_tile": report.k_index,
+            "slice": report.slice_index,
             "n_tile": report.n_index,
+            "core": report.core,
         }
         if step in _RUNTIME_FUNCTION:
             return rknn_error(_RUNTIME_FUNCTION[step], code, where)
@@ -393,13 +384,52 @@ class Placement:
 
     def close(self) -> None:
         """Free buffers, then contexts."""
-        for buffer in (self._a, self._c):
-            if buffer is not None:
-                self._session.release(buffer)
-        self._a = self._c = None
+        for buffer in (*self._a, *self._c):
+            self._session.release(buffer)
+        self._a, self._c = [], []
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
+
+
+def _pointers(memories: Sequence[Memory]) -> Any:
+    return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))
+
+
+def _call(
+    a: NDArray[Any], weight: StoredWeight, activation: Activation, out: NDArray[Any], epilogue: Epilogue | None
+) -> tuple[_executor.Call, tuple[Any, ...]]:
+    """The caller's matrices as the executor takes them, checked, and what has to live as long."""
+    shape = (weight.plan.k, weight.plan.n)
+    if a.ndim != 2 or a.shape[0] < 1 or a.shape[1] != shape[0] or out.shape != (a.shape[0], shape[1]):
+        raise ValueError(f"execute: {a.shape} @ {shape} does not give {out.shape}")
+    if a.dtype != activation.read_as:
+        raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
+    if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
+        raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
+    if not out.flags.writeable:
+        raise ValueError("execute: out is read-only")
+    element = Element.INT32 if out.dtype == np.int32 else ELEMENTS.get(out.dtype)
+    c_type = _RESULT_TYPE[weight.plan.mm_type.c]
+    sums_are_whole = weight.common_scale and c_type not in (ResultType.FLOAT32, ResultType.FLOAT16)
+    unscaled = activation.scaling is RowScaling.UNSCALED and weight.slices[0].column_scale is None
+    if element is None or (element is Element.INT32 and not (sums_are_whole and unscaled and epilogue is None)):
+        raise TypeError(f"execute: the result cannot be {out.dtype}")
+    if np.may_share_memory(a, out):
+        a = a.copy()
+    if epilogue is not None and np.dtype(epilogue.dtype) != out.dtype:
+        raise TypeError(f"execute: the epilogue makes {np.dtype(epilogue.dtype)}, out is {out.dtype}")
+    after = None if epilogue is None or epilogue.does_nothing else PlacedEpilogue(epilogue, out)
+    call = _executor.Call(
+        a.ctypes.data,
+        *a.strides,
+        out.ctypes.data,
+        out.strides[0],
+        element,
+        after is not None and after.reads_out,
+        None if after is None else after.pointer,
+    )
+    return call, (a, after)
 
 
 #: The placements of all devices in the process, which share its contexts.
@@ -410,4 +440,4 @@ def _others(than: Placement) -> list[Placement]:
     return [placement for placement in list(_placements) if placement is not than]
 
 
-__all__ = ["Placed", "Placement", "StoredWeight"]
+__all__ = ["Placed", "Placement", "StoredWeight", "TileRow", "WeightSlice"]

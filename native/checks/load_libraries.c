@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
   int (*pack)(const npumm_tiling *, const npumm_values *, const void *, int64_t, int64_t, void *, int64_t);
-  int (*execute)(const npumm_placed_matmul *, const void *, int64_t, int64_t, void *, int64_t, npumm_report *);
+  int (*execute)(const npumm_placed_matmul *, const npumm_call *, npumm_report *);
   const char *(*instruction_set)(void);
 } host;
 
@@ -105,13 +105,14 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
   info.type = of->type;
   info.B_layout = RKNN_MM_LAYOUT_NATIVE;
   info.AC_layout = RKNN_MM_LAYOUT_NATIVE;
-  npumm_context context = {.padded_m = PADDED_M, .padded_k = PADDED_K, .padded_n = PADDED_N, .a_group = of->a_group,
-                           .c_group = 4};
-  memset(&context.io_attr, 0, sizeof context.io_attr);
-  if (sim->create(&context.handle, &info, &context.io_attr) != RKNN_SUCC) return -1;
-  rknn_tensor_mem *a = sim->create_mem(context.handle, context.io_attr.A.size);
-  rknn_tensor_mem *b = sim->create_mem(context.handle, context.io_attr.B.size);
-  rknn_tensor_mem *c = sim->create_mem(context.handle, context.io_attr.C.size);
+  npumm_context context = {0, 0, 0};
+  npumm_shape shape = {.context = &context, .padded_m = PADDED_M, .padded_k = PADDED_K, .padded_n = PADDED_N,
+                       .a_group = of->a_group, .c_group = 4};
+  memset(&shape.io_attr, 0, sizeof shape.io_attr);
+  if (sim->create(&context.handle, &info, &shape.io_attr) != RKNN_SUCC) return -1;
+  rknn_tensor_mem *a = sim->create_mem(context.handle, shape.io_attr.A.size);
+  rknn_tensor_mem *b = sim->create_mem(context.handle, shape.io_attr.B.size);
+  rknn_tensor_mem *c = sim->create_mem(context.handle, shape.io_attr.C.size);
   void *result = calloc(M * N, 4);
   int wrong = -1;
   if (a && b && c && result) {
@@ -126,16 +127,22 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
     if (code == NPUMM_OK && sim->runtime.mem_sync) {
       code = sim->runtime.mem_sync(context.handle, b, RKNN_MEMORY_SYNC_TO_DEVICE);
     }
-    const npumm_range rows = {0, M}, depth = {0, K}, columns = {0, N};
-    npumm_context *contexts[] = {&context};
-    rknn_tensor_mem *weights[] = {b};
-    const npumm_placed_matmul placed = {.runtime = &sim->runtime, .a_conversion = of->conversion,
-                                        .a_scaling = of->scaling, .c_type = of->result, .m_count = 1, .k_count = 1,
-                                        .n_count = 1, .m_ranges = &rows, .k_ranges = &depth, .n_ranges = &columns,
-                                        .a_memory = a, .c_memory = c, .b_memories = weights, .contexts = contexts};
+    const npumm_range rows = {0, M}, columns = {0, N};
+    const npumm_slice slice = {.k = {0, K}};
+    const int32_t core = 0;
+    npumm_shape *shapes[] = {&shape};
+    const npumm_placed_matmul placed = {.runtime = &sim->runtime,
+                                        .activation = {.conversion = of->conversion, .scaling = of->scaling},
+                                        .c_type = of->result, .row_images = 1, .common_scale = 1, .m_count = 1,
+                                        .slice_count = 1, .n_count = 1, .core_count = 1, .a_count = 1,
+                                        .m_ranges = &rows, .n_ranges = &columns, .slices = &slice,
+                                        .tile_cores = &core, .a_memories = &a, .c_memories = &c, .b_memories = &b,
+                                        .shapes = shapes};
+    const npumm_call call = {.a = integers ? (const void *)a_int : (const void *)a_float,
+                             .a_row_stride = (int64_t)K * bytes, .a_col_stride = bytes, .out = result,
+                             .out_row_stride = (int64_t)N * 4, .out_type = integers ? NPUMM_INT32 : NPUMM_FLOAT32};
     npumm_report report;
-    from = integers ? (const void *)a_int : (const void *)a_float;
-    if (code == 0) code = host->execute(&placed, from, (int64_t)K * bytes, bytes, result, (int64_t)N * 4, &report);
+    if (code == 0) code = host->execute(&placed, &call, &report);
     if (code == 0 && report.run_calls == 1) wrong = wrong_elements(of, result);
   }
   free(result);
@@ -176,6 +183,7 @@ int main(int argc, char **argv) {
     FIND(library, "rknn_matmul_run", sim.runtime.run);
     FIND(library, "npumm_sim_describe", sim.describe);
     sim.runtime.mem_sync = NULL; /* since 1.6.0 */
+    sim.runtime.set_dynamic_shape = NULL;
     if (dlsym(library, "rknn_mem_sync")) FIND(library, "rknn_mem_sync", sim.runtime.mem_sync);
     int cores;
     printf("%s: simulates %s\n", argv[i], sim.describe(&cores));

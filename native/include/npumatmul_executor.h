@@ -1,9 +1,9 @@
 /*
  * The executor of libnpumm.so: one call runs one logical matmul C = A x B, already placed on the device, tile by tile.
  *
- * It calls the NPU runtime only through the three function pointers that it is handed, so nothing in it knows whether
- * they belong to the vendor's library or to the simulator. All tiles of B are on the device already; A is converted
- * and packed straight into the shared A buffer, and C is stored straight into the caller's matrix.
+ * It calls the NPU runtime only through the function pointers that it is handed, so nothing in it knows whether they
+ * belong to the vendor's library or to the simulator. All tiles of B are on the device already; A is converted and
+ * packed straight into the A buffers, and C is stored straight into the caller's matrix.
  */
 #ifndef NPUMATMUL_EXECUTOR_H
 #define NPUMATMUL_EXECUTOR_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "npumatmul_kernels.h"
+#include "npumatmul_store.h"
 #include "rknn_abi.h"
 
 #ifdef __cplusplus
@@ -21,15 +22,23 @@ typedef struct {
   int (*set_io_mem)(rknn_matmul_ctx, rknn_tensor_mem *, rknn_matmul_tensor_attr *);
   int (*run)(rknn_matmul_ctx);
   int (*mem_sync)(rknn_context, rknn_tensor_mem *, rknn_mem_sync_mode); /* NULL before runtime 1.6.0 */
+  int (*set_dynamic_shape)(rknn_matmul_ctx, rknn_matmul_shape *);       /* NULL before runtime 2.0.0b0 */
 } npumm_runtime;
 
-/* A context made for one shape of tile, with the attributes that its creation returned. */
+/* A context of the runtime. One that was created for several shapes remembers which one it was told to use. */
 typedef struct {
   rknn_matmul_ctx handle;
+  int32_t dynamic;    /* whether it has several shapes */
+  int32_t selected_m; /* rows of the selected one, 0 for none yet */
+} npumm_context;
+
+/* A context in one of its shapes, with the attributes that its creation returned. */
+typedef struct {
+  npumm_context *context;
   int32_t padded_m, padded_k, padded_n;
   int32_t a_group, c_group; /* columns per native group; 0 where A and C are in normal layout */
   rknn_matmul_io_attr io_attr;
-} npumm_context;
+} npumm_shape;
 
 /* A range of one of the three dimensions that is worked on at once. */
 typedef struct {
@@ -40,23 +49,60 @@ typedef struct {
 typedef enum {
   NPUMM_ROWS_UNSCALED = 0,
   NPUMM_ROWS_POWER_OF_TWO = 1, /* float32 -> float16 that neither overflows nor vanishes */
-  NPUMM_ROWS_ABSMAX_127 = 2    /* float32 -> int8, symmetric, one scale per row (token) */
+  NPUMM_ROWS_ABSMAX = 2,       /* float32 -> integers, symmetric, one scale per row (token) */
+  NPUMM_ROWS_MINMAX = 3,       /* float32 -> integers, one scale and zero point per row */
+  NPUMM_ROWS_STATIC = 4        /* float32 -> integers with a scale and zero point that are given */
 } npumm_row_scaling;
+
+/* How rows of `a` become rows of A. */
+typedef struct {
+  npumm_conversion conversion;
+  npumm_row_scaling scaling;
+  int32_t levels; /* largest magnitude of a quantized value */
+  float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
+  float static_scale;
+  int32_t static_zero;
+} npumm_activation;
+
+/* One pass A[:, k] x B. Several may share an image of A (same range of K and part), or tiles of B. */
+typedef struct {
+  npumm_range k;
+  int32_t part;  /* which image of a value of `a`: 0 the whole; 1 and 2 the high and low part of one split in two */
+  int32_t tiles; /* which row of tiles of B */
+  const float *column_scale;   /* one per column of the weight; NULL for 1 */
+  const int32_t *column_zero;  /* zero points of the weight's columns, or NULL */
+  const int32_t *column_sums;  /* sums over the slice of (value - zero point), or NULL: `a` has no zero points */
+} npumm_slice;
 
 typedef struct {
   const npumm_runtime *runtime;
-
-  npumm_conversion a_conversion;
-  npumm_row_scaling a_scaling;
+  npumm_activation activation;
   npumm_result_type c_type;
-  const float *column_scale; /* N factors of the result, or NULL */
+  int32_t row_images;   /* 2: rows of A are split in two halves, all high ones first; else 1 */
+  int32_t common_scale; /* whether all slices have the same column_scale: sums are then scaled once, at the end */
 
-  int32_t m_count, k_count, n_count;
-  const npumm_range *m_ranges, *k_ranges, *n_ranges;
-  rknn_tensor_mem *a_memory, *c_memory;
-  rknn_tensor_mem *const *b_memories;   /* [k_count][n_count] */
-  npumm_context *const *contexts;       /* [m_count][k_count][n_count] */
+  int32_t m_count, slice_count, n_count, core_count;
+  int32_t a_count; /* buffers for images of A, 1 to NPUMM_A_MOST */
+  const npumm_range *m_ranges, *n_ranges;
+  const npumm_slice *slices;
+  const int32_t *tile_cores;            /* [n_count] the core of each N tile, below core_count; every core has one */
+  rknn_tensor_mem *const *a_memories;   /* [a_count] */
+  rknn_tensor_mem *const *c_memories;   /* [core_count] */
+  rknn_tensor_mem *const *b_memories;   /* [rows of tiles][n_count] */
+  npumm_shape *const *shapes;           /* [m_count][slice_count][n_count]; cores share no context */
 } npumm_placed_matmul;
+
+#define NPUMM_A_MOST 16
+
+typedef struct {
+  const void *a; /* M x K, strides in bytes */
+  int64_t a_row_stride, a_col_stride;
+  void *out; /* M x N, adjacent along the columns */
+  int64_t out_row_stride;
+  npumm_element out_type;
+  int32_t out_is_read;            /* whether the epilogue reads what `out` holds: sums must not stand there meanwhile */
+  const npumm_epilogue *epilogue; /* or NULL */
+} npumm_call;
 
 typedef enum {
   NPUMM_STEP_NONE = 0,
@@ -68,26 +114,25 @@ typedef enum {
   NPUMM_STEP_BIND_C = 6,
   NPUMM_STEP_RUN = 7,
   NPUMM_STEP_SYNC_C = 8,
-  NPUMM_STEP_STORE_C = 9
+  NPUMM_STEP_STORE_C = 9,
+  NPUMM_STEP_SELECT = 10
 } npumm_step;
 
 /* What happened: where it stopped, and how much was done before. */
 typedef struct {
-  npumm_step step;  /* NPUMM_STEP_NONE on success */
-  int32_t code;     /* of the runtime's function, or one of NPUMM_* */
-  int64_t row;      /* first row of the range at work; for NPUMM_NOT_FINITE the row that holds the value */
-  int32_t k_index, n_index;
-  uint64_t run_calls, set_io_mem_calls, mem_sync_calls;
-  uint64_t macs;    /* multiply-accumulates of the logical matrices that went through run */
+  npumm_step step; /* NPUMM_STEP_NONE on success */
+  int32_t code;    /* of the runtime's function, or one of NPUMM_* */
+  int64_t row;     /* first row of the range at work; for NPUMM_NOT_FINITE the row that holds the value */
+  int32_t m_index, slice_index, n_index, core;
+  uint64_t run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls;
+  uint64_t macs; /* multiply-accumulates of the logical matrices that went through run */
 } npumm_report;
 
 /*
- * a: M x K, strides in bytes. out: M x N of int32 or float32, adjacent along the columns, out_row_stride in bytes.
  * Returns 0, or the code that is in the report. After a failure the contents of out are undefined, and the placed
  * matmul can be run again.
  */
-NPUMM_EXPORT int npumm_execute(const npumm_placed_matmul *placed, const void *a, int64_t a_row_stride,
-                               int64_t a_col_stride, void *out, int64_t out_row_stride, npumm_report *report);
+NPUMM_EXPORT int npumm_execute(const npumm_placed_matmul *placed, const npumm_call *call, npumm_report *report);
 
 #ifdef __cplusplus
 }

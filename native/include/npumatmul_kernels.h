@@ -122,18 +122,6 @@ NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t
 NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
                                            int64_t col_stride, float *scale);
 
-typedef enum { NPUMM_C_INT32 = 0, NPUMM_C_FLOAT32 = 1, NPUMM_C_INT16 = 2 } npumm_result_type;
-
-/*
- * Store one tile of results. With `first` unset, the destination's present value is added before; with `row_scale` or
- * `col_scale` (either may be NULL) the sum is multiplied by row_scale[r] * col_scale[c] in float64, rounded once and
- * written as float32, else it is written in the result's own type (int32 wraps modulo 2^32; int16 is widened to int32
- * before anything is added). The destination has 4-byte elements, adjacent along the columns.
- */
-NPUMM_EXPORT int npumm_store(const npumm_tiling *tiling, npumm_result_type type, const void *src, int64_t src_bytes,
-                             int first, const double *row_scale, const float *col_scale, void *dst,
-                             int64_t dst_row_stride);
-
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 

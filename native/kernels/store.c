@@ -1,83 +1,144 @@
-/* Tiles of results -> rows of the caller's matrix: partial sums over K, then scales, in one pass. */
+/* Tiles of C -> rows of the caller's matrix: corrections, sums over the slices, scales and epilogue in one pass. */
+#include <stddef.h>
 #include <string.h>
 
-#include "npumatmul_kernels.h"
+#include "epilogue.h"
+#include "finish.h"
+#include "npumatmul_store.h"
 #include "tiling.h"
 
-/* int32 sums wrap as the accumulator of the hardware and numpy do; unsigned arithmetic makes that defined in C. */
-static void store_int32(const uint32_t *src, int64_t n, int first, uint32_t *dst) {
-  if (first) {
-    memcpy(dst, src, (size_t)n * sizeof *src);
-  } else {
-    for (int64_t i = 0; i < n; i++) dst[i] += src[i];
+/* A piece of a row while it is worked on. int32 sums wrap as the hardware's and numpy's do: unsigned makes that C. */
+typedef union {
+  uint32_t whole[NPUMM_BLOCK];
+  int32_t integers[NPUMM_BLOCK];
+  float floats[NPUMM_BLOCK];
+} piece;
+
+static int is_float(npumm_result_type type) { return type == NPUMM_C_FLOAT32 || type == NPUMM_C_FLOAT16; }
+
+/* Of the elements as they are stored. */
+static int64_t bytes_needed(const npumm_tiling *tiling, npumm_result_type type) {
+  switch (type) {
+    case NPUMM_C_INT32:
+    case NPUMM_C_FLOAT32:
+      return npumm_packed_bytes(tiling, NPUMM_COPY_32);
+    case NPUMM_C_INT16:
+    case NPUMM_C_FLOAT16:
+      return npumm_packed_bytes(tiling, NPUMM_COPY_16);
+    case NPUMM_C_INT8:
+      return npumm_packed_bytes(tiling, NPUMM_COPY_8);
   }
+  return -1;
 }
 
-static void store_float32(const float *src, int64_t n, int first, float *dst) {
-  if (first) {
-    memcpy(dst, src, (size_t)n * sizeof *src);
-  } else {
-    for (int64_t i = 0; i < n; i++) dst[i] += src[i];
-  }
-}
-
-/* The destination holds a partial sum in the result's own type and receives a float32 of the same size. */
-static void store_int32_scaled(const uint32_t *src, int64_t n, int first, double row, const float *col, float *dst) {
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t sum = src[i], before;
-    memcpy(&before, &dst[i], sizeof before);
-    if (!first) sum += before;
-    dst[i] = (float)((double)(int32_t)sum * row * (col ? (double)col[i] : 1.0));
-  }
-}
-
-static void store_float32_scaled(const float *src, int64_t n, int first, double row, const float *col, float *dst) {
-  for (int64_t i = 0; i < n; i++) {
-    const float sum = first ? src[i] : src[i] + dst[i];
-    dst[i] = (float)((double)sum * row * (col ? (double)col[i] : 1.0));
-  }
-}
-
-/* Columns c to c + n of a row, gathered from their tiles and widened to 4 bytes. */
+/* Columns c to c + n of row r of C, gathered from their native groups and widened to 4 bytes. */
 static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t c, int64_t n,
-                   uint32_t *block) {
+                   piece *into) {
   for (npumm_walk walk = npumm_walk_row(t, r, c, n); walk.length > 0; npumm_walk_on(&walk)) {
-    uint32_t *to = block + (n - walk.left);
+    const int64_t done = n - walk.left;
     if (type == NPUMM_C_INT16) {
       const int16_t *values = (const int16_t *)src + walk.offset;
-      for (int64_t i = 0; i < walk.length; i++) to[i] = (uint32_t)(int32_t)values[i];
+      for (int64_t i = 0; i < walk.length; i++) into->integers[done + i] = values[i];
+    } else if (type == NPUMM_C_INT8) {
+      const int8_t *values = (const int8_t *)src + walk.offset;
+      for (int64_t i = 0; i < walk.length; i++) into->integers[done + i] = values[i];
+    } else if (type == NPUMM_C_FLOAT16) {
+      npumm_finish()->from_f16((const uint16_t *)src + walk.offset, walk.length, into->floats + done);
     } else {
-      npumm_copy(to, (const uint32_t *)src + walk.offset, walk.length * 4);
+      npumm_copy(into->whole + done, (const uint32_t *)src + walk.offset, walk.length * 4);
     }
   }
 }
 
-int npumm_store(const npumm_tiling *tiling, npumm_result_type type, const void *src, int64_t src_bytes, int first,
-                const double *row_scale, const float *col_scale, void *dst, int64_t dst_row_stride) {
-  const int64_t needed = npumm_packed_bytes(tiling, type == NPUMM_C_INT16 ? NPUMM_COPY_16 : NPUMM_COPY_32);
-  if (needed < 0 || !src) return NPUMM_BAD_ARGUMENT;
+/* A row of integers: both halves of it where it was split, less what the zero points make. */
+static void complete(const npumm_tiling *t, const npumm_term *term, const void *src, int64_t rows, int64_t r, int64_t c,
+                     int64_t n, piece *sums) {
+  uint32_t *whole = sums->whole;
+  if (term->row_images == 2) {
+    piece low;
+    gather(t, term->type, src, rows + r, c, n, &low);
+    for (int64_t i = 0; i < n; i++) whole[i] = 16u * whole[i] + low.whole[i];
+  }
+  if (term->row_zero && term->column_sums) {
+    const uint32_t zero = (uint32_t)term->row_zero[r];
+    for (int64_t i = 0; i < n; i++) whole[i] -= zero * (uint32_t)term->column_sums[c + i];
+  }
+  if (term->row_sum && term->column_zero) {
+    const uint32_t sum = (uint32_t)term->row_sum[r];
+    for (int64_t i = 0; i < n; i++) whole[i] -= sum * (uint32_t)term->column_zero[c + i];
+  }
+}
+
+static void write_result(const npumm_result *result, int as_float, int64_t r, int64_t c, int64_t n, piece *sums) {
+  void *to = (char *)result->data + r * result->row_stride + c * npumm_bytes_of(result->type);
+  if (result->type == NPUMM_INT32) {
+    memcpy(to, sums->whole, (size_t)n * 4);
+    return;
+  }
+  const npumm_epilogue *epilogue = result->epilogue;
+  const double row = (result->row_factor ? result->row_factor[r] : 1.0) * (epilogue ? epilogue->scale : 1.0);
+  const float *columns = result->column_scale ? result->column_scale + c : NULL;
+  float values[NPUMM_BLOCK];
+  float *finished = !epilogue && result->type == NPUMM_FLOAT32 ? to : values;
+  if (!as_float) {
+    npumm_finish()->scale_int32(sums->integers, n, row, columns, finished);
+  } else if (columns || row != 1.0) {
+    npumm_finish()->scale_float32(sums->floats, n, row, columns, finished);
+  } else {
+    memcpy(finished, sums->floats, (size_t)n * 4);
+  }
+  if (epilogue) npumm_epilogue_apply(epilogue, result->row + r, result->column + c, values, n);
+  if (finished == values) npumm_cast(values, n, result->type, to);
+}
+
+static int is_aligned(const void *data, int64_t row_stride, int64_t bytes) {
+  return data && (uintptr_t)data % (uintptr_t)bytes == 0 && row_stride % bytes == 0;
+}
+
+static int arguments_are_valid(const npumm_term *term, int as_float, const npumm_partial *partial,
+                               const npumm_result *result) {
+  if (!partial && !result) return 0;
+  if (partial && !is_aligned(partial->data, partial->row_stride, 4)) return 0;
+  if (is_float(term->type) && (term->row_images != 1 || term->row_zero || term->row_sum)) return 0;
+  if (!result) return 1;
+  const int64_t bytes = npumm_bytes_of(result->type);
+  if (!bytes || !is_aligned(result->data, result->row_stride, bytes)) return 0;
+  if (result->type == NPUMM_INT32 && (as_float || result->row_factor || result->column_scale || result->epilogue)) {
+    return 0;
+  }
+  return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);
+}
+
+int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
+                const npumm_partial *partial, const npumm_result *result) {
+  if (!term || (term->row_images != 1 && term->row_images != 2)) return NPUMM_BAD_ARGUMENT;
+  const int64_t needed = bytes_needed(tiling, term->type);
+  if (needed < 0 || !src || tiling->rows % term->row_images != 0) return NPUMM_BAD_ARGUMENT;
   if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;
-  if (!dst || (uintptr_t)dst % 4 != 0 || dst_row_stride % 4 != 0) return NPUMM_BAD_ARGUMENT;
-  const int scaled = row_scale || col_scale;
-  enum { BLOCK = 256 };
-  uint32_t block[BLOCK]; /* columns gathered from their tiles, so that the loops above run over long rows */
-  for (int64_t r = 0; r < tiling->rows; r++) {
-    for (int64_t c0 = 0; c0 < tiling->cols; c0 += BLOCK) {
-      const int64_t n = tiling->cols - c0 < BLOCK ? tiling->cols - c0 : BLOCK;
-      gather(tiling, type, src, r, c0, n, block);
-      void *to = (char *)dst + r * dst_row_stride + c0 * 4;
-      const double row = row_scale ? row_scale[r] : 1.0;
-      const float *col = col_scale ? col_scale + c0 : NULL;
-      if (type != NPUMM_C_FLOAT32) {
-        if (scaled) store_int32_scaled(block, n, first, row, col, to);
-        else store_int32(block, n, first, to);
-      } else {
-        float values[BLOCK];
-        memcpy(values, block, (size_t)n * 4);
-        if (scaled) store_float32_scaled(values, n, first, row, col, to);
-        else store_float32(values, n, first, to);
+  const int as_float = is_float(term->type) || term->column_scale || (partial && partial->as_float);
+  if (!arguments_are_valid(term, as_float, partial, result)) return NPUMM_BAD_ARGUMENT;
+
+  const int64_t rows = tiling->rows / term->row_images;
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
+      const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
+      char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
+      piece sums, earlier;
+      gather(tiling, term->type, src, r, c, n, &sums);
+      if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, &sums);
+      if (as_float) {
+        const float *columns = term->column_scale ? term->column_scale + c : NULL;
+        if (!is_float(term->type)) npumm_finish()->scale_int32(sums.integers, n, 1.0, columns, sums.floats);
+        else if (columns) npumm_finish()->scale_float32(sums.floats, n, 1.0, columns, sums.floats);
       }
+      if (partial && partial->add) {
+        memcpy(earlier.whole, before, (size_t)n * 4);
+        if (as_float) npumm_finish()->add(sums.floats, earlier.floats, n);
+        else for (int64_t i = 0; i < n; i++) sums.whole[i] += earlier.whole[i];
+      }
+      if (result) write_result(result, as_float, r, c, n, &sums);
+      else memcpy(before, sums.whole, (size_t)n * 4);
     }
   }
   return NPUMM_OK;

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.activation import Activation
 from npumatmul.device import Device, current_device
-from npumatmul.placement import Placement, StoredWeight
+from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
 from npumatmul.plan import WeightPlan, plan_weight
-from npumatmul.quant.schemes import SCHEMES, ActivationInput, Scheme, cast_advice, scheme_for
+from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, scheme_for
 
 __all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
 
@@ -168,7 +169,14 @@ def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums:
     while (parts := chosen.k_parts(weight, plan)) > len(plan.k_spans):
         plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version, parts)
     ready = chosen.weight_values(weight)
-    stored = Placement.of(target).store(ready.values, plan, ready.conversion, ready.row_scale, ready.column_scale)
+    rows = [
+        TileRow(span, ready.values[:, span.start : span.start + span.length], ready.conversion, ready.row_scale)
+        for span in plan.k_spans
+    ]
+    slices = [
+        WeightSlice(span, tiles=index, column_scale=ready.column_scale) for index, span in enumerate(plan.k_spans)
+    ]
+    stored = Placement.of(target).store(plan, rows, slices)
     return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
 
 
@@ -206,7 +214,7 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
         out[...] = 0
         return out
     rows = a.astype(given.read_as, copy=False)
-    Placement.of(packed.device).execute(rows, packed.stored, given.conversion, given.scaling, out)
+    Placement.of(packed.device).execute(rows, packed.stored, given, out)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
         out += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
@@ -215,7 +223,7 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     return out
 
 
-def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> ActivationInput:
+def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> Activation:
     """What happens to activations of a dtype, or a `TypeError` that says what to cast."""
     if dtype not in scheme.activations:
         accepted = " or ".join(map(str, scheme.activations))

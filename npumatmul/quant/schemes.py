@@ -16,27 +16,11 @@ from numpy.typing import NDArray
 
 from npumatmul import _kernels
 from npumatmul._kernels import Conversion, RowScaling
+from npumatmul.activation import Activation
 from npumatmul.mmtype import MatmulType
 from npumatmul.plan import WeightPlan
 
-__all__ = ["SCHEMES", "ActivationInput", "Scheme", "WeightValues", "scheme_for"]
-
-
-@dataclass(frozen=True)
-class ActivationInput:
-    """What happens to activations of one dtype.
-
-    Attributes
-    ----------
-    read_as : numpy.dtype
-        What the kernel reads; a conversion to it is exact (float16 to float32) or none at all.
-    conversion : Conversion
-    scaling : RowScaling
-    """
-
-    read_as: np.dtype[Any]
-    conversion: Conversion
-    scaling: RowScaling
+__all__ = ["SCHEMES", "Scheme", "WeightValues", "scheme_for"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,7 @@ class Scheme:
     mm_type : MatmulType
     weights : tuple of numpy.dtype
         What `pack` takes.
-    activations : mapping of numpy.dtype to ActivationInput
+    activations : mapping of numpy.dtype to Activation
         What `matmul` takes on the left.
     result : numpy.dtype
         What `matmul` returns.
@@ -78,7 +62,7 @@ class Scheme:
     name: str
     mm_type: MatmulType
     weights: tuple[np.dtype[Any], ...]
-    activations: Mapping[np.dtype[Any], ActivationInput]
+    activations: Mapping[np.dtype[Any], Activation]
     result: np.dtype[Any]
 
     def weight_values(self, weight: NDArray[Any]) -> WeightValues:
@@ -153,9 +137,9 @@ SCHEMES: Mapping[str, Scheme] = {
             MatmulType.FLOAT16_FLOAT16_FLOAT32,
             (_F16, _F32, _BF16),
             {
-                _F16: ActivationInput(_F16, Conversion.COPY_16, RowScaling.UNSCALED),
-                _F32: ActivationInput(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
-                _BF16: ActivationInput(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
+                _F16: Activation(_F16, Conversion.COPY_16, RowScaling.UNSCALED),
+                _F32: Activation(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
+                _BF16: Activation(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
             },
             _F32,
         ),
@@ -163,10 +147,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "w8a8",
             MatmulType.INT8_INT8_INT32,
             (_F16, _F32, _BF16),
-            {
-                dtype: ActivationInput(_F32, Conversion.F32_TO_I8, RowScaling.ABSMAX_127)
-                for dtype in (_F16, _F32, _BF16)
-            },
+            {dtype: Activation(_F32, Conversion.F32_TO_I8, RowScaling.ABSMAX) for dtype in (_F16, _F32, _BF16)},
             _F32,
         ),
         Scheme(
@@ -174,8 +155,8 @@ SCHEMES: Mapping[str, Scheme] = {
             MatmulType.INT8_INT8_INT32,
             (_I8,),
             {
-                _I8: ActivationInput(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
-                _I4: ActivationInput(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
+                _I8: Activation(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
+                _I4: Activation(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
             },
             _I32,
         ),
@@ -183,7 +164,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "int4",
             MatmulType.INT4_INT4_INT16,
             (_I4,),
-            {_I4: ActivationInput(_I4, Conversion.INT4, RowScaling.UNSCALED)},
+            {_I4: Activation(_I4, Conversion.INT4, RowScaling.UNSCALED)},
             _I32,
         ),
     )

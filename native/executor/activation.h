@@ -1,0 +1,40 @@
+/* Rows of `a` on their way into A: their scales, and the packed images of slices of K. */
+#ifndef NPUMATMUL_ACTIVATION_H
+#define NPUMATMUL_ACTIVATION_H
+
+#include "npumatmul_executor.h"
+
+/* What is known of the rows of the range at work. Entries of the arrays are relative to its first row. */
+typedef struct {
+  const npumm_activation *how;
+  const char *a;
+  int64_t row_stride, col_stride, cols; /* strides in bytes */
+  int32_t row_images;
+  float *scale;         /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
+  double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
+  double *factor_store;
+  int32_t *zero;        /* zero points of rows, or NULL */
+} npumm_rows_of_a;
+
+/* Whether the executor can do what `how` says. */
+int npumm_activation_is_valid(const npumm_activation *how);
+
+/* Prepare for ranges of up to `longest` rows; returns 0 or NPUMM_NO_MEMORY. npumm_rows_close in any case. */
+int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest);
+void npumm_rows_close(npumm_rows_of_a *rows);
+
+/*
+ * Find the scales of a range of rows, over the whole of K so that all slices of a row share them. On NPUMM_NOT_FINITE,
+ * *bad is the row, in the logical matrix, that holds an inf or nan.
+ */
+int npumm_rows_measure(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad);
+
+/*
+ * Pack one image: the columns `k` of a range of rows. row_sum, where it is not NULL, gets the sum of the packed values
+ * of each row. *bad as in npumm_rows_measure.
+ */
+int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
+                    const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum,
+                    int64_t *bad);
+
+#endif

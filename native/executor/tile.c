@@ -1,0 +1,115 @@
+/* One run of the NPU: shape, bindings, run, and its part of the result. See tile.h. */
+#include "tile.h"
+
+#include <stddef.h>
+
+int npumm_fail(npumm_report *report, npumm_step step, int code) {
+  report->step = step;
+  report->code = code;
+  return code;
+}
+
+int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {
+  return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part;
+}
+
+int npumm_sync(const npumm_placed_matmul *placed, npumm_report *report, npumm_step step, rknn_matmul_ctx handle,
+               rknn_tensor_mem *memory, rknn_mem_sync_mode mode) {
+  if (!placed->runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
+  report->mem_sync_calls++;
+  const int code = placed->runtime->mem_sync(handle, memory, mode);
+  return code == RKNN_SUCC ? 0 : npumm_fail(report, step, code);
+}
+
+/* Select the shape where it changes, which has to come before the bindings (facts 6). */
+static int select_shape(const npumm_runtime *runtime, npumm_report *report, const npumm_shape *shape) {
+  npumm_context *context = shape->context;
+  if (!context->dynamic || context->selected_m == shape->padded_m) return 0;
+  rknn_matmul_shape wanted = {shape->padded_m, shape->padded_k, shape->padded_n};
+  report->set_dynamic_shape_calls++;
+  context->selected_m = 0;
+  const int code = runtime->set_dynamic_shape(context->handle, &wanted);
+  if (code != RKNN_SUCC) return npumm_fail(report, NPUMM_STEP_SELECT, code);
+  context->selected_m = shape->padded_m;
+  return 0;
+}
+
+static int bind(const npumm_runtime *runtime, npumm_report *report, npumm_step step, const npumm_shape *shape,
+                rknn_tensor_mem *memory, rknn_matmul_tensor_attr *attr) {
+  report->set_io_mem_calls++;
+  const int code = runtime->set_io_mem(shape->context->handle, memory, attr);
+  return code == RKNN_SUCC ? 0 : npumm_fail(report, step, code);
+}
+
+static int32_t buffer_of(const npumm_work *work, const npumm_slice *slice) {
+  int32_t buffer = 0;
+  while (buffer < work->images - 1 && !npumm_same_image(slice, &work->placed->slices[work->image_of[buffer]])) buffer++;
+  return buffer;
+}
+
+static int store(const npumm_work *work, npumm_report *report, const npumm_shape *shape, int32_t n_index,
+                 int32_t slice_index, int32_t buffer) {
+  const npumm_placed_matmul *p = work->placed;
+  const npumm_call *call = work->call;
+  const npumm_slice *slice = &p->slices[slice_index];
+  const npumm_range *m = &p->m_ranges[work->m_index], *n = &p->n_ranges[n_index];
+  const int32_t core = p->tile_cores[n_index];
+  const int32_t first = slice_index == 0, last = slice_index == p->slice_count - 1;
+  rknn_tensor_mem *memory = p->c_memories[core];
+  const npumm_tiling tiling = {m->length * p->row_images, n->length,       shape->padded_m,
+                               shape->padded_n,           shape->padded_m, shape->c_group ? shape->c_group : shape->padded_n};
+  const npumm_term term = {
+      .type = p->c_type,
+      .row_images = p->row_images,
+      .row_zero = work->rows.zero,
+      .column_sums = slice->column_sums ? slice->column_sums + n->start : NULL,
+      .row_sum = work->row_sums && slice->column_zero ? work->row_sums + buffer * work->longest : NULL,
+      .column_zero = slice->column_zero ? slice->column_zero + n->start : NULL,
+      .column_scale = !p->common_scale && slice->column_scale ? slice->column_scale + n->start : NULL,
+  };
+  char *out = (char *)call->out + m->start * call->out_row_stride + n->start * (call->out_type == NPUMM_FLOAT16 ||
+              call->out_type == NPUMM_BFLOAT16 ? 2 : 4);
+  const npumm_partial partial = {
+      .data = !work->sums ? out
+              : work->sums_core_stride ? work->sums + core * work->sums_core_stride : work->sums + n->start * 4,
+      .row_stride = work->sums ? work->sums_row_stride : call->out_row_stride,
+      .add = !first,
+      .as_float = !p->common_scale,
+  };
+  const npumm_result result = {
+      .data = out,
+      .row_stride = call->out_row_stride,
+      .type = call->out_type,
+      .row_factor = work->rows.factor,
+      .column_scale = p->common_scale && slice->column_scale ? slice->column_scale + n->start : NULL,
+      .epilogue = call->epilogue,
+      .row = m->start,
+      .column = n->start,
+  };
+  const int code = npumm_store(&tiling, &term, (char *)memory->virt_addr + memory->offset, (int64_t)memory->size,
+                               first && last ? NULL : &partial, last ? &result : NULL);
+  return code ? npumm_fail(report, NPUMM_STEP_STORE_C, code) : 0;
+}
+
+int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index) {
+  const npumm_placed_matmul *p = work->placed;
+  const npumm_slice *slice = &p->slices[slice_index];
+  npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + slice_index) * p->n_count + n_index];
+  const int32_t buffer = buffer_of(work, slice);
+  rknn_tensor_mem *b_memory = p->b_memories[(int64_t)slice->tiles * p->n_count + n_index];
+  rknn_tensor_mem *c_memory = p->c_memories[p->tile_cores[n_index]];
+  report->n_index = n_index;
+  report->slice_index = slice_index;
+  int code = select_shape(p->runtime, report, shape);
+  if (code) return code;
+  /* set_io_mem again after every update of A, and for B because the context is shared by many weights (facts 7.2) */
+  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_A, shape, p->a_memories[buffer], &shape->io_attr.A))) return code;
+  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
+  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
+  report->run_calls++;
+  if ((code = p->runtime->run(shape->context->handle))) return npumm_fail(report, NPUMM_STEP_RUN, code);
+  report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
+  /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */
+  code = npumm_sync(p, report, NPUMM_STEP_SYNC_C, shape->context->handle, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
+  return code ? code : store(work, report, shape, n_index, slice_index, buffer);
+}

@@ -1,0 +1,34 @@
+/* One tile of the result: one run of the NPU per slice of K, each stored at once. */
+#ifndef NPUMATMUL_TILE_H
+#define NPUMATMUL_TILE_H
+
+#include "activation.h"
+
+/* What all cores share while they work on a range of rows. */
+typedef struct {
+  const npumm_placed_matmul *placed;
+  const npumm_call *call;
+  npumm_rows_of_a rows;
+  int32_t m_index;
+  int32_t first_slice, end_slice;      /* the slices whose images of A are packed */
+  int32_t images;                      /* how many of the buffers hold one */
+  int32_t image_of[NPUMM_A_MOST];      /* a slice with the image that the buffer holds */
+  int32_t *row_sums;                   /* [a_count][longest] or NULL */
+  int64_t longest;                     /* rows of the longest range */
+  char *sums;                          /* partial sums, or NULL where they can stand in the result */
+  int64_t sums_row_stride, sums_core_stride; /* in bytes; no core stride where sums are as wide as the result */
+} npumm_work;
+
+/* Whether two slices read the same image of A. */
+int npumm_same_image(const npumm_slice *one, const npumm_slice *other);
+
+/* Counts and the first failure of one core; returns the code. */
+int npumm_fail(npumm_report *report, npumm_step step, int code);
+
+int npumm_sync(const npumm_placed_matmul *placed, npumm_report *report, npumm_step step, rknn_matmul_ctx handle,
+               rknn_tensor_mem *memory, rknn_mem_sync_mode mode);
+
+/* Run one slice of one N tile on its core and store it. */
+int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index);
+
+#endif

@@ -1,0 +1,9 @@
+/* Chooses the loops on finished sums for the machine that the library runs on. */
+#include "finish.h"
+
+const npumm_finish_kernels *npumm_finish(void) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return &npumm_finish_avx2;
+#endif
+  return &npumm_finish_base;
+}

@@ -1,0 +1,229 @@
+"""Typed binding of the executor in `libnpumm.so` (`native/include/npumatmul_executor.h`, `npumatmul_store.h`)."""
+
+from __future__ import annotations
+
+import ctypes as C
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+from npumatmul import _kernels
+from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
+
+__all__ = [
+    "A_BUFFERS_MOST",
+    "ActivationStruct",
+    "Call",
+    "Element",
+    "EpilogueStruct",
+    "ExecutorContext",
+    "ExecutorShape",
+    "Function",
+    "Matrix",
+    "PlacedMatmul",
+    "Range",
+    "Report",
+    "ResultType",
+    "RuntimeFunctions",
+    "SliceStruct",
+    "Step",
+    "execute",
+]
+
+#: `NPUMM_A_MOST`: buffers for images of A.
+A_BUFFERS_MOST = 16
+
+
+class ResultType(IntEnum):
+    """`npumm_result_type`: element type of C."""
+
+    INT32 = 0
+    FLOAT32 = 1
+    INT16 = 2
+    FLOAT16 = 3
+    INT8 = 4
+
+
+class Element(IntEnum):
+    """`npumm_element`: element type of a matrix of the caller."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    INT32 = 3
+
+
+class Function(IntEnum):
+    """`npumm_function`: what an epilogue applies to every element."""
+
+    IDENTITY = 0
+    RELU = 1
+    GELU = 2
+    GELU_TANH = 3
+    SILU = 4
+
+
+class Step(IntEnum):
+    """`npumm_step`: where the executor stopped."""
+
+    NONE = 0
+    ARGUMENTS = 1
+    PACK_A = 2
+    SYNC_A = 3
+    BIND_A = 4
+    BIND_B = 5
+    BIND_C = 6
+    RUN = 7
+    SYNC_C = 8
+    STORE_C = 9
+    SELECT = 10
+
+
+class RuntimeFunctions(C.Structure):
+    """`npumm_runtime`: addresses of the runtime's functions that the executor calls."""
+
+    _fields_ = tuple((name, C.c_void_p) for name in ("set_io_mem", "run", "mem_sync", "set_dynamic_shape"))
+
+
+class ExecutorContext(C.Structure):
+    """`npumm_context`: a context, and which of its shapes is selected."""
+
+    _fields_ = (("handle", Context), ("dynamic", C.c_int32), ("selected_m", C.c_int32))
+
+
+class ExecutorShape(C.Structure):
+    """`npumm_shape`: a context in one of its shapes, with padded extents and native groups."""
+
+    _fields_ = (
+        ("context", C.POINTER(ExecutorContext)),
+        ("padded_m", C.c_int32),
+        ("padded_k", C.c_int32),
+        ("padded_n", C.c_int32),
+        ("a_group", C.c_int32),
+        ("c_group", C.c_int32),
+        ("io_attr", MatmulIoAttr),
+    )
+
+
+class Range(C.Structure):
+    """`npumm_range`: a range of one dimension."""
+
+    _fields_ = (("start", C.c_int64), ("length", C.c_int64))
+
+
+class ActivationStruct(C.Structure):
+    """`npumm_activation`: how rows of `a` become rows of A."""
+
+    _fields_ = (
+        ("conversion", C.c_int),
+        ("scaling", C.c_int),
+        ("levels", C.c_int32),
+        ("clip", C.c_float),
+        ("static_scale", C.c_float),
+        ("static_zero", C.c_int32),
+    )
+
+
+class SliceStruct(C.Structure):
+    """`npumm_slice`: one pass A[:, k] x B."""
+
+    _fields_ = (
+        ("k", Range),
+        ("part", C.c_int32),
+        ("tiles", C.c_int32),
+        ("column_scale", C.c_void_p),
+        ("column_zero", C.c_void_p),
+        ("column_sums", C.c_void_p),
+    )
+
+
+class PlacedMatmul(C.Structure):
+    """`npumm_placed_matmul`: everything that one call of the executor needs but the caller's matrices."""
+
+    _fields_ = (
+        ("runtime", C.POINTER(RuntimeFunctions)),
+        ("activation", ActivationStruct),
+        ("c_type", C.c_int),
+        ("row_images", C.c_int32),
+        ("common_scale", C.c_int32),
+        ("m_count", C.c_int32),
+        ("slice_count", C.c_int32),
+        ("n_count", C.c_int32),
+        ("core_count", C.c_int32),
+        ("a_count", C.c_int32),
+        ("m_ranges", C.POINTER(Range)),
+        ("n_ranges", C.POINTER(Range)),
+        ("slices", C.POINTER(SliceStruct)),
+        ("tile_cores", C.POINTER(C.c_int32)),
+        ("a_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("c_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("b_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("shapes", C.POINTER(C.POINTER(ExecutorShape))),
+    )
+
+
+class Matrix(C.Structure):
+    """`npumm_matrix`: an operand of an epilogue."""
+
+    _fields_ = (("data", C.c_void_p), ("row_stride", C.c_int64), ("type", C.c_int))
+
+
+class EpilogueStruct(C.Structure):
+    """`npumm_epilogue`: what is done to the result."""
+
+    _fields_ = (
+        ("scale", C.c_double),
+        ("bias", C.c_void_p),
+        ("function", C.c_int),
+        ("multiply", Matrix),
+        ("residual", Matrix),
+        ("low", C.c_float),
+        ("high", C.c_float),
+    )
+
+
+class Call(C.Structure):
+    """`npumm_call`: the caller's matrices."""
+
+    _fields_ = (
+        ("a", C.c_void_p),
+        ("a_row_stride", C.c_int64),
+        ("a_col_stride", C.c_int64),
+        ("out", C.c_void_p),
+        ("out_row_stride", C.c_int64),
+        ("out_type", C.c_int),
+        ("out_is_read", C.c_int32),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+    )
+
+
+class Report(C.Structure):
+    """`npumm_report`: what the executor did and where it stopped."""
+
+    _fields_ = (
+        ("step", C.c_int),
+        ("code", C.c_int32),
+        ("row", C.c_int64),
+        ("m_index", C.c_int32),
+        ("slice_index", C.c_int32),
+        ("n_index", C.c_int32),
+        ("core", C.c_int32),
+        ("run_calls", C.c_uint64),
+        ("set_io_mem_calls", C.c_uint64),
+        ("mem_sync_calls", C.c_uint64),
+        ("set_dynamic_shape_calls", C.c_uint64),
+        ("macs", C.c_uint64),
+    )
+
+
+@lru_cache(maxsize=1)
+def _execute() -> Any:
+    function = _kernels.library().npumm_execute
+    function.restype = C.c_int
+    function.argtypes = (C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    return function
+
+
+def execute(placed: PlacedMatmul, call: Call, report: Report) -> int:
+    """Run a placed matmul; the report says what happened."""
+    return int(_execute()(placed, call, report))

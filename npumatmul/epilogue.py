@@ -1,0 +1,163 @@
+"""What is done to the result of a matmul in the pass that stores it."""
+
+from __future__ import annotations
+
+import ctypes as C
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from npumatmul._executor import Element, EpilogueStruct, Function, Matrix
+
+__all__ = ["FUNCTIONS", "Epilogue"]
+
+#: The functions by name.
+FUNCTIONS: dict[str | None, Function] = {
+    None: Function.IDENTITY,
+    "relu": Function.RELU,
+    "gelu": Function.GELU,
+    "gelu_tanh": Function.GELU_TANH,
+    "silu": Function.SILU,
+}
+#: What results, and the matrices that an epilogue reads, can consist of.
+ELEMENTS: dict[np.dtype[Any], Element] = {
+    np.dtype(np.float32): Element.FLOAT32,
+    np.dtype(np.float16): Element.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): Element.BFLOAT16,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Epilogue:
+    """Steps on the result of a matmul, in this order, in float32, in one pass over it.
+
+    Attributes
+    ----------
+    scale : float
+        Factor on every element; joins the quantization's own scales before the first rounding.
+    bias : array_like of float, shape (N,), or None
+        Added to every row.
+    activation : str or None
+        ``"relu"``, ``"gelu"`` (with erf), ``"gelu_tanh"`` (with tanh) or ``"silu"``.
+    multiply : array_like of float, shape of the result, or None
+        Multiplied elementwise: SwiGLU is ``activation="silu"`` with the other projection here.
+    residual : array_like of float, shape of the result, or None
+        Added elementwise.
+    clip : (float, float) or None
+        Lower and upper limit.
+    dtype : data-type
+        Of the result: float32, float16 or bfloat16, rounded to nearest even at the very end.
+
+    Raises
+    ------
+    TypeError
+        If an array is no float16, bfloat16 or float32, or `dtype` is none of them.
+    ValueError
+        If there is no such activation, scale is not finite, or the limits are not in order.
+
+    Notes
+    -----
+    gelu and gelu_tanh are within 1 ulp of the exact function of their float32 argument, silu within 4. A nan stays
+    one; relu, clip and the functions treat infinities as their limits do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Epilogue(bias=np.zeros(3, np.float32), activation="relu", clip=(0, 6)).activation
+    'relu'
+    """
+
+    scale: float = 1.0
+    bias: ArrayLike | None = None
+    activation: str | None = None
+    multiply: ArrayLike | None = None
+    residual: ArrayLike | None = None
+    clip: tuple[float, float] | None = None
+    dtype: DTypeLike = np.float32
+
+    def __post_init__(self) -> None:
+        if self.activation not in FUNCTIONS:
+            names = ", ".join(repr(name) for name in FUNCTIONS if name)
+            raise ValueError(f"epilogue: no activation is called {self.activation!r}; there are {names}")
+        if not np.isfinite(self.scale):
+            raise ValueError(f"epilogue: scale is {self.scale}; it has to be finite")
+        if self.clip is not None and not self.clip[0] <= self.clip[1]:
+            raise ValueError(f"epilogue: clip is {self.clip}; the lower limit comes first, and neither is a nan")
+        if np.dtype(self.dtype) not in ELEMENTS:
+            raise TypeError(f"epilogue: the result can be float32, float16 or bfloat16, not {np.dtype(self.dtype)}")
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether the result is only cast."""
+        nothing = self.bias is None and self.multiply is None and self.residual is None
+        return nothing and self.scale == 1 and self.activation is None and self.clip is None
+
+
+class PlacedEpilogue:
+    """An epilogue for one result: arrays checked and laid out as the kernels read them, and the C struct.
+
+    Parameters
+    ----------
+    epilogue : Epilogue
+    out : ndarray, shape (M, N)
+        The result's array. Operands that share memory with it are copied, but for one that is `out` itself: each of
+        its elements is read before it is overwritten.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an operand's dtype or shape does not fit.
+    """
+
+    def __init__(self, epilogue: Epilogue, out: NDArray[Any]) -> None:
+        self.reads_out = False
+        self._kept: list[NDArray[Any]] = []
+        low, high = (-np.inf, np.inf) if epilogue.clip is None else epilogue.clip
+        bias = None if epilogue.bias is None else self._bias(epilogue.bias, out)
+        self.struct = EpilogueStruct(
+            epilogue.scale,
+            None if bias is None else bias.ctypes.data,
+            FUNCTIONS[epilogue.activation],
+            self._matrix("multiply", epilogue.multiply, out),
+            self._matrix("residual", epilogue.residual, out),
+            low,
+            high,
+        )
+        self.pointer = C.pointer(self.struct)
+
+    def _bias(self, given: ArrayLike, out: NDArray[Any]) -> NDArray[np.float32]:
+        bias = _float_array("bias", given)
+        if bias.shape != (out.shape[1],):
+            raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
+        bias = np.ascontiguousarray(bias, np.float32)
+        return self._keep(bias.copy() if np.may_share_memory(bias, out) else bias)
+
+    def _matrix(self, name: str, given: ArrayLike | None, out: NDArray[Any]) -> Matrix:
+        if given is None:
+            return Matrix(None, 0, Element.FLOAT32)
+        array = _float_array(name, given)
+        if array.shape != out.shape:
+            raise ValueError(f"epilogue: {name} has shape {array.shape}, the result has {out.shape}")
+        itself = (array.ctypes.data, array.strides, array.dtype) == (out.ctypes.data, out.strides, out.dtype)
+        if itself:
+            self.reads_out = True
+        elif np.may_share_memory(array, out):
+            array = array.copy()
+        if array.strides[1] != array.itemsize or not array.flags.aligned or array.strides[0] % array.itemsize:
+            array = np.ascontiguousarray(array)
+        self._keep(array)
+        return Matrix(array.ctypes.data, array.strides[0], ELEMENTS[array.dtype])
+
+    def _keep(self, array: NDArray[Any]) -> NDArray[Any]:
+        self._kept.append(array)
+        return array
+
+
+def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:
+    array = given if isinstance(given, np.ndarray) else np.asarray(given, np.float32)
+    if array.dtype.newbyteorder("=") not in ELEMENTS:
+        raise TypeError(f"epilogue: {name} has to be float32, float16 or bfloat16, not {array.dtype}; cast it")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

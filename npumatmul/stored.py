@@ -1,0 +1,144 @@
+"""Weights in device memory: rows of tiles, and the slices of K that a matmul runs through."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul._kernels import Conversion
+from npumatmul.device import Device
+from npumatmul.memory import Slice
+from npumatmul.plan import Span, WeightPlan
+
+__all__ = ["StoredWeight", "TileRow", "WeightSlice"]
+
+
+@dataclass(frozen=True, eq=False)
+class TileRow:
+    """What one row of tiles, a range of K over all of N, is packed from.
+
+    Attributes
+    ----------
+    k_span : Span
+    values : ndarray, shape (N, k_span.length)
+        The weight with its columns as rows, of any strides.
+    conversion : Conversion
+        What happens to each value.
+    row_scale : ndarray of float32, shape (N,), or None
+        Scale of each row of `values` for the conversion.
+    row_zero : ndarray of int32, shape (N,), or None
+        Zero point of each row.
+    """
+
+    k_span: Span
+    values: NDArray[Any]
+    conversion: Conversion
+    row_scale: NDArray[np.float32] | None = None
+    row_zero: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSlice:
+    """One pass A[:, k] @ B of a matmul.
+
+    The result is, with q the quantized values and z zero points, ::
+
+        sum over slices of  row_scale * column_scale * (q_a @ q_b - z_a * column_sums - column_zero * sum(q_a))
+
+    Attributes
+    ----------
+    k_span : Span
+    part : int
+        Which image of the activations it takes: 0 the whole value; 1 the high and 2 the low part of a float32 that is
+        split into two float16.
+    tiles : int
+        Which row of tiles it takes; slices may share one.
+    column_scale : ndarray of float32, shape (N,), or None
+        By which columns are multiplied. Where it is the same in all slices, sums over K are scaled once, at the end,
+        and those of integers are exact until then; else each slice is scaled and the sum is one of float32.
+    column_zero : ndarray of int32, shape (N,), or None
+        Zero points of the weight.
+    column_sums : ndarray of int32, shape (N,), or None
+        Sums over the slice of (q_b - z_b); needed by activations with zero points.
+    """
+
+    k_span: Span
+    part: int = 0
+    tiles: int = 0
+    column_scale: NDArray[np.float32] | None = None
+    column_zero: NDArray[np.int32] | None = None
+    column_sums: NDArray[np.int32] | None = None
+
+
+class StoredWeight:
+    """A weight in device memory.
+
+    Attributes
+    ----------
+    device : Device
+    plan : WeightPlan
+        How K and N are cut; each row of tiles has one tile per span of N.
+    slices : tuple of WeightSlice
+        What a matmul runs through, in this order.
+    common_scale : bool
+        Whether all slices have the same column_scale.
+    nbytes : int
+        Bytes of NPU memory.
+
+    Raises
+    ------
+    ValueError
+        If slices, tiles and plan do not fit together.
+    """
+
+    def __init__(self, device: Device, plan: WeightPlan, tiles: list[Slice], slices: Sequence[WeightSlice]) -> None:
+        self.device = device
+        self.plan = plan
+        self.slices = tuple(_checked(each, plan, len(tiles) // len(plan.n_spans)) for each in slices)
+        if not self.slices:
+            raise ValueError("a weight has at least one slice")
+        first = self.slices[0].column_scale
+        self.common_scale = all(_same(each.column_scale, first) for each in self.slices)
+        self.nbytes = sum(piece.size for piece in tiles)
+        self.pointers = [piece.pointer for piece in tiles]
+        #: Placed matmuls by what they were made for.
+        self.placed: OrderedDict[Hashable, Any] = OrderedDict()
+        self._finalizer = weakref.finalize(self, device.release_later, tiles)
+        self._finalizer.atexit = False  # at exit the device frees everything in its own order
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice is allowed."""
+        with self.device.lock:
+            self._finalizer()
+            self.placed.clear()
+            if not self.device.closed:
+                self.device.collect()
+
+
+def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightSlice:
+    """The slice, with arrays as the executor reads them."""
+    if not 0 <= each.tiles < rows_of_tiles or each.part not in (0, 1, 2):
+        raise ValueError(f"slice {each}: there are {rows_of_tiles} rows of tiles, and parts 0, 1 and 2")
+    arrays: list[NDArray[Any] | None] = []
+    for array, dtype in ((each.column_scale, np.float32), (each.column_zero, np.int32), (each.column_sums, np.int32)):
+        if array is not None and (array.shape != (plan.n,) or array.dtype != dtype):
+            raise ValueError(f"slice: {dtype.__name__} of shape ({plan.n},) is wanted, not {array.dtype} {array.shape}")
+        arrays.append(None if array is None else np.ascontiguousarray(array))
+    return WeightSlice(each.k_span, each.part, each.tiles, *arrays)
+
+
+def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or bool(np.array_equal(one, other))
