@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.activation import Activation
 from npumatmul.device import Device, current_device
+from npumatmul.errors import ClosedError
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
 from npumatmul.plan import WeightPlan, plan_weight
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, scheme_for
@@ -55,6 +58,8 @@ class PackedWeight:
         self.plan = plan
         self.zero_point = zero_point
         self.column_sums = column_sums
+        if column_sums is not None:
+            column_sums.flags.writeable = False
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -92,11 +97,70 @@ class PackedWeight:
         if self._stored is not None:
             self._stored.close()
 
+    def unpack(self) -> NDArray[Any]:
+        """The values that are stored, as a plain array of shape (K, N).
+
+        Returns
+        -------
+        ndarray
+            int8, uint8 or int4 where the scheme takes integers as they are. Else float32: the stored float16 exactly,
+            or ``(q - zero_point) * scale`` of quantized values.
+
+        Raises
+        ------
+        ClosedError
+            If weight or device are closed.
+
+        Examples
+        --------
+        >>> import npumatmul as npu
+        >>> npu.pack(np.array([[0.1, 100], [-0.2, 50]], np.float32), "w8a8").unpack().round(3)
+        array([[  0.101, 100.   ],
+               [ -0.2  ,  50.394]], dtype=float32)
+        """
+        from npumatmul.ops.unpacking import unpacked
+
+        return unpacked(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it into a file of its own, for `load_packed`; see `save_packed`, which writes several into one."""
+        from npumatmul.ops.saving import save_packed
+
+        save_packed(self, path)
+
+    def __reduce__(self) -> tuple[Callable[..., PackedWeight], tuple[Any, ...]]:
+        """Pickled with its tiles as bytes; unpickling puts them onto the current device, if its layout is the same."""
+        from npumatmul.ops.packed_parts import described, unpickled
+
+        with self.device.lock:
+            if self.closed:
+                raise ClosedError("a packed weight that is closed cannot be pickled")
+            content, arrays = described(self)
+            return unpickled, (content, {name: array.copy() for name, array in arrays.items()})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, "_stored"):  # the last one that is set
+            raise AttributeError(f"a PackedWeight is immutable: {name!r} cannot be set; pack another one")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a PackedWeight is immutable: {name!r} cannot be deleted")
+
     def __rmatmul__(self, a: ArrayLike) -> Any:
         """``a @ packed``."""
         from npumatmul.ops.matmul import matmul
 
         return matmul(a, self)
+
+    def __matmul__(self, b: ArrayLike | PackedWeight) -> Any:
+        """``packed @ b``: `unpack` as left operand, of shape (K, N) with `b` of (..., N, P).
+
+        The values are read back on every call and multiplied as a plain array of their dtype would be; to use a weight
+        from this side again and again, pack its transpose: ``(b.T @ pack(w.T)).T``.
+        """
+        from npumatmul.ops.matmul import matmul
+
+        return matmul(self, b)
 
     # numpy arrays leave ``array @ packed`` to __rmatmul__
     __array_ufunc__ = None
