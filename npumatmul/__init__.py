@@ -14,6 +14,7 @@ from npumatmul import errors, quant
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
@@ -52,6 +53,7 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Epilogue",
     "Matmul",
     "MatmulContext",
     "MatmulFuture",

@@ -45,7 +45,7 @@ def faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
 
 
 RNG = np.random.default_rng(1)
-A = RNG.integers(-9, 9, (300, 9000), dtype=np.int8)  # 2 ranges of rows, 2 slices of K
+A = RNG.integers(-9, 9, (600, 9000), dtype=np.int8)  # 2 ranges of rows, 2 slices of K
 B = RNG.integers(-9, 9, (9000, 40), dtype=np.int8)
 EXPECTED = A.astype(np.int32) @ B.astype(np.int32)
 

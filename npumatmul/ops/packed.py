@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +9,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.activation import Activation
 from npumatmul.device import Device, current_device
-from npumatmul.errors import ClosedError
+from npumatmul.epilogue import Epilogue
+from npumatmul.ops.packed_base import PackedBase
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
 from npumatmul.plan import WeightPlan, plan_weight
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, scheme_for
 
-__all__ = ["PackedWeight", "multiply_rows", "native_order", "pack"]
+__all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
 
 #: What uint8 values are shifted by to become int8; the products are corrected exactly.
 UINT8_SHIFT = 128
 
 
-class PackedWeight:
+class PackedWeight(PackedBase):
     """A right operand of `matmul` that stays on the NPU: packed and uploaded once, used again and again.
 
     Made by `pack`. Immutable; any thread may use it. Its memory is given back by `close`, at the end of a ``with``
@@ -58,8 +57,6 @@ class PackedWeight:
         self.plan = plan
         self.zero_point = zero_point
         self.column_sums = column_sums
-        if column_sums is not None:
-            column_sums.flags.writeable = False
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -96,74 +93,6 @@ class PackedWeight:
         """Give the NPU memory back. Closing twice is allowed."""
         if self._stored is not None:
             self._stored.close()
-
-    def unpack(self) -> NDArray[Any]:
-        """The values that are stored, as a plain array of shape (K, N).
-
-        Returns
-        -------
-        ndarray
-            int8, uint8 or int4 where the scheme takes integers as they are. Else float32: the stored float16 exactly,
-            or ``(q - zero_point) * scale`` of quantized values.
-
-        Raises
-        ------
-        ClosedError
-            If weight or device are closed.
-
-        Examples
-        --------
-        >>> import npumatmul as npu
-        >>> npu.pack(np.array([[0.1, 100], [-0.2, 50]], np.float32), "w8a8").unpack().round(3)
-        array([[  0.101, 100.   ],
-               [ -0.2  ,  50.394]], dtype=float32)
-        """
-        from npumatmul.ops.unpacking import unpacked
-
-        return unpacked(self)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it into a file of its own, for `load_packed`; see `save_packed`, which writes several into one."""
-        from npumatmul.ops.saving import save_packed
-
-        save_packed(self, path)
-
-    def __reduce__(self) -> tuple[Callable[..., PackedWeight], tuple[Any, ...]]:
-        """Pickled with its tiles as bytes; unpickling puts them onto the current device, if its layout is the same."""
-        from npumatmul.ops.packed_parts import described, unpickled
-
-        with self.device.lock:
-            if self.closed:
-                raise ClosedError("a packed weight that is closed cannot be pickled")
-            content, arrays = described(self)
-            return unpickled, (content, {name: array.copy() for name, array in arrays.items()})
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, "_stored"):  # the last one that is set
-            raise AttributeError(f"a PackedWeight is immutable: {name!r} cannot be set; pack another one")
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a PackedWeight is immutable: {name!r} cannot be deleted")
-
-    def __rmatmul__(self, a: ArrayLike) -> Any:
-        """``a @ packed``."""
-        from npumatmul.ops.matmul import matmul
-
-        return matmul(a, self)
-
-    def __matmul__(self, b: ArrayLike | PackedWeight) -> Any:
-        """``packed @ b``: `unpack` as left operand, of shape (K, N) with `b` of (..., N, P).
-
-        The values are read back on every call and multiplied as a plain array of their dtype would be; to use a weight
-        from this side again and again, pack its transpose: ``(b.T @ pack(w.T)).T``.
-        """
-        from npumatmul.ops.matmul import matmul
-
-        return matmul(self, b)
-
-    # numpy arrays leave ``array @ packed`` to __rmatmul__
-    __array_ufunc__ = None
 
 
 def pack(
@@ -244,7 +173,9 @@ def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums:
     return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
 
 
-def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None) -> NDArray[Any]:
+def multiply_rows(
+    a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
+) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
@@ -252,12 +183,15 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     a : ndarray, shape (M, K)
     packed : PackedWeight
     out : ndarray, shape (M, N), optional
-        Of ``packed.scheme.result``, its rows contiguous; it shares no memory with `a`.
+        Its rows contiguous: of ``packed.scheme.result``, or float where the scheme's result or the epilogue is. It
+        shares no memory with `a`.
+    epilogue : Epilogue, optional
+        Of the dtype of `out`.
 
     Returns
     -------
     ndarray, shape (M, N)
-        Of ``packed.scheme.result``.
+        `out`; by default of ``packed.scheme.result``, or what the epilogue makes.
 
     Raises
     ------
@@ -272,19 +206,35 @@ def multiply_rows(a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | Non
     given = activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
     m, n = a.shape[0], packed.shape[1]
     if out is None:
-        out = np.empty((m, n), scheme.result)
+        out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
+    corrected = correction is not None or packed.zero_point != 0
     if packed.stored is None or m == 0:
         packed.device.check_usable()
-        out[...] = 0
-        return out
-    rows = a.astype(given.read_as, copy=False)
-    Placement.of(packed.device).execute(rows, packed.stored, given, out)
+        sums = np.zeros((m, n), scheme.result)
+    elif corrected and epilogue is not None:
+        sums = np.empty((m, n), scheme.result)
+    else:
+        sums = out
+    if packed.stored is not None and m > 0:
+        rows = a.astype(given.read_as, copy=False)
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
-        out += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
+        sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
         with np.errstate(over="ignore"):
-            out += correction * np.int32(UINT8_SHIFT)
+            sums += correction * np.int32(UINT8_SHIFT)
+    if sums is not out:
+        finish_rows(sums, out, epilogue)
     return out
+
+
+def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+    """Finish sums that stand in memory of their own in `out`, in a second pass."""
+    if epilogue is not None:
+        epilogue.apply(sums, out)
+        return
+    with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
+        np.copyto(out, sums, casting="same_kind")
 
 
 def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> Activation:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from npumatmul._kernels import RowScaling
 from npumatmul.device import Device
-from npumatmul.ops.packed import PackedWeight, _pack, activation, multiply_rows, native_order
+from npumatmul.epilogue import Epilogue
+from npumatmul.ops.packed import PackedWeight, _pack, activation, finish_rows, multiply_rows, native_order
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.ops.split import joined, split_rows
 from npumatmul.plan import WeightPlan
@@ -103,13 +104,13 @@ class HighWeight:
         """Give the NPU memory back."""
         self._packed.close()
 
-    def multiply(self, a: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Multiply rows (M, K) to (M, N) float32."""
+    def multiply(self, a: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+        """Multiply rows (M, K) to (M, N); the result is finished in a second pass."""
         high, low, exponent = split_rows(a)
         product = multiply_rows(joined(high, low, "hhl"), self._packed)
         with np.errstate(over="ignore", under="ignore"):
-            result: NDArray[Any] = np.ldexp(product, -(exponent[:, np.newaxis] + self._exponent), out=out)
-        return result
+            np.ldexp(product, -(exponent[:, np.newaxis] + self._exponent), out=product)
+        finish_rows(product, out, epilogue)
 
 
 class Weights:
@@ -176,6 +177,9 @@ class Weights:
             self.drop(index)
 
 
-def multiply(a: NDArray[Any], packed: PackedWeight | HighWeight, out: NDArray[Any] | None) -> NDArray[Any]:
+def multiply(a: NDArray[Any], packed: PackedWeight | HighWeight, out: NDArray[Any], epilogue: Epilogue | None) -> None:
     """Multiply rows with one matrix."""
-    return packed.multiply(a, out) if isinstance(packed, HighWeight) else multiply_rows(a, packed, out)
+    if isinstance(packed, HighWeight):
+        packed.multiply(a, out, epilogue)
+    else:
+        multiply_rows(a, packed, out, epilogue)
