@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import npumatmul as npu
+from npumatmul import QuantizedWeight
 from npumatmul.errors import ClosedError, PackedFileError
 from npumatmul.memory import Slice
+from npumatmul.quant import Hadamard, round_weight
 
 BF16: Any = ml_dtypes.bfloat16
 INT4: Any = ml_dtypes.int4
@@ -103,6 +105,44 @@ def test_quantized_values_come_back_within_half_a_step(k: int, n: int, seed: int
     assert (np.abs(values - w) <= step * (0.5 + 1e-5)).all()
     codes = np.divide(values, step, out=np.zeros_like(values), where=step > 0)
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("granularity", "group"), [("layer", None), ("channel", None), ("group", 32), ("group", 96)])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_weights_come_back_exactly(bits: int, granularity: str, group: int | None, symmetric: bool) -> None:
+    w = weight((70, 300), np.float32)
+    quantized = round_weight(w, granularity=granularity, group_size=group, bits=bits, symmetric=symmetric)
+    packed = npu.pack(quantized)
+    np.testing.assert_array_equal(packed.unpack(), quantized.dequantize().T)
+
+
+def test_a_transform_is_undone_unless_its_values_are_asked_for(tmp_path: Path) -> None:
+    w = weight((50, 64), np.float32)
+    transform = Hadamard(64, seed=3)
+    rounded = round_weight(transform.weight(w))
+    quantized = QuantizedWeight(rounded.codes, rounded.params, transform)
+    packed = npu.pack(quantized)
+    packed.save(tmp_path / "w")
+    for each in (packed, npu.load_packed(tmp_path / "w"), pickle.loads(pickle.dumps(packed))):
+        np.testing.assert_array_equal(each.unpack(transformed=True), quantized.dequantize().T)
+        np.testing.assert_array_equal(each.unpack(), quantized.restored().T)
+        assert each.params == rounded.params
+        assert repr(each.input_transform) == repr(transform)
+        a = weight((5, 64), np.float32, 1)
+        np.testing.assert_array_equal(a @ each, a @ packed)
+    x = weight((50, 3), np.float32, 2)
+    expected = quantized.restored().T.astype(np.float64) @ x
+    bound = np.abs(quantized.restored().T).astype(np.float64) @ np.abs(x)
+    assert (np.abs(packed @ x - expected) <= 2.0**-9 * bound).all()
+
+
+def test_both_halves_of_a_value_come_back() -> None:
+    w = weight((300, 40), np.float32)
+    values = npu.pack(w, "w16a16_high").unpack()
+    # two float16 hold 22 bits beside the largest of a column; what is tiny beside it loses some of them
+    largest = np.abs(w).max(axis=0)
+    assert (np.abs(values - w) <= 2.0**-21 * np.abs(w) + 2.0**-36 * largest).all()
 
 
 def test_a_closed_weight_cannot_be_unpacked_saved_or_pickled(tmp_path: Path) -> None:

@@ -49,6 +49,13 @@ class Reader:
             raise self.wrong(f"{key!r} is no text")
         return value
 
+    def dict(self, key: str) -> dict[str, Any]:
+        """An object."""
+        value = self.get(key)
+        if not isinstance(value, dict):
+            raise self.wrong(f"{key!r} is no object")
+        return value
+
     def list(self, key: str) -> list[Any]:
         """A list."""
         value = self.get(key)

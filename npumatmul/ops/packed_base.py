@@ -28,8 +28,14 @@ class PackedBase:
         """Whether the memory was given back."""
         raise NotImplementedError
 
-    def unpack(self) -> NDArray[Any]:
+    def unpack(self, *, transformed: bool = False) -> NDArray[Any]:
         """The values that are stored, as a plain array of shape (K, N).
+
+        Parameters
+        ----------
+        transformed : bool
+            Of a weight with an `input_transform`: the values as they are stored, for activations that were transformed.
+            By default the transform is undone, in float32.
 
         Returns
         -------
@@ -51,7 +57,7 @@ class PackedBase:
         """
         from npumatmul.ops.unpacking import unpacked
 
-        return unpacked(self)  # type: ignore[arg-type]
+        return unpacked(self, transformed)  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it into a file of its own, for `load_packed`; see `save_packed`, which writes several into one."""

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
-from npumatmul.errors import PackedFileError
+from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.ops.description import Reader
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.parts import VERSION, parts_of, stored_from
-from npumatmul.quant.schemes import SCHEMES
+from npumatmul.qparams import InputTransform, QuantParams
+from npumatmul.quant.routes import Route, route_for
+from npumatmul.quant.schemes import Scheme
+from npumatmul.quant.transforms import transform_from
 
 __all__ = ["described", "restored", "unpickled"]
+
+_Arrays = Callable[[str], NDArray[Any]]
 
 
 def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Description and arrays of a weight; tiles are views of device memory, for as long as its lock is held."""
-    content: dict[str, Any] = {
-        "version": VERSION,
-        "shape": list(packed.shape),
-        "scheme": packed.scheme.name,
-        "zero_point": packed.zero_point,
-        "column_sums": None if packed.column_sums is None else zlib.crc32(packed.column_sums.data),
-        "stored": None,
-    }
+    scheme, params, transform = packed.scheme, packed.params, packed.input_transform
     arrays: dict[str, NDArray[Any]] = {}
     if packed.column_sums is not None:
         arrays["column_sums"] = packed.column_sums
+    if params is not None:
+        arrays["params.scale"], arrays["params.zero_point"] = params.scale, params.zero_point
+    content: dict[str, Any] = {
+        "version": VERSION,
+        "shape": list(packed.shape),
+        "scheme": scheme.name,
+        "activation_clip": scheme.activation_clip,
+        "activation_params": None if scheme.activation_params is None else scheme.activation_params.as_dict(),
+        "zero_point": packed.zero_point,
+        "params": None if params is None else params.description(),
+        "input_transform": None if transform is None else transform.describe(),
+        "checksums": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
+        "stored": None,
+    }
     if packed.stored is not None:
         parts = parts_of(packed.stored)
         content["stored"] = parts.content
@@ -40,7 +53,7 @@ def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[A
     return content, arrays
 
 
-def restored(content: Any, array: Callable[[str], NDArray[Any]], device: Device, where: str) -> PackedWeight:
+def restored(content: Any, array: _Arrays, device: Device, where: str) -> PackedWeight:
     """A weight from its description and arrays, which `array` gives by name.
 
     Raises
@@ -55,26 +68,22 @@ def restored(content: Any, array: Callable[[str], NDArray[Any]], device: Device,
     if len(shape) != 2:
         raise reader.wrong("a weight has two dimensions")
     k, n = (reader.checked_integer(extent, "shape", 0) for extent in shape)
-    name = reader.text("scheme")
-    if name not in SCHEMES:
-        raise PackedFileError(f"{where} has the scheme {name[:40]!r}, which this npumatmul does not know")
-    scheme = SCHEMES[name]
+    route = _route(reader, device)
     zero_point = reader.integer("zero_point", 0, 255)
-    sums: NDArray[np.int32] | None = None
-    if reader.get("column_sums") is not None:
-        sums = np.ascontiguousarray(array("column_sums"))
-        if sums.dtype != np.int32 or sums.shape != (n,):
-            raise reader.wrong(f"'column_sums' is {sums.dtype} of shape {sums.shape}")
-        if zlib.crc32(sums.data) != reader.get("column_sums"):
-            raise reader.wrong("the checksum of 'column_sums' differs")
-    if reader.get("stored") is None:
+    sums = None
+    if "column_sums" in reader.dict("checksums"):
+        sums = _array(reader, array, "column_sums", np.int32)
+        if sums.shape != (n,):
+            raise reader.wrong(f"'column_sums' has shape {sums.shape}, not ({n},)")
+    params, transform = _params(reader, array, (n, k)), _transform(reader, k)
+    tiles = reader.get("stored")
+    if tiles is None:
         if k and n:
             raise reader.wrong("it has elements but no tiles")
         device.check_usable()
-        return PackedWeight((k, n), scheme, device, None, None, zero_point, sums)
-    tiles = reader.get("stored")
-    stored = stored_from(tiles, (k, n), scheme.mm_type, array, lambda index: array(f"tile.{index}"), device, where)
-    return PackedWeight((k, n), scheme, device, stored.plan, stored, zero_point, sums)
+        return PackedWeight((k, n), route, device, None, None, zero_point, sums, params, transform)
+    stored = stored_from(tiles, (k, n), route.mm_type, array, lambda index: array(f"tile.{index}"), device, where)
+    return PackedWeight((k, n), route, device, stored.plan, stored, zero_point, sums, params, transform)
 
 
 def unpickled(content: Any, arrays: Any) -> PackedWeight:
@@ -88,3 +97,55 @@ def unpickled(content: Any, arrays: Any) -> PackedWeight:
         return found
 
     return restored(content, array, current_device(None), where)
+
+
+def _route(reader: Reader, device: Device) -> Route:
+    name, clip, given = reader.text("scheme"), reader.get("activation_clip"), reader.get("activation_params")
+    try:
+        plain = Scheme.parse(name)
+    except ValueError as error:
+        raise PackedFileError(f"{reader.where} has a scheme that this npumatmul does not know: {error}") from error
+    try:
+        params = None if given is None else QuantParams(**given)
+        scheme = replace(plain, activation_clip=float(clip), activation_params=params)
+        return route_for(scheme, device.chip, device.runtime_version)
+    except DeviceError as error:
+        raise PackedFileError(f"{reader.where} does not fit this device: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise reader.wrong(f"its scheme {name!r} cannot be made: {error}") from error
+
+
+def _array(reader: Reader, array: _Arrays, name: str, dtype: type[Any]) -> NDArray[Any]:
+    values = array(name)
+    if values.dtype != dtype:
+        raise reader.wrong(f"{name!r} is {values.dtype}, not {np.dtype(dtype)}")
+    if zlib.crc32(values.tobytes()) != reader.dict("checksums").get(name):
+        raise reader.wrong(f"the checksum of {name!r} differs")
+    return values
+
+
+def _params(reader: Reader, array: _Arrays, shape: tuple[int, int]) -> QuantParams | None:
+    given = reader.get("params")
+    if given is None:
+        return None
+    scale = _array(reader, array, "params.scale", np.float32)
+    zero = _array(reader, array, "params.zero_point", np.int32)
+    try:
+        params = QuantParams(scale, zero, **given)
+        params.check_shape(shape)
+    except (ValueError, TypeError, IndexError) as error:
+        raise reader.wrong(f"its scales and zero points do not fit together: {error}") from error
+    return params
+
+
+def _transform(reader: Reader, k: int) -> InputTransform | None:
+    given = reader.get("input_transform")
+    if given is None:
+        return None
+    try:
+        transform = transform_from(given)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise reader.wrong(f"its input transform cannot be made: {error}") from error
+    if transform.features != k:
+        raise reader.wrong(f"its input transform is for K={transform.features}, not {k}")
+    return transform

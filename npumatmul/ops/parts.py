@@ -126,8 +126,13 @@ def stored_from(
     """
     reader = Reader(content, where)
     plan = _plan(reader, device)
-    if (plan.k, plan.n) != shape or plan.mm_type is not mm_type:
-        raise reader.wrong(f"shape {shape} and its scheme do not fit its tiles")
+    if (plan.k, plan.n) != shape:
+        raise reader.wrong(f"shape {shape} does not fit its tiles, of {(plan.k, plan.n)}")
+    if plan.mm_type is not mm_type:
+        raise PackedFileError(
+            f"{where} is for {plan.mm_type.name}, as {reader.text('soc')[:40]!r} computes its scheme; this is "
+            f"{device.chip.soc}, which computes it by {mm_type.name}; pack the weight again on this device"
+        )
     slices = _slices(reader, plan, array)
     rows = _tile_rows(reader, slices, plan)
     sums = reader.list("tile_checksums")

@@ -16,15 +16,18 @@ from npumatmul.stored import StoredWeight
 __all__ = ["unpacked"]
 
 
-def unpacked(packed: PackedWeight) -> NDArray[Any]:
+def unpacked(packed: PackedWeight, transformed: bool = False) -> NDArray[Any]:
     """`PackedWeight.unpack`."""
-    integers = packed.scheme.result == np.int32
+    integers = packed.scheme.integers
     dtype: Any = np.float32 if not integers else np.uint8 if packed.zero_point else packed.scheme.weights[0]
     if packed.stored is None:
         packed.device.check_usable()
         return np.zeros(packed.shape, dtype)
     if not integers:
-        return _floats(packed.stored)
+        floats = _floats(packed.stored)
+        if packed.input_transform is None or transformed:
+            return floats
+        return np.ascontiguousarray(packed.input_transform.inverse_weight(floats.T).T)
     values = _integers(packed.stored)
     if packed.zero_point:  # uint8 less 128
         shifted: NDArray[Any] = np.bitwise_xor(values.view(np.uint8), np.uint8(packed.zero_point))
