@@ -11,9 +11,11 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors, quant
+from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.ops import (
@@ -41,6 +43,7 @@ from npumatmul.ops import (
     zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.resources import empty_cache, memory_limit, memory_stats
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -48,12 +51,14 @@ __all__ = [
     "Device",
     "DeviceStats",
     "DynamicMatmulContext",
+    "Epilogue",
     "Matmul",
     "MatmulContext",
     "MatmulFuture",
     "MatmulLayout",
     "MatmulOptions",
     "MatmulType",
+    "MemoryStats",
     "NpuArray",
     "PackedWeight",
     "QuantParams",
@@ -67,12 +72,15 @@ __all__ = [
     "dot",
     "einsum",
     "empty",
+    "empty_cache",
     "errors",
     "inner",
     "linear",
     "matmul",
     "matmul_async",
     "matvec",
+    "memory_limit",
+    "memory_stats",
     "outer",
     "pack",
     "quant",

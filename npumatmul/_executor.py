@@ -6,6 +6,10 @@ import ctypes as C
 import weakref
 from enum import IntEnum
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from npumatmul import _kernels
 from npumatmul.errors import ClosedError
@@ -25,10 +29,13 @@ __all__ = [
     "PlacedMatmul",
     "Range",
     "Report",
+    "Result",
     "ResultType",
     "RuntimeFunctions",
     "SliceStruct",
     "Step",
+    "Term",
+    "finish",
 ]
 
 #: `NPUMM_A_MOST`: buffers for images of A.
@@ -215,6 +222,64 @@ class Report(C.Structure):
         ("set_dynamic_shape_calls", C.c_uint64),
         ("macs", C.c_uint64),
     )
+
+
+class Term(C.Structure):
+    """`npumm_term`: what a tile of C stands for."""
+
+    _fields_ = (
+        ("type", C.c_int),
+        ("row_images", C.c_int32),
+        ("row_zero", C.c_void_p),
+        ("column_sums", C.c_void_p),
+        ("row_sum", C.c_void_p),
+        ("column_zero", C.c_void_p),
+        ("column_scale", C.c_void_p),
+    )
+
+
+class Result(C.Structure):
+    """`npumm_result`: where finished sums go."""
+
+    _fields_ = (
+        ("data", C.c_void_p),
+        ("row_stride", C.c_int64),
+        ("type", C.c_int),
+        ("row_factor", C.c_void_p),
+        ("column_scale", C.c_void_p),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+        ("row", C.c_int64),
+        ("column", C.c_int64),
+    )
+
+
+@lru_cache(maxsize=1)
+def _store() -> Any:
+    function = _kernels.library().npumm_store
+    function.restype = C.c_int
+    function.argtypes = (
+        C.POINTER(_kernels.Tiling), C.POINTER(Term), C.c_void_p, C.c_int64, C.c_void_p, C.POINTER(Result),
+    )  # fmt: skip
+    return function
+
+
+def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: EpilogueStruct) -> None:
+    """Apply an epilogue to sums that stand in the host's memory, as the executor does to those in tiles.
+
+    Parameters
+    ----------
+    sums : ndarray of float32 or int32, shape (M, N), C-contiguous
+    out : ndarray, shape (M, N), of `element`, adjacent along the columns
+    element : Element
+    epilogue : EpilogueStruct
+        Placed for `out`.
+    """
+    rows, columns = sums.shape
+    tiling = _kernels.Tiling(rows, columns, rows, columns, rows, columns)
+    term = Term(ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None)
+    result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0)
+    code = _store()(tiling, term, sums.ctypes.data, sums.nbytes, None, result)
+    assert code == 0, f"npumm_store: code {code}"
 
 
 @lru_cache(maxsize=1)

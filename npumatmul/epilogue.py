@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul._executor import Element, EpilogueStruct, Function, Matrix
+from npumatmul._executor import Element, EpilogueStruct, Function, Matrix, finish
 
 __all__ = ["FUNCTIONS", "Epilogue"]
 
@@ -94,6 +94,43 @@ class Epilogue:
         """Whether the result is only cast."""
         nothing = self.bias is None and self.multiply is None and self.residual is None
         return nothing and self.scale == 1 and self.activation is None and self.clip is None
+
+    def apply(self, sums: NDArray[Any], out: NDArray[Any]) -> None:
+        """Do it to sums that stand in an array already.
+
+        Parameters
+        ----------
+        sums : ndarray of float32 or int32, shape (M, N)
+        out : ndarray, shape (M, N)
+            Of `dtype`; its rows are contiguous and aligned. It may be `sums` itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shapes or dtypes do not fit.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> values = np.array([[-1, 2], [3, -4]], np.float32)
+        >>> Epilogue(scale=2, activation="relu").apply(values, values)
+        >>> values
+        array([[0., 4.],
+               [6., 0.]], dtype=float32)
+        """
+        if sums.ndim != 2 or sums.shape != out.shape or sums.dtype not in (np.float32, np.int32):
+            raise ValueError(f"epilogue: sums are {sums.dtype} of shape {sums.shape}, the result has {out.shape}")
+        if out.dtype != np.dtype(self.dtype):
+            raise TypeError(f"epilogue: it makes {np.dtype(self.dtype)}, out is {out.dtype}")
+        if out.size == 0:
+            return
+        if not (out.strides[1] == out.itemsize and out.flags.aligned and out.flags.writeable):
+            raise ValueError("epilogue: rows of out have to be contiguous, aligned and writable")
+        # only what starts at the same element is read before it is written
+        same = sums.ctypes.data == out.ctypes.data and sums.strides == out.strides and sums.itemsize == out.itemsize
+        apart = sums.copy() if not same and np.may_share_memory(sums, out) else np.ascontiguousarray(sums)
+        placed = PlacedEpilogue(self, out)
+        finish(apart, out, ELEMENTS[out.dtype], placed.struct)
 
 
 class PlacedEpilogue:

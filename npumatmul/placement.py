@@ -133,6 +133,7 @@ class Placement:
         self._functions = _executor.RuntimeFunctions(*map(address, names))
         self._executor = _executor.Executor()
         _placements.add(self)
+        device.session.reclaimers.add(self)
 
     @classmethod
     def of(cls, device: Device) -> Placement:
@@ -346,6 +347,12 @@ class Placement:
             self._contexts.pop(spare).close()
         return spare is not None
 
+    def reclaim(self) -> bool:
+        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
+        held = bool(self._contexts or self._a or self._c)
+        self._give_up()
+        return held
+
     def spare_one(self) -> bool:
         """Destroy a context for the sake of another device, unless this one is at work just now."""
         device = self._device()
@@ -386,6 +393,9 @@ class Placement:
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
         self._executor.close()
+        self._give_up()
+
+    def _give_up(self) -> None:
         for buffer in (*self._a, *self._c):
             self._session.release(buffer)
         self._a, self._c = [], []

@@ -106,7 +106,7 @@ def test_operands_that_do_not_fit_the_plan(device: npu.Device) -> None:
             product.reset_operands(b=ones(8, 3, dtype=np.float32))
         with pytest.raises(TypeError, match="b is a packed weight; the plan is for int8"):
             product.reset_operands(b=packed)
-        with pytest.raises(TypeError, match="neither a nor b"):
+        with pytest.raises(TypeError, match="nothing is given"):
             product.reset_operands()
         assert (product.execute() == 8).all()  # and nothing has changed
     with (

@@ -27,6 +27,8 @@ def einsum(
     *operands: Any,
     out: NDArray[Any] | None = None,
     optimize: bool | str | Sequence[Any] = "greedy",
+    scheme: str | None = None,
+    precision: str | None = None,
     device: Device | str | None = None,
 ) -> Any:
     """Sum of products by index notation; see `numpy.einsum`.
@@ -40,7 +42,8 @@ def einsum(
     out : ndarray, optional
     optimize : bool, str or path
         In which order operands are contracted, as for `numpy.einsum_path`.
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`, in every contraction.
 
     Returns
     -------
@@ -63,6 +66,7 @@ def einsum(
     array([[ 5, 14],
            [14, 50]], dtype=int32)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     notation, arrays = _as_string(subscripts, operands)
     terms, output = _parsed(notation, arrays)
     if settings().fallback == "numpy" and not _computable(terms, output, arrays):
@@ -75,7 +79,7 @@ def einsum(
         chosen = [parts.pop(position) for position in sorted(positions, reverse=True)][::-1]
         while len(chosen) > 1:  # a path may name more than two at once: they are taken in turn
             rest = "".join(term for term, _ in parts) + "".join(term for term, _ in chosen[2:]) + output
-            chosen[:2] = [_contracted(chosen[0], chosen[1], rest, device)]
+            chosen[:2] = [_contracted(chosen[0], chosen[1], rest, how)]
         parts.append(chosen[0])
     term, result = parts[0]
     lone = [label for label in term if label not in output]
@@ -171,7 +175,7 @@ def _computable(terms: list[str], output: str, arrays: list[NDArray[Any]]) -> bo
 
 
 def _contracted(
-    left: tuple[str, NDArray[Any]], right: tuple[str, NDArray[Any]], needed: str, device: Device | str | None
+    left: tuple[str, NDArray[Any]], right: tuple[str, NDArray[Any]], needed: str, how: dict[str, Any]
 ) -> tuple[str, NDArray[Any]]:
     """One contraction as a matmul: stacked over indices that both have and that stay, summed over those that go."""
     (x_term, x), (y_term, y) = left, right
@@ -189,7 +193,7 @@ def _contracted(
     k = int(np.prod(x.shape[s + r :], dtype=np.int64))
     x = x.reshape(*x.shape[:s], int(np.prod(x.shape[s : s + r], dtype=np.int64)), k)
     y = y.reshape(*y.shape[:s], k, int(np.prod(y.shape[y.ndim - c :], dtype=np.int64)))
-    product = np.reshape(matmul(x, y, device=device), shape)
+    product = np.reshape(matmul(x, y, **how), shape)
     return "".join(stacked + rows + columns), product
 
 

@@ -1,6 +1,7 @@
 """The relatives of `matmul`, each with numpy's signature: they arrange their operands and call it.
 
-Dtypes, errors, ``config(fallback="numpy")`` and `device` are those of `matmul`.
+Dtypes, errors, ``config(fallback="numpy")`` and what numpy does not have, `scheme`, `precision` and `device`, are those
+of `matmul`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.epilogue import Epilogue
 from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed import PackedWeight
+from npumatmul.ops.results import Out, checked_out, delivered
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
 
@@ -24,7 +27,15 @@ __all__ = ["dot", "inner", "linear", "matvec", "outer", "tensordot", "vdot", "ve
 _Where = Device | str | None
 
 
-def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: _Where = None) -> Any:
+def dot(
+    a: ArrayLike,
+    b: ArrayLike,
+    out: NDArray[Any] | None = None,
+    *,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
+) -> Any:
     """Sum of products over the last axis of `a` and the second last of `b`; see `numpy.dot`.
 
     Parameters
@@ -32,7 +43,8 @@ def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: 
     a : array_like, shape (..., K)
     b : array_like, shape (..., K, N) or (K,)
     out : ndarray, optional
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -50,19 +62,20 @@ def dot(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: 
     >>> npu.dot(np.ones((2, 3), np.int8), np.ones((5, 3, 4), np.int8)).shape
     (2, 5, 4)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     if involves_npu_arrays(a, b, out):
         ranks = [np.ndim(host(each)) for each in (a, b)]
         plain = min(ranks) > 0 and ranks[1] <= 2
-        return matmul(a, b, out, device=device) if plain else _dot_of_arrays(a, b, out=out, device=device)
+        return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=out)
     if x.ndim == 0 or y.ndim == 0:
-        product = matmul(x.reshape(-1, 1), y.reshape(1, -1), device=device).reshape(x.shape or y.shape)
+        product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how).reshape(x.shape or y.shape)
     elif y.ndim <= 2:
-        product = matmul(x, y, device=device)
+        product = matmul(x, y, **how)
     else:
-        product = tensordot(x, y, axes=(-1, -2), device=device)
+        product = tensordot(x, y, axes=(-1, -2), **how)
     return _into(product, out, "dot")
 
 
@@ -70,14 +83,17 @@ _dot_of_arrays = giving_npu_arrays(dot)
 
 
 @giving_npu_arrays
-def vdot(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
+def vdot(
+    a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
+) -> Any:
     """Sum of products of all elements, both operands read as vectors; see `numpy.vdot`.
 
     Parameters
     ----------
     a, b : array_like
         Of equal size.
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -94,12 +110,23 @@ def vdot(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     >>> int(npu.vdot(np.ones((2, 3), np.int8), np.ones((3, 2), np.int8)))
     6
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = np.ravel(a), np.ravel(b)
-    return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, device=device)
+    return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
 
 
 @giving_npu_arrays
-def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = None) -> Any:
+def vecdot(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    /,
+    out: Out = None,
+    *,
+    axis: int = -1,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
+) -> Any:
     """Sum of products over one axis, the others broadcast; see `numpy.vecdot`.
 
     Parameters
@@ -107,7 +134,9 @@ def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = 
     x1, x2 : array_like
         With the same length along `axis`.
     axis : int
-    device : Device or str, optional
+    out : ndarray, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -130,21 +159,37 @@ def vecdot(x1: ArrayLike, x2: ArrayLike, /, *, axis: int = -1, device: _Where = 
     >>> npu.vecdot(np.ones((2, 3), np.int8), np.arange(3, dtype=np.int8))
     array([3, 3], dtype=int32)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = (np.moveaxis(np.asarray(v), axis, -1) for v in (x1, x2))
     if _is_numpys(x, y):
-        return np.matmul(_conjugated(x)[..., np.newaxis, :], y[..., :, np.newaxis])[..., 0, 0]
-    return matmul(x[..., np.newaxis, :], y[..., :, np.newaxis], device=device)[..., 0, 0]
+        if (theirs := getattr(np, "vecdot", None)) is not None:  # numpy 2.0
+            return theirs(x1, x2, out=out, axis=axis)
+        product = np.matmul(_conjugated(x)[..., np.newaxis, :], y[..., :, np.newaxis])[..., 0, 0]
+    else:
+        product = matmul(x[..., np.newaxis, :], y[..., :, np.newaxis], **how)[..., 0, 0]
+    return _handed_out(product, out, x1, x2)
 
 
 @giving_npu_arrays
-def matvec(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
+def matvec(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    /,
+    out: Out = None,
+    *,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
+) -> Any:
     """Products of matrices with vectors; see `numpy.matvec`.
 
     Parameters
     ----------
     x1 : array_like, shape (..., M, K)
     x2 : array_like, shape (..., K)
-    device : Device or str, optional
+    out : ndarray, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -161,21 +206,35 @@ def matvec(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     >>> npu.matvec(np.ones((4, 3), np.int8), np.arange(6, dtype=np.int8).reshape(2, 3)).shape
     (2, 4)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = _with_dimensions(x1, 2, "matvec"), _with_dimensions(x2, 1, "matvec")
-    if x.ndim == 2:  # one matrix for all vectors: the vectors are rows
-        return matmul(y, x.T, device=device)
-    return matmul(x, y[..., np.newaxis], device=device)[..., 0]
+    if _is_numpys(x, y) and (theirs := getattr(np, "matvec", None)) is not None:  # numpy 2.2
+        return theirs(x1, x2, out=out)
+    # one matrix for all vectors: the vectors are rows
+    product = matmul(y, x.T, **how) if x.ndim == 2 else matmul(x, y[..., np.newaxis], **how)[..., 0]
+    return _handed_out(product, out, x1, x2)
 
 
 @giving_npu_arrays
-def vecmat(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
+def vecmat(
+    x1: ArrayLike,
+    x2: ArrayLike,
+    /,
+    out: Out = None,
+    *,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
+) -> Any:
     """Products of vectors with matrices; see `numpy.vecmat`.
 
     Parameters
     ----------
     x1 : array_like, shape (..., K)
     x2 : array_like, shape (..., K, N)
-    device : Device or str, optional
+    out : ndarray, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -192,21 +251,29 @@ def vecmat(x1: ArrayLike, x2: ArrayLike, /, *, device: _Where = None) -> Any:
     >>> npu.vecmat(np.ones((5, 3), np.int8), np.ones((3, 4), np.int8)).shape
     (5, 4)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = _with_dimensions(x1, 1, "vecmat"), _with_dimensions(x2, 2, "vecmat")
     if _is_numpys(x, y):
-        return np.matmul(_conjugated(x)[..., np.newaxis, :], y)[..., 0, :]
-    return matmul(x[..., np.newaxis, :], y, device=device)[..., 0, :]
+        if (theirs := getattr(np, "vecmat", None)) is not None:  # numpy 2.2
+            return theirs(x1, x2, out=out)
+        product = np.matmul(_conjugated(x)[..., np.newaxis, :], y)[..., 0, :]
+    else:
+        product = matmul(x[..., np.newaxis, :], y, **how)[..., 0, :]
+    return _handed_out(product, out, x1, x2)
 
 
 @giving_npu_arrays
-def inner(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
+def inner(
+    a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
+) -> Any:
     """Sum of products over the last axes of both; see `numpy.inner`.
 
     Parameters
     ----------
     a : array_like, shape (..., K)
     b : array_like, shape (..., K)
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -224,16 +291,25 @@ def inner(a: ArrayLike, b: ArrayLike, /, *, device: _Where = None) -> Any:
     >>> npu.inner(np.ones((2, 3), np.int8), np.ones((4, 3), np.int8)).shape
     (2, 4)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.inner(x, y)
     if x.ndim == 0 or y.ndim == 0:
-        return dot(x, y, device=device)
-    return tensordot(x, y, axes=(-1, -1), device=device)[()]
+        return dot(x, y, **how)
+    return tensordot(x, y, axes=(-1, -1), **how)[()]
 
 
 @giving_npu_arrays
-def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device: _Where = None) -> Any:
+def outer(
+    a: ArrayLike,
+    b: ArrayLike,
+    out: NDArray[Any] | None = None,
+    *,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
+) -> Any:
     """Products of each element of `a` with each of `b`, both read as vectors; see `numpy.outer`.
 
     Parameters
@@ -241,7 +317,8 @@ def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device
     a : array_like of M elements
     b : array_like of N elements
     out : ndarray, optional
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -259,16 +336,23 @@ def outer(a: ArrayLike, b: ArrayLike, out: NDArray[Any] | None = None, *, device
     array([[3, 4],
            [6, 8]], dtype=int32)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.outer(x, y, out)
-    product = matmul(x.reshape(-1, 1), y.reshape(1, -1), device=device)
+    product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how)
     return _into(product, out, "outer")
 
 
 @giving_npu_arrays
 def tensordot(
-    a: ArrayLike, b: ArrayLike, axes: int | Sequence[int | Sequence[int]] = 2, *, device: _Where = None
+    a: ArrayLike,
+    b: ArrayLike,
+    axes: int | Sequence[int | Sequence[int]] = 2,
+    *,
+    scheme: str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
 ) -> Any:
     """Sum of products over several axes; see `numpy.tensordot`.
 
@@ -277,7 +361,8 @@ def tensordot(
     a, b : array_like
     axes : int or (axes of a, axes of b)
         An integer N takes the last N axes of `a` and the first N of `b`.
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -295,6 +380,7 @@ def tensordot(
     >>> npu.tensordot(np.ones((2, 3, 4), np.int8), np.ones((4, 3, 5), np.int8), axes=([1, 2], [1, 0])).shape
     (2, 5)
     """
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = np.asarray(a), np.asarray(b)
     if _is_numpys(x, y):
         return np.tensordot(x, y, axes=axes)  # type: ignore[arg-type]
@@ -322,29 +408,34 @@ def tensordot(
     n = int(np.prod(y_shape, dtype=np.int64))
     rows = x.transpose(x_kept + x_axes).reshape(m, k)
     columns = y.transpose(y_axes + y_kept).reshape(k, n)
-    return np.reshape(matmul(rows, columns, device=device), (*x_shape, *y_shape))
+    return np.reshape(matmul(rows, columns, **how), (*x_shape, *y_shape))
 
 
-@giving_npu_arrays
 def linear(
     x: ArrayLike,
     w: ArrayLike | PackedWeight,
     bias: ArrayLike | None = None,
+    activation: str | None = None,
     *,
     dtype: DTypeLike | None = None,
+    scheme: str | None = None,
+    precision: str | None = None,
     device: _Where = None,
 ) -> Any:
-    """Linear layer: ``x @ w + bias``.
+    """Linear layer in one pass: ``activation(x @ w + bias)``.
 
     Parameters
     ----------
     x : array_like, shape (..., K)
     w : array_like, shape (K, N), or PackedWeight
     bias : array_like, shape (N,), optional
-        Added to the float32 or int32 result, before it is converted to `dtype`; the sum has numpy's type.
+        Added in float32, before the result is converted to `dtype`; or in int32, for integers without an activation.
+    activation : str, optional
+        ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, as for `Epilogue`.
     dtype : data-type, optional
         Type of the result.
-    device : Device or str, optional
+    scheme, precision, device
+        As for `matmul`.
 
     Returns
     -------
@@ -353,28 +444,29 @@ def linear(
     Raises
     ------
     ValueError, TypeError
-        As `matmul`; or if the bias does not have N elements.
+        As `matmul`.
 
     Examples
     --------
     >>> import npumatmul as npu
-    >>> npu.linear(np.ones((2, 3), np.float32), np.ones((3, 2), np.float32), [1.0, 2.0])
-    array([[4., 5.],
-           [4., 5.]], dtype=float32)
+    >>> npu.linear(np.ones((2, 3), np.float32), -np.ones((3, 2), np.float32), [1.0, 4.0], "relu")
+    array([[0., 1.],
+           [0., 1.]], dtype=float32)
     """
-    if bias is None:
-        return matmul(x, w, dtype=dtype, device=device)
-    result = matmul(x, w, device=device)
-    added = np.asarray(bias)
-    if added.shape != result.shape[-1:]:
-        raise ValueError(f"linear: the bias has shape {added.shape}; {result.shape[-1:]} is needed")
-    total = result + added.astype(result.dtype, casting="same_kind")
-    return total if dtype is None else total.astype(dtype)
+    epilogue = None if activation is None else Epilogue(activation=activation)
+    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
+    return matmul(x, w, dtype=dtype, epilogue=epilogue, bias=bias, **how)
 
 
 def _is_numpys(x: NDArray[Any], y: NDArray[Any]) -> bool:
     """Whether the fallback is on and the NPU cannot multiply these."""
     return settings().fallback == "numpy" and (npu_kind(x.dtype) is None or npu_kind(x.dtype) != npu_kind(y.dtype))
+
+
+def _handed_out(product: Any, out: Out, *operands: Any) -> Any:
+    """The product in `out`, or as numpy's functions of stacks hand it out."""
+    result = np.asarray(product)
+    return delivered(result, checked_out(out, result.shape, result.dtype), operands)
 
 
 def _conjugated(x: NDArray[Any]) -> NDArray[Any]:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device import Device
+from npumatmul.epilogue import Epilogue
 from npumatmul.ops.array_products import device_of, involves_npu_arrays, matmul_of_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.packed import PackedWeight
@@ -49,6 +50,8 @@ def matmul(
     dtype: DTypeLike | None = None,
     scheme: str | None = None,
     precision: str | None = None,
+    epilogue: Epilogue | None = None,
+    bias: ArrayLike | None = None,
     device: Device | str | None = None,
 ) -> Any:
     """Product of matrices on the NPU; as `numpy.matmul` for 1-D operands, stacks of matrices and broadcasting.
@@ -63,14 +66,21 @@ def matmul(
     out : ndarray, optional
         Where the result goes, of the result's shape; it may overlap the operands.
     dtype : data-type, optional
-        Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats,
-        int32 for integers.
+        Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats
+        and with an epilogue; int32 for integers.
     scheme : str, optional
         How plain operands are represented on the NPU, as for `pack`: ``"w8a8"`` quantizes both to int8, `b` per column
         and `a` per row. By default float operands are ``"w16a16"``, and integers are exact.
     precision : {None, "high"}, optional
         ``"high"``: each float32 becomes two float16, and three products are made: close to float32, for three times
         the work. Integers, and two float16, are computed as ever, since their products are exact.
+    epilogue : Epilogue, optional
+        What is done to the result in the same pass: scale, bias, activation, multiply, residual, clip, cast. `multiply`
+        and `residual` may have any shape that can be broadcast to the result's. Results are float then, also of
+        integers, whose exact int32 products are converted first.
+    bias : array_like, shape (N,), optional
+        Short for an epilogue with just this bias. For integers without an epilogue it is an integer, and added to the
+        int32 result.
     device : Device or str, optional
         The current device by default; a packed weight's own device in any case.
 
@@ -119,16 +129,20 @@ def matmul(
     (5, 4, 2, 7)
     """
     if involves_npu_arrays(a, b, out):
-        options = {"dtype": dtype, "scheme": scheme, "precision": precision}
+        options = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue, "bias": bias}
         return matmul_of_arrays(matmul, a, b, out, device, options)
-    if settings().fallback == "numpy" and scheme is None and precision is None and not isinstance(b, PackedWeight):
+    plain = all(x is None for x in (scheme, precision, epilogue, bias))
+    if settings().fallback == "numpy" and plain and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)
         if None in kinds or kinds[0] != kinds[1]:
             Shapes.of(left.shape, right.shape)  # mistakes get our messages
             given: dict[str, Any] = {"out": out, "dtype": dtype}
             return np.matmul(a, b, **{name: value for name, value in given.items() if value is not None})
-    product = Matmul(a, b, dtype=dtype, scheme=scheme, precision=precision, options=_ONCE, device=device)
+    product = Matmul(
+        a, b, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, options=_ONCE,
+        device=device,
+    )  # fmt: skip
     return product.once(out)
 
 
@@ -141,13 +155,15 @@ def matmul_async(
     dtype: DTypeLike | None = None,
     scheme: str | None = None,
     precision: str | None = None,
+    epilogue: Epilogue | None = None,
+    bias: ArrayLike | None = None,
     device: Device | str | None = None,
 ) -> MatmulFuture:
     """Compute `matmul` in the background, by the device's worker thread.
 
     Parameters
     ----------
-    a, b, out, dtype, scheme, precision, device
+    a, b, out, dtype, scheme, precision, epilogue, bias, device
         As for `matmul`. Arrays are referenced, not copied: do not change their contents, nor use `out`, until the
         product is done.
 
@@ -175,4 +191,7 @@ def matmul_async(
     array([[11]], dtype=int32)
     """
     target = b.device if isinstance(b, PackedWeight) else device_of([a, b, out], device)
-    return submit(target, partial(matmul, a, b, out, dtype=dtype, scheme=scheme, precision=precision, device=target))
+    call = partial(
+        matmul, a, b, out, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, device=target
+    )
+    return submit(target, call)

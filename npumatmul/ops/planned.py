@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device import Device, current_device
+from npumatmul.epilogue import Epilogue
 from npumatmul.errors import ClosedError
 from npumatmul.ops.background import MatmulFuture, submit
-from npumatmul.ops.packed import PackedWeight, activation
-from npumatmul.ops.results import Out, checked_out, delivered, in_place, result_type
+from npumatmul.ops.finish import Finish
+from npumatmul.ops.packed import PackedWeight, check_activation, finish_rows
+from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
 from npumatmul.plan import MatmulPlan, plan_matmul
@@ -66,6 +68,7 @@ class _Operands:
     given: tuple[Any, Any]
     a: NDArray[Any]
     weights: Weights
+    finish: Finish
 
 
 class Matmul:
@@ -82,6 +85,8 @@ class Matmul:
         A `PackedWeight` stays the caller's: `close` does not close it.
     dtype : data-type, optional
     scheme, precision : str, optional
+    epilogue : Epilogue, optional
+    bias : array_like, optional
     options : MatmulOptions or dict, optional
     device : Device or str, optional
         These, and the operands, as for `matmul`.
@@ -129,6 +134,8 @@ class Matmul:
         dtype: DTypeLike | None = None,
         scheme: str | None = None,
         precision: str | None = None,
+        epilogue: Epilogue | None = None,
+        bias: ArrayLike | None = None,
         options: MatmulOptions | Mapping[str, Any] | None = None,
         device: Device | str | None = None,
     ) -> None:
@@ -147,15 +154,16 @@ class Matmul:
             self.device = current_device(device)
             computed = np.dtype(np.int32 if kinds[0] == "integer" else np.float32)
         self.shape = self._shapes.result
-        self.dtype = result_type(computed, dtype)
-        self._computed = computed
+        finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
+        self.dtype = finish.dtype
+        self._computed, self._dtype = computed, dtype
         self._takes_any_value = takes_any_value(self.scheme, left.dtype)
         self._options = MatmulOptions.of(options)
         self._lock = threading.Lock()
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
         self._left_shape, self._right_shape = left.shape, right.shape
         weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
-        self._operands: _Operands | None = _Operands((a, b), left, weights)
+        self._operands: _Operands | None = _Operands((a, b), left, weights, finish)
 
     def __repr__(self) -> str:
         state = ", closed" if self._operands is None else ""
@@ -246,26 +254,31 @@ class Matmul:
 
     def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
         """The product as (..., M, N), in `out` where it can be computed there."""
-        shapes = self._shapes
+        shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
-        # Rows that have to be quantized may turn out to be unfit when others are done; out must not change then.
-        direct = in_place(out, shapes.full, self._computed, operands.a) if self._takes_any_value else None
-        result: NDArray[Any] = np.empty(shapes.full, self._computed) if direct is None else direct
-        if shapes.empty:
-            result[...] = 0
-        else:
-            a = shapes.rows_of(operands.a)
-            for index, where in shapes.places():
-                rows, place = a[where].reshape(-1, shapes.k), result[where]
-                packed = operands.weights.at(index)
-                if place.flags.c_contiguous:
-                    multiply(rows, packed, place.reshape(-1, shapes.n))
-                else:
-                    place[...] = multiply(rows, packed, None).reshape(place.shape)
-                if not keep:
-                    operands.weights.drop(index)
-        with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
-            return result.astype(self.dtype, copy=False)
+        direct = None
+        if self._takes_any_value:  # else rows may turn out to be unfit when others are done, and out must not change
+            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
+        result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
+        if 0 in shapes.full:
+            return result
+        a = shapes.rows_of(operands.a)
+        for index, where in shapes.places():
+            place = result[where]
+            rows = as_rows(place)
+            target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
+            epilogue = finish.at(where, result.dtype, shapes.n)
+            if shapes.k == 0:
+                finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
+            else:
+                multiply(a[where].reshape(-1, shapes.k), operands.weights.at(index), target, epilogue)
+            if rows is None:
+                place[...] = target.reshape(place.shape)
+            if not keep:
+                operands.weights.drop(index)
+        if finish.integer_bias is not None:
+            result += finish.integer_bias
+        return result
 
     def submit(self, out: Out = None) -> MatmulFuture:
         """Compute the product in the background, by the device's worker thread.
@@ -303,7 +316,14 @@ class Matmul:
 
     # ---- other operands, and the end -------------------------------------------------------------------------------
 
-    def reset_operands(self, a: ArrayLike | None = None, b: ArrayLike | PackedWeight | None = None) -> None:
+    def reset_operands(
+        self,
+        a: ArrayLike | None = None,
+        b: ArrayLike | PackedWeight | None = None,
+        *,
+        epilogue: Epilogue | None = None,
+        bias: ArrayLike | None = None,
+    ) -> None:
         """Take other operands, of the same shapes and dtypes.
 
         Parameters
@@ -311,6 +331,8 @@ class Matmul:
         a, b : optional
             What is not given stays. A `b` that is given is packed anew, even if it is the same array: that is how
             changed contents are taken over.
+        epilogue, bias : optional
+            If either is given both are replaced; the result's dtype stays.
 
         Raises
         ------
@@ -321,14 +343,14 @@ class Matmul:
         ClosedError
             If it is closed.
         """
-        if a is None and b is None:
-            raise TypeError("reset_operands: neither a nor b is given; close gives up both")
+        given = {"a": a, "b": b, "epilogue": epilogue, "bias": bias}
+        changed = [name for name, value in given.items() if value is not None]
+        if not changed:
+            raise TypeError("reset_operands: nothing is given; close gives the operands up")
         old = self._usable()
-        given_a = old.given[0] if a is None else a
-        given_b = old.given[1] if b is None else b
         left = old.a if a is None else np.asarray(a)
         _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
-        weights = old.weights
+        weights, finish = old.weights, old.finish
         if b is not None:
             right = b if isinstance(b, PackedWeight) else np.asarray(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
@@ -336,12 +358,16 @@ class Matmul:
             if isinstance(right, PackedWeight) and (right.scheme.name, right.device) != (self.scheme, self.device):
                 raise ValueError(f"reset_operands: b is {right!r}; scheme {self.scheme!r} on {self.device!r} is needed")
             weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
+        if epilogue is not None or bias is not None:
+            finish = Finish.of(self._computed, self._dtype, epilogue, bias, self._shapes)
+            if finish.dtype != self.dtype:
+                raise TypeError(f"reset_operands: the result would be {finish.dtype}; the plan is for {self.dtype}")
+        operands = (old.given[0] if a is None else a, old.given[1] if b is None else b)
         with self._lock:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
-            self._operands = _Operands((given_a, given_b), left, weights)
-            changed = [name for name, given in (("a", a), ("b", b)) if given is not None]
-        self._log("resetting operands: %r: %s", self, " and ".join(changed))
+            self._operands = _Operands(operands, left, weights, finish)
+        self._log("resetting operands: %r: %s", self, ", ".join(changed))
 
     def close(self) -> None:
         """Give up operands and NPU memory. Closing twice is allowed; products under way and submitted are completed."""
@@ -388,7 +414,7 @@ def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, pre
     if precision is not None and b.scheme.result != np.int32 and name != HIGH:
         raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
     if a != np.uint8 or b.column_sums is None:
-        activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
+        check_activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
     return name
 
 

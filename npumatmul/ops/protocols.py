@@ -25,9 +25,9 @@ def _register(where: Any, name: str, ours: Callable[..., Any], *options: str) ->
 
 
 _register(np, "matmul", matmul, "out", "dtype")
-_register(np, "vecdot", family.vecdot, "axis")
-_register(np, "matvec", family.matvec)
-_register(np, "vecmat", family.vecmat)
+_register(np, "vecdot", family.vecdot, "out", "axis")
+_register(np, "matvec", family.matvec, "out")
+_register(np, "vecmat", family.vecmat, "out")
 _register(np, "dot", family.dot, "a", "b", "out")
 _register(np, "vdot", family.vdot)
 _register(np, "inner", family.inner)

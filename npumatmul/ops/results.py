@@ -1,4 +1,4 @@
-"""The result of a product: its type, the caller's `out`, and how it is handed out."""
+"""Where the result of a product goes: the caller's `out`, and how it is handed out."""
 
 from __future__ import annotations
 
@@ -6,32 +6,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-__all__ = ["checked_out", "delivered", "in_place", "result_type"]
+__all__ = ["as_rows", "checked_out", "delivered", "in_place"]
 
 _FLOATS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.float16, np.float32, ml_dtypes.bfloat16))
 
 Out = NDArray[Any] | tuple[NDArray[Any]] | None
-
-
-def result_type(computed: np.dtype[Any], dtype: DTypeLike | None) -> np.dtype[Any]:
-    """Type of a result that is computed as float32 or int32.
-
-    Raises
-    ------
-    TypeError
-        If it cannot be had in this type.
-    """
-    if dtype is None:
-        return computed
-    wanted = np.dtype(dtype)
-    kind, allowed = ("integer", (computed,)) if computed == np.int32 else ("float", _FLOATS)
-    if wanted not in allowed:
-        raise TypeError(
-            f"matmul: dtype is {wanted}; the result of {kind} operands can be {' or '.join(map(str, allowed))}"
-        )
-    return wanted
 
 
 def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
@@ -62,7 +43,7 @@ def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArr
 
 
 def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any], *read: Any) -> NDArray[Any] | None:
-    """`out` as rows that a result can be computed in, or None where it needs memory of its own first.
+    """`out` as the place to compute a result in, or None where it needs memory of its own first.
 
     Parameters
     ----------
@@ -71,19 +52,38 @@ def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[A
         (..., M, N), with as many elements as `out`.
     dtype : numpy.dtype
         Of the result.
-    *read : array_like
-        What is read meanwhile, and so must not overlap.
+    *read : ndarray or None
+        What is read meanwhile: it must not overlap, unless it is `out` itself, element by element.
 
     Returns
     -------
     ndarray or None
-        A view of shape `shape`.
+        A view of shape `shape`, of the type of `out`: a float16 or bfloat16 `out` is rounded to from float32 directly.
     """
-    if out is None or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.aligned:
+    if out is None or not out.flags.aligned or not out.dtype.isnative:
         return None
-    if any(isinstance(x, np.ndarray) and np.may_share_memory(x, out) for x in read):
+    if out.dtype != dtype and not (dtype == np.float32 and out.dtype in _FLOATS):
         return None
-    return np.asarray(out).reshape(shape)
+    view = np.asarray(out).reshape(shape)
+    if not np.may_share_memory(view, out):
+        return None
+    return None if any(_disturbs(x, view) for x in read) else view
+
+
+def _disturbs(read: NDArray[Any] | None, written: NDArray[Any]) -> bool:
+    if read is None or not np.may_share_memory(read, written):
+        return False
+    same = (read.ctypes.data, read.shape, read.strides, read.dtype)
+    return same != (written.ctypes.data, written.shape, written.strides, written.dtype)
+
+
+def as_rows(array: NDArray[Any]) -> NDArray[Any] | None:
+    """An array (..., N) as a matrix of contiguous rows that shares its memory, or None where there is no such view."""
+    rows = array.reshape(-1, array.shape[-1])
+    contiguous = rows.strides[1] == rows.itemsize and (
+        len(rows) == 1 or rows.strides[0] >= rows.shape[1] * rows.itemsize
+    )
+    return rows if contiguous and np.may_share_memory(rows, array) else None
 
 
 def delivered(result: NDArray[Any], out: NDArray[Any] | None, operands: tuple[Any, ...]) -> Any:

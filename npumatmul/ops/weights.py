@@ -9,13 +9,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul._kernels import RowScaling
 from npumatmul.device import Device
-from npumatmul.ops.packed import PackedWeight, _pack, activation, multiply_rows, native_order
+from npumatmul.epilogue import Epilogue
+from npumatmul.ops.packed import PackedWeight, _pack, check_activation, finish_rows, multiply_rows, native_order
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.ops.split import joined, split_rows
 from npumatmul.plan import WeightPlan
-from npumatmul.quant.schemes import SCHEMES, scheme_for
+from npumatmul.quant.schemes import Scheme, scheme_for
 
 __all__ = ["HIGH", "HighWeight", "Weights", "chosen_scheme", "multiply", "takes_any_value"]
 
@@ -64,16 +64,13 @@ def chosen_scheme(a: np.dtype[Any], b: np.dtype[Any], scheme: str | None, precis
         return "int8"  # int4 stays int4 only where both are
     chosen = scheme_for(_I8 if b == np.uint8 else b, None if scheme == HIGH else scheme, "matmul")
     if scheme is not None:
-        activation(_I8 if a == np.uint8 else a, chosen, f"scheme is {scheme!r}")
+        check_activation(_I8 if a == np.uint8 else a, chosen, f"scheme is {scheme!r}")
     return chosen.name
 
 
 def takes_any_value(scheme: str, a: np.dtype[Any]) -> bool:
     """Whether rows of the left operand can be converted whatever they hold; those to be quantized must be finite."""
-    if scheme == HIGH or a == np.uint8:
-        return True
-    given = SCHEMES[scheme].activations[a.newbyteorder("=")]
-    return given.scaling in (RowScaling.UNSCALED, RowScaling.POWER_OF_TWO)
+    return Scheme.parse(scheme).takes_any_value
 
 
 class HighWeight:
@@ -103,13 +100,13 @@ class HighWeight:
         """Give the NPU memory back."""
         self._packed.close()
 
-    def multiply(self, a: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Multiply rows (M, K) to (M, N) float32."""
+    def multiply(self, a: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+        """Multiply rows (M, K) to (M, N); the result is finished in a second pass."""
         high, low, exponent = split_rows(a)
         product = multiply_rows(joined(high, low, "hhl"), self._packed)
         with np.errstate(over="ignore", under="ignore"):
-            result: NDArray[Any] = np.ldexp(product, -(exponent[:, np.newaxis] + self._exponent), out=out)
-        return result
+            np.ldexp(product, -(exponent[:, np.newaxis] + self._exponent), out=product)
+        finish_rows(product, out, epilogue)
 
 
 class Weights:
@@ -176,6 +173,9 @@ class Weights:
             self.drop(index)
 
 
-def multiply(a: NDArray[Any], packed: PackedWeight | HighWeight, out: NDArray[Any] | None) -> NDArray[Any]:
+def multiply(a: NDArray[Any], packed: PackedWeight | HighWeight, out: NDArray[Any], epilogue: Epilogue | None) -> None:
     """Multiply rows with one matrix."""
-    return packed.multiply(a, out) if isinstance(packed, HighWeight) else multiply_rows(a, packed, out)
+    if isinstance(packed, HighWeight):
+        packed.multiply(a, out, epilogue)
+    else:
+        multiply_rows(a, packed, out, epilogue)
