@@ -283,7 +283,7 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
 
 
 @lru_cache(maxsize=1)
-def _library() -> C.CDLL:
+def _library() -> Any:
     library = _kernels.library()
     library.npumm_executor_create.restype = C.c_void_p
     library.npumm_executor_create.argtypes = ()
