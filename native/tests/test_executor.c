@@ -1,6 +1,6 @@
 /*
  * The executor on a runtime of this file's own, which multiplies plain int8 matrices: cores at once (the threads come
- * from pthread_create in executor/crew.c), batches of slices, dynamic shapes, and a failure at every call. Compile:
+ * from pthread_create, called in the executor), batches of slices, dynamic shapes, and a failure at every call. Compile:
  * gcc -std=c17 -Inative/include -Inative/kernels native/tests/test_executor.c native/executor/[a-z]*.c
  * native/kernels/[a-z]*.c -lm -lpthread
  */
