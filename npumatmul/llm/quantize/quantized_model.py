@@ -18,7 +18,7 @@ from npumatmul.llm.gguf_file import GGUFFile
 from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.model import Linear
 
-from .build import centred_layer, quantize_layer
+from .build import balanced_layer, centred_layer, quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
@@ -188,8 +188,9 @@ def quantize_model(
             progress(done, len(names), f"quantizing {name}")
         each = recipes[name]
         taken = layer_of_blocks(file, tensors.tensors, each) if each.scheme == GGUF_SCHEME else None
-        if taken is not None and each.centre:
-            taken = centred_layer(taken, tensors.weight(file), known[name])
+        if taken is not None and each.needs_calibration:
+            weight = tensors.weight(file)
+            taken = centred_layer(balanced_layer(taken, weight, known[name]), weight, known[name])
         if each.scheme == GGUF_SCHEME and taken is None:
             left_out.append(name)
             each = dataclasses.replace(each, scheme="w8a8")
