@@ -259,7 +259,7 @@ def _modelled(plan: WeightPlan, rows: tuple[int, ...]) -> float:
 
 
 def _layouts(device: Device, weight: WeightShape, k_parts: int, best: WeightPlan) -> list[WeightPlan]:
-    """The other layout of A and C, where the chip has both; of int4 the normal one is eighty times slower (peers B1)."""
+    """The other layout of A and C, where the chip has both; int4 in the normal one is eighty times slower: peers B1."""
     row = device.chip.type_row(weight.mm_type, device.runtime_version)
     if weight.mm_type.a is ElementType.INT4 or not (best.ac_native and row.ac_normal.value):
         return []

@@ -196,7 +196,7 @@ def plan_matmul(
         found = []
         for count in range(1, weight.cores + 1) if cores is None else [cores]:
             sizes = _cover(weight, costs.model, count).of(rows)
-            found.append((sum(costs.of(size, count).seconds for size in sizes), count, sizes))
+            found.append((sum(costs.seconds(size, count) for size in sizes), count, sizes))
         _, chosen, cover = min(found)
         modelled = sum((costs.of(size, chosen) for size in cover), ModelledTime(0.0, 0.0, 0.0))
     spans, start = [], 0
@@ -211,7 +211,7 @@ def plan_matmul(
 def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
     costs = costs_of(weight, {weight.soc: model})
     assert costs is not None
-    return Cover(weight.buckets, lambda size: costs.of(size, cores).seconds)
+    return Cover(weight.buckets, lambda size: costs.seconds(size, cores))
 
 
 # ---- padding -------------------------------------------------------------------------------------------------------

@@ -287,7 +287,7 @@ class _Wanted:
             rest = rest if rest < 2 else round_up(rest, self.row_multiple)
             score += math.log(
                 min(
-                    full * costs.of(m_max, cores).seconds + (costs.of(rest, cores).seconds if rest else 0.0)
+                    full * costs.seconds(m_max, cores) + (costs.seconds(rest, cores) if rest else 0.0)
                     for cores in range(1, min(self.cores, tiles) + 1)
                 )
             )
