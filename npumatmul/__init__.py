@@ -11,6 +11,7 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors, quant
+from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
@@ -22,6 +23,7 @@ from npumatmul.ops import (
     MatmulFuture,
     MatmulOptions,
     NpuArray,
+    PackedFile,
     PackedWeight,
     asarray,
     config,
@@ -30,11 +32,14 @@ from npumatmul.ops import (
     empty,
     inner,
     linear,
+    load_packed,
     matmul,
     matmul_async,
     matvec,
+    open_packed,
     outer,
     pack,
+    save_packed,
     tensordot,
     vdot,
     vecdot,
@@ -42,6 +47,7 @@ from npumatmul.ops import (
     zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.resources import empty_cache, memory_limit, memory_stats
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -56,7 +62,9 @@ __all__ = [
     "MatmulLayout",
     "MatmulOptions",
     "MatmulType",
+    "MemoryStats",
     "NpuArray",
+    "PackedFile",
     "PackedWeight",
     "QuantParams",
     "QuantType",
@@ -69,15 +77,21 @@ __all__ = [
     "dot",
     "einsum",
     "empty",
+    "empty_cache",
     "errors",
     "inner",
     "linear",
+    "load_packed",
     "matmul",
     "matmul_async",
     "matvec",
+    "memory_limit",
+    "memory_stats",
+    "open_packed",
     "outer",
     "pack",
     "quant",
+    "save_packed",
     "tensordot",
     "use_device",
     "vdot",

@@ -49,6 +49,7 @@ class RowScaling(IntEnum):
     ABSMAX = 2
     MINMAX = 3
     STATIC = 4
+    POWER_OF_TWO_HIGH = 5
 
 
 class Tiling(C.Structure):
@@ -106,7 +107,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
     ),
-    "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
+    "npumm_power_of_two_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_void_p),
+    ),
     "npumm_hadamard_rows": (
         C.c_int,
         (C.POINTER(Hadamard), C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
@@ -281,10 +285,15 @@ def asymmetric_scales(
     return scale, zero
 
 
-def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already."""
+def power_of_two_scales(source: NDArray[np.float32], high: bool = False) -> NDArray[np.float32]:
+    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already.
+
+    With `high` it brings the largest magnitude of each row into [2**14, 2**15): what float16 loses is then a float16.
+    """
     result = np.empty(source.shape[0], np.float32)
-    code = library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_power_of_two_scales(
+        source.ctypes.data, *source.shape, *source.strides, high, result.ctypes.data
+    )
     _check("npumm_power_of_two_scales", code)
     return result
 

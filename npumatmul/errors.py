@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "RKNN_ERRORS",
+    "BoardInUseError",
     "BusyError",
     "ClosedError",
     "DeviceError",
@@ -19,6 +20,7 @@ __all__ = [
     "NotFiniteError",
     "NpuError",
     "NpuMemoryError",
+    "PackedFileError",
     "RknnContextInvalid",
     "RknnDeviceUnavailable",
     "RknnDeviceUnmatch",
@@ -58,6 +60,10 @@ class BusyError(NpuError, RuntimeError):
     """A context or buffer is in use by another thread; nothing was called."""
 
 
+class BoardInUseError(NpuError, RuntimeError):
+    """Another process uses the NPU of this board; the message names it and says how to go on all the same."""
+
+
 class UnsupportedByRuntime(NpuError, NotImplementedError):
     """The loaded runtime library is too old for this; the message names the version that has it."""
 
@@ -76,6 +82,10 @@ class NotFiniteError(NpuError, ValueError):
 
 class ModelError(NpuError, ValueError):
     """A model file is damaged, incomplete or of a kind that is not supported."""
+
+
+class PackedFileError(NpuError, ValueError):
+    """A file or pickle of packed weights is damaged, or made for another layout or by a newer version."""
 
 
 class RknnError(NpuError, RuntimeError):

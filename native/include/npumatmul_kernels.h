@@ -118,9 +118,11 @@ NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t
 /*
  * Power of two per row that brings the largest finite |x| into [1, 2) when it lies outside [2^-2, 2^15), else 1:
  * multiplying by it neither overflows float16 nor loses small rows, and is exact. Infs and nans stay what they are.
+ * With `high` it is always brought into [2^14, 2^15), so that what float16 loses of a value is a normal float16 itself
+ * unless the value is below 2^-17 of the row's largest.
  */
 NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
-                                           int64_t col_stride, float *scale);
+                                           int64_t col_stride, int32_t high, float *scale);
 
 /*
  * Randomized Hadamard transform of rows, ahead of packing. A row of `features` floats is multiplied by prescale and cut
