@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.errors import NotFiniteError
 from npumatmul.qparams import QuantParams
 from npumatmul.quant.functions import float_array
-from npumatmul.quant.histogram import Histogram
+from npumatmul.quant.histogram import BINS, Histogram
 from npumatmul.quant.ranges import range_params
 
 __all__ = ["MMSE", "Calibrator", "ClipRatio", "KLDivergence", "MinMax", "Percentile", "calibrate"]
@@ -150,7 +150,7 @@ class _HistogramCalibrator(Calibrator):
         symmetric: bool = True,
         axis: int | None = None,
         levels: int | None = None,
-        bins: int = 4096,
+        bins: int = BINS,
     ) -> None:
         super().__init__(bits, symmetric=symmetric, axis=axis, levels=levels)
         Histogram(0, bins)  # refuses wrong numbers of bins now
@@ -221,7 +221,7 @@ class Percentile(_HistogramCalibrator):
         symmetric: bool = True,
         axis: int | None = None,
         levels: int | None = None,
-        bins: int = 4096,
+        bins: int = BINS,
     ) -> None:
         super().__init__(bits, symmetric=symmetric, axis=axis, levels=levels, bins=bins)
         if not 50 < percentile <= 100:
@@ -356,7 +356,7 @@ class ClipRatio(_HistogramCalibrator):
         symmetric: bool = True,
         axis: int | None = None,
         levels: int | None = None,
-        bins: int = 4096,
+        bins: int = BINS,
     ) -> None:
         super().__init__(bits, symmetric=symmetric, axis=axis, levels=levels, bins=bins)
         wanted = np.geomspace(1, 0.02, 100) if ratios is None else np.asarray(ratios, np.float64)

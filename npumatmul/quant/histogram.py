@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Histogram"]
+__all__ = ["BINS", "Histogram"]
+
+#: Bins unless something else is asked for: a step of int8 over the whole range is then 16 bins wide.
+BINS = 1 << 12
 
 _CHUNK_ELEMENTS = 1 << 20
 
@@ -43,7 +46,7 @@ class Histogram:
     (array([[0, 1, 3, 1]]), array([4.]))
     """
 
-    def __init__(self, channels: int, bins: int = 4096) -> None:
+    def __init__(self, channels: int, bins: int = BINS) -> None:
         if bins < 4 or bins & (bins - 1):
             raise ValueError(f"Histogram: bins is a power of two of 4 or more, not {bins}")
         self.counts: NDArray[np.int64] = np.zeros((channels, bins), np.int64)
