@@ -201,7 +201,7 @@ class Matmul:
         if shapes.empty:
             return None
         start = time.perf_counter()
-        weights = [operands.weights.at(index) for index, _ in shapes.places()]
+        weights = [operands.weights.at(index) for index in shapes.indices()]
         assert weights[0].plan is not None  # only a weight without elements has none
         plan = plan_matmul(shapes.rows, weights[0].plan)
         self._log(
@@ -262,8 +262,7 @@ class Matmul:
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
-        a = shapes.rows_of(operands.a)
-        for index, where in shapes.places():
+        for index, where, a in shapes.rows_of(operands.a):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -271,7 +270,7 @@ class Matmul:
             if shapes.k == 0:
                 finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
             else:
-                multiply(a[where].reshape(-1, shapes.k), operands.weights.at(index), target, epilogue)
+                multiply(a, operands.weights.at(index), target, epilogue)
             if rows is None:
                 place[...] = target.reshape(place.shape)
             if not keep:
