@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -81,6 +82,7 @@ class Header:
 
     version: int
     metadata: dict[str, GGUFValue]
+    metadata_span: tuple[int, int]  # where the bytes of the metadata lie: start and stop
     tensors: dict[str, TensorInfo]
 
 
@@ -159,7 +161,9 @@ def parse_header(data: memoryview) -> Header:
         raise HeaderError(f"it has GGUF version {version}; versions {VERSIONS[0]} and {VERSIONS[1]} can be read")
     tensor_count = cursor.count("the tensor count", MIN_TENSOR_BYTES)
     value_count = cursor.count("the metadata count", MIN_KEY_VALUE_BYTES)
+    metadata_start = cursor.offset
     metadata = _metadata(cursor, value_count)
+    metadata_span = (metadata_start, cursor.offset)
     raw_tensors = [_tensor_entry(cursor) for _ in range(tensor_count)]
     alignment = _alignment(metadata)
     base = -(-cursor.offset // alignment) * alignment
@@ -168,7 +172,48 @@ def parse_header(data: memoryview) -> Header:
         if name in tensors:
             raise HeaderError(f"tensor {name!r} is listed twice")
         tensors[name] = _place(name, shape, kind, offset, base, alignment, len(data))
-    return Header(version, metadata, tensors)
+    return Header(version, metadata, metadata_span, tensors)
+
+
+def subset(data: memoryview, header: Header, names: Collection[str]) -> bytes:
+    """Make the bytes of a GGUF file with the metadata of another and some of its tensors.
+
+    Parameters
+    ----------
+    data : memoryview
+        The bytes of the whole file.
+    header : Header
+        What `parse_header` made of them.
+    names : collection of str
+        Tensors to keep.
+
+    Returns
+    -------
+    bytes
+        A file; metadata and tensors are as they were, byte for byte.
+    """
+    alignment = _alignment(header.metadata)
+    kept = [info for info in header.tensors.values() if info.name in names]
+    start, stop = header.metadata_span
+    parts: list[bytes | memoryview] = [
+        MAGIC,
+        _U32.pack(header.version),
+        _U64.pack(len(kept)),
+        _U64.pack(len(header.metadata)),
+        data[start:stop],
+    ]
+    offset = 0
+    for info in kept:
+        name = info.name.encode()
+        parts += [_U64.pack(len(name)), name, _U32.pack(len(info.shape))]
+        parts += [_U64.pack(extent) for extent in reversed(info.shape)]
+        parts += [_U32.pack(int(info.kind)), _U64.pack(offset)]
+        offset += -(-info.nbytes // alignment) * alignment
+    size = sum(map(len, parts))
+    parts.append(bytes(-size % alignment))
+    for info in kept:
+        parts += [data[info.offset : info.offset + info.nbytes], bytes(-info.nbytes % alignment)]
+    return b"".join(parts)
 
 
 def _metadata(cursor: _Cursor, count: int) -> dict[str, GGUFValue]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
 
-from ._gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header
+from ._gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header, subset
 
 T = TypeVar("T", bool, int, float, str, list[Any])
 
@@ -70,14 +70,58 @@ class GGUFFile:
             raise self.error("it is a folder or a device; give the path of a .gguf file")
         if self.path.stat().st_size == 0:
             raise self.error("it is empty; fetch it again")
-        data: NDArray[np.uint8] = np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray)
+        self._parse(np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray))
+
+    def _parse(self, data: NDArray[np.uint8]) -> None:
         try:
             header = parse_header(data.data)
         except HeaderError as error:
             raise self.error(f"{error}; fetch or convert it again") from error
         self._data: NDArray[np.uint8] | None = data
+        self._header = header
         self.metadata: dict[str, GGUFValue] = header.metadata
         self.tensors: dict[str, TensorInfo] = header.tensors
+
+    @classmethod
+    def of_bytes(cls, data: NDArray[np.uint8], path: str | os.PathLike[str]) -> GGUFFile:
+        """Read a GGUF file that stands inside another file.
+
+        Parameters
+        ----------
+        data : ndarray of uint8, 1-D
+            Its bytes; not copied.
+        path : str or os.PathLike
+            The file it stands in, for error messages.
+
+        Returns
+        -------
+        GGUFFile
+            The file within the file.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If it is damaged.
+        """
+        file = cls.__new__(cls)
+        file.path = Path(path)
+        file._parse(data)
+        return file
+
+    def subset(self, names: Collection[str]) -> bytes:
+        """Make a GGUF file with all the metadata and some of the tensors.
+
+        Parameters
+        ----------
+        names : collection of str
+            Tensors to keep.
+
+        Returns
+        -------
+        bytes
+            The file.
+        """
+        return subset(self._mapped().data, self._header, names)
 
     def __repr__(self) -> str:
         """Return path and counts."""
@@ -207,6 +251,31 @@ class GGUFFile:
             raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
         return values
 
+    def stored(self, name: str, shape: Iterable[int] | None = None) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
+        """Return a tensor as it is stored.
+
+        Parameters
+        ----------
+        name : str
+            Name of the tensor.
+        shape : iterable of int, optional
+            The shape it must have, slowest dimension first.
+
+        Returns
+        -------
+        kind : GGMLQuantizationType
+            Storage type.
+        blocks : ndarray of uint8, shape (rows, bytes per row)
+            The stored bytes: a read-only view of the file.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If there is no such tensor, or its shape is another one.
+        """
+        info = self._info(name, shape)
+        return info.kind, self._blocks(info)
+
     def rows(self, name: str, shape: Iterable[int] | None = None) -> RowReader:
         """Return a reader that dequantizes single rows of a two-dimensional tensor, straight from the file.
 
@@ -244,13 +313,16 @@ class GGUFFile:
 
     def _blocks(self, info: TensorInfo) -> NDArray[np.uint8]:
         """Return the stored bytes of a tensor, one row for each row of values."""
-        if self._data is None:
-            raise ValueError(f"the model file {self.path} has been closed")
-        raw = self._data[info.offset : info.offset + info.nbytes]
+        raw = self._mapped()[info.offset : info.offset + info.nbytes]
         rows = 1
         for length in info.shape[:-1]:
             rows *= length
         return raw.reshape(rows, -1)
+
+    def _mapped(self) -> NDArray[np.uint8]:
+        if self._data is None:
+            raise ValueError(f"the model file {self.path} has been closed")
+        return self._data
 
     def _dequantize(self, info: TensorInfo, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
         try:

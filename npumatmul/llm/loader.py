@@ -179,18 +179,139 @@ def load_model(
     >>> loaded.config.n_layers
     30
     """
-    started = time.perf_counter()
     with GGUFFile(path) as file:
-        config = _limited(LlamaConfig.from_gguf(file), context_length)
-        tokenizer = GGUFTokenizer(file)
-        if tokenizer.vocab_size != config.vocab_size:
-            raise file.error(f"its tokenizer has {tokenizer.vocab_size} tokens, its model {config.vocab_size}")
-        template = ChatTemplate.from_gguf(file, tokenizer)
-        model = _Weights(file, config, pack, progress).model()
-        name = file.get("general.name", str, file.path.stem)
-        seconds = time.perf_counter() - started
-        logger.info("loaded %s (%s) in %.1f s", file.path, name, seconds)
-        return LoadedModel(file.path, name, config, model, tokenizer, template, seconds)
+        return load_from(
+            file,
+            lambda layer: pack(layer.weight(file), layer.name),
+            context_length=context_length,
+            progress=progress,
+        )
+
+
+def load_from(
+    file: GGUFFile,
+    linear: Callable[[LayerTensors], Linear],
+    *,
+    context_length: int | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a model whose linear layers may come from elsewhere.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        An open file with everything but, perhaps, the tensors of linear layers.
+    linear : callable
+        Makes the `Linear` of a layer.
+    context_length, progress
+        As for `load_model`.
+
+    Returns
+    -------
+    LoadedModel
+        The model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError, ValueError
+        As `load_model`.
+    """
+    started = time.perf_counter()
+    config = _limited(LlamaConfig.from_gguf(file), context_length)
+    tokenizer = GGUFTokenizer(file)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise file.error(f"its tokenizer has {tokenizer.vocab_size} tokens, its model {config.vocab_size}")
+    template = ChatTemplate.from_gguf(file, tokenizer)
+    model = _Weights(file, config, linear, progress).model()
+    name = file.get("general.name", str, file.path.stem)
+    seconds = time.perf_counter() - started
+    logger.info("loaded %s (%s) in %.1f s", file.path, name, seconds)
+    return LoadedModel(file.path, name, config, model, tokenizer, template, seconds)
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """Which tensors of a file make up a linear layer.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer, one of `npumatmul.llm.model.layer_names`.
+    stems : tuple of str
+        Names of the tensors without ``.weight``; their rows follow one another in the layer's weight.
+    rows : tuple of int
+        Rows of each.
+    k : int
+        Columns of all of them.
+    """
+
+    name: str
+    stems: tuple[str, ...]
+    rows: tuple[int, ...]
+    k: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N, K)`` of the layer's weight."""
+        return sum(self.rows), self.k
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Full names of the tensors."""
+        return tuple(f"{stem}.weight" for stem in self.stems)
+
+    def weight(self, file: GGUFFile) -> Float32:
+        """Read and dequantize the layer's weight.
+
+        Parameters
+        ----------
+        file : GGUFFile
+            The open file.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, K)
+            The rows of all tensors.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If a tensor is missing, of another shape, or cannot be dequantized.
+        """
+        parts = [file.tensor(name, (n, self.k)) for name, n in zip(self.tensors, self.rows, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def layer_tensors(file: GGUFFile, config: LlamaConfig) -> dict[str, LayerTensors]:
+    """List a model's linear layers.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        The open file; it decides where the head is: the embedding table is used twice if there is no other.
+    config : LlamaConfig
+        The model's configuration.
+
+    Returns
+    -------
+    dict of str to LayerTensors
+        By name, in the order of `npumatmul.llm.model.layer_names`.
+    """
+    c = config
+    found = {}
+    for i in range(c.n_layers):
+        p = f"blk.{i}"
+        qkv = (f"{p}.attn_q", f"{p}.attn_k", f"{p}.attn_v")
+        for layer in (
+            LayerTensors(f"{p}.qkv", qkv, (c.q_size, c.kv_size, c.kv_size), c.hidden_size),
+            LayerTensors(f"{p}.attn_out", (f"{p}.attn_output",), (c.hidden_size,), c.q_size),
+            LayerTensors(f"{p}.gate_up", (f"{p}.ffn_gate", f"{p}.ffn_up"), (c.ffn_size, c.ffn_size), c.hidden_size),
+            LayerTensors(f"{p}.down", (f"{p}.ffn_down",), (c.hidden_size,), c.ffn_size),
+        ):
+            found[layer.name] = layer
+    head = "output" if "output.weight" in file.tensors else "token_embd"
+    found["head"] = LayerTensors("head", (head,), (c.vocab_size,), c.hidden_size)
+    return found
 
 
 def _limited(config: LlamaConfig, context_length: int | None) -> LlamaConfig:
@@ -204,68 +325,66 @@ def _limited(config: LlamaConfig, context_length: int | None) -> LlamaConfig:
 class _Weights:
     """Takes the weights of a model out of a file, and notes which ones it took."""
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig, pack: Pack, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: LlamaConfig,
+        linear: Callable[[LayerTensors], Linear],
+        progress: Progress | None,
+    ) -> None:
         self._file = file
         self._config = config
-        self._pack = pack
+        self._make = linear
         self._progress = progress
+        self._layers = layer_tensors(file, config)
         self._done = 0
-        self._total = 4 * config.n_layers + 1
         self._taken: set[str] = set()
 
     def model(self) -> LlamaModel:
         c = self._config
         table = (c.vocab_size, c.hidden_size)
         self._taken.add("token_embd.weight")
-        embedding = self._file.rows("token_embd.weight", table)
-        blocks = [self._block(f"blk.{i}") for i in range(c.n_layers)]
-        head = "output" if "output.weight" in self._file.tensors else "token_embd"  # tied if there is none
         model = LlamaModel(
             c,
-            embedding=embedding,
-            blocks=blocks,
+            embedding=self._file.rows("token_embd.weight", table),
+            blocks=[self._block(f"blk.{i}") for i in range(c.n_layers)],
             output_norm=self._tensor("output_norm.weight", c.hidden_size),
-            head=self._linear("head", ((head, c.vocab_size),), c.hidden_size),
+            head=self._linear("head"),
             rope_factors=self._optional("rope_freqs.weight", c.rope_dim // 2),
         )
         self._check_all_taken()
         if self._progress is not None:
-            self._progress(self._total, self._total, "done")
+            self._progress(len(self._layers), len(self._layers), "done")
         return model
 
     def _block(self, prefix: str) -> Block:
-        c = self._config
-        qkv = (
-            (f"{prefix}.attn_q", c.q_size),
-            (f"{prefix}.attn_k", c.kv_size),
-            (f"{prefix}.attn_v", c.kv_size),
-        )
-        gate_up = ((f"{prefix}.ffn_gate", c.ffn_size), (f"{prefix}.ffn_up", c.ffn_size))
+        hidden = self._config.hidden_size
         return Block(
-            attn_norm=self._tensor(f"{prefix}.attn_norm.weight", c.hidden_size),
-            qkv=self._linear(f"{prefix}.qkv", qkv, c.hidden_size),
-            qkv_bias=self._bias(qkv),
-            attn_out=self._linear(f"{prefix}.attn_out", ((f"{prefix}.attn_output", c.hidden_size),), c.q_size),
-            attn_out_bias=self._bias(((f"{prefix}.attn_output", c.hidden_size),)),
-            ffn_norm=self._tensor(f"{prefix}.ffn_norm.weight", c.hidden_size),
-            gate_up=self._linear(f"{prefix}.gate_up", gate_up, c.hidden_size),
-            down=self._linear(f"{prefix}.down", ((f"{prefix}.ffn_down", c.hidden_size),), c.ffn_size),
+            attn_norm=self._tensor(f"{prefix}.attn_norm.weight", hidden),
+            qkv=self._linear(f"{prefix}.qkv"),
+            qkv_bias=self._bias(f"{prefix}.qkv"),
+            attn_out=self._linear(f"{prefix}.attn_out"),
+            attn_out_bias=self._bias(f"{prefix}.attn_out"),
+            ffn_norm=self._tensor(f"{prefix}.ffn_norm.weight", hidden),
+            gate_up=self._linear(f"{prefix}.gate_up"),
+            down=self._linear(f"{prefix}.down"),
         )
 
-    def _linear(self, name: str, parts: Sequence[tuple[str, int]], k: int) -> Linear:
-        """Pack one matrix, or several with the same input stacked into one."""
+    def _linear(self, name: str) -> Linear:
+        """Make one layer, of one matrix or of several with the same input stacked into one."""
         if self._progress is not None:
-            self._progress(self._done, self._total, name)
+            self._progress(self._done, len(self._layers), name)
         self._done += 1
-        weights = [self._tensor(f"{part}.weight", n, k) for part, n in parts]
-        return self._pack(weights[0] if len(weights) == 1 else np.concatenate(weights), name)
+        self._taken.update(self._layers[name].tensors)
+        return self._make(self._layers[name])
 
-    def _bias(self, parts: Sequence[tuple[str, int]]) -> Float32 | None:
-        biases = [self._optional(f"{part}.bias", n) for part, n in parts]
+    def _bias(self, name: str) -> Float32 | None:
+        layer = self._layers[name]
+        biases = [self._optional(f"{stem}.bias", n) for stem, n in zip(layer.stems, layer.rows, strict=True)]
         if all(bias is None for bias in biases):
             return None
         return np.concatenate(
-            [np.zeros(n, np.float32) if b is None else b for b, (_, n) in zip(biases, parts, strict=True)]
+            [np.zeros(n, np.float32) if b is None else b for b, n in zip(biases, layer.rows, strict=True)]
         )
 
     def _tensor(self, name: str, *shape: int) -> Float32:

@@ -1,0 +1,33 @@
+"""Quantized models: recipes, what they make of a model's layers, emulation on the host, files.
+
+`quantize_model` applies a `Recipe` to a GGUF file; what it returns can be run (`QuantizedModel.load`), written
+(`save_quantized`) and read again (`load_quantized`).
+"""
+
+from .build import quantize_layer
+from .calibration import LayerStatistics, collect_statistics
+from .emulation import EmulatedLinear, emulate
+from .layer import QuantizedLayer
+from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
+from .recipe import LayerRecipe, Recipe, SchemeParts, parse_scheme
+from .saving import is_quantized, load_quantized, save_quantized
+
+__all__ = [
+    "EmulatedLinear",
+    "LayerRecipe",
+    "LayerStatistics",
+    "MakeLinear",
+    "QuantizedLayer",
+    "QuantizedModel",
+    "Recipe",
+    "SchemeParts",
+    "Source",
+    "collect_statistics",
+    "emulate",
+    "is_quantized",
+    "load_quantized",
+    "parse_scheme",
+    "quantize_layer",
+    "quantize_model",
+    "save_quantized",
+]

@@ -1,0 +1,147 @@
+"""From a float weight and a recipe to a quantized layer."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul import _kernels
+from npumatmul.errors import NotFiniteError
+from npumatmul.qparams import InputTransform
+from npumatmul.quant.gptq import gptq
+from npumatmul.quant.hadamard import Hadamard
+from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.transforms import Chain, ChannelScale
+from npumatmul.quant.weight_scales import Clip, round_weight
+
+from .calibration import LayerStatistics
+from .layer import QuantizedLayer
+from .recipe import GGUF_SCHEME, LayerRecipe
+
+__all__ = ["quantize_layer"]
+
+
+def quantize_layer(
+    weight: NDArray[np.float32],
+    recipe: LayerRecipe,
+    statistics: LayerStatistics | None = None,
+    *,
+    name: str = "",
+    seed: int = 0,
+) -> QuantizedLayer:
+    """Quantize the weight of one layer.
+
+    Parameters
+    ----------
+    weight : ndarray of float32, shape (N, K)
+        The weight.
+    recipe : LayerRecipe
+        What to do.
+    statistics : LayerStatistics, optional
+        Of the activations that meet it; needed where the recipe calibrates.
+    name : str
+        For error messages, and so that layers get different random signs.
+    seed : int
+        Of random signs.
+
+    Returns
+    -------
+    QuantizedLayer
+        The layer.
+
+    Raises
+    ------
+    ValueError
+        If the recipe needs statistics and there are none, or is ``gguf``, for which blocks of a file are needed.
+    npumatmul.errors.NotFiniteError
+        If the weight holds an inf or nan.
+    """
+    if recipe.scheme == GGUF_SCHEME:
+        raise ValueError(f"layer {name!r}: scheme 'gguf' takes blocks over from a file and has no use for floats")
+    if recipe.needs_calibration and statistics is None:
+        raise ValueError(f"layer {name!r}: its recipe needs a calibration text")
+    if not np.isfinite(weight).all():
+        raise NotFiniteError(f"layer {name!r}: its weight holds an inf or nan")
+    if statistics is not None and statistics.features != weight.shape[1]:
+        raise ValueError(f"layer {name!r}: statistics of {statistics.features} features, a weight of {weight.shape}")
+    if recipe.parts.weight_bits == 16:
+        return _half_layer(weight, recipe)
+    transform = _transform(weight, recipe, statistics, zlib.crc32(name.encode()) ^ seed)
+    clip: Clip = "mse" if recipe.clip_search else "absmax"
+    parts = recipe.parts
+    if recipe.rounding == "gptq":
+        assert statistics is not None
+        quantized = gptq(
+            weight,
+            _hessian(statistics, transform),
+            bits=parts.weight_bits,
+            group_size=parts.group_size,
+            act_order=recipe.act_order,
+            clip=clip,
+            rounds=recipe.refine,
+            input_transform=transform,
+        )
+    else:
+        quantized = round_weight(
+            weight,
+            bits=parts.weight_bits,
+            granularity=parts.granularity,
+            group_size=parts.group_size,
+            clip=clip,
+            importance=None if statistics is None or clip == "absmax" else _importance(statistics, transform),
+            input_transform=transform,
+        )
+    return QuantizedLayer(recipe, quantized)
+
+
+def _half_layer(weight: NDArray[np.float32], recipe: LayerRecipe) -> QuantizedLayer:
+    scale = _kernels.power_of_two_scales(np.ascontiguousarray(weight))
+    if bool((scale == 1).all()):
+        return QuantizedLayer(recipe, weight.astype(np.float16))
+    return QuantizedLayer(recipe, (weight * scale[:, np.newaxis]).astype(np.float16), row_scale=np.reciprocal(scale))
+
+
+def _transform(
+    weight: NDArray[np.float32], recipe: LayerRecipe, statistics: LayerStatistics | None, seed: int
+) -> InputTransform | None:
+    steps: list[InputTransform] = []
+    if "smooth" in recipe.transform:
+        assert statistics is not None
+        steps.append(ChannelScale(_smoothing(weight, statistics.absmax, recipe.smooth_strength)))
+    if "hadamard" in recipe.transform:
+        steps.append(Hadamard(weight.shape[1], seed=seed))
+    if len(steps) > 1:
+        return Chain(steps)
+    return steps[0] if steps else None
+
+
+def _smoothing(weight: NDArray[np.float32], absmax: NDArray[np.float32], strength: float) -> NDArray[np.float32]:
+    """SmoothQuant's scales: max |x|^a / max |w|^(1 - a) of each feature, their geometric mean brought to 1."""
+    x = np.maximum(absmax.astype(np.float64), 1e-5)
+    w = np.maximum(np.abs(weight).max(axis=0).astype(np.float64), 1e-5)
+    logs = strength * np.log(x) - (1 - strength) * np.log(w)
+    scale: NDArray[np.float32] = np.exp(np.clip(logs - logs.mean(), -20, 20)).astype(np.float32)
+    return scale
+
+
+def _hessian(statistics: LayerStatistics, transform: InputTransform | None) -> Hessian:
+    """Second moments of activations as they meet the codes: transforms are linear, so they pass through the sums."""
+    assert statistics.products is not None
+    hessian = Hessian(statistics.features)
+    hessian.samples = statistics.rows
+    products = statistics.products.astype(np.float64)
+    if transform is not None:
+        products = np.ascontiguousarray(transform.activation(products).T)
+        products = transform.activation(products)
+    hessian.matrix = products
+    return hessian
+
+
+def _importance(statistics: LayerStatistics, transform: InputTransform | None) -> NDArray[np.float64] | None:
+    """Mean squares of the features that meet the codes, up to a factor."""
+    if statistics.products is None:
+        return None
+    diagonal: NDArray[np.float64] = np.maximum(_hessian(statistics, transform).matrix.diagonal(), 0)
+    return diagonal

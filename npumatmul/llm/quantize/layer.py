@@ -1,0 +1,118 @@
+"""One quantized layer: codes with scales, or float16, and what belongs to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.qparams import Granularity, QuantizedWeight
+
+from .recipe import LayerRecipe
+
+__all__ = ["QuantizedLayer"]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """The weight of a linear layer as a recipe made it.
+
+    The layer computes ``q(t(x)) @ w.T + sums(t(x)) @ offset.T + bias``, with ``t`` the weight's input transform, ``q``
+    the quantization of activations that the scheme names, ``w`` what the codes stand for, and ``sums`` the sums of
+    activations over each group along K.
+
+    Attributes
+    ----------
+    recipe : LayerRecipe
+        How it was made, and how activations are quantized.
+    weight : QuantizedWeight or ndarray of float16, shape (N, K)
+        Codes with parameters; float16 values for ``w16a16``.
+    row_scale : ndarray of float32, shape (N,), or None
+        What rows of float16 values are multiplied with: powers of two, where a row would leave float16's range.
+    offset : ndarray of float32, shape (N, groups), or None
+        What is added to every value of a group of the weight: minima of blocks that were taken over from a file. Its
+        share of the product is computed on the host in float32, from activations that are not quantized.
+    bias : ndarray of float32, shape (N,), or None
+        Added to results.
+
+    Raises
+    ------
+    ValueError
+        If parts do not fit together.
+    """
+
+    recipe: LayerRecipe
+    weight: QuantizedWeight | NDArray[np.float16]
+    offset: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
+    row_scale: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        weight = self.weight
+        if isinstance(weight, np.ndarray) and (weight.dtype != np.float16 or weight.ndim != 2):
+            raise ValueError(f"a weight of {weight.dtype} with {weight.ndim} dimensions; float16 and 2 are needed")
+        n = self.shape[0]
+        if self.offset is not None:
+            groups = weight.groups if isinstance(weight, QuantizedWeight) else 0
+            if not isinstance(weight, QuantizedWeight) or weight.params.granularity is not Granularity.GROUP:
+                raise ValueError("offsets belong to weights that are quantized in groups")
+            if self.offset.shape != (n, groups) or self.offset.dtype != np.float32:
+                raise ValueError(
+                    f"offsets are float32 of shape {(n, groups)}, not {self.offset.dtype} {self.offset.shape}"
+                )
+        if self.row_scale is not None and (isinstance(weight, QuantizedWeight) or self.row_scale.shape != (n,)):
+            raise ValueError(f"row scales belong to float16 weights, one for each of the {n} rows")
+        if self.bias is not None and (self.bias.shape != (n,) or self.bias.dtype != np.float32):
+            raise ValueError(f"a bias is float32 of shape {(n,)}, not {self.bias.dtype} of shape {self.bias.shape}")
+
+    def __repr__(self) -> str:
+        """Return scheme, shape and bits."""
+        return f"<QuantizedLayer {self.recipe.scheme} {self.shape}: {self.bits_per_weight:.2f} bits per weight>"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N, K)``."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def group_size(self) -> int:
+        """Values along K that share a scale; K where there are no groups."""
+        weight = self.weight
+        if isinstance(weight, QuantizedWeight) and weight.params.group_size is not None:
+            return weight.params.group_size
+        return self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight as it is stored: int4 codes two to a byte, scales, offsets and bias."""
+        weight = self.weight
+        extra = sum(each.nbytes for each in (self.offset, self.bias, self.row_scale) if each is not None)
+        if isinstance(weight, np.ndarray):
+            return weight.nbytes + extra
+        codes = weight.codes.size if weight.params.bits > 4 else -(-weight.shape[1] // 2) * weight.shape[0]
+        zero_points = 0 if weight.params.symmetric else weight.params.zero_point.nbytes
+        return codes + weight.params.scale.nbytes + zero_points + extra
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each value of the weight, scales included."""
+        return 8 * self.nbytes / max(1, self.shape[0] * self.shape[1])
+
+    def restored(self) -> NDArray[np.float32]:
+        """The float weight that the layer stands for, transforms undone.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, K)
+            It meets activations as they are.
+        """
+        if isinstance(self.weight, np.ndarray):
+            values = self.weight.astype(np.float32)
+            return values if self.row_scale is None else values * self.row_scale[:, np.newaxis]
+        values = np.asarray(self.weight.dequantize(), np.float32)
+        if self.offset is not None:
+            values = values + np.repeat(self.offset, self.group_size, axis=1)[:, : self.shape[1]]
+        transform = self.weight.input_transform
+        return values if transform is None else np.asarray(transform.inverse_weight(values), np.float32)

@@ -1,0 +1,221 @@
+"""Quantizing a model by a recipe, and what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from npumatmul.llm.config import LlamaConfig
+from npumatmul.llm.evaluation import Window
+from npumatmul.llm.gguf_file import GGUFFile
+from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.model import Linear
+
+from .build import quantize_layer
+from .calibration import LayerStatistics, collect_statistics
+from .emulation import emulate
+from .gguf_blocks import layer_of_blocks
+from .layer import QuantizedLayer
+from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
+
+__all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
+
+logger = logging.getLogger(__name__)
+
+MakeLinear = Callable[[QuantizedLayer, str], Linear]
+"""Makes a `Linear` of a quantized layer and its name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a quantized model was made of.
+
+    Attributes
+    ----------
+    name : str
+        Name of the file.
+    sha256 : str
+        Digest of its bytes.
+    """
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedModel:
+    """A model whose linear layers are quantized.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file that it was made of or loaded from.
+    rest : GGUFFile
+        Everything but the linear layers: configuration, tokenizer, embeddings, norms, biases.
+    recipe : Recipe
+        How it was made.
+    source : Source
+        What it was made of.
+    layers : mapping of str to QuantizedLayer
+        The layers by name.
+    notes : tuple of str
+        What was done otherwise than a reader might expect.
+    """
+
+    path: Path
+    rest: GGUFFile
+    recipe: Recipe
+    source: Source
+    layers: Mapping[str, QuantizedLayer]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return size and bits."""
+        return (
+            f"<QuantizedModel {self.path.name}: {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits per weight>"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers as they are stored."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each value of the layers' weights, scales included."""
+        return 8 * self.nbytes / max(1, sum(layer.shape[0] * layer.shape[1] for layer in self.layers.values()))
+
+    def load(
+        self,
+        make: MakeLinear = emulate,
+        *,
+        context_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> LoadedModel:
+        """Make a model that runs.
+
+        Parameters
+        ----------
+        make : callable
+            What computes the layers: `emulate`, by numpy on the host (the default), or what `npu_layers` makes.
+        context_length : int, optional
+            Longest sequence, in tokens; by default, and at most, the model's own.
+        progress : callable, optional
+            Called before each layer and at the end.
+
+        Returns
+        -------
+        LoadedModel
+            The model with tokenizer and chat template.
+        """
+
+        def linear(tensors: LayerTensors) -> Linear:
+            layer = self.layers[tensors.name]
+            if layer.shape != tensors.shape:
+                raise self.rest.error(f"layer {tensors.name!r} has shape {layer.shape}, {tensors.shape} is needed")
+            return make(layer, tensors.name)
+
+        return load_from(self.rest, linear, context_length=context_length, progress=progress)
+
+
+def quantize_model(
+    path: str | os.PathLike[str],
+    recipe: Recipe,
+    calibration: Sequence[Window] = (),
+    *,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Quantize the linear layers of a model.
+
+    A file whose blocks have 4 or 8 bits already is dequantized and rounded a second time, unless the recipe's scheme
+    is ``gguf``; the result's notes say so.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    recipe : Recipe
+        What to do to each layer.
+    calibration : sequence of Window
+        A text, where layers need one; see `npumatmul.llm.windows`. It should not be the text of an evaluation.
+    statistics : mapping of str to LayerStatistics, optional
+        What was seen on a calibration text before, instead of one.
+    progress : callable, optional
+        Called with what is done, what there is to do, and a name.
+
+    Returns
+    -------
+    QuantizedModel
+        The model.
+
+    Raises
+    ------
+    ValueError
+        If a layer needs calibration and there is no text.
+    npumatmul.errors.ModelError
+        If the file cannot be used.
+
+    Examples
+    --------
+    >>> from npumatmul.llm import fetch_demo_model, generate
+    >>> from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model
+    >>> model = quantize_model(fetch_demo_model(), Recipe(LayerRecipe("w8a8")))
+    >>> round(model.bits_per_weight, 2)
+    8.05
+    """
+    file = GGUFFile(path)
+    names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    recipes = {name: recipe.for_layer(name) for name in names}
+    needing = [name for name, each in recipes.items() if each.needs_calibration]
+    known = dict(statistics or {})
+    missing = [name for name in needing if name not in known]
+    if missing:
+        if not calibration:
+            raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
+        known.update(collect_statistics(path, calibration, missing, progress=progress))
+    layers: dict[str, QuantizedLayer] = {}
+    requantized, left_out = [], []
+    for done, (name, tensors) in enumerate(names.items()):
+        if progress is not None:
+            progress(done, len(names), f"quantizing {name}")
+        each = recipes[name]
+        taken = layer_of_blocks(file, tensors.tensors, each) if each.scheme == GGUF_SCHEME else None
+        if each.scheme == GGUF_SCHEME and taken is None:
+            left_out.append(name)
+            each = LayerRecipe("w8a8")
+        if taken is None:
+            if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
+                requantized.append(name)
+            taken = quantize_layer(tensors.weight(file), each, known.get(name), name=name, seed=recipe.seed)
+        layers[name] = taken
+    if progress is not None:
+        progress(len(names), len(names), "done")
+    notes = []
+    if requantized:
+        notes.append(
+            f"{len(requantized)} of {len(names)} layers were quantized in {file.path.name} already and are rounded a "
+            f"second time; scheme 'gguf' takes blocks of Q4_0, Q4_1 and Q8_0 over as they are"
+        )
+    if left_out:
+        notes.append(
+            f"{len(left_out)} layers, such as {left_out[0]!r}, are stored in types whose blocks cannot be taken over; "
+            f"they are w8a8 instead"
+        )
+    for note in notes:
+        logger.info("%s", note)
+    return QuantizedModel(file.path, file, recipe, Source(file.path.name, _sha256(file.path)), layers, tuple(notes))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    data = np.memmap(path, np.uint8, "r")
+    for start in range(0, len(data), 1 << 24):
+        digest.update(data[start : start + (1 << 24)].data)
+    return digest.hexdigest()

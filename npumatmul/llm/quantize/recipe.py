@@ -1,0 +1,358 @@
+"""Recipes: what to do to each layer of a model, as values that JSON can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from npumatmul.qparams import Granularity
+
+__all__ = ["LayerRecipe", "Recipe", "SchemeParts", "parse_scheme"]
+
+GGUF_SCHEME = "gguf"
+"""The scheme that takes over the blocks of the file."""
+
+_SCHEME = re.compile(r"w(4|8|16)a(4|8|16)(?:_(layer)|_g(\d+))?")
+TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard")
+ROUNDINGS = ("nearest", "gptq")
+
+
+@dataclass(frozen=True)
+class SchemeParts:
+    """What the name of a scheme says.
+
+    Attributes
+    ----------
+    weight_bits, activation_bits : int
+        4, 8 or 16; 16 is float16.
+    granularity : Granularity
+        Of the weight's scales: per layer, channel or group.
+    group_size : int or None
+        Values along K that share a scale.
+    """
+
+    weight_bits: int
+    activation_bits: int
+    granularity: Granularity = Granularity.CHANNEL
+    group_size: int | None = None
+
+    @property
+    def activation_levels(self) -> int | None:
+        """Largest magnitude of a quantized activation; None for float16.
+
+        7 for int4 and 127 for int8; 119 for int8 beside int4 weights, where each value a is split into two int4 with
+        a = 16 h + l.
+        """
+        if self.activation_bits == 16:
+            return None
+        if self.activation_bits == 4:
+            return 7
+        return 119 if self.weight_bits == 4 else 127
+
+
+def parse_scheme(name: str) -> SchemeParts:
+    """Read the name of a scheme.
+
+    Parameters
+    ----------
+    name : str
+        ``w<bits>a<bits>``, for weights and activations, with a scale per output channel of the weight; ``_layer`` or
+        ``_g<size>`` at the end asks for one per layer or per group of that many values along K. ``gguf`` has int8
+        activations; what its weights have depends on the file, and groups of 32 are reported.
+
+    Returns
+    -------
+    SchemeParts
+        Its parts.
+
+    Raises
+    ------
+    ValueError
+        If it is not the name of a scheme.
+
+    Examples
+    --------
+    >>> from npumatmul.llm.quantize import parse_scheme
+    >>> parts = parse_scheme("w4a8_g128")
+    >>> parts.weight_bits, parts.activation_levels, parts.group_size
+    (4, 119, 128)
+    """
+    if name == GGUF_SCHEME:
+        return SchemeParts(8, 8, Granularity.GROUP, 32)
+    match = _SCHEME.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            f"no scheme is called {name!r}; there are w16a16, w8a8, w4a8, w4a4, w8a16, w4a16, each with _layer or "
+            f"_g<group size> at the end if wanted, and {GGUF_SCHEME}"
+        )
+    weight_bits, activation_bits = int(match[1]), int(match[2])
+    if weight_bits > activation_bits:
+        if weight_bits == 16:
+            raise ValueError(f"scheme {name!r}: float16 weights need float16 activations: w16a16")
+        raise ValueError(f"scheme {name!r}: no chip multiplies int8 weights with int4 activations")
+    if weight_bits == 16:
+        if match[3] or match[4]:
+            raise ValueError(f"scheme {name!r}: float16 weights have no scales to share")
+        return SchemeParts(16, 16)
+    if match[3]:
+        return SchemeParts(weight_bits, activation_bits, Granularity.LAYER)
+    if match[4] is None:
+        return SchemeParts(weight_bits, activation_bits)
+    group = int(match[4])
+    if group < 32 or group % 32:
+        raise ValueError(f"scheme {name!r}: groups are a multiple of 32 values, the NPU's smallest step of K")
+    return SchemeParts(weight_bits, activation_bits, Granularity.GROUP, group)
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What to do to one layer.
+
+    Attributes
+    ----------
+    scheme : str
+        See `parse_scheme`; not ``auto``.
+    transform : str
+        Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
+        ``smooth`` (SmoothQuant: scales move from activations to the weight; needs calibration) or ``smooth+hadamard``.
+    smooth_strength : float
+        How much of the activations' range moves to the weight, 0 to 1.
+    rounding : str
+        ``nearest`` or ``gptq`` (needs calibration).
+    clip_search : bool
+        Whether to search for weight scales below the largest magnitude that lose less.
+    act_order : bool
+        Whether GPTQ begins with the columns of the largest activations.
+    refine : int
+        Rounds of coordinate descent after GPTQ; each takes about as long as GPTQ itself.
+    activation_clip : float
+        Largest quantized activation as a share of the largest of its token, above 0 and at most 1.
+
+    Raises
+    ------
+    ValueError
+        If a value is not one of these.
+    """
+
+    scheme: str = "w8a8"
+    transform: str = "none"
+    smooth_strength: float = 0.5
+    rounding: str = "nearest"
+    clip_search: bool = False
+    act_order: bool = False
+    refine: int = 0
+    activation_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        parse_scheme(self.scheme)
+        for name, value, known in (
+            ("transform", self.transform, TRANSFORMS),
+            ("rounding", self.rounding, ROUNDINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"recipe: {name} is {value!r}; it must be one of {', '.join(known)}")
+        if not 0 < self.activation_clip <= 1:
+            raise ValueError(f"recipe: activation_clip is {self.activation_clip}; it must be above 0 and at most 1")
+        if not 0 <= self.smooth_strength <= 1:
+            raise ValueError(f"recipe: smooth_strength is {self.smooth_strength}; it must be from 0 to 1")
+        if self.refine < 0:
+            raise ValueError(f"recipe: refine is {self.refine}; it must be 0 or more")
+        if self.rounding == "gptq" and self.parts.granularity is Granularity.LAYER:
+            raise ValueError(f"recipe: gptq needs a scale per channel or group, {self.scheme} has one per layer")
+        if self.scheme == GGUF_SCHEME and (self.transform != "none" or self.rounding != "nearest" or self.clip_search):
+            raise ValueError("recipe: scheme 'gguf' takes blocks over as they are: no transform, gptq or clip_search")
+
+    @property
+    def parts(self) -> SchemeParts:
+        """What the name of the scheme says."""
+        return parse_scheme(self.scheme)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations have to be seen before the weight can be quantized."""
+        return self.parts.weight_bits < 16 and (self.rounding == "gptq" or "smooth" in self.transform)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do to every layer of a model.
+
+    Attributes
+    ----------
+    default : LayerRecipe
+        For layers that no pattern matches.
+    layers : mapping of str to mapping
+        By pattern of layer names (``*`` and ``?``, see `fnmatch`), the fields of `LayerRecipe` that differ. All
+        patterns that match are applied in their order, so that later ones win.
+    seed : int
+        Of random signs in transforms.
+
+    Raises
+    ------
+    ValueError
+        If a field or a value is not known.
+
+    Examples
+    --------
+    >>> from npumatmul.llm.quantize import LayerRecipe, Recipe
+    >>> recipe = Recipe(LayerRecipe("w4a8"), {"head": {"scheme": "w8a8"}, "blk.*.down": {"transform": "hadamard"}})
+    >>> recipe.for_layer("head").scheme, recipe.for_layer("blk.3.down").transform, recipe.for_layer("blk.3.qkv").scheme
+    ('w8a8', 'hadamard', 'w4a8')
+    >>> Recipe.from_json(recipe.to_json()) == recipe
+    True
+    """
+
+    default: LayerRecipe = LayerRecipe()
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every override."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"recipe: the seed is {self.seed!r}; it must be a whole number, 0 or more")
+        known = [each.name for each in dataclasses.fields(LayerRecipe)]
+        for pattern, changes in self.layers.items():
+            unknown = [name for name in changes if name not in known]
+            if unknown:
+                raise ValueError(f"recipe: layers {pattern!r} set {unknown[0]!r}; there are {', '.join(known)}")
+            self.for_layer(pattern)
+
+    def for_layer(self, name: str) -> LayerRecipe:
+        """What to do to one layer.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``blk.3.qkv``; see `npumatmul.llm.model.layer_names`.
+
+        Returns
+        -------
+        LayerRecipe
+            The default with the changes of all patterns that match.
+        """
+        changes: dict[str, Any] = {}
+        for pattern, each in self.layers.items():
+            if name == pattern or fnmatchcase(name, pattern):
+                changes.update(each)
+        return _checked(LayerRecipe, {**dataclasses.asdict(self.default), **changes})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as values that JSON can hold.
+
+        Returns
+        -------
+        dict
+            The fields of the default, ``layers`` and ``seed``.
+        """
+        layers = {pattern: dict(changes) for pattern, changes in self.layers.items()}
+        return {**dataclasses.asdict(self.default), "layers": layers, "seed": self.seed}
+
+    def to_json(self) -> str:
+        """The recipe as JSON; `from_json` reads it.
+
+        Returns
+        -------
+        str
+            JSON, indented.
+        """
+        return json.dumps(self.as_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Make a recipe of values as `as_dict` gives them; what is missing has its default.
+
+        Parameters
+        ----------
+        values : mapping
+            Fields.
+
+        Returns
+        -------
+        Recipe
+            The recipe.
+
+        Raises
+        ------
+        ValueError
+            If a field or a value is not known.
+        """
+        rest = dict(values)
+        layers, seed = rest.pop("layers", {}), rest.pop("seed", 0)
+        if not isinstance(layers, Mapping) or not all(isinstance(each, Mapping) for each in layers.values()):
+            raise ValueError("recipe: 'layers' maps patterns of layer names to fields that differ")
+        return cls(_checked(LayerRecipe, rest), layers, seed)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Read a recipe from JSON.
+
+        Parameters
+        ----------
+        text : str
+            A JSON object.
+
+        Returns
+        -------
+        Recipe
+            The recipe.
+
+        Raises
+        ------
+        ValueError
+            If it is not JSON, or a field or a value is not known.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"recipe: this is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"recipe: a JSON object is needed, this is a {type(values).__name__}")
+        return cls.from_dict(values)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Recipe:
+        """Read a recipe from a JSON file.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            The file.
+
+        Returns
+        -------
+        Recipe
+            The recipe.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+        ValueError
+            As for `from_json`; the message names the file.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _checked(kind: type[LayerRecipe], values: Mapping[str, Any]) -> LayerRecipe:
+    """Make a layer's recipe of values whose types nobody has looked at."""
+    defaults = kind()
+    for name, value in values.items():
+        if not hasattr(defaults, name):
+            known = ", ".join(each.name for each in dataclasses.fields(kind))
+            raise ValueError(f"recipe: there is no field {name!r}; there are {known}, layers, seed")
+        wanted = type(getattr(defaults, name))
+        right = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+        if not right or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(f"recipe: {name} is {value!r}; a {wanted.__name__} is needed")
+    return kind(**values)

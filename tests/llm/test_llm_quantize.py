@@ -1,0 +1,480 @@
+"""Recipes, quantized layers and models, their emulation on the host, and their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf.constants import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from npumatmul.errors import ModelError, NotFiniteError
+from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
+from npumatmul.llm.model import layer_names
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    LayerStatistics,
+    QuantizedLayer,
+    Recipe,
+    collect_statistics,
+    emulate,
+    is_quantized,
+    load_quantized,
+    parse_scheme,
+    quantize_layer,
+    quantize_model,
+    save_quantized,
+)
+from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
+from npumatmul.llm.quantize.saving import pack_nibbles, unpack_nibbles
+from npumatmul.qparams import QuantizedWeight, QuantParams
+
+TOKENS = np.random.default_rng(0).integers(0, 256, 200)
+
+
+def random_matrix(n: int, k: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("w16a16", (16, 16, "channel", None, None)),
+        ("w8a8", (8, 8, "channel", None, 127)),
+        ("w8a8_layer", (8, 8, "layer", None, 127)),
+        ("w4a8", (4, 8, "channel", None, 119)),
+        ("w4a8_g128", (4, 8, "group", 128, 119)),
+        ("w4a4", (4, 4, "channel", None, 7)),
+        ("w4a16_g32", (4, 16, "group", 32, None)),
+        ("w8a16", (8, 16, "channel", None, None)),
+    ],
+)
+def test_names_of_schemes(name: str, parts: tuple[Any, ...]) -> None:
+    got = parse_scheme(name)
+    assert (got.weight_bits, got.activation_bits, got.granularity, got.group_size, got.activation_levels) == parts
+
+
+@pytest.mark.parametrize("name", ["w3a3", "w8a4", "w16a8", "w16a16_g32", "w8a8_g16", "w8a8_g100", "W8A8", "", "w8a8_"])
+def test_names_that_are_no_schemes(name: str) -> None:
+    with pytest.raises(ValueError, match="scheme"):
+        parse_scheme(name)
+
+
+def test_later_patterns_win() -> None:
+    recipe = Recipe(
+        LayerRecipe("w4a8", clip_search=True),
+        {"blk.*": {"transform": "hadamard"}, "blk.1?.down": {"scheme": "w8a8"}, "blk.10.down": {"transform": "none"}},
+    )
+    assert recipe.for_layer("head") == LayerRecipe("w4a8", clip_search=True)
+    assert recipe.for_layer("blk.1.down") == LayerRecipe("w4a8", "hadamard", clip_search=True)
+    assert recipe.for_layer("blk.11.down") == LayerRecipe("w8a8", "hadamard", clip_search=True)
+    assert recipe.for_layer("blk.10.down") == LayerRecipe("w8a8", "none", clip_search=True)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "JSON object"),
+        ('{"schema": "w8a8"}', "no field 'schema'"),
+        ('{"scheme": 8}', "scheme is 8; a str"),
+        ('{"scheme": "w2a2"}', "no scheme is called 'w2a2'"),
+        ('{"clip_search": 1}', "clip_search is 1; a bool"),
+        ('{"refine": true}', "refine is True; a int"),
+        ('{"refine": -1}', "refine is -1"),
+        ('{"transform": "rotate"}', "transform is 'rotate'"),
+        ('{"rounding": "up"}', "rounding is 'up'"),
+        ('{"activation_clip": 0}', "activation_clip is 0"),
+        ('{"scheme": "gguf", "transform": "hadamard"}', "as they are"),
+        ('{"scheme": "w8a8_layer", "rounding": "gptq"}', "one per layer"),
+        ('{"layers": {"head": "w8a8"}}', "'layers' maps"),
+        ('{"layers": {"head": {"bits": 8}}}', "set 'bits'"),
+        ('{"layers": {"*.qkv": {"scheme": "w2a2"}}}', "no scheme is called 'w2a2'"),
+        ('{"seed": -1}', "seed is -1"),
+    ],
+)
+def test_recipes_that_make_no_sense(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"recipe\.json.*{message}"):
+        Recipe.read(path)
+
+
+# --- layers
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["w8a8", "w8a8_layer", "w4a8", "w4a4", "w8a8_g32", "w4a8_g64", "w4a4_g32"]),
+    st.integers(1, 5),
+    st.integers(1, 130),
+    st.integers(1, 7),
+    st.integers(0, 3),
+)
+def test_emulation_against_exact_arithmetic(scheme: str, m: int, k: int, n: int, seed: int) -> None:
+    """Quantize activations per token by the definition, multiply in float64, and compare."""
+    parts = parse_scheme(scheme)
+    layer = quantize_layer(random_matrix(n, k, seed), LayerRecipe(scheme))
+    x = random_matrix(m, k, seed + 1) * 3
+    got = emulate(layer)(x)
+    levels = parts.activation_levels
+    assert levels is not None
+    scale = np.abs(x).max(axis=1, keepdims=True) / np.float32(levels)
+    codes = np.clip(np.rint(x / scale), -levels, levels)
+    weight = layer.restored().astype(np.float64)
+    expected = (codes.astype(np.float64) * scale) @ weight.T
+    bound = np.abs(codes * scale) @ np.abs(weight).T * 2.0**-21
+    assert (np.abs(got - expected) <= bound).all()
+
+
+def test_sums_beyond_float32_are_exact() -> None:
+    """K = 4096 of largest codes: sums of 2**26 and odd differences that float32 could not hold."""
+    codes = np.full((2, 4096), 127, np.int8)
+    codes[1, ::2] = -127
+    codes[1, 5] = 126
+    layer = QuantizedLayer(LayerRecipe("w8a8"), QuantizedWeight(codes, QuantParams([1, 1], granularity="channel")))
+    x = np.full((1, 4096), 127, np.float32)
+    x[0, 7] = 1  # one odd product
+    exact = codes.astype(np.int64) @ x[0].astype(np.int64)
+    np.testing.assert_array_equal(emulate(layer)(x)[0], exact.astype(np.float32))
+
+
+def test_float16_activations() -> None:
+    x, w = random_matrix(3, 64) * 1e-9, random_matrix(5, 64, 1)
+    layer = quantize_layer(w, LayerRecipe("w8a16"))
+    np.testing.assert_allclose(emulate(layer)(x), x @ layer.restored().T, rtol=1e-2, atol=1e-12)
+
+
+def test_half_weights_of_any_size() -> None:
+    """Rows far beyond float16's range keep their precision through a power of two."""
+    w = random_matrix(4, 32) * np.array([[1e-12], [1.0], [1e6], [1e20]], np.float32)
+    layer = quantize_layer(w, LayerRecipe("w16a16"))
+    np.testing.assert_allclose(layer.restored(), w, rtol=2.0**-11)
+    assert quantize_layer(random_matrix(4, 32), LayerRecipe("w16a16")).row_scale is None
+
+
+@pytest.mark.parametrize("transform", ["hadamard", "smooth", "smooth+hadamard"])
+def test_transforms_help_against_outliers(transform: str) -> None:
+    w, x = random_matrix(48, 96), random_matrix(200, 96, 1)
+    x[:, 11] *= 60
+    statistics = LayerStatistics(96)
+    statistics.add(x)
+    errors = {}
+    for name in ("none", transform):
+        layer = quantize_layer(w, LayerRecipe("w8a8", name), statistics, name="blk.0.down")
+        np.testing.assert_allclose(layer.restored(), w, atol=0.2)
+        errors[name] = np.linalg.norm(emulate(layer)(x) - x @ w.T)
+    assert errors[transform] < 0.7 * errors["none"]
+
+
+def test_gptq_and_clip_search_help() -> None:
+    """On activations with strongly dependent features, as calibration shows them."""
+    rng = np.random.default_rng(3)
+    mixing = rng.standard_normal((96, 96)) * np.geomspace(1, 0.03, 96)[:, None]
+    x = (rng.standard_normal((600, 96)) @ mixing).astype(np.float32)
+    w = random_matrix(48, 96)
+    statistics = LayerStatistics(96)
+    statistics.add(x[:400])
+    errors = {}
+    for name, options in {
+        "nearest": {},
+        "clip": {"clip_search": True},
+        "gptq": {"rounding": "gptq", "clip_search": True},
+        "both": {"rounding": "gptq", "clip_search": True, "transform": "hadamard"},
+    }.items():
+        layer = quantize_layer(w, LayerRecipe("w4a16", **options), statistics)  # type: ignore[arg-type]
+        errors[name] = np.linalg.norm(x[400:] @ (layer.restored() - w).T)
+    assert errors["clip"] < errors["nearest"]
+    assert errors["gptq"] < 0.7 * errors["clip"]
+    assert errors["both"] < 0.7 * errors["clip"]
+
+
+def test_layers_refuse_what_does_not_fit() -> None:
+    w = random_matrix(4, 64)
+    with pytest.raises(ValueError, match="'head': its recipe needs a calibration text"):
+        quantize_layer(w, LayerRecipe(rounding="gptq"), name="head")
+    with pytest.raises(ValueError, match="statistics of 32 features"):
+        quantize_layer(w, LayerRecipe(rounding="gptq"), LayerStatistics(32))
+    with pytest.raises(ValueError, match="takes blocks over from a file"):
+        quantize_layer(w, LayerRecipe("gguf"))
+    with pytest.raises(NotFiniteError, match="'head'"):
+        quantize_layer(np.full((2, 32), np.nan, np.float32), LayerRecipe("w16a16"), name="head")
+    weight = QuantizedWeight(np.zeros((4, 64), np.int8), QuantParams(np.ones(4), granularity="channel"))
+    with pytest.raises(ValueError, match="offsets belong to weights"):
+        QuantizedLayer(LayerRecipe(), weight, offset=np.zeros((4, 2), np.float32))
+    with pytest.raises(ValueError, match="a bias is float32"):
+        QuantizedLayer(LayerRecipe(), weight, bias=np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="row scales belong"):
+        QuantizedLayer(LayerRecipe(), weight, row_scale=np.ones(4, np.float32))
+
+
+# --- blocks of GGUF files
+
+
+def block_file(tmp_path: Path, kinds: list[GGMLQuantizationType], values: list[NDArray[np.float32]]) -> GGUFFile:
+    path = tmp_path / "blocks.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for i, (kind, each) in enumerate(zip(kinds, values, strict=True)):
+        writer.add_tensor(f"t{i}", gguf.quants.quantize(each, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUFFile(path)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_stand_for_what_the_file_says(tmp_path: Path, kind: str) -> None:
+    values = random_matrix(6, 128)
+    values[1] = 0
+    values[2] = 1.5  # blocks without a spread
+    values[3] = np.abs(values[3]) + 2
+    values[4] = -values[3]
+    with block_file(tmp_path, [GGMLQuantizationType[kind]], [values]) as file:
+        layer = layer_of_blocks(file, ["t0"], LayerRecipe("gguf"))
+        assert layer is not None
+        np.testing.assert_array_equal(layer.restored(), file.tensor("t0"))
+    assert isinstance(layer.weight, QuantizedWeight)
+    assert layer.weight.params.bits == (8 if kind == "Q8_0" else 4)
+    if kind == "Q4_0":
+        blocks = values.reshape(6, 4, 32)
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+        assert (largest > 0).any()  # ggml's scale is negative then: blocks had to be turned around
+
+
+def test_layers_of_several_tensors(tmp_path: Path) -> None:
+    kinds = [GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
+    with block_file(tmp_path, kinds, [random_matrix(n, 64, n) for n in (3, 2, 4)]) as file:
+        layer = layer_of_blocks(file, ["t0", "t1", "t2"], LayerRecipe("gguf"))
+        assert layer is not None
+        expected = np.concatenate([file.tensor(f"t{i}") for i in range(3)])
+        np.testing.assert_array_equal(layer.restored(), expected)
+        x = random_matrix(5, 64, 9)
+        np.testing.assert_allclose(emulate(layer)(x), x @ expected.T, atol=0.6)
+
+
+def test_types_that_are_not_taken_over(tmp_path: Path) -> None:
+    with block_file(tmp_path, [GGMLQuantizationType.F16], [random_matrix(3, 64)]) as file:
+        assert layer_of_blocks(file, ["t0"], LayerRecipe("gguf")) is None
+
+
+# --- models
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe(
+        LayerRecipe("w8a8", "hadamard"),
+        {
+            "blk.0.*": {"scheme": "w4a8_g32", "rounding": "gptq", "clip_search": True},
+            "blk.1.down": {"scheme": "w8a8_layer", "transform": "smooth+hadamard"},
+            "head": {"scheme": "w16a16", "transform": "none"},
+        },
+        seed=7,
+    )
+
+
+def test_quantized_models_are_close_to_the_model(tiny: Any, recipe: Recipe) -> None:
+    pieces = windows(TOKENS, 64)
+    model = quantize_model(tiny.path, recipe, pieces)
+    assert list(model.layers) == layer_names(2)
+    assert model.notes == ()  # the file holds float32
+    exact = load_model(tiny.path, pack=numpy_pack)
+    for name, layer in model.layers.items():
+        assert layer.recipe == recipe.for_layer(name)
+    got = evaluate(model.load().model, exact.model, pieces).mean_kl
+    worse = evaluate(quantize_model(tiny.path, Recipe(LayerRecipe("w4a4"))).load().model, exact.model, pieces).mean_kl
+    assert got is not None
+    assert worse is not None
+    assert 0 < got.value < 0.5 * worse.value
+
+
+def test_half_precision_is_close(tiny: Any) -> None:
+    model = quantize_model(tiny.path, Recipe(LayerRecipe("w16a16")))
+    exact = load_model(tiny.path, pack=numpy_pack).model
+    got = evaluate(model.load().model, exact, windows(TOKENS, 64)).mean_kl
+    assert got is not None
+    assert got.value < 1e-4
+    assert 16 <= model.bits_per_weight < 17
+
+
+def test_calibration_sees_what_enters_each_layer(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against hooks on transformers' model; memory for one layer at a time gives the same in several passes."""
+    import torch
+
+    from npumatmul.llm.quantize import calibration
+
+    tokens = TOKENS[:50]
+    seen: dict[str, NDArray[np.float64]] = {}
+    modules = dict(tiny.torch_model.named_modules())
+    names = {
+        "blk.1.qkv": "model.layers.1.self_attn.q_proj",
+        "blk.1.attn_out": "model.layers.1.self_attn.o_proj",
+        "blk.0.gate_up": "model.layers.0.mlp.up_proj",
+        "blk.0.down": "model.layers.0.mlp.down_proj",
+        "head": "lm_head",
+    }
+    hooks = []
+    for name, where in names.items():
+
+        def note(module: Any, inputs: Any, name: str = name) -> None:
+            seen[name] = inputs[0][0].detach().double().numpy()
+
+        hooks.append(modules[where].register_forward_pre_hook(note))
+    with torch.no_grad():
+        tiny.torch_model(torch.from_numpy(tokens)[None])
+    for hook in hooks:
+        hook.remove()
+    pieces = list(windows(np.tile(tokens, 2), 50))[:1]
+    once = collect_statistics(tiny.path, pieces, names)
+    assert list(once) == [name for name in layer_names(2) if name in names]
+    for name, x in seen.items():
+        found = once[name]
+        assert found.rows == 50
+        np.testing.assert_allclose(found.absmax, np.abs(x).max(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.second_moment, x.T @ x / 50, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(calibration, "MOMENT_BYTES", 5000)
+    calls: list[tuple[int, int]] = []
+    again = collect_statistics(tiny.path, pieces, names, progress=lambda done, total, _: calls.append((done, total)))
+    assert len(calls) == 5
+    for name in names:
+        np.testing.assert_array_equal(again[name].products, once[name].products)
+    light = collect_statistics(tiny.path, pieces, ["head"], products=False)["head"]
+    assert light.products is None
+    with pytest.raises(ValueError, match=r"no layer .blk\.9\.qkv."):
+        collect_statistics(tiny.path, pieces, ["blk.9.qkv"])
+
+
+def test_calibration_is_asked_for(tiny: Any, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"calibrates 5 layers, such as 'blk\.0\.qkv': give a text"):
+        quantize_model(tiny.path, recipe)
+
+
+# --- files
+
+
+def test_files_hold_the_whole_model(tiny: Any, recipe: Recipe, tmp_path: Path) -> None:
+    model = quantize_model(tiny.path, recipe, windows(TOKENS, 64))
+    path = tmp_path / "model.safetensors"
+    save_quantized(model, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
+    assert is_quantized(path)
+    assert not is_quantized(tiny.path)
+    again = load_quantized(path)
+    assert again.recipe == recipe
+    assert again.source == model.source
+    assert again.bits_per_weight == model.bits_per_weight
+    for name, layer in model.layers.items():
+        np.testing.assert_array_equal(again.layers[name].restored(), layer.restored())
+    first, second = model.load(), again.load()
+    assert second.config == first.config
+    assert second.tokenizer.encode("the text") == first.tokenizer.encode("the text")
+    logits = [m.model.forward(TOKENS[:20], m.model.new_cache(), all_logits=True) for m in (first, second)]
+    np.testing.assert_array_equal(*logits)
+    assert len(load_file(path)["gguf"]) < tiny.path.stat().st_size / 2  # linear layers are not in it twice
+
+
+def test_codes_are_views_of_the_file(tiny: Any, tmp_path: Path) -> None:
+    save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w8a8"))), tmp_path / "m")
+    codes = load_quantized(tmp_path / "m").layers["head"].weight
+    assert isinstance(codes, QuantizedWeight)
+    base: Any = codes.codes
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    assert type(base).__name__ == "mmap"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_tied_and_biased_models(make_tiny_model: Callable[..., Any], tmp_path: Path, bias: bool) -> None:
+    tiny = make_tiny_model(tied=True, bias=bias)
+    save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w16a16"))), tmp_path / "m")
+    model = load_quantized(tmp_path / "m").load().model
+    got = model.forward(TOKENS[:30], model.new_cache(), all_logits=True)
+    np.testing.assert_allclose(got, tiny.torch_logits(TOKENS[:30].tolist()), rtol=1e-2, atol=5e-2)
+
+
+def test_damaged_files_are_refused(tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w8a8"))), path)
+    whole = path.read_bytes()
+    broken = tmp_path / "broken"
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        broken.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match="not a complete safetensors file"):
+            load_quantized(broken)
+    with pytest.raises(FileNotFoundError):
+        load_quantized(tmp_path / "nothing")
+    arrays = load_file(path)
+    save_file(arrays, broken)
+    with pytest.raises(ModelError, match="without a quantized model"):
+        load_quantized(broken)
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as opened:
+        header = json.loads(opened.metadata()["npumatmul"])
+    for change, message in [
+        ({"format": 2}, "format 2"),
+        ({"layers": {}}, "does not fit its tensors"),
+        ({"recipe": {"scheme": "w9"}}, "does not fit"),
+        ({"source": 5}, "does not fit"),
+    ]:
+        save_file(arrays, broken, {"npumatmul": json.dumps({**header, **change})})
+        with pytest.raises(ModelError, match=message):
+            load_quantized(broken)
+    for text, message in [("[]", "not a JSON object"), ("{", "not JSON")]:
+        save_file(arrays, broken, {"npumatmul": text})
+        with pytest.raises(ModelError, match=message):
+            load_quantized(broken)
+    for name, array in [
+        ("head.codes", np.zeros((3, 3), np.int8)),
+        ("head.scale", -np.ones(264, np.float32)),
+        ("head.codes", np.zeros((264, 32), np.float32)),
+    ]:
+        save_file({**arrays, name: array}, broken, {"npumatmul": json.dumps(header)})
+        with pytest.raises(ModelError, match="does not fit its tensors"):
+            load_quantized(broken)
+    save_file({k: v for k, v in arrays.items() if k != "gguf"}, broken, {"npumatmul": json.dumps(header)})
+    with pytest.raises(ModelError, match="'gguf' is missing"):
+        load_quantized(broken)
+
+
+@given(st.integers(0, 9), st.integers(0, 70), st.integers(0, 5))
+def test_nibbles_round_trip(n: int, k: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(-8, 8, (n, k)).astype(np.int8)
+    packed = pack_nibbles(codes)
+    assert packed.nbytes == n * -(-k // 2)
+    np.testing.assert_array_equal(unpack_nibbles(packed, k), codes)
+
+
+def test_a_file_within_a_file(tiny: Any) -> None:
+    """A subset of a GGUF file is read by the gguf package, too."""
+    with GGUFFile(tiny.path) as file:
+        data = file.subset(["output_norm.weight", "blk.0.attn_q.weight"])
+        part = GGUFFile.of_bytes(np.frombuffer(data, np.uint8), "inside")
+        assert part.metadata == file.metadata
+        assert set(part.tensors) == {"output_norm.weight", "blk.0.attn_q.weight"}
+        for name in part.tensors:
+            np.testing.assert_array_equal(part.tensor(name), file.tensor(name))
+
+
+def test_gguf_package_reads_a_subset(tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "part.gguf"
+    with GGUFFile(tiny.path) as file:
+        path.write_bytes(file.subset(["blk.0.attn_q.weight"]))
+        reader = gguf.GGUFReader(path)
+        assert [tensor.name for tensor in reader.tensors] == ["blk.0.attn_q.weight"]
+        np.testing.assert_array_equal(reader.tensors[0].data, file.tensor("blk.0.attn_q.weight"))
+        assert "llama.block_count" in reader.fields
