@@ -6,7 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,52 @@ class Placement:
                 for row in rows:
                     for n_span in plan.n_spans:
                         tiles.append(self._store_tile(row, plan, n_span))
+                return StoredWeight(device, plan, tiles, slices)
+            except BaseException:
+                device.weights.release(tiles)
+                raise
+
+    def restore(
+        self,
+        plan: WeightPlan,
+        k_spans: Sequence[Span],
+        tile: Callable[[int, int], NDArray[np.uint8]],
+        slices: Sequence[WeightSlice],
+    ) -> StoredWeight:
+        """Put tiles that were packed before into device memory, byte for byte.
+
+        Parameters
+        ----------
+        plan : WeightPlan
+        k_spans : sequence of Span
+            The range of K of each row of tiles.
+        tile : callable
+            Gives a tile by its index in `StoredWeight.tiles` and its size in bytes.
+        slices : sequence of WeightSlice
+
+        Returns
+        -------
+        StoredWeight
+
+        Raises
+        ------
+        NpuMemoryError
+            If it does not fit.
+        ValueError
+            If plan, tiles and slices do not fit together.
+        """
+        device = self.device
+        tiles: list[Slice] = []
+        with device.lock:
+            device.check_usable()
+            device.collect()
+            try:
+                for k in k_spans:
+                    for n in plan.n_spans:
+                        of = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
+                        data = tile(len(tiles), of.nbytes)
+                        tiles.append(device.weights.allocate(of.nbytes))
+                        tiles[-1].fill(data)
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
