@@ -13,8 +13,15 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/matmul.md"])
-def test_python_programs_run(fresh_device: npu.Device, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_programs_run(
+    fresh_device: npu.Device,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """All blocks of a document, one after the other as a reader would type them."""
+    monkeypatch.chdir(tmp_path)  # for what they save
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     names: dict[str, object] = {}
