@@ -42,7 +42,7 @@ _ONCE = MatmulOptions(level=logging.DEBUG)
 
 
 def matmul(
-    a: ArrayLike,
+    a: ArrayLike | PackedWeight,
     b: ArrayLike | PackedWeight,
     /,
     out: Out = None,
@@ -58,8 +58,9 @@ def matmul(
 
     Parameters
     ----------
-    a : array_like, shape (..., M, K) or (K,)
-        float16, float32, bfloat16, int8, uint8 or int4, of any strides and byte order.
+    a : array_like, shape (..., M, K) or (K,), or PackedWeight
+        float16, float32, bfloat16, int8, uint8 or int4, of any strides and byte order. A packed weight is unpacked
+        anew on every call (`PackedWeight.unpack`).
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         Of the same kind (float or integer) as `a`. A plain array is packed and uploaded anew on every call, since its
         contents may have changed; use `pack` for a weight that stays.
@@ -128,6 +129,8 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
+    if isinstance(a, PackedWeight):
+        a = a.unpack()
     if involves_npu_arrays(a, b, out):
         options = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue, "bias": bias}
         return matmul_of_arrays(matmul, a, b, out, device, options)

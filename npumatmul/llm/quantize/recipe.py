@@ -20,7 +20,7 @@ GGUF_SCHEME = "gguf"
 """The scheme that takes over the blocks of the file."""
 
 _SCHEME = re.compile(r"w(4|8|16)a(4|8|16)(?:_(layer)|_g(\d+))?")
-TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard")
+TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard", "balance", "balance+hadamard")
 ROUNDINGS = ("nearest", "gptq")
 
 
@@ -121,11 +121,21 @@ class LayerRecipe:
         See `parse_scheme`; not ``auto``.
     transform : str
         Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
-        ``smooth`` (SmoothQuant: scales move from activations to the weight; needs calibration) or ``smooth+hadamard``.
+        ``smooth`` (SmoothQuant: scales move from activations to the weight), ``balance`` (the same by root mean squares
+        instead of maxima, which is what suits a Hadamard transform that follows; docs/quality.md derives it),
+        ``smooth+hadamard`` or ``balance+hadamard``. All but ``none`` and ``hadamard`` need calibration.
+    centre : bool
+        Whether the mean of each input feature over the calibration text is subtracted from activations before all
+        else. Its product with the float weight is added to results as a bias, so the exact product stays what it is.
     smooth_strength : float
         How much of the activations' range moves to the weight, 0 to 1.
     rounding : str
         ``nearest`` or ``gptq`` (needs calibration).
+    symmetric : bool
+        Whether codes of the weight have no zero points. Zero points are corrected on the host, exactly.
+    symmetric_activations : bool
+        Whether quantized activations have no zero points. Otherwise each token has one, and its codes, one more than
+        in the symmetric case, cover its smallest and largest value; corrected on the host, exactly.
     clip_search : bool
         Whether to search for weight scales below the largest magnitude that lose less.
     act_order : bool
@@ -133,7 +143,8 @@ class LayerRecipe:
     refine : int
         Rounds of coordinate descent after GPTQ; each takes about as long as GPTQ itself.
     activation_clip : float
-        Largest quantized activation as a share of the largest of its token, above 0 and at most 1.
+        Largest quantized activation as a share of the largest of its token (and smallest, where activations are not
+        symmetric), above 0 and at most 1.
 
     Raises
     ------
@@ -144,7 +155,10 @@ class LayerRecipe:
     scheme: str = "w8a8"
     transform: str = "none"
     smooth_strength: float = 0.5
+    centre: bool = False
     rounding: str = "nearest"
+    symmetric: bool = True
+    symmetric_activations: bool = True
     clip_search: bool = False
     act_order: bool = False
     refine: int = 0
@@ -178,7 +192,8 @@ class LayerRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether activations have to be seen before the weight can be quantized."""
-        return self.parts.weight_bits < 16 and (self.rounding == "gptq" or "smooth" in self.transform)
+        moves = "smooth" in self.transform or "balance" in self.transform
+        return self.parts.weight_bits < 16 and (self.rounding == "gptq" or moves or self.centre)
 
 
 @dataclass(frozen=True)
