@@ -22,7 +22,9 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
 ]
-SchemeOption = Annotated[str, typer.Option(help="How weights and activations are stored: w16a16 or w8a8.")]
+SchemeOption = Annotated[
+    str, typer.Option(help="How weights and activations are stored: w16a16, w8a8, w4a8_g32, ... (docs/schemes.md).")
+]
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]

@@ -43,8 +43,9 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     Parameters
     ----------
     scheme : str
-        ``"w16a16"``: weights and activations in float16, sums in float32. ``"w8a8"``: int8 weights with a scale per
-        output channel and int8 activations with a scale per token, symmetric; int32 sums rescaled in float32.
+        Name of any scheme that takes floats. ``"w16a16"``: float16, sums in float32. ``"w8a8"``: int8 weights with a
+        scale per output channel and int8 activations with a scale per token. ``"w4a8_g32"``: int4 weights with a scale
+        per 32 values. `npumatmul.quant.schemes` says how names are made.
     device : Device or str, optional
         The current device by default.
 
