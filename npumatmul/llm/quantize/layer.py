@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from npumatmul.qparams import Granularity, QuantizedWeight
 
-from .recipe import LayerRecipe
+from .recipe import SPLIT_LEVELS, LayerRecipe
 
 __all__ = ["QuantizedLayer"]
 
@@ -75,6 +75,13 @@ class QuantizedLayer:
     def shape(self) -> tuple[int, int]:
         """``(N, K)``."""
         return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def activation_levels(self) -> int | None:
+        """Largest magnitude of a quantized activation; None where activations are float16."""
+        levels = self.recipe.parts.activation_levels
+        narrow = isinstance(self.weight, QuantizedWeight) and self.weight.params.bits <= 4
+        return SPLIT_LEVELS if levels is not None and levels > SPLIT_LEVELS and narrow else levels
 
     @property
     def group_size(self) -> int:

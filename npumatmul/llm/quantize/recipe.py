@@ -19,6 +19,9 @@ __all__ = ["LayerRecipe", "Recipe", "SchemeParts", "parse_scheme"]
 GGUF_SCHEME = "gguf"
 """The scheme that takes over the blocks of the file."""
 
+SPLIT_LEVELS = 119
+"""Largest magnitude of an int8 that is the sum 16 h + l of two int4."""
+
 _SCHEME = re.compile(r"w(4|8|16)a(4|8|16)(?:_(layer)|_g(\d+))?")
 TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard")
 ROUNDINGS = ("nearest", "gptq")
@@ -54,7 +57,7 @@ class SchemeParts:
             return None
         if self.activation_bits == 4:
             return 7
-        return 119 if self.weight_bits == 4 else 127
+        return SPLIT_LEVELS if self.weight_bits == 4 else 127
 
 
 def parse_scheme(name: str) -> SchemeParts:
