@@ -11,6 +11,7 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors, quant
+from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import capabilities
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device import Device, DeviceStats, current_device, use_device
@@ -42,6 +43,7 @@ from npumatmul.ops import (
     zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.resources import empty_cache, memory_limit, memory_stats
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "MatmulLayout",
     "MatmulOptions",
     "MatmulType",
+    "MemoryStats",
     "NpuArray",
     "PackedWeight",
     "QuantParams",
@@ -69,12 +72,15 @@ __all__ = [
     "dot",
     "einsum",
     "empty",
+    "empty_cache",
     "errors",
     "inner",
     "linear",
     "matmul",
     "matmul_async",
     "matvec",
+    "memory_limit",
+    "memory_stats",
     "outer",
     "pack",
     "quant",

@@ -49,6 +49,7 @@ class RowScaling(IntEnum):
     ABSMAX = 2
     MINMAX = 3
     STATIC = 4
+    POWER_OF_TWO_HIGH = 5
 
 
 class Tiling(C.Structure):
@@ -72,6 +73,21 @@ _SOURCE_BYTES = {
     Conversion.INT4_HIGH_FIRST: 1,
 }
 
+
+class Hadamard(C.Structure):
+    """`npumm_hadamard`: which matrix rows are multiplied by; made by `hadamard`, keeps its arrays alive."""
+
+    _fields_ = (
+        ("features", C.c_int64),
+        ("power", C.c_int64),
+        ("dense_count", C.c_int32),
+        ("order", C.c_int32 * 3),
+        ("matrix", C.c_void_p * 3),
+        ("prescale", C.c_void_p),
+    )
+    keep: tuple[NDArray[np.float32], ...]
+
+
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "npumm_packed_bytes": (C.c_int64, (C.POINTER(Tiling), C.c_int)),
     "npumm_pack": (
@@ -91,7 +107,14 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
     ),
-    "npumm_power_of_two_scales": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
+    "npumm_power_of_two_scales": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_void_p),
+    ),
+    "npumm_hadamard_rows": (
+        C.c_int,
+        (C.POINTER(Hadamard), C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
+    ),
     "npumm_instruction_set": (C.c_char_p, ()),
 }
 
@@ -262,12 +285,54 @@ def asymmetric_scales(
     return scale, zero
 
 
-def power_of_two_scales(source: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already."""
+def power_of_two_scales(source: NDArray[np.float32], high: bool = False) -> NDArray[np.float32]:
+    """Power of two per row that keeps a (rows, cols) float32 array within float16's range; 1 where it is already.
+
+    With `high` it brings the largest magnitude of each row into [2**14, 2**15): what float16 loses is then a float16.
+    """
     result = np.empty(source.shape[0], np.float32)
-    code = library().npumm_power_of_two_scales(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
+    code = library().npumm_power_of_two_scales(
+        source.ctypes.data, *source.shape, *source.strides, high, result.ctypes.data
+    )
     _check("npumm_power_of_two_scales", code)
     return result
+
+
+def hadamard(matrices: tuple[NDArray[np.float32], ...], power: int, prescale: NDArray[np.float32]) -> Hadamard:
+    """Describe a Hadamard transform: dense factors, outermost first, the power of two, and a factor per feature."""
+    if len(matrices) > 3 or any(m.ndim != 2 or m.shape[0] != m.shape[1] or m.shape[0] > 256 for m in matrices):
+        raise ValueError(f"hadamard: takes up to 3 square matrices of up to 256, not {[m.shape for m in matrices]}")
+    keep = tuple(np.ascontiguousarray(array, np.float32) for array in (*matrices, prescale))
+    result = Hadamard(features=prescale.size, power=power, dense_count=len(matrices), prescale=keep[-1].ctypes.data)
+    for i, matrix in enumerate(keep[:-1]):
+        result.order[i], result.matrix[i] = matrix.shape[0], matrix.ctypes.data
+    result.keep = keep
+    return result
+
+
+def hadamard_rows(transform: Hadamard, source: NDArray[np.float32], destination: NDArray[np.float32]) -> None:
+    """Transform the rows of a float32 array of any strides into one whose rows are contiguous, or into itself."""
+    if source.ndim != 2 or source.shape != destination.shape or source.shape[1] != transform.features:
+        raise ValueError(
+            f"hadamard_rows: source {source.shape} and destination {destination.shape} have to be of "
+            f"{transform.features} columns"
+        )
+    if source.dtype != np.float32 or destination.dtype != np.float32 or not destination.flags.writeable:
+        raise ValueError("hadamard_rows: source and destination have to be float32, the destination writeable")
+    in_place = source.ctypes.data == destination.ctypes.data and source.strides == destination.strides
+    if not in_place and np.may_share_memory(source, destination):
+        raise ValueError("hadamard_rows: the destination overlaps the source")
+    if destination.size and destination.strides[1] != destination.itemsize:
+        raise ValueError("hadamard_rows: the destination's rows have to be contiguous")
+    code = library().npumm_hadamard_rows(
+        C.byref(transform),
+        source.ctypes.data,
+        source.shape[0],
+        *source.strides,
+        destination.ctypes.data,
+        destination.strides[0],
+    )
+    _check("npumm_hadamard_rows", code)
 
 
 def describe(tiling: Tiling) -> str:

@@ -35,9 +35,6 @@ __all__ = ["DynamicMatmulContext", "MatmulContext"]
 
 logger = logging.getLogger(__name__)
 
-#: From this runtime on a deep native B is cut into segments (facts 4.4); 1.6.0 has none (facts 14).
-_SEGMENTS_SINCE = RuntimeVersion(2, 0, 0)
-
 
 class _Slot:
     """One of A, B and C of a context: the buffer that it is to have, and what the runtime was told of it."""
@@ -462,8 +459,8 @@ def _attributes(
     elif spec.b_layout is MatmulLayout.NATIVE:
         b = layout.b_native_of(k, n, mm_type, chip)
         b_dims = (n // b.tile_rows, k // b.tile_cols, b.tile_rows, b.tile_cols)
-        # up to the deepest K that the table gives to one context, all sources agree on one block
-        if version >= _SEGMENTS_SINCE and k > max(limits.k_max for limits in chip.limits.values()):
+        segment = chip.type_row(mm_type, version).k_segment.value
+        if segment is not None and k > segment:  # how segments follow each other is not settled (Q4)
             b = b_dims = None
 
     def attr(

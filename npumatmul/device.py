@@ -13,8 +13,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from npumatmul.boardlock import BoardLock, wants_lock
+from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import Chip, chip, chip_here
 from npumatmul.context import DynamicMatmulContext, MatmulContext
+from npumatmul.errors import RknnFail, RknnMallocFail
 from npumatmul.memory import Buffer, Slice, WeightMemory
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
@@ -31,6 +34,7 @@ class _Closable(Protocol):
 
 
 _Attached = TypeVar("_Attached", bound=_Closable)
+_Context = TypeVar("_Context", MatmulContext, DynamicMatmulContext)
 
 
 @dataclass
@@ -75,6 +79,11 @@ class Device:
         simulator elsewhere. ``NPUMATMUL_SIM_RUNTIME`` names the version of the runtime that is simulated. Several
         devices can be open at once.
 
+    share_board : bool, optional
+        Use the NPU of a board even if another process does, which can take the board down. The environment's
+        ``NPUMATMUL_SHARE_BOARD=1`` does the same. Simulated devices are never exclusive, unless
+        ``NPUMATMUL_LOCK_SIMULATOR=1`` asks for it.
+
     Attributes
     ----------
     name : str
@@ -92,6 +101,8 @@ class Device:
     ------
     LibraryNotFoundError, DeviceError
         If there is no such device.
+    BoardInUseError
+        If another process uses the board's NPU.
 
     Examples
     --------
@@ -100,7 +111,7 @@ class Device:
     sim:rk3588 3
     """
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, *, share_board: bool = False) -> None:
         self.closed = True
         self.discovery: Discovery = discover(name)
         self.runtime: Runtime = load(self.discovery)
@@ -111,7 +122,13 @@ class Device:
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
         self._released: deque[list[Slice]] = deque()
-        self.session = Session(self.runtime, self.chip, self.name)
+        board = BoardLock() if wants_lock(self.simulated) and not share_board else None
+        try:
+            self.session = Session(self.runtime, self.chip, self.name, board)
+        except BaseException:
+            if board is not None:
+                board.release()
+            raise
         self.lock = self.session.lock
         self.closed = False
         self.api_version, self.driver_version = self.runtime.api_version, self.runtime.driver_version
@@ -232,7 +249,7 @@ class Device:
         """
         layouts, quants = (b_layout, ac_layout), (b_quant, ac_quant)
         spec = ContextSpec.of(mm_type, (m, k, n), layouts, quants, group_size, core, domain)
-        return MatmulContext(self.session, spec)
+        return self._created(lambda: MatmulContext(self.session, spec))
 
     def dynamic_context(
         self,
@@ -280,7 +297,85 @@ class Device:
             raise ValueError("dynamic_context: at least one shape (M, K, N) is needed")
         layouts, quants = (b_layout, ac_layout), (b_quant, ac_quant)
         spec = ContextSpec.of(mm_type, given[0], layouts, quants, group_size, core, domain)
-        return DynamicMatmulContext(self.session, spec, given)
+        return self._created(lambda: DynamicMatmulContext(self.session, spec, given))
+
+    def _created(self, create: Callable[[], _Context]) -> _Context:
+        """A context; where the runtime has none left, one that is kept for reuse gives way."""
+        while True:
+            try:
+                return create()
+            except (RknnFail, RknnMallocFail):
+                if not self.session.spare_context():
+                    raise
+
+    # ---- what is held ----------------------------------------------------------------------------------------------
+
+    def memory_stats(self) -> MemoryStats:
+        """What the device holds: bytes per IOMMU domain and holder, contexts, descriptors, and their limits.
+
+        Returns
+        -------
+        MemoryStats
+            Prints as a few lines.
+
+        Examples
+        --------
+        >>> with Device("sim") as device, device.buffer(4096):
+        ...     stats = device.memory_stats()
+        ...     stats.nbytes, stats.domains[0].buffers, stats.descriptors
+        (4096, 4096, 1)
+        """
+        with self.lock:
+            self.check_usable()
+            self.collect()
+            self.session.collect()
+            return self.session.memory_stats(self.weights.bytes_used)
+
+    def empty_cache(self) -> int:
+        """Give up what is kept for reuse and idle: contexts, buffers for A and C, memory that no weight fills.
+
+        Packed weights and buffers of users stay. What is needed again is made again by the next matmul.
+
+        Returns
+        -------
+        int
+            Bytes of NPU memory that became free.
+
+        Examples
+        --------
+        >>> with Device("sim") as device:
+        ...     device.empty_cache()
+        0
+        """
+        with self.lock:
+            self.check_usable()
+            self.collect()
+            before = sum(memory.size for memory in self.session.allocations())
+            self.weights.trim()
+            self.session.reclaim()
+            return before - sum(memory.size for memory in self.session.allocations())
+
+    def limit_memory(self, nbytes: int | None) -> int | None:
+        """Allow the device at most so many bytes of NPU memory; None: as many as there are.
+
+        What is held already stays, even if it is more.
+
+        Returns
+        -------
+        int or None
+            The limit before.
+
+        Raises
+        ------
+        ValueError
+            If `nbytes` is negative.
+        """
+        if nbytes is not None and operator.index(nbytes) < 0:
+            raise ValueError(f"a limit of memory is a number of bytes, not {nbytes}")
+        with self.lock:
+            self.check_usable()
+            before, self.session.limit = self.session.limit, None if nbytes is None else operator.index(nbytes)
+            return before
 
     # ---- what lives and dies with the device -----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numpy as np
 from npumatmul.capabilities import Chip
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError
-from npumatmul.memory import SLICE_ALIGNMENT, Buffer
+from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.placement import Placement
 from npumatmul.plan import row_buckets
@@ -172,8 +172,9 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
         return False
     whole = all(each.offset == 0 for each in (a, out)) and len(spans) == 1
     starts = [start + each.offset for each, row in ((a, a_row), (out, c_row)) for start in (s * row for s, _ in spans)]
+    alignment = device.chip.memory.slice_alignment
     # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
-    if not whole and (not runtime.has("rknn_mem_sync") or any(start % SLICE_ALIGNMENT for start in starts)):
+    if not whole and (not runtime.has("rknn_mem_sync") or any(start % alignment for start in starts)):
         return False
     with device.lock:
         device.check_usable()

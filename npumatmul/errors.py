@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "RKNN_ERRORS",
+    "BoardInUseError",
     "BusyError",
     "ClosedError",
     "DeviceError",
@@ -56,6 +57,10 @@ class ClosedError(NpuError, RuntimeError):
 
 class BusyError(NpuError, RuntimeError):
     """A context or buffer is in use by another thread; nothing was called."""
+
+
+class BoardInUseError(NpuError, RuntimeError):
+    """Another process uses the NPU of this board; the message names it and says how to go on all the same."""
 
 
 class UnsupportedByRuntime(NpuError, NotImplementedError):

@@ -117,14 +117,19 @@ class TileLayout:
         return _kernels.Tiling(self.rows, self.cols, self.padded_rows, self.padded_cols, self.tile_rows, self.tile_cols)
 
 
+_HIGH_FIRST = {
+    _kernels.Conversion.INT4: _kernels.Conversion.INT4_HIGH_FIRST,
+    _kernels.Conversion.F32_TO_I4: _kernels.Conversion.F32_TO_I4_HIGH_FIRST,
+    _kernels.Conversion.F32_TO_I4_SPLIT: _kernels.Conversion.F32_TO_I4_SPLIT_HIGH_FIRST,
+}
+
+
 def in_nibble_order(conversion: _kernels.Conversion, int4_low_first: bool) -> _kernels.Conversion:
     """A conversion of the C kernels in the order of int4 that a runtime has (`Runtime.int4_low_nibble_first`).
 
     This is the one place that knows of the order: whoever packs for a device takes its conversion from here.
     """
-    if conversion is _kernels.Conversion.INT4 and not int4_low_first:
-        return _kernels.Conversion.INT4_HIGH_FIRST
-    return conversion
+    return conversion if int4_low_first else _HIGH_FIRST.get(conversion, conversion)
 
 
 def normal(rows: int, cols: int, element: ElementType, padded: tuple[int, int] | None = None) -> TileLayout:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from npumatmul import layout
+from npumatmul.budget import Holder
 from npumatmul.errors import ClosedError, LayoutMismatchError, NpuMemoryError
 from npumatmul.layout import TileLayout, round_up
 from npumatmul.mmtype import ElementType
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 #: Sizes are rounded up to a memory page.
 PAGE = 4096
-#: Slices start at multiples of this. What the runtime really needs is an open question (Q16).
-SLICE_ALIGNMENT = PAGE
 #: Arenas grow from the first size to the second with what is stored; a larger weight gets an arena of its own.
 SMALLEST_ARENA = 4 * 1024**2
 LARGEST_ARENA = 64 * 1024**2
@@ -140,7 +139,7 @@ class Buffer:
         nbytes = operator.index(nbytes)
         if not 1 <= nbytes <= LARGEST_BUFFER:
             raise ValueError(f"a buffer has 1 to {LARGEST_BUFFER} bytes, not {nbytes}")
-        return cls(session, session.allocate(nbytes, domain))
+        return cls(session, session.allocate(nbytes, domain, Holder.BUFFERS))
 
     def __repr__(self) -> str:
         return f"Buffer({self.nbytes} bytes{', closed' if self.closed else ''} on {self._session.name})"
@@ -299,7 +298,8 @@ class Buffer:
         Parameters
         ----------
         start : int
-            Multiple of 4096: which offsets the runtime takes is an open question (Q16).
+            Multiple of the capability table's `slice_alignment`, 4096: which offsets the runtime takes is an open
+            question (Q16).
         nbytes : int
 
         Raises
@@ -309,10 +309,11 @@ class Buffer:
         """
         self._check_usable()
         start, nbytes = operator.index(start), operator.index(nbytes)
-        if start % SLICE_ALIGNMENT or not 0 <= start < self.nbytes or not 1 <= nbytes <= self.nbytes - start:
+        alignment = self._session.chip.memory.slice_alignment
+        if start % alignment or not 0 <= start < self.nbytes or not 1 <= nbytes <= self.nbytes - start:
             raise ValueError(
                 f"slice: {nbytes} bytes from {start} on are no part of a buffer of {self.nbytes} bytes that starts at "
-                f"a multiple of {SLICE_ALIGNMENT}"
+                f"a multiple of {alignment}"
             )
         memory = self._session.wrap(self._memory.allocation, self._memory.start + start, nbytes)
         return Buffer(self._session, memory, self)
@@ -426,7 +427,7 @@ class Arena:
     def __init__(self, session: Session, size: int) -> None:
         self.session = session
         self.undivided = not session.runtime.has("rknn_mem_sync")
-        self.memory = session.allocate(size)
+        self.memory = session.allocate(size, holder=Holder.WEIGHTS)
         self.free = [(0, size)]
         self.slices: set[Slice] = set()
 
@@ -437,7 +438,7 @@ class Arena:
 
     def allocate(self, size: int) -> Slice | None:
         """A slice of `size` bytes, or None where no free range is long enough."""
-        reserved = round_up(size, SLICE_ALIGNMENT)
+        reserved = self.rounded(size)
         for index, (start, length) in enumerate(self.free):
             if length >= reserved:
                 reserved = length if self.undivided else reserved
@@ -447,6 +448,10 @@ class Arena:
                 self.free[index : index + 1] = rest
                 return taken
         return None
+
+    def rounded(self, size: int) -> int:
+        """Bytes that a slice of `size` bytes takes: the next one starts where the runtime takes an offset."""
+        return round_up(size, self.session.chip.memory.slice_alignment)
 
     def release(self, piece: Slice) -> None:
         """Take a range back and join free ranges that touch."""
@@ -496,22 +501,37 @@ class WeightMemory:
             piece = arena.allocate(size)
             if piece is not None:
                 return piece
-        wanted = round_up(size, SLICE_ALIGNMENT)
-        if self.session.runtime.has("rknn_mem_sync"):
-            wanted = max(wanted, min(LARGEST_ARENA, max(SMALLEST_ARENA, self.bytes_reserved)))
+        needed = round_up(size, self.session.chip.memory.slice_alignment)
         room = self.capacity - self.bytes_reserved
-        if round_up(size, SLICE_ALIGNMENT) > room:
+        if needed > room:
             raise NpuMemoryError(
                 f"a weight of {size} bytes does not fit: of the {self.capacity} bytes that one IOMMU domain can hold, "
                 f"packed weights use {self.bytes_used} and {self.bytes_reserved} are reserved. "
-                "Close packed weights that are not needed any more."
+                f"Close packed weights that are not needed any more.\n{self.session.memory_stats(self.bytes_used)}"
             )
-        arena = Arena(self.session, min(wanted, room))
+        arena = Arena(self.session, max(needed, min(self._next_size(), room)))
         self.arenas.append(arena)
         logger.debug("new weight arena of %d bytes, %d in all", arena.size, self.bytes_reserved)
         piece = arena.allocate(size)
         assert piece is not None
         return piece
+
+    def _next_size(self) -> int:
+        """Bytes of the next arena, where one weight does not need more; little where little is allowed."""
+        if not self.session.runtime.has("rknn_mem_sync"):
+            return 0
+        wanted = min(LARGEST_ARENA, max(SMALLEST_ARENA, self.bytes_reserved))
+        limit = self.session.limit
+        if limit is None:
+            return wanted
+        held = sum(memory.size for memory in self.session.allocations())
+        return min(wanted, max(0, limit - held) // 2 // PAGE * PAGE)
+
+    def trim(self) -> None:
+        """Free the arenas that no weight fills."""
+        for arena in [arena for arena in self.arenas if not arena.slices]:
+            self.arenas.remove(arena)
+            arena.close()
 
     def release(self, pieces: list[Slice]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""

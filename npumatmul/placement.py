@@ -132,6 +132,7 @@ class Placement:
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self._functions = _executor.RuntimeFunctions(*map(address, names))
         _placements.add(self)
+        device.session.reclaimers.add(self)
 
     @classmethod
     def of(cls, device: Device) -> Placement:
@@ -344,6 +345,12 @@ class Placement:
             logger.info("no further context can be created; destroying %s", spare)
             self._contexts.pop(spare).close()
         return spare is not None
+
+    def reclaim(self) -> bool:
+        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
+        held = bool(self._contexts or self._a or self._c)
+        self.close()
+        return held
 
     def spare_one(self) -> bool:
         """Destroy a context for the sake of another device, unless this one is at work just now."""

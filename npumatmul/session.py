@@ -19,6 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from npumatmul.boardlock import BoardLock
+from npumatmul.budget import (
+    Holder,
+    MemoryStats,
+    Reclaimer,
+    by_holder,
+    descriptor_limit,
+    open_descriptors,
+    provide_descriptors,
+)
 from npumatmul.capabilities import Chip
 from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError
 from npumatmul.mmtype import MatmulType
@@ -62,6 +72,8 @@ class Memory:
         Handle of the context under which it was allocated.
     domain : int
         IOMMU domain.
+    holder : Holder
+        Whom it is for.
     pointer : pointer to TensorMem
     address : int
         CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`).
@@ -84,6 +96,7 @@ class Memory:
     size: int
     start: int = 0
     owner: Memory | None = None
+    holder: Holder = Holder.WORKSPACES
     closed: bool = False
     written: int = 0
     synchronised: int = 0
@@ -181,6 +194,8 @@ class Session:
     chip : Chip
     name : str
         Device string, for messages.
+    board : BoardLock, optional
+        The board's lock, given up when the session is closed.
 
     Attributes
     ----------
@@ -190,6 +205,12 @@ class Session:
         Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
     run_calls, set_io_mem_calls, mem_sync_calls, macs : int
         What contexts of users did (`DeviceStats`).
+    limit : int or None
+        Bytes of NPU memory that may be allocated.
+    peak : int
+        Most bytes that were allocated at once.
+    reclaimers : WeakSet of Reclaimer
+        Who holds contexts and memory for reuse.
 
     Raises
     ------
@@ -197,13 +218,16 @@ class Session:
         If not even the smallest context can be created.
     """
 
-    def __init__(self, runtime: Runtime, chip: Chip, name: str) -> None:
-        self.runtime, self.chip, self.name = runtime, chip, name
+    def __init__(self, runtime: Runtime, chip: Chip, name: str, board: BoardLock | None = None) -> None:
+        self.runtime, self.chip, self.name, self._board = runtime, chip, name, board
         self.lock = threading.RLock()
         self.guard = threading.RLock()
         self.closed = False
         self._depth = 0  # how deep the lock's owner is inside of release and close
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.macs = 0
+        self.limit: int | None = None
+        self.peak = 0
+        self.reclaimers: weakref.WeakSet[Reclaimer] = weakref.WeakSet()
         self._pid = os.getpid()
         self._anchors: dict[int, int] = {}
         self._memories: dict[Memory, None] = {}
@@ -239,9 +263,32 @@ class Session:
     def resources(self) -> tuple[int, int, int]:
         """Living contexts, descriptors of memory, bytes of memory."""
         with self.lock:
-            allocations = [memory for memory in self._memories if memory.owner is None]
+            allocations = self.allocations()
             contexts = len(self._anchors) + len(self._handles)
             return contexts, len(allocations), sum(memory.size for memory in allocations)
+
+    def allocations(self) -> list[Memory]:
+        """Memory that is no slice of other memory."""
+        return [memory for memory in list(self._memories) if memory.owner is None]
+
+    def memory_stats(self, weights_used: int = 0) -> MemoryStats:
+        """What is held now; `weights_used` is passed on."""
+        with self.lock:
+            contexts, descriptors, _ = self.resources()
+            same = [each for each in list(_open_sessions) if each.name == self.name and not each.inherited]
+            return MemoryStats(
+                self.name,
+                by_holder([(m.domain, m.holder, m.size) for m in self.allocations()], self.chip.memory.domain_bytes),
+                self.peak,
+                self.limit,
+                weights_used,
+                contexts,
+                sum(len(each._anchors) + len(each._handles) for each in same),
+                self.chip.memory.contexts,
+                descriptors,
+                open_descriptors(),
+                descriptor_limit(),
+            )
 
     def viewed(self) -> int:
         """How many views of memory somebody holds."""
@@ -269,29 +316,66 @@ class Session:
                 )
             return self._anchors[domain]
 
-    def allocate(self, nbytes: int, domain: int = 0) -> Memory:
+    def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
         """Allocate NPU memory.
+
+        For weights and buffers, contexts and workspaces that are kept for reuse are given up where there is no room
+        otherwise; workspaces are asked for while others of them are in use.
 
         Raises
         ------
         NpuMemoryError
-            If the runtime has no memory, or the process no descriptors left.
+            If the limit is reached, the runtime has no memory, or the process no descriptors left; the message says
+            what holds what.
         """
         with self.lock:
             self.check_usable()
             self.collect()
+            provide_descriptors()
+            may_reclaim = holder is not Holder.WORKSPACES
+            if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
+                raise NpuMemoryError(
+                    f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
+                    f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
+                )
             ctx = self.anchor(domain)
             try:
-                pointer = self.runtime.create_mem(ctx, nbytes)
+                pointer = self._create_mem(ctx, nbytes, may_reclaim)
             except RknnError as error:
                 raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory could not be allocated ({error}). Close packed weights and buffers "
-                    "that are not needed any more; if the runtime printed 'Too many open files', raise the limit "
-                    "(ulimit -n)."
+                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated ({error}). Close packed "
+                    "weights and buffers that are not needed any more; if the runtime printed 'Too many open files', "
+                    f"raise the limit (ulimit -n).\n{self.memory_stats()}"
                 ) from error
-            memory = Memory(self.runtime, ctx, domain, pointer, nbytes)
+            memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
             self._memories[memory] = None
+            self.peak = max(self.peak, sum(each.size for each in self.allocations()))
             return memory
+
+    def _create_mem(self, ctx: int, nbytes: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
+        try:
+            return self.runtime.create_mem(ctx, nbytes)
+        except RknnError:
+            if not (may_reclaim and self.reclaim()):
+                raise
+            return self.runtime.create_mem(ctx, nbytes)
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
+
+    def reclaim(self) -> bool:
+        """Have everybody give up what is kept for reuse and idle; whether there was any."""
+        with self.lock:
+            given = [each.reclaim() for each in list(self.reclaimers)]
+            self.collect()
+            if any(given):
+                logger.info("%s: gave up contexts and memory that were kept for reuse", self.name)
+            return any(given)
+
+    def spare_context(self) -> bool:
+        """Have somebody give up a context that is kept for reuse; whether there was one."""
+        with self.lock:
+            return any(each.spare_one() for each in list(self.reclaimers))
 
     def wrap(self, whole: Memory, start: int, nbytes: int) -> Memory:
         """A slice of an allocation; the address passed is that of the descriptor's whole memory (facts 7.1)."""
@@ -301,7 +385,7 @@ class Session:
             pointer = self.runtime.create_mem_from_fd(
                 whole.ctx, int(own.fd), int(own.virt_addr), nbytes, int(own.offset) + start
             )
-            memory = Memory(self.runtime, whole.ctx, whole.domain, pointer, nbytes, start, whole)
+            memory = Memory(self.runtime, whole.ctx, whole.domain, pointer, nbytes, start, whole, whole.holder)
             self._memories[memory] = None
             return memory
 
@@ -368,12 +452,18 @@ class Session:
             raise failed
         if self.closed:
             self._drop_anchors()
+            self._leave_board()
 
     def _drop_anchors(self) -> None:
         """Destroy the contexts under which memory was allocated, once nothing else is left."""
         kept = {memory.domain for memory in self._memories}
         for domain in [domain for domain in self._anchors if domain not in kept and not self._handles]:
             self.runtime.matmul_destroy(self._anchors.pop(domain))
+
+    def _leave_board(self) -> None:
+        """Let another process have the board, once nothing of this one is left on it."""
+        if self._board is not None and self.closed and not self._anchors and not self._handles:
+            self._board.release()
 
     def _claim(self, handles: list[Handle], memories: list[Memory]) -> None:
         """Mark as closed, so that nobody starts to use them any more."""
@@ -449,6 +539,7 @@ class Session:
                 self._try_to_release(handle)
             self.collect()
             self._drop_anchors()
+            self._leave_board()
             logger.info("closed %s", self.name)
 
 

@@ -13,8 +13,6 @@ from npumatmul.rknn import MatmulInfo, MatmulLayout, QuantType
 
 __all__ = ["ASYMMETRIC", "PER_CHANNEL", "PER_GROUP", "ContextSpec"]
 
-#: IOMMU domains are numbered from 0; how many there are is open, the field uses sixteen (Q23).
-DOMAINS = 16
 PER_CHANNEL = (QuantType.PER_CHANNEL_SYM, QuantType.PER_CHANNEL_ASYM)
 PER_GROUP = (QuantType.PER_GROUP_SYM, QuantType.PER_GROUP_ASYM)
 ASYMMETRIC = (QuantType.PER_LAYER_ASYM, QuantType.PER_CHANNEL_ASYM, QuantType.PER_GROUP_ASYM)
@@ -125,6 +123,12 @@ class ContextSpec:
             largest = max(mm_type.a.nbytes(m * k), mm_type.b.nbytes(k * n), mm_type.c.nbytes(m * n))
             if largest > LARGEST_BUFFER:
                 raise ValueError(f"{(m, k, n)} makes a tensor of {largest} bytes; the C API ends at {LARGEST_BUFFER}")
+            broken = {k, n} & set(limits.avoid)
+            if broken:
+                raise ValueError(
+                    f"{(m, k, n)}: {mm_type.name} with a K or N of {broken.pop()} is reported to abort the process "
+                    "inside the vendor's library; split it otherwise"
+                )
             if self.ac_layout is not MatmulLayout.NATIVE:
                 continue
             multiple = chip.native.row_multiple
@@ -149,5 +153,6 @@ class ContextSpec:
             raise ValueError(f"group_size {self.group_size} is of use with a per-group b_quant only")
         if self.core is not None and not 0 <= self.core < chip.cores:
             raise ValueError(f"core {self.core}: {chip.soc} has cores 0 to {chip.cores - 1}")
-        if not 0 <= self.domain < DOMAINS:
-            raise ValueError(f"domain {self.domain}: IOMMU domains are 0 to {DOMAINS - 1}")
+        domains = chip.memory.domains
+        if not 0 <= self.domain < domains:
+            raise ValueError(f"domain {self.domain}: IOMMU domains are 0 to {domains - 1}")

@@ -17,6 +17,8 @@ hypothesis.settings.load_profile("project")
 for name in [name for name in os.environ if name.startswith("NPUMATMUL_")]:
     del os.environ[name]
 os.environ["NPUMATMUL_PROBE_FILE"] = ""  # nor what somebody probed on this machine
+# Runtimes that stand in for a board's must not wait for each other, nor for a real one.
+os.environ["NPUMATMUL_SHARE_BOARD"] = "1"
 # Caches are not coherent and B is copied when it is bound: a forgotten call shows as a wrong result.
 os.environ["NPUMATMUL_SIM_STRICT"] = "1"
 

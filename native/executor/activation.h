@@ -14,10 +14,11 @@ typedef struct {
   double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
   double *factor_store;
   int32_t *zero;        /* zero points of rows, or NULL */
+  int32_t *zero_store;
 } npumm_rows_of_a;
 
-/* Whether the executor can do what `how` says. */
-int npumm_activation_is_valid(const npumm_activation *how);
+/* Whether activation, images of rows and slices fit together. */
+int npumm_activation_is_valid(const npumm_placed_matmul *placed);
 
 /* Prepare for ranges of up to `longest` rows; returns 0 or NPUMM_NO_MEMORY. npumm_rows_close in any case. */
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest);

@@ -24,7 +24,7 @@ static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *c
   return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && call->a && call->out && p->slices &&
          p->a_memories && p->c_memories && p->b_memories && p->shapes && p->m_ranges && p->n_ranges && p->tile_cores &&
          p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) && npumm_activation_is_valid(&p->activation);
+         (p->row_images == 1 || p->row_images == 2) && npumm_activation_is_valid(p);
 }
 
 /*

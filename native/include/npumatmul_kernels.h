@@ -118,9 +118,33 @@ NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t
 /*
  * Power of two per row that brings the largest finite |x| into [1, 2) when it lies outside [2^-2, 2^15), else 1:
  * multiplying by it neither overflows float16 nor loses small rows, and is exact. Infs and nans stay what they are.
+ * With `high` it is always brought into [2^14, 2^15), so that what float16 loses of a value is a normal float16 itself
+ * unless the value is below 2^-17 of the row's largest.
  */
 NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
-                                           int64_t col_stride, float *scale);
+                                           int64_t col_stride, int32_t high, float *scale);
+
+/*
+ * Randomized Hadamard transform of rows, ahead of packing. A row of `features` floats is multiplied by prescale and cut
+ * into blocks of order[0] * order[1] * ... * power, each of which is multiplied by the Kronecker product of the dense
+ * matrices and Sylvester's matrix of order `power`.
+ */
+enum { NPUMM_HADAMARD_DENSE = 3, NPUMM_HADAMARD_ORDER = 256 };
+typedef struct {
+  int64_t features;
+  int64_t power;                              /* a power of two, 1 or more */
+  int32_t dense_count;                        /* 0..3 */
+  int32_t order[NPUMM_HADAMARD_DENSE];        /* 1..256 */
+  const float *matrix[NPUMM_HADAMARD_DENSE];  /* order * order entries, row by row, each 1 or -1 */
+  const float *prescale;                      /* per feature: signs, and what makes the product orthonormal; or NULL */
+} npumm_hadamard;
+
+/*
+ * Strides in bytes. The destination's elements are adjacent; its rows do not overlap each other. It may be the source
+ * itself, with the same strides, and must not overlap it otherwise. Infs and nans spread over their block.
+ */
+NPUMM_EXPORT int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows, int64_t src_row_stride,
+                                     int64_t src_col_stride, float *dst, int64_t dst_row_stride);
 
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);

@@ -87,7 +87,7 @@ int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t cols, int64_
 }
 
 int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride,
-                              float *scale) {
+                              int32_t high, float *scale) {
   if (!arguments_are_valid(src, rows, cols, scale)) return NPUMM_BAD_ARGUMENT;
   const npumm_row_kernels *kernels = npumm_rows();
   for (int64_t r = 0; r < rows; r++) {
@@ -95,9 +95,9 @@ int npumm_power_of_two_scales(const float *src, int64_t rows, int64_t cols, int6
     float range[2];
     row_range(kernels, 1, (const char *)src + r * row_stride, cols, col_stride, range);
     scale[r] = 1.0f;
-    if (range[1] > 0.0f && (range[1] < 0.25f || range[1] >= 32768.0f)) {
+    if (range[1] > 0.0f && (high || range[1] < 0.25f || range[1] >= 32768.0f)) {
       frexpf(range[1], &exponent); /* largest = f * 2^exponent with f in [0.5, 1) */
-      const int power = 1 - exponent;
+      const int power = (high ? 15 : 1) - exponent;
       scale[r] = ldexpf(1.0f, power > 127 ? 127 : power); /* 2^127 is the largest power that float32 holds */
     }
   }

@@ -217,13 +217,16 @@ static void power_of_two_scales_by_hand(void) {
   const float rows[6][2] = {{1.0f, -3.0f}, {65536.0f, 1.0f}, {1e-6f, 0.0f}, {0.0f, 0.0f}, {INFINITY, 1e6f},
                             {ldexpf(1.0f, -149), 0.0f}};
   float scale[6];
-  CHECK(npumm_power_of_two_scales(&rows[0][0], 6, 2, 8, 4, scale) == NPUMM_OK);
+  CHECK(npumm_power_of_two_scales(&rows[0][0], 6, 2, 8, 4, 0, scale) == NPUMM_OK);
   CHECK(scale[0] == 1.0f);
   CHECK(scale[1] == ldexpf(1.0f, -16));
   CHECK(scale[2] == ldexpf(1.0f, 20)); /* 1e-6 * 2^20 = 1.048576 */
   CHECK(scale[3] == 1.0f);
   CHECK(scale[4] == ldexpf(1.0f, -19)); /* infinity does not count */
   CHECK(scale[5] == ldexpf(1.0f, 127));
+  CHECK(npumm_power_of_two_scales(&rows[0][0], 6, 2, 8, 4, 1, scale) == NPUMM_OK);
+  CHECK(scale[0] == ldexpf(1.0f, 13) && scale[1] == 0.25f && scale[2] == ldexpf(1.0f, 34) && scale[3] == 1.0f);
+  CHECK(scale[4] == ldexpf(1.0f, -5) && scale[5] == ldexpf(1.0f, 127));
 }
 
 static void quantization_scales_by_hand(void) {

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from npumatmul.capabilities.cells import Cell
 from npumatmul.capabilities.probe_file import ProbeResults
-from npumatmul.capabilities.rows import CONTEXTS, DOMAIN_BYTES, M_MAX, NEWEST_RUNTIME, ROWS, NativeTiles
+from npumatmul.capabilities.rows import (
+    CONTEXTS,
+    DOMAIN_BYTES,
+    DOMAINS,
+    M_MAX,
+    NEWEST_RUNTIME,
+    ROWS,
+    SLICE_ALIGNMENT,
+    NativeTiles,
+)
 from npumatmul.capabilities.table import (
     Capabilities,
     TypeCapabilities,
@@ -82,12 +91,18 @@ class MemoryLimits:
         Contexts that one process can have.
     domain_bytes : int
         Usable bytes of one IOMMU domain.
+    domains : int
+        IOMMU domains, numbered from 0.
+    slice_alignment : int
+        Bytes that offsets of slices (`rknn_create_mem_from_fd`) are multiples of.
     provenance : str
         Where the figures come from.
     """
 
     contexts: int = CONTEXTS.value
     domain_bytes: int = DOMAIN_BYTES.value
+    domains: int = DOMAINS.value
+    slice_alignment: int = SLICE_ALIGNMENT.value
     provenance: str = f"{CONTEXTS.source}; {DOMAIN_BYTES.source}"
 
 
@@ -130,7 +145,11 @@ class Chip:
             if row.supported.value
         }
         memory = MemoryLimits(
-            table.contexts.value, table.domain_bytes.value, f"{table.contexts.source}; {table.domain_bytes.source}"
+            table.contexts.value,
+            table.domain_bytes.value,
+            table.iommu_domains.value,
+            table.slice_alignment.value,
+            f"{table.contexts.source}; {table.domain_bytes.source}",
         )
         return cls(table.soc, table.cores.value, table.native_tiles(), limits, memory, table.runtime, table.probed)
 

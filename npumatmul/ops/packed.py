@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.activation import Activation
 from npumatmul.device import Device, current_device
 from npumatmul.epilogue import Epilogue
-from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
-from npumatmul.plan import WeightPlan, plan_weight
-from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, scheme_for
+from npumatmul.errors import NotFiniteError
+from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
+from npumatmul.placement import Placement, StoredWeight
+from npumatmul.plan import WeightPlan
+from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
+from npumatmul.quant.routes import Route, route_for
+from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_for
+from npumatmul.quant.weight_scales import round_weight
 
 __all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
+
+logger = logging.getLogger(__name__)
 
 #: What uint8 values are shifted by to become int8; the products are corrected exactly.
 UINT8_SHIFT = 128
@@ -31,6 +39,8 @@ class PackedWeight:
     shape : tuple of int
         (K, N).
     scheme : Scheme
+    route : Route
+        How the device computes the scheme; ``route.note`` says what there is to know about it.
     device : Device
     plan : WeightPlan or None
         How it is cut into tiles; None for a weight without elements.
@@ -38,24 +48,33 @@ class PackedWeight:
         What the stored values lack: 128 for uint8 weights, which are stored as int8, else 0.
     column_sums : ndarray of int32, shape (N,), or None
         Sums over K of integer weights (modulo 2**32), with which uint8 activations are corrected.
+    params : QuantParams or None
+        Scales and zero points of a quantized weight (N, K).
+    input_transform : InputTransform or None
+        What `matmul` does to activations before they meet this weight.
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
-        scheme: Scheme,
+        route: Route,
         device: Device,
         plan: WeightPlan | None,
         stored: StoredWeight | None,
         zero_point: int = 0,
         column_sums: NDArray[np.int32] | None = None,
+        params: QuantParams | None = None,
+        input_transform: InputTransform | None = None,
     ) -> None:
         self.shape = shape
-        self.scheme = scheme
+        self.scheme = route.scheme
+        self.route = route
         self.device = device
         self.plan = plan
         self.zero_point = zero_point
         self.column_sums = column_sums
+        self.params = params
+        self.input_transform = input_transform
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -104,20 +123,27 @@ class PackedWeight:
 
 
 def pack(
-    w: ArrayLike, scheme: str | None = None, *, transposed: bool = False, device: Device | str | None = None
+    w: ArrayLike | QuantizedWeight,
+    scheme: Scheme | str | None = None,
+    *,
+    transposed: bool = False,
+    device: Device | str | None = None,
 ) -> PackedWeight:
     """Pack a weight and upload it to the NPU, to be used as the right operand of `matmul`.
 
     Parameters
     ----------
-    w : array_like, shape (K, N), or (N, K) with `transposed`
-        float16, float32, bfloat16, int8, uint8 or int4 (`ml_dtypes.int4`), of any strides.
-    scheme : str, optional
-        ``"w16a16"`` (float16; the default for floats), ``"w8a8"`` (int8 per output channel, symmetric; activations
-        are quantized per row when they come), ``"int8"`` (int8 as it is, uint8 shifted by 128; the default for
-        those) or ``"int4"`` (the default for int4; on chips without int4 products they become int8, exactly).
+    w : array_like, shape (K, N), or (N, K) with `transposed`; or QuantizedWeight
+        float16, float32, bfloat16, int8, uint8 or int4 (`ml_dtypes.int4`), of any strides. A `QuantizedWeight` is
+        packed as it is, without being rounded again; results are those of activations before its transform.
+    scheme : Scheme or str, optional
+        By name or as an object (`npumatmul.quant.schemes` says how names are made): ``"w16a16"`` (float16; the default
+        for floats), ``"w8a8"`` (int8 per output channel, symmetric; activations are quantized per row when they come),
+        ``"w8a8_g128"``, ``"w4a8"``, ``"w4a4"``, ..., ``"int8"`` (int8 as it is, uint8 shifted by 128; the default for
+        those) or ``"int4"`` (the default for int4). Floats are quantized by their largest magnitudes. Of a
+        `QuantizedWeight` the bits and the granularity stand already; the default is 8 bits for activations.
     transposed : bool
-        Whether `w` is given as (N, K), as PyTorch and GGUF files store weights.
+        Whether `w` is given as (N, K), as PyTorch and GGUF files store weights. A `QuantizedWeight` always is.
     device : Device or str, optional
         The current device by default.
 
@@ -131,7 +157,10 @@ def pack(
     TypeError
         If the NPU cannot represent the dtype, or the scheme does not take it.
     ValueError
-        If `w` is not 2-D, or there is no such scheme.
+        If `w` is not 2-D, there is no such scheme, or it does not go with a `QuantizedWeight`.
+    DeviceError
+        If the chip cannot compute the scheme; the message names chips and schemes that work. Where it has no int4
+        products, int4 values are stored as int8, exactly, and ``packed.route.note`` says so.
     NotFiniteError
         If a weight to be quantized holds an inf or nan.
     NpuMemoryError
@@ -144,41 +173,106 @@ def pack(
     >>> with npu.pack(w) as packed:
     ...     packed.shape, packed.nbytes, npu.matmul(np.ones((1, 64), np.float32), packed).sum()
     ((64, 64), 8192, np.float32(64.0))
+    >>> npu.pack(w, "w4a8_g32").scheme
+    Scheme.parse('w4a8_g32')
     """
+    if isinstance(w, QuantizedWeight):
+        return _pack_quantized(w, scheme, current_device(device))
     weight = np.asarray(w)
     if weight.ndim != 2:
         raise ValueError(f"pack: a weight has 2 dimensions, (K, N); this array has shape {weight.shape}")
     return _pack(weight if transposed else weight.T, scheme, current_device(device), column_sums=True)
 
 
-def _pack(weight: NDArray[Any], scheme: str | None, target: Device, column_sums: bool) -> PackedWeight:
+def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, column_sums: bool) -> PackedWeight:
     """Pack a weight given as (N, K): its rows are the columns of B."""
     weight = native_order(weight)
     zero_point = 0
-    if weight.dtype == np.uint8 and scheme in (None, "int8"):
+    if weight.dtype == np.uint8 and scheme in (None, "int8", SCHEMES["int8"]):
         weight, zero_point = shifted(weight), UINT8_SHIFT
     chosen = scheme_for(weight.dtype, scheme, "pack")
-    if chosen.name == "int4" and chosen.mm_type not in target.chip.limits:
-        weight, chosen = weight.astype(np.int8), SCHEMES["int8"]
+    route = route_for(chosen, target.chip, target.runtime_version)
     n, k = weight.shape
     sums: NDArray[np.int32] | None = None
     if column_sums and weight.dtype == np.int8:
         sums = (weight.sum(axis=1, dtype=np.int64) + zero_point * k).astype(np.int32)
     if k == 0 or n == 0:
-        return PackedWeight((k, n), chosen, target, None, None, zero_point, sums)
-    plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version)
-    while (parts := chosen.k_parts(weight, plan)) > len(plan.k_spans):
-        plan = plan_weight(k, n, chosen.mm_type, target.chip, target.runtime_version, parts)
-    ready = chosen.weight_values(weight)
-    rows = [
-        TileRow(span, ready.values[:, span.start : span.start + span.length], ready.conversion, ready.row_scale)
-        for span in plan.k_spans
-    ]
-    slices = [
-        WeightSlice(span, tiles=index, column_scale=ready.column_scale) for index, span in enumerate(plan.k_spans)
-    ]
-    stored = Placement.of(target).store(plan, rows, slices)
-    return PackedWeight((k, n), chosen, target, plan, stored, zero_point, sums)
+        return PackedWeight((k, n), route, target, None, None, zero_point, sums)
+    if chosen.integers:
+        quantized = QuantizedWeight(weight.astype(np.int8, copy=False), QuantParams(1.0, bits=chosen.weight_bits))
+        return _stored(_laid(quantized, route, target), route, target, (k, n), zero_point, sums)
+    if chosen.quantizes:
+        quantized = _rounded(weight, chosen)
+        return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
+    lay = high_tiles if chosen.high else float_tiles
+    return _stored(lay(weight, route, target.chip, target.runtime_version), route, target, (k, n))
+
+
+def _rounded(weight: NDArray[Any], scheme: Scheme) -> QuantizedWeight:
+    try:
+        return round_weight(
+            weight,
+            bits=scheme.weight_bits,
+            granularity=scheme.granularity,
+            group_size=scheme.group_size,
+            symmetric=scheme.symmetric,
+            levels=(1 << (scheme.weight_bits - 1)) - 1 if scheme.symmetric else None,
+        )
+    except NotFiniteError:
+        n, k = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
+        raise NotFiniteError(
+            f"pack: the weight holds {weight[n, k]} in row {k} and column {n} of (K, N), which cannot be quantized "
+            f"to {scheme.name!r}"
+        ) from None
+
+
+def _pack_quantized(weight: QuantizedWeight, scheme: Scheme | str | None, target: Device) -> PackedWeight:
+    route = route_for(_scheme_of(weight, scheme), target.chip, target.runtime_version)
+    n, k = weight.shape
+    if k == 0 or n == 0:
+        return PackedWeight((k, n), route, target, None, None, 0, None, weight.params, weight.input_transform)
+    laid = _laid(weight, route, target)
+    return _stored(laid, route, target, (k, n), params=weight.params, input_transform=weight.input_transform)
+
+
+def _scheme_of(weight: QuantizedWeight, scheme: Scheme | str | None) -> Scheme:
+    """The scheme of a quantized weight: granularity and zero points are its own, the rest is what is asked for."""
+    params = weight.params
+    bits = 4 if params.bits <= 4 else 8
+    chosen = named(f"w{bits}a8" if scheme is None else scheme, "pack")
+    if not chosen.quantizes or chosen.weight_bits < params.bits:
+        raise ValueError(
+            f"pack: scheme {chosen.name!r} does not take a quantized weight of {params.bits} bits; "
+            f"there are w{bits}a8, {'w4a4, ' if bits == 4 else ''}w{bits}a16"
+        )
+    asked = chosen.granularity is not Granularity.CHANNEL or not chosen.symmetric
+    own = (params.granularity, params.group_size, params.symmetric)
+    if asked and own != (chosen.granularity, chosen.group_size, chosen.symmetric):
+        raise ValueError(
+            f"pack: scheme {chosen.name!r} asks for other scales than the quantized weight has: {params}; "
+            f"say w{chosen.weight_bits}a{chosen.activation_bits}, and it keeps its own"
+        )
+    return replace(chosen, granularity=own[0], group_size=own[1], symmetric=own[2])
+
+
+def _laid(weight: QuantizedWeight, route: Route, target: Device) -> Laid:
+    return integer_tiles(weight, route, target.chip, target.runtime_version)
+
+
+def _stored(
+    laid: Laid,
+    route: Route,
+    target: Device,
+    shape: tuple[int, int],
+    zero_point: int = 0,
+    column_sums: NDArray[np.int32] | None = None,
+    params: QuantParams | None = None,
+    input_transform: InputTransform | None = None,
+) -> PackedWeight:
+    if route.note:
+        logger.info("pack: %s on %s: %s", route.scheme.name, target.name, route.note)
+    stored = Placement.of(target).store(laid.plan, laid.rows, laid.slices)
+    return PackedWeight(shape, route, target, laid.plan, stored, zero_point, column_sums, params, input_transform)
 
 
 def multiply_rows(
@@ -211,7 +305,8 @@ def multiply_rows(
     if correction is not None:
         a = shifted(a)
     scheme = packed.scheme
-    given = activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
+    check_activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
+    given = packed.route.activations[a.dtype]
     m, n = a.shape[0], packed.shape[1]
     if out is None:
         out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
@@ -224,6 +319,8 @@ def multiply_rows(
     else:
         sums = out
     if packed.stored is not None and m > 0:
+        if packed.input_transform is not None:
+            a = packed.input_transform.activation(a.astype(np.float32, copy=False))
         rows = a.astype(given.read_as, copy=False)
         Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
@@ -245,14 +342,13 @@ def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None
         np.copyto(out, sums, casting="same_kind")
 
 
-def activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> Activation:
-    """What happens to activations of a dtype, or a `TypeError` that says what to cast."""
+def check_activation(dtype: np.dtype[Any], scheme: Scheme, because: str) -> None:
+    """Raise a `TypeError` that says what to cast, unless the scheme takes activations of a dtype."""
     if dtype not in scheme.activations:
         accepted = " or ".join(map(str, scheme.activations))
         if any(dtype in other.activations for other in SCHEMES.values()) or dtype == np.uint8:
             raise TypeError(f"matmul: {because}, so a has to be {accepted}, not {dtype}; cast one of them explicitly")
         raise TypeError(f"matmul: a: {cast_advice(dtype)}")
-    return scheme.activations[dtype]
 
 
 def shifted(array: NDArray[Any]) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from npumatmul.epilogue import Epilogue
 from npumatmul.errors import ClosedError
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
-from npumatmul.ops.packed import PackedWeight, activation, finish_rows
+from npumatmul.ops.packed import PackedWeight, check_activation, finish_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
@@ -414,7 +414,7 @@ def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, pre
     if precision is not None and b.scheme.result != np.int32 and name != HIGH:
         raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
     if a != np.uint8 or b.column_sums is None:
-        activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
+        check_activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
     return name
 
 

@@ -9,14 +9,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul._kernels import RowScaling
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
-from npumatmul.ops.packed import PackedWeight, _pack, activation, finish_rows, multiply_rows, native_order
+from npumatmul.ops.packed import PackedWeight, _pack, check_activation, finish_rows, multiply_rows, native_order
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.ops.split import joined, split_rows
 from npumatmul.plan import WeightPlan
-from npumatmul.quant.schemes import SCHEMES, scheme_for
+from npumatmul.quant.schemes import Scheme, scheme_for
 
 __all__ = ["HIGH", "HighWeight", "Weights", "chosen_scheme", "multiply", "takes_any_value"]
 
@@ -65,16 +64,13 @@ def chosen_scheme(a: np.dtype[Any], b: np.dtype[Any], scheme: str | None, precis
         return "int8"  # int4 stays int4 only where both are
     chosen = scheme_for(_I8 if b == np.uint8 else b, None if scheme == HIGH else scheme, "matmul")
     if scheme is not None:
-        activation(_I8 if a == np.uint8 else a, chosen, f"scheme is {scheme!r}")
+        check_activation(_I8 if a == np.uint8 else a, chosen, f"scheme is {scheme!r}")
     return chosen.name
 
 
 def takes_any_value(scheme: str, a: np.dtype[Any]) -> bool:
     """Whether rows of the left operand can be converted whatever they hold; those to be quantized must be finite."""
-    if scheme == HIGH or a == np.uint8:
-        return True
-    given = SCHEMES[scheme].activations[a.newbyteorder("=")]
-    return given.scaling in (RowScaling.UNSCALED, RowScaling.POWER_OF_TWO)
+    return Scheme.parse(scheme).takes_any_value
 
 
 class HighWeight:

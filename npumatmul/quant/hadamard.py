@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul import _kernels
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hadamard_matrices import factor_matrix, hadamard_factors, largest_hadamard_block
 
@@ -84,6 +85,9 @@ class Hadamard:
     def __hash__(self) -> int:
         return hash((self.features, self.block, self.seed))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hadamard, (self.features, self.block, self.seed)
+
     @cached_property
     def signs(self) -> NDArray[np.float32]:
         """1 or -1 per feature."""
@@ -92,6 +96,13 @@ class Hadamard:
             signs[_random_bits(self.features, self.seed)] = -1
         signs.flags.writeable = False
         return signs
+
+    @cached_property
+    def kernel(self) -> _kernels.Hadamard:
+        """The same for the C kernel, which transforms rows ahead of packing."""
+        *dense, power = self.factors
+        matrices = tuple(factor_matrix(order).astype(np.float32) for order in dense)
+        return _kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)))
 
     def activation(self, x: NDArray[Any]) -> NDArray[Any]:
         """Transform activations.
@@ -112,6 +123,10 @@ class Hadamard:
             If the last axis is not K.
         """
         values = self._checked(x, "activation")
+        if values.dtype == np.float32:
+            result = np.empty(values.shape, np.float32)
+            _kernels.hadamard_rows(self.kernel, values.reshape(-1, self.features), result.reshape(-1, self.features))
+            return result
         return self._multiplied(values * self._prescale(values.dtype), transposed=False)
 
     def weight(self, w: NDArray[Any]) -> NDArray[Any]:

@@ -16,6 +16,8 @@ __all__ = ["hadamard_factors", "hadamard_matrix", "largest_hadamard_block"]
 
 #: Orders above this are not used as one factor: the work per element is the sum of the factors' orders.
 MAX_FACTOR = 256
+#: Factors that are no powers of two; what the kernel takes.
+MAX_DENSE = 3
 
 
 def hadamard_matrix(n: int) -> NDArray[np.int8]:
@@ -52,7 +54,6 @@ def hadamard_matrix(n: int) -> NDArray[np.int8]:
     return matrix
 
 
-@lru_cache(maxsize=256)
 def hadamard_factors(n: int) -> tuple[int, ...] | None:
     """Orders whose Kronecker product has order `n`, with the least work.
 
@@ -63,28 +64,30 @@ def hadamard_factors(n: int) -> tuple[int, ...] | None:
     Returns
     -------
     tuple of int, or None
-        Orders that are no powers of two, and last the power of two (1 where nothing is left). None if there is no
-        such product.
+        Up to three orders that are no powers of two, and last the power of two (1 where nothing is left). None if
+        there is no such product.
 
     Examples
     --------
     >>> hadamard_factors(64), hadamard_factors(1536), hadamard_factors(8640), hadamard_factors(11)
     ((64,), (12, 128), (12, 20, 36, 1), None)
     """
+    return _factors(n, MAX_DENSE)
+
+
+@lru_cache(maxsize=256)
+def _factors(n: int, dense: int) -> tuple[int, ...] | None:
     if n < 1:
         return None
     if n & (n - 1) == 0:
         return (n,)
     best: tuple[int, ...] | None = None
-    for order in range(12, min(n, MAX_FACTOR) + 1, 4):
+    for order in range(12, min(n, MAX_FACTOR) + 1, 4) if dense else ():
         if n % order or order & (order - 1) == 0 or not _is_paley_order(order):
             continue
-        rest = hadamard_factors(n // order)
-        if rest is None or any(f < order for f in rest[:-1]):  # in ascending order, so that each product comes once
-            continue
-        found = (order, *rest)
-        if best is None or _work(found) < _work(best):
-            best = found
+        rest = _factors(n // order, dense - 1)
+        if rest is not None and (best is None or _work((order, *rest)) < _work(best)):
+            best = tuple(sorted((order, *rest[:-1]))) + rest[-1:]
     return best
 
 

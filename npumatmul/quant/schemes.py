@@ -1,188 +1,269 @@
-"""Schemes: how a weight and the activations that meet it are represented on the NPU.
+"""Schemes: how a weight and the activations that meet it are represented, by name and by object.
 
-A scheme is a row of `SCHEMES`: the matmul type, how the weight becomes B, how rows of A are converted, and the type of
-the result. `matmul` and `pack` look everything up here.
+A name says the bits of weight and activation, and then what differs from the usual::
+
+    w8a8  w8a8_layer  w8a8_g128  w4a8_g32_wasym  w8a8_aasym  w8a8_static  w4a4  w4a16_g128  w16a16  w16a16_high
+
+==============  ======================================================================================================
+``_layer``      one scale for the whole weight (without: one per output channel)
+``_g<n>``       one scale per output channel and group of n values along K, n a multiple of 32
+``_wasym``      the weight has zero points
+``_aasym``      activations have zero points
+``_static``     activations have one given scale (without: each row gets its own when it comes)
+``_high``       ``w16a16`` alone: each value is two float16
+==============  ======================================================================================================
+
+``int8`` and ``int4`` take integers as they are; their products are exact.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from npumatmul import _kernels
-from npumatmul._kernels import Conversion, RowScaling
-from npumatmul.activation import Activation
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import WeightPlan
+from npumatmul.qparams import Granularity, QuantParams
 
-__all__ = ["SCHEMES", "Scheme", "WeightValues", "scheme_for"]
-
-
-@dataclass(frozen=True)
-class WeightValues:
-    """A weight ready to be packed.
-
-    Attributes
-    ----------
-    values : ndarray, shape (N, K)
-    conversion : Conversion
-    row_scale : ndarray of float32, shape (N,), or None
-        For the conversion.
-    column_scale : ndarray of float32, shape (N,), or None
-        For the columns of results.
-    """
-
-    values: NDArray[Any]
-    conversion: Conversion
-    row_scale: NDArray[np.float32] | None = None
-    column_scale: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """One way to represent a matmul on the NPU.
-
-    Attributes
-    ----------
-    name : str
-    mm_type : MatmulType
-    weights : tuple of numpy.dtype
-        What `pack` takes.
-    activations : mapping of numpy.dtype to Activation
-        What `matmul` takes on the left.
-    result : numpy.dtype
-        What `matmul` returns.
-    """
-
-    name: str
-    mm_type: MatmulType
-    weights: tuple[np.dtype[Any], ...]
-    activations: Mapping[np.dtype[Any], Activation]
-    result: np.dtype[Any]
-
-    def weight_values(self, weight: NDArray[Any]) -> WeightValues:
-        """Scales and conversion of a weight.
-
-        Parameters
-        ----------
-        weight : ndarray, shape (N, K)
-            Of one of the dtypes in `weights`.
-
-        Raises
-        ------
-        NotFiniteError
-            If a weight that has to be quantized holds an inf or nan.
-        """
-        if weight.dtype == np.int8:
-            return WeightValues(weight, Conversion.COPY_8)
-        if weight.dtype == _I4:
-            return WeightValues(weight, Conversion.INT4)
-        if self.mm_type is MatmulType.INT8_INT8_INT32:
-            weight = weight.astype(np.float32, copy=False)
-            # s = absmax / 127 per output channel, symmetric (facts 5.5 with z = 0); a channel of zeros keeps s = 1.
-            scale = _kernels.absmax_rows(weight) / np.float32(127)
-            scale[scale == 0] = 1
-            return WeightValues(weight, Conversion.F32_TO_I8, scale, scale)
-        if weight.dtype == np.float16:
-            return WeightValues(weight, Conversion.COPY_16)
-        weight = weight.astype(np.float32, copy=False)
-        scale = _kernels.power_of_two_scales(weight)
-        if bool((scale == 1).all()):
-            return WeightValues(weight, Conversion.F32_TO_F16)
-        return WeightValues(weight, Conversion.F32_TO_F16, scale, np.reciprocal(scale))
-
-    def k_parts(self, weight: NDArray[Any], plan: WeightPlan) -> int:
-        """How many slices K has to be cut into at least, so that no partial sum leaves the result's type.
-
-        Only int4 products need it: their sums are int16 on the device, and what it does beyond is not documented
-        (Q20). A slice is safe if 8 times the sum of its magnitudes stays within int16 in every column, since 8 is the
-        largest magnitude of an int4. The packed weight decides, not the worst case.
-
-        Parameters
-        ----------
-        weight : ndarray, shape (N, K)
-        plan : WeightPlan
-            As cut without this.
-
-        Returns
-        -------
-        int
-            Number of slices, at least; more than the present ones where they are too long.
-        """
-        if self.mm_type is not MatmulType.INT4_INT4_INT16:
-            return 1
-        largest = np.iinfo(np.int16).max // 8
-        sums = np.cumsum(np.abs(weight.astype(np.int32)), axis=1)
-        edges = [span.start + span.length - 1 for span in plan.k_spans]
-        totals = np.diff(sums[:, edges], axis=1, prepend=0)
-        excess = int(totals.max()) / largest
-        return len(plan.k_spans) if excess <= 1 else len(plan.k_spans) + 1
-
+__all__ = ["FLOATS", "SCHEMES", "Scheme", "cast_advice", "scheme_for"]
 
 _F16, _F32, _I8, _I32 = (np.dtype(t) for t in (np.float16, np.float32, np.int8, np.int32))
 _BF16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _I4: np.dtype[Any] = np.dtype(ml_dtypes.int4)
+#: Dtypes of floats that are taken.
+FLOATS: tuple[np.dtype[Any], ...] = (_F16, _F32, _BF16)
 
-#: The schemes by name.
-SCHEMES: Mapping[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme(
-            "w16a16",
-            MatmulType.FLOAT16_FLOAT16_FLOAT32,
-            (_F16, _F32, _BF16),
-            {
-                _F16: Activation(_F16, Conversion.COPY_16, RowScaling.UNSCALED),
-                _F32: Activation(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
-                _BF16: Activation(_F32, Conversion.F32_TO_F16, RowScaling.POWER_OF_TWO),
-            },
-            _F32,
-        ),
-        Scheme(
-            "w8a8",
-            MatmulType.INT8_INT8_INT32,
-            (_F16, _F32, _BF16),
-            {dtype: Activation(_F32, Conversion.F32_TO_I8, RowScaling.ABSMAX) for dtype in (_F16, _F32, _BF16)},
-            _F32,
-        ),
-        Scheme(
-            "int8",
-            MatmulType.INT8_INT8_INT32,
-            (_I8,),
-            {
-                _I8: Activation(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
-                _I4: Activation(_I8, Conversion.COPY_8, RowScaling.UNSCALED),
-            },
-            _I32,
-        ),
-        Scheme(
-            "int4",
-            MatmulType.INT4_INT4_INT16,
-            (_I4,),
-            {_I4: Activation(_I4, Conversion.INT4, RowScaling.UNSCALED)},
-            _I32,
-        ),
+#: Bits of weight and activation that there are.
+_BITS = ((16, 16), (8, 8), (4, 8), (4, 4), (8, 16), (4, 16))
+#: Groups along K become runs of their own, so they have to be multiples of what K is aligned to (facts 3.3).
+_GROUP_MULTIPLE = 32
+_NAME = re.compile(r"w(?P<w>\d+)a(?P<a>\d+)(?P<high>_high)?(_(?P<layer>layer)|_g(?P<group>\d+))?(?P<wasym>_wasym)?"
+                   r"(?P<aasym>_aasym)?(?P<static>_static)?")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a matmul is represented on the NPU; which matmul type computes it is the chip's matter (`route_for`).
+
+    Attributes
+    ----------
+    weight_bits, activation_bits : int
+        16 (float16), 8 or 4 (integers): (16, 16), (8, 8), (4, 8), (4, 4), (8, 16) or (4, 16).
+    granularity : Granularity or str
+        What shares a scale of the weight: ``"layer"``, ``"channel"`` (an output channel) or ``"group"``.
+    group_size : int, optional
+        Values along K per group; a multiple of 32.
+    symmetric : bool
+        Whether the weight has no zero points.
+    activation_granularity : Granularity or str
+        ``"token"``: each row is measured when it comes. ``"layer"``: `activation_params` hold for all.
+    activation_symmetric : bool
+        Whether rows that are measured get no zero point.
+    activation_clip : float
+        Factor on the largest magnitude of rows that are measured, above 0 and at most 1: what lies beyond saturates.
+    activation_params : QuantParams, optional
+        Scale and zero point of static activations; `pack` needs them.
+    integers : bool
+        Weight and activation are integers as they are, of equal bits; results are int32.
+    high : bool
+        Each float is the sum of two float16; 16 bits only.
+
+    Raises
+    ------
+    ValueError
+        If parts do not go together.
+
+    Examples
+    --------
+    >>> Scheme(4, 8, "group", 32).name
+    'w4a8_g32'
+    >>> Scheme.parse("w4a8_g32") == Scheme(4, 8, "group", 32)
+    True
+    """
+
+    weight_bits: int = 16
+    activation_bits: int = 16
+    granularity: Granularity | str = Granularity.CHANNEL
+    group_size: int | None = None
+    symmetric: bool = True
+    activation_granularity: Granularity | str = Granularity.TOKEN
+    activation_symmetric: bool = True
+    activation_clip: float = 1.0
+    activation_params: QuantParams | None = None
+    integers: bool = False
+    high: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("granularity", "activation_granularity"):
+            object.__setattr__(self, field, Granularity(getattr(self, field)))
+        wrong = _contradiction(self)
+        if wrong:
+            raise ValueError(f"Scheme: {wrong}")
+
+    @classmethod
+    def parse(cls, name: str) -> Scheme:
+        """The scheme of a name.
+
+        Raises
+        ------
+        ValueError
+            If there is none; the message says how names are made.
+        """
+        if name in ("int8", "int4"):
+            return cls(int(name[3:]), int(name[3:]), integers=True)
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise ValueError(
+                f"no scheme is called {name!r}; there are {', '.join(map(repr, SCHEMES))}, and quantized ones with "
+                f"_layer or _g<group size>, _wasym, _aasym and _static after their bits"
+            )
+        try:
+            return cls._found(found)
+        except ValueError as error:
+            raise ValueError(f"no scheme is called {name!r}: {str(error).partition(': ')[2]}") from None
+
+    @classmethod
+    def _found(cls, found: re.Match[str]) -> Scheme:
+        granularity = "layer" if found["layer"] else "group" if found["group"] else "channel"
+        return cls(
+            int(found["w"]),
+            int(found["a"]),
+            granularity,
+            int(found["group"]) if found["group"] else None,
+            symmetric=not found["wasym"],
+            activation_granularity="layer" if found["static"] else "token",
+            activation_symmetric=not found["aasym"],
+            high=bool(found["high"]),
+        )
+
+    def __repr__(self) -> str:
+        more = [f"activation_clip={self.activation_clip}"] if self.activation_clip != 1 else []
+        more += [f"activation_params={self.activation_params}"] if self.activation_params is not None else []
+        own = f"Scheme.parse({self.name!r})"
+        return f"replace({own}, {', '.join(more)})" if more else own
+
+    @property
+    def name(self) -> str:
+        """What it is called; `activation_clip` and `activation_params` are not part of it."""
+        if self.integers:
+            return f"int{self.weight_bits}"
+        parts = (
+            f"w{self.weight_bits}a{self.activation_bits}",
+            "_high" * self.high,
+            {Granularity.LAYER: "_layer", Granularity.GROUP: f"_g{self.group_size}"}.get(
+                Granularity(self.granularity), ""
+            ),
+            "_wasym" * (not self.symmetric),
+            "_aasym" * (not self.activation_symmetric),
+            "_static" * self.static,
+        )
+        return "".join(parts)
+
+    @property
+    def static(self) -> bool:
+        """Whether activations have one given scale."""
+        return self.activation_granularity is Granularity.LAYER
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether floats of the weight become codes."""
+        return self.weight_bits < 16 and not self.integers
+
+    @property
+    def result(self) -> np.dtype[Any]:
+        """What `matmul` returns."""
+        return _I32 if self.integers else _F32
+
+    @property
+    def weights(self) -> tuple[np.dtype[Any], ...]:
+        """Dtypes that `pack` takes."""
+        return ((_I8 if self.weight_bits == 8 else _I4),) if self.integers else FLOATS
+
+    @property
+    def activations(self) -> tuple[np.dtype[Any], ...]:
+        """Dtypes that `matmul` takes on the left."""
+        if not self.integers:
+            return FLOATS
+        return (_I8, _I4) if self.weight_bits == 8 else (_I4,)
+
+    @property
+    def takes_any_value(self) -> bool:
+        """Whether rows of activations may hold anything; those to be quantized have to be finite."""
+        return self.integers or self.activation_bits == 16
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of device memory per value of the weight, scales of groups (float32, on the host) included."""
+        shared = self.group_size if self.granularity is Granularity.GROUP else None
+        extra = 0.0 if shared is None else (32 if self.symmetric else 64) / shared
+        return self.weight_bits * (2 if self.high else 1) + extra
+
+
+def _contradiction(scheme: Scheme) -> str | None:
+    """What is wrong with a scheme, or None."""
+    bits = scheme.weight_bits, scheme.activation_bits
+    weight_options = not scheme.symmetric or scheme.granularity is not Granularity.CHANNEL
+    activation_options = (
+        scheme.static or not scheme.activation_symmetric or scheme.activation_clip != 1 or scheme.activation_params
     )
+    if bits not in _BITS:
+        return f"w{bits[0]}a{bits[1]} does not exist; there are {', '.join(f'w{w}a{a}' for w, a in _BITS)}"
+    if scheme.granularity is Granularity.TOKEN or scheme.activation_granularity not in ("token", "layer"):
+        return "weights have scales per layer, channel or group, activations per token or layer"
+    if scheme.granularity is Granularity.GROUP:
+        if not scheme.group_size or scheme.group_size < 1 or scheme.group_size % _GROUP_MULTIPLE:
+            return f"groups have a multiple of {_GROUP_MULTIPLE} values, not {scheme.group_size}"
+    elif scheme.group_size is not None:
+        return f"group_size={scheme.group_size} belongs to granularity 'group' only"
+    if (scheme.integers or bits[0] == 16) and weight_options:
+        return "a weight that is not quantized has neither layers, groups nor zero points"
+    if (scheme.integers or bits[1] == 16) and activation_options:
+        return "activations that are not quantized have neither scales, zero points nor clipping"
+    if scheme.integers and bits not in ((8, 8), (4, 4)):
+        return f"integers of {bits[0]} and {bits[1]} bits; both have 8 or both have 4"
+    if bits[1] == 16 and not scheme.symmetric:
+        return "zero points of a weight are corrected by sums of quantized activations; float16 ones have none"
+    if scheme.high and bits != (16, 16):
+        return "only float16 values have a high and a low part"
+    return _wrong_activation(scheme)
+
+
+def _wrong_activation(scheme: Scheme) -> str | None:
+    params = scheme.activation_params
+    if not 0 < scheme.activation_clip <= 1:
+        return f"activation_clip is {scheme.activation_clip}; it lies above 0 and is at most 1"
+    if params is None:
+        return None
+    if not scheme.static:
+        return "activation_params belong to static activations: activation_granularity='layer'"
+    if params.granularity is not Granularity.LAYER or params.bits != scheme.activation_bits:
+        return f"activation_params have to be per layer of {scheme.activation_bits} bits, not {params}"
+    if scheme.activation_symmetric and not params.symmetric:
+        return "activation_params have a zero point; set activation_symmetric=False"
+    return None
+
+
+#: The usual schemes by name; `Scheme.parse` knows more.
+SCHEMES: Mapping[str, Scheme] = {
+    name: Scheme.parse(name)
+    for name in ("w16a16", "w16a16_high", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "int8", "int4")
 }
 
 _BY_DTYPE = {_F16: "w16a16", _F32: "w16a16", _BF16: "w16a16", _I8: "int8", _I4: "int4"}
 
 
-def scheme_for(dtype: np.dtype[Any], name: str | None, function: str) -> Scheme:
+def scheme_for(dtype: np.dtype[Any], scheme: Scheme | str | None, function: str) -> Scheme:
     """Scheme of a weight.
 
     Parameters
     ----------
     dtype : numpy.dtype
         Of the weight.
-    name : str or None
-        A name in `SCHEMES`; None takes what loses least: ``w16a16`` for floats, the exact ``int8`` and ``int4``
-        for integers.
+    scheme : Scheme, str or None
+        None takes what loses least: ``w16a16`` for floats, the exact ``int8`` and ``int4`` for integers.
     function : str
         For error messages.
 
@@ -199,16 +280,26 @@ def scheme_for(dtype: np.dtype[Any], name: str | None, function: str) -> Scheme:
     'w16a16'
     """
     dtype = dtype.newbyteorder("=")
-    if name is not None and name not in SCHEMES:
-        raise ValueError(f"{function}: no scheme is called {name!r}; there are {', '.join(map(repr, SCHEMES))}")
-    if name is None and dtype not in _BY_DTYPE:
+    if scheme is None and dtype not in _BY_DTYPE:
         raise TypeError(f"{function}: {cast_advice(dtype)}")
-    scheme = SCHEMES[name or _BY_DTYPE[dtype]]
-    if dtype not in scheme.weights:
+    chosen = named(_BY_DTYPE[dtype] if scheme is None else scheme, function)
+    if dtype not in chosen.weights:
         raise TypeError(
-            f"{function}: scheme {scheme.name!r} takes weights of {' or '.join(map(str, scheme.weights))}, not {dtype}"
+            f"{function}: scheme {chosen.name!r} takes weights of {' or '.join(map(str, chosen.weights))}, not {dtype}"
         )
-    return scheme
+    return chosen
+
+
+def named(scheme: Scheme | str, function: str) -> Scheme:
+    """A scheme given by name or as an object; errors name the function."""
+    if isinstance(scheme, Scheme):
+        return scheme
+    if not isinstance(scheme, str):
+        raise TypeError(f"{function}: scheme is a name or a Scheme, not {type(scheme).__name__}")
+    try:
+        return Scheme.parse(scheme)
+    except ValueError as error:
+        raise ValueError(f"{function}: {error}") from None
 
 
 def cast_advice(dtype: np.dtype[Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npumatmul import _kernels
 from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant import Chain, ChannelScale, Hadamard, Permutation, hadamard_matrix, transform_from
 from npumatmul.quant.hadamard_matrices import hadamard_factors, largest_hadamard_block
@@ -111,6 +114,58 @@ def test_hadamard_against_the_dense_matrix(k: int, block: int | None) -> None:
     x = np.random.default_rng(1).normal(size=(5, k))
     np.testing.assert_allclose(transform.activation(x), x @ rotation, atol=1e-12)
     np.testing.assert_allclose(transform.inverse_weight(x), x @ rotation.T, atol=1e-12)
+
+
+@given(st.sampled_from([(12, 1), (24, None), (576, None), (40, None), (20736, None), (1024, 64)]), st.integers(0, 9))
+def test_the_kernel_takes_any_strides_and_works_in_place(case: tuple[int, int | None], seed: int) -> None:
+    k, block = case
+    transform = Hadamard(k, block, seed)
+    rng = np.random.default_rng(seed)
+    m = seed % 4
+    backing = rng.normal(size=(2 * m + 1, 2 * k)).astype(np.float32)
+    source = backing[1::2, ::-2] if seed % 2 else backing[1::2, k - 1 :: -1]
+    wide = source.astype(np.float64)
+    bound = 64 * 2.0**-24 * np.abs(wide).sum(axis=1, keepdims=True) / np.sqrt(transform.block)
+    expected = transform.activation(wide)
+    destination = np.empty((m, k + 3), np.float32)[:, 3:]
+    _kernels.hadamard_rows(transform.kernel, source, destination)
+    assert (np.abs(destination - expected) <= bound).all()
+    contiguous = source.copy()
+    _kernels.hadamard_rows(transform.kernel, contiguous, contiguous)
+    assert np.array_equal(contiguous, destination)
+
+
+def test_the_kernel_refuses_what_would_touch_wrong_memory() -> None:
+    kernel = Hadamard(8).kernel
+    x = np.zeros((4, 16), np.float32)
+    read_only = np.zeros((4, 8), np.float32)
+    read_only.flags.writeable = False
+    for source, destination, message in [
+        (x, x, "8 columns"),
+        (x[:, :8], np.zeros((3, 8), np.float32), "8 columns"),
+        (x[:, :8].astype(np.float64), np.zeros((4, 8), np.float32), "float32"),
+        (x[:, :8], np.zeros((4, 8)), "float32"),
+        (x[:, :8], read_only, "writeable"),
+        (x[:, :8], x[:, 4:12], "overlaps"),
+        (np.zeros((4, 8), np.float32), x[:, ::2], "contiguous"),
+        (np.zeros((4, 8), np.float32), np.broadcast_to(x[:1, :8], (4, 8)), "writeable"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _kernels.hadamard_rows(kernel, source, destination)
+    with pytest.raises(ValueError, match="square matrices"):
+        _kernels.hadamard((np.ones((2, 3), np.float32),), 1, np.ones(2, np.float32))
+    with pytest.raises(ValueError, match="npumm_hadamard_rows"):
+        _kernels.hadamard_rows(_kernels.hadamard((), 3, np.ones(3, np.float32)), x[:, :3], np.zeros((4, 3), np.float32))
+
+
+def test_transforms_can_be_copied() -> None:
+    transform = Hadamard(24, seed=5)
+    x = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    expected = transform.activation(x)
+    again = pickle.loads(pickle.dumps(transform))
+    assert again == transform
+    assert np.array_equal(copy.deepcopy(transform).activation(x), expected)
+    assert np.array_equal(again.activation(x), expected)
 
 
 def test_signs_never_change() -> None:

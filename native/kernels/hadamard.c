@@ -1,0 +1,135 @@
+/* Randomized Hadamard transform of rows, in place or into scratch, ahead of packing; and its scalar inner loops. */
+#include <string.h>
+
+#include "hadamard.h"
+#include "npumatmul_kernels.h"
+#include "rows.h"
+#include "tiling.h"
+
+static void scale(const float *src, const float *factor, float *dst, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
+}
+
+static void power(float *x, int64_t n) {
+  for (int64_t half = 1; half < n; half *= 2) {
+    for (int64_t start = 0; start < n; start += 2 * half) {
+      for (int64_t i = start; i < start + half; i++) {
+        const float a = x[i], b = x[i + half];
+        x[i] = a + b;
+        x[i + half] = a - b;
+      }
+    }
+  }
+}
+
+static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
+  for (int64_t i = 0; i < order; i++) {
+    const float *signs = matrix + i * order;
+    for (int lane = 0; lane < NPUMM_LANES; lane++) {
+      float sum = 0.0f;
+      for (int64_t j = 0; j < order; j++) sum += signs[j] * in[j][lane];
+      out[i][lane] = sum;
+    }
+  }
+}
+
+const npumm_hadamard_kernels npumm_hadamard_scalar = {scale, power, dense};
+
+const npumm_hadamard_kernels *npumm_hadamard_here(void) {
+#if defined(__x86_64__)
+  return npumm_rows() == &npumm_rows_avx2 ? &npumm_hadamard_avx2 : &npumm_hadamard_scalar;
+#elif defined(__aarch64__)
+  return &npumm_hadamard_neon;
+#else
+  return &npumm_hadamard_scalar;
+#endif
+}
+
+/* Product of all factors: the extent that is mixed; 0 where something is wrong with them. */
+static int64_t block_of(const npumm_hadamard *how) {
+  int64_t block = how->power;
+  if (how->power < 1 || how->power > NPUMM_MAX_EXTENT || (how->power & (how->power - 1))) return 0;
+  if (how->dense_count < 0 || how->dense_count > NPUMM_HADAMARD_DENSE) return 0;
+  for (int32_t i = 0; i < how->dense_count; i++) {
+    if (how->order[i] < 1 || how->order[i] > NPUMM_HADAMARD_ORDER || !how->matrix[i]) return 0;
+    block *= how->order[i];
+    if (block > NPUMM_MAX_EXTENT) return 0;
+  }
+  return block;
+}
+
+/*
+ * One dense factor over a row: elements that the factor mixes stand `inner` apart. Columns of such elements are taken
+ * eight at a time.
+ */
+static void dense_factor(const npumm_hadamard_kernels *kernels, const float *matrix, int64_t order, int64_t inner,
+                         float *row, int64_t features) {
+  float in[NPUMM_HADAMARD_ORDER][NPUMM_LANES], out[NPUMM_HADAMARD_ORDER][NPUMM_LANES];
+  const int64_t columns = features / order;
+  for (int64_t first = 0; first < columns; first += NPUMM_LANES) {
+    const int64_t count = columns - first < NPUMM_LANES ? columns - first : NPUMM_LANES;
+    float *at[NPUMM_LANES];
+    for (int64_t lane = 0; lane < count; lane++) {
+      at[lane] = row + (first + lane) / inner * (order * inner) + (first + lane) % inner;
+    }
+    if (count == NPUMM_LANES && inner % NPUMM_LANES == 0) { /* then all eight are neighbours */
+      for (int64_t j = 0; j < order; j++) memcpy(in[j], at[0] + j * inner, sizeof in[j]);
+      kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
+      for (int64_t j = 0; j < order; j++) memcpy(at[0] + j * inner, out[j], sizeof out[j]);
+      continue;
+    }
+    if (count == NPUMM_LANES && inner % 4 == 0) { /* two times four neighbours */
+      for (int64_t j = 0; j < order; j++) {
+        memcpy(in[j], at[0] + j * inner, 4 * sizeof(float));
+        memcpy(in[j] + 4, at[4] + j * inner, 4 * sizeof(float));
+      }
+      kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
+      for (int64_t j = 0; j < order; j++) {
+        memcpy(at[0] + j * inner, out[j], 4 * sizeof(float));
+        memcpy(at[4] + j * inner, out[j] + 4, 4 * sizeof(float));
+      }
+      continue;
+    }
+    memset(in, 0, (size_t)order * sizeof in[0]);
+    for (int64_t j = 0; j < order; j++) {
+      for (int64_t lane = 0; lane < count; lane++) in[j][lane] = at[lane][j * inner];
+    }
+    kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
+    for (int64_t j = 0; j < order; j++) {
+      for (int64_t lane = 0; lane < count; lane++) at[lane][j * inner] = out[j][lane];
+    }
+  }
+}
+
+static void read_row(const npumm_hadamard_kernels *kernels, const char *src, int64_t col_stride, const float *prescale,
+                     float *dst, int64_t n) {
+  if (col_stride == (int64_t)sizeof(float) && (uintptr_t)src % sizeof(float) == 0) {
+    kernels->scale((const float *)(const void *)src, prescale, dst, n);
+    return;
+  }
+  for (int64_t i = 0; i < n; i++) memcpy(&dst[i], src + i * col_stride, sizeof(float));
+  if (prescale) kernels->scale(dst, prescale, dst, n);
+}
+
+int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows, int64_t src_row_stride,
+                        int64_t src_col_stride, float *dst, int64_t dst_row_stride) {
+  if (!how || rows < 0 || rows > NPUMM_MAX_EXTENT) return NPUMM_BAD_ARGUMENT;
+  const int64_t block = block_of(how), n = how->features;
+  if (block == 0 || n < 1 || n > NPUMM_MAX_EXTENT || n % block) return NPUMM_BAD_ARGUMENT;
+  if (rows == 0) return NPUMM_OK;
+  const int64_t unit = (int64_t)sizeof(float);
+  if (!src || !dst || (uintptr_t)dst % sizeof(float) || dst_row_stride % unit) return NPUMM_BAD_ARGUMENT;
+  if (rows > 1 && dst_row_stride < n * unit) return NPUMM_BAD_ARGUMENT;
+  const npumm_hadamard_kernels *kernels = npumm_hadamard_here();
+  for (int64_t r = 0; r < rows; r++) {
+    float *row = dst + r * (dst_row_stride / unit);
+    read_row(kernels, (const char *)src + r * src_row_stride, src_col_stride, how->prescale, row, n);
+    int64_t inner = how->power;
+    for (int64_t start = 0; how->power > 1 && start < n; start += how->power) kernels->power(row + start, how->power);
+    for (int32_t i = how->dense_count - 1; i >= 0; i--) {
+      dense_factor(kernels, how->matrix[i], how->order[i], inner, row, n);
+      inner *= how->order[i];
+    }
+  }
+  return NPUMM_OK;
+}

@@ -1,0 +1,84 @@
+/* The Hadamard transform's inner loops for x86-64 with AVX2; tails go through the scalar reference. */
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "hadamard.h"
+
+#define AVX2 __attribute__((target("avx2")))
+
+AVX2 static void scale(const float *src, const float *factor, float *dst, int64_t n) {
+  int64_t i = 0;
+  for (; factor && i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(dst + i, _mm256_mul_ps(_mm256_loadu_ps(src + i), _mm256_loadu_ps(factor + i)));
+  }
+  npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
+}
+
+/* The three stages within eight floats: the upper of each pair is negated, the pair swapped, and both are added. */
+AVX2 static __m256 stages_of_8(__m256 x) {
+  const __m256 odd = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
+  const __m256 pair = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, INT32_MIN, INT32_MIN, 0, 0, INT32_MIN, INT32_MIN));
+  const __m256 half = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, 0, 0, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN));
+  x = _mm256_add_ps(_mm256_permute_ps(x, 0xb1), _mm256_xor_ps(x, odd));
+  x = _mm256_add_ps(_mm256_permute_ps(x, 0x4e), _mm256_xor_ps(x, pair));
+  return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 1), _mm256_xor_ps(x, half));
+}
+
+AVX2 static void power(float *x, int64_t n) {
+  if (n < 8) {
+    npumm_hadamard_scalar.power(x, n);
+    return;
+  }
+  for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, stages_of_8(_mm256_loadu_ps(x + i)));
+  int64_t half = 8;
+  for (; 2 * half < n; half *= 4) { /* two stages at a time, to touch memory half as often */
+    for (int64_t start = 0; start < n; start += 4 * half) {
+      for (int64_t i = start; i < start + half; i += 8) {
+        const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
+        const __m256 c = _mm256_loadu_ps(x + i + 2 * half), d = _mm256_loadu_ps(x + i + 3 * half);
+        const __m256 ab = _mm256_add_ps(a, b), a_b = _mm256_sub_ps(a, b);
+        const __m256 cd = _mm256_add_ps(c, d), c_d = _mm256_sub_ps(c, d);
+        _mm256_storeu_ps(x + i, _mm256_add_ps(ab, cd));
+        _mm256_storeu_ps(x + i + half, _mm256_add_ps(a_b, c_d));
+        _mm256_storeu_ps(x + i + 2 * half, _mm256_sub_ps(ab, cd));
+        _mm256_storeu_ps(x + i + 3 * half, _mm256_sub_ps(a_b, c_d));
+      }
+    }
+  }
+  for (int64_t i = 0; half < n && i < half; i += 8) {
+    const __m256 a = _mm256_loadu_ps(x + i), b = _mm256_loadu_ps(x + i + half);
+    _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
+    _mm256_storeu_ps(x + i + half, _mm256_sub_ps(a, b));
+  }
+}
+
+AVX2 static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
+  int64_t i = 0;
+  for (; i + 4 <= order; i += 4) {
+    const float *m = matrix + i * order;
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    for (int64_t j = 0; j < order; j++) {
+      const __m256 x = _mm256_loadu_ps(in[j]);
+      s0 = _mm256_add_ps(s0, _mm256_mul_ps(_mm256_broadcast_ss(m + j), x));
+      s1 = _mm256_add_ps(s1, _mm256_mul_ps(_mm256_broadcast_ss(m + order + j), x));
+      s2 = _mm256_add_ps(s2, _mm256_mul_ps(_mm256_broadcast_ss(m + 2 * order + j), x));
+      s3 = _mm256_add_ps(s3, _mm256_mul_ps(_mm256_broadcast_ss(m + 3 * order + j), x));
+    }
+    _mm256_storeu_ps(out[i], s0);
+    _mm256_storeu_ps(out[i + 1], s1);
+    _mm256_storeu_ps(out[i + 2], s2);
+    _mm256_storeu_ps(out[i + 3], s3);
+  }
+  for (; i < order; i++) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int64_t j = 0; j < order; j++) {
+      sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_broadcast_ss(matrix + i * order + j), _mm256_loadu_ps(in[j])));
+    }
+    _mm256_storeu_ps(out[i], sum);
+  }
+}
+
+const npumm_hadamard_kernels npumm_hadamard_avx2 = {scale, power, dense};
+#else
+typedef int npumm_hadamard_avx2_is_empty_here;
+#endif

@@ -1,0 +1,69 @@
+/* The Hadamard transform's inner loops for aarch64; tails go through the scalar reference. */
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include "hadamard.h"
+
+static void scale(const float *src, const float *factor, float *dst, int64_t n) {
+  int64_t i = 0;
+  for (; factor && i + 4 <= n; i += 4) vst1q_f32(dst + i, vmulq_f32(vld1q_f32(src + i), vld1q_f32(factor + i)));
+  npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
+}
+
+static float32x4_t negated(float32x4_t x, uint32x4_t signs) {
+  return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), signs));
+}
+
+static void power(float *x, int64_t n) {
+  if (n < 4) {
+    npumm_hadamard_scalar.power(x, n);
+    return;
+  }
+  static const uint32_t odd_signs[4] = {0, 0x80000000u, 0, 0x80000000u};
+  static const uint32_t pair_signs[4] = {0, 0, 0x80000000u, 0x80000000u};
+  const uint32x4_t odd = vld1q_u32(odd_signs), pair = vld1q_u32(pair_signs);
+  for (int64_t i = 0; i < n; i += 4) { /* the upper of each pair is negated, the pair swapped, and both are added */
+    float32x4_t v = vld1q_f32(x + i);
+    v = vaddq_f32(vrev64q_f32(v), negated(v, odd));
+    v = vaddq_f32(vextq_f32(v, v, 2), negated(v, pair));
+    vst1q_f32(x + i, v);
+  }
+  int64_t half = 4;
+  for (; 2 * half < n; half *= 4) { /* two stages at a time, to touch memory half as often */
+    for (int64_t start = 0; start < n; start += 4 * half) {
+      for (int64_t i = start; i < start + half; i += 4) {
+        const float32x4_t a = vld1q_f32(x + i), b = vld1q_f32(x + i + half);
+        const float32x4_t c = vld1q_f32(x + i + 2 * half), d = vld1q_f32(x + i + 3 * half);
+        const float32x4_t ab = vaddq_f32(a, b), a_b = vsubq_f32(a, b);
+        const float32x4_t cd = vaddq_f32(c, d), c_d = vsubq_f32(c, d);
+        vst1q_f32(x + i, vaddq_f32(ab, cd));
+        vst1q_f32(x + i + half, vaddq_f32(a_b, c_d));
+        vst1q_f32(x + i + 2 * half, vsubq_f32(ab, cd));
+        vst1q_f32(x + i + 3 * half, vsubq_f32(a_b, c_d));
+      }
+    }
+  }
+  for (int64_t i = 0; half < n && i < half; i += 4) {
+    const float32x4_t a = vld1q_f32(x + i), b = vld1q_f32(x + i + half);
+    vst1q_f32(x + i, vaddq_f32(a, b));
+    vst1q_f32(x + i + half, vsubq_f32(a, b));
+  }
+}
+
+static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
+  for (int64_t i = 0; i < order; i++) {
+    const float *m = matrix + i * order;
+    float32x4_t low = vdupq_n_f32(0.0f), high = low;
+    for (int64_t j = 0; j < order; j++) { /* products with 1 and -1 are exact, so fusing changes no bit */
+      low = vfmaq_n_f32(low, vld1q_f32(in[j]), m[j]);
+      high = vfmaq_n_f32(high, vld1q_f32(in[j] + 4), m[j]);
+    }
+    vst1q_f32(out[i], low);
+    vst1q_f32(out[i] + 4, high);
+  }
+}
+
+const npumm_hadamard_kernels npumm_hadamard_neon = {scale, power, dense};
+#else
+typedef int npumm_hadamard_neon_is_empty_here;
+#endif

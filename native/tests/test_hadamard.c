@@ -1,0 +1,183 @@
+/*
+ * The Hadamard transform of rows: each instruction set against the scalar loops bit by bit, whole transforms against
+ * sums in double with the dense matrix, and what has to be refused. Compile: gcc -std=c17 -Inative/include
+ * -Inative/kernels native/tests/test_hadamard.c native/kernels/[a-z]*.c -lm
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hadamard.h"
+#include "npumatmul_kernels.h"
+
+static int passed, failed;
+
+#define CHECK(condition)                                             \
+  do {                                                               \
+    if (condition) {                                                 \
+      passed++;                                                      \
+    } else {                                                         \
+      failed++;                                                      \
+      printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                \
+  } while (0)
+
+static uint32_t state = 4711;
+static float random_float(void) {
+  state = state * 1664525u + 1013904223u;
+  return (float)((int32_t)(state >> 8) - (1 << 23)) / (float)(1 << 20);
+}
+
+static float *random_floats(int64_t n) { /* a heap block of the exact size, so that sanitizers see a step too far */
+  float *x = malloc((size_t)n * sizeof *x);
+  for (int64_t i = 0; x && i < n; i++) x[i] = random_float();
+  return x;
+}
+
+/* Paley's matrix of order 12 */
+static void paley_12(float *h) {
+  static const int square[11] = {0, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0};
+  for (int i = 0; i < 12; i++) {
+    for (int j = 0; j < 12; j++) {
+      const int d = (i - j + 11) % 11;
+      float entry = i == 0 ? 1.0f : j == 0 ? -1.0f : i == j ? 1.0f : square[d] ? 1.0f : -1.0f;
+      if (i == 0 && j == 0) entry = 1.0f;
+      h[i * 12 + j] = entry;
+    }
+  }
+}
+
+static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
+  for (int64_t n = 1; n <= 4096; n *= 2) {
+    float *x = random_floats(n), *y = malloc((size_t)n * sizeof *y);
+    memcpy(y, x, (size_t)n * sizeof *y);
+    kernels->power(x, n);
+    npumm_hadamard_scalar.power(y, n);
+    CHECK(memcmp(x, y, (size_t)n * sizeof *y) == 0);
+    free(x), free(y);
+  }
+  for (int64_t n = 1; n < 40; n++) {
+    float *x = random_floats(n), *f = random_floats(n), *a = random_floats(n), *b = random_floats(n);
+    for (int with = 0; with < 2; with++) {
+      kernels->scale(x, with ? f : NULL, a, n);
+      npumm_hadamard_scalar.scale(x, with ? f : NULL, b, n);
+      CHECK(memcmp(a, b, (size_t)n * sizeof *a) == 0);
+    }
+    free(x), free(f), free(a), free(b);
+  }
+  for (int64_t order = 1; order <= 60; order += order < 10 ? 1 : 7) {
+    float *matrix = random_floats(order * order);
+    float(*in)[NPUMM_LANES] = malloc((size_t)order * sizeof *in);
+    float(*a)[NPUMM_LANES] = malloc((size_t)order * sizeof *a), (*b)[NPUMM_LANES] = malloc((size_t)order * sizeof *b);
+    for (int64_t i = 0; i < order * order; i++) matrix[i] = matrix[i] < 0 ? -1.0f : 1.0f;
+    for (int64_t i = 0; i < order; i++) {
+      for (int lane = 0; lane < NPUMM_LANES; lane++) in[i][lane] = random_float();
+    }
+    kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, a);
+    npumm_hadamard_scalar.dense(matrix, order, (const float(*)[NPUMM_LANES])in, b);
+    CHECK(memcmp(a, b, (size_t)order * sizeof *a) == 0);
+    free(matrix), free(in), free(a), free(b);
+  }
+}
+
+static int bits_set(int64_t x) {
+  int n = 0;
+  for (; x; x &= x - 1) n++;
+  return n;
+}
+
+/* Entry of the Kronecker product of `dense` matrices of order 12 and Sylvester's of order `power`. */
+static double entry(const float *h12, int dense, int64_t power, int64_t row, int64_t col) {
+  double value = bits_set((row % power) & (col % power)) % 2 ? -1.0 : 1.0; /* Sylvester: parity of common bits */
+  row /= power, col /= power;
+  for (; dense > 0; dense--, row /= 12, col /= 12) value *= (double)h12[row % 12 * 12 + col % 12];
+  return value;
+}
+
+static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t rows, int reversed, int with_prescale) {
+  float h12[144];
+  paley_12(h12);
+  npumm_hadamard how = {.power = power, .dense_count = dense};
+  int64_t block = power;
+  for (int i = 0; i < dense; i++) how.order[i] = 12, how.matrix[i] = h12, block *= 12;
+  const int64_t n = how.features = block * blocks, unit = (int64_t)sizeof(float);
+  float *prescale = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
+  if (with_prescale) how.prescale = prescale;
+  /* reversed: the columns of the source run backwards */
+  const char *first = (const char *)(reversed ? src + n - 1 : src);
+  CHECK(npumm_hadamard_rows(&how, first, rows, n * unit, reversed ? -unit : unit, dst, n * unit) == NPUMM_OK);
+  int close = 1;
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t i = 0; i < n; i++) {
+      double sum = 0, magnitude = 0;
+      for (int64_t j = i / block * block; j < (i / block + 1) * block; j++) {
+        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_prescale ? (double)prescale[j] : 1.0);
+        sum += entry(h12, dense, power, i % block, j % block) * x;
+        magnitude += fabs(x);
+      }
+      close &= fabs((double)dst[r * n + i] - sum) <= 64 * 6e-8 * magnitude; /* at most 64 additions deep */
+    }
+  }
+  CHECK(close);
+  if (!reversed) { /* in place gives the same bits */
+    CHECK(npumm_hadamard_rows(&how, src, rows, n * unit, unit, src, n * unit) == NPUMM_OK);
+    CHECK(memcmp(src, dst, (size_t)(rows * n) * sizeof *src) == 0);
+  }
+  free(prescale), free(src), free(dst);
+}
+
+static void refusals(void) {
+  float x[16] = {0}, one[1] = {1};
+  const int64_t unit = (int64_t)sizeof(float);
+  const npumm_hadamard good = {.features = 8, .power = 4};
+  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit) == NPUMM_OK);
+  CHECK(npumm_hadamard_rows(&good, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK);
+  CHECK(npumm_hadamard_rows(NULL, x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_hadamard_rows(&good, NULL, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_hadamard_rows(&good, x, 1, 0, unit, NULL, 0) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_hadamard_rows(&good, x, -1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 7 * unit) == NPUMM_BAD_ARGUMENT);
+  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit + 1) == NPUMM_BAD_ARGUMENT);
+  const npumm_hadamard bad[] = {
+      {.features = 8, .power = 3},
+      {.features = 8, .power = 0},
+      {.features = 8, .power = -8},
+      {.features = 8, .power = 16},
+      {.features = 0, .power = 1},
+      {.features = 8, .power = 2, .dense_count = 4},
+      {.features = 8, .power = 2, .dense_count = -1},
+      {.features = 8, .power = 2, .dense_count = 1, .order = {1}},
+      {.features = 8, .power = 2, .dense_count = 1, .order = {0}, .matrix = {one}},
+      {.features = 1024, .power = 2, .dense_count = 1, .order = {512}, .matrix = {one}},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+    CHECK(npumm_hadamard_rows(&bad[i], x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  }
+}
+
+int main(void) {
+  float h12[144];
+  paley_12(h12);
+  for (int i = 0; i < 12; i++) { /* the test's own matrix is one of Hadamard's */
+    for (int j = 0; j < 12; j++) {
+      float sum = 0;
+      for (int k = 0; k < 12; k++) sum += h12[i * 12 + k] * h12[j * 12 + k];
+      CHECK(sum == (i == j ? 12.0f : 0.0f));
+    }
+  }
+  compare_with_scalar(npumm_hadamard_here());
+  for (int dense = 0; dense <= 2; dense++) {
+    for (int64_t power = 1; power <= (dense == 2 ? 4 : 64); power *= 2) {
+      compare_with_sums(dense, power, 1, 3, 0, 1);
+      compare_with_sums(dense, power, 3, 1, 1, 1);
+      compare_with_sums(dense, power, 2, 2, 0, 0);
+    }
+  }
+  compare_with_sums(1, 128, 1, 2, 0, 1);
+  compare_with_sums(0, 2048, 1, 1, 1, 1);
+  refusals();
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}

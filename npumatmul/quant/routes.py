@@ -1,0 +1,165 @@
+"""Which matmul type computes a scheme on a chip, and what becomes of activations there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from npumatmul._kernels import Conversion, RowScaling
+from npumatmul.activation import Activation
+from npumatmul.capabilities import CHIPS, NEWEST_RUNTIME, Chip
+from npumatmul.errors import DeviceError
+from npumatmul.mmtype import MatmulType
+from npumatmul.quant.schemes import FLOATS, SCHEMES, Scheme
+from npumatmul.rknn.version import RuntimeVersion
+
+__all__ = ["Route", "route_for"]
+
+_F16, _F32, _I8 = (np.dtype(t) for t in (np.float16, np.float32, np.int8))
+_I4: np.dtype[Any] = np.dtype(ml_dtypes.int4)
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """A scheme on a chip.
+
+    Attributes
+    ----------
+    scheme : Scheme
+    mm_type : MatmulType
+    weight : Conversion
+        From codes, one per byte, or from floats.
+    activations : mapping of numpy.dtype to Activation
+        What `matmul` takes on the left, and what becomes of it.
+    note : str
+        What a user should know about it; empty where there is nothing.
+    """
+
+    scheme: Scheme
+    mm_type: MatmulType
+    weight: Conversion
+    activations: Mapping[np.dtype[Any], Activation]
+    note: str = ""
+
+    @property
+    def row_images(self) -> int:
+        """Rows of A per row of activations: 2 where each is split into two int4 halves."""
+        return max(each.conversion.row_images for each in self.activations.values())
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to compute schemes of certain bits: matmul type, conversions of weight and activation."""
+
+    mm_type: MatmulType
+    weight: Conversion
+    activation: Conversion
+    levels: int = 0
+    note: str = ""
+
+
+_AS_INT8 = "this chip has no int4 products: the int4 values are stored as int8, exactly, and take twice the memory"
+#: By bits of weight and activation, the preferred one first.
+_WAYS: Mapping[tuple[int, int], tuple[_Way, ...]] = {
+    (16, 16): (_Way(MatmulType.FLOAT16_FLOAT16_FLOAT32, Conversion.F32_TO_F16, Conversion.F32_TO_F16),),
+    (8, 8): (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8, 127),),
+    (4, 8): (
+        _Way(MatmulType.INT8_INT4_INT32, Conversion.INT4, Conversion.F32_TO_I8, 127),
+        _Way(
+            MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4_SPLIT, 119,
+            "activations within ±119 are split into two int4 halves, which are rows of one matmul",
+        ),
+        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8, 127, _AS_INT8),
+    ),
+    (4, 4): (_Way(MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4, 7),),
+    (8, 16): (_Way(MatmulType.FLOAT16_INT8_FLOAT32, Conversion.COPY_8, Conversion.F32_TO_F16),),
+    (4, 16): (_Way(MatmulType.FLOAT16_INT4_FLOAT32, Conversion.INT4, Conversion.F32_TO_F16),),
+}  # fmt: skip
+_INTEGER_WAYS: Mapping[int, tuple[_Way, ...]] = {
+    8: (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8),),
+    4: (
+        _Way(MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.INT4),
+        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8, 0, _AS_INT8),
+    ),
+}
+
+
+def route_for(scheme: Scheme, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTIME) -> Route:
+    """How a chip computes a scheme.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    chip : Chip
+    runtime : RuntimeVersion
+
+    Raises
+    ------
+    DeviceError
+        If the chip has no matmul type for it; the message says which chips have and which schemes there are here.
+    ValueError
+        If static activations lack `activation_params`.
+
+    Examples
+    --------
+    >>> from npumatmul.capabilities import chip
+    >>> [route_for(Scheme.parse("w4a8"), chip(soc)).mm_type.name for soc in ("rk3588", "rk3576", "rk3566")]
+    ['INT4_INT4_INT16', 'INT8_INT4_INT32', 'INT8_INT8_INT32']
+    """
+    way = _way(scheme, chip, runtime)
+    if way is None:
+        wanted = _ways(scheme)[0].mm_type
+        there = [soc for soc, other in CHIPS.items() if _way(scheme, other, NEWEST_RUNTIME) is not None]
+        here = [name for name, other in SCHEMES.items() if _way(other, chip, runtime) is not None]
+        raise DeviceError(
+            f"scheme {scheme.name!r} needs the matmul type {wanted.name}, which {chip.soc} under runtime {runtime} "
+            f"does not have; it works on {', '.join(there)}, and here there are {', '.join(here)}"
+        )
+    return Route(scheme, way.mm_type, way.weight, _activations(scheme, way), way.note)
+
+
+def _ways(scheme: Scheme) -> tuple[_Way, ...]:
+    if scheme.integers:
+        return _INTEGER_WAYS[scheme.weight_bits]
+    return _WAYS[scheme.weight_bits, scheme.activation_bits]
+
+
+def _way(scheme: Scheme, chip: Chip, runtime: RuntimeVersion) -> _Way | None:
+    for way in _ways(scheme):
+        if chip.type_row(way.mm_type, runtime).supported.value:
+            return way
+    return None
+
+
+def _activations(scheme: Scheme, way: _Way) -> dict[np.dtype[Any], Activation]:
+    if scheme.integers:
+        read_as = _I4 if way.activation is Conversion.INT4 else _I8
+        return dict.fromkeys(scheme.activations, Activation(read_as, way.activation))
+    if way.activation is Conversion.F32_TO_F16:
+        scaling = RowScaling.POWER_OF_TWO_HIGH if scheme.high else RowScaling.POWER_OF_TWO
+        from_float32 = Activation(_F32, Conversion.F32_TO_F16, scaling)
+        exact = {} if scheme.high else {_F16: Activation(_F16, Conversion.COPY_16)}
+        return {**dict.fromkeys(FLOATS, from_float32), **exact}
+    return dict.fromkeys(FLOATS, _quantized(scheme, way))
+
+
+def _quantized(scheme: Scheme, way: _Way) -> Activation:
+    if not scheme.static:
+        scaling = RowScaling.ABSMAX if scheme.activation_symmetric else RowScaling.MINMAX
+        return Activation(_F32, way.activation, scaling, way.levels, scheme.activation_clip)
+    params = scheme.activation_params
+    if params is None:
+        raise ValueError(f"scheme {scheme.name!r} needs activation_params: the scale that calibration found")
+    scale, zero = float(params.scale), int(params.zero_point)
+    if params.symmetric:
+        # The range that the parameters cover, onto the levels that there are: 127 becomes 119 where values are split.
+        scale = float(np.float32(scale * max(params.qmax, 1) / min(params.qmax, way.levels)))
+    elif params.qmin < -way.levels - 1 or params.qmax > way.levels:
+        step = scale * (params.qmax - params.qmin) / (2 * way.levels + 1)
+        zero = int(np.clip(-way.levels - 1 - round(scale * (params.qmin - zero) / step), -way.levels - 1, way.levels))
+        scale = float(np.float32(step))
+    return Activation(_F32, way.activation, RowScaling.STATIC, way.levels, static_scale=scale, static_zero=zero)
