@@ -104,7 +104,9 @@ def probe_command(
 
 @app.command("generate")
 def generate_command(
-    model: Annotated[Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")],
+    model: Annotated[
+        Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")
+    ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
     ] = None,
@@ -314,7 +316,9 @@ def run() -> None:
         sys.stderr.close()  # the reader has gone: nobody is left to be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}.get(error.name or "")
+        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}.get(
+            error.name or ""
+        )
         if extra is None:
             raise
         sys.exit(f"npumatmul: this needs {error.name}: pip install 'npumatmul[{extra}]'")

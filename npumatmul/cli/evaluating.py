@@ -135,7 +135,9 @@ def _figures(sums: ErrorSums) -> tuple[str, str, str, str]:
 def _load(path: Path, request: Request) -> dict[str, LoadedModel]:
     """The model by scheme, in the order asked for."""
     if is_quantized(path):
-        schemes: Mapping[str, str | None] = {AS_IT_IS: None} if request.schemes is None else dict.fromkeys(request.schemes)
+        schemes: Mapping[str, str | None] = (
+            {AS_IT_IS: None} if request.schemes is None else dict.fromkeys(request.schemes)
+        )
         schemes = {name: None if name == AS_IT_IS else name for name in schemes}
     else:
         schemes = {name: name for name in request.schemes or ("w16a16",)}

@@ -9,7 +9,7 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
 from .layer import QuantizedLayer
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
-from .recipe import LayerRecipe, Recipe, SchemeParts, parse_scheme
+from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedModel",
     "Recipe",
-    "SchemeParts",
     "Source",
     "collect_statistics",
     "emulate",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from npumatmul.qparams import Granularity, QuantizedWeight
 
-from .recipe import SPLIT_LEVELS, LayerRecipe
+from .recipe import LayerRecipe
 
 __all__ = ["QuantizedLayer"]
 
@@ -78,10 +78,17 @@ class QuantizedLayer:
 
     @property
     def activation_levels(self) -> int | None:
-        """Largest magnitude of a quantized activation; None where activations are float16."""
-        levels = self.recipe.parts.activation_levels
-        narrow = isinstance(self.weight, QuantizedWeight) and self.weight.params.bits <= 4
-        return SPLIT_LEVELS if levels is not None and levels > SPLIT_LEVELS and narrow else levels
+        """Largest magnitude of a quantized activation; None where activations are float16.
+
+        7 for int4 and 127 for int8; 119 for int8 beside int4 codes, where each value a is split into two int4 with
+        a = 16 h + l. (Chips without int4 products store int4 codes as int8, and go to 127.)
+        """
+        bits = self.recipe.parts.activation_bits
+        if isinstance(self.weight, np.ndarray) or bits == 16:
+            return None
+        if bits == 4:
+            return 7
+        return 119 if self.weight.params.bits <= 4 else 127
 
     @property
     def group_size(self) -> int:
