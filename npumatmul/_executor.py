@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+import weakref
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul import _kernels
+from npumatmul.errors import ClosedError
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Call",
     "Element",
     "EpilogueStruct",
+    "Executor",
     "ExecutorContext",
     "ExecutorShape",
     "Function",
@@ -32,7 +35,6 @@ __all__ = [
     "SliceStruct",
     "Step",
     "Term",
-    "execute",
     "finish",
 ]
 
@@ -281,13 +283,38 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
 
 
 @lru_cache(maxsize=1)
-def _execute() -> Any:
-    function = _kernels.library().npumm_execute
-    function.restype = C.c_int
-    function.argtypes = (C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
-    return function
+def _library() -> Any:
+    library = _kernels.library()
+    library.npumm_executor_create.restype = C.c_void_p
+    library.npumm_executor_create.argtypes = ()
+    library.npumm_executor_destroy.restype = None
+    library.npumm_executor_destroy.argtypes = (C.c_void_p,)
+    library.npumm_execute.restype = C.c_int
+    library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    return library
 
 
-def execute(placed: PlacedMatmul, call: Call, report: Report) -> int:
-    """Run a placed matmul; the report says what happened."""
-    return int(_execute()(placed, call, report))
+class Executor:
+    """`npumm_executor`: the threads that serve NPU cores beyond the first, started when there is work for them.
+
+    One thread at a time may call `execute`. A forked child must not; dropping and closing it does nothing there.
+    """
+
+    def __init__(self) -> None:
+        library = _library()
+        self._address = library.npumm_executor_create()
+        if not self._address:
+            raise MemoryError("no memory for an executor")
+        self._execute = library.npumm_execute
+        self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
+        self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
+
+    def execute(self, placed: PlacedMatmul, call: Call, report: Report) -> int:
+        """Run a placed matmul; the report says what happened."""
+        if not self._finalizer.alive:
+            raise ClosedError("the executor is closed")
+        return int(self._execute(self._address, placed, call, report))
+
+    def close(self) -> None:
+        """End the threads. Closing twice is allowed."""
+        self._finalizer()

@@ -20,6 +20,7 @@ __all__ = [
     "NotFiniteError",
     "NpuError",
     "NpuMemoryError",
+    "PackedFileError",
     "RknnContextInvalid",
     "RknnDeviceUnavailable",
     "RknnDeviceUnmatch",
@@ -81,6 +82,10 @@ class NotFiniteError(NpuError, ValueError):
 
 class ModelError(NpuError, ValueError):
     """A model file is damaged, incomplete or of a kind that is not supported."""
+
+
+class PackedFileError(NpuError, ValueError):
+    """A file or pickle of packed weights is damaged, or made for another layout or by a newer version."""
 
 
 class RknnError(NpuError, RuntimeError):

@@ -401,6 +401,25 @@ class Slice:
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
 
+    def bytes(self) -> NDArray[np.uint8]:
+        """Read-only view. It does not keep the memory: hold the device's lock, and the slice, while it is used."""
+        pages = memoryview((C.c_uint8 * self.size).from_address(self.address))
+        view: NDArray[np.uint8] = np.frombuffer(pages.toreadonly(), np.uint8)
+        return view
+
+    def fill(self, data: NDArray[np.uint8]) -> None:
+        """Write all of it.
+
+        Raises
+        ------
+        ValueError
+            If `data` is not as many contiguous bytes.
+        """
+        if data.dtype != np.uint8 or data.shape != (self.size,) or not data.flags.c_contiguous:
+            raise ValueError(f"fill: {self.size} contiguous bytes are needed, not {data.dtype} of shape {data.shape}")
+        C.memmove(self.address, data.ctypes.data, self.size)
+        self.mark_written()
+
     def mark_written(self) -> None:
         """Say that the CPU wrote here: the arena is synchronised before the next run."""
         self._memory.mark_written()

@@ -6,7 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul import _executor, _kernels, layout
 from npumatmul._executor import Element, ResultType, Step
-from npumatmul._kernels import RowScaling
+from npumatmul._kernels import Conversion, RowScaling
 from npumatmul.activation import Activation
 from npumatmul.context import MatmulContext
 from npumatmul.device import Device
@@ -131,6 +131,7 @@ class Placement:
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self._functions = _executor.RuntimeFunctions(*map(address, names))
+        self._executor = _executor.Executor()
         _placements.add(self)
         device.session.reclaimers.add(self)
 
@@ -180,6 +181,52 @@ class Placement:
                 for row in rows:
                     for n_span in plan.n_spans:
                         tiles.append(self._store_tile(row, plan, n_span))
+                return StoredWeight(device, plan, tiles, slices)
+            except BaseException:
+                device.weights.release(tiles)
+                raise
+
+    def restore(
+        self,
+        plan: WeightPlan,
+        k_spans: Sequence[Span],
+        tile: Callable[[int, int], NDArray[np.uint8]],
+        slices: Sequence[WeightSlice],
+    ) -> StoredWeight:
+        """Put tiles that were packed before into device memory, byte for byte.
+
+        Parameters
+        ----------
+        plan : WeightPlan
+        k_spans : sequence of Span
+            The range of K of each row of tiles.
+        tile : callable
+            Gives a tile by its index in `StoredWeight.tiles` and its size in bytes.
+        slices : sequence of WeightSlice
+
+        Returns
+        -------
+        StoredWeight
+
+        Raises
+        ------
+        NpuMemoryError
+            If it does not fit.
+        ValueError
+            If plan, tiles and slices do not fit together.
+        """
+        device = self.device
+        tiles: list[Slice] = []
+        with device.lock:
+            device.check_usable()
+            device.collect()
+            try:
+                for k in k_spans:
+                    for n in plan.n_spans:
+                        of = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
+                        data = tile(len(tiles), of.nbytes)
+                        tiles.append(device.weights.allocate(of.nbytes))
+                        tiles[-1].fill(data)
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
@@ -251,7 +298,7 @@ class Placement:
             placed = self._placed(a.shape[0], weight, activation)
             self._provide_buffers(placed)
             device.weights.flush()
-            code = _executor.execute(placed.struct, call, placed.report)
+            code = self._executor.execute(placed.struct, call, placed.report)
             del kept
             report = placed.report
             device.counters.run_calls += report.run_calls
@@ -349,7 +396,7 @@ class Placement:
     def reclaim(self) -> bool:
         """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
         held = bool(self._contexts or self._a or self._c)
-        self.close()
+        self._give_up()
         return held
 
     def spare_one(self) -> bool:
@@ -390,7 +437,11 @@ class Placement:
         return RknnError("npumm_execute", code, where)
 
     def close(self) -> None:
-        """Free buffers, then contexts."""
+        """End the threads, free buffers, then contexts."""
+        self._executor.close()
+        self._give_up()
+
+    def _give_up(self) -> None:
         for buffer in (*self._a, *self._c):
             self._session.release(buffer)
         self._a, self._c = [], []
@@ -412,6 +463,8 @@ def _call(
         raise ValueError(f"execute: {a.shape} @ {shape} does not give {out.shape}")
     if a.dtype != activation.read_as:
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
+    if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
+        raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:

@@ -90,6 +90,8 @@ class StoredWeight:
         Whether all slices have the same column_scale.
     nbytes : int
         Bytes of NPU memory.
+    tiles : tuple of Slice
+        Its memory: row of tiles by row of tiles, each from the first columns on.
 
     Raises
     ------
@@ -106,6 +108,7 @@ class StoredWeight:
         first = self.slices[0].column_scale
         self.common_scale = all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
+        self.tiles = tuple(tiles)
         self.pointers = [piece.pointer for piece in tiles]
         #: Placed matmuls by what they were made for.
         self.placed: OrderedDict[Hashable, Any] = OrderedDict()
@@ -134,7 +137,10 @@ def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightS
     for array, dtype in ((each.column_scale, np.float32), (each.column_zero, np.int32), (each.column_sums, np.int32)):
         if array is not None and (array.shape != (plan.n,) or array.dtype != dtype):
             raise ValueError(f"slice: {dtype.__name__} of shape ({plan.n},) is wanted, not {array.dtype} {array.shape}")
-        arrays.append(None if array is None else np.ascontiguousarray(array))
+        kept = None if array is None else np.ascontiguousarray(array).view()
+        if kept is not None:
+            kept.flags.writeable = False
+        arrays.append(kept)
     return WeightSlice(each.k_span, each.part, each.tiles, *arrays)
 
 

@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
   int (*pack)(const npumm_tiling *, const npumm_values *, const void *, int64_t, int64_t, void *, int64_t);
-  int (*execute)(const npumm_placed_matmul *, const npumm_call *, npumm_report *);
+  int (*execute)(npumm_executor *, const npumm_placed_matmul *, const npumm_call *, npumm_report *);
   const char *(*instruction_set)(void);
 } host;
 
@@ -142,7 +142,7 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
                              .a_row_stride = (int64_t)K * bytes, .a_col_stride = bytes, .out = result,
                              .out_row_stride = (int64_t)N * 4, .out_type = integers ? NPUMM_INT32 : NPUMM_FLOAT32};
     npumm_report report;
-    if (code == 0) code = host->execute(&placed, &call, &report);
+    if (code == 0) code = host->execute(NULL, &placed, &call, &report);
     if (code == 0 && report.run_calls == 1) wrong = wrong_elements(of, result);
   }
   free(result);

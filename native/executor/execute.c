@@ -2,6 +2,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "crew.h"
 #include "tile.h"
 
 static int64_t longest_of(const npumm_range *ranges, int32_t count) {
@@ -20,11 +21,19 @@ static int64_t columns_of(const npumm_placed_matmul *p) {
   return end;
 }
 
+/* Whether every N tile has a core that there is. */
+static int cores_are_valid(const npumm_placed_matmul *p) {
+  for (int32_t n = 0; n < p->n_count; n++) {
+    if (p->tile_cores[n] < 0 || p->tile_cores[n] >= p->core_count) return 0;
+  }
+  return 1;
+}
+
 static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
   return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && call->a && call->out && p->slices &&
          p->a_memories && p->c_memories && p->b_memories && p->shapes && p->m_ranges && p->n_ranges && p->tile_cores &&
          p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) && npumm_activation_is_valid(p);
+         (p->row_images == 1 || p->row_images == 2) && cores_are_valid(p) && npumm_activation_is_valid(p);
 }
 
 /*
@@ -48,6 +57,8 @@ static int open_sums(npumm_work *work) {
 
 static int open_work(npumm_work *work) {
   const npumm_placed_matmul *p = work->placed;
+  work->reports = calloc((size_t)p->core_count, sizeof *work->reports);
+  if (!work->reports) return NPUMM_NO_MEMORY;
   int sums_of_rows = 0;
   for (int32_t i = 0; i < p->slice_count; i++) sums_of_rows |= p->slices[i].column_zero != NULL;
   if (sums_of_rows) {
@@ -62,6 +73,7 @@ static void close_work(npumm_work *work) {
   npumm_rows_close(&work->rows);
   free(work->row_sums);
   free(work->sums);
+  free(work->reports);
 }
 
 /* The next slices, from first_slice on, whose images of A fit into the buffers together: packed and synchronised. */
@@ -94,18 +106,45 @@ static int pack_batch(npumm_work *work, npumm_report *report) {
 }
 
 /* What one core has to do with a batch: its N tiles, each over all slices of the batch. */
-static int run_core(const npumm_work *work, npumm_report *report, int32_t core) {
+static void run_core(void *argument, int32_t core) {
+  npumm_work *work = argument;
   const npumm_placed_matmul *p = work->placed;
-  int code = 0;
-  report->core = core;
-  for (int32_t n = 0; !code && n < p->n_count; n++) {
+  npumm_report *report = &work->reports[core];
+  for (int32_t n = 0; n < p->n_count; n++) {
     if (p->tile_cores[n] != core) continue;
-    for (int32_t s = work->first_slice; !code && s < work->end_slice; s++) code = npumm_run_tile(work, report, n, s);
+    for (int32_t s = work->first_slice; s < work->end_slice; s++) {
+      if (atomic_load(&work->failed_core) >= 0) return;
+      if (npumm_run_tile(work, report, n, s) != 0) {
+        int nobody = -1;
+        atomic_compare_exchange_strong(&work->failed_core, &nobody, core);
+        return;
+      }
+    }
   }
-  return code;
 }
 
-static int run_rows(npumm_work *work, npumm_report *report) {
+/* All cores at once; then what they count joins the report, and the first failure. */
+static int run_batch(npumm_work *work, npumm_executor *executor, npumm_report *report) {
+  const int32_t count = work->placed->core_count;
+  const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
+  for (int32_t core = 0; core < count; core++) work->reports[core] = nothing_done;
+  npumm_crew_run(executor, count, run_core, work);
+  for (int32_t core = 0; core < count; core++) {
+    report->run_calls += work->reports[core].run_calls;
+    report->set_io_mem_calls += work->reports[core].set_io_mem_calls;
+    report->mem_sync_calls += work->reports[core].mem_sync_calls;
+    report->set_dynamic_shape_calls += work->reports[core].set_dynamic_shape_calls;
+    report->macs += work->reports[core].macs;
+  }
+  const int32_t failed = atomic_load(&work->failed_core);
+  if (failed < 0) return 0;
+  report->core = failed;
+  report->slice_index = work->reports[failed].slice_index;
+  report->n_index = work->reports[failed].n_index;
+  return npumm_fail(report, work->reports[failed].step, work->reports[failed].code);
+}
+
+static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *report) {
   const npumm_placed_matmul *p = work->placed;
   const npumm_range *m = &p->m_ranges[work->m_index];
   report->m_index = work->m_index;
@@ -114,12 +153,17 @@ static int run_rows(npumm_work *work, npumm_report *report) {
   if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
   for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
     code = pack_batch(work, report);
-    for (int32_t core = 0; !code && core < p->core_count; core++) code = run_core(work, report, core);
+    if (!code) code = run_batch(work, executor, report);
   }
   return code;
 }
 
-int npumm_execute(const npumm_placed_matmul *placed, const npumm_call *call, npumm_report *report) {
+npumm_executor *npumm_executor_create(void) { return npumm_crew_create(); }
+
+void npumm_executor_destroy(npumm_executor *executor) { npumm_crew_destroy(executor); }
+
+int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                  npumm_report *report) {
   if (!report) return NPUMM_BAD_ARGUMENT;
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   *report = nothing_done;
@@ -130,10 +174,11 @@ int npumm_execute(const npumm_placed_matmul *placed, const npumm_call *call, npu
       .longest = longest_of(placed->m_ranges, placed->m_count),
       .rows = {.a = call->a, .row_stride = call->a_row_stride, .col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
+      .failed_core = -1,
   };
   int code = open_work(&work);
   if (code) npumm_fail(report, NPUMM_STEP_ARGUMENTS, code);
-  for (work.m_index = 0; !code && work.m_index < placed->m_count; work.m_index++) code = run_rows(&work, report);
+  for (work.m_index = 0; !code && work.m_index < placed->m_count; work.m_index++) code = run_rows(&work, executor, report);
   close_work(&work);
   return code;
 }

@@ -2,6 +2,8 @@
 #ifndef NPUMATMUL_TILE_H
 #define NPUMATMUL_TILE_H
 
+#include <stdatomic.h>
+
 #include "activation.h"
 
 /* What all cores share while they work on a range of rows. */
@@ -17,6 +19,8 @@ typedef struct {
   int64_t longest;                     /* rows of the longest range */
   char *sums;                          /* partial sums, or NULL where they can stand in the result */
   int64_t sums_row_stride, sums_core_stride; /* in bytes; no core stride where sums are as wide as the result */
+  npumm_report *reports;               /* [core_count] */
+  atomic_int failed_core;              /* the first that failed, or -1 */
 } npumm_work;
 
 /* Whether two slices read the same image of A. */

@@ -51,7 +51,7 @@ typedef enum {
   NPUMM_ROWS_POWER_OF_TWO = 1, /* float32 -> float16 that neither overflows nor vanishes */
   NPUMM_ROWS_ABSMAX = 2,       /* float32 -> integers, symmetric, one scale per row (token) */
   NPUMM_ROWS_MINMAX = 3,       /* float32 -> integers, one scale and zero point per row */
-  NPUMM_ROWS_STATIC = 4,       /* float32 -> integers with a scale and zero point that are given */
+  NPUMM_ROWS_STATIC = 4,       /* float32 -> integers -levels - 1..levels with a scale and zero point that are given */
   NPUMM_ROWS_POWER_OF_TWO_HIGH = 5 /* float32 -> two float16, as near to the end of float16's range as goes */
 } npumm_row_scaling;
 
@@ -129,11 +129,24 @@ typedef struct {
   uint64_t macs; /* multiply-accumulates of the logical matrices that went through run */
 } npumm_report;
 
+/* The threads that serve NPU cores beyond the first; they are started when there is work for them. */
+typedef struct npumm_crew npumm_executor;
+
+/* NULL where there is no memory. */
+NPUMM_EXPORT npumm_executor *npumm_executor_create(void);
+
+/* Waits for the threads to end. In a forked child, which has none of them, it does nothing. NULL is allowed. */
+NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
+
 /*
- * Returns 0, or the code that is in the report. After a failure the contents of out are undefined, and the placed
- * matmul can be run again.
+ * The caller's thread serves core 0, and the other cores too where executor is NULL or threads cannot be had. One call
+ * per executor at a time. After a failure on one core the others stop at their next tile.
+ *
+ * Returns 0, or the code that is in the report: that of the core that failed first. When it returns no core is at work
+ * any more. After a failure the contents of out are undefined, and the placed matmul can be run again.
  */
-NPUMM_EXPORT int npumm_execute(const npumm_placed_matmul *placed, const npumm_call *call, npumm_report *report);
+NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                               npumm_report *report);
 
 #ifdef __cplusplus
 }

@@ -23,7 +23,10 @@ DeviceOption = Annotated[
     typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
 ]
 SchemeOption = Annotated[
-    str | None, typer.Option(help="How weights and activations are stored, such as w8a8; w16a16 by default.")
+    str | None,
+    typer.Option(
+        help="How weights and activations are stored: w8a8, w4a8_g32, ... (docs/schemes.md); by default w16a16."
+    ),
 ]
 ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
 ModelArgument = Annotated[Path | None, typer.Argument(help="A GGUF file or a quantized model; the demo's by default.")]
@@ -245,17 +248,25 @@ def quantize_command(
     recipe: Annotated[
         Path | None, typer.Option(help="A JSON file: scheme, transform, rounding, ... and overrides for layers.")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="With --scheme: the recipe that loses least; needs --calibration.")
+    ] = False,
     calibration: Annotated[Path | None, typer.Option(help="A text file, where the recipe needs one.")] = None,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window of that text.")] = 512,
     chunks: Annotated[int | None, typer.Option(min=1, help="Windows of it at most.")] = 32,
 ) -> None:
     """Quantize a model by a scheme or a recipe, and write a file that `generate` and others take as they take GGUF."""
     from npumatmul.cli import quantizing
-    from npumatmul.llm.quantize import LayerRecipe, Recipe
+    from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
 
     if (scheme is None) == (recipe is None):
         raise typer.BadParameter("give either --scheme or --recipe")
-    chosen = Recipe.read(recipe) if recipe is not None else Recipe(LayerRecipe(scheme or ""))
+    if recipe is not None:
+        if best:
+            raise typer.BadParameter("--best goes with --scheme")
+        chosen = Recipe.read(recipe)
+    else:
+        chosen = best_recipe(scheme or "") if best else Recipe(LayerRecipe(scheme or ""))
     quantizing.quantize(quantizing.Request(output, model, chosen, calibration, context, chunks))
 
 

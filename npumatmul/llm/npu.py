@@ -63,13 +63,18 @@ class NpuQuantizedLinear(NpuLinear):
         else:
             bits = 4 if layer.weight.params.bits <= 4 else 8
             scheme = Scheme.parse(f"w{bits}a{layer.recipe.parts.activation_bits}")
-            scheme = replace(scheme, activation_clip=layer.recipe.activation_clip)
+            if not scheme.takes_any_value:
+                symmetric = layer.recipe.symmetric_activations
+                scheme = replace(scheme, activation_clip=layer.recipe.activation_clip, activation_symmetric=symmetric)
             super().__init__(pack(layer.weight, scheme, device=device))
             self._transform = layer.weight.input_transform
         self._offset, self._group_size, self._bias = layer.offset, layer.group_size, layer.bias
+        self._centre = layer.centre
 
     def __call__(self, x: Float32) -> Float32:
         """Multiply ``(M, K)`` to ``(M, N)``."""
+        if self._centre is not None:
+            x = x - self._centre
         y = super().__call__(x)
         if self._offset is not None:
             given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
@@ -114,9 +119,9 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     Parameters
     ----------
     scheme : str
-        ``"w16a16"``: weights and activations in float16, sums in float32. ``"w8a8"``: int8 weights with a scale per
-        output channel and int8 activations with a scale per token, symmetric; int32 sums rescaled in float32. Others:
-        `npumatmul.quant.schemes`; a weight is rounded by its largest magnitudes.
+        Name of any scheme that takes floats. ``"w16a16"``: float16, sums in float32. ``"w8a8"``: int8 weights with a
+        scale per output channel and int8 activations with a scale per token. ``"w4a8_g32"``: int4 weights with a scale
+        per 32 values. `npumatmul.quant.schemes` says how names are made.
     device : Device or str, optional
         The current device by default.
 

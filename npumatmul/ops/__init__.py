@@ -7,6 +7,7 @@ from npumatmul.ops.family import dot, inner, linear, matvec, outer, tensordot, v
 from npumatmul.ops.matmul import matmul, matmul_async
 from npumatmul.ops.packed import PackedWeight, pack
 from npumatmul.ops.planned import Matmul, MatmulOptions
+from npumatmul.ops.saving import PackedFile, load_packed, open_packed, save_packed
 from npumatmul.ops.settings import config, settings
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MatmulFuture",
     "MatmulOptions",
     "NpuArray",
+    "PackedFile",
     "PackedWeight",
     "asarray",
     "config",
@@ -22,11 +24,14 @@ __all__ = [
     "empty",
     "inner",
     "linear",
+    "load_packed",
     "matmul",
     "matmul_async",
     "matvec",
+    "open_packed",
     "outer",
     "pack",
+    "save_packed",
     "settings",
     "tensordot",
     "vdot",

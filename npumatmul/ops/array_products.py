@@ -71,7 +71,7 @@ def matmul_of_arrays(
         `out` if it was given; a scalar for two vectors.
     """
     target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: host(value) for name, value in options.items() if value is not None}
     where = b.device if isinstance(b, PackedWeight) else device_of([a, b, target], device)
     if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and set(given) <= {"dtype"}:
         result = _in_place(a, b, target, given.get("dtype"))

@@ -34,6 +34,7 @@ from npumatmul.ops.planned import Matmul, MatmulOptions
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["matmul", "matmul_async"]
 
@@ -42,13 +43,13 @@ _ONCE = MatmulOptions(level=logging.DEBUG)
 
 
 def matmul(
-    a: ArrayLike,
+    a: ArrayLike | PackedWeight,
     b: ArrayLike | PackedWeight,
     /,
     out: Out = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,
@@ -58,8 +59,9 @@ def matmul(
 
     Parameters
     ----------
-    a : array_like, shape (..., M, K) or (K,)
-        float16, float32, bfloat16, int8, uint8 or int4, of any strides and byte order.
+    a : array_like, shape (..., M, K) or (K,), or PackedWeight
+        float16, float32, bfloat16, int8, uint8 or int4, of any strides and byte order. A packed weight is unpacked
+        anew on every call (`PackedWeight.unpack`).
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         Of the same kind (float or integer) as `a`. A plain array is packed and uploaded anew on every call, since its
         contents may have changed; use `pack` for a weight that stays.
@@ -68,7 +70,7 @@ def matmul(
     dtype : data-type, optional
         Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats
         and with an epilogue; int32 for integers.
-    scheme : str, optional
+    scheme : Scheme or str, optional
         How plain operands are represented on the NPU, as for `pack`: ``"w8a8"`` quantizes both to int8, `b` per column
         and `a` per row. By default float operands are ``"w16a16"``, and integers are exact.
     precision : {None, "high"}, optional
@@ -118,7 +120,8 @@ def matmul(
         |result - a @ b| <= (3 u**2 + (1 + 4 u) ((1 + v)**(3 K + 1) - 1)) (|a| @ |b|) + 2**-35 K A B
 
     Either way a result below float32's normal range is rounded to steps of 2**-149. inf and nan go through as in
-    float32 arithmetic.
+    float32 arithmetic; with ``precision="high"`` results of a row or column that holds one are not finite, but may be
+    nan where float32 gives inf.
 
     Examples
     --------
@@ -128,6 +131,8 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
+    if isinstance(a, PackedWeight):
+        a = a.unpack()
     if involves_npu_arrays(a, b, out):
         options = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue, "bias": bias}
         return matmul_of_arrays(matmul, a, b, out, device, options)
@@ -153,7 +158,7 @@ def matmul_async(
     out: Out = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,

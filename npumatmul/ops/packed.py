@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device import Device, current_device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import NotFiniteError
+from npumatmul.ops.packed_base import PackedBase
 from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.placement import Placement, StoredWeight
 from npumatmul.plan import WeightPlan
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 UINT8_SHIFT = 128
 
 
-class PackedWeight:
+class PackedWeight(PackedBase):
     """A right operand of `matmul` that stays on the NPU: packed and uploaded once, used again and again.
 
     Made by `pack`. Immutable; any thread may use it. Its memory is given back by `close`, at the end of a ``with``
@@ -111,15 +112,6 @@ class PackedWeight:
         """Give the NPU memory back. Closing twice is allowed."""
         if self._stored is not None:
             self._stored.close()
-
-    def __rmatmul__(self, a: ArrayLike) -> Any:
-        """``a @ packed``."""
-        from npumatmul.ops.matmul import matmul
-
-        return matmul(a, self)
-
-    # numpy arrays leave ``array @ packed`` to __rmatmul__
-    __array_ufunc__ = None
 
 
 def pack(

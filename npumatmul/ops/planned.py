@@ -17,11 +17,12 @@ from npumatmul.epilogue import Epilogue
 from npumatmul.errors import ClosedError
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
-from npumatmul.ops.packed import PackedWeight, check_activation, finish_rows
+from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
-from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
+from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
 from npumatmul.plan import MatmulPlan, plan_matmul
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["Matmul", "MatmulOptions"]
 
@@ -84,7 +85,8 @@ class Matmul:
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         A `PackedWeight` stays the caller's: `close` does not close it.
     dtype : data-type, optional
-    scheme, precision : str, optional
+    scheme : Scheme or str, optional
+    precision : str, optional
     epilogue : Epilogue, optional
     bias : array_like, optional
     options : MatmulOptions or dict, optional
@@ -97,7 +99,7 @@ class Matmul:
         Of the result.
     dtype : numpy.dtype
         Of the result.
-    scheme : str
+    scheme : Scheme
         How the operands are represented.
     device : Device
 
@@ -132,7 +134,7 @@ class Matmul:
         /,
         *,
         dtype: DTypeLike | None = None,
-        scheme: str | None = None,
+        scheme: Scheme | str | None = None,
         precision: str | None = None,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
@@ -144,7 +146,7 @@ class Matmul:
         self._shapes = Shapes.of(left.shape, right.shape)
         if isinstance(right, PackedWeight):
             self.device = right.device
-            self.scheme = _scheme_of_packed(right, left.dtype, scheme, precision)
+            self.scheme = packed_scheme(right, left.dtype, scheme, precision)
             computed = right.scheme.result
         else:
             kinds = npu_kind(left.dtype), npu_kind(right.dtype)
@@ -157,7 +159,6 @@ class Matmul:
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
         self.dtype = finish.dtype
         self._computed, self._dtype = computed, dtype
-        self._takes_any_value = takes_any_value(self.scheme, left.dtype)
         self._options = MatmulOptions.of(options)
         self._lock = threading.Lock()
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
@@ -168,7 +169,9 @@ class Matmul:
     def __repr__(self) -> str:
         state = ", closed" if self._operands is None else ""
         operands = f"{self._left_shape} @ {self._right_shape}"
-        return f"Matmul({operands}, scheme={self.scheme!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
+        return (
+            f"Matmul({operands}, scheme={self.scheme.name!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
+        )
 
     def __enter__(self) -> Matmul:
         return self
@@ -185,8 +188,7 @@ class Matmul:
         -------
         MatmulPlan or None
             For one matrix of the right operand and all rows that it meets; it prints as a table and has `to_json`.
-            With ``precision="high"`` its K is three times that of the operands: three products are made as one. None
-            where there is nothing to multiply.
+            None where there is nothing to multiply.
 
         Raises
         ------
@@ -201,7 +203,7 @@ class Matmul:
         if shapes.empty:
             return None
         start = time.perf_counter()
-        weights = [operands.weights.at(index) for index, _ in shapes.places()]
+        weights = [operands.weights.at(index) for index in shapes.indices()]
         assert weights[0].plan is not None  # only a weight without elements has none
         plan = plan_matmul(shapes.rows, weights[0].plan)
         self._log(
@@ -257,13 +259,14 @@ class Matmul:
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
         direct = None
-        if self._takes_any_value:  # else rows may turn out to be unfit when others are done, and out must not change
+        if (
+            self.scheme.takes_any_value
+        ):  # else rows may turn out to be unfit when others are done, and out must not change
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
-        a = shapes.rows_of(operands.a)
-        for index, where in shapes.places():
+        for index, where, a in shapes.rows_of(operands.a):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -271,7 +274,7 @@ class Matmul:
             if shapes.k == 0:
                 finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
             else:
-                multiply(a[where].reshape(-1, shapes.k), operands.weights.at(index), target, epilogue)
+                multiply_rows(a, operands.weights.at(index), target, epilogue)
             if rows is None:
                 place[...] = target.reshape(place.shape)
             if not keep:
@@ -355,8 +358,9 @@ class Matmul:
             right = b if isinstance(b, PackedWeight) else np.asarray(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
             _check_same("b", right.shape, dtype, self._right_shape, self._types[1])
-            if isinstance(right, PackedWeight) and (right.scheme.name, right.device) != (self.scheme, self.device):
-                raise ValueError(f"reset_operands: b is {right!r}; scheme {self.scheme!r} on {self.device!r} is needed")
+            if isinstance(right, PackedWeight) and (right.scheme, right.device) != (self.scheme, self.device):
+                needed = f"scheme {self.scheme.name!r} on {self.device!r}"
+                raise ValueError(f"reset_operands: b is {right!r}; {needed} is needed")
             weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
         if epilogue is not None or bias is not None:
             finish = Finish.of(self._computed, self._dtype, epilogue, bias, self._shapes)
@@ -402,20 +406,6 @@ class Matmul:
 
 
 _CLOSED = "this Matmul is closed; make another"
-
-
-def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, precision: str | None) -> str:
-    """Scheme of a packed weight, checked against what else is asked for."""
-    name = b.scheme.name
-    if scheme not in (None, name):
-        raise ValueError(f"matmul: scheme is {scheme!r}, but b is packed as {name!r}; leave scheme out")
-    if precision not in (None, "high"):
-        raise ValueError(f"matmul: precision is {precision!r}; it can be 'high' or None")
-    if precision is not None and b.scheme.result != np.int32 and name != HIGH:
-        raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
-    if a != np.uint8 or b.column_sums is None:
-        check_activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
-    return name
 
 
 def _check_same(

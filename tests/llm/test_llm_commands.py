@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from npumatmul.cli.app import app
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.model import layer_names
-from npumatmul.llm.quantize import Recipe, load_quantized
+from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
 
 runner = CliRunner()
 
@@ -119,6 +119,12 @@ def test_quantize_then_use(tiny: Any, text: Path, tmp_path: Path) -> None:
         run("quantize", target, "--scheme", "w8a8", "-o", tmp_path / "again")
     alone = json.loads(run("perplexity", target, *measured, "--emulate", "--no-reference"))
     assert set(alone["schemes"]["quantized"]) == {"tokens", "perplexity"}
+
+
+def test_quantize_with_the_best_recipe(tiny: Any, text: Path, tmp_path: Path) -> None:
+    target = tmp_path / "best.safetensors"
+    run("quantize", tiny.path, "--scheme", "w4a4", "--best", "--calibration", text, "-c", 64, "-o", target)
+    assert load_quantized(target).recipe == best_recipe("w4a4")
 
 
 def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 (`save_quantized`) and read again (`load_quantized`).
 """
 
+from .best import best_recipe
 from .build import quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
@@ -21,6 +22,7 @@ __all__ = [
     "QuantizedModel",
     "Recipe",
     "Source",
+    "best_recipe",
     "collect_statistics",
     "emulate",
     "is_quantized",

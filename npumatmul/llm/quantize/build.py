@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -75,10 +76,10 @@ def quantize_layer(
         assert statistics is not None
         quantized = gptq(
             weight,
-            _hessian(statistics, transform),
+            _hessian(statistics, transform, centred=recipe.centre),
             bits=parts.weight_bits,
             group_size=parts.group_size,
-            symmetric=parts.symmetric,
+            symmetric=recipe.symmetric,
             act_order=recipe.act_order,
             clip=clip,
             rounds=recipe.refine,
@@ -90,12 +91,39 @@ def quantize_layer(
             bits=parts.weight_bits,
             granularity=parts.granularity,
             group_size=parts.group_size,
-            symmetric=parts.symmetric,
+            symmetric=recipe.symmetric,
             clip=clip,
-            importance=None if statistics is None or clip == "absmax" else _importance(statistics, transform),
+            importance=None if statistics is None or clip == "absmax" else _importance(statistics, transform, recipe),
             input_transform=transform,
         )
-    return QuantizedLayer(recipe, quantized)
+    return centred_layer(QuantizedLayer(recipe, quantized), weight, statistics)
+
+
+def centred_layer(
+    layer: QuantizedLayer, weight: NDArray[np.float32], statistics: LayerStatistics | None
+) -> QuantizedLayer:
+    """Give a layer the centre that its recipe asks for, and the bias that makes up for it.
+
+    Parameters
+    ----------
+    layer : QuantizedLayer
+        Without a centre.
+    weight : ndarray of float32, shape (N, K)
+        The float weight.
+    statistics : LayerStatistics or None
+        Of the activations; needed where the recipe centres.
+
+    Returns
+    -------
+    QuantizedLayer
+        The layer itself if its recipe does not centre.
+    """
+    if not layer.recipe.centre:
+        return layer
+    assert statistics is not None
+    centre = statistics.mean.astype(np.float32)
+    bias = weight @ centre if layer.bias is None else weight @ centre + layer.bias
+    return dataclasses.replace(layer, centre=centre, bias=bias)
 
 
 def _half_layer(weight: NDArray[np.float32], recipe: LayerRecipe) -> QuantizedLayer:
@@ -112,6 +140,9 @@ def _transform(
     if "smooth" in recipe.transform:
         assert statistics is not None
         steps.append(ChannelScale(_smoothing(weight, statistics.absmax, recipe.smooth_strength)))
+    if "balance" in recipe.transform:
+        assert statistics is not None
+        steps.append(ChannelScale(_balance(weight, statistics, recipe.centre)))
     if "hadamard" in recipe.transform:
         steps.append(Hadamard(weight.shape[1], seed=seed))
     if len(steps) > 1:
@@ -128,12 +159,28 @@ def _smoothing(weight: NDArray[np.float32], absmax: NDArray[np.float32], strengt
     return scale
 
 
-def _hessian(statistics: LayerStatistics, transform: InputTransform | None) -> Hessian:
+def _balance(weight: NDArray[np.float32], statistics: LayerStatistics, centred: bool) -> NDArray[np.float32]:
+    """Scales that minimize ``E|x / s|**2 * |W * s|**2``, whose product errors follow once a rotation has spread them.
+
+    By the inequality of Cauchy and Schwarz that is ``s**2 = rms(x_j) / rms(W[:, j])``; geometric mean 1.
+    """
+    moment = statistics.second_moment.diagonal()
+    x = np.sqrt(np.maximum(moment - statistics.mean**2 if centred else moment, 0))
+    w = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
+    usual = [float(np.median(part[part > 0])) if (part > 0).any() else 1.0 for part in (x, w)]
+    # a feature that never varied, or meets no weight, has no say: a thousandth of the usual keeps scales finite
+    logs = 0.5 * (np.log(np.maximum(x, 1e-3 * usual[0])) - np.log(np.maximum(w, 1e-3 * usual[1])))
+    return np.asarray(np.exp(logs - logs.mean()), np.float32)
+
+
+def _hessian(statistics: LayerStatistics, transform: InputTransform | None, *, centred: bool) -> Hessian:
     """Second moments of activations as they meet the codes: transforms are linear, so they pass through the sums."""
     assert statistics.products is not None
     hessian = Hessian(statistics.features)
     hessian.samples = statistics.rows
     products = statistics.products.astype(np.float64)
+    if centred:
+        products -= statistics.rows * np.outer(statistics.mean, statistics.mean)
     if transform is not None:
         products = np.ascontiguousarray(transform.activation(products).T)
         products = transform.activation(products)
@@ -141,9 +188,13 @@ def _hessian(statistics: LayerStatistics, transform: InputTransform | None) -> H
     return hessian
 
 
-def _importance(statistics: LayerStatistics, transform: InputTransform | None) -> NDArray[np.float64] | None:
+def _importance(
+    statistics: LayerStatistics, transform: InputTransform | None, recipe: LayerRecipe
+) -> NDArray[np.float64] | None:
     """Mean squares of the features that meet the codes, up to a factor."""
     if statistics.products is None:
         return None
-    diagonal: NDArray[np.float64] = np.maximum(_hessian(statistics, transform).matrix.diagonal(), 0)
+    diagonal: NDArray[np.float64] = np.maximum(
+        _hessian(statistics, transform, centred=recipe.centre).matrix.diagonal(), 0
+    )
     return diagonal

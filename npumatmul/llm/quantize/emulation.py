@@ -38,6 +38,7 @@ class EmulatedLinear:
         weight = layer.weight
         n, k = layer.shape
         self._levels = layer.activation_levels
+        self._symmetric = layer.recipe.symmetric_activations
         self._clip = np.float32(layer.recipe.activation_clip)
         self._scale: NDArray[np.float32] | None = None
         self._step = k
@@ -49,7 +50,8 @@ class EmulatedLinear:
             _, zero_point = weight.params.expanded(weight.shape)
             self._values = (weight.codes - zero_point).astype(np.float32)
             self._scale = np.broadcast_to(weight.params.scale, (n,)).astype(np.float32)
-            largest = max(int(np.abs(self._values).max(initial=0)), 1) * self._levels
+            reach = self._levels if self._symmetric else 2 * self._levels + 1
+            largest = max(int(np.abs(self._values).max(initial=0)), 1) * reach
             self._step = max(1, (EXACT_FLOAT32 - 1) // largest)
 
     @property
@@ -61,11 +63,13 @@ class EmulatedLinear:
         """Multiply ``(M, K)`` to ``(M, N)``."""
         layer = self.layer
         transform = None if isinstance(layer.weight, np.ndarray) else layer.weight.input_transform
+        x = x if layer.centre is None else x - layer.centre
         given = x if transform is None else np.asarray(transform.activation(x), np.float32)
         if self._levels is None:
             result: Float32 = _as_float16(given) @ self._values.T
         else:
-            codes, row_scale = quantize_rows(given, self._levels, self._clip)
+            quantized = quantize_rows if self._symmetric else quantize_rows_asymmetric
+            codes, row_scale = quantized(given, self._levels, self._clip)
             result = self._product(codes)
             result *= row_scale[:, np.newaxis] if self._scale is None else row_scale[:, np.newaxis] * self._scale
         if layer.offset is not None:
@@ -134,6 +138,43 @@ def quantize_rows(x: Float32, levels: int, clip: np.float32 | float = 1.0) -> tu
     codes: Float32 = x / scale[:, np.newaxis]
     np.rint(codes, out=codes)
     np.clip(codes, -levels, levels, out=codes)
+    return codes, scale
+
+
+def quantize_rows_asymmetric(x: Float32, levels: int, clip: np.float32 | float = 1.0) -> tuple[Float32, Float32]:
+    """Quantize each row between its smallest and largest value.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (M, K)
+        Activations.
+    levels : int
+        Codes are ``-levels - 1 .. levels``.
+    clip : float
+        Share of the range that they stand for; what lies beyond is clamped.
+
+    Returns
+    -------
+    codes : ndarray of float32, shape (M, K)
+        Whole numbers: codes less the zero point of their row.
+    scale : ndarray of float32, shape (M,)
+        What a step of 1 stands for; 1 for rows of zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul.llm.quantize.emulation import quantize_rows_asymmetric
+    >>> quantize_rows_asymmetric(np.array([[0, 15, 0.9]], np.float32), 7)
+    (array([[ 0., 15.,  1.]], dtype=float32), array([1.], dtype=float32))
+    """
+    low = np.minimum(x.min(axis=1, initial=0), 0).astype(np.float64) * float(clip)
+    high = np.maximum(x.max(axis=1, initial=0), 0).astype(np.float64) * float(clip)
+    scale = ((high - low) / (2 * levels + 1)).astype(np.float32)
+    scale[scale == 0] = 1
+    zero = np.minimum(-levels - 1 - np.rint(low / scale), levels).astype(np.float32)[:, np.newaxis]
+    codes: Float32 = x / scale[:, np.newaxis]
+    np.rint(codes, out=codes)
+    np.clip(codes, -levels - 1 - zero, levels - zero, out=codes)
     return codes, scale
 
 

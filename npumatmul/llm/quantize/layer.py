@@ -18,9 +18,9 @@ __all__ = ["QuantizedLayer"]
 class QuantizedLayer:
     """The weight of a linear layer as a recipe made it.
 
-    The layer computes ``q(t(x)) @ w.T + sums(t(x)) @ offset.T + bias``, with ``t`` the weight's input transform, ``q``
-    the quantization of activations that the scheme names, ``w`` what the codes stand for, and ``sums`` the sums of
-    activations over each group along K.
+    With ``y = t(x - centre)``, the layer computes ``q(y) @ w.T + sums(y) @ offset.T + bias``: ``t`` is the weight's
+    input transform, ``q`` the quantization of activations that the scheme names, ``w`` what the codes stand for, and
+    ``sums`` the sums of activations over each group along K.
 
     Attributes
     ----------
@@ -35,6 +35,8 @@ class QuantizedLayer:
         share of the product is computed on the host in float32, from activations that are not quantized.
     bias : ndarray of float32, shape (N,), or None
         Added to results.
+    centre : ndarray of float32, shape (K,), or None
+        Subtracted from activations; `bias` holds its product with the float weight.
 
     Raises
     ------
@@ -47,6 +49,7 @@ class QuantizedLayer:
     offset: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | None = None
     row_scale: NDArray[np.float32] | None = None
+    centre: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes."""
@@ -66,6 +69,8 @@ class QuantizedLayer:
             raise ValueError(f"row scales belong to float16 weights, one for each of the {n} rows")
         if self.bias is not None and (self.bias.shape != (n,) or self.bias.dtype != np.float32):
             raise ValueError(f"a bias is float32 of shape {(n,)}, not {self.bias.dtype} of shape {self.bias.shape}")
+        if self.centre is not None and (self.centre.shape != self.shape[1:] or self.centre.dtype != np.float32):
+            raise ValueError(f"a centre is float32 of shape {self.shape[1:]}, not of shape {self.centre.shape}")
 
     def __repr__(self) -> str:
         """Return scheme, shape and bits."""
@@ -102,7 +107,7 @@ class QuantizedLayer:
     def nbytes(self) -> int:
         """Bytes of the weight as it is stored: int4 codes two to a byte, scales, offsets and bias."""
         weight = self.weight
-        extra = sum(each.nbytes for each in (self.offset, self.bias, self.row_scale) if each is not None)
+        extra = sum(each.nbytes for each in (self.offset, self.bias, self.row_scale, self.centre) if each is not None)
         if isinstance(weight, np.ndarray):
             return weight.nbytes + extra
         codes = weight.codes.size if weight.params.bits > 4 else -(-weight.shape[1] // 2) * weight.shape[0]
@@ -115,7 +120,7 @@ class QuantizedLayer:
         return 8 * self.nbytes / max(1, self.shape[0] * self.shape[1])
 
     def restored(self) -> NDArray[np.float32]:
-        """The float weight that the layer stands for, transforms undone.
+        """The float weight that the layer stands for, transforms undone; with the bias added, what it computes.
 
         Returns
         -------

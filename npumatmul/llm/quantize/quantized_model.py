@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -17,12 +18,12 @@ from npumatmul.llm.gguf_file import GGUFFile
 from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.model import Linear
 
-from .build import quantize_layer
+from .build import centred_layer, quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
-from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
+from .recipe import GGUF_SCHEME, Recipe
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
 
@@ -187,9 +188,11 @@ def quantize_model(
             progress(done, len(names), f"quantizing {name}")
         each = recipes[name]
         taken = layer_of_blocks(file, tensors.tensors, each) if each.scheme == GGUF_SCHEME else None
+        if taken is not None and each.centre:
+            taken = centred_layer(taken, tensors.weight(file), known[name])
         if each.scheme == GGUF_SCHEME and taken is None:
             left_out.append(name)
-            each = LayerRecipe("w8a8")
+            each = dataclasses.replace(each, scheme="w8a8")
         if taken is None:
             if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
                 requantized.append(name)

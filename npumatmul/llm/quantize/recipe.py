@@ -19,7 +19,7 @@ __all__ = ["LayerRecipe", "Recipe", "parse_scheme"]
 GGUF_SCHEME = "gguf"
 """The scheme that takes over the blocks of the file."""
 
-TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard")
+TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard", "balance", "balance+hadamard")
 ROUNDINGS = ("nearest", "gptq")
 
 
@@ -29,8 +29,8 @@ def parse_scheme(name: str) -> Scheme:
     Parameters
     ----------
     name : str
-        As `npumatmul.quant.schemes` has them, activations quantized symmetrically and per token: ``w8a8``,
-        ``w4a8_g128``, ``w4a4_g64_wasym``, ``w16a16``, ...; or ``gguf``, with int8 activations and groups of 32.
+        As `npumatmul.quant.schemes` has them, activations quantized per token: ``w8a8``, ``w4a8_g128``, ...; or
+        ``gguf``, with int8 activations and groups of 32. Fields of `LayerRecipe`, not the name, ask for zero points.
 
     Returns
     -------
@@ -51,8 +51,12 @@ def parse_scheme(name: str) -> Scheme:
     if name == GGUF_SCHEME:
         return Scheme(8, 8, Granularity.GROUP, 32)
     scheme = Scheme.parse(name)
-    if scheme.integers or scheme.high or scheme.static or not scheme.activation_symmetric:
-        raise ValueError(f"scheme {name!r} is not one for models: activations are quantized symmetrically per token")
+    if scheme.integers or scheme.high or scheme.static:
+        raise ValueError(f"scheme {name!r} is not one for recipes: floats are taken, activations quantized per token")
+    if not (scheme.symmetric and scheme.activation_symmetric):
+        raise ValueError(
+            f'scheme {name!r}: recipes ask for zero points with "symmetric": false and "symmetric_activations": false'
+        )
     return scheme
 
 
@@ -66,11 +70,21 @@ class LayerRecipe:
         See `parse_scheme`; not ``auto``.
     transform : str
         Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
-        ``smooth`` (SmoothQuant: scales move from activations to the weight; needs calibration) or ``smooth+hadamard``.
+        ``smooth`` (SmoothQuant: scales move from activations to the weight), ``balance`` (the same by root mean squares
+        instead of maxima, which is what suits a Hadamard transform that follows; docs/quality.md derives it),
+        ``smooth+hadamard`` or ``balance+hadamard``. All but ``none`` and ``hadamard`` need calibration.
+    centre : bool
+        Whether the mean of each input feature over the calibration text is subtracted from activations before all
+        else. Its product with the float weight is added to results as a bias, so the exact product stays what it is.
     smooth_strength : float
         How much of the activations' range moves to the weight, 0 to 1.
     rounding : str
         ``nearest`` or ``gptq`` (needs calibration).
+    symmetric : bool
+        Whether codes of the weight have no zero points. Zero points are corrected on the host, exactly.
+    symmetric_activations : bool
+        Whether quantized activations have no zero points. Otherwise each token has one, and its codes, one more than
+        in the symmetric case, cover its smallest and largest value; corrected on the host, exactly.
     clip_search : bool
         Whether to search for weight scales below the largest magnitude that lose less.
     act_order : bool
@@ -78,7 +92,8 @@ class LayerRecipe:
     refine : int
         Rounds of coordinate descent after GPTQ; each takes about as long as GPTQ itself.
     activation_clip : float
-        Largest quantized activation as a share of the largest of its token, above 0 and at most 1.
+        Largest quantized activation as a share of the largest of its token (and smallest, where activations are not
+        symmetric), above 0 and at most 1.
 
     Raises
     ------
@@ -89,7 +104,10 @@ class LayerRecipe:
     scheme: str = "w8a8"
     transform: str = "none"
     smooth_strength: float = 0.5
+    centre: bool = False
     rounding: str = "nearest"
+    symmetric: bool = True
+    symmetric_activations: bool = True
     clip_search: bool = False
     act_order: bool = False
     refine: int = 0
@@ -123,7 +141,8 @@ class LayerRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether activations have to be seen before the weight can be quantized."""
-        return self.parts.weight_bits < 16 and (self.rounding == "gptq" or "smooth" in self.transform)
+        moves = "smooth" in self.transform or "balance" in self.transform
+        return self.parts.weight_bits < 16 and (self.rounding == "gptq" or moves or self.centre)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Quantized models as files: safetensors that hold codes and scales, and JSON that says what they are.
 
 The tensors of a layer are ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column in the low
-nibble) with ``.scale``, ``.zero_point``, ``.offset`` and ``.bias`` where it has them, or ``<layer>.half`` (float16)
-with ``.row_scale``. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry
-``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
+nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or ``<layer>.half``
+(float16) with ``.row_scale``. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The
+metadata entry ``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
 
 Codes are in rows as they are, not in the layout of some chip: one file serves every chip, and loading lays them out
 while it copies them to the device. Nothing is quantized again.
@@ -39,6 +39,8 @@ from .recipe import LayerRecipe, Recipe
 __all__ = ["is_quantized", "load_quantized", "save_quantized"]
 
 FORMAT = 1
+EXTRAS = ("offset", "bias", "row_scale", "centre")
+"""Arrays that a layer may have beside its weight, by the names of its attributes."""
 KEY = "npumatmul"
 Arrays = dict[str, NDArray[Any]]
 
@@ -178,7 +180,8 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
     """The tensors of a layer, and the rest of it as JSON."""
     found: Arrays = {}
     description: dict[str, Any] = {"recipe": dataclasses.asdict(layer.recipe)}
-    for part, array in (("offset", layer.offset), ("bias", layer.bias), ("row_scale", layer.row_scale)):
+    for part in EXTRAS:
+        array = getattr(layer, part)
         if array is not None:
             found[part] = np.ascontiguousarray(array)
     weight = layer.weight
@@ -195,7 +198,7 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
 
 def _layer(found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], shape: tuple[int, int]) -> QuantizedLayer:
     recipe = LayerRecipe(**description["recipe"])
-    extra = {part: found.get(part) for part in ("offset", "bias", "row_scale")}
+    extra = {part: found.get(part) for part in EXTRAS}
     if "half" in found:
         return QuantizedLayer(recipe, found["half"], **extra)
     params = QuantParams(found["scale"], found.get("zero_point", 0), **description["params"])

@@ -1,0 +1,198 @@
+/*
+ * The loops on finished sums: functions against libm in float64, casts against their definitions, and both instruction
+ * sets against each other, bit by bit. Compile: gcc -std=c17 -Inative/include -Inative/kernels
+ * native/tests/test_finish.c native/kernels/[a-z]*.c -lm
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "epilogue.h"
+#include "finish.h"
+#include "npumatmul_store.h"
+
+static int passed, failed;
+
+#define CHECK(condition, ...)               \
+  do {                                      \
+    if (condition) {                        \
+      passed++;                             \
+    } else {                                \
+      failed++;                             \
+      printf("%s:%d: ", __FILE__, __LINE__); \
+      printf(__VA_ARGS__);                  \
+      printf("\n");                         \
+    }                                       \
+  } while (0)
+
+static uint32_t state = 4711;
+static uint32_t random_bits(void) {
+  state = state * 1664525u + 1013904223u;
+  return state ^ (state >> 15);
+}
+static int within(int low, int high) { return low + (int)(random_bits() % (uint32_t)(high - low + 1)); }
+
+static void *need(size_t bytes) { /* exactly as large as asked for, so that the sanitizers see a step too far */
+  void *memory = malloc(bytes ? bytes : 1);
+  if (!memory) abort();
+  return memory;
+}
+
+static float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+/* ---- functions against libm --------------------------------------------------------------------------------------- */
+
+static double exact(npumm_function function, double x) {
+  switch (function) {
+    case NPUMM_RELU:
+      return x < 0 ? 0 : x;
+    case NPUMM_GELU:
+      return 0.5 * x * erfc(-x / sqrt(2.0));
+    case NPUMM_GELU_TANH: /* (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)) */
+      return x / (1 + exp(-2 * sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+    case NPUMM_SILU:
+      return x / (1 + exp(-x));
+    default:
+      return x;
+  }
+}
+
+/* Distance in units of the last place of a float32 near `value`. */
+static double ulps(float got, double value) {
+  int exponent;
+  frexp(value, &exponent);
+  const double unit = ldexp(1.0, exponent - 24 < -149 ? -149 : exponent - 24);
+  return fabs((double)got - value) / unit;
+}
+
+static void functions_against_libm(void) {
+  const struct {
+    npumm_function function;
+    double bound;
+  } all[] = {{NPUMM_RELU, 0}, {NPUMM_GELU, 1}, {NPUMM_GELU_TANH, 1}, {NPUMM_SILU, 4}};
+  for (size_t f = 0; f < sizeof all / sizeof *all; f++) {
+    const npumm_epilogue epilogue = {.scale = 1, .function = all[f].function, .low = -INFINITY, .high = INFINITY};
+    double worst = 0;
+    float at = 0;
+    for (int block = 0; block < 2000; block++) {
+      float x[NPUMM_BLOCK], y[NPUMM_BLOCK];
+      for (int i = 0; i < NPUMM_BLOCK; i++) {
+        x[i] = block % 2 ? (float)within(-1200000, 1200000) / 10000.0f : float_of(random_bits());
+        if (!isfinite(x[i])) x[i] = 0.5f;
+      }
+      memcpy(y, x, sizeof y);
+      npumm_epilogue_apply(&epilogue, 0, 0, y, NPUMM_BLOCK);
+      for (int i = 0; i < NPUMM_BLOCK; i++) {
+        const double off = ulps(y[i], exact(all[f].function, (double)x[i]));
+        if (off > worst) worst = off, at = x[i];
+      }
+    }
+    CHECK(worst <= all[f].bound, "function %d is off by %g ulp at %.9g", all[f].function, worst, (double)at);
+    float special[] = {INFINITY, -INFINITY, NAN, 0.0f, -0.0f};
+    npumm_epilogue_apply(&epilogue, 0, 0, special, 5);
+    CHECK(special[0] == INFINITY && special[1] == 0 && isnan(special[2]) && special[3] == 0 && special[4] == 0,
+          "function %d of inf, -inf, nan, 0, -0: %g %g %g %g %g", all[f].function, (double)special[0],
+          (double)special[1], (double)special[2], (double)special[3], (double)special[4]);
+  }
+}
+
+/* ---- instruction sets ----------------------------------------------------------------------------------------------- */
+
+static int same_floats(const float *one, const float *other, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    if (memcmp(&one[i], &other[i], 4) != 0 && !(isnan(one[i]) && isnan(other[i]))) return 0;
+  }
+  return 1;
+}
+
+static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels *r, int64_t n, int wild) {
+  const size_t bytes = (size_t)n * 4;
+  float *x = need(bytes), *other = need(bytes), *one = need(bytes), *two = need(bytes);
+  int32_t *whole = need(bytes);
+  uint16_t *halves = need(bytes / 2), *bf_one = need(bytes / 2), *bf_two = need(bytes / 2);
+  for (int64_t i = 0; i < n; i++) {
+    x[i] = wild ? float_of(random_bits()) : (float)within(-99999, 99999) / 997.0f;
+    other[i] = float_of((random_bits() & 0x807fffffu) | 0x3f000000u);
+    whole[i] = (int32_t)random_bits();
+    halves[i] = (uint16_t)random_bits();
+  }
+  const double row = 0.37;
+  for (int columns = 0; columns < 2; columns++) {
+    k->scale_int32(whole, n, row, columns ? other : NULL, one);
+    r->scale_int32(whole, n, row, columns ? other : NULL, two);
+    CHECK(same_floats(one, two, n), "scale_int32, n %d", (int)n);
+    k->scale_float32(x, n, row, columns ? other : NULL, one);
+    r->scale_float32(x, n, row, columns ? other : NULL, two);
+    CHECK(same_floats(one, two, n), "scale_float32, n %d", (int)n);
+  }
+#define IN_PLACE(call_k, call_r, name)        \
+  memcpy(one, x, bytes), memcpy(two, x, bytes); \
+  call_k, call_r;                             \
+  CHECK(same_floats(one, two, n), "%s, n %d", name, (int)n)
+  IN_PLACE(k->relu(one, n), r->relu(two, n), "relu");
+  IN_PLACE(k->gelu(one, n), r->gelu(two, n), "gelu");
+  IN_PLACE(k->gelu_tanh(one, n), r->gelu_tanh(two, n), "gelu_tanh");
+  IN_PLACE(k->silu(one, n), r->silu(two, n), "silu");
+  IN_PLACE(k->clip(one, n, -3.0f, 7.5f), r->clip(two, n, -3.0f, 7.5f), "clip");
+  IN_PLACE(k->add(one, other, n), r->add(two, other, n), "add");
+  IN_PLACE(k->multiply(one, other, n), r->multiply(two, other, n), "multiply");
+  k->from_f16(halves, n, one), r->from_f16(halves, n, two);
+  CHECK(same_floats(one, two, n), "from_f16, n %d", (int)n);
+  k->from_bf16(halves, n, one), r->from_bf16(halves, n, two);
+  CHECK(same_floats(one, two, n), "from_bf16, n %d", (int)n);
+  k->to_bf16(x, n, bf_one), r->to_bf16(x, n, bf_two);
+  CHECK(n == 0 || memcmp(bf_one, bf_two, bytes / 2) == 0, "to_bf16, n %d", (int)n);
+  free(x), free(other), free(one), free(two), free(whole), free(halves), free(bf_one), free(bf_two);
+}
+
+static void instruction_sets_agree(void) {
+  for (int wild = 0; wild < 2; wild++) {
+    for (int64_t n = 0; n < 80; n++) one_length(npumm_finish(), &npumm_finish_base, n, wild);
+  }
+}
+
+/* The value of every half, and of bfloat16, by their definitions; ties of the rounding to bfloat16. */
+static void casts_by_definition(void) {
+  int right = 1;
+  for (uint32_t h = 0; h < 0x10000; h++) {
+    const uint16_t half = (uint16_t)h;
+    const int exponent = (half >> 10) & 0x1f, mantissa = half & 0x3ff;
+    double value = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                   : exponent == 0 ? ldexp(mantissa, -24)
+                                   : ldexp(1024 + mantissa, exponent - 25);
+    if (half & 0x8000) value = -value;
+    float got;
+    npumm_finish()->from_f16(&half, 1, &got);
+    right &= isnan(value) ? isnan(got) : (double)got == value && !signbit(got) == !signbit(value);
+  }
+  CHECK(right, "halves");
+  const struct {
+    uint32_t bits;
+    uint16_t rounded;
+  } cases[] = {{0x3f808000, 0x3f80}, {0x3f818000, 0x3f82}, {0x3f808001, 0x3f81}, {0x7f7fffff, 0x7f80},
+               {0xff800000, 0xff80}, {0x00000001, 0x0000}, {0x80008001, 0x8001}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const float value = float_of(cases[i].bits);
+    uint16_t got;
+    npumm_finish()->to_bf16(&value, 1, &got);
+    CHECK(got == cases[i].rounded, "%08x becomes %04x", (unsigned)cases[i].bits, got);
+  }
+  const float nan = float_of(0x7f800001u);
+  uint16_t got;
+  npumm_finish()->to_bf16(&nan, 1, &got);
+  CHECK((got & 0x7fff) > 0x7f80, "nan becomes %04x", got);
+}
+
+int main(void) {
+  functions_against_libm();
+  instruction_sets_agree();
+  casts_by_definition();
+  printf("finishing loops: %s\n%d passed, %d failed\n", npumm_finish()->name, passed, failed);
+  return failed != 0;
+}

@@ -1,0 +1,290 @@
+/*
+ * Results: the store kernel against a plain evaluation of its formula over odd shapes, types and numbers of slices, and
+ * epilogues against numbers worked out exactly. Compile: gcc -std=c17 -Inative/include -Inative/kernels
+ * native/tests/test_store.c native/kernels/[a-z]*.c -lm
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "epilogue.h"
+#include "finish.h"
+#include "npumatmul_store.h"
+
+static int passed, failed;
+
+#define CHECK(condition, ...)               \
+  do {                                      \
+    if (condition) {                        \
+      passed++;                             \
+    } else {                                \
+      failed++;                             \
+      printf("%s:%d: ", __FILE__, __LINE__); \
+      printf(__VA_ARGS__);                  \
+      printf("\n");                         \
+    }                                       \
+  } while (0)
+
+static uint32_t state = 4711;
+static uint32_t random_bits(void) {
+  state = state * 1664525u + 1013904223u;
+  return state ^ (state >> 15);
+}
+static int below(int limit) { return (int)(random_bits() % (uint32_t)limit); }
+static int within(int low, int high) { return low + below(high - low + 1); }
+
+static void *need(size_t bytes) { /* exactly as large as asked for, so that the sanitizers see a step too far */
+  void *memory = malloc(bytes ? bytes : 1);
+  if (!memory) abort();
+  return memory;
+}
+
+/* ---- the store kernel ----------------------------------------------------------------------------------------------- */
+
+enum { ROWS_MOST = 9, COLS_MOST = 600, SLICES_MOST = 3 };
+
+/* Everything about one result of up to SLICES_MOST slices, chosen at random. */
+typedef struct {
+  int rows, cols, images, slices;
+  npumm_result_type type;
+  int scaled_each, zeros_a, zeros_b;
+  npumm_element out_type;
+  int32_t c[SLICES_MOST][2 * ROWS_MOST][COLS_MOST]; /* values of C, also where it holds floats */
+  int32_t row_zero[ROWS_MOST], row_sum[SLICES_MOST][ROWS_MOST];
+  int32_t column_zero[SLICES_MOST][COLS_MOST], column_sums[SLICES_MOST][COLS_MOST];
+  float scale[SLICES_MOST][COLS_MOST];
+  double factor[ROWS_MOST];
+} example;
+
+static int is_float(npumm_result_type type) { return type == NPUMM_C_FLOAT32 || type == NPUMM_C_FLOAT16; }
+
+static uint16_t half_of_small_int(int32_t value) { /* exact for magnitudes up to 2048 */
+  const uint16_t sign = value < 0 ? 0x8000 : 0;
+  uint32_t magnitude = (uint32_t)(value < 0 ? -value : value);
+  if (magnitude == 0) return sign;
+  int exponent = 0;
+  while (magnitude >> (exponent + 1)) exponent++;
+  return (uint16_t)(sign | (uint32_t)(exponent + 15) << 10 | ((magnitude << 10 >> exponent) & 0x3ff));
+}
+
+/* C of a slice in its tiles; padding holds what must not show. */
+static void *packed(const example *e, int slice, const npumm_tiling *t, int64_t *bytes) {
+  const int64_t size = e->type == NPUMM_C_INT8 ? 1 : e->type == NPUMM_C_INT16 || e->type == NPUMM_C_FLOAT16 ? 2 : 4;
+  *bytes = t->padded_rows * t->padded_cols * size;
+  char *memory = need((size_t)*bytes);
+  memset(memory, 0x5a, (size_t)*bytes);
+  for (int r = 0; r < t->rows; r++) {
+    for (int c = 0; c < t->cols; c++) {
+      const int64_t at = ((int64_t)(c / t->tile_cols) * t->padded_rows + r) * t->tile_cols + c % t->tile_cols;
+      const int32_t value = e->c[slice][r][c];
+      if (e->type == NPUMM_C_INT8) ((int8_t *)memory)[at] = (int8_t)value;
+      if (e->type == NPUMM_C_INT16) ((int16_t *)(void *)memory)[at] = (int16_t)value;
+      if (e->type == NPUMM_C_INT32) ((int32_t *)(void *)memory)[at] = value;
+      if (e->type == NPUMM_C_FLOAT32) ((float *)(void *)memory)[at] = (float)value;
+      if (e->type == NPUMM_C_FLOAT16) ((uint16_t *)(void *)memory)[at] = half_of_small_int(value);
+    }
+  }
+  return memory;
+}
+
+static void choose(example *e) {
+  const npumm_result_type types[] = {NPUMM_C_INT32, NPUMM_C_FLOAT32, NPUMM_C_INT16, NPUMM_C_FLOAT16, NPUMM_C_INT8};
+  e->type = types[below(5)];
+  e->rows = within(1, ROWS_MOST), e->cols = below(4) ? within(1, 40) : within(200, COLS_MOST);
+  e->slices = within(1, SLICES_MOST);
+  e->images = is_float(e->type) ? 1 : within(1, 2);
+  e->scaled_each = below(2), e->zeros_a = !is_float(e->type) && below(2), e->zeros_b = !is_float(e->type) && below(2);
+  e->out_type = (npumm_element)below(4);
+  if (e->out_type == NPUMM_INT32 && (is_float(e->type) || e->scaled_each)) e->out_type = NPUMM_FLOAT32;
+  const int largest = e->type == NPUMM_C_INT8 ? 127 : 2000;
+  for (int s = 0; s < e->slices; s++) {
+    for (int r = 0; r < e->rows * e->images; r++) {
+      for (int c = 0; c < e->cols; c++) e->c[s][r][c] = within(-largest, largest);
+    }
+    for (int r = 0; r < e->rows; r++) e->row_sum[s][r] = within(-9999, 9999);
+    for (int c = 0; c < e->cols; c++) {
+      e->column_zero[s][c] = within(-128, 127), e->column_sums[s][c] = within(-9999, 9999);
+      e->scale[s][c] = e->scaled_each || s == 0 ? (float)within(1, 999) / 256.0f : e->scale[0][c];
+    }
+  }
+  for (int r = 0; r < e->rows; r++) e->row_zero[r] = within(-128, 127), e->factor[r] = within(1, 999) / 64.0;
+}
+
+/* The formula, in float64 and integers: everything here is exact but the last rounding and sums of scaled slices. */
+static double expected(const example *e, int r, int c, double *magnitude) {
+  double sum = 0;
+  *magnitude = 0;
+  for (int s = 0; s < e->slices; s++) {
+    int64_t term = e->c[s][r][c];
+    if (e->images == 2) term = 16 * term + e->c[s][e->rows + r][c];
+    if (e->zeros_a) term -= (int64_t)e->row_zero[r] * e->column_sums[s][c];
+    if (e->zeros_b) term -= (int64_t)e->column_zero[s][c] * e->row_sum[s][r];
+    const double factor = e->out_type == NPUMM_INT32 ? 1.0 : (double)e->scale[s][c] * e->factor[r];
+    sum += (double)term * factor;
+    *magnitude += fabs((double)term * factor);
+  }
+  return sum;
+}
+
+static double value_at(const void *out, npumm_element type, int64_t index) {
+  float value;
+  switch (type) {
+    case NPUMM_INT32:
+      return ((const int32_t *)out)[index];
+    case NPUMM_FLOAT16:
+      npumm_finish()->from_f16((const uint16_t *)out + index, 1, &value);
+      return (double)value;
+    case NPUMM_BFLOAT16:
+      npumm_finish()->from_bf16((const uint16_t *)out + index, 1, &value);
+      return (double)value;
+    default:
+      return (double)((const float *)out)[index];
+  }
+}
+
+static void store_one(example *e) {
+  choose(e);
+  const int group = below(2) ? 4 : 8, in_place = below(2);
+  const int64_t padded_rows = (e->rows * e->images + 3) / 4 * 4, padded_cols = (e->cols + group - 1) / group * group;
+  const int native = below(2);
+  const npumm_tiling tiling = {e->rows * e->images, e->cols, padded_rows, padded_cols, padded_rows,
+                               native ? group : padded_cols};
+  const int64_t bytes = npumm_bytes_of(e->out_type);
+  void *out = need((size_t)(e->rows * e->cols * bytes)), *sums = need((size_t)e->rows * (size_t)e->cols * 4);
+  int code = 0;
+  for (int s = 0; s < e->slices; s++) {
+    int64_t size;
+    void *c = packed(e, s, &tiling, &size);
+    const npumm_term term = {e->type,
+                             e->images,
+                             e->zeros_a ? e->row_zero : NULL,
+                             e->zeros_a ? e->column_sums[s] : NULL,
+                             e->zeros_b ? e->row_sum[s] : NULL,
+                             e->zeros_b ? e->column_zero[s] : NULL,
+                             e->scaled_each ? e->scale[s] : NULL};
+    const npumm_partial partial = {in_place && bytes == 4 ? out : sums, e->cols * 4, s > 0, e->scaled_each};
+    const int plain = e->out_type == NPUMM_INT32;
+    const npumm_result result = {out, e->cols * bytes, e->out_type, plain ? NULL : e->factor,
+                                 plain || e->scaled_each ? NULL : e->scale[0], NULL, 0, 0};
+    code |= npumm_store(&tiling, &term, c, size, e->slices == 1 ? NULL : &partial, s == e->slices - 1 ? &result : NULL);
+    free(c);
+  }
+  CHECK(code == NPUMM_OK, "npumm_store returned %d", code);
+  /* one rounding to the result's type, and one per sum and term where slices are scaled one by one */
+  const double unit = e->out_type == NPUMM_FLOAT16 ? 0x1p-11 : e->out_type == NPUMM_BFLOAT16 ? 0x1p-8 : 0;
+  const double sums_unit = e->out_type == NPUMM_INT32 ? 0 : (e->scaled_each ? 2 * SLICES_MOST : 1) * 0x1p-24;
+  int right = 1;
+  for (int r = 0; r < e->rows; r++) {
+    for (int c = 0; c < e->cols; c++) {
+      double magnitude;
+      const double want = expected(e, r, c, &magnitude), got = value_at(out, e->out_type, (int64_t)r * e->cols + c);
+      const double error = (e->scaled_each ? magnitude : fabs(want)) * sums_unit;
+      if (e->out_type == NPUMM_FLOAT16 && fabs(want) > 65000) right &= fabs(got) > 64000;
+      else right &= fabs(got - want) <= error + (fabs(want) + error) * unit;
+    }
+  }
+  CHECK(right, "type %d, out %d, %d slices, %d images, each scaled %d", e->type, e->out_type, e->slices, e->images,
+        e->scaled_each);
+  free(out), free(sums);
+}
+
+static void int32_sums_wrap(void) {
+  const npumm_tiling tiling = {1, 1, 1, 4, 1, 4};
+  const int32_t c[4] = {INT32_MAX, 0, 0, 0};
+  int32_t out = 1;
+  const npumm_term term = {.type = NPUMM_C_INT32, .row_images = 1};
+  const npumm_partial partial = {&out, 4, 1, 0};
+  const npumm_result result = {.data = &out, .row_stride = 4, .type = NPUMM_INT32};
+  CHECK(npumm_store(&tiling, &term, c, sizeof c, &partial, &result) == NPUMM_OK, "store");
+  CHECK(out == INT32_MIN, "INT32_MAX + 1 is %d", out);
+}
+
+/* ---- epilogues -------------------------------------------------------------------------------------------------------- */
+
+/* All steps at once on numbers that float32 holds exactly, so that the order shows. */
+static void epilogue_by_hand(void) {
+  enum { M = 2, N = 300 };
+  static float c[M][N], multiply[M][N + 3], bias[N], out[M][N];
+  static uint16_t residual[M][N]; /* bfloat16 */
+  for (int i = 0; i < M * N; i++) {
+    c[i / N][i % N] = (float)within(-64, 64);
+    multiply[i / N][i % N] = (float)within(-8, 8);
+    residual[i / N][i % N] = (uint16_t)((within(0, 1) ? 0x8000 : 0) | 0x4000); /* 2 or -2 */
+    bias[i % N] = (float)within(-8, 8) / 4;
+  }
+  const npumm_tiling tiling = {M, N, M, N, M, N};
+  const npumm_term term = {.type = NPUMM_C_FLOAT32, .row_images = 1};
+  const npumm_epilogue epilogue = {.scale = 0.5,
+                                   .bias = bias,
+                                   .function = NPUMM_RELU,
+                                   .multiply = {multiply, sizeof multiply[0], NPUMM_FLOAT32},
+                                   .residual = {residual, sizeof residual[0], NPUMM_BFLOAT16},
+                                   .low = -100,
+                                   .high = 90};
+  npumm_result result = {.data = out, .row_stride = sizeof out[0], .type = NPUMM_FLOAT32, .epilogue = &epilogue};
+  CHECK(npumm_store(&tiling, &term, c, sizeof c, NULL, &result) == NPUMM_OK, "store");
+  int right = 1;
+  for (int r = 0; r < M; r++) {
+    for (int i = 0; i < N; i++) {
+      double want = c[r][i] * 0.5 + bias[i];
+      want = (want < 0 ? 0 : want) * multiply[r][i] + (residual[r][i] & 0x8000 ? -2 : 2);
+      want = want < -100 ? -100 : want > 90 ? 90 : want;
+      right &= (double)out[r][i] == want;
+    }
+  }
+  CHECK(right, "epilogue");
+
+  /* a tile that begins elsewhere finds its own part of the operands */
+  float one;
+  const npumm_tiling last = {1, 1, 1, 1, 1, 1};
+  npumm_result corner = result;
+  corner.data = &one, corner.row = M - 1, corner.column = N - 1;
+  CHECK(npumm_store(&last, &term, &c[M - 1][N - 1], 4, NULL, &corner) == NPUMM_OK, "store");
+  CHECK(one == out[M - 1][N - 1], "corner");
+}
+
+static void bad_arguments_are_refused(void) {
+  static float memory[64];
+  const npumm_tiling tiling = {4, 4, 4, 4, 4, 4};
+  const npumm_term ints = {.type = NPUMM_C_INT32, .row_images = 1}, floats = {.type = NPUMM_C_FLOAT32, .row_images = 1};
+  npumm_epilogue epilogue = {.scale = 1, .function = (npumm_function)9};
+  npumm_result good = {.data = memory, .row_stride = 16, .type = NPUMM_FLOAT32}, bad;
+  npumm_term term;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &good) == NPUMM_OK, "good");
+  CHECK(npumm_store(&tiling, &ints, memory, 63, NULL, &good) == NPUMM_BUFFER_TOO_SMALL, "short buffer");
+  CHECK(npumm_store(&tiling, &ints, NULL, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "no C");
+  CHECK(npumm_store(&tiling, NULL, memory, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "no term");
+  CHECK(npumm_store(NULL, &ints, memory, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "no tiling");
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, NULL) == NPUMM_BAD_ARGUMENT, "nowhere to go");
+  term = ints, term.type = (npumm_result_type)9;
+  CHECK(npumm_store(&tiling, &term, memory, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "type");
+  term = ints, term.row_images = 3;
+  CHECK(npumm_store(&tiling, &term, memory, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "images");
+  term = floats, term.row_images = 2;
+  CHECK(npumm_store(&tiling, &term, memory, 64, NULL, &good) == NPUMM_BAD_ARGUMENT, "halves of floats");
+  bad = good, bad.type = NPUMM_INT32;
+  CHECK(npumm_store(&tiling, &floats, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "floats as int32");
+  bad = good, bad.row_stride = 15;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "stride");
+  bad = good, bad.type = (npumm_element)7;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "element");
+  bad = good, bad.epilogue = &epilogue;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "function");
+  epilogue.function = NPUMM_SILU, epilogue.multiply.data = memory, epilogue.multiply.type = NPUMM_INT32;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "operand");
+  const npumm_partial unaligned = {(char *)memory + 1, 16, 1, 0};
+  CHECK(npumm_store(&tiling, &ints, memory, 64, &unaligned, &good) == NPUMM_BAD_ARGUMENT, "alignment");
+}
+
+int main(void) {
+  int32_sums_wrap();
+  epilogue_by_hand();
+  bad_arguments_are_refused();
+  example *e = need(sizeof *e);
+  for (int i = 0; i < 1500; i++) store_one(e);
+  free(e);
+  printf("finishing loops: %s\n%d passed, %d failed\n", npumm_finish()->name, passed, failed);
+  return failed != 0;
+}
