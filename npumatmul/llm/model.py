@@ -13,8 +13,8 @@ Shapes: T tokens in a call, S tokens in the cache after it, H heads, G query hea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from .config import LlamaConfig
 Float32 = NDArray[np.float32]
 
 PREFILL_CHUNK = 128
+BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
 
 
 class Linear(Protocol):
@@ -73,7 +74,7 @@ def layer_names(n_layers: int) -> list[str]:
     >>> layer_names(1)
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
-    return [f"blk.{i}.{part}" for i in range(n_layers) for part in ("qkv", "attn_out", "gate_up", "down")] + ["head"]
+    return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
 class ContextFullError(ValueError):
@@ -195,6 +196,7 @@ class LlamaModel:
         self._blocks = tuple(blocks)
         self._output_norm = output_norm
         self._head = head
+        self._rope_factors = rope_factors
         self._rope = _RotaryTable(config, rope_factors)
         self._mask = np.triu(np.full((PREFILL_CHUNK, PREFILL_CHUNK), -np.inf, np.float32), k=1)
         self._check_shapes()
@@ -203,6 +205,49 @@ class LlamaModel:
         """Return the main sizes."""
         c = self.config
         return f"<LlamaModel: {c.n_layers} layers of {c.hidden_size}, {c.vocab_size} tokens>"
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        """The linear layers by name, in the order of `layer_names`."""
+        inside = (linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down))
+        return dict(zip(layer_names(self.config.n_layers), (*inside, self._head), strict=True))
+
+    def with_linears(self, changed: Mapping[str, Linear]) -> LlamaModel:
+        """Make the same model with other linear layers; everything else is shared.
+
+        Parameters
+        ----------
+        changed : mapping of str to Linear
+            New layers by name; the others stay.
+
+        Returns
+        -------
+        LlamaModel
+            Another model.
+
+        Raises
+        ------
+        ValueError
+            If there is no layer of a name, or a shape differs.
+        """
+        linears = self.linears
+        unknown = [name for name in changed if name not in linears]
+        if unknown:
+            raise ValueError(f"the model has no layer {unknown[0]!r}")
+        linears.update(changed)
+
+        def with_new(i: int, block: Block) -> Block:
+            qkv, attn_out, gate_up, down = (linears[f"blk.{i}.{part}"] for part in BLOCK_LAYERS)
+            return replace(block, qkv=qkv, attn_out=attn_out, gate_up=gate_up, down=down)
+
+        return LlamaModel(
+            self.config,
+            embedding=self._embedding,
+            blocks=[with_new(i, block) for i, block in enumerate(self._blocks)],
+            output_norm=self._output_norm,
+            head=linears["head"],
+            rope_factors=self._rope_factors,
+        )
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """Make an empty cache.
@@ -235,8 +280,8 @@ class LlamaModel:
         int
             Multiply-accumulates of all `Linear` calls.
         """
-        linears = [linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down)]
-        return tokens * sum(math.prod(linear.shape) for linear in linears) + logit_rows * math.prod(self._head.shape)
+        *blocks, head = self.linears.values()
+        return tokens * sum(math.prod(linear.shape) for linear in blocks) + logit_rows * math.prod(head.shape)
 
     def forward(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache, all_logits: bool = False) -> Float32:
         """Run tokens through the model, after those that are in the cache.
@@ -270,22 +315,69 @@ class LlamaModel:
         for start in range(0, len(ids), PREFILL_CHUNK):
             hidden = self._run_blocks(ids[start : start + PREFILL_CHUNK], cache)
             if all_logits:
-                rows.append(self._logits(hidden))
-        return np.concatenate(rows) if all_logits else self._logits(hidden[-1:])[0]
+                rows.append(self.logits(hidden))
+        return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
 
     def _run_blocks(self, ids: NDArray[np.int64], cache: KVCache) -> Float32:
         x = self._embedding(ids)
-        eps = self.config.rms_eps
-        rotation = self._rope.rows(cache.length, cache.length + len(ids))
-        for layer, block in enumerate(self._blocks):
-            qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
-            attended = self._attention(qkv, rotation, cache, layer)
-            x = x + _biased(block.attn_out(attended), block.attn_out_bias)
-            x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        for layer in range(len(self._blocks)):
+            x = self.run_block(layer, x, cache)
         cache.tokens.extend(ids.tolist())
         return x
 
-    def _logits(self, x: Float32) -> Float32:
+    def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
+        """Look up the embeddings of tokens, the input of the first block.
+
+        Parameters
+        ----------
+        tokens : sequence of int, length T
+            Token numbers.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            The embeddings.
+        """
+        return self._embedding(np.asarray(tokens, np.int64))
+
+    def run_block(self, layer: int, x: Float32, cache: KVCache) -> Float32:
+        """Run tokens through one block.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            What enters it for the tokens that follow those in the cache; at most `PREFILL_CHUNK` of them.
+        cache : KVCache
+            Takes keys and values of this block. It does not grow: that is for whoever has run all blocks.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves it, a new array.
+        """
+        block, eps = self._blocks[layer], self.config.rms_eps
+        rotation = self._rope.rows(cache.length, cache.length + len(x))
+        qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
+        attended = self._attention(qkv, rotation, cache, layer)
+        x = x + _biased(block.attn_out(attended), block.attn_out_bias)
+        x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        return x
+
+    def logits(self, x: Float32) -> Float32:
+        """Turn what leaves the last block into logits.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (T, hidden)
+            Rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, vocab)
+            Logits of the next token after each, a new array.
+        """
         return np.array(self._head(rms_norm(x, self._output_norm, self.config.rms_eps)))
 
     def _attention(self, qkv: Float32, rotation: NDArray[np.complex64], cache: KVCache, layer: int) -> Float32:

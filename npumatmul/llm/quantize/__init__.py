@@ -10,10 +10,12 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
 from .layer import QuantizedLayer
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
-from .recipe import LayerRecipe, Recipe, SchemeParts, parse_scheme
+from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
+from .sensitivity import Candidate, auto_quantize, choose, measure_sensitivity
 
 __all__ = [
+    "Candidate",
     "EmulatedLinear",
     "LayerRecipe",
     "LayerStatistics",
@@ -21,13 +23,15 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedModel",
     "Recipe",
-    "SchemeParts",
     "Source",
+    "auto_quantize",
     "best_recipe",
+    "choose",
     "collect_statistics",
     "emulate",
     "is_quantized",
     "load_quantized",
+    "measure_sensitivity",
     "parse_scheme",
     "quantize_layer",
     "quantize_model",
