@@ -35,13 +35,10 @@ from npumatmul.llm.quantize import (
     QuantizedLayer,
     QuantizedModel,
     Recipe,
-    Source,
     best_recipe,
     collect_statistics,
-    quantize_layer,
 )
-from npumatmul.llm.quantize.build import balanced_layer, centred_layer
-from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
+from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
 from npumatmul.mmtype import MatmulType
 from npumatmul.plan import plan_matmul, plan_weight
 from npumatmul.qparams import QuantizedWeight
@@ -163,19 +160,12 @@ class Workshop:
                 make = partial(self._layer, name, tensors, wanted, recipe.seed)
                 self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
             layers[name] = dataclasses.replace(self._made[key], recipe=wanted)
-        return QuantizedModel(self.path, self.file, recipe, Source(self.path.name, ""), layers)
+        return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
 
     def _layer(self, name: str, tensors: LayerTensors, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
         _progress(0, 1, name)
-        weight, statistics = tensors.weight(self.file), None
-        if recipe.needs_calibration:
-            statistics = self.statistics[name]
-        if recipe.scheme != "gguf":
-            return quantize_layer(weight, recipe, statistics, name=name, seed=seed)
-        taken = layer_of_blocks(self.file, tensors.tensors, recipe)
-        if taken is None:
-            raise SystemExit(f"layer {name} of {self.path} has blocks that cannot be taken over")
-        return centred_layer(balanced_layer(taken, weight, statistics), weight, statistics)
+        statistics = self.statistics[name] if recipe.needs_calibration else None
+        return layer_of_recipe(self.file, tensors, recipe, statistics, seed=seed)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
         if self._keep is None:
