@@ -98,6 +98,24 @@ def test_a_packed_weight_stays_the_callers(device: npu.Device) -> None:
         assert "closed" in repr(product)
 
 
+def test_arrays_in_npu_memory_and_packed_weights_on_the_left(device: npu.Device) -> None:
+    x, w = npu.asarray(np.full((2, 8), 3, np.int8), device=device), ones(8, 3)
+    with npu.Matmul(x, w) as product:  # on the array's device
+        assert product.device is device
+        result = product.execute()
+        assert isinstance(result, npu.NpuArray)
+        np.testing.assert_array_equal(result.numpy(), np.full((2, 3), 24))
+        out = npu.zeros((2, 3), np.int32, device=device)
+        assert product.submit(out).result(60) is out
+        np.testing.assert_array_equal(out.numpy(), result.numpy())
+        place = np.zeros((2, 3), np.int32)
+        assert product.execute(place) is place
+        product.reset_operands(a=np.full((2, 8), 2, np.int8))
+        assert type(product.execute()) is np.ndarray
+    with npu.pack(ones(5, 8), device=device) as packed, npu.Matmul(packed, w, device=device) as product:
+        np.testing.assert_array_equal(product.execute(), np.full((5, 3), 8))
+
+
 def test_operands_that_do_not_fit_the_plan(device: npu.Device) -> None:
     packed = npu.pack(np.ones((8, 3), np.float32), "w8a8", device=device)
     with npu.Matmul(ones(2, 8), ones(8, 3), device=device) as product:
@@ -140,6 +158,35 @@ def test_options_and_logging(device: npu.Device, caplog: pytest.LogCaptureFixtur
     assert not caplog.records  # a single product is not worth a line
     with pytest.raises(TypeError, match="no option 'loger'; there is logger, level"):
         npu.Matmul(a, b, options={"loger": mine}, device=device)
+
+
+def test_many_threads_use_one_matmul(fresh_device: npu.Device) -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(-99, 99, (40, 300), np.int8), rng.integers(-99, 99, (300, 70), np.int8)
+    expected = a.astype(np.int32) @ b.astype(np.int32)
+    product = npu.Matmul(a, b, device=fresh_device)
+    failures: list[str] = []
+
+    def work(thread: int) -> None:
+        for step in range(12):
+            try:
+                if thread == 0 and step % 3 == 0:
+                    product.reset_operands(b=b)  # while others execute
+                result = product.submit().result(60) if step % 2 else product.execute()
+                if not np.array_equal(result, expected):
+                    failures.append(f"thread {thread}, step {step}")
+            except Exception as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert fresh_device.weights.bytes_used > 0
+    product.close()
+    assert fresh_device.weights.bytes_used == 0
 
 
 # ---- out ------------------------------------------------------------------------------------------------------------

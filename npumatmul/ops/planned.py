@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.autotune import Tuning, autotune
-from npumatmul.device import Device, current_device
+from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
-from npumatmul.errors import ClosedError
+from npumatmul.errors import BusyError, ClosedError
 from npumatmul.mmtype import ElementType
+from npumatmul.ops.array import NpuArray
+from npumatmul.ops.array_products import as_npu_array, device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
@@ -85,6 +87,7 @@ class Matmul:
     Parameters
     ----------
     a : array_like, shape (..., M, K) or (K,)
+        A `PackedWeight` is unpacked here.
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         A `PackedWeight` stays the caller's: `close` does not close it.
     dtype : data-type, optional
@@ -132,7 +135,7 @@ class Matmul:
 
     def __init__(
         self,
-        a: ArrayLike,
+        a: ArrayLike | PackedWeight,
         b: ArrayLike | PackedWeight,
         /,
         *,
@@ -144,8 +147,7 @@ class Matmul:
         options: MatmulOptions | Mapping[str, Any] | None = None,
         device: Device | str | None = None,
     ) -> None:
-        left = np.asarray(a)
-        right = b if isinstance(b, PackedWeight) else np.asarray(b)
+        left, right = _left(a), _right(b)
         self._shapes = Shapes.of(left.shape, right.shape)
         if isinstance(right, PackedWeight):
             self.device = right.device
@@ -156,7 +158,7 @@ class Matmul:
             if None in kinds or kinds[0] != kinds[1]:
                 raise TypeError(refusal(left.dtype, right.dtype))
             self.scheme = chosen_scheme(left.dtype, right.dtype, scheme, precision)
-            self.device = current_device(device)
+            self.device = device_of([a, b], device)
             computed = np.dtype(np.int32 if kinds[0] == "integer" else np.float32)
         self.shape = self._shapes.result
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
@@ -206,9 +208,10 @@ class Matmul:
         if shapes.empty:
             return None
         start = time.perf_counter()
-        weights = [operands.weights.at(index) for index in shapes.indices()]
-        assert weights[0].plan is not None  # only a weight without elements has none
-        plan = plan_matmul(shapes.rows, weights[0].plan)
+        with operands.weights.in_use():
+            weights = [operands.weights.at(index) for index in shapes.indices()]
+            assert weights[0].plan is not None  # only a weight without elements has none
+            plan = plan_matmul(shapes.rows, weights[0].plan)
         self._log(
             "planning: %r: %d matrices of b, %d bytes of NPU memory, %d runs; %.3f ms\n%s",
             self, shapes.matrices, operands.weights.nbytes, plan.runs * shapes.matrices,
@@ -307,9 +310,15 @@ class Matmul:
         ClosedError
             If it, the device or a packed weight is closed.
         """
-        return self._execute(self._usable(), out)
+        operands = self._usable()
+        with operands.weights.in_use():
+            return self._execute(operands, out)
 
     def _execute(self, operands: _Operands, out: Out, keep: bool = True) -> Any:
+        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        if isinstance(place, NpuArray):
+            self._execute(operands, place.numpy(), keep)
+            return place
         target = checked_out(out, self.shape, self.dtype)
         start = time.perf_counter()
         result = self._product(operands, target, keep).reshape(self.shape)
@@ -319,7 +328,9 @@ class Matmul:
             self, operands.a.nbytes, result.nbytes, seconds * 1e3, 2e-9 * self._shapes.macs / max(seconds, 1e-9),
             ", simulation" if self.device.simulated else "",
         )  # fmt: skip
-        return delivered(result, target, operands.given)
+        handed_out = delivered(result, target, operands.given)
+        gives_array = target is None and involves_npu_arrays(*operands.given)
+        return as_npu_array(handed_out, self.device) if gives_array else handed_out
 
     def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
         """The product as (..., M, N), in `out` where it can be computed there."""
@@ -382,13 +393,28 @@ class Matmul:
                [3, 3]], dtype=int32)
         """
         operands = self._usable()
-        return submit(self.device, lambda: self._execute(operands, out))
+        weights = operands.weights
+
+        def execute() -> Any:
+            try:
+                return self._execute(operands, out)
+            finally:
+                weights.let_go()
+
+        weights.hold()
+        try:
+            future = submit(self.device, execute)
+        except BaseException:
+            weights.let_go()
+            raise
+        future.add_done_callback(lambda done: weights.let_go() if done.cancelled() else None)
+        return future
 
     # ---- other operands, and the end -------------------------------------------------------------------------------
 
     def reset_operands(
         self,
-        a: ArrayLike | None = None,
+        a: ArrayLike | PackedWeight | None = None,
         b: ArrayLike | PackedWeight | None = None,
         *,
         epilogue: Epilogue | None = None,
@@ -412,17 +438,19 @@ class Matmul:
             If a dtype differs, or nothing is given.
         ClosedError
             If it is closed.
+        BusyError
+            If another thread does the same just now.
         """
         given = {"a": a, "b": b, "epilogue": epilogue, "bias": bias}
         changed = [name for name, value in given.items() if value is not None]
         if not changed:
             raise TypeError("reset_operands: nothing is given; close gives the operands up")
         old = self._usable()
-        left = old.a if a is None else np.asarray(a)
+        left = old.a if a is None else _left(a)
         _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
         weights, finish = old.weights, old.finish
         if b is not None:
-            right = b if isinstance(b, PackedWeight) else np.asarray(b)
+            right = _right(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
             _check_same("b", right.shape, dtype, self._right_shape, self._types[1])
             if isinstance(right, PackedWeight) and (right.scheme, right.device) != (self.scheme, self.device):
@@ -435,22 +463,20 @@ class Matmul:
                 raise TypeError(f"reset_operands: the result would be {finish.dtype}; the plan is for {self.dtype}")
         operands = (old.given[0] if a is None else a, old.given[1] if b is None else b)
         with self._lock:
-            if self._operands is None:
-                raise ClosedError(_CLOSED)
+            if self._operands is not old:
+                raise ClosedError(_CLOSED) if self._operands is None else BusyError(_RESET)
             self._operands = _Operands(operands, left, weights, finish)
+        if weights is not old.weights:
+            old.weights.end()
         self._log("resetting operands: %r: %s", self, ", ".join(changed))
 
     def close(self) -> None:
         """Give up operands and NPU memory. Closing twice is allowed; products under way and submitted are completed."""
         with self._lock:
             operands, self._operands = self._operands, None
-        if operands is None:
-            return
-        del operands  # and with it the packed weights, unless a product under way still needs them
-        if self.device.usable:
-            with self.device.lock:
-                self.device.collect()
-        self._log("closing: %r", self)
+        if operands is not None:
+            operands.weights.end()
+            self._log("closing: %r", self)
 
     def _usable(self) -> _Operands:
         operands = self._operands
@@ -472,7 +498,16 @@ class Matmul:
             self._operands = None
 
 
+def _left(a: Any) -> NDArray[Any]:
+    return np.asarray(a.unpack() if isinstance(a, PackedWeight) else host(a))
+
+
+def _right(b: Any) -> NDArray[Any] | PackedWeight:
+    return b if isinstance(b, PackedWeight) else np.asarray(host(b))
+
+
 _CLOSED = "this Matmul is closed; make another"
+_RESET = "reset_operands: another thread does the same; let it end before"
 
 
 def _check_same(

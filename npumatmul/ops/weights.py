@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -137,6 +139,7 @@ class Weights:
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
         self._lock = threading.Lock()
+        self._users, self._ended = 0, False
         self._packed: dict[tuple[int, ...], PackedWeight] = {}
 
     @property
@@ -171,6 +174,36 @@ class Weights:
                 packed = self._packed.pop(index, None)
             if packed is not None:
                 packed.close()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Put `end` off until the block is left."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.let_go()
+
+    def hold(self) -> None:
+        """Put `end` off until `let_go` is called as often as this."""
+        with self._lock:
+            self._users += 1
+
+    def let_go(self) -> None:
+        """Take one `hold` back."""
+        with self._lock:
+            self._users -= 1
+            last = self._ended and self._users == 0
+        if last:
+            self.close()
+
+    def end(self) -> None:
+        """Give the memory of all matrices back that were not packed by the user, as soon as nobody uses them."""
+        with self._lock:
+            self._ended = True
+            unused = self._users == 0
+        if unused:
+            self.close()
 
     def close(self) -> None:
         """Give the memory of all matrices back that were not packed by the user."""
