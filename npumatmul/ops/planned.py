@@ -274,7 +274,7 @@ class Matmul:
             k_parts=len(plan.k_spans) if plan.mm_type.c is ElementType.INT16 and plan.k_group is None else 1,
         )
         given = operands.given[1]
-        weights = Weights(np.asarray(given), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
+        weights = Weights(np.asarray(host(given)), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
         with self._lock:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
