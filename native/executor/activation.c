@@ -41,7 +41,7 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
       zero_points = 1; /* and all that holds for symmetric ones */
       /* fall through */
     case NPUMM_ROWS_ABSMAX:
-      if (!(how->levels >= 1.0f && how->levels <= (float)levels && how->clip > 0.0f && how->clip <= 1.0f)) return 0;
+      if (how->levels < 1 || how->levels > levels || !(how->clip > 0.0f && how->clip <= 1.0f)) return 0;
       break;
     case NPUMM_ROWS_STATIC:
       if (levels == 0 || !(how->static_scale > 0.0f && isfinite(how->static_scale)) ||
@@ -83,7 +83,7 @@ void npumm_rows_close(npumm_rows_of_a *rows) {
 /* Scales of rows that are divided by them; the result is multiplied by the same. */
 static int measure_quantized(npumm_rows_of_a *rows, const float *first, const npumm_range *m, int64_t *bad) {
   const npumm_activation *how = rows->how;
-  const int32_t levels = (int32_t)how->levels;
+  const int32_t levels = how->levels;
   int code = 0;
   rows->zero = NULL;
   if (how->scaling == NPUMM_ROWS_ABSMAX) {
