@@ -510,6 +510,7 @@ def test_an_interrupted_product_leaves_the_device_usable(fresh_device: npu.Devic
     assert fresh_device.weights.bytes_used <= 4 * one  # at worst what was being packed or given back in that moment
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 warns of it
 def test_an_inherited_future_says_so_instead_of_waiting_for_ever(device: npu.Device) -> None:
     gate = Gate(device)
     read, write = os.pipe()
