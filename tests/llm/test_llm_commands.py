@@ -112,12 +112,19 @@ def test_analyze_arrays(tmp_path: Path) -> None:
     run("analyze", *arrays, "--scheme", "w4a4", "--emulate", "--best", "--csv", table)
     better = next(csv.DictReader(table.read_text().splitlines()))
     assert float(better["product_snr_db"]) > float(rows[1]["product_snr_db"])
+    np.savez(tmp_path / "both.npz", weight=w, activations=x)
+    both = ["--weight", tmp_path / "both.npz", "--activations", tmp_path / "both.npz"]
+    run("analyze", *both, "--scheme", "w8a8,w4a4", "--csv", table)
+    assert table.read_text() == first
+    np.savez(tmp_path / "other.npz", a=w, b=x)
+    with pytest.raises(ValueError, match=r"holds a, b; an array named 'weight'"):
+        run("analyze", "--weight", tmp_path / "other.npz", "--activations", tmp_path / "x.npy", "--emulate")
     with pytest.raises(ValueError, match="do not multiply"):
         run("analyze", "--weight", tmp_path / "wt.npy", "--activations", tmp_path / "x.npy", "--emulate")
     (tmp_path / "text").write_text("text")
     np.save(tmp_path / "line.npy", np.zeros(3))
     for wrong in ("text", "line.npy"):
-        with pytest.raises(ValueError, match="is not an array|a matrix of real numbers"):
+        with pytest.raises(ValueError, match=r"is not an array|a matrix of real numbers"):
             run("analyze", "--weight", tmp_path / wrong, "--activations", tmp_path / "x.npy", "--emulate")
     for options in (["--weight", "w.npy"], [], ["-f", "text", "--best"]):
         assert runner.invoke(app, ["analyze", *options]).exit_code == 2
@@ -171,6 +178,12 @@ def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None
         done = runner.invoke(app, ["quantize", str(tiny.path), *wrong, "-o", str(target)])
         assert done.exit_code == 2
         assert "goes with" in done.output
+
+
+def test_demo_takes_a_model(tiny: Any) -> None:
+    done = runner.invoke(app, ["demo", "-m", str(tiny.path), "-p", "the", "-n", "3"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "rknn_matmul_run calls" in done.output
 
 
 def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
