@@ -13,6 +13,7 @@ from prose import PROSE
 from typer.testing import CliRunner
 
 from npumatmul.cli.app import app
+from npumatmul.cli.models import open_model
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.model import layer_names
 from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
@@ -178,6 +179,15 @@ def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None
         done = runner.invoke(app, ["quantize", str(tiny.path), *wrong, "-o", str(target)])
         assert done.exit_code == 2
         assert "goes with" in done.output
+
+
+def test_a_second_rounding_is_told(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_model(demo_path, "gguf", None)
+    assert "second time" not in capsys.readouterr().err
+    open_model(demo_path, "w8a8", None)
+    assert "stores weights as Q4_1 and Q8_0; w8a8 rounds them a second time" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_demo_takes_a_model(tiny: Any) -> None:
