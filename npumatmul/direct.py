@@ -16,7 +16,7 @@ import numpy as np
 
 from npumatmul.capabilities import Chip
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError, DeviceError
+from npumatmul.errors import ClosedError, DeviceError, RknnError
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.placement import Placement
@@ -215,7 +215,11 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
                         runtime.matmul_set_io_mem(context.handle, pointer, attr.struct)
                         counters.set_io_mem_calls += 1
                     counters.run_calls += 1
-                    runtime.matmul_run(context.handle)
+                    try:
+                        runtime.matmul_run(context.handle)
+                    except RknnError:
+                        context.struct.broken = 1  # the pool makes it anew
+                        raise
                     counters.macs += min(padded, m - start) * plan.k * plan.n
             counters.mem_sync_calls += c_memory.sync(MemSyncMode.FROM_DEVICE)
             out.buffer._computed()
