@@ -6,6 +6,7 @@ native A and C a bucket is 1 or a multiple of four (`NativeTiles.row_multiple`).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 
 __all__ = ["Cover", "choose_buckets", "row_buckets", "simple_cover"]
@@ -64,13 +65,16 @@ def choose_buckets(m_max: int, row_multiple: int, seconds: Callable[[int], float
     sizes = list(range(row_multiple, m_max + 1, row_multiple))
     if not sizes:
         return (1,)
-    times = [seconds(size) for size in sizes]
-    largest = min(range(len(sizes) // 2, len(sizes)), key=lambda i: (times[i] / sizes[i], -i))
-    chosen, top = [largest], largest
-    for i in range(largest - 1, -1, -1):  # rows in (sizes[i], sizes[i + 1]] would run as sizes[top]
-        if times[top] > (1 + _WORST_LOSS) * times[i] or sizes[top] >= 2 * sizes[i]:
-            chosen.append(i)
-            top = i
+    last = len(sizes) - 1
+    upper = {*range(len(sizes) // 2, last, max(1, last // 32)), last}  # a few of them are enough
+    top = min(upper, key=lambda i: (seconds(sizes[i]) / sizes[i], -i))
+    chosen = [top]
+    while top > 0:
+        # the largest of those that lose too much as sizes[top], or are half as large; times only rise with the size
+        most, limit = sizes[top] // 2, seconds(sizes[top]) / (1 + _WORST_LOSS)
+        top = bisect.bisect_left(range(top), True, key=lambda i: sizes[i] > most and seconds(sizes[i]) >= limit) - 1
+        if top >= 0:
+            chosen.append(top)
     return (1, *(sizes[i] for i in sorted(chosen) if sizes[i] > 1))
 
 

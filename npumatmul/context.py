@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -72,8 +72,8 @@ class _Context:
         #: What the executor works with: it keeps the selected shape, and whether a call failed.
         self.struct = _executor.ExecutorContext(self._handle.value, shapes is not None, 0, 0)
         self._executor_shapes: dict[int, C._Pointer[_executor.ExecutorShape]] = {}
-        #: By what a pool knows it.
-        self.pool_key: Any = None
+        #: When it was used last, by the clock of the pool that keeps it.
+        self.used = 0
         self._finalizer = weakref.finalize(self, session.release_later, self._handle)
         self._finalizer.atexit = False
         try:

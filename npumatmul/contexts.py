@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -56,7 +55,8 @@ class ContextPool:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._contexts: OrderedDict[_Key, _Pooled] = OrderedDict()
+        self._contexts: dict[_Key, _Pooled] = {}
+        self._uses = 0  # a clock: each use is an instant of its own
         self._limit = int(session.chip.memory.contexts * _SHARE)
         runtime = session.runtime
         makes = runtime.has("rknn_matmul_create_dynamic_shape") or runtime.has("rknn_matmul_create_dyn_shape")
@@ -85,8 +85,9 @@ class ContextPool:
 
     def touch(self, contexts: Sequence[_Pooled]) -> None:
         """Say that these are used now."""
+        self._uses += 1
         for context in contexts:
-            self._contexts.move_to_end(context.pool_key)
+            context.used = self._uses
 
     def _key(self, tile: TileShape) -> _Key:
         if self._dynamic and len(tile.buckets) > 1 and tile.spec.m in tile.buckets:
@@ -104,10 +105,8 @@ class ContextPool:
     def _context(self, key: _Key, wanted: set[_Key]) -> _Pooled:
         context = self._contexts.get(key)
         if context is None:
-            context = self._create(key, wanted)
-            context.pool_key = key
-            self._contexts[key] = context
-        self._contexts.move_to_end(key)
+            context = self._contexts[key] = self._create(key, wanted)
+        self.touch([context])
         return context
 
     def _create(self, key: _Key, wanted: set[_Key]) -> _Pooled:
@@ -137,7 +136,7 @@ class ContextPool:
     def _make_room(self, wanted: set[_Key]) -> None:
         """Destroy the least recently used contexts until the wanted ones fit."""
         missing = sum(key not in self._contexts for key in wanted)
-        for key in [key for key in self._contexts if key not in wanted]:
+        for key in self._spares(wanted):
             if len(self._contexts) + missing <= self._limit:
                 return
             logger.debug("destroying the least recently used context %s", key[0])
@@ -145,11 +144,16 @@ class ContextPool:
 
     def spare_one(self, wanted: set[_Key] | None = None) -> bool:
         """Destroy the least recently used context that is not wanted, if there is one."""
-        spare = next((key for key in self._contexts if key not in (wanted or ())), None)
-        if spare is not None:
-            logger.info("no further context can be created; destroying %s", spare[0])
-            self._destroy(spare)
-        return spare is not None
+        spares = self._spares(wanted or set())
+        if spares:
+            logger.info("no further context can be created; destroying %s", spares[0][0])
+            self._destroy(spares[0])
+        return bool(spares)
+
+    def _spares(self, wanted: set[_Key]) -> list[_Key]:
+        """Those that are not wanted, the least recently used first."""
+        spares = [key for key in self._contexts if key not in wanted]
+        return sorted(spares, key=lambda key: self._contexts[key].used)
 
     def spare(self) -> bool:
         """Destroy a context for the sake of another device, unless this one is at work just now."""
@@ -182,7 +186,10 @@ class ContextPool:
 
 
 class Workspace:
-    """Buffers of A and C, one set per size: powers of two, so that what is synchronised is hardly more than is used."""
+    """Buffers of A and C, one set per size, each four times the one before.
+
+    They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -195,7 +202,7 @@ class Workspace:
         """The first `count` buffers of a role that have room for `nbytes`."""
         size = PAGE
         while size < nbytes:
-            size *= 2
+            size *= 4
         found = []
         for index in range(count):
             key = (role, index, size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from npumatmul.mmtype import MatmulType
-from npumatmul.timing import TimingModel
+from npumatmul.timing import TimingModel, Work
 
 __all__ = ["ModelledTime", "TileCosts", "tile_cores"]
 
@@ -83,34 +85,61 @@ class TileCosts:
     mm_type: MatmulType
     k_tiles: tuple[int, ...]
     n_tiles: tuple[int, ...]
-    _known: dict[tuple[int, int], ModelledTime] = field(default_factory=dict, repr=False)
+    _seconds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    _cores: dict[int, _Cores] = field(default_factory=dict, repr=False)
 
     def of(self, rows: int, cores: int) -> ModelledTime:
         """Time of `rows` rows of the device, at once, on so many cores."""
-        known = self._known.get((rows, cores))
+        what = self._on(cores)
+        return ModelledTime(what.device_seconds(rows), what.binding, rows * what.host_row)
+
+    def seconds(self, rows: int, cores: int) -> float:
+        """All of `of` together."""
+        known = self._seconds.get((rows, cores))
         if known is None:
-            known = self._known[rows, cores] = self._modelled(rows, cores)
+            what = self._on(cores)
+            known = self._seconds[rows, cores] = what.device_seconds(rows) + what.binding + rows * what.host_row
         return known
 
     def best(self, rows: int, most_cores: int) -> float:
         """Seconds on the number of cores that takes least."""
-        return min(self.of(rows, cores).seconds for cores in range(1, most_cores + 1))
+        return min([self.seconds(rows, cores) for cores in range(1, most_cores + 1)])
 
-    def _modelled(self, rows: int, cores: int) -> ModelledTime:
-        model, slices = self.model, len(self.k_tiles)
-        per_tile = {
-            n: sum(self._work(rows, k, n, cores) for k in self.k_tiles) + slices * model.start_seconds
-            for n in set(self.n_tiles)
-        }
-        loads, runs = [0.0] * cores, [0] * cores
+    def _on(self, cores: int) -> _Cores:
+        known = self._cores.get(cores)
+        if known is None:
+            known = self._cores[cores] = self._shared(cores)
+        return known
+
+    def _shared(self, cores: int) -> _Cores:
+        """What each of so many cores has to do; cores that do the same are there once."""
+        model, a, c, slices = self.model, self.mm_type.a, self.mm_type.c, len(self.k_tiles)
+        widths: list[Counter[int]] = [Counter() for _ in range(cores)]
         for core, n in zip(tile_cores(self.n_tiles, cores), self.n_tiles, strict=True):
-            loads[core] += per_tile[n]
-            runs[core] += slices
-        device = max(loads) + (model.join_seconds if cores > 1 else 0.0)
-        binding = max(runs) * _BINDS_PER_RUN * model.bind_seconds
-        packed = self.mm_type.a.nbytes(rows * sum(self.k_tiles))
-        stored = self.mm_type.c.nbytes(rows * sum(self.n_tiles)) * (1 + _ADD_PER_COPY * (slices - 1))
-        return ModelledTime(device, binding, (packed + stored) / model.host_bandwidth)
+            widths[core][n] += 1
+        depths = Counter(self.k_tiles)
+        join = model.join_seconds if cores > 1 else 0.0
+        shares = []
+        for tiles in {tuple(sorted(each.items())) for each in widths}:
+            runs = slices * sum(count for _, count in tiles)
+            work = [
+                (times * count, model.work(self.mm_type, k, n, cores))
+                for k, times in depths.items()
+                for n, count in tiles
+            ]
+            shares.append((join + runs * model.start_seconds, work))
+        most_runs = slices * max(each.total() for each in widths)
+        packed = a.bits / 8 * sum(self.k_tiles)
+        stored = c.bits / 8 * sum(self.n_tiles) * (1 + _ADD_PER_COPY * (slices - 1))
+        return _Cores(shares, most_runs * _BINDS_PER_RUN * model.bind_seconds, (packed + stored) / model.host_bandwidth)
 
-    def _work(self, rows: int, k: int, n: int, cores: int) -> float:
-        return self.model.work_seconds(self.mm_type, rows, k, n, cores)
+
+class _Cores(NamedTuple):
+    """What several cores have to do for a matmul."""
+
+    shares: list[tuple[float, list[tuple[int, Work]]]]  # of each core: starts in seconds, and how often which work
+    binding: float
+    host_row: float
+
+    def device_seconds(self, rows: int) -> float:
+        return max([start + sum([count * work.seconds(rows) for count, work in tiles]) for start, tiles in self.shares])

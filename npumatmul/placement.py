@@ -337,14 +337,14 @@ class Placement:
         remembered = (m, activation)
         placed: Placed | None = weight.placed.get(remembered)
         if placed is not None and placed.usable:
-            weight.placed.move_to_end(remembered)
+            weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
             self._pool.touch(placed.contexts)
             return placed
         plan = plan_matmul(m, weight.plan)
         contexts = self._pool.for_tiles(self._tiles(plan, weight))
         placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
         while len(weight.placed) > _PLACED_PER_WEIGHT:
-            weight.placed.popitem(last=False)
+            del weight.placed[next(iter(weight.placed))]
         return placed
 
     def _tiles(self, plan: MatmulPlan, weight: StoredWeight) -> list[TileShape]:

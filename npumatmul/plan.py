@@ -157,7 +157,7 @@ def plan_matmul(
     m : int
     weight : WeightPlan
     cores : int, optional
-        So many cores (at most those of the weight's plan) instead of what is modelled to be best.
+        So many cores (at most those of the weight's plan) instead of what was measured, or is modelled, to be best.
     timings : mapping of str to TimingModel
         By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
 
@@ -186,6 +186,9 @@ def plan_matmul(
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {weight.cores} cores, got {cores}")
     costs = costs_of(weight, timings)
     rows = m * weight.row_images
+    if cores is None and weight.measured_cores:
+        fitting = [count for measured, count in weight.measured_cores if measured <= m]
+        cores = min(fitting[-1] if fitting else weight.measured_cores[0][1], weight.cores)
     if costs is None:
         chosen, cover = cores or weight.cores, simple_cover(rows, weight.buckets)
         modelled = None
@@ -193,7 +196,7 @@ def plan_matmul(
         found = []
         for count in range(1, weight.cores + 1) if cores is None else [cores]:
             sizes = _cover(weight, costs.model, count).of(rows)
-            found.append((sum(costs.of(size, count).seconds for size in sizes), count, sizes))
+            found.append((sum(costs.seconds(size, count) for size in sizes), count, sizes))
         _, chosen, cover = min(found)
         modelled = sum((costs.of(size, chosen) for size in cover), ModelledTime(0.0, 0.0, 0.0))
     spans, start = [], 0
@@ -208,7 +211,7 @@ def plan_matmul(
 def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
     costs = costs_of(weight, {weight.soc: model})
     assert costs is not None
-    return Cover(weight.buckets, lambda size: costs.of(size, cores).seconds)
+    return Cover(weight.buckets, lambda size: costs.seconds(size, cores))
 
 
 # ---- padding -------------------------------------------------------------------------------------------------------

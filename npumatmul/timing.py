@@ -25,10 +25,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from npumatmul.mmtype import ElementType, MatmulType
 
-__all__ = ["TIMINGS", "TimingModel"]
+__all__ = ["TIMINGS", "TimingModel", "Work"]
+
+
+class Work(NamedTuple):
+    """Modelled time of runs with one tile of B, after their start.
+
+    Attributes
+    ----------
+    resident_rows : int
+        B is read once for each so many rows.
+    b_seconds : float
+        Reading B.
+    row_seconds : float
+        Reading a row of A and writing one of C.
+    product_seconds : float
+        Multiplying a row.
+    """
+
+    resident_rows: int
+    b_seconds: float
+    row_seconds: float
+    product_seconds: float
+
+    def seconds(self, m: int) -> float:
+        """Time of `m` rows."""
+        traffic = -(-m // self.resident_rows) * self.b_seconds + m * self.row_seconds
+        return max(traffic, m * self.product_seconds)
 
 
 @dataclass(frozen=True)
@@ -95,10 +122,18 @@ class TimingModel:
         float
             Seconds.
         """
-        passes = -(-m // self.resident_rows(mm_type, k))
-        traffic = passes * mm_type.b.nbytes(k * n) + mm_type.a.nbytes(m * k) + mm_type.c.nbytes(m * n)
+        return self.work(mm_type, k, n, cores).seconds(m)
+
+    def work(self, mm_type: MatmulType, k: int, n: int, cores: int = 1) -> Work:
+        """`work_seconds` of one tile of B, for any number of rows."""
         bandwidth = min(cores * self.bandwidth_one_core, self.bandwidth_all_cores) / cores
-        return max(traffic / bandwidth, 2.0 * m * k * n / self.peak[mm_type.a])
+        a, b, c = mm_type.a, mm_type.b, mm_type.c
+        return Work(
+            self.resident_rows(mm_type, k),
+            b.nbytes(k * n) / bandwidth,
+            (a.bits * k + c.bits * n) / 8 / bandwidth,
+            2.0 * k * n / self.peak[a],
+        )
 
     def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
         """Modelled time of one matmul of padded extents on `cores` cores, N split between them.

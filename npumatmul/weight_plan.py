@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +53,8 @@ class WeightPlan:
         Rows of A on the device per row of the activation: 2 where each is split into a high and a low part.
     k_group : int or None
         Rows of the weight that share a scale: no K span reaches over the end of a group.
+    measured_cores : tuple of (int, int)
+        Numbers of rows, ascending, and the cores that were measured to be best for them; empty: the model decides.
     """
 
     soc: str
@@ -68,6 +70,7 @@ class WeightPlan:
     buckets: tuple[int, ...]
     row_images: int = 1
     k_group: int | None = None
+    measured_cores: tuple[tuple[int, int], ...] = ()
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ def plan_weight(
     n_tiles: int | None = None,
     cores: int | None = None,
     buckets: Sequence[int] | None = None,
+    ac_native: bool | None = None,
+    measured_cores: Sequence[tuple[int, int]] = (),
     rows: Sequence[int] = ROWS_MIX,
     timings: Mapping[str, TimingModel] = TIMINGS,
 ) -> WeightPlan:
@@ -158,6 +163,10 @@ def plan_weight(
     buckets : sequence of int, optional
         Numbers of rows that contexts are made for, instead of what is modelled to be best: 1 or multiples of the
         chip's `row_multiple`, in rows of the device.
+    ac_native : bool, optional
+        Whether A and C are in native layout; by default they are where the layout of C is documented.
+    measured_cores : sequence of (int, int)
+        Numbers of rows and the cores that were measured to be best for them.
     rows : sequence of int
         Numbers of rows that the weight is cut for; the product of their modelled times is what is made small.
     timings : mapping of str to TimingModel
@@ -189,17 +198,21 @@ def plan_weight(
         raise ValueError(f"plan_weight: row_images is 1 or 2, not {row_images}")
     if not rows or min(rows) < 1:
         raise ValueError(f"plan_weight: rows are numbers of at least 1, got {tuple(rows)}")
+    # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C is documented (Q6).
+    documented = mm_type.a in chip.native.a and mm_type.c in chip.native.c
+    if ac_native and not documented:
+        raise ValueError(f"plan_weight: no source documents native A and C of {mm_type.name} on {chip.soc} (Q6)")
     model = timings.get(chip.soc)
-    return _plan_weight(
+    plan = _plan_weight(
         _Wanted(
             chip.soc, mm_type, k, n, chip.type_limits(mm_type, runtime),
-            # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C is documented (Q6).
-            mm_type.a in chip.native.a and mm_type.c in chip.native.c,
+            documented if ac_native is None else ac_native,
             chip.native.row_multiple, min(cores or chip.cores, chip.cores), k_parts, k_group, row_images, k_slices,
             n_tiles, None if buckets is None else tuple(sorted(set(buckets))), tuple(rows),
         ),
         model if model is not None and model.knows(mm_type) else None,
     )  # fmt: skip
+    return replace(plan, measured_cores=tuple(sorted(measured_cores))) if measured_cores else plan
 
 
 @dataclass(frozen=True)
@@ -274,7 +287,7 @@ class _Wanted:
             rest = rest if rest < 2 else round_up(rest, self.row_multiple)
             score += math.log(
                 min(
-                    full * costs.of(m_max, cores).seconds + (costs.of(rest, cores).seconds if rest else 0.0)
+                    full * costs.seconds(m_max, cores) + (costs.seconds(rest, cores) if rest else 0.0)
                     for cores in range(1, min(self.cores, tiles) + 1)
                 )
             )
@@ -365,6 +378,7 @@ def weight_of(content: dict[str, Any]) -> WeightPlan:
         values["mm_type"] = MatmulType[content["mm_type"]]
         values["k_spans"], values["n_spans"] = spans_of(content["k_spans"]), spans_of(content["n_spans"])
         values["buckets"] = tuple(map(int, content["buckets"]))
+        values["measured_cores"] = tuple((int(m), int(cores)) for m, cores in content["measured_cores"])
         return WeightPlan(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is no plan of a weight: {error!r}") from error

@@ -177,3 +177,27 @@ def test_a_device_that_cannot_be_opened_leaves_nothing(faulty: tuple[npu.Device,
     with pytest.raises(errors.RknnFail, match="rknn_matmul_create"):
         npu.Device()
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_failure_in_the_background_arrives_in_the_future(faulty: tuple[npu.Device, Arm]) -> None:
+    device, arm = faulty
+    with npu.Matmul(A, B, device=device) as product:
+        product.plan()
+        arm("rknn_matmul_run", 1, -1)
+        first, second = product.submit(), product.submit()
+        with pytest.raises(errors.RknnFail, match="rknn_matmul_run"):
+            first.result(60)
+        np.testing.assert_array_equal(second.result(60), EXPECTED)  # what comes after it is computed
+        assert device.weights.bytes_used > 0
+    assert device.weights.bytes_used == 0  # though the exception still knows the operands
+
+
+def test_a_failure_while_packing_leaves_a_matmul_usable(faulty: tuple[npu.Device, Arm]) -> None:
+    device, arm = faulty
+    stack = np.stack([B, -B])
+    with npu.Matmul(A[:3], stack, device=device) as product:
+        arm("rknn_create_mem_from_fd", 3, -1)  # in the second matrix of the stack
+        with pytest.raises(errors.NpuError):
+            product.plan()
+        arm("", 0, 0)
+        np.testing.assert_array_equal(product.execute(), np.stack([EXPECTED[:3], -EXPECTED[:3]]))

@@ -38,7 +38,7 @@ def expected(product: np.ndarray, epilogue: Epilogue, bias: Any = None) -> np.nd
     return np.asarray(x if epilogue.clip is None else np.clip(x, *epilogue.clip))
 
 
-@settings(max_examples=50)
+@settings(max_examples=40)
 @given(
     shapes=hnp.mutually_broadcastable_shapes(signature=np.matmul.signature, max_dims=2, max_side=5, min_side=0),
     types=st.tuples(*[st.sampled_from([np.int8, np.uint8, ml_dtypes.int4, *FLOATS])] * 2),
@@ -67,7 +67,20 @@ def test_every_step_shape_and_type(
     low = 0 if np.uint8 in types else -3
 
     def small(shape: tuple[int, ...], dtype: Any, low: int = -3) -> np.ndarray:
-        return rng.integers(low, 4, shape).astype(dtype)
+        """In one of several memory orders."""
+        array = rng.integers(low, 4, shape).astype(dtype)
+        way = data.draw(st.sampled_from(["plain", "fortran", "reversed", "spread", "swapped", "read-only"]))
+        if way == "fortran":
+            return array.copy(order="F")
+        if way == "reversed" and array.ndim:
+            backwards = (slice(None, None, -1),) * array.ndim
+            return array[backwards].copy()[backwards]
+        if way == "spread" and array.ndim > 1:
+            return np.repeat(np.repeat(array, 2, axis=0), 3, axis=-1)[::2, ..., ::3]
+        if way == "swapped" and np.dtype(dtype).isbuiltin == 1:
+            return array.astype(array.dtype.newbyteorder(">"))
+        array.flags.writeable = way != "read-only"
+        return array
 
     a, b = (small(shape, each, low) for shape, each in zip(shapes.input_shapes, types, strict=True))
     product = np.matmul(a.astype(np.int64), b.astype(np.int64))

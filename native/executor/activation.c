@@ -41,7 +41,7 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
       zero_points = 1; /* and all that holds for symmetric ones */
       /* fall through */
     case NPUMM_ROWS_ABSMAX:
-      if (!(how->levels >= 1.0f && how->levels <= (float)levels && how->clip > 0.0f && how->clip <= 1.0f)) return 0;
+      if (how->levels < 1 || how->levels > levels || !(how->clip > 0.0f && how->clip <= 1.0f)) return 0;
       break;
     case NPUMM_ROWS_STATIC:
       if (levels == 0 || !(how->static_scale > 0.0f && isfinite(how->static_scale)) ||
@@ -83,7 +83,7 @@ void npumm_rows_close(npumm_rows_of_a *rows) {
 /* Scales of rows that are divided by them; the result is multiplied by the same. */
 static int measure_quantized(npumm_rows_of_a *rows, const float *first, const npumm_range *m, int64_t *bad) {
   const npumm_activation *how = rows->how;
-  const int32_t levels = (int32_t)how->levels;
+  const int32_t levels = how->levels;
   int code = 0;
   rows->zero = NULL;
   if (how->scaling == NPUMM_ROWS_ABSMAX) {
@@ -133,8 +133,9 @@ int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npu
   const int64_t padded_k = shape->padded_k;
   const npumm_tiling tiling = {m->length * rows->row_images, k->length,       shape->padded_m, padded_k,
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
-  const npumm_values values = {part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion, rows->scale, rows->zero,
-                               row_sum};
+  /* static values have the whole range of codes, with a zero point of 0 too */
+  const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
+  const npumm_values values = {part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion, rows->scale, zero, row_sum};
   const char *first = rows->a + m->start * rows->row_stride + k->start * rows->col_stride;
   const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */

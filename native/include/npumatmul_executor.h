@@ -52,7 +52,7 @@ typedef enum {
   NPUMM_ROWS_POWER_OF_TWO = 1, /* float32 -> float16 that neither overflows nor vanishes */
   NPUMM_ROWS_ABSMAX = 2,       /* float32 -> integers, symmetric, one scale per row (token) */
   NPUMM_ROWS_MINMAX = 3,       /* float32 -> integers, one scale and zero point per row */
-  NPUMM_ROWS_STATIC = 4,       /* float32 -> integers with a scale and zero point that are given */
+  NPUMM_ROWS_STATIC = 4,       /* float32 -> integers -levels - 1..levels with a scale and zero point that are given */
   NPUMM_ROWS_POWER_OF_TWO_HIGH = 5 /* float32 -> two float16, as near to the end of float16's range as goes */
 } npumm_row_scaling;
 

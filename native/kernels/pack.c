@@ -10,7 +10,7 @@
  * Work is done in blocks of BLOCK_ROWS x BLOCK_COLS: a source whose rows are not contiguous is gathered into a block
  * first (in whichever order walks its memory forwards), so each cache line of it is touched once.
  */
-enum { BLOCK_ROWS = 32, BLOCK_COLS = 256 };
+enum { BLOCK_ROWS = 32, BLOCK_COLS = 256, FEW_ROWS = 8 };
 
 typedef enum { COPIED, INT4_PAIRS, TO_HALF, TO_HALF_LOW, QUANTIZED, QUANTIZED_PAIRS, QUANTIZED_SPLIT } kind;
 
@@ -109,18 +109,22 @@ static npumm_quantizer quantizer_of(const npumm_values *values, float levels, in
   return result;
 }
 
-/* A converted row of a block: elements, or the high halves of a split with the low ones beside them. */
+/*
+ * The converted rows of a block: elements, or the high halves of a split with the low ones beside them. Rows stand a
+ * cache line further apart than they are long, so that those of a column do not fall into the same few cache sets.
+ */
+enum { IMAGE_BYTES = BLOCK_COLS * 4 + 64, LOW_BYTES = BLOCK_COLS / 2 + 64 };
 typedef struct {
-  uint32_t image[BLOCK_COLS], low[BLOCK_COLS];
-  int32_t sum; /* of integers, where it is wanted */
+  _Alignas(64) uint8_t image[BLOCK_ROWS][IMAGE_BYTES];
+  _Alignas(64) uint8_t low[BLOCK_ROWS][LOW_BYTES];
 } converted;
 
-/* n contiguous elements of row r. Returns 0, or NPUMM_NOT_FINITE. */
+/* n contiguous elements of row r; *sum is that of integers, where it is wanted. Returns 0, or NPUMM_NOT_FINITE. */
 static int convert(const npumm_row_kernels *rows, const recipe *how, const npumm_values *values, const void *src,
-                   int64_t r, int64_t n, converted *out) {
+                   int64_t r, int64_t n, uint8_t *image, uint8_t *low, int32_t *sum) {
   const float scale = values->row_scale ? values->row_scale[r] : 1.0f;
   const int8_t *integers = src; /* whose sum may be wanted */
-  int8_t quantized[BLOCK_COLS];
+  int8_t codes[BLOCK_COLS], *quantized = how->kind == QUANTIZED ? (int8_t *)image : codes;
   int finite = 1;
   if (how->levels > 0.0f) {
     const npumm_quantizer quantizer = quantizer_of(values, how->levels, r);
@@ -129,38 +133,48 @@ static int convert(const npumm_row_kernels *rows, const recipe *how, const npumm
   }
   switch (how->kind) {
     case COPIED:
-      memcpy(out->image, src, (size_t)(n * how->source_bytes));
+      memcpy(image, src, (size_t)(n * how->source_bytes));
       break;
     case TO_HALF:
-      rows->f32_to_f16(src, (uint16_t *)out->image, n, scale);
+      rows->f32_to_f16(src, (uint16_t *)(void *)image, n, scale);
       break;
     case TO_HALF_LOW:
-      rows->f32_to_f16_low(src, (uint16_t *)out->image, n, scale);
+      rows->f32_to_f16_low(src, (uint16_t *)(void *)image, n, scale);
       break;
     case QUANTIZED:
-      memcpy(out->image, quantized, (size_t)n);
       break;
     case INT4_PAIRS:
     case QUANTIZED_PAIRS:
-      rows->pairs(integers, (uint8_t *)out->image, n, 0, how->high_first);
+      rows->pairs(integers, image, n, 0, how->high_first);
       break;
     case QUANTIZED_SPLIT:
-      rows->pairs(integers, (uint8_t *)out->image, n, 1, how->high_first);
-      rows->pairs(integers, (uint8_t *)out->low, n, 0, how->high_first); /* l = q modulo 16 */
+      rows->pairs(integers, image, n, 1, how->high_first);
+      rows->pairs(integers, low, n, 0, how->high_first); /* l = q modulo 16 */
       break;
   }
-  if (values->row_sum) out->sum = rows->sum(integers, n);
+  if (values->row_sum) *sum = rows->sum(integers, n);
   return finite ? NPUMM_OK : NPUMM_NOT_FINITE;
 }
 
-/* Lays `padded` converted elements of row r, starting at column c, into their tiles. */
-static void scatter_row(const npumm_tiling *t, int64_t bits, int64_t r, int64_t c, int64_t padded, const void *row,
-                        void *dst) {
-  const char *from = row;
-  for (npumm_walk walk = npumm_walk_row(t, r, c, padded); walk.length > 0; npumm_walk_on(&walk)) {
-    const int64_t bytes = walk.length * bits / 8;
-    npumm_copy((char *)dst + walk.offset * bits / 8, from, bytes);
-    from += bytes;
+/*
+ * Lays rows of `padded` elements each, those from row r and column c on, into their tiles: piece by piece of the columns,
+ * since pieces of rows that follow each other in a tile stand side by side there.
+ */
+static void scatter(const npumm_tiling *t, int64_t bits, int64_t r, int64_t rows, int64_t c, int64_t padded,
+                    const void *from, int64_t from_stride, void *dst) {
+  while (rows > 0) {
+    const int64_t in_tile = t->tile_rows - r % t->tile_rows, count = in_tile < rows ? in_tile : rows;
+    const int64_t step = t->tile_cols * bits / 8;
+    const char *piece = from;
+    for (npumm_walk walk = npumm_walk_row(t, r, c, padded); walk.length > 0; npumm_walk_on(&walk)) {
+      const int64_t bytes = walk.length * bits / 8;
+      char *to = (char *)dst + walk.offset * bits / 8;
+      for (int64_t i = 0; i < count; i++) npumm_copy(to + i * step, piece + i * from_stride, bytes);
+      piece += bytes;
+    }
+    from = (const char *)from + count * from_stride;
+    r += count;
+    rows -= count;
   }
 }
 
@@ -182,7 +196,7 @@ static int pack_rows(const npumm_tiling *t, const npumm_values *values, const re
                      int64_t row_stride, int64_t col_stride, int64_t r0, int64_t rows, void *dst) {
   const npumm_row_kernels *kernels = npumm_rows();
   uint32_t block[BLOCK_ROWS * BLOCK_COLS]; /* the gathered source, of any element size */
-  converted row;
+  converted out;
   for (int64_t c0 = 0; c0 < t->padded_cols; c0 += BLOCK_COLS) {
     const int64_t padded = t->padded_cols - c0 < BLOCK_COLS ? t->padded_cols - c0 : BLOCK_COLS;
     const int64_t cols = c0 >= t->cols ? 0 : (t->cols - c0 < padded ? t->cols - c0 : padded);
@@ -192,24 +206,29 @@ static int pack_rows(const npumm_tiling *t, const npumm_values *values, const re
     const int direct = col_stride == how->source_bytes &&
                        (how->source_bytes != 4 || ((uintptr_t)corner % 4 == 0 && row_stride % 4 == 0));
     if (!direct) gather(how->source_bytes, corner, row_stride, col_stride, rows, cols, block);
-    if (cols < padded) memset(&row, 0, sizeof row);
-    for (int64_t r = 0; r < rows; r++) {
-      if (cols > 0) {
-        const void *from = direct ? (const void *)(corner + r * row_stride)
-                                  : (const void *)((const char *)block + r * BLOCK_COLS * how->source_bytes);
-        if (how->kind == COPIED && cols == padded && !values->row_sum) {
-          scatter_row(t, how->bits, r0 + r, c0, padded, from, dst);
-          continue;
-        }
-        const int code = convert(kernels, how, values, from, r0 + r, cols, &row);
-        if (code) return code;
-        if (values->row_sum) {
-          const uint32_t before = c0 ? (uint32_t)values->row_sum[r0 + r] : 0;
-          values->row_sum[r0 + r] = (int32_t)(before + (uint32_t)row.sum);
-        }
+    const char *first = direct ? corner : (const char *)block;
+    const int64_t stride = direct ? row_stride : BLOCK_COLS * how->source_bytes;
+    if (how->kind == COPIED && cols == padded && !values->row_sum) {
+      /* A few rows at a time: rows of the source may stand a power of two apart and push each other out of the cache. */
+      for (int64_t r = 0; r < rows; r += FEW_ROWS) {
+        scatter(t, how->bits, r0 + r, rows - r < FEW_ROWS ? rows - r : FEW_ROWS, c0, padded, first + r * stride, stride,
+                dst);
       }
-      scatter_row(t, how->bits, r0 + r, c0, padded, row.image, dst);
-      if (how->kind == QUANTIZED_SPLIT) scatter_row(t, how->bits, t->rows / 2 + r0 + r, c0, padded, row.low, dst);
+      continue;
+    }
+    if (cols < padded) memset(&out, 0, sizeof out);
+    for (int64_t r = 0; cols > 0 && r < rows; r++) {
+      int32_t sum = 0;
+      const int code = convert(kernels, how, values, first + r * stride, r0 + r, cols, out.image[r], out.low[r], &sum);
+      if (code) return code;
+      if (values->row_sum) {
+        const uint32_t before = c0 ? (uint32_t)values->row_sum[r0 + r] : 0;
+        values->row_sum[r0 + r] = (int32_t)(before + (uint32_t)sum);
+      }
+    }
+    scatter(t, how->bits, r0, rows, c0, padded, out.image, IMAGE_BYTES, dst);
+    if (how->kind == QUANTIZED_SPLIT) {
+      scatter(t, how->bits, t->rows / 2 + r0, rows, c0, padded, out.low, LOW_BYTES, dst);
     }
   }
   return NPUMM_OK;
@@ -236,11 +255,9 @@ int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const voi
     if (code) return code;
   }
   const uint32_t zeros[BLOCK_COLS] = {0};
-  for (int64_t r = t.rows; r < t.padded_rows; r++) {
-    for (int64_t c0 = 0; c0 < t.padded_cols; c0 += BLOCK_COLS) {
-      const int64_t padded = t.padded_cols - c0 < BLOCK_COLS ? t.padded_cols - c0 : BLOCK_COLS;
-      scatter_row(&t, how.bits, r, c0, padded, zeros, dst);
-    }
+  for (int64_t c0 = 0; c0 < t.padded_cols; c0 += BLOCK_COLS) {
+    const int64_t padded = t.padded_cols - c0 < BLOCK_COLS ? t.padded_cols - c0 : BLOCK_COLS;
+    scatter(&t, how.bits, t.rows, t.padded_rows - t.rows, c0, padded, zeros, 0, dst);
   }
   return NPUMM_OK;
 }

@@ -304,6 +304,46 @@ static void failures_are_reported(npumm_executor *executor) {
   }
 }
 
+/* Activations, images of rows and slices that do not fit together: refused before memory is touched. */
+static void unfit_activations_are_refused(npumm_executor *executor) {
+  static example e;
+  static const int32_t zeros[N_MOST];
+  npumm_report report;
+  int wrong;
+  build(&e, 0, 1, 0);
+  const npumm_placed_matmul good = e.placed;
+  const npumm_activation bad[] = {
+      {NPUMM_COPY_8, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0},
+      {NPUMM_F32_TO_F16, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 128, 1, 0, 0},
+      {NPUMM_F32_TO_I4, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 0, 1, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 0, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1.5f, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, NAN, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_MINMAX, 127, 1, 0, 0}, /* slices without column_sums */
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 3}, /* the same */
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 0, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, INFINITY, 0},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 128},
+      {NPUMM_F32_TO_I4_SPLIT, NPUMM_ROWS_ABSMAX, 119, 1, 0, 0}, /* one image of rows */
+      {NPUMM_F32_TO_I8, (npumm_row_scaling)99, 127, 1, 1, 0},
+  };
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    e.placed.activation = bad[i];
+    CHECK(run(executor, &e, NPUMM_FLOAT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "unfit activation %d", (int)i);
+    CHECK(report.step == NPUMM_STEP_ARGUMENTS, "step %d", (int)report.step);
+  }
+  e.placed = good;
+  e.slices[0].part = 2; /* a low part of what is no float16 */
+  CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "low part");
+  e.slices[0].part = 0;
+  e.slices[0].column_zero = zeros; /* sums of rows of floats */
+  e.placed.activation = (npumm_activation){NPUMM_F32_TO_F16, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0};
+  CHECK(run(executor, &e, NPUMM_FLOAT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "zero points without integers");
+  take_down(&e);
+}
+
 static void bad_arguments_are_refused(npumm_executor *executor) {
   static example e;
   npumm_report report;
@@ -354,6 +394,7 @@ int main(void) {
   if (!executor) return 1;
   results_are_right(executor);
   failures_are_reported(executor);
+  unfit_activations_are_refused(executor);
   bad_arguments_are_refused(executor);
   a_child_touches_no_thread(executor);
   npumm_executor_destroy(executor);

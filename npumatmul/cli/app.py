@@ -22,7 +22,19 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
 ]
-SchemeOption = Annotated[str, typer.Option(help="How weights and activations are stored: w16a16 or w8a8.")]
+SchemeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How weights and activations are stored: w8a8, w4a8_g32, ... (docs/schemes.md); by default w16a16."
+    ),
+]
+ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
+ModelArgument = Annotated[Path | None, typer.Argument(help="A GGUF file or a quantized model; the demo's by default.")]
+TextOption = Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")]
+EmulateOption = Annotated[bool, typer.Option("--emulate", help="Compute on the host what an NPU would, without one.")]
+OriginalOption = Annotated[
+    Path | None, typer.Option(help="The GGUF file that a quantized model was made of, if it is not beside it.")
+]
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
@@ -95,12 +107,14 @@ def probe_command(
 
 @app.command("generate")
 def generate_command(
-    model: Annotated[Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture.")],
+    model: Annotated[
+        Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")
+    ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
     ] = None,
     max_tokens: TokensOption = 256,
-    scheme: SchemeOption = "w16a16",
+    scheme: SchemeOption = None,
     device: DeviceOption = None,
     temperature: TemperatureOption = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0: all.")] = 0,
@@ -138,16 +152,16 @@ def generate_command(
 def demo_command(
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,
-    scheme: SchemeOption = "w16a16",
+    scheme: SchemeOption = None,
     device: DeviceOption = None,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
 ) -> None:
     """Fetch a small language model (98 MB, once) and let it answer a prompt."""
-    from npumatmul.cli import generating
+    from npumatmul.cli import generating, models
 
     request = generating.Request(
-        model=generating.fetch_model(),
+        model=models.fetch_model(),
         prompt=prompt,
         scheme=scheme,
         device=device,
@@ -160,27 +174,104 @@ def demo_command(
 
 @app.command("perplexity")
 def perplexity_command(
-    text: Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")],
-    model: Annotated[
-        Path | None, typer.Argument(help="A GGUF file of the llama architecture; by default the demo's.")
-    ] = None,
+    text: TextOption,
+    model: ModelArgument = None,
     scheme: Annotated[
-        str, typer.Option(help="One or more, separated by commas; 'float32' computes with numpy, without an NPU.")
-    ] = "w16a16",
+        str | None, typer.Option(help="One or more, separated by commas; 'float32' is numpy without an NPU.")
+    ] = None,
     device: DeviceOption = None,
+    emulate: EmulateOption = False,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window.")] = 512,
     stride: Annotated[int, typer.Option("--stride", min=0, help="Tokens between windows; 0: one after another.")] = 0,
     chunks: Annotated[int | None, typer.Option(min=1, help="Windows at most.")] = None,
     reference: Annotated[bool, typer.Option(help="Compare with the model in float32 on numpy.")] = True,
+    original: OriginalOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a model on a text: perplexity, and KL divergence and top-1 agreement with its float32 logits."""
     from npumatmul.cli import evaluating
 
-    request = evaluating.Request(
-        model, text, tuple(scheme.split(",")), device, context, stride, chunks, reference, as_json
+    evaluating.perplexity(
+        evaluating.Request(
+            text=text,
+            model=model,
+            schemes=_names(scheme),
+            device=device,
+            emulate=emulate,
+            context=context,
+            stride=stride,
+            chunks=chunks,
+            reference=reference,
+            original=original,
+            as_json=as_json,
+        )
     )
-    evaluating.perplexity(request)
+
+
+@app.command("analyze")
+def analyze_command(
+    text: TextOption,
+    model: ModelArgument = None,
+    scheme: ModelSchemeOption = None,
+    device: DeviceOption = None,
+    emulate: EmulateOption = False,
+    context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window.")] = 512,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Windows at most.")] = 1,
+    original: OriginalOption = None,
+    csv: Annotated[Path | None, typer.Option(help="Save the table of layers here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Save a plot of the layers here.")] = None,
+) -> None:
+    """Show the error of each layer, alone and with all before it quantized, and of the model as a whole."""
+    from npumatmul.cli import evaluating
+
+    evaluating.analyze(
+        evaluating.Request(
+            text=text,
+            model=model,
+            schemes=None if scheme is None else (scheme,),
+            device=device,
+            emulate=emulate,
+            context=context,
+            chunks=chunks,
+            original=original,
+            csv=csv,
+            plot=plot,
+        )
+    )
+
+
+@app.command("quantize")
+def quantize_command(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; by custom *.safetensors.")],
+    model: ModelArgument = None,
+    scheme: ModelSchemeOption = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A JSON file: scheme, transform, rounding, ... and overrides for layers.")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="With --scheme: the recipe that loses least; needs --calibration.")
+    ] = False,
+    calibration: Annotated[Path | None, typer.Option(help="A text file, where the recipe needs one.")] = None,
+    context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window of that text.")] = 512,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Windows of it at most.")] = 32,
+) -> None:
+    """Quantize a model by a scheme or a recipe, and write a file that `generate` and others take as they take GGUF."""
+    from npumatmul.cli import quantizing
+    from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
+
+    if (scheme is None) == (recipe is None):
+        raise typer.BadParameter("give either --scheme or --recipe")
+    if recipe is not None:
+        if best:
+            raise typer.BadParameter("--best goes with --scheme")
+        chosen = Recipe.read(recipe)
+    else:
+        chosen = best_recipe(scheme or "") if best else Recipe(LayerRecipe(scheme or ""))
+    quantizing.quantize(quantizing.Request(output, model, chosen, calibration, context, chunks))
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure single matmuls.")
@@ -236,7 +327,9 @@ def run() -> None:
         sys.stderr.close()  # the reader has gone: nobody is left to be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "matplotlib": "bench"}.get(error.name or "")
+        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}.get(
+            error.name or ""
+        )
         if extra is None:
             raise
         sys.exit(f"npumatmul: this needs {error.name}: pip install 'npumatmul[{extra}]'")

@@ -1,76 +1,84 @@
-"""`npumatmul perplexity`: how good a model is on a text, and how far each scheme moves it."""
+"""`npumatmul perplexity` and `analyze`: how good a model is on a text, how far a scheme moves it, and where."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from npumatmul.cli.generating import console, fetch_model, progress_bar
+from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
 from npumatmul.device import current_device
-from npumatmul.llm import LoadedModel, Pack, load_model, npu_pack, numpy_pack
+from npumatmul.llm import LoadedModel
+from npumatmul.llm.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
 from npumatmul.llm.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows
+from npumatmul.llm.quantize import is_quantized, load_quantized
 
-FLOAT32 = "float32"
-"""Names the model computed by numpy in float32 where a scheme is asked for."""
+AS_IT_IS = "quantized"
+"""Stands where the scheme of a model would stand that is quantized already."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; the fields are the options of the command."""
+    """What is asked for; the fields are the options of the commands."""
 
-    model: Path | None
     text: Path
-    schemes: tuple[str, ...] = ("w16a16",)
+    model: Path | None = None
+    schemes: tuple[str, ...] | None = None
     device: str | None = None
+    emulate: bool = False
     context: int = 512
     stride: int = 0
     chunks: int | None = None
     reference: bool = True
+    original: Path | None = None
     as_json: bool = False
+    csv: Path | None = None
+    plot: Path | None = None
 
 
 def perplexity(request: Request) -> None:
     """Measure every scheme on the text, and print a table or JSON."""
     text = read_text(request.text)
     path = fetch_model() if request.model is None else request.model
-    schemes = tuple(dict.fromkeys(name.strip() for name in request.schemes))
-    packs = {
-        name: numpy_pack if name == FLOAT32 else npu_pack(name, current_device(request.device)) for name in schemes
-    }
-    loaded: dict[str, LoadedModel] = {}
-    for name, pack in packs.items():
-        loaded[name] = load(path, pack)
-    first = loaded[schemes[0]]
-    pieces = windows(
-        text_tokens(first.tokenizer, text),
-        request.context,
-        stride=request.stride,
-        limit=request.chunks,
-        bos_id=first.tokenizer.bos_id if first.tokenizer.add_bos else None,
-    )
-    models = {name: each.model for name, each in loaded.items()}
-    reference = None
-    if request.reference and set(schemes) != {FLOAT32}:
-        reference = models[FLOAT32] if FLOAT32 in models else load(path, numpy_pack).model
-    with progress_bar() as report:
-
-        def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
-            if report is not None:
-                report(done, total, f"perplexity {found[schemes[0]].perplexity.value:.4f}")
-
-        found = evaluate_models(models, reference, pieces, progress)
+    loaded = _load(path, request)
+    first = next(iter(loaded.values()))
+    pieces = _pieces(first, text, request)
+    needs_reference = request.reference and set(loaded) != {FLOAT32}
+    reference = (loaded.get(FLOAT32) or _reference(path, request)) if needs_reference else None
+    found = _evaluate(loaded, reference, pieces)
     if request.as_json:
         facts = {"model": str(path), "text": str(request.text), "windows": len(pieces), "window": request.context}
         results = {name: evaluation.as_dict() for name, evaluation in found.items()}
         print(json.dumps({**facts, "stride": request.stride, "schemes": results}, indent=1))
         return
-    output = Console(highlight=False, width=None if console.is_terminal else 150)
-    output.print(evaluation_table(found, f"{first.name} on {request.text.name}, {_extent(pieces)}"))
+    _print(evaluation_table(found, f"{first.name} on {request.text.name}, {_extent(pieces)}"))
+
+
+def analyze(request: Request) -> None:
+    """Compare a model layer by layer and as a whole with its float32 self; print tables, save what was asked for."""
+    text = read_text(request.text)
+    path = fetch_model() if request.model is None else request.model
+    loaded = _load(path, request)
+    if len(loaded) > 1:
+        raise ValueError("analyze looks at one scheme at a time")
+    ((scheme, model),) = loaded.items()
+    reference = _reference(path, request)
+    pieces = _pieces(model, text, request)
+    with progress_bar() as progress:
+        errors = analyze_layers(model.model, reference.model, pieces, progress)
+    found = _evaluate(loaded, reference, pieces)
+    title = f"{model.name}, {scheme}, on {request.text.name}, {_extent(pieces)}"
+    if request.csv is not None:
+        request.csv.write_text(errors_as_csv(errors), encoding="utf-8")
+    if request.plot is not None:
+        save_error_plot(errors, request.plot, title)
+    _print(error_table(errors, title))
+    _print(evaluation_table(found, "the model as a whole"))
 
 
 def read_text(path: Path) -> str:
@@ -87,24 +95,12 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
 
 
-def load(path: Path, pack: Pack) -> LoadedModel:
-    """Load a model behind a progress bar."""
-    with progress_bar() as progress:
-        return load_model(path, pack=pack, progress=progress)
-
-
 def evaluation_table(found: Mapping[str, Evaluation], title: str) -> Table:
     """Make the table of evaluations, one row for each scheme."""
+    headings = "perplexity", "float32 perplexity", "ln of their ratio", "KL divergence", "99 % of KL", "top-1 agreement"
     table = Table(title=title, title_justify="left")
     table.add_column("scheme")
-    for heading in (
-        "perplexity",
-        "float32 perplexity",
-        "ln of their ratio",
-        "KL divergence",
-        "99 % of KL",
-        "top-1 agreement",
-    ):
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, evaluation in found.items():
         quantile = evaluation.kl_quantile(0.99)
@@ -120,12 +116,94 @@ def evaluation_table(found: Mapping[str, Evaluation], title: str) -> Table:
     return table
 
 
+def error_table(errors: Sequence[LayerError], title: str) -> Table:
+    """Make the table of layers: each alone, and with all before it."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer")
+    for which in ("alone", "entire"):
+        for name in ("cosine", "rel. error", "SNR (dB)", "max error"):
+            table.add_column(f"{which}:\n{name}", justify="right")
+    for error in errors:
+        table.add_row(error.name, *_figures(error.alone), *_figures(error.entire))
+    return table
+
+
+def _figures(sums: ErrorSums) -> tuple[str, str, str, str]:
+    return f"{sums.cosine:.6f}", f"{sums.relative_error:.3e}", f"{sums.snr_db:.1f}", f"{sums.max_error:.3g}"
+
+
+def _load(path: Path, request: Request) -> dict[str, LoadedModel]:
+    """The model by scheme, in the order asked for."""
+    if is_quantized(path):
+        schemes: Mapping[str, str | None] = (
+            {AS_IT_IS: None} if request.schemes is None else dict.fromkeys(request.schemes)
+        )
+        schemes = {name: None if name == AS_IT_IS else name for name in schemes}
+    else:
+        schemes = {name: name for name in request.schemes or ("w16a16",)}
+    device = None if request.emulate or set(schemes) == {FLOAT32} else current_device(request.device)
+    found = {}
+    for name, scheme in schemes.items():
+        with progress_bar() as progress:
+            found[name] = open_model(path, scheme, device, progress=progress)
+    return found
+
+
+def _reference(path: Path, request: Request) -> LoadedModel:
+    """The model in float32: of the file itself, or of the file that it was quantized from."""
+    original = request.original
+    if is_quantized(path):
+        source = load_quantized(path).source
+        original = path.parent / source.name if original is None else original
+        if not original.is_file():
+            raise ValueError(
+                f"{path.name} was quantized from {source.name}, which is not beside it; "
+                "name that file with --original to compare with it in float32"
+            )
+        with original.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != source.sha256:
+            raise ValueError(f"{original} is not the file that {path.name} was quantized from: its SHA-256 differs")
+    with progress_bar() as progress:
+        return open_model(path if original is None else original, FLOAT32, None, progress=progress)
+
+
+def _pieces(loaded: LoadedModel, text: str, request: Request) -> list[Window]:
+    return windows(
+        text_tokens(loaded.tokenizer, text),
+        request.context,
+        stride=request.stride,
+        limit=request.chunks,
+        bos_id=loaded.tokenizer.bos_id if loaded.tokenizer.add_bos else None,
+    )
+
+
+def _evaluate(
+    loaded: Mapping[str, LoadedModel], reference: LoadedModel | None, pieces: Sequence[Window]
+) -> dict[str, Evaluation]:
+    first = next(iter(loaded))
+    with progress_bar() as report:
+
+        def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
+            if report is not None:
+                report(done, total, f"perplexity {found[first].perplexity.value:.4f}")
+
+        models = {name: each.model for name, each in loaded.items()}
+        return evaluate_models(models, None if reference is None else reference.model, pieces, progress)
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False, width=None if console.is_terminal else 150).print(table)
+
+
 def _text(estimate: Estimate | None, spec: str) -> str:
     if estimate is None:
         return ""
     return f"{estimate.value:{spec}} ± {estimate.error:{spec.removeprefix('+')}}"
 
 
-def _extent(pieces: list[Window]) -> str:
+def _extent(pieces: Sequence[Window]) -> str:
     scored = sum(piece.scored for piece in pieces)
     return f"{len(pieces)} windows of {len(pieces[0].tokens)} tokens, {scored} scored"

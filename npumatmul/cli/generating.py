@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from npumatmul.cli.models import DEFAULT_SCHEME, console, open_model, progress_bar
 from npumatmul.device import Device, DeviceStats, current_device
 from npumatmul.llm import (
     Generation,
     LoadedModel,
     SamplingOptions,
     StopReason,
-    fetch_demo_model,
     generate,
-    load_model,
-    npu_pack,
 )
 from npumatmul.llm.model import ContextFullError
-
-#: Everything but the answer goes to standard error, so that the answer can be piped on.
-console = Console(stderr=True, highlight=False)
-
-ProgressCallback = Callable[[int, int, str], None]
+from npumatmul.llm.quantize import is_quantized
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class Request:
 
     model: Path
     prompt: str
-    scheme: str = "w16a16"
+    scheme: str | None = None
     device: str | None = None
     max_tokens: int = 256
     temperature: float = 0.0
@@ -69,12 +59,6 @@ def read_prompt(given: str | None) -> str:
     return prompt
 
 
-def fetch_model() -> Path:
-    """The demo model, fetched on first use."""
-    with progress_bar() as progress:
-        return fetch_demo_model(progress=progress)
-
-
 def answer(request: Request) -> None:
     """Stream the answer to standard output, and a table of figures to standard error."""
     sampling = SamplingOptions(
@@ -86,12 +70,7 @@ def answer(request: Request) -> None:
     )
     device = current_device(request.device)
     with progress_bar() as progress:
-        loaded = load_model(
-            request.model,
-            pack=npu_pack(request.scheme, device),
-            context_length=request.context,
-            progress=progress,
-        )
+        loaded = open_model(request.model, request.scheme, device, context=request.context, progress=progress)
     before = device.stats()
     generation = generate(
         loaded.model,
@@ -147,13 +126,14 @@ def _figures(
     # after an interruption the last step was counted only in part, so the share cannot be told
     whole = total and stats.stop_reason is not StopReason.INTERRUPTED
     share = f"{100 * (now.macs - before.macs) / total:.2f} %" if whole else "interrupted"
+    scheme = request.scheme or ("as it was quantized" if is_quantized(request.model) else DEFAULT_SCHEME)
     speed_note = " (CPU simulation)" if device.simulated else ""
     table = Table(title="npumatmul", show_header=False, title_justify="left")
     table.add_column(justify="left")
     table.add_column(justify="right")
     rows = [
         ("device", f"{device.name}: {where}"),
-        ("model", f"{loaded.name}, {request.scheme}, loaded in {loaded.load_seconds:.1f} s"),
+        ("model", f"{loaded.name}, {scheme}, loaded in {loaded.load_seconds:.1f} s"),
         (f"prompt{speed_note}", f"{stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s"),
         (f"generation{speed_note}", f"{stats.generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s"),
         ("rknn_matmul_run calls", f"{now.run_calls - before.run_calls}"),
@@ -166,15 +146,3 @@ def _figures(
     for row in rows:
         table.add_row(*row)
     return table
-
-
-@contextmanager
-def progress_bar() -> Iterator[ProgressCallback | None]:
-    """A progress bar on a terminal; elsewhere a line when a task begins."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

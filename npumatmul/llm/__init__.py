@@ -12,7 +12,7 @@ from .generate import Generation, GenerationStats, StopReason, Token, generate
 from .gguf_file import GGUFFile
 from .loader import LoadedModel, load_model, numpy_pack
 from .model import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
-from .npu import NpuLinear, npu_pack
+from .npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
 from .sampling import Sampler, SamplingOptions
 from .tokenizer import GGUFTokenizer, StreamDecoder
 
@@ -32,6 +32,7 @@ __all__ = [
     "LlamaModel",
     "LoadedModel",
     "NpuLinear",
+    "NpuQuantizedLinear",
     "Pack",
     "Sampler",
     "SamplingOptions",
@@ -45,6 +46,7 @@ __all__ = [
     "fetch_demo_model",
     "generate",
     "load_model",
+    "npu_layers",
     "npu_pack",
     "numpy_pack",
     "text_tokens",

@@ -13,8 +13,8 @@ Shapes: T tokens in a call, S tokens in the cache after it, H heads, G query hea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from .config import LlamaConfig
 Float32 = NDArray[np.float32]
 
 PREFILL_CHUNK = 128
+BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
 
 
 class Linear(Protocol):
@@ -73,7 +74,7 @@ def layer_names(n_layers: int) -> list[str]:
     >>> layer_names(1)
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
-    return [f"blk.{i}.{part}" for i in range(n_layers) for part in ("qkv", "attn_out", "gate_up", "down")] + ["head"]
+    return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
 class ContextFullError(ValueError):
@@ -195,6 +196,7 @@ class LlamaModel:
         self._blocks = tuple(blocks)
         self._output_norm = output_norm
         self._head = head
+        self._rope_factors = rope_factors
         self._rope = _RotaryTable(config, rope_factors)
         self._mask = np.triu(np.full((PREFILL_CHUNK, PREFILL_CHUNK), -np.inf, np.float32), k=1)
         self._check_shapes()
@@ -203,6 +205,49 @@ class LlamaModel:
         """Return the main sizes."""
         c = self.config
         return f"<LlamaModel: {c.n_layers} layers of {c.hidden_size}, {c.vocab_size} tokens>"
+
+    @property
+    def linears(self) -> dict[str, Linear]:
+        """The linear layers by name, in the order of `layer_names`."""
+        inside = (linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down))
+        return dict(zip(layer_names(self.config.n_layers), (*inside, self._head), strict=True))
+
+    def with_linears(self, changed: Mapping[str, Linear]) -> LlamaModel:
+        """Make the same model with other linear layers; everything else is shared.
+
+        Parameters
+        ----------
+        changed : mapping of str to Linear
+            New layers by name; the others stay.
+
+        Returns
+        -------
+        LlamaModel
+            Another model.
+
+        Raises
+        ------
+        ValueError
+            If there is no layer of a name, or a shape differs.
+        """
+        linears = self.linears
+        unknown = [name for name in changed if name not in linears]
+        if unknown:
+            raise ValueError(f"the model has no layer {unknown[0]!r}")
+        linears.update(changed)
+
+        def with_new(i: int, block: Block) -> Block:
+            qkv, attn_out, gate_up, down = (linears[f"blk.{i}.{part}"] for part in BLOCK_LAYERS)
+            return replace(block, qkv=qkv, attn_out=attn_out, gate_up=gate_up, down=down)
+
+        return LlamaModel(
+            self.config,
+            embedding=self._embedding,
+            blocks=[with_new(i, block) for i, block in enumerate(self._blocks)],
+            output_norm=self._output_norm,
+            head=linears["head"],
+            rope_factors=self._rope_factors,
+        )
 
     def new_cache(self, capacity: int | None = None) -> KVCache:
         """Make an empty cache.
@@ -235,8 +280,8 @@ class LlamaModel:
         int
             Multiply-accumulates of all `Linear` calls.
         """
-        linears = [linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down)]
-        return tokens * sum(math.prod(linear.shape) for linear in linears) + logit_rows * math.prod(self._head.shape)
+        *blocks, head = self.linears.values()
+        return tokens * sum(math.prod(linear.shape) for linear in blocks) + logit_rows * math.prod(head.shape)
 
     def forward(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache, all_logits: bool = False) -> Float32:
         """Run tokens through the model, after those that are in the cache.

@@ -1,17 +1,22 @@
-"""Linear layers on the NPU: the `Pack` that puts a model's weights there."""
+"""Linear layers on the NPU: what puts a model's weights there, floats or quantized ones."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.ops import PackedWeight, matmul, pack
-from npumatmul.quant.schemes import scheme_for
+from npumatmul.quant.schemes import Scheme, scheme_for
 
 from .model import Float32, Linear, Pack
+from .quantize.emulation import group_sums
+from .quantize.layer import QuantizedLayer
 
-__all__ = ["NpuLinear", "npu_pack"]
+__all__ = ["NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"]
 
 
 class NpuLinear:
@@ -37,14 +42,86 @@ class NpuLinear:
         return y
 
 
+class NpuQuantizedLinear(NpuLinear):
+    """A quantized layer whose codes stay on the NPU.
+
+    Offsets and biases are the host's: for blocks of 32 that were taken over with minima, sums of activations over each
+    block are multiplied with the minima in float32, 1/32 of the layer's multiply-accumulates.
+
+    Parameters
+    ----------
+    layer : QuantizedLayer
+        The layer.
+    device : Device
+        Where it goes.
+    """
+
+    def __init__(self, layer: QuantizedLayer, device: Device) -> None:
+        if isinstance(layer.weight, np.ndarray):
+            super().__init__(pack(layer.restored(), "w16a16", transposed=True, device=device))
+            self._transform = None
+        else:
+            bits = 4 if layer.weight.params.bits <= 4 else 8
+            scheme = Scheme.parse(f"w{bits}a{layer.recipe.parts.activation_bits}")
+            if not scheme.takes_any_value:
+                symmetric = layer.recipe.symmetric_activations
+                scheme = replace(scheme, activation_clip=layer.recipe.activation_clip, activation_symmetric=symmetric)
+            super().__init__(pack(layer.weight, scheme, device=device))
+            self._transform = layer.weight.input_transform
+        self._offset, self._group_size, self._bias = layer.offset, layer.group_size, layer.bias
+        self._centre = layer.centre
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiply ``(M, K)`` to ``(M, N)``."""
+        if self._centre is not None:
+            x = x - self._centre
+        y = super().__call__(x)
+        if self._offset is not None:
+            given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
+            y += group_sums(given, self._group_size) @ self._offset.T
+        if self._bias is not None:
+            y += self._bias
+        return y
+
+
+def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer, str], Linear]:
+    """Make the function that uploads each layer of a quantized model to a device.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default.
+
+    Returns
+    -------
+    callable
+        From a `QuantizedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes. Nothing is rounded again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul.llm.quantize import LayerRecipe, quantize_layer
+    >>> layer = quantize_layer(np.eye(32, dtype=np.float32), LayerRecipe("w8a8"))
+    >>> npu_layers("sim:rk3588")(layer, "head").shape
+    (32, 32)
+    """
+    target = current_device(device)
+
+    def upload(layer: QuantizedLayer, name: str) -> Linear:
+        return NpuQuantizedLinear(layer, target)
+
+    return upload
+
+
 def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack:
     """Make the function that packs each weight of a model and uploads it to a device.
 
     Parameters
     ----------
     scheme : str
-        ``"w16a16"``: weights and activations in float16, sums in float32. ``"w8a8"``: int8 weights with a scale per
-        output channel and int8 activations with a scale per token, symmetric; int32 sums rescaled in float32.
+        Name of any scheme that takes floats. ``"w16a16"``: float16, sums in float32. ``"w8a8"``: int8 weights with a
+        scale per output channel and int8 activations with a scale per token. ``"w4a8_g32"``: int4 weights with a scale
+        per 32 values. `npumatmul.quant.schemes` says how names are made.
     device : Device or str, optional
         The current device by default.
 

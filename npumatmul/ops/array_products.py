@@ -16,7 +16,7 @@ from npumatmul.ops.array import NpuArray, asarray, empty
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
-__all__ = ["device_of", "giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
+__all__ = ["as_npu_array", "device_of", "giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -42,7 +42,7 @@ def giving_npu_arrays(function: _Function) -> _Function:
         out = options.pop("out", None)
         if out is None:
             result = function(*map(host, args), device=device, **{k: host(v) for k, v in options.items()})
-            return _as_npu_array(result, device)
+            return as_npu_array(result, device)
         target = out[0] if isinstance(out, tuple) else out
         place = target.numpy() if isinstance(target, NpuArray) else target
         function(*map(host, args), out=place, device=device, **{k: host(v) for k, v in options.items()})
@@ -82,7 +82,7 @@ def matmul_of_arrays(
         place = target.numpy() if isinstance(target, NpuArray) else target
         matmul(*operands, out=place, device=where, **given)
         return target
-    return _as_npu_array(matmul(*operands, device=where, **given), where)
+    return as_npu_array(matmul(*operands, device=where, **given), where)
 
 
 def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | None:
@@ -123,7 +123,7 @@ def device_of(given: list[Any], device: Device | str | None) -> Device:
     return next(iter(found.values())) if found else current_device(None)
 
 
-def _as_npu_array(result: Any, device: Device) -> Any:
+def as_npu_array(result: Any, device: Device) -> Any:
     """An array as an NpuArray; scalars, and what an NpuArray cannot hold (of a fallback to numpy), as they are."""
     if not isinstance(result, np.ndarray) or result.ndim == 0 or result.dtype not in DTYPES:
         return result

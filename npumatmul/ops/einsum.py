@@ -14,6 +14,7 @@ from npumatmul.ops.array_products import giving_npu_arrays
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["einsum"]
 
@@ -27,7 +28,7 @@ def einsum(
     *operands: Any,
     out: NDArray[Any] | None = None,
     optimize: bool | str | Sequence[Any] = "greedy",
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: Device | str | None = None,
 ) -> Any:

@@ -21,6 +21,7 @@ from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.results import Out, checked_out, delivered
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["dot", "inner", "linear", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
 
@@ -32,7 +33,7 @@ def dot(
     b: ArrayLike,
     out: NDArray[Any] | None = None,
     *,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -84,7 +85,13 @@ _dot_of_arrays = giving_npu_arrays(dot)
 
 @giving_npu_arrays
 def vdot(
-    a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
+    a: ArrayLike,
+    b: ArrayLike,
+    /,
+    *,
+    scheme: Scheme | str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
 ) -> Any:
     """Sum of products of all elements, both operands read as vectors; see `numpy.vdot`.
 
@@ -123,7 +130,7 @@ def vecdot(
     out: Out = None,
     *,
     axis: int = -1,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -177,7 +184,7 @@ def matvec(
     /,
     out: Out = None,
     *,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -222,7 +229,7 @@ def vecmat(
     /,
     out: Out = None,
     *,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -264,7 +271,13 @@ def vecmat(
 
 @giving_npu_arrays
 def inner(
-    a: ArrayLike, b: ArrayLike, /, *, scheme: str | None = None, precision: str | None = None, device: _Where = None
+    a: ArrayLike,
+    b: ArrayLike,
+    /,
+    *,
+    scheme: Scheme | str | None = None,
+    precision: str | None = None,
+    device: _Where = None,
 ) -> Any:
     """Sum of products over the last axes of both; see `numpy.inner`.
 
@@ -306,7 +319,7 @@ def outer(
     b: ArrayLike,
     out: NDArray[Any] | None = None,
     *,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -350,7 +363,7 @@ def tensordot(
     b: ArrayLike,
     axes: int | Sequence[int | Sequence[int]] = 2,
     *,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:
@@ -418,7 +431,7 @@ def linear(
     activation: str | None = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     device: _Where = None,
 ) -> Any:

@@ -34,6 +34,7 @@ from npumatmul.ops.planned import Matmul, MatmulOptions
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["matmul", "matmul_async"]
 
@@ -48,7 +49,7 @@ def matmul(
     out: Out = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,
@@ -69,7 +70,7 @@ def matmul(
     dtype : data-type, optional
         Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats
         and with an epilogue; int32 for integers.
-    scheme : str, optional
+    scheme : Scheme or str, optional
         How plain operands are represented on the NPU, as for `pack`: ``"w8a8"`` quantizes both to int8, `b` per column
         and `a` per row. By default float operands are ``"w16a16"``, and integers are exact.
     precision : {None, "high"}, optional
@@ -119,7 +120,8 @@ def matmul(
         |result - a @ b| <= (3 u**2 + (1 + 4 u) ((1 + v)**(3 K + 1) - 1)) (|a| @ |b|) + 2**-35 K A B
 
     Either way a result below float32's normal range is rounded to steps of 2**-149. inf and nan go through as in
-    float32 arithmetic.
+    float32 arithmetic; with ``precision="high"`` results of a row or column that holds one are not finite, but may be
+    nan where float32 gives inf.
 
     Examples
     --------
@@ -156,7 +158,7 @@ def matmul_async(
     out: Out = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: str | None = None,
+    scheme: Scheme | str | None = None,
     precision: str | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,

@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul.device import Device, current_device
+from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
-from npumatmul.errors import ClosedError
+from npumatmul.errors import BusyError, ClosedError
+from npumatmul.ops.array import NpuArray
+from npumatmul.ops.array_products import as_npu_array, device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
-from npumatmul.ops.packed import PackedWeight, check_activation, finish_rows
+from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
-from npumatmul.ops.weights import HIGH, Weights, chosen_scheme, multiply, takes_any_value
+from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
 from npumatmul.plan import MatmulPlan, plan_matmul
+from npumatmul.quant.schemes import Scheme
 
 __all__ = ["Matmul", "MatmulOptions"]
 
@@ -81,10 +84,12 @@ class Matmul:
     Parameters
     ----------
     a : array_like, shape (..., M, K) or (K,)
+        A `PackedWeight` is unpacked here.
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         A `PackedWeight` stays the caller's: `close` does not close it.
     dtype : data-type, optional
-    scheme, precision : str, optional
+    scheme : Scheme or str, optional
+    precision : str, optional
     epilogue : Epilogue, optional
     bias : array_like, optional
     options : MatmulOptions or dict, optional
@@ -97,7 +102,7 @@ class Matmul:
         Of the result.
     dtype : numpy.dtype
         Of the result.
-    scheme : str
+    scheme : Scheme
         How the operands are represented.
     device : Device
 
@@ -127,37 +132,35 @@ class Matmul:
 
     def __init__(
         self,
-        a: ArrayLike,
+        a: ArrayLike | PackedWeight,
         b: ArrayLike | PackedWeight,
         /,
         *,
         dtype: DTypeLike | None = None,
-        scheme: str | None = None,
+        scheme: Scheme | str | None = None,
         precision: str | None = None,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
         options: MatmulOptions | Mapping[str, Any] | None = None,
         device: Device | str | None = None,
     ) -> None:
-        left = np.asarray(a)
-        right = b if isinstance(b, PackedWeight) else np.asarray(b)
+        left, right = _left(a), _right(b)
         self._shapes = Shapes.of(left.shape, right.shape)
         if isinstance(right, PackedWeight):
             self.device = right.device
-            self.scheme = _scheme_of_packed(right, left.dtype, scheme, precision)
+            self.scheme = packed_scheme(right, left.dtype, scheme, precision)
             computed = right.scheme.result
         else:
             kinds = npu_kind(left.dtype), npu_kind(right.dtype)
             if None in kinds or kinds[0] != kinds[1]:
                 raise TypeError(refusal(left.dtype, right.dtype))
             self.scheme = chosen_scheme(left.dtype, right.dtype, scheme, precision)
-            self.device = current_device(device)
+            self.device = device_of([a, b], device)
             computed = np.dtype(np.int32 if kinds[0] == "integer" else np.float32)
         self.shape = self._shapes.result
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
         self.dtype = finish.dtype
         self._computed, self._dtype = computed, dtype
-        self._takes_any_value = takes_any_value(self.scheme, left.dtype)
         self._options = MatmulOptions.of(options)
         self._lock = threading.Lock()
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
@@ -168,7 +171,9 @@ class Matmul:
     def __repr__(self) -> str:
         state = ", closed" if self._operands is None else ""
         operands = f"{self._left_shape} @ {self._right_shape}"
-        return f"Matmul({operands}, scheme={self.scheme!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
+        return (
+            f"Matmul({operands}, scheme={self.scheme.name!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
+        )
 
     def __enter__(self) -> Matmul:
         return self
@@ -185,8 +190,7 @@ class Matmul:
         -------
         MatmulPlan or None
             For one matrix of the right operand and all rows that it meets; it prints as a table and has `to_json`.
-            With ``precision="high"`` its K is three times that of the operands: three products are made as one. None
-            where there is nothing to multiply.
+            None where there is nothing to multiply.
 
         Raises
         ------
@@ -201,9 +205,10 @@ class Matmul:
         if shapes.empty:
             return None
         start = time.perf_counter()
-        weights = [operands.weights.at(index) for index, _ in shapes.places()]
-        assert weights[0].plan is not None  # only a weight without elements has none
-        plan = plan_matmul(shapes.rows, weights[0].plan)
+        with operands.weights.in_use():
+            weights = [operands.weights.at(index) for index in shapes.indices()]
+            assert weights[0].plan is not None  # only a weight without elements has none
+            plan = plan_matmul(shapes.rows, weights[0].plan)
         self._log(
             "planning: %r: %d matrices of b, %d bytes of NPU memory, %d runs; %.3f ms\n%s",
             self, shapes.matrices, operands.weights.nbytes, plan.runs * shapes.matrices,
@@ -238,9 +243,15 @@ class Matmul:
         ClosedError
             If it, the device or a packed weight is closed.
         """
-        return self._execute(self._usable(), out)
+        operands = self._usable()
+        with operands.weights.in_use():
+            return self._execute(operands, out)
 
     def _execute(self, operands: _Operands, out: Out, keep: bool = True) -> Any:
+        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        if isinstance(place, NpuArray):
+            self._execute(operands, place.numpy(), keep)
+            return place
         target = checked_out(out, self.shape, self.dtype)
         start = time.perf_counter()
         result = self._product(operands, target, keep).reshape(self.shape)
@@ -250,20 +261,23 @@ class Matmul:
             self, operands.a.nbytes, result.nbytes, seconds * 1e3, 2e-9 * self._shapes.macs / max(seconds, 1e-9),
             ", simulation" if self.device.simulated else "",
         )  # fmt: skip
-        return delivered(result, target, operands.given)
+        handed_out = delivered(result, target, operands.given)
+        gives_array = target is None and involves_npu_arrays(*operands.given)
+        return as_npu_array(handed_out, self.device) if gives_array else handed_out
 
     def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
         """The product as (..., M, N), in `out` where it can be computed there."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
         direct = None
-        if self._takes_any_value:  # else rows may turn out to be unfit when others are done, and out must not change
+        if (
+            self.scheme.takes_any_value
+        ):  # else rows may turn out to be unfit when others are done, and out must not change
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
-        a = shapes.rows_of(operands.a)
-        for index, where in shapes.places():
+        for index, where, a in shapes.rows_of(operands.a):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -271,7 +285,7 @@ class Matmul:
             if shapes.k == 0:
                 finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
             else:
-                multiply(a[where].reshape(-1, shapes.k), operands.weights.at(index), target, epilogue)
+                multiply_rows(a, operands.weights.at(index), target, epilogue)
             if rows is None:
                 place[...] = target.reshape(place.shape)
             if not keep:
@@ -312,13 +326,28 @@ class Matmul:
                [3, 3]], dtype=int32)
         """
         operands = self._usable()
-        return submit(self.device, lambda: self._execute(operands, out))
+        weights = operands.weights
+
+        def execute() -> Any:
+            try:
+                return self._execute(operands, out)
+            finally:
+                weights.let_go()
+
+        weights.hold()
+        try:
+            future = submit(self.device, execute)
+        except BaseException:
+            weights.let_go()
+            raise
+        future.add_done_callback(lambda done: weights.let_go() if done.cancelled() else None)
+        return future
 
     # ---- other operands, and the end -------------------------------------------------------------------------------
 
     def reset_operands(
         self,
-        a: ArrayLike | None = None,
+        a: ArrayLike | PackedWeight | None = None,
         b: ArrayLike | PackedWeight | None = None,
         *,
         epilogue: Epilogue | None = None,
@@ -342,21 +371,24 @@ class Matmul:
             If a dtype differs, or nothing is given.
         ClosedError
             If it is closed.
+        BusyError
+            If another thread does the same just now.
         """
         given = {"a": a, "b": b, "epilogue": epilogue, "bias": bias}
         changed = [name for name, value in given.items() if value is not None]
         if not changed:
             raise TypeError("reset_operands: nothing is given; close gives the operands up")
         old = self._usable()
-        left = old.a if a is None else np.asarray(a)
+        left = old.a if a is None else _left(a)
         _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
         weights, finish = old.weights, old.finish
         if b is not None:
-            right = b if isinstance(b, PackedWeight) else np.asarray(b)
+            right = _right(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
             _check_same("b", right.shape, dtype, self._right_shape, self._types[1])
-            if isinstance(right, PackedWeight) and (right.scheme.name, right.device) != (self.scheme, self.device):
-                raise ValueError(f"reset_operands: b is {right!r}; scheme {self.scheme!r} on {self.device!r} is needed")
+            if isinstance(right, PackedWeight) and (right.scheme, right.device) != (self.scheme, self.device):
+                needed = f"scheme {self.scheme.name!r} on {self.device!r}"
+                raise ValueError(f"reset_operands: b is {right!r}; {needed} is needed")
             weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
         if epilogue is not None or bias is not None:
             finish = Finish.of(self._computed, self._dtype, epilogue, bias, self._shapes)
@@ -364,22 +396,20 @@ class Matmul:
                 raise TypeError(f"reset_operands: the result would be {finish.dtype}; the plan is for {self.dtype}")
         operands = (old.given[0] if a is None else a, old.given[1] if b is None else b)
         with self._lock:
-            if self._operands is None:
-                raise ClosedError(_CLOSED)
+            if self._operands is not old:
+                raise ClosedError(_CLOSED) if self._operands is None else BusyError(_RESET)
             self._operands = _Operands(operands, left, weights, finish)
+        if weights is not old.weights:
+            old.weights.end()
         self._log("resetting operands: %r: %s", self, ", ".join(changed))
 
     def close(self) -> None:
         """Give up operands and NPU memory. Closing twice is allowed; products under way and submitted are completed."""
         with self._lock:
             operands, self._operands = self._operands, None
-        if operands is None:
-            return
-        del operands  # and with it the packed weights, unless a product under way still needs them
-        if self.device.usable:
-            with self.device.lock:
-                self.device.collect()
-        self._log("closing: %r", self)
+        if operands is not None:
+            operands.weights.end()
+            self._log("closing: %r", self)
 
     def _usable(self) -> _Operands:
         operands = self._operands
@@ -401,21 +431,16 @@ class Matmul:
             self._operands = None
 
 
+def _left(a: Any) -> NDArray[Any]:
+    return np.asarray(a.unpack() if isinstance(a, PackedWeight) else host(a))
+
+
+def _right(b: Any) -> NDArray[Any] | PackedWeight:
+    return b if isinstance(b, PackedWeight) else np.asarray(host(b))
+
+
 _CLOSED = "this Matmul is closed; make another"
-
-
-def _scheme_of_packed(b: PackedWeight, a: np.dtype[Any], scheme: str | None, precision: str | None) -> str:
-    """Scheme of a packed weight, checked against what else is asked for."""
-    name = b.scheme.name
-    if scheme not in (None, name):
-        raise ValueError(f"matmul: scheme is {scheme!r}, but b is packed as {name!r}; leave scheme out")
-    if precision not in (None, "high"):
-        raise ValueError(f"matmul: precision is {precision!r}; it can be 'high' or None")
-    if precision is not None and b.scheme.result != np.int32 and name != HIGH:
-        raise ValueError(f"matmul: precision is {precision!r}, but b is packed as {name!r}; give b as a plain array")
-    if a != np.uint8 or b.column_sums is None:
-        check_activation(a.newbyteorder("="), b.scheme, f"b is packed as {name!r}")
-    return name
+_RESET = "reset_operands: another thread does the same; let it end before"
 
 
 def _check_same(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -57,7 +58,7 @@ class Shapes:
 
     @classmethod
     def of(cls, a: tuple[int, ...], b: tuple[int, ...]) -> Shapes:
-        """Fit two shapes together.
+        """Fit two shapes together; the same ones again cost nothing.
 
         Raises
         ------
@@ -69,45 +70,24 @@ class Shapes:
         >>> Shapes.of((5, 1, 2, 3), (4, 3, 7)).result
         (5, 4, 2, 7)
         """
-        for name, shape in (("a", a), ("b", b)):
-            if not shape:
-                raise ValueError(f"matmul: {name} is a scalar; use * to multiply by it")
-        k = b[-2] if len(b) > 1 else b[0]
-        if a[-1] != k:
-            hint = ""
-            if a[-1] == b[-1] and len(b) > 1:
-                hint = "; b looks transposed: use its .T, or pack(w, transposed=True) for a weight stored as (N, K)"
-            raise ValueError(
-                f"matmul: the last dimension of a is K = {a[-1]}, but K of b is {k} (shapes {a} and {b}){hint}"
-            )
-        try:
-            batch = np.broadcast_shapes(a[:-2], b[:-2])
-        except ValueError as error:
-            raise ValueError(
-                f"matmul: the stacks of a and b cannot be broadcast together: {a[:-2]} and {b[:-2]} "
-                f"(shapes {a} and {b})"
-            ) from error
-        m = a[-2] if len(a) > 1 else 1
-        n = b[-1] if len(b) > 1 else 1
-        stack = (1,) * (len(batch) - len(b[:-2])) + b[:-2]
-        return cls(m, k, n, batch, stack, (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ())))
+        return _fitted(a, b)
 
-    @property
+    @cached_property
     def full(self) -> tuple[int, ...]:
         """Shape of the product with M and N kept."""
         return (*self.batch, self.m, self.n)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Rows that each matrix of `b` is multiplied with."""
         return self.m * math.prod(size for size, own in zip(self.batch, self.stack, strict=True) if own == 1)
 
-    @property
+    @cached_property
     def matrices(self) -> int:
         """Matrices of `b`."""
         return math.prod(self.stack)
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of the whole product."""
         return math.prod(self.batch) * self.m * self.k * self.n
@@ -117,15 +97,45 @@ class Shapes:
         """Whether there is nothing to multiply: no element, or sums of none."""
         return self.k == 0 or 0 in self.full
 
-    def rows_of(self, a: NDArray[Any]) -> NDArray[Any]:
-        """`a` broadcast to (..., M, K), as a view."""
-        return np.broadcast_to(a if a.ndim > 1 else a[np.newaxis], (*self.batch, self.m, self.k))
-
     def matrices_of(self, b: NDArray[Any]) -> NDArray[Any]:
         """`b` as (*stack, K, N), as a view."""
         return b.reshape(*self.stack, self.k, self.n)
 
-    def places(self) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...]]]:
-        """For each matrix of `b`: its index in the stack, and where in the batch it is used."""
-        for index in np.ndindex(self.stack):
-            yield index, tuple(slice(None) if size == 1 else i for size, i in zip(self.stack, index, strict=True))
+    def indices(self) -> Iterator[tuple[int, ...]]:
+        """Where the matrices of `b` are in its stack."""
+        return iter(np.ndindex(self.stack))
+
+    def rows_of(self, a: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], tuple[int | slice, ...], NDArray[Any]]]:
+        """For each matrix of `b`: its index, where in the batch it is used, and all rows of `a` that it meets."""
+        if self.matrices == 1:
+            yield (0,) * len(self.stack), (), a.reshape(self.rows, self.k)
+            return
+        a = np.broadcast_to(a if a.ndim > 1 else a[np.newaxis], (*self.batch, self.m, self.k))
+        for index in self.indices():
+            where = tuple(slice(None) if size == 1 else i for size, i in zip(self.stack, index, strict=True))
+            yield index, where, a[where].reshape(self.rows, self.k)
+
+
+@lru_cache(maxsize=256)
+def _fitted(a: tuple[int, ...], b: tuple[int, ...]) -> Shapes:
+    for name, shape in (("a", a), ("b", b)):
+        if not shape:
+            raise ValueError(f"matmul: {name} is a scalar; use * to multiply by it")
+    k = b[-2] if len(b) > 1 else b[0]
+    if a[-1] != k:
+        hint = ""
+        if a[-1] == b[-1] and len(b) > 1:
+            hint = "; b looks transposed: use its .T, or pack(w, transposed=True) for a weight stored as (N, K)"
+        raise ValueError(
+            f"matmul: the last dimension of a is K = {a[-1]}, but K of b is {k} (shapes {a} and {b}){hint}"
+        )
+    try:
+        batch = np.broadcast_shapes(a[:-2], b[:-2])
+    except ValueError as error:
+        raise ValueError(
+            f"matmul: the stacks of a and b cannot be broadcast together: {a[:-2]} and {b[:-2]} (shapes {a} and {b})"
+        ) from error
+    m = a[-2] if len(a) > 1 else 1
+    n = b[-1] if len(b) > 1 else 1
+    stack = (1,) * (len(batch) - len(b[:-2])) + b[:-2]
+    return Shapes(m, k, n, batch, stack, (*batch, *a[-2:-1], *(b[-1:] if len(b) > 1 else ())))

@@ -155,11 +155,12 @@ def _quantized(scheme: Scheme, way: _Way) -> Activation:
     if params is None:
         raise ValueError(f"scheme {scheme.name!r} needs activation_params: the scale that calibration found")
     scale, zero = float(params.scale), int(params.zero_point)
-    if params.symmetric:
-        # The range that the parameters cover, onto the levels that there are: 127 becomes 119 where values are split.
-        scale = float(np.float32(scale * max(params.qmax, 1) / min(params.qmax, way.levels)))
-    elif params.qmin < -way.levels - 1 or params.qmax > way.levels:
-        step = scale * (params.qmax - params.qmin) / (2 * way.levels + 1)
-        zero = int(np.clip(-way.levels - 1 - round(scale * (params.qmin - zero) / step), -way.levels - 1, way.levels))
+    if params.qmax > way.levels or params.qmin < -way.levels - 1:
+        # The range that the parameters cover, onto the levels that there are: 119 where values are split.
+        step = scale * params.qmax / way.levels
+        if not params.symmetric:
+            step = scale * (params.qmax - params.qmin) / (2 * way.levels + 1)
+            lowest = -way.levels - 1
+            zero = int(np.clip(lowest - round(scale * (params.qmin - zero) / step), lowest, way.levels))
         scale = float(np.float32(step))
     return Activation(_F32, way.activation, RowScaling.STATIC, way.levels, static_scale=scale, static_zero=zero)

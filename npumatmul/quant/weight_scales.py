@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.errors import NotFiniteError
 from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.functions import float_array, quantize
+from npumatmul.quant.ranges import range_params
 
 __all__ = ["Clip", "round_weight", "weight_params"]
 
@@ -156,24 +157,6 @@ def round_weight(
         importance=importance,
     )
     return QuantizedWeight(quantize(weight, params), params, input_transform)
-
-
-def range_params(
-    low: NDArray[np.float64], high: NDArray[np.float64], qmin: int, qmax: int, symmetric: bool
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Scales and zero points whose codes cover low .. high, which is widened to hold 0.
-
-    Symmetric: scale = max(-low, high) / qmax. Else scale = (high - low) / (qmax - qmin), the zero point rounded
-    (facts 5.5). Ranges of nothing get scale 1.
-    """
-    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    reach = np.maximum(-low, high) / qmax if symmetric else (high - low) / (qmax - qmin)
-    tiny = float(np.finfo(np.float32).tiny)
-    scale = np.where(reach > 0, np.clip(reach, tiny, float(np.finfo(np.float32).max)), 1.0).astype(np.float32)
-    if symmetric:
-        return scale, np.zeros(scale.shape, np.int32)
-    zero_point = np.clip(np.rint(qmin - low / scale), qmin, qmax).astype(np.int32)
-    return scale, zero_point
 
 
 def _search(

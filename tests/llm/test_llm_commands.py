@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from npumatmul.cli.app import app
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
+from npumatmul.llm.model import layer_names
+from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
 
 runner = CliRunner()
 
@@ -69,3 +72,68 @@ def test_perplexity_of_what_is_not_a_text(tiny: Any, tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\xfd")
     with pytest.raises(ValueError, match="not a text in UTF-8"):
         run("perplexity", tiny.path, "-f", path)
+
+
+def test_analyze(tiny: Any, text: Path, tmp_path: Path) -> None:
+    table, plot = tmp_path / "errors.csv", tmp_path / "errors.svg"
+    options = ["-c", 64, "--chunks", 2, "--csv", table, "--plot", plot]
+    printed = run("analyze", tiny.path, "-f", text, "--scheme", "w4a4", "--emulate", *options)
+    for words in ("blk.1.down", "alone", "entire", "KL divergence", "w4a4"):
+        assert words in printed
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["layer"] for row in rows] == layer_names(2)
+    assert all(float(row["alone_relative_error"]) < 0.5 for row in rows)
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_analyze_one_scheme_only(tiny: Any, text: Path) -> None:
+    with pytest.raises(ValueError, match="'w8a8,w4a4'"):
+        run("analyze", tiny.path, "-f", text, "--scheme", "w8a8,w4a4", "--emulate")
+
+
+def test_quantize_then_use(tiny: Any, text: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps({"scheme": "w4a8", "rounding": "gptq", "layers": {"head": {"scheme": "w8a8"}}}))
+    target = tmp_path / "tiny.safetensors"
+    run("quantize", tiny.path, "--recipe", recipe, "--calibration", text, "-c", 64, "-o", target)
+    assert load_quantized(target).recipe == Recipe.read(recipe)
+
+    measured = ["-f", text, "-c", 64, "--chunks", 2, "--json"]
+    found = [
+        json.loads(run("perplexity", target, *measured, "--original", tiny.path, *options))["schemes"]["quantized"]
+        for options in ([], ["--emulate"])
+    ]
+    assert 0 < found[0]["mean_kl"]["value"] < 0.5
+    assert found[0]["mean_kl"]["value"] == pytest.approx(found[1]["mean_kl"]["value"], rel=0.05)
+    done = runner.invoke(app, ["generate", "-m", str(target), "-p", "the", "-n", "4", "--raw"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "as it was quantized" in done.output
+
+    with pytest.raises(ValueError, match="takes no scheme"):
+        run("generate", "-m", target, "-p", "the", "--scheme", "w8a8")
+    with pytest.raises(ValueError, match="--original"):
+        run("perplexity", target, *measured, "--emulate")
+    with pytest.raises(ValueError, match="its SHA-256 differs"):
+        run("perplexity", target, *measured, "--emulate", "--original", text)
+    with pytest.raises(ValueError, match="is quantized already; quantize the GGUF"):
+        run("quantize", target, "--scheme", "w8a8", "-o", tmp_path / "again")
+    alone = json.loads(run("perplexity", target, *measured, "--emulate", "--no-reference"))
+    assert set(alone["schemes"]["quantized"]) == {"tokens", "perplexity"}
+
+
+def test_quantize_with_the_best_recipe(tiny: Any, text: Path, tmp_path: Path) -> None:
+    target = tmp_path / "best.safetensors"
+    run("quantize", tiny.path, "--scheme", "w4a4", "--best", "--calibration", text, "-c", 64, "-o", target)
+    assert load_quantized(target).recipe == best_recipe("w4a4")
+
+
+def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder"):
+        run("quantize", tiny.path, "--scheme", "w8a8", "-o", tmp_path / "nowhere" / "x")
+    with pytest.raises(ValueError, match="'w3a3'"):
+        run("quantize", tiny.path, "--scheme", "w3a3", "-o", tmp_path / "x")
+    for options in ([], ["--scheme", "w8a8", "--recipe", "x.json"]):
+        done = runner.invoke(app, ["quantize", str(tiny.path), "-o", str(tmp_path / "x"), *options])
+        assert done.exit_code == 2
+        assert "either --scheme or --recipe" in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
 from .layer import QuantizedLayer
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
-from .recipe import LayerRecipe, Recipe, SchemeParts, parse_scheme
+from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedModel",
     "Recipe",
-    "SchemeParts",
     "Source",
     "best_recipe",
     "collect_statistics",

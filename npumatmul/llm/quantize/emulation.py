@@ -37,7 +37,7 @@ class EmulatedLinear:
         self.layer = layer
         weight = layer.weight
         n, k = layer.shape
-        self._levels = layer.recipe.parts.activation_levels
+        self._levels = layer.activation_levels
         self._symmetric = layer.recipe.symmetric_activations
         self._clip = np.float32(layer.recipe.activation_clip)
         self._scale: NDArray[np.float32] | None = None

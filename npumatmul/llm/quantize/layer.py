@@ -82,6 +82,20 @@ class QuantizedLayer:
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
+    def activation_levels(self) -> int | None:
+        """Largest magnitude of a quantized activation; None where activations are float16.
+
+        7 for int4 and 127 for int8; 119 for int8 beside int4 codes, where each value a is split into two int4 with
+        a = 16 h + l. (Chips without int4 products store int4 codes as int8, and go to 127.)
+        """
+        bits = self.recipe.parts.activation_bits
+        if isinstance(self.weight, np.ndarray) or bits == 16:
+            return None
+        if bits == 4:
+            return 7
+        return 119 if self.weight.params.bits <= 4 else 127
+
+    @property
     def group_size(self) -> int:
         """Values along K that share a scale; K where there are no groups."""
         weight = self.weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,102 +12,52 @@ from pathlib import Path
 from typing import Any
 
 from npumatmul.qparams import Granularity
+from npumatmul.quant.schemes import Scheme
 
-__all__ = ["LayerRecipe", "Recipe", "SchemeParts", "parse_scheme"]
+__all__ = ["LayerRecipe", "Recipe", "parse_scheme"]
 
 GGUF_SCHEME = "gguf"
 """The scheme that takes over the blocks of the file."""
 
-_SCHEME = re.compile(r"w(4|8|16)a(4|8|16)(?:_(layer)|_g(\d+))?")
 TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard", "balance", "balance+hadamard")
 ROUNDINGS = ("nearest", "gptq")
 
 
-@dataclass(frozen=True)
-class SchemeParts:
-    """What the name of a scheme says.
-
-    Attributes
-    ----------
-    weight_bits, activation_bits : int
-        4, 8 or 16; 16 is float16.
-    granularity : Granularity
-        Of the weight's scales: per layer, channel or group.
-    group_size : int or None
-        Values along K that share a scale.
-    """
-
-    weight_bits: int
-    activation_bits: int
-    granularity: Granularity = Granularity.CHANNEL
-    group_size: int | None = None
-
-    @property
-    def activation_levels(self) -> int | None:
-        """Largest magnitude of a quantized activation; None for float16.
-
-        7 for int4 and 127 for int8; 119 for int8 beside int4 weights, where each value a is split into two int4 with
-        a = 16 h + l.
-        """
-        if self.activation_bits == 16:
-            return None
-        if self.activation_bits == 4:
-            return 7
-        return 119 if self.weight_bits == 4 else 127
-
-
-def parse_scheme(name: str) -> SchemeParts:
-    """Read the name of a scheme.
+def parse_scheme(name: str) -> Scheme:
+    """Read the name of a scheme for the layers of a model.
 
     Parameters
     ----------
     name : str
-        ``w<bits>a<bits>``, for weights and activations, with a scale per output channel of the weight; ``_layer`` or
-        ``_g<size>`` at the end asks for one per layer or per group of that many values along K. ``gguf`` has int8
-        activations; what its weights have depends on the file, and groups of 32 are reported.
+        As `npumatmul.quant.schemes` has them, activations quantized per token: ``w8a8``, ``w4a8_g128``, ...; or
+        ``gguf``, with int8 activations and groups of 32. Fields of `LayerRecipe`, not the name, ask for zero points.
 
     Returns
     -------
-    SchemeParts
+    Scheme
         Its parts.
 
     Raises
     ------
     ValueError
-        If it is not the name of a scheme.
+        If it is not the name of a scheme, or of one that models do not take.
 
     Examples
     --------
     >>> from npumatmul.llm.quantize import parse_scheme
-    >>> parts = parse_scheme("w4a8_g128")
-    >>> parts.weight_bits, parts.activation_levels, parts.group_size
-    (4, 119, 128)
+    >>> parse_scheme("w4a8_g128").group_size
+    128
     """
     if name == GGUF_SCHEME:
-        return SchemeParts(8, 8, Granularity.GROUP, 32)
-    match = _SCHEME.fullmatch(name)
-    if match is None:
+        return Scheme(8, 8, Granularity.GROUP, 32)
+    scheme = Scheme.parse(name)
+    if scheme.integers or scheme.high or scheme.static:
+        raise ValueError(f"scheme {name!r} is not one for recipes: floats are taken, activations quantized per token")
+    if not (scheme.symmetric and scheme.activation_symmetric):
         raise ValueError(
-            f"no scheme is called {name!r}; there are w16a16, w8a8, w4a8, w4a4, w8a16, w4a16, each with _layer or "
-            f"_g<group size> at the end if wanted, and {GGUF_SCHEME}"
+            f'scheme {name!r}: recipes ask for zero points with "symmetric": false and "symmetric_activations": false'
         )
-    weight_bits, activation_bits = int(match[1]), int(match[2])
-    if weight_bits > activation_bits:
-        if weight_bits == 16:
-            raise ValueError(f"scheme {name!r}: float16 weights need float16 activations: w16a16")
-        raise ValueError(f"scheme {name!r}: no chip multiplies int8 weights with int4 activations")
-    if weight_bits == 16:
-        if match[3] or match[4]:
-            raise ValueError(f"scheme {name!r}: float16 weights have no scales to share")
-        return SchemeParts(16, 16)
-    if match[3]:
-        return SchemeParts(weight_bits, activation_bits, Granularity.LAYER)
-    if match[4] is None:
-        return SchemeParts(weight_bits, activation_bits)
-    group = int(match[4])
-    if group < 32 or group % 32:
-        raise ValueError(f"scheme {name!r}: groups are a multiple of 32 values, the NPU's smallest step of K")
-    return SchemeParts(weight_bits, activation_bits, Granularity.GROUP, group)
+    return scheme
 
 
 @dataclass(frozen=True)
@@ -185,7 +134,7 @@ class LayerRecipe:
             raise ValueError("recipe: scheme 'gguf' takes blocks over as they are: no transform, gptq or clip_search")
 
     @property
-    def parts(self) -> SchemeParts:
+    def parts(self) -> Scheme:
         """What the name of the scheme says."""
         return parse_scheme(self.scheme)
 

@@ -1,0 +1,217 @@
+"""Ways to run a product are measured, the best one is kept for this machine, and what is kept is right or ignored."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import npumatmul as npu
+from npumatmul import autotune as module
+from npumatmul._kernels import Conversion
+from npumatmul.activation import Activation
+from npumatmul.autotune import autotune, plan_for, tuning_cache
+from npumatmul.mmtype import MatmulType
+from npumatmul.placement import Placement, TileRow, WeightSlice
+from npumatmul.plan import plan_matmul, plan_weight
+from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, cache_directory
+from npumatmul.weight_plan import WeightPlan
+
+INT8 = MatmulType.INT8_INT8_INT32
+KINDS = {
+    MatmulType.FLOAT16_FLOAT16_FLOAT32: (np.dtype(np.float16), Conversion.COPY_16, np.dtype(np.float32)),
+    INT8: (np.dtype(np.int8), Conversion.COPY_8, np.dtype(np.int32)),
+    MatmulType.INT4_INT4_INT16: (np.dtype(ml_dtypes.int4), Conversion.INT4, np.dtype(np.int32)),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "npumatmul"
+
+
+def check_product(device: npu.Device, plan: WeightPlan) -> None:
+    """A product with this plan against numpy's."""
+    dtype, conversion, result = KINDS[plan.mm_type]
+    random = np.random.default_rng(5)
+    a = random.integers(-3, 4, (9, plan.k)).astype(dtype)
+    w = random.integers(-1, 2, (plan.n, plan.k)).astype(dtype)
+    rows = [TileRow(s, w[:, s.start : s.start + s.length], conversion) for s in plan.k_spans]
+    slices = [WeightSlice(s, tiles=i) for i, s in enumerate(plan.k_spans)]
+    placement = Placement.of(device)
+    stored = placement.store(plan, rows, slices)
+    out = np.empty((9, plan.n), result)
+    placement.execute(a, stored, Activation(dtype, conversion), out)
+    stored.close()
+    assert (out == a.astype(np.float64) @ w.T.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("mm_type", KINDS, ids=lambda t: t.a.label)
+def test_every_way_that_is_tried_multiplies_right(device: npu.Device, mm_type: MatmulType) -> None:
+    dtype, conversion, result = KINDS[mm_type]
+    weight = WeightShape(900, 300, mm_type)
+    tuning = autotune(device, weight, Activation(dtype, conversion), result, rows=(1, 10), iterations=1, limit=4)
+    assert 2 <= len(tuning.trials) <= 6
+    assert len({trial.plan for trial in tuning.trials}) == len(tuning.trials)
+    for trial in tuning.trials:
+        assert {rows for rows, _, _ in trial.seconds} == {1, 10}
+        check_product(device, trial.plan)
+    check_product(device, tuning.plan)
+    best = min(sum(np.log(seconds) for seconds, _ in trial.best().values()) for trial in tuning.trials)
+    assert sum(np.log(seconds) for _, seconds in tuning.chosen.seconds) == pytest.approx(best)
+    assert "says nothing about a board" in str(tuning)
+    layouts = {trial.plan.ac_native for trial in tuning.trials}
+    assert layouts == ({True} if mm_type is MatmulType.INT4_INT4_INT16 else {True, False})
+
+
+def test_what_takes_least_is_chosen_kept_and_used_when_told(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock of our own: three tiles in normal layout on two cores are best for few rows, one core for many."""
+
+    def seconds(bench: object, m: int, stored: object) -> float:
+        plan = stored.plan  # type: ignore[attr-defined]
+        cores = plan_matmul(m, plan).cores
+        wanted = 2 if m < 64 else 1
+        wrong = abs(cores - wanted) + abs(len(plan.n_spans) - 3) + plan.ac_native + (100 not in plan.buckets)
+        return 1.0 + wrong + len(plan.k_spans)
+
+    monkeypatch.setattr(module._Bench, "_median", seconds)
+    weight = WeightShape(4096, 4096, INT8)
+    activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
+    tuning = autotune(fresh_device, weight, activation, np.dtype(np.int32), rows=(8, 100), limit=99)
+    assert (len(tuning.plan.k_spans), len(tuning.plan.n_spans), tuning.plan.ac_native) == (1, 3, False)
+    assert tuning.chosen.cores == ((8, 2), (100, 1))
+    assert {8, 100} <= set(tuning.plan.buckets), "contexts for exactly these rows"
+    told = plan_for(fresh_device, weight)
+    assert told == tuning.plan
+    assert [plan_matmul(m, told).cores for m in (1, 8, 99, 100, 4000)] == [2, 2, 2, 1, 1]
+    untold = plan_for(fresh_device, weight, tuned=False)
+    assert untold == plan_weight(4096, 4096, INT8, fresh_device.chip, fresh_device.runtime_version)
+    assert plan_for(fresh_device, replace(weight, n=4064)).measured_cores == (), "of others nothing is known"
+    with npu.Device("sim:rk3588") as another:
+        assert plan_for(another, weight) == told, "another device of this machine finds it"
+    with npu.Device("sim:rk3576") as other_chip:
+        assert plan_for(other_chip, weight).measured_cores == ()
+
+
+MACHINE = Machine("rk3588", False, "2.3.2", "0.9.8", {"npu_max_freq": "1000000000"}, "1.0")
+SHAPE = WeightShape(64, 96, INT8, 32, 2)
+CHOICE = Tuned(2, 1, True, (4, 8), ((1, 1),), ((1, 0.5),))
+
+
+def test_the_cache_is_where_the_system_wants_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_directory() == cache
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+
+
+def test_choices_are_kept_beside_each_other(cache: Path) -> None:
+    first, second = TuningCache(MACHINE), TuningCache(MACHINE)
+    assert first.find(SHAPE) is None
+    second.keep(SHAPE, CHOICE)
+    first.keep(replace(SHAPE, k=128), replace(CHOICE, n_tiles=3))
+    fresh = TuningCache(MACHINE)
+    assert fresh.find(SHAPE) == CHOICE, "what another process kept meanwhile stays"
+    assert fresh.find(replace(SHAPE, k=128)) == replace(CHOICE, n_tiles=3)
+    assert fresh.find(replace(SHAPE, k_group=None)) is None
+    assert [each.name for each in cache.iterdir()] == [MACHINE.file_name]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TuningCache(MACHINE).keep(SHAPE, CHOICE)
+
+    def failing(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="disk is full"):
+        TuningCache(MACHINE).keep(SHAPE, replace(CHOICE, n_tiles=7))
+    assert TuningCache(MACHINE).find(SHAPE) == CHOICE
+    assert [each.name for each in cache.iterdir()] == [MACHINE.file_name]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(MACHINE, simulated=True),
+        replace(MACHINE, soc="rk3576"),
+        replace(MACHINE, runtime="2.3.0"),
+        replace(MACHINE, driver="0.9.7"),
+        replace(MACHINE, clocks={"npu_max_freq": "600000000"}),
+        replace(MACHINE, npumatmul="1.1"),
+    ],
+    ids=["simulated", "chip", "runtime", "driver", "clocks", "library"],
+)
+def test_what_another_machine_measured_is_never_used(other: Machine) -> None:
+    theirs, ours = TuningCache(other), TuningCache(MACHINE)
+    theirs.keep(SHAPE, CHOICE)
+    assert ours.path != theirs.path
+    assert ours.find(SHAPE) is None
+    ours.path.write_bytes(theirs.path.read_bytes())  # even if somebody renames it
+    with pytest.warns(RuntimeWarning, match="another machine's"):
+        assert TuningCache(MACHINE).find(SHAPE) is None
+
+
+def _damaged(text: str) -> dict[str, str | bytes]:
+    content = json.loads(text)
+    name = str(SHAPE)
+
+    def entry(**changes: object) -> str:
+        return json.dumps({**content, "entries": {name: {**content["entries"][name], **changes}}})
+
+    return {
+        "empty": "",
+        "cut": text[: len(text) // 2],
+        "a list": "[]",
+        "deep": "[" * 100_000,
+        "no text": b"\xff\xfe\x00",
+        "another format": text.replace("npumatmul-tuning", "something"),
+        "a newer version": json.dumps({**content, "version": 2}),
+        "no entries": json.dumps({**content, "entries": []}),
+        "a negative number": entry(k_slices=-1),
+        "a huge number": entry(n_tiles=2**40),
+        "no number": entry(buckets=["4"]),
+        "no pairs": entry(cores=[1]),
+        "truth": entry(ac_native=1),
+    }
+
+
+@pytest.mark.parametrize("damage", list(_damaged(json.dumps({"entries": {str(SHAPE): {}}}))))
+def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(damage: str) -> None:
+    cache = TuningCache(MACHINE)
+    cache.keep(SHAPE, CHOICE)
+    text = _damaged(cache.path.read_text())[damage]
+    cache.path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.warns(RuntimeWarning, match=rf"{cache.path.name} is ignored"):
+        assert TuningCache(MACHINE).find(SHAPE) is None
+    with pytest.warns(RuntimeWarning, match="is ignored"):
+        TuningCache(MACHINE).keep(SHAPE, CHOICE)
+    assert TuningCache(MACHINE).find(SHAPE) == CHOICE
+
+
+def test_a_choice_that_does_not_fit_any_more_is_ignored(fresh_device: npu.Device) -> None:
+    weight = WeightShape(64, 96, INT8)
+    for wrong in (replace(CHOICE, buckets=(3,)), replace(CHOICE, buckets=(100_000,))):
+        tuning_cache(fresh_device).keep(weight, wrong)
+        with pytest.warns(RuntimeWarning, match="choice for 64x96.*is ignored: .*buckets"):
+            assert plan_for(fresh_device, weight).measured_cores == ()
+
+
+def test_bad_arguments_are_refused(fresh_device: npu.Device) -> None:
+    activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
+    weight, result = WeightShape(64, 96, INT8), np.dtype(np.int32)
+    with pytest.raises(ValueError, match="at least 1"):
+        autotune(fresh_device, weight, activation, result, iterations=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        autotune(fresh_device, weight, activation, result, rows=(0, 5))
+    with pytest.raises(ValueError, match="no source documents native A and C"):
+        plan_weight(64, 64, MatmulType.FLOAT16_FLOAT16_FLOAT16, fresh_device.chip, ac_native=True)
