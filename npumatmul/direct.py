@@ -1,32 +1,37 @@
 """Products that the NPU reads and writes in place: no pass of the CPU over A or C.
 
 A context whose A and C are in normal layout, row-major, can be bound to the memory of arrays. B is native, as packed
-weights are. That needs extents that the NPU takes as they are, one tile of K and N, and a type whose C is the dtype of
-the result.
+weights are. That needs extents that the NPU takes as they are, one slice of K, tiles of N that stand one behind the
+other, and a type whose C is the dtype of the result. Rows are what cores share, since only whole rows stand together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from npumatmul.capabilities import Chip
+from npumatmul.context import MatmulContext
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError, RknnError
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.placement import Placement
-from npumatmul.plan import row_buckets
+from npumatmul.plan import plan_matmul, row_buckets
 from npumatmul.rknn import MatmulLayout, MemSyncMode
 from npumatmul.session import Memory
 from npumatmul.spec import ContextSpec
 from npumatmul.stored import StoredWeight
+from npumatmul.timing import TIMINGS, TimingModel
 
-__all__ = ["Rows", "direct_type", "multiply", "padded_rows"]
+__all__ = ["Ranges", "Rows", "direct_type", "multiply", "padded_rows", "share_rows"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,28 @@ class Rows:
     room: int
 
 
-def _spans(m: int, chip: Chip, m_max: int) -> list[tuple[int, int]]:
-    """Start and padded length of ranges of rows: the largest bucket, then the smallest that holds the rest."""
-    buckets = row_buckets(m_max, chip.native.row_multiple)
-    starts = range(0, m, buckets[-1])
-    return [(start, next(size for size in buckets if size >= min(m - start, buckets[-1]))) for start in starts]
+@dataclass(frozen=True)
+class Ranges:
+    """How rows are shared by cores.
+
+    Attributes
+    ----------
+    spans : tuple of (int, int)
+        First row and rows of each run; all but the last have as many, the last may reach beyond the rows there are.
+    cores : int
+        Run i is made by core i modulo `cores`.
+    seconds : float or None
+        Modelled time, where the chip's is known.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    cores: int
+    seconds: float | None
+
+    @property
+    def padded(self) -> int:
+        """Rows that are read and written."""
+        return sum(self.spans[-1])
 
 
 def padded_rows(m: int, chip: Chip) -> int:
@@ -63,9 +85,67 @@ def padded_rows(m: int, chip: Chip) -> int:
     >>> padded_rows(5, chip("rk3588")), padded_rows(256, chip("rk3588"))
     (8, 256)
     """
-    m_max = min(limits.m_max for limits in chip.limits.values())
-    spans = _spans(m, chip, m_max)
-    return sum(spans[-1]) if spans else 0
+    buckets = _buckets(chip)
+    full, rest = divmod(m, buckets[-1])
+    return full * buckets[-1] + (next(size for size in buckets if size >= rest) if rest else 0)
+
+
+def _buckets(chip: Chip) -> tuple[int, ...]:
+    return row_buckets(min(limits.m_max for limits in chip.limits.values()), chip.native.row_multiple)
+
+
+def share_rows(m: int, mm_type: MatmulType, k: int, n: int, chip: Chip, room: int | None = None) -> Ranges | None:
+    """Share `m` rows, at least 1, of a product in place: by modelled time, or on one core where nothing is known.
+
+    Parameters
+    ----------
+    m : int
+    mm_type : MatmulType
+    k, n : int
+    chip : Chip
+    room : int, optional
+        Rows that can be read and written; as many as `padded_rows` are always enough.
+
+    Returns
+    -------
+    Ranges or None
+        None where there is not room enough.
+
+    Examples
+    --------
+    >>> from npumatmul.capabilities import chip
+    >>> share_rows(300, MatmulType.FLOAT16_FLOAT16_FLOAT16, 1024, 1024, chip("rk3588")).spans
+    ((0, 192), (192, 128))
+    """
+    alignment = chip.memory.slice_alignment
+    step = math.lcm(*(alignment // math.gcd(alignment, each) for each in (mm_type.a.nbytes(k), mm_type.c.nbytes(n))))
+    model = TIMINGS.get(chip.soc)
+    model = model if model is not None and model.knows(mm_type) else None
+    buckets = _buckets(chip)
+    return _shared(m, mm_type, k, n, buckets, step, chip.cores, model, padded_rows(m, chip) if room is None else room)
+
+
+@lru_cache(maxsize=1024)
+def _shared(
+    m: int, mm_type: MatmulType, k: int, n: int, buckets: tuple[int, ...], step: int, cores: int,
+    model: TimingModel | None, room: int,
+) -> Ranges | None:  # fmt: skip
+    choices = []
+    for size in reversed(buckets):
+        if size < m and size % step:
+            continue  # every range but the last ends where the next one starts, at a multiple of the alignment
+        starts = range(0, m, size)
+        last = next(bucket for bucket in buckets if bucket >= m - starts[-1])
+        spans = (*((start, size) for start in starts[:-1]), (starts[-1], last))
+        if starts[-1] + last > room:
+            continue
+        if model is None:
+            return Ranges(spans, 1, None)
+        for used in range(1, min(cores, len(spans)) + 1):
+            one = model.work_seconds(mm_type, max(rows for _, rows in spans), k, n, used) + 3 * model.bind_seconds
+            start = model.start_seconds if used == 1 else model.start_seconds_all_cores
+            choices.append(Ranges(spans, used, start + -(-len(spans) // used) * one))
+    return min(choices, key=lambda ranges: (ranges.seconds, len(ranges.spans)), default=None)
 
 
 def direct_type(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -> MatmulType | None:
@@ -78,9 +158,9 @@ def direct_type(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -
     """
     plan, device = weight.plan, weight.device
     (first, *others) = weight.slices
-    if others or len(plan.n_spans) > 1 or first.column_scale is not None or first.column_zero is not None:
+    if others or first.column_scale is not None or first.column_zero is not None or not weight.in_one_piece:
         return None
-    if plan.k_spans[0].padded != plan.k or plan.n_spans[0].padded != plan.n or plan.mm_type.a.dtype != a:
+    if plan.k_spans[0].padded != plan.k or any(n.padded != n.length for n in plan.n_spans) or plan.mm_type.a.dtype != a:
         return None
     for mm_type in MatmulType:
         same_operands = (mm_type.a, mm_type.b) == (plan.mm_type.a, plan.mm_type.b)
@@ -103,7 +183,143 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
         and n <= limits.n_max
         and k % limits.k_multiple == 0
         and n % limits.n_multiple == 0
+        and k not in limits.avoid
+        and n not in limits.avoid
     )
+
+
+def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows) -> bool:
+    """Multiply `m` rows in place; return False where they do not stand so, or where copying is modelled to be faster.
+
+    Parameters
+    ----------
+    a : Rows
+        (m, K), of the dtype of ``mm_type.a``.
+    m : int
+        At least 1.
+    weight : StoredWeight
+    mm_type : MatmulType
+        Of `direct_type`.
+    out : Rows
+        (m, N), of the dtype of ``mm_type.c``.
+
+    Raises
+    ------
+    RknnError
+        If a function of the runtime fails.
+    ClosedError
+        If weight, device or one of the buffers are closed.
+    """
+    device, plan = weight.device, weight.plan
+    session, chip = device.session, device.chip
+    if a.buffer._session is not session or out.buffer._session is not session or a.buffer.overlaps(out.buffer):
+        return False
+    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
+    ranges = share_rows(m, mm_type, plan.k, plan.n, chip, min(a.room // a_row, out.room // c_row))
+    if ranges is None:
+        return False
+    starts = [each.offset + start * row for each, row in ((a, a_row), (out, c_row)) for start, _ in ranges.spans]
+    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
+    in_parts = any(starts) or len(weight.tiles) > 1
+    if in_parts and (not device.runtime.has("rknn_mem_sync") or any(s % chip.memory.slice_alignment for s in starts)):
+        return False
+    copying = plan_matmul(m, plan).modelled_seconds
+    if ranges.seconds is not None and copying is not None and ranges.seconds > copying:
+        return False
+    with device.lock:
+        device.check_usable()
+        if weight.closed:
+            raise ClosedError("this packed weight is closed; pack it again")
+        device.collect()
+        with _in_use(a.buffer, out.buffer) as (a_memory, c_memory), ExitStack() as parts:
+            contexts = Placement.of(device).contexts(
+                [
+                    ContextSpec(
+                        mm_type,
+                        rows,
+                        plan.k,
+                        plan.n,
+                        MatmulLayout.NATIVE,
+                        MatmulLayout.NORM,
+                        core=index % ranges.cores if chip.has_core_mask else None,
+                    )
+                    for index, (_, rows) in enumerate(ranges.spans)
+                ]
+            )
+            b_memory = parts.enter_context(weight.whole())
+            runs = [
+                _Run(
+                    context,
+                    parts.enter_context(_part(a.buffer, a.offset + start * a_row, rows * a_row)),
+                    b_memory,
+                    parts.enter_context(_part(out.buffer, out.offset + start * c_row, rows * c_row)),
+                )
+                for context, (start, rows) in zip(contexts, ranges.spans, strict=True)
+            ]
+            counters = device.counters
+            device.weights.flush()
+            for buffer in (a.buffer, out.buffer):
+                buffer.settle()
+            # C must have no dirty cache lines, which would be written over the result later
+            counters.mem_sync_calls += a_memory.flush() + c_memory.flush()
+            _run_all(runs, ranges.cores, device)
+            counters.run_calls += len(runs)
+            counters.set_io_mem_calls += 3 * len(runs)
+            counters.macs += m * plan.k * plan.n
+            counters.mem_sync_calls += c_memory.sync(MemSyncMode.FROM_DEVICE)
+            out.buffer._computed()
+    return True
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a context, and what it is bound to."""
+
+    context: MatmulContext
+    a: Memory
+    b: Memory
+    c: Memory
+
+    def __call__(self) -> None:
+        context = self.context
+        runtime = context._runtime
+        for memory, attr in ((self.a, context.a), (self.b, context.b), (self.c, context.c)):
+            runtime.matmul_set_io_mem(context.handle, memory.pointer, attr.struct)
+        try:
+            runtime.matmul_run(context.handle)
+        except RknnError:
+            context.struct.broken = 1  # it is made anew when it is asked for again
+            raise
+
+
+def _run_all(runs: list[_Run], cores: int, device: Device) -> None:
+    """Make the runs: those of core 0 in this thread, those of each other core in one of its own."""
+
+    def share(core: int) -> None:
+        for run in runs[core::cores]:
+            run()
+
+    others: list[Future[None]] = []
+    if cores > 1:
+        threads = device.attached(_Threads, _Threads)
+        others = [threads.pool.submit(share, core) for core in range(1, cores)]
+    try:
+        share(0)
+    finally:
+        wait(others)  # nothing is given back while a core is at work
+    for other in others:
+        other.result()
+
+
+class _Threads:
+    """The threads of a device's further cores; `Device.attached` keeps the one instance."""
+
+    def __init__(self, device: Device) -> None:
+        self.pool = ThreadPoolExecutor(max(1, device.chip.cores - 1), thread_name_prefix=f"{device.name}-core")
+
+    def close(self) -> None:
+        """End them."""
+        self.pool.shutdown()
 
 
 @contextmanager
@@ -136,91 +352,3 @@ def _part(buffer: Buffer, start: int, nbytes: int) -> Iterator[Memory]:
         yield part
     finally:
         buffer._session.release(part)
-
-
-def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows) -> bool:
-    """Multiply `m` rows in place, or return False where they do not stand so that they could be.
-
-    Parameters
-    ----------
-    a : Rows
-        (m, K), of the dtype of ``mm_type.a``.
-    m : int
-        At least 1.
-    weight : StoredWeight
-    mm_type : MatmulType
-        Of `direct_type`.
-    out : Rows
-        (m, N), of the dtype of ``mm_type.c``.
-
-    Raises
-    ------
-    RknnError
-        If a function of the runtime fails.
-    ClosedError
-        If weight, device or one of the buffers are closed.
-    """
-    device = weight.device
-    session, runtime, plan = device.session, device.runtime, weight.plan
-    if a.buffer._session is not session or out.buffer._session is not session or a.buffer.overlaps(out.buffer):
-        return False
-    limits = device.chip.type_limits(mm_type, device.runtime_version)
-    spans = _spans(m, device.chip, limits.m_max)
-    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
-    rows = sum(spans[-1])
-    if rows * a_row > a.room or rows * c_row > out.room:
-        return False
-    whole = all(each.offset == 0 for each in (a, out)) and len(spans) == 1
-    starts = [start + each.offset for each, row in ((a, a_row), (out, c_row)) for start in (s * row for s, _ in spans)]
-    alignment = device.chip.memory.slice_alignment
-    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
-    if not whole and (not runtime.has("rknn_mem_sync") or any(start % alignment for start in starts)):
-        return False
-    with device.lock:
-        device.check_usable()
-        if weight.closed:
-            raise ClosedError("this packed weight is closed; pack it again")
-        device.collect()
-        with _in_use(a.buffer, out.buffer) as (a_memory, c_memory):
-            contexts = Placement.of(device).contexts(
-                [
-                    ContextSpec(
-                        mm_type,
-                        padded,
-                        plan.k,
-                        plan.n,
-                        MatmulLayout.NATIVE,
-                        MatmulLayout.NORM,
-                        core=0 if device.chip.has_core_mask else None,
-                    )
-                    for _, padded in spans
-                ]
-            )
-            counters = device.counters
-            device.weights.flush()
-            for buffer in (a.buffer, out.buffer):
-                buffer.settle()
-            # C must have no dirty cache lines, which would be written over the result later
-            counters.mem_sync_calls += a_memory.flush() + c_memory.flush()
-            for (start, padded), context in zip(spans, contexts, strict=True):
-                with (
-                    _part(a.buffer, a.offset + start * a_row, padded * a_row) as a_part,
-                    _part(out.buffer, out.offset + start * c_row, padded * c_row) as c_part,
-                ):
-                    for pointer, attr in (
-                        (a_part.pointer, context.a),
-                        (weight.pointers[0], context.b),
-                        (c_part.pointer, context.c),
-                    ):
-                        runtime.matmul_set_io_mem(context.handle, pointer, attr.struct)
-                        counters.set_io_mem_calls += 1
-                    counters.run_calls += 1
-                    try:
-                        runtime.matmul_run(context.handle)
-                    except RknnError:
-                        context.struct.broken = 1  # the pool makes it anew
-                        raise
-                    counters.macs += min(padded, m - start) * plan.k * plan.n
-            counters.mem_sync_calls += c_memory.sync(MemSyncMode.FROM_DEVICE)
-            out.buffer._computed()
-    return True

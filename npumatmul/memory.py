@@ -12,7 +12,7 @@ import logging
 import math
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from npumatmul import layout
 from npumatmul.budget import Holder
-from npumatmul.errors import ClosedError, LayoutMismatchError, NpuMemoryError
+from npumatmul.errors import ClosedError, LayoutMismatchError, NpuMemoryError, RknnError
 from npumatmul.layout import TileLayout, round_up
 from npumatmul.mmtype import ElementType
 from npumatmul.rknn import MatmulTensorAttr, TensorMem
@@ -401,6 +401,11 @@ class Slice:
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
 
+    @property
+    def memory(self) -> Memory:
+        """The runtime's memory."""
+        return self._memory
+
     def bytes(self) -> NDArray[np.uint8]:
         """Read-only view. It does not keep the memory: hold the device's lock, and the slice, while it is used."""
         pages = memoryview((C.c_uint8 * self.size).from_address(self.address))
@@ -468,6 +473,24 @@ class Arena:
                 return taken
         return None
 
+    def allocate_row(self, sizes: Sequence[int]) -> list[Slice] | None:
+        """Slices one behind the other, or None where no free range is long enough for all."""
+        total = sum(map(self.rounded, sizes))
+        if self.undivided or all(length < total for _, length in self.free):
+            return None
+        index, (start, length) = next((i, each) for i, each in enumerate(self.free) if each[1] >= total)
+        made: list[Slice] = []
+        try:
+            for size in sizes:
+                made.append(Slice(self, start + sum(piece.reserved for piece in made), size, self.rounded(size)))
+        except BaseException:
+            for piece in made:
+                self.session.release(piece._memory)
+            raise
+        self.slices.update(made)
+        self.free[index : index + 1] = [(start + total, length - total)] if length > total else []
+        return made
+
     def rounded(self, size: int) -> int:
         """Bytes that a slice of `size` bytes takes: the next one starts where the runtime takes an offset."""
         return round_up(size, self.session.chip.memory.slice_alignment)
@@ -520,6 +543,44 @@ class WeightMemory:
             piece = arena.allocate(size)
             if piece is not None:
                 return piece
+        arena = self._new_arena(size)
+        piece = arena.allocate(size)
+        assert piece is not None
+        return piece
+
+    def allocate_row(self, sizes: Sequence[int]) -> list[Slice]:
+        """Slices for the tiles of a row: one behind the other if there is such a range, else wherever there is room.
+
+        Raises
+        ------
+        NpuMemoryError
+            If the device's memory is used up.
+        """
+        if len(sizes) > 1 and self.session.runtime.has("rknn_mem_sync"):
+            for arena in self.arenas:
+                pieces = arena.allocate_row(sizes)
+                if pieces is not None:
+                    return pieces
+            try:
+                alignment = self.session.chip.memory.slice_alignment
+                pieces = self._new_arena(sum(round_up(size, alignment) for size in sizes)).allocate_row(sizes)
+            except NpuMemoryError as error:
+                if isinstance(error.__cause__, RknnError):
+                    raise
+                pieces = None  # there is no room for it as a whole, but perhaps in pieces
+            if pieces is not None:
+                return pieces
+        made: list[Slice] = []
+        try:
+            for size in sizes:
+                made.append(self.allocate(size))
+        except BaseException:
+            self.release(made)
+            raise
+        return made
+
+    def _new_arena(self, size: int) -> Arena:
+        """An arena with room for a slice of that size."""
         needed = round_up(size, self.session.chip.memory.slice_alignment)
         room = self.capacity - self.bytes_reserved
         if needed > room:
@@ -531,9 +592,7 @@ class WeightMemory:
         arena = Arena(self.session, max(needed, min(self._next_size(), room)))
         self.arenas.append(arena)
         logger.debug("new weight arena of %d bytes, %d in all", arena.size, self.bytes_reserved)
-        piece = arena.allocate(size)
-        assert piece is not None
-        return piece
+        return arena
 
     def _next_size(self) -> int:
         """Bytes of the next arena, where one weight does not need more; little where little is allowed."""

@@ -20,6 +20,7 @@ from npumatmul.contexts import ContextPool, TileShape, Workspace
 from npumatmul.device import Device
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
+from npumatmul.layout import TileLayout
 from npumatmul.memory import Slice
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
@@ -179,8 +180,11 @@ class Placement:
             device.collect()
             try:
                 for row in rows:
-                    for n_span in plan.n_spans:
-                        tiles.append(self._store_tile(row, plan, n_span))
+                    layouts = self._tile_row(row.k_span, plan)
+                    pieces = self._allocate([each.nbytes for each in layouts], plan)
+                    tiles.extend(pieces)
+                    for n_span, of, piece in zip(plan.n_spans, layouts, pieces, strict=True):
+                        self._pack_tile(row, n_span, of, piece)
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
@@ -222,36 +226,48 @@ class Placement:
             device.collect()
             try:
                 for k in k_spans:
-                    for n in plan.n_spans:
-                        of = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
-                        data = tile(len(tiles), of.nbytes)
-                        tiles.append(device.weights.allocate(of.nbytes))
-                        tiles[-1].fill(data)
+                    first = len(tiles)
+                    sizes = [of.nbytes for of in self._tile_row(k, plan)]
+                    tiles.extend(self._allocate(sizes, plan))
+                    for index, nbytes in enumerate(sizes, first):
+                        tiles[index].fill(tile(index, nbytes))
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
                 raise
 
-    def _store_tile(self, row: TileRow, plan: WeightPlan, n: Span) -> Slice:
-        device, k = self.device, row.k_span
-        tile = layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, (k.padded, n.padded))
-        piece = device.weights.allocate(tile.nbytes)
+    def _tile_row(self, k: Span, plan: WeightPlan) -> list[TileLayout]:
+        """Layouts of the tiles of a row."""
+        chip = self.device.chip
+        return [layout.b_native_of(k.length, n.length, plan.mm_type, chip, (k.padded, n.padded)) for n in plan.n_spans]
+
+    def _allocate(self, sizes: list[int], plan: WeightPlan) -> list[Slice]:
+        """Memory for a row of tiles: in one piece where one context could take all of it as its B."""
+        weights = self.device.weights
+        limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
+        if len(plan.k_spans) == 1 and plan.n <= limits.n_max:
+            return weights.allocate_row(sizes)
+        made: list[Slice] = []
         try:
-            rows = slice(n.start, n.start + n.length)
-            _kernels.pack(
-                tile.tiling(),
-                layout.in_nibble_order(row.conversion, device.runtime.int4_low_nibble_first),
-                row.values[rows],
-                piece.address,
-                piece.size,
-                None if row.row_scale is None else row.row_scale[rows],
-                None if row.row_zero is None else row.row_zero[rows],
-            )
+            for size in sizes:
+                made.append(weights.allocate(size))
         except BaseException:
-            device.weights.release([piece])
+            weights.release(made)
             raise
+        return made
+
+    def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: Slice) -> None:
+        rows = slice(n.start, n.start + n.length)
+        _kernels.pack(
+            of.tiling(),
+            layout.in_nibble_order(row.conversion, self.device.runtime.int4_low_nibble_first),
+            row.values[rows],
+            piece.address,
+            piece.size,
+            None if row.row_scale is None else row.row_scale[rows],
+            None if row.row_zero is None else row.row_zero[rows],
+        )
         piece.mark_written()
-        return piece
 
     # ---- running ---------------------------------------------------------------------------------------------------
 

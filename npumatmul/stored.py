@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from npumatmul._kernels import Conversion
 from npumatmul.device import Device
 from npumatmul.memory import Slice
 from npumatmul.plan import Span, WeightPlan
+from npumatmul.session import Memory
 
 __all__ = ["StoredWeight", "TileRow", "WeightSlice"]
 
@@ -113,6 +116,31 @@ class StoredWeight:
         self.placed: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether its tiles stand one behind the other, without gaps, in one allocation.
+
+        Tiles of N are the outermost ones of the native layout of B: then they are one image of the whole weight, if K
+        is one slice (facts 4.3).
+        """
+        return all(
+            one.arena is next_one.arena and one.start + one.size == next_one.start
+            for one, next_one in pairwise(self.tiles)
+        )
+
+    @contextmanager
+    def whole(self) -> Iterator[Memory]:
+        """Memory of all tiles at once, where they are `in_one_piece`, to be bound."""
+        if len(self.tiles) == 1:
+            yield self.tiles[0].memory
+            return
+        arena = self.tiles[0].arena
+        memory = arena.session.wrap(arena.memory, self.tiles[0].start, self.nbytes)
+        try:
+            yield memory
+        finally:
+            arena.session.release(memory)
 
     @property
     def closed(self) -> bool:

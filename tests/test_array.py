@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import npumatmul as npu
-from npumatmul import sim
-from npumatmul.errors import ClosedError
+from npumatmul import MatmulType, sim
+from npumatmul.capabilities import CHIPS
+from npumatmul.direct import padded_rows, share_rows
+from npumatmul.errors import ClosedError, RknnTimeout
 
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4]
 
@@ -374,6 +376,71 @@ def test_plain_sums_are_written_in_place_too(device: npu.Device, dtype: Any, res
     assert device.stats().conversions == before
     assert got.dtype == result
     np.testing.assert_array_equal(got.numpy(), a.astype(result) @ b.astype(result))
+
+
+@pytest.mark.parametrize("m", [64, 100, 300, 512, 1100])
+def test_cores_share_the_rows_of_a_product_in_place(fresh_device: npu.Device, m: int) -> None:
+    """Weights of this size are cut along N for the cores; in place, whole rows are what they can share."""
+    chip = fresh_device.chip.soc
+    a, b = values((m, 576), np.float16), values((576, 1536), np.float16, 1)
+    x, w = npu.asarray(a, device=fresh_device), npu.pack(b, device=fresh_device)
+    assert w.plan is not None
+    assert len(w.plan.n_spans) > 1
+    out = npu.empty((m, 1536), device=fresh_device)
+    out.numpy()[...] = -1
+    before = fresh_device.stats()
+    busy = sim.counter_details(fresh_device)["chips"][chip]["macs"]
+    assert npu.matmul(x, w, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), a.astype(np.float32) @ b.astype(np.float32))
+    assert fresh_device.stats().conversions == before.conversions
+    assert fresh_device.stats().macs - before.macs == m * 576 * 1536
+    worked = sim.counter_details(fresh_device)["chips"][chip]["macs"]["RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32"]
+    already = busy.get("RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32", [0, 0, 0])
+    at_work = sum(now > then for now, then in zip(worked, already, strict=True))
+    assert at_work == 1 if m == 64 else at_work > 1
+
+
+def test_copying_is_preferred_where_it_is_modelled_to_be_faster(device: npu.Device) -> None:
+    """One row of a wide weight: all cores read their columns of it, which beats one core that reads it all."""
+    a, b = values((1, 1024), np.float16), values((1024, 4096), np.float16, 1)
+    x, w = npu.asarray(a), npu.pack(b)
+    before = device.stats().conversions
+    np.testing.assert_array_equal((x @ w).numpy(), a.astype(np.float32) @ b.astype(np.float32))
+    assert device.stats().conversions > before
+
+
+@given(
+    m=st.integers(1, 3000),
+    k=st.integers(1, 64).map(lambda units: 32 * units),
+    n=st.integers(1, 128).map(lambda units: 32 * units),
+    chip=st.sampled_from(["rk3588", "rk3576", "rk3566"]),
+)
+def test_rows_are_shared_without_gaps_overlaps_or_odd_starts(m: int, k: int, n: int, chip: str) -> None:
+    mm_type = MatmulType.FLOAT16_FLOAT16_FLOAT32
+    ranges = share_rows(m, mm_type, k, n, CHIPS[chip], padded_rows(m, CHIPS[chip]))
+    assert ranges is not None
+    position = 0
+    for start, rows in ranges.spans:
+        assert start == position < m
+        assert start * k * 2 % 4096 == start * n * 4 % 4096 == 0
+        assert rows == 1 or rows % 4 == 0
+        position += rows
+    assert m <= position == ranges.padded <= padded_rows(m, CHIPS[chip])
+    assert ranges.spans[-1][0] < m
+    assert 1 <= ranges.cores <= CHIPS[chip].cores
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_core_that_fails_is_told_of_and_the_next_product_is_right(failing: int) -> None:
+    a, b = values((300, 576), np.float16), values((576, 1536), np.float16, 1)
+    expected = a.astype(np.float32) @ b.astype(np.float32)
+    with npu.Device("sim:rk3588") as opened:
+        x, w = npu.asarray(a, device=opened), npu.pack(b, device=opened)
+        np.testing.assert_array_equal((x @ w).numpy(), expected)
+        with sim.configured(opened, faults=f"run:after={failing}:times=1:code=-2"), pytest.raises(RknnTimeout):
+            x @ w
+        np.testing.assert_array_equal((x @ w).numpy(), expected)
+        x.close()
 
 
 def test_rows_that_pad_a_product_never_reach_other_rows(device: npu.Device) -> None:

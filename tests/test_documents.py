@@ -12,7 +12,7 @@ import npumatmul as npu
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/matmul.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/matmul.md", "docs/quantization.md"])
 def test_python_programs_run(
     fresh_device: npu.Device,
     name: str,
@@ -29,4 +29,4 @@ def test_python_programs_run(
         for block in blocks:
             exec(compile(block, name, "exec"), names)
     assert fresh_device.stats().run_calls > 0
-    assert capsys.readouterr().out  # both print something
+    assert capsys.readouterr().out  # all print something

@@ -34,6 +34,8 @@ def faulty_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[npu.Device, Arm]]:
     monkeypatch.setenv("NPUMATMUL_LIBRARY", str(faulty_library))
+    # it hands its calls to the simulator, which may still be on the chip that another test selected in this thread
+    ctypes.CDLL(str(simulator_path())).npumm_sim_select(None)
     with npu.Device() as device:
         library = ctypes.CDLL(str(faulty_library))
 

@@ -217,6 +217,35 @@ def test_tensordot_against_numpy(device: npu.Device, seed: int, data: st.DataObj
     same_as_numpy(npu.tensordot, np.tensordot, a, b, device, axes=count)
 
 
+FAMILY = [
+    ("dot", [(2, 3, 5), (5, 4)], {}),
+    ("inner", [(2, 5), (3, 5)], {}),
+    ("tensordot", [(2, 3, 5), (3, 5, 4)], {"axes": 2}),
+    ("vdot", [(5,), (5,)], {}),
+    ("vecdot", [(4, 5), (5,)], {}),
+    ("matvec", [(4, 3, 5), (5,)], {}),
+    ("vecmat", [(4, 5), (5, 3)], {}),
+    ("einsum", ["bij,jk->kbi", (2, 3, 5), (5, 4)], {}),
+]
+
+
+@pytest.mark.parametrize(("name", "operands", "options"), FAMILY, ids=[name for name, *_ in FAMILY])
+def test_scheme_and_precision_reach_the_product(device: npu.Device, name: str, operands: Any, options: Any) -> None:
+    rng = np.random.default_rng(0)
+    given = [x if isinstance(x, str) else rng.standard_normal(x).astype(np.float32) for x in operands]
+    reference = {"vecdot": "...n,...n->...", "matvec": "...mn,...n->...m", "vecmat": "...n,...nm->...m"}.get(name)
+    doubles = [x if isinstance(x, str) else x.astype(np.float64) for x in given]
+    exact = np.einsum(reference, *doubles) if reference else getattr(np, name)(*doubles, **options)
+    errors = {}
+    for how in ({"scheme": "w8a8"}, {}, {"precision": "high"}):
+        result = getattr(npu, name)(*given, **options, **how, device=device)
+        assert np.shape(result) == np.shape(exact)
+        errors[str(how)] = float(np.abs(result - exact).max())
+    quantized, plain, high = errors.values()
+    assert high < 1e-5
+    assert high < plain < quantized < 1
+
+
 def test_linear(device: npu.Device) -> None:
     rng = np.random.default_rng(0)
     x, w = integers(rng, (2, 3, 5), np.int8), integers(rng, (5, 4), np.int8)

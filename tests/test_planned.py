@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import os
 import signal
@@ -483,6 +484,30 @@ def test_an_interrupted_wait_leaves_the_device_usable(device: npu.Device) -> Non
     assert (npu.matmul(ones(1, 2), ones(2, 1), device=device) == 2).all()  # meanwhile
     gate.opened.set()
     assert gate.future.result(60) == 1
+
+
+def test_an_interrupted_product_leaves_the_device_usable(fresh_device: npu.Device) -> None:
+    """A KeyboardInterrupt at any moment of a loop of products, packing included."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-9, 9, (60, 700), np.int8), rng.integers(-9, 9, (700, 500), np.int8)
+    expected = a.astype(np.int32) @ b.astype(np.int32)
+
+    def work(timer: threading.Timer) -> None:
+        timer.start()
+        while True:
+            npu.matmul(a, b, device=fresh_device)
+
+    for delay in (0.011, 0.023, 0.037, 0.051):
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            work(timer)
+        timer.join()
+        np.testing.assert_array_equal(npu.matmul(a, b, device=fresh_device), expected)
+    with npu.pack(b, device=fresh_device) as packed:
+        one = packed.nbytes
+    gc.collect()  # what an interrupted call had packed hung on its frames
+    fresh_device.stats()
+    assert fresh_device.weights.bytes_used <= 4 * one  # at worst what was being packed or given back in that moment
 
 
 def test_an_inherited_future_says_so_instead_of_waiting_for_ever(device: npu.Device) -> None:

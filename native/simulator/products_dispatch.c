@@ -1,5 +1,7 @@
 #include "products.h"
 
+#include <stdatomic.h>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__)
@@ -17,13 +19,24 @@ static int has_f16c(void) {
 }
 #endif
 
-const sim_products *sim_best_products(void) {
+static const sim_products *choose(void) {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &sim_products_avx2;
 #elif defined(__aarch64__)
   return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &sim_products_neon_dotprod : &sim_products_neon;
 #endif
   return &sim_products_scalar;
+}
+
+/* Asked once: the cpuid instruction costs microseconds, and tens of them in a virtual machine. */
+const sim_products *sim_best_products(void) {
+  static const sim_products *_Atomic chosen;
+  const sim_products *best = atomic_load_explicit(&chosen, memory_order_relaxed);
+  if (!best) {
+    best = choose(); /* by several threads at once perhaps: they choose the same */
+    atomic_store_explicit(&chosen, best, memory_order_relaxed);
+  }
+  return best;
 }
 
 size_t sim_all_products(const sim_products **list, size_t max) {

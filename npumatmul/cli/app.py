@@ -244,13 +244,18 @@ def analyze_command(
 def quantize_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; by custom *.safetensors.")],
     model: ModelArgument = None,
-    scheme: ModelSchemeOption = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf; auto chooses for each layer.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A JSON file: scheme, transform, rounding, ... and overrides for layers.")
     ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="With --scheme: the recipe that loses least; needs --calibration.")
     ] = False,
+    candidates: Annotated[str, typer.Option(help="With auto: schemes to choose from, best recipes.")] = "w4a8,w8a8",
+    max_bits: Annotated[float | None, typer.Option(help="With auto: most stored bits per weight, on average.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="With auto: most KL divergence on the calibration text.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="A text file, where the recipe needs one.")] = None,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window of that text.")] = 512,
     chunks: Annotated[int | None, typer.Option(min=1, help="Windows of it at most.")] = 32,
@@ -261,10 +266,16 @@ def quantize_command(
 
     if (scheme is None) == (recipe is None):
         raise typer.BadParameter("give either --scheme or --recipe")
+    if (scheme == "auto") != (max_bits is not None or max_kl is not None):
+        raise typer.BadParameter("--scheme auto goes with --max-bits or --max-kl")
+    chosen: Recipe | quantizing.Budget
     if recipe is not None:
         if best:
             raise typer.BadParameter("--best goes with --scheme")
         chosen = Recipe.read(recipe)
+    elif scheme == "auto":
+        recipes = tuple(best_recipe(name).default for name in _names(candidates) or ())
+        chosen = quantizing.Budget(recipes, max_bits, max_kl)
     else:
         chosen = best_recipe(scheme or "") if best else Recipe(LayerRecipe(scheme or ""))
     quantizing.quantize(quantizing.Request(output, model, chosen, calibration, context, chunks))

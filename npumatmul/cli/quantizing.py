@@ -10,7 +10,24 @@ from rich.table import Table
 from npumatmul.cli.evaluating import read_text
 from npumatmul.cli.models import console, fetch_model, progress_bar
 from npumatmul.llm import GGUFFile, GGUFTokenizer, Window, text_tokens, windows
-from npumatmul.llm.quantize import QuantizedModel, Recipe, is_quantized, quantize_model, save_quantized
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    QuantizedModel,
+    Recipe,
+    auto_quantize,
+    is_quantized,
+    quantize_model,
+    save_quantized,
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is asked for instead of a recipe: the best choice among candidates within a limit."""
+
+    candidates: tuple[LayerRecipe, ...]
+    max_bits: float | None = None
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -19,7 +36,7 @@ class Request:
 
     output: Path
     model: Path | None
-    recipe: Recipe
+    recipe: Recipe | Budget
     calibration: Path | None = None
     context: int = 512
     chunks: int | None = None
@@ -34,7 +51,11 @@ def quantize(request: Request) -> None:
         raise ValueError(f"there is no folder {request.output.parent}")
     pieces = calibration_pieces(path, request.calibration, request.context, request.chunks)
     with progress_bar() as progress:
-        model = quantize_model(path, request.recipe, pieces, progress=progress)
+        if isinstance(request.recipe, Recipe):
+            model = quantize_model(path, request.recipe, pieces, progress=progress)
+        else:
+            b = request.recipe
+            model = auto_quantize(path, b.candidates, pieces, max_bits=b.max_bits, max_kl=b.max_kl, progress=progress)
     save_quantized(model, request.output)
     for note in model.notes:
         console.print(f"note: {note}")

@@ -389,12 +389,12 @@ def _score(
     logits: Float32, expected: Float32 | None, targets: NDArray[np.int64]
 ) -> tuple[Float64, Float64 | None, Float64 | None, NDArray[np.bool_] | None]:
     """Score some rows: negative log-likelihood, the reference's, divergence, agreement."""
-    log_p = _log_softmax(logits)
+    log_p = log_softmax(logits)
     rows = np.arange(len(targets))
     nll = -log_p[rows, targets]
     if expected is None:
         return nll, None, None, None
-    log_r = _log_softmax(expected)
+    log_r = log_softmax(expected)
     reference_nll = -log_r[rows, targets]
     same = logits.argmax(axis=1) == expected.argmax(axis=1)
     np.subtract(log_r, log_p, out=log_p)
@@ -402,7 +402,31 @@ def _score(
     return nll, reference_nll, kl, same
 
 
-def _log_softmax(logits: Float32) -> Float64:
+def mean_divergence(log_p: NDArray[np.floating[Any]], logits: Float32) -> float:
+    """Mean KL divergence of distributions from known ones.
+
+    Parameters
+    ----------
+    log_p : ndarray of float, shape (T, vocab)
+        Logarithms of the probabilities of the reference.
+    logits : ndarray of float32, shape (T, vocab)
+        Logits of what is compared with it.
+
+    Returns
+    -------
+    float
+        Mean over the rows, in nats.
+    """
+    total = 0.0
+    for start in range(0, len(logits), SOFTMAX_ROWS):
+        rows = slice(start, start + SOFTMAX_ROWS)
+        expected = log_p[rows].astype(np.float64)
+        total += float((np.exp(expected) * (expected - log_softmax(logits[rows]))).sum())
+    return total / max(1, len(logits))
+
+
+def log_softmax(logits: Float32) -> Float64:
+    """Logarithms of the probabilities that logits stand for, row by row, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

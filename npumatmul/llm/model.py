@@ -315,22 +315,69 @@ class LlamaModel:
         for start in range(0, len(ids), PREFILL_CHUNK):
             hidden = self._run_blocks(ids[start : start + PREFILL_CHUNK], cache)
             if all_logits:
-                rows.append(self._logits(hidden))
-        return np.concatenate(rows) if all_logits else self._logits(hidden[-1:])[0]
+                rows.append(self.logits(hidden))
+        return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
 
     def _run_blocks(self, ids: NDArray[np.int64], cache: KVCache) -> Float32:
         x = self._embedding(ids)
-        eps = self.config.rms_eps
-        rotation = self._rope.rows(cache.length, cache.length + len(ids))
-        for layer, block in enumerate(self._blocks):
-            qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
-            attended = self._attention(qkv, rotation, cache, layer)
-            x = x + _biased(block.attn_out(attended), block.attn_out_bias)
-            x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        for layer in range(len(self._blocks)):
+            x = self.run_block(layer, x, cache)
         cache.tokens.extend(ids.tolist())
         return x
 
-    def _logits(self, x: Float32) -> Float32:
+    def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
+        """Look up the embeddings of tokens, the input of the first block.
+
+        Parameters
+        ----------
+        tokens : sequence of int, length T
+            Token numbers.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            The embeddings.
+        """
+        return self._embedding(np.asarray(tokens, np.int64))
+
+    def run_block(self, layer: int, x: Float32, cache: KVCache) -> Float32:
+        """Run tokens through one block.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            What enters it for the tokens that follow those in the cache; at most `PREFILL_CHUNK` of them.
+        cache : KVCache
+            Takes keys and values of this block. It does not grow: that is for whoever has run all blocks.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves it, a new array.
+        """
+        block, eps = self._blocks[layer], self.config.rms_eps
+        rotation = self._rope.rows(cache.length, cache.length + len(x))
+        qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
+        attended = self._attention(qkv, rotation, cache, layer)
+        x = x + _biased(block.attn_out(attended), block.attn_out_bias)
+        x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        return x
+
+    def logits(self, x: Float32) -> Float32:
+        """Turn what leaves the last block into logits.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (T, hidden)
+            Rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, vocab)
+            Logits of the next token after each, a new array.
+        """
         return np.array(self._head(rms_norm(x, self._output_norm, self.config.rms_eps)))
 
     def _attention(self, qkv: Float32, rotation: NDArray[np.complex64], cache: KVCache, layer: int) -> Float32:

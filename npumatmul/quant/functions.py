@@ -7,13 +7,15 @@ Halves are rounded to even, as the CPU's and the kernels' rounding does; the cla
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import QuantParams
+from npumatmul.qparams import Granularity, QuantParams
 
 __all__ = ["dequantize", "fake_quantize", "float_array", "quantize"]
 
@@ -47,6 +49,11 @@ def quantize(x: ArrayLike, params: QuantParams) -> NDArray[np.int8]:
     array([ -2,   0,   2, 127], dtype=int8)
     """
     values = float_array(x, "quantize")
+    params.check_shape(values.shape)
+    rows = _rows_with_one_scale(values, params)
+    if rows is not None:
+        with contextlib.suppress(NotFiniteError):  # which element it is, is found below
+            return _codes_of_rows(rows, params).reshape(values.shape)
     scale, zero_point = params.expanded(values.shape)
     if not np.isfinite(values).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
@@ -57,6 +64,41 @@ def quantize(x: ArrayLike, params: QuantParams) -> NDArray[np.int8]:
     codes += zero_point
     clamped: NDArray[np.int8] = np.clip(codes, params.qmin, params.qmax).astype(np.int8)
     return clamped
+
+
+def _rows_with_one_scale(values: NDArray[Any], params: QuantParams) -> NDArray[np.float32] | None:
+    """The array as rows of which each has one scale and zero point, where it is float32 and can be seen so."""
+    if values.dtype != np.float32 or values.ndim != 2 or not values.size or not values.flags.c_contiguous:
+        return None
+    if params.granularity is Granularity.LAYER or params.granularity is Granularity.TOKEN:
+        return values
+    if params.axis in ((0, -2) if params.granularity is Granularity.CHANNEL else ()):
+        return values
+    size = params.group_size or 0
+    if params.granularity is Granularity.GROUP and params.axis in (1, -1) and values.shape[1] % size == 0:
+        return values.reshape(-1, size)
+    return None
+
+
+def _codes_of_rows(rows: NDArray[np.float32], params: QuantParams) -> NDArray[np.int8]:
+    """The same formula in the kernel, in one pass."""
+    count, cols = rows.shape
+    scale = np.ascontiguousarray(np.broadcast_to(params.scale.reshape(-1), (count,)))
+    zero = np.ascontiguousarray(np.broadcast_to(params.zero_point.reshape(-1), (count,)))
+    codes = np.empty((count, cols), np.int8)
+    tiling = _kernels.Tiling(count, cols, count, cols, count, cols)  # row-major
+    symmetric = params.symmetric and params.levels == 127
+    _kernels.pack(
+        tiling,
+        _kernels.Conversion.F32_TO_I8,
+        rows,
+        codes.ctypes.data,
+        codes.nbytes,
+        scale,
+        None if symmetric else zero,
+    )
+    whole_range = symmetric or (params.qmin, params.qmax) == (-128, 127)
+    return codes if whole_range else np.clip(codes, params.qmin, params.qmax, out=codes)
 
 
 def dequantize(codes: ArrayLike, params: QuantParams, dtype: DTypeLike = np.float32) -> NDArray[Any]:

@@ -127,6 +127,20 @@ def test_quantize_with_the_best_recipe(tiny: Any, text: Path, tmp_path: Path) ->
     assert load_quantized(target).recipe == best_recipe("w4a4")
 
 
+def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None:
+    target = tmp_path / "auto.safetensors"
+    options = ["--calibration", text, "-c", 64, "-o", target]
+    run("quantize", tiny.path, "--scheme", "auto", "--max-bits", 9, "--candidates", "w4a8, w8a8", *options)
+    model = load_quantized(target)
+    assert model.bits_per_weight <= 9
+    assert {layer.recipe.scheme for layer in model.layers.values()} == {"w4a8", "w8a8"}
+    assert "chosen by sensitivity" in model.notes[0]
+    for wrong in (["--scheme", "auto"], ["--scheme", "w8a8", "--max-kl", "1"]):
+        done = runner.invoke(app, ["quantize", str(tiny.path), *wrong, "-o", str(target)])
+        assert done.exit_code == 2
+        assert "goes with" in done.output
+
+
 def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no folder"):
         run("quantize", tiny.path, "--scheme", "w8a8", "-o", tmp_path / "nowhere" / "x")

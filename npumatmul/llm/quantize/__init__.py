@@ -12,8 +12,10 @@ from .layer import QuantizedLayer
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
 from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
+from .sensitivity import Candidate, auto_quantize, choose, measure_sensitivity
 
 __all__ = [
+    "Candidate",
     "EmulatedLinear",
     "LayerRecipe",
     "LayerStatistics",
@@ -22,11 +24,14 @@ __all__ = [
     "QuantizedModel",
     "Recipe",
     "Source",
+    "auto_quantize",
     "best_recipe",
+    "choose",
     "collect_statistics",
     "emulate",
     "is_quantized",
     "load_quantized",
+    "measure_sensitivity",
     "parse_scheme",
     "quantize_layer",
     "quantize_model",

@@ -23,7 +23,7 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
-from .recipe import GGUF_SCHEME, Recipe
+from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
 
@@ -187,17 +187,13 @@ def quantize_model(
         if progress is not None:
             progress(done, len(names), f"quantizing {name}")
         each = recipes[name]
-        taken = layer_of_blocks(file, tensors.tensors, each) if each.scheme == GGUF_SCHEME else None
-        if taken is not None and each.centre:
-            taken = centred_layer(taken, tensors.weight(file), known[name])
-        if each.scheme == GGUF_SCHEME and taken is None:
+        layers[name] = layer_of_recipe(file, tensors, each, known.get(name), seed=recipe.seed)
+        if layers[name].recipe.scheme == GGUF_SCHEME:
+            continue
+        if each.scheme == GGUF_SCHEME:
             left_out.append(name)
-            each = dataclasses.replace(each, scheme="w8a8")
-        if taken is None:
-            if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
-                requantized.append(name)
-            taken = quantize_layer(tensors.weight(file), each, known.get(name), name=name, seed=recipe.seed)
-        layers[name] = taken
+        if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
+            requantized.append(name)
     if progress is not None:
         progress(len(names), len(names), "done")
     notes = []
@@ -213,12 +209,45 @@ def quantize_model(
         )
     for note in notes:
         logger.info("%s", note)
-    return QuantizedModel(file.path, file, recipe, Source(file.path.name, _sha256(file.path)), layers, tuple(notes))
+    return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
 
 
-def _sha256(path: Path) -> str:
+def layer_of_recipe(
+    file: GGUFFile, tensors: LayerTensors, recipe: LayerRecipe, statistics: LayerStatistics | None, *, seed: int = 0
+) -> QuantizedLayer:
+    """Make one layer of a file.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        The open file.
+    tensors : LayerTensors
+        Which of its tensors make up the layer.
+    recipe : LayerRecipe
+        What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8``, as its own recipe
+        says then.
+    statistics : LayerStatistics, optional
+        Of its activations.
+    seed : int
+        Of random signs.
+
+    Returns
+    -------
+    QuantizedLayer
+        The layer.
+    """
+    if recipe.scheme == GGUF_SCHEME:
+        taken = layer_of_blocks(file, tensors.tensors, recipe)
+        if taken is not None:
+            return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
+        recipe = dataclasses.replace(recipe, scheme="w8a8")
+    return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
+
+
+def source_of(path: Path) -> Source:
+    """Name and digest of a file."""
     digest = hashlib.sha256()
     data = np.memmap(path, np.uint8, "r")
     for start in range(0, len(data), 1 << 24):
         digest.update(data[start : start + (1 << 24)].data)
-    return digest.hexdigest()
+    return Source(path.name, digest.hexdigest())

@@ -1,0 +1,296 @@
+"""Choosing a scheme for each layer by what it was measured to cost.
+
+Each layer is quantized in each candidate's way, alone, and the KL divergence of the model's distributions from the
+float32 model's is measured: its sensitivity. While divergences are small they add up, layer by layer; so the layers
+that get more bits are those where the divergence falls most for each bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.llm.config import LlamaConfig
+from npumatmul.llm.evaluation import Window, evaluate, log_softmax, mean_divergence
+from npumatmul.llm.gguf_file import GGUFFile
+from npumatmul.llm.loader import Progress, layer_tensors, load_model, numpy_pack
+from npumatmul.llm.model import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
+
+from .calibration import LayerStatistics, collect_statistics
+from .emulation import emulate
+from .layer import QuantizedLayer
+from .quantized_model import QuantizedModel, layer_of_recipe, source_of
+from .recipe import LayerRecipe, Recipe
+
+__all__ = ["Candidate", "auto_quantize", "choose", "measure_sensitivity"]
+
+logger = logging.getLogger(__name__)
+
+CORRECTIONS = 4
+"""Times that a budget of quality is corrected for divergences that did not add up."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize one layer, and what it costs.
+
+    Attributes
+    ----------
+    layer : QuantizedLayer
+        The layer so quantized.
+    kl : float
+        Mean KL divergence of the model with only this layer quantized, in nats.
+    """
+
+    layer: QuantizedLayer
+    kl: float
+
+    @property
+    def bits(self) -> int:
+        """Stored bits of the layer."""
+        return 8 * self.layer.nbytes
+
+
+def measure_sensitivity(
+    path: str | os.PathLike[str],
+    candidates: Sequence[LayerRecipe],
+    pieces: Sequence[Window],
+    *,
+    statistics: Mapping[str, LayerStatistics] | None = None,
+    tokens: int = 512,
+    progress: Progress | None = None,
+) -> dict[str, list[Candidate]]:
+    """Quantize every layer in every way, and measure what each does to the model alone.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    candidates : sequence of LayerRecipe
+        The ways.
+    pieces : sequence of Window
+        Calibration text.
+    statistics : mapping of str to LayerStatistics, optional
+        What was seen on it before.
+    tokens : int, default 512
+        Tokens of it that divergences are measured on, in pieces of `PREFILL_CHUNK`: the time it takes is about that of
+        ``tokens * layers * candidates / 2`` tokens through the model.
+    progress : callable, optional
+        Called with what is done, what there is to do, and a name.
+
+    Returns
+    -------
+    dict of str to list of Candidate
+        By layer, in the order of `candidates`.
+
+    Raises
+    ------
+    ValueError
+        If there are no candidates, or no text.
+    """
+    if not candidates:
+        raise ValueError("there is nothing to choose from")
+    if not pieces:
+        raise ValueError("sensitivity is measured on a calibration text: give one")
+    model = load_model(path, pack=numpy_pack).model
+    known = dict(statistics or {})
+    if any(each.needs_calibration for each in candidates):
+        missing = [name for name in model.linears if name not in known]
+        if missing:
+            known.update(collect_statistics(path, pieces, missing, progress=progress))
+    references = [_Reference(model, part) for part in _parts(pieces, tokens)]
+    found: dict[str, list[Candidate]] = {}
+    with GGUFFile(path) as file:
+        layers = layer_tensors(file, LlamaConfig.from_gguf(file))
+        for done, (name, tensors) in enumerate(layers.items()):
+            found[name] = []
+            for number, recipe in enumerate(candidates):
+                if progress is not None:
+                    progress(done * len(candidates) + number, len(layers) * len(candidates), f"{name} {recipe.scheme}")
+                layer = layer_of_recipe(file, tensors, recipe, known.get(name))
+                changed = model.with_linears({name: emulate(layer)})
+                kls = [reference.divergence(model, changed, name) for reference in references]
+                found[name].append(Candidate(layer, float(np.mean(kls))))
+    return found
+
+
+def choose(
+    found: Mapping[str, Sequence[Candidate]], *, max_bits: float | None = None, max_kl: float | None = None
+) -> dict[str, Candidate]:
+    """Choose one candidate for each layer.
+
+    Starting from the smallest of each layer, the step that lowers the divergence most for each bit is taken, again and
+    again (of each layer, only candidates on the lower convex hull of bits and divergence are worth a step).
+
+    Parameters
+    ----------
+    found : mapping of str to sequence of Candidate
+        What `measure_sensitivity` returned.
+    max_bits : float, optional
+        Stored bits per weight, on average over all layers: steps are taken while they fit.
+    max_kl : float, optional
+        Sum of divergences: steps are taken until it is reached.
+
+    Returns
+    -------
+    dict of str to Candidate
+        The choice.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one limit is given, or it cannot be met.
+    """
+    if (max_bits is None) == (max_kl is None):
+        raise ValueError("give either the most bits per weight or the most divergence")
+    hulls = {name: _hull(candidates) for name, candidates in found.items()}
+    level = dict.fromkeys(hulls, 0)
+    steps = sorted(
+        (-_gain(hull[i], hull[i + 1]), order, name, i)
+        for order, (name, hull) in enumerate(hulls.items())
+        for i in range(len(hull) - 1)
+    )
+    weights = sum(c[0].layer.shape[0] * c[0].layer.shape[1] for c in found.values())
+    bits = sum(hull[0].bits for hull in hulls.values())
+    kl = sum(hull[0].kl for hull in hulls.values())
+    if max_bits is not None and bits > max_bits * weights:
+        raise ValueError(f"{max_bits} bits per weight cannot be met: the smallest candidates take {bits / weights:.3f}")
+    for _, _, name, i in steps:
+        if max_kl is not None and kl <= max_kl:
+            break
+        more = hulls[name][i + 1].bits - hulls[name][i].bits
+        if level[name] != i or (max_bits is not None and bits + more > max_bits * weights):
+            continue  # a step of this layer that did not fit bars the ones after it
+        level[name] = i + 1
+        bits += more
+        kl += hulls[name][i + 1].kl - hulls[name][i].kl
+    if max_kl is not None and kl > max_kl:
+        raise ValueError(f"a divergence of {max_kl} cannot be met: the best candidates are expected at {kl:.3g}")
+    return {name: hulls[name][i] for name, i in level.items()}
+
+
+def auto_quantize(
+    path: str | os.PathLike[str],
+    candidates: Sequence[LayerRecipe],
+    pieces: Sequence[Window],
+    *,
+    max_bits: float | None = None,
+    max_kl: float | None = None,
+    tokens: int = 512,
+    progress: Progress | None = None,
+) -> QuantizedModel:
+    """Quantize a model, each layer in the way that measured sensitivity speaks for.
+
+    Parameters
+    ----------
+    path, candidates, pieces, tokens, progress
+        As for `measure_sensitivity`.
+    max_bits, max_kl : float, optional
+        As for `choose`; one of them. The whole model is measured on the text in the end, and for `max_kl` chosen anew
+        until what is measured keeps the limit: divergences add up only roughly.
+
+    Returns
+    -------
+    QuantizedModel
+        Its recipe names every layer; its notes say what was expected and measured.
+
+    Raises
+    ------
+    ValueError
+        If the limit cannot be met.
+    """
+    found = measure_sensitivity(path, candidates, pieces, tokens=tokens, progress=progress)
+    file = GGUFFile(path)
+    exact = load_model(path, pack=numpy_pack).model
+    parts = _parts(pieces, max(tokens, 2 * PREFILL_CHUNK))
+    measured_on = [Window(part, 0) for part in parts]
+    budget = max_kl
+    for _ in range(CORRECTIONS):
+        chosen = choose(found, max_bits=max_bits, max_kl=budget)
+        changed = exact.with_linears({name: emulate(each.layer) for name, each in chosen.items()})
+        evaluation = evaluate(changed, exact, measured_on)
+        assert evaluation.mean_kl is not None
+        mean_kl = evaluation.mean_kl
+        expected = sum(each.kl for each in chosen.values())
+        logger.info("auto: expected divergence %.4g, measured %.4g", expected, mean_kl.value)
+        if max_kl is None or budget is None or mean_kl.value <= max_kl:
+            break
+        budget = min(budget, expected) * 0.95 * max_kl / mean_kl.value
+    else:
+        raise ValueError(f"a divergence of {max_kl} was not met: {mean_kl.value:.3g} was measured; allow more")
+    schemes = Counter(each.layer.recipe for each in chosen.values())
+    default = schemes.most_common(1)[0][0]
+    overrides = {
+        name: _difference(default, each.layer.recipe) for name, each in chosen.items() if each.layer.recipe != default
+    }
+    note = (
+        f"schemes were chosen by sensitivity: {', '.join(f'{n} layers {r.scheme}' for r, n in schemes.most_common())}; "
+        f"the sum of divergences alone is {expected:.4g}, the model's on the calibration text {mean_kl:.4g}"
+    )
+    layers = {name: each.layer for name, each in chosen.items()}
+    return QuantizedModel(file.path, file, Recipe(default, overrides), source_of(file.path), layers, (note,))
+
+
+class _Reference:
+    """What the float32 model does with some tokens: what enters each block, and its distributions."""
+
+    def __init__(self, model: LlamaModel, tokens: NDArray[np.int64]) -> None:
+        cache = model.new_cache(len(tokens))
+        self._entering: list[Float32] = []
+        x = model.embed(tokens)
+        for i in range(model.config.n_layers):
+            self._entering.append(x)
+            x = model.run_block(i, x, cache)
+        self._entering.append(x)
+        self._log_p = log_softmax(model.logits(x)).astype(np.float32)
+
+    def divergence(self, model: LlamaModel, changed: LlamaModel, name: str) -> float:
+        """Mean divergence where one layer is changed: only its block and what follows has to be computed."""
+        first = _block_of(name, model.config.n_layers)
+        x = self._entering[first]
+        cache = model.new_cache(len(x))
+        for i in range(first, model.config.n_layers):
+            x = (changed if i == first else model).run_block(i, x, cache)
+        return mean_divergence(self._log_p, changed.logits(x))
+
+
+def _block_of(name: str, n_layers: int) -> int:
+    """Number of the block of a layer; the head follows the last."""
+    prefix, _, part = name.rpartition(".")
+    return int(prefix.removeprefix("blk.")) if part in BLOCK_LAYERS else n_layers
+
+
+def _parts(pieces: Sequence[Window], tokens: int) -> list[NDArray[np.int64]]:
+    """The first tokens of windows spread over the text, in pieces that the model runs at once."""
+    count = max(1, -(-tokens // PREFILL_CHUNK))
+    chosen = [pieces[i * len(pieces) // count] for i in range(count)] if len(pieces) >= count else list(pieces)
+    return [piece.tokens[:PREFILL_CHUNK] for piece in chosen]
+
+
+def _hull(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates on the lower convex hull of bits and divergence, from the smallest on."""
+    hull: list[Candidate] = []
+    for each in sorted(candidates, key=lambda c: (c.bits, c.kl)):
+        if hull and each.kl >= hull[-1].kl:
+            continue
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], each):
+            hull.pop()
+        hull.append(each)
+    return hull
+
+
+def _gain(less: Candidate, more: Candidate) -> float:
+    """How much the divergence falls for each bit."""
+    return (less.kl - more.kl) / max(1, more.bits - less.bits)
+
+
+def _difference(default: LayerRecipe, other: LayerRecipe) -> dict[str, object]:
+    base = dataclasses.asdict(default)
+    return {name: value for name, value in dataclasses.asdict(other).items() if value != base[name]}

@@ -1,0 +1,117 @@
+"""Schemes chosen for each layer by measured sensitivity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npumatmul.llm import Window, evaluate, load_model, numpy_pack, windows
+from npumatmul.llm.model import layer_names
+from npumatmul.llm.quantize import (
+    Candidate,
+    LayerRecipe,
+    QuantizedLayer,
+    QuantizedModel,
+    Recipe,
+    auto_quantize,
+    choose,
+    emulate,
+    measure_sensitivity,
+    quantize_model,
+)
+
+TOKENS = np.random.default_rng(0).integers(0, 256, 200)
+
+
+def candidate(bytes_per_row: int, kl: float) -> Candidate:
+    """A layer of 4 rows that takes so many bytes in each row, and costs so much."""
+    half = QuantizedLayer(LayerRecipe("w16a16"), np.zeros((4, bytes_per_row // 2), np.float16))
+    return Candidate(half, kl)
+
+
+def test_bits_go_where_they_help_most() -> None:
+    """By hand: bytes 8 or 16 (or 32) in each of 4 rows; gains per step a: 0.3, then 0.1; b: 0.05; c: 0.2."""
+    found = {
+        "a": [candidate(8, 0.5), candidate(16, 0.2), candidate(24, 0.1)],
+        "b": [candidate(8, 0.1), candidate(16, 0.05)],
+        "c": [candidate(16, 0.0), candidate(8, 0.2)],
+    }
+    weights = 3 * 4 * 4  # the smallest candidates have rows of 4 float16, and say how many weights a layer has
+    found = {name: sorted(each, key=lambda c: c.bits) for name, each in found.items()}
+
+    def chosen(**limit: float) -> str:
+        picked = choose(found, **limit)
+        return " ".join(f"{name}{found[name].index(each)}" for name, each in picked.items())
+
+    smallest = 3 * 4 * 8 * 8
+    step = 4 * 8 * 8
+    assert chosen(max_bits=smallest / weights) == "a0 b0 c0"
+    assert chosen(max_bits=(smallest + step) / weights) == "a1 b0 c0"
+    assert chosen(max_bits=(smallest + 2.9 * step) / weights) == "a1 b0 c1"
+    assert chosen(max_bits=(smallest + 3 * step) / weights) == "a2 b0 c1"
+    assert chosen(max_bits=100) == "a2 b1 c1"
+    assert chosen(max_kl=0.81) == "a0 b0 c0"
+    assert chosen(max_kl=0.5) == "a1 b0 c0"
+    assert chosen(max_kl=0.31) == "a1 b0 c1"
+    assert chosen(max_kl=0.2001) == "a2 b0 c1"
+    with pytest.raises(ValueError, match="cannot be met: the smallest candidates take 16"):
+        choose(found, max_bits=15)
+    with pytest.raises(ValueError, match=r"cannot be met: the best candidates are expected at 0\.15"):
+        choose(found, max_kl=0.1)
+    with pytest.raises(ValueError, match="give either"):
+        choose(found)
+
+
+def test_candidates_that_are_never_worth_it() -> None:
+    """One that takes more and loses more, and one above the line between its neighbours."""
+    small, worse, above, large = candidate(8, 0.4), candidate(16, 0.41), candidate(24, 0.35), candidate(32, 0.0)
+    found = {"a": [worse, small, large, above]}
+    picked = [choose(found, max_bits=bits)["a"] for bits in (8 * 8 / 8 * 1.0, 8 * 24 / 8, 8 * 32 / 8)]
+    assert picked == [small, small, large]
+
+
+def test_sensitivity_is_the_divergence_of_one_layer(tiny: Any) -> None:
+    """Computed from the changed layer on only, it equals what a whole model with that layer changed shows."""
+    recipes = [LayerRecipe("w4a4"), LayerRecipe("w8a8", "hadamard")]
+    pieces = windows(TOKENS, 100)
+    found = measure_sensitivity(tiny.path, recipes, pieces, tokens=200)
+    assert list(found) == layer_names(2)
+    exact = load_model(tiny.path, pack=numpy_pack).model
+    for name, candidates in found.items():
+        assert [each.layer.recipe for each in candidates] == recipes
+        assert candidates[0].kl > 3 * candidates[1].kl > 0
+        changed = exact.with_linears({name: emulate(candidates[0].layer)})
+        whole = evaluate(changed, exact, [Window(np.append(piece.tokens, 0), 0) for piece in pieces]).mean_kl
+        assert whole is not None
+        assert candidates[0].kl == pytest.approx(whole.value, rel=1e-4)
+
+
+def test_models_within_a_budget(tiny: Any) -> None:
+    recipes = [LayerRecipe("w4a8", "hadamard"), LayerRecipe("w8a8", "hadamard"), LayerRecipe("w16a16")]
+    pieces = windows(TOKENS, 100)
+    exact = load_model(tiny.path, pack=numpy_pack).model
+
+    def divergence(model: QuantizedModel) -> float:
+        found = evaluate(model.load().model, exact, [Window(piece.tokens, 0) for piece in pieces]).mean_kl
+        assert found is not None
+        return found.value
+
+    smallest = quantize_model(tiny.path, Recipe(recipes[0]))
+    by_bits = auto_quantize(tiny.path, recipes, pieces, max_bits=smallest.bits_per_weight + 2)
+    assert smallest.bits_per_weight < by_bits.bits_per_weight <= smallest.bits_per_weight + 2
+    assert divergence(by_bits) < divergence(smallest)
+    for name, layer in by_bits.layers.items():
+        assert by_bits.recipe.for_layer(name) == layer.recipe
+    assert "schemes were chosen by sensitivity" in by_bits.notes[0]
+    limit = divergence(smallest) / 5
+    by_quality = auto_quantize(tiny.path, recipes, pieces, max_kl=limit)
+    assert divergence(by_quality) <= limit
+    assert by_quality.bits_per_weight < 12
+    with pytest.raises(ValueError, match="cannot be met"):
+        auto_quantize(tiny.path, recipes[:1], pieces, max_kl=1e-9)
+    with pytest.raises(ValueError, match="give one"):
+        measure_sensitivity(tiny.path, recipes, [])
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        measure_sensitivity(tiny.path, [], pieces)
