@@ -185,7 +185,7 @@ def test_a_failure_in_the_background_arrives_in_the_future(faulty: tuple[npu.Dev
     device, arm = faulty
     with npu.Matmul(A, B, device=device) as product:
         product.plan()
-        arm("rknn_matmul_run", 1, -1)
+        arm("rknn_matmul_run", 1, -1, 2)  # and when it is repeated
         first, second = product.submit(), product.submit()
         with pytest.raises(errors.RknnFail, match="rknn_matmul_run"):
             first.result(60)
