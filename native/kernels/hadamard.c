@@ -10,8 +10,8 @@ static void scale(const float *src, const float *factor, float *dst, int64_t n) 
   for (int64_t i = 0; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
 }
 
-static void power(float *x, int64_t n) {
-  for (int64_t half = 1; half < n; half *= 2) {
+static void power(float *x, int64_t n, int64_t block) {
+  for (int64_t half = 1; half < block; half *= 2) {
     for (int64_t start = 0; start < n; start += 2 * half) {
       for (int64_t i = start; i < start + half; i++) {
         const float a = x[i], b = x[i + half];
@@ -125,7 +125,7 @@ int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows
     float *row = dst + r * (dst_row_stride / unit);
     read_row(kernels, (const char *)src + r * src_row_stride, src_col_stride, how->prescale, row, n);
     int64_t inner = how->power;
-    for (int64_t start = 0; how->power > 1 && start < n; start += how->power) kernels->power(row + start, how->power);
+    if (how->power > 1) kernels->power(row, n, how->power);
     for (int32_t i = how->dense_count - 1; i >= 0; i--) {
       dense_factor(kernels, how->matrix[i], how->order[i], inner, row, n);
       inner *= how->order[i];

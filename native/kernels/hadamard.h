@@ -12,8 +12,8 @@ enum { NPUMM_LANES = 8 };
 typedef struct {
   /* dst[i] = src[i] * factor[i]; factor NULL: src[i]. src may be dst. */
   void (*scale)(const float *src, const float *factor, float *dst, int64_t n);
-  /* Butterflies over n floats in place, n a power of two: Sylvester's matrix times x. */
-  void (*power)(float *x, int64_t n);
+  /* Butterflies in place: Sylvester's matrix times each block of n floats; a block is a power of two and divides n. */
+  void (*power)(float *x, int64_t n, int64_t block);
   /* out[i][lane] = sum over j, in order, of matrix[i * order + j] * in[j][lane]; entries are 1 and -1 */
   void (*dense)(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]);
 } npumm_hadamard_kernels;

@@ -14,22 +14,19 @@ AVX2 static void scale(const float *src, const float *factor, float *dst, int64_
   npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
 }
 
-/* The three stages within eight floats: the upper of each pair is negated, the pair swapped, and both are added. */
-AVX2 static __m256 stages_of_8(__m256 x) {
+/* The stages within eight floats: the upper of each pair is negated, the pair swapped, and both are added. */
+AVX2 static __m256 stages_of_8(__m256 x, int64_t block) {
   const __m256 odd = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
   const __m256 pair = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, INT32_MIN, INT32_MIN, 0, 0, INT32_MIN, INT32_MIN));
   const __m256 half = _mm256_castsi256_ps(_mm256_setr_epi32(0, 0, 0, 0, INT32_MIN, INT32_MIN, INT32_MIN, INT32_MIN));
   x = _mm256_add_ps(_mm256_permute_ps(x, 0xb1), _mm256_xor_ps(x, odd));
+  if (block == 2) return x;
   x = _mm256_add_ps(_mm256_permute_ps(x, 0x4e), _mm256_xor_ps(x, pair));
+  if (block == 4) return x;
   return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 1), _mm256_xor_ps(x, half));
 }
 
-AVX2 static void power(float *x, int64_t n) {
-  if (n < 8) {
-    npumm_hadamard_scalar.power(x, n);
-    return;
-  }
-  for (int64_t i = 0; i < n; i += 8) _mm256_storeu_ps(x + i, stages_of_8(_mm256_loadu_ps(x + i)));
+AVX2 static void stages_above_8(float *x, int64_t n) {
   int64_t half = 8;
   for (; 2 * half < n; half *= 4) { /* two stages at a time, to touch memory half as often */
     for (int64_t start = 0; start < n; start += 4 * half) {
@@ -50,6 +47,14 @@ AVX2 static void power(float *x, int64_t n) {
     _mm256_storeu_ps(x + i, _mm256_add_ps(a, b));
     _mm256_storeu_ps(x + i + half, _mm256_sub_ps(a, b));
   }
+}
+
+AVX2 static void power(float *x, int64_t n, int64_t block) {
+  if (block < 2) return;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, stages_of_8(_mm256_loadu_ps(x + i), block));
+  if (i < n) npumm_hadamard_scalar.power(x + i, n - i, block); /* small blocks alone leave a rest */
+  for (int64_t start = 0; block > 8 && start < n; start += block) stages_above_8(x + start, block);
 }
 
 AVX2 static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {

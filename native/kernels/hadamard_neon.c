@@ -14,20 +14,7 @@ static float32x4_t negated(float32x4_t x, uint32x4_t signs) {
   return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), signs));
 }
 
-static void power(float *x, int64_t n) {
-  if (n < 4) {
-    npumm_hadamard_scalar.power(x, n);
-    return;
-  }
-  static const uint32_t odd_signs[4] = {0, 0x80000000u, 0, 0x80000000u};
-  static const uint32_t pair_signs[4] = {0, 0, 0x80000000u, 0x80000000u};
-  const uint32x4_t odd = vld1q_u32(odd_signs), pair = vld1q_u32(pair_signs);
-  for (int64_t i = 0; i < n; i += 4) { /* the upper of each pair is negated, the pair swapped, and both are added */
-    float32x4_t v = vld1q_f32(x + i);
-    v = vaddq_f32(vrev64q_f32(v), negated(v, odd));
-    v = vaddq_f32(vextq_f32(v, v, 2), negated(v, pair));
-    vst1q_f32(x + i, v);
-  }
+static void stages_above_4(float *x, int64_t n) {
   int64_t half = 4;
   for (; 2 * half < n; half *= 4) { /* two stages at a time, to touch memory half as often */
     for (int64_t start = 0; start < n; start += 4 * half) {
@@ -48,6 +35,22 @@ static void power(float *x, int64_t n) {
     vst1q_f32(x + i, vaddq_f32(a, b));
     vst1q_f32(x + i + half, vsubq_f32(a, b));
   }
+}
+
+static void power(float *x, int64_t n, int64_t block) {
+  static const uint32_t odd_signs[4] = {0, 0x80000000u, 0, 0x80000000u};
+  static const uint32_t pair_signs[4] = {0, 0, 0x80000000u, 0x80000000u};
+  const uint32x4_t odd = vld1q_u32(odd_signs), pair = vld1q_u32(pair_signs);
+  if (block < 2) return;
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) { /* the upper of each pair is negated, the pair swapped, and both are added */
+    float32x4_t v = vld1q_f32(x + i);
+    v = vaddq_f32(vrev64q_f32(v), negated(v, odd));
+    if (block > 2) v = vaddq_f32(vextq_f32(v, v, 2), negated(v, pair));
+    vst1q_f32(x + i, v);
+  }
+  if (i < n) npumm_hadamard_scalar.power(x + i, n - i, block); /* small blocks alone leave a rest */
+  for (int64_t start = 0; block > 4 && start < n; start += block) stages_above_4(x + start, block);
 }
 
 static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {

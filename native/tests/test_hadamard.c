@@ -50,11 +50,12 @@ static void paley_12(float *h) {
 }
 
 static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
-  for (int64_t n = 1; n <= 4096; n *= 2) {
+  for (int64_t block = 1, blocks = 5; block <= 4096; block *= 2, blocks = blocks % 7 + 1) {
+    const int64_t n = block * blocks;
     float *x = random_floats(n), *y = malloc((size_t)n * sizeof *y);
     memcpy(y, x, (size_t)n * sizeof *y);
-    kernels->power(x, n);
-    npumm_hadamard_scalar.power(y, n);
+    kernels->power(x, n, block);
+    npumm_hadamard_scalar.power(y, n, block);
     CHECK(memcmp(x, y, (size_t)n * sizeof *y) == 0);
     free(x), free(y);
   }

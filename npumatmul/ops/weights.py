@@ -11,10 +11,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.autotune import tuning_cache
 from npumatmul.device import Device
 from npumatmul.ops.packed import PackedWeight, _pack, check_activation, native_order
+from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
+from npumatmul.tuning import consulting
 
 __all__ = ["Weights", "chosen_scheme", "packed_scheme"]
 
@@ -118,11 +121,20 @@ class Weights:
         As from `chosen_scheme`.
     shapes : Shapes
     device : Device
+    tuned : bool, optional
+        Whether they are cut as `Matmul.autotune` found best on this machine; by default as settings say.
     """
 
     def __init__(
-        self, b: NDArray[Any] | PackedWeight, a_dtype: np.dtype[Any], scheme: Scheme, shapes: Shapes, device: Device
+        self,
+        b: NDArray[Any] | PackedWeight,
+        a_dtype: np.dtype[Any],
+        scheme: Scheme,
+        shapes: Shapes,
+        device: Device,
+        tuned: bool | None = None,
     ) -> None:
+        self._tuned = settings().tuned if tuned is None else tuned
         self.given = b if isinstance(b, PackedWeight) else None
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
@@ -152,7 +164,8 @@ class Weights:
         w = native_order(w)
         if w.dtype == _I4 and self._scheme == SCHEMES["int8"]:
             w = w.astype(np.int8)
-        return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
+        with consulting(tuning_cache(self._device) if self._tuned else None):
+            return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
 
     def drop(self, index: tuple[int, ...]) -> None:
         """Give the memory of one matrix back, unless it was packed by the user."""

@@ -48,8 +48,8 @@ def weight_params(
         Largest magnitude of a code; all codes of `bits` by default. The scale of symmetric parameters brings the
         largest magnitude to ``qmax``, so that -qmax - 1 is reached only where something is clipped.
     clip : {"absmax", "mse"}
-        ``"mse"`` shrinks ranges by the ratio that gives the least squared error, and then fits scales of symmetric
-        parameters to the codes by least squares. Never worse than ``"absmax"``.
+        ``"mse"`` shrinks ranges by the ratio that gives the least squared error, then moves each end on its own where
+        there are zero points, and fits scales to the codes by least squares. Never worse than ``"absmax"``.
     importance : array_like, shape (K,), optional
         Weights of squared errors, not negative: for instance mean squares of activations. 1 by default.
 
@@ -191,14 +191,25 @@ def _improve(
     lowest, steps = (0.3, 57) if codes.bits <= 4 else (0.6, 33)
     best = np.full(len(part), np.inf)
     best_codes = np.zeros_like(part)
-    for ratio in np.linspace(1.0, lowest, steps):
-        s, z = range_params(low * ratio, high * ratio, qmin, qmax, symmetric)
+
+    def consider(s: NDArray[np.float32], z: NDArray[np.int32]) -> NDArray[np.bool_]:
         q, error = _errors(part, importance, s, z, qmin, qmax)
         better = error < best
         scale[better], zero_point[better], best[better] = s[better], z[better], error[better]
         best_codes[better] = q[better]
-    if not symmetric:
-        return
+        return better
+
+    ends = np.stack([low, high])  # of the best range so far
+    for ratio in np.linspace(1.0, lowest, steps):
+        better = consider(*range_params(low * ratio, high * ratio, qmin, qmax, symmetric))
+        ends[:, better] = np.stack([low, high])[:, better] * ratio
+    for side in () if symmetric else (0, 1, 0, 1):  # each end on its own
+        start = ends.copy()
+        for ratio in (1.1, 1.05, 0.95, 0.9, 0.85, 0.8):
+            trial = start.copy()
+            trial[side] *= ratio
+            better = consider(*range_params(trial[0], trial[1], qmin, qmax, symmetric))
+            ends[:, better] = trial[:, better]
     weighted = part if importance is None else part * importance
     for _ in range(2):  # least squares over the scale with these codes, then the codes of that scale
         square = best_codes * best_codes if importance is None else best_codes * best_codes * importance
@@ -206,10 +217,7 @@ def _improve(
         denominator = square.sum(axis=1, dtype=np.float64)
         usable = (numerator > 0) & (denominator > 0)
         fitted = np.where(usable, numerator / np.where(denominator > 0, denominator, 1), scale)
-        s = np.maximum(fitted, float(np.finfo(np.float32).tiny)).astype(np.float32)
-        q, error = _errors(part, importance, s, zero_point, qmin, qmax)
-        better = error < best
-        scale[better], best[better], best_codes[better] = s[better], error[better], q[better]
+        consider(np.maximum(fitted, float(np.finfo(np.float32).tiny)).astype(np.float32), zero_point.copy())
 
 
 def _errors(
