@@ -210,9 +210,13 @@ def perplexity_command(
 
 @app.command("analyze")
 def analyze_command(
-    text: TextOption,
     model: ModelArgument = None,
-    scheme: ModelSchemeOption = None,
+    text: Annotated[Path | None, typer.Option("-f", "--text", help="A text file, UTF-8.")] = None,
+    weight: Annotated[Path | None, typer.Option(help="Instead of a model: a weight (K, N), .npy.")] = None,
+    activations: Annotated[Path | None, typer.Option(help="With --weight: activations (M, K), .npy.")] = None,
+    transposed: Annotated[bool, typer.Option("--transposed", help="The weight is given as (N, K).")] = False,
+    scheme: Annotated[str | None, typer.Option(help="Such as w8a8; for arrays one or more, with commas.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="For arrays: the best recipe of each scheme.")] = False,
     device: DeviceOption = None,
     emulate: EmulateOption = False,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window.")] = 512,
@@ -221,9 +225,17 @@ def analyze_command(
     csv: Annotated[Path | None, typer.Option(help="Save the table of layers here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Save a plot of the layers here.")] = None,
 ) -> None:
-    """Show the error of each layer, alone and with all before it quantized, and of the model as a whole."""
+    """Show the error of each layer, alone and with all before it, and of the model as a whole; or of arrays."""
     from npumatmul.cli import evaluating
 
+    if weight is not None or activations is not None:
+        if weight is None or activations is None or text is not None or model is not None:
+            raise typer.BadParameter("arrays are given by --weight and --activations, without a model or a text")
+        arrays = evaluating.Arrays(weight, activations, transposed, _names(scheme), best, device, emulate, csv)
+        evaluating.analyze_arrays(arrays)
+        return
+    if text is None or best:
+        raise typer.BadParameter("a model is analyzed on a --text; --best goes with arrays")
     evaluating.analyze(
         evaluating.Request(
             text=text,

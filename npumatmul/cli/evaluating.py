@@ -8,15 +8,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
 from npumatmul.device import current_device
-from npumatmul.llm import LoadedModel
+from npumatmul.llm import LoadedModel, npu_layers
 from npumatmul.llm.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
 from npumatmul.llm.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows
-from npumatmul.llm.quantize import is_quantized, load_quantized
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    analyze_product,
+    best_recipe,
+    emulate,
+    is_quantized,
+    load_quantized,
+)
 
 AS_IT_IS = "quantized"
 """Stands where the scheme of a model would stand that is quantized already."""
@@ -39,6 +48,20 @@ class Request:
     as_json: bool = False
     csv: Path | None = None
     plot: Path | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """What is asked of arrays; the fields are options of `analyze`."""
+
+    weight: Path
+    activations: Path
+    transposed: bool = False
+    schemes: tuple[str, ...] | None = None
+    best: bool = False
+    device: str | None = None
+    emulate: bool = False
+    csv: Path | None = None
 
 
 def perplexity(request: Request) -> None:
@@ -79,6 +102,46 @@ def analyze(request: Request) -> None:
         save_error_plot(errors, request.plot, title)
     _print(error_table(errors, title))
     _print(evaluation_table(found, "the model as a whole"))
+
+
+def analyze_arrays(request: Arrays) -> None:
+    """Compare products of quantized arrays with the float64 product; print a table, save CSV if asked for."""
+    x, given = _array(request.activations), _array(request.weight)
+    w = given if request.transposed else given.T
+    make = emulate if request.emulate else npu_layers(current_device(request.device))
+    found = []
+    for name in request.schemes or ("w16a16", "w8a8", "w4a8", "w4a4"):
+        recipe = best_recipe(name).default if request.best else LayerRecipe(name)
+        found.append(analyze_product(x, w, recipe, make))
+    table = Table(title=f"activations {x.shape} @ weight {w.T.shape}, against float64", title_justify="left")
+    table.add_column("scheme")
+    table.add_column("bits per\nweight", justify="right")
+    for which in ("weight alone", "product"):
+        for name in ("cosine", "rel. error", "SNR (dB)", "max error"):
+            table.add_column(f"{which}:\n{name}", justify="right")
+    for each in found:
+        row = (each.recipe.scheme, f"{each.bits_per_weight:.2f}")
+        table.add_row(*row, *_figures(each.weight), *_figures(each.product))
+    if request.csv is not None:
+        columns = ("cosine", "relative_error", "snr_db", "max_error")
+        lines = [",".join(["scheme", "bits_per_weight", *(f"{a}_{b}" for a in ("weight", "product") for b in columns)])]
+        for each in found:
+            figures = [getattr(sums, name) for sums in (each.weight, each.product) for name in columns]
+            lines.append(
+                ",".join([each.recipe.scheme, *(f"{value:.9g}" for value in (each.bits_per_weight, *figures))])
+            )
+        request.csv.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _print(table)
+
+
+def _array(path: Path) -> NDArray[np.float32]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not an array in numpy's .npy format: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: a .npy file with a matrix of real numbers is needed")
+    return array.astype(np.float32)
 
 
 def read_text(path: Path) -> str:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prose import PROSE
 from typer.testing import CliRunner
@@ -89,6 +90,37 @@ def test_analyze(tiny: Any, text: Path, tmp_path: Path) -> None:
 def test_analyze_one_scheme_only(tiny: Any, text: Path) -> None:
     with pytest.raises(ValueError, match="'w8a8,w4a4'"):
         run("analyze", tiny.path, "-f", text, "--scheme", "w8a8,w4a4", "--emulate")
+
+
+def test_analyze_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((40, 64)).astype(np.float32), rng.standard_normal((64, 48))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "w.npy", w)
+    np.save(tmp_path / "wt.npy", w.T)
+    arrays = ["--weight", tmp_path / "w.npy", "--activations", tmp_path / "x.npy"]
+    table = tmp_path / "errors.csv"
+    assert "product" in run("analyze", *arrays, "--scheme", "w8a8,w4a4", "--csv", table)
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [row["scheme"] for row in rows] == ["w8a8", "w4a4"]
+    assert 35 < float(rows[0]["product_snr_db"]) < float(rows[0]["weight_snr_db"]) < 50
+    assert 10 < float(rows[1]["product_snr_db"]) < float(rows[1]["weight_snr_db"]) < 25
+    turned = ["--weight", tmp_path / "wt.npy", "--transposed", "--activations", tmp_path / "x.npy"]
+    first = table.read_text()
+    run("analyze", *turned, "--scheme", "w8a8,w4a4", "--csv", table)
+    assert table.read_text() == first
+    run("analyze", *arrays, "--scheme", "w4a4", "--emulate", "--best", "--csv", table)
+    better = next(csv.DictReader(table.read_text().splitlines()))
+    assert float(better["product_snr_db"]) > float(rows[1]["product_snr_db"])
+    with pytest.raises(ValueError, match="do not multiply"):
+        run("analyze", "--weight", tmp_path / "wt.npy", "--activations", tmp_path / "x.npy", "--emulate")
+    (tmp_path / "text").write_text("text")
+    np.save(tmp_path / "line.npy", np.zeros(3))
+    for wrong in ("text", "line.npy"):
+        with pytest.raises(ValueError, match=r"is not an array|a matrix of real numbers"):
+            run("analyze", "--weight", tmp_path / wrong, "--activations", tmp_path / "x.npy", "--emulate")
+    for options in (["--weight", "w.npy"], [], ["-f", "text", "--best"]):
+        assert runner.invoke(app, ["analyze", *options]).exit_code == 2
 
 
 def test_quantize_then_use(tiny: Any, text: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 (`save_quantized`) and read again (`load_quantized`).
 """
 
+from .arrays import ProductError, analyze_product
 from .best import best_recipe
 from .build import quantize_layer
 from .calibration import LayerStatistics, collect_statistics
@@ -20,10 +21,12 @@ __all__ = [
     "LayerRecipe",
     "LayerStatistics",
     "MakeLinear",
+    "ProductError",
     "QuantizedLayer",
     "QuantizedModel",
     "Recipe",
     "Source",
+    "analyze_product",
     "auto_quantize",
     "best_recipe",
     "choose",
