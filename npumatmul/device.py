@@ -122,6 +122,7 @@ class Device:
         self.chip: Chip = chip(self.discovery.soc)
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
+        self._attaching = threading.RLock()
         self._released: deque[list[Slice]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
@@ -382,7 +383,8 @@ class Device:
 
     def attached(self, kind: type[_Attached], make: Callable[[Device], _Attached]) -> _Attached:
         """The one object of a kind that lives and dies with this device, made on first use."""
-        with self.lock:
+        self.check_usable()
+        with self._attaching:  # not the device's lock: whoever runs a product holds that all the time
             self.check_usable()
             if kind not in self._attached:
                 self._attached[kind] = make(self)
@@ -450,9 +452,11 @@ class Device:
         with self.lock:
             self.closed = True
             self._released.clear()
-            for part in reversed(list(self._attached.values())):
+            with self._attaching:
+                attached = list(self._attached.values())
+                self._attached.clear()
+            for part in reversed(attached):
                 part.close()
-            self._attached.clear()
             self.weights.close()
 
 

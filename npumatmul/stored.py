@@ -78,6 +78,10 @@ class WeightSlice:
     column_sums: NDArray[np.int32] | None = None
 
 
+#: Products of two 8-bit values less their zero points are at most 255 * 255.
+_DEEPEST_INT32_SUM = (2**31 - 1) // 255**2
+
+
 class StoredWeight:
     """A weight in device memory.
 
@@ -108,7 +112,9 @@ class StoredWeight:
         if not self.slices:
             raise ValueError("a weight has at least one slice")
         first = self.slices[0].column_scale
-        self.common_scale = all(_same(each.column_scale, first) for each in self.slices)
+        # Sums of integers over slices of the same scale are made in int32, as long as they fit whatever is multiplied.
+        fit = first is None or plan.mm_type.c.label.startswith("float") or plan.k <= _DEEPEST_INT32_SUM
+        self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
         self.pointers = [piece.pointer for piece in tiles]

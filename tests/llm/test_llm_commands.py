@@ -117,7 +117,7 @@ def test_analyze_arrays(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     np.save(tmp_path / "line.npy", np.zeros(3))
     for wrong in ("text", "line.npy"):
-        with pytest.raises(ValueError, match="is not an array|a matrix of real numbers"):
+        with pytest.raises(ValueError, match=r"is not an array|a matrix of real numbers"):
             run("analyze", "--weight", tmp_path / wrong, "--activations", tmp_path / "x.npy", "--emulate")
     for options in (["--weight", "w.npy"], [], ["-f", "text", "--best"]):
         assert runner.invoke(app, ["analyze", *options]).exit_code == 2
