@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul._kernels import Conversion
+from npumatmul._kernels import Conversion, RowScaling
 from npumatmul.activation import Activation
 from npumatmul.device import Device
 from npumatmul.layout import round_up
 from npumatmul.mmtype import ElementType
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
-from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape
+from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, consulting, planned
 from npumatmul.weight_plan import ROWS_MIX, WeightPlan, costs_of, plan_weight
 
 __all__ = ["Trial", "Tuning", "autotune", "plan_for", "tuning_cache"]
@@ -126,11 +126,11 @@ def plan_for(device: Device, weight: WeightShape, k_parts: int = 1, *, tuned: bo
     DeviceError, ValueError
         As `plan_weight`.
     """
-    found = tuning_cache(device).plan(weight, device.chip, device.runtime_version, k_parts) if tuned else None
-    return found or plan_weight(
-        weight.k, weight.n, weight.mm_type, device.chip, device.runtime_version, k_parts, k_group=weight.k_group,
-        row_images=weight.row_images,
-    )  # fmt: skip
+    with consulting(tuning_cache(device) if tuned else None):
+        return planned(
+            weight.k, weight.n, weight.mm_type, device.chip, device.runtime_version, k_parts, k_group=weight.k_group,
+            row_images=weight.row_images,
+        )  # fmt: skip
 
 
 def autotune(
@@ -186,11 +186,10 @@ def autotune(
     Examples
     --------
     >>> import npumatmul as npu
-    >>> from npumatmul.quant.schemes import SCHEMES
-    >>> scheme = SCHEMES["w8a8"]
-    >>> weight = WeightShape(256, 256, scheme.mm_type)
+    >>> activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
+    >>> weight = WeightShape(256, 256, npu.MatmulType.INT8_INT8_INT32)
     >>> with npu.Device("sim:rk3588") as device:
-    ...     tuning = autotune(device, weight, scheme.activations[np.dtype("f4")], scheme.result, keep=False, limit=2)
+    ...     tuning = autotune(device, weight, activation, np.dtype(np.int32), keep=False, limit=2)
     >>> sorted(dict(tuning.chosen.seconds))
     [1, 128]
     """
@@ -285,6 +284,7 @@ _CONVERSIONS: dict[ElementType, tuple[Conversion, np.dtype[Any]]] = {
     ElementType.INT8: (Conversion.COPY_8, np.dtype(np.int8)),
     ElementType.INT4: (Conversion.INT4, ElementType.INT4.dtype),
 }
+_WITH_ZERO_POINTS = (RowScaling.MINMAX, RowScaling.STATIC)
 
 
 class _Bench:
@@ -317,9 +317,16 @@ class _Bench:
         """A weight of zeros."""
         conversion, dtype = _CONVERSIONS[plan.mm_type.b]
         zeros: NDArray[Any] = np.broadcast_to(np.zeros(1, dtype), (plan.n, plan.k))
-        scale = None if self.out.dtype == np.int32 else np.ones(plan.n, np.float32)
+        # what a weight of the kind has beside it: scales, per group ones that differ, and sums for zero points
+        scales: list[NDArray[np.float32] | None] = [None, None]
+        if self.out.dtype != np.int32:
+            scales = [np.full(plan.n, 1 + (plan.k_group is not None) * odd, np.float32) for odd in (0, 1)]
+        sums = np.zeros(plan.n, np.int32) if self.activation.scaling in _WITH_ZERO_POINTS else None
         rows = [TileRow(span, zeros[:, span.start : span.start + span.length], conversion) for span in plan.k_spans]
-        slices = [WeightSlice(span, tiles=i, column_scale=scale) for i, span in enumerate(plan.k_spans)]
+        slices = [
+            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums)
+            for i, span in enumerate(plan.k_spans)
+        ]
         stored = self.placement.store(plan, rows, slices)
         try:
             yield stored

@@ -65,6 +65,8 @@ class TimingModel:
     Attributes
     ----------
     soc : str
+    cores : int
+        All cores.
     start_seconds : float
         Fixed cost of a run.
     start_seconds_all_cores : float
@@ -84,6 +86,7 @@ class TimingModel:
     """
 
     soc: str
+    cores: int
     start_seconds: float
     start_seconds_all_cores: float
     buffer_bytes: int
@@ -102,6 +105,14 @@ class TimingModel:
     def join_seconds(self) -> float:
         """What a matmul on several cores costs over one on a single core, however many runs each core makes."""
         return self.start_seconds_all_cores - self.start_seconds
+
+    def bandwidth(self, cores: int) -> float:
+        """Bytes per second of so many cores together.
+
+        For numbers between one and all no figure was found (peers B4): interpolated, which is a guess.
+        """
+        share = (cores - 1) / (self.cores - 1) if self.cores > 1 else 0.0
+        return self.bandwidth_one_core + share * (self.bandwidth_all_cores - self.bandwidth_one_core)
 
     def resident_rows(self, mm_type: MatmulType, k: int) -> int:
         """Rows of A of that depth that stay on the chip: with more, B is read again."""
@@ -126,7 +137,7 @@ class TimingModel:
 
     def work(self, mm_type: MatmulType, k: int, n: int, cores: int = 1) -> Work:
         """`work_seconds` of one tile of B, for any number of rows."""
-        bandwidth = min(cores * self.bandwidth_one_core, self.bandwidth_all_cores) / cores
+        bandwidth = self.bandwidth(cores) / cores
         a, b, c = mm_type.a, mm_type.b, mm_type.c
         return Work(
             self.resident_rows(mm_type, k),
@@ -170,6 +181,7 @@ class TimingModel:
 TIMINGS: Mapping[str, TimingModel] = {
     "rk3588": TimingModel(
         soc="rk3588",
+        cores=3,
         start_seconds=33e-6,
         start_seconds_all_cores=100e-6,
         buffer_bytes=98304,

@@ -14,7 +14,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from npumatmul.mmtype import MatmulType
 from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.weight_plan import WeightPlan, plan_weight
 
-__all__ = ["Machine", "Tuned", "TuningCache", "WeightShape", "cache_directory"]
+__all__ = ["Machine", "Tuned", "TuningCache", "WeightShape", "cache_directory", "consulting", "planned"]
 
 logger = logging.getLogger(__name__)
 
@@ -270,3 +271,44 @@ class TuningCache:
     def _ignored(self, error: Exception) -> dict[str, Tuned]:
         warnings.warn(f"{self.path} is ignored: {error}", RuntimeWarning, stacklevel=4)
         return {}
+
+
+_consulted: ContextVar[TuningCache | None] = ContextVar("npumatmul_tuning", default=None)
+
+
+@contextlib.contextmanager
+def consulting(cache: TuningCache | None) -> Iterator[None]:
+    """Have `planned` look for choices here, within a ``with`` block; None: nowhere."""
+    token = _consulted.set(cache)
+    try:
+        yield
+    finally:
+        _consulted.reset(token)
+
+
+def planned(
+    k: int,
+    n: int,
+    mm_type: MatmulType,
+    chip: Chip,
+    runtime: RuntimeVersion,
+    k_parts: int = 1,
+    *,
+    k_group: int | None = None,
+    row_images: int = 1,
+) -> WeightPlan:
+    """Cut a weight as the cache that is consulted says, else by the model; the arguments are those of `plan_weight`.
+
+    Examples
+    --------
+    >>> from npumatmul.capabilities import chip
+    >>> rk3588 = chip("rk3588")
+    >>> planned(64, 96, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime).measured_cores
+    ()
+    """
+    cache = _consulted.get()
+    if cache is not None:
+        found = cache.plan(WeightShape(k, n, mm_type, k_group, row_images), chip, runtime, k_parts)
+        if found is not None:
+            return found
+    return plan_weight(k, n, mm_type, chip, runtime, k_parts, k_group=k_group, row_images=row_images)

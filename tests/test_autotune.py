@@ -215,3 +215,46 @@ def test_bad_arguments_are_refused(fresh_device: npu.Device) -> None:
         autotune(fresh_device, weight, activation, result, rows=(0, 5))
     with pytest.raises(ValueError, match="no source documents native A and C"):
         plan_weight(64, 64, MatmulType.FLOAT16_FLOAT16_FLOAT16, fresh_device.chip, ac_native=True)
+
+
+@pytest.mark.parametrize("scheme", ["w16a16", "w8a8", "w4a8_g64", "w4a4", "w16a16_high", "w8a8_wasym_aasym"])
+def test_products_of_every_kind_can_be_tuned(fresh_device: npu.Device, scheme: str) -> None:
+    random = np.random.default_rng(3)
+    a, b = random.standard_normal((5, 192), np.float32), random.standard_normal((192, 160), np.float32)
+    with npu.Matmul(a, b, scheme=scheme, device=fresh_device) as product:
+        before = product.execute()
+        tuning = product.autotune(iterations=1)
+        assert tuning is not None
+        plan = product.plan()
+        assert plan is not None
+        assert plan.weight == tuning.plan
+        assert plan.cores == dict(tuning.chosen.cores)[5]
+        after = product.execute()
+    # only the order of float32 sums may differ
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4 * np.abs(before).max())
+    with npu.config(tuned=True):
+        assert npu.pack(b, scheme, device=fresh_device).plan == tuning.plan
+        with npu.config(fallback="numpy"):
+            assert npu.pack(b, scheme, device=fresh_device).plan == tuning.plan
+        with npu.config(tuned=False):
+            assert npu.pack(b, scheme, device=fresh_device).plan != tuning.plan
+    untold = npu.pack(b, scheme, device=fresh_device).plan
+    assert untold is not None
+    assert untold.measured_cores == ()
+
+
+def test_integers_stay_exact_and_packed_weights_cannot_be_tuned(fresh_device: npu.Device) -> None:
+    random = np.random.default_rng(4)
+    for dtype in (np.int8, np.uint8, ml_dtypes.int4):
+        a, b = (random.integers(0, 8, shape).astype(dtype) for shape in ((2, 3, 700), (700, 50)))
+        with npu.Matmul(a, b, device=fresh_device) as product:
+            assert product.autotune(iterations=1) is not None
+            assert (product.execute() == a.astype(np.int64) @ b.astype(np.int64)).all()
+    with (
+        npu.pack(np.ones((64, 32), np.int8), device=fresh_device) as packed,
+        npu.Matmul(np.ones((1, 64), np.int8), packed) as product,
+        pytest.raises(ValueError, match="packed and so it is cut already"),
+    ):
+        product.autotune()
+    with npu.Matmul(np.ones((0, 64), np.int8), np.ones((64, 3), np.int8), device=fresh_device) as product:
+        assert product.autotune() is None

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.autotune import tuning_cache
 from npumatmul.device import Device, current_device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import NotFiniteError
 from npumatmul.ops.packed_base import PackedBase
+from npumatmul.ops.settings import settings
 from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.placement import Placement, StoredWeight
 from npumatmul.plan import WeightPlan
@@ -20,6 +22,7 @@ from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, Quan
 from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_for
 from npumatmul.quant.weight_scales import round_weight
+from npumatmul.tuning import consulting
 
 __all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
 
@@ -168,12 +171,20 @@ def pack(
     >>> npu.pack(w, "w4a8_g32").scheme
     Scheme.parse('w4a8_g32')
     """
+    target = current_device(device)
+    with consulting(tuning_cache(target) if settings().tuned else None):
+        return _packed(w, scheme, transposed, target)
+
+
+def _packed(
+    w: ArrayLike | QuantizedWeight, scheme: Scheme | str | None, transposed: bool, target: Device
+) -> PackedWeight:
     if isinstance(w, QuantizedWeight):
-        return _pack_quantized(w, scheme, current_device(device))
+        return _pack_quantized(w, scheme, target)
     weight = np.asarray(w)
     if weight.ndim != 2:
         raise ValueError(f"pack: a weight has 2 dimensions, (K, N); this array has shape {weight.shape}")
-    return _pack(weight if transposed else weight.T, scheme, current_device(device), column_sums=True)
+    return _pack(weight if transposed else weight.T, scheme, target, column_sums=True)
 
 
 def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, column_sums: bool) -> PackedWeight:

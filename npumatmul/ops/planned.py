@@ -6,17 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from npumatmul.autotune import Tuning, autotune
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import BusyError, ClosedError
-from npumatmul.ops.array import NpuArray
-from npumatmul.ops.array_products import as_npu_array, device_of, host, involves_npu_arrays
+from npumatmul.mmtype import ElementType
+from npumatmul.ops.array import NpuArray, empty
+from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
@@ -25,6 +27,7 @@ from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
 from npumatmul.plan import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
+from npumatmul.tuning import WeightShape
 
 __all__ = ["Matmul", "MatmulOptions"]
 
@@ -216,6 +219,70 @@ class Matmul:
         )  # fmt: skip
         return plan
 
+    def autotune(self, iterations: int = 3) -> Tuning | None:
+        """Measure ways to run this product on the device, keep the best for this machine, and take it.
+
+        Tiles, cores, layouts and buckets are tried, beginning with what is modelled to be best. `b` is packed anew by
+        the next `plan` or `execute`. Others take the choice within ``config(tuned=True)``.
+
+        Parameters
+        ----------
+        iterations : int
+            Timed runs of each way; their median counts.
+
+        Returns
+        -------
+        Tuning or None
+            What was measured, which prints as a table, and what was chosen. None where there is nothing to multiply.
+            On a simulated device the times are those of the simulation; they are never used on a board.
+
+        Raises
+        ------
+        ValueError
+            If `iterations` is below 1, or `b` is a `PackedWeight`, which is cut already.
+        NpuMemoryError
+            If `b` does not fit once more beside what is packed already.
+        OSError
+            If the choice cannot be written to ``$XDG_CACHE_HOME/npumatmul``.
+        RknnError
+            If the NPU runtime fails.
+        ClosedError
+            If it, or the device, is closed.
+
+        Notes
+        -----
+        Of products in ``precision="high"`` and of unsigned integers, one of the products that they are made of is
+        measured.
+        """
+        operands, shapes = self._usable(), self._shapes
+        if operands.weights.given is not None:
+            raise ValueError("autotune: b is packed and so it is cut already; give the array that it was packed from")
+        if shapes.empty:
+            return None
+        packed = operands.weights.at(next(shapes.indices()))
+        plan = packed.plan
+        assert plan is not None  # only a weight without elements has none
+        left = operands.a.dtype.newbyteorder("=")
+        tuning = autotune(
+            self.device,
+            WeightShape(plan.k, plan.n, plan.mm_type, plan.k_group, plan.row_images),
+            packed.route.activations[np.dtype(np.int8) if left == np.uint8 else left],
+            packed.scheme.result,
+            rows=(shapes.rows,),
+            iterations=iterations,
+            # the contents of int4 weights bound the depth of their slices
+            k_parts=len(plan.k_spans) if plan.mm_type.c is ElementType.INT16 and plan.k_group is None else 1,
+        )
+        given = operands.given[1]
+        weights = Weights(np.asarray(host(given)), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
+        with self._lock:
+            if self._operands is None:
+                raise ClosedError(_CLOSED)
+            if self._operands.weights is operands.weights:  # else others were set meanwhile
+                self._operands = replace(self._operands, weights=weights)
+        self._log("autotuning: %r: %s", self, tuning)
+        return tuning
+
     # ---- executing -------------------------------------------------------------------------------------------------
 
     def execute(self, out: Out = None) -> Any:
@@ -253,8 +320,12 @@ class Matmul:
             self._execute(operands, place.numpy(), keep)
             return place
         target = checked_out(out, self.shape, self.dtype)
+        made = None
+        if target is None and self.shape and involves_npu_arrays(*operands.given):
+            made = empty(self.shape, self.dtype, device=self.device)
+            target = made.numpy()
         start = time.perf_counter()
-        result = self._product(operands, target, keep).reshape(self.shape)
+        result = self._product(operands, target, keep, made is not None).reshape(self.shape)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
@@ -262,17 +333,15 @@ class Matmul:
             ", simulation" if self.device.simulated else "",
         )  # fmt: skip
         handed_out = delivered(result, target, operands.given)
-        gives_array = target is None and involves_npu_arrays(*operands.given)
-        return as_npu_array(handed_out, self.device) if gives_array else handed_out
+        return handed_out if made is None else made
 
-    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
-        """The product as (..., M, N), in `out` where it can be computed there."""
+    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool, fresh: bool) -> NDArray[Any]:
+        """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
         direct = None
-        if (
-            self.scheme.takes_any_value
-        ):  # else rows may turn out to be unfit when others are done, and out must not change
+        # rows may turn out to be unfit when others are done, and then `out` must not have changed
+        if fresh or self.scheme.takes_any_value:
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:

@@ -1,4 +1,4 @@
-"""Settings of a scope: what happens to products that the NPU cannot compute."""
+"""Settings of a scope: what happens to products that the NPU cannot compute, and whether measured plans are used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ class Settings:
     fallback : str or None
         ``"numpy"``: dtypes that the NPU cannot multiply without losing information are computed by numpy, on the CPU.
         None: they raise `TypeError`.
+    tuned : bool
+        Whether weights are cut as `Matmul.autotune` found best on this machine, where it was asked.
     """
 
     fallback: str | None = None
+    tuned: bool = False
 
 
 _settings: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
@@ -39,13 +42,15 @@ def settings() -> Settings:
 
 
 @contextmanager
-def config(*, fallback: str | None = None) -> Iterator[Settings]:
+def config(*, fallback: str | None = None, tuned: bool | None = None) -> Iterator[Settings]:
     """Change settings within a ``with`` block, for this thread or task.
 
     Parameters
     ----------
     fallback : {"numpy", None}
         See `Settings`.
+    tuned : bool, optional
+        See `Settings`; what holds around the block by default.
 
     Raises
     ------
@@ -62,7 +67,7 @@ def config(*, fallback: str | None = None) -> Iterator[Settings]:
     """
     if fallback not in (None, "numpy"):
         raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
-    token = _settings.set(Settings(fallback))
+    token = _settings.set(Settings(fallback, settings().tuned if tuned is None else bool(tuned)))
     try:
         yield _settings.get()
     finally:

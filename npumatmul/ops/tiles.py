@@ -13,11 +13,12 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import MatmulType
-from npumatmul.plan import WeightPlan, plan_weight
+from npumatmul.plan import WeightPlan
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.stored import TileRow, WeightSlice
+from npumatmul.tuning import planned
 
 __all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles"]
 
@@ -48,7 +49,7 @@ def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: Runtime
     chip : Chip
     runtime : RuntimeVersion
     """
-    plan = plan_weight(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
+    plan = planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
     conversion, scale, column_scale = Conversion.COPY_16, None, None
     if weight.dtype != np.float16:
         weight = weight.astype(np.float32, copy=False)
@@ -69,7 +70,7 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     weight, route, chip, runtime
         As for `float_tiles`.
     """
-    plan = plan_weight(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
+    plan = planned(weight.shape[1], weight.shape[0], route.mm_type, chip, runtime)
     weight = weight.astype(np.float32, copy=False)
     powers = _kernels.power_of_two_scales(weight, high=True)
     column_scale = np.reciprocal(powers)
@@ -146,7 +147,7 @@ def _bounded_plan(
 
     def cut(parts: int) -> WeightPlan:
         size = None if group is None else group // parts
-        return plan_weight(
+        return planned(
             k, n, route.mm_type, chip, runtime, parts if group is None else 1,
             k_group=size, row_images=route.row_images,
         )  # fmt: skip

@@ -11,10 +11,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.autotune import tuning_cache
 from npumatmul.device import Device
 from npumatmul.ops.packed import PackedWeight, _pack, check_activation, native_order
+from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
+from npumatmul.tuning import consulting
 
 __all__ = ["Weights", "chosen_scheme", "packed_scheme"]
 
@@ -118,15 +121,25 @@ class Weights:
         As from `chosen_scheme`.
     shapes : Shapes
     device : Device
+    tuned : bool, optional
+        Whether they are cut as `Matmul.autotune` found best on this machine; by default as settings say.
     """
 
     def __init__(
-        self, b: NDArray[Any] | PackedWeight, a_dtype: np.dtype[Any], scheme: Scheme, shapes: Shapes, device: Device
+        self,
+        b: NDArray[Any] | PackedWeight,
+        a_dtype: np.dtype[Any],
+        scheme: Scheme,
+        shapes: Shapes,
+        device: Device,
+        tuned: bool | None = None,
     ) -> None:
+        self._tuned = settings().tuned if tuned is None else tuned
         self.given = b if isinstance(b, PackedWeight) else None
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
         self._lock = threading.Lock()
+        self._counting = threading.Lock()  # a lock of its own: packing takes long
         self._users, self._ended = 0, False
         self._packed: dict[tuple[int, ...], PackedWeight] = {}
 
@@ -152,7 +165,8 @@ class Weights:
         w = native_order(w)
         if w.dtype == _I4 and self._scheme == SCHEMES["int8"]:
             w = w.astype(np.int8)
-        return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
+        with consulting(tuning_cache(self._device) if self._tuned else None):
+            return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
 
     def drop(self, index: tuple[int, ...]) -> None:
         """Give the memory of one matrix back, unless it was packed by the user."""
@@ -173,12 +187,12 @@ class Weights:
 
     def hold(self) -> None:
         """Put `end` off until `let_go` is called as often as this."""
-        with self._lock:
+        with self._counting:
             self._users += 1
 
     def let_go(self) -> None:
         """Take one `hold` back."""
-        with self._lock:
+        with self._counting:
             self._users -= 1
             last = self._ended and self._users == 0
         if last:
@@ -186,7 +200,7 @@ class Weights:
 
     def end(self) -> None:
         """Give the memory of all matrices back that were not packed by the user, as soon as nobody uses them."""
-        with self._lock:
+        with self._counting:
             self._ended = True
             unused = self._users == 0
         if unused:

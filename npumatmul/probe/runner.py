@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npumatmul.boardlock import BoardLock, wants_lock
 from npumatmul.capabilities.probe_file import ProbeResults, checked_cells, load_probe_results
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.probe.answer import Question
@@ -212,7 +213,13 @@ def probe(
     Returns
     -------
     Probe
+
+    Raises
+    ------
+    BoardInUseError
+        If another process uses the board's NPU.
     """
+    board = BoardLock() if wants_lock(target.simulated) else None
     flags = [*(["--all"] if everything else []), *(["--quick"] if quick else [])]
     outcomes: list[Outcome] = []
     stuck = ""
@@ -230,6 +237,9 @@ def probe(
             progress(question, outcome)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        if board is not None:
+            board.release()
     facts = {
         "device": target.device,
         "library": str(target.library),

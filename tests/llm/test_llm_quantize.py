@@ -35,6 +35,7 @@ from npumatmul.llm.quantize import (
     quantize_model,
     save_quantized,
 )
+from npumatmul.llm.quantize.build import balanced_layer, centred_layer
 from npumatmul.llm.quantize.emulation import quantize_rows_asymmetric
 from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
 from npumatmul.llm.quantize.saving import pack_nibbles, unpack_nibbles
@@ -325,6 +326,25 @@ def test_layers_of_several_tensors(tmp_path: Path) -> None:
         np.testing.assert_array_equal(layer.restored(), expected)
         x = random_matrix(5, 64, 9)
         np.testing.assert_allclose(emulate(layer)(x), x @ expected.T, atol=0.6)
+
+
+def test_groups_that_are_taken_over_can_be_balanced(tmp_path: Path) -> None:
+    x = random_matrix(200, 96, 1) + np.float32(0.5)
+    x[:, 32:64] *= 40
+    statistics = LayerStatistics(96)
+    statistics.add(x)
+    with block_file(tmp_path, [GGMLQuantizationType.Q4_1], [random_matrix(8, 96)]) as file:
+        recipe, weight = LayerRecipe("gguf", "balance", centre=True), file.tensor("t0")
+        plain = layer_of_blocks(file, ["t0"], LayerRecipe("gguf"))
+        taken = layer_of_blocks(file, ["t0"], recipe)
+    assert plain is not None
+    assert taken is not None
+    layer = centred_layer(balanced_layer(taken, weight, statistics), weight, statistics)
+    np.testing.assert_allclose(layer.restored(), weight, rtol=1e-5, atol=1e-6)
+    errors = [np.linalg.norm(emulate(each)(x) - x @ weight.T) for each in (plain, layer)]
+    assert errors[1] < 0.7 * errors[0]  # by theory the root of (40**2 * 3) over 40 * (40 + 1 + 1): 0.59
+    with pytest.raises(ValueError, match="or transform but balance"):
+        LayerRecipe("gguf", "hadamard")
 
 
 def test_types_that_are_not_taken_over(tmp_path: Path) -> None:

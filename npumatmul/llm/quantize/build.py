@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import InputTransform
+from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.gptq import gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
@@ -99,6 +99,37 @@ def quantize_layer(
     return centred_layer(QuantizedLayer(recipe, quantized), weight, statistics)
 
 
+def balanced_layer(
+    layer: QuantizedLayer, weight: NDArray[np.float32], statistics: LayerStatistics | None
+) -> QuantizedLayer:
+    """Balance a layer of groups whose codes stay: one scale for each group, which goes into the group's own.
+
+    Parameters
+    ----------
+    layer : QuantizedLayer
+        Quantized in groups, without a transform.
+    weight : ndarray of float32, shape (N, K)
+        The float weight.
+    statistics : LayerStatistics or None
+        Of the activations; needed where the recipe balances.
+
+    Returns
+    -------
+    QuantizedLayer
+        The layer itself if its recipe does not balance.
+    """
+    if "balance" not in layer.recipe.transform:
+        return layer
+    assert statistics is not None
+    assert isinstance(layer.weight, QuantizedWeight)
+    size, params = layer.group_size, layer.weight.params
+    scale = _balance(weight, statistics, layer.recipe.centre, size)
+    groups = scale[::size]
+    changed = QuantParams(params.scale * groups, params.zero_point, **params.description())
+    moved = QuantizedWeight(layer.weight.codes, changed, ChannelScale(scale))
+    return dataclasses.replace(layer, weight=moved, offset=None if layer.offset is None else layer.offset * groups)
+
+
 def centred_layer(
     layer: QuantizedLayer, weight: NDArray[np.float32], statistics: LayerStatistics | None
 ) -> QuantizedLayer:
@@ -159,18 +190,25 @@ def _smoothing(weight: NDArray[np.float32], absmax: NDArray[np.float32], strengt
     return scale
 
 
-def _balance(weight: NDArray[np.float32], statistics: LayerStatistics, centred: bool) -> NDArray[np.float32]:
+def _balance(
+    weight: NDArray[np.float32], statistics: LayerStatistics, centred: bool, size: int = 1
+) -> NDArray[np.float32]:
     """Scales that minimize ``E|x / s|**2 * |W * s|**2``, whose product errors follow once a rotation has spread them.
 
-    By the inequality of Cauchy and Schwarz that is ``s**2 = rms(x_j) / rms(W[:, j])``; geometric mean 1.
+    By the inequality of Cauchy and Schwarz that is ``s**2 = rms(x_j) / rms(W[:, j])``; geometric mean 1. Features of
+    a group of `size` share one scale.
     """
     moment = statistics.second_moment.diagonal()
-    x = np.sqrt(np.maximum(moment - statistics.mean**2 if centred else moment, 0))
-    w = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
+    squares = (
+        np.maximum(moment - statistics.mean**2 if centred else moment, 0),
+        np.mean(np.square(weight, dtype=np.float64), axis=0),
+    )
+    starts = np.arange(0, weight.shape[1], size)
+    x, w = (np.sqrt(np.add.reduceat(part, starts)) for part in squares)
     usual = [float(np.median(part[part > 0])) if (part > 0).any() else 1.0 for part in (x, w)]
     # a feature that never varied, or meets no weight, has no say: a thousandth of the usual keeps scales finite
     logs = 0.5 * (np.log(np.maximum(x, 1e-3 * usual[0])) - np.log(np.maximum(w, 1e-3 * usual[1])))
-    return np.asarray(np.exp(logs - logs.mean()), np.float32)
+    return np.repeat(np.exp(logs - logs.mean()).astype(np.float32), size)[: weight.shape[1]]
 
 
 def _hessian(statistics: LayerStatistics, transform: InputTransform | None, *, centred: bool) -> Hessian:

@@ -70,9 +70,10 @@ class LayerRecipe:
         See `parse_scheme`; not ``auto``.
     transform : str
         Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
-        ``smooth`` (SmoothQuant: scales move from activations to the weight), ``balance`` (the same by root mean squares
-        instead of maxima, which is what suits a Hadamard transform that follows; docs/quality.md derives it),
-        ``smooth+hadamard`` or ``balance+hadamard``. All but ``none`` and ``hadamard`` need calibration.
+        ``smooth`` (SmoothQuant: scales move from activations to the weight), ``balance`` (the same by root mean
+        squares instead of maxima, which is what suits a Hadamard transform that follows; docs/quality.md derives it),
+        ``smooth+hadamard`` or ``balance+hadamard``. With ``gguf``, ``balance`` has one scale for each group. All but
+        ``none`` and ``hadamard`` need calibration.
     centre : bool
         Whether the mean of each input feature over the calibration text is subtracted from activations before all
         else. Its product with the float weight is added to results as a bias, so the exact product stays what it is.
@@ -130,8 +131,12 @@ class LayerRecipe:
             raise ValueError(f"recipe: refine is {self.refine}; it must be 0 or more")
         if self.rounding == "gptq" and self.parts.granularity is Granularity.LAYER:
             raise ValueError(f"recipe: gptq needs a scale per channel or group, {self.scheme} has one per layer")
-        if self.scheme == GGUF_SCHEME and (self.transform != "none" or self.rounding != "nearest" or self.clip_search):
-            raise ValueError("recipe: scheme 'gguf' takes blocks over as they are: no transform, gptq or clip_search")
+        if self.scheme == GGUF_SCHEME and (
+            self.transform not in ("none", "balance") or self.rounding != "nearest" or self.clip_search
+        ):
+            raise ValueError(
+                "recipe: scheme 'gguf' takes blocks over as they are: no gptq, clip_search, or transform but balance"
+            )
 
     @property
     def parts(self) -> Scheme:

@@ -1,0 +1,346 @@
+"""Quality of a quantized language model, scheme by scheme: ``python bench/quality.py`` prints the table.
+
+Reference are the float32 logits of the same dequantized weights. Activations are quantized as the kernels do it and
+integer products are exact (`npumatmul.llm.quantize.emulate`). Times of the chip are modelled, never measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import pickle
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npumatmul
+from npumatmul.capabilities import chip
+from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
+from npumatmul.llm.evaluation import Evaluation, Window, evaluate_models
+from npumatmul.llm.loader import LayerTensors, layer_tensors
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    LayerStatistics,
+    QuantizedLayer,
+    QuantizedModel,
+    Recipe,
+    best_recipe,
+    collect_statistics,
+)
+from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
+from npumatmul.mmtype import MatmulType
+from npumatmul.plan import plan_matmul, plan_weight
+from npumatmul.qparams import QuantizedWeight
+
+sys.path.insert(0, str(Path(__file__).parent))
+from prose import prose
+
+WINDOW = 512
+CACHE = Path.home() / ".cache" / "npumatmul" / "quality"
+
+#: More runs than this for one token, and the start of runs alone takes longer than the CPU does for the whole model.
+SLOW_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table."""
+
+    scheme: str
+    what: str
+    recipe: Recipe
+
+
+def entries() -> dict[str, Entry]:
+    """The rows by name."""
+    plain, rotated = LayerRecipe("w8a8"), LayerRecipe("w8a8", "hadamard")
+    rows = {
+        "w16a16": Entry("w16a16", "float16", best_recipe("w16a16")),
+        "w8a8-plain": Entry("w8a8", "plain rounding", Recipe(plain)),
+        "w8a8-hadamard": Entry("w8a8", "Hadamard", Recipe(rotated)),
+        "w8a8": Entry("w8a8", "best", best_recipe("w8a8")),
+        "w4a8-hadamard": Entry(
+            "w4a8", "Hadamard, clip search", Recipe(LayerRecipe("w4a8", "hadamard", clip_search=True))
+        ),
+        "w4a8": Entry("w4a8", "best", best_recipe("w4a8")),
+        "w4a8-head8": Entry("w4a8", "best, head w8a8", best_recipe("w4a8", head="w8a8")),
+        "w4a8-g32": Entry("w4a8_g32", "best", best_recipe("w4a8_g32")),
+        "w4a8-g32-head8": Entry("w4a8_g32", "best, head w8a8", best_recipe("w4a8_g32", head="w8a8")),
+        "gguf": Entry("gguf", "blocks of the file, centred; head int8 in groups of 32", best_recipe("gguf")),
+        "w4a4-hadamard": Entry(
+            "w4a4", "Hadamard, clip search", Recipe(LayerRecipe("w4a4", "hadamard", clip_search=True))
+        ),
+        "w4a4": Entry("w4a4", "best", best_recipe("w4a4")),
+        "w4a4-head8": Entry("w4a4", "best, head w8a8", best_recipe("w4a4", head="w8a8")),
+    }
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    options = _options()
+    rows = entries()
+    chosen = options.rows or list(rows)
+    path = Path(options.model) if options.model else fetch_demo_model()
+    evaluation_text, evaluation_source = _text(options.evaluation, ["anarchism"], options.cache)
+    calibration_text, calibration_source = _text(options.calibration, ["austen", "handbook"], options.cache)
+    tokenizer = GGUFTokenizer(GGUFFile(path))
+    pieces = _spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
+    scored = sum(piece.scored for piece in pieces)
+    print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {_cpu()}")
+    print(f"model: {path.name}")
+    print(f"evaluation: {evaluation_source}, {len(pieces)} windows of {WINDOW} tokens, {scored} positions scored")
+    print(f"calibration: {calibration_source}, {options.calibration_tokens} tokens")
+
+    def calibrate() -> dict[str, LayerStatistics]:
+        started = time.perf_counter()
+        found = collect_statistics(path, _spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW))
+        print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        return found
+
+    workshop = Workshop(path, calibrate, options.keep)
+    made: dict[str, Any] = {}
+    models = {}
+    for name in chosen:
+        started = time.perf_counter()
+        models[name] = workshop.model(rows[name].recipe)
+        made[name] = time.perf_counter() - started
+        print(f"{name}: quantized in {made[name]:.0f} s on this machine", flush=True)
+    del workshop
+    reference = load_model(path, pack=numpy_pack).model
+    loaded = {name: model.load().model for name, model in models.items()}
+    found = evaluate_models(loaded, reference, pieces, _windows_progress)
+    print(HEADER)
+    results = []
+    for name, model in models.items():
+        results.append({"row": name, **_figures(rows[name], model, found[name], len(pieces))})
+        print(_line(rows[name], results[-1]), flush=True)
+        if options.json:
+            Path(options.json).write_text(json.dumps(results, indent=1))
+
+
+class Workshop:
+    """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
+
+    def __init__(self, path: Path, calibrate: Callable[[], dict[str, LayerStatistics]], keep: Path | None) -> None:
+        self.path = path
+        self.file = GGUFFile(path)
+        self._calibrate = calibrate
+        self._keep = keep
+        self._made: dict[str, QuantizedLayer] = {}
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Of the calibration text."""
+        found: dict[str, LayerStatistics] = self._kept("statistics", self._calibrate)
+        return found
+
+    def model(self, recipe: Recipe) -> QuantizedModel:
+        """Quantize by a recipe."""
+        layers = {}
+        for name, tensors in layer_tensors(self.file, LlamaConfig.from_gguf(self.file)).items():
+            wanted = recipe.for_layer(name)
+            values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
+            values["scheme"] = re.sub(r"a\d+", "", wanted.scheme)
+            key = f"{name} {recipe.seed} {json.dumps(values)}"
+            if key not in self._made:
+                make = partial(self._layer, name, tensors, wanted, recipe.seed)
+                self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
+            layers[name] = dataclasses.replace(self._made[key], recipe=wanted)
+        return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
+
+    def _layer(self, name: str, tensors: LayerTensors, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
+        _progress(0, 1, name)
+        statistics = self.statistics[name] if recipe.needs_calibration else None
+        return layer_of_recipe(self.file, tensors, recipe, statistics, seed=seed)
+
+    def _kept(self, name: str, make: Callable[[], Any]) -> Any:
+        if self._keep is None:
+            return make()
+        file = self._keep / f"{name}.pickle"
+        if file.exists():
+            return pickle.loads(file.read_bytes())
+        made = make()
+        file.write_bytes(pickle.dumps(made))
+        return made
+
+
+HEADER = (
+    "| scheme | recipe | mean KL | top-1 % | bits per weight | MB | host ms per token "
+    "| runs per token | decode ms | prefill of 128 ms |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def _line(entry: Entry, r: dict[str, Any]) -> str:
+    slow = " (slow on every board)" if r["runs"] > SLOW_RUNS else ""
+    times = [f"{1e3 * r[key]:.1f}" if r[key] is not None else "unknown" for key in ("decode", "prefill")]
+    return (
+        f"| {entry.scheme} | {entry.what}{slow} | {r['kl'][0]:.5f} ± {r['kl'][1]:.5f} "
+        f"| {100 * r['top1'][0]:.2f} ± {100 * r['top1'][1]:.2f} | {r['bits']:.2f} | {r['bytes'] / 1e6:.0f} "
+        f"| {1e3 * r['host_seconds']:.2f} | {r['runs']} | {times[0]} | {times[1]} |"
+    )
+
+
+def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int) -> dict[str, Any]:
+    assert result.mean_kl is not None
+    assert result.top1 is not None
+    # neighbouring tokens are not independent: the standard error is that of the windows' means
+    kl, top = (
+        np.array([part.mean() for part in np.array_split(values, count)])
+        for values in (result.kl, result.same_top)
+        if values is not None
+    )
+    error = [float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan for each in (kl, top)]
+    runs, decode = _modelled(model, 1)
+    return {
+        "scheme": entry.scheme,
+        "recipe": entry.recipe.as_dict(),
+        "kl": [result.mean_kl.value, error[0]],
+        "top1": [result.top1.value, error[1]],
+        "positions": result.tokens,
+        "bits": model.bits_per_weight,
+        "bytes": model.nbytes,
+        "host_seconds": _host_seconds(model),
+        "runs": runs,
+        "decode": decode,
+        "prefill": _modelled(model, 128)[1],
+    }
+
+
+def _modelled(model: QuantizedModel, rows: int) -> tuple[int, float | None]:
+    """Runs and modelled seconds of all linear layers on an RK3588; attention and norms are not in it."""
+    runs, total = 0, 0.0
+    known = True
+    for layer in model.layers.values():
+        n, k = layer.shape
+        mm_type, images = _type(layer)
+        size = layer.group_size
+        plan = plan_matmul(
+            rows,
+            plan_weight(
+                k, n, mm_type, chip("rk3588"), k_parts=_k_parts(layer), k_group=size if size < k else None,
+                row_images=images,
+            ),
+        )  # fmt: skip
+        runs += plan.runs
+        if plan.modelled_seconds is None:
+            known = False
+        else:
+            total += plan.modelled_seconds
+    return runs, total if known else None
+
+
+def _type(layer: QuantizedLayer) -> tuple[MatmulType, int]:
+    """Matmul type on an RK3588, and rows of A per row of activations."""
+    if not isinstance(layer.weight, QuantizedWeight):
+        return MatmulType.FLOAT16_FLOAT16_FLOAT32, 1
+    if layer.weight.params.bits > 4:
+        return MatmulType.INT8_INT8_INT32, 1
+    return MatmulType.INT4_INT4_INT16, 2 if layer.recipe.parts.activation_bits == 8 else 1
+
+
+def _k_parts(layer: QuantizedLayer) -> int:
+    """Slices of K that keep the int16 sums of int4 products in range."""
+    if not isinstance(layer.weight, QuantizedWeight) or layer.weight.params.bits > 4:
+        return 1
+    largest = int(np.abs(layer.weight.codes.astype(np.int16)).sum(axis=1, dtype=np.int64).max())
+    return math.ceil(8 * largest / np.iinfo(np.int16).max)
+
+
+def _host_seconds(model: QuantizedModel, rows: int = 128) -> float:
+    """Seconds per token that transforms of activations take here, in numpy and in batches: an upper bound."""
+    total = 0.0
+    for layer in model.layers.values():
+        transform = layer.weight.input_transform if isinstance(layer.weight, QuantizedWeight) else None
+        if transform is None and layer.centre is None:
+            continue
+        x = np.ones((rows, layer.shape[1]), np.float32)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            y = x if layer.centre is None else x - layer.centre
+            if transform is not None:
+                transform.activation(y)
+            times.append(time.perf_counter() - started)
+        total += min(times) / rows
+    return total
+
+
+def _spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Window]:
+    """Windows that begin at equal distances in the texts, taken from each in turn; all positions are scored."""
+    found: list[list[Window]] = []
+    for i, text in enumerate(texts):
+        wanted = len(range(i, count, len(texts)))
+        step = len(text) // max(wanted, 1)
+        found.append([])
+        for start in range(0, wanted * step, step):
+            piece = text[start : start + 8 * WINDOW]
+            begin = piece.find("\n\n") + 2 if "\n\n" in piece[: 2 * WINDOW] else 0
+            ids = tokenizer.encode(piece[begin:])[:WINDOW]
+            if len(ids) == WINDOW:
+                found[-1].append(Window(np.array(ids, np.int64), 0))
+    result = [
+        found[i % len(texts)][i // len(texts)] for i in range(count) if i // len(texts) < len(found[i % len(texts)])
+    ]
+    if not result:
+        raise SystemExit(f"the texts are too short for windows of {WINDOW} tokens")
+    return result
+
+
+def _text(file: str | None, names: list[str], cache: Path) -> tuple[list[str], str]:
+    if file:
+        return [Path(file).read_text("utf-8")], Path(file).name
+    found = [prose(name, cache) for name in names]
+    return [text for text, _ in found], " and ".join(source for _, source in found)
+
+
+def _progress(done: int, total: int, what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done} of {total} \033[K", end="\r", file=sys.stderr, flush=True)
+
+
+def _windows_progress(done: int, total: int, _: object) -> None:
+    _progress(done, total, "windows")
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(entries())}; all by default")
+    parser.add_argument("--model", help="a GGUF file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--tokens", type=int, default=8192, help="positions to score, at least")
+    parser.add_argument("--calibration-tokens", type=int, default=20480)
+    parser.add_argument("--evaluation", metavar="FILE", help="a text instead of Debian's package anarchism")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="a text instead of r-cran-janeaustenr and debian-handbook"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep statistics and layers there, and use them")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    options = parser.parse_args()
+    unknown = [name for name in options.rows if name not in entries()]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
