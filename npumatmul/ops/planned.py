@@ -16,8 +16,8 @@ from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import BusyError, ClosedError
 from npumatmul.mmtype import ElementType
-from npumatmul.ops.array import NpuArray
-from npumatmul.ops.array_products import as_npu_array, device_of, host, involves_npu_arrays
+from npumatmul.ops.array import NpuArray, empty
+from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
@@ -287,8 +287,12 @@ class Matmul:
             self._execute(operands, place.numpy(), keep)
             return place
         target = checked_out(out, self.shape, self.dtype)
+        made = None
+        if target is None and self.shape and involves_npu_arrays(*operands.given):
+            made = empty(self.shape, self.dtype, device=self.device)
+            target = made.numpy()
         start = time.perf_counter()
-        result = self._product(operands, target, keep).reshape(self.shape)
+        result = self._product(operands, target, keep, made is not None).reshape(self.shape)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
@@ -296,17 +300,15 @@ class Matmul:
             ", simulation" if self.device.simulated else "",
         )  # fmt: skip
         handed_out = delivered(result, target, operands.given)
-        gives_array = target is None and involves_npu_arrays(*operands.given)
-        return as_npu_array(handed_out, self.device) if gives_array else handed_out
+        return handed_out if made is None else made
 
-    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
-        """The product as (..., M, N), in `out` where it can be computed there."""
+    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool, fresh: bool) -> NDArray[Any]:
+        """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
         direct = None
-        if (
-            self.scheme.takes_any_value
-        ):  # else rows may turn out to be unfit when others are done, and out must not change
+        # rows may turn out to be unfit when others are done, and then `out` must not have changed
+        if fresh or self.scheme.takes_any_value:
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
