@@ -43,7 +43,7 @@ class DeviceStats:
 
     Attributes
     ----------
-    run_calls, set_io_mem_calls, mem_sync_calls : int
+    run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls : int
         Calls of the runtime's functions.
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
@@ -61,6 +61,7 @@ class DeviceStats:
     run_calls: int = 0
     set_io_mem_calls: int = 0
     mem_sync_calls: int = 0
+    set_dynamic_shape_calls: int = 0
     macs: int = 0
     conversions: int = 0
     contexts: int = 0
@@ -121,6 +122,7 @@ class Device:
         self.chip: Chip = chip(self.discovery.soc)
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
+        self._attaching = threading.RLock()
         self._released: deque[list[Slice]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
@@ -381,7 +383,8 @@ class Device:
 
     def attached(self, kind: type[_Attached], make: Callable[[Device], _Attached]) -> _Attached:
         """The one object of a kind that lives and dies with this device, made on first use."""
-        with self.lock:
+        self.check_usable()
+        with self._attaching:  # not the device's lock: whoever runs a product holds that all the time
             self.check_usable()
             if kind not in self._attached:
                 self._attached[kind] = make(self)
@@ -416,6 +419,7 @@ class Device:
                 mine.run_calls + users.run_calls,
                 mine.set_io_mem_calls + users.set_io_mem_calls,
                 mine.mem_sync_calls + users.mem_sync_calls,
+                mine.set_dynamic_shape_calls + users.set_dynamic_shape_calls,
                 mine.macs + users.macs,
                 mine.conversions,
                 *self.session.resources(),
@@ -448,9 +452,11 @@ class Device:
         with self.lock:
             self.closed = True
             self._released.clear()
-            for part in reversed(list(self._attached.values())):
+            with self._attaching:
+                attached = list(self._attached.values())
+                self._attached.clear()
+            for part in reversed(attached):
                 part.close()
-            self._attached.clear()
             self.weights.close()
 
 

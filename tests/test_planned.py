@@ -463,6 +463,37 @@ def test_the_worker_starts_late_and_ends_with_its_device() -> None:
         npu.matmul_async(ones(1, 1), ones(1, 1), device=device)
 
 
+def test_submitting_waits_for_nobody(fresh_device: npu.Device) -> None:
+    """Neither for a product that runs, which holds the device, nor for one that packs."""
+    held, done = threading.Event(), threading.Event()
+
+    def run_long() -> None:
+        with fresh_device.lock:
+            held.set()
+            assert done.wait(60)
+
+    product = npu.Matmul(ones(1, 2), ones(2, 1), device=fresh_device)
+    runner = threading.Thread(target=run_long)
+    runner.start()
+    assert held.wait(60)
+    futures: list[npu.MatmulFuture] = []
+
+    def submit() -> None:
+        futures.extend([npu.matmul_async(ones(1, 2), ones(2, 1), device=fresh_device), product.submit()])
+        futures.append(product.submit())  # the worker waits for the device with the first one, packing
+
+    submitter = threading.Thread(target=submit)
+    submitter.start()
+    submitter.join(30)
+    blocked = submitter.is_alive()
+    done.set()
+    runner.join(60)
+    submitter.join(60)
+    assert not blocked
+    assert [future.result(60).item() for future in futures] == [2, 2, 2]
+    product.close()
+
+
 def test_settings_of_the_caller_apply(device: npu.Device, fresh_device: npu.Device) -> None:
     with npu.config(fallback="numpy"):
         future = npu.matmul_async(np.ones((1, 2)), np.ones((2, 1)), device=device)
@@ -510,6 +541,7 @@ def test_an_interrupted_product_leaves_the_device_usable(fresh_device: npu.Devic
     assert fresh_device.weights.bytes_used <= 4 * one  # at worst what was being packed or given back in that moment
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 warns of it
 def test_an_inherited_future_says_so_instead_of_waiting_for_ever(device: npu.Device) -> None:
     gate = Gate(device)
     read, write = os.pipe()

@@ -139,6 +139,7 @@ class Weights:
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
         self._lock = threading.Lock()
+        self._counting = threading.Lock()  # a lock of its own: packing takes long
         self._users, self._ended = 0, False
         self._packed: dict[tuple[int, ...], PackedWeight] = {}
 
@@ -186,12 +187,12 @@ class Weights:
 
     def hold(self) -> None:
         """Put `end` off until `let_go` is called as often as this."""
-        with self._lock:
+        with self._counting:
             self._users += 1
 
     def let_go(self) -> None:
         """Take one `hold` back."""
-        with self._lock:
+        with self._counting:
             self._users -= 1
             last = self._ended and self._users == 0
         if last:
@@ -199,7 +200,7 @@ class Weights:
 
     def end(self) -> None:
         """Give the memory of all matrices back that were not packed by the user, as soon as nobody uses them."""
-        with self._lock:
+        with self._counting:
             self._ended = True
             unused = self._users == 0
         if unused:
