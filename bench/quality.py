@@ -62,18 +62,6 @@ class Entry:
     recipe: Recipe
 
 
-def _mixed() -> Recipe:
-    """At most 5.5 bits: by sensitivities of SmolLM2-135M's layers, estimated on the calibration text from gradients.
-
-    The file's blocks where rounding them a second time costs most, int4 per channel where it costs least (all attention
-    outputs and part of the middle), int8 for the head and for the one layer whose activations have extreme outliers.
-    """
-    best = {scheme: dataclasses.asdict(best_recipe(scheme).default) for scheme in ("w4a8", "w8a8")}
-    four = ["blk.*.attn_out", "blk.1[2-7].gate_up", "blk.2[13456].gate_up", "blk.1[4-7].down", "blk.23.down"]
-    layers = dict.fromkeys(four, best["w4a8"])
-    return Recipe(best_recipe("gguf").default, {**layers, "blk.11.down": best["w8a8"], "head": best["w8a8"]})
-
-
 def entries() -> dict[str, Entry]:
     """The rows by name."""
     plain, rotated = LayerRecipe("w8a8"), LayerRecipe("w8a8", "hadamard")
@@ -90,7 +78,6 @@ def entries() -> dict[str, Entry]:
         "w4a8-g32": Entry("w4a8_g32", "best", best_recipe("w4a8_g32")),
         "w4a8-g32-head8": Entry("w4a8_g32", "best, head w8a8", best_recipe("w4a8_g32", head="w8a8")),
         "gguf": Entry("gguf", "blocks of the file, centred; head int8 in groups of 32", best_recipe("gguf")),
-        "mixed": Entry("mixed", "mixed by sensitivity", _mixed()),
         "w4a4-hadamard": Entry(
             "w4a4", "Hadamard, clip search", Recipe(LayerRecipe("w4a4", "hadamard", clip_search=True))
         ),
