@@ -47,6 +47,7 @@ from npumatmul.ops import (
     zeros,
 )
 from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.quant.schemes import Scheme
 from npumatmul.resources import empty_cache, memory_limit, memory_stats
 from npumatmul.rknn import MatmulLayout, QuantType
 
@@ -69,6 +70,7 @@ __all__ = [
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
+    "Scheme",
     "TensorAttr",
     "asarray",
     "capabilities",

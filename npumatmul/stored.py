@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +78,10 @@ class WeightSlice:
     column_sums: NDArray[np.int32] | None = None
 
 
+#: Products of two 8-bit values less their zero points are at most 255 * 255.
+_DEEPEST_INT32_SUM = (2**31 - 1) // 255**2
+
+
 class StoredWeight:
     """A weight in device memory.
 
@@ -109,12 +112,14 @@ class StoredWeight:
         if not self.slices:
             raise ValueError("a weight has at least one slice")
         first = self.slices[0].column_scale
-        self.common_scale = all(_same(each.column_scale, first) for each in self.slices)
+        # Sums of integers over slices of the same scale are made in int32, as long as they fit whatever is multiplied.
+        fit = first is None or plan.mm_type.c.label.startswith("float") or plan.k <= _DEEPEST_INT32_SUM
+        self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for.
-        self.placed: OrderedDict[Hashable, Any] = OrderedDict()
+        #: Placed matmuls by what they were made for, the least recently used first.
+        self.placed: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
 

@@ -262,3 +262,12 @@ def test_int4_values_on_chips_without_int4(chip: npu.Device) -> None:
     with npu.pack(w, device=chip) as packed:
         assert ("stored as int8, exactly" in packed.route.note) == (chip.chip.soc != "rk3588")
         np.testing.assert_array_equal(npu.matmul(w.T, packed), [[344]])  # 2 (1 + 4 + ... + 49) + 64
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_aasym", "w8a8_g4096", "w4a8"])
+def test_sums_that_leave_int32(rk3588: npu.Device, scheme: str) -> None:
+    """127 * 127 * 140000 is beyond 2**31, and so is 255 * 127 * 140000."""
+    k = 140_000
+    a, b = np.ones((1, k), np.float32), np.ones((k, 2), np.float32)
+    with npu.pack(b, scheme, device=rk3588) as packed:
+        np.testing.assert_allclose(npu.matmul(a, packed), [[k, k]], rtol=1e-5)

@@ -408,6 +408,8 @@ def calibrate(
     ------
     ValueError
         If a calibrator has seen nothing, or a batch does not fit.
+    TypeError
+        If a batch is no mapping.
     ImportError
         If a progress bar is wanted and ``rich`` is not installed.
 
@@ -417,6 +419,8 @@ def calibrate(
     {'x': QuantParams(layer, int8, symmetric, scale=0.01)}
     """
     for batch in _with_progress(batches) if progress else batches:
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"calibrate: a batch is a mapping of names to arrays, not {type(batch).__name__}")
         for name, calibrator in calibrators.items():
             if name in batch:
                 try:

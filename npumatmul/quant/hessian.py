@@ -150,11 +150,23 @@ class Hessian:
         Returns
         -------
         ndarray of float64, shape (N, K)
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, or the matrix is singular without damping.
         """
-        weight = np.asarray(w, np.float64)
+        weight = self._changes(w, "target")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"Hessian.target: strength lies in 0..1, not {strength}")
         if self._drift is None or strength == 0:
             return weight
-        change = np.linalg.solve(self.damped(damping), (weight @ self._drift.astype(np.float64)).T).T
+        try:
+            change = np.linalg.solve(self.damped(damping), (weight @ self._drift.astype(np.float64)).T).T
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"Hessian.target: the matrix is singular with damping={damping}; add more activations or raise damping"
+            ) from None
         result: NDArray[np.float64] = weight + strength * change
         return result
 
@@ -171,8 +183,14 @@ class Hessian:
         ndarray of float64, shape (N,)
             ``(change @ x)**2`` of each row, summed over all rows x.
         """
-        rows = np.asarray(change, np.float64)
+        rows = self._changes(change, "error")
         return np.asarray(np.einsum("nk,nk->n", rows @ self.matrix.astype(np.float64), rows))
+
+    def _changes(self, w: ArrayLike, method: str) -> NDArray[np.float64]:
+        rows = np.asarray(w, np.float64)
+        if rows.ndim != 2 or rows.shape[1] != self.features:
+            raise ValueError(f"Hessian.{method}: takes an array of shape (N, {self.features}), not {rows.shape}")
+        return rows
 
     def _rows(self, x: ArrayLike, name: str) -> NDArray[Any]:
         values = float_array(x, "Hessian.add")

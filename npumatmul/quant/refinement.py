@@ -61,6 +61,8 @@ def refine(
         )
     if quantized.params.granularity is Granularity.LAYER:
         raise ValueError("refine: scales are fitted per channel or group; this weight has one scale per layer")
+    if not wanted.size:
+        return quantized
     matrix = hessian.damped(damping)
     values = np.ascontiguousarray(wanted.T)
     codes, params = np.ascontiguousarray(quantized.codes.T), quantized.params

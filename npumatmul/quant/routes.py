@@ -130,9 +130,14 @@ def _ways(scheme: Scheme) -> tuple[_Way, ...]:
 
 def _way(scheme: Scheme, chip: Chip, runtime: RuntimeVersion) -> _Way | None:
     for way in _ways(scheme):
-        if chip.type_row(way.mm_type, runtime).supported.value:
+        has = way.mm_type in chip.limits if runtime == chip.runtime else _supported(chip, way.mm_type, runtime)
+        if has:
             return way
     return None
+
+
+def _supported(chip: Chip, mm_type: MatmulType, runtime: RuntimeVersion) -> bool:
+    return chip.type_row(mm_type, runtime).supported.value
 
 
 def _activations(scheme: Scheme, way: _Way) -> dict[np.dtype[Any], Activation]:

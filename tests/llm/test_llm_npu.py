@@ -128,7 +128,7 @@ def test_every_weight_product_goes_through_the_matmul_api(scheme: str, request: 
     assert after.macs - before.macs == (len(prompt) + 4) * 30 * block + 5 * 576 * 49152
     # 210 weights of the layers share those of four shapes, by number of rows and core
     assert after.contexts <= 60
-    assert after.descriptors <= 16  # some ten arenas, one buffer of A per slice of K, one of C per core
+    assert after.descriptors <= 32  # some ten arenas; a few sizes each of A per slice of K and of C per core
 
 
 def test_the_model_gives_its_memory_back(demo_path: Path) -> None:

@@ -267,6 +267,8 @@ def test_calibrate_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "calibrating" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no batch had values for 'x', 'y'"):
         calibrate({"a": MinMax(), "x": MinMax(), "y": MinMax()}, batches)
+    with pytest.raises(TypeError, match="mapping of names to arrays, not ndarray"):
+        calibrate({"a": MinMax()}, [np.ones(3)])  # type: ignore[list-item]
     with pytest.raises(NotFiniteError, match="calibrate: a: "):
         calibrate({"a": MinMax()}, [{"a": [np.nan]}])
 

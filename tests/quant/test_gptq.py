@@ -46,6 +46,12 @@ def hessian_of(x: np.ndarray) -> Hessian:
     return hessian
 
 
+def singular() -> Hessian:
+    hessian = Hessian(3)
+    hessian.add(np.ones((4, 3)), np.zeros((4, 3)))
+    return hessian
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("bits", "k"), [(4, 24), (4, 200), (8, 70), (2, 65)])
@@ -272,6 +278,9 @@ def test_extreme_weights(w: np.ndarray, symmetric: bool, clip: str) -> None:
 
 
 def test_empty_weights() -> None:
+    for group_size in (None, 2):
+        empty = gptq(np.zeros((0, 4)), hessian_of(np.eye(4)), group_size=group_size, rounds=1)
+        assert empty.shape == (0, 4)
     assert round_weight(np.zeros((0, 4))).shape == (0, 4)
     assert round_weight(np.zeros((4, 0))).shape == (4, 0)
     assert round_weight(np.zeros((4, 0)), granularity="group", group_size=32).groups == 0
@@ -285,6 +294,10 @@ def test_empty_weights() -> None:
         (lambda: gptq(np.zeros((2, 3)), Hessian(3), damping=-1), "damping"),
         (lambda: gptq(np.ones((2, 3)), hessian_of(np.ones((4, 3))), damping=0.0), "raise damping"),
         (lambda: Hessian(0), "1 or more"),
+        (lambda: Hessian(3).error(np.zeros((2, 4))), r"\(N, 3\), not \(2, 4\)"),
+        (lambda: Hessian(3).target(np.zeros(3)), r"\(N, 3\), not \(3,\)"),
+        (lambda: Hessian(3).target(np.zeros((2, 3)), strength=2.0), "strength"),
+        (lambda: singular().target(np.ones((2, 3)), damping=0.0), "raise damping"),
         (lambda: Hessian(3).add(np.zeros((2, 4))), "3 features"),
         (lambda: Hessian(3).add(np.zeros((2, 3)), np.zeros((1, 3))), "2 rows, x_reference 1"),
         (lambda: weight_params(np.zeros((2, 3)), clip="best"), "'absmax' or 'mse'"),
