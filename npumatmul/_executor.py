@@ -94,9 +94,9 @@ class RuntimeFunctions(C.Structure):
 
 
 class ExecutorContext(C.Structure):
-    """`npumm_context`: a context, and which of its shapes is selected."""
+    """`npumm_context`: a context, which of its shapes is selected, and whether it failed."""
 
-    _fields_ = (("handle", Context), ("dynamic", C.c_int32), ("selected_m", C.c_int32))
+    _fields_ = (("handle", Context), ("dynamic", C.c_int32), ("selected_m", C.c_int32), ("broken", C.c_int32))
 
 
 class ExecutorShape(C.Structure):

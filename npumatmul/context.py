@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from npumatmul import _executor, layout
 from npumatmul.capabilities import Chip
-from npumatmul.errors import BusyError, ClosedError, LayoutMismatchError, NpuError
+from npumatmul.errors import BusyError, ClosedError, LayoutMismatchError, NpuError, RknnError
 from npumatmul.layout import TileLayout
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import ElementType, MatmulType
@@ -69,6 +69,11 @@ class _Context:
         runtime.check_info(info)
         spec.check(chip, chip.type_limits(spec.mm_type, runtime.version), every)
         self._handle, self._io_attrs = session.create(info, shapes)
+        #: What the executor works with: it keeps the selected shape, and whether a call failed.
+        self.struct = _executor.ExecutorContext(self._handle.value, shapes is not None, 0, 0)
+        self._executor_shapes: dict[int, C._Pointer[_executor.ExecutorShape]] = {}
+        #: When it was used last, by the clock of the pool that keeps it.
+        self.used = 0
         self._finalizer = weakref.finalize(self, session.release_later, self._handle)
         self._finalizer.atexit = False
         try:
@@ -99,6 +104,11 @@ class _Context:
         return self._handle.closed
 
     @property
+    def broken(self) -> bool:
+        """Whether a run failed: what state the runtime left it in is not known, so it has to be made anew."""
+        return bool(self.struct.broken)
+
+    @property
     def handle(self) -> int:
         """Number of the context, for those who call the binding themselves."""
         return self._handle.value
@@ -123,15 +133,28 @@ class _Context:
         """Attributes of C, (M, N)."""
         return self._slots[2].attr
 
-    def _executor_shape(
-        self, index: int, context: C._Pointer[_executor.ExecutorContext]
-    ) -> C._Pointer[_executor.ExecutorShape]:
-        """One of the shapes, for the executor."""
-        a, _, c = self._attrs[index]
-        (m, k), n = a.shape, c.shape[1]
-        native = self.spec.ac_layout is MatmulLayout.NATIVE
-        a_group, c_group = (a.known_layout.tile_cols, c.known_layout.tile_cols) if native else (0, 0)
-        return C.pointer(_executor.ExecutorShape(context, m, k, n, a_group, c_group, self._io_attrs[index]))
+    def executor_shape(self, m: int) -> C._Pointer[_executor.ExecutorShape]:
+        """The context in its shape with `m` rows, for the executor."""
+        found = self._executor_shapes.get(m)
+        if found is None:
+            attrs, io_attr = self._shape_with(m)
+            a, _, c = attrs
+            native = self.spec.ac_layout is MatmulLayout.NATIVE
+            groups = (a.known_layout.tile_cols, c.known_layout.tile_cols) if native else (0, 0)
+            shape = _executor.ExecutorShape(C.pointer(self.struct), m, self.spec.k, self.spec.n, *groups, io_attr)
+            found = self._executor_shapes[m] = C.pointer(shape)
+        return found
+
+    def sizes(self, m: int) -> tuple[int, int]:
+        """Bytes of A and C in the shape with `m` rows, as the runtime says."""
+        (a, _, c), _ = self._shape_with(m)
+        return a.size, c.size
+
+    def _shape_with(self, m: int) -> tuple[tuple[TensorAttr, TensorAttr, TensorAttr], MatmulIoAttr]:
+        for attrs, io_attr in zip(self._attrs, self._io_attrs, strict=True):
+            if attrs[0].shape[0] == m:
+                return attrs, io_attr
+        raise ValueError(f"{self.spec}: there is no shape with {m} rows")
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +209,7 @@ class _Context:
         Raises
         ------
         NpuError
-            If A, B or C have no buffer yet.
+            If A, B or C have no buffer yet, or an earlier run failed.
         ClosedError
             If context, device or one of the buffers are closed, or inherited through a fork.
         BusyError
@@ -202,14 +225,16 @@ class _Context:
                 raise NpuError(f"run: {missing} have no buffer yet; bind() them first")
             memories = [buffer._memory for buffer in buffers]
             session = self._session
-            with session.guard:
-                for slot, buffer in zip(slots, buffers, strict=True):
-                    if buffer.closed:
-                        raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
-                for memory in memories:
-                    memory.users += 1
             binds = syncs = runs = 0
+            held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
             try:
+                with session.guard:
+                    for slot, buffer in zip(slots, buffers, strict=True):
+                        if buffer.closed:
+                            raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
+                    for memory in memories:
+                        memory.users += 1
+                        held.append(memory)
                 for buffer in buffers:
                     buffer.settle()
                 # What is to be bound anew is decided before caches are synchronised: what somebody writes from now on
@@ -222,13 +247,26 @@ class _Context:
                         binds += 1
                         self._bind(slot, memory, state)
                 runs = 1
-                self._runtime.matmul_run(self._handle.value)
+                try:
+                    self._runtime.matmul_run(self._handle.value)
+                except RknnError:
+                    self.struct.broken = 1
+                    raise
                 syncs += memories[2].sync(MemSyncMode.FROM_DEVICE)
                 buffers[2]._computed()
             finally:
+                interrupt: KeyboardInterrupt | None = None
+                while held:
+                    try:
+                        with session.guard:
+                            while held:
+                                held[-1].users -= 1
+                                del held[-1]
+                    except KeyboardInterrupt as error:
+                        interrupt = error
+                if interrupt is not None:
+                    raise interrupt
                 with session.guard:
-                    for memory in memories:
-                        memory.users -= 1
                     session.run_calls += runs
                     session.set_io_mem_calls += binds
                     session.mem_sync_calls += syncs
@@ -248,16 +286,23 @@ class _Context:
         """One thread at a time: whether a runtime takes more is an open question (Q18)."""
         session, handle = self._session, self._handle
         session.check_usable()
-        with session.guard:
-            if handle.closed:
-                raise ClosedError(f"{self.spec}: this context is closed")
-            if handle.busy:
-                raise BusyError(f"{self.spec}: another thread is using this context; give each thread its own")
-            handle.busy = True
-        try:
+        mine = False
+        try:  # before anything is marked: an interrupt may come after any call
+            with session.guard:
+                if handle.closed:
+                    raise ClosedError(f"{self.spec}: this context is closed")
+                if self.broken:
+                    raise NpuError(
+                        f"{self.spec}: a run of this context failed, and what state that left it in is not known; "
+                        "close() it and make another one"
+                    )
+                if handle.busy:
+                    raise BusyError(f"{self.spec}: another thread is using this context; give each thread its own")
+                handle.busy = mine = True
             yield
         finally:
-            handle.busy = False
+            if mine:
+                handle.busy = False
 
     # ---- quantization ----------------------------------------------------------------------------------------------
 
@@ -369,19 +414,6 @@ class MatmulContext(_Context):
 
     def __init__(self, session: Session, spec: ContextSpec) -> None:
         super().__init__(session, spec, None)
-        #: What the executor works with.
-        self.struct = _executor.ExecutorContext(self._handle.value, 0, 0)
-        self.shape = self._executor_shape(0, C.pointer(self.struct))
-
-    @property
-    def a_bytes(self) -> int:
-        """Bytes of A, as the runtime says."""
-        return self.a.size
-
-    @property
-    def c_bytes(self) -> int:
-        """Bytes of C, as the runtime says."""
-        return self.c.size
 
 
 class DynamicMatmulContext(_Context):
@@ -427,7 +459,11 @@ class DynamicMatmulContext(_Context):
             raise ValueError(f"select: {(m, k, n)} is none of the shapes of this context: {self.shapes}")
         attrs = self._attrs[self.shapes.index((m, k, n))]
         with self._entered():
+            self.struct.selected_m = 0
+            with self._session.guard:
+                self._session.set_dynamic_shape_calls += 1
             self._runtime.matmul_set_dynamic_shape(self._handle.value, (m, k, n))
+            self.struct.selected_m = m
             for attr, slot in zip(attrs, self._slots, strict=True):
                 slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
                 if slot.buffer is not None and slot.buffer.nbytes < attr.size:

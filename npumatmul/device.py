@@ -43,7 +43,7 @@ class DeviceStats:
 
     Attributes
     ----------
-    run_calls, set_io_mem_calls, mem_sync_calls : int
+    run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls : int
         Calls of the runtime's functions.
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
@@ -61,6 +61,7 @@ class DeviceStats:
     run_calls: int = 0
     set_io_mem_calls: int = 0
     mem_sync_calls: int = 0
+    set_dynamic_shape_calls: int = 0
     macs: int = 0
     conversions: int = 0
     contexts: int = 0
@@ -418,6 +419,7 @@ class Device:
                 mine.run_calls + users.run_calls,
                 mine.set_io_mem_calls + users.set_io_mem_calls,
                 mine.mem_sync_calls + users.mem_sync_calls,
+                mine.set_dynamic_shape_calls + users.set_dynamic_shape_calls,
                 mine.macs + users.macs,
                 mine.conversions,
                 *self.session.resources(),

@@ -20,7 +20,7 @@ import numpy as np
 from npumatmul.capabilities import Chip
 from npumatmul.context import MatmulContext
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError, DeviceError
+from npumatmul.errors import ClosedError, DeviceError, RknnError
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.placement import Placement
@@ -285,7 +285,11 @@ class _Run:
         runtime = context._runtime
         for memory, attr in ((self.a, context.a), (self.b, context.b), (self.c, context.c)):
             runtime.matmul_set_io_mem(context.handle, memory.pointer, attr.struct)
-        runtime.matmul_run(context.handle)
+        try:
+            runtime.matmul_run(context.handle)
+        except RknnError:
+            context.struct.broken = 1  # it is made anew when it is asked for again
+            raise
 
 
 def _run_all(runs: list[_Run], cores: int, device: Device) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as C
 import logging
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,12 +15,13 @@ from npumatmul import _executor, _kernels, layout
 from npumatmul._executor import Element, ResultType, Step
 from npumatmul._kernels import Conversion, RowScaling
 from npumatmul.activation import Activation
-from npumatmul.context import MatmulContext
+from npumatmul.context import DynamicMatmulContext, MatmulContext
+from npumatmul.contexts import ContextPool, TileShape, Workspace
 from npumatmul.device import Device
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
-from npumatmul.errors import ClosedError, NotFiniteError, NpuError, RknnError, RknnFail, RknnMallocFail, rknn_error
+from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.layout import TileLayout
-from npumatmul.memory import PAGE, Slice
+from npumatmul.memory import Slice
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
@@ -31,8 +31,6 @@ from npumatmul.stored import StoredWeight, TileRow, WeightSlice
 
 logger = logging.getLogger(__name__)
 
-#: Share of the process's contexts that is kept for reuse; the rest is left to others in the process.
-_CONTEXT_SHARE = 0.8
 #: Placed matmuls (one per number of rows) that a weight remembers.
 _PLACED_PER_WEIGHT = 16
 #: Buffers for images of A: slices of K are worked on in batches of so many.
@@ -64,13 +62,15 @@ class Placed:
         plan: MatmulPlan,
         weight: StoredWeight,
         activation: Activation,
-        contexts: list[MatmulContext],
+        contexts: Sequence[MatmulContext | DynamicMatmulContext],
         functions: _executor.RuntimeFunctions,
     ) -> None:
         self.plan = plan
-        self.contexts = set(contexts)
-        self.a_bytes = max(context.a_bytes for context in contexts)
-        self.c_bytes = max(context.c_bytes for context in contexts)
+        self.contexts = tuple(dict.fromkeys(contexts))
+        per_range = len(contexts) // len(plan.m_spans)
+        rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
+        sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
+        self.a_bytes, self.c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
         self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
@@ -95,8 +95,15 @@ class Placed:
             None,
             None,
             (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
-            (C.POINTER(_executor.ExecutorShape) * len(contexts))(*(context.shape for context in contexts)),
+            (C.POINTER(_executor.ExecutorShape) * len(contexts))(
+                *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
+            ),
         )
+
+    @property
+    def usable(self) -> bool:
+        """Whether all its contexts live and none of them failed."""
+        return not any(context.closed or context.broken for context in self.contexts)
 
 
 def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
@@ -115,25 +122,18 @@ def _ranges(spans: Iterable[Span]) -> Any:
 
 
 class Placement:
-    """Contexts and buffers of one device; `Device.attached` keeps the one instance.
-
-    Contexts are kept for reuse and the least recently used is destroyed when their number reaches its limit. A and C
-    have one buffer each, which every context is bound to in its turn; they grow with what is run.
-    """
+    """Weights, contexts and buffers of one device, and what runs on them; `Device.attached` keeps the one instance."""
 
     def __init__(self, device: Device) -> None:
         self._device = weakref.ref(device)
         self._session = device.session
         self._has_cores = device.chip.has_core_mask
-        self._contexts: OrderedDict[ContextSpec, MatmulContext] = OrderedDict()
-        self._context_limit = int(device.chip.memory.contexts * _CONTEXT_SHARE)
-        self._a: list[Memory] = []
-        self._c: list[Memory] = []
+        self._pool = ContextPool(device.session)
+        self._workspace = Workspace(device.session)
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self._functions = _executor.RuntimeFunctions(*map(address, names))
         self._executor = _executor.Executor()
-        _placements.add(self)
         device.session.reclaimers.add(self)
 
     @classmethod
@@ -311,40 +311,62 @@ class Placement:
             if weight.closed:
                 raise ClosedError("this packed weight is closed; pack it again")
             device.collect()
-            placed = self._placed(a.shape[0], weight, activation)
-            self._provide_buffers(placed)
-            device.weights.flush()
-            code = self._executor.execute(placed.struct, call, placed.report)
-            del kept
-            report = placed.report
-            device.counters.run_calls += report.run_calls
-            device.counters.set_io_mem_calls += report.set_io_mem_calls
-            device.counters.mem_sync_calls += report.mem_sync_calls
-            device.counters.macs += report.macs
-            device.counters.conversions += 2  # `a` into A, C into `out`
-            if code:
-                raise self._failure(report, placed)
+            first: RknnError | None = None
+            while True:
+                error = self._attempt(a.shape[0], weight, activation, call, first)
+                if error is None:
+                    break
+                if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
+                    if first is not None:
+                        raise error from first
+                    raise error
+                first = error  # the contexts that failed are made anew, and all of it is repeated once
+        del kept
 
-    def _provide_buffers(self, placed: Placed) -> None:
-        for buffers, count, nbytes in (
-            (self._a, placed.a_count, placed.a_bytes),
-            (self._c, placed.plan.cores, placed.c_bytes),
-        ):
-            for index in range(count):
-                if index == len(buffers):
-                    buffers.append(self._grown(None, nbytes))
-                else:
-                    buffers[index] = self._grown(buffers[index], nbytes)
-        placed.struct.a_memories = _pointers(self._a[: placed.a_count])
-        placed.struct.c_memories = _pointers(self._c[: placed.plan.cores])
+    def _attempt(
+        self, m: int, weight: StoredWeight, activation: Activation, call: _executor.Call, first: RknnError | None
+    ) -> NpuError | None:
+        """Run it; returns what went wrong. `first` is what went wrong before."""
+        device = self.device
+        try:
+            placed = self._placed(m, weight, activation)
+        except RknnError as error:
+            if first is not None:
+                raise error from first
+            raise
+        a_memories = self._workspace.take("A", placed.a_count, placed.a_bytes)
+        c_memories = self._workspace.take("C", placed.plan.cores, placed.c_bytes)
+        placed.struct.a_memories = _pointers(a_memories)
+        placed.struct.c_memories = _pointers(c_memories)
+        device.weights.flush()
+        code = self._executor.execute(placed.struct, call, placed.report)
+        report, counters = placed.report, device.counters
+        counters.run_calls += report.run_calls
+        counters.set_io_mem_calls += report.set_io_mem_calls
+        counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
+        counters.mem_sync_calls += report.mem_sync_calls
+        counters.macs += report.macs
+        counters.conversions += 2  # `a` into A, C into `out`
+        return self._failure(report, placed, first is not None) if code else None
 
     def _placed(self, m: int, weight: StoredWeight, activation: Activation) -> Placed:
         remembered = (m, activation)
         placed: Placed | None = weight.placed.get(remembered)
-        if placed is None or any(context.closed for context in placed.contexts):
-            plan = plan_matmul(m, weight.plan)
-            w = weight.plan
-            keys = [
+        if placed is not None and placed.usable:
+            weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
+            self._pool.touch(placed.contexts)
+            return placed
+        plan = plan_matmul(m, weight.plan)
+        contexts = self._pool.for_tiles(self._tiles(plan, weight))
+        placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
+        while len(weight.placed) > _PLACED_PER_WEIGHT:
+            del weight.placed[next(iter(weight.placed))]
+        return placed
+
+    def _tiles(self, plan: MatmulPlan, weight: StoredWeight) -> list[TileShape]:
+        w = plan.weight
+        return [
+            TileShape(
                 ContextSpec(
                     w.mm_type,
                     m_span.padded,
@@ -353,88 +375,29 @@ class Placement:
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
                     core=core if self._has_cores else None,
-                )
-                for m_span in plan.m_spans
-                for each in weight.slices
-                for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
-            ]
-            contexts = self.contexts(keys)
-            placed = Placed(plan, weight, activation, contexts, self._functions)
-            weight.placed[remembered] = placed
-            while len(weight.placed) > _PLACED_PER_WEIGHT:
-                weight.placed.popitem(last=False)
-        else:
-            weight.placed.move_to_end(remembered)
-            for context in placed.contexts:
-                self._contexts.move_to_end(context.spec)
-        return placed
+                ),
+                w.buckets,
+            )
+            for m_span in plan.m_spans
+            for each in weight.slices
+            for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
+        ]
 
     def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
         """Contexts by spec, shared, until others need their place. The caller holds the device's lock."""
-        wanted = set(specs)
-        self._make_room(wanted)
-        return [self._context(spec, wanted) for spec in specs]
-
-    def _make_room(self, wanted: set[ContextSpec]) -> None:
-        """Destroy the least recently used contexts until the wanted ones fit."""
-        missing = sum(key not in self._contexts for key in wanted)
-        for key in [key for key in self._contexts if key not in wanted]:
-            if len(self._contexts) + missing <= self._context_limit:
-                return
-            logger.debug("destroying the least recently used context %s", key)
-            self._contexts.pop(key).close()
-
-    def _context(self, key: ContextSpec, wanted: set[ContextSpec]) -> MatmulContext:
-        context = self._contexts.get(key)
-        if context is None:
-            context = self._contexts[key] = self._create_context(key, wanted)
-        self._contexts.move_to_end(key)
-        return context
-
-    def _create_context(self, key: ContextSpec, wanted: set[ContextSpec]) -> MatmulContext:
-        while True:
-            try:
-                return MatmulContext(self._session, key)
-            except (RknnFail, RknnMallocFail):
-                # Contexts are limited per process: give up our own, the least recently used first, then those of
-                # other devices in it, before giving up.
-                if not self._spare_one(wanted) and not any(other.spare_one() for other in _others(self)):
-                    raise
-
-    def _spare_one(self, wanted: set[ContextSpec]) -> bool:
-        """Destroy the least recently used context that is not wanted, if there is one."""
-        spare = next((key for key in self._contexts if key not in wanted), None)
-        if spare is not None:
-            logger.info("no further context can be created; destroying %s", spare)
-            self._contexts.pop(spare).close()
-        return spare is not None
-
-    def reclaim(self) -> bool:
-        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
-        held = bool(self._contexts or self._a or self._c)
-        self._give_up()
-        return held
+        return self._pool.static(specs)
 
     def spare_one(self) -> bool:
         """Destroy a context for the sake of another device, unless this one is at work just now."""
-        device = self._device()
-        if device is None or not device.lock.acquire(blocking=False):
-            return False
-        try:
-            return device.usable and self._spare_one(set())
-        finally:
-            device.lock.release()
+        return self._pool.spare()
 
-    def _grown(self, buffer: Memory | None, size: int) -> Memory:
-        if buffer is not None and buffer.size >= size:
-            return buffer
-        # The new one first: if it cannot be had, the old one still serves smaller shapes.
-        grown = self._session.allocate(layout.round_up(size, PAGE))
-        if buffer is not None:
-            self._session.release(buffer)
-        return grown
+    def reclaim(self) -> bool:
+        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
+        held = len(self._pool) + len(self._workspace) > 0
+        self._give_up()
+        return held
 
-    def _failure(self, report: _executor.Report, placed: Placed) -> NpuError:
+    def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
         if code == _kernels.NOT_FINITE:
             return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")
@@ -449,7 +412,11 @@ class Placement:
             "core": report.core,
         }
         if step in _RUNTIME_FUNCTION:
-            return rknn_error(_RUNTIME_FUNCTION[step], code, where)
+            hint = RKNN_ERRORS.get(code, RknnError).hint
+            if repeated:
+                names = ", ".join(str(context.spec) for context in placed.contexts if context.broken)
+                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {hint}"
+            return rknn_error(_RUNTIME_FUNCTION[step], code, where, hint.strip())
         return RknnError("npumm_execute", code, where)
 
     def close(self) -> None:
@@ -458,12 +425,8 @@ class Placement:
         self._give_up()
 
     def _give_up(self) -> None:
-        for buffer in (*self._a, *self._c):
-            self._session.release(buffer)
-        self._a, self._c = [], []
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        self._workspace.clear()
+        self._pool.clear()
 
 
 def _pointers(memories: Sequence[Memory]) -> Any:
@@ -506,14 +469,6 @@ def _call(
         None if after is None else after.pointer,
     )
     return call, (a, after)
-
-
-#: The placements of all devices in the process, which share its contexts.
-_placements: weakref.WeakSet[Placement] = weakref.WeakSet()
-
-
-def _others(than: Placement) -> list[Placement]:
-    return [placement for placement in list(_placements) if placement is not than]
 
 
 __all__ = ["Placed", "Placement", "StoredWeight", "TileRow", "WeightSlice"]

@@ -203,7 +203,7 @@ class Session:
         Held while something is created or destroyed.
     guard : threading.RLock
         Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
-    run_calls, set_io_mem_calls, mem_sync_calls, macs : int
+    run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls, macs : int
         What contexts of users did (`DeviceStats`).
     limit : int or None
         Bytes of NPU memory that may be allocated.
@@ -224,7 +224,7 @@ class Session:
         self.guard = threading.RLock()
         self.closed = False
         self._depth = 0  # how deep the lock's owner is inside of release and close
-        self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.macs = 0
+        self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
         self.limit: int | None = None
         self.peak = 0
         self.reclaimers: weakref.WeakSet[Reclaimer] = weakref.WeakSet()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +118,8 @@ class StoredWeight:
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for.
-        self.placed: OrderedDict[Hashable, Any] = OrderedDict()
+        #: Placed matmuls by what they were made for, the least recently used first.
+        self.placed: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
 

@@ -7,18 +7,22 @@
 #include "rknn_abi.h"
 
 static char failing[64];
-static int calls_until, code_to_return;
+static int calls_until, code_to_return, times_left;
 
-/* The call of `function` after `after` more good ones returns `code`; once. */
-void faulty_arm(const char *function, int after, int code) {
+/* `times` calls of `function`, after `after` more good ones, return `code`. "name*" stands for all that begin so. */
+void faulty_arm(const char *function, int after, int code, int times) {
   strncpy(failing, function, sizeof failing - 1);
   calls_until = after;
   code_to_return = code;
+  times_left = times;
 }
 
 static int strikes(const char *function) {
-  if (strcmp(failing, function) != 0 || calls_until-- > 0) return 0;
-  failing[0] = 0;
+  const size_t length = strlen(failing);
+  const int prefix = length > 0 && failing[length - 1] == '*';
+  if (times_left == 0 || (prefix ? strncmp(failing, function, length - 1) : strcmp(failing, function)) != 0) return 0;
+  if (calls_until-- > 0) return 0;
+  times_left--;
   return code_to_return;
 }
 
@@ -38,6 +42,10 @@ static void *next(const char *name) {
   }
 
 WRAP(rknn_matmul_create, (rknn_matmul_ctx * ctx, rknn_matmul_info *info, rknn_matmul_io_attr *io), ctx, info, io)
+WRAP(rknn_matmul_create_dynamic_shape,
+     (rknn_matmul_ctx * ctx, rknn_matmul_info *info, int count, rknn_matmul_shape *shapes, rknn_matmul_io_attr *io),
+     ctx, info, count, shapes, io)
+WRAP(rknn_matmul_set_dynamic_shape, (rknn_matmul_ctx ctx, rknn_matmul_shape *shape), ctx, shape)
 WRAP(rknn_matmul_set_io_mem, (rknn_matmul_ctx ctx, rknn_tensor_mem *mem, rknn_matmul_tensor_attr *attr), ctx, mem, attr)
 WRAP(rknn_matmul_set_core_mask, (rknn_matmul_ctx ctx, rknn_core_mask mask), ctx, mask)
 WRAP(rknn_matmul_run, (rknn_matmul_ctx ctx), ctx)

@@ -15,7 +15,7 @@ import npumatmul as npu
 from npumatmul import errors
 from npumatmul.rknn.discovery import simulator_path
 
-Arm = Callable[[str, int, int], None]
+Arm = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def faulty(faulty_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
     with npu.Device() as device:
         library = ctypes.CDLL(str(faulty_library))
 
-        def arm(function: str, after: int, code: int) -> None:
-            library.faulty_arm(function.encode(), after, code)
+        def arm(function: str, after: int, code: int, times: int = 1) -> None:
+            library.faulty_arm(function.encode(), after, code, times)
 
         yield device, arm
         arm("", 0, 0)
@@ -52,10 +52,13 @@ B = RNG.integers(-9, 9, (9000, 40), dtype=np.int8)
 EXPECTED = A.astype(np.int32) @ B.astype(np.int32)
 
 
+ALWAYS = 10**6
+
+
 @pytest.mark.parametrize("code", sorted(errors.RKNN_ERRORS))
 def test_every_code_has_its_exception(faulty: tuple[npu.Device, Arm], code: int) -> None:
     device, arm = faulty
-    arm("rknn_matmul_run", 0, code)
+    arm("rknn_matmul_run", 0, code, ALWAYS)
     with pytest.raises(errors.RKNN_ERRORS[code]) as caught:
         npu.matmul(A[:2], B, device=device)
     error = caught.value
@@ -63,12 +66,16 @@ def test_every_code_has_its_exception(faulty: tuple[npu.Device, Arm], code: int)
     text = str(error)
     assert f"returned {code} ({error.name}): {error.meaning}" in text
     assert "(2, 9000) @ (9000, 40)" in text
+    assert "its context was made anew" in text
+    assert "INT8_INT8_INT32" in text
+    assert isinstance(error.__cause__, errors.RKNN_ERRORS[code])  # the first time
+    arm("", 0, 0)
     np.testing.assert_array_equal(npu.matmul(A[:2], B, device=device), EXPECTED[:2])
 
 
 def test_an_unknown_code_is_told_too(faulty: tuple[npu.Device, Arm]) -> None:
     device, arm = faulty
-    arm("rknn_matmul_run", 0, -77)
+    arm("rknn_matmul_run", 0, -77, 2)
     with pytest.raises(errors.RknnError, match=r"returned -77 \(unknown code") as caught:
         npu.matmul(A[:2], B, device=device)
     assert type(caught.value) is errors.RknnError
@@ -77,9 +84,8 @@ def test_an_unknown_code_is_told_too(faulty: tuple[npu.Device, Arm]) -> None:
 @pytest.mark.parametrize(
     ("function", "calls"), [("rknn_matmul_run", 4), ("rknn_matmul_set_io_mem", 12), ("rknn_mem_sync", 8)]
 )
-def test_a_failure_at_any_call_is_raised_and_leaves_the_weight_usable(
-    faulty: tuple[npu.Device, Arm], function: str, calls: int
-) -> None:
+def test_one_failure_at_any_call_is_made_good(faulty: tuple[npu.Device, Arm], function: str, calls: int) -> None:
+    """Its context is made anew and the call repeated; a second failure is raised and leaves the weight usable."""
     device, arm = faulty
     with npu.pack(B, device=device) as packed:
         np.testing.assert_array_equal(A @ packed, EXPECTED)  # from here on only the executor calls `function`
@@ -91,10 +97,29 @@ def test_a_failure_at_any_call_is_raised_and_leaves_the_weight_usable(
         assert after.mem_sync_calls - before.mem_sync_calls == 8
         for position in range(calls):
             arm(function, position, -1)
-            with pytest.raises(errors.RknnFail) as caught:
+            np.testing.assert_array_equal(A @ packed, EXPECTED)
+            arm(function, position, -1, ALWAYS)
+            with pytest.raises(errors.RknnFail, match="in vain") as caught:
                 A @ packed
             assert caught.value.function == function
+            arm("", 0, 0)
             np.testing.assert_array_equal(A @ packed, EXPECTED)
+        assert device.stats().contexts == after.contexts
+
+
+def test_a_context_that_cannot_be_made_anew(faulty: tuple[npu.Device, Arm]) -> None:
+    device, arm = faulty
+    with npu.pack(B, device=device) as packed:
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        library_calls = device.stats().contexts
+        arm("rknn_matmul_*", 5, -5, ALWAYS)  # a binding fails, then the creation of the next context
+        with pytest.raises(errors.RknnParamInvalid, match="create") as caught:
+            A @ packed
+        assert isinstance(caught.value.__cause__, errors.RknnParamInvalid)
+        assert caught.value.__cause__.function == "rknn_matmul_set_io_mem"
+        arm("", 0, 0)
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        assert device.stats().contexts == library_calls
 
 
 @pytest.mark.parametrize("position", range(3))
@@ -112,15 +137,28 @@ def test_failed_allocations_leak_nothing(faulty: tuple[npu.Device, Arm], positio
     np.testing.assert_array_equal(npu.matmul(A, B, device=device), EXPECTED)
 
 
-@pytest.mark.parametrize("function", ["rknn_matmul_create", "rknn_matmul_set_core_mask"])
+@pytest.mark.parametrize("function", ["rknn_matmul_create*", "rknn_matmul_set_core_mask"])
 def test_a_context_that_cannot_be_made(faulty: tuple[npu.Device, Arm], function: str) -> None:
     device, arm = faulty
-    arm(function, 0, -5)
-    with pytest.raises(errors.RknnParamInvalid, match=function):
+    arm(function, 0, -5, ALWAYS)
+    with pytest.raises(errors.RknnParamInvalid, match=function.strip("*")):
         npu.matmul(A, B, device=device)
     assert device.stats().contexts == 1
     assert device.weights.bytes_used == 0
+    arm("", 0, 0)
     np.testing.assert_array_equal(npu.matmul(A, B, device=device), EXPECTED)
+
+
+@pytest.mark.parametrize("code", [-1, -5])
+def test_where_several_shapes_cannot_be_made_contexts_have_one(
+    faulty: tuple[npu.Device, Arm], code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    device, arm = faulty
+    arm("rknn_matmul_create_dynamic_shape", 0, code, ALWAYS)
+    for m in (1, 5, 300):
+        np.testing.assert_array_equal(npu.matmul(A[:m], B, device=device), EXPECTED[:m])
+    assert "contexts of one shape each serve instead" in caplog.text
+    assert device.stats().set_dynamic_shape_calls == 0
 
 
 def test_a_runtime_that_does_not_tell_its_version_is_judged_by_its_symbols(
@@ -147,7 +185,7 @@ def test_a_failure_in_the_background_arrives_in_the_future(faulty: tuple[npu.Dev
     device, arm = faulty
     with npu.Matmul(A, B, device=device) as product:
         product.plan()
-        arm("rknn_matmul_run", 1, -1)
+        arm("rknn_matmul_run", 1, -1, 2)  # and when it is repeated
         first, second = product.submit(), product.submit()
         with pytest.raises(errors.RknnFail, match="rknn_matmul_run"):
             first.result(60)

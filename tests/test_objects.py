@@ -368,7 +368,7 @@ def test_many_threads_with_a_context_each(device: npu.Device) -> None:
 def test_a_failed_call_is_made_again_at_the_next_run(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     context, buffers = bound(device)
     c = fill(context, buffers, 0)
-    for name in ("rknn_matmul_set_io_mem", "rknn_mem_sync", "rknn_matmul_run"):
+    for name in ("rknn_matmul_set_io_mem", "rknn_mem_sync"):
         with monkeypatch.context() as patch:
             patch.setitem(device.runtime._functions, name, lambda *_: -1)
             with pytest.raises(errors.RknnFail, match=name):
@@ -376,6 +376,25 @@ def test_a_failed_call_is_made_again_at_the_next_run(device: npu.Device, monkeyp
         context.run()
         np.testing.assert_array_equal(buffers[2].get(context.c), c)
         c = fill(context, buffers, len(name))
+
+
+def test_a_context_whose_run_failed_is_broken(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buffers serve another one."""
+    context, buffers = bound(device)
+    c = fill(context, buffers, 0)
+    with monkeypatch.context() as patch:
+        patch.setitem(device.runtime._functions, "rknn_matmul_run", lambda *_: -2)
+        with pytest.raises(errors.RknnTimeout):
+            context.run()
+    assert context.broken
+    for call in (context.run, lambda: context.bind(a=buffers[0])):
+        with pytest.raises(errors.NpuError, match=r"failed.* close\(\) it and make another"):
+            call()
+    context.close()
+    with device.context(I8, M, K, N) as another:
+        another.bind(a=buffers[0], b=buffers[1], c=buffers[2])
+        another.run()
+        np.testing.assert_array_equal(buffers[2].get(another.c), c)
 
 
 def test_a_context_that_reports_something_else_is_refused(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
   info.type = of->type;
   info.B_layout = RKNN_MM_LAYOUT_NATIVE;
   info.AC_layout = RKNN_MM_LAYOUT_NATIVE;
-  npumm_context context = {0, 0, 0};
+  npumm_context context = {0, 0, 0, 0};
   npumm_shape shape = {.context = &context, .padded_m = PADDED_M, .padded_k = PADDED_K, .padded_n = PADDED_N,
                        .a_group = of->a_group, .c_group = 4};
   memset(&shape.io_attr, 0, sizeof shape.io_attr);

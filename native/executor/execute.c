@@ -97,7 +97,7 @@ static int pack_batch(npumm_work *work, npumm_report *report) {
                                (int64_t)memory->size,
                                work->row_sums ? work->row_sums + known * work->longest : NULL, &report->row);
     if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-    code = npumm_sync(p, report, NPUMM_STEP_SYNC_A, shape->context->handle, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
+    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
     if (code) return code;
     work->image_of[work->images++] = s;
   }

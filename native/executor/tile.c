@@ -13,12 +13,18 @@ int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {
   return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part;
 }
 
-int npumm_sync(const npumm_placed_matmul *placed, npumm_report *report, npumm_step step, rknn_matmul_ctx handle,
+/* A call of the runtime failed: what state it left the context in is not known. */
+static int break_context(npumm_context *context, npumm_report *report, npumm_step step, int code) {
+  context->broken = 1;
+  return npumm_fail(report, step, code);
+}
+
+int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode) {
-  if (!placed->runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
+  if (!runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
   report->mem_sync_calls++;
-  const int code = placed->runtime->mem_sync(handle, memory, mode);
-  return code == RKNN_SUCC ? 0 : npumm_fail(report, step, code);
+  const int code = runtime->mem_sync(context->handle, memory, mode);
+  return code == RKNN_SUCC ? 0 : break_context(context, report, step, code);
 }
 
 /* Select the shape where it changes, which has to come before the bindings (facts 6). */
@@ -29,7 +35,7 @@ static int select_shape(const npumm_runtime *runtime, npumm_report *report, cons
   report->set_dynamic_shape_calls++;
   context->selected_m = 0;
   const int code = runtime->set_dynamic_shape(context->handle, &wanted);
-  if (code != RKNN_SUCC) return npumm_fail(report, NPUMM_STEP_SELECT, code);
+  if (code != RKNN_SUCC) return break_context(context, report, NPUMM_STEP_SELECT, code);
   context->selected_m = shape->padded_m;
   return 0;
 }
@@ -38,7 +44,7 @@ static int bind(const npumm_runtime *runtime, npumm_report *report, npumm_step s
                 rknn_tensor_mem *memory, rknn_matmul_tensor_attr *attr) {
   report->set_io_mem_calls++;
   const int code = runtime->set_io_mem(shape->context->handle, memory, attr);
-  return code == RKNN_SUCC ? 0 : npumm_fail(report, step, code);
+  return code == RKNN_SUCC ? 0 : break_context(shape->context, report, step, code);
 }
 
 static int32_t buffer_of(const npumm_work *work, const npumm_slice *slice) {
@@ -107,9 +113,11 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
   report->run_calls++;
-  if ((code = p->runtime->run(shape->context->handle))) return npumm_fail(report, NPUMM_STEP_RUN, code);
+  if ((code = p->runtime->run(shape->context->handle))) {
+    return break_context(shape->context, report, NPUMM_STEP_RUN, code);
+  }
   report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
   /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */
-  code = npumm_sync(p, report, NPUMM_STEP_SYNC_C, shape->context->handle, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
+  code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_C, shape->context, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
   return code ? code : store(work, report, shape, n_index, slice_index, buffer);
 }

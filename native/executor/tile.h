@@ -29,7 +29,8 @@ int npumm_same_image(const npumm_slice *one, const npumm_slice *other);
 /* Counts and the first failure of one core; returns the code. */
 int npumm_fail(npumm_report *report, npumm_step step, int code);
 
-int npumm_sync(const npumm_placed_matmul *placed, npumm_report *report, npumm_step step, rknn_matmul_ctx handle,
+/* Synchronise memory through a context. */
+int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode);
 
 /* Run one slice of one N tile on its core and store it. */

@@ -30,6 +30,7 @@ typedef struct {
   rknn_matmul_ctx handle;
   int32_t dynamic;    /* whether it has several shapes */
   int32_t selected_m; /* rows of the selected one, 0 for none yet */
+  int32_t broken;     /* set when a call with it fails: it is not to be used again */
 } npumm_context;
 
 /* A context in one of its shapes, with the attributes that its creation returned. */

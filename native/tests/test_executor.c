@@ -191,7 +191,7 @@ static void build(example *e, int dynamic, int cores, int scaled_each) {
     contexts[core].m = dynamic ? 0 : rows;
     contexts[core].k = depth;
     contexts[core].n = e->tile;
-    e->handles[core] = (npumm_context){(rknn_matmul_ctx)core, dynamic, 0};
+    e->handles[core] = (npumm_context){(rknn_matmul_ctx)core, dynamic, 0, 0};
   }
   for (int i = 0; i < p->m_count * p->slice_count * p->n_count; i++) {
     npumm_shape *shape = &e->shapes[i];

@@ -16,7 +16,15 @@ from npumatmul.ops.array import NpuArray, asarray, empty
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
-__all__ = ["as_npu_array", "device_of", "giving_npu_arrays", "host", "involves_npu_arrays", "matmul_of_arrays"]
+__all__ = [
+    "as_npu_array",
+    "device_of",
+    "giving_npu_arrays",
+    "host",
+    "involves_npu_arrays",
+    "on_cpu",
+    "product_in_place",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -51,38 +59,33 @@ def giving_npu_arrays(function: _Function) -> _Function:
     return wrapped  # type: ignore[return-value]
 
 
-def matmul_of_arrays(
-    matmul: Callable[..., Any], a: Any, b: Any, out: Any, device: Device | str | None, options: dict[str, Any]
-) -> Any:
-    """`matmul` where `a`, `b` or `out` is an NpuArray: in place where the NPU can, else through ndarrays.
+def on_cpu(function: Callable[..., Any], a: Any, b: Any, options: dict[str, Any]) -> Any:
+    """Call a product of numpy's with NpuArrays seen as ndarrays; it gives an NpuArray, or `out` as it was given."""
+    out = options.get("out")
+    target = out[0] if isinstance(out, tuple) else out
+    if target is not None:
+        options = {**options, "out": target.numpy() if isinstance(target, NpuArray) else target}
+    result = function(host(a), host(b), **options)
+    return target if target is not None else as_npu_array(result, device_of([a, b], None))
+
+
+def product_in_place(a: Any, b: Any, out: Any, dtype: Any) -> NpuArray | None:
+    """The product of an NpuArray and a packed weight, if the NPU can read the one and write the result where they are.
 
     Parameters
     ----------
-    matmul : callable
-        `npumatmul.matmul`, for ndarrays and packed weights.
-    a, b, out, device
-        Its arguments.
-    options : dict
-        Its other arguments; those that are None were not given.
+    a, b, out, dtype
+        Arguments of `npumatmul.matmul`.
 
     Returns
     -------
-    NpuArray, ndarray or scalar
-        `out` if it was given; a scalar for two vectors.
+    NpuArray or None
+        None where it has to be computed otherwise, and where an argument is wrong.
     """
     target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-    given = {name: host(value) for name, value in options.items() if value is not None}
-    where = b.device if isinstance(b, PackedWeight) else device_of([a, b, target], device)
-    if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and set(given) <= {"dtype"}:
-        result = _in_place(a, b, target, given.get("dtype"))
-        if result is not None:
-            return result
-    operands = host(a), host(b)
-    if target is not None:
-        place = target.numpy() if isinstance(target, NpuArray) else target
-        matmul(*operands, out=place, device=where, **given)
-        return target
-    return as_npu_array(matmul(*operands, device=where, **given), where)
+    if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and b.input_transform is None:
+        return _in_place(a, b, target, dtype)
+    return None
 
 
 def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | None:

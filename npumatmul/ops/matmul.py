@@ -27,10 +27,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
-from npumatmul.ops.array_products import device_of, involves_npu_arrays, matmul_of_arrays
+from npumatmul.ops.array_products import device_of, involves_npu_arrays, on_cpu, product_in_place
 from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed import PackedWeight
-from npumatmul.ops.planned import Matmul, MatmulOptions
+from npumatmul.ops.planned import Matmul
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
@@ -133,17 +134,20 @@ def matmul(
     """
     if isinstance(a, PackedWeight):
         a = a.unpack()
-    if involves_npu_arrays(a, b, out):
-        options = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue, "bias": bias}
-        return matmul_of_arrays(matmul, a, b, out, device, options)
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
+    arrays = involves_npu_arrays(a, b, out)
+    if arrays and plain:
+        result = product_in_place(a, b, out, dtype)
+        if result is not None:
+            return result
     if settings().fallback == "numpy" and plain and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)
         if None in kinds or kinds[0] != kinds[1]:
             Shapes.of(left.shape, right.shape)  # mistakes get our messages
             given: dict[str, Any] = {"out": out, "dtype": dtype}
-            return np.matmul(a, b, **{name: value for name, value in given.items() if value is not None})
+            given = {name: value for name, value in given.items() if value is not None}
+            return on_cpu(np.matmul, a, b, given) if arrays else np.matmul(a, b, **given)
     product = Matmul(
         a, b, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, options=_ONCE,
         device=device,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import BusyError, ClosedError
 from npumatmul.mmtype import ElementType
-from npumatmul.ops.array import NpuArray
-from npumatmul.ops.array_products import as_npu_array, device_of, host, involves_npu_arrays
+from npumatmul.ops.array import NpuArray, empty
+from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
+from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
@@ -29,42 +29,7 @@ from npumatmul.plan import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
 from npumatmul.tuning import WeightShape
 
-__all__ = ["Matmul", "MatmulOptions"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MatmulOptions:
-    """Options of a `Matmul`.
-
-    Attributes
-    ----------
-    logger : logging.Logger, optional
-        Where the phases are logged; ``logging.getLogger("npumatmul.ops.planned")`` by default.
-    level : int
-        At which level; ``logging.INFO`` by default.
-    """
-
-    logger: logging.Logger = logger
-    level: int = logging.INFO
-
-    @classmethod
-    def of(cls, given: MatmulOptions | Mapping[str, Any] | None) -> MatmulOptions:
-        """Options from what a caller gave.
-
-        Raises
-        ------
-        TypeError
-            If there is no such option.
-        """
-        if isinstance(given, MatmulOptions):
-            return given
-        known = [field.name for field in fields(cls)]
-        for name in given or ():
-            if name not in known:
-                raise TypeError(f"Matmul: there is no option {name!r}; there is {', '.join(known)}")
-        return cls(**(given or {}))
+__all__ = ["Matmul"]
 
 
 @dataclass(frozen=True)
@@ -259,7 +224,8 @@ class Matmul:
             raise ValueError("autotune: b is packed and so it is cut already; give the array that it was packed from")
         if shapes.empty:
             return None
-        packed = operands.weights.at(next(shapes.indices()))
+        with operands.weights.in_use():
+            packed = operands.weights.at(next(shapes.indices()))
         plan = packed.plan
         assert plan is not None  # only a weight without elements has none
         left = operands.a.dtype.newbyteorder("=")
@@ -280,6 +246,7 @@ class Matmul:
                 raise ClosedError(_CLOSED)
             if self._operands.weights is operands.weights:  # else others were set meanwhile
                 self._operands = replace(self._operands, weights=weights)
+                operands.weights.end()
         self._log("autotuning: %r: %s", self, tuning)
         return tuning
 
@@ -320,8 +287,12 @@ class Matmul:
             self._execute(operands, place.numpy(), keep)
             return place
         target = checked_out(out, self.shape, self.dtype)
+        made = None
+        if target is None and self.shape and involves_npu_arrays(*operands.given):
+            made = empty(self.shape, self.dtype, device=self.device)
+            target = made.numpy()
         start = time.perf_counter()
-        result = self._product(operands, target, keep).reshape(self.shape)
+        result = self._product(operands, target, keep, made is not None).reshape(self.shape)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
@@ -329,17 +300,15 @@ class Matmul:
             ", simulation" if self.device.simulated else "",
         )  # fmt: skip
         handed_out = delivered(result, target, operands.given)
-        gives_array = target is None and involves_npu_arrays(*operands.given)
-        return as_npu_array(handed_out, self.device) if gives_array else handed_out
+        return handed_out if made is None else made
 
-    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool) -> NDArray[Any]:
-        """The product as (..., M, N), in `out` where it can be computed there."""
+    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool, fresh: bool) -> NDArray[Any]:
+        """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
         direct = None
-        if (
-            self.scheme.takes_any_value
-        ):  # else rows may turn out to be unfit when others are done, and out must not change
+        # rows may turn out to be unfit when others are done, and then `out` must not have changed
+        if fresh or self.scheme.takes_any_value:
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:

@@ -127,7 +127,7 @@ def test_every_weight_product_goes_through_the_matmul_api(scheme: str, request: 
     block = 576 * (576 + 2 * 192) + 576 * 576 + 3 * 576 * 1536
     assert after.macs - before.macs == (len(prompt) + 4) * 30 * block + 5 * 576 * 49152
     assert after.contexts <= 30
-    assert after.descriptors <= 16  # some ten arenas, one buffer of A per slice of K, one of C per core
+    assert after.descriptors <= 32  # some ten arenas; a few sizes each of A per slice of K and of C per core
 
 
 def test_the_model_gives_its_memory_back(demo_path: Path) -> None:

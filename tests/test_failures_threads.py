@@ -1,0 +1,229 @@
+"""Failures, hangs and interrupts while several threads and cores are at work: what is not concerned goes on."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npumatmul as npu
+from npumatmul import errors, sim
+from npumatmul.mmtype import MatmulType
+from npumatmul.plan import plan_matmul
+
+RNG = np.random.default_rng(11)
+A = RNG.integers(-9, 9, (24, 1000), dtype=np.int8)
+B = RNG.integers(-9, 9, (1000, 6000), dtype=np.int8)
+EXPECTED = (A.astype(np.float64) @ B.astype(np.float64)).astype(np.int32)  # exact: all sums are below 2**53
+
+
+@pytest.fixture
+def device() -> Iterator[npu.Device]:
+    with npu.Device("sim:rk3588") as opened:
+        yield opened
+
+
+def cores_of(packed: npu.PackedWeight, m: int) -> int:
+    assert packed.plan is not None
+    return plan_matmul(m, packed.plan).cores
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within a minute")
+
+
+def test_one_core_fails_and_the_result_is_right(device: npu.Device) -> None:
+    with npu.pack(B, device=device) as packed:
+        assert cores_of(packed, len(A)) > 1
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        before = device.stats()
+        for after in range(3):
+            with sim.configured(device, faults=f"run:after={after}:times=1:code=-2"):
+                np.testing.assert_array_equal(A @ packed, EXPECTED)
+        stats = device.stats()
+        assert stats.contexts == before.contexts
+        assert stats.run_calls - before.run_calls > 3 * cores_of(packed, len(A))
+        with sim.configured(device, faults="run:code=-2"), pytest.raises(errors.RknnTimeout, match="in vain"):
+            A @ packed
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+
+
+def test_many_threads_under_random_faults() -> None:
+    """Each product is right or an exception; afterwards everything works and nothing has grown."""
+    with npu.Device("sim:rk3588") as first, npu.Device("sim:rk3576") as second:
+        weights = [(npu.pack(B[:, :n], device=device), n) for device in (first, second) for n in (100, 6000)]
+        for packed, n in weights:
+            np.testing.assert_array_equal(A @ packed, EXPECTED[:, :n])
+        before = [device.stats() for device in (first, second)]
+        right, failed = [], []
+
+        def work(index: int) -> None:
+            for turn in range(8):
+                packed, n = weights[(index + turn) % len(weights)]
+                m = 1 + (7 * index + 5 * turn) % len(A)
+                try:
+                    result = A[:m] @ packed
+                except errors.RknnError as error:
+                    failed.append(error.code)
+                else:
+                    np.testing.assert_array_equal(result, EXPECTED[:m, :n])
+                    right.append(m)
+
+        faults = "run:prob=0.05:seed=3:code=-2;set_io_mem:prob=0.02:seed=5:code=-4;mem_sync:prob=0.02:seed=8:code=-1"
+        with sim.configured(first, faults=faults), ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+        assert set(failed) <= {-1, -2, -4}
+        assert len(right) > 24  # of 48: a second failure in a row is rare
+        for packed, n in weights:
+            np.testing.assert_array_equal(A @ packed, EXPECTED[:, :n])
+        for device, then in zip((first, second), before, strict=True):
+            now = device.stats()
+            assert (now.contexts, now.descriptors) <= (then.contexts + 4, then.descriptors + 4)  # more numbers of rows
+        for packed, _ in weights:
+            packed.close()
+
+
+def test_others_go_on_while_a_run_hangs(device: npu.Device) -> None:
+    """A hung core keeps its matmul waiting, not the other cores, other devices and contexts of users."""
+    with (
+        npu.Device("sim:rk3576") as other,
+        npu.pack(B, device=device) as packed,
+        npu.pack(B, device=other) as elsewhere,
+    ):
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        np.testing.assert_array_equal(A @ elsewhere, EXPECTED)
+        context = device.context(MatmulType.INT8_INT8_INT32, 4, 64, 32)
+        a, b, c = (device.buffer(each.size) for each in (context.a, context.b, context.c))
+        a.put(context.a, np.full((4, 64), 2, np.int8))
+        b.put(context.b, np.full((64, 32), 3, np.int8))
+        context.bind(a=a, b=b, c=c)
+        results: list[Any] = []
+        with sim.configured(device, faults="run:times=1:hang"):
+            sim.reset_counters(device)
+            hung = threading.Thread(target=lambda: results.append(A @ packed))
+            hung.start()
+            until(lambda: sim.counters(device).run_calls >= cores_of(packed, len(A)))
+            np.testing.assert_array_equal(A @ elsewhere, EXPECTED)
+            context.run()
+            assert (c.get(context.c) == 384).all()
+            assert hung.is_alive()
+        hung.join(60)  # the end of the block ends the hang with a time-out
+        np.testing.assert_array_equal(results[0], EXPECTED)
+
+
+# ---- interrupts ----------------------------------------------------------------------------------------------------
+
+
+def interrupted_at(position: int, work: Callable[[], object]) -> bool:
+    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals.
+
+    Those are the start of functions and the end of calls of C functions, which a profiler is told of.
+    """
+    events = 0
+    here = threading.get_ident()
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal events
+        if "npumatmul" not in frame.f_code.co_filename or threading.get_ident() != here:
+            return
+        if event in ("call", "c_return"):
+            events += 1
+            if events == position + 1:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(profile)
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+# Python drops an interrupt that comes while it cleans up an object, and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("known", [True, False], ids=["placed", "new"])
+def test_an_interrupt_at_any_point_leaves_the_device_usable(known: bool) -> None:
+    with npu.Device("sim:rk3588") as device, npu.pack(B[:, :64], device=device) as packed:
+        np.testing.assert_array_equal(A[:3] @ packed, EXPECTED[:3, :64])
+        position = 0
+        while True:
+            if not known and packed.stored is not None:
+                packed.stored.placed.clear()
+            if not interrupted_at(position, lambda: npu.matmul(A[:3], packed)):
+                break
+            position += 1 if known else 3
+            np.testing.assert_array_equal(A[:3] @ packed, EXPECTED[:3, :64])
+            with ThreadPoolExecutor(1) as pool:  # the lock is free: another thread gets through
+                np.testing.assert_array_equal(pool.submit(npu.matmul, A[:2], packed).result(60), EXPECTED[:2, :64])
+        assert position > 10
+        assert device.stats().contexts == 2
+
+
+def test_an_interrupt_in_a_context_of_a_user_leaves_it_usable(device: npu.Device) -> None:
+    context = device.context(MatmulType.INT8_INT8_INT32, 4, 64, 32)
+    a, b, c = (device.buffer(each.size) for each in (context.a, context.b, context.c))
+    a.put(context.a, np.full((4, 64), 2, np.int8))
+    b.put(context.b, np.full((64, 32), 3, np.int8))
+    context.bind(a=a, b=b, c=c)
+    position = 0
+    while interrupted_at(position, context.run):
+        position += 1
+        context.run()
+        assert (c.get(context.c) == 384).all()
+    assert position > 10
+    context.close()
+    for buffer in (a, b, c):
+        buffer.close()
+
+
+# ---- numbers of rows -----------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_numbers_of_rows_make_one_context_per_core(device: npu.Device) -> None:
+    """Changing M creates nothing: one context per core has all buckets, and A and C grow with the bucket only."""
+    with npu.pack(B[:, :512], device=device) as packed:
+        many = RNG.integers(-9, 9, (100, 1000), dtype=np.int8)
+        expected = many.astype(np.int32) @ B[:, :512].astype(np.int32)
+        assert packed.plan is not None
+        cores = max(cores_of(packed, m) for m in range(1, 101))
+        tiles = {span.padded for span in packed.plan.n_spans}
+        for m in (100, 1):
+            np.testing.assert_array_equal(many[:m] @ packed, expected[:m])
+        before, created = device.stats(), sim.counter_details(device)["calls"]
+        for m in range(1, 101):
+            np.testing.assert_array_equal(many[:m] @ packed, expected[:m])
+        after, calls = device.stats(), sim.counter_details(device)["calls"]
+        assert after.contexts <= 1 + 3 * cores * len(tiles)
+        for name in ("rknn_matmul_create", "rknn_matmul_create_dynamic_shape", "rknn_matmul_destroy"):
+            assert calls.get(name, 0) - created.get(name, 0) <= (0 if cores == 1 else cores * len(tiles)), name
+        runs = after.run_calls - before.run_calls
+        assert 0 < after.set_dynamic_shape_calls - before.set_dynamic_shape_calls < runs
+        np.testing.assert_array_equal(many[:7] @ packed, expected[:7])
+        again = device.stats().set_dynamic_shape_calls
+        np.testing.assert_array_equal(many[:7] @ packed, expected[:7])
+        assert device.stats().set_dynamic_shape_calls == again  # the shape is selected already
+
+
+@pytest.mark.parametrize("version", ["1.5.2", "1.6.0", "2.0.0b0", "2.1.0"])
+def test_old_runtimes_serve_every_number_of_rows(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.0.0b0 has the older name of dynamic contexts; before it there are only contexts of one shape."""
+    monkeypatch.setenv("NPUMATMUL_LIBRARY", str(sim.library_path(version)))
+    with npu.Device() as device, npu.pack(B[:, :96], device=device) as packed:
+        for m in (1, 3, 17, 24):
+            np.testing.assert_array_equal(A[:m] @ packed, EXPECTED[:m, :96])
+        dynamic = version >= "2.0.0b0"
+        assert (device.stats().set_dynamic_shape_calls > 0) == dynamic
+        assert (device.stats().contexts == 2) == dynamic
