@@ -150,6 +150,9 @@ def generate_command(
 
 @app.command("demo")
 def demo_command(
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model", help="A GGUF file or a quantized model instead of the demo's.")
+    ] = None,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,
     scheme: SchemeOption = None,
@@ -161,7 +164,7 @@ def demo_command(
     from npumatmul.cli import generating, models
 
     request = generating.Request(
-        model=models.fetch_model(),
+        model=models.fetch_model() if model is None else model,
         prompt=prompt,
         scheme=scheme,
         device=device,
@@ -212,8 +215,8 @@ def perplexity_command(
 def analyze_command(
     model: ModelArgument = None,
     text: Annotated[Path | None, typer.Option("-f", "--text", help="A text file, UTF-8.")] = None,
-    weight: Annotated[Path | None, typer.Option(help="Instead of a model: a weight (K, N), .npy.")] = None,
-    activations: Annotated[Path | None, typer.Option(help="With --weight: activations (M, K), .npy.")] = None,
+    weight: Annotated[Path | None, typer.Option(help="Instead of a model: a weight (K, N), .npy or .npz.")] = None,
+    activations: Annotated[Path | None, typer.Option(help="With --weight: activations (M, K), .npy or .npz.")] = None,
     transposed: Annotated[bool, typer.Option("--transposed", help="The weight is given as (N, K).")] = False,
     scheme: Annotated[str | None, typer.Option(help="Such as w8a8; for arrays one or more, with commas.")] = None,
     best: Annotated[bool, typer.Option("--best", help="For arrays: the best recipe of each scheme.")] = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def analyze(request: Request) -> None:
 
 def analyze_arrays(request: Arrays) -> None:
     """Compare products of quantized arrays with the float64 product; print a table, save CSV if asked for."""
-    x, given = _array(request.activations), _array(request.weight)
+    x, given = _array(request.activations, "activations"), _array(request.weight, "weight")
     w = given if request.transposed else given.T
     make = emulate if request.emulate else npu_layers(current_device(request.device))
     found = []
@@ -134,11 +135,18 @@ def analyze_arrays(request: Arrays) -> None:
     _print(table)
 
 
-def _array(path: Path) -> NDArray[np.float32]:
+def _array(path: Path, name: str) -> NDArray[np.float32]:
+    """A matrix of a .npy file, or the one of that name in a .npz file."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not an array in numpy's .npy format: {error}") from error
+        if isinstance(array, np.lib.npyio.NpzFile):
+            with array as several:
+                names = several.files
+                array = several[name] if name in names else None
+            if array is None:
+                raise ValueError(f"it holds {', '.join(names)}; an array named {name!r} is needed")
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not an array in numpy's .npy or .npz format: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
         raise ValueError(f"{path}: a .npy file with a matrix of real numbers is needed")
     return array.astype(np.float32)

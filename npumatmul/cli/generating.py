@@ -70,7 +70,9 @@ def answer(request: Request) -> None:
     )
     device = current_device(request.device)
     with progress_bar() as progress:
-        loaded = open_model(request.model, request.scheme, device, context=request.context, progress=progress)
+        loaded = open_model(
+            request.model, request.scheme, device, context=request.context, progress=progress, quiet=not request.stats
+        )
     before = device.stats()
     generation = generate(
         loaded.model,

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from npumatmul.device import Device
-from npumatmul.llm import LoadedModel, fetch_demo_model, load_model, npu_layers, npu_pack, numpy_pack
-from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, quantize_model
+from npumatmul.llm import GGUFFile, LoadedModel, fetch_demo_model, load_model, npu_layers, npu_pack, numpy_pack
+from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, parse_scheme, quantize_model
 
 #: Everything but results goes to standard error, so that results can be piped on.
 console = Console(stderr=True, highlight=False)
@@ -37,6 +37,7 @@ def open_model(
     *,
     context: int | None = None,
     progress: ProgressCallback | None = None,
+    quiet: bool = False,
 ) -> LoadedModel:
     """Open a GGUF file with a scheme, or a quantized model as it is.
 
@@ -50,6 +51,8 @@ def open_model(
     context : int, optional
         Longest sequence in tokens.
     progress : callable, optional
+    quiet : bool
+        Whether to keep to itself that weights are rounded a second time.
 
     Raises
     ------
@@ -63,13 +66,31 @@ def open_model(
     elif scheme == FLOAT32:
         return load_model(path, pack=numpy_pack, context_length=context, progress=progress)
     elif device is None or scheme == GGUF:
+        if not quiet:
+            _say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
         quantized = quantize_model(path, Recipe(LayerRecipe(scheme or DEFAULT_SCHEME)), progress=progress)
     else:
         pack = npu_pack(scheme or DEFAULT_SCHEME, device)
+        if not quiet:
+            _say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
         return load_model(path, pack=pack, context_length=context, progress=progress)
     if device is None:
         return quantized.load(context_length=context, progress=progress)
     return quantized.load(npu_layers(device), context_length=context, progress=progress)
+
+
+def _say_if_rounded_again(path: Path, scheme: str) -> None:
+    """Tell people whose file holds blocks of few bits already that another rounding follows."""
+    if scheme == GGUF or parse_scheme(scheme).weight_bits == 16:
+        return
+    with GGUFFile(path) as file:
+        kinds = {info.kind.name for info in file.tensors.values() if len(info.shape) == 2}
+    blocks = sorted(kind for kind in kinds if "Q" in kind)
+    if blocks:
+        console.print(
+            f"note: {path.name} stores weights as {' and '.join(blocks)}; {scheme} rounds them a second time. "
+            "Scheme gguf takes Q4_0, Q4_1 and Q8_0 over as they are."
+        )
 
 
 @contextmanager

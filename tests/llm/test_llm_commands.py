@@ -13,6 +13,7 @@ from prose import PROSE
 from typer.testing import CliRunner
 
 from npumatmul.cli.app import app
+from npumatmul.cli.models import open_model
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.model import layer_names
 from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
@@ -112,6 +113,13 @@ def test_analyze_arrays(tmp_path: Path) -> None:
     run("analyze", *arrays, "--scheme", "w4a4", "--emulate", "--best", "--csv", table)
     better = next(csv.DictReader(table.read_text().splitlines()))
     assert float(better["product_snr_db"]) > float(rows[1]["product_snr_db"])
+    np.savez(tmp_path / "both.npz", weight=w, activations=x)
+    both = ["--weight", tmp_path / "both.npz", "--activations", tmp_path / "both.npz"]
+    run("analyze", *both, "--scheme", "w8a8,w4a4", "--csv", table)
+    assert table.read_text() == first
+    np.savez(tmp_path / "other.npz", a=w, b=x)
+    with pytest.raises(ValueError, match=r"holds a, b; an array named 'weight'"):
+        run("analyze", "--weight", tmp_path / "other.npz", "--activations", tmp_path / "x.npy", "--emulate")
     with pytest.raises(ValueError, match="do not multiply"):
         run("analyze", "--weight", tmp_path / "wt.npy", "--activations", tmp_path / "x.npy", "--emulate")
     (tmp_path / "text").write_text("text")
@@ -171,6 +179,21 @@ def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None
         done = runner.invoke(app, ["quantize", str(tiny.path), *wrong, "-o", str(target)])
         assert done.exit_code == 2
         assert "goes with" in done.output
+
+
+def test_a_second_rounding_is_told(demo_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_model(demo_path, "gguf", None)
+    assert "second time" not in capsys.readouterr().err
+    open_model(demo_path, "w8a8", None)
+    assert "stores weights as Q4_1 and Q8_0; w8a8 rounds them a second time" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_demo_takes_a_model(tiny: Any) -> None:
+    done = runner.invoke(app, ["demo", "-m", str(tiny.path), "-p", "the", "-n", "3"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "rknn_matmul_run calls" in done.output
 
 
 def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
