@@ -271,6 +271,11 @@ def test_fallback_is_scoped_and_equals_numpy(device: npu.Device) -> None:
         npu.matmul(a, a.T, device=device)
     with pytest.raises(ValueError, match="'numpy' or None"), npu.config(fallback="cuda"):
         pass
+    with npu.config(fallback="numpy"):
+        with npu.config(tuned=True) as both:  # what is not given stays
+            assert (both.fallback, both.tuned) == ("numpy", True)
+        with npu.config(fallback=None), pytest.raises(TypeError, match="fallback='numpy'"):
+            npu.matmul(a, a.T, device=device)
 
 
 @given(seed=seeds, data=st.data())

@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device import Device
-from npumatmul.epilogue import Epilogue
 from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
 from npumatmul.ops.matmul import matmul
-from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.results import Out, checked_out, delivered
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["dot", "inner", "linear", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
+__all__ = ["dot", "inner", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
 
 _Where = Device | str | None
 
@@ -422,53 +420,6 @@ def tensordot(
     rows = x.transpose(x_kept + x_axes).reshape(m, k)
     columns = y.transpose(y_axes + y_kept).reshape(k, n)
     return np.reshape(matmul(rows, columns, **how), (*x_shape, *y_shape))
-
-
-def linear(
-    x: ArrayLike,
-    w: ArrayLike | PackedWeight,
-    bias: ArrayLike | None = None,
-    activation: str | None = None,
-    *,
-    dtype: DTypeLike | None = None,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
-    device: _Where = None,
-) -> Any:
-    """Linear layer in one pass: ``activation(x @ w + bias)``.
-
-    Parameters
-    ----------
-    x : array_like, shape (..., K)
-    w : array_like, shape (K, N), or PackedWeight
-    bias : array_like, shape (N,), optional
-        Added in float32, before the result is converted to `dtype`; or in int32, for integers without an activation.
-    activation : str, optional
-        ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, as for `Epilogue`.
-    dtype : data-type, optional
-        Type of the result.
-    scheme, precision, device
-        As for `matmul`.
-
-    Returns
-    -------
-    ndarray, shape (..., N)
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `matmul`.
-
-    Examples
-    --------
-    >>> import npumatmul as npu
-    >>> npu.linear(np.ones((2, 3), np.float32), -np.ones((3, 2), np.float32), [1.0, 4.0], "relu")
-    array([[0., 1.],
-           [0., 1.]], dtype=float32)
-    """
-    epilogue = None if activation is None else Epilogue(activation=activation)
-    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    return matmul(x, w, dtype=dtype, epilogue=epilogue, bias=bias, **how)
 
 
 def _is_numpys(x: NDArray[Any], y: NDArray[Any]) -> bool:

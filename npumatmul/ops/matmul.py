@@ -29,8 +29,9 @@ from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.ops.array_products import device_of, involves_npu_arrays, on_cpu, product_in_place
 from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed import PackedWeight
-from npumatmul.ops.planned import Matmul, MatmulOptions
+from npumatmul.ops.planned import Matmul
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind

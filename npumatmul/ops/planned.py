@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from npumatmul.ops.array import NpuArray, empty
 from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
+from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
@@ -29,42 +29,7 @@ from npumatmul.plan import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
 from npumatmul.tuning import WeightShape
 
-__all__ = ["Matmul", "MatmulOptions"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MatmulOptions:
-    """Options of a `Matmul`.
-
-    Attributes
-    ----------
-    logger : logging.Logger, optional
-        Where the phases are logged; ``logging.getLogger("npumatmul.ops.planned")`` by default.
-    level : int
-        At which level; ``logging.INFO`` by default.
-    """
-
-    logger: logging.Logger = logger
-    level: int = logging.INFO
-
-    @classmethod
-    def of(cls, given: MatmulOptions | Mapping[str, Any] | None) -> MatmulOptions:
-        """Options from what a caller gave.
-
-        Raises
-        ------
-        TypeError
-            If there is no such option.
-        """
-        if isinstance(given, MatmulOptions):
-            return given
-        known = [field.name for field in fields(cls)]
-        for name in given or ():
-            if name not in known:
-                raise TypeError(f"Matmul: there is no option {name!r}; there is {', '.join(known)}")
-        return cls(**(given or {}))
+__all__ = ["Matmul"]
 
 
 @dataclass(frozen=True)
@@ -259,7 +224,8 @@ class Matmul:
             raise ValueError("autotune: b is packed and so it is cut already; give the array that it was packed from")
         if shapes.empty:
             return None
-        packed = operands.weights.at(next(shapes.indices()))
+        with operands.weights.in_use():
+            packed = operands.weights.at(next(shapes.indices()))
         plan = packed.plan
         assert plan is not None  # only a weight without elements has none
         left = operands.a.dtype.newbyteorder("=")
@@ -280,6 +246,7 @@ class Matmul:
                 raise ClosedError(_CLOSED)
             if self._operands.weights is operands.weights:  # else others were set meanwhile
                 self._operands = replace(self._operands, weights=weights)
+                operands.weights.end()
         self._log("autotuning: %r: %s", self, tuning)
         return tuning
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
 
 __all__ = ["Settings", "config", "settings"]
 
@@ -27,6 +29,12 @@ class Settings:
     tuned: bool = False
 
 
+class _Kept(Enum):
+    """What a setting is given by who says nothing of it."""
+
+    KEPT = "as it is around the block"
+
+
 _settings: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
 
 
@@ -42,15 +50,15 @@ def settings() -> Settings:
 
 
 @contextmanager
-def config(*, fallback: str | None = None, tuned: bool | None = None) -> Iterator[Settings]:
-    """Change settings within a ``with`` block, for this thread or task.
+def config(*, fallback: str | _Kept | None = _Kept.KEPT, tuned: bool | _Kept = _Kept.KEPT) -> Iterator[Settings]:
+    """Change settings within a ``with`` block, for this thread or task; what is not given stays as it is around it.
 
     Parameters
     ----------
-    fallback : {"numpy", None}
+    fallback : {"numpy", None}, optional
         See `Settings`.
     tuned : bool, optional
-        See `Settings`; what holds around the block by default.
+        See `Settings`.
 
     Raises
     ------
@@ -65,9 +73,11 @@ def config(*, fallback: str | None = None, tuned: bool | None = None) -> Iterato
     ...     npu.matmul(np.array([[2.0]]), np.array([[3.0]]))  # float64: numpy computes it
     array([[6.]])
     """
-    if fallback not in (None, "numpy"):
+    if fallback not in (None, "numpy", _Kept.KEPT):
         raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
-    token = _settings.set(Settings(fallback, settings().tuned if tuned is None else bool(tuned)))
+    given = {"fallback": fallback, "tuned": tuned}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not _Kept.KEPT}
+    token = _settings.set(replace(settings(), **changes))
     try:
         yield _settings.get()
     finally:
