@@ -9,6 +9,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +25,7 @@ from npumatmul import MatmulType, sim
 from npumatmul.capabilities import CHIPS
 from npumatmul.direct import padded_rows, share_rows
 from npumatmul.errors import ClosedError, RknnTimeout
+from npumatmul.plan import plan_weight
 
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4]
 
@@ -378,35 +380,51 @@ def test_plain_sums_are_written_in_place_too(device: npu.Device, dtype: Any, res
     np.testing.assert_array_equal(got.numpy(), a.astype(result) @ b.astype(result))
 
 
+def modelled(monkeypatch: pytest.MonkeyPatch, copying: float | None) -> None:
+    """Have every product that is not made in place take so many seconds by the model; None: nobody knows."""
+    plan = SimpleNamespace(modelled_seconds=copying)
+    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: plan)
+
+
 @pytest.mark.parametrize("m", [64, 100, 300, 512, 1100])
-def test_cores_share_the_rows_of_a_product_in_place(fresh_device: npu.Device, m: int) -> None:
-    """Weights of this size are cut along N for the cores; in place, whole rows are what they can share."""
-    chip = fresh_device.chip.soc
+def test_cores_share_the_rows_of_a_product_in_place(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
+) -> None:
+    """Weights are cut along N for the cores; in place, whole rows are what they can share."""
+    monkeypatch.setattr("npumatmul.ops.tiles.planned", functools.partial(plan_weight, n_tiles=3))
+    modelled(monkeypatch, None)
     a, b = values((m, 576), np.float16), values((576, 1536), np.float16, 1)
     x, w = npu.asarray(a, device=fresh_device), npu.pack(b, device=fresh_device)
     assert w.plan is not None
-    assert len(w.plan.n_spans) > 1
+    assert len(w.plan.n_spans) == 3
     out = npu.empty((m, 1536), device=fresh_device)
     out.numpy()[...] = -1
-    before = fresh_device.stats()
-    busy = sim.counter_details(fresh_device)["chips"][chip]["macs"]
+
+    def work() -> np.ndarray[Any, Any]:
+        chips = sim.counter_details(fresh_device)["chips"]
+        return np.array(chips["rk3588"]["macs"].get("RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32", [0, 0, 0]))
+
+    before, done = fresh_device.stats(), work()
     assert npu.matmul(x, w, out=out) is out
     np.testing.assert_array_equal(out.numpy(), a.astype(np.float32) @ b.astype(np.float32))
     assert fresh_device.stats().conversions == before.conversions
     assert fresh_device.stats().macs - before.macs == m * 576 * 1536
-    worked = sim.counter_details(fresh_device)["chips"][chip]["macs"]["RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32"]
-    already = busy.get("RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32", [0, 0, 0])
-    at_work = sum(now > then for now, then in zip(worked, already, strict=True))
-    assert at_work == 1 if m == 64 else at_work > 1
+    ranges = share_rows(m, MatmulType.FLOAT16_FLOAT16_FLOAT32, 576, 1536, CHIPS["rk3588"])
+    assert ranges is not None
+    assert ((work() - done) > 0).sum() == ranges.cores
+    assert ranges.cores > 1 or m < 512
 
 
-def test_copying_is_preferred_where_it_is_modelled_to_be_faster(device: npu.Device) -> None:
-    """One row of a wide weight: all cores read their columns of it, which beats one core that reads it all."""
-    a, b = values((1, 1024), np.float16), values((1024, 4096), np.float16, 1)
+def test_copying_is_preferred_where_it_is_modelled_to_be_faster(
+    device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = values((1, 1024), np.float16), values((1024, 1024), np.float16, 1)
     x, w = npu.asarray(a), npu.pack(b)
-    before = device.stats().conversions
-    np.testing.assert_array_equal((x @ w).numpy(), a.astype(np.float32) @ b.astype(np.float32))
-    assert device.stats().conversions > before
+    for copying, conversions in ((1e-9, 2), (1e9, 0), (None, 0)):
+        modelled(monkeypatch, copying)
+        before = device.stats().conversions
+        np.testing.assert_array_equal((x @ w).numpy(), a.astype(np.float32) @ b.astype(np.float32))
+        assert device.stats().conversions == before + conversions
 
 
 @given(

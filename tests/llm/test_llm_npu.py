@@ -126,7 +126,8 @@ def test_every_weight_product_goes_through_the_matmul_api(scheme: str, request: 
     # q, k, v, o, gate, up, down of 30 layers for the prompt and 4 more tokens, and 5 rows of the output head
     block = 576 * (576 + 2 * 192) + 576 * 576 + 3 * 576 * 1536
     assert after.macs - before.macs == (len(prompt) + 4) * 30 * block + 5 * 576 * 49152
-    assert after.contexts <= 30
+    # 210 weights of the layers share those of four shapes, by number of rows and core
+    assert after.contexts <= 60
     assert after.descriptors <= 32  # some ten arenas; a few sizes each of A per slice of K and of C per core
 
 
