@@ -16,7 +16,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -120,7 +120,14 @@ def main() -> None:
     del workshop
     reference = load_model(path, pack=numpy_pack).model
     loaded = {name: model.load().model for name, model in models.items()}
-    found = evaluate_models(loaded, reference, pieces, _windows_progress)
+
+    def report(done: int, total: int, so_far: Mapping[str, Evaluation]) -> None:
+        _progress(done, total, "windows")
+        if options.json:
+            interim = {name: each.as_dict() for name, each in so_far.items()}
+            Path(options.json).write_text(json.dumps({"windows": done, "of": total, "so far": interim}, indent=1))
+
+    found = evaluate_models(loaded, reference, pieces, report)
     print(HEADER)
     results = []
     for name, model in models.items():
@@ -188,7 +195,7 @@ def _line(entry: Entry, r: dict[str, Any]) -> str:
     slow = " (slow on every board)" if r["runs"] > SLOW_RUNS else ""
     times = [f"{1e3 * r[key]:.1f}" if r[key] is not None else "unknown" for key in ("decode", "prefill")]
     return (
-        f"| {entry.scheme} | {entry.what}{slow} | {r['kl'][0]:.5f} ± {r['kl'][1]:.5f} "
+        f"| {entry.scheme} | {entry.what}{slow} | {r['kl'][0]:#.3g} ± {r['kl'][1]:.1g} "
         f"| {100 * r['top1'][0]:.2f} ± {100 * r['top1'][1]:.2f} | {r['bits']:.2f} | {r['bytes'] / 1e6:.0f} "
         f"| {1e3 * r['host_seconds']:.2f} | {r['runs']} | {times[0]} | {times[1]} |"
     )
@@ -310,10 +317,6 @@ def _text(file: str | None, names: list[str], cache: Path) -> tuple[list[str], s
 def _progress(done: int, total: int, what: str) -> None:
     if sys.stderr.isatty():
         print(f"\r{what}: {done} of {total} \033[K", end="\r", file=sys.stderr, flush=True)
-
-
-def _windows_progress(done: int, total: int, _: object) -> None:
-    _progress(done, total, "windows")
 
 
 def _cpu() -> str:

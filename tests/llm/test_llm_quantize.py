@@ -341,6 +341,8 @@ def test_groups_that_are_taken_over_can_be_balanced(tmp_path: Path) -> None:
     assert taken is not None
     layer = centred_layer(balanced_layer(taken, weight, statistics), weight, statistics)
     np.testing.assert_allclose(layer.restored(), weight, rtol=1e-5, atol=1e-6)
+    assert plain.bits_per_weight == 5  # as in the file
+    assert layer.bits_per_weight == pytest.approx(5 + 32 * (1 / 8 + 1 / 96))  # bias of N, centre of K values
     errors = [np.linalg.norm(emulate(each)(x) - x @ weight.T) for each in (plain, layer)]
     assert errors[1] < 0.7 * errors[0]  # by theory the root of (40**2 * 3) over 40 * (40 + 1 + 1): 0.59
     with pytest.raises(ValueError, match="or transform but balance"):

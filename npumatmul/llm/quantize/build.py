@@ -123,7 +123,8 @@ def balanced_layer(
     assert statistics is not None
     assert isinstance(layer.weight, QuantizedWeight)
     size, params = layer.group_size, layer.weight.params
-    scale = _balance(weight, statistics, layer.recipe.centre, size)
+    # powers of two, so that scales which a file holds in float16 remain float16
+    scale = np.exp2(np.rint(np.log2(_balance(weight, statistics, layer.recipe.centre, size)))).astype(np.float32)
     groups = scale[::size]
     changed = QuantParams(params.scale * groups, params.zero_point, **params.description())
     moved = QuantizedWeight(layer.weight.codes, changed, ChannelScale(scale))

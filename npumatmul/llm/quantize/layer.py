@@ -107,12 +107,38 @@ class QuantizedLayer:
     def nbytes(self) -> int:
         """Bytes of the weight as it is stored: int4 codes two to a byte, scales, offsets and bias."""
         weight = self.weight
-        extra = sum(each.nbytes for each in (self.offset, self.bias, self.row_scale, self.centre) if each is not None)
+        half = self.half_groups()
+        arrays = (None if half else self.offset, self.bias, self.row_scale, self.centre)
+        extra = sum(each.nbytes for each in arrays if each is not None)
         if isinstance(weight, np.ndarray):
             return weight.nbytes + extra
         codes = weight.codes.size if weight.params.bits > 4 else -(-weight.shape[1] // 2) * weight.shape[0]
         zero_points = 0 if weight.params.symmetric else weight.params.zero_point.nbytes
-        return codes + weight.params.scale.nbytes + zero_points + extra
+        scales = sum(part.nbytes for part in half if part is not None) if half else weight.params.scale.nbytes
+        return codes + scales + zero_points + extra
+
+    def half_groups(self) -> tuple[NDArray[np.float16], NDArray[np.float16] | None] | None:
+        """Scales and minima of groups in float16, if they stand for scales and offsets exactly.
+
+        Blocks of files hold them so. The minimum is the value of the smallest code.
+
+        Returns
+        -------
+        tuple or None
+            Scales and minima ``(N, groups)``, the latter None where there are no offsets; None if they are not exact.
+        """
+        if not isinstance(self.weight, QuantizedWeight) or self.weight.params.granularity is not Granularity.GROUP:
+            return None
+        params = self.weight.params
+        with np.errstate(over="ignore"):
+            scale = params.scale.astype(np.float16)
+            if not np.array_equal(scale, params.scale):
+                return None
+            if self.offset is None:
+                return scale, None
+            minimum = (self.offset + params.qmin * params.scale).astype(np.float16)
+        exact = np.array_equal(offset_of(scale, minimum, params.qmin), self.offset)
+        return (scale, minimum) if exact else None
 
     @property
     def bits_per_weight(self) -> float:
@@ -135,3 +161,22 @@ class QuantizedLayer:
             values = values + np.repeat(self.offset, self.group_size, axis=1)[:, : self.shape[1]]
         transform = self.weight.input_transform
         return values if transform is None else np.asarray(transform.inverse_weight(values), np.float32)
+
+
+def offset_of(scale: NDArray[np.float16], minimum: NDArray[np.float16], qmin: int) -> NDArray[np.float32]:
+    """Offsets of groups from what `QuantizedLayer.half_groups` returned.
+
+    Parameters
+    ----------
+    scale, minimum : ndarray of float16, shape (N, groups)
+        Scales and minima.
+    qmin : int
+        The smallest code.
+
+    Returns
+    -------
+    ndarray of float32, shape (N, groups)
+        ``minimum - qmin * scale``.
+    """
+    offset: NDArray[np.float32] = minimum.astype(np.float32) - np.float32(qmin) * scale.astype(np.float32)
+    return offset

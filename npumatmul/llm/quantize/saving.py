@@ -2,8 +2,9 @@
 
 The tensors of a layer are ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column in the low
 nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or ``<layer>.half``
-(float16) with ``.row_scale``. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The
-metadata entry ``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
+(float16) with ``.row_scale``. Scales of groups are float16 where that is exact, with ``.minimum`` (float16) instead of
+the offset. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry
+``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
 
 Codes are in rows as they are, not in the layout of some chip: one file serves every chip, and loading lays them out
 while it copies them to the device. Nothing is quantized again.
@@ -32,7 +33,7 @@ from npumatmul.llm.loader import layer_tensors
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import transform_from
 
-from .layer import QuantizedLayer
+from .layer import QuantizedLayer, offset_of
 from .quantized_model import QuantizedModel, Source
 from .recipe import LayerRecipe, Recipe
 
@@ -192,6 +193,12 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
     found["scale"] = weight.params.scale
     if not weight.params.symmetric:
         found["zero_point"] = weight.params.zero_point
+    half = layer.half_groups()
+    if half is not None:
+        found["scale"], minimum = half
+        if minimum is not None:
+            del found["offset"]
+            found["minimum"] = minimum
     description.update(weight.description())
     return {name: np.ascontiguousarray(array) for name, array in found.items()}, description
 
@@ -202,6 +209,8 @@ def _layer(found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], sh
     if "half" in found:
         return QuantizedLayer(recipe, found["half"], **extra)
     params = QuantParams(found["scale"], found.get("zero_point", 0), **description["params"])
+    if "minimum" in found:
+        extra["offset"] = offset_of(found["scale"], found["minimum"], params.qmin)
     codes = found["codes"]
     if params.bits <= 4:
         codes = unpack_nibbles(codes, shape[1])
