@@ -128,7 +128,7 @@ def test_others_go_on_while_a_run_hangs(device: npu.Device) -> None:
 
 
 def interrupted_at(position: int, work: Callable[[], object]) -> bool:
-    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals; whether it came so far.
+    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals; whether there is one.
 
     Those are the start of functions and the end of calls of C functions, which a profiler is told of. An interrupt that
     comes while Python cleans up an object is dropped, and the work goes on.
