@@ -399,7 +399,8 @@ class Device:
     def collect(self) -> None:
         """Give back what `release_later` was told of. The caller holds the lock."""
         while self._released:
-            self.weights.release(self._released.popleft())
+            self.weights.release(self._released[0])  # twice, if an interrupt comes before it is off the list
+            self._released.popleft()
 
     def stats(self) -> DeviceStats:
         """Counts since the device was opened, and what is allocated now.

@@ -382,6 +382,8 @@ class Buffer:
 class Slice:
     """A part of an arena that has a `rknn_tensor_mem` of its own, so that it can be bound to a context.
 
+    Whoever has it holds the memory: one that is dropped, as by an interrupt, is given back too.
+
     Attributes
     ----------
     pointer : pointer to TensorMem
@@ -400,6 +402,8 @@ class Slice:
         self.address = self._memory.address
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
+        self._finalizer = weakref.finalize(self, arena.dropped, self._memory)
+        self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
     @property
     def memory(self) -> Memory:
@@ -430,87 +434,133 @@ class Slice:
         self._memory.mark_written()
 
     def close(self) -> None:
-        """Give the slice back to its arena. Closing twice is allowed."""
+        """Give the slice back to its arena. Closing twice is allowed, and again after an interrupt."""
         if not self.closed:
-            self.closed = True
+            self.arena.release(self)
             if not self.arena.undivided:
                 self.arena.session.release(self._memory)
-            self.arena.release(self)
+            self._finalizer.detach()
+            self.closed = True
 
 
 class Arena:
-    """A large allocation with a list of its free ranges, in order of their start; first fit.
+    """A large allocation from which slices are taken, first fit: what no living slice covers is free.
 
     Attributes
     ----------
     undivided : bool
         Whether it serves one weight as a whole. Before 1.6.0 nothing but `rknn_matmul_set_io_mem` synchronises caches,
         and it is not known to do so for slices (Q15), so each weight gets an allocation of its own.
+    slices : WeakSet of Slice
+        Those that live; their owners hold them.
     """
 
     def __init__(self, session: Session, size: int) -> None:
         self.session = session
         self.undivided = not session.runtime.has("rknn_mem_sync")
+        self.slices: weakref.WeakSet[Slice] = weakref.WeakSet()
+        self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
+        self._stale = False  # whether slices went that nobody closed
         self.memory = session.allocate(size, holder=Holder.WEIGHTS)
-        self.free = [(0, size)]
-        self.slices: set[Slice] = set()
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self.memory.size
 
+    @property
+    def empty(self) -> bool:
+        """Whether no slice lives."""
+        return next(iter(self.slices), None) is None
+
+    def free(self) -> list[tuple[int, int]]:
+        """Ranges that no slice covers, (start, length), in order of their start."""
+        if self._stale or self._free is None:
+            self._stale = False
+            taken = sorted((piece.start, piece.start + piece.reserved) for piece in self.slices)
+            edges = [0, *(edge for both in taken for edge in both), self.size]
+            ranges = zip(edges[::2], edges[1::2], strict=True)
+            self._free = [(start, stop - start) for start, stop in ranges if stop > start]
+        return self._free
+
     def allocate(self, size: int) -> Slice | None:
         """A slice of `size` bytes, or None where no free range is long enough."""
         reserved = self.rounded(size)
-        for index, (start, length) in enumerate(self.free):
+        for start, length in self.free():
             if length >= reserved:
-                reserved = length if self.undivided else reserved
-                taken = Slice(self, start, size, reserved)
-                self.slices.add(taken)
-                rest = [(start + reserved, length - reserved)] if length > reserved else []
-                self.free[index : index + 1] = rest
+                taken = Slice(self, start, size, length if self.undivided else reserved)
+                self._take([taken])
                 return taken
         return None
 
     def allocate_row(self, sizes: Sequence[int]) -> list[Slice] | None:
         """Slices one behind the other, or None where no free range is long enough for all."""
         total = sum(map(self.rounded, sizes))
-        if self.undivided or all(length < total for _, length in self.free):
+        start = next((start for start, length in self.free() if length >= total), None)
+        if self.undivided or start is None:
             return None
-        index, (start, length) = next((i, each) for i, each in enumerate(self.free) if each[1] >= total)
         made: list[Slice] = []
         try:
             for size in sizes:
                 made.append(Slice(self, start + sum(piece.reserved for piece in made), size, self.rounded(size)))
         except BaseException:
             for piece in made:
-                self.session.release(piece._memory)
+                piece.close()
             raise
-        self.slices.update(made)
-        self.free[index : index + 1] = [(start + total, length - total)] if length > total else []
+        self._take(made)
         return made
+
+    def _take(self, made: list[Slice]) -> None:
+        """Count slices that follow each other, in a free range, as taken."""
+        start, stop = made[0].start, made[-1].start + made[-1].reserved
+        free, self._free = self.free(), None
+        self.slices.update(made)
+        rest = [part for each in free for part in _without(each, start, stop)]
+        self._free = rest
 
     def rounded(self, size: int) -> int:
         """Bytes that a slice of `size` bytes takes: the next one starts where the runtime takes an offset."""
         return round_up(size, self.session.chip.memory.slice_alignment)
 
     def release(self, piece: Slice) -> None:
-        """Take a range back and join free ranges that touch."""
+        """Take a range back and join free ranges that touch. Doing it twice is allowed."""
+        if piece not in self.slices:
+            return
+        free, self._free = self._free, None
         self.slices.discard(piece)
+        if free is None:
+            return
         joined: list[tuple[int, int]] = []
-        for start, length in sorted([*self.free, (piece.start, piece.reserved)]):
+        for start, length in sorted([*free, (piece.start, piece.reserved)]):
             if joined and joined[-1][0] + joined[-1][1] == start:
                 joined[-1] = (joined[-1][0], joined[-1][1] + length)
             else:
                 joined.append((start, length))
-        self.free = joined
+        self._free = joined
+
+    def dropped(self, memory: Memory) -> None:
+        """A slice is gone that nobody closed. A garbage collector may call this at any moment."""
+        self._stale = True
+        if not self.undivided:
+            self.session.release_later(memory)
+
+    def recount(self) -> None:
+        """Find out anew what is free."""
+        self._stale = True
 
     def close(self) -> None:
         """Give back every slice, then the memory."""
         for piece in list(self.slices):
             piece.close()
         self.session.release(self.memory)
+
+
+def _without(free: tuple[int, int], start: int, stop: int) -> list[tuple[int, int]]:
+    """What is left of a free range without the bytes from `start` to `stop`, which lie in it or outside of it."""
+    first, last = free[0], sum(free)
+    if not first <= start < last:
+        return [free]
+    return [(begin, end - begin) for begin, end in ((first, start), (stop, last)) if end > begin]
 
 
 @dataclass
@@ -589,6 +639,7 @@ class WeightMemory:
                 f"packed weights use {self.bytes_used} and {self.bytes_reserved} are reserved. "
                 f"Close packed weights that are not needed any more.\n{self.session.memory_stats(self.bytes_used)}"
             )
+        self._release_orphans()
         arena = Arena(self.session, max(needed, min(self._next_size(), room)))
         self.arenas.append(arena)
         logger.debug("new weight arena of %d bytes, %d in all", arena.size, self.bytes_reserved)
@@ -607,15 +658,25 @@ class WeightMemory:
 
     def trim(self) -> None:
         """Free the arenas that no weight fills."""
-        for arena in [arena for arena in self.arenas if not arena.slices]:
+        for arena in [arena for arena in self.arenas if arena.empty]:
             self.arenas.remove(arena)
             arena.close()
+        self._release_orphans()
+
+    def _release_orphans(self) -> None:
+        """Free what an interrupt left with nobody: arenas that were made or given back, ranges that were dropped."""
+        for arena in self.arenas:
+            arena.recount()
+        known = {arena.memory for arena in self.arenas}
+        for memory in self.session.allocations():
+            if memory.holder is Holder.WEIGHTS and memory not in known:
+                self.session.release(memory)
 
     def release(self, pieces: list[Slice]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
         for piece in pieces:
             piece.close()
-        empty = [arena for arena in self.arenas if not arena.slices]
+        empty = [arena for arena in self.arenas if arena.empty]
         for arena in empty[1:]:
             self.arenas.remove(arena)
             arena.close()

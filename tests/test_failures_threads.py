@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 import threading
 import time
@@ -191,6 +192,37 @@ def test_an_interrupt_in_a_context_of_a_user_leaves_it_usable(device: npu.Device
     context.close()
     for buffer in (a, b, c):
         buffer.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("arenas", ["kept", "new"])
+def test_an_interrupt_while_packing_or_giving_back_holds_no_memory(device: npu.Device, arenas: str) -> None:
+    """Not even until the device is closed: neither slices of arenas nor arenas, and nothing is lost by it."""
+    weight = B[:700, :500]
+    with npu.pack(weight, device=device) as kept:
+        before = kept.nbytes
+        large = npu.pack(B, device=device)  # in an arena of its own
+        large.close()
+
+        def work() -> None:
+            if arenas == "new":
+                device.empty_cache()
+            packed = npu.pack(weight if arenas == "kept" else B, device=device)
+            packed.close()
+            device.stats()
+
+        device.empty_cache()
+        npu_bytes = device.stats().npu_bytes
+        position = 0
+        while interrupted_at(position, work):
+            position += 1 if arenas == "kept" else 3
+            gc.collect(0)
+            device.stats()
+            assert device.weights.bytes_used == before
+            device.empty_cache()
+            assert device.stats().npu_bytes == npu_bytes
+        assert position > 100
+        np.testing.assert_array_equal(npu.matmul(A[:, :700], kept), A[:, :700].astype(np.int32) @ weight)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

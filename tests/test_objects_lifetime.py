@@ -413,3 +413,34 @@ def test_a_child_forked_while_a_lock_was_held_ends(fresh_device: npu.Device) -> 
     go_on.set()
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_what_no_living_slice_of_an_arena_covers_is_free() -> None:
+    """Slices that are given back and slices that are dropped, in any order."""
+    random = np.random.default_rng(3)
+    with npu.Device("sim:rk3588") as device:
+        memory, held = device.weights, []
+        for step in range(1200):
+            if not held or random.random() < 0.55:
+                sizes = [int(size) for size in random.integers(1, 200_000, random.integers(1, 5))]
+                held.append(memory.allocate_row(sizes))
+            else:
+                pieces = held.pop(int(random.integers(len(held))))
+                if random.random() < 0.5:
+                    memory.release(pieces)
+                    memory.release(pieces)
+                del pieces
+            if step % 10:
+                continue
+            assert memory.bytes_used == sum(piece.size for pieces in held for piece in pieces)
+            for arena in memory.arenas:
+                covered = np.zeros(arena.size // 4096, int)
+                for start, length in [*arena.free(), *((piece.start, piece.reserved) for piece in arena.slices)]:
+                    covered[start // 4096 : (start + length) // 4096] += 1
+                assert (covered == 1).all()
+                ends = [start + length for start, length in arena.free()]
+                assert all(start > end for (start, _), end in zip(arena.free()[1:], ends, strict=False))  # joined
+        held.clear()
+        assert memory.bytes_used == 0
+        device.empty_cache()
+        assert device.stats().npu_bytes == 0

@@ -534,11 +534,9 @@ def test_an_interrupted_product_leaves_the_device_usable(fresh_device: npu.Devic
             work(timer)
         timer.join()
         np.testing.assert_array_equal(npu.matmul(a, b, device=fresh_device), expected)
-    with npu.pack(b, device=fresh_device) as packed:
-        one = packed.nbytes
     gc.collect()  # what an interrupted call had packed hung on its frames
     fresh_device.stats()
-    assert fresh_device.weights.bytes_used <= 4 * one  # at worst what was being packed or given back in that moment
+    assert fresh_device.weights.bytes_used == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 warns of it
