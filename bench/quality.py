@@ -195,7 +195,7 @@ def _line(entry: Entry, r: dict[str, Any]) -> str:
     slow = " (slow on every board)" if r["runs"] > SLOW_RUNS else ""
     times = [f"{1e3 * r[key]:.1f}" if r[key] is not None else "unknown" for key in ("decode", "prefill")]
     return (
-        f"| {entry.scheme} | {entry.what}{slow} | {r['kl'][0]:.5f} ± {r['kl'][1]:.5f} "
+        f"| {entry.scheme} | {entry.what}{slow} | {r['kl'][0]:#.3g} ± {r['kl'][1]:.1g} "
         f"| {100 * r['top1'][0]:.2f} ± {100 * r['top1'][1]:.2f} | {r['bits']:.2f} | {r['bytes'] / 1e6:.0f} "
         f"| {1e3 * r['host_seconds']:.2f} | {r['runs']} | {times[0]} | {times[1]} |"
     )

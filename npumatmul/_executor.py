@@ -130,6 +130,7 @@ class ActivationStruct(C.Structure):
         ("clip", C.c_float),
         ("static_scale", C.c_float),
         ("static_zero", C.c_int32),
+        ("transform", C.POINTER(_kernels.Hadamard)),
     )
 
 

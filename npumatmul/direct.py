@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +18,9 @@ import numpy as np
 
 from npumatmul.capabilities import Chip
 from npumatmul.context import MatmulContext
+from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError, DeviceError, RknnError
+from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.placement import Placement
@@ -208,7 +208,7 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
     Raises
     ------
     RknnError
-        If a function of the runtime fails.
+        If a function of the runtime fails, and fails again when all is repeated with new contexts.
     ClosedError
         If weight, device or one of the buffers are closed.
     """
@@ -233,124 +233,131 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
         if weight.closed:
             raise ClosedError("this packed weight is closed; pack it again")
         device.collect()
-        with _in_use(a.buffer, out.buffer) as (a_memory, c_memory), ExitStack() as parts:
-            contexts = Placement.of(device).contexts(
-                [
-                    ContextSpec(
-                        mm_type,
-                        rows,
-                        plan.k,
-                        plan.n,
-                        MatmulLayout.NATIVE,
-                        MatmulLayout.NORM,
-                        core=index % ranges.cores if chip.has_core_mask else None,
-                    )
-                    for index, (_, rows) in enumerate(ranges.spans)
-                ]
-            )
-            b_memory = parts.enter_context(weight.whole())
-            runs = [
-                _Run(
-                    context,
-                    parts.enter_context(_part(a.buffer, a.offset + start * a_row, rows * a_row)),
-                    b_memory,
-                    parts.enter_context(_part(out.buffer, out.offset + start * c_row, rows * c_row)),
-                )
-                for context, (start, rows) in zip(contexts, ranges.spans, strict=True)
-            ]
-            counters = device.counters
-            device.weights.flush()
-            for buffer in (a.buffer, out.buffer):
-                buffer.settle()
-            # C must have no dirty cache lines, which would be written over the result later
-            counters.mem_sync_calls += a_memory.flush() + c_memory.flush()
-            _run_all(runs, ranges.cores, device)
-            counters.run_calls += len(runs)
-            counters.set_io_mem_calls += 3 * len(runs)
-            counters.macs += m * plan.k * plan.n
-            counters.mem_sync_calls += c_memory.sync(MemSyncMode.FROM_DEVICE)
-            out.buffer._computed()
+        held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+        try:
+            with session.guard:
+                for buffer in (a.buffer, out.buffer):
+                    memory = buffer.memory
+                    memory.users += 1
+                    held.append(memory)
+            _multiply(a, m, weight, mm_type, out, ranges)
+        finally:
+            interrupt: KeyboardInterrupt | None = None
+            while held:
+                try:
+                    with session.guard:
+                        while held:
+                            held[-1].users -= 1
+                            del held[-1]
+                except KeyboardInterrupt as error:
+                    interrupt = error
+            if interrupt is not None:
+                raise interrupt
     return True
 
 
-@dataclass(frozen=True)
+def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows, ranges: Ranges) -> None:
+    """Multiply; where contexts fail they are made anew and all is repeated once, since nothing that is read changes."""
+    plan, chip = weight.plan, weight.device.chip
+    placement = Placement.of(weight.device)
+    specs = [
+        ContextSpec(
+            mm_type,
+            rows,
+            plan.k,
+            plan.n,
+            MatmulLayout.NATIVE,
+            MatmulLayout.NORM,
+            core=index % ranges.cores if chip.has_core_mask else None,
+        )
+        for index, (_, rows) in enumerate(ranges.spans)
+    ]
+    with ExitStack() as parts:
+        b_memory = parts.enter_context(weight.whole())
+        places = []
+        for start, rows in ranges.spans:
+            a_part, c_part = (
+                parts.enter_context(_part(each.buffer, each.offset + start * row, rows * row))
+                for each, row in ((a, mm_type.a.nbytes(plan.k)), (out, mm_type.c.nbytes(plan.n)))
+            )
+            places.append((a_part, b_memory, c_part))
+
+        def attempt(contexts: list[MatmulContext]) -> None:
+            runs = [_Run(*each) for each in zip(contexts, places, strict=True)]
+            _attempt(runs, a.buffer, out.buffer, weight.device, ranges.cores)
+
+        contexts = placement.contexts(specs)  # if these cannot be made there is nothing to repeat
+        try:
+            attempt(contexts)
+        except RknnError as first:
+            try:
+                contexts = placement.contexts(specs)
+            except RknnError as error:
+                raise error from first
+            try:
+                attempt(contexts)
+            except RknnError as second:
+                names = ", ".join(str(context.spec) for context in contexts if context.broken)
+                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names})."
+                where = {**second.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}
+                raise rknn_error(second.function, second.code, where, f"{hint} {second.hint}".strip()) from first
+    weight.device.counters.macs += m * plan.k * plan.n
+
+
+@dataclass
 class _Run:
-    """One run of a context, and what it is bound to."""
+    """One run of a context, what it is bound to, and how many calls were made."""
 
     context: MatmulContext
-    a: Memory
-    b: Memory
-    c: Memory
+    memories: tuple[Memory, Memory, Memory]
+    binds: int = 0
+    runs: int = 0
 
     def __call__(self) -> None:
         context = self.context
         runtime = context._runtime
-        for memory, attr in ((self.a, context.a), (self.b, context.b), (self.c, context.c)):
-            runtime.matmul_set_io_mem(context.handle, memory.pointer, attr.struct)
         try:
+            for memory, attr in zip(self.memories, (context.a, context.b, context.c), strict=True):
+                self.binds += 1
+                runtime.matmul_set_io_mem(context.handle, memory.pointer, attr.struct)
+            self.runs += 1
             runtime.matmul_run(context.handle)
         except RknnError:
-            context.struct.broken = 1  # it is made anew when it is asked for again
+            context.struct.broken = 1
             raise
 
 
-def _run_all(runs: list[_Run], cores: int, device: Device) -> None:
-    """Make the runs: those of core 0 in this thread, those of each other core in one of its own."""
-
-    def share(core: int) -> None:
-        for run in runs[core::cores]:
-            run()
-
-    others: list[Future[None]] = []
-    if cores > 1:
-        threads = device.attached(_Threads, _Threads)
-        others = [threads.pool.submit(share, core) for core in range(1, cores)]
+def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: int) -> None:
+    """Make the runs. If the runtime fails the contexts that it concerns are broken."""
+    counters = device.counters
     try:
-        share(0)
+        device.weights.flush()
+        for buffer in (a, out):
+            buffer.settle()
+            # C too: it must have no dirty cache lines, which would be written over the result later
+            counters.mem_sync_calls += buffer.memory.flush()
+        if cores > 1:
+            device.attached(CoreThreads, CoreThreads).run([runs[core::cores] for core in range(cores)])
+        else:
+            for run in runs:
+                run()
+        counters.mem_sync_calls += out.memory.sync(MemSyncMode.FROM_DEVICE)
+    except RknnError:
+        if not any(run.context.broken for run in runs):  # caches could not be synchronised
+            for run in runs:
+                run.context.struct.broken = 1
+        raise
     finally:
-        wait(others)  # nothing is given back while a core is at work
-    for other in others:
-        other.result()
-
-
-class _Threads:
-    """The threads of a device's further cores; `Device.attached` keeps the one instance."""
-
-    def __init__(self, device: Device) -> None:
-        self.pool = ThreadPoolExecutor(max(1, device.chip.cores - 1), thread_name_prefix=f"{device.name}-core")
-
-    def close(self) -> None:
-        """End them."""
-        self.pool.shutdown()
-
-
-@contextmanager
-def _in_use(*buffers: Buffer) -> Iterator[list[Memory]]:
-    """Their memories, which nobody closes meanwhile."""
-    session = buffers[0]._session
-    memories: list[Memory] = []
-    with session.guard:
-        for buffer in buffers:
-            memories.append(buffer.memory)
-        for memory in memories:
-            memory.users += 1
-    try:
-        yield memories
-    finally:
-        with session.guard:
-            for memory in memories:
-                memory.users -= 1
+        counters.run_calls += sum(run.runs for run in runs)
+        counters.set_io_mem_calls += sum(run.binds for run in runs)
+    out._computed()
 
 
 @contextmanager
 def _part(buffer: Buffer, start: int, nbytes: int) -> Iterator[Memory]:
     """Memory of a part of a buffer, to be bound."""
-    whole = buffer.memory
     if start == 0:
-        yield whole
+        yield buffer.memory
         return
-    part = buffer._session.wrap(whole.allocation, whole.start + start, nbytes)
-    try:
-        yield part
-    finally:
-        buffer._session.release(part)
+    with buffer.slice(start, nbytes) as part:
+        yield part.memory

@@ -78,7 +78,7 @@ class Placed:
         w, slices = plan.weight, weight.slices
         self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._slices = slices
+        self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
         self.struct = _executor.PlacedMatmul(
             C.pointer(functions),
@@ -481,6 +481,8 @@ def _call(
         raise ValueError(f"execute: {a.shape} @ {shape} does not give {out.shape}")
     if a.dtype != activation.read_as:
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
+    if activation.transform is not None and activation.transform.features != shape[0]:
+        raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:

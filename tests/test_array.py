@@ -449,15 +449,25 @@ def test_rows_are_shared_without_gaps_overlaps_or_odd_starts(m: int, k: int, n: 
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_core_that_fails_is_told_of_and_the_next_product_is_right(failing: int) -> None:
+def test_a_core_that_fails_is_made_good_once(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    modelled(monkeypatch, None)
     a, b = values((300, 576), np.float16), values((576, 1536), np.float16, 1)
     expected = a.astype(np.float32) @ b.astype(np.float32)
+    ranges = share_rows(300, MatmulType.FLOAT16_FLOAT16_FLOAT32, 576, 1536, CHIPS["rk3588"])
+    assert ranges is not None
+    assert ranges.cores > 1
     with npu.Device("sim:rk3588") as opened:
         x, w = npu.asarray(a, device=opened), npu.pack(b, device=opened)
         np.testing.assert_array_equal((x @ w).numpy(), expected)
-        with sim.configured(opened, faults=f"run:after={failing}:times=1:code=-2"), pytest.raises(RknnTimeout):
-            x @ w
+        before = opened.stats()
+        with sim.configured(opened, faults=f"run:after={failing}:times=1:code=-2"):
+            np.testing.assert_array_equal((x @ w).numpy(), expected)
+        with sim.configured(opened, faults=f"run:after={failing}:code=-2"):
+            with pytest.raises(RknnTimeout, match=r"\(300, 576\) @ \(576, 1536\).*in vain") as caught:
+                x @ w
+            assert isinstance(caught.value.__cause__, RknnTimeout)
         np.testing.assert_array_equal((x @ w).numpy(), expected)
+        assert opened.stats().contexts == before.contexts
         x.close()
 
 

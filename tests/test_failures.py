@@ -107,6 +107,50 @@ def test_one_failure_at_any_call_is_made_good(faulty: tuple[npu.Device, Arm], fu
         assert device.stats().contexts == after.contexts
 
 
+@pytest.mark.parametrize(
+    ("function", "calls"), [("rknn_matmul_run", 1), ("rknn_matmul_set_io_mem", 3), ("rknn_mem_sync", 2)]
+)
+def test_one_failure_of_a_product_in_place_is_made_good(
+    faulty: tuple[npu.Device, Arm], function: str, calls: int
+) -> None:
+    device, arm = faulty
+    a, b = (RNG.integers(-9, 9, shape).astype(np.float16) for shape in ((64, 576), (576, 512)))
+    expected = a.astype(np.float32) @ b.astype(np.float32)
+    x, w, out = npu.asarray(a, device=device), npu.pack(b, device=device), npu.empty((64, 512), device=device)
+
+    def product() -> np.ndarray:
+        with out.buffer.write():  # its cache lines have to be cleaned before the NPU writes there
+            out.numpy()
+        npu.matmul(x, w, out=out)
+        return out.numpy()
+
+    np.testing.assert_array_equal(product(), expected)
+    before = device.stats()
+    np.testing.assert_array_equal(product(), expected)
+    after = device.stats()
+    assert after.conversions == before.conversions
+    assert after.run_calls - before.run_calls == 1
+    assert after.set_io_mem_calls - before.set_io_mem_calls == 3
+    assert after.mem_sync_calls - before.mem_sync_calls == 2
+    for position in range(calls):
+        arm(function, position, -1)
+        np.testing.assert_array_equal(product(), expected)
+        arm(function, position, -1, ALWAYS)
+        with pytest.raises(errors.RknnFail, match="in vain") as caught:
+            product()
+        assert caught.value.function == function
+        arm("", 0, 0)
+        np.testing.assert_array_equal(product(), expected)
+    arm("rknn_matmul_*", 3, -5, ALWAYS)  # the run fails, then the creation of the next context
+    with pytest.raises(errors.RknnParamInvalid, match="create") as caught:
+        product()
+    assert isinstance(caught.value.__cause__, errors.RknnParamInvalid)
+    assert caught.value.__cause__.function == "rknn_matmul_run"
+    arm("", 0, 0)
+    np.testing.assert_array_equal(product(), expected)
+    assert device.stats().contexts == after.contexts
+
+
 def test_a_context_that_cannot_be_made_anew(faulty: tuple[npu.Device, Arm]) -> None:
     device, arm = faulty
     with npu.pack(B, device=device) as packed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import errors, sim
+from npumatmul.core_threads import CoreThreads
 from npumatmul.mmtype import MatmulType
 from npumatmul.plan import plan_matmul
 
@@ -125,9 +128,10 @@ def test_others_go_on_while_a_run_hangs(device: npu.Device) -> None:
 
 
 def interrupted_at(position: int, work: Callable[[], object]) -> bool:
-    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals.
+    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals; whether there is one.
 
-    Those are the start of functions and the end of calls of C functions, which a profiler is told of.
+    Those are the start of functions and the end of calls of C functions, which a profiler is told of. An interrupt that
+    comes while Python cleans up an object is dropped, and the work goes on.
     """
     events = 0
     here = threading.get_ident()
@@ -146,10 +150,10 @@ def interrupted_at(position: int, work: Callable[[], object]) -> bool:
         sys.setprofile(profile)
         work()
     except KeyboardInterrupt:
-        return True
+        pass
     finally:
         sys.setprofile(None)
-    return False
+    return events > position
 
 
 # Python drops an interrupt that comes while it cleans up an object, and says so.
@@ -187,6 +191,77 @@ def test_an_interrupt_in_a_context_of_a_user_leaves_it_usable(device: npu.Device
     context.close()
     for buffer in (a, b, c):
         buffer.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("m", [8, 300], ids=["one core", "several cores"])
+def test_an_interrupt_in_a_product_in_place_leaves_its_arrays_usable(
+    device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
+) -> None:
+    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    a, b = (RNG.integers(-9, 9, shape).astype(np.float16) for shape in ((m, 576), (576, 1536)))
+    expected = a.astype(np.float32) @ b.astype(np.float32)
+    x, w, out = npu.asarray(a, device=device), npu.pack(b, device=device), npu.empty((m, 1536), device=device)
+    npu.matmul(x, w, out=out)
+    before = device.stats()
+    position = 0
+    while interrupted_at(position, lambda: npu.matmul(x, w, out=out)):
+        position += 1 if m == 8 else 7
+        buffers = (x.buffer, out.buffer)
+        assert [buffer.memory.users for buffer in buffers] == [0, 0]
+        npu.matmul(x, w, out=out)
+        np.testing.assert_array_equal(out.numpy(), expected)
+    assert position > 30
+    assert device.stats().contexts == before.contexts
+    x.close()
+    out.close()
+
+
+def test_an_interrupt_leaves_no_core_at_work(device: npu.Device) -> None:
+    """What the threads of other cores had begun is finished, what they had not is not begun later."""
+    threads = CoreThreads(device)
+    begun, ended = [], []
+
+    def work(core: int) -> None:
+        begun.append(core)
+        time.sleep(0.001)
+        ended.append(core)
+
+    shares = [[functools.partial(work, core)] * 2 for core in range(3)]
+    position = undone = 0
+    while interrupted_at(position, lambda: threads.run(shares)):
+        position += 1
+        assert sorted(begun[len(ended) :]) in ([], [0])  # the caller's own work may be what was interrupted
+        before = list(begun)
+        threads.run([[], [lambda: None], [lambda: None]])  # threads take what they are given in order
+        assert begun == before
+        undone += len(begun) < 6
+        begun.clear()
+        ended.clear()
+    assert position > 10
+    assert undone > 3
+    assert sorted(ended) == [0, 0, 1, 1, 2, 2]
+    threads.close()
+    assert not any("-core-" in thread.name for thread in threading.enumerate())
+
+
+def test_errors_of_every_core_arrive(device: npu.Device) -> None:
+    threads = CoreThreads(device)
+    done: list[int] = []
+
+    def fail() -> None:
+        raise ArithmeticError("core")
+
+    for failing in range(3):
+        done.clear()
+        shares: list[list[Callable[[], None]]] = [[functools.partial(done.append, core)] for core in range(3)]
+        shares[failing].insert(0, fail)
+        with pytest.raises(ArithmeticError, match="core"):
+            threads.run(shares)
+        assert failing not in done
+    threads.run([[functools.partial(done.append, 7)]])
+    assert done[-1] == 7
+    threads.close()
 
 
 # ---- numbers of rows -----------------------------------------------------------------------------------------------

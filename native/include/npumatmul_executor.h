@@ -64,6 +64,7 @@ typedef struct {
   float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
   float static_scale;
   int32_t static_zero;
+  const npumm_hadamard *transform; /* of float32 rows, before all else, over the whole of K; or NULL */
 } npumm_activation;
 
 /* One pass A[:, k] x B. Several may share an image of A (same range of K and part), or tiles of B. */

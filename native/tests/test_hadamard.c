@@ -66,6 +66,10 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
       npumm_hadamard_scalar.scale(x, with ? f : NULL, b, n);
       CHECK(memcmp(a, b, (size_t)n * sizeof *a) == 0);
     }
+    kernels->divide(x, f, a, n);
+    npumm_hadamard_scalar.divide(x, f, b, n);
+    CHECK(memcmp(a, b, (size_t)n * sizeof *a) == 0);
+    for (int64_t i = 0; i < n; i++) CHECK(b[i] == (float)((double)x[i] / (double)f[i]));
     free(x), free(f), free(a), free(b);
   }
   for (int64_t order = 1; order <= 60; order += order < 10 ? 1 : 7) {
@@ -97,15 +101,17 @@ static double entry(const float *h12, int dense, int64_t power, int64_t row, int
   return value;
 }
 
-static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t rows, int reversed, int with_prescale) {
+static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t rows, int reversed, int with_factors) {
   float h12[144];
   paley_12(h12);
   npumm_hadamard how = {.power = power, .dense_count = dense};
   int64_t block = power;
   for (int i = 0; i < dense; i++) how.order[i] = 12, how.matrix[i] = h12, block *= 12;
   const int64_t n = how.features = block * blocks, unit = (int64_t)sizeof(float);
-  float *prescale = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
-  if (with_prescale) how.prescale = prescale;
+  float *prescale = random_floats(n), *divisor = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
+  for (int64_t i = 0; i < n; i++) divisor[i] = fabsf(divisor[i]) + 0.5f;
+  if (with_factors & 1) how.prescale = prescale;
+  if (with_factors & 2) how.divisor = divisor;
   /* reversed: the columns of the source run backwards */
   const char *first = (const char *)(reversed ? src + n - 1 : src);
   CHECK(npumm_hadamard_rows(&how, first, rows, n * unit, reversed ? -unit : unit, dst, n * unit) == NPUMM_OK);
@@ -114,7 +120,8 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
     for (int64_t i = 0; i < n; i++) {
       double sum = 0, magnitude = 0;
       for (int64_t j = i / block * block; j < (i / block + 1) * block; j++) {
-        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_prescale ? (double)prescale[j] : 1.0);
+        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_factors & 1 ? (double)prescale[j] : 1.0) /
+                         (with_factors & 2 ? (double)divisor[j] : 1.0);
         sum += entry(h12, dense, power, i % block, j % block) * x;
         magnitude += fabs(x);
       }
@@ -126,7 +133,7 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
     CHECK(npumm_hadamard_rows(&how, src, rows, n * unit, unit, src, n * unit) == NPUMM_OK);
     CHECK(memcmp(src, dst, (size_t)(rows * n) * sizeof *src) == 0);
   }
-  free(prescale), free(src), free(dst);
+  free(prescale), free(divisor), free(src), free(dst);
 }
 
 static void refusals(void) {
@@ -172,6 +179,8 @@ int main(void) {
   for (int dense = 0; dense <= 2; dense++) {
     for (int64_t power = 1; power <= (dense == 2 ? 4 : 64); power *= 2) {
       compare_with_sums(dense, power, 1, 3, 0, 1);
+      compare_with_sums(dense, power, 3, 2, 0, 2);
+      compare_with_sums(dense, power, 1, 2, 1, 3);
       compare_with_sums(dense, power, 3, 1, 1, 1);
       compare_with_sums(dense, power, 2, 2, 0, 0);
     }

@@ -17,9 +17,11 @@ from npumatmul.llm.quantize import (
     Recipe,
     auto_quantize,
     choose,
+    collect_statistics,
     emulate,
     measure_sensitivity,
     quantize_model,
+    sensitivity,
 )
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
@@ -115,3 +117,17 @@ def test_models_within_a_budget(tiny: Any) -> None:
         measure_sensitivity(tiny.path, recipes, [])
     with pytest.raises(ValueError, match="nothing to choose from"):
         measure_sensitivity(tiny.path, [], pieces)
+
+
+def test_calibration_leaves_out_what_is_measured_on(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On text that it has seen, GPTQ looks better than it is."""
+    seen: list[tuple[int, ...]] = []
+
+    def collect(path: Any, pieces: Any, names: Any, **options: Any) -> Any:
+        seen.extend(tuple(piece.tokens) for piece in pieces)
+        return collect_statistics(path, pieces, names, **options)
+
+    monkeypatch.setattr(sensitivity, "collect_statistics", collect)
+    pieces = windows(TOKENS, 40)
+    measure_sensitivity(tiny.path, [LayerRecipe("w4a8", rounding="gptq")], pieces, tokens=256)
+    assert seen == [tuple(pieces[i].tokens) for i in (1, 3, 4)]  # two of five, spread over the text, are left out

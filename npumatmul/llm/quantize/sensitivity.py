@@ -80,7 +80,8 @@ def measure_sensitivity(
     statistics : mapping of str to LayerStatistics, optional
         What was seen on it before.
     tokens : int, default 512
-        Tokens of it that divergences are measured on, in pieces of `PREFILL_CHUNK`: the time it takes is about that of
+        Tokens of it that divergences are measured on, the first `PREFILL_CHUNK` of windows spread over the text, which
+        are left out of calibration if there are others. The time it takes is about that of
         ``tokens * layers * candidates / 2`` tokens through the model.
     progress : callable, optional
         Called with what is done, what there is to do, and a name.
@@ -104,7 +105,7 @@ def measure_sensitivity(
     if any(each.needs_calibration for each in candidates):
         missing = [name for name in model.linears if name not in known]
         if missing:
-            known.update(collect_statistics(path, pieces, missing, progress=progress))
+            known.update(collect_statistics(path, _unmeasured(pieces, tokens), missing, progress=progress))
     references = [_Reference(model, part) for part in _parts(pieces, tokens)]
     found: dict[str, list[Candidate]] = {}
     with GGUFFile(path) as file:
@@ -209,7 +210,7 @@ def auto_quantize(
     found = measure_sensitivity(path, candidates, pieces, tokens=tokens, progress=progress)
     file = GGUFFile(path)
     exact = load_model(path, pack=numpy_pack).model
-    parts = _parts(pieces, max(tokens, 2 * PREFILL_CHUNK))
+    parts = _parts(pieces, tokens)
     measured_on = [Window(part, 0) for part in parts]
     budget = max_kl
     for _ in range(CORRECTIONS):
@@ -232,7 +233,7 @@ def auto_quantize(
     }
     note = (
         f"schemes were chosen by sensitivity: {', '.join(f'{n} layers {r.scheme}' for r, n in schemes.most_common())}; "
-        f"the sum of divergences alone is {expected:.4g}, the model's on the calibration text {mean_kl:.4g}"
+        f"the sum of divergences alone is {expected:.4g}, the model's on the same windows {mean_kl:.4g}"
     )
     layers = {name: each.layer for name, each in chosen.items()}
     return QuantizedModel(file.path, file, Recipe(default, overrides), source_of(file.path), layers, (note,))
@@ -269,9 +270,19 @@ def _block_of(name: str, n_layers: int) -> int:
 
 def _parts(pieces: Sequence[Window], tokens: int) -> list[NDArray[np.int64]]:
     """The first tokens of windows spread over the text, in pieces that the model runs at once."""
-    count = max(1, -(-tokens // PREFILL_CHUNK))
-    chosen = [pieces[i * len(pieces) // count] for i in range(count)] if len(pieces) >= count else list(pieces)
-    return [piece.tokens[:PREFILL_CHUNK] for piece in chosen]
+    return [pieces[i].tokens[:PREFILL_CHUNK] for i in _measured(pieces, tokens)]
+
+
+def _measured(pieces: Sequence[Window], tokens: int) -> list[int]:
+    """Numbers of the windows that divergences are measured on."""
+    count = min(len(pieces), max(1, -(-tokens // PREFILL_CHUNK)))
+    return [i * len(pieces) // count for i in range(count)]
+
+
+def _unmeasured(pieces: Sequence[Window], tokens: int) -> Sequence[Window]:
+    """The other windows, for calibration: on text that it has seen, GPTQ looks better than it is."""
+    measured = set(_measured(pieces, tokens))
+    return [piece for i, piece in enumerate(pieces) if i not in measured] or pieces
 
 
 def _hull(candidates: Sequence[Candidate]) -> list[Candidate]:
