@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul.errors import DeviceError, NotFiniteError
+from npumatmul import sim
+from npumatmul.errors import DeviceError, NotFiniteError, RknnError
 from npumatmul.placement import Placement
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.hadamard import Hadamard
@@ -111,6 +112,18 @@ def test_contexts_that_are_made_anew_get_their_scales_again(rk3588: npu.Device) 
             np.testing.assert_array_equal(npu.matmul(a, packed), np.full((1, 32), 50))
             with rk3588.lock:
                 assert Placement.of(rk3588).reclaim()
+
+
+@pytest.mark.parametrize("fault", ["set_quant_params:after=1:times=1:code=-5", "run:times=2:code=-2"])
+def test_a_failure_leaves_no_context_without_its_scales(fault: str) -> None:
+    weight = QuantizedWeight(np.eye(32, dtype=np.int8), QuantParams(0.5))
+    a = np.full((1, 32), 100, np.int8)
+    with npu.Device("sim:rk3588") as device, npu.pack(weight, requantized(1.0, 1.0), device=device) as packed:
+        before = device.stats().contexts
+        with sim.configured(device, faults=fault), pytest.raises(RknnError):
+            npu.matmul(a, packed)
+        assert device.stats().contexts <= before + 1  # one that failed to run is made anew when it is next wanted
+        np.testing.assert_array_equal(npu.matmul(a, packed), np.full((1, 32), 50))
 
 
 def test_saved_and_pickled(rk3588: npu.Device, tmp_path: Path) -> None:
