@@ -59,6 +59,7 @@ class Element(IntEnum):
     FLOAT16 = 1
     BFLOAT16 = 2
     INT32 = 3
+    INT8 = 4
 
 
 class Function(IntEnum):

@@ -32,7 +32,8 @@ class Activation:
     clip : float
         Factor on the largest magnitude of a row: what lies beyond saturates.
     static_scale : float
-        With STATIC: float value of one quantized step.
+        With STATIC: float value of one quantized step. Also of integers that are taken as they are, where the runtime
+        itself scales their products (C of int8).
     static_zero : int
         With STATIC: the quantized value that stands for 0.
     transform : _kernels.Hadamard, optional

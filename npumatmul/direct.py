@@ -22,7 +22,7 @@ from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
 from npumatmul.memory import Buffer
-from npumatmul.mmtype import MatmulType
+from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.placement import Placement
 from npumatmul.plan import plan_matmul, row_buckets
 from npumatmul.rknn import MatmulLayout, MemSyncMode
@@ -164,6 +164,8 @@ def direct_type(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -
         return None
     for mm_type in MatmulType:
         same_operands = (mm_type.a, mm_type.b) == (plan.mm_type.a, plan.mm_type.b)
+        if mm_type.c is ElementType.INT8:  # requantized with scales that these contexts do not have
+            continue
         if same_operands and mm_type.c.dtype == result and _row_major(device, mm_type, plan.k, plan.n):
             return mm_type
     return None

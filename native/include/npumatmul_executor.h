@@ -102,7 +102,7 @@ typedef struct {
   int64_t a_row_stride, a_col_stride;
   void *out; /* M x N, adjacent along the columns */
   int64_t out_row_stride;
-  npumm_element out_type;
+  npumm_element out_type;         /* NPUMM_INT8: C of int8 as the runtime scaled it; scales here are not applied */
   int32_t out_is_read;            /* whether the epilogue reads what `out` holds: sums must not stand there meanwhile */
   const npumm_epilogue *epilogue; /* or NULL */
 } npumm_call;

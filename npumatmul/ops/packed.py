@@ -316,6 +316,8 @@ def multiply_rows(
     scheme = packed.scheme
     check_activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
     given = packed.activations[a.dtype]
+    if packed.input_transform is not None and a.dtype == np.int8:
+        raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
     m, n = a.shape[0], packed.shape[1]
     if out is None:
         out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
@@ -331,7 +333,9 @@ def multiply_rows(
         if packed.input_transform is not None and given.transform is None:
             a = packed.input_transform.activation(a.astype(np.float32, copy=False))
         rows = a.astype(given.read_as, copy=False)
-        Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
+        result_scale = None if scheme.result_params is None else float(scheme.result_params.scale)
+        steps = epilogue if sums is out else None
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, steps, result_scale)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
         sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
