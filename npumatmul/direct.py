@@ -115,7 +115,7 @@ def share_rows(m: int, mm_type: MatmulType, k: int, n: int, chip: Chip, room: in
     --------
     >>> from npumatmul.capabilities import chip
     >>> share_rows(300, MatmulType.FLOAT16_FLOAT16_FLOAT16, 1024, 1024, chip("rk3588")).spans
-    ((0, 192), (192, 128))
+    ((0, 128), (128, 128), (256, 48))
     """
     alignment = chip.memory.slice_alignment
     step = math.lcm(*(alignment // math.gcd(alignment, each) for each in (mm_type.a.nbytes(k), mm_type.c.nbytes(n))))

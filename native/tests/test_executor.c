@@ -9,27 +9,13 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "count.h"
 #include "npumatmul_executor.h"
-
-static int passed, failed;
-
-#define CHECK(condition, ...)                \
-  do {                                       \
-    if (condition) {                         \
-      passed++;                              \
-    } else {                                 \
-      failed++;                              \
-      printf("%s:%d: ", __FILE__, __LINE__); \
-      printf(__VA_ARGS__);                   \
-      printf("\n");                          \
-    }                                        \
-  } while (0)
 
 static uint32_t state = 99;
 static int within(int low, int high) {
@@ -441,6 +427,5 @@ int main(void) {
   a_child_touches_no_thread(executor);
   npumm_executor_destroy(executor);
   npumm_executor_destroy(NULL);
-  printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return report("test_executor");
 }
