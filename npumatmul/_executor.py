@@ -59,6 +59,7 @@ class Element(IntEnum):
     FLOAT16 = 1
     BFLOAT16 = 2
     INT32 = 3
+    INT8 = 4
 
 
 class Function(IntEnum):
@@ -129,6 +130,7 @@ class ActivationStruct(C.Structure):
         ("clip", C.c_float),
         ("static_scale", C.c_float),
         ("static_zero", C.c_int32),
+        ("transform", C.POINTER(_kernels.Hadamard)),
     )
 
 

@@ -84,6 +84,7 @@ class Hadamard(C.Structure):
         ("order", C.c_int32 * 3),
         ("matrix", C.c_void_p * 3),
         ("prescale", C.c_void_p),
+        ("divisor", C.c_void_p),
     )
     keep: tuple[NDArray[np.float32], ...]
 
@@ -298,15 +299,30 @@ def power_of_two_scales(source: NDArray[np.float32], high: bool = False) -> NDAr
     return result
 
 
-def hadamard(matrices: tuple[NDArray[np.float32], ...], power: int, prescale: NDArray[np.float32]) -> Hadamard:
-    """Describe a Hadamard transform: dense factors, outermost first, the power of two, and a factor per feature."""
+def hadamard(
+    matrices: tuple[NDArray[np.float32], ...],
+    power: int,
+    prescale: NDArray[np.float32] | None,
+    divisor: NDArray[np.float32] | None = None,
+) -> Hadamard:
+    """Describe a transform: dense factors, outermost first, the power of two, and per feature a factor and a divisor.
+
+    Rows are divided first, then multiplied; one of both has to be given, for it says how many features there are.
+    """
     if len(matrices) > 3 or any(m.ndim != 2 or m.shape[0] != m.shape[1] or m.shape[0] > 256 for m in matrices):
         raise ValueError(f"hadamard: takes up to 3 square matrices of up to 256, not {[m.shape for m in matrices]}")
-    keep = tuple(np.ascontiguousarray(array, np.float32) for array in (*matrices, prescale))
-    result = Hadamard(features=prescale.size, power=power, dense_count=len(matrices), prescale=keep[-1].ctypes.data)
-    for i, matrix in enumerate(keep[:-1]):
+    sizes = {array.size for array in (prescale, divisor) if array is not None}
+    if len(sizes) != 1:
+        raise ValueError(f"hadamard: prescale and divisor have to be of one size, not of {sorted(sizes)}")
+    result = Hadamard(features=sizes.pop(), power=power, dense_count=len(matrices))
+    keep = [np.ascontiguousarray(matrix, np.float32) for matrix in matrices]
+    for i, matrix in enumerate(keep):
         result.order[i], result.matrix[i] = matrix.shape[0], matrix.ctypes.data
-    result.keep = keep
+    for name, array in (("prescale", prescale), ("divisor", divisor)):
+        if array is not None:
+            keep.append(np.ascontiguousarray(array, np.float32))
+            setattr(result, name, keep[-1].ctypes.data)
+    result.keep = tuple(keep)
     return result
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from npumatmul import _executor
-from npumatmul._kernels import Conversion, RowScaling
+from npumatmul._kernels import Conversion, Hadamard, RowScaling
 
 __all__ = ["Activation"]
 
@@ -31,9 +32,13 @@ class Activation:
     clip : float
         Factor on the largest magnitude of a row: what lies beyond saturates.
     static_scale : float
-        With STATIC: float value of one quantized step.
+        With STATIC: float value of one quantized step. Also of integers that are taken as they are, where the runtime
+        itself scales their products (C of int8).
     static_zero : int
         With STATIC: the quantized value that stands for 0.
+    transform : _kernels.Hadamard, optional
+        What is done to float32 rows before their scales are found. Two activations with one each are equal only where
+        it is the same object.
 
     Examples
     --------
@@ -48,6 +53,7 @@ class Activation:
     clip: float = 1.0
     static_scale: float = 1.0
     static_zero: int = 0
+    transform: Hadamard | None = None
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,8 +62,12 @@ class Activation:
                 f"Activation: levels ({self.levels}) and static_scale ({self.static_scale}) have to be positive, "
                 f"clip ({self.clip}) above 0 and at most 1"
             )
+        if self.transform is not None and self.read_as != np.float32:
+            raise ValueError(f"Activation: only float32 rows are transformed, not {self.read_as}")
         values = (self.conversion, self.scaling, self.levels, self.clip, self.static_scale, self.static_zero)
-        object.__setattr__(self, "_hash", hash(values))  # computed once: it is looked up on every matmul
+        object.__setattr__(
+            self, "_hash", hash((*values, id(self.transform)))
+        )  # computed once: it is looked up on every matmul
 
     def __hash__(self) -> int:
         return self._hash
@@ -65,5 +75,11 @@ class Activation:
     def struct(self, conversion: Conversion) -> _executor.ActivationStruct:
         """For the executor, with the conversion that suits the runtime's order of int4 in a byte."""
         return _executor.ActivationStruct(
-            conversion, self.scaling, self.levels, self.clip, self.static_scale, self.static_zero
+            conversion,
+            self.scaling,
+            self.levels,
+            self.clip,
+            self.static_scale,
+            self.static_zero,
+            None if self.transform is None else C.pointer(self.transform),
         )

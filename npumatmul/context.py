@@ -83,10 +83,12 @@ class _Context:
             ]
             if spec.core is not None and chip.has_core_mask:
                 runtime.matmul_set_core_mask(self._handle.value, CoreMask(1 << spec.core))
+            self._slots = tuple(_Slot(attr) for attr in self._attrs[0])
+            for tensor, scale in zip("ABC", spec.scales or (), strict=False):
+                self.set_quant_params(tensor, scale)
         except BaseException:
             self.close()
             raise
-        self._slots = tuple(_Slot(attr) for attr in self._attrs[0])
         logger.debug("created context %s", spec)
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
 from npumatmul.memory import Buffer
-from npumatmul.mmtype import MatmulType
+from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.placement import Placement
 from npumatmul.plan import plan_matmul, row_buckets
 from npumatmul.rknn import MatmulLayout, MemSyncMode
@@ -115,7 +115,7 @@ def share_rows(m: int, mm_type: MatmulType, k: int, n: int, chip: Chip, room: in
     --------
     >>> from npumatmul.capabilities import chip
     >>> share_rows(300, MatmulType.FLOAT16_FLOAT16_FLOAT16, 1024, 1024, chip("rk3588")).spans
-    ((0, 192), (192, 128))
+    ((0, 128), (128, 128), (256, 48))
     """
     alignment = chip.memory.slice_alignment
     step = math.lcm(*(alignment // math.gcd(alignment, each) for each in (mm_type.a.nbytes(k), mm_type.c.nbytes(n))))
@@ -164,6 +164,8 @@ def direct_type(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -
         return None
     for mm_type in MatmulType:
         same_operands = (mm_type.a, mm_type.b) == (plan.mm_type.a, plan.mm_type.b)
+        if mm_type.c is ElementType.INT8:  # requantized with scales that these contexts do not have
+            continue
         if same_operands and mm_type.c.dtype == result and _row_major(device, mm_type, plan.k, plan.n):
             return mm_type
     return None

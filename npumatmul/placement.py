@@ -43,6 +43,9 @@ _RESULT_TYPE = {
     ElementType.FLOAT16: ResultType.FLOAT16,
     ElementType.INT8: ResultType.INT8,
 }
+_INTEGERS = {np.dtype(np.int32): Element.INT32, np.dtype(np.int8): Element.INT8}
+#: Scales of A, B and C that contexts are made with.
+_Scales = tuple[float, float, float] | None
 _RUNTIME_FUNCTION = {
     Step.SYNC_A: "rknn_mem_sync",
     Step.BIND_A: "rknn_matmul_set_io_mem",
@@ -75,7 +78,7 @@ class Placed:
         w, slices = plan.weight, weight.slices
         self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._slices = slices
+        self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
         self.struct = _executor.PlacedMatmul(
             C.pointer(functions),
@@ -278,6 +281,7 @@ class Placement:
         activation: Activation,
         out: NDArray[Any],
         epilogue: Epilogue | None = None,
+        result_scale: float | None = None,
     ) -> None:
         """Compute ``out = epilogue(a @ weight)``.
 
@@ -289,9 +293,14 @@ class Placement:
         activation : Activation
             How rows of `a` become rows of A.
         out : ndarray, shape (M, N)
-            float32, float16 or bfloat16; or int32 for integers without scales. Adjacent along the columns.
+            float32, float16 or bfloat16; int32 for integers without scales; or int8 with `result_scale`. Adjacent along
+            the columns.
         epilogue : Epilogue, optional
             Its `dtype` is that of `out`.
+        result_scale : float, optional
+            Where the runtime makes int8 of sums (matmul type 3): what one step of the result stands for. K is one
+            slice, the weight has one scale, activations one static scale, and nothing has zero points; all three scales
+            go to the runtime.
 
         Raises
         ------
@@ -304,7 +313,8 @@ class Placement:
         ValueError, TypeError
             If shapes or dtypes do not fit.
         """
-        call, kept = _call(a, weight, activation, out, epilogue)
+        call, kept = _call(a, weight, activation, out, epilogue, result_scale)
+        scales = None if result_scale is None else _device_scales(weight, activation, result_scale)
         device = self.device
         with device.lock:
             device.check_usable()
@@ -313,7 +323,7 @@ class Placement:
             device.collect()
             first: RknnError | None = None
             while True:
-                error = self._attempt(a.shape[0], weight, activation, call, first)
+                error = self._attempt(a.shape[0], weight, activation, scales, call, first)
                 if error is None:
                     break
                 if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
@@ -324,12 +334,18 @@ class Placement:
         del kept
 
     def _attempt(
-        self, m: int, weight: StoredWeight, activation: Activation, call: _executor.Call, first: RknnError | None
+        self,
+        m: int,
+        weight: StoredWeight,
+        activation: Activation,
+        scales: _Scales,
+        call: _executor.Call,
+        first: RknnError | None,
     ) -> NpuError | None:
         """Run it; returns what went wrong. `first` is what went wrong before."""
         device = self.device
         try:
-            placed = self._placed(m, weight, activation)
+            placed = self._placed(m, weight, activation, scales)
         except RknnError as error:
             if first is not None:
                 raise error from first
@@ -349,21 +365,21 @@ class Placement:
         counters.conversions += 2  # `a` into A, C into `out`
         return self._failure(report, placed, first is not None) if code else None
 
-    def _placed(self, m: int, weight: StoredWeight, activation: Activation) -> Placed:
-        remembered = (m, activation)
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
+        remembered = (m, activation, scales)
         placed: Placed | None = weight.placed.get(remembered)
         if placed is not None and placed.usable:
             weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
             self._pool.touch(placed.contexts)
             return placed
         plan = plan_matmul(m, weight.plan)
-        contexts = self._pool.for_tiles(self._tiles(plan, weight))
+        contexts = self._pool.for_tiles(self._tiles(plan, weight, scales))
         placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
         while len(weight.placed) > _PLACED_PER_WEIGHT:
             del weight.placed[next(iter(weight.placed))]
         return placed
 
-    def _tiles(self, plan: MatmulPlan, weight: StoredWeight) -> list[TileShape]:
+    def _tiles(self, plan: MatmulPlan, weight: StoredWeight, scales: _Scales) -> list[TileShape]:
         w = plan.weight
         return [
             TileShape(
@@ -375,6 +391,7 @@ class Placement:
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
                     core=core if self._has_cores else None,
+                    scales=scales,
                 ),
                 w.buckets,
             )
@@ -433,8 +450,30 @@ def _pointers(memories: Sequence[Memory]) -> Any:
     return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))
 
 
+def _device_scales(weight: StoredWeight, activation: Activation, result_scale: float) -> tuple[float, float, float]:
+    """Scales of A, B and C."""
+    column_scale = weight.slices[0].column_scale
+    return activation.static_scale, 1.0 if column_scale is None else float(column_scale[0]), result_scale
+
+
+def _requantizes(weight: StoredWeight, activation: Activation) -> bool:
+    """Whether the runtime can make int8 of these products: all scales are known beforehand, nothing is added after."""
+    (first, *others) = weight.slices
+    scale = first.column_scale
+    one_scale = scale is None or bool((scale == scale[0]).all())
+    static = activation.scaling in (RowScaling.UNSCALED, RowScaling.STATIC) and activation.static_zero == 0
+    return (
+        weight.plan.mm_type.c is ElementType.INT8 and not others and one_scale and static and first.column_zero is None
+    )
+
+
 def _call(
-    a: NDArray[Any], weight: StoredWeight, activation: Activation, out: NDArray[Any], epilogue: Epilogue | None
+    a: NDArray[Any],
+    weight: StoredWeight,
+    activation: Activation,
+    out: NDArray[Any],
+    epilogue: Epilogue | None,
+    result_scale: float | None = None,
 ) -> tuple[_executor.Call, tuple[Any, ...]]:
     """The caller's matrices as the executor takes them, checked, and what has to live as long."""
     shape = (weight.plan.k, weight.plan.n)
@@ -442,17 +481,26 @@ def _call(
         raise ValueError(f"execute: {a.shape} @ {shape} does not give {out.shape}")
     if a.dtype != activation.read_as:
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
+    if activation.transform is not None and activation.transform.features != shape[0]:
+        raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:
         raise ValueError("execute: out is read-only")
-    element = Element.INT32 if out.dtype == np.int32 else ELEMENTS.get(out.dtype)
+    if (weight.plan.mm_type.c is ElementType.INT8) != (result_scale is not None):
+        raise ValueError(f"execute: result_scale is {result_scale}, and {weight.plan.mm_type.name} computes the weight")
+    element = _INTEGERS.get(out.dtype, ELEMENTS.get(out.dtype))
     c_type = _RESULT_TYPE[weight.plan.mm_type.c]
     sums_are_whole = weight.common_scale and c_type not in (ResultType.FLOAT32, ResultType.FLOAT16)
     unscaled = activation.scaling is RowScaling.UNSCALED and weight.slices[0].column_scale is None
-    if element is None or (element is Element.INT32 and not (sums_are_whole and unscaled and epilogue is None)):
+    fits = element is not None and (result_scale is None) == (element is not Element.INT8)
+    if element is Element.INT32:
+        fits = fits and sums_are_whole and unscaled and epilogue is None
+    elif element is Element.INT8:
+        fits = fits and _requantizes(weight, activation) and epilogue is None
+    if element is None or not fits:
         raise TypeError(f"execute: the result cannot be {out.dtype}")
     if np.may_share_memory(a, out):
         a = a.copy()

@@ -31,6 +31,10 @@ class ContextSpec:
     group_size : int
     core : int or None
     domain : int
+    scales : tuple of (float, float, float), optional
+        Those of A, B and C that the runtime is given when the context is made, one per matrix; without, what it
+        assumes by itself (1). They are part of what makes two contexts the same: whether they may be changed between
+        runs is not documented.
     """
 
     mm_type: MatmulType
@@ -44,12 +48,13 @@ class ContextSpec:
     group_size: int = 0
     core: int | None = None
     domain: int = 0
+    scales: tuple[float, float, float] | None = None
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # computed once: specs are looked up on every matmul, and hashing enumerations is slow
         values = (self.mm_type, self.m, self.k, self.n, self.b_layout, self.ac_layout, self.core, self.domain)
-        object.__setattr__(self, "_hash", hash(values))
+        object.__setattr__(self, "_hash", hash((*values, self.scales)))
 
     @classmethod
     def of(

@@ -1,4 +1,4 @@
-/* Scales of rows of `a`, and their packed images. See activation.h. */
+/* Transform and scales of rows of `a`, and their packed images. See activation.h. */
 #include "activation.h"
 
 #include <math.h>
@@ -19,6 +19,10 @@ static int32_t levels_of(npumm_conversion conversion) {
     default:
       return 0;
   }
+}
+
+static int reads_float32(npumm_conversion conversion) {
+  return levels_of(conversion) > 0 || conversion == NPUMM_F32_TO_F16;
 }
 
 static int splits_rows(npumm_conversion conversion) {
@@ -53,8 +57,10 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
     default:
       return 0;
   }
+  int64_t cols = 0;
   for (int32_t i = 0; i < p->slice_count; i++) {
     const npumm_slice *slice = &p->slices[i];
+    if (slice->k.start + slice->k.length > cols) cols = slice->k.start + slice->k.length;
     if (zero_points && !slice->column_sums) return 0;
     if (slice->column_zero && levels == 0 && how->conversion != NPUMM_COPY_8 && how->conversion != NPUMM_INT4 &&
         how->conversion != NPUMM_INT4_HIGH_FIRST) {
@@ -62,11 +68,17 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
     }
     if (slice->part < 0 || slice->part > 2 || (slice->part > 0 && how->conversion != NPUMM_F32_TO_F16)) return 0;
   }
-  return 1;
+  if (!how->transform) return 1;
+  return reads_float32(how->conversion) && how->transform->features == cols &&
+         npumm_hadamard_rows(how->transform, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK; /* no rows: it is only checked */
 }
 
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest) {
   rows->how = how;
+  if (how->transform && longest > 0) {
+    rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
+    if (!rows->transformed) return NPUMM_NO_MEMORY;
+  }
   if (how->scaling == NPUMM_ROWS_UNSCALED || longest == 0) return 0;
   rows->scale = malloc((size_t)longest * sizeof *rows->scale);
   rows->factor_store = malloc((size_t)longest * sizeof *rows->factor_store);
@@ -75,13 +87,15 @@ int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t 
 }
 
 void npumm_rows_close(npumm_rows_of_a *rows) {
+  free(rows->transformed);
   free(rows->scale);
   free(rows->factor_store);
   free(rows->zero_store);
 }
 
 /* Scales of rows that are divided by them; the result is multiplied by the same. */
-static int measure_quantized(npumm_rows_of_a *rows, const float *first, const npumm_range *m, int64_t *bad) {
+static int measure_quantized(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) {
+  const float *first = (const float *)(const void *)rows->first;
   const npumm_activation *how = rows->how;
   const int32_t levels = how->levels;
   int code = 0;
@@ -111,16 +125,31 @@ static int measure_quantized(npumm_rows_of_a *rows, const float *first, const np
   return code;
 }
 
-int npumm_rows_measure(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) {
-  const float *first = (const float *)(const void *)(rows->a + m->start * rows->row_stride);
+/* Let `first` and the strides say where the rows of the range are. */
+static int transform(npumm_rows_of_a *rows, const npumm_range *m) {
+  rows->first = rows->a + m->start * rows->a_row_stride;
+  rows->row_stride = rows->a_row_stride;
+  rows->col_stride = rows->a_col_stride;
+  if (!rows->how->transform) return 0;
+  const int64_t unit = (int64_t)sizeof *rows->transformed;
+  const int code = npumm_hadamard_rows(rows->how->transform, rows->first, m->length, rows->row_stride, rows->col_stride,
+                                       rows->transformed, rows->cols * unit);
+  rows->first = (const char *)rows->transformed;
+  rows->row_stride = rows->cols * unit;
+  rows->col_stride = unit;
+  return code;
+}
+
+int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) {
   rows->factor = NULL;
+  int code = transform(rows, m);
+  if (code) return code;
   if (rows->how->scaling == NPUMM_ROWS_UNSCALED) return 0;
   if (rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO && rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO_HIGH) {
-    return measure_quantized(rows, first, m, bad);
+    return measure_quantized(rows, m, bad);
   }
-  const int code =
-      npumm_power_of_two_scales(first, m->length, rows->cols, rows->row_stride, rows->col_stride,
-                                rows->how->scaling == NPUMM_ROWS_POWER_OF_TWO_HIGH, rows->scale);
+  code = npumm_power_of_two_scales((const float *)(const void *)rows->first, m->length, rows->cols, rows->row_stride,
+                                   rows->col_stride, rows->how->scaling == NPUMM_ROWS_POWER_OF_TWO_HIGH, rows->scale);
   for (int64_t r = 0; !code && r < m->length; r++) {
     rows->factor_store[r] = 1.0 / (double)rows->scale[r];
     if (rows->scale[r] != 1.0f) rows->factor = rows->factor_store;
@@ -136,7 +165,7 @@ int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npu
   /* static values have the whole range of codes, with a zero point of 0 too */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
   const npumm_values values = {part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion, rows->scale, zero, row_sum};
-  const char *first = rows->a + m->start * rows->row_stride + k->start * rows->col_stride;
+  const char *first = rows->first + k->start * rows->col_stride;
   const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */
     float largest;

@@ -1,4 +1,4 @@
-/* Rows of `a` on their way into A: their scales, and the packed images of slices of K. */
+/* Rows of `a` on their way into A: their transform, their scales, and the packed images of slices of K. */
 #ifndef NPUMATMUL_ACTIVATION_H
 #define NPUMATMUL_ACTIVATION_H
 
@@ -8,8 +8,11 @@
 typedef struct {
   const npumm_activation *how;
   const char *a;
-  int64_t row_stride, col_stride, cols; /* strides in bytes */
+  int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
+  float *transformed;   /* rows of the range after the transform; NULL where there is none */
+  const char *first;    /* the first row of the range, transformed if need be */
+  int64_t row_stride, col_stride;
   float *scale;         /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
   double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
   double *factor_store;
@@ -25,14 +28,14 @@ int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t 
 void npumm_rows_close(npumm_rows_of_a *rows);
 
 /*
- * Find the scales of a range of rows, over the whole of K so that all slices of a row share them. On NPUMM_NOT_FINITE,
- * *bad is the row, in the logical matrix, that holds an inf or nan.
+ * Transform a range of rows and find their scales, over the whole of K so that all slices of a row share them. On
+ * NPUMM_NOT_FINITE, *bad is the row, in the logical matrix, that holds an inf or nan.
  */
-int npumm_rows_measure(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad);
+int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad);
 
 /*
  * Pack one image: the columns `k` of a range of rows. row_sum, where it is not NULL, gets the sum of the packed values
- * of each row. *bad as in npumm_rows_measure.
+ * of each row. *bad as in npumm_rows_begin.
  */
 int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
                     const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum,

@@ -149,7 +149,7 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   const npumm_range *m = &p->m_ranges[work->m_index];
   report->m_index = work->m_index;
   report->row = m->start;
-  int code = npumm_rows_measure(&work->rows, m, &report->row);
+  int code = npumm_rows_begin(&work->rows, m, &report->row);
   if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
   for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
     code = pack_batch(work, report);
@@ -172,7 +172,7 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
       .placed = placed,
       .call = call,
       .longest = longest_of(placed->m_ranges, placed->m_count),
-      .rows = {.a = call->a, .row_stride = call->a_row_stride, .col_stride = call->a_col_stride,
+      .rows = {.a = call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
       .failed_core = -1,
   };

@@ -53,6 +53,11 @@ static int32_t buffer_of(const npumm_work *work, const npumm_slice *slice) {
   return buffer;
 }
 
+static int64_t bytes_of(npumm_element type) {
+  if (type == NPUMM_INT8) return 1;
+  return type == NPUMM_FLOAT16 || type == NPUMM_BFLOAT16 ? 2 : 4;
+}
+
 static int store(const npumm_work *work, npumm_report *report, const npumm_shape *shape, int32_t n_index,
                  int32_t slice_index, int32_t buffer) {
   const npumm_placed_matmul *p = work->placed;
@@ -73,8 +78,7 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
       .column_zero = slice->column_zero ? slice->column_zero + n->start : NULL,
       .column_scale = !p->common_scale && slice->column_scale ? slice->column_scale + n->start : NULL,
   };
-  char *out = (char *)call->out + m->start * call->out_row_stride + n->start * (call->out_type == NPUMM_FLOAT16 ||
-              call->out_type == NPUMM_BFLOAT16 ? 2 : 4);
+  char *out = (char *)call->out + m->start * call->out_row_stride + n->start * bytes_of(call->out_type);
   const npumm_partial partial = {
       .data = !work->sums ? out
               : work->sums_core_stride ? work->sums + core * work->sums_core_stride : work->sums + n->start * 4,
@@ -82,12 +86,13 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
       .add = !first,
       .as_float = !p->common_scale,
   };
+  const int requantized = call->out_type == NPUMM_INT8; /* the runtime applied all scales */
   const npumm_result result = {
       .data = out,
       .row_stride = call->out_row_stride,
       .type = call->out_type,
-      .row_factor = work->rows.factor,
-      .column_scale = p->common_scale && slice->column_scale ? slice->column_scale + n->start : NULL,
+      .row_factor = requantized ? NULL : work->rows.factor,
+      .column_scale = p->common_scale && slice->column_scale && !requantized ? slice->column_scale + n->start : NULL,
       .epilogue = call->epilogue,
       .row = m->start,
       .column = n->start,

@@ -64,6 +64,7 @@ typedef struct {
   float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
   float static_scale;
   int32_t static_zero;
+  const npumm_hadamard *transform; /* of float32 rows, before all else, over the whole of K; or NULL */
 } npumm_activation;
 
 /* One pass A[:, k] x B. Several may share an image of A (same range of K and part), or tiles of B. */
@@ -101,7 +102,7 @@ typedef struct {
   int64_t a_row_stride, a_col_stride;
   void *out; /* M x N, adjacent along the columns */
   int64_t out_row_stride;
-  npumm_element out_type;
+  npumm_element out_type;         /* NPUMM_INT8: C of int8 as the runtime scaled it; scales here are not applied */
   int32_t out_is_read;            /* whether the epilogue reads what `out` holds: sums must not stand there meanwhile */
   const npumm_epilogue *epilogue; /* or NULL */
 } npumm_call;

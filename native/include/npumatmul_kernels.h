@@ -125,9 +125,9 @@ NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64
                                            int64_t col_stride, int32_t high, float *scale);
 
 /*
- * Randomized Hadamard transform of rows, ahead of packing. A row of `features` floats is multiplied by prescale and cut
- * into blocks of order[0] * order[1] * ... * power, each of which is multiplied by the Kronecker product of the dense
- * matrices and Sylvester's matrix of order `power`.
+ * Randomized Hadamard transform of rows, ahead of packing. A row of `features` floats is divided by divisor, multiplied by
+ * prescale and cut into blocks of order[0] * order[1] * ... * power, each of which is multiplied by the Kronecker product
+ * of the dense matrices and Sylvester's matrix of order `power`. With blocks of 1 only the first two remain.
  */
 enum { NPUMM_HADAMARD_DENSE = 3, NPUMM_HADAMARD_ORDER = 256 };
 typedef struct {
@@ -137,6 +137,7 @@ typedef struct {
   int32_t order[NPUMM_HADAMARD_DENSE];        /* 1..256 */
   const float *matrix[NPUMM_HADAMARD_DENSE];  /* order * order entries, row by row, each 1 or -1 */
   const float *prescale;                      /* per feature: signs, and what makes the product orthonormal; or NULL */
+  const float *divisor;                       /* per feature: scales that the weight was multiplied by; or NULL */
 } npumm_hadamard;
 
 /*

@@ -27,7 +27,13 @@ typedef enum {
 } npumm_result_type;
 
 /* Element types of the caller's matrices. */
-typedef enum { NPUMM_FLOAT32 = 0, NPUMM_FLOAT16 = 1, NPUMM_BFLOAT16 = 2, NPUMM_INT32 = 3 } npumm_element;
+typedef enum {
+  NPUMM_FLOAT32 = 0,
+  NPUMM_FLOAT16 = 1,
+  NPUMM_BFLOAT16 = 2,
+  NPUMM_INT32 = 3,
+  NPUMM_INT8 = 4 /* of results alone: C of int8 as it is */
+} npumm_element;
 
 typedef enum {
   NPUMM_IDENTITY = 0,
@@ -78,7 +84,8 @@ typedef struct {
 typedef struct {
   void *data; /* the tile's first element */
   int64_t row_stride;
-  npumm_element type;            /* NPUMM_INT32 for sums of integers without factors, scales and epilogue */
+  npumm_element type;            /* NPUMM_INT32 for sums of integers without factors, scales and epilogue; NPUMM_INT8
+                                    for one slice of NPUMM_C_INT8 without zero points and any of these */
   const double *row_factor;      /* one per row of the tile, or NULL for 1 */
   const float *column_scale;     /* one per column of the tile, common to all slices, or NULL for 1 */
   const npumm_epilogue *epilogue; /* or NULL */

@@ -15,6 +15,8 @@ int64_t npumm_bytes_of(npumm_element type) {
     case NPUMM_FLOAT16:
     case NPUMM_BFLOAT16:
       return 2;
+    case NPUMM_INT8:
+      return 1;
   }
   return 0;
 }
@@ -22,7 +24,7 @@ int64_t npumm_bytes_of(npumm_element type) {
 static int matrix_is_valid(const npumm_matrix *matrix) {
   if (!matrix->data) return 1;
   const int64_t bytes = npumm_bytes_of(matrix->type);
-  return bytes > 0 && matrix->type != NPUMM_INT32 && (uintptr_t)matrix->data % (uintptr_t)bytes == 0 &&
+  return bytes > 1 && matrix->type != NPUMM_INT32 && (uintptr_t)matrix->data % (uintptr_t)bytes == 0 &&
          matrix->row_stride % bytes == 0;
 }
 

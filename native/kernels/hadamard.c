@@ -10,6 +10,10 @@ static void scale(const float *src, const float *factor, float *dst, int64_t n) 
   for (int64_t i = 0; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
 }
 
+static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = src[i] / divisor[i];
+}
+
 static void power(float *x, int64_t n, int64_t block) {
   for (int64_t half = 1; half < block; half *= 2) {
     for (int64_t start = 0; start < n; start += 2 * half) {
@@ -33,7 +37,7 @@ static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LA
   }
 }
 
-const npumm_hadamard_kernels npumm_hadamard_scalar = {scale, power, dense};
+const npumm_hadamard_kernels npumm_hadamard_scalar = {scale, divide, power, dense};
 
 const npumm_hadamard_kernels *npumm_hadamard_here(void) {
 #if defined(__x86_64__)
@@ -101,14 +105,20 @@ static void dense_factor(const npumm_hadamard_kernels *kernels, const float *mat
   }
 }
 
-static void read_row(const npumm_hadamard_kernels *kernels, const char *src, int64_t col_stride, const float *prescale,
-                     float *dst, int64_t n) {
-  if (col_stride == (int64_t)sizeof(float) && (uintptr_t)src % sizeof(float) == 0) {
-    kernels->scale((const float *)(const void *)src, prescale, dst, n);
-    return;
+/* A row divided and scaled, one rounding each. */
+static void read_row(const npumm_hadamard_kernels *kernels, const npumm_hadamard *how, const char *src,
+                     int64_t col_stride, float *dst) {
+  const int64_t n = how->features;
+  const float *row = (const float *)(const void *)src;
+  if (col_stride != (int64_t)sizeof(float) || (uintptr_t)src % sizeof(float)) {
+    for (int64_t i = 0; i < n; i++) memcpy(&dst[i], src + i * col_stride, sizeof(float));
+    row = dst;
   }
-  for (int64_t i = 0; i < n; i++) memcpy(&dst[i], src + i * col_stride, sizeof(float));
-  if (prescale) kernels->scale(dst, prescale, dst, n);
+  if (how->divisor) {
+    kernels->divide(row, how->divisor, dst, n);
+    row = dst;
+  }
+  if (how->prescale || row != dst) kernels->scale(row, how->prescale, dst, n);
 }
 
 int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows, int64_t src_row_stride,
@@ -123,7 +133,7 @@ int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows
   const npumm_hadamard_kernels *kernels = npumm_hadamard_here();
   for (int64_t r = 0; r < rows; r++) {
     float *row = dst + r * (dst_row_stride / unit);
-    read_row(kernels, (const char *)src + r * src_row_stride, src_col_stride, how->prescale, row, n);
+    read_row(kernels, how, (const char *)src + r * src_row_stride, src_col_stride, row);
     int64_t inner = how->power;
     if (how->power > 1) kernels->power(row, n, how->power);
     for (int32_t i = how->dense_count - 1; i >= 0; i--) {

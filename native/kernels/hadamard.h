@@ -12,6 +12,8 @@ enum { NPUMM_LANES = 8 };
 typedef struct {
   /* dst[i] = src[i] * factor[i]; factor NULL: src[i]. src may be dst. */
   void (*scale)(const float *src, const float *factor, float *dst, int64_t n);
+  /* dst[i] = src[i] / divisor[i]. src may be dst. */
+  void (*divide)(const float *src, const float *divisor, float *dst, int64_t n);
   /* Butterflies in place: Sylvester's matrix times each block of n floats; a block is a power of two and divides n. */
   void (*power)(float *x, int64_t n, int64_t block);
   /* out[i][lane] = sum over j, in order, of matrix[i * order + j] * in[j][lane]; entries are 1 and -1 */

@@ -14,6 +14,14 @@ AVX2 static void scale(const float *src, const float *factor, float *dst, int64_
   npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
 }
 
+AVX2 static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(dst + i, _mm256_div_ps(_mm256_loadu_ps(src + i), _mm256_loadu_ps(divisor + i)));
+  }
+  npumm_hadamard_scalar.divide(src + i, divisor + i, dst + i, n - i);
+}
+
 /* The stages within eight floats: the upper of each pair is negated, the pair swapped, and both are added. */
 AVX2 static __m256 stages_of_8(__m256 x, int64_t block) {
   const __m256 odd = _mm256_castsi256_ps(_mm256_setr_epi32(0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN, 0, INT32_MIN));
@@ -83,7 +91,7 @@ AVX2 static void dense(const float *matrix, int64_t order, const float (*in)[NPU
   }
 }
 
-const npumm_hadamard_kernels npumm_hadamard_avx2 = {scale, power, dense};
+const npumm_hadamard_kernels npumm_hadamard_avx2 = {scale, divide, power, dense};
 #else
 typedef int npumm_hadamard_avx2_is_empty_here;
 #endif

@@ -10,6 +10,12 @@ static void scale(const float *src, const float *factor, float *dst, int64_t n) 
   npumm_hadamard_scalar.scale(src + i, factor ? factor + i : factor, dst + i, n - i);
 }
 
+static void divide(const float *src, const float *divisor, float *dst, int64_t n) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) vst1q_f32(dst + i, vdivq_f32(vld1q_f32(src + i), vld1q_f32(divisor + i)));
+  npumm_hadamard_scalar.divide(src + i, divisor + i, dst + i, n - i);
+}
+
 static float32x4_t negated(float32x4_t x, uint32x4_t signs) {
   return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), signs));
 }
@@ -66,7 +72,7 @@ static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LA
   }
 }
 
-const npumm_hadamard_kernels npumm_hadamard_neon = {scale, power, dense};
+const npumm_hadamard_kernels npumm_hadamard_neon = {scale, divide, power, dense};
 #else
 typedef int npumm_hadamard_neon_is_empty_here;
 #endif

@@ -75,6 +75,11 @@ static void write_result(const npumm_result *result, int as_float, int64_t r, in
     memcpy(to, sums->whole, (size_t)n * 4);
     return;
   }
+  if (result->type == NPUMM_INT8) {
+    int8_t *codes = to;
+    for (int64_t i = 0; i < n; i++) codes[i] = (int8_t)sums->integers[i]; /* they were int8 before */
+    return;
+  }
   const npumm_epilogue *epilogue = result->epilogue;
   const double row = (result->row_factor ? result->row_factor[r] : 1.0) * (epilogue ? epilogue->scale : 1.0);
   const float *columns = result->column_scale ? result->column_scale + c : NULL;
@@ -103,7 +108,12 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
   if (!result) return 1;
   const int64_t bytes = npumm_bytes_of(result->type);
   if (!bytes || !is_aligned(result->data, result->row_stride, bytes)) return 0;
-  if (result->type == NPUMM_INT32 && (as_float || result->row_factor || result->column_scale || result->epilogue)) {
+  if ((result->type == NPUMM_INT32 || result->type == NPUMM_INT8) &&
+      (as_float || result->row_factor || result->column_scale || result->epilogue)) {
+    return 0;
+  }
+  if (result->type == NPUMM_INT8 && (term->type != NPUMM_C_INT8 || term->row_images != 1 || term->row_zero ||
+                                     term->row_sum || partial)) {
     return 0;
   }
   return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);

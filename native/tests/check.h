@@ -15,22 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "count.h"
 #include "npumatmul_sim.h"
 #include "rknn_abi.h"
-
-static _Atomic unsigned passed, failed;
-
-#define CHECK(condition, ...)                         \
-  do {                                                \
-    if (condition) {                                  \
-      passed++;                                       \
-    } else {                                          \
-      failed++;                                       \
-      printf("%s:%d: ", __FILE__, __LINE__);          \
-      printf(__VA_ARGS__);                            \
-      printf("\n");                                   \
-    }                                                 \
-  } while (0)
 
 /* Compares two integers and prints both when they differ. */
 #define CHECK_IS(actual, expected)                                                                                 \
@@ -135,11 +122,5 @@ static inline void close_matmul(matmul *mm) {
 }
 
 static inline uint8_t *data_of(const rknn_tensor_mem *mem) { return (uint8_t *)mem->virt_addr + mem->offset; }
-
-/* The last line of every main. */
-static inline int report(const char *program) {
-  printf("%s: %u passed, %u failed\n", program, passed, failed);
-  return failed != 0;
-}
 
 #endif

@@ -1,5 +1,6 @@
 /*
- * Layouts of rk3588 for the simulator's tests, written down anew (facts 4.2, 4.3), and products that are checked by them.
+ * Layouts of rk3588 for the simulator's tests, written down anew (facts 4.2, 4.3), and products that are checked by
+ * them.
  */
 #ifndef RK3588_LAYOUTS_H
 #define RK3588_LAYOUTS_H

@@ -9,27 +9,13 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "count.h"
 #include "npumatmul_executor.h"
-
-static int passed, failed;
-
-#define CHECK(condition, ...)                \
-  do {                                       \
-    if (condition) {                         \
-      passed++;                              \
-    } else {                                 \
-      failed++;                              \
-      printf("%s:%d: ", __FILE__, __LINE__); \
-      printf(__VA_ARGS__);                   \
-      printf("\n");                          \
-    }                                        \
-  } while (0)
 
 static uint32_t state = 99;
 static int within(int low, int high) {
@@ -313,21 +299,21 @@ static void unfit_activations_are_refused(npumm_executor *executor) {
   build(&e, 0, 1, 0);
   const npumm_placed_matmul good = e.placed;
   const npumm_activation bad[] = {
-      {NPUMM_COPY_8, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0},
-      {NPUMM_F32_TO_F16, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 128, 1, 0, 0},
-      {NPUMM_F32_TO_I4, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 0, 1, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 0, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1.5f, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, NAN, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_MINMAX, 127, 1, 0, 0}, /* slices without column_sums */
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 3}, /* the same */
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 0, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, INFINITY, 0},
-      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 128},
-      {NPUMM_F32_TO_I4_SPLIT, NPUMM_ROWS_ABSMAX, 119, 1, 0, 0}, /* one image of rows */
-      {NPUMM_F32_TO_I8, (npumm_row_scaling)99, 127, 1, 1, 0},
+      {NPUMM_COPY_8, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0, NULL},
+      {NPUMM_F32_TO_F16, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 128, 1, 0, 0, NULL},
+      {NPUMM_F32_TO_I4, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 0, 1, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 0, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1.5f, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, NAN, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_MINMAX, 127, 1, 0, 0, NULL}, /* slices without column_sums */
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 3, NULL}, /* the same */
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 0, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, INFINITY, 0, NULL},
+      {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 128, NULL},
+      {NPUMM_F32_TO_I4_SPLIT, NPUMM_ROWS_ABSMAX, 119, 1, 0, 0, NULL}, /* one image of rows */
+      {NPUMM_F32_TO_I8, (npumm_row_scaling)99, 127, 1, 1, 0, NULL},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     e.placed.activation = bad[i];
@@ -339,9 +325,50 @@ static void unfit_activations_are_refused(npumm_executor *executor) {
   CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "low part");
   e.slices[0].part = 0;
   e.slices[0].column_zero = zeros; /* sums of rows of floats */
-  e.placed.activation = (npumm_activation){NPUMM_F32_TO_F16, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0};
+  e.placed.activation = (npumm_activation){NPUMM_F32_TO_F16, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0, NULL};
   CHECK(run(executor, &e, NPUMM_FLOAT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "zero points without integers");
   take_down(&e);
+}
+
+/* Rows that are transformed range by range: divided here, so that the values of the example come out. */
+static void rows_are_transformed_before_they_are_packed(npumm_executor *executor) {
+  static example e;
+  static float a[M_MOST][K_MOST], out[M_MOST][N_MOST], divisor[K_MOST];
+  for (int i = 0; i < 60; i++) {
+    build(&e, i & 1, within(1, CORES), 0);
+    for (int k = 0; k < e.k; k++) divisor[k] = ldexpf(1, within(-4, 4));
+    for (int m = 0; m < e.m; m++) { /* columns run backwards */
+      for (int k = 0; k < e.k; k++) a[m][K_MOST - 1 - k] = (float)e.a[m][k] * divisor[k];
+    }
+    const npumm_hadamard transform = {.features = e.k, .power = 1, .divisor = divisor};
+    e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 0, &transform};
+    const npumm_call call = {.a = &a[0][K_MOST - 1], .a_row_stride = sizeof a[0], .a_col_stride = -(int64_t)sizeof a[0][0],
+                             .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+    npumm_report report;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
+    int wrong = 0;
+    for (int m = 0; m < e.m; m++) {
+      for (int n = 0; n < e.n; n++) wrong += (double)out[m][n] != expected(&e, m, n);
+    }
+    CHECK(wrong == 0, "%d wrong", wrong);
+    const int row = within(0, e.m - 1);
+    a[row][K_MOST - e.k] = NAN;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_NOT_FINITE && report.row == row, "nan");
+    e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1, 1, 0, &transform};
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_NOT_FINITE && report.row == row, "nan");
+    const npumm_hadamard longer = {.features = e.k + 1, .power = 1}, wrong_power = {.features = e.k, .power = 3};
+    const npumm_activation bad[] = {
+        {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1, 1, 0, &longer},
+        {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1, 1, 0, &wrong_power},
+        {NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 127, 1, 1, 0, &transform},
+    };
+    for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
+      e.placed.activation = bad[b];
+      CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_BAD_ARGUMENT, "unfit transform %d", (int)b);
+      CHECK(report.step == NPUMM_STEP_ARGUMENTS, "step %d", (int)report.step);
+    }
+    take_down(&e);
+  }
 }
 
 static void bad_arguments_are_refused(npumm_executor *executor) {
@@ -395,10 +422,10 @@ int main(void) {
   results_are_right(executor);
   failures_are_reported(executor);
   unfit_activations_are_refused(executor);
+  rows_are_transformed_before_they_are_packed(executor);
   bad_arguments_are_refused(executor);
   a_child_touches_no_thread(executor);
   npumm_executor_destroy(executor);
   npumm_executor_destroy(NULL);
-  printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return report("test_executor");
 }

@@ -9,23 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "count.h"
 #include "epilogue.h"
 #include "finish.h"
 #include "npumatmul_store.h"
-
-static int passed, failed;
-
-#define CHECK(condition, ...)               \
-  do {                                      \
-    if (condition) {                        \
-      passed++;                             \
-    } else {                                \
-      failed++;                             \
-      printf("%s:%d: ", __FILE__, __LINE__); \
-      printf(__VA_ARGS__);                  \
-      printf("\n");                         \
-    }                                       \
-  } while (0)
 
 static uint32_t state = 4711;
 static uint32_t random_bits(void) {
@@ -193,6 +180,6 @@ int main(void) {
   functions_against_libm();
   instruction_sets_agree();
   casts_by_definition();
-  printf("finishing loops: %s\n%d passed, %d failed\n", npumm_finish()->name, passed, failed);
-  return failed != 0;
+  printf("finishing loops: %s\n", npumm_finish()->name);
+  return report("test_finish");
 }

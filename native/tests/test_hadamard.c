@@ -5,24 +5,12 @@
  */
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "count.h"
 #include "hadamard.h"
 #include "npumatmul_kernels.h"
-
-static int passed, failed;
-
-#define CHECK(condition)                                             \
-  do {                                                               \
-    if (condition) {                                                 \
-      passed++;                                                      \
-    } else {                                                         \
-      failed++;                                                      \
-      printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-    }                                                                \
-  } while (0)
 
 static uint32_t state = 4711;
 static float random_float(void) {
@@ -56,7 +44,7 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
     memcpy(y, x, (size_t)n * sizeof *y);
     kernels->power(x, n, block);
     npumm_hadamard_scalar.power(y, n, block);
-    CHECK(memcmp(x, y, (size_t)n * sizeof *y) == 0);
+    HOLDS(memcmp(x, y, (size_t)n * sizeof *y) == 0);
     free(x), free(y);
   }
   for (int64_t n = 1; n < 40; n++) {
@@ -64,8 +52,12 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
     for (int with = 0; with < 2; with++) {
       kernels->scale(x, with ? f : NULL, a, n);
       npumm_hadamard_scalar.scale(x, with ? f : NULL, b, n);
-      CHECK(memcmp(a, b, (size_t)n * sizeof *a) == 0);
+      HOLDS(memcmp(a, b, (size_t)n * sizeof *a) == 0);
     }
+    kernels->divide(x, f, a, n);
+    npumm_hadamard_scalar.divide(x, f, b, n);
+    HOLDS(memcmp(a, b, (size_t)n * sizeof *a) == 0);
+    for (int64_t i = 0; i < n; i++) HOLDS(b[i] == (float)((double)x[i] / (double)f[i]));
     free(x), free(f), free(a), free(b);
   }
   for (int64_t order = 1; order <= 60; order += order < 10 ? 1 : 7) {
@@ -78,7 +70,7 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
     }
     kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, a);
     npumm_hadamard_scalar.dense(matrix, order, (const float(*)[NPUMM_LANES])in, b);
-    CHECK(memcmp(a, b, (size_t)order * sizeof *a) == 0);
+    HOLDS(memcmp(a, b, (size_t)order * sizeof *a) == 0);
     free(matrix), free(in), free(a), free(b);
   }
 }
@@ -97,50 +89,53 @@ static double entry(const float *h12, int dense, int64_t power, int64_t row, int
   return value;
 }
 
-static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t rows, int reversed, int with_prescale) {
+static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t rows, int reversed, int with_factors) {
   float h12[144];
   paley_12(h12);
   npumm_hadamard how = {.power = power, .dense_count = dense};
   int64_t block = power;
   for (int i = 0; i < dense; i++) how.order[i] = 12, how.matrix[i] = h12, block *= 12;
   const int64_t n = how.features = block * blocks, unit = (int64_t)sizeof(float);
-  float *prescale = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
-  if (with_prescale) how.prescale = prescale;
+  float *prescale = random_floats(n), *divisor = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
+  for (int64_t i = 0; i < n; i++) divisor[i] = fabsf(divisor[i]) + 0.5f;
+  if (with_factors & 1) how.prescale = prescale;
+  if (with_factors & 2) how.divisor = divisor;
   /* reversed: the columns of the source run backwards */
   const char *first = (const char *)(reversed ? src + n - 1 : src);
-  CHECK(npumm_hadamard_rows(&how, first, rows, n * unit, reversed ? -unit : unit, dst, n * unit) == NPUMM_OK);
+  HOLDS(npumm_hadamard_rows(&how, first, rows, n * unit, reversed ? -unit : unit, dst, n * unit) == NPUMM_OK);
   int close = 1;
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t i = 0; i < n; i++) {
       double sum = 0, magnitude = 0;
       for (int64_t j = i / block * block; j < (i / block + 1) * block; j++) {
-        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_prescale ? (double)prescale[j] : 1.0);
+        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_factors & 1 ? (double)prescale[j] : 1.0) /
+                         (with_factors & 2 ? (double)divisor[j] : 1.0);
         sum += entry(h12, dense, power, i % block, j % block) * x;
         magnitude += fabs(x);
       }
       close &= fabs((double)dst[r * n + i] - sum) <= 64 * 6e-8 * magnitude; /* at most 64 additions deep */
     }
   }
-  CHECK(close);
+  HOLDS(close);
   if (!reversed) { /* in place gives the same bits */
-    CHECK(npumm_hadamard_rows(&how, src, rows, n * unit, unit, src, n * unit) == NPUMM_OK);
-    CHECK(memcmp(src, dst, (size_t)(rows * n) * sizeof *src) == 0);
+    HOLDS(npumm_hadamard_rows(&how, src, rows, n * unit, unit, src, n * unit) == NPUMM_OK);
+    HOLDS(memcmp(src, dst, (size_t)(rows * n) * sizeof *src) == 0);
   }
-  free(prescale), free(src), free(dst);
+  free(prescale), free(divisor), free(src), free(dst);
 }
 
 static void refusals(void) {
   float x[16] = {0}, one[1] = {1};
   const int64_t unit = (int64_t)sizeof(float);
   const npumm_hadamard good = {.features = 8, .power = 4};
-  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit) == NPUMM_OK);
-  CHECK(npumm_hadamard_rows(&good, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK);
-  CHECK(npumm_hadamard_rows(NULL, x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_hadamard_rows(&good, NULL, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_hadamard_rows(&good, x, 1, 0, unit, NULL, 0) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_hadamard_rows(&good, x, -1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 7 * unit) == NPUMM_BAD_ARGUMENT);
-  CHECK(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit + 1) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit) == NPUMM_OK);
+  HOLDS(npumm_hadamard_rows(&good, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK);
+  HOLDS(npumm_hadamard_rows(NULL, x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, NULL, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, x, 1, 0, unit, NULL, 0) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, x, -1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 7 * unit) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit + 1) == NPUMM_BAD_ARGUMENT);
   const npumm_hadamard bad[] = {
       {.features = 8, .power = 3},
       {.features = 8, .power = 0},
@@ -154,7 +149,7 @@ static void refusals(void) {
       {.features = 1024, .power = 2, .dense_count = 1, .order = {512}, .matrix = {one}},
   };
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-    CHECK(npumm_hadamard_rows(&bad[i], x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
+    HOLDS(npumm_hadamard_rows(&bad[i], x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);
   }
 }
 
@@ -165,13 +160,15 @@ int main(void) {
     for (int j = 0; j < 12; j++) {
       float sum = 0;
       for (int k = 0; k < 12; k++) sum += h12[i * 12 + k] * h12[j * 12 + k];
-      CHECK(sum == (i == j ? 12.0f : 0.0f));
+      HOLDS(sum == (i == j ? 12.0f : 0.0f));
     }
   }
   compare_with_scalar(npumm_hadamard_here());
   for (int dense = 0; dense <= 2; dense++) {
     for (int64_t power = 1; power <= (dense == 2 ? 4 : 64); power *= 2) {
       compare_with_sums(dense, power, 1, 3, 0, 1);
+      compare_with_sums(dense, power, 3, 2, 0, 2);
+      compare_with_sums(dense, power, 1, 2, 1, 3);
       compare_with_sums(dense, power, 3, 1, 1, 1);
       compare_with_sums(dense, power, 2, 2, 0, 0);
     }
@@ -179,6 +176,5 @@ int main(void) {
   compare_with_sums(1, 128, 1, 2, 0, 1);
   compare_with_sums(0, 2048, 1, 1, 1, 1);
   refusals();
-  printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return report("test_hadamard");
 }

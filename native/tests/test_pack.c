@@ -9,19 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "count.h"
 #include "npumatmul_kernels.h"
-
-static int passed, failed;
-
-#define CHECK(condition)                                             \
-  do {                                                               \
-    if (condition) {                                                 \
-      passed++;                                                      \
-    } else {                                                         \
-      failed++;                                                      \
-      printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-    }                                                                \
-  } while (0)
 
 static uint32_t state = 99;
 static int between(int low, int high) {
@@ -46,20 +35,20 @@ static void int4_by_hand(void) {
     int8_t back[3][5] = {{0}};
     int32_t sums[3];
     const npumm_values how = {.conversion = conversions[i], .row_sum = sums};
-    CHECK(npumm_packed_bytes(&tiling, conversions[i]) == 12);
-    CHECK(npumm_pack(&tiling, &how, values, 5, 1, packed, sizeof packed) == NPUMM_OK);
-    CHECK(sums[0] == 3 && sums[1] == -6 && sums[2] == 8);
+    HOLDS(npumm_packed_bytes(&tiling, conversions[i]) == 12);
+    HOLDS(npumm_pack(&tiling, &how, values, 5, 1, packed, sizeof packed) == NPUMM_OK);
+    HOLDS(sums[0] == 3 && sums[1] == -6 && sums[2] == 8);
     int same = 1;
     for (int b = 0; b < 12; b++) {
       const uint8_t swapped = (uint8_t)(low_first[b] << 4 | low_first[b] >> 4);
       same &= packed[b] == (conversions[i] == NPUMM_INT4 ? low_first[b] : swapped);
     }
-    CHECK(same);
-    CHECK(npumm_unpack(&tiling, conversions[i], packed, sizeof packed, back, 5, 1) == NPUMM_OK);
-    CHECK(memcmp(back, values, sizeof values) == 0);
+    HOLDS(same);
+    HOLDS(npumm_unpack(&tiling, conversions[i], packed, sizeof packed, back, 5, 1) == NPUMM_OK);
+    HOLDS(memcmp(back, values, sizeof values) == 0);
   }
   const npumm_tiling odd = {1, 3, 1, 3, 1, 3};
-  CHECK(npumm_packed_bytes(&odd, NPUMM_INT4_HIGH_FIRST) == -1);
+  HOLDS(npumm_packed_bytes(&odd, NPUMM_INT4_HIGH_FIRST) == -1);
 }
 
 /* Every value that a split can meet comes back, and both halves are int4. */
@@ -73,12 +62,12 @@ static void halves_of_every_value(void) {
   int8_t halves[2][240];
   int32_t sum;
   const npumm_values how = {NPUMM_F32_TO_I4_SPLIT, &one, &zero, &sum};
-  CHECK(npumm_pack(&tiling, &how, values, 960, 4, packed, sizeof packed) == NPUMM_OK);
-  CHECK(npumm_unpack(&tiling, NPUMM_INT4, packed, sizeof packed, halves, 240, 1) == NPUMM_OK);
-  CHECK(sum == -120);
+  HOLDS(npumm_pack(&tiling, &how, values, 960, 4, packed, sizeof packed) == NPUMM_OK);
+  HOLDS(npumm_unpack(&tiling, NPUMM_INT4, packed, sizeof packed, halves, 240, 1) == NPUMM_OK);
+  HOLDS(sum == -120);
   int same = 1;
   for (int i = 0; i < 240; i++) same &= 16 * halves[0][i] + halves[1][i] == i - 120;
-  CHECK(same);
+  HOLDS(same);
 }
 
 typedef struct {
@@ -152,11 +141,11 @@ static void random_matrix(const property *p) {
   }
   const int asymmetric = p->levels && between(0, 1), summed = p->levels || p->source_bytes == 1;
   const int64_t needed = npumm_packed_bytes(&t, p->conversion);
-  CHECK(needed == t.padded_rows * t.padded_cols * p->bits / 8);
+  HOLDS(needed == t.padded_rows * t.padded_cols * p->bits / 8);
   uint8_t *image = need((size_t)needed);
   memset(image, 0xa5, (size_t)needed);
   const npumm_values how = {p->conversion, scales, asymmetric ? zeros : NULL, summed ? sums : NULL};
-  CHECK(npumm_pack(&t, &how, src, row_stride, col_stride, image, needed) == NPUMM_OK);
+  HOLDS(npumm_pack(&t, &how, src, row_stride, col_stride, image, needed) == NPUMM_OK);
 
   int wrong = 0;
   for (int64_t r = 0; r < t.padded_rows; r++) {
@@ -182,7 +171,7 @@ static void random_matrix(const property *p) {
     /* the sums of plain int4 are those of the bytes they are given in, here of any value */
     if (summed && r < rows && !(p->source_bytes == 1 && p->bits == 4)) wrong += sums[r] != sum;
   }
-  CHECK(wrong == 0);
+  HOLDS(wrong == 0);
   free(memory);
   free(scales);
   free(zeros);
@@ -205,18 +194,18 @@ static void what_does_not_fit_is_refused(void) {
       {NPUMM_COPY_8, NULL, fine, NULL},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    CHECK(npumm_pack(&t, &bad[i], values, 16, 4, image, sizeof image) == NPUMM_BAD_ARGUMENT);
+    HOLDS(npumm_pack(&t, &bad[i], values, 16, 4, image, sizeof image) == NPUMM_BAD_ARGUMENT);
   }
-  CHECK(npumm_packed_bytes(&odd, NPUMM_F32_TO_I4_SPLIT) == -1);
+  HOLDS(npumm_packed_bytes(&odd, NPUMM_F32_TO_I4_SPLIT) == -1);
   const npumm_conversion quantizing[] = {NPUMM_F32_TO_I8, NPUMM_F32_TO_I4, NPUMM_F32_TO_I4_SPLIT};
   for (int i = 0; i < 3; i++) {
     const npumm_values how = {quantizing[i], NULL, NULL, NULL};
-    CHECK(npumm_pack(&t, &how, values[i == 2], 16, 4, image, sizeof image) == NPUMM_NOT_FINITE);
+    HOLDS(npumm_pack(&t, &how, values[i == 2], 16, 4, image, sizeof image) == NPUMM_NOT_FINITE);
   }
   const npumm_values how = {NPUMM_F32_TO_I8, scale, fine, sums};
   const npumm_tiling one = {1, 4, 2, 4, 2, 4}, none = {2, 0, 2, 4, 2, 4};
-  CHECK(npumm_pack(&one, &how, values, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 4 * 127);
-  CHECK(npumm_pack(&none, &how, NULL, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 0 && sums[1] == 0);
+  HOLDS(npumm_pack(&one, &how, values, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 4 * 127);
+  HOLDS(npumm_pack(&none, &how, NULL, 16, 4, image, sizeof image) == NPUMM_OK && sums[0] == 0 && sums[1] == 0);
 }
 
 int main(void) {
@@ -226,6 +215,6 @@ int main(void) {
     for (int n = 0; n < 60; n++) random_matrix(&properties[i]);
   }
   what_does_not_fit_is_refused();
-  printf("pack: %s\n%d passed, %d failed\n", npumm_instruction_set(), passed, failed);
-  return failed != 0;
+  printf("pack: %s\n", npumm_instruction_set());
+  return report("test_pack");
 }

@@ -9,23 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "count.h"
 #include "epilogue.h"
 #include "finish.h"
 #include "npumatmul_store.h"
-
-static int passed, failed;
-
-#define CHECK(condition, ...)               \
-  do {                                      \
-    if (condition) {                        \
-      passed++;                             \
-    } else {                                \
-      failed++;                             \
-      printf("%s:%d: ", __FILE__, __LINE__); \
-      printf(__VA_ARGS__);                  \
-      printf("\n");                         \
-    }                                       \
-  } while (0)
 
 static uint32_t state = 4711;
 static uint32_t random_bits(void) {
@@ -201,6 +188,40 @@ static void int32_sums_wrap(void) {
   CHECK(out == INT32_MIN, "INT32_MAX + 1 is %d", out);
 }
 
+/* Codes that the device made of sums already: as they are, with nothing around them touched. */
+static void int8_results_are_copied(void) {
+  enum { M = 5, N = 300, PADDED = 304, STRIDE = 303 };
+  static int8_t c[M * PADDED], out[M * STRIDE];
+  static int32_t sums[M * N];
+  static const double factors[M] = {1, 1, 1, 1, 1};
+  const npumm_tiling tilings[] = {{M, N, M, PADDED, M, PADDED}, {M, N, M, PADDED, M, 16}};
+  npumm_term term = {.type = NPUMM_C_INT8, .row_images = 1};
+  npumm_result result = {.data = out, .row_stride = STRIDE, .type = NPUMM_INT8};
+  for (int i = 0; i < M * PADDED; i++) c[i] = (int8_t)within(-128, 127);
+  for (int native = 0; native < 2; native++) {
+    const npumm_tiling *t = &tilings[native];
+    memset(out, 0x55, sizeof out);
+    CHECK(npumm_store(t, &term, c, sizeof c, NULL, &result) == NPUMM_OK, "int8");
+    int right = 1;
+    for (int r = 0; r < M; r++) {
+      for (int64_t col = 0; col < N; col++) {
+        right &= out[r * STRIDE + col] == c[(col / t->tile_cols * M + r) * t->tile_cols + col % t->tile_cols];
+      }
+      for (int col = N; col < STRIDE; col++) right &= out[r * STRIDE + col] == 0x55;
+    }
+    CHECK(right, "int8, native %d", native);
+  }
+  const npumm_tiling row = {1, N, 1, PADDED, 1, PADDED};
+  const npumm_partial partial = {sums, N * 4, 0, 0};
+  CHECK(npumm_store(tilings, &term, c, sizeof c, &partial, &result) == NPUMM_BAD_ARGUMENT, "sums of codes");
+  result.row_factor = factors;
+  CHECK(npumm_store(tilings, &term, c, sizeof c, NULL, &result) == NPUMM_BAD_ARGUMENT, "factors of codes");
+  result.row_factor = NULL, term.row_zero = sums;
+  CHECK(npumm_store(tilings, &term, c, sizeof c, NULL, &result) == NPUMM_BAD_ARGUMENT, "zero points of codes");
+  term.row_zero = NULL, term.type = NPUMM_C_INT16;
+  CHECK(npumm_store(&row, &term, c, sizeof c, NULL, &result) == NPUMM_BAD_ARGUMENT, "int16 as int8");
+}
+
 /* ---- epilogues -------------------------------------------------------------------------------------------------------- */
 
 /* All steps at once on numbers that float32 holds exactly, so that the order shows. */
@@ -274,17 +295,20 @@ static void bad_arguments_are_refused(void) {
   CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "function");
   epilogue.function = NPUMM_SILU, epilogue.multiply.data = memory, epilogue.multiply.type = NPUMM_INT32;
   CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "operand");
+  epilogue.multiply.type = NPUMM_INT8;
+  CHECK(npumm_store(&tiling, &ints, memory, 64, NULL, &bad) == NPUMM_BAD_ARGUMENT, "operand of int8");
   const npumm_partial unaligned = {(char *)memory + 1, 16, 1, 0};
   CHECK(npumm_store(&tiling, &ints, memory, 64, &unaligned, &good) == NPUMM_BAD_ARGUMENT, "alignment");
 }
 
 int main(void) {
   int32_sums_wrap();
+  int8_results_are_copied();
   epilogue_by_hand();
   bad_arguments_are_refused();
   example *e = need(sizeof *e);
   for (int i = 0; i < 1500; i++) store_one(e);
   free(e);
-  printf("finishing loops: %s\n%d passed, %d failed\n", npumm_finish()->name, passed, failed);
-  return failed != 0;
+  printf("finishing loops: %s\n", npumm_finish()->name);
+  return report("test_store");
 }

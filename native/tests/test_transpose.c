@@ -4,23 +4,11 @@
  * native/kernels/transpose.c -lm
  */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "count.h"
 #include "transpose.h"
-
-static int passed, failed;
-
-#define CHECK(condition)                                               \
-  do {                                                                 \
-    if (condition) {                                                   \
-      passed++;                                                        \
-    } else {                                                           \
-      failed++;                                                        \
-      printf("%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-    }                                                                  \
-  } while (0)
 
 static void by_hand(void) {
   const char columns[] = {1, 2, 3, 0, 4, 5, 6, 0}; /* two columns of three, four bytes apart */
@@ -28,7 +16,7 @@ static void by_hand(void) {
   memset(rows, 9, sizeof rows);
   npumm_transpose_scalar(columns, 4, 3, 2, 1, rows, 3);
   const char expected[] = {1, 4, 9, 2, 5, 9, 3, 6, 9};
-  CHECK(memcmp(rows, expected, sizeof rows) == 0);
+  HOLDS(memcmp(rows, expected, sizeof rows) == 0);
 }
 
 /* Heap blocks of the exact size, so that the sanitizers see every step too far. */
@@ -43,7 +31,7 @@ static void compare(int64_t rows, int64_t cols, int64_t element, int64_t gap, in
   memset(reference, 0x55, (size_t)written);
   npumm_transpose(src, col_stride, rows, cols, element, dst, row_stride);
   npumm_transpose_scalar(src, col_stride, rows, cols, element, reference, row_stride);
-  CHECK(memcmp(dst, reference, (size_t)written) == 0);
+  HOLDS(memcmp(dst, reference, (size_t)written) == 0);
   free(src);
   free(dst);
   free(reference);
@@ -58,6 +46,5 @@ int main(void) {
       }
     }
   }
-  printf("%d passed, %d failed\n", passed, failed);
-  return failed != 0;
+  return report("test_transpose");
 }

@@ -49,7 +49,7 @@ class Finish:
         Parameters
         ----------
         computed : numpy.dtype
-            int32 for products of integers, else float32.
+            int32 for products of integers, int8 where the NPU requantizes, else float32.
         dtype, epilogue, bias
             As given.
         shapes : Shapes
@@ -66,6 +66,13 @@ class Finish:
         if bias is not None and epilogue is not None and epilogue.bias is not None:
             raise ValueError("matmul: the epilogue has a bias already; give one")
         wanted = computed if dtype is None else np.dtype(dtype)
+        if computed == np.int8:
+            if epilogue is not None or bias is not None or wanted != np.int8:
+                raise TypeError(
+                    "matmul: results of this scheme are int8 codes, which the NPU rounded already; for an epilogue, "
+                    "a bias or another dtype pack b as 'w8a8'"
+                )
+            return cls(wanted)
         if epilogue is None and computed == np.int32:
             if wanted != np.int32:
                 raise TypeError(

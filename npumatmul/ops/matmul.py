@@ -7,6 +7,7 @@ float16, float32, bfloat16          float16, float32, bfloat16          float32 
 int8, uint8, int4                   int8, uint8, int4                   int32     exact (modulo 2**32)
 float16, float32, bfloat16          ``pack(w, "w8a8")``                  float32   int8 weight per channel, int8 rows of
                                                                                   `a`, sums in int32
+the same, or int8                   ``pack(w, "w8a8o8")``, with scales  int8      the NPU rounds its sums to int8
 ==================================  ==================================  ========  ===================================
 
 A float32 or bfloat16 operand is rounded to float16, so relative errors of 2**-11 per operand are to be expected; rows
@@ -70,7 +71,7 @@ def matmul(
         Where the result goes, of the result's shape; it may overlap the operands.
     dtype : data-type, optional
         Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats
-        and with an epilogue; int32 for integers.
+        and with an epilogue; int32 for integers; int8 where the scheme's results are.
     scheme : Scheme or str, optional
         How plain operands are represented on the NPU, as for `pack`: ``"w8a8"`` quantizes both to int8, `b` per column
         and `a` per row. By default float operands are ``"w16a16"``, and integers are exact.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.activation import Activation
 from npumatmul.autotune import tuning_cache
 from npumatmul.device import Device, current_device
 from npumatmul.epilogue import Epilogue
@@ -21,6 +23,7 @@ from npumatmul.plan import WeightPlan
 from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_for
+from npumatmul.quant.transforms import kernel_of
 from npumatmul.quant.weight_scales import round_weight
 from npumatmul.tuning import consulting
 
@@ -56,6 +59,8 @@ class PackedWeight(PackedBase):
         Scales and zero points of a quantized weight (N, K).
     input_transform : InputTransform or None
         What `matmul` does to activations before they meet this weight.
+    activations : mapping of numpy.dtype to Activation
+        Those of the route; where the input transform is done by the executor, they say so.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class PackedWeight(PackedBase):
         self.column_sums = column_sums
         self.params = params
         self.input_transform = input_transform
+        self.activations = _fused(route, input_transform)
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -309,7 +315,9 @@ def multiply_rows(
         a = shifted(a)
     scheme = packed.scheme
     check_activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
-    given = packed.route.activations[a.dtype]
+    given = packed.activations[a.dtype]
+    if packed.input_transform is not None and a.dtype == np.int8:
+        raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
     m, n = a.shape[0], packed.shape[1]
     if out is None:
         out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
@@ -322,10 +330,12 @@ def multiply_rows(
     else:
         sums = out
     if packed.stored is not None and m > 0:
-        if packed.input_transform is not None:
+        if packed.input_transform is not None and given.transform is None:
             a = packed.input_transform.activation(a.astype(np.float32, copy=False))
         rows = a.astype(given.read_as, copy=False)
-        Placement.of(packed.device).execute(rows, packed.stored, given, sums, epilogue if sums is out else None)
+        result_scale = None if scheme.result_params is None else float(scheme.result_params.scale)
+        steps = epilogue if sums is out else None
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, steps, result_scale)
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
         sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
@@ -334,6 +344,17 @@ def multiply_rows(
     if sums is not out:
         finish_rows(sums, out, epilogue)
     return out
+
+
+def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[Any], Activation]:
+    """The route's activations, those of float32 rows with the transform if it is one that the executor can do."""
+    kernel = None if transform is None else kernel_of(transform)
+    if kernel is None:
+        return route.activations
+    return {
+        dtype: replace(each, transform=kernel) if each.read_as == np.float32 else each
+        for dtype, each in route.activations.items()
+    }
 
 
 def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:

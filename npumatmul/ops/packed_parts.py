@@ -40,6 +40,7 @@ def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[A
         "activation_clip": scheme.activation_clip,
         "activation_params": None if scheme.activation_params is None else scheme.activation_params.as_dict(),
         "zero_point": packed.zero_point,
+        **({} if scheme.result_params is None else {"result_params": scheme.result_params.as_dict()}),
         "params": None if params is None else params.description(),
         "input_transform": None if transform is None else transform.describe(),
         "checksums": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
@@ -107,7 +108,9 @@ def _route(reader: Reader, device: Device) -> Route:
         raise PackedFileError(f"{reader.where} has a scheme that this npumatmul does not know: {error}") from error
     try:
         params = None if given is None else QuantParams(**given)
-        scheme = replace(plain, activation_clip=float(clip), activation_params=params)
+        result = reader.content.get("result_params")  # files of other schemes do not have it
+        result_params = None if result is None else QuantParams(**result)
+        scheme = replace(plain, activation_clip=float(clip), activation_params=params, result_params=result_params)
         return route_for(scheme, device.chip, device.runtime_version)
     except DeviceError as error:
         raise PackedFileError(f"{reader.where} does not fit this device: {error}") from error

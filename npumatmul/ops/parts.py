@@ -181,6 +181,8 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
                 raise reader.wrong(f"a tile has {span.padded} along {name} for {span.length}, multiples of {multiple}")
             if span.padded > most or span.padded in limits.avoid:
                 raise PackedFileError(f"{made_for}, with tiles of {span.padded} along {name}; {here}: {most}; {again}")
+    if mm_type.c is ElementType.INT8 and len(k_spans) > 1:
+        raise reader.wrong("sums that are rounded to int8 are of one slice of K")
     group = reader.get("k_group")
     if group is not None and -(-k // reader.integer("k_group", 1)) > len(k_spans):
         raise reader.wrong(f"it has {len(k_spans)} slices of K for groups of {group}")

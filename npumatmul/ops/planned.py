@@ -124,7 +124,7 @@ class Matmul:
                 raise TypeError(refusal(left.dtype, right.dtype))
             self.scheme = chosen_scheme(left.dtype, right.dtype, scheme, precision)
             self.device = device_of([a, b], device)
-            computed = np.dtype(np.int32 if kinds[0] == "integer" else np.float32)
+            computed = self.scheme.result
         self.shape = self._shapes.result
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
         self.dtype = finish.dtype
@@ -204,7 +204,7 @@ class Matmul:
         Raises
         ------
         ValueError
-            If `iterations` is below 1, or `b` is a `PackedWeight`, which is cut already.
+            If `iterations` is below 1, `b` is a `PackedWeight`, which is cut already, or results are int8.
         NpuMemoryError
             If `b` does not fit once more beside what is packed already.
         OSError
@@ -222,6 +222,10 @@ class Matmul:
         operands, shapes = self._usable(), self._shapes
         if operands.weights.given is not None:
             raise ValueError("autotune: b is packed and so it is cut already; give the array that it was packed from")
+        if self.scheme.result_bits is not None:
+            raise ValueError(
+                f"autotune: there is one way to cut K for {self.scheme.name!r}, so there is nothing to choose"
+            )
         if shapes.empty:
             return None
         with operands.weights.in_use():

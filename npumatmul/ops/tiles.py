@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import WeightPlan
+from npumatmul.mmtype import ElementType, MatmulType
+from npumatmul.plan import WeightPlan, plan_weight
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -152,11 +152,25 @@ def _bounded_plan(
             k_group=size, row_images=route.row_images,
         )  # fmt: skip
 
+    if route.mm_type.c is ElementType.INT8:
+        return _plan_of_one_slice(k, n, route, chip, runtime)
     if route.mm_type is not MatmulType.INT4_INT4_INT16:
         return cut(1)
     sums = np.zeros((n, k + 1), np.int32)
     np.cumsum(np.abs(codes), axis=1, dtype=np.int32, out=sums[:, 1:])
     return _shortened(cut, sums, group)
+
+
+def _plan_of_one_slice(k: int, n: int, route: Route, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
+    """A plan without slices of K: partial sums that were rounded to int8 cannot be added."""
+    plan = plan_weight(k, n, route.mm_type, chip, runtime, k_slices=1)
+    if len(plan.k_spans) > 1:
+        raise ValueError(
+            f"pack: scheme {route.scheme.name!r} takes K up to {chip.type_limits(route.mm_type, runtime).k_max} on "
+            f"{chip.soc}, where one run makes the whole sum, not {k}; take 'w8a8_layer_static' and quantize its "
+            "float32 result"
+        )
+    return plan
 
 
 def _shortened(cut: Callable[[int], WeightPlan], sums: NDArray[np.int32], group: int | None) -> WeightPlan:

@@ -100,9 +100,13 @@ class Hadamard:
     @cached_property
     def kernel(self) -> _kernels.Hadamard:
         """The same for the C kernel, which transforms rows ahead of packing."""
+        return self.kernel_after(None)
+
+    def kernel_after(self, divisor: NDArray[np.float32] | None) -> _kernels.Hadamard:
+        """For the C kernel: features divided by `divisor` (K,), then transformed."""
         *dense, power = self.factors
         matrices = tuple(factor_matrix(order).astype(np.float32) for order in dense)
-        return _kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)))
+        return _kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)), divisor)
 
     def activation(self, x: NDArray[Any]) -> NDArray[Any]:
         """Transform activations.

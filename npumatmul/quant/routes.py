@@ -79,6 +79,10 @@ _WAYS: Mapping[tuple[int, int], tuple[_Way, ...]] = {
     (8, 16): (_Way(MatmulType.FLOAT16_INT8_FLOAT32, Conversion.COPY_8, Conversion.F32_TO_F16),),
     (4, 16): (_Way(MatmulType.FLOAT16_INT4_FLOAT32, Conversion.INT4, Conversion.F32_TO_F16),),
 }  # fmt: skip
+_REQUANTIZED_WAY = _Way(
+    MatmulType.INT8_INT8_INT8, Conversion.COPY_8, Conversion.F32_TO_I8, 127,
+    "the device rounds sums to int8: how is not documented, so codes may be off by one",
+)  # fmt: skip
 _INTEGER_WAYS: Mapping[int, tuple[_Way, ...]] = {
     8: (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8),),
     4: (
@@ -102,7 +106,7 @@ def route_for(scheme: Scheme, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTI
     DeviceError
         If the chip has no matmul type for it; the message says which chips have and which schemes there are here.
     ValueError
-        If static activations lack `activation_params`.
+        If static activations lack `activation_params`, or int8 results `result_params`.
 
     Examples
     --------
@@ -123,6 +127,8 @@ def route_for(scheme: Scheme, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTI
 
 
 def _ways(scheme: Scheme) -> tuple[_Way, ...]:
+    if scheme.result_bits is not None:
+        return (_REQUANTIZED_WAY,)
     if scheme.integers:
         return _INTEGER_WAYS[scheme.weight_bits]
     return _WAYS[scheme.weight_bits, scheme.activation_bits]
@@ -149,7 +155,13 @@ def _activations(scheme: Scheme, way: _Way) -> dict[np.dtype[Any], Activation]:
         from_float32 = Activation(_F32, Conversion.F32_TO_F16, scaling)
         exact = {} if scheme.high else {_F16: Activation(_F16, Conversion.COPY_16)}
         return {**dict.fromkeys(FLOATS, from_float32), **exact}
-    return dict.fromkeys(FLOATS, _quantized(scheme, way))
+    quantized = _quantized(scheme, way)
+    if scheme.result_bits is None:
+        return dict.fromkeys(FLOATS, quantized)
+    if scheme.result_params is None:
+        raise ValueError(f"scheme {scheme.name!r} needs result_params: the scale of results that calibration found")
+    codes = Activation(_I8, Conversion.COPY_8, static_scale=quantized.static_scale)
+    return {**dict.fromkeys(FLOATS, quantized), _I8: codes}
 
 
 def _quantized(scheme: Scheme, way: _Way) -> Activation:

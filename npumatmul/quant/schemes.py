@@ -2,7 +2,7 @@
 
 A name says the bits of weight and activation, and then what differs from the usual::
 
-    w8a8  w8a8_layer  w8a8_g128  w4a8_g32_wasym  w8a8_aasym  w8a8_static  w4a4  w4a16_g128  w16a16  w16a16_high
+    w8a8  w8a8_layer  w8a8_g128  w4a8_g32_wasym  w8a8_aasym  w8a8_static  w4a4  w4a16_g128  w16a16  w16a16_high  w8a8o8
 
 ==============  ======================================================================================================
 ``_layer``      one scale for the whole weight (without: one per output channel)
@@ -13,7 +13,8 @@ A name says the bits of weight and activation, and then what differs from the us
 ``_high``       ``w16a16`` alone: each value is two float16
 ==============  ======================================================================================================
 
-``int8`` and ``int4`` take integers as they are; their products are exact.
+``w8a8o8`` gives int8: the NPU requantizes its sums. Weight, activations and result have one given scale each, and no
+zero points. ``int8`` and ``int4`` take integers as they are; their products are exact.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ FLOATS: tuple[np.dtype[Any], ...] = (_F16, _F32, _BF16)
 _BITS = ((16, 16), (8, 8), (4, 8), (4, 4), (8, 16), (4, 16))
 #: Groups along K become runs of their own, so they have to be multiples of what K is aligned to (facts 3.3).
 _GROUP_MULTIPLE = 32
+#: What is requantized on the NPU.
+_REQUANTIZED = "w8a8o8"
 _NAME = re.compile(r"w(?P<w>\d+)a(?P<a>\d+)(?P<high>_high)?(_(?P<layer>layer)|_g(?P<group>\d+))?(?P<wasym>_wasym)?"
                    r"(?P<aasym>_aasym)?(?P<static>_static)?")  # fmt: skip
 
@@ -70,6 +73,11 @@ class Scheme:
         Weight and activation are integers as they are, of equal bits; results are int32.
     high : bool
         Each float is the sum of two float16; 16 bits only.
+    result_bits : int, optional
+        8: results are int8 codes, which the NPU itself rounds sums to (w8a8 with one scale per layer, symmetric static
+        activations). Without: float32, or int32 of `integers`.
+    result_params : QuantParams, optional
+        Scale of int8 results; `pack` needs it.
 
     Raises
     ------
@@ -95,6 +103,8 @@ class Scheme:
     activation_params: QuantParams | None = None
     integers: bool = False
     high: bool = False
+    result_bits: int | None = None
+    result_params: QuantParams | None = None
 
     def __post_init__(self) -> None:
         for field in ("granularity", "activation_granularity"):
@@ -114,6 +124,8 @@ class Scheme:
         """
         if name in ("int8", "int4"):
             return cls(int(name[3:]), int(name[3:]), integers=True)
+        if name == _REQUANTIZED:
+            return cls(8, 8, "layer", activation_granularity="layer", result_bits=8)
         found = _NAME.fullmatch(name)
         if found is None:
             raise ValueError(
@@ -142,14 +154,17 @@ class Scheme:
     def __repr__(self) -> str:
         more = [f"activation_clip={self.activation_clip}"] if self.activation_clip != 1 else []
         more += [f"activation_params={self.activation_params}"] if self.activation_params is not None else []
+        more += [f"result_params={self.result_params}"] if self.result_params is not None else []
         own = f"Scheme.parse({self.name!r})"
         return f"replace({own}, {', '.join(more)})" if more else own
 
     @property
     def name(self) -> str:
-        """What it is called; `activation_clip` and `activation_params` are not part of it."""
+        """What it is called; `activation_clip`, `activation_params` and `result_params` are not part of it."""
         if self.integers:
             return f"int{self.weight_bits}"
+        if self.result_bits is not None:
+            return _REQUANTIZED
         parts = (
             f"w{self.weight_bits}a{self.activation_bits}",
             "_high" * self.high,
@@ -175,6 +190,8 @@ class Scheme:
     @property
     def result(self) -> np.dtype[Any]:
         """What `matmul` returns."""
+        if self.result_bits is not None:
+            return _I8
         return _I32 if self.integers else _F32
 
     @property
@@ -185,6 +202,8 @@ class Scheme:
     @property
     def activations(self) -> tuple[np.dtype[Any], ...]:
         """Dtypes that `matmul` takes on the left."""
+        if self.result_bits is not None:
+            return (*FLOATS, _I8)  # int8: codes of `activation_params`
         if not self.integers:
             return FLOATS
         return (_I8, _I4) if self.weight_bits == 8 else (_I4,)
@@ -228,7 +247,7 @@ def _contradiction(scheme: Scheme) -> str | None:
         return "zero points of a weight are corrected by sums of quantized activations; float16 ones have none"
     if scheme.high and bits != (16, 16):
         return "only float16 values have a high and a low part"
-    return _wrong_activation(scheme)
+    return _wrong_activation(scheme) or _wrong_result(scheme)
 
 
 def _wrong_activation(scheme: Scheme) -> str | None:
@@ -244,6 +263,24 @@ def _wrong_activation(scheme: Scheme) -> str | None:
     if scheme.activation_symmetric and not params.symmetric:
         return "activation_params have a zero point; set activation_symmetric=False"
     return None
+
+
+def _wrong_result(scheme: Scheme) -> str | None:
+    params = scheme.result_params
+    if scheme.result_bits is None:
+        return None if params is None else "result_params belong to int8 results: result_bits=8"
+    if scheme.result_bits != 8:
+        return f"results can have 8 bits, not {scheme.result_bits}"
+    plain = scheme.symmetric and scheme.activation_symmetric and scheme.static and scheme.activation_clip == 1
+    bits = scheme.weight_bits, scheme.activation_bits
+    if scheme.integers or bits != (8, 8) or scheme.granularity is not Granularity.LAYER or not plain:
+        return (
+            "int8 results are those of 8-bit weights and static 8-bit activations, each with one scale per layer and "
+            "without zero points"
+        )
+    if params is None or (params.granularity is Granularity.LAYER and params.bits == 8 and params.symmetric):
+        return None
+    return f"result_params have to be per layer, symmetric, of 8 bits, not {params}"
 
 
 #: The usual schemes by name; `Scheme.parse` knows more.

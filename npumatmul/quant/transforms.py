@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul import _kernels
 from npumatmul.qparams import InputTransform
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hadamard import Hadamard
 
-__all__ = ["Chain", "ChannelScale", "Permutation", "transform_from"]
+__all__ = ["Chain", "ChannelScale", "Permutation", "kernel_of", "transform_from"]
 
 
 class Permutation:
@@ -210,6 +211,38 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], InputTransform]] = {
     "channel_scale": lambda d: ChannelScale(d["scale"]),
     "chain": lambda d: Chain([transform_from(part) for part in d["transforms"]]),
 }
+
+
+def kernel_of(transform: InputTransform) -> _kernels.Hadamard | None:
+    """What the C kernel does in one pass ahead of packing, with the same bits as ``transform.activation`` in float32.
+
+    Parameters
+    ----------
+    transform : InputTransform
+
+    Returns
+    -------
+    _kernels.Hadamard or None
+        None for what it cannot do: anything but a `ChannelScale`, a `Hadamard` or the one before the other.
+
+    Examples
+    --------
+    >>> kernel_of(Chain([ChannelScale([2.0, 0.5]), Hadamard(2)])).features
+    2
+    >>> kernel_of(Permutation([1, 0])) is None
+    True
+    """
+    # subclasses may do something else
+    steps = list(transform.transforms) if type(transform) is Chain else [transform]
+    divisor = None
+    if type(steps[0]) is ChannelScale:
+        divisor = steps[0].scale
+        if len(steps) == 1:
+            return _kernels.hadamard((), 1, None, divisor)
+        steps = steps[1:]
+    if len(steps) == 1 and type(steps[0]) is Hadamard:
+        return steps[0].kernel if divisor is None else steps[0].kernel_after(divisor)
+    return None
 
 
 def transform_from(description: Mapping[str, Any]) -> InputTransform:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def names() -> list[str]:
         )
     ]
     floats = [f"{bits}{granularity}" for bits in ("w8a16", "w4a16") for granularity in granularities]
-    return [*quantized, *floats, "w16a16", "w16a16_high", "int8", "int4"]
+    return [*quantized, *floats, "w16a16", "w16a16_high", "int8", "int4", "w8a8o8"]
 
 
 def test_a_name_says_everything_that_it_can() -> None:
@@ -78,6 +79,9 @@ def test_a_name_says_everything_that_it_can() -> None:
         ("w16a16_g32", "not quantized has neither layers"),
         ("w4a16_aasym", "activations that are not quantized"),
         ("w4a16_wasym", "corrected by sums of quantized activations"),
+        ("w8a8o4", "no scheme is called"),
+        ("w4a8o8", "no scheme is called"),
+        ("w8a8o8_g32", "no scheme is called"),
         ("w8a8_high", "only float16 values have a high and a low part"),
     ],
 )
@@ -103,6 +107,27 @@ def test_static_parameters_have_to_fit() -> None:
         Scheme(8, 8, activation_clip=1.5)
     with pytest.raises(ValueError, match="needs activation_params"):
         route_for(Scheme.parse("w8a8_static"), chip("rk3588"))
+
+
+def test_int8_results_have_one_scale_of_each_kind() -> None:
+    good = Scheme.parse("w8a8o8")
+    assert good.result == np.int8
+    for change, reason in [
+        ({"result_bits": 4}, "results can have 8 bits, not 4"),
+        ({"granularity": "channel"}, "one scale per layer and without zero points"),
+        ({"activation_granularity": "token"}, "one scale per layer and without zero points"),
+        ({"activation_symmetric": False}, "one scale per layer and without zero points"),
+        ({"symmetric": False}, "one scale per layer and without zero points"),
+        ({"weight_bits": 4}, "are those of 8-bit weights"),
+        ({"result_params": QuantParams(1.0, 3)}, "have to be per layer, symmetric"),
+        ({"result_params": QuantParams(1.0, bits=4)}, "have to be per layer, symmetric"),
+        ({"result_bits": None, "result_params": QuantParams(1.0)}, "belong to int8 results"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            replace(good, **change)
+    full = replace(good, activation_params=QuantParams(0.5), result_params=QuantParams(2.0))
+    route = route_for(full, chip("rk3588"))
+    assert {each.static_scale for each in route.activations.values()} == {0.5}
 
 
 @pytest.mark.parametrize("soc", EXPECTED)

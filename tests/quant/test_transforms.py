@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+import npumatmul as npu
 from npumatmul import _kernels
+from npumatmul.errors import NotFiniteError
+from npumatmul.plan import plan_matmul
 from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
-from npumatmul.quant import Chain, ChannelScale, Hadamard, Permutation, hadamard_matrix, transform_from
+from npumatmul.quant import Chain, ChannelScale, Hadamard, Permutation, hadamard_matrix, round_weight, transform_from
 from npumatmul.quant.hadamard_matrices import hadamard_factors, largest_hadamard_block
+from npumatmul.quant.transforms import kernel_of
 
 PALEY = [12, 20, 28, 36, 44, 60, 68, 76, 84, 108, 124, 140, 148, 172 * 2]
 WIDTHS = [64, 576, 896, 960, 1152, 1536, 2048, 2560, 3072, 3584, 4864, 5632, 6912, 8640, 14336]
@@ -83,6 +90,88 @@ def test_products_stay_what_they_were(transform: InputTransform, m: int, n: int)
     np.testing.assert_allclose(transform.inverse_weight(tw), w, rtol=1e-12, atol=1e-12 * np.abs(tw).max())
     assert np.array_equal(x, before[0])  # operands are left alone
     assert np.array_equal(w, before[1])
+
+
+@given(transforms(), st.integers(0, 5), st.booleans())
+def test_the_kernel_does_the_same_bit_by_bit(transform: InputTransform, m: int, reverse: bool) -> None:
+    kernel = kernel_of(transform)
+    parts = transform.transforms if isinstance(transform, Chain) else (transform,)
+    kinds = [type(part) for part in parts]
+    assert (kernel is not None) == (kinds in ([ChannelScale], [Hadamard], [ChannelScale, Hadamard]))
+    if kernel is None:
+        return
+    x = np.random.default_rng(m).normal(size=(m, transform.features)).astype(np.float32)[:, :: -1 if reverse else 1]
+    result = np.empty(x.shape, np.float32)
+    _kernels.hadamard_rows(kernel, x, result)
+    assert result.tobytes() == transform.activation(x).tobytes()
+
+
+FUSED = {
+    "hadamard": Hadamard(96, seed=2),
+    "channel scale": ChannelScale(np.linspace(0.1, 3, 96)),
+    "both": Chain([ChannelScale(np.linspace(0.1, 3, 96)), Hadamard(96, block=48)]),
+}
+NOT_FUSED = {
+    "permutation": Permutation(np.arange(96)[::-1]),
+    "scale last": Chain([Hadamard(96), ChannelScale(np.linspace(0.1, 3, 96))]),
+}
+
+
+@pytest.mark.parametrize("name", [*FUSED, *NOT_FUSED])
+@pytest.mark.parametrize(
+    ("soc", "scheme"),
+    [
+        ("rk3588", "w8a8"),
+        ("rk3588", "w8a8_g32"),
+        ("rk3588", "w8a8_aasym"),
+        ("rk3588", "w4a8"),  # activations are split in two
+        ("rk3576", "w8a16"),
+    ],
+)
+def test_matmul_gives_the_bits_of_rows_that_were_transformed_before(
+    soc: str, scheme: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform = (FUSED | NOT_FUSED)[name]
+    rng = np.random.default_rng(3)
+    grouped = scheme.endswith("g32")
+    quantized = round_weight(
+        transform.weight(rng.normal(size=(40, 96)).astype(np.float32)),
+        bits=4 if scheme.startswith("w4") else 8,
+        granularity="group" if grouped else "channel",
+        group_size=32 if grouped else None,
+    )
+    applied: list[InputTransform] = []
+    original = type(transform).activation
+
+    def observed(self: InputTransform, x: NDArray[Any]) -> NDArray[Any]:
+        applied.append(self)
+        return original(self, x)  # type: ignore[arg-type]
+
+    activations = scheme.removesuffix("_g32")
+    moved = QuantizedWeight(quantized.codes, quantized.params, transform)
+    with (
+        npu.Device(f"sim:{soc}") as device,
+        npu.pack(quantized, activations, device=device) as plain,
+        npu.pack(moved, activations, device=device) as packed,
+    ):
+        assert packed.plan is not None
+        assert len(plan_matmul(1500, packed.plan).m_spans) > 1  # ranges of rows, one after the other
+        for m, dtype in ((1, np.float32), (1500, np.float32), (7, ml_dtypes.bfloat16), (7, np.float16)):
+            wide = rng.normal(size=(m, 2 * 96)).astype(dtype)
+            as_it_is = dtype is np.float16 and scheme == "w8a16"  # the NPU reads float16, so rows are rounded to it
+            for x in (wide[:, :96], wide[:, ::-2]):
+                before = transform.activation(x.astype(np.float32)).astype(dtype if as_it_is else np.float32)
+                expected = npu.matmul(before, plain)
+                with monkeypatch.context() as patch:
+                    patch.setattr(type(transform), "activation", observed)
+                    applied.clear()
+                    assert npu.matmul(x, packed).tobytes() == expected.tobytes()
+                assert (transform in applied) == (name in NOT_FUSED or as_it_is)
+        if scheme != "w8a16":
+            x = np.ones((1200, 96), np.float32)
+            x[1100, 5] = np.nan
+            with pytest.raises(NotFiniteError, match="row 1100 of a"):
+                npu.matmul(x, packed)
 
 
 @given(transforms())
@@ -154,6 +243,10 @@ def test_the_kernel_refuses_what_would_touch_wrong_memory() -> None:
             _kernels.hadamard_rows(kernel, source, destination)
     with pytest.raises(ValueError, match="square matrices"):
         _kernels.hadamard((np.ones((2, 3), np.float32),), 1, np.ones(2, np.float32))
+    with pytest.raises(ValueError, match=r"not of \[2, 3\]"):
+        _kernels.hadamard((), 1, np.ones(2, np.float32), np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=r"not of \[\]"):
+        _kernels.hadamard((), 1, None)
     with pytest.raises(ValueError, match="npumm_hadamard_rows"):
         _kernels.hadamard_rows(_kernels.hadamard((), 3, np.ones(3, np.float32)), x[:, :3], np.zeros((4, 3), np.float32))
 
