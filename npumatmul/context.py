@@ -12,24 +12,20 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from npumatmul import _executor, layout
-from npumatmul.capabilities import Chip
-from npumatmul.errors import BusyError, ClosedError, LayoutMismatchError, NpuError, RknnError
-from npumatmul.layout import TileLayout
+from npumatmul import _executor
+from npumatmul.attributes import attributes, zero_points
+from npumatmul.errors import BusyError, ClosedError, NpuError, RknnError
 from npumatmul.memory import Buffer, TensorAttr
-from npumatmul.mmtype import ElementType, MatmulType
+from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import (
     CoreMask,
     MatmulIoAttr,
     MatmulLayout,
-    MatmulTensorAttr,
     MemSyncMode,
     QuantParams,
-    QuantType,
-    RuntimeVersion,
 )
 from npumatmul.session import Memory, Session
-from npumatmul.spec import ASYMMETRIC, PER_CHANNEL, PER_GROUP, ContextSpec
+from npumatmul.spec import PER_CHANNEL, PER_GROUP, ContextSpec
 
 __all__ = ["DynamicMatmulContext", "MatmulContext"]
 
@@ -78,7 +74,7 @@ class _Context:
         self._finalizer.atexit = False
         try:
             self._attrs = [
-                _attributes(spec, shape, io_attr, chip, runtime.version, self.int4_low_nibble_first)
+                attributes(spec, shape, io_attr, chip, runtime.version, self.int4_low_nibble_first)
                 for shape, io_attr in zip(every, self._io_attrs, strict=True)
             ]
             if spec.core is not None and chip.has_core_mask:
@@ -341,7 +337,7 @@ class _Context:
             )
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise ValueError(f"set_quant_params: a scale of {tensor} is not positive and finite as float32")
-        points = None if zero_point is None else _zero_points(zero_point, slot.attr, scales, quant)
+        points = None if zero_point is None else zero_points(zero_point, slot.attr, scales, quant)
         params = QuantParams(
             name=slot.attr.struct.name, scale=scales.ctypes.data_as(C.POINTER(C.c_float)), scale_len=count
         )
@@ -470,94 +466,3 @@ class DynamicMatmulContext(_Context):
                 slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
                 if slot.buffer is not None and slot.buffer.nbytes < attr.size:
                     slot.buffer = None
-
-
-# ---- attributes ----------------------------------------------------------------------------------------------------
-
-
-def _attributes(
-    spec: ContextSpec,
-    shape: tuple[int, int, int],
-    io_attr: MatmulIoAttr,
-    chip: Chip,
-    version: RuntimeVersion,
-    int4_low_first: bool,
-) -> tuple[TensorAttr, TensorAttr, TensorAttr]:
-    """What the runtime says of A, B and C, checked against the capability table."""
-    m, k, n = shape
-    mm_type = spec.mm_type
-    a = c = None
-    if spec.ac_layout is MatmulLayout.NATIVE:
-        a = _grouped(io_attr.A, m, k, mm_type.a, chip.native.a.get(mm_type.a))
-        c = _grouped(io_attr.C, m, n, mm_type.c, chip.native.c.get(mm_type.c))
-    b: TileLayout | None = layout.b_normal(k, n, mm_type.b)
-    b_dims: tuple[int, ...] | None = (k, n)
-    if spec.b_layout is MatmulLayout.TP_NORM:
-        b, b_dims = layout.b_transposed(k, n, mm_type.b), None  # the order of its dims is not documented (facts 4.1)
-    elif spec.b_layout is MatmulLayout.NATIVE:
-        b = layout.b_native_of(k, n, mm_type, chip)
-        b_dims = (n // b.tile_rows, k // b.tile_cols, b.tile_rows, b.tile_cols)
-        segment = chip.type_row(mm_type, version).k_segment.value
-        if segment is not None and k > segment:  # how segments follow each other is not settled (Q4)
-            b = b_dims = None
-
-    def attr(
-        name: str, struct: MatmulTensorAttr, of: TileLayout | None, seen: tuple[int, int], element: ElementType,
-        dims: tuple[int, ...] | None,
-    ) -> TensorAttr:  # fmt: skip
-        nbytes = element.nbytes(seen[0] * seen[1])
-        if (dims is not None and struct.shape != dims) or struct.size != nbytes or struct.type != element.tensor_type:
-            raise LayoutMismatchError(
-                f"{spec}: the runtime says that {name} has dims {struct.shape}, {struct.size} bytes, tensor type "
-                f"{struct.type}; the capability table says {dims}, {nbytes} bytes, type {int(element.tensor_type)}. "
-                "This runtime is not one that npumatmul knows: please report it."
-            )
-        placed = None if of is None else of.in_nibble_order(int4_low_first)
-        return TensorAttr(name, seen, struct.shape, struct.size, element, placed, struct)
-
-    return (
-        attr("A", io_attr.A, a or layout.normal(m, k, mm_type.a), (m, k), mm_type.a, _dims(a) if a else (m, k)),
-        attr("B", io_attr.B, b, (k, n), mm_type.b, b_dims),
-        attr("C", io_attr.C, c or layout.normal(m, n, mm_type.c), (m, n), mm_type.c, _dims(c) if c else (m, n)),
-    )
-
-
-def _grouped(
-    struct: MatmulTensorAttr, rows: int, cols: int, element: ElementType, documented: int | None
-) -> TileLayout:
-    """Native layout of A or C, with the documented group or, where there is none, the reported one (Q6)."""
-    group = documented or (struct.shape[2] if len(struct.shape) == 3 else 0)
-    if group < 1 or cols % group:
-        raise LayoutMismatchError(f"the runtime reports dims {struct.shape} for a native matrix of {(rows, cols)}")
-    return TileLayout(rows, cols, rows, cols, rows, group, element)
-
-
-def _dims(of: TileLayout) -> tuple[int, ...]:
-    return (of.padded_cols // of.tile_cols, of.padded_rows, of.tile_cols)
-
-
-# ---- parameters ----------------------------------------------------------------------------------------------------
-
-
-def _zero_points(
-    given: ArrayLike, attr: TensorAttr, scales: np.ndarray[tuple[int, ...], np.dtype[np.float32]], quant: QuantType
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    points = np.asarray(given)
-    if points.dtype.kind not in "iu" or points.size != scales.size:
-        raise ValueError(
-            f"set_quant_params: {attr.name} takes {scales.size} integers as zero points, not {points.size} of "
-            f"{points.dtype}"
-        )
-    bits = attr.element.bits
-    if attr.element not in (ElementType.INT8, ElementType.INT4):
-        low = high = 0
-    else:
-        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    if quant not in ASYMMETRIC:
-        low = high = 0
-    if points.size and not (low <= int(points.min()) and int(points.max()) <= high):
-        raise ValueError(
-            f"set_quant_params: zero points of {attr.name} ({attr.element.label}, {quant.name}) have to lie in "
-            f"{low}..{high}"
-        )
-    return np.ascontiguousarray(points, np.int32)
