@@ -13,12 +13,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from npumatmul.arenas import Slice, WeightMemory
 from npumatmul.boardlock import BoardLock, wants_lock
 from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import Chip, chip, chip_here
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.errors import RknnFail, RknnMallocFail
-from npumatmul.memory import Buffer, Slice, WeightMemory
+from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 from npumatmul.session import Session

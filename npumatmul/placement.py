@@ -15,13 +15,13 @@ from npumatmul import _executor, _kernels, layout
 from npumatmul._executor import Element, ResultType, Step
 from npumatmul._kernels import Conversion, RowScaling
 from npumatmul.activation import Activation
+from npumatmul.arenas import Slice
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.contexts import ContextPool, TileShape, Workspace
 from npumatmul.device import Device
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.layout import TileLayout
-from npumatmul.memory import Slice
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul._kernels import Conversion
+from npumatmul.arenas import Slice
 from npumatmul.device import Device
-from npumatmul.memory import Slice
 from npumatmul.plan import Span, WeightPlan
 from npumatmul.session import Memory
 

@@ -22,8 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 import npumatmul as npu
 from npumatmul import QuantizedWeight
+from npumatmul.arenas import Slice
 from npumatmul.errors import ClosedError, PackedFileError
-from npumatmul.memory import Slice
 from npumatmul.quant import Hadamard, round_weight
 
 BF16: Any = ml_dtypes.bfloat16
