@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -158,7 +159,7 @@ class Scheme:
         own = f"Scheme.parse({self.name!r})"
         return f"replace({own}, {', '.join(more)})" if more else own
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What it is called; `activation_clip`, `activation_params` and `result_params` are not part of it."""
         if self.integers:
