@@ -21,8 +21,8 @@ MAX_FACTOR = 256
 #: Factors that are no powers of two; what the kernel takes.
 MAX_DENSE = 3
 
-#: First rows of Williamson's circulants, up to the middle; the rest mirrors it. Those of 23, 29 and 43 were searched for
-#: (43 among rows that multiplication by 6 leaves alone, as Williamson did in 1944), those of 39 are Djokovic's, 1993.
+#: First rows of Williamson's circulants, up to the middle; the rest mirrors it. Those of 23, 29 and 43 were searched
+#: for (43 among rows that multiplication by 6 leaves alone, as Williamson did in 1944), those of 39 are published.
 _WILLIAMSON = {
     23: ("+--+-+-+++++", "+--++-+-+-++", "+++---++--++", "+--+--+++---"),
     29: ("+--++----+-++++", "+-+++-+++--+-++", "+--+---+-+--+++", "++--++-+-++++--"),
