@@ -6,6 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from npumatmul.activation import Activation
 from npumatmul.arenas import Slice
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.contexts import ContextPool, Loan, TileShape, Workspace
+from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.layout import TileLayout
-from npumatmul.leases import Lease
+from npumatmul.leases import Lease, Spares
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Placed matmuls (one per number of rows) that a weight remembers.
 _PLACED_PER_WEIGHT = 16
+#: Copies of each, with contexts of their own, for threads that are at work with it at once.
+_COPIES = 8
 #: Buffers for images of A: slices of K are worked on in batches of so many.
 _A_BUFFERS = 8
 
@@ -59,7 +63,7 @@ _RUNTIME_FUNCTION = {
 
 
 class Placed:
-    """A plan whose contexts live: what the executor needs, ready made."""
+    """A plan whose contexts live: what the executor needs, ready made. Who leases its contexts has it alone."""
 
     def __init__(
         self,
@@ -75,6 +79,8 @@ class Placed:
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self.a_bytes, self.c_bytes = (max(each) for each in zip(*sizes, strict=True))
+        #: Those of the call that has it just now.
+        self.executor: _executor.Executor | None = None
         self.a_loan: Loan | None = None
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
@@ -139,7 +145,8 @@ class Placement:
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self._functions = _executor.RuntimeFunctions(*map(address, names))
-        self._executor = _executor.Executor()
+        self._executors: Spares[_executor.Executor] = Spares()
+        self._core_threads: Spares[CoreThreads] = Spares()
         device.session.reclaimers.add(self)
 
     @classmethod
@@ -318,59 +325,48 @@ class Placement:
         """
         call, kept = _call(a, weight, activation, out, epilogue, result_scale)
         scales = None if result_scale is None else _device_scales(weight, activation, result_scale)
-        device = self.device
-        lease = Lease()
-        try:
-            with device.lock:
-                device.check_usable()
-                if weight.closed:
-                    raise ClosedError("this packed weight is closed; pack it again")
-                device.collect()
-                first: RknnError | None = None
-                while True:
-                    error = self._attempt(a.shape[0], weight, activation, scales, call, lease, first)
-                    if error is None:
-                        break
-                    if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
-                        if first is not None:
-                            raise error from first
-                        raise error
-                    first = error  # the contexts that failed are made anew, and all of it is repeated once
-                    lease.over = True
-                    lease = Lease()
-        finally:
-            lease.over = True
-        del kept
-
-    def _attempt(
-        self,
-        m: int,
-        weight: StoredWeight,
-        activation: Activation,
-        scales: _Scales,
-        call: _executor.Call,
-        lease: Lease,
-        first: RknnError | None,
-    ) -> NpuError | None:
-        """Run it; returns what went wrong. `first` is what went wrong before."""
-        device = self.device
-        try:
-            placed = self._placed(m, weight, activation, scales)
-        except RknnError as error:
+        prepare = partial(self._prepare, a.shape[0], weight, activation, scales)
+        first: RknnError | None = None
+        while True:
+            try:
+                error, broke = weight.leased(prepare, partial(self._run, call, first is not None), stores=out)
+            except RknnError as refused:
+                if first is not None:
+                    raise refused from first
+                raise
+            if error is None:
+                break
             if first is not None:
                 raise error from first
-            raise
+            if not broke or not isinstance(error, RknnError):
+                raise error
+            first = error  # the contexts that failed are made anew, and all of it is repeated once
+        del kept
+
+    def _prepare(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, lease: Lease) -> Placed:
+        """All that a product needs, leased."""
+        placed = self._placed(m, weight, activation, scales, lease)
+        placed.executor = self._executors.lend(lease, _executor.Executor)
         self._lend(placed, lease)
-        device.weights.flush()
-        code = self._executor.execute(placed.struct, call, placed.report)
-        report, counters = placed.report, device.counters
-        counters.run_calls += report.run_calls
-        counters.set_io_mem_calls += report.set_io_mem_calls
-        counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
-        counters.mem_sync_calls += report.mem_sync_calls
-        counters.macs += report.macs
-        counters.conversions += 2  # `a` into A, C into `out`
-        return self._failure(report, placed, first is not None) if code else None
+        self.device.weights.flush()
+        return placed
+
+    def _run(self, call: _executor.Call, repeated: bool, placed: Placed) -> tuple[NpuError | None, bool]:
+        """Run it; what went wrong, and whether a context broke."""
+        assert placed.executor is not None
+        code = placed.executor.execute(placed.struct, call, placed.report)
+        device, report = self.device, placed.report
+        counters = device.counters
+        with device.lock:
+            counters.run_calls += report.run_calls
+            counters.set_io_mem_calls += report.set_io_mem_calls
+            counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
+            counters.mem_sync_calls += report.mem_sync_calls
+            counters.macs += report.macs
+            counters.conversions += 2  # `a` into A, C into `out`
+        if not code:
+            return None, False
+        return self._failure(report, placed, repeated), any(context.broken for context in placed.contexts)
 
     def _lend(self, placed: Placed, lease: Lease) -> None:
         """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
@@ -386,16 +382,17 @@ class Placement:
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
-    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, lease: Lease) -> Placed:
         remembered = (m, activation, scales)
-        placed: Placed | None = weight.placed.get(remembered)
-        if placed is not None and placed.usable:
-            weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
-            self._pool.touch(placed.contexts)
-            return placed
+        copies: list[Placed] = weight.placed.pop(remembered, [])
+        weight.placed[remembered] = copies  # the least recently used are the first
+        for placed in copies:
+            if self._pool.again(placed.contexts, lease):
+                return placed
         plan = plan_matmul(m, weight.plan)
-        contexts = self._pool.for_tiles(self._tiles(plan, weight, scales))
-        placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
+        contexts = self._pool.for_tiles(self._tiles(plan, weight, scales), lease)
+        placed = Placed(plan, weight, activation, contexts, self._functions)
+        copies[:] = [placed, *(other for other in copies if other.usable)][:_COPIES]
         while len(weight.placed) > _PLACED_PER_WEIGHT:
             del weight.placed[next(iter(weight.placed))]
         return placed
@@ -421,19 +418,22 @@ class Placement:
             for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
         ]
 
-    def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
-        """Contexts by spec, shared, until others need their place. The caller holds the device's lock."""
-        return self._pool.static(specs)
+    def contexts(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
+        """Contexts by spec, until the lease is over; for `StoredWeight.leased` to prepare with."""
+        return self._pool.static(specs, lease)
+
+    def core_threads(self, lease: Lease) -> CoreThreads:
+        """Threads for further cores, until the lease is over; for `StoredWeight.leased` to prepare with."""
+        return self._core_threads.lend(lease, lambda: CoreThreads(self.device))
 
     def spare_one(self) -> bool:
-        """Destroy a context for the sake of another device, unless this one is at work just now."""
+        """Destroy the context that was used longest ago, unless all are in use."""
         return self._pool.spare()
 
     def reclaim(self) -> bool:
-        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
-        held = len(self._pool) > 0
-        self._pool.clear()
-        return self._workspace.clear() or held
+        """Give up all contexts and buffers of A and C that are idle, to be made anew. The lock is held."""
+        contexts = self._pool.clear()
+        return self._workspace.clear() or contexts
 
     def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
@@ -459,7 +459,8 @@ class Placement:
 
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
-        self._executor.close()
+        self._executors.close()
+        self._core_threads.close()
         self._workspace.clear()
         self._pool.clear()
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from npumatmul.boardlock import BoardLock
 from npumatmul.budget import (
@@ -30,14 +30,18 @@ from npumatmul.budget import (
     provide_descriptors,
 )
 from npumatmul.capabilities import Chip
-from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError
-from npumatmul.leases import Lease
+from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.leases import Lease, Leases, Turn
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
 
-__all__ = ["Handle", "Memory", "Session", "View"]
+__all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+#: What is raised where there is no memory, or no further context.
+NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 
 
 @dataclass(eq=False)
@@ -207,6 +211,8 @@ class Session:
         Held while something is created or destroyed.
     guard : threading.RLock
         Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
+    leases : Leases
+        Who is at work. Runs hold neither lock.
     run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls, macs : int
         What contexts of users did (`DeviceStats`).
     limit : int or None
@@ -226,6 +232,7 @@ class Session:
         self.runtime, self.chip, self.name, self._board = runtime, chip, name, board
         self.lock = threading.RLock()
         self.guard = threading.RLock()
+        self.leases = Leases(self.lock)
         self.closed = False
         self._depth = 0  # how deep the lock's owner is inside of release and close
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
@@ -367,6 +374,36 @@ class Session:
     def _has_room(self, nbytes: int) -> bool:
         return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
 
+    def with_room(self, attempt: Callable[[], _Result]) -> _Result:
+        """Make an attempt under the lock; where there is no room while others are at work, repeat it after them.
+
+        Parameters
+        ----------
+        attempt : callable
+            It holds nothing any more when it raises, and the caller does not hold the lock.
+
+        Raises
+        ------
+        NpuMemoryError, RknnFail, RknnMallocFail
+            If the attempt raises it and nobody else is at work.
+        """
+        turn: Turn | None = None
+        try:
+            while True:
+                with self.lock:
+                    others = self.leases.others()
+                    try:
+                        return attempt()
+                    except NO_ROOM:
+                        if not others:
+                            raise
+                turn = turn or Turn(self.leases)
+                turn.wait(others)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
+
     def reclaim(self) -> bool:
         """Have everybody give up what is kept for reuse and idle; whether there was any."""
         with self.lock:
@@ -507,6 +544,16 @@ class Session:
         except RknnError as error:
             logger.warning("%s: giving back failed: %s", self.name, error)
 
+    def check_closable(self, keep_viewed: bool) -> None:
+        """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
+        with self.guard:
+            if any(handle.busy for handle in self._handles):
+                raise BusyError(f"another thread is running on {self.name}; let that end before closing")
+            if not keep_viewed and self.viewed():
+                raise BufferError(
+                    f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
+                )
+
     def close(self, keep_viewed: bool = True) -> None:
         """Give everything back. Closing twice is allowed.
 
@@ -529,12 +576,8 @@ class Session:
             if self.closed:
                 return
             with self.guard:
-                if any(handle.busy for handle in self._handles):
-                    raise BusyError(f"another thread is running on {self.name}; let that end before closing")
-                if not keep_viewed and self.viewed():
-                    raise BufferError(
-                        f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
-                    )
+                self.check_closable(keep_viewed)
+                self.leases.check_idle(self.name)
                 self.closed = True
             for memory in list(self._memories):
                 if not memory.allocation.living_views():
