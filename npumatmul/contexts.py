@@ -272,14 +272,16 @@ class Workspace:
         size = PAGE
         while size < nbytes:
             size *= 4
-        kept = self._kept.setdefault((role, size), [])
-        found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
-        while len(found) < count:
-            kept.append(memory := self._session.allocate(size))
-            found.append(memory)
-        loan = Loan(found, lease or Lease())
-        for memory in found:
+        loan = Loan((), lease or Lease())
+        for memory in self._kept.get((role, size), ()):
+            if len(loan) < count and is_idle(memory) and not memory.closed:
+                memory.lease = loan.lease.ref
+                loan.append(memory)
+        while len(loan) < count:
+            memory = self._session.allocate(size)  # idle buffers may have to go for it
             memory.lease = loan.lease.ref
+            self._kept.setdefault((role, size), []).append(memory)
+            loan.append(memory)
         return loan
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:

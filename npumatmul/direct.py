@@ -20,7 +20,7 @@ from npumatmul.capabilities import Chip
 from npumatmul.context import MatmulContext
 from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
-from npumatmul.errors import DeviceError, RknnError, rknn_error
+from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
 from npumatmul.leases import Lease
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import ElementType, MatmulType
@@ -282,7 +282,7 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
         broken.clear()
         try:
             failed = weight.leased(prepare, lambda got: _using((a.buffer, out.buffer), got, attempt), computes=computes)
-        except RknnError as refused:  # the contexts cannot be made, and there is nothing to repeat
+        except (RknnError, ClosedError) as refused:  # the contexts cannot be made, or all was closed meanwhile
             if first is not None:
                 raise refused from first
             raise
@@ -360,7 +360,9 @@ def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: in
         else:
             for run in runs:
                 run()
-        syncs += out.memory.sync(MemSyncMode.FROM_DEVICE)
+        # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
+        out.settle()
+        syncs += out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE)
     except RknnError:
         if not any(run.context.broken for run in runs):  # caches could not be synchronised
             for run in runs:

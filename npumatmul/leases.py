@@ -95,10 +95,16 @@ class Leases:
     ----------
     lock : threading.RLock
         The device's. It is held by those who call `others`, `enter` and `uses`, and by nobody who waits.
+
+    Attributes
+    ----------
+    ended : int
+        Changes whenever one is over.
     """
 
     def __init__(self, lock: AbstractContextManager[object]) -> None:
         self._lock = lock
+        self.ended = 0
         self._entered: set[Lease] = set()  # others leave it at any moment: look at copies
         #: Those who want to be alone: nobody enters any more until they are over.
         self._bars: list[Lease] = []
@@ -136,6 +142,7 @@ class Leases:
 
     def leave(self, lease: Lease) -> None:
         """Forget a lease that is over and wake those who wait."""
+        self.ended += 1
         self._entered.discard(lease)
         while self._waiting:
             try:
@@ -185,7 +192,7 @@ class Turn(Lease):
         """After a failure for which these may be the reason: wait for one of them, in the end for being alone."""
         self._failures += 1
         if self._failures < _PATIENCE:
-            self._leases.wait(lambda: any(lease.over for lease in others))
+            self._leases.wait(lambda: not others or any(lease.over for lease in others))
             return
         if self._failures == _PATIENCE:
             self._leases.bar(self)

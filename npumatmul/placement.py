@@ -330,7 +330,7 @@ class Placement:
         while True:
             try:
                 error, broke = weight.leased(prepare, partial(self._run, call, first is not None), stores=out)
-            except RknnError as refused:
+            except (RknnError, ClosedError) as refused:
                 if first is not None:
                     raise refused from first
                 raise

@@ -330,8 +330,7 @@ class Session:
     def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
         """Allocate NPU memory.
 
-        For weights and buffers, contexts and workspaces that are kept for reuse are given up where there is no room
-        otherwise; workspaces are asked for while others of them are in use.
+        Contexts and workspaces that are kept for reuse and idle are given up where there is no room otherwise.
 
         Raises
         ------
@@ -343,15 +342,14 @@ class Session:
             self.check_usable()
             self.collect()
             provide_descriptors()
-            may_reclaim = holder is not Holder.WORKSPACES
-            if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
+            if not self._has_room(nbytes) and not (self.reclaim() and self._has_room(nbytes)):
                 raise NpuMemoryError(
                     f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
                     f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
                 )
             ctx = self.anchor(domain)
             try:
-                pointer = self._create_mem(ctx, nbytes, may_reclaim)
+                pointer = self._create_mem(ctx, nbytes)
             except RknnError as error:
                 raise NpuMemoryError(
                     f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated ({error}). Close packed "
@@ -363,11 +361,11 @@ class Session:
             self.peak = max(self.peak, sum(each.size for each in self.allocations()))
             return memory
 
-    def _create_mem(self, ctx: int, nbytes: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
+    def _create_mem(self, ctx: int, nbytes: int) -> C._Pointer[TensorMem]:
         try:
             return self.runtime.create_mem(ctx, nbytes)
         except RknnError:
-            if not (may_reclaim and self.reclaim()):
+            if not self.reclaim():
                 raise
             return self.runtime.create_mem(ctx, nbytes)
 
@@ -387,15 +385,17 @@ class Session:
         NpuMemoryError, RknnFail, RknnMallocFail
             If the attempt raises it and nobody else is at work.
         """
+        self.check_usable()  # of a forked child, where the lock may be held for ever
         turn: Turn | None = None
         try:
             while True:
                 with self.lock:
-                    others = self.leases.others()
+                    ended = self.leases.ended
                     try:
                         return attempt()
                     except NO_ROOM:
-                        if not others:
+                        others = self.leases.others()
+                        if not others and self.leases.ended == ended:
                             raise
                 turn = turn or Turn(self.leases)
                 turn.wait(others)

@@ -197,13 +197,14 @@ class StoredWeight:
                         if self.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
                         device.collect()
-                        others = leases.others()
+                        ended = leases.ended
                         in_the_way = leases.enter(lease)
                         if not in_the_way:
                             try:
                                 prepared = prepare(lease)
                             except NO_ROOM:
-                                if not others:
+                                others = leases.others()
+                                if not others and leases.ended == ended:
                                     raise
                                 no_room = True
                     if not (in_the_way or no_room):
