@@ -573,12 +573,13 @@ class Session:
             self.closed = True
             return
         with self._inside():
-            if self.closed:
-                return
-            with self.guard:
-                self.check_closable(keep_viewed)
-                self.leases.check_idle(self.name)
-                self.closed = True
+            if not self.closed:
+                with self.guard:
+                    self.check_closable(keep_viewed)
+                    self.leases.check_idle(self.name)
+                    self.closed = True
+                logger.info("closing %s", self.name)
+            # for the second time, too: an interrupt may have come in the first one
             for memory in list(self._memories):
                 if not memory.allocation.living_views():
                     self._try_to_release(memory)
@@ -587,7 +588,6 @@ class Session:
             self.collect()
             self._drop_anchors()
             self._leave_board()
-            logger.info("closed %s", self.name)
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 import warnings
@@ -302,6 +303,33 @@ def test_where_there_is_no_room_a_product_waits_for_another_one(device: npu.Devi
         npu.memory_limit(None, device)
 
 
+def test_an_interrupt_while_waiting_leaves_nothing_behind(device: npu.Device) -> None:
+    with npu.pack(B, device=device) as packed:
+        device.empty_cache()
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        npu.memory_limit(device.memory_stats().nbytes, device)
+        with sim.configured(device, faults="run:times=1:hang"):
+            working = hung_run(device, lambda: A @ packed)
+
+            def interrupt() -> None:
+                until(lambda: bool(device.session.leases._waiting))
+                os.kill(os.getpid(), signal.SIGINT)
+
+            for use in (lambda: A @ packed, device.close):
+                device.session.leases._waiting.clear()
+                interrupting = Working(interrupt)
+                with pytest.raises(KeyboardInterrupt):
+                    use()
+                interrupting.join()
+            assert not working.done
+        working.join()
+        np.testing.assert_array_equal(working.result, EXPECTED)
+        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        npu.memory_limit(None, device)
+        device.empty_cache()
+        assert device.stats().contexts == 1
+
+
 def test_a_child_of_a_fork_during_a_run_gets_errors(device: npu.Device) -> None:
     packed = npu.pack(B, device=device)
     with sim.configured(device, faults="run:times=1:hang"):
@@ -383,11 +411,14 @@ def test_which_stores_disturb(strided: Callable[[np.ndarray], np.ndarray], insid
 
 def test_whoever_waits_to_be_alone_is_not_overtaken() -> None:
     leases = Leases(threading.RLock())
-    mine, turn = Lease(), Turn(leases)
+    gone, mine, turn = Lease(), Lease(), Turn(leases)
+    gone.over = True
     mine.thread += 1  # another thread's
     assert leases.enter(mine) == []
-    waiting = Working(lambda: [turn.wait([mine]) for _ in range(8)])
-    until(lambda: bool(leases._bars))
+    while not leases._bars:
+        turn.wait([gone])
+    waiting = Working(lambda: turn.wait([mine]))
+    until(lambda: bool(leases._waiting))
     late = Lease()
     late.thread += 2
     assert leases.enter(late) == [turn]
