@@ -180,10 +180,12 @@ class ContextPool:
         except RknnError as error:
             logger.warning("a context could not be destroyed: %s", error)
 
-    def clear(self) -> None:
-        """Destroy them all."""
-        for key in list(self._contexts):
+    def clear(self, domain: int | None = None) -> bool:
+        """Destroy those of an IOMMU domain, or all; whether there was one."""
+        going = [key for key in self._contexts if domain in (None, key[0].domain)]
+        for key in going:
             self._destroy(key)
+        return bool(going)
 
 
 class Loan(list[Memory]):
@@ -205,6 +207,7 @@ class Loan(list[Memory]):
 class Workspace:
     """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
 
+    They are in the IOMMU domain of the contexts that are bound to them.
     They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
     What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. All
     that use it hold the device's lock.
@@ -212,14 +215,28 @@ class Workspace:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: dict[tuple[str, int], list[Memory]] = {}
+        self._kept: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
         #: Lent when all was cleared: freed when they come back. A callback sees to those whose loan is dropped.
         self._retired: dict[Memory, weakref.ref[Lease]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))
 
-    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None) -> Loan:
+    @staticmethod
+    def size_for(nbytes: int) -> int:
+        """Bytes of a buffer with room for `nbytes`.
+
+        Examples
+        --------
+        >>> Workspace.size_for(5000), Workspace.size_for(16384)
+        (16384, 16384)
+        """
+        size = PAGE
+        while size < nbytes:
+            size *= 4
+        return size
+
+    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0) -> Loan:
         """Buffers that nobody else gets.
 
         Parameters
@@ -231,6 +248,8 @@ class Workspace:
             For which each has room.
         lease : Lease, optional
             They are lent until it is over. By default until they are given back, or the list is dropped.
+        domain : int
+            IOMMU domain.
 
         Returns
         -------
@@ -243,13 +262,11 @@ class Workspace:
             If there is no room for them. Nothing is lent then.
         """
         self._free_retired()
-        size = PAGE
-        while size < nbytes:
-            size *= 4
-        kept = self._kept.setdefault((role, size), [])
+        size = self.size_for(nbytes)
+        kept = self._kept.setdefault((role, domain, size), [])
         found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
         while len(found) < count:
-            kept.append(memory := self._session.allocate(size))
+            kept.append(memory := self._session.allocate(size, domain))
             found.append(memory)
         loan = Loan(found, lease or Lease())
         for memory in found:
@@ -272,10 +289,13 @@ class Workspace:
                 memory.lease = None
         self._free_retired()
 
-    def clear(self) -> bool:
-        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one."""
+    def clear(self, domain: int | None = None) -> bool:
+        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.
+
+        Those of one IOMMU domain, or all.
+        """
         freed = False
-        for key, kept in list(self._kept.items()):
+        for key, kept in [each for each in self._kept.items() if domain in (None, each[0][1])]:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed
