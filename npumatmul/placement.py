@@ -245,7 +245,7 @@ class Placement:
         return [layout.b_native_of(k.length, n.length, plan.mm_type, chip, (k.padded, n.padded)) for n in plan.n_spans]
 
     def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[Slice]:
-        """Memory for rows of tiles, in one domain; a row is in one piece where one context could take all of it as B."""
+        """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
         limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
         rows, of = plan.buckets[-1], plan.mm_type
         a = of.a.nbytes(rows * max(k.padded for k in plan.k_spans)), min(len(plan.k_spans), _A_BUFFERS)
