@@ -242,7 +242,8 @@ class WeightMemory:
     capacity: int
     domains: int = 1
     arenas: list[Arena] = field(default_factory=list)
-    _beside: dict[int, int] = field(default_factory=dict)  # bytes of A and C that weights in a domain work with
+    #: Bytes of A and C that weights in a domain work with: with the fewest rows, and with the most at once.
+    _beside: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def bytes_reserved(self) -> int:
@@ -254,7 +255,9 @@ class WeightMemory:
         """Bytes of the slices."""
         return sum(piece.size for arena in self.arenas for piece in arena.slices)
 
-    def allocate(self, rows: Sequence[Sequence[int]], *, together: bool = False, beside: int = 0) -> list[Slice]:
+    def allocate(
+        self, rows: Sequence[Sequence[int]], *, together: bool = False, beside: tuple[int, int] = (0, 0)
+    ) -> list[Slice]:
         """Slices for the tiles of a weight, all in one domain: the first one where there is room.
 
         Parameters
@@ -263,8 +266,9 @@ class WeightMemory:
             Bytes of each tile, row of tiles by row of tiles.
         together : bool
             Have the tiles of a row stand one behind the other, if there is such a range.
-        beside : int
-            Bytes of A and C that its products work with: room that is left where that goes.
+        beside : (int, int)
+            Bytes of A and C that its products work with, those of the fewest rows and those of the most at once. Room
+            for the most is left if that goes in one of the domains, for the fewest in any case.
 
         Returns
         -------
@@ -284,17 +288,22 @@ class WeightMemory:
                 "parts, and put their products side by side."
             )
         refused: NpuMemoryError | None = None
-        for domain in self._with_room(needed, beside):
-            self._beside[domain] = max(beside, self._beside.get(domain, 0))
-            try:
-                return self._fill(domain, rows, together)
-            except NpuMemoryError as error:
-                refused = refused or error
-            except RknnError as error:
-                if domain == 0 or error.function != "rknn_matmul_create":
-                    raise
-                logger.warning("%s: weights stay in the first %d IOMMU domains: %s", self.session.name, domain, error)
-                self.domains = domain
+        for much in (1, 0):
+            for domain in self._with_room(needed, beside, much):
+                least, most = map(max, zip(beside, self._beside.get(domain, (0, 0)), strict=True))
+                self._beside[domain] = least, most
+                untouched = not self.session.held(domain)
+                try:
+                    return self._fill(domain, rows, together, most if much else least)
+                except NpuMemoryError as error:
+                    refused = refused or error
+                    if untouched:
+                        break  # nor will another one that is as empty
+                except RknnError as error:
+                    if domain == 0 or error.function != "rknn_matmul_create":
+                        raise
+                    logger.warning("%s: weights stay in the first %d domains: %s", self.session.name, domain, error)
+                    self.domains = domain
         if refused is not None:
             raise refused
         where = f"any of {self.domains} IOMMU domains" if self.domains > 1 else "the one IOMMU domain there is"
@@ -304,12 +313,12 @@ class WeightMemory:
             f"{self.session.memory_stats(self.bytes_used)}"
         )
 
-    def _with_room(self, needed: int, beside: int) -> list[int]:
-        """Domains that can take so many bytes: those where A and C fit beside come first, in order, then the emptiest.
+    def _with_room(self, needed: int, beside: tuple[int, int], much: int) -> list[int]:
+        """Domains with so many bytes beside those that A and C need.
 
         Only one of those that hold nothing is among them: where that is refused, others would be.
         """
-        roomy, tight = [], []
+        found = []
         for domain in range(self.domains):
             held = self.session.held(domain)
             if not held:
@@ -317,39 +326,38 @@ class WeightMemory:
             free = sum(length for arena in self._arenas_in(domain) for _, length in arena.free())
             # A and C of other products are given up where they are in the way
             room = self.capacity - held.get(Holder.WEIGHTS, 0) - held.get(Holder.BUFFERS, 0) + free
-            if needed + max(beside, self._beside.get(domain, 0)) <= room:
-                roomy.append(domain)
-            elif needed <= room:
-                tight.append((-room, domain))
+            if needed + max(beside[much], self._beside.get(domain, beside)[much]) <= room:
+                found.append(domain)
             if not held:
                 break
-        return [*roomy, *(domain for _, domain in sorted(tight))]
+        return found
 
-    def _fill(self, domain: int, rows: Sequence[Sequence[int]], together: bool) -> list[Slice]:
+    def _fill(self, domain: int, rows: Sequence[Sequence[int]], together: bool, beside: int) -> list[Slice]:
+        """Slices in one domain, where so many bytes stay free."""
         made: list[Slice] = []
         try:
             for sizes in rows:
-                pieces = self._in_one_piece(domain, sizes) if together and len(sizes) > 1 else None
+                pieces = self._in_one_piece(domain, sizes, beside) if together and len(sizes) > 1 else None
                 if pieces is not None:
                     made.extend(pieces)
                     continue
                 for size in sizes:
-                    made.append(self._slice(domain, size))
+                    made.append(self._slice(domain, size, beside))
         except BaseException:
             self.release(made)
             raise
         return made
 
-    def _slice(self, domain: int, size: int) -> Slice:
+    def _slice(self, domain: int, size: int, beside: int) -> Slice:
         for arena in self._arenas_in(domain):
             piece = arena.allocate(size)
             if piece is not None:
                 return piece
-        piece = self._new_arena(domain, size).allocate(size)
+        piece = self._new_arena(domain, size, beside).allocate(size)
         assert piece is not None
         return piece
 
-    def _in_one_piece(self, domain: int, sizes: Sequence[int]) -> list[Slice] | None:
+    def _in_one_piece(self, domain: int, sizes: Sequence[int], beside: int) -> list[Slice] | None:
         """Slices one behind the other; None where there is no room for that, but perhaps in pieces."""
         if not self.session.runtime.has("rknn_mem_sync"):
             return None
@@ -358,7 +366,7 @@ class WeightMemory:
             if pieces is not None:
                 return pieces
         try:
-            return self._new_arena(domain, sum(map(self._rounded, sizes))).allocate_row(sizes)
+            return self._new_arena(domain, sum(map(self._rounded, sizes)), beside).allocate_row(sizes)
         except NpuMemoryError:
             return None
 
@@ -368,19 +376,30 @@ class WeightMemory:
     def _rounded(self, size: int) -> int:
         return round_up(size, self.session.chip.memory.slice_alignment)
 
-    def _new_arena(self, domain: int, size: int) -> Arena:
+    def _new_arena(self, domain: int, size: int, beside: int) -> Arena:
         """An arena with room for a slice of that size: larger, if the runtime has as much."""
         self._release_orphans()
         needed = self._rounded(size)
         wanted = max(needed, self._next_size(domain))
         try:
-            arena = Arena(self.session, wanted, domain)
+            arena = self._arena(domain, wanted, beside)
         except NpuMemoryError:
             if wanted == needed:
                 raise
-            arena = Arena(self.session, needed, domain)
+            arena = self._arena(domain, needed, beside)
         self.arenas.append(arena)
         logger.debug("new weight arena of %d bytes in domain %d, %d in all", arena.size, domain, self.bytes_reserved)
+        return arena
+
+    def _arena(self, domain: int, size: int, beside: int) -> Arena:
+        arena = Arena(self.session, size, domain)
+        # the runtime may have less than the table says, and a weight without room for its A and C is of no use
+        if beside and not self.session.fits(beside, domain):
+            arena.close()
+            raise NpuMemoryError(
+                f"a weight in IOMMU domain {domain} would leave less than the {beside} bytes that A and C of its "
+                f"products need.\n{self.session.memory_stats(self.bytes_used)}"
+            )
         return arena
 
     def _next_size(self, domain: int) -> int:
@@ -389,7 +408,7 @@ class WeightMemory:
             return 0
         wanted = min(LARGEST_ARENA, max(SMALLEST_ARENA, sum(arena.size for arena in self._arenas_in(domain))))
         # not into what A and C need, nor for more than half of what a limit leaves
-        room = self.capacity - sum(self.session.held(domain).values()) - self._beside.get(domain, 0)
+        room = self.capacity - sum(self.session.held(domain).values()) - self._beside[domain][1]
         limit = self.session.limit
         if limit is not None:
             held = sum(memory.size for memory in self.session.allocations())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.context import DynamicMatmulContext, MatmulContext
-from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
 from npumatmul.leases import Lease, is_idle
 from npumatmul.memory import PAGE
 from npumatmul.session import Memory, Session
@@ -263,15 +263,26 @@ class Workspace:
         """
         self._free_retired()
         size = self.size_for(nbytes)
+        try:
+            found = self._idle(role, count, size, domain)
+        except NpuMemoryError as error:
+            # idle ones of other sizes give way; where a limit is reached and not the runtime's memory, anywhere
+            if not self.clear(domain if isinstance(error.__cause__, RknnError) else None):
+                raise
+            found = self._idle(role, count, size, domain)
+        loan = Loan(found, lease or Lease())
+        for memory in found:
+            memory.lease = loan.lease.ref
+        return loan
+
+    def _idle(self, role: str, count: int, size: int, domain: int) -> list[Memory]:
+        """Idle buffers of a size, allocated as far as there are not enough."""
         kept = self._kept.setdefault((role, domain, size), [])
         found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
         while len(found) < count:
             kept.append(memory := self._session.allocate(size, domain))
             found.append(memory)
-        loan = Loan(found, lease or Lease())
-        for memory in found:
-            memory.lease = loan.lease.ref
-        return loan
+        return found
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""

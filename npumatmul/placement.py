@@ -247,13 +247,10 @@ class Placement:
     def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[Slice]:
         """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
         limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
-        rows, of = plan.buckets[-1], plan.mm_type
-        a = of.a.nbytes(rows * max(k.padded for k in plan.k_spans)), min(len(plan.k_spans), _A_BUFFERS)
-        c = of.c.nbytes(rows * max(n.padded for n in plan.n_spans)), plan.cores
         return self.device.weights.allocate(
             [[each.nbytes for each in row] for row in layouts],
             together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
-            beside=sum(count * Workspace.size_for(nbytes) for nbytes, count in (a, c)),
+            beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
         )
 
     def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: Slice) -> None:
@@ -456,6 +453,13 @@ class Placement:
         self._executor.close()
         self._workspace.clear()
         self._pool.clear()
+
+
+def _beside(plan: WeightPlan, rows: int) -> int:
+    """Bytes of A and C that products of so many rows of the device work with."""
+    a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
+    c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))
+    return min(len(plan.k_spans), _A_BUFFERS) * Workspace.size_for(a) + plan.cores * Workspace.size_for(c)
 
 
 def _pointers(memories: Sequence[Memory]) -> Any:

@@ -375,6 +375,19 @@ class Session:
                 raise
             return self.runtime.create_mem(ctx, nbytes)
 
+    def fits(self, nbytes: int, domain: int) -> bool:
+        """Whether the runtime has so much more memory in a domain, once what is idle has given way; it is tried."""
+        with self.lock:
+            ctx, pointer = self.anchor(domain), None
+            try:
+                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim=True)
+            except RknnError:
+                return False
+            finally:
+                if pointer is not None:
+                    self.runtime.destroy_mem(ctx, pointer)
+            return True
+
     def _has_room(self, nbytes: int) -> bool:
         return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
 
