@@ -204,12 +204,12 @@ class ContextPool:
         except RknnError as error:
             logger.warning("a context could not be destroyed: %s", error)
 
-    def clear(self) -> bool:
-        """Destroy all that are idle; whether there was one."""
-        spares = self._spares()
-        for key, context in spares:
+    def clear(self, domain: int | None = None) -> bool:
+        """Destroy all that are idle, or those of an IOMMU domain; whether there was one."""
+        going = [each for each in self._spares() if domain in (None, each[0][0].domain)]
+        for key, context in going:
             self._destroy(key, context)
-        return bool(spares)
+        return bool(going)
 
 
 class Loan(list[Memory]):
@@ -232,20 +232,34 @@ class Workspace:
     """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
 
     They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
-    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. All
-    that use it hold the device's lock.
+    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. They
+    are in the IOMMU domain of the contexts that are bound to them. All that use it hold the device's lock.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: dict[tuple[str, int], list[Memory]] = {}
+        self._kept: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
         #: Lent when all was cleared: freed when they come back. A callback sees to those whose loan is dropped.
         self._retired: dict[Memory, weakref.ref[Lease]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))
 
-    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None) -> Loan:
+    @staticmethod
+    def size_for(nbytes: int) -> int:
+        """Bytes of a buffer with room for `nbytes`.
+
+        Examples
+        --------
+        >>> Workspace.size_for(5000), Workspace.size_for(16384)
+        (16384, 16384)
+        """
+        size = PAGE
+        while size < nbytes:
+            size *= 4
+        return size
+
+    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0) -> Loan:
         """Buffers that nobody else gets.
 
         Parameters
@@ -257,6 +271,8 @@ class Workspace:
             For which each has room.
         lease : Lease, optional
             They are lent until it is over. By default until they are given back, or the list is dropped.
+        domain : int
+            IOMMU domain.
 
         Returns
         -------
@@ -269,18 +285,16 @@ class Workspace:
             If there is no room for them. Nothing is lent then.
         """
         self._free_retired()
-        size = PAGE
-        while size < nbytes:
-            size *= 4
+        size = self.size_for(nbytes)
         loan = Loan((), lease or Lease())
-        for memory in self._kept.get((role, size), ()):
+        for memory in self._kept.get((role, domain, size), ()):
             if len(loan) < count and is_idle(memory) and not memory.closed:
                 memory.lease = loan.lease.ref
                 loan.append(memory)
         while len(loan) < count:
-            memory = self._session.allocate(size)  # idle buffers may have to go for it
+            memory = self._session.allocate(size, domain)  # idle buffers may have to go for it
             memory.lease = loan.lease.ref
-            self._kept.setdefault((role, size), []).append(memory)
+            self._kept.setdefault((role, domain, size), []).append(memory)
             loan.append(memory)
         return loan
 
@@ -300,10 +314,13 @@ class Workspace:
                 memory.lease = None
         self._free_retired()
 
-    def clear(self) -> bool:
-        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one."""
+    def clear(self, domain: int | None = None) -> bool:
+        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.
+
+        Those of one IOMMU domain, or all.
+        """
         freed = False
-        for key, kept in list(self._kept.items()):
+        for key, kept in [each for each in self._kept.items() if domain in (None, each[0][1])]:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed

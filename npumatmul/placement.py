@@ -73,7 +73,7 @@ class Placed:
         contexts: Sequence[MatmulContext | DynamicMatmulContext],
         functions: _executor.RuntimeFunctions,
     ) -> None:
-        self.plan = plan
+        self.plan, self.domain = plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
@@ -85,7 +85,7 @@ class Placed:
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
+        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -123,8 +123,9 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
         None if array is None else array.ctypes.data
         for array in (each.column_scale, each.column_zero, each.column_sums)
     )
+    group = _executor.Range() if each.group is None else _executor.Range(each.group.start, each.group.length)
     return _executor.SliceStruct(
-        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses
+        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
 
 
@@ -187,21 +188,23 @@ class Placement:
             If plan, rows and slices do not fit together.
         """
         device = self.device
-        tiles: list[Slice] = []
-        with device.lock:
-            device.check_usable()
+
+        def attempt() -> StoredWeight:
             device.collect()
+            tiles: list[Slice] = []
             try:
-                for row in rows:
-                    layouts = self._tile_row(row.k_span, plan)
-                    pieces = self._allocate([each.nbytes for each in layouts], plan)
-                    tiles.extend(pieces)
-                    for n_span, of, piece in zip(plan.n_spans, layouts, pieces, strict=True):
-                        self._pack_tile(row, n_span, of, piece)
+                layouts = [self._tile_row(row.k_span, plan) for row in rows]
+                tiles.extend(self._allocate(layouts, plan))
+                pieces = iter(tiles)
+                for row, of_row in zip(rows, layouts, strict=True):
+                    for n_span, of in zip(plan.n_spans, of_row, strict=True):
+                        self._pack_tile(row, n_span, of, next(pieces))
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
                 raise
+
+        return self._session.with_room(attempt)
 
     def restore(
         self,
@@ -233,41 +236,34 @@ class Placement:
             If plan, tiles and slices do not fit together.
         """
         device = self.device
-        tiles: list[Slice] = []
-        with device.lock:
-            device.check_usable()
+
+        def attempt() -> StoredWeight:
             device.collect()
+            tiles: list[Slice] = []
             try:
-                for k in k_spans:
-                    first = len(tiles)
-                    sizes = [of.nbytes for of in self._tile_row(k, plan)]
-                    tiles.extend(self._allocate(sizes, plan))
-                    for index, nbytes in enumerate(sizes, first):
-                        tiles[index].fill(tile(index, nbytes))
+                tiles.extend(self._allocate([self._tile_row(k, plan) for k in k_spans], plan))
+                for index, piece in enumerate(tiles):
+                    piece.fill(tile(index, piece.size))
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
                 raise
+
+        return self._session.with_room(attempt)
 
     def _tile_row(self, k: Span, plan: WeightPlan) -> list[TileLayout]:
         """Layouts of the tiles of a row."""
         chip = self.device.chip
         return [layout.b_native_of(k.length, n.length, plan.mm_type, chip, (k.padded, n.padded)) for n in plan.n_spans]
 
-    def _allocate(self, sizes: list[int], plan: WeightPlan) -> list[Slice]:
-        """Memory for a row of tiles: in one piece where one context could take all of it as its B."""
-        weights = self.device.weights
+    def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[Slice]:
+        """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
         limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
-        if len(plan.k_spans) == 1 and plan.n <= limits.n_max:
-            return weights.allocate_row(sizes)
-        made: list[Slice] = []
-        try:
-            for size in sizes:
-                made.append(weights.allocate(size))
-        except BaseException:
-            weights.release(made)
-            raise
-        return made
+        return self.device.weights.allocate(
+            [[each.nbytes for each in row] for row in layouts],
+            together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
+            beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
+        )
 
     def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: Slice) -> None:
         rows = slice(n.start, n.start + n.length)
@@ -370,15 +366,15 @@ class Placement:
 
     def _lend(self, placed: Placed, lease: Lease) -> None:
         """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
-        workspace, struct = self._workspace, placed.struct
+        workspace, struct, domain = self._workspace, placed.struct, placed.domain
         if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
             placed.a_loan = None  # until the struct is right, for an interrupt may come then
-            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease)
+            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease, domain)
             struct.a_memories = _pointers(loan)
             placed.a_loan = loan
         if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
             placed.c_loan = None
-            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease)
+            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease, domain)
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
@@ -409,6 +405,7 @@ class Placement:
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
                     core=core if self._has_cores else None,
+                    domain=weight.domain,
                     scales=scales,
                 ),
                 w.buckets,
@@ -430,10 +427,10 @@ class Placement:
         """Destroy the context that was used longest ago, unless all are in use."""
         return self._pool.spare()
 
-    def reclaim(self) -> bool:
-        """Give up all contexts and buffers of A and C that are idle, to be made anew. The lock is held."""
-        contexts = self._pool.clear()
-        return self._workspace.clear() or contexts
+    def reclaim(self, domain: int | None = None) -> bool:
+        """Give up contexts and buffers of A and C that are idle, to be made anew. The lock is held."""
+        contexts = self._pool.clear(domain)
+        return self._workspace.clear(domain) or contexts
 
     def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
@@ -463,6 +460,13 @@ class Placement:
         self._core_threads.close()
         self._workspace.clear()
         self._pool.clear()
+
+
+def _beside(plan: WeightPlan, rows: int) -> int:
+    """Bytes of A and C that products of so many rows of the device work with."""
+    a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
+    c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))
+    return min(len(plan.k_spans), _A_BUFFERS) * Workspace.size_for(a) + plan.cores * Workspace.size_for(c)
 
 
 def _pointers(memories: Sequence[Memory]) -> Any:
@@ -504,6 +508,8 @@ def _call(
         raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
+    if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
+        raise ValueError(f"execute: {activation.scaling.name} needs a weight whose slices have groups")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:

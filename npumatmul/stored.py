@@ -58,6 +58,8 @@ class WeightSlice:
 
         sum over slices of  row_scale * column_scale * (q_a @ q_b - z_a * column_sums - column_zero * sum(q_a))
 
+    where row_scale and z_a are those of the row, or of row and group.
+
     Attributes
     ----------
     k_span : Span
@@ -73,6 +75,8 @@ class WeightSlice:
         Zero points of the weight.
     column_sums : ndarray of int32, shape (N,), or None
         Sums over the slice of (q_b - z_b); needed by activations with zero points.
+    group : Span or None
+        The range of K over which rows are measured by activations that are scaled in groups; it holds `k_span`.
     """
 
     k_span: Span
@@ -81,6 +85,7 @@ class WeightSlice:
     column_scale: NDArray[np.float32] | None = None
     column_zero: NDArray[np.int32] | None = None
     column_sums: NDArray[np.int32] | None = None
+    group: Span | None = None
 
 
 #: Products of two 8-bit values less their zero points are at most 255 * 255.
@@ -101,6 +106,8 @@ class StoredWeight:
         Whether all slices have the same column_scale.
     nbytes : int
         Bytes of NPU memory.
+    domain : int
+        IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
     tiles : tuple of Slice
         Its memory: row of tiles by row of tiles, each from the first columns on.
 
@@ -122,6 +129,9 @@ class StoredWeight:
         self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
+        self.domain = tiles[0].memory.domain
+        if any(piece.memory.domain != self.domain for piece in tiles):
+            raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
         #: Placed matmuls by what they were made for, the least recently used first.
         self.placed: dict[Hashable, Any] = {}
@@ -254,7 +264,13 @@ def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightS
         if kept is not None:
             kept.flags.writeable = False
         arrays.append(kept)
-    return WeightSlice(each.k_span, each.part, each.tiles, *arrays)
+    k, group = each.k_span, each.group
+    if group is not None and not (
+        0 <= group.start <= k.start and k.start + k.length <= group.start + group.length <= plan.k
+    ):
+        raise ValueError(f"slice {k}: its group {group} does not hold it")
+    scale, zero, sums = arrays
+    return WeightSlice(k, each.part, each.tiles, scale, zero, sums, group)
 
 
 def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:

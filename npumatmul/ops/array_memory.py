@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.errors import NpuMemoryError
 from npumatmul.memory import Buffer
 
 __all__ = ["DTYPES", "EXTENDED", "ArrayMemory", "dense_strides", "start_of", "supported"]
@@ -57,12 +58,18 @@ class ArrayMemory:
     def __init__(self, device: Device) -> None:
         self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
-    def allocate(self, device: Device, nbytes: int) -> Buffer:
-        """Allocate a buffer for an array."""
-        with device.lock:
-            buffer = device.buffer(nbytes)
+    def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
+        """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
+
+        def attempt() -> Buffer:
+            if domain is None:
+                buffer = _anywhere(device, nbytes)
+            else:
+                buffer = Buffer.allocate(device.session, nbytes, domain)
             self.buffers.add(buffer)
             return buffer
+
+        return device.session.with_room(attempt)
 
     def holding(self, array: NDArray[Any]) -> tuple[Buffer, int] | None:
         """The buffer that an ndarray's memory is part of, and where in it the array starts."""
@@ -80,3 +87,17 @@ class ArrayMemory:
 
     def close(self) -> None:
         """Nothing to do: the device gives the buffers back."""
+
+
+def _anywhere(device: Device, nbytes: int) -> Buffer:
+    refused: NpuMemoryError | None = None
+    for domain in range(device.weights.domains):
+        untouched = not device.session.held(domain)
+        try:
+            return Buffer.allocate(device.session, nbytes, domain)
+        except NpuMemoryError as error:
+            refused = refused or error
+        if untouched:
+            break  # nor will another one that is as empty
+    assert refused is not None
+    raise refused
