@@ -62,10 +62,7 @@ class ArrayMemory:
         """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
 
         def attempt() -> Buffer:
-            if domain is None:
-                buffer = _anywhere(device, nbytes)
-            else:
-                buffer = Buffer.allocate(device.session, nbytes, domain)
+            buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
             self.buffers.add(buffer)
             return buffer
 
