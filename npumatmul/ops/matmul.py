@@ -124,8 +124,7 @@ def matmul(
         |result - a @ b| <= (3 u**2 + (1 + 4 u) ((1 + v)**(3 K + 1) - 1)) (|a| @ |b|) + 2**-35 K A B
 
     Either way a result below float32's normal range is rounded to steps of 2**-149. inf and nan go through as in
-    float32 arithmetic; with ``precision="high"`` results of a row or column that holds one are not finite, but may be
-    nan where float32 gives inf.
+    float32 arithmetic; a value that vanishes beside the largest of its row or column is a zero there.
 
     Examples
     --------
