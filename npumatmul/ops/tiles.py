@@ -13,7 +13,7 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import ElementType, MatmulType
-from npumatmul.plan import Span, WeightPlan, plan_weight
+from npumatmul.plan import Span, WeightPlan
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -174,7 +174,7 @@ def _bounded_plan(
 
 def _plan_of_one_slice(k: int, n: int, route: Route, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
     """A plan without slices of K: partial sums that were rounded to int8 cannot be added."""
-    plan = plan_weight(k, n, route.mm_type, chip, runtime, k_slices=1)
+    plan = planned(k, n, route.mm_type, chip, runtime, k_slices=1)
     if len(plan.k_spans) > 1:
         raise ValueError(
             f"pack: scheme {route.scheme.name!r} takes K up to {chip.type_limits(route.mm_type, runtime).k_max} on "
