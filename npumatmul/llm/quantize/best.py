@@ -49,7 +49,7 @@ def best_recipe(scheme: str, *, head: str | None = None, seed: int = 0) -> Recip
 def _best_layer(scheme: str) -> LayerRecipe:
     parts = parse_scheme(scheme)
     if scheme == GGUF_SCHEME:
-        return LayerRecipe(scheme, "balance", centre=True)
+        return LayerRecipe(scheme)
     if parts.weight_bits == 16:
         return LayerRecipe(scheme)
     rounding = "nearest" if parts.granularity is Granularity.LAYER else "gptq"  # which needs more scales than one
