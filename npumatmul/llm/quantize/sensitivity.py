@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,7 @@ def measure_sensitivity(
     pieces: Sequence[Window],
     *,
     statistics: Mapping[str, LayerStatistics] | None = None,
+    make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
     progress: Progress | None = None,
 ) -> dict[str, list[Candidate]]:
@@ -81,7 +82,9 @@ def measure_sensitivity(
     pieces : sequence of Window
         Calibration text.
     statistics : mapping of str to LayerStatistics, optional
-        What was seen on it before.
+        What was seen of layers before, on this text or another one.
+    make : callable, optional
+        Makes a layer, by its name and recipe; for who keeps layers, or makes them in ways of their own.
     tokens : int, default 512
         Tokens of it that divergences are measured on, the first `PREFILL_CHUNK` of windows spread over the text, which
         are left out of calibration if there are others. The time it takes is about that of ``tokens * layers / 2``
@@ -105,7 +108,7 @@ def measure_sensitivity(
         raise ValueError("sensitivity is measured on a calibration text: give one")
     model = load_model(path, pack=numpy_pack).model
     known = dict(statistics or {})
-    if any(each.needs_calibration for each in candidates):
+    if make is None and any(each.needs_calibration for each in candidates):
         missing = [name for name in model.linears if name not in known]
         if missing:
             known.update(collect_statistics(path, _unmeasured(pieces, tokens), missing, progress=progress))
@@ -118,7 +121,10 @@ def measure_sensitivity(
             for number, recipe in enumerate(candidates):
                 if progress is not None:
                     progress(done * len(candidates) + number, len(layers) * len(candidates), f"{name} {recipe.scheme}")
-                made.append(layer_of_recipe(file, tensors, recipe, known.get(name)))
+                if make is not None:
+                    made.append(make(name, recipe))
+                else:
+                    made.append(layer_of_recipe(file, tensors, recipe, known.get(name)))
             changed = [model.with_linears({name: emulate(layer)}) for layer in made]
             kls = np.mean([reference.divergences(model, changed, name) for reference in references], axis=0)
             found[name] = [Candidate(layer, float(kl)) for layer, kl in zip(made, kls, strict=True)]
@@ -187,6 +193,7 @@ def auto_quantize(
     *,
     max_bits: float | None = None,
     max_kl: float | None = None,
+    make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
     progress: Progress | None = None,
 ) -> QuantizedModel:
@@ -194,7 +201,7 @@ def auto_quantize(
 
     Parameters
     ----------
-    path, candidates, pieces, tokens, progress
+    path, candidates, pieces, make, tokens, progress
         As for `measure_sensitivity`.
     max_bits, max_kl : float, optional
         As for `choose`; one of them. The whole model is measured on the text in the end, and for `max_kl` chosen anew
@@ -210,7 +217,7 @@ def auto_quantize(
     ValueError
         If the limit cannot be met.
     """
-    found = measure_sensitivity(path, candidates, pieces, tokens=tokens, progress=progress)
+    found = measure_sensitivity(path, candidates, pieces, make=make, tokens=tokens, progress=progress)
     file = GGUFFile(path)
     exact = load_model(path, pack=numpy_pack).model
     parts = _parts(pieces, tokens)
