@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -328,6 +330,28 @@ def test_an_interrupt_while_waiting_leaves_nothing_behind(device: npu.Device) ->
         npu.memory_limit(None, device)
         device.empty_cache()
         assert device.stats().contexts == 1
+
+
+HANGING = """
+import threading
+import numpy as np
+import npumatmul as npu
+from npumatmul import sim
+
+device = npu.Device("sim:rk3588")
+packed = npu.pack(np.ones((64, 64), np.int8), device=device)
+faults = sim.configured(device, faults="run:hang")
+faults.__enter__()
+threading.Thread(target=lambda: np.ones((2, 64), np.int8) @ packed, daemon=True).start()
+while not sim.counters(device).run_calls:
+    pass
+print("end")
+"""
+
+
+def test_a_program_ends_though_a_run_hangs() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "end\n")
 
 
 def test_a_child_of_a_fork_during_a_run_gets_errors(device: npu.Device) -> None:
