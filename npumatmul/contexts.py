@@ -300,6 +300,8 @@ class Workspace:
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
+        if self._retired and any(memory in self._retired for memory in loan):
+            return False  # they are going to be freed
         if not all(is_idle(memory) and not memory.closed for memory in loan):
             return False
         loan.lease = lease

@@ -172,7 +172,7 @@ def test_eight_threads_under_faults_while_weights_come_and_go(
             ("run", "set_io_mem", "mem_sync", "create", "create_dynamic_shape", "create_mem", "create_mem_from_fd")
         )]  # fmt: skip
         if limited:
-            npu.memory_limit(device.memory_stats().nbytes + 2**20, device)
+            npu.memory_limit(device.memory_stats().nbytes + 2 * 2**20, device)
         with sim.configured(device, faults=";".join(faults)), ThreadPoolExecutor(THREADS) as pool:
             tasks = [pool.submit(rough_work, seed, device, slots, start) for seed in range(THREADS)]
             counts = [task.result(300) for task in as_completed(tasks, timeout=300)]
