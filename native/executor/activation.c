@@ -21,8 +21,8 @@ static int32_t levels_of(npumm_conversion conversion) {
   }
 }
 
-static int reads_float32(npumm_conversion conversion) {
-  return levels_of(conversion) > 0 || conversion == NPUMM_F32_TO_F16;
+int npumm_reads_float32(const npumm_activation *how) {
+  return levels_of(how->conversion) > 0 || how->conversion == NPUMM_F32_TO_F16;
 }
 
 static int splits_rows(npumm_conversion conversion) {
@@ -69,13 +69,13 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
     if (slice->part < 0 || slice->part > 2 || (slice->part > 0 && how->conversion != NPUMM_F32_TO_F16)) return 0;
   }
   if (!how->transform) return 1;
-  return reads_float32(how->conversion) && how->transform->features == cols &&
+  return npumm_reads_float32(how) && how->transform->features == cols &&
          npumm_hadamard_rows(how->transform, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK; /* no rows: it is only checked */
 }
 
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest) {
   rows->how = how;
-  if (how->transform && longest > 0) {
+  if (how->transform && rows->a && longest > 0) { /* others are transformed where they stand */
     rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
     if (!rows->transformed) return NPUMM_NO_MEMORY;
   }
@@ -160,13 +160,14 @@ int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) 
 int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
                     const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
   const int64_t padded_k = shape->padded_k;
-  const npumm_tiling tiling = {m->length * rows->row_images, k->length,       shape->padded_m, padded_k,
+  const npumm_tiling tiling = {rows->image_rows * rows->row_images, k->length,       shape->padded_m, padded_k,
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
   /* static values have the whole range of codes, with a zero point of 0 too */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
   const npumm_values values = {part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion, rows->scale, zero, row_sum};
   const char *first = rows->first + k->start * rows->col_stride;
-  const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
+  const int code = npumm_pack_rows(&tiling, &values, rows->image_first, m->length, first, rows->row_stride,
+                                   rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */
     float largest;
     const float *row = (const float *)(const void *)(first + r * rows->row_stride);

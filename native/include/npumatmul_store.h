@@ -86,6 +86,7 @@ typedef struct {
   int64_t row_stride;
   npumm_element type;            /* NPUMM_INT32 for sums of integers without factors, scales and epilogue; NPUMM_INT8
                                     for one slice of NPUMM_C_INT8 without zero points and any of these */
+  int32_t widen;                 /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
   const double *row_factor;      /* one per row of the tile, or NULL for 1 */
   const float *column_scale;     /* one per column of the tile, common to all slices, or NULL for 1 */
   const npumm_epilogue *epilogue; /* or NULL */
@@ -99,6 +100,14 @@ typedef struct {
  */
 NPUMM_EXPORT int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
                              const npumm_partial *partial, const npumm_result *result);
+
+/*
+ * The same for `count` rows of the tile from row `first` on. result->data is where the first of them goes; all other
+ * arrays start at the tile's first row.
+ */
+NPUMM_EXPORT int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const void *src,
+                                  int64_t src_bytes, int64_t first, int64_t count, const npumm_partial *partial,
+                                  const npumm_result *result);
 
 #ifdef __cplusplus
 }
