@@ -350,6 +350,10 @@ class Buffer:
             for buffer in written:
                 buffer._writes += 1
 
+    def mark_written(self) -> None:
+        """Say that the CPU wrote here, through no view."""
+        self._wrote()
+
     def _wrote(self) -> None:
         """The CPU wrote here."""
         self._memory.mark_written()

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
-from npumatmul.direct import Rows, direct_type, multiply
-from npumatmul.ops.array import NpuArray, asarray, empty
+from npumatmul.direct import Room, Rows, direct_type, multiply, ranges_in_place
+from npumatmul.ops.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
@@ -98,21 +98,26 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     if mm_type is None:
         return None
     shape = (*a.shape[:-1], b.shape[1])
-    if out is None:
-        result = empty(shape, wanted, device=b.device)
-    elif isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted):
-        result = out
-    else:
+    if not (
+        out is None or (isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted))
+    ):
         return None
     m = math.prod(a.shape[:-1])
     a._check_usable()
-    readable = Rows(a.buffer, a.offset, a.buffer.nbytes - a.offset)
+    readable = Room(a.offset, a.room - a.offset)
+    writable = Room(0, room_for(shape, wanted, b.device)) if out is None else _writable(out)
+    ranges = ranges_in_place(m, stored, mm_type, readable, writable)
+    if ranges is None:
+        return None  # nothing was allocated, and a result that nobody read yet stays so
+    result = empty(shape, wanted, device=b.device) if out is None else out
+    rows_of_a, rows_of_c = Rows(a.buffer, readable), Rows(result.buffer, _writable(result))
+    return result if multiply(rows_of_a, m, stored, mm_type, rows_of_c, ranges) else None
+
+
+def _writable(result: NpuArray) -> Room:
+    """Behind the last row of the memory that arrays use there is room for rows that nobody sees."""
     ends = result.offset + result.nbytes
-    # behind the last row of the memory that arrays use there is room for rows that nobody sees
-    writable = Rows(
-        result.buffer, result.offset, (result.buffer.nbytes if ends == result.extent else ends) - result.offset
-    )
-    return result if multiply(readable, m, stored, mm_type, writable) else None
+    return Room(result.offset, (result.room if ends == result.extent else ends) - result.offset)
 
 
 def device_of(given: list[Any], device: Device | str | None) -> Device:

@@ -1,0 +1,90 @@
+"""Memory of results that nobody read yet: their values still stand where the NPU left them."""
+
+from __future__ import annotations
+
+from npumatmul.device import Device
+from npumatmul.errors import ClosedError
+from npumatmul.kept import Kept
+from npumatmul.memory import Buffer
+from npumatmul.ops.array_memory import ArrayMemory
+
+__all__ = ["Pending"]
+
+
+class Pending:
+    """The buffer of a result, made when it is asked for; arrays that share memory share this.
+
+    Attributes
+    ----------
+    device : Device
+    nbytes : int
+        Bytes that the buffer has, or will have.
+    """
+
+    def __init__(self, device: Device, kept: Kept, nbytes: int) -> None:
+        self.device = device
+        self.nbytes = nbytes
+        self._state: Kept | Buffer | None = kept  # None: closed before it became a buffer
+
+    @property
+    def kept(self) -> Kept | None:
+        """What the values can be made of, as long as nobody read them: then they may be changed."""
+        state = self._state
+        return state if isinstance(state, Kept) else None
+
+    @property
+    def buffer(self) -> Buffer:
+        """The memory; the values come into it on first use, in one pass.
+
+        Raises
+        ------
+        NpuMemoryError
+            If there is no memory for it. It can be asked for again.
+        ClosedError
+            If the array or its device are closed, or inherited through a fork.
+        """
+        state = self._state
+        return state if isinstance(state, Buffer) else self._read()
+
+    def _read(self) -> Buffer:
+        device = self.device
+        device.check_usable()  # of a forked child, whose locks may be held for ever
+        with device.lock:
+            state = self._state
+            if isinstance(state, Buffer):
+                return state
+            device.check_usable()
+            if state is None:
+                raise ClosedError("this NpuArray is closed")
+            buffer = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes)
+            state.store(buffer.memory.address)
+            buffer.mark_written()
+            device.counters.conversions += 1
+            self._state = buffer
+            return buffer
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        state = self._state
+        return state is None or (isinstance(state, Buffer) and state.closed)
+
+    def close(self) -> None:
+        """As `Buffer.close`."""
+        state = self._state
+        if isinstance(state, Buffer):
+            state.close()
+        elif not self.device.session.inherited:
+            with self.device.lock:  # nobody makes a buffer of it meanwhile
+                state, self._state = self._state, None
+                if isinstance(state, Buffer):
+                    self._state = state
+                    state.close()
+
+    def leave(self) -> None:
+        """As the end of a ``with`` block of a `Buffer`."""
+        state = self._state
+        if isinstance(state, Buffer):
+            state.__exit__()
+        else:
+            self.close()
