@@ -360,9 +360,8 @@ def keep_rows(
     Returns
     -------
     Kept or None
-        None, and nothing happened, where the result has to be stored at once: because the CPU corrects it, the epilogue
-        reads matrices that could change until then, sums are exact integers, which nothing on the NPU reads, or there is
-        no room for it.
+        None, and nothing happened, where the result has to be stored at once: the CPU corrects it, the epilogue reads
+        matrices that could change until then, sums are int32, which no product reads, or there is no room for it.
     """
     reads = epilogue is not None and not (epilogue.multiply is None and epilogue.residual is None)
     corrected = packed.zero_point != 0 or a.dtype == np.uint8
@@ -373,7 +372,7 @@ def keep_rows(
 
 
 def takes_kept(packed: PackedWeight, dtype: np.dtype[Any]) -> bool:
-    """Whether rows of a dtype may be given to a weight as they stand in C: the CPU has nothing to do with them itself."""
+    """Whether a weight takes rows of a dtype as they stand in C: nothing is to be done to them but by the executor."""
     given = packed.activations.get(dtype)
     transformed = packed.input_transform is None or (given is not None and given.transform is not None)
     return packed.stored is not None and given is not None and packed.zero_point == 0 and transformed

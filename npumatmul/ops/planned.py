@@ -353,7 +353,8 @@ class Matmul:
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
-        for index, where, a in [((0,) * len(shapes.stack), (), left)] if isinstance(left, Kept) else shapes.rows_of(left):
+        whole = ((0,) * len(shapes.stack), (), left)
+        for index, where, a in [whole] if isinstance(left, Kept) else shapes.rows_of(left):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
