@@ -30,6 +30,8 @@ class Kept:
     shape : (int, int)
     dtype : numpy.dtype
         Of the finished elements.
+    buffers, nbytes : int
+        How many buffers it holds, and bytes of them.
     struct : KeptStruct
         For the executor.
     """
@@ -46,6 +48,7 @@ class Kept:
         loan: object,
     ) -> None:
         self.shape, self.dtype = shape, dtype
+        self.buffers, self.nbytes = len(memories), sum(memory.size for memory in memories)
         m, n = shape
         factors, zeros = np.empty(m, np.float64), np.empty((2, m), np.int32)
         sums = np.empty(shape, np.int32) if len(slices) > 1 else None

@@ -128,7 +128,12 @@ class Buffer:
         nbytes = operator.index(nbytes)
         if not 1 <= nbytes <= LARGEST_BUFFER:
             raise ValueError(f"a buffer has 1 to {LARGEST_BUFFER} bytes, not {nbytes}")
-        return cls(session, session.allocate(nbytes, domain, Holder.BUFFERS))
+        memory = session.allocate(nbytes, domain, Holder.BUFFERS)
+        try:
+            return cls(session, memory)
+        except BaseException:  # an interrupt
+            session.release_later(memory)
+            raise
 
     def __repr__(self) -> str:
         return f"Buffer({self.nbytes} bytes{', closed' if self.closed else ''} on {self._session.name})"

@@ -332,29 +332,43 @@ class Session:
             If the limit is reached, the runtime has no memory, or the process no descriptors left; the message says
             what holds what.
         """
-        with self.lock:
-            self.check_usable()
-            self.collect()
-            provide_descriptors()
-            may_reclaim = holder is not Holder.WORKSPACES
-            if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
-                    f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
-                )
-            ctx = self.anchor(domain)
-            try:
-                pointer = self._create_mem(ctx, nbytes, may_reclaim)
-            except RknnError as error:
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated ({error}). Close packed "
-                    "weights and buffers that are not needed any more; if the runtime printed 'Too many open files', "
-                    f"raise the limit (ulimit -n).\n{self.memory_stats()}"
-                ) from error
+        made: list[Memory] = []
+        try:
+            with self.lock:
+                made.append(self._allocate(nbytes, domain, holder))
+        except BaseException:
+            self.release_later(*made)  # an interrupt came when it was made
+            raise
+        return made[0]
+
+    def _allocate(self, nbytes: int, domain: int, holder: Holder) -> Memory:
+        self.check_usable()
+        self.collect()
+        provide_descriptors()
+        may_reclaim = holder is not Holder.WORKSPACES
+        if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
+                f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
+            )
+        ctx = self.anchor(domain)
+        try:
+            pointer = self._create_mem(ctx, nbytes, may_reclaim)
+        except RknnError as error:
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated ({error}). Close packed "
+                "weights and buffers that are not needed any more; if the runtime printed 'Too many open files', "
+                f"raise the limit (ulimit -n).\n{self.memory_stats()}"
+            ) from error
+        try:
+            total = sum(each.size for each in self.allocations()) + nbytes
             memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
-            self._memories[memory] = None
-            self.peak = max(self.peak, sum(each.size for each in self.allocations()))
-            return memory
+        except BaseException:  # an interrupt
+            self.runtime.destroy_mem(ctx, pointer)
+            raise
+        self._memories[memory] = None
+        self.peak = total if total > self.peak else self.peak
+        return memory
 
     def _create_mem(self, ctx: int, nbytes: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
         try:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
+
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError
+from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.kept import Kept
 from npumatmul.memory import Buffer
 from npumatmul.ops.array_memory import ArrayMemory
 
 __all__ = ["Pending"]
+
+logger = logging.getLogger(__name__)
+
+#: What results that nobody read yet may hold of a device: buffers, of a descriptor each, and a part of its memory.
+_BUFFERS_MOST = 200
+_PART_OF_MEMORY = 8
 
 
 class Pending:
@@ -25,6 +34,7 @@ class Pending:
         self.device = device
         self.nbytes = nbytes
         self._state: Kept | Buffer | None = kept  # None: closed before it became a buffer
+        device.attached(Unread, Unread).add(self)
 
     @property
     def kept(self) -> Kept | None:
@@ -88,3 +98,32 @@ class Pending:
             state.__exit__()
         else:
             self.close()
+
+
+class Unread:
+    """The results of a device that nobody read yet: where they hold too much, the oldest are read and stored."""
+
+    def __init__(self, device: Device) -> None:
+        self._most_bytes = device.chip.memory.domain_bytes // _PART_OF_MEMORY
+        self._lock = device.lock
+        self._results: list[weakref.ref[Pending]] = []  # the oldest first
+
+    def add(self, result: Pending) -> None:
+        """Count a result among them."""
+        with self._lock:
+            self._results.append(weakref.ref(result))
+            living = [pending for pending in (ref() for ref in self._results) if pending is not None]
+            held = [(pending, kept) for pending in living if (kept := pending.kept) is not None]
+            self._results = [weakref.ref(pending) for pending, _ in held]
+            buffers, nbytes = sum(kept.buffers for _, kept in held), sum(kept.nbytes for _, kept in held)
+            for pending, kept in held[:-1]:
+                if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
+                    break
+                try:
+                    _ = pending.buffer
+                except NpuMemoryError as error:
+                    logger.info("a result stays in C: %s", error)
+                buffers, nbytes = buffers - kept.buffers, nbytes - kept.nbytes
+
+    def close(self) -> None:
+        """Nothing to do: nobody can read them any more."""
