@@ -37,6 +37,7 @@ from npumatmul.llm.quantize import (
     Recipe,
     best_recipe,
     collect_statistics,
+    own_text,
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
 from npumatmul.mmtype import MatmulType
@@ -94,7 +95,10 @@ def main() -> None:
     chosen = options.rows or list(rows)
     path = Path(options.model) if options.model else fetch_demo_model()
     evaluation_text, evaluation_source = _text(options.evaluation, ["anarchism"], options.cache)
-    calibration_text, calibration_source = _text(options.calibration, ["austen", "handbook"], options.cache)
+    if options.own_text:
+        calibration_text, calibration_source = [], "written by the model itself"
+    else:
+        calibration_text, calibration_source = _text(options.calibration, ["austen", "handbook"], options.cache)
     tokenizer = GGUFTokenizer(GGUFFile(path))
     pieces = _spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
     scored = sum(piece.scored for piece in pieces)
@@ -105,7 +109,13 @@ def main() -> None:
 
     def calibrate() -> dict[str, LayerStatistics]:
         started = time.perf_counter()
-        found = collect_statistics(path, _spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW))
+        count = options.calibration_tokens // WINDOW
+        if options.own_text:
+            read = own_text(path, count, WINDOW, progress=_progress)
+            print(f"text written: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        else:
+            read = _spread(tokenizer, calibration_text, count)
+        found = collect_statistics(path, read)
         print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
         return found
 
@@ -335,6 +345,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--calibration", metavar="FILE", help="a text instead of r-cran-janeaustenr and debian-handbook"
     )
+    parser.add_argument("--own-text", action="store_true", help="calibrate on a text that the model writes itself")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep statistics and layers there, and use them")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")

@@ -74,6 +74,8 @@ def prepared(
         raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {k}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
+    if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
+        raise ValueError(f"execute: {activation.scaling.name} needs a weight whose slices have groups")
     if (weight.plan.mm_type.c is ElementType.INT8) != (result_scale is not None):
         raise ValueError(f"execute: result_scale is {result_scale}, and {weight.plan.mm_type.name} computes the weight")
     element = _INTEGERS.get(dtype, ELEMENTS.get(dtype))

@@ -73,7 +73,7 @@ class Placed:
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
+        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -111,8 +111,9 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
         None if array is None else array.ctypes.data
         for array in (each.column_scale, each.column_zero, each.column_sums)
     )
+    group = _executor.Range() if each.group is None else _executor.Range(each.group.start, each.group.length)
     return _executor.SliceStruct(
-        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses
+        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
 
 

@@ -433,11 +433,13 @@ class Session:
         BusyError
             If another thread runs with it.
         """
-        if resource.closed or self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
+        if self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
             resource.closed = True
             return
+        if resource.closed and not self._holds(resource):
+            return
         with self._inside():
-            if resource.closed:
+            if resource.closed and not self._holds(resource):  # else an interrupt came when it was given back before
                 return
             if isinstance(resource, Memory):
                 self._release_memory(resource)
@@ -445,6 +447,9 @@ class Session:
                 self._claim([resource], [])
                 del self._handles[resource]
                 self.runtime.matmul_destroy(resource.value)
+
+    def _holds(self, resource: Memory | Handle) -> bool:
+        return resource in self._memories if isinstance(resource, Memory) else resource in self._handles
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -509,10 +514,16 @@ class Session:
         if not self._released:
             return
         waiting: list[Memory | Handle] = []
-        while self._released:
-            waiting.append(self._released.popleft())
-        for resource in sorted(waiting, key=lambda each: isinstance(each, Handle)):
-            self._try_to_release(resource)
+        try:
+            while self._released:
+                waiting.append(self._released.popleft())
+            waiting.sort(key=lambda each: isinstance(each, Handle))
+            while waiting:
+                self._try_to_release(waiting[0])
+                del waiting[0]
+        except BaseException:  # an interrupt: doing it twice is allowed
+            self._released.extend(waiting)
+            raise
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
         """Release, where whoever is there to be told of a failure did not ask for it."""

@@ -86,7 +86,8 @@ def check(device: npu.Device, a: np.ndarray[Any, Any], layers: list[Layer]) -> n
 
 KINDS = (
     "w16a16", "w16a16_high", "w8a8", "w8a8_layer", "w8a8_g128", "w8a8_wasym_aasym", "w4a8", "w4a8_g64", "w4a4",
-    "float16", "bfloat16", "static", "static zero", "hadamard", "gelu", "clip",
+    "w8a8_g96_agroup", "w4a8_g32_wasym_aasym_agroup", "float16", "bfloat16", "static", "static zero", "hadamard",
+    "gelu", "clip",
 )  # fmt: skip
 
 
@@ -136,6 +137,12 @@ def test_several_tiles_on_several_cores_and_slices_of_k(
         assert plan is not None
         assert (len(plan.n_spans), len(plan.k_spans)) >= (tiles, parts)
     check(device, floats(m, 256), layers)
+
+
+@pytest.mark.parametrize("kind", ["w8a8_g32", "w4a8_g32_agroup", "w8a8_g32_wasym_aasym_agroup"])
+def test_more_slices_than_images_of_a(device: npu.Device, kind: str) -> None:
+    """Rows that are finished once serve several batches of slices."""
+    check(device, floats(300, 400), [layer(kind, 400, 700), layer(kind, 700, 500, 1), layer(kind, 500, 64, 2)])
 
 
 @given(data=st.data())

@@ -69,7 +69,7 @@ static int open_work(npumm_work *work) {
   }
   int code = open_sums(work);
   if (!code) code = npumm_fuse_open(work);
-  return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest);
+  return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
 }
 
 static void close_work(npumm_work *work) {
@@ -107,7 +107,7 @@ static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
     const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
     report->slice_index = s;
     int code = is_packed ? 0
-                         : npumm_rows_pack(&work->rows, m, &slice->k, slice->part, shape,
+                         : npumm_rows_pack(&work->rows, m, slice, shape, i,
                                            (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
                                            (int64_t)memory->size,
                                            work->row_sums ? work->row_sums + i * work->longest : NULL, &report->row);

@@ -35,10 +35,12 @@ void npumm_keep_rows(const npumm_work *work) {
   const int32_t buffer = npumm_buffer_of(work, slice);
   const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + p->slice_count - 1) * p->n_count];
   npumm_kept *keep = work->call->keep;
+  const int groups = npumm_scales_groups(&p->activation), scaled_each = groups || !p->common_scale;
+  const int64_t at = npumm_rows_of_buffer(&work->rows, buffer);
   const int32_t *sums = work->row_sums && slice->column_zero ? work->row_sums + buffer * work->longest : NULL;
   for (int64_t r = 0; r < m->length; r++) {
-    keep->row_factor[m->start + r] = work->rows.factor ? work->rows.factor[r] : 1.0;
-    if (work->rows.zero) keep->row_zero[m->start + r] = work->rows.zero[r];
+    keep->row_factor[m->start + r] = work->rows.factor ? work->rows.factor[at + r] : 1.0;
+    if (work->rows.zero) keep->row_zero[m->start + r] = work->rows.zero[at + r];
     if (sums) keep->row_sum[m->start + r] = sums[r];
   }
   const int requantized = keep->type == NPUMM_INT8; /* the runtime applied all scales */
@@ -49,13 +51,14 @@ void npumm_keep_rows(const npumm_work *work) {
       .column_sums = slice->column_sums,
       .row_sum = sums ? keep->row_sum : NULL,
       .column_zero = slice->column_zero,
-      .column_scale = p->common_scale ? NULL : slice->column_scale,
+      .column_scale = scaled_each ? slice->column_scale : NULL,
+      .row_factor = groups ? keep->row_factor : NULL,
   };
   keep->term = term;
   keep->c_group = shape->c_group;
-  keep->scaled_each = !p->common_scale;
-  keep->last_factor = requantized ? NULL : keep->row_factor;
-  keep->last_scale = p->common_scale && !requantized ? slice->column_scale : NULL;
+  keep->scaled_each = scaled_each;
+  keep->last_factor = requantized || groups ? NULL : keep->row_factor;
+  keep->last_scale = !scaled_each && !requantized ? slice->column_scale : NULL;
 }
 
 /* ---- finishing ------------------------------------------------------------------------------------------------------- */
@@ -70,6 +73,7 @@ static int finish_tile(const npumm_kept *kept, int32_t m_index, int32_t n_index,
   npumm_term term = kept->term;
   if (term.row_zero) term.row_zero += m->start;
   if (term.row_sum) term.row_sum += m->start;
+  if (term.row_factor) term.row_factor += m->start;
   if (term.column_sums) term.column_sums += n->start;
   if (term.column_zero) term.column_zero += n->start;
   if (term.column_scale) term.column_scale += n->start;
@@ -200,7 +204,7 @@ static int fuse_block(npumm_work *work, npumm_fusing *mine, int64_t first, int64
     const int32_t s = work->image_of[i];
     rknn_tensor_mem *memory = p->a_memories[i];
     const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    code = npumm_rows_pack(rows, &block, &p->slices[s].k, p->slices[s].part, shape,
+    code = npumm_rows_pack(rows, &block, &p->slices[s], shape, i,
                            (char *)memory->virt_addr + memory->offset, (int64_t)memory->size,
                            work->row_sums ? work->row_sums + i * work->longest + first : NULL, &mine->bad);
   }

@@ -357,13 +357,47 @@ class LlamaModel:
         ndarray of float32, shape (T, hidden)
             What leaves it, a new array.
         """
+        rotation = self.rotations(cache.length, cache.length + len(x))
+        return self.run_block_with(layer, x, lambda qkv: self._attention(qkv, rotation, cache, layer))
+
+    def run_block_with(self, layer: int, x: Float32, attend: Callable[[Float32], Float32]) -> Float32:
+        """Run rows through one block, with attention from elsewhere.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            Rows.
+        attend : callable
+            From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to
+            ``(T, H D)``.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves it, a new array.
+        """
         block, eps = self._blocks[layer], self.config.rms_eps
-        rotation = self._rope.rows(cache.length, cache.length + len(x))
         qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
-        attended = self._attention(qkv, rotation, cache, layer)
-        x = x + _biased(block.attn_out(attended), block.attn_out_bias)
+        x = x + _biased(block.attn_out(attend(qkv)), block.attn_out_bias)
         x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
         return x
+
+    def rotations(self, start: int, stop: int) -> NDArray[np.complex64]:
+        """Rotations of positions `start` to `stop`, as `rotate` takes them.
+
+        Parameters
+        ----------
+        start, stop : int
+            Positions.
+
+        Returns
+        -------
+        ndarray of complex64, shape (stop - start, 1, rope_dim / 2)
+            A row for each position.
+        """
+        return self._rope.rows(start, stop)
 
     def logits(self, x: Float32) -> Float32:
         """Turn what leaves the last block into logits.
