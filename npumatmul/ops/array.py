@@ -57,7 +57,9 @@ class NpuArray(NDArrayOperatorsMixin):
     synchronised.
 
     float16 operands whose extents fit the NPU's are read in place, and results written in place: in a chain of
-    products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is).
+    products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is). Other results stay
+    where the NPU left them until they are read; `buffer` is allocated then. A product that they are the left operand
+    of takes them from there, in one pass.
 
     Examples
     --------
