@@ -280,12 +280,12 @@ class Result(C.Structure):
         ("data", C.c_void_p),
         ("row_stride", C.c_int64),
         ("type", C.c_int),
-        ("widen", C.c_int32),
         ("row_factor", C.c_void_p),
         ("column_scale", C.c_void_p),
         ("epilogue", C.POINTER(EpilogueStruct)),
         ("row", C.c_int64),
         ("column", C.c_int64),
+        ("widen", C.c_int32),
     )
 
 
@@ -315,7 +315,7 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     term = Term(
         ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None, None
     )
-    result = Result(out.ctypes.data, out.strides[0], element, 0, None, None, C.pointer(epilogue), 0, 0)
+    result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0, 0)
     code = _store()(tiling, term, sums.ctypes.data, sums.nbytes, None, result)
     assert code == 0, f"npumm_store: code {code}"
 

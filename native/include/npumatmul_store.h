@@ -88,11 +88,11 @@ typedef struct {
   int64_t row_stride;
   npumm_element type;            /* NPUMM_INT32 for sums of integers without factors, scales and epilogue; NPUMM_INT8
                                     for one slice of NPUMM_C_INT8 without zero points and any of these */
-  int32_t widen;                 /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
   const double *row_factor;      /* one per row of the tile, or NULL for 1 */
   const float *column_scale;     /* one per column of the tile, common to all slices, or NULL for 1 */
   const npumm_epilogue *epilogue; /* or NULL */
   int64_t row, column;           /* of the tile's first element, in the epilogue's arrays */
+  int32_t widen;                 /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
 } npumm_result;
 
 /*
