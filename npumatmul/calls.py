@@ -136,7 +136,7 @@ class Keeping:
         memories: list[Memory] = []
         try:
             for nbytes in c_bytes:
-                memories += workspace.lend("C", len(plan.weight.n_spans), nbytes, lease)
+                memories += workspace.lend("C", len(plan.weight.n_spans), nbytes, lease, domain=self._weight.domain)
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error

@@ -136,6 +136,10 @@ class NpuArray(NDArrayOperatorsMixin):
         """The memory. Of a result that nobody read yet it is allocated now, and the values come into it."""
         return self._memory if isinstance(self._memory, Buffer) else self._memory.buffer
 
+    def buffer_in(self, domain: int) -> Buffer:
+        """The memory; if it is allocated now, then in this IOMMU domain."""
+        return self._memory if isinstance(self._memory, Buffer) else self._memory.read(domain)
+
     @property
     def room(self) -> int:
         """Bytes of the buffer."""
@@ -375,7 +379,9 @@ class NpuArray(NDArrayOperatorsMixin):
         return call_function(function, args, options)
 
 
-def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str | None = None) -> NpuArray:
+def empty(
+    shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str | None = None, domain: int | None = None
+) -> NpuArray:
     """An array in NPU memory, in C order, with whatever was in that memory.
 
     Parameters
@@ -385,13 +391,16 @@ def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str 
         float32 by default; one of those of `NpuArray`.
     device : Device or str, optional
         The current device by default.
+    domain : int, optional
+        IOMMU domain: only products with weights of the same one (`PackedWeight.domain`) read and write it in place. By
+        default the first one that has room.
 
     Raises
     ------
     TypeError
         If the NPU has no such dtype.
     ValueError
-        If an extent is negative.
+        If an extent is negative, or there is no such domain.
     NpuMemoryError
         If the runtime has no memory, or the process no descriptors left: an array holds one.
 
@@ -407,7 +416,7 @@ def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str 
     wanted = supported(dtype)
     target = current_device(device)
     memory = target.attached(ArrayMemory, ArrayMemory)
-    buffer = memory.allocate(target, room_for(extents, wanted, target))
+    buffer = memory.allocate(target, room_for(extents, wanted, target), domain)
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 

@@ -54,9 +54,10 @@ class Pending:
             If the array or its device are closed, or inherited through a fork.
         """
         state = self._state
-        return state if isinstance(state, Buffer) else self._read()
+        return state if isinstance(state, Buffer) else self.read()
 
-    def _read(self) -> Buffer:
+    def read(self, domain: int | None = None) -> Buffer:
+        """As `buffer`; if it is made now, then in an IOMMU domain."""
         device = self.device
         device.check_usable()  # of a forked child, whose locks may be held for ever
         with device.lock:
@@ -66,7 +67,7 @@ class Pending:
             device.check_usable()
             if state is None:
                 raise ClosedError("this NpuArray is closed")
-            buffer = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes)
+            buffer = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes, domain)
             state.store(buffer.memory.address)
             buffer.mark_written()
             device.counters.conversions += 1

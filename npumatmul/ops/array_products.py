@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.direct import Room, Rows, direct_type, multiply, ranges_in_place
+from npumatmul.errors import NpuMemoryError
 from npumatmul.ops.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
@@ -93,6 +94,8 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     stored = b.stored
     if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
         return None
+    if a.buffer.domain != stored.domain:
+        return None
     wanted = b.scheme.result if dtype is None else np.dtype(dtype)
     mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
     if mm_type is None:
@@ -109,8 +112,12 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     ranges = ranges_in_place(m, stored, mm_type, readable, writable)
     if ranges is None:
         return None  # nothing was allocated, and a result that nobody read yet stays so
-    result = empty(shape, wanted, device=b.device) if out is None else out
-    rows_of_a, rows_of_c = Rows(a.buffer, readable), Rows(result.buffer, _writable(result))
+    try:
+        source = a.buffer_in(stored.domain)
+        result = empty(shape, wanted, device=b.device, domain=stored.domain) if out is None else out
+    except NpuMemoryError:
+        return None  # where it is computed otherwise it may be in another domain
+    rows_of_a, rows_of_c = Rows(source, readable), Rows(result.buffer, _writable(result))
     return result if multiply(rows_of_a, m, stored, mm_type, rows_of_c, ranges) else None
 
 
