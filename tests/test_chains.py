@@ -574,6 +574,7 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
         gc.collect()
         npu.empty_cache(device)
         before, position = device.stats(), 0
+        work()  # contexts are made
         while interrupted_at(position, work):
             position += 5
             if position % 100 == 0:

@@ -141,6 +141,11 @@ class NpuArray(NDArrayOperatorsMixin):
         return self._memory if isinstance(self._memory, Buffer) else self._memory.read(domain)
 
     @property
+    def domain(self) -> int | None:
+        """IOMMU domain of the memory; None as long as none is allocated."""
+        return self._memory.domain
+
+    @property
     def room(self) -> int:
         """Bytes of the buffer."""
         return self._memory.nbytes

@@ -75,6 +75,12 @@ class Pending:
             return buffer
 
     @property
+    def domain(self) -> int | None:
+        """IOMMU domain of the buffer, once there is one."""
+        state = self._state
+        return state.domain if isinstance(state, Buffer) else None
+
+    @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
         state = self._state

@@ -94,7 +94,7 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     stored = b.stored
     if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
         return None
-    if a.buffer.domain != stored.domain:
+    if a.domain not in (None, stored.domain):
         return None
     wanted = b.scheme.result if dtype is None else np.dtype(dtype)
     mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
