@@ -66,7 +66,7 @@ def prepared(
     """What is multiplied as the executor takes it, checked, and what has to live as long."""
     k = weight.plan.k
     if len(a.shape) != 2 or a.shape[0] < 1 or a.shape[1] != k:
-        raise ValueError(f"execute: {a.shape} cannot be multiplied with {(k, weight.plan.n)}")
+        raise ValueError(f"execute: {a.shape} @ {(k, weight.plan.n)} does not give a product")
     widened = isinstance(a, Kept) and activation.read_as == np.float32 and a.dtype in ELEMENTS
     if a.dtype != activation.read_as and not widened:
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
