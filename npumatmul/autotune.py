@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul._kernels import Conversion, RowScaling
+from npumatmul._kernels import Conversion
 from npumatmul.activation import Activation
 from npumatmul.device import Device
 from npumatmul.errors import NpuMemoryError
@@ -357,7 +357,6 @@ _CONVERSIONS: dict[ElementType, tuple[Conversion, np.dtype[Any]]] = {
     ElementType.INT8: (Conversion.COPY_8, np.dtype(np.int8)),
     ElementType.INT4: (Conversion.INT4, ElementType.INT4.dtype),
 }
-_WITH_ZERO_POINTS = (RowScaling.MINMAX, RowScaling.STATIC)
 
 
 class _Bench:
@@ -415,10 +414,10 @@ class _Bench:
         scales: list[NDArray[np.float32] | None] = [None, None]
         if self.out.dtype != np.int32:
             scales = [np.full(plan.n, 1 + (plan.k_group is not None) * odd, np.float32) for odd in (0, 1)]
-        sums = np.zeros(plan.n, np.int32) if self.activation.scaling in _WITH_ZERO_POINTS else None
+        sums = np.zeros(plan.n, np.int32) if self.activation.scaling.zero_points else None
         rows = [TileRow(span, zeros[:, span.start : span.start + span.length], conversion) for span in plan.k_spans]
         slices = [
-            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums)
+            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums, group=span)
             for i, span in enumerate(plan.k_spans)
         ]
         stored = self.placement.store(plan, rows, slices)

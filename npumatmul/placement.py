@@ -79,7 +79,7 @@ class Placed:
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
+        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -117,8 +117,9 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
         None if array is None else array.ctypes.data
         for array in (each.column_scale, each.column_zero, each.column_sums)
     )
+    group = _executor.Range() if each.group is None else _executor.Range(each.group.start, each.group.length)
     return _executor.SliceStruct(
-        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses
+        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
 
 
@@ -503,6 +504,8 @@ def _call(
         raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
+    if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
+        raise ValueError(f"execute: {activation.scaling.name} needs a weight whose slices have groups")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:

@@ -288,7 +288,9 @@ def test_bad_arguments_are_refused(fresh_device: npu.Device) -> None:
         plan_weight(64, 64, MatmulType.FLOAT16_FLOAT16_FLOAT16, fresh_device.chip, ac_native=True)
 
 
-@pytest.mark.parametrize("scheme", ["w16a16", "w8a8", "w4a8_g64", "w4a4", "w16a16_high", "w8a8_wasym_aasym"])
+@pytest.mark.parametrize(
+    "scheme", ["w16a16", "w8a8", "w4a8_g64", "w4a4", "w16a16_high", "w8a8_wasym_aasym", "w4a8_g64_aasym_agroup"]
+)
 def test_products_of_every_kind_can_be_tuned(fresh_device: npu.Device, scheme: str) -> None:
     random = np.random.default_rng(3)
     a, b = random.standard_normal((5, 192), np.float32), random.standard_normal((192, 160), np.float32)
