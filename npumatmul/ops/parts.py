@@ -227,6 +227,7 @@ def slices_of(
     reader: Reader, n: int, k_spans: Sequence[Span], array: Callable[[str], NDArray[Any]]
 ) -> list[WeightSlice]:
     """The slices of K that a description has, with their arrays."""
+    k = k_spans[-1].start + k_spans[-1].length
     sums = reader.get("array_checksums")
     if not isinstance(sums, dict):
         raise reader.wrong("'array_checksums' is no object")
@@ -256,7 +257,7 @@ def slices_of(
         group = None
         if "group" in each.content:  # of activations that are scaled in groups
             group = each.span(each.content["group"], "group")
-            if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= plan.k:
+            if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= k:
                 raise reader.wrong(f"the group from {group.start} does not hold the slice of K from {span.start}")
         slices.append(WeightSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays, group=group))
     covered = {each.k_span for each in slices}
