@@ -266,7 +266,7 @@ def quantize_command(
         Path | None, typer.Option(help="A JSON file: scheme, transform, rounding, ... and overrides for layers.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="With --scheme: the recipe that loses least; needs --calibration.")
+        bool, typer.Option("--best", help="With --scheme: the recipe that loses least, with calibration.")
     ] = False,
     candidates: Annotated[str, typer.Option(help="With auto: schemes to choose from, best recipes.")] = "w4a8,w8a8",
     max_bits: Annotated[float | None, typer.Option(help="With auto: most stored bits per weight, on average.")] = None,
@@ -275,9 +275,9 @@ def quantize_command(
         str | None, typer.Option(help="Whose layout the file has, such as rk3588; by default the device's.")
     ] = None,
     portable: Annotated[bool, typer.Option("--portable", help="Write codes, which every chip can lay out.")] = False,
-    calibration: Annotated[Path | None, typer.Option(help="A text file, where the recipe needs one.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="A text file; else the model writes one itself.")] = None,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window of that text.")] = 512,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Windows of it at most.")] = 32,
+    chunks: Annotated[int, typer.Option(min=1, help="Windows of it at most.")] = 40,
 ) -> None:
     """Quantize a model by a scheme or a recipe, and write a file that `generate` and others take as they take GGUF.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from npumatmul.llm.quantize import (
     auto_quantize,
     is_quantized,
     load_quantized,
+    own_text,
     quantize_model,
     save_quantized,
 )
+from npumatmul.llm.quantize.quantized_model import layers_to_calibrate
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Request:
     portable: bool = False
     calibration: Path | None = None
     context: int = 512
-    chunks: int | None = None
+    chunks: int = 40
 
 
 def quantize(request: Request) -> None:
@@ -88,12 +91,19 @@ def _model(path: Path, request: Request, progress: ProgressCallback | None) -> Q
         raise ValueError(f"{path} is not quantized yet: give --scheme or --recipe")
     pieces = calibration_pieces(path, request.calibration, request.context, request.chunks)
     if isinstance(recipe, Recipe):
-        return quantize_model(path, recipe, pieces, progress=progress)
+        if pieces or not layers_to_calibrate(path, recipe):
+            return quantize_model(path, recipe, pieces, progress=progress)
+        count = request.chunks
+        note = f"calibrated on a text that the model wrote itself: {count} windows of {request.context} tokens"
+        console.print(f"without --calibration the model is {note}")
+        pieces = own_text(path, count, request.context, progress=progress)
+        model = quantize_model(path, recipe, pieces, progress=progress)
+        return dataclasses.replace(model, notes=(*model.notes, note))
     bits, kl = recipe.max_bits, recipe.max_kl
     return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress)
 
 
-def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int | None) -> list[Window]:
+def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int) -> list[Window]:
     """Cut the calibration text into windows; none without a text."""
     if text is None:
         return []

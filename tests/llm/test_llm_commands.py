@@ -17,7 +17,7 @@ from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.model import layer_names
-from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
+from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized, own_text, quantize_model
 
 runner = CliRunner()
 
@@ -166,6 +166,20 @@ def test_quantize_with_the_best_recipe(tiny: Any, text: Path, tmp_path: Path) ->
     target = tmp_path / "best.safetensors"
     run("quantize", tiny.path, "--scheme", "w4a4", "--best", "--calibration", text, "-c", 64, "-o", target)
     assert load_quantized(target).recipe == best_recipe("w4a4")
+
+
+def test_without_a_text_the_model_writes_one(tiny: Any, tmp_path: Path) -> None:
+    target = tmp_path / "best.safetensors"
+    options = ["--best", "-c", 32, "--chunks", 3, "--portable"]
+    run("quantize", tiny.path, "--scheme", "w8a8", *options, "-o", target)
+    model = load_quantized(target)
+    assert model.recipe == best_recipe("w8a8")
+    assert model.notes[-1].endswith("a text that the model wrote itself: 3 windows of 32 tokens")
+    expected = quantize_model(tiny.path, best_recipe("w8a8"), own_text(tiny.path, 3, 32))
+    for name, layer in expected.layers.items():
+        np.testing.assert_array_equal(model.layers[name].restored(), layer.restored())
+    run("quantize", tiny.path, "--scheme", "w8a8", "-o", target)
+    assert load_quantized(target).notes == ()  # plain rounding needs no text, and none is written
 
 
 def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None:

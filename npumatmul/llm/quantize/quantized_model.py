@@ -26,7 +26,7 @@ from .layer import QuantizedLayer
 from .packed_layer import PackedLayer
 from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
 
-__all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
+__all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def quantize_model(
     file = GGUFFile(path)
     names = layer_tensors(file, LlamaConfig.from_gguf(file))
     recipes = {name: recipe.for_layer(name) for name in names}
-    needing = [name for name, each in recipes.items() if each.needs_calibration]
+    needing = layers_to_calibrate(path, recipe)
     known = dict(statistics or {})
     missing = [name for name in needing if name not in known]
     if missing:
@@ -216,6 +216,26 @@ def quantize_model(
     for note in notes:
         logger.info("%s", note)
     return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
+
+
+def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:
+    """Names of the layers of a model whose recipe looks at activations.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    recipe : Recipe
+        What is to be done.
+
+    Returns
+    -------
+    list of str
+        None where no calibration text is needed.
+    """
+    with GGUFFile(path) as file:
+        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
 def layer_of_recipe(
