@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from npumatmul.ops import PackedWeight, pack
 from npumatmul.ops.host_values import host_values
 from npumatmul.ops.packed_parts import restored
 from npumatmul.ops.saving import StoredParts
+from npumatmul.qparams import QuantParams
 from npumatmul.quant.schemes import Scheme
 
 from .layer import QuantizedLayer
@@ -158,9 +159,20 @@ def pack_layer(layer: QuantizedLayer, device: Device) -> PackedWeight:
     """
     if isinstance(layer.weight, np.ndarray):
         return pack(layer.restored(), "w16a16", transposed=True, device=device)
-    bits = 4 if layer.weight.params.bits <= 4 else 8
-    scheme = Scheme.parse(f"w{bits}a{layer.recipe.parts.activation_bits}")
-    if not scheme.takes_any_value:
-        symmetric = layer.recipe.symmetric_activations
-        scheme = replace(scheme, activation_clip=layer.recipe.activation_clip, activation_symmetric=symmetric)
-    return pack(layer.weight, scheme, device=device)
+    return pack(layer.weight, _scheme_of(layer, layer.weight.params), device=device)
+
+
+def _scheme_of(layer: QuantizedLayer, params: QuantParams) -> Scheme:
+    """What the weight is, and how the layer's recipe quantizes activations."""
+    parts = layer.recipe.parts
+    activation: dict[str, Any] = {}
+    if parts.activation_bits < 16:
+        activation = {
+            "activation_granularity": parts.activation_granularity,
+            "activation_clip": layer.recipe.activation_clip,
+            "activation_symmetric": layer.recipe.symmetric_activations,
+        }
+    return Scheme(
+        4 if params.bits <= 4 else 8, parts.activation_bits, params.granularity, params.group_size,
+        symmetric=params.symmetric, **activation,
+    )  # fmt: skip
