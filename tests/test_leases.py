@@ -19,6 +19,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import errors, sim
+from npumatmul._executor import Executor
 from npumatmul.leases import Lease, Leases, Spares, Turn
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn.simulator import Simulator
@@ -82,6 +83,22 @@ def hung_run(device: npu.Device, work: Callable[[], Any]) -> Working:
 
 def at_work(device: npu.Device) -> list[Lease]:
     return device.session.leases.others()
+
+
+class Gate:
+    """The next product, which takes long: until it is opened. It is not a failure, as a run that hangs is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        execute = Executor.execute
+
+        def slowly(*arguments: Any) -> int:
+            if not self.reached.is_set():
+                self.reached.set()
+                assert self.opened.wait(60)
+            return execute(*arguments)
+
+        monkeypatch.setattr(Executor, "execute", slowly)
 
 
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,27 +192,31 @@ def test_one_that_hangs_again_says_so_and_others_go_on(device: npu.Device) -> No
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-def test_a_weight_that_goes_while_a_product_runs_keeps_its_memory_until_then(device: npu.Device, how: str) -> None:
+def test_a_weight_that_goes_while_a_product_runs_keeps_its_memory_until_then(
+    device: npu.Device, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     """Nobody else's weight comes to stand there meanwhile; the first call afterwards gives it back."""
     weights = [npu.pack(B, device=device)]
     nbytes = weights[0].nbytes
     np.testing.assert_array_equal(A @ weights[0], EXPECTED)
-    with sim.configured(device, faults="run:times=1:delay_ms=700"):
-        working = Working(lambda packed=weights[0]: A @ packed)
-        until(lambda: bool(at_work(device)))
-        if how == "closed":
-            weights[0].close()
-            with pytest.raises(errors.ClosedError, match="this packed weight is closed"):
-                A @ weights[0]
-        weights.clear()
-        gc.collect()
-        device.stats()
-        assert device.weights.bytes_used == nbytes
-        with npu.pack(-B, device=device) as other:
-            assert device.weights.bytes_used == 2 * nbytes
-            np.testing.assert_array_equal(A @ other, -EXPECTED)
-            working.join()
-            np.testing.assert_array_equal(working.result, EXPECTED)
+    gate = Gate(monkeypatch)
+    working = Working(lambda packed=weights[0]: A @ packed)
+    assert gate.reached.wait(60)
+    if how == "closed":
+        weights[0].close()
+        with pytest.raises(errors.ClosedError, match="this packed weight is closed"):
+            A @ weights[0]
+    weights.clear()
+    gc.collect()
+    device.stats()
+    assert device.weights.bytes_used == nbytes
+    with npu.pack(-B, device=device) as other:
+        assert device.weights.bytes_used == 2 * nbytes
+        np.testing.assert_array_equal(A @ other, -EXPECTED)
+        assert not working.done
+        gate.opened.set()
+        working.join()
+        np.testing.assert_array_equal(working.result, EXPECTED)
     del working
     gc.collect()
     device.stats()
@@ -218,23 +239,26 @@ def test_a_buffer_in_use_cannot_be_closed(device: npu.Device, monkeypatch: pytes
         out.close()
 
 
-def test_closing_a_device_lets_products_end_and_begins_no_other() -> None:
+def test_closing_a_device_lets_products_end_and_begins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     device = npu.Device("sim:rk3588")
     packed = npu.pack(B, device=device)
     np.testing.assert_array_equal(A @ packed, EXPECTED)
-    with sim.configured(device, faults="run:times=1:delay_ms=500"):
-        working = Working(lambda: A @ packed)
-        until(lambda: bool(at_work(device)))
-        closing = Working(device.close)
-        others = [Working(lambda: [A @ packed for _ in range(1000)]) for _ in range(2)]
-        closing.join()
-        assert closing.error is None
-        assert device.closed
-        working.join()
-        np.testing.assert_array_equal(working.result, EXPECTED)
-        for each in others:
-            each.join()
-            assert isinstance(each.error, errors.ClosedError)
+    gate = Gate(monkeypatch)
+    working = Working(lambda: A @ packed)
+    assert gate.reached.wait(60)
+    closing = Working(device.close)
+    until(lambda: bool(device.session.leases._bars))
+    others = [Working(lambda: A @ packed) for _ in range(2)]
+    until(lambda: len(device.session.leases._waiting) >= 3)
+    assert not closing.done
+    assert not device.closed
+    gate.opened.set()
+    for each in (working, closing, *others):
+        each.join()
+    np.testing.assert_array_equal(working.result, EXPECTED)
+    assert closing.error is None
+    assert device.closed
+    assert all(isinstance(each.error, errors.ClosedError) for each in others)
 
 
 def test_closing_that_is_refused_closes_nothing(device: npu.Device) -> None:
