@@ -37,6 +37,7 @@ from npumatmul.llm.quantize import (
     Recipe,
     best_recipe,
     collect_statistics,
+    quantize_model,
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
 from npumatmul.mmtype import MatmulType
@@ -93,23 +94,17 @@ def main() -> None:
     rows = entries()
     chosen = options.rows or list(rows)
     path = Path(options.model) if options.model else fetch_demo_model()
-    evaluation_text, evaluation_source = _text(options.evaluation, ["anarchism"], options.cache)
-    calibration_text, calibration_source = _text(options.calibration, ["austen", "handbook"], options.cache)
+    evaluation_text, evaluation_source = texts(options.evaluation, ["anarchism"], options.cache)
+    calibration_text, calibration_source = texts(options.calibration, ["austen", "handbook"], options.cache)
     tokenizer = GGUFTokenizer(GGUFFile(path))
-    pieces = _spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
+    pieces = spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
     scored = sum(piece.scored for piece in pieces)
-    print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {_cpu()}")
+    print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {cpu()}")
     print(f"model: {path.name}")
     print(f"evaluation: {evaluation_source}, {len(pieces)} windows of {WINDOW} tokens, {scored} positions scored")
     print(f"calibration: {calibration_source}, {options.calibration_tokens} tokens")
 
-    def calibrate() -> dict[str, LayerStatistics]:
-        started = time.perf_counter()
-        found = collect_statistics(path, _spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW))
-        print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
-        return found
-
-    workshop = Workshop(path, calibrate, options.keep)
+    workshop = Workshop(path, spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW), options.keep)
     made: dict[str, Any] = {}
     models = {}
     for name in chosen:
@@ -122,7 +117,7 @@ def main() -> None:
     loaded = {name: model.load().model for name, model in models.items()}
 
     def report(done: int, total: int, so_far: Mapping[str, Evaluation]) -> None:
-        _progress(done, total, "windows")
+        progress(done, total, "windows")
         if options.json:
             interim = {name: each.as_dict() for name, each in so_far.items()}
             Path(options.json).write_text(json.dumps({"windows": done, "of": total, "so far": interim}, indent=1))
@@ -140,37 +135,52 @@ def main() -> None:
 class Workshop:
     """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
 
-    def __init__(self, path: Path, calibrate: Callable[[], dict[str, LayerStatistics]], keep: Path | None) -> None:
+    def __init__(self, path: Path, calibration: list[Window], keep: Path | None) -> None:
         self.path = path
         self.file = GGUFFile(path)
-        self._calibrate = calibrate
-        self._keep = keep
+        self._calibration = calibration
+        self._keep: Path | None = None
         self._made: dict[str, QuantizedLayer] = {}
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
+        if keep is not None:  # of each model and calibration text by itself
+            digest = hashlib.sha256(path.name.encode())
+            for piece in calibration:
+                digest.update(piece.tokens.tobytes())
+            self._keep = keep / digest.hexdigest()[:12]
+            self._keep.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
         """Of the calibration text."""
-        found: dict[str, LayerStatistics] = self._kept("statistics", self._calibrate)
+        found: dict[str, LayerStatistics] = self._kept("statistics", self._collect)
         return found
 
     def model(self, recipe: Recipe) -> QuantizedModel:
         """Quantize by a recipe."""
+        if recipe.sequential:
+            key = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:24]
+            layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration).layers)
+            return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
         layers = {}
         for name, tensors in layer_tensors(self.file, LlamaConfig.from_gguf(self.file)).items():
             wanted = recipe.for_layer(name)
             values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
             values["scheme"] = re.sub(r"a\d+", "", wanted.scheme)
-            key = f"{name} {recipe.seed} {json.dumps(values)}"
+            usual = dataclasses.asdict(LayerRecipe())
+            key = f"{name} {recipe.seed} {json.dumps({k: v for k, v in values.items() if v != usual[k]})}"
             if key not in self._made:
                 make = partial(self._layer, name, tensors, wanted, recipe.seed)
                 self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
             layers[name] = dataclasses.replace(self._made[key], recipe=wanted)
         return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
 
+    def _collect(self) -> dict[str, LayerStatistics]:
+        started = time.perf_counter()
+        found = collect_statistics(self.path, self._calibration)
+        print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        return found
+
     def _layer(self, name: str, tensors: LayerTensors, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
-        _progress(0, 1, name)
+        progress(0, 1, name)
         statistics = self.statistics[name] if recipe.needs_calibration else None
         return layer_of_recipe(self.file, tensors, recipe, statistics, seed=seed)
 
@@ -204,14 +214,8 @@ def _line(entry: Entry, r: dict[str, Any]) -> str:
 def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int) -> dict[str, Any]:
     assert result.mean_kl is not None
     assert result.top1 is not None
-    # neighbouring tokens are not independent: the standard error is that of the windows' means
-    kl, top = (
-        np.array([part.mean() for part in np.array_split(values, count)])
-        for values in (result.kl, result.same_top)
-        if values is not None
-    )
-    error = [float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan for each in (kl, top)]
-    runs, decode = _modelled(model, 1)
+    error = standard_errors(result, count)
+    runs, decode = modelled(model, 1)
     return {
         "scheme": entry.scheme,
         "recipe": entry.recipe.as_dict(),
@@ -223,11 +227,21 @@ def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int
         "host_seconds": _host_seconds(model),
         "runs": runs,
         "decode": decode,
-        "prefill": _modelled(model, 128)[1],
+        "prefill": modelled(model, 128)[1],
     }
 
 
-def _modelled(model: QuantizedModel, rows: int) -> tuple[int, float | None]:
+def standard_errors(result: Evaluation, count: int) -> list[float]:
+    """Of KL divergence and agreement: those of the means of `count` windows, for neighbours are not independent."""
+    kl, top = (
+        np.array([part.mean() for part in np.array_split(values, count)])
+        for values in (result.kl, result.same_top)
+        if values is not None
+    )
+    return [float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan for each in (kl, top)]
+
+
+def modelled(model: QuantizedModel, rows: int) -> tuple[int, float | None]:
     """Runs and modelled seconds of all linear layers on an RK3588; attention and norms are not in it."""
     runs, total = 0, 0.0
     known = True
@@ -286,7 +300,7 @@ def _host_seconds(model: QuantizedModel, rows: int = 128) -> float:
     return total
 
 
-def _spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Window]:
+def spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Window]:
     """Windows that begin at equal distances in the texts, taken from each in turn; all positions are scored."""
     found: list[list[Window]] = []
     for i, text in enumerate(texts):
@@ -307,19 +321,22 @@ def _spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Wind
     return result
 
 
-def _text(file: str | None, names: list[str], cache: Path) -> tuple[list[str], str]:
+def texts(file: str | None, names: list[str], cache: Path) -> tuple[list[str], str]:
+    """Read a file, or packages of `prose`; and what they are."""
     if file:
         return [Path(file).read_text("utf-8")], Path(file).name
     found = [prose(name, cache) for name in names]
     return [text for text, _ in found], " and ".join(source for _, source in found)
 
 
-def _progress(done: int, total: int, what: str) -> None:
+def progress(done: int, total: int, what: str) -> None:
+    """Show how far things are, where somebody looks."""
     if sys.stderr.isatty():
         print(f"\r{what}: {done} of {total} \033[K", end="\r", file=sys.stderr, flush=True)
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()

@@ -13,7 +13,7 @@ Shapes: T tokens in a call, S tokens in the cache after it, H heads, G query hea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -198,7 +198,7 @@ class LlamaModel:
         self._head = head
         self._rope_factors = rope_factors
         self._rope = _RotaryTable(config, rope_factors)
-        self._mask = np.triu(np.full((PREFILL_CHUNK, PREFILL_CHUNK), -np.inf, np.float32), k=1)
+        self._mask = _causal(PREFILL_CHUNK)
         self._check_shapes()
 
     def __repr__(self) -> str:
@@ -209,8 +209,13 @@ class LlamaModel:
     @property
     def linears(self) -> dict[str, Linear]:
         """The linear layers by name, in the order of `layer_names`."""
-        inside = (linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down))
+        inside = (linear for i in range(len(self._blocks)) for linear in self._linears_of(i))
         return dict(zip(layer_names(self.config.n_layers), (*inside, self._head), strict=True))
+
+    def _linears_of(self, layer: int) -> tuple[Linear, ...]:
+        """The linear layers of a block, as `BLOCK_LAYERS` names them."""
+        block = self._blocks[layer]
+        return block.qkv, block.attn_out, block.gate_up, block.down
 
     def with_linears(self, changed: Mapping[str, Linear]) -> LlamaModel:
         """Make the same model with other linear layers; everything else is shared.
@@ -357,12 +362,51 @@ class LlamaModel:
         ndarray of float32, shape (T, hidden)
             What leaves it, a new array.
         """
+        linears = dict(zip(BLOCK_LAYERS, self._linears_of(layer), strict=True))
+        steps = self.block_steps(layer, x, cache)
+        try:
+            part, given = next(steps)
+            while True:
+                part, given = steps.send(linears[part](given))
+        except StopIteration as end:
+            result: Float32 = end.value
+            return result
+
+    def block_steps(self, layer: int, x: Float32, cache: KVCache) -> Generator[tuple[str, Float32], Float32, Float32]:
+        """Run tokens through one block whose products are the caller's.
+
+        Many inputs can be brought to the same layer this way before any of them goes on.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            As for `run_block`, of any number of tokens: attention takes memory in the square of it.
+        cache : KVCache
+            As for `run_block`.
+
+        Yields
+        ------
+        part : str
+            One of `BLOCK_LAYERS`, in their order.
+        given : ndarray of float32, shape (T, K)
+            What enters that layer. The generator is sent what leaves it, ``(T, N)``, and does not keep that.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves the block, a new array.
+        """
         block, eps = self._blocks[layer], self.config.rms_eps
         rotation = self._rope.rows(cache.length, cache.length + len(x))
-        qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
+        qkv = _biased((yield "qkv", rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
         attended = self._attention(qkv, rotation, cache, layer)
-        x = x + _biased(block.attn_out(attended), block.attn_out_bias)
-        x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        del qkv
+        x = x + _biased((yield "attn_out", attended), block.attn_out_bias)
+        del attended
+        gated = swiglu((yield "gate_up", rms_norm(x, block.ffn_norm, eps)))
+        x += yield "down", gated
         return x
 
     def logits(self, x: Float32) -> Float32:
@@ -400,7 +444,8 @@ class LlamaModel:
         q = q.reshape(t, c.n_kv_heads, group, c.head_dim).transpose(1, 2, 0, 3).reshape(c.n_kv_heads, -1, c.head_dim)
         scores = q @ keys.transpose(0, 2, 1)
         if t > 1:
-            scores.reshape(c.n_kv_heads, group, t, total)[..., past:] += self._mask[:t, :t]
+            mask = self._mask[:t, :t] if t <= PREFILL_CHUNK else _causal(t)
+            scores.reshape(c.n_kv_heads, group, t, total)[..., past:] += mask
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         result: Float32 = scores @ values
@@ -535,6 +580,11 @@ def swiglu(gate_up: Float32) -> Float32:
     np.divide(gate, y, out=y)
     y *= up
     return y
+
+
+def _causal(tokens: int) -> Float32:
+    """What is added to the scores of tokens that attend to one another."""
+    return np.triu(np.full((tokens, tokens), -np.inf, np.float32), k=1)
 
 
 def _biased(y: Float32, bias: Float32 | None) -> Float32:
