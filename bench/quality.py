@@ -37,6 +37,7 @@ from npumatmul.llm.quantize import (
     Recipe,
     best_recipe,
     collect_statistics,
+    own_text,
     quantize_model,
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
@@ -95,16 +96,15 @@ def main() -> None:
     chosen = options.rows or list(rows)
     path = Path(options.model) if options.model else fetch_demo_model()
     evaluation_text, evaluation_source = texts(options.evaluation, ["anarchism"], options.cache)
-    calibration_text, calibration_source = texts(options.calibration, ["austen", "handbook"], options.cache)
     tokenizer = GGUFTokenizer(GGUFFile(path))
     pieces = spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
     scored = sum(piece.scored for piece in pieces)
     print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {cpu()}")
     print(f"model: {path.name}")
     print(f"evaluation: {evaluation_source}, {len(pieces)} windows of {WINDOW} tokens, {scored} positions scored")
-    print(f"calibration: {calibration_source}, {options.calibration_tokens} tokens")
-
-    workshop = Workshop(path, spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW), options.keep)
+    calibration = Calibration(path, tokenizer, options)
+    print(f"calibration: {calibration.source}, {options.calibration_tokens} tokens")
+    workshop = Workshop(path, calibration, options.keep)
     made: dict[str, Any] = {}
     models = {}
     for name in chosen:
@@ -132,20 +132,39 @@ def main() -> None:
             Path(options.json).write_text(json.dumps(results, indent=1))
 
 
+class Calibration:
+    """The text that models are calibrated on: what it is, and its windows once they are needed."""
+
+    def __init__(self, path: Path, tokenizer: GGUFTokenizer, options: argparse.Namespace) -> None:
+        self._path, self._tokenizer, self._options = path, tokenizer, options
+        self.count = options.calibration_tokens // WINDOW
+        self.source = "written by the model itself"
+        if not options.own_text:
+            self._text, self.source = texts(options.calibration, ["austen", "handbook"], options.cache)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The text."""
+        if not self._options.own_text:
+            return spread(self._tokenizer, self._text, self.count)
+        started = time.perf_counter()
+        written: list[Window] = own_text(self._path, self.count, WINDOW, progress=progress)
+        print(f"text written: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        return written
+
+
 class Workshop:
     """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
 
-    def __init__(self, path: Path, calibration: list[Window], keep: Path | None) -> None:
+    def __init__(self, path: Path, calibration: Calibration, keep: Path | None) -> None:
         self.path = path
         self.file = GGUFFile(path)
         self._calibration = calibration
         self._keep: Path | None = None
         self._made: dict[str, QuantizedLayer] = {}
         if keep is not None:  # of each model and calibration text by itself
-            digest = hashlib.sha256(path.name.encode())
-            for piece in calibration:
-                digest.update(piece.tokens.tobytes())
-            self._keep = keep / digest.hexdigest()[:12]
+            what = f"{path.name} {calibration.source} {calibration.count}"
+            self._keep = keep / hashlib.sha256(what.encode()).hexdigest()[:12]
             self._keep.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -158,7 +177,7 @@ class Workshop:
         """Quantize by a recipe."""
         if recipe.sequential:
             key = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:24]
-            layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration).layers)
+            layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
             return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
         layers = {}
         for name, tensors in layer_tensors(self.file, LlamaConfig.from_gguf(self.file)).items():
@@ -175,7 +194,7 @@ class Workshop:
 
     def _collect(self) -> dict[str, LayerStatistics]:
         started = time.perf_counter()
-        found = collect_statistics(self.path, self._calibration)
+        found = collect_statistics(self.path, self._calibration.windows)
         print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
         return found
 
@@ -352,6 +371,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--calibration", metavar="FILE", help="a text instead of r-cran-janeaustenr and debian-handbook"
     )
+    parser.add_argument("--own-text", action="store_true", help="calibrate on a text that the model writes itself")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep statistics and layers there, and use them")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")

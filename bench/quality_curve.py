@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from quality import CACHE, WINDOW, Workshop, cpu, modelled, progress, spread, standard_errors, texts
+from quality import CACHE, WINDOW, Calibration, Workshop, cpu, modelled, progress, spread, standard_errors, texts
 
 from npumatmul.llm import GGUFFile, GGUFTokenizer, fetch_demo_model, load_model, numpy_pack
 from npumatmul.llm.evaluation import evaluate_models
@@ -90,10 +90,9 @@ def main() -> None:
     tokenizer = GGUFTokenizer(GGUFFile(path))
     text, source = texts(options.text, ["jargon"], options.cache)
     pieces = spread(tokenizer, text, options.windows)
-    calibration_text, calibration_source = texts(options.calibration, ["austen", "handbook"], options.cache)
-    calibration = spread(tokenizer, calibration_text, options.calibration_tokens // WINDOW)
+    calibration = Calibration(path, tokenizer, options)
     print(f"model: {path.name}; text: {source}, {len(pieces)} windows of {WINDOW} tokens; {cpu()}", flush=True)
-    conditions = json.dumps([path.name, source, len(pieces), calibration_source, len(calibration)])
+    conditions = json.dumps([path.name, source, len(pieces), calibration.source, calibration.count])
     files = {p: _file(options.keep, f"{conditions} {_essence(p.recipe)}") for p in chosen}
     missing = [p for p in chosen if not files[p].exists()]
     reference = load_model(path, pack=numpy_pack).model if missing else None
@@ -178,6 +177,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--calibration", metavar="FILE", help="a text instead of r-cran-janeaustenr and debian-handbook"
     )
+    parser.add_argument("--own-text", action="store_true", help="calibrate on what the model writes by itself")
     parser.add_argument("--windows", type=int, default=3, help=f"windows of {WINDOW} tokens to score")
     parser.add_argument("--calibration-tokens", type=int, default=20480)
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")

@@ -9,7 +9,7 @@ from conftest import Beside
 from npumatmul.quant import Hadamard, hadamard_matrix
 
 
-@pytest.mark.parametrize("k", [576, 1536, 2048, 4096, 5632])
+@pytest.mark.parametrize("k", [576, 1536, 2048, 4096, 5632, 11008])
 @pytest.mark.parametrize("rows", [1, 128])
 def test_hadamard_rows(beside: Beside, k: int, rows: int) -> None:
     """As `matmul` does it for weights with a Hadamard transform."""

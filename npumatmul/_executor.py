@@ -144,6 +144,7 @@ class SliceStruct(C.Structure):
         ("column_scale", C.c_void_p),
         ("column_zero", C.c_void_p),
         ("column_sums", C.c_void_p),
+        ("group", Range),
     )
 
 
@@ -237,6 +238,7 @@ class Term(C.Structure):
         ("row_sum", C.c_void_p),
         ("column_zero", C.c_void_p),
         ("column_scale", C.c_void_p),
+        ("row_factor", C.c_void_p),
     )
 
 
@@ -278,7 +280,9 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     """
     rows, columns = sums.shape
     tiling = _kernels.Tiling(rows, columns, rows, columns, rows, columns)
-    term = Term(ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None)
+    term = Term(
+        ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None, None
+    )
     result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0)
     code = _store()(tiling, term, sums.ctypes.data, sums.nbytes, None, result)
     assert code == 0, f"npumm_store: code {code}"

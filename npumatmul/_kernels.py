@@ -50,6 +50,18 @@ class RowScaling(IntEnum):
     MINMAX = 3
     STATIC = 4
     POWER_OF_TWO_HIGH = 5
+    ABSMAX_GROUPS = 6
+    MINMAX_GROUPS = 7
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether a row has a scale for each group of K."""
+        return self in (RowScaling.ABSMAX_GROUPS, RowScaling.MINMAX_GROUPS)
+
+    @property
+    def zero_points(self) -> bool:
+        """Whether rows may have zero points."""
+        return self in (RowScaling.MINMAX, RowScaling.STATIC, RowScaling.MINMAX_GROUPS)
 
 
 class Tiling(C.Structure):

@@ -26,7 +26,8 @@ class Activation:
         What becomes of a value.
     scaling : RowScaling
         Where the scale of a row comes from: the power of two that keeps it in float16's range, its largest magnitude
-        (ABSMAX), its smallest and largest value (MINMAX), or `static_scale` and `static_zero`.
+        (ABSMAX), its smallest and largest value (MINMAX), or `static_scale` and `static_zero`. With ABSMAX_GROUPS and
+        MINMAX_GROUPS each group of K (`WeightSlice.group`) has its own.
     levels : int
         Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for 8 bits split into two int4.
     clip : float

@@ -8,55 +8,111 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul._kernels import Conversion, RowScaling
+from npumatmul._kernels import Conversion
 from npumatmul.activation import Activation
 from npumatmul.device import Device
+from npumatmul.errors import NpuMemoryError
 from npumatmul.layout import round_up
 from npumatmul.mmtype import ElementType
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
 from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, consulting, planned
 from npumatmul.weight_plan import ROWS_MIX, WeightPlan, costs_of, plan_weight
 
-__all__ = ["Trial", "Tuning", "autotune", "plan_for", "tuning_cache"]
+__all__ = ["Timed", "Trial", "Tuning", "autotune", "plan_for", "tuning_cache"]
 
 logger = logging.getLogger(__name__)
 
 
+#: Rounds before a way can be dropped.
+_ROUNDS_BEFORE_DROPPING = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What some number of rows took on so many cores.
+
+    Attributes
+    ----------
+    rows, cores : int
+    seconds : float
+        Median over the rounds.
+    spread : float
+        Seconds between the quartiles: half of the runs lay that close together.
+    fastest : float
+        Seconds of the fastest run.
+    rounds : int
+        How often it was measured.
+    """
+
+    rows: int
+    cores: int
+    seconds: float
+    spread: float
+    fastest: float
+    rounds: int
+
+    @classmethod
+    def of(cls, rows: int, cores: int, times: Sequence[float]) -> Timed:
+        """Out of the seconds of single runs, at least one.
+
+        Examples
+        --------
+        >>> Timed.of(1, 3, [2.0, 9.0, 1.0, 3.0, 2.0])
+        Timed(rows=1, cores=3, seconds=2.0, spread=1.0, fastest=1.0, rounds=5)
+        """
+        spread = 0.0
+        if len(times) > 1:
+            low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+            spread = high - low
+        return cls(rows, cores, statistics.median(times), spread, min(times), len(times))
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One way that was measured.
+    """One way to cut a weight that was measured, in one step.
 
     Attributes
     ----------
     plan : WeightPlan
-    seconds : tuple of (int, int, float)
-        Numbers of rows, cores, and the median time.
+    step : str
+        ``"cuts"``, ``"layouts"`` or ``"buckets"``: what was tried beside each other, so that times compare.
+    timed : tuple of Timed
+        For each number of rows and cores.
     """
 
     plan: WeightPlan
-    seconds: tuple[tuple[int, int, float], ...]
+    step: str
+    timed: tuple[Timed, ...]
 
-    def best(self) -> dict[int, tuple[float, int]]:
-        """Least time and its cores, by number of rows."""
-        found: dict[int, tuple[float, int]] = {}
-        for rows, cores, seconds in self.seconds:
-            found[rows] = min(found.get(rows, (math.inf, 0)), (seconds, cores))
+    def best(self) -> dict[int, Timed]:
+        """What took least, by number of rows, of what was measured as often: what was dropped met another machine."""
+        found: dict[int, Timed] = {}
+        for each in self.timed:
+            other = found.get(each.rows)
+            if other is None or (-each.rounds, each.seconds) < (-other.rounds, other.seconds):
+                found[each.rows] = each
         return found
 
     @property
     def score(self) -> float:
         """Sum of the logarithms of the least times: what is made small."""
-        return sum(math.log(max(seconds, 1e-9)) for seconds, _ in self.best().values())
+        return _score({rows: each.seconds for rows, each in self.best().items()})
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that it took part in."""
+        return max(each.rounds for each in self.timed)
 
 
 @dataclass(frozen=True)
@@ -69,7 +125,7 @@ class Tuning:
     simulated : bool
         Whether the times are those of a simulation, which says nothing about a board.
     trials : tuple of Trial
-        In the order in which they were measured; the first one is what the model chose.
+        By step; the first one is what the model chose. What a step chose is measured again in the next one.
     chosen : Tuned
     plan : WeightPlan
         What `chosen` means; `Placement.store` takes it.
@@ -83,15 +139,21 @@ class Tuning:
 
     def __str__(self) -> str:
         where = "simulated, says nothing about a board" if self.simulated else "on this board"
-        lines = [f"{self.weight}: {len(self.trials)} ways measured ({where})"]
+        lines = [
+            f"{self.weight}: {len({trial.plan for trial in self.trials})} ways measured in turns ({where}), "
+            "medians and the spread of half of the runs"
+        ]
         for trial in self.trials:
             w = trial.plan
             times = ", ".join(
-                f"{rows} rows {seconds * 1e3:.3f} ms on {cores}" for rows, (seconds, cores) in trial.best().items()
+                f"{rows} rows {each.seconds * 1e3:.3f} ms (spread {each.spread * 1e3:.3f}) on {each.cores}"
+                for rows, each in trial.best().items()
             )
             mark = "*" if trial.plan == replace(self.plan, measured_cores=()) else " "
             layout = "native" if w.ac_native else "normal"
-            lines.append(f" {mark} K {len(w.k_spans)}, N {len(w.n_spans)}, A and C {layout}: {times}")
+            rounds = f"{trial.rounds} round{'s' if trial.rounds > 1 else ''}"
+            way = f"K {len(w.k_spans)}, N {len(w.n_spans)}, A and C {layout}, {len(w.buckets)} buckets"
+            lines.append(f" {mark} {trial.step}: {way}, {rounds}: {times}")
         return "\n".join(lines)
 
 
@@ -140,7 +202,7 @@ def autotune(
     out_dtype: np.dtype[Any],
     *,
     rows: Sequence[int] = ROWS_MIX,
-    iterations: int = 3,
+    iterations: int = 9,
     limit: int = 8,
     k_parts: int = 1,
     keep: bool = True,
@@ -161,7 +223,9 @@ def autotune(
     rows : sequence of int
         Numbers of rows to be good at; the product of their times is made small.
     iterations : int
-        Timed runs of each way, after one that is not timed; the median counts.
+        Rounds of each step. In every round each way is run twice, in turns with the others and in another order every
+        time, and the second run is timed; the median counts. After three rounds, ways whose fastest run was slower
+        than the median of another one are dropped.
     limit : int
         Most ways to cut K and N that are measured.
     k_parts : int
@@ -183,6 +247,10 @@ def autotune(
     RknnError
         If a function of the runtime fails.
 
+    Notes
+    -----
+    The ways of a step are in NPU memory at once; where there is no room for that, each is packed for every turn.
+
     Examples
     --------
     >>> import npumatmul as npu
@@ -200,19 +268,24 @@ def autotune(
     bench = _Bench(device, weight, activation, np.dtype(out_dtype), tuple(sorted(set(rows))), iterations)
     trials: list[Trial] = []
 
-    def best_of(plans: Sequence[WeightPlan]) -> WeightPlan:
-        known = [trial.plan for trial in trials]
-        trials.extend(bench.trial(plan) for plan in dict.fromkeys(plans) if plan not in known)
-        return min(trials, key=lambda trial: trial.score).plan
+    def best_of(step: str, plans: Sequence[WeightPlan]) -> Trial:
+        """What was best before takes part again, for times of another step were measured at another time."""
+        measured = bench.measure(step, list(dict.fromkeys(plans)))
+        trials.extend(measured)
+        lasted = max(trial.rounds for trial in measured)
+        return min((trial for trial in measured if trial.rounds == lasted), key=lambda trial: trial.score)
 
-    best = best_of(_cuts(device, weight, k_parts, bench.rows)[:limit])
-    best = best_of(_layouts(device, weight, k_parts, best))
-    best = best_of(_more_buckets(device, weight, k_parts, best, bench.rows))
-    winner = next(trial for trial in trials if trial.plan == best)
+    winner = best_of("cuts", _cuts(device, weight, k_parts, bench.rows)[:limit])
+    others = _layouts(device, weight, k_parts, winner.plan)
+    if others:
+        winner = best_of("layouts", [winner.plan, *others])
+    others = [each for each in _more_buckets(device, weight, k_parts, winner.plan, bench.rows) if each != winner.plan]
+    if others:
+        winner = best_of("buckets", [winner.plan, *others])
+    best, times = winner.plan, sorted(winner.best().items())
     chosen = Tuned(
         len(best.k_spans), len(best.n_spans), best.ac_native, best.buckets,
-        tuple((m, cores) for m, (_, cores) in sorted(winner.best().items())),
-        tuple((m, seconds) for m, (seconds, _) in sorted(winner.best().items())),
+        tuple((m, each.cores) for m, each in times), tuple((m, each.seconds) for m, each in times),
     )  # fmt: skip
     plan = chosen.plan(weight, device.chip, device.runtime_version, k_parts)
     tuning = Tuning(weight, device.simulated, tuple(trials), chosen, plan)
@@ -284,7 +357,6 @@ _CONVERSIONS: dict[ElementType, tuple[Conversion, np.dtype[Any]]] = {
     ElementType.INT8: (Conversion.COPY_8, np.dtype(np.int8)),
     ElementType.INT4: (Conversion.INT4, ElementType.INT4.dtype),
 }
-_WITH_ZERO_POINTS = (RowScaling.MINMAX, RowScaling.STATIC)
 
 
 class _Bench:
@@ -299,18 +371,39 @@ class _Bench:
         self.a: NDArray[Any] = np.zeros((rows[-1], weight.k), activation.read_as)
         self.out: NDArray[Any] = np.zeros((rows[-1], weight.n), out_dtype)
 
-    def trial(self, plan: WeightPlan) -> Trial:
-        """Measure a plan with each number of rows and cores."""
-        seconds = []
-        with self._stored(plan) as stored:
-            for m in self.rows:
-                for cores in range(1, plan.cores + 1):
-                    stored.plan = replace(plan, measured_cores=((1, cores),))
+    def measure(self, step: str, plans: Sequence[WeightPlan]) -> list[Trial]:
+        """Measure plans in turns, with each number of rows and cores."""
+        try:
+            with ExitStack() as kept:
+                stored = {plan: kept.enter_context(self._stored(plan)) for plan in plans}
+                return self._in_turns(step, plans, lambda plan: nullcontext(stored[plan]))
+        except NpuMemoryError:
+            if len(plans) == 1:
+                raise
+        logger.info("autotune: there is no room for %d ways at once; each is packed for every turn", len(plans))
+        return self._in_turns(step, plans, self._stored)
+
+    def _in_turns(
+        self,
+        step: str,
+        plans: Sequence[WeightPlan],
+        stored_as: Callable[[WeightPlan], AbstractContextManager[StoredWeight]],
+    ) -> list[Trial]:
+        ways = [_Way(plan, m, cores) for plan in plans for m in self.rows for cores in range(1, plan.cores + 1)]
+        running, order = list(ways), random.Random(0)
+        for done in range(1, self.iterations + 1):
+            order.shuffle(running)
+            for way in running:
+                with stored_as(way.plan) as stored:
+                    stored.plan = replace(way.plan, measured_cores=((1, way.cores),))
                     stored.placed.clear()
-                    seconds.append((m, cores, self._median(m, stored)))
-        trial = Trial(plan, tuple(seconds))
-        logger.debug("autotune: K %d, N %d: %s", len(plan.k_spans), len(plan.n_spans), trial.seconds)
-        return trial
+                    way.times.append(self._seconds(way.rows, stored))
+            if done >= _ROUNDS_BEFORE_DROPPING:
+                running = _promising(running)
+        trials = [Trial(plan, step, tuple(way.timed() for way in ways if way.plan == plan)) for plan in plans]
+        for trial in trials:
+            logger.debug("autotune: K %d, N %d: %s", len(trial.plan.k_spans), len(trial.plan.n_spans), trial.timed)
+        return trials
 
     @contextmanager
     def _stored(self, plan: WeightPlan) -> Iterator[StoredWeight]:
@@ -321,10 +414,10 @@ class _Bench:
         scales: list[NDArray[np.float32] | None] = [None, None]
         if self.out.dtype != np.int32:
             scales = [np.full(plan.n, 1 + (plan.k_group is not None) * odd, np.float32) for odd in (0, 1)]
-        sums = np.zeros(plan.n, np.int32) if self.activation.scaling in _WITH_ZERO_POINTS else None
+        sums = np.zeros(plan.n, np.int32) if self.activation.scaling.zero_points else None
         rows = [TileRow(span, zeros[:, span.start : span.start + span.length], conversion) for span in plan.k_spans]
         slices = [
-            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums)
+            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums, group=span)
             for i, span in enumerate(plan.k_spans)
         ]
         stored = self.placement.store(plan, rows, slices)
@@ -333,10 +426,42 @@ class _Bench:
         finally:
             stored.close()
 
-    def _median(self, m: int, stored: StoredWeight) -> float:
-        times = []
-        for _ in range(self.iterations + 1):
+    def _seconds(self, m: int, stored: StoredWeight) -> float:
+        """Of one run, after one that finds contexts and caches as the way before left them."""
+        start = 0.0
+        for _ in range(2):
             start = time.perf_counter()
             self.placement.execute(self.a[:m], stored, self.activation, self.out[:m])
-            times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])
+        return time.perf_counter() - start
+
+
+@dataclass(eq=False)
+class _Way:
+    """What is timed as one: some number of rows on so many cores."""
+
+    plan: WeightPlan
+    rows: int
+    cores: int
+    times: list[float] = field(default_factory=list)
+
+    def timed(self) -> Timed:
+        return Timed.of(self.rows, self.cores, self.times)
+
+
+def _promising(ways: Sequence[_Way]) -> list[_Way]:
+    """Without those whose fastest run was slower than the median of what beats them: of their plan, and plans."""
+    medians: dict[WeightPlan, dict[int, float]] = {}
+    for way in ways:
+        least = medians.setdefault(way.plan, {})
+        least[way.rows] = min(least.get(way.rows, math.inf), statistics.median(way.times))
+    kept = [way for way in ways if min(way.times) <= medians[way.plan][way.rows]]
+    fastest: dict[WeightPlan, dict[int, float]] = {}
+    for way in kept:
+        least = fastest.setdefault(way.plan, {})
+        least[way.rows] = min(least.get(way.rows, math.inf), *way.times)
+    goal = min(map(_score, medians.values()))
+    return [way for way in kept if _score(fastest[way.plan]) <= goal]
+
+
+def _score(seconds: Mapping[int, float]) -> float:
+    return sum(math.log(max(each, 1e-9)) for each in seconds.values())

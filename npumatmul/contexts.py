@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.leases import Lease, is_idle
 from npumatmul.memory import PAGE
 from npumatmul.session import Memory, Session
 from npumatmul.spec import ContextSpec
@@ -185,37 +186,116 @@ class ContextPool:
             self._destroy(key)
 
 
+class Loan(list[Memory]):
+    """Buffers that are nobody else's until they are given back, or until this list is dropped.
+
+    Attributes
+    ----------
+    lease : Lease
+        By which they are held.
+    """
+
+    __slots__ = ("__weakref__", "lease")
+
+    def __init__(self, memories: Sequence[Memory], lease: Lease) -> None:
+        super().__init__(memories)
+        self.lease = lease
+
+
 class Workspace:
-    """Buffers of A and C, one set per size, each four times the one before.
+    """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
 
     They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
+    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. All
+    that use it hold the device's lock.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._memories: dict[tuple[str, int, int], Memory] = {}
+        self._kept: dict[tuple[str, int], list[Memory]] = {}
+        #: Lent when all was cleared: freed when they come back. A callback sees to those whose loan is dropped.
+        self._retired: dict[Memory, weakref.ref[Lease]] = {}
 
     def __len__(self) -> int:
-        return len(self._memories)
+        return sum(map(len, self._kept.values()))
 
-    def take(self, role: str, count: int, nbytes: int) -> list[Memory]:
-        """The first `count` buffers of a role that have room for `nbytes`."""
+    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None) -> Loan:
+        """Buffers that nobody else gets.
+
+        Parameters
+        ----------
+        role : str
+            ``"A"`` where the CPU writes into them, ``"C"`` where the NPU does.
+        count : int
+        nbytes : int
+            For which each has room.
+        lease : Lease, optional
+            They are lent until it is over. By default until they are given back, or the list is dropped.
+
+        Returns
+        -------
+        Loan
+            A list of them.
+
+        Raises
+        ------
+        NpuMemoryError
+            If there is no room for them. Nothing is lent then.
+        """
+        self._free_retired()
         size = PAGE
         while size < nbytes:
             size *= 4
-        found = []
-        for index in range(count):
-            key = (role, index, size)
-            memory = self._memories.get(key)
-            if memory is None or memory.closed:
-                memory = self._memories[key] = self._session.allocate(size)
+        kept = self._kept.setdefault((role, size), [])
+        found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
+        while len(found) < count:
+            kept.append(memory := self._session.allocate(size))
             found.append(memory)
-        return found
+        loan = Loan(found, lease or Lease())
+        for memory in found:
+            memory.lease = loan.lease.ref
+        return loan
 
-    def clear(self) -> None:
-        """Give them all back."""
-        while self._memories:
-            self._session.release(self._memories.popitem()[1])
+    def lend_again(self, loan: Loan, lease: Lease) -> bool:
+        """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
+        if not all(is_idle(memory) and not memory.closed for memory in loan):
+            return False
+        loan.lease = lease
+        for memory in loan:
+            memory.lease = lease.ref
+        return True
+
+    def give_back(self, loan: Loan) -> None:
+        """Take buffers back. Doing it twice is allowed."""
+        for memory in loan:
+            if memory.lease is loan.lease.ref:
+                memory.lease = None
+        self._free_retired()
+
+    def clear(self) -> bool:
+        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one."""
+        freed = False
+        for key, kept in list(self._kept.items()):
+            for memory in kept:
+                if is_idle(memory):
+                    freed = freed or not memory.closed
+                    self._session.release(memory)
+                else:
+                    self._retire(memory)
+            del self._kept[key]
+        self._free_retired()
+        return freed
+
+    def _retire(self, memory: Memory) -> None:
+        lease = memory.lease() if memory.lease else None
+        if lease is not None:
+            session = self._session
+            self._retired[memory] = weakref.ref(lease, lambda _: session.release_later(memory))
+
+    def _free_retired(self) -> None:
+        for memory in [memory for memory in self._retired if is_idle(memory)]:
+            self._session.release(memory)
+            del self._retired[memory]
 
 
 class _NotDynamicError(Exception):

@@ -17,11 +17,12 @@ from npumatmul._kernels import Conversion, RowScaling
 from npumatmul.activation import Activation
 from npumatmul.arenas import Slice
 from npumatmul.context import DynamicMatmulContext, MatmulContext
-from npumatmul.contexts import ContextPool, TileShape, Workspace
+from npumatmul.contexts import ContextPool, Loan, TileShape, Workspace
 from npumatmul.device import Device
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.layout import TileLayout
+from npumatmul.leases import Lease
 from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
@@ -74,9 +75,11 @@ class Placed:
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self.a_bytes, self.c_bytes = (max(each) for each in zip(*sizes, strict=True))
+        self.a_loan: Loan | None = None
+        self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part) for each in slices}), _A_BUFFERS)
+        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -114,8 +117,9 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
         None if array is None else array.ctypes.data
         for array in (each.column_scale, each.column_zero, each.column_sums)
     )
+    group = _executor.Range() if each.group is None else _executor.Range(each.group.start, each.group.length)
     return _executor.SliceStruct(
-        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses
+        _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
 
 
@@ -316,21 +320,27 @@ class Placement:
         call, kept = _call(a, weight, activation, out, epilogue, result_scale)
         scales = None if result_scale is None else _device_scales(weight, activation, result_scale)
         device = self.device
-        with device.lock:
-            device.check_usable()
-            if weight.closed:
-                raise ClosedError("this packed weight is closed; pack it again")
-            device.collect()
-            first: RknnError | None = None
-            while True:
-                error = self._attempt(a.shape[0], weight, activation, scales, call, first)
-                if error is None:
-                    break
-                if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
-                    if first is not None:
-                        raise error from first
-                    raise error
-                first = error  # the contexts that failed are made anew, and all of it is repeated once
+        lease = Lease()
+        try:
+            with device.lock:
+                device.check_usable()
+                if weight.closed:
+                    raise ClosedError("this packed weight is closed; pack it again")
+                device.collect()
+                first: RknnError | None = None
+                while True:
+                    error = self._attempt(a.shape[0], weight, activation, scales, call, lease, first)
+                    if error is None:
+                        break
+                    if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
+                        if first is not None:
+                            raise error from first
+                        raise error
+                    first = error  # the contexts that failed are made anew, and all of it is repeated once
+                    lease.over = True
+                    lease = Lease()
+        finally:
+            lease.over = True
         del kept
 
     def _attempt(
@@ -340,6 +350,7 @@ class Placement:
         activation: Activation,
         scales: _Scales,
         call: _executor.Call,
+        lease: Lease,
         first: RknnError | None,
     ) -> NpuError | None:
         """Run it; returns what went wrong. `first` is what went wrong before."""
@@ -350,10 +361,7 @@ class Placement:
             if first is not None:
                 raise error from first
             raise
-        a_memories = self._workspace.take("A", placed.a_count, placed.a_bytes)
-        c_memories = self._workspace.take("C", placed.plan.cores, placed.c_bytes)
-        placed.struct.a_memories = _pointers(a_memories)
-        placed.struct.c_memories = _pointers(c_memories)
+        self._lend(placed, lease)
         device.weights.flush()
         code = self._executor.execute(placed.struct, call, placed.report)
         report, counters = placed.report, device.counters
@@ -364,6 +372,20 @@ class Placement:
         counters.macs += report.macs
         counters.conversions += 2  # `a` into A, C into `out`
         return self._failure(report, placed, first is not None) if code else None
+
+    def _lend(self, placed: Placed, lease: Lease) -> None:
+        """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
+        workspace, struct = self._workspace, placed.struct
+        if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
+            placed.a_loan = None  # until the struct is right, for an interrupt may come then
+            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease)
+            struct.a_memories = _pointers(loan)
+            placed.a_loan = loan
+        if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
+            placed.c_loan = None
+            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease)
+            struct.c_memories = _pointers(loan)
+            placed.c_loan = loan
 
     def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
         remembered = (m, activation, scales)
@@ -410,9 +432,9 @@ class Placement:
 
     def reclaim(self) -> bool:
         """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
-        held = len(self._pool) + len(self._workspace) > 0
-        self._give_up()
-        return held
+        held = len(self._pool) > 0
+        self._pool.clear()
+        return self._workspace.clear() or held
 
     def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
@@ -439,9 +461,6 @@ class Placement:
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
         self._executor.close()
-        self._give_up()
-
-    def _give_up(self) -> None:
         self._workspace.clear()
         self._pool.clear()
 
@@ -485,6 +504,8 @@ def _call(
         raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
+    if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
+        raise ValueError(f"execute: {activation.scaling.name} needs a weight whose slices have groups")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:

@@ -31,6 +31,7 @@ from npumatmul.budget import (
 )
 from npumatmul.capabilities import Chip
 from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError
+from npumatmul.leases import Lease
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
 
@@ -87,6 +88,8 @@ class Memory:
         Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
     users : int
         Runs that are going on with it.
+    lease : weakref to Lease, or None
+        Of a buffer that is lent: to whom.
     """
 
     runtime: Runtime
@@ -101,6 +104,7 @@ class Memory:
     written: int = 0
     synchronised: int = 0
     users: int = 0
+    lease: weakref.ref[Lease] | None = None
     views: list[View] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     address: int = field(init=False)

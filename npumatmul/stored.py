@@ -53,6 +53,8 @@ class WeightSlice:
 
         sum over slices of  row_scale * column_scale * (q_a @ q_b - z_a * column_sums - column_zero * sum(q_a))
 
+    where row_scale and z_a are those of the row, or of row and group.
+
     Attributes
     ----------
     k_span : Span
@@ -68,6 +70,8 @@ class WeightSlice:
         Zero points of the weight.
     column_sums : ndarray of int32, shape (N,), or None
         Sums over the slice of (q_b - z_b); needed by activations with zero points.
+    group : Span or None
+        The range of K over which rows are measured by activations that are scaled in groups; it holds `k_span`.
     """
 
     k_span: Span
@@ -76,6 +80,7 @@ class WeightSlice:
     column_scale: NDArray[np.float32] | None = None
     column_zero: NDArray[np.int32] | None = None
     column_sums: NDArray[np.int32] | None = None
+    group: Span | None = None
 
 
 #: Products of two 8-bit values less their zero points are at most 255 * 255.
@@ -174,7 +179,13 @@ def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightS
         if kept is not None:
             kept.flags.writeable = False
         arrays.append(kept)
-    return WeightSlice(each.k_span, each.part, each.tiles, *arrays)
+    k, group = each.k_span, each.group
+    if group is not None and not (
+        0 <= group.start <= k.start and k.start + k.length <= group.start + group.length <= plan.k
+    ):
+        raise ValueError(f"slice {k}: its group {group} does not hold it")
+    scale, zero, sums = arrays
+    return WeightSlice(k, each.part, each.tiles, scale, zero, sums, group)
 
 
 def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:

@@ -15,7 +15,8 @@ import npumatmul as npu
 from npumatmul import autotune as module
 from npumatmul._kernels import Conversion
 from npumatmul.activation import Activation
-from npumatmul.autotune import autotune, plan_for, tuning_cache
+from npumatmul.autotune import Timed, Trial, autotune, plan_for, tuning_cache
+from npumatmul.capabilities import CHIPS
 from npumatmul.mmtype import MatmulType
 from npumatmul.placement import Placement, TileRow, WeightSlice
 from npumatmul.plan import plan_matmul, plan_weight
@@ -57,13 +58,16 @@ def test_every_way_that_is_tried_multiplies_right(device: npu.Device, mm_type: M
     dtype, conversion, result = KINDS[mm_type]
     weight = WeightShape(900, 300, mm_type)
     tuning = autotune(device, weight, Activation(dtype, conversion), result, rows=(1, 10), iterations=1, limit=4)
-    assert 2 <= len(tuning.trials) <= 6
-    assert len({trial.plan for trial in tuning.trials}) == len(tuning.trials)
+    assert 2 <= len({trial.plan for trial in tuning.trials}) <= 6
+    assert len({(trial.step, trial.plan) for trial in tuning.trials}) == len(tuning.trials)
     for trial in tuning.trials:
-        assert {rows for rows, _, _ in trial.seconds} == {1, 10}
+        assert {(each.rows, each.cores) for each in trial.timed} == {
+            (rows, cores) for rows in (1, 10) for cores in range(1, trial.plan.cores + 1)
+        }
         check_product(device, trial.plan)
     check_product(device, tuning.plan)
-    best = min(sum(np.log(seconds) for seconds, _ in trial.best().values()) for trial in tuning.trials)
+    last = [trial for trial in tuning.trials if trial.step == tuning.trials[-1].step]
+    best = min(sum(np.log(each.seconds) for each in trial.best().values()) for trial in last)
     assert sum(np.log(seconds) for _, seconds in tuning.chosen.seconds) == pytest.approx(best)
     assert "says nothing about a board" in str(tuning)
     layouts = {trial.plan.ac_native for trial in tuning.trials}
@@ -82,7 +86,7 @@ def test_what_takes_least_is_chosen_kept_and_used_when_told(
         wrong = abs(cores - wanted) + abs(len(plan.n_spans) - 3) + plan.ac_native + (100 not in plan.buckets)
         return 1.0 + wrong + len(plan.k_spans)
 
-    monkeypatch.setattr(module._Bench, "_median", seconds)
+    monkeypatch.setattr(module._Bench, "_seconds", seconds)
     weight = WeightShape(4096, 4096, INT8)
     activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
     tuning = autotune(fresh_device, weight, activation, np.dtype(np.int32), rows=(8, 100), limit=99)
@@ -99,6 +103,73 @@ def test_what_takes_least_is_chosen_kept_and_used_when_told(
         assert plan_for(another, weight) == told, "another device of this machine finds it"
     with npu.Device("sim:rk3576") as other_chip:
         assert plan_for(other_chip, weight).measured_cores == ()
+
+
+@pytest.mark.parametrize("room", ["plenty", "one at a time"])
+def test_ways_take_turns_so_that_a_drifting_clock_favours_none(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: str
+) -> None:
+    """A machine that gets slower by a tenth with every run: two tiles on one core are best, whenever they are run."""
+    turns: list[tuple[int, int, int]] = []
+
+    def seconds(bench: object, m: int, stored: object) -> float:
+        plan = stored.plan  # type: ignore[attr-defined]
+        cores = plan_matmul(m, plan).cores
+        turns.append((len(plan.k_spans), len(plan.n_spans), cores))
+        way = 1.0 if (len(plan.n_spans), cores) == (2, 1) and len(plan.k_spans) == 1 else 3.0
+        return way * 1.1 ** len(turns)
+
+    weight, iterations = WeightShape(1024, 2048, INT8), 2  # too few rounds to drop anything
+    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    if room != "plenty":
+        fresh_device.limit_memory(weight.k * weight.n + 8 * 2**20)
+    activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
+    with caplog.at_level("INFO", "npumatmul.autotune"):
+        tuning = autotune(
+            fresh_device, weight, activation, np.dtype(np.int32), rows=(16,), iterations=iterations, keep=False
+        )
+    assert ("packed for every turn" in caplog.text) == (room != "plenty")
+    assert (len(tuning.plan.k_spans), len(tuning.plan.n_spans), tuning.chosen.cores) == (1, 2, ((16, 1),))
+    first = [trial for trial in tuning.trials if trial.step == "cuts"]
+    ways = sum(len(trial.timed) for trial in first)
+    assert ways > 4
+    rounds = [turns[start : start + ways] for start in range(0, iterations * ways, ways)]
+    assert all(len(set(each)) == ways for each in rounds), "each way once per round"
+    assert rounds[0] != rounds[1], "in another order"
+    assert fresh_device.memory_stats().weights_used == 0
+
+
+def test_what_is_hopeless_is_dropped_and_what_is_not_is_measured_to_the_end(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way with more than one tile of N is slower, whatever the noise; of one tile, layouts differ by less."""
+    noise = np.random.default_rng(9)
+
+    def seconds(bench: object, m: int, stored: object) -> float:
+        plan = stored.plan  # type: ignore[attr-defined]
+        way = 10.0 if len(plan.n_spans) > 1 or len(plan.k_spans) > 1 else 1.0 + 0.01 * plan.ac_native
+        return float(way * noise.uniform(0.9, 1.1))
+
+    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
+    weight, rounds = WeightShape(2048, 2048, INT8), 25
+    tuning = autotune(
+        fresh_device, weight, activation, np.dtype(np.int32), rows=(1,), iterations=rounds, limit=99, keep=False
+    )
+    for trial in tuning.trials:
+        hopeless = len(trial.plan.n_spans) > 1 or len(trial.plan.k_spans) > 1
+        assert trial.rounds == 3 if hopeless else trial.rounds == rounds
+    for each in (each for trial in tuning.trials for each in trial.timed if each.rounds == rounds):
+        # of 25 times between 0.9 and 1.1
+        assert 0.9 <= each.fastest <= each.seconds <= 1.12
+        assert 0.0 < each.spread < 0.22
+    assert "spread" in str(tuning)
+
+
+def test_a_way_that_was_dropped_is_not_best_because_the_machine_was_faster_then() -> None:
+    plan = plan_weight(64, 96, INT8, CHIPS["rk3588"])
+    early, late = Timed(1, 1, 1.0, 0.0, 1.0, 3), Timed(1, 2, 1.5, 0.1, 0.4, 9)
+    assert Trial(plan, "cuts", (early, late)).best() == {1: late}
 
 
 MACHINE = Machine("rk3588", False, "2.3.2", "0.9.8", {"npu_max_freq": "1000000000"}, "1.0")
@@ -217,7 +288,9 @@ def test_bad_arguments_are_refused(fresh_device: npu.Device) -> None:
         plan_weight(64, 64, MatmulType.FLOAT16_FLOAT16_FLOAT16, fresh_device.chip, ac_native=True)
 
 
-@pytest.mark.parametrize("scheme", ["w16a16", "w8a8", "w4a8_g64", "w4a4", "w16a16_high", "w8a8_wasym_aasym"])
+@pytest.mark.parametrize(
+    "scheme", ["w16a16", "w8a8", "w4a8_g64", "w4a4", "w16a16_high", "w8a8_wasym_aasym", "w4a8_g64_aasym_agroup"]
+)
 def test_products_of_every_kind_can_be_tuned(fresh_device: npu.Device, scheme: str) -> None:
     random = np.random.default_rng(3)
     a, b = random.standard_normal((5, 192), np.float32), random.standard_normal((192, 160), np.float32)

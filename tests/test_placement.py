@@ -299,6 +299,8 @@ def test_what_does_not_fit_is_refused(chip: npu.Device) -> None:
         place.store(plan, rows, [WeightSlice(plan.k_spans[0], 0, 7)])
     with pytest.raises(ValueError, match=r"float32 of shape \(40,\)"):
         place.store(plan, rows, [WeightSlice(plan.k_spans[0], 0, 0, np.ones(39, np.float32))])
+    with pytest.raises(ValueError, match="does not hold it"):
+        place.store(plan, rows, [WeightSlice(plan.k_spans[0], group=Span(1, 31, 31))])
     stored = place.store(plan, rows, good)
     a, out = np.ones((2, 32), np.int8), np.zeros((2, 40), np.float32)
     cases: list[tuple[Any, Any, Any, type[Exception], str]] = [
@@ -319,4 +321,7 @@ def test_what_does_not_fit_is_refused(chip: npu.Device) -> None:
                          ({"scale": np.inf}, ValueError), ({"dtype": np.float64}, TypeError)):  # fmt: skip
         with pytest.raises(error):
             Epilogue(**wrong)  # type: ignore[arg-type]
+    grouped = Activation(F32, Conversion.F32_TO_I8, RowScaling.ABSMAX_GROUPS)
+    with pytest.raises(ValueError, match="slices have groups"):
+        place.execute(a.astype(np.float32), stored, grouped, out)
     stored.close()

@@ -78,7 +78,8 @@ def rows_of(a: NDArray[np.float32], levels: int, clip: float, symmetric: bool) -
 def cases(draw: st.DrawFn) -> tuple[tuple[int, int, int], str, dict[str, Any], int]:
     shape = draw(st.integers(1, 20)), draw(st.integers(1, 300)), draw(st.integers(1, 140))
     granularity = draw(st.sampled_from(["", "_layer", "_g32", "_g96", "_g512"]))
-    options = {name: draw(st.booleans()) for name in ("wasym", "aasym")}
+    options = {name: draw(st.booleans()) for name in ("wasym", "aasym", "agroup")}
+    options["agroup"] &= granularity.startswith("_g")
     options["clip"] = draw(st.sampled_from([1.0, 0.7]))
     return shape, granularity, options, draw(st.integers(0, 2**32 - 1))
 
@@ -91,8 +92,10 @@ def test_quantized_products(chip: npu.Device, case: Any, data: st.DataObject) ->
     w = rng.standard_normal((k, n)).astype(np.float32) * np.exp2(rng.integers(-9, 9, (1, n))).astype(np.float32)
     a = rng.standard_normal((m, k)).astype(np.float32) * np.exp2(rng.integers(-9, 9, (m, 1))).astype(np.float32)
     a += options["aasym"]  # ranges that are not centred
+    if options["agroup"]:
+        a *= np.exp2(rng.integers(-9, 9, (1, k))).astype(np.float32)
     quantized_rows = bits in INTEGER_BITS
-    name = bits + granularity + ("_wasym" * options["wasym"] + "_aasym" * options["aasym"]) * quantized_rows
+    name = bits + granularity + "".join(f"_{o}" * options[o] for o in ("wasym", "aasym", "agroup")) * quantized_rows
     scheme = Scheme.parse(name)
     scheme = replace(scheme, activation_clip=options["clip"]) if quantized_rows else scheme
     with npu.pack(w, scheme, device=chip) as packed:
@@ -104,16 +107,20 @@ def test_quantized_products(chip: npu.Device, case: Any, data: st.DataObject) ->
     codes, scales = codes_of(w, scheme.weight_bits, size, scheme.symmetric, granularity == "_layer")
     if quantized_rows:
         levels = 119 if split else 2 ** (scheme.activation_bits - 1) - 1
-        rows, row_scale = rows_of(a, levels, options["clip"], scheme.activation_symmetric)
+        width = size if options["agroup"] else k
+        spans = [a[:, start : start + width] for start in range(0, k, width)]
+        measured = [rows_of(span, levels, options["clip"], scheme.activation_symmetric) for span in spans]
+        rows, row_scale = np.hstack([r for r, _ in measured]), [s for _, s in measured for _ in range(0, width, size)]
     else:  # float16 with a power of two per row: rounding to 11 bits, but for what is subnormal beside its row
-        rows, row_scale = a.astype(np.float64), np.ones((m, 1))
+        rows, row_scale = a.astype(np.float64), [np.ones((m, 1))] * -(-k // size)
     terms = [
-        row_scale * (rows[:, g : g + size] @ codes[g : g + size]) * scales[g] for g in range(0, k, size)
+        row_scale[i] * (rows[:, g : g + size] @ codes[g : g + size]) * scales[g]
+        for i, g in enumerate(range(0, k, size))
     ]  # each exact in integers, and rounded to float32 at most once
     magnitude = sum(np.abs(term) for term in terms)
     tolerance = 2.0**-24 * (1 if len(terms) == 1 else runs + 1) * magnitude * 1.0001
     if not quantized_rows:
-        reach = row_scale * (np.abs(rows) @ (np.abs(codes) * scales))
+        reach = row_scale[0] * (np.abs(rows) @ (np.abs(codes) * scales))
         tolerance = (2.0**-11 + 2.0**-23 * (k + 2)) * reach * 1.01 + 2.0**-22 * np.abs(a).max() * k * scales.max() * 128
     assert (np.abs(result - sum(terms)) <= tolerance + 1e-37).all()
 
@@ -137,6 +144,45 @@ def test_w4a8_equals_int32_arithmetic(rk3588: npu.Device, k: int, n: int, m: int
         assert packed.plan is not None
         assert packed.plan.mm_type is npu.MatmulType.INT4_INT4_INT16
         np.testing.assert_array_equal(npu.matmul(a, packed), a.astype(np.int64) @ w.astype(np.int64))
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_a_scale_per_row_and_group(chip: npu.Device, zero_points: bool) -> None:
+    """Values that have codes in their groups' own scales are exact, however far apart groups are; rows are named."""
+    rng = np.random.default_rng(8)
+    most = 119 if chip.chip.soc == "rk3588" else 127
+    weight = rng.integers(-8, 8, (90, 640), dtype=np.int8)
+    params = QuantParams(np.exp2(rng.integers(-3, 3, (90, 10))), 0, "group", bits=4, group_size=64)
+    codes = rng.integers(-most, most + 1, (9, 10, 64))
+    codes[:, :, 0], codes[:, :, 1] = most, -most - zero_points
+    a = (codes * np.exp2(rng.integers(-20, 20, (9, 10, 1)))).astype(np.float32).reshape(9, 640)
+    scheme = Scheme(4, 8, "group", 64, activation_granularity="group", activation_symmetric=not zero_points)
+    quantized = QuantizedWeight(weight, params)
+    with npu.pack(quantized, scheme, device=chip) as packed:
+        expected = sum(
+            (a[:, g : g + 64].astype(np.float64) @ quantized.dequantize()[:, g : g + 64].T.astype(np.float64))
+            for g in range(0, 640, 64)
+        )
+        bound = np.abs(a).astype(np.float64) @ np.abs(quantized.dequantize()).T * 11 * 2.0**-24
+        assert (np.abs(npu.matmul(a, packed) - expected) <= bound).all()
+        a[4, 600] = np.nan
+        with pytest.raises(NotFiniteError, match="row 4 of a holds"):
+            npu.matmul(a, packed)
+    assert packed.scheme.name == "w4a8_g64" + "_aasym" * zero_points + "_agroup"
+
+
+def test_groups_that_are_cut_keep_one_scale(rk3588: npu.Device) -> None:
+    """Parts of a group, which int16 sums need, quantize a row alike: integers in one scale stay exact."""
+    weight = QuantizedWeight(
+        np.full((40, 2048), -8, np.int8), QuantParams(np.ones((40, 2)), 0, "group", bits=4, group_size=1024)
+    )
+    a = np.full((3, 2048), 100, np.float32)
+    a[:, 1020], a[:, 1024:] = 119, a[:, 1024:] * 2
+    a[:, 2047] = 119 * 2
+    scheme = Scheme(4, 8, "group", 1024, activation_granularity="group")
+    with npu.pack(weight, scheme, device=rk3588) as packed:
+        assert len(packed.stored.slices) > 2
+        np.testing.assert_array_equal(npu.matmul(a, packed), np.full((3, 40), -8 * a[0].sum(dtype=np.float64)))
 
 
 @given(k=st.integers(1, 2500), n=st.integers(1, 70), seed=st.integers(0, 2**32 - 1), split=st.booleans())

@@ -42,9 +42,11 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
       if (how->conversion != NPUMM_F32_TO_F16) return 0;
       break;
     case NPUMM_ROWS_MINMAX:
+    case NPUMM_ROWS_MINMAX_GROUPS:
       zero_points = 1; /* and all that holds for symmetric ones */
       /* fall through */
     case NPUMM_ROWS_ABSMAX:
+    case NPUMM_ROWS_ABSMAX_GROUPS:
       if (how->levels < 1 || how->levels > levels || !(how->clip > 0.0f && how->clip <= 1.0f)) return 0;
       break;
     case NPUMM_ROWS_STATIC:
@@ -68,21 +70,34 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
     }
     if (slice->part < 0 || slice->part > 2 || (slice->part > 0 && how->conversion != NPUMM_F32_TO_F16)) return 0;
   }
+  for (int32_t i = 0; npumm_scales_groups(how) && i < p->slice_count; i++) {
+    const npumm_range *k = &p->slices[i].k, *group = &p->slices[i].group;
+    if (group->start < 0 || group->start > k->start || group->start + group->length < k->start + k->length ||
+        group->start + group->length > cols) {
+      return 0;
+    }
+  }
   if (!how->transform) return 1;
   return reads_float32(how->conversion) && how->transform->features == cols &&
          npumm_hadamard_rows(how->transform, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK; /* no rows: it is only checked */
 }
 
-int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest) {
+int npumm_scales_groups(const npumm_activation *how) {
+  return how->scaling == NPUMM_ROWS_ABSMAX_GROUPS || how->scaling == NPUMM_ROWS_MINMAX_GROUPS;
+}
+
+int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest, int32_t buffers) {
   rows->how = how;
+  rows->longest = longest;
   if (how->transform && longest > 0) {
     rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
     if (!rows->transformed) return NPUMM_NO_MEMORY;
   }
   if (how->scaling == NPUMM_ROWS_UNSCALED || longest == 0) return 0;
-  rows->scale = malloc((size_t)longest * sizeof *rows->scale);
-  rows->factor_store = malloc((size_t)longest * sizeof *rows->factor_store);
-  rows->zero_store = malloc((size_t)longest * sizeof *rows->zero_store);
+  const size_t count = (size_t)longest * (npumm_scales_groups(how) ? (size_t)buffers : 1);
+  rows->scale = malloc(count * sizeof *rows->scale);
+  rows->factor_store = malloc(count * sizeof *rows->factor_store);
+  rows->zero_store = malloc(count * sizeof *rows->zero_store);
   return rows->scale && rows->factor_store && rows->zero_store ? 0 : NPUMM_NO_MEMORY;
 }
 
@@ -93,33 +108,34 @@ void npumm_rows_close(npumm_rows_of_a *rows) {
   free(rows->zero_store);
 }
 
-/* Scales of rows that are divided by them; the result is multiplied by the same. */
-static int measure_quantized(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) {
-  const float *first = (const float *)(const void *)rows->first;
+/* Scales of rows over the columns k, by which they are divided; the result is multiplied by the same. */
+static int measure_quantized(npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int64_t at,
+                             int64_t *bad) {
+  const float *first = (const float *)(const void *)(rows->first + k->start * rows->col_stride);
   const npumm_activation *how = rows->how;
-  const int32_t levels = how->levels;
+  float *scale = rows->scale + at;
   int code = 0;
   rows->zero = NULL;
-  if (how->scaling == NPUMM_ROWS_ABSMAX) {
-    code = npumm_symmetric_scales(first, m->length, rows->cols, rows->row_stride, rows->col_stride, levels, how->clip,
-                                  rows->scale);
-  } else if (how->scaling == NPUMM_ROWS_MINMAX) {
+  if (how->scaling == NPUMM_ROWS_ABSMAX || how->scaling == NPUMM_ROWS_ABSMAX_GROUPS) {
+    code = npumm_symmetric_scales(first, m->length, k->length, rows->row_stride, rows->col_stride, how->levels,
+                                  how->clip, scale);
+  } else if (how->scaling == NPUMM_ROWS_MINMAX || how->scaling == NPUMM_ROWS_MINMAX_GROUPS) {
     rows->zero = rows->zero_store;
-    code = npumm_asymmetric_scales(first, m->length, rows->cols, rows->row_stride, rows->col_stride, levels, how->clip,
-                                   rows->scale, rows->zero);
+    code = npumm_asymmetric_scales(first, m->length, k->length, rows->row_stride, rows->col_stride, how->levels,
+                                   how->clip, scale, rows->zero + at);
   } else {
     if (how->static_zero != 0) rows->zero = rows->zero_store;
     for (int64_t r = 0; r < m->length; r++) {
-      rows->scale[r] = how->static_scale;
+      scale[r] = how->static_scale;
       rows->zero_store[r] = how->static_zero;
     }
   }
   for (int64_t r = 0; !code && r < m->length; r++) {
-    if (rows->scale[r] < 0.0f) {
+    if (scale[r] < 0.0f) {
       *bad = m->start + r;
       return NPUMM_NOT_FINITE;
     }
-    rows->factor_store[r] = (double)rows->scale[r];
+    rows->factor_store[at + r] = (double)scale[r];
   }
   rows->factor = rows->factor_store;
   return code;
@@ -144,9 +160,10 @@ int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) 
   rows->factor = NULL;
   int code = transform(rows, m);
   if (code) return code;
-  if (rows->how->scaling == NPUMM_ROWS_UNSCALED) return 0;
+  if (rows->how->scaling == NPUMM_ROWS_UNSCALED || npumm_scales_groups(rows->how)) return 0;
   if (rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO && rows->how->scaling != NPUMM_ROWS_POWER_OF_TWO_HIGH) {
-    return measure_quantized(rows, m, bad);
+    const npumm_range all = {0, rows->cols};
+    return measure_quantized(rows, m, &all, 0, bad);
   }
   code = npumm_power_of_two_scales((const float *)(const void *)rows->first, m->length, rows->cols, rows->row_stride,
                                    rows->col_stride, rows->how->scaling == NPUMM_ROWS_POWER_OF_TWO_HIGH, rows->scale);
@@ -157,14 +174,24 @@ int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad) 
   return code;
 }
 
-int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
-                    const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
-  const int64_t padded_k = shape->padded_k;
+int64_t npumm_rows_of_buffer(const npumm_rows_of_a *rows, int32_t buffer) {
+  return npumm_scales_groups(rows->how) ? buffer * rows->longest : 0;
+}
+
+int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_slice *slice, const npumm_shape *shape,
+                    int32_t buffer, void *dst, int64_t dst_bytes, int32_t *row_sum, int64_t *bad) {
+  const int64_t padded_k = shape->padded_k, at = npumm_rows_of_buffer(rows, buffer);
+  const npumm_range *k = &slice->k;
+  if (npumm_scales_groups(rows->how)) {
+    const int code = measure_quantized(rows, m, &slice->group, at, bad);
+    if (code) return code;
+  }
   const npumm_tiling tiling = {m->length * rows->row_images, k->length,       shape->padded_m, padded_k,
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
   /* static values have the whole range of codes, with a zero point of 0 too */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
-  const npumm_values values = {part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion, rows->scale, zero, row_sum};
+  const npumm_values values = {slice->part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion,
+                               rows->scale ? rows->scale + at : NULL, zero ? zero + at : NULL, row_sum};
   const char *first = rows->first + k->start * rows->col_stride;
   const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */

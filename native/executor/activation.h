@@ -13,32 +13,42 @@ typedef struct {
   float *transformed;   /* rows of the range after the transform; NULL where there is none */
   const char *first;    /* the first row of the range, transformed if need be */
   int64_t row_stride, col_stride;
+  int64_t longest;      /* rows of the longest range */
   float *scale;         /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
   double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
   double *factor_store;
   int32_t *zero;        /* zero points of rows, or NULL */
   int32_t *zero_store;
-} npumm_rows_of_a;
+} npumm_rows_of_a; /* of rows that are scaled in groups, scale, factor and zero are [buffers of A][longest] */
 
 /* Whether activation, images of rows and slices fit together. */
 int npumm_activation_is_valid(const npumm_placed_matmul *placed);
 
-/* Prepare for ranges of up to `longest` rows; returns 0 or NPUMM_NO_MEMORY. npumm_rows_close in any case. */
-int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest);
+/* Whether each image of A has scales of rows of its own. */
+int npumm_scales_groups(const npumm_activation *how);
+
+/*
+ * Prepare for ranges of up to `longest` rows and for `buffers` images at once; returns 0 or NPUMM_NO_MEMORY.
+ * npumm_rows_close in any case.
+ */
+int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest, int32_t buffers);
 void npumm_rows_close(npumm_rows_of_a *rows);
 
 /*
- * Transform a range of rows and find their scales, over the whole of K so that all slices of a row share them. On
- * NPUMM_NOT_FINITE, *bad is the row, in the logical matrix, that holds an inf or nan.
+ * Transform a range of rows and find their scales, over the whole of K so that all slices of a row share them, unless
+ * rows are scaled in groups. On NPUMM_NOT_FINITE, *bad is the row, in the logical matrix, that holds an inf or nan.
  */
 int npumm_rows_begin(npumm_rows_of_a *rows, const npumm_range *m, int64_t *bad);
 
 /*
- * Pack one image: the columns `k` of a range of rows. row_sum, where it is not NULL, gets the sum of the packed values
- * of each row. *bad as in npumm_rows_begin.
+ * Pack the image of a slice, for a range of rows, into the given buffer of A, at dst; where rows are scaled in groups,
+ * find the scales of its group before. row_sum, where it is not NULL, gets the sum of the packed values of each row.
+ * *bad as in npumm_rows_begin.
  */
-int npumm_rows_pack(const npumm_rows_of_a *rows, const npumm_range *m, const npumm_range *k, int32_t part,
-                    const npumm_shape *shape, void *dst, int64_t dst_bytes, int32_t *row_sum,
-                    int64_t *bad);
+int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_slice *slice, const npumm_shape *shape,
+                    int32_t buffer, void *dst, int64_t dst_bytes, int32_t *row_sum, int64_t *bad);
+
+/* Of rows that are scaled in groups: where what belongs to a buffer begins in scale, factor and zero. */
+int64_t npumm_rows_of_buffer(const npumm_rows_of_a *rows, int32_t buffer);
 
 #endif

@@ -66,7 +66,7 @@ static int open_work(npumm_work *work) {
     if (!work->row_sums) return NPUMM_NO_MEMORY;
   }
   const int code = open_sums(work);
-  return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest);
+  return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
 }
 
 static void close_work(npumm_work *work) {
@@ -92,7 +92,7 @@ static int pack_batch(npumm_work *work, npumm_report *report) {
     /* all N tiles share M and K, so the image of A serves every one of them, on every core */
     const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
     report->slice_index = s;
-    int code = npumm_rows_pack(&work->rows, m, &slice->k, slice->part, shape,
+    int code = npumm_rows_pack(&work->rows, m, slice, shape, known,
                                (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
                                (int64_t)memory->size,
                                work->row_sums ? work->row_sums + known * work->longest : NULL, &report->row);

@@ -10,7 +10,8 @@ int npumm_fail(npumm_report *report, npumm_step step, int code) {
 }
 
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {
-  return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part;
+  return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part &&
+         one->group.start == other->group.start && one->group.length == other->group.length;
 }
 
 /* A call of the runtime failed: what state it left the context in is not known. */
@@ -66,17 +67,20 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
   const npumm_range *m = &p->m_ranges[work->m_index], *n = &p->n_ranges[n_index];
   const int32_t core = p->tile_cores[n_index];
   const int32_t first = slice_index == 0, last = slice_index == p->slice_count - 1;
+  const int32_t groups = npumm_scales_groups(&p->activation), scaled_each = groups || !p->common_scale;
+  const int64_t rows_at = npumm_rows_of_buffer(&work->rows, buffer);
   rknn_tensor_mem *memory = p->c_memories[core];
   const npumm_tiling tiling = {m->length * p->row_images, n->length,       shape->padded_m,
                                shape->padded_n,           shape->padded_m, shape->c_group ? shape->c_group : shape->padded_n};
   const npumm_term term = {
       .type = p->c_type,
       .row_images = p->row_images,
-      .row_zero = work->rows.zero,
+      .row_zero = work->rows.zero ? work->rows.zero + rows_at : NULL,
       .column_sums = slice->column_sums ? slice->column_sums + n->start : NULL,
       .row_sum = work->row_sums && slice->column_zero ? work->row_sums + buffer * work->longest : NULL,
       .column_zero = slice->column_zero ? slice->column_zero + n->start : NULL,
-      .column_scale = !p->common_scale && slice->column_scale ? slice->column_scale + n->start : NULL,
+      .column_scale = scaled_each && slice->column_scale ? slice->column_scale + n->start : NULL,
+      .row_factor = groups ? work->rows.factor + rows_at : NULL,
   };
   char *out = (char *)call->out + m->start * call->out_row_stride + n->start * bytes_of(call->out_type);
   const npumm_partial partial = {
@@ -84,15 +88,15 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
               : work->sums_core_stride ? work->sums + core * work->sums_core_stride : work->sums + n->start * 4,
       .row_stride = work->sums ? work->sums_row_stride : call->out_row_stride,
       .add = !first,
-      .as_float = !p->common_scale,
+      .as_float = scaled_each,
   };
   const int requantized = call->out_type == NPUMM_INT8; /* the runtime applied all scales */
   const npumm_result result = {
       .data = out,
       .row_stride = call->out_row_stride,
       .type = call->out_type,
-      .row_factor = requantized ? NULL : work->rows.factor,
-      .column_scale = p->common_scale && slice->column_scale && !requantized ? slice->column_scale + n->start : NULL,
+      .row_factor = requantized || groups ? NULL : work->rows.factor,
+      .column_scale = !scaled_each && slice->column_scale && !requantized ? slice->column_scale + n->start : NULL,
       .epilogue = call->epilogue,
       .row = m->start,
       .column = n->start,

@@ -53,7 +53,9 @@ typedef enum {
   NPUMM_ROWS_ABSMAX = 2,       /* float32 -> integers, symmetric, one scale per row (token) */
   NPUMM_ROWS_MINMAX = 3,       /* float32 -> integers, one scale and zero point per row */
   NPUMM_ROWS_STATIC = 4,       /* float32 -> integers -levels - 1..levels with a scale and zero point that are given */
-  NPUMM_ROWS_POWER_OF_TWO_HIGH = 5 /* float32 -> two float16, as near to the end of float16's range as goes */
+  NPUMM_ROWS_POWER_OF_TWO_HIGH = 5, /* float32 -> two float16, as near to the end of float16's range as goes */
+  NPUMM_ROWS_ABSMAX_GROUPS = 6, /* as ABSMAX, one scale per row and group of K */
+  NPUMM_ROWS_MINMAX_GROUPS = 7  /* as MINMAX, one scale and zero point per row and group of K */
 } npumm_row_scaling;
 
 /* How rows of `a` become rows of A. */
@@ -67,7 +69,7 @@ typedef struct {
   const npumm_hadamard *transform; /* of float32 rows, before all else, over the whole of K; or NULL */
 } npumm_activation;
 
-/* One pass A[:, k] x B. Several may share an image of A (same range of K and part), or tiles of B. */
+/* One pass A[:, k] x B. Several may share an image of A (same range of K, part and group), or tiles of B. */
 typedef struct {
   npumm_range k;
   int32_t part;  /* which image of a value of `a`: 0 the whole; 1 and 2 the high and low part of one split in two */
@@ -75,6 +77,7 @@ typedef struct {
   const float *column_scale;   /* one per column of the weight; NULL for 1 */
   const int32_t *column_zero;  /* zero points of the weight's columns, or NULL */
   const int32_t *column_sums;  /* sums over the slice of (value - zero point), or NULL: `a` has no zero points */
+  npumm_range group; /* over which rows are measured that are scaled in groups: k is a part of it, or all of it */
 } npumm_slice;
 
 typedef struct {
@@ -82,7 +85,8 @@ typedef struct {
   npumm_activation activation;
   npumm_result_type c_type;
   int32_t row_images;   /* 2: rows of A are split in two halves, all high ones first; else 1 */
-  int32_t common_scale; /* whether all slices have the same column_scale: sums are then scaled once, at the end */
+  int32_t common_scale; /* whether all slices have the same column_scale: sums are then scaled once, at the end, unless
+                           rows are scaled in groups */
 
   int32_t m_count, slice_count, n_count, core_count;
   int32_t a_count; /* buffers for images of A, 1 to NPUMM_A_MOST */

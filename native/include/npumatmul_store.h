@@ -6,7 +6,8 @@
  *     row_factor * column_scale * (C - row_zero * column_sums - column_zero * row_sum)
  *
  * (zero points of A per row and of B per column; the sums are those of the packed integers), then the epilogue. Where
- * all slices have the same column_scale it is applied once, at the end: sums of integers are then exact until there.
+ * all slices have the same row_factor and column_scale these are applied once, at the end: sums of integers are then
+ * exact until there.
  */
 #ifndef NPUMATMUL_STORE_H
 #define NPUMATMUL_STORE_H
@@ -70,6 +71,7 @@ typedef struct {
   const int32_t *row_zero, *column_sums;
   const int32_t *row_sum, *column_zero;
   const float *column_scale; /* of this slice alone, or NULL for 1; sums are float32 where it is given */
+  const double *row_factor;  /* the same, one per row of the result */
 } npumm_term;
 
 /* Sums over the slices so far: int32 or float32 in rows of row_stride bytes. It may be the result's own memory. */

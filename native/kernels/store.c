@@ -126,7 +126,7 @@ int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *
   if (needed < 0 || !src || tiling->rows % term->row_images != 0) return NPUMM_BAD_ARGUMENT;
   if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;
-  const int as_float = is_float(term->type) || term->column_scale || (partial && partial->as_float);
+  const int as_float = is_float(term->type) || term->column_scale || term->row_factor || (partial && partial->as_float);
   if (!arguments_are_valid(term, as_float, partial, result)) return NPUMM_BAD_ARGUMENT;
 
   const int64_t rows = tiling->rows / term->row_images;
@@ -139,8 +139,9 @@ int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *
       if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, &sums);
       if (as_float) {
         const float *columns = term->column_scale ? term->column_scale + c : NULL;
-        if (!is_float(term->type)) npumm_finish()->scale_int32(sums.integers, n, 1.0, columns, sums.floats);
-        else if (columns) npumm_finish()->scale_float32(sums.floats, n, 1.0, columns, sums.floats);
+        const double row = term->row_factor ? term->row_factor[r] : 1.0;
+        if (!is_float(term->type)) npumm_finish()->scale_int32(sums.integers, n, row, columns, sums.floats);
+        else if (columns || row != 1.0) npumm_finish()->scale_float32(sums.floats, n, row, columns, sums.floats);
       }
       if (partial && partial->add) {
         memcpy(earlier.whole, before, (size_t)n * 4);

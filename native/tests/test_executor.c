@@ -371,6 +371,89 @@ static void rows_are_transformed_before_they_are_packed(npumm_executor *executor
   }
 }
 
+/*
+ * Rows that are scaled in groups, some slices being parts of one: rows of `a` are those of the example times a power of
+ * two per row and group, with 127 (and -128) once in each group, so that every value has its code and scales cancel.
+ */
+static void rows_are_scaled_in_groups(npumm_executor *executor) {
+  static example e;
+  static float a[M_MOST][K_MOST], out[M_MOST][N_MOST], scales[M_MOST][SLICES];
+  static int32_t sums[SLICES][N_MOST];
+  for (int i = 0; i < 200; i++) {
+    build(&e, i & 1, within(1, CORES), i / 2 % 2);
+    const int slices = e.placed.slice_count, zero_points = i / 4 % 2;
+    const npumm_hadamard same = {.features = e.k, .power = 1};
+    int group_of[SLICES], first = 0;
+    for (int s = 0; s < slices; s++) { /* a slice is a group of its own, or belongs to the one before */
+      group_of[s] = s == 0 || e.slices[0].k.length == 1 || within(0, 2) ? s : group_of[s - 1];
+      if (group_of[s] == s) first = s;
+      const int64_t start = e.slices[first].k.start, end = e.slices[s].k.start + e.slices[s].k.length;
+      for (int t = first; t <= s; t++) e.slices[t].group = (npumm_range){start, end - start};
+    }
+    for (int m = 0; m < e.m; m++) {
+      for (int s = 0; s < slices; s++) {
+        const int64_t from = e.slices[s].k.start, end = from + e.slices[s].k.length;
+        scales[m][s] = group_of[s] == s ? ldexpf(1, within(-6, 6)) : scales[m][group_of[s]];
+        for (int64_t k = from; k < end; k++) e.a[m][k] = (int8_t)within(-127, 127);
+        if (group_of[s] == s) e.a[m][from] = 127;
+        if (group_of[s] == s && zero_points && end - from > 1) e.a[m][from + 1] = -128;
+        for (int64_t k = from; k < end; k++) a[m][k] = (float)e.a[m][k] * scales[m][s];
+      }
+    }
+    for (int s = 0; s < slices; s++) {
+      for (int n = 0; n < e.n; n++) {
+        sums[s][n] = 0;
+        for (int64_t k = e.slices[s].k.start; k < e.slices[s].k.start + e.slices[s].k.length; k++) sums[s][n] += e.b[k][n];
+      }
+      e.slices[s].column_sums = zero_points ? sums[s] : NULL;
+    }
+    e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, zero_points ? NPUMM_ROWS_MINMAX_GROUPS : NPUMM_ROWS_ABSMAX_GROUPS,
+                                             127, 1, 0, 0, i % 3 ? NULL : &same};
+    const npumm_call call = {.a = a, .a_row_stride = sizeof a[0], .a_col_stride = sizeof a[0][0], .out = out,
+                             .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+    npumm_report report;
+    CHECK(npumm_execute(i % 5 ? executor : NULL, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
+    int wrong = 0;
+    for (int m = 0; m < e.m; m++) {
+      for (int n = 0; n < e.n; n++) {
+        double want = 0, magnitude = 0;
+        for (int s = 0; s < slices; s++) {
+          double part = 0;
+          for (int64_t k = e.slices[s].k.start; k < e.slices[s].k.start + e.slices[s].k.length; k++) {
+            part += (double)a[m][k] * e.b[k][n];
+          }
+          const double term = part * (e.slices[s].column_scale ? (double)e.slices[s].column_scale[n] : 1.0);
+          want += term;
+          magnitude += fabs(term);
+        }
+        /* a group of one value with a zero point has a step of value / 255, which is rounded */
+        wrong += fabs((double)out[m][n] - want) > magnitude * (zero_points ? 0x1p-20 : 2 * SLICES * 0x1p-24);
+      }
+    }
+    CHECK(wrong == 0, "%d of %d x %d wrong: %d slices, %d buffers, zero points %d", wrong, e.m, e.n, slices,
+          e.placed.a_count, zero_points);
+    const int row = within(0, e.m - 1), column = within(0, e.k - 1);
+    const float kept = a[row][column];
+    a[row][column] = INFINITY;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_NOT_FINITE && report.row == row &&
+          report.step == NPUMM_STEP_PACK_A, "inf");
+    a[row][column] = kept;
+    const int s = within(0, slices - 1);
+    const npumm_range good = e.slices[s].group;
+    const npumm_range bad[] = {{good.start + 1, good.length}, {good.start, good.length - 1}, {good.start, e.k + 1}, {-1, e.k + 1}};
+    for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
+      if (b < 2 && group_of[s] != s) continue; /* which would still hold the slice */
+      if (b == 1 && s + 1 < slices && group_of[s + 1] == s) continue;
+      e.slices[s].group = bad[b];
+      CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_BAD_ARGUMENT, "unfit group %d", (int)b);
+    }
+    e.slices[s].group = good;
+    e.placed.activation.levels = 128;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_BAD_ARGUMENT, "levels");
+    take_down(&e);
+  }
+}
+
 static void bad_arguments_are_refused(npumm_executor *executor) {
   static example e;
   npumm_report report;
@@ -423,6 +506,7 @@ int main(void) {
   failures_are_reported(executor);
   unfit_activations_are_refused(executor);
   rows_are_transformed_before_they_are_packed(executor);
+  rows_are_scaled_in_groups(executor);
   bad_arguments_are_refused(executor);
   a_child_touches_no_thread(executor);
   npumm_executor_destroy(executor);

@@ -60,7 +60,7 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
     for (int64_t i = 0; i < n; i++) HOLDS(b[i] == (float)((double)x[i] / (double)f[i]));
     free(x), free(f), free(a), free(b);
   }
-  for (int64_t order = 1; order <= 60; order += order < 10 ? 1 : 7) {
+  for (int64_t order = 1; order <= NPUMM_HADAMARD_ORDER; order += order < 10 ? 1 : order < 60 ? 7 : 27) {
     float *matrix = random_floats(order * order);
     float(*in)[NPUMM_LANES] = malloc((size_t)order * sizeof *in);
     float(*a)[NPUMM_LANES] = malloc((size_t)order * sizeof *a), (*b)[NPUMM_LANES] = malloc((size_t)order * sizeof *b);

@@ -36,13 +36,13 @@ enum { ROWS_MOST = 9, COLS_MOST = 600, SLICES_MOST = 3 };
 typedef struct {
   int rows, cols, images, slices;
   npumm_result_type type;
-  int scaled_each, zeros_a, zeros_b;
+  int scaled_each, rows_scaled_each, zeros_a, zeros_b;
   npumm_element out_type;
   int32_t c[SLICES_MOST][2 * ROWS_MOST][COLS_MOST]; /* values of C, also where it holds floats */
-  int32_t row_zero[ROWS_MOST], row_sum[SLICES_MOST][ROWS_MOST];
+  int32_t row_zero[SLICES_MOST][ROWS_MOST], row_sum[SLICES_MOST][ROWS_MOST];
   int32_t column_zero[SLICES_MOST][COLS_MOST], column_sums[SLICES_MOST][COLS_MOST];
   float scale[SLICES_MOST][COLS_MOST];
-  double factor[ROWS_MOST];
+  double factor[SLICES_MOST][ROWS_MOST];
 } example;
 
 static int is_float(npumm_result_type type) { return type == NPUMM_C_FLOAT32 || type == NPUMM_C_FLOAT16; }
@@ -82,7 +82,8 @@ static void choose(example *e) {
   e->rows = within(1, ROWS_MOST), e->cols = below(4) ? within(1, 40) : within(200, COLS_MOST);
   e->slices = within(1, SLICES_MOST);
   e->images = is_float(e->type) ? 1 : within(1, 2);
-  e->scaled_each = below(2), e->zeros_a = !is_float(e->type) && below(2), e->zeros_b = !is_float(e->type) && below(2);
+  e->rows_scaled_each = below(3) == 0, e->scaled_each = e->rows_scaled_each || below(2);
+  e->zeros_a = !is_float(e->type) && below(2), e->zeros_b = !is_float(e->type) && below(2);
   e->out_type = (npumm_element)below(4);
   if (e->out_type == NPUMM_INT32 && (is_float(e->type) || e->scaled_each)) e->out_type = NPUMM_FLOAT32;
   const int largest = e->type == NPUMM_C_INT8 ? 127 : 2000;
@@ -90,13 +91,15 @@ static void choose(example *e) {
     for (int r = 0; r < e->rows * e->images; r++) {
       for (int c = 0; c < e->cols; c++) e->c[s][r][c] = within(-largest, largest);
     }
-    for (int r = 0; r < e->rows; r++) e->row_sum[s][r] = within(-9999, 9999);
+    for (int r = 0; r < e->rows; r++) {
+      e->row_sum[s][r] = within(-9999, 9999), e->row_zero[s][r] = within(-128, 127);
+      e->factor[s][r] = e->rows_scaled_each || s == 0 ? within(1, 999) / 64.0 : e->factor[0][r];
+    }
     for (int c = 0; c < e->cols; c++) {
       e->column_zero[s][c] = within(-128, 127), e->column_sums[s][c] = within(-9999, 9999);
       e->scale[s][c] = e->scaled_each || s == 0 ? (float)within(1, 999) / 256.0f : e->scale[0][c];
     }
   }
-  for (int r = 0; r < e->rows; r++) e->row_zero[r] = within(-128, 127), e->factor[r] = within(1, 999) / 64.0;
 }
 
 /* The formula, in float64 and integers: everything here is exact but the last rounding and sums of scaled slices. */
@@ -106,9 +109,9 @@ static double expected(const example *e, int r, int c, double *magnitude) {
   for (int s = 0; s < e->slices; s++) {
     int64_t term = e->c[s][r][c];
     if (e->images == 2) term = 16 * term + e->c[s][e->rows + r][c];
-    if (e->zeros_a) term -= (int64_t)e->row_zero[r] * e->column_sums[s][c];
+    if (e->zeros_a) term -= (int64_t)e->row_zero[s][r] * e->column_sums[s][c];
     if (e->zeros_b) term -= (int64_t)e->column_zero[s][c] * e->row_sum[s][r];
-    const double factor = e->out_type == NPUMM_INT32 ? 1.0 : (double)e->scale[s][c] * e->factor[r];
+    const double factor = e->out_type == NPUMM_INT32 ? 1.0 : (double)e->scale[s][c] * e->factor[s][r];
     sum += (double)term * factor;
     *magnitude += fabs((double)term * factor);
   }
@@ -146,14 +149,15 @@ static void store_one(example *e) {
     void *c = packed(e, s, &tiling, &size);
     const npumm_term term = {e->type,
                              e->images,
-                             e->zeros_a ? e->row_zero : NULL,
+                             e->zeros_a ? e->row_zero[s] : NULL,
                              e->zeros_a ? e->column_sums[s] : NULL,
                              e->zeros_b ? e->row_sum[s] : NULL,
                              e->zeros_b ? e->column_zero[s] : NULL,
-                             e->scaled_each ? e->scale[s] : NULL};
+                             e->scaled_each ? e->scale[s] : NULL,
+                             e->rows_scaled_each ? e->factor[s] : NULL};
     const npumm_partial partial = {in_place && bytes == 4 ? out : sums, e->cols * 4, s > 0, e->scaled_each};
     const int plain = e->out_type == NPUMM_INT32;
-    const npumm_result result = {out, e->cols * bytes, e->out_type, plain ? NULL : e->factor,
+    const npumm_result result = {out, e->cols * bytes, e->out_type, plain || e->rows_scaled_each ? NULL : e->factor[0],
                                  plain || e->scaled_each ? NULL : e->scale[0], NULL, 0, 0};
     code |= npumm_store(&tiling, &term, c, size, e->slices == 1 ? NULL : &partial, s == e->slices - 1 ? &result : NULL);
     free(c);

@@ -77,6 +77,10 @@ def layer_names(n_layers: int) -> list[str]:
     return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
+Attend = Callable[[Float32], Float32]
+"""From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to ``(T, H D)``."""
+
+
 class ContextFullError(ValueError):
     """More tokens than the cache has room for."""
 
@@ -362,8 +366,27 @@ class LlamaModel:
         ndarray of float32, shape (T, hidden)
             What leaves it, a new array.
         """
+        return self.run_block_with(layer, x, self.attention_over(layer, cache, len(x)))
+
+    def run_block_with(self, layer: int, x: Float32, attend: Attend) -> Float32:
+        """Run rows through one block, with attention from elsewhere.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            Rows.
+        attend : callable
+            See `Attend`.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves it, a new array.
+        """
         linears = dict(zip(BLOCK_LAYERS, self._linears_of(layer), strict=True))
-        steps = self.block_steps(layer, x, cache)
+        steps = self.block_steps(layer, x, attend)
         try:
             part, given = next(steps)
             while True:
@@ -372,8 +395,8 @@ class LlamaModel:
             result: Float32 = end.value
             return result
 
-    def block_steps(self, layer: int, x: Float32, cache: KVCache) -> Generator[tuple[str, Float32], Float32, Float32]:
-        """Run tokens through one block whose products are the caller's.
+    def block_steps(self, layer: int, x: Float32, attend: Attend) -> Generator[tuple[str, Float32], Float32, Float32]:
+        """Run rows through one block whose products are the caller's.
 
         Many inputs can be brought to the same layer this way before any of them goes on.
 
@@ -382,9 +405,9 @@ class LlamaModel:
         layer : int
             Number of the block.
         x : ndarray of float32, shape (T, hidden)
-            As for `run_block`, of any number of tokens: attention takes memory in the square of it.
-        cache : KVCache
-            As for `run_block`.
+            Rows.
+        attend : callable
+            See `Attend`.
 
         Yields
         ------
@@ -399,15 +422,46 @@ class LlamaModel:
             What leaves the block, a new array.
         """
         block, eps = self._blocks[layer], self.config.rms_eps
-        rotation = self._rope.rows(cache.length, cache.length + len(x))
-        qkv = _biased((yield "qkv", rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
-        attended = self._attention(qkv, rotation, cache, layer)
-        del qkv
+        attended = attend(_biased((yield "qkv", rms_norm(x, block.attn_norm, eps)), block.qkv_bias))
         x = x + _biased((yield "attn_out", attended), block.attn_out_bias)
         del attended
-        gated = swiglu((yield "gate_up", rms_norm(x, block.ffn_norm, eps)))
-        x += yield "down", gated
+        x += yield "down", swiglu((yield "gate_up", rms_norm(x, block.ffn_norm, eps)))
         return x
+
+    def attention_over(self, layer: int, cache: KVCache, tokens: int) -> Attend:
+        """Attention of tokens to those in the cache, and to those before them among themselves.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        cache : KVCache
+            Takes their keys and values of this block; it does not grow.
+        tokens : int
+            How many there are: any number, but memory is taken in the square of it.
+
+        Returns
+        -------
+        callable
+            For `run_block_with` and `block_steps`.
+        """
+        rotation = self.rotations(cache.length, cache.length + tokens)
+        return lambda qkv: self._attention(qkv, rotation, cache, layer)
+
+    def rotations(self, start: int, stop: int) -> NDArray[np.complex64]:
+        """Rotations of positions `start` to `stop`, as `rotate` takes them.
+
+        Parameters
+        ----------
+        start, stop : int
+            Positions.
+
+        Returns
+        -------
+        ndarray of complex64, shape (stop - start, 1, rope_dim / 2)
+            A row for each position.
+        """
+        return self._rope.rows(start, stop)
 
     def logits(self, x: Float32) -> Float32:
         """Turn what leaves the last block into logits.

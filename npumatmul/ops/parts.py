@@ -69,6 +69,8 @@ def parts_of(stored: StoredWeight) -> Parts:
                 name = names.setdefault((field, array.ctypes.data), f"{field}.{len(names)}")
                 arrays[name] = array
                 described[field] = name
+        if each.group is not None:
+            described["group"] = _of_span(each.group)
         slices.append(described)
     tiles = [tile.bytes() for tile in stored.tiles]
     content = {
@@ -232,7 +234,12 @@ def _slices(reader: Reader, plan: WeightPlan, array: Callable[[str], NDArray[Any
         if span not in plan.k_spans:
             raise reader.wrong(f"a slice of K from {span.start} is none of the plan's")
         arrays = {field: load(described[field], dtype) for field, dtype in _ARRAYS if described.get(field) is not None}
-        slices.append(WeightSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays))
+        group = None
+        if "group" in each.content:  # of activations that are scaled in groups
+            group = each.span(each.content["group"], "group")
+            if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= plan.k:
+                raise reader.wrong(f"the group from {group.start} does not hold the slice of K from {span.start}")
+        slices.append(WeightSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays, group=group))
     covered = {each.k_span for each in slices}
     if covered != set(plan.k_spans):
         raise reader.wrong("its slices do not cover K")

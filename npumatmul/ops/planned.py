@@ -184,7 +184,7 @@ class Matmul:
         )  # fmt: skip
         return plan
 
-    def autotune(self, iterations: int = 3) -> Tuning | None:
+    def autotune(self, iterations: int = 9) -> Tuning | None:
         """Measure ways to run this product on the device, keep the best for this machine, and take it.
 
         Tiles, cores, layouts and buckets are tried, beginning with what is modelled to be best. `b` is packed anew by
@@ -193,7 +193,8 @@ class Matmul:
         Parameters
         ----------
         iterations : int
-            Timed runs of each way; their median counts.
+            Rounds of each step. In a round each way that is in the running is timed once, in random order, so that a
+            machine that gets slower meanwhile favours none; their medians count.
 
         Returns
         -------

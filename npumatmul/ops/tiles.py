@@ -13,7 +13,7 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import ElementType, MatmulType
-from npumatmul.plan import WeightPlan, plan_weight
+from npumatmul.plan import Span, WeightPlan, plan_weight
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -121,9 +121,17 @@ def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: Ru
                 column_scale=None if route.scheme.integers else scale,
                 column_zero=zero if bool(zero.any()) else None,
                 column_sums=sums,
+                group=_group(span, group, codes.shape[1]) if route.scheme.activation_granularity == "group" else None,
             )
         )
     return Laid(plan, tuple(rows), tuple(slices))
+
+
+def _group(span: Span, size: int | None, k: int) -> Span:
+    """The whole group that a slice belongs to."""
+    start = 0 if size is None else span.start // size * size
+    length = k if size is None else min(size, k - start)
+    return Span(start, length, length)
 
 
 _Number = TypeVar("_Number", np.float32, np.int32)

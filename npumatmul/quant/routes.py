@@ -14,6 +14,7 @@ from npumatmul.activation import Activation
 from npumatmul.capabilities import CHIPS, NEWEST_RUNTIME, Chip
 from npumatmul.errors import DeviceError
 from npumatmul.mmtype import MatmulType
+from npumatmul.qparams import Granularity
 from npumatmul.quant.schemes import FLOATS, SCHEMES, Scheme
 from npumatmul.rknn.version import RuntimeVersion
 
@@ -167,6 +168,8 @@ def _activations(scheme: Scheme, way: _Way) -> dict[np.dtype[Any], Activation]:
 def _quantized(scheme: Scheme, way: _Way) -> Activation:
     if not scheme.static:
         scaling = RowScaling.ABSMAX if scheme.activation_symmetric else RowScaling.MINMAX
+        if scheme.activation_granularity is Granularity.GROUP:
+            scaling = RowScaling.ABSMAX_GROUPS if scheme.activation_symmetric else RowScaling.MINMAX_GROUPS
         return Activation(_F32, way.activation, scaling, way.levels, scheme.activation_clip)
     params = scheme.activation_params
     if params is None:

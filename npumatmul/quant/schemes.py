@@ -2,14 +2,16 @@
 
 A name says the bits of weight and activation, and then what differs from the usual::
 
-    w8a8  w8a8_layer  w8a8_g128  w4a8_g32_wasym  w8a8_aasym  w8a8_static  w4a4  w4a16_g128  w16a16  w16a16_high  w8a8o8
+    w8a8  w8a8_layer  w8a8_g128  w4a8_g32_agroup  w4a8_g32_wasym  w8a8_aasym  w8a8_static  w4a4  w4a16_g128  w16a16
+    w16a16_high  w8a8o8
 
 ==============  ======================================================================================================
 ``_layer``      one scale for the whole weight (without: one per output channel)
 ``_g<n>``       one scale per output channel and group of n values along K, n a multiple of 32
 ``_wasym``      the weight has zero points
 ``_aasym``      activations have zero points
-``_static``     activations have one given scale (without: each row gets its own when it comes)
+``_static``     activations have one given scale (without: each row, a token, gets its own when it comes)
+``_agroup``     each row has a scale for each group along K, the same groups as the weight's
 ``_high``       ``w16a16`` alone: each value is two float16
 ==============  ======================================================================================================
 
@@ -45,7 +47,7 @@ _GROUP_MULTIPLE = 32
 #: What is requantized on the NPU.
 _REQUANTIZED = "w8a8o8"
 _NAME = re.compile(r"w(?P<w>\d+)a(?P<a>\d+)(?P<high>_high)?(_(?P<layer>layer)|_g(?P<group>\d+))?(?P<wasym>_wasym)?"
-                   r"(?P<aasym>_aasym)?(?P<static>_static)?")  # fmt: skip
+                   r"(?P<aasym>_aasym)?((?P<static>_static)|(?P<agroup>_agroup))?")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Scheme:
     symmetric : bool
         Whether the weight has no zero points.
     activation_granularity : Granularity or str
-        ``"token"``: each row is measured when it comes. ``"layer"``: `activation_params` hold for all.
+        ``"token"``: each row is measured when it comes. ``"group"``: each row is measured group by group of the
+        weight, which costs no runs beyond those that the weight's groups do. ``"layer"``: `activation_params` hold for
+        all.
     activation_symmetric : bool
         Whether rows that are measured get no zero point.
     activation_clip : float
@@ -131,7 +135,7 @@ class Scheme:
         if found is None:
             raise ValueError(
                 f"no scheme is called {name!r}; there are {', '.join(map(repr, SCHEMES))}, and quantized ones with "
-                f"_layer or _g<group size>, _wasym, _aasym and _static after their bits"
+                f"_layer or _g<group size>, _wasym, _aasym and _static or _agroup after their bits"
             )
         try:
             return cls._found(found)
@@ -147,7 +151,7 @@ class Scheme:
             granularity,
             int(found["group"]) if found["group"] else None,
             symmetric=not found["wasym"],
-            activation_granularity="layer" if found["static"] else "token",
+            activation_granularity="layer" if found["static"] else "group" if found["agroup"] else "token",
             activation_symmetric=not found["aasym"],
             high=bool(found["high"]),
         )
@@ -175,6 +179,7 @@ class Scheme:
             "_wasym" * (not self.symmetric),
             "_aasym" * (not self.activation_symmetric),
             "_static" * self.static,
+            "_agroup" * (self.activation_granularity is Granularity.GROUP),
         )
         return "".join(parts)
 
@@ -227,12 +232,15 @@ def _contradiction(scheme: Scheme) -> str | None:
     bits = scheme.weight_bits, scheme.activation_bits
     weight_options = not scheme.symmetric or scheme.granularity is not Granularity.CHANNEL
     activation_options = (
-        scheme.static or not scheme.activation_symmetric or scheme.activation_clip != 1 or scheme.activation_params
+        scheme.activation_granularity != "token"
+        or not scheme.activation_symmetric
+        or scheme.activation_clip != 1
+        or scheme.activation_params
     )
     if bits not in _BITS:
         return f"w{bits[0]}a{bits[1]} does not exist; there are {', '.join(f'w{w}a{a}' for w, a in _BITS)}"
-    if scheme.granularity is Granularity.TOKEN or scheme.activation_granularity not in ("token", "layer"):
-        return "weights have scales per layer, channel or group, activations per token or layer"
+    if scheme.granularity is Granularity.TOKEN or scheme.activation_granularity is Granularity.CHANNEL:
+        return "weights have scales per layer, channel or group, activations per token, group or layer"
     if scheme.granularity is Granularity.GROUP:
         if not scheme.group_size or scheme.group_size < 1 or scheme.group_size % _GROUP_MULTIPLE:
             return f"groups have a multiple of {_GROUP_MULTIPLE} values, not {scheme.group_size}"
@@ -253,6 +261,8 @@ def _contradiction(scheme: Scheme) -> str | None:
 
 def _wrong_activation(scheme: Scheme) -> str | None:
     params = scheme.activation_params
+    if scheme.activation_granularity is Granularity.GROUP and scheme.granularity is not Granularity.GROUP:
+        return "groups of activations are those of the weight, which has none: granularity='group'"
     if not 0 < scheme.activation_clip <= 1:
         return f"activation_clip is {scheme.activation_clip}; it lies above 0 and is at most 1"
     if params is None:

@@ -48,6 +48,9 @@ def names() -> list[str]:
             ("w8a8", "w4a8", "w4a4"), granularities, ("", "_wasym"), options
         )
     ]
+    quantized += [f"{bits}_g64{wasym}{aasym}_agroup" for bits, wasym, aasym in itertools.product(
+        ("w8a8", "w4a8", "w4a4"), ("", "_wasym"), ("", "_aasym")
+    )]  # fmt: skip
     floats = [f"{bits}{granularity}" for bits in ("w8a16", "w4a16") for granularity in granularities]
     return [*quantized, *floats, "w16a16", "w16a16_high", "int8", "int4", "w8a8o8"]
 
@@ -78,6 +81,10 @@ def test_a_name_says_everything_that_it_can() -> None:
         ("w4a8_g0", "groups have a multiple of 32 values, not 0"),
         ("w16a16_g32", "not quantized has neither layers"),
         ("w4a16_aasym", "activations that are not quantized"),
+        ("w4a16_g32_agroup", "activations that are not quantized"),
+        ("w8a8_agroup", "groups of activations are those of the weight, which has none"),
+        ("w8a8_layer_agroup", "groups of activations are those of the weight"),
+        ("w8a8_g32_static_agroup", "no scheme is called"),
         ("w4a16_wasym", "corrected by sums of quantized activations"),
         ("w8a8o4", "no scheme is called"),
         ("w4a8o8", "no scheme is called"),

@@ -10,6 +10,7 @@ from .build import quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
 from .layer import QuantizedLayer
+from .own_text import own_text
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
 from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
@@ -35,6 +36,7 @@ __all__ = [
     "is_quantized",
     "load_quantized",
     "measure_sensitivity",
+    "own_text",
     "parse_scheme",
     "quantize_layer",
     "quantize_model",

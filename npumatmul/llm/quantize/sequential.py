@@ -95,7 +95,8 @@ def _block(
     """Take both streams through a block, layer by layer."""
     # a cache reserves room for all blocks, of which memory is taken for what is written only: this one's
     steps: list[list[Steps]] = [
-        [model.block_steps(block, x, model.new_cache(len(x))) for x in stream] for stream in streams
+        [model.block_steps(block, x, model.attention_over(block, model.new_cache(len(x)), len(x))) for x in stream]
+        for stream in streams
     ]
     given = [[next(each)[1] for each in stream] for stream in steps]
     for part in BLOCK_LAYERS[:-1]:

@@ -1,0 +1,94 @@
+"""Buffers of A and C: lent to one user at a time, and given back by whatever way it ends."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+import npumatmul as npu
+from npumatmul.contexts import Workspace
+from npumatmul.leases import Lease
+
+
+@pytest.fixture
+def workspace(fresh_device: npu.Device) -> Workspace:
+    return Workspace(fresh_device.session)
+
+
+def allocations(device: npu.Device) -> int:
+    return device.stats().descriptors
+
+
+def test_what_is_lent_is_nobody_elses(fresh_device: npu.Device, workspace: Workspace) -> None:
+    first = workspace.lend("C", 2, 5000)
+    second = workspace.lend("C", 2, 5000)
+    assert len({id(memory) for memory in (*first, *second)}) == 4
+    assert all(memory.size >= 5000 for memory in (*first, *second))
+    workspace.give_back(first)
+    third = workspace.lend("C", 2, 9000)
+    assert {*third} == {*first}, "buffers of one size are reused"
+    workspace.give_back(first)  # for the second time: they are somebody else's now
+    assert not {*workspace.lend("C", 2, 5000)} & {*second, *third}
+    assert allocations(fresh_device) == 6
+
+
+def test_what_the_cpu_wrote_is_never_written_by_the_npu(workspace: Workspace) -> None:
+    a = workspace.lend("A", 3, 100)
+    workspace.give_back(a)
+    assert not {*workspace.lend("C", 3, 100)} & {*a}
+
+
+@pytest.mark.parametrize("size", [1, 4096, 4097, 16384, 16385, 10**6])
+def test_a_size_is_a_power_of_four_pages(workspace: Workspace, size: int) -> None:
+    (memory,) = workspace.lend("A", 1, size)
+    assert size <= memory.size < max(4 * size, 4097)
+    pages = memory.size // 4096
+    assert pages.bit_count() == 1
+    assert pages.bit_length() % 2 == 1
+
+
+def test_a_loan_ends_with_its_lease_or_with_whoever_has_it(fresh_device: npu.Device, workspace: Workspace) -> None:
+    lease = Lease()
+    loan = workspace.lend("A", 2, 100, lease)
+    assert not workspace.lend_again(loan, Lease())
+    lease.over = True
+    other = workspace.lend("A", 2, 100)
+    assert {*other} == {*loan}
+    assert not workspace.lend_again(loan, Lease())
+    known = {id(memory) for memory in other}
+    del other
+    assert {id(memory) for memory in workspace.lend("A", 2, 100)} == known
+    assert allocations(fresh_device) == 2
+
+
+@pytest.mark.parametrize("end", ["given back", "dropped", "lease over"])
+def test_what_is_lent_outlives_clearing_and_is_freed_afterwards(
+    fresh_device: npu.Device, workspace: Workspace, end: str
+) -> None:
+    lease = Lease()
+    loan = workspace.lend("C", 1, 100, lease if end == "lease over" else None)
+    idle = workspace.lend("C", 2, 100)
+    workspace.give_back(idle)
+    assert workspace.clear()
+    assert allocations(fresh_device) == 1
+    assert not workspace.clear()
+    assert not loan[0].closed
+    if end == "given back":
+        workspace.give_back(loan)
+    elif end == "dropped":
+        del loan
+        gc.collect()
+    else:
+        lease.over = True
+        workspace.clear()
+    assert allocations(fresh_device) == 0
+    again = workspace.lend("C", 1, 100)
+    assert not again[0].closed
+
+
+def test_closing_the_device_frees_what_is_lent(workspace: Workspace, fresh_device: npu.Device) -> None:
+    loan = workspace.lend("C", 2, 100)
+    fresh_device.close()
+    assert all(memory.closed for memory in loan)
+    workspace.give_back(loan)
