@@ -28,13 +28,14 @@ import npumatmul
 from npumatmul.capabilities import chip
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
 from npumatmul.llm.evaluation import Evaluation, Window, evaluate_models
-from npumatmul.llm.loader import LayerTensors, layer_tensors
+from npumatmul.llm.loader import layer_tensors
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
     QuantizedLayer,
     QuantizedModel,
     Recipe,
+    auto_quantize,
     best_recipe,
     collect_statistics,
     own_text,
@@ -51,6 +52,9 @@ from prose import prose
 WINDOW = 512
 CACHE = Path.home() / ".cache" / "npumatmul" / "quality"
 
+#: Windows of the third text, of whose first tokens `auto_quantize` takes some.
+SENSITIVITY_WINDOWS = 11
+
 #: More runs than this for one token, and the start of runs alone takes longer than the CPU does for the whole model.
 SLOW_RUNS = 1000
 
@@ -61,7 +65,15 @@ class Entry:
 
     scheme: str
     what: str
-    recipe: Recipe
+    recipe: Recipe | Budget
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What `auto_quantize` is asked for, each scheme with its best recipe."""
+
+    schemes: tuple[str, ...]
+    max_bits: float
 
 
 def entries() -> dict[str, Entry]:
@@ -79,7 +91,9 @@ def entries() -> dict[str, Entry]:
         "w4a8-head8": Entry("w4a8", "best, head w8a8", best_recipe("w4a8", head="w8a8")),
         "w4a8-g32": Entry("w4a8_g32", "best", best_recipe("w4a8_g32")),
         "w4a8-g32-head8": Entry("w4a8_g32", "best, head w8a8", best_recipe("w4a8_g32", head="w8a8")),
-        "gguf": Entry("gguf", "blocks of the file, centred; head int8 in groups of 32", best_recipe("gguf")),
+        "gguf": Entry("gguf", "blocks of the file; head int8 in groups of 32", best_recipe("gguf")),
+        "gguf-head8": Entry("gguf", "blocks of the file, head w8a8", best_recipe("gguf", head="w8a8")),
+        "auto": Entry("auto", "gguf, w4a8 or w8a8, at most 5.5 bits", Budget(("gguf", "w4a8", "w8a8"), 5.5)),
         "w4a4-hadamard": Entry(
             "w4a4", "Hadamard, clip search", Recipe(LayerRecipe("w4a4", "hadamard", clip_search=True))
         ),
@@ -104,7 +118,11 @@ def main() -> None:
     print(f"evaluation: {evaluation_source}, {len(pieces)} windows of {WINDOW} tokens, {scored} positions scored")
     calibration = Calibration(path, tokenizer, options)
     print(f"calibration: {calibration.source}, {options.calibration_tokens} tokens")
-    workshop = Workshop(path, calibration, options.keep)
+
+    def third_text() -> list[Window]:
+        return spread(tokenizer, texts(None, ["jargon"], options.cache)[0], SENSITIVITY_WINDOWS)
+
+    workshop = Workshop(path, calibration, options.keep, third_text)
     made: dict[str, Any] = {}
     models = {}
     for name in chosen:
@@ -112,6 +130,8 @@ def main() -> None:
         models[name] = workshop.model(rows[name].recipe)
         made[name] = time.perf_counter() - started
         print(f"{name}: quantized in {made[name]:.0f} s on this machine", flush=True)
+        for note in models[name].notes:
+            print(f"{name}: {note}", flush=True)
     del workshop
     reference = load_model(path, pack=numpy_pack).model
     loaded = {name: model.load().model for name, model in models.items()}
@@ -156,10 +176,17 @@ class Calibration:
 class Workshop:
     """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
 
-    def __init__(self, path: Path, calibration: Calibration, keep: Path | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        calibration: Calibration,
+        keep: Path | None,
+        third_text: Callable[[], list[Window]] | None = None,
+    ) -> None:
         self.path = path
         self.file = GGUFFile(path)
-        self._calibration = calibration
+        self.tensors = layer_tensors(self.file, LlamaConfig.from_gguf(self.file))
+        self._calibration, self._third_text = calibration, third_text
         self._keep: Path | None = None
         self._made: dict[str, QuantizedLayer] = {}
         if keep is not None:  # of each model and calibration text by itself
@@ -173,24 +200,33 @@ class Workshop:
         found: dict[str, LayerStatistics] = self._kept("statistics", self._collect)
         return found
 
-    def model(self, recipe: Recipe) -> QuantizedModel:
-        """Quantize by a recipe."""
+    def model(self, recipe: Recipe | Budget) -> QuantizedModel:
+        """Quantize by a recipe, or within a budget by what layers do to the third text."""
+        if isinstance(recipe, Budget):
+            assert self._third_text is not None
+            candidates = [best_recipe(scheme).default for scheme in recipe.schemes]
+            return auto_quantize(
+                self.path, candidates, self._third_text(), max_bits=recipe.max_bits, make=self.layer, progress=progress
+            )
         if recipe.sequential:
             key = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:24]
             layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
-            return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
-        layers = {}
-        for name, tensors in layer_tensors(self.file, LlamaConfig.from_gguf(self.file)).items():
-            wanted = recipe.for_layer(name)
-            values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
-            values["scheme"] = re.sub(r"a\d+", "", wanted.scheme)
-            usual = dataclasses.asdict(LayerRecipe())
-            key = f"{name} {recipe.seed} {json.dumps({k: v for k, v in values.items() if v != usual[k]})}"
-            if key not in self._made:
-                make = partial(self._layer, name, tensors, wanted, recipe.seed)
-                self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
-            layers[name] = dataclasses.replace(self._made[key], recipe=wanted)
+        else:
+            layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
         return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
+
+    def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
+        """One layer, made if it is not there yet."""
+        values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
+        if wanted.scheme != "gguf":
+            values["scheme"] = re.sub(r"a\d+|_agroup", "", wanted.scheme)
+        usual = dataclasses.asdict(LayerRecipe())
+        key = f"{name} {seed} {json.dumps({k: v for k, v in values.items() if v != usual[k]})}"
+        if key not in self._made:
+            make = partial(self._layer, name, wanted, seed)
+            self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
+        made = self._made[key]  # blocks that cannot be taken over have a recipe of their own
+        return made if wanted.scheme == "gguf" else dataclasses.replace(made, recipe=wanted)
 
     def _collect(self) -> dict[str, LayerStatistics]:
         started = time.perf_counter()
@@ -198,10 +234,10 @@ class Workshop:
         print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
         return found
 
-    def _layer(self, name: str, tensors: LayerTensors, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
+    def _layer(self, name: str, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
         progress(0, 1, name)
         statistics = self.statistics[name] if recipe.needs_calibration else None
-        return layer_of_recipe(self.file, tensors, recipe, statistics, seed=seed)
+        return layer_of_recipe(self.file, self.tensors[name], recipe, statistics, seed=seed)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
         if self._keep is None:
@@ -237,7 +273,7 @@ def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int
     runs, decode = modelled(model, 1)
     return {
         "scheme": entry.scheme,
-        "recipe": entry.recipe.as_dict(),
+        "recipe": model.recipe.as_dict(),
         "kl": [result.mean_kl.value, error[0]],
         "top1": [result.top1.value, error[1]],
         "positions": result.tokens,

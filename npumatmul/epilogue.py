@@ -60,7 +60,7 @@ class Epilogue:
 
     Notes
     -----
-    gelu and gelu_tanh are within 1 ulp of the exact function of their float32 argument, silu within 4. A nan stays
+    gelu is within 6 ulp of the exact function of its float32 argument, gelu_tanh and silu within 4. A nan stays
     one; relu, clip and the functions treat infinities as their limits do.
 
     Examples

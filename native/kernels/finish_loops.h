@@ -21,88 +21,97 @@ static inline float float_of(uint32_t bits) {
   return value;
 }
 
-/* exp(x) of -708 <= x <= 700, relative error below 2^-33. The constant brings the integer part into the low bits. */
-static inline double exp_double(double x) {
-  const double shift = 0x1.8p52;
-  const double shifted = x * 0x1.71547652b82fep0 + shift; /* 1 / ln 2 */
-  const double k = shifted - shift;
-  const double r = x - k * 0x1.62e42feep-1 - k * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */
-  double p = 0.00019907582591325134;
-  p = p * r + 0.0013948590286863383;
-  p = p * r + 0.008333283518768105;
-  p = p * r + 0.041666218139710595;
-  p = p * r + 0.1666666678638044;
-  p = p * r + 0.5000000107793876;
-  p = p * r + 0.9999999999955055;
-  p = p * r + 0.9999999999595294;
-  uint64_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 1023) << 52;
-  double power;
-  memcpy(&power, &bits, sizeof power);
-  return p * power;
+/*
+ * The functions choose with masks where a condition would do, because compilers would make two copies of what follows
+ * it, and compare magnitudes as integers: a nan counts as large, and reaches the result as a factor of its own.
+ */
+static inline float choose(uint32_t mask, float yes, float no) {
+  return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
 }
 
-/* Half of erfc(z) for 0 <= z <= 11, relative error below 2^-30: t exp(P(t) - z^2) with t = 2 / (2 + z). */
-static inline double half_erfc(double z) {
-  const double t = 2.0 / (2.0 + z);
-  const double u = (t - 0.5769230769230769) / 0.4230769230769231; /* [2/13, 1] to [-1, 1] */
-  double p = 6.34496089971794e-06;
-  p = p * u + -6.684829924734269e-06;
-  p = p * u + -4.410351895667099e-05;
-  p = p * u + 8.446921948934205e-05;
-  p = p * u + 0.00015590170296645716;
-  p = p * u + -0.0006285005597280762;
-  p = p * u + -0.0002469929323851668;
-  p = p * u + 0.004033121028918847;
-  p = p * u + -0.00141368456600988;
-  p = p * u + -0.030776157757739345;
-  p = p * u + 0.017633794412347376;
-  p = p * u + 0.5785679665805289;
-  p = p * u + -0.5673654734673337;
-  return 0.5 * t * exp_double(p - z * z);
+static inline uint32_t mask_of_sign(float x) { return (uint32_t)((int32_t)bits_of(x) >> 31); }
+
+/* min(|x|, most) */
+static inline float magnitude_to(float x, float most) {
+  const int32_t bits = (int32_t)(bits_of(x) & 0x7fffffffu), limit = (int32_t)bits_of(most);
+  return float_of((uint32_t)(bits < limit ? bits : limit));
 }
 
-/* Results below x = -30 are smaller than any float32: x is cut off there, which also makes -inf give -0. */
+/* exp(u) = p 2^k with whole k, p between 0.7 and 1.5; 2^k as two factors, so that no product underflows early. */
+typedef struct {
+  float p, first, second;
+} exponential;
+
+/*
+ * Of u = high + low, -170 <= u <= 0, low a small part: an error of u is one, relative to exp(u), as large as u. Adding the
+ * constant brings the whole part into the low bits; k times the first part of ln 2 is exact. The relative error of the
+ * polynomial is below 2^-28.
+ */
+static inline exponential exp_of(float high, float low) {
+  const float shifted = (high + low) * 0x1.715476p0f + 0x1.8p23f; /* 1 / ln 2 */
+  const float k = shifted - 0x1.8p23f;
+  const float r = high - k * 0x1.62e4p-1f - (k * 0x1.7f7d1cp-20f - low);
+  float p = 0.0013835813f;
+  p = p * r + 0.0083756356f;
+  p = p * r + 0.041668288f;
+  p = p * r + 0.1666641f;
+  p = p * r + 0.49999992f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t whole = (int32_t)(bits_of(shifted) - 0x4b400000u), half = whole >> 1;
+  const uint32_t counts = (uint32_t)((-158 - whole) >> 31); /* below, 110 p 2^k is 0; subnormal steps there are slow */
+  const uint32_t first = (uint32_t)(half + 127) << 23, second = (uint32_t)(whole - half + 127) << 23;
+  return (exponential){p, float_of(first), float_of(second & counts)};
+}
+
+/* x / (1 + exp(-u)) for an u of the sign of x, from e = exp(-|u|): below 0 it is x e / (1 + e). */
+static inline float logistic_product(float x, exponential e) {
+  const uint32_t below = mask_of_sign(x);
+  const float quotient = x * choose(below, e.p, 1.0f) / (1.0f + e.p * e.first * e.second);
+  return quotient * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
+}
+
+/*
+ * All three cut x off where the result is smaller than any float32; that makes -inf give -0.
+ *
+ * The normal distribution below -a is t g exp(-a^2 / 2) with t = 2 / (2 + a); the relative error of g, a polynomial in u
+ * between -1 and 1, is below 2^-25.
+ */
 static inline float gelu_of(float value) {
-  double x = (double)value;
-  x = x < -30.0 ? -30.0 : x;
-  double z = (x < 0.0 ? -x : x) * 0.7071067811865476;
-  z = z > 11.0 ? 11.0 : z;
-  const double beyond = half_erfc(z);
-  return (float)(x * (x < 0.0 ? beyond : 1.0 - beyond));
+  const float x = value < -15.5f ? -15.5f : value;
+  const uint32_t below = mask_of_sign(x);
+  const float a = magnitude_to(x, 15.5f);
+  const float t = 2.0f / (2.0f + a);
+  const float u = (t - 0.55714285f) * 2.2580645f;
+  float g = -1.2163827e-05f;
+  g = g * u + -1.9538764e-05f;
+  g = g * u + 0.00012456073f;
+  g = g * u + -5.398502e-05f;
+  g = g * u + -0.0005663435f;
+  g = g * u + 0.0014371888f;
+  g = g * u + 0.0009134111f;
+  g = g * u + -0.01254932f;
+  g = g * u + 0.0063801566f;
+  g = g * u + 0.14904393f;
+  g = g * u + 0.3553021f;
+  const float upper = float_of(bits_of(a) & 0xfffff000u); /* its square is exact */
+  const exponential e = exp_of(upper * upper * -0.5f, (a - upper) * (a + upper) * -0.5f);
+  const float tail = t * g * e.p;
+  const float share = choose(below, tail, 1.0f - tail * e.first * e.second);
+  return x * share * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
 }
 
 static inline float gelu_tanh_of(float value) {
-  double x = (double)value;
-  x = x < -30.0 ? -30.0 : x;
-  double exponent = -1.5957691216057308 * (x + 0.044715 * x * x * x); /* tanh(u) = 2 / (1 + exp(-2 u)) - 1 */
-  exponent = exponent < -708.0 ? -708.0 : exponent;
-  exponent = exponent > 700.0 ? 700.0 : exponent;
-  return (float)(x / (1.0 + exp_double(exponent)));
+  const float x = value < -11.0f ? -11.0f : value;
+  const double a = (double)magnitude_to(x, 11.0f);
+  const double u = a * (-1.5957691216057308 - 0.0713548162726009 * (a * a)); /* tanh v = 2 / (1 + exp(-2 v)) - 1 */
+  const float high = (float)u;
+  return logistic_product(x, exp_of(high, (float)(u - (double)high)));
 }
 
-/* e = exp(-|x|) = p 2^k; the power of two comes last and in two steps, so that it neither over- nor underflows early. */
 static inline float silu_of(float value) {
   const float x = value < -110.0f ? -110.0f : value;
-  float y = x < 0.0f ? x : -x;
-  y = y < -110.0f ? -110.0f : y;
-  const float shift = 0x1.8p23f;
-  const float shifted = y * 0x1.715476p0f + shift;
-  const float k = shifted - shift;
-  const float r = y - k * 0x1.62e4p-1f - k * 0x1.7f7d1cp-20f;
-  float p = 0.0013941118f;
-  p = p * r + 0.0083751347f;
-  p = p * r + 0.041666353f;
-  p = p * r + 0.16666415f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const int32_t whole = (int32_t)(bits_of(shifted) - 0x4b400000u);
-  const int32_t half = whole >> 1;
-  const float first = float_of((uint32_t)(half + 127) << 23), second = float_of((uint32_t)(whole - half + 127) << 23);
-  const float e = p * first * second;
-  return x < 0.0f ? x * p / (1.0f + e) * first * second : x / (1.0f + e);
+  return logistic_product(x, exp_of(-magnitude_to(x, 110.0f), 0.0f));
 }
 
 static inline float half_to_float(uint16_t half) {

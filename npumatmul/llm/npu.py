@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.qparams import QuantParams
 from npumatmul.quant.schemes import Scheme, scheme_for
 
 from .model import Float32, Linear, Pack
@@ -61,12 +62,7 @@ class NpuQuantizedLinear(NpuLinear):
             super().__init__(pack(layer.restored(), "w16a16", transposed=True, device=device))
             self._transform = None
         else:
-            bits = 4 if layer.weight.params.bits <= 4 else 8
-            scheme = Scheme.parse(f"w{bits}a{layer.recipe.parts.activation_bits}")
-            if not scheme.takes_any_value:
-                symmetric = layer.recipe.symmetric_activations
-                scheme = replace(scheme, activation_clip=layer.recipe.activation_clip, activation_symmetric=symmetric)
-            super().__init__(pack(layer.weight, scheme, device=device))
+            super().__init__(pack(layer.weight, _scheme_of(layer, layer.weight.params), device=device))
             self._transform = layer.weight.input_transform
         self._offset, self._group_size, self._bias = layer.offset, layer.group_size, layer.bias
         self._centre = layer.centre
@@ -82,6 +78,22 @@ class NpuQuantizedLinear(NpuLinear):
         if self._bias is not None:
             y += self._bias
         return y
+
+
+def _scheme_of(layer: QuantizedLayer, params: QuantParams) -> Scheme:
+    """What the weight is, and how the layer's recipe quantizes activations."""
+    parts = layer.recipe.parts
+    activation: dict[str, Any] = {}
+    if parts.activation_bits < 16:
+        activation = {
+            "activation_granularity": parts.activation_granularity,
+            "activation_clip": layer.recipe.activation_clip,
+            "activation_symmetric": layer.recipe.symmetric_activations,
+        }
+    return Scheme(
+        4 if params.bits <= 4 else 8, parts.activation_bits, params.granularity, params.group_size,
+        symmetric=params.symmetric, **activation,
+    )  # fmt: skip
 
 
 def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer, str], Linear]:

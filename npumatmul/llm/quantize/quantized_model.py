@@ -18,7 +18,7 @@ from npumatmul.llm.gguf_file import GGUFFile
 from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.model import Linear
 
-from .build import balanced_layer, centred_layer, quantize_layer
+from .build import centred_layer, quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
@@ -235,8 +235,8 @@ def layer_of_recipe(
     tensors : LayerTensors
         Which of its tensors make up the layer.
     recipe : LayerRecipe
-        What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8``, as its own recipe
-        says then.
+        What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8_g32_agroup``, as its
+        own recipe says then.
     statistics : LayerStatistics, optional
         Of its activations.
     seed : int
@@ -250,11 +250,8 @@ def layer_of_recipe(
     if recipe.scheme == GGUF_SCHEME:
         taken = layer_of_blocks(file, tensors.tensors, recipe)
         if taken is not None:
-            if not recipe.needs_calibration:
-                return taken
-            weight = tensors.weight(file)
-            return centred_layer(balanced_layer(taken, weight, statistics), weight, statistics)
-        recipe = dataclasses.replace(recipe, scheme="w8a8")
+            return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
+        recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
     return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
 
 

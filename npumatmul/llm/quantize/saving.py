@@ -192,7 +192,7 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
     found["codes"] = weight.codes if weight.params.bits > 4 else pack_nibbles(weight.codes)
     found["scale"] = weight.params.scale
     if not weight.params.symmetric:
-        found["zero_point"] = weight.params.zero_point
+        found["zero_point"] = weight.params.zero_point.astype(np.int8)  # it is one of the codes
     half = layer.half_groups()
     if half is not None:
         found["scale"], minimum = half
