@@ -23,13 +23,14 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
+from .packed_layer import PackedLayer
 from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
 
-__all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
+__all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
-MakeLinear = Callable[[QuantizedLayer, str], Linear]
+MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Linear]
 """Makes a `Linear` of a quantized layer and its name."""
 
 
@@ -63,8 +64,8 @@ class QuantizedModel:
         How it was made.
     source : Source
         What it was made of.
-    layers : mapping of str to QuantizedLayer
-        The layers by name.
+    layers : mapping of str to QuantizedLayer or PackedLayer
+        The layers by name; those of a file that was packed for a chip are `PackedLayer`.
     notes : tuple of str
         What was done otherwise than a reader might expect.
     """
@@ -73,7 +74,7 @@ class QuantizedModel:
     rest: GGUFFile
     recipe: Recipe
     source: Source
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, QuantizedLayer | PackedLayer]
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -86,6 +87,11 @@ class QuantizedModel:
     def nbytes(self) -> int:
         """Bytes of all layers as they are stored."""
         return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def soc(self) -> str | None:
+        """The chip that its layers are packed for; None where they are codes, for any."""
+        return next((layer.soc for layer in self.layers.values() if isinstance(layer, PackedLayer)), None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -174,7 +180,7 @@ def quantize_model(
     file = GGUFFile(path)
     names = layer_tensors(file, LlamaConfig.from_gguf(file))
     recipes = {name: recipe.for_layer(name) for name in names}
-    needing = [name for name, each in recipes.items() if each.needs_calibration]
+    needing = layers_to_calibrate(path, recipe)
     known = dict(statistics or {})
     missing = [name for name in needing if name not in known]
     if missing:
@@ -210,6 +216,26 @@ def quantize_model(
     for note in notes:
         logger.info("%s", note)
     return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
+
+
+def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:
+    """Names of the layers of a model whose recipe looks at activations.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    recipe : Recipe
+        What is to be done.
+
+    Returns
+    -------
+    list of str
+        None where no calibration text is needed.
+    """
+    with GGUFFile(path) as file:
+        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
 def layer_of_recipe(
