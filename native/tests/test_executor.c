@@ -110,7 +110,7 @@ static void free_memory(rknn_tensor_mem *memory) {
 
 /* ---- one matmul --------------------------------------------------------------------------------------------------------- */
 
-enum { M_MOST = 20, K_MOST = 60, N_MOST = 60, RANGES = 3, SLICES = 5, TILES = 5, BUFFERS = 3, CORES = 4 };
+enum { M_MOST = 20, K_MOST = 60, N_MOST = 60, RANGES = 6, SLICES = 5, TILES = 5, BUFFERS = 3, CORES = 4 };
 
 typedef struct {
   int m, k, n, tile; /* all tiles of N and slices of K are equally long but the last */
@@ -118,10 +118,10 @@ typedef struct {
   float bias[N_MOST];
   npumm_range m_ranges[RANGES], n_ranges[TILES];
   npumm_slice slices[SLICES];
-  int32_t tile_cores[TILES];
+  int32_t tile_cores[TILES], range_cores[RANGES];
   npumm_context handles[CONTEXTS];
   npumm_shape shapes[RANGES * SLICES * TILES], *shape_pointers[RANGES * SLICES * TILES];
-  rknn_tensor_mem *a_memories[BUFFERS], *c_memories[CORES], *b_memories[SLICES * TILES];
+  rknn_tensor_mem *a_memories[CORES * BUFFERS], *c_memories[CORES], *b_memories[SLICES * TILES];
   float scales[SLICES][N_MOST];
   npumm_placed_matmul placed;
 } example;
@@ -137,7 +137,8 @@ static int cut(npumm_range *ranges, int most, int extent, int *length) {
   return count;
 }
 
-static void build(example *e, int dynamic, int cores, int scaled_each) {
+/* Cores that share rows have ranges one behind the other; some have none. */
+static void build(example *e, int dynamic, int cores, int scaled_each, int share_rows) {
   memset(e, 0, sizeof *e);
   e->m = within(1, M_MOST), e->k = within(1, K_MOST), e->n = within(cores, N_MOST);
   for (int i = 0; i < M_MOST * K_MOST; i++) e->a[i / K_MOST][i % K_MOST] = (int8_t)within(-128, 127);
@@ -170,7 +171,11 @@ static void build(example *e, int dynamic, int cores, int scaled_each) {
     }
   }
   for (int t = 0; t < p->n_count; t++) e->tile_cores[t] = t % cores;
-  for (int i = 0; i < BUFFERS; i++) e->a_memories[i] = new_memory((size_t)rows * (size_t)depth);
+  for (int r = 0, core = 0; r < p->m_count; r++) {
+    core = within(core, cores - 1);
+    e->range_cores[r] = core;
+  }
+  for (int i = 0; i < CORES * BUFFERS; i++) e->a_memories[i] = new_memory((size_t)rows * (size_t)depth);
   for (int i = 0; i < CORES; i++) e->c_memories[i] = new_memory((size_t)rows * (size_t)e->tile * 4);
   for (int core = 0; core < cores; core++) {
     contexts[core].dynamic = dynamic;
@@ -181,21 +186,24 @@ static void build(example *e, int dynamic, int cores, int scaled_each) {
   }
   for (int i = 0; i < p->m_count * p->slice_count * p->n_count; i++) {
     npumm_shape *shape = &e->shapes[i];
-    const int64_t length = e->m_ranges[i / (p->slice_count * p->n_count)].length;
-    shape->context = &e->handles[e->tile_cores[i % p->n_count]];
+    const int range = i / (p->slice_count * p->n_count);
+    const int64_t length = e->m_ranges[range].length;
+    shape->context = &e->handles[share_rows ? e->range_cores[range] : e->tile_cores[i % p->n_count]];
     shape->padded_m = dynamic ? (int32_t)length : rows;
     shape->padded_k = depth, shape->padded_n = e->tile;
     shape->io_attr.A.name[0] = 'A', shape->io_attr.B.name[0] = 'B', shape->io_attr.C.name[0] = 'C';
     e->shape_pointers[i] = shape;
   }
-  p->m_ranges = e->m_ranges, p->n_ranges = e->n_ranges, p->slices = e->slices, p->tile_cores = e->tile_cores;
+  p->m_ranges = e->m_ranges, p->n_ranges = e->n_ranges, p->slices = e->slices;
+  if (share_rows) p->range_cores = e->range_cores;
+  else p->tile_cores = e->tile_cores;
   p->a_memories = e->a_memories, p->c_memories = e->c_memories, p->b_memories = e->b_memories;
   p->shapes = e->shape_pointers;
 }
 
 static void take_down(example *e) {
   for (int i = 0; i < e->placed.slice_count * e->placed.n_count; i++) free_memory(e->b_memories[i]);
-  for (int i = 0; i < BUFFERS; i++) free_memory(e->a_memories[i]);
+  for (int i = 0; i < CORES * BUFFERS; i++) free_memory(e->a_memories[i]);
   for (int i = 0; i < CORES; i++) free_memory(e->c_memories[i]);
 }
 
@@ -247,14 +255,14 @@ static void results_are_right(npumm_executor *executor) {
   for (int i = 0; i < 200; i++) {
     const int scaled_each = i & 1, cores = within(1, CORES), dynamic = i / 2 % 2;
     const npumm_element types[] = {NPUMM_FLOAT32, NPUMM_BFLOAT16, NPUMM_INT32};
-    build(&e, dynamic, cores, scaled_each);
+    build(&e, dynamic, cores, scaled_each, i / 4 % 2);
     for (int again = 0; again < 2; again++) {
       npumm_report report;
       int wrong;
       const npumm_element type = types[within(0, scaled_each ? 1 : 2)];
       const int code = run(i % 3 ? executor : NULL, &e, type, &report, &wrong);
-      CHECK(code == 0 && wrong == 0, "code %d, %d wrong: %d cores, %d slices, %d buffers, type %d", code, wrong, cores,
-            e.placed.slice_count, e.placed.a_count, type);
+      CHECK(code == 0 && wrong == 0, "code %d, %d wrong: %d cores, %d slices, %d buffers, type %d, rows shared: %d",
+            code, wrong, cores, e.placed.slice_count, e.placed.a_count, type, e.placed.range_cores != NULL);
       const uint64_t runs = (uint64_t)(e.placed.m_count * e.placed.slice_count * e.placed.n_count);
       CHECK(report.run_calls == runs && report.set_io_mem_calls == 3 * runs, "runs %d", (int)report.run_calls);
       CHECK(report.macs == (uint64_t)(e.m * e.k * e.n), "macs %d", (int)report.macs);
@@ -268,7 +276,7 @@ static void results_are_right(npumm_executor *executor) {
 static void failures_are_reported(npumm_executor *executor) {
   static example e;
   for (int i = 0; i < 40; i++) {
-    build(&e, i % 2, 1 + i % CORES, 0);
+    build(&e, i % 2, 1 + i % CORES, 0, i / CORES % 2);
     npumm_report report;
     int wrong;
     atomic_store(&calls, 0);
@@ -296,7 +304,7 @@ static void unfit_activations_are_refused(npumm_executor *executor) {
   static const int32_t zeros[N_MOST];
   npumm_report report;
   int wrong;
-  build(&e, 0, 1, 0);
+  build(&e, 0, 1, 0, 0);
   const npumm_placed_matmul good = e.placed;
   const npumm_activation bad[] = {
       {NPUMM_COPY_8, NPUMM_ROWS_POWER_OF_TWO, 0, 0, 0, 0, NULL},
@@ -335,7 +343,7 @@ static void rows_are_transformed_before_they_are_packed(npumm_executor *executor
   static example e;
   static float a[M_MOST][K_MOST], out[M_MOST][N_MOST], divisor[K_MOST];
   for (int i = 0; i < 60; i++) {
-    build(&e, i & 1, within(1, CORES), 0);
+    build(&e, i & 1, within(1, CORES), 0, i / 2 % 2);
     for (int k = 0; k < e.k; k++) divisor[k] = ldexpf(1, within(-4, 4));
     for (int m = 0; m < e.m; m++) { /* columns run backwards */
       for (int k = 0; k < e.k; k++) a[m][K_MOST - 1 - k] = (float)e.a[m][k] * divisor[k];
@@ -380,7 +388,7 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
   static float a[M_MOST][K_MOST], out[M_MOST][N_MOST], scales[M_MOST][SLICES];
   static int32_t sums[SLICES][N_MOST];
   for (int i = 0; i < 200; i++) {
-    build(&e, i & 1, within(1, CORES), i / 2 % 2);
+    build(&e, i & 1, within(1, CORES), i / 2 % 2, i / 4 % 2);
     const int slices = e.placed.slice_count, zero_points = i / 4 % 2;
     const npumm_hadamard same = {.features = e.k, .power = 1};
     int group_of[SLICES], first = 0;
@@ -460,7 +468,7 @@ static void bad_arguments_are_refused(npumm_executor *executor) {
   int wrong;
   CHECK(npumm_execute(executor, NULL, NULL, NULL) == NPUMM_BAD_ARGUMENT, "nothing");
   CHECK(npumm_execute(executor, NULL, NULL, &report) == NPUMM_BAD_ARGUMENT, "no matmul");
-  build(&e, 0, 2, 0);
+  build(&e, 0, 2, 0, 0);
   const npumm_placed_matmul good = e.placed;
   const struct {
     size_t offset;
@@ -479,12 +487,27 @@ static void bad_arguments_are_refused(npumm_executor *executor) {
   e.tile_cores[0] = 0;
   CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == 0 && wrong == 0, "and again");
   take_down(&e);
+  /* of cores that share rows */
+  for (build(&e, 0, 2, 0, 1); e.placed.m_count < 3; build(&e, 0, 2, 0, 1)) take_down(&e);
+  static const int32_t wrong_cores[][3] = {{0, 1, 2}, {1, 0, 1}, {-1, 0, 0}};
+  for (int i = 0; i < 3; i++) {
+    memcpy(e.range_cores, wrong_cores[i], sizeof wrong_cores[i]);
+    CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "wrong cores of ranges %d", i);
+  }
+  for (int i = 0; i < RANGES; i++) e.range_cores[i] = 0;
+  const int32_t buffers = e.placed.a_count;
+  e.placed.a_count = NPUMM_A_MOST / 2 + 1;
+  CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "too many buffers");
+  e.placed.a_count = buffers;
+  for (int i = 0; i < RANGES * SLICES * TILES; i++) e.shapes[i].context = &e.handles[0];
+  CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == 0 && wrong == 0, "all on one core");
+  take_down(&e);
 }
 
 /* A forked child has no workers: what it inherited still computes, in its own thread, and can be given up. */
 static void a_child_touches_no_thread(npumm_executor *executor) {
   static example e;
-  build(&e, 0, CORES, 0);
+  build(&e, 0, CORES, 0, 0);
   fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
