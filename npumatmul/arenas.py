@@ -3,6 +3,9 @@
 Each allocation of the runtime holds a file descriptor (facts 7.1), so weights share few large ones: a slice wraps a
 part of an arena through `rknn_create_mem_from_fd`. A slice is always synchronised through the allocation that it
 belongs to, because synchronising a slice is reported to do nothing.
+
+An arena is in one IOMMU domain, and so is a weight: what is bound to a context has to be in the context's domain (facts
+7.4). The first domain that has room takes it; room for A and C is left, for they have to be there too.
 """
 
 from __future__ import annotations
@@ -108,13 +111,18 @@ class Arena:
         Those that live; their owners hold them.
     """
 
-    def __init__(self, session: Session, size: int) -> None:
+    def __init__(self, session: Session, size: int, domain: int = 0) -> None:
         self.session = session
         self.undivided = not session.runtime.has("rknn_mem_sync")
         self.slices: weakref.WeakSet[Slice] = weakref.WeakSet()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
         self._stale = False  # whether slices went that nobody closed
-        self.memory = session.allocate(size, holder=Holder.WEIGHTS)
+        self.memory = session.allocate(size, domain, Holder.WEIGHTS)
+
+    @property
+    def domain(self) -> int:
+        """IOMMU domain."""
+        return self.memory.domain
 
     @property
     def size(self) -> int:
@@ -218,11 +226,24 @@ def _without(free: tuple[int, int], start: int, stop: int) -> list[tuple[int, in
 
 @dataclass
 class WeightMemory:
-    """The arenas of one device. Not thread-safe by itself: the device's lock guards it."""
+    """The arenas of one device. Not thread-safe by itself: the device's lock guards it.
+
+    Attributes
+    ----------
+    session : Session
+    capacity : int
+        Bytes that one IOMMU domain can hold.
+    domains : int
+        IOMMU domains that weights may be in, from 0 on.
+    arenas : list of Arena
+    """
 
     session: Session
     capacity: int
+    domains: int = 1
     arenas: list[Arena] = field(default_factory=list)
+    #: Bytes of A and C that weights in a domain work with: with the fewest rows, and with the most at once.
+    _beside: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def bytes_reserved(self) -> int:
@@ -234,80 +255,165 @@ class WeightMemory:
         """Bytes of the slices."""
         return sum(piece.size for arena in self.arenas for piece in arena.slices)
 
-    def allocate(self, size: int) -> Slice:
-        """A slice of `size` bytes.
+    def allocate(
+        self, rows: Sequence[Sequence[int]], *, together: bool = False, beside: tuple[int, int] = (0, 0)
+    ) -> list[Slice]:
+        """Slices for the tiles of a weight, all in one domain: the first one where there is room.
+
+        Parameters
+        ----------
+        rows : sequence of sequences of int
+            Bytes of each tile, row of tiles by row of tiles.
+        together : bool
+            Have the tiles of a row stand one behind the other, if there is such a range.
+        beside : (int, int)
+            Bytes of A and C that its products work with, those of the fewest rows and those of the most at once. Room
+            for the most is left if that goes in one of the domains, for the fewest in any case.
+
+        Returns
+        -------
+        list of Slice
+            One per tile.
 
         Raises
         ------
         NpuMemoryError
-            If the device's memory is used up.
+            If no domain has room.
         """
-        for arena in self.arenas:
-            piece = arena.allocate(size)
-            if piece is not None:
-                return piece
-        arena = self._new_arena(size)
-        piece = arena.allocate(size)
-        assert piece is not None
-        return piece
+        needed = sum(self._rounded(size) for sizes in rows for size in sizes)
+        if needed > self.capacity:
+            raise NpuMemoryError(
+                f"a weight of {needed} bytes is larger than an IOMMU domain, which holds {self.capacity} bytes, and "
+                "all of a weight has to be in one. Split it along N (numpy.array_split(w, parts, axis=1)), pack the "
+                "parts, and put their products side by side."
+            )
+        refused: NpuMemoryError | None = None
+        for much in (1, 0):
+            for domain in self._with_room(needed, beside, much):
+                least, most = map(max, zip(beside, self._beside.get(domain, (0, 0)), strict=True))
+                self._beside[domain] = least, most
+                untouched = not self.session.held(domain)
+                try:
+                    return self._fill(domain, rows, together, most if much else least)
+                except NpuMemoryError as error:
+                    refused = refused or error
+                    if untouched:
+                        break  # nor will another one that is as empty
+                except RknnError as error:
+                    if domain == 0 or error.function != "rknn_matmul_create":
+                        raise
+                    logger.warning("%s: weights stay in the first %d domains: %s", self.session.name, domain, error)
+                    self.domains = domain
+        if refused is not None:
+            raise refused
+        where = f"any of {self.domains} IOMMU domains" if self.domains > 1 else "the one IOMMU domain there is"
+        raise NpuMemoryError(
+            f"a weight of {needed} bytes does not fit into {where}, of {self.capacity} bytes each; all of a weight has "
+            f"to be in one. Close packed weights and buffers that are not needed any more.\n"
+            f"{self.session.memory_stats(self.bytes_used)}"
+        )
 
-    def allocate_row(self, sizes: Sequence[int]) -> list[Slice]:
-        """Slices for the tiles of a row: one behind the other if there is such a range, else wherever there is room.
+    def _with_room(self, needed: int, beside: tuple[int, int], much: int) -> list[int]:
+        """Domains with so many bytes beside those that A and C need.
 
-        Raises
-        ------
-        NpuMemoryError
-            If the device's memory is used up.
+        Only one of those that hold nothing is among them: where that is refused, others would be.
         """
-        if len(sizes) > 1 and self.session.runtime.has("rknn_mem_sync"):
-            for arena in self.arenas:
-                pieces = arena.allocate_row(sizes)
-                if pieces is not None:
-                    return pieces
-            try:
-                alignment = self.session.chip.memory.slice_alignment
-                pieces = self._new_arena(sum(round_up(size, alignment) for size in sizes)).allocate_row(sizes)
-            except NpuMemoryError as error:
-                if isinstance(error.__cause__, RknnError):
-                    raise
-                pieces = None  # there is no room for it as a whole, but perhaps in pieces
-            if pieces is not None:
-                return pieces
+        found = []
+        for domain in range(self.domains):
+            held = self.session.held(domain)
+            if not held:
+                self._beside.pop(domain, None)
+            free = sum(length for arena in self._arenas_in(domain) for _, length in arena.free())
+            # A and C of other products are given up where they are in the way
+            room = self.capacity - held.get(Holder.WEIGHTS, 0) - held.get(Holder.BUFFERS, 0) + free
+            if needed + max(beside[much], self._beside.get(domain, beside)[much]) <= room:
+                found.append(domain)
+            if not held:
+                break
+        return found
+
+    def _fill(self, domain: int, rows: Sequence[Sequence[int]], together: bool, beside: int) -> list[Slice]:
+        """Slices in one domain, where so many bytes stay free."""
         made: list[Slice] = []
         try:
-            for size in sizes:
-                made.append(self.allocate(size))
+            for sizes in rows:
+                pieces = self._in_one_piece(domain, sizes, beside) if together and len(sizes) > 1 else None
+                if pieces is not None:
+                    made.extend(pieces)
+                    continue
+                for size in sizes:
+                    made.append(self._slice(domain, size, beside))
         except BaseException:
             self.release(made)
             raise
         return made
 
-    def _new_arena(self, size: int) -> Arena:
-        """An arena with room for a slice of that size."""
-        needed = round_up(size, self.session.chip.memory.slice_alignment)
-        room = self.capacity - self.bytes_reserved
-        if needed > room:
-            raise NpuMemoryError(
-                f"a weight of {size} bytes does not fit: of the {self.capacity} bytes that one IOMMU domain can hold, "
-                f"packed weights use {self.bytes_used} and {self.bytes_reserved} are reserved. "
-                f"Close packed weights that are not needed any more.\n{self.session.memory_stats(self.bytes_used)}"
-            )
+    def _slice(self, domain: int, size: int, beside: int) -> Slice:
+        for arena in self._arenas_in(domain):
+            piece = arena.allocate(size)
+            if piece is not None:
+                return piece
+        piece = self._new_arena(domain, size, beside).allocate(size)
+        assert piece is not None
+        return piece
+
+    def _in_one_piece(self, domain: int, sizes: Sequence[int], beside: int) -> list[Slice] | None:
+        """Slices one behind the other; None where there is no room for that, but perhaps in pieces."""
+        if not self.session.runtime.has("rknn_mem_sync"):
+            return None
+        for arena in self._arenas_in(domain):
+            pieces = arena.allocate_row(sizes)
+            if pieces is not None:
+                return pieces
+        try:
+            return self._new_arena(domain, sum(map(self._rounded, sizes)), beside).allocate_row(sizes)
+        except NpuMemoryError:
+            return None
+
+    def _arenas_in(self, domain: int) -> list[Arena]:
+        return [arena for arena in self.arenas if arena.domain == domain]
+
+    def _rounded(self, size: int) -> int:
+        return round_up(size, self.session.chip.memory.slice_alignment)
+
+    def _new_arena(self, domain: int, size: int, beside: int) -> Arena:
+        """An arena with room for a slice of that size: larger, if the runtime has as much."""
         self._release_orphans()
-        arena = Arena(self.session, max(needed, min(self._next_size(), room)))
+        needed = self._rounded(size)
+        wanted = max(needed, self._next_size(domain))
+        try:
+            arena = self._arena(domain, wanted, beside)
+        except NpuMemoryError:
+            if wanted == needed:
+                raise
+            arena = self._arena(domain, needed, beside)
         self.arenas.append(arena)
-        logger.debug("new weight arena of %d bytes, %d in all", arena.size, self.bytes_reserved)
+        logger.debug("new weight arena of %d bytes in domain %d, %d in all", arena.size, domain, self.bytes_reserved)
         return arena
 
-    def _next_size(self) -> int:
+    def _arena(self, domain: int, size: int, beside: int) -> Arena:
+        arena = Arena(self.session, size, domain)
+        # the runtime may have less than the table says, and a weight without room for its A and C is of no use
+        if beside and not self.session.fits(beside, domain):
+            arena.close()
+            raise NpuMemoryError(
+                f"a weight in IOMMU domain {domain} would leave less than the {beside} bytes that A and C of its "
+                f"products need.\n{self.session.memory_stats(self.bytes_used)}"
+            )
+        return arena
+
+    def _next_size(self, domain: int) -> int:
         """Bytes of the next arena, where one weight does not need more; little where little is allowed."""
         if not self.session.runtime.has("rknn_mem_sync"):
             return 0
-        wanted = min(LARGEST_ARENA, max(SMALLEST_ARENA, self.bytes_reserved))
+        wanted = min(LARGEST_ARENA, max(SMALLEST_ARENA, sum(arena.size for arena in self._arenas_in(domain))))
+        # not into what A and C need, nor for more than half of what a limit leaves
+        room = self.capacity - sum(self.session.held(domain).values()) - self._beside[domain][1]
         limit = self.session.limit
-        if limit is None:
-            return wanted
-        held = sum(memory.size for memory in self.session.allocations())
-        return min(wanted, max(0, limit - held) // 2 // PAGE * PAGE)
+        if limit is not None:
+            held = sum(memory.size for memory in self.session.allocations())
+            room = min(room, (limit - held) // 2)
+        return min(wanted, max(0, room) // PAGE * PAGE)
 
     def trim(self) -> None:
         """Free the arenas that no weight fills."""
@@ -329,7 +435,7 @@ class WeightMemory:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
         for piece in pieces:
             piece.close()
-        empty = [arena for arena in self.arenas if arena.empty]
+        empty = sorted((arena for arena in self.arenas if arena.empty), key=lambda arena: arena.domain)
         for arena in empty[1:]:
             self.arenas.remove(arena)
             arena.close()

@@ -43,8 +43,8 @@ class Reclaimer(Protocol):
     def spare_one(self) -> bool:
         """Give up the context that was used longest ago, unless it is in use; whether there was one."""
 
-    def reclaim(self) -> bool:
-        """Give up every context and all memory that is not in use; whether there was any."""
+    def reclaim(self, domain: int | None = None) -> bool:
+        """Give up every context and all memory that is not in use, of one domain or of all; whether there was any."""
 
 
 @dataclass(frozen=True)

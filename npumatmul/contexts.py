@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.context import DynamicMatmulContext, MatmulContext
-from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
 from npumatmul.leases import Lease, is_idle
 from npumatmul.memory import PAGE
 from npumatmul.session import Memory, Session
@@ -180,10 +180,12 @@ class ContextPool:
         except RknnError as error:
             logger.warning("a context could not be destroyed: %s", error)
 
-    def clear(self) -> None:
-        """Destroy them all."""
-        for key in list(self._contexts):
+    def clear(self, domain: int | None = None) -> bool:
+        """Destroy those of an IOMMU domain, or all; whether there was one."""
+        going = [key for key in self._contexts if domain in (None, key[0].domain)]
+        for key in going:
             self._destroy(key)
+        return bool(going)
 
 
 class Loan(list[Memory]):
@@ -205,6 +207,7 @@ class Loan(list[Memory]):
 class Workspace:
     """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
 
+    They are in the IOMMU domain of the contexts that are bound to them.
     They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
     What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. All
     that use it hold the device's lock.
@@ -212,14 +215,28 @@ class Workspace:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: dict[tuple[str, int], list[Memory]] = {}
+        self._kept: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
         #: Lent when all was cleared: freed when they come back. A callback sees to those whose loan is dropped.
         self._retired: dict[Memory, weakref.ref[Lease]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._kept.values()))
 
-    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None) -> Loan:
+    @staticmethod
+    def size_for(nbytes: int) -> int:
+        """Bytes of a buffer with room for `nbytes`.
+
+        Examples
+        --------
+        >>> Workspace.size_for(5000), Workspace.size_for(16384)
+        (16384, 16384)
+        """
+        size = PAGE
+        while size < nbytes:
+            size *= 4
+        return size
+
+    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0) -> Loan:
         """Buffers that nobody else gets.
 
         Parameters
@@ -231,6 +248,8 @@ class Workspace:
             For which each has room.
         lease : Lease, optional
             They are lent until it is over. By default until they are given back, or the list is dropped.
+        domain : int
+            IOMMU domain.
 
         Returns
         -------
@@ -243,18 +262,27 @@ class Workspace:
             If there is no room for them. Nothing is lent then.
         """
         self._free_retired()
-        size = PAGE
-        while size < nbytes:
-            size *= 4
-        kept = self._kept.setdefault((role, size), [])
-        found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
-        while len(found) < count:
-            kept.append(memory := self._session.allocate(size))
-            found.append(memory)
+        size = self.size_for(nbytes)
+        try:
+            found = self._idle(role, count, size, domain)
+        except NpuMemoryError as error:
+            # idle ones of other sizes give way; where a limit is reached and not the runtime's memory, anywhere
+            if not self.clear(domain if isinstance(error.__cause__, RknnError) else None):
+                raise
+            found = self._idle(role, count, size, domain)
         loan = Loan(found, lease or Lease())
         for memory in found:
             memory.lease = loan.lease.ref
         return loan
+
+    def _idle(self, role: str, count: int, size: int, domain: int) -> list[Memory]:
+        """Idle buffers of a size, allocated as far as there are not enough."""
+        kept = self._kept.setdefault((role, domain, size), [])
+        found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
+        while len(found) < count:
+            kept.append(memory := self._session.allocate(size, domain))
+            found.append(memory)
+        return found
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
@@ -272,10 +300,13 @@ class Workspace:
                 memory.lease = None
         self._free_retired()
 
-    def clear(self) -> bool:
-        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one."""
+    def clear(self, domain: int | None = None) -> bool:
+        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.
+
+        Those of one IOMMU domain, or all.
+        """
         freed = False
-        for key, kept in list(self._kept.items()):
+        for key, kept in [each for each in self._kept.items() if domain in (None, each[0][1])]:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed

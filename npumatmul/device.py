@@ -138,7 +138,9 @@ class Device:
         self.runtime_version: RuntimeVersion = self.runtime.version
         # the version is known now, and with it what npumatmul probe found under it on this machine
         self.chip = self.session.chip = chip_here(self.discovery.soc, self.runtime_version, self.simulated)
-        self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes)
+        # two processes that use domains at once can panic the kernel (facts 7.4): then all stay in the first one
+        domains = self.chip.memory.domains if board is not None or self.simulated else 1
+        self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes, domains)
         _open_devices.add(self)
         logger.info("opened %s: runtime %s, driver %s", self.name, self.api_version, self.driver_version)
 
@@ -174,7 +176,8 @@ class Device:
         ----------
         nbytes : int
         domain : int, optional
-            IOMMU domain, 0 to 15: only contexts of the same one can use the buffer. Runtimes before 2.0.0b0 have one.
+            IOMMU domain, from 0 on: only contexts of the same one can use the buffer. The capability table says how
+            many there are (`iommu_domains`).
 
         Returns
         -------
@@ -184,6 +187,8 @@ class Device:
         ------
         NpuMemoryError
             If the runtime has no memory, or the process no descriptors left.
+        ValueError
+            If there are not as many domains.
         UnsupportedByRuntime
             If the runtime has no domains.
 

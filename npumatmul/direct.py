@@ -2,7 +2,8 @@
 
 A context whose A and C are in normal layout, row-major, can be bound to the memory of arrays. B is native, as packed
 weights are. That needs extents that the NPU takes as they are, one slice of K, tiles of N that stand one behind the
-other, and a type whose C is the dtype of the result. Rows are what cores share, since only whole rows stand together.
+other, and a type whose C is the dtype of the result, all in the weight's IOMMU domain. Rows are what cores share, since
+only whole rows stand together.
 """
 
 from __future__ import annotations
@@ -216,6 +217,8 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
     session, chip = device.session, device.chip
     if a.buffer._session is not session or out.buffer._session is not session or a.buffer.overlaps(out.buffer):
         return False
+    if (a.buffer.domain, out.buffer.domain) != (weight.domain, weight.domain):
+        return False  # memory of one domain means nothing in another (facts 7.4)
     a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
     ranges = share_rows(m, mm_type, plan.k, plan.n, chip, min(a.room // a_row, out.room // c_row))
     if ranges is None:
@@ -269,6 +272,7 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
             MatmulLayout.NATIVE,
             MatmulLayout.NORM,
             core=index % ranges.cores if chip.has_core_mask else None,
+            domain=weight.domain,
         )
         for index, (_, rows) in enumerate(ranges.spans)
     ]

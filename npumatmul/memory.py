@@ -128,6 +128,9 @@ class Buffer:
         nbytes = operator.index(nbytes)
         if not 1 <= nbytes <= LARGEST_BUFFER:
             raise ValueError(f"a buffer has 1 to {LARGEST_BUFFER} bytes, not {nbytes}")
+        domain, domains = operator.index(domain), session.chip.memory.domains
+        if domain < 0 or 1 < domains <= domain:  # what runtimes without domains lack, the binding says
+            raise ValueError(f"domain {domain}: IOMMU domains are 0 to {domains - 1}")
         return cls(session, session.allocate(nbytes, domain, Holder.BUFFERS))
 
     def __repr__(self) -> str:
@@ -287,8 +290,8 @@ class Buffer:
         Parameters
         ----------
         start : int
-            Multiple of the capability table's `slice_alignment`, 4096: which offsets the runtime takes is an open
-            question (Q16).
+            Multiple of the capability table's `slice_alignment`: which offsets the runtime takes is an open question
+            (Q16).
         nbytes : int
 
         Raises

@@ -69,7 +69,7 @@ class Placed:
         contexts: Sequence[MatmulContext | DynamicMatmulContext],
         functions: _executor.RuntimeFunctions,
     ) -> None:
-        self.plan = plan
+        self.plan, self.domain = plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
@@ -186,12 +186,12 @@ class Placement:
             device.check_usable()
             device.collect()
             try:
-                for row in rows:
-                    layouts = self._tile_row(row.k_span, plan)
-                    pieces = self._allocate([each.nbytes for each in layouts], plan)
-                    tiles.extend(pieces)
-                    for n_span, of, piece in zip(plan.n_spans, layouts, pieces, strict=True):
-                        self._pack_tile(row, n_span, of, piece)
+                layouts = [self._tile_row(row.k_span, plan) for row in rows]
+                tiles.extend(self._allocate(layouts, plan))
+                pieces = iter(tiles)
+                for row, of_row in zip(rows, layouts, strict=True):
+                    for n_span, of in zip(plan.n_spans, of_row, strict=True):
+                        self._pack_tile(row, n_span, of, next(pieces))
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
@@ -232,12 +232,9 @@ class Placement:
             device.check_usable()
             device.collect()
             try:
-                for k in k_spans:
-                    first = len(tiles)
-                    sizes = [of.nbytes for of in self._tile_row(k, plan)]
-                    tiles.extend(self._allocate(sizes, plan))
-                    for index, nbytes in enumerate(sizes, first):
-                        tiles[index].fill(tile(index, nbytes))
+                tiles.extend(self._allocate([self._tile_row(k, plan) for k in k_spans], plan))
+                for index, piece in enumerate(tiles):
+                    piece.fill(tile(index, piece.size))
                 return StoredWeight(device, plan, tiles, slices)
             except BaseException:
                 device.weights.release(tiles)
@@ -248,20 +245,14 @@ class Placement:
         chip = self.device.chip
         return [layout.b_native_of(k.length, n.length, plan.mm_type, chip, (k.padded, n.padded)) for n in plan.n_spans]
 
-    def _allocate(self, sizes: list[int], plan: WeightPlan) -> list[Slice]:
-        """Memory for a row of tiles: in one piece where one context could take all of it as its B."""
-        weights = self.device.weights
+    def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[Slice]:
+        """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
         limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
-        if len(plan.k_spans) == 1 and plan.n <= limits.n_max:
-            return weights.allocate_row(sizes)
-        made: list[Slice] = []
-        try:
-            for size in sizes:
-                made.append(weights.allocate(size))
-        except BaseException:
-            weights.release(made)
-            raise
-        return made
+        return self.device.weights.allocate(
+            [[each.nbytes for each in row] for row in layouts],
+            together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
+            beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
+        )
 
     def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: Slice) -> None:
         rows = slice(n.start, n.start + n.length)
@@ -375,15 +366,15 @@ class Placement:
 
     def _lend(self, placed: Placed, lease: Lease) -> None:
         """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
-        workspace, struct = self._workspace, placed.struct
+        workspace, struct, domain = self._workspace, placed.struct, placed.domain
         if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
             placed.a_loan = None  # until the struct is right, for an interrupt may come then
-            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease)
+            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease, domain)
             struct.a_memories = _pointers(loan)
             placed.a_loan = loan
         if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
             placed.c_loan = None
-            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease)
+            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease, domain)
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
@@ -413,6 +404,7 @@ class Placement:
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
                     core=core if self._has_cores else None,
+                    domain=weight.domain,
                     scales=scales,
                 ),
                 w.buckets,
@@ -430,11 +422,10 @@ class Placement:
         """Destroy a context for the sake of another device, unless this one is at work just now."""
         return self._pool.spare()
 
-    def reclaim(self) -> bool:
-        """Give up all contexts and the buffers of A and C; the next matmul makes them anew. The lock is held."""
-        held = len(self._pool) > 0
-        self._pool.clear()
-        return self._workspace.clear() or held
+    def reclaim(self, domain: int | None = None) -> bool:
+        """Give up contexts and buffers of A and C; the next matmul makes them anew. The lock is held."""
+        held = self._pool.clear(domain)
+        return self._workspace.clear(domain) or held
 
     def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
@@ -463,6 +454,13 @@ class Placement:
         self._executor.close()
         self._workspace.clear()
         self._pool.clear()
+
+
+def _beside(plan: WeightPlan, rows: int) -> int:
+    """Bytes of A and C that products of so many rows of the device work with."""
+    a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
+    c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))
+    return min(len(plan.k_spans), _A_BUFFERS) * Workspace.size_for(a) + plan.cores * Workspace.size_for(c)
 
 
 def _pointers(memories: Sequence[Memory]) -> Any:

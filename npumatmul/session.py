@@ -30,7 +30,7 @@ from npumatmul.budget import (
     provide_descriptors,
 )
 from npumatmul.capabilities import Chip
-from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError
+from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
 from npumatmul.leases import Lease
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
@@ -275,6 +275,14 @@ class Session:
         """Memory that is no slice of other memory."""
         return [memory for memory in list(self._memories) if memory.owner is None]
 
+    def held(self, domain: int) -> dict[Holder, int]:
+        """Bytes of memory in an IOMMU domain, by what holds them; empty where nothing does."""
+        held: dict[Holder, int] = {}
+        for memory in self.allocations():
+            if memory.domain == domain:
+                held[memory.holder] = held.get(memory.holder, 0) + memory.size
+        return held
+
     def memory_stats(self, weights_used: int = 0) -> MemoryStats:
         """What is held now; `weights_used` is passed on."""
         with self.lock:
@@ -309,15 +317,18 @@ class Session:
         with self.lock:
             if domain not in self._anchors:
                 limits = self.chip.limits[MatmulType.INT8_INT8_INT32]
-                self._anchors[domain], _ = self.runtime.matmul_create(
-                    MatmulInfo(
-                        M=1,
-                        K=limits.k_multiple,
-                        N=limits.n_multiple,
-                        type=MatmulType.INT8_INT8_INT32.code,
-                        iommu_domain_id=domain,
-                    )
-                )
+                info = MatmulInfo(
+                    M=1, K=limits.k_multiple, N=limits.n_multiple, type=MatmulType.INT8_INT8_INT32.code,
+                    iommu_domain_id=domain,
+                )  # fmt: skip
+                while domain not in self._anchors:
+                    try:
+                        self._anchors[domain], _ = self.runtime.matmul_create(info)
+                    except (RknnFail, RknnMallocFail):  # contexts are limited per process
+                        if not self.spare_context():
+                            raise
+                if domain:
+                    logger.info("%s: memory of IOMMU domain %d is used from now on", self.name, domain)
             return self._anchors[domain]
 
     def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
@@ -344,33 +355,46 @@ class Session:
                 )
             ctx = self.anchor(domain)
             try:
-                pointer = self._create_mem(ctx, nbytes, may_reclaim)
+                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim)
             except RknnError as error:
                 raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated ({error}). Close packed "
-                    "weights and buffers that are not needed any more; if the runtime printed 'Too many open files', "
-                    f"raise the limit (ulimit -n).\n{self.memory_stats()}"
+                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
+                    f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
+                    f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
                 ) from error
             memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
             self._memories[memory] = None
             self.peak = max(self.peak, sum(each.size for each in self.allocations()))
             return memory
 
-    def _create_mem(self, ctx: int, nbytes: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
+    def _create_mem(self, ctx: int, nbytes: int, domain: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
         try:
             return self.runtime.create_mem(ctx, nbytes)
         except RknnError:
-            if not (may_reclaim and self.reclaim()):
+            if not (may_reclaim and self.reclaim(domain)):
                 raise
             return self.runtime.create_mem(ctx, nbytes)
+
+    def fits(self, nbytes: int, domain: int) -> bool:
+        """Whether the runtime has so much more memory in a domain, once what is idle has given way; it is tried."""
+        with self.lock:
+            ctx, pointer = self.anchor(domain), None
+            try:
+                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim=True)
+            except RknnError:
+                return False
+            finally:
+                if pointer is not None:
+                    self.runtime.destroy_mem(ctx, pointer)
+            return True
 
     def _has_room(self, nbytes: int) -> bool:
         return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
 
-    def reclaim(self) -> bool:
-        """Have everybody give up what is kept for reuse and idle; whether there was any."""
+    def reclaim(self, domain: int | None = None) -> bool:
+        """Have everybody give up what is kept for reuse and idle, of one domain or of all; whether there was any."""
         with self.lock:
-            given = [each.reclaim() for each in list(self.reclaimers)]
+            given = [each.reclaim(domain) for each in list(self.reclaimers)]
             self.collect()
             if any(given):
                 logger.info("%s: gave up contexts and memory that were kept for reuse", self.name)

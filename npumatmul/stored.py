@@ -101,6 +101,8 @@ class StoredWeight:
         Whether all slices have the same column_scale.
     nbytes : int
         Bytes of NPU memory.
+    domain : int
+        IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
     tiles : tuple of Slice
         Its memory: row of tiles by row of tiles, each from the first columns on.
 
@@ -122,6 +124,9 @@ class StoredWeight:
         self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
+        self.domain = tiles[0].memory.domain
+        if any(piece.memory.domain != self.domain for piece in tiles):
+            raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
         #: Placed matmuls by what they were made for, the least recently used first.
         self.placed: dict[Hashable, Any] = {}

@@ -423,7 +423,7 @@ def test_what_no_living_slice_of_an_arena_covers_is_free() -> None:
         for step in range(1200):
             if not held or random.random() < 0.55:
                 sizes = [int(size) for size in random.integers(1, 200_000, random.integers(1, 5))]
-                held.append(memory.allocate_row(sizes))
+                held.append(memory.allocate([sizes], together=True))
             else:
                 pieces = held.pop(int(random.integers(len(held))))
                 if random.random() < 0.5:

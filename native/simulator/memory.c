@@ -145,6 +145,13 @@ rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt
     sim_backing_release(backing);
     return NULL;
   }
+  /* Whether it would be mapped into a second domain is not documented (Q17): one mapping, one domain. */
+  if (place.domain != backing->domain) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of iommu domain %d, the context is in %d", fd,
+                  backing->domain, place.domain);
+    sim_backing_release(backing);
+    return NULL;
+  }
   if (offset < 0 || (uint64_t)offset + size > backing->bytes) {
     sim_log_error("rknn_create_mem_from_fd, simulator: offset %d and size %u reach outside of the fd's %zu bytes",
                   offset, size, backing->bytes);

@@ -72,6 +72,13 @@ static void test_binding_codes(void) {
   matmul other;
   CHECK(open_matmul(&other, info), "not created");
   CHECK_IS(rknn_matmul_set_io_mem(mm.ctx, other.a, &mm.io.A), -5);
+  CHECK(!rknn_create_mem_from_fd(mm.ctx, other.a->fd, other.a->virt_addr, 64, 0), "a slice in another domain");
+  CHECK(!rknn_create_mem_from_fd(0, other.a->fd, other.a->virt_addr, 64, 0), "without a context: domain 0");
+  rknn_tensor_mem *same = rknn_create_mem_from_fd(other.ctx, other.a->fd, other.a->virt_addr, other.a->size, 0);
+  CHECK(same != NULL, "a slice in its own domain");
+  CHECK_IS(rknn_matmul_set_io_mem(mm.ctx, same, &mm.io.A), -5);
+  CHECK_IS(rknn_matmul_set_io_mem(other.ctx, same, &other.io.A), 0);
+  CHECK_IS(rknn_destroy_mem(other.ctx, same), 0);
   CHECK(wrong_products(&other, &layouts[1], 127) == 0, "domain 3");
   close_matmul(&other);
   CHECK(open_matmul(&other, mm.info), "not created");

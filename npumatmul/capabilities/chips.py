@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from npumatmul.capabilities.cells import Cell
 from npumatmul.capabilities.probe_file import ProbeResults
 from npumatmul.capabilities.rows import (
-    CONTEXTS,
-    DOMAIN_BYTES,
-    DOMAINS,
     M_MAX,
     NEWEST_RUNTIME,
     ROWS,
-    SLICE_ALIGNMENT,
     NativeTiles,
 )
 from npumatmul.capabilities.table import (
@@ -99,11 +95,11 @@ class MemoryLimits:
         Where the figures come from.
     """
 
-    contexts: int = CONTEXTS.value
-    domain_bytes: int = DOMAIN_BYTES.value
-    domains: int = DOMAINS.value
-    slice_alignment: int = SLICE_ALIGNMENT.value
-    provenance: str = f"{CONTEXTS.source}; {DOMAIN_BYTES.source}"
+    contexts: int
+    domain_bytes: int
+    domains: int
+    slice_alignment: int
+    provenance: str
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class Chip:
     cores: int
     native: NativeTiles
     limits: Mapping[MatmulType, TypeLimits]
-    memory: MemoryLimits = field(default_factory=MemoryLimits)
+    memory: MemoryLimits
     runtime: RuntimeVersion = NEWEST_RUNTIME
     probed: ProbeResults | None = None
 

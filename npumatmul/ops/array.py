@@ -351,7 +351,9 @@ class NpuArray(NDArrayOperatorsMixin):
         return call_function(function, args, options)
 
 
-def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str | None = None) -> NpuArray:
+def empty(
+    shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str | None = None, domain: int | None = None
+) -> NpuArray:
     """An array in NPU memory, in C order, with whatever was in that memory.
 
     Parameters
@@ -361,13 +363,16 @@ def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str 
         float32 by default; one of those of `NpuArray`.
     device : Device or str, optional
         The current device by default.
+    domain : int, optional
+        IOMMU domain: only products with weights of the same one (`PackedWeight.domain`) read and write it in place. By
+        default the first one that has room.
 
     Raises
     ------
     TypeError
         If the NPU has no such dtype.
     ValueError
-        If an extent is negative.
+        If an extent is negative, or there is no such domain.
     NpuMemoryError
         If the runtime has no memory, or the process no descriptors left: an array holds one.
 
@@ -387,7 +392,7 @@ def empty(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str 
     rows = math.prod(extents[:-1]) if extents else 1
     room = padded_rows(rows, target.chip) * extents[-1] * wanted.itemsize if extents else used
     memory = target.attached(ArrayMemory, ArrayMemory)
-    buffer = memory.allocate(target, round_up(max(used, room, 1), PAGE))
+    buffer = memory.allocate(target, round_up(max(used, room, 1), PAGE), domain)
     return NpuArray(target, buffer, extents, wanted, extent=used or None)
 
 

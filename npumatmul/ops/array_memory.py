@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from npumatmul.device import Device
+from npumatmul.errors import NpuMemoryError
 from npumatmul.memory import Buffer
 
 __all__ = ["DTYPES", "EXTENDED", "ArrayMemory", "dense_strides", "start_of", "supported"]
@@ -57,10 +58,10 @@ class ArrayMemory:
     def __init__(self, device: Device) -> None:
         self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
-    def allocate(self, device: Device, nbytes: int) -> Buffer:
-        """Allocate a buffer for an array."""
+    def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
+        """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
         with device.lock:
-            buffer = device.buffer(nbytes)
+            buffer = device.buffer(nbytes, domain=domain) if domain is not None else _anywhere(device, nbytes)
             self.buffers.add(buffer)
             return buffer
 
@@ -80,3 +81,17 @@ class ArrayMemory:
 
     def close(self) -> None:
         """Nothing to do: the device gives the buffers back."""
+
+
+def _anywhere(device: Device, nbytes: int) -> Buffer:
+    refused: NpuMemoryError | None = None
+    for domain in range(device.weights.domains):
+        untouched = not device.session.held(domain)
+        try:
+            return device.buffer(nbytes, domain=domain)
+        except NpuMemoryError as error:
+            refused = refused or error
+        if untouched:
+            break  # nor will another one that is as empty
+    assert refused is not None
+    raise refused

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.direct import Rows, direct_type, multiply
+from npumatmul.errors import NpuMemoryError
 from npumatmul.ops.array import NpuArray, asarray, empty
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
@@ -93,13 +94,18 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     stored = b.stored
     if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
         return None
+    if a.buffer.domain != stored.domain:
+        return None
     wanted = b.scheme.result if dtype is None else np.dtype(dtype)
     mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
     if mm_type is None:
         return None
     shape = (*a.shape[:-1], b.shape[1])
     if out is None:
-        result = empty(shape, wanted, device=b.device)
+        try:
+            result = empty(shape, wanted, device=b.device, domain=stored.domain)
+        except NpuMemoryError:
+            return None  # where it is computed otherwise it may be in another domain
     elif isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted):
         result = out
     else:

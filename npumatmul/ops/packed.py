@@ -108,6 +108,11 @@ class PackedWeight(PackedBase):
         return 0 if self._stored is None else self._stored.nbytes
 
     @property
+    def domain(self) -> int:
+        """IOMMU domain that it is in; where there is room is decided when it is packed (`Device.memory_stats`)."""
+        return 0 if self._stored is None else self._stored.domain
+
+    @property
     def stored(self) -> StoredWeight | None:
         """What is in device memory; None for a weight without elements."""
         return self._stored
