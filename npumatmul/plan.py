@@ -24,6 +24,7 @@ from npumatmul.weight_plan import WeightPlan, costs_of, parsed, plan_weight, spa
 __all__ = [
     "MatmulPlan",
     "PaddingReport",
+    "Share",
     "Span",
     "WeightPlan",
     "padding_report",
@@ -32,6 +33,10 @@ __all__ = [
     "row_buckets",
     "split",
 ]
+
+
+#: What each core has of its own: tiles of N, or ranges of rows with all tiles.
+Share = Literal["tiles", "rows"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def plan_matmul(
     weight: WeightPlan,
     *,
     cores: int | None = None,
-    share: Literal["tiles", "rows"] | None = None,
+    share: Share | None = None,
     images: int | None = None,
     timings: Mapping[str, TimingModel] = TIMINGS,
 ) -> MatmulPlan:
@@ -180,7 +185,7 @@ def plan_matmul(
         So many cores (at most those of the weight's plan) instead of what was measured, or is modelled, to be best.
     share : {"tiles", "rows"}, optional
         What cores have of their own: tiles of N, or ranges of rows with all tiles. By default tiles where `cores` is
-        given, else what was measured, or is modelled, to be best. Rows are for weights with a model of their time.
+        given, else what was measured, or is modelled, to be best.
     images : int, optional
         Images of a range of rows: slices of K by default. Cores that share rows have buffers for theirs each.
     timings : mapping of str to TimingModel
@@ -258,13 +263,17 @@ def _by_rows(
         share = round_up(-(-m // cores), weight.row_multiple)  # so that only the last range can have rows that pad
         starts = range(0, m, share)
         buffers = (len(weight.k_spans) if images is None else images) * cores
-        if costs is None or cores < 2 or len(starts) != cores or buffers > A_BUFFERS_MOST:
+        if cores < 2 or len(starts) != cores or buffers > A_BUFFERS_MOST:
             continue
-        cover = _cover_alone(weight, costs.model, cores)
-        sizes = [cover.of(min(share, m - start) * weight.row_images) for start in starts]
-        modelled = costs.shared_rows(sizes)
-        if found is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
-            continue
+        rows = [min(share, m - start) * weight.row_images for start in starts]
+        if costs is None:
+            sizes, modelled = [simple_cover(each, weight.buckets) for each in rows], None
+        else:
+            cover = _cover_alone(weight, costs.model, cores)
+            sizes = [cover.of(each) for each in rows]
+            modelled = costs.shared_rows(sizes)
+            if found is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
+                continue
         spans = [_spans(each, start, min(start + share, m), weight) for each, start in zip(sizes, starts, strict=True)]
         owners = tuple(core for core, each in enumerate(spans) for _ in each)
         found = MatmulPlan(m, weight, tuple(span for each in spans for span in each), cores, (), modelled, owners)
