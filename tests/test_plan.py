@@ -387,3 +387,19 @@ def test_rows_are_shared_where_that_is_asked_for_and_goes() -> None:
     single = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3566"])
     with pytest.raises(ValueError, match="cannot be shared"):
         plan_matmul(4096, single, share="rows")
+
+
+def test_the_documented_gains_are_those_of_the_model() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "matmul.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) x (\d+) \| (int8|float16) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M
+    )
+    assert len(rows) >= 6
+    types = {"int8": MatmulType.INT8_INT8_INT32, "float16": MatmulType.FLOAT16_FLOAT16_FLOAT32}
+    for k, n, name, m, by_tiles, by_rows, gain in rows:
+        weight = plan_weight(int(k), int(n), types[name], CHIPS["rk3588"])
+        chosen, tiles = plan_matmul(int(m), weight), plan_matmul(int(m), weight, share="tiles")
+        assert chosen.range_cores
+        assert chosen.modelled_seconds == pytest.approx(float(by_rows) / 1e3, abs=1e-6)
+        assert tiles.modelled_seconds == pytest.approx(float(by_tiles) / 1e3, abs=1e-6)
+        assert float(gain) == pytest.approx(float(by_tiles) / float(by_rows), abs=0.01)
