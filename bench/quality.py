@@ -28,13 +28,14 @@ import npumatmul
 from npumatmul.capabilities import chip
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
 from npumatmul.llm.evaluation import Evaluation, Window, evaluate_models
-from npumatmul.llm.loader import LayerTensors, layer_tensors
+from npumatmul.llm.loader import layer_tensors
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
     QuantizedLayer,
     QuantizedModel,
     Recipe,
+    auto_quantize,
     best_recipe,
     collect_statistics,
     own_text,
@@ -50,6 +51,9 @@ from prose import prose
 WINDOW = 512
 CACHE = Path.home() / ".cache" / "npumatmul" / "quality"
 
+#: Windows of the third text, of whose first tokens `auto_quantize` takes some.
+SENSITIVITY_WINDOWS = 11
+
 #: More runs than this for one token, and the start of runs alone takes longer than the CPU does for the whole model.
 SLOW_RUNS = 1000
 
@@ -60,7 +64,15 @@ class Entry:
 
     scheme: str
     what: str
-    recipe: Recipe
+    recipe: Recipe | Budget
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What `auto_quantize` is asked for, each scheme with its best recipe."""
+
+    schemes: tuple[str, ...]
+    max_bits: float
 
 
 def entries() -> dict[str, Entry]:
@@ -78,7 +90,9 @@ def entries() -> dict[str, Entry]:
         "w4a8-head8": Entry("w4a8", "best, head w8a8", best_recipe("w4a8", head="w8a8")),
         "w4a8-g32": Entry("w4a8_g32", "best", best_recipe("w4a8_g32")),
         "w4a8-g32-head8": Entry("w4a8_g32", "best, head w8a8", best_recipe("w4a8_g32", head="w8a8")),
-        "gguf": Entry("gguf", "blocks of the file, centred; head int8 in groups of 32", best_recipe("gguf")),
+        "gguf": Entry("gguf", "blocks of the file; head int8 in groups of 32", best_recipe("gguf")),
+        "gguf-head8": Entry("gguf", "blocks of the file, head w8a8", best_recipe("gguf", head="w8a8")),
+        "auto": Entry("auto", "gguf, w4a8 or w8a8, at most 5.5 bits", Budget(("gguf", "w4a8", "w8a8"), 5.5)),
         "w4a4-hadamard": Entry(
             "w4a4", "Hadamard, clip search", Recipe(LayerRecipe("w4a4", "hadamard", clip_search=True))
         ),
@@ -119,7 +133,10 @@ def main() -> None:
         print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
         return found
 
-    workshop = Workshop(path, calibrate, options.keep)
+    def third_text() -> list[Window]:
+        return _spread(tokenizer, _text(None, ["jargon"], options.cache)[0], SENSITIVITY_WINDOWS)
+
+    workshop = Workshop(path, calibrate, third_text, options.keep)
     made: dict[str, Any] = {}
     models = {}
     for name in chosen:
@@ -127,6 +144,8 @@ def main() -> None:
         models[name] = workshop.model(rows[name].recipe)
         made[name] = time.perf_counter() - started
         print(f"{name}: quantized in {made[name]:.0f} s on this machine", flush=True)
+        for note in models[name].notes:
+            print(f"{name}: {note}", flush=True)
     del workshop
     reference = load_model(path, pack=numpy_pack).model
     loaded = {name: model.load().model for name, model in models.items()}
@@ -150,10 +169,17 @@ def main() -> None:
 class Workshop:
     """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
 
-    def __init__(self, path: Path, calibrate: Callable[[], dict[str, LayerStatistics]], keep: Path | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        calibrate: Callable[[], dict[str, LayerStatistics]],
+        third_text: Callable[[], list[Window]],
+        keep: Path | None,
+    ) -> None:
         self.path = path
         self.file = GGUFFile(path)
-        self._calibrate = calibrate
+        self.tensors = layer_tensors(self.file, LlamaConfig.from_gguf(self.file))
+        self._calibrate, self._third_text = calibrate, third_text
         self._keep = keep
         self._made: dict[str, QuantizedLayer] = {}
         if keep is not None:
@@ -165,24 +191,32 @@ class Workshop:
         found: dict[str, LayerStatistics] = self._kept("statistics", self._calibrate)
         return found
 
-    def model(self, recipe: Recipe) -> QuantizedModel:
-        """Quantize by a recipe."""
-        layers = {}
-        for name, tensors in layer_tensors(self.file, LlamaConfig.from_gguf(self.file)).items():
-            wanted = recipe.for_layer(name)
-            values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
-            values["scheme"] = re.sub(r"a\d+", "", wanted.scheme)
-            key = f"{name} {recipe.seed} {json.dumps(values)}"
-            if key not in self._made:
-                make = partial(self._layer, name, tensors, wanted, recipe.seed)
-                self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
-            layers[name] = dataclasses.replace(self._made[key], recipe=wanted)
+    def model(self, recipe: Recipe | Budget) -> QuantizedModel:
+        """Quantize by a recipe, or within a budget by what layers do to the third text."""
+        if isinstance(recipe, Budget):
+            candidates = [best_recipe(scheme).default for scheme in recipe.schemes]
+            return auto_quantize(
+                self.path, candidates, self._third_text(), max_bits=recipe.max_bits, make=self.layer, progress=_progress
+            )
+        layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
         return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
 
-    def _layer(self, name: str, tensors: LayerTensors, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
+    def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
+        """One layer, made if it is not there yet."""
+        values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
+        if wanted.scheme != "gguf":
+            values["scheme"] = re.sub(r"a\d+|_agroup", "", wanted.scheme)
+        key = f"{name} {seed} {json.dumps(values)}"
+        if key not in self._made:
+            make = partial(self._layer, name, wanted, seed)
+            self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
+        made = self._made[key]  # blocks that cannot be taken over have a recipe of their own
+        return made if wanted.scheme == "gguf" else dataclasses.replace(made, recipe=wanted)
+
+    def _layer(self, name: str, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
         _progress(0, 1, name)
         statistics = self.statistics[name] if recipe.needs_calibration else None
-        return layer_of_recipe(self.file, tensors, recipe, statistics, seed=seed)
+        return layer_of_recipe(self.file, self.tensors[name], recipe, statistics, seed=seed)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
         if self._keep is None:
@@ -224,7 +258,7 @@ def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int
     runs, decode = _modelled(model, 1)
     return {
         "scheme": entry.scheme,
-        "recipe": entry.recipe.as_dict(),
+        "recipe": model.recipe.as_dict(),
         "kl": [result.mean_kl.value, error[0]],
         "top1": [result.top1.value, error[1]],
         "positions": result.tokens,

@@ -34,6 +34,7 @@ class Conversion(IntEnum):
     F32_TO_I4_SPLIT = 9
     F32_TO_I4_SPLIT_HIGH_FIRST = 10
     F32_TO_F16_LOW = 11
+    F32_TO_F16_HIGH = 12
 
     @property
     def row_images(self) -> int:

@@ -467,7 +467,7 @@ class Session:
                 self._depth -= 1
 
     def _release_memory(self, memory: Memory) -> None:
-        slices = [other for other in self._memories if other.owner is memory]
+        slices = [] if memory.owner is not None else [other for other in self._memories if other.owner is memory]
         self._claim([], [*slices, memory])
         failed: RknnError | None = None
         for each in (*slices, memory):

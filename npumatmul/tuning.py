@@ -279,16 +279,25 @@ class TuningCache:
 
 
 _consulted: ContextVar[TuningCache | None] = ContextVar("npumatmul_tuning", default=None)
+_wishes: ContextVar[Mapping[str, Any]] = ContextVar("npumatmul_wishes", default={})  # noqa: B039 - never changed
 
 
 @contextlib.contextmanager
-def consulting(cache: TuningCache | None) -> Iterator[None]:
-    """Have `planned` look for choices here, within a ``with`` block; None: nowhere."""
-    token = _consulted.set(cache)
+def consulting(cache: TuningCache | None, wishes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Have `planned` look for choices here, within a ``with`` block; None: nowhere.
+
+    Parameters
+    ----------
+    cache : TuningCache or None
+    wishes : mapping, optional
+        Arguments of `plan_weight` that somebody asks for; where there are any the cache is not consulted.
+    """
+    tokens = _consulted.set(None if wishes else cache), _wishes.set(wishes or {})
     try:
         yield
     finally:
-        _consulted.reset(token)
+        _consulted.reset(tokens[0])
+        _wishes.reset(tokens[1])
 
 
 def planned(
@@ -301,8 +310,11 @@ def planned(
     *,
     k_group: int | None = None,
     row_images: int = 1,
+    k_slices: int | None = None,
 ) -> WeightPlan:
-    """Cut a weight as the cache that is consulted says, else by the model; the arguments are those of `plan_weight`.
+    """Cut a weight as is asked for or the cache that is consulted says, else by the model.
+
+    The arguments are those of `plan_weight`. With `k_slices` the cache is not consulted.
 
     Examples
     --------
@@ -312,8 +324,19 @@ def planned(
     ()
     """
     cache = _consulted.get()
-    if cache is not None:
+    if cache is not None and k_slices is None:
         found = cache.plan(WeightShape(k, n, mm_type, k_group, row_images), chip, runtime, k_parts)
         if found is not None:
             return found
-    return plan_weight(k, n, mm_type, chip, runtime, k_parts, k_group=k_group, row_images=row_images)
+    return plan_weight(
+        k,
+        n,
+        mm_type,
+        chip,
+        runtime,
+        k_parts,
+        k_group=k_group,
+        row_images=row_images,
+        k_slices=k_slices,
+        **_wishes.get(),
+    )

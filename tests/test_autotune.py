@@ -348,6 +348,19 @@ def test_products_of_every_kind_can_be_tuned(fresh_device: npu.Device, scheme: s
             assert npu.pack(b, scheme, device=fresh_device).plan == tuning.plan
         with npu.config(tuned=False):
             assert npu.pack(b, scheme, device=fresh_device).plan != tuning.plan
+    for outer, option, taken in ((True, None, True), (True, False, False), (False, True, True), (False, None, False)):
+        with (
+            npu.config(tuned=outer),
+            npu.Matmul(a, b, scheme=scheme, options={"tuned": option}, device=fresh_device) as product,
+        ):
+            plan = product.plan()
+            assert plan is not None
+            assert (plan.weight == tuning.plan) == taken
+    with npu.config(tuned=True), npu.Matmul(a, b, scheme=scheme, options={"cores": 1}, device=fresh_device) as product:
+        plan = product.plan()
+        assert plan is not None
+        assert plan.cores == 1
+        assert plan.weight.measured_cores == ()  # what is asked for comes before what was measured
     untold = npu.pack(b, scheme, device=fresh_device).plan
     assert untold is not None
     assert untold.measured_cores == ()

@@ -157,8 +157,98 @@ def test_options_and_logging(device: npu.Device, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         npu.matmul(a, b, device=device)
     assert not caplog.records  # a single product is not worth a line
-    with pytest.raises(TypeError, match="no option 'loger'; there is logger, level"):
+    with pytest.raises(
+        TypeError, match="no option 'loger'; there is logger, level, cores, layout, rows, buckets, tuned"
+    ):
         npu.Matmul(a, b, options={"loger": mine}, device=device)
+
+
+@settings(max_examples=15)
+@given(
+    seed=seeds,
+    cores=st.sampled_from([None, 1, 2, 9]),
+    layout=st.sampled_from(["auto", "native", "normal"]),
+    rows=st.sampled_from([None, [1], (512, 4)]),
+    buckets=st.sampled_from([None, [1, 16], (4,), [64, 4]]),
+    floats=st.booleans(),
+)
+def test_options_say_how_it_is_cut(
+    device: npu.Device, seed: int, cores: Any, layout: str, rows: Any, buckets: Any, floats: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    m, k, n = (int(extent) for extent in rng.integers(1, (60, 300, 300)))
+    a, b = rng.integers(-9, 10, (m, k)), rng.integers(-9, 10, (k, n))  # exact as float16, too
+    given: list[Any] = [x.astype(np.float32 if floats else np.int8) for x in (a, b)]
+    options = {"cores": cores, "layout": layout, "rows": rows, "buckets": buckets}
+    with npu.Matmul(*given, options=options, device=device) as product:
+        plan = product.plan()
+        assert plan is not None
+        np.testing.assert_array_equal(product.execute(), a @ b)
+        product.reset_operands(b=given[1] * 2)
+        np.testing.assert_array_equal(product.execute(), a @ b * 2)
+        assert product.plan() == plan
+    assert plan.cores <= min(cores or device.chip.cores, device.chip.cores)
+    if layout != "auto":
+        assert plan.weight.ac_native == (layout == "native")
+    if buckets is not None:
+        assert plan.weight.buckets == tuple(sorted(buckets))
+        assert {span.padded for span in plan.m_spans} <= set(buckets)
+
+
+def test_tiles_are_chosen_for_the_rows_that_are_asked_for(fresh_device: npu.Device) -> None:
+    """A plan for some numbers of rows is, by the model, no slower there than one for others."""
+    a, b = np.ones((1, 1024), np.float16), np.ones((1024, 2048), np.float16)
+
+    def modelled(rows: int, asked: int) -> float:
+        with npu.Matmul(a.repeat(rows, axis=0), b, options={"rows": [asked]}, device=fresh_device) as product:
+            plan = product.plan()
+        assert plan is not None
+        assert plan.modelled is not None
+        return plan.modelled.seconds
+
+    assert modelled(1, 1) <= modelled(1, 512)
+    assert modelled(512, 512) <= modelled(512, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"cores": 0}, ValueError, "'cores' takes numbers of at least 1, not 0"),
+        ({"cores": 1.0}, TypeError, "'cores' takes int, not float"),
+        ({"layout": "tp"}, ValueError, "'layout' is 'tp'; it can be 'auto', 'native', 'normal'"),
+        ({"rows": 4}, TypeError, "'rows' is a sequence of numbers of rows, not 4"),
+        ({"rows": []}, TypeError, "'rows' is a sequence"),
+        ({"buckets": "14"}, TypeError, "'buckets' is a sequence"),
+        ({"buckets": [1, -4]}, ValueError, "'buckets' takes numbers of at least 1, not -4"),
+        ({"buckets": [1, True]}, TypeError, "'buckets' takes int, not bool"),
+        ({"tuned": "yes"}, TypeError, "'tuned' is True, False or None"),
+        ({"tuned": True, "cores": 1, "layout": "normal"}, ValueError, "leave it out, or cores, layout"),
+        ({"buckets": [6]}, ValueError, "multiple"),
+    ],
+)
+def test_options_that_make_no_sense(
+    device: npu.Device, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with (
+        pytest.raises(error, match=message),
+        npu.Matmul(ones(2, 64), ones(64, 32), options=options, device=device) as p,
+    ):
+        p.plan()
+
+
+def test_what_is_packed_is_cut(device: npu.Device) -> None:
+    with npu.pack(ones(64, 32), device=device) as packed:
+        with pytest.raises(ValueError, match="options say cores, rows, but b is packed"):
+            npu.Matmul(ones(2, 64), packed, options={"rows": [4], "cores": 1})
+        with pytest.raises(ValueError, match="options say tuned, but b is packed"):
+            npu.Matmul(ones(2, 64), packed, options={"tuned": True})
+        with pytest.raises(ValueError, match="options say layout, but b is packed"):
+            npu.Matmul(ones(2, 64), packed, options=npu.MatmulOptions(layout="normal"))
+    with (
+        npu.Matmul(ones(2, 64), ones(64, 32), options={"layout": "normal"}, device=device) as product,
+        pytest.raises(ValueError, match="autotune: options say layout"),
+    ):
+        product.autotune()
 
 
 def test_many_threads_use_one_matmul(fresh_device: npu.Device) -> None:

@@ -278,6 +278,30 @@ def test_high_precision_is_within_its_bound(chip: npu.Device, seed: int, k: int,
     assert (np.abs(result - x @ y) <= bound + 2.0**-149).all()
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1), k=st.integers(1, 300), precision=st.sampled_from([None, "high"]), bare=st.booleans()
+)
+def test_inf_and_nan_are_those_of_float32(
+    chip: npu.Device, seed: int, k: int, precision: str | None, bare: bool
+) -> None:
+    """inf times zero, inf less inf, inf times inf: numpy's float32, with any mixture of zeros, infs and nans."""
+    rng = np.random.default_rng(seed)
+    wild = np.array([np.inf, -np.inf, np.nan, 0.0, 0.0], np.float32)
+    a, b = rng.uniform(-2, 2, (5, k)).astype(np.float32), rng.uniform(-2, 2, (k, 6)).astype(np.float32)
+    for matrix in (a, b):
+        where = rng.random(matrix.shape) < 2 / k
+        matrix[where] = rng.choice(wild[rng.integers(0, 3) :], matrix.shape)[where]
+    matrix = a if rng.integers(2) else b
+    if bare:
+        matrix[0, 0] = rng.choice(wild[:3])
+    with np.errstate(invalid="ignore"):
+        expected = np.matmul(a, b)
+    result = npu.matmul(a, b, precision=precision, device=chip)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(result[~finite], expected[~finite])
+    assert np.isfinite(result[finite]).all()
+
+
 def test_static_activations(chip: npu.Device) -> None:
     rng = np.random.default_rng(9)
     a = rng.uniform(-3, 5, (6, 100)).astype(np.float32)

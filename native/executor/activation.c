@@ -190,8 +190,10 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
   /* static values have the whole range of codes, with a zero point of 0 too */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
-  const npumm_values values = {slice->part == 2 ? NPUMM_F32_TO_F16_LOW : rows->how->conversion,
-                               rows->scale ? rows->scale + at : NULL, zero ? zero + at : NULL, row_sum};
+  const npumm_conversion conversion = slice->part == 1   ? NPUMM_F32_TO_F16_HIGH
+                                      : slice->part == 2 ? NPUMM_F32_TO_F16_LOW
+                                                         : rows->how->conversion;
+  const npumm_values values = {conversion, rows->scale ? rows->scale + at : NULL, zero ? zero + at : NULL, row_sum};
   const char *first = rows->first + k->start * rows->col_stride;
   const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */

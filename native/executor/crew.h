@@ -1,4 +1,4 @@
-/* Worker threads: one per NPU core beyond the first, which the caller's own thread serves. */
+/* Threads that serve NPU cores: the caller's own, and at most one more per core beyond the first. */
 #ifndef NPUMATMUL_CREW_H
 #define NPUMATMUL_CREW_H
 
@@ -13,8 +13,8 @@ npumm_crew *npumm_crew_create(void);
 void npumm_crew_destroy(npumm_crew *crew);
 
 /*
- * Do work(argument, core) for every core below `count`, at once, and return when all are done. Core 0 is the caller's
- * thread; so are those for which no thread can be had, after it. One call at a time.
+ * Do work(argument, core) for every core below `count`, as many at once as there are threads, and return when all are
+ * done. Each is done by one thread, whichever is free first. One call at a time.
  */
 void npumm_crew_run(npumm_crew *crew, int32_t count, void (*work)(void *argument, int32_t core), void *argument);
 

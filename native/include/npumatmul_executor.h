@@ -147,8 +147,9 @@ NPUMM_EXPORT npumm_executor *npumm_executor_create(void);
 NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
 
 /*
- * The caller's thread serves core 0, and the other cores too where executor is NULL or threads cannot be had. One call
- * per executor at a time. After a failure on one core the others stop at their next tile.
+ * The caller's thread serves one core after the other that no thread of the executor has taken: all of them where
+ * executor is NULL or threads cannot be had. One call per executor at a time. After a failure on one core the others
+ * stop at their next tile.
  *
  * Returns 0, or the code that is in the report: that of the core that failed first. When it returns no core is at work
  * any more. After a failure the contents of out are undefined, and the placed matmul can be run again.

@@ -68,8 +68,12 @@ typedef enum {
   NPUMM_F32_TO_I4_HIGH_FIRST = 8,
   NPUMM_F32_TO_I4_SPLIT = 9, /* quantized to 8 bits, which become two images of int4 halves, as above */
   NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST = 10,
-  NPUMM_F32_TO_F16_LOW = 11 /* what NPUMM_F32_TO_F16 loses of x * row_scale, as a float16; 0 for what is inf or nan in
-                               float16 */
+  NPUMM_F32_TO_F16_LOW = 11, /* what NPUMM_F32_TO_F16 loses of x * row_scale, as a float16 */
+  /*
+   * As NPUMM_F32_TO_F16, but 1 or -1 for what is inf or nan in float16. NPUMM_F32_TO_F16_LOW holds that as it is: of the
+   * products of two such pairs, high high + high low + low high, exactly those are not finite that are so in float32.
+   */
+  NPUMM_F32_TO_F16_HIGH = 12
 } npumm_conversion;
 
 /* Conversion of a matrix, with what it needs per row of the source and what it tells about each. */

@@ -12,7 +12,7 @@
  */
 enum { BLOCK_ROWS = 32, BLOCK_COLS = 256, FEW_ROWS = 8 };
 
-typedef enum { COPIED, INT4_PAIRS, TO_HALF, TO_HALF_LOW, QUANTIZED, QUANTIZED_PAIRS, QUANTIZED_SPLIT } kind;
+typedef enum { COPIED, INT4_PAIRS, TO_HALF, TO_HALF_HIGH, TO_HALF_LOW, QUANTIZED, QUANTIZED_PAIRS, QUANTIZED_SPLIT } kind;
 
 /* What a conversion is made of. */
 typedef struct {
@@ -40,6 +40,9 @@ static recipe recipe_of(npumm_conversion conversion) {
       break;
     case NPUMM_F32_TO_F16:
       result.kind = TO_HALF;
+      break;
+    case NPUMM_F32_TO_F16_HIGH:
+      result.kind = TO_HALF_HIGH;
       break;
     case NPUMM_F32_TO_F16_LOW:
       result.kind = TO_HALF_LOW;
@@ -137,6 +140,9 @@ static int convert(const npumm_row_kernels *rows, const recipe *how, const npumm
       break;
     case TO_HALF:
       rows->f32_to_f16(src, (uint16_t *)(void *)image, n, scale);
+      break;
+    case TO_HALF_HIGH:
+      rows->f32_to_f16_high(src, (uint16_t *)(void *)image, n, scale);
       break;
     case TO_HALF_LOW:
       rows->f32_to_f16_low(src, (uint16_t *)(void *)image, n, scale);

@@ -18,7 +18,9 @@ typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
   void (*f32_to_f16)(const float *src, uint16_t *dst, int64_t n, float scale);
-  /* dst[i] = float16(src[i] * scale - float16(src[i] * scale)), 0 where the inner one is inf or nan */
+  /* the same, but 1 or -1, by the sign, where that is inf or nan */
+  void (*f32_to_f16_high)(const float *src, uint16_t *dst, int64_t n, float scale);
+  /* dst[i] = float16(src[i] * scale - float16(src[i] * scale)), or the inner one where it is inf or nan */
   void (*f32_to_f16_low)(const float *src, uint16_t *dst, int64_t n, float scale);
   /* Returns whether every src[i] is finite; what becomes of others, and of quotients that are nan, is `low`. */
   int (*quantize)(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how);

@@ -16,6 +16,20 @@ AVX2 static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float sc
   npumm_rows_scalar.f32_to_f16(src + i, dst + i, n - i, scale);
 }
 
+AVX2 static void f32_to_f16_high(const float *src, uint16_t *dst, int64_t n, float scale) {
+  const __m256 factor = _mm256_set1_ps(scale);
+  const __m128i magnitude_mask = _mm_set1_epi16(0x7fff), limit = _mm_set1_epi16(0x7bff), one = _mm_set1_epi16(0x3c00);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(src + i), factor);
+    const __m128i half = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m128i wild = _mm_cmpgt_epi16(_mm_and_si128(half, magnitude_mask), limit);
+    const __m128i unit = _mm_or_si128(_mm_andnot_si128(magnitude_mask, half), one);
+    _mm_storeu_si128((__m128i *)(dst + i), _mm_blendv_epi8(half, unit, wild));
+  }
+  npumm_rows_scalar.f32_to_f16_high(src + i, dst + i, n - i, scale);
+}
+
 AVX2 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float scale) {
   const __m256 factor = _mm256_set1_ps(scale), limit = _mm256_set1_ps(65504.0f);
   const __m256 magnitude_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -24,7 +38,7 @@ AVX2 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, floa
     const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(src + i), factor);
     const __m256 high = _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     const __m256 is_finite = _mm256_cmp_ps(_mm256_and_ps(high, magnitude_mask), limit, _CMP_LE_OQ);
-    const __m256 low = _mm256_and_ps(_mm256_sub_ps(x, high), is_finite);
+    const __m256 low = _mm256_blendv_ps(high, _mm256_sub_ps(x, high), is_finite);
     _mm_storeu_si128((__m128i *)(dst + i), _mm256_cvtps_ph(low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   npumm_rows_scalar.f32_to_f16_low(src + i, dst + i, n - i, scale);
@@ -131,7 +145,8 @@ AVX2 static void minmax(const float *src, int64_t n, float range[2], int *finite
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_avx2 = {"avx2", f32_to_f16, f32_to_f16_low, quantize, pairs, sum, absmax, minmax};
+const npumm_row_kernels npumm_rows_avx2 = {"avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,
+                                           pairs,  sum,        absmax,          minmax};
 #else
 typedef int npumm_rows_avx2_is_empty_here;
 #endif

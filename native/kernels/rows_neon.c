@@ -13,14 +13,25 @@ static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) 
   npumm_rows_scalar.f32_to_f16(src + i, dst + i, n - i, scale);
 }
 
+static void f32_to_f16_high(const float *src, uint16_t *dst, int64_t n, float scale) {
+  const uint16x4_t magnitude_mask = vdup_n_u16(0x7fff), limit = vdup_n_u16(0x7bff), one = vdup_n_u16(0x3c00);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const uint16x4_t half = vreinterpret_u16_f16(vcvt_f16_f32(vmulq_n_f32(vld1q_f32(src + i), scale)));
+    const uint16x4_t wild = vcgt_u16(vand_u16(half, magnitude_mask), limit);
+    vst1_u16(dst + i, vbsl_u16(wild, vorr_u16(vbic_u16(half, magnitude_mask), one), half));
+  }
+  npumm_rows_scalar.f32_to_f16_high(src + i, dst + i, n - i, scale);
+}
+
 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float scale) {
   const float32x4_t limit = vdupq_n_f32(65504.0f);
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
     const float32x4_t x = vmulq_n_f32(vld1q_f32(src + i), scale);
     const float32x4_t high = vcvt_f32_f16(vcvt_f16_f32(x));
-    const uint32x4_t low = vandq_u32(vreinterpretq_u32_f32(vsubq_f32(x, high)), vcaleq_f32(high, limit));
-    vst1_u16(dst + i, vreinterpret_u16_f16(vcvt_f16_f32(vreinterpretq_f32_u32(low))));
+    const float32x4_t low = vbslq_f32(vcaleq_f32(high, limit), vsubq_f32(x, high), high);
+    vst1_u16(dst + i, vreinterpret_u16_f16(vcvt_f16_f32(low)));
   }
   npumm_rows_scalar.f32_to_f16_low(src + i, dst + i, n - i, scale);
 }
@@ -102,7 +113,8 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_neon = {"neon", f32_to_f16, f32_to_f16_low, quantize, pairs, sum, absmax, minmax};
+const npumm_row_kernels npumm_rows_neon = {"neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,
+                                           pairs,  sum,        absmax,          minmax};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif

@@ -32,6 +32,13 @@ static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) 
   for (int64_t i = 0; i < n; i++) dst[i] = half_from_float(src[i] * scale);
 }
 
+static void f32_to_f16_high(const float *src, uint16_t *dst, int64_t n, float scale) {
+  for (int64_t i = 0; i < n; i++) {
+    const uint16_t half = half_from_float(src[i] * scale);
+    dst[i] = (half & 0x7fffu) < 0x7c00u ? half : (uint16_t)((half & 0x8000u) | 0x3c00u);
+  }
+}
+
 static float float_from_half(uint16_t half) {
   const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
   float value;
@@ -48,7 +55,7 @@ static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float sca
   for (int64_t i = 0; i < n; i++) {
     const float x = src[i] * scale;
     const uint16_t high = half_from_float(x);
-    dst[i] = (high & 0x7fffu) < 0x7c00u ? half_from_float(x - float_from_half(high)) : 0; /* the difference is exact */
+    dst[i] = (high & 0x7fffu) < 0x7c00u ? half_from_float(x - float_from_half(high)) : high; /* the difference is exact */
   }
 }
 
@@ -104,5 +111,5 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   }
 }
 
-const npumm_row_kernels npumm_rows_scalar = {"scalar", f32_to_f16, f32_to_f16_low, quantize,
-                                             pairs,    sum,        absmax,         minmax};
+const npumm_row_kernels npumm_rows_scalar = {"scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,
+                                             pairs,    sum,        absmax,          minmax};

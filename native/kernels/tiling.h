@@ -83,6 +83,7 @@ static inline int64_t npumm_element_bits(npumm_conversion conversion) {
     case NPUMM_COPY_16:
     case NPUMM_F32_TO_F16:
     case NPUMM_F32_TO_F16_LOW:
+    case NPUMM_F32_TO_F16_HIGH:
       return 16;
     case NPUMM_COPY_32:
       return 32;

@@ -6,7 +6,8 @@
  *   - four rows of A by two columns of B in eight registers of partial sums (dot product form: B's k is already the
  *     fastest index, so nothing is transposed), for as many rows as there are fours;
  *   - one row by all columns of the tile, for the rest. B is then read strictly in the order in which it lies in
- *     memory, which for M = 1 is what the memory's speed asks for; the partial sums stay in the L1 cache.
+ *     memory, which for M = 1 is what the memory's speed asks for; the partial sums stay in the L1 cache. The CPU asks
+ *     for what comes next by itself: asking for it here, at any distance, made a B that comes from DRAM a third slower.
  */
 #if defined(__x86_64__)
 
@@ -16,9 +17,6 @@
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define INLINE __attribute__((always_inline, target("avx2,fma,f16c"))) static inline
-
-/* How far ahead of a streamed B to ask for it, in bytes; measured, flat between 1 and 4 KiB. */
-#define PREFETCH_BYTES 2048
 
 /* With four rows B is read in strips of two columns: ask for the next strip. A third faster at M = 4 with a B that
  * comes from DRAM, no difference when it is in the cache. Asking beyond the end of B is harmless. */
@@ -83,28 +81,34 @@ TARGET static void f16_four_rows(const float *a, size_t a_stride, sim_tiles tile
   }
 }
 
-TARGET static void f16_one_row(const float *a, sim_tiles tiles, float *c) {
+/* One row; `depth` k's at a time, and columns, are known when it is compiled, so that the inner loop has no branch. */
+INLINE void f16_row(const float *a, sim_tiles tiles, float *c, size_t columns, size_t depth) {
   __m256 sums[SIM_TILE_N_MAX];
-  for (size_t n = 0; n < tiles.tile_n; n++) sums[n] = _mm256_setzero_ps();
-  const uint8_t *b = tiles.b;
-  for (size_t t = 0; t < tiles.k_tiles; t++) {
-    for (size_t part = 0; part < tiles.tile_k / 16; part++) {
-      const float *y = a + t * tiles.tile_k + part * 16;
-      __m256 y0 = _mm256_loadu_ps(y), y1 = _mm256_loadu_ps(y + 8);
-      const uint8_t *x = b + part * 32;
-      for (size_t n = 0; n < tiles.tile_n; n++, x += tiles.tile_k * 2) {
-        _mm_prefetch((const char *)(x + PREFETCH_BYTES), _MM_HINT_T0);
-        sums[n] = _mm256_fmadd_ps(y0, load_halves(x), _mm256_fmadd_ps(y1, load_halves(x + 16), sums[n]));
-      }
+  for (size_t n = 0; n < columns; n++) sums[n] = _mm256_setzero_ps();
+  for (size_t k = 0; k < tiles.k_tiles * tiles.tile_k; k += depth) {
+    const uint8_t *x = tiles.b + (k / tiles.tile_k * tiles.tile_n * tiles.tile_k + k % tiles.tile_k) * 2;
+    __m256 y[4];
+    for (size_t i = 0; i < depth / 8; i++) y[i] = _mm256_loadu_ps(a + k + 8 * i);
+    for (size_t n = 0; n < columns; n++, x += tiles.tile_k * 2) {
+      __m256 sum = sums[n];
+      for (size_t i = 0; i < depth / 8; i++) sum = _mm256_fmadd_ps(y[i], load_halves(x + 16 * i), sum);
+      sums[n] = sum;
     }
-    b += tiles.tile_n * tiles.tile_k * 2;
   }
-  for (size_t n = 0; n < tiles.tile_n; n += 2) {
+  for (size_t n = 0; n < columns; n += 2) {
     float pair[4];
     _mm_storeu_ps(pair, add_lanes_f32(sums[n], sums[n + 1], sums[n], sums[n + 1]));
     c[n] += pair[0];
     c[n + 1] += pair[1];
   }
+}
+
+TARGET static void f16_one_row(const float *a, sim_tiles tiles, float *c) {
+  const size_t columns = tiles.tile_n;
+  if (tiles.tile_k % 32 != 0) f16_row(a, tiles, c, columns, 16);
+  else if (columns == 16) f16_row(a, tiles, c, 16, 32);
+  else if (columns == 8) f16_row(a, tiles, c, 8, 32);
+  else f16_row(a, tiles, c, columns, 32);
 }
 
 static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, float *c, size_t c_stride) {
@@ -152,27 +156,35 @@ TARGET static void i8_four_rows(const int8_t *a, size_t a_stride, sim_tiles tile
   }
 }
 
-TARGET static void i8_one_row(const int8_t *a, sim_tiles tiles, int32_t *c) {
+INLINE void i8_row(const int8_t *a, sim_tiles tiles, int32_t *c, size_t columns, size_t depth) {
   __m256i sums[SIM_TILE_N_MAX];
-  for (size_t n = 0; n < tiles.tile_n; n++) sums[n] = _mm256_setzero_si256();
-  const uint8_t *b = tiles.b;
-  for (size_t t = 0; t < tiles.k_tiles; t++) {
-    for (size_t part = 0; part < tiles.tile_k / 16; part++) {
-      __m256i y = load_bytes_wide(a + t * tiles.tile_k + part * 16);
-      const uint8_t *x = b + part * 16;
-      for (size_t n = 0; n < tiles.tile_n; n++, x += tiles.tile_k) {
-        _mm_prefetch((const char *)(x + PREFETCH_BYTES), _MM_HINT_T0);
-        sums[n] = _mm256_add_epi32(sums[n], _mm256_madd_epi16(y, load_bytes_wide(x)));
+  for (size_t n = 0; n < columns; n++) sums[n] = _mm256_setzero_si256();
+  for (size_t k = 0; k < tiles.k_tiles * tiles.tile_k; k += depth) {
+    const uint8_t *x = tiles.b + k / tiles.tile_k * tiles.tile_n * tiles.tile_k + k % tiles.tile_k;
+    __m256i y[2];
+    for (size_t i = 0; i < depth / 16; i++) y[i] = load_bytes_wide(a + k + 16 * i);
+    for (size_t n = 0; n < columns; n++, x += tiles.tile_k) {
+      __m256i sum = sums[n];
+      for (size_t i = 0; i < depth / 16; i++) {
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(y[i], load_bytes_wide(x + 16 * i)));
       }
+      sums[n] = sum;
     }
-    b += tiles.tile_n * tiles.tile_k;
   }
-  for (size_t n = 0; n < tiles.tile_n; n += 2) {
+  for (size_t n = 0; n < columns; n += 2) {
     uint32_t pair[4];
     _mm_storeu_si128((__m128i *)(void *)pair, add_lanes_i32(sums[n], sums[n + 1], sums[n], sums[n + 1]));
     c[n] = (int32_t)((uint32_t)c[n] + pair[0]);
     c[n + 1] = (int32_t)((uint32_t)c[n + 1] + pair[1]);
   }
+}
+
+TARGET static void i8_one_row(const int8_t *a, sim_tiles tiles, int32_t *c) {
+  const size_t columns = tiles.tile_n;
+  if (tiles.tile_k % 32 != 0) i8_row(a, tiles, c, columns, 16);
+  else if (columns == 32) i8_row(a, tiles, c, 32, 32);
+  else if (columns == 64) i8_row(a, tiles, c, 64, 32);
+  else i8_row(a, tiles, c, columns, 32);
 }
 
 static void i8(const int8_t *a, size_t a_stride, size_t rows, sim_tiles tiles, int32_t *c, size_t c_stride) {

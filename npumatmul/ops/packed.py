@@ -61,6 +61,8 @@ class PackedWeight(PackedBase):
         What `matmul` does to activations before they meet this weight.
     activations : mapping of numpy.dtype to Activation
         Those of the route; where the input transform is done by the executor, they say so.
+    ready : mapping of numpy.dtype to Activation
+        Those among them for which the executor does all: rows as they are, and nothing to correct afterwards.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class PackedWeight(PackedBase):
         self.params = params
         self.input_transform = input_transform
         self.activations = _fused(route, input_transform)
+        self.ready = _ready(self) if stored is not None else {}
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -359,6 +362,18 @@ def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[A
     return {
         dtype: replace(each, transform=kernel) if each.read_as == np.float32 else each
         for dtype, each in route.activations.items()
+    }
+
+
+def _ready(packed: PackedWeight) -> Mapping[np.dtype[Any], Activation]:
+    if packed.zero_point or packed.scheme.result_bits is not None:
+        return {}
+    return {
+        dtype: each
+        for dtype, each in packed.activations.items()
+        if dtype in packed.scheme.activations
+        and each.read_as == dtype
+        and (packed.input_transform is None or each.transform is not None)
     }
 
 

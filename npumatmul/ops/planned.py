@@ -60,9 +60,10 @@ class Matmul:
     precision : str, optional
     epilogue : Epilogue, optional
     bias : array_like, optional
-    options : MatmulOptions or dict, optional
     device : Device or str, optional
         These, and the operands, as for `matmul`.
+    options : MatmulOptions or dict, optional
+        How the product is cut, and where its phases are logged.
 
     Attributes
     ----------
@@ -77,7 +78,7 @@ class Matmul:
     Raises
     ------
     TypeError, ValueError
-        As `matmul`.
+        As `matmul`; if there is no such option, or `b` is packed already and options say how to cut it.
 
     Notes
     -----
@@ -114,7 +115,9 @@ class Matmul:
     ) -> None:
         left, right = _left(a), _right(b)
         self._shapes = Shapes.of(left.shape, right.shape)
+        self._options = MatmulOptions.of(options)
         if isinstance(right, PackedWeight):
+            self._options.check_uncut(right)
             self.device = right.device
             self.scheme = packed_scheme(right, left.dtype, scheme, precision)
             computed = right.scheme.result
@@ -129,11 +132,10 @@ class Matmul:
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
         self.dtype = finish.dtype
         self._computed, self._dtype = computed, dtype
-        self._options = MatmulOptions.of(options)
         self._lock = threading.Lock()
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
         self._left_shape, self._right_shape = left.shape, right.shape
-        weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
+        weights = self._weights(right, left.dtype)
         self._operands: _Operands | None = _Operands((a, b), left, weights, finish)
 
     def __repr__(self) -> str:
@@ -205,7 +207,8 @@ class Matmul:
         Raises
         ------
         ValueError
-            If `iterations` is below 1, `b` is a `PackedWeight`, which is cut already, or results are int8.
+            If `iterations` is below 1, `b` is a `PackedWeight`, which is cut already, results are int8, or options
+            say how to cut it.
         NpuMemoryError
             If `b` does not fit once more beside what is packed already.
         OSError
@@ -227,6 +230,8 @@ class Matmul:
             raise ValueError(
                 f"autotune: there is one way to cut K for {self.scheme.name!r}, so there is nothing to choose"
             )
+        if self._options.asked:
+            raise ValueError(f"autotune: options say {', '.join(self._options.asked)}; leave that to what is measured")
         if shapes.empty:
             return None
         with operands.weights.in_use():
@@ -430,7 +435,7 @@ class Matmul:
             if isinstance(right, PackedWeight) and (right.scheme, right.device) != (self.scheme, self.device):
                 needed = f"scheme {self.scheme.name!r} on {self.device!r}"
                 raise ValueError(f"reset_operands: b is {right!r}; {needed} is needed")
-            weights = Weights(right, left.dtype, self.scheme, self._shapes, self.device)
+            weights = self._weights(right, left.dtype)
         if epilogue is not None or bias is not None:
             finish = Finish.of(self._computed, self._dtype, epilogue, bias, self._shapes)
             if finish.dtype != self.dtype:
@@ -451,6 +456,10 @@ class Matmul:
         if operands is not None:
             operands.weights.end()
             self._log("closing: %r", self)
+
+    def _weights(self, right: NDArray[Any] | PackedWeight, left: np.dtype[Any]) -> Weights:
+        options = self._options
+        return Weights(right, left, self.scheme, self._shapes, self.device, options.tuned, options.plan_options)
 
     def _usable(self) -> _Operands:
         operands = self._operands

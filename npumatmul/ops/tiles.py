@@ -13,7 +13,7 @@ from npumatmul import _kernels
 from npumatmul._kernels import Conversion
 from npumatmul.capabilities import Chip
 from npumatmul.mmtype import ElementType, MatmulType
-from npumatmul.plan import Span, WeightPlan, plan_weight
+from npumatmul.plan import Span, WeightPlan
 from npumatmul.qparams import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
@@ -65,6 +65,9 @@ def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: Runtime
 def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeVersion) -> Laid:
     """Lay a weight of floats as two float16 each; three of the four products are made.
 
+    What is inf or nan is so in the low parts alone, which meet no other low part: the high ones are 1 or -1 there, so
+    that no inf meets a zero or an inf of another sign.
+
     Parameters
     ----------
     weight, route, chip, runtime
@@ -79,7 +82,7 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     for span in plan.k_spans:
         values = weight[:, span.start : span.start + span.length]
         high, low = len(rows), len(rows) + 1
-        rows += [TileRow(span, values, c, powers) for c in (Conversion.F32_TO_F16, Conversion.F32_TO_F16_LOW)]
+        rows += [TileRow(span, values, c, powers) for c in (Conversion.F32_TO_F16_HIGH, Conversion.F32_TO_F16_LOW)]
         # Of the smallest products first; both parts of the weight that meet the high part share one image of it.
         slices += [WeightSlice(span, part, tiles, column_scale) for part, tiles in ((2, high), (1, low), (1, high))]
     return Laid(plan, tuple(rows), tuple(slices))
@@ -171,7 +174,7 @@ def _bounded_plan(
 
 def _plan_of_one_slice(k: int, n: int, route: Route, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
     """A plan without slices of K: partial sums that were rounded to int8 cannot be added."""
-    plan = plan_weight(k, n, route.mm_type, chip, runtime, k_slices=1)
+    plan = planned(k, n, route.mm_type, chip, runtime, k_slices=1)
     if len(plan.k_spans) > 1:
         raise ValueError(
             f"pack: scheme {route.scheme.name!r} takes K up to {chip.type_limits(route.mm_type, runtime).k_max} on "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,8 @@ class Weights:
     device : Device
     tuned : bool, optional
         Whether they are cut as `Matmul.autotune` found best on this machine; by default as settings say.
+    wishes : mapping, optional
+        How they are to be cut: arguments of `plan_weight`.
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class Weights:
         shapes: Shapes,
         device: Device,
         tuned: bool | None = None,
+        wishes: Mapping[str, Any] | None = None,
     ) -> None:
         self._tuned = settings().tuned if tuned is None else tuned
+        self._wishes = wishes
         self.given = b if isinstance(b, PackedWeight) else None
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
@@ -165,7 +169,7 @@ class Weights:
         w = native_order(w)
         if w.dtype == _I4 and self._scheme == SCHEMES["int8"]:
             w = w.astype(np.int8)
-        with consulting(tuning_cache(self._device) if self._tuned else None):
+        with consulting(tuning_cache(self._device) if self._tuned else None, self._wishes):
             return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
 
     def drop(self, index: tuple[int, ...]) -> None:

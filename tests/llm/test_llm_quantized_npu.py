@@ -46,6 +46,8 @@ def close(got: NDArray[np.float32], expected: NDArray[np.float32]) -> bool:
         ("rk3588", "w8a8_g64"),
         ("rk3588", "w4a8"),
         ("rk3588", "w4a8_g32"),
+        ("rk3588", "w4a8_g32_agroup"),
+        ("rk3588", "w8a8_g64_agroup"),
         ("rk3588", "w4a4"),
         ("rk3588", "w4a4_g128"),
         ("rk3576", "w8a16"),
@@ -67,7 +69,7 @@ def test_the_npu_computes_what_the_emulation_does(soc: str, scheme: str, transfo
         assert close(linear(x), emulate(layer)(x))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_g32", "w4a4", "w4a4_g128"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8_g32", "w4a8_g32_agroup", "w4a4", "w4a4_g128"])
 @pytest.mark.parametrize("symmetric_activations", [False, True])
 def test_zero_points_and_centres(scheme: str, symmetric_activations: bool) -> None:
     """All that a recipe can ask for at once."""

@@ -90,6 +90,28 @@ def test_sensitivity_is_the_divergence_of_one_layer(tiny: Any) -> None:
         assert candidates[0].kl == pytest.approx(whole.value, rel=1e-4)
 
 
+def test_layers_that_are_kept_are_not_made_again(tiny: Any) -> None:
+    recipe = LayerRecipe("w4a8", rounding="gptq")
+    made = quantize_model(tiny.path, Recipe(recipe), windows(TOKENS, 100)).layers
+    found = measure_sensitivity(tiny.path, [recipe], windows(TOKENS, 100), make=lambda name, recipe: made[name])
+    assert {name: each[0].layer for name, each in found.items()} == made
+    assert all(each[0].kl > 0 for each in found.values())
+
+
+def test_others_count_in_proportion_to_their_change(tiny: Any) -> None:
+    """What is not measured itself is near what a whole model shows."""
+    recipes = [LayerRecipe("w4a4"), LayerRecipe("w4a8"), LayerRecipe("w4a8_g32")]
+    pieces = windows(TOKENS, 100)
+    found = measure_sensitivity(tiny.path, recipes, pieces, tokens=200)
+    exact = load_model(tiny.path, pack=numpy_pack).model
+    for name, candidates in found.items():
+        for each in candidates:
+            changed = exact.with_linears({name: emulate(each.layer)})
+            whole = evaluate(changed, exact, [Window(np.append(piece.tokens, 0), 0) for piece in pieces]).mean_kl
+            assert whole is not None
+            assert each.kl == pytest.approx(whole.value, rel=0.5)
+
+
 def test_models_within_a_budget(tiny: Any) -> None:
     recipes = [LayerRecipe("w4a8", "hadamard"), LayerRecipe("w8a8", "hadamard"), LayerRecipe("w16a16")]
     pieces = windows(TOKENS, 100)

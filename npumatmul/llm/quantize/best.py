@@ -49,11 +49,13 @@ def best_recipe(scheme: str, *, head: str | None = None, seed: int = 0) -> Recip
 def _best_layer(scheme: str) -> LayerRecipe:
     parts = parse_scheme(scheme)
     if scheme == GGUF_SCHEME:
-        return LayerRecipe(scheme, "balance", centre=True)
+        return LayerRecipe(scheme)
     if parts.weight_bits == 16:
         return LayerRecipe(scheme)
     rounding = "nearest" if parts.granularity is Granularity.LAYER else "gptq"  # which needs more scales than one
     recipe = dataclasses.replace(_FULL, scheme=scheme, rounding=rounding, symmetric=parts.weight_bits > 4)
+    if parts.granularity is Granularity.GROUP and parts.activation_bits < 16 and not scheme.endswith("_agroup"):
+        recipe = dataclasses.replace(recipe, scheme=f"{scheme}_agroup")  # groups are runs of their own anyway
     if parts.activation_bits == 4:
         recipe = dataclasses.replace(recipe, symmetric_activations=False, activation_clip=0.8)
     return recipe

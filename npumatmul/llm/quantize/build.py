@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
+from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.gptq import gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
@@ -96,39 +96,20 @@ def quantize_layer(
             importance=None if statistics is None or clip == "absmax" else _importance(statistics, transform, recipe),
             input_transform=transform,
         )
-    return centred_layer(QuantizedLayer(recipe, quantized), weight, statistics)
+    return centred_layer(QuantizedLayer(recipe, _with_half_scales(quantized)), weight, statistics)
 
 
-def balanced_layer(
-    layer: QuantizedLayer, weight: NDArray[np.float32], statistics: LayerStatistics | None
-) -> QuantizedLayer:
-    """Balance a layer of groups whose codes stay: one scale for each group, which goes into the group's own.
-
-    Parameters
-    ----------
-    layer : QuantizedLayer
-        Quantized in groups, without a transform.
-    weight : ndarray of float32, shape (N, K)
-        The float weight.
-    statistics : LayerStatistics or None
-        Of the activations; needed where the recipe balances.
-
-    Returns
-    -------
-    QuantizedLayer
-        The layer itself if its recipe does not balance.
-    """
-    if "balance" not in layer.recipe.transform:
-        return layer
-    assert statistics is not None
-    assert isinstance(layer.weight, QuantizedWeight)
-    size, params = layer.group_size, layer.weight.params
-    # powers of two, so that scales which a file holds in float16 remain float16
-    scale = np.exp2(np.rint(np.log2(_balance(weight, statistics, layer.recipe.centre, size)))).astype(np.float32)
-    groups = scale[::size]
-    changed = QuantParams(params.scale * groups, params.zero_point, **params.description())
-    moved = QuantizedWeight(layer.weight.codes, changed, ChannelScale(scale))
-    return dataclasses.replace(layer, weight=moved, offset=None if layer.offset is None else layer.offset * groups)
+def _with_half_scales(weight: QuantizedWeight) -> QuantizedWeight:
+    """Round scales of groups to float16, as blocks of files have them: next to nothing beside a step of the codes."""
+    params = weight.params
+    if params.granularity is not Granularity.GROUP:
+        return weight
+    with np.errstate(over="ignore"):
+        scale = params.scale.astype(np.float16).astype(np.float32)
+    if not np.allclose(scale, params.scale, rtol=2.0**-11, atol=0):
+        return weight  # of a size that float16 does not hold
+    rounded = QuantParams(scale, params.zero_point, **params.description())
+    return QuantizedWeight(weight.codes, rounded, weight.input_transform)
 
 
 def centred_layer(
@@ -191,25 +172,19 @@ def _smoothing(weight: NDArray[np.float32], absmax: NDArray[np.float32], strengt
     return scale
 
 
-def _balance(
-    weight: NDArray[np.float32], statistics: LayerStatistics, centred: bool, size: int = 1
-) -> NDArray[np.float32]:
+def _balance(weight: NDArray[np.float32], statistics: LayerStatistics, centred: bool) -> NDArray[np.float32]:
     """Scales that minimize ``E|x / s|**2 * |W * s|**2``, whose product errors follow once a rotation has spread them.
 
-    By the inequality of Cauchy and Schwarz that is ``s**2 = rms(x_j) / rms(W[:, j])``; geometric mean 1. Features of
-    a group of `size` share one scale.
+    By the inequality of Cauchy and Schwarz that is ``s**2 = rms(x_j) / rms(W[:, j])``; geometric mean 1.
     """
     moment = statistics.second_moment.diagonal()
-    squares = (
-        np.maximum(moment - statistics.mean**2 if centred else moment, 0),
-        np.mean(np.square(weight, dtype=np.float64), axis=0),
-    )
-    starts = np.arange(0, weight.shape[1], size)
-    x, w = (np.sqrt(np.add.reduceat(part, starts)) for part in squares)
+    x = np.sqrt(np.maximum(moment - statistics.mean**2 if centred else moment, 0))
+    w = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
     usual = [float(np.median(part[part > 0])) if (part > 0).any() else 1.0 for part in (x, w)]
     # a feature that never varied, or meets no weight, has no say: a thousandth of the usual keeps scales finite
     logs = 0.5 * (np.log(np.maximum(x, 1e-3 * usual[0])) - np.log(np.maximum(w, 1e-3 * usual[1])))
-    return np.repeat(np.exp(logs - logs.mean()).astype(np.float32), size)[: weight.shape[1]]
+    scale: NDArray[np.float32] = np.exp(logs - logs.mean()).astype(np.float32)
+    return scale
 
 
 def _hessian(statistics: LayerStatistics, transform: InputTransform | None, *, centred: bool) -> Hessian:

@@ -1,9 +1,9 @@
 """Quantized layers computed by numpy: what the NPU would answer, without one, in float32 arithmetic.
 
-Activations are quantized per token as the kernels do it. Where all codes of a column share a scale, the products are
-integers and their sums are exact: K is cut where a sum could reach 2**24, the end of float32's whole numbers. With
-groups along K the scales are folded into the codes before the product, which differs from the device's sums of scaled
-partial products by float32 rounding only.
+Activations are quantized per token, or token and group, as the kernels do it. Where all codes of a column share a
+scale, the products are integers and their sums are exact: K is cut where a sum could reach 2**24, the end of float32's
+whole numbers. With groups along K the scales are folded into the codes before the product, which differs from the
+device's sums of scaled partial products by float32 rounding only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from npumatmul.llm.model import Float32, Linear
 from npumatmul.qparams import Granularity
 
 from .layer import QuantizedLayer
+from .packed_layer import PackedLayer
 
 __all__ = ["EmulatedLinear", "emulate"]
 
@@ -40,6 +41,8 @@ class EmulatedLinear:
         self._levels = layer.activation_levels
         self._symmetric = layer.recipe.symmetric_activations
         self._clip = np.float32(layer.recipe.activation_clip)
+        in_groups = layer.recipe.parts.activation_granularity is Granularity.GROUP
+        self._group = layer.group_size if in_groups else None
         self._scale: NDArray[np.float32] | None = None
         self._step = k
         if isinstance(weight, np.ndarray):
@@ -69,7 +72,13 @@ class EmulatedLinear:
             result: Float32 = _as_float16(given) @ self._values.T
         else:
             quantized = quantize_rows if self._symmetric else quantize_rows_asymmetric
-            codes, row_scale = quantized(given, self._levels, self._clip)
+            if self._group is not None:
+                grouped, scale = quantized(_in_groups(given, self._group), self._levels, self._clip)
+                grouped *= scale[:, np.newaxis]
+                codes = grouped.reshape(len(given), -1)[:, : given.shape[1]]
+                row_scale = np.ones(len(given), np.float32)
+            else:
+                codes, row_scale = quantized(given, self._levels, self._clip)
             result = self._product(codes)
             result *= row_scale[:, np.newaxis] if self._scale is None else row_scale[:, np.newaxis] * self._scale
         if layer.offset is not None:
@@ -88,13 +97,13 @@ class EmulatedLinear:
         return total.astype(np.float32)
 
 
-def emulate(layer: QuantizedLayer, name: str = "") -> Linear:
+def emulate(layer: QuantizedLayer | PackedLayer, name: str = "") -> Linear:
     """Make a `Linear` that numpy computes as the NPU would.
 
     Parameters
     ----------
-    layer : QuantizedLayer
-        The layer.
+    layer : QuantizedLayer or PackedLayer
+        The layer; a packed one is unpacked first, on the host.
     name : str
         Its name; not used.
 
@@ -103,7 +112,7 @@ def emulate(layer: QuantizedLayer, name: str = "") -> Linear:
     Linear
         Its product.
     """
-    return EmulatedLinear(layer)
+    return EmulatedLinear(layer.unpacked() if isinstance(layer, PackedLayer) else layer)
 
 
 def quantize_rows(x: Float32, levels: int, clip: np.float32 | float = 1.0) -> tuple[Float32, Float32]:
@@ -176,6 +185,13 @@ def quantize_rows_asymmetric(x: Float32, levels: int, clip: np.float32 | float =
     np.rint(codes, out=codes)
     np.clip(codes, -levels - 1 - zero, levels - zero, out=codes)
     return codes, scale
+
+
+def _in_groups(x: Float32, size: int) -> Float32:
+    """The groups of all rows as rows, the last of each filled up with zeros, which change no range."""
+    missing = -x.shape[1] % size
+    padded = np.pad(x, ((0, 0), (0, missing))) if missing else x
+    return np.ascontiguousarray(padded).reshape(-1, size)
 
 
 def group_sums(x: Float32, size: int) -> Float32:

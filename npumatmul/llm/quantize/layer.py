@@ -105,7 +105,7 @@ class QuantizedLayer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight as it is stored: int4 codes two to a byte, scales, offsets and bias."""
+        """Bytes of the weight as it is stored: int4 codes two to a byte, scales, int8 zero points, offsets and bias."""
         weight = self.weight
         half = self.half_groups()
         arrays = (None if half else self.offset, self.bias, self.row_scale, self.centre)
@@ -113,7 +113,7 @@ class QuantizedLayer:
         if isinstance(weight, np.ndarray):
             return weight.nbytes + extra
         codes = weight.codes.size if weight.params.bits > 4 else -(-weight.shape[1] // 2) * weight.shape[0]
-        zero_points = 0 if weight.params.symmetric else weight.params.zero_point.nbytes
+        zero_points = 0 if weight.params.symmetric else weight.params.zero_point.size
         scales = sum(part.nbytes for part in half if part is not None) if half else weight.params.scale.nbytes
         return codes + scales + zero_points + extra
 

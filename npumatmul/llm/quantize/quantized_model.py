@@ -18,18 +18,19 @@ from npumatmul.llm.gguf_file import GGUFFile
 from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.model import Linear
 
-from .build import balanced_layer, centred_layer, quantize_layer
+from .build import centred_layer, quantize_layer
 from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
+from .packed_layer import PackedLayer
 from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
 
-__all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
+__all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
-MakeLinear = Callable[[QuantizedLayer, str], Linear]
+MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Linear]
 """Makes a `Linear` of a quantized layer and its name."""
 
 
@@ -63,8 +64,8 @@ class QuantizedModel:
         How it was made.
     source : Source
         What it was made of.
-    layers : mapping of str to QuantizedLayer
-        The layers by name.
+    layers : mapping of str to QuantizedLayer or PackedLayer
+        The layers by name; those of a file that was packed for a chip are `PackedLayer`.
     notes : tuple of str
         What was done otherwise than a reader might expect.
     """
@@ -73,7 +74,7 @@ class QuantizedModel:
     rest: GGUFFile
     recipe: Recipe
     source: Source
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, QuantizedLayer | PackedLayer]
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -86,6 +87,11 @@ class QuantizedModel:
     def nbytes(self) -> int:
         """Bytes of all layers as they are stored."""
         return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def soc(self) -> str | None:
+        """The chip that its layers are packed for; None where they are codes, for any."""
+        return next((layer.soc for layer in self.layers.values() if isinstance(layer, PackedLayer)), None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -174,7 +180,7 @@ def quantize_model(
     file = GGUFFile(path)
     names = layer_tensors(file, LlamaConfig.from_gguf(file))
     recipes = {name: recipe.for_layer(name) for name in names}
-    needing = [name for name, each in recipes.items() if each.needs_calibration]
+    needing = layers_to_calibrate(path, recipe)
     known = dict(statistics or {})
     missing = [name for name in needing if name not in known]
     if missing:
@@ -212,6 +218,26 @@ def quantize_model(
     return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
 
 
+def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:
+    """Names of the layers of a model whose recipe looks at activations.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    recipe : Recipe
+        What is to be done.
+
+    Returns
+    -------
+    list of str
+        None where no calibration text is needed.
+    """
+    with GGUFFile(path) as file:
+        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    return [name for name in names if recipe.for_layer(name).needs_calibration]
+
+
 def layer_of_recipe(
     file: GGUFFile, tensors: LayerTensors, recipe: LayerRecipe, statistics: LayerStatistics | None, *, seed: int = 0
 ) -> QuantizedLayer:
@@ -224,8 +250,8 @@ def layer_of_recipe(
     tensors : LayerTensors
         Which of its tensors make up the layer.
     recipe : LayerRecipe
-        What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8``, as its own recipe
-        says then.
+        What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8_g32_agroup``, as its
+        own recipe says then.
     statistics : LayerStatistics, optional
         Of its activations.
     seed : int
@@ -239,11 +265,8 @@ def layer_of_recipe(
     if recipe.scheme == GGUF_SCHEME:
         taken = layer_of_blocks(file, tensors.tensors, recipe)
         if taken is not None:
-            if not recipe.needs_calibration:
-                return taken
-            weight = tensors.weight(file)
-            return centred_layer(balanced_layer(taken, weight, statistics), weight, statistics)
-        recipe = dataclasses.replace(recipe, scheme="w8a8")
+            return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
+        recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
     return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
 
 

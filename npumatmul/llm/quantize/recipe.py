@@ -29,8 +29,9 @@ def parse_scheme(name: str) -> Scheme:
     Parameters
     ----------
     name : str
-        As `npumatmul.quant.schemes` has them, activations quantized per token: ``w8a8``, ``w4a8_g128``, ...; or
-        ``gguf``, with int8 activations and groups of 32. Fields of `LayerRecipe`, not the name, ask for zero points.
+        As `npumatmul.quant.schemes` has them, activations quantized per token, or token and group: ``w8a8``,
+        ``w4a8_g128``, ``w4a8_g32_agroup``, ...; or ``gguf``, with groups of 32 and int8 activations, which have a scale
+        per token and group. Fields of `LayerRecipe`, not the name, ask for zero points.
 
     Returns
     -------
@@ -49,7 +50,7 @@ def parse_scheme(name: str) -> Scheme:
     128
     """
     if name == GGUF_SCHEME:
-        return Scheme(8, 8, Granularity.GROUP, 32)
+        return Scheme(8, 8, Granularity.GROUP, 32, activation_granularity=Granularity.GROUP)
     scheme = Scheme.parse(name)
     if scheme.integers or scheme.high or scheme.static:
         raise ValueError(f"scheme {name!r} is not one for recipes: floats are taken, activations quantized per token")
@@ -72,8 +73,7 @@ class LayerRecipe:
         Of activations and weight, without effect on their exact product: ``none``, ``hadamard`` (randomized),
         ``smooth`` (SmoothQuant: scales move from activations to the weight), ``balance`` (the same by root mean
         squares instead of maxima, which is what suits a Hadamard transform that follows; docs/quality.md derives it),
-        ``smooth+hadamard`` or ``balance+hadamard``. With ``gguf``, ``balance`` has one scale for each group. All but
-        ``none`` and ``hadamard`` need calibration.
+        ``smooth+hadamard`` or ``balance+hadamard``. All but ``none`` and ``hadamard`` need calibration.
     centre : bool
         Whether the mean of each input feature over the calibration text is subtracted from activations before all
         else. Its product with the float weight is added to results as a bias, so the exact product stays what it is.
@@ -131,12 +131,8 @@ class LayerRecipe:
             raise ValueError(f"recipe: refine is {self.refine}; it must be 0 or more")
         if self.rounding == "gptq" and self.parts.granularity is Granularity.LAYER:
             raise ValueError(f"recipe: gptq needs a scale per channel or group, {self.scheme} has one per layer")
-        if self.scheme == GGUF_SCHEME and (
-            self.transform not in ("none", "balance") or self.rounding != "nearest" or self.clip_search
-        ):
-            raise ValueError(
-                "recipe: scheme 'gguf' takes blocks over as they are: no gptq, clip_search, or transform but balance"
-            )
+        if self.scheme == GGUF_SCHEME and (self.transform != "none" or self.rounding != "nearest" or self.clip_search):
+            raise ValueError("recipe: scheme 'gguf' takes blocks over as they are: no gptq, clip_search or transform")
 
     @property
     def parts(self) -> Scheme:

@@ -1,8 +1,10 @@
 """Choosing a scheme for each layer by what it was measured to cost.
 
 Each layer is quantized in each candidate's way, alone, and the KL divergence of the model's distributions from the
-float32 model's is measured: its sensitivity. While divergences are small they add up, layer by layer; so the layers
-that get more bits are those where the divergence falls most for each bit.
+float32 model's is found: its sensitivity. While changes are small, divergences grow with the square of what a layer
+changes in the output of its block; so the candidate that changes most is run through the rest of the model, and the
+others are taken in proportion. Divergences of layers add up; so the layers that get more bits are those where the
+divergence falls most for each bit.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import dataclasses
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +48,8 @@ class Candidate:
     layer : QuantizedLayer
         The layer so quantized.
     kl : float
-        Mean KL divergence of the model with only this layer quantized, in nats.
+        Mean KL divergence of the model with only this layer quantized, in nats: measured for the candidate that changes
+        the output of its block most (and for all of the head), in proportion to the square of the change for others.
     """
 
     layer: QuantizedLayer
@@ -64,10 +67,11 @@ def measure_sensitivity(
     pieces: Sequence[Window],
     *,
     statistics: Mapping[str, LayerStatistics] | None = None,
+    make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
     progress: Progress | None = None,
 ) -> dict[str, list[Candidate]]:
-    """Quantize every layer in every way, and measure what each does to the model alone.
+    """Quantize every layer in every way, and find what each does to the model alone.
 
     Parameters
     ----------
@@ -78,11 +82,13 @@ def measure_sensitivity(
     pieces : sequence of Window
         Calibration text.
     statistics : mapping of str to LayerStatistics, optional
-        What was seen on it before.
+        What was seen of layers before, on this text or another one.
+    make : callable, optional
+        Makes a layer, by its name and recipe; for who keeps layers, or makes them in ways of their own.
     tokens : int, default 512
         Tokens of it that divergences are measured on, the first `PREFILL_CHUNK` of windows spread over the text, which
-        are left out of calibration if there are others. The time it takes is about that of
-        ``tokens * layers * candidates / 2`` tokens through the model.
+        are left out of calibration if there are others. The time it takes is about that of ``tokens * layers / 2``
+        tokens through the model, beside that of quantizing every layer in every way.
     progress : callable, optional
         Called with what is done, what there is to do, and a name.
 
@@ -102,7 +108,7 @@ def measure_sensitivity(
         raise ValueError("sensitivity is measured on a calibration text: give one")
     model = load_model(path, pack=numpy_pack).model
     known = dict(statistics or {})
-    if any(each.needs_calibration for each in candidates):
+    if make is None and any(each.needs_calibration for each in candidates):
         missing = [name for name in model.linears if name not in known]
         if missing:
             known.update(collect_statistics(path, _unmeasured(pieces, tokens), missing, progress=progress))
@@ -111,14 +117,17 @@ def measure_sensitivity(
     with GGUFFile(path) as file:
         layers = layer_tensors(file, LlamaConfig.from_gguf(file))
         for done, (name, tensors) in enumerate(layers.items()):
-            found[name] = []
+            made: list[QuantizedLayer] = []
             for number, recipe in enumerate(candidates):
                 if progress is not None:
                     progress(done * len(candidates) + number, len(layers) * len(candidates), f"{name} {recipe.scheme}")
-                layer = layer_of_recipe(file, tensors, recipe, known.get(name))
-                changed = model.with_linears({name: emulate(layer)})
-                kls = [reference.divergence(model, changed, name) for reference in references]
-                found[name].append(Candidate(layer, float(np.mean(kls))))
+                if make is not None:
+                    made.append(make(name, recipe))
+                else:
+                    made.append(layer_of_recipe(file, tensors, recipe, known.get(name)))
+            changed = [model.with_linears({name: emulate(layer)}) for layer in made]
+            kls = np.mean([reference.divergences(model, changed, name) for reference in references], axis=0)
+            found[name] = [Candidate(layer, float(kl)) for layer, kl in zip(made, kls, strict=True)]
     return found
 
 
@@ -184,6 +193,7 @@ def auto_quantize(
     *,
     max_bits: float | None = None,
     max_kl: float | None = None,
+    make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
     progress: Progress | None = None,
 ) -> QuantizedModel:
@@ -191,7 +201,7 @@ def auto_quantize(
 
     Parameters
     ----------
-    path, candidates, pieces, tokens, progress
+    path, candidates, pieces, make, tokens, progress
         As for `measure_sensitivity`.
     max_bits, max_kl : float, optional
         As for `choose`; one of them. The whole model is measured on the text in the end, and for `max_kl` chosen anew
@@ -207,7 +217,7 @@ def auto_quantize(
     ValueError
         If the limit cannot be met.
     """
-    found = measure_sensitivity(path, candidates, pieces, tokens=tokens, progress=progress)
+    found = measure_sensitivity(path, candidates, pieces, make=make, tokens=tokens, progress=progress)
     file = GGUFFile(path)
     exact = load_model(path, pack=numpy_pack).model
     parts = _parts(pieces, tokens)
@@ -252,14 +262,21 @@ class _Reference:
         self._entering.append(x)
         self._log_p = log_softmax(model.logits(x)).astype(np.float32)
 
-    def divergence(self, model: LlamaModel, changed: LlamaModel, name: str) -> float:
-        """Mean divergence where one layer is changed: only its block and what follows has to be computed."""
-        first = _block_of(name, model.config.n_layers)
-        x = self._entering[first]
-        cache = model.new_cache(len(x))
-        for i in range(first, model.config.n_layers):
-            x = (changed if i == first else model).run_block(i, x, cache)
-        return mean_divergence(self._log_p, changed.logits(x))
+    def divergences(self, model: LlamaModel, changed: Sequence[LlamaModel], name: str) -> list[float]:
+        """Mean divergences where one layer is changed, in several ways: see `Candidate`."""
+        block = _block_of(name, model.config.n_layers)
+        if block == model.config.n_layers:
+            return [mean_divergence(self._log_p, each.logits(self._entering[block])) for each in changed]
+        cache = model.new_cache(len(self._entering[0]))
+        after = [each.run_block(block, self._entering[block], cache) for each in changed]
+        usual = np.square(self._entering[block + 1]).sum(axis=1)  # what follows normalizes rows
+        squares = [float((np.square(x - self._entering[block + 1]).sum(axis=1) / usual).mean()) for x in after]
+        most = int(np.argmax(squares))
+        x = after[most]
+        for i in range(block + 1, model.config.n_layers):
+            x = model.run_block(i, x, cache)
+        kl = mean_divergence(self._log_p, model.logits(x))
+        return [kl * square / max(squares[most], np.finfo(float).tiny) for square in squares]
 
 
 def _block_of(name: str, n_layers: int) -> int:
