@@ -16,7 +16,8 @@ typedef struct {
   atomic_int stop;
 } sharing;
 
-int npumm_shared_rows_are_valid(const npumm_placed_matmul *p) {
+int npumm_shared_rows_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
+  if (call->source || call->keep) return 0;
   int32_t before = 0;
   for (int32_t m = 0; m < p->m_count; m++) {
     if (p->range_cores[m] < before || p->range_cores[m] >= p->core_count) return 0;

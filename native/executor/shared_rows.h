@@ -6,8 +6,11 @@
 
 #include "npumatmul_executor.h"
 
-/* Whether ranges and cores fit together: each core's ranges follow each other, and there are buffers for all. */
-int npumm_shared_rows_are_valid(const npumm_placed_matmul *placed);
+/*
+ * Whether ranges and cores fit together: each core's ranges follow each other, and there are buffers for all. What comes
+ * of a kept result, or is kept, cannot be shared.
+ */
+int npumm_shared_rows_are_valid(const npumm_placed_matmul *placed, const npumm_call *call);
 
 /* Run a placed matmul whose ranges have cores; returns the code that is in the report. */
 int npumm_share_rows(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,

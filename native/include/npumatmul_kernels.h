@@ -95,6 +95,15 @@ NPUMM_EXPORT int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conver
 NPUMM_EXPORT int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src,
                             int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes);
 
+/*
+ * Pack some rows of the source alone, from row `first` on: src and the arrays of `values` start there. Padding columns
+ * are written with each row, padding rows with the last one; other rows of the image stay, so several threads may each
+ * pack rows of their own.
+ */
+NPUMM_EXPORT int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int64_t first, int64_t rows,
+                                 const void *src, int64_t src_row_stride, int64_t src_col_stride, void *dst,
+                                 int64_t dst_bytes);
+
 /* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4* only). */
 NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
                               int64_t src_bytes, void *dst, int64_t dst_row_stride, int64_t dst_col_stride);
