@@ -407,7 +407,7 @@ class Placement:
         """Run it; returns what went wrong. `first` is what went wrong before."""
         device = self.device
         try:
-            placed = self._placed(m, weight, activation, scales)
+            placed = self._placed(m, weight, activation, scales, keeping is not None or bool(call.source))
         except RknnError as error:
             if first is not None:
                 raise error from first
@@ -440,14 +440,15 @@ class Placement:
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
-    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
-        remembered = (m, activation, scales)
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, chained: bool) -> Placed:
+        """What a product needs; `chained` ones, of a kept result or to be kept, have no rows shared by cores."""
+        remembered = (m, activation, scales, chained)
         placed: Placed | None = weight.placed.get(remembered)
         if placed is not None and placed.usable:
             weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
             self._pool.touch(placed.contexts)
             return placed
-        plan = plan_matmul(m, weight.plan, images=_images(weight))
+        plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=_images(weight))
         contexts = self._pool.for_tiles(self._tiles(plan, weight, scales))
         placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
         while len(weight.placed) > _PLACED_PER_WEIGHT:

@@ -216,10 +216,10 @@ def plan_matmul(
     if cores is not None and not 1 <= cores <= most:
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
     costs = costs_of(weight, timings)
-    if cores is None and share is None and weight.measured_cores:
+    if cores is None and share != "rows" and weight.measured_cores:
         fitting = [each for each in weight.measured_cores if each[0] <= m]
         measured, cores = fitting[-1] if fitting else weight.measured_cores[0]
-        if measured in weight.measured_shared:
+        if share is None and measured in weight.measured_shared:
             shared = _by_rows(m, weight, costs, images, [cores])
             if shared is not None:
                 return shared

@@ -26,7 +26,7 @@ import npumatmul as npu
 from npumatmul import quant, sim
 from npumatmul.errors import ClosedError, NotFiniteError, NpuMemoryError, RknnTimeout
 from npumatmul.ops import array_pending
-from npumatmul.plan import plan_weight
+from npumatmul.plan import plan_matmul, plan_weight
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 
@@ -586,3 +586,20 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
         npu.empty_cache(device)
         assert device.stats().descriptors <= before.descriptors + sum("finalize" in each for each in dropped)
         assert device.stats().contexts == before.contexts
+
+
+def test_chains_of_many_rows_with_narrow_weights(fresh_device: npu.Device) -> None:
+    """Alone their rows are shared by cores; what is kept in C, or comes of it, has its tiles shared."""
+    random = np.random.default_rng(6)
+    values = random.integers(-3, 4, (700, 1024)).astype(np.int8)
+    weights = [random.integers(-2, 3, shape).astype(np.float32) / 8 for shape in ((1024, 128), (128, 1024), (1024, 64))]
+    with npu.use_device(fresh_device):
+        packed = [npu.pack(w, "w8a8") for w in weights]
+        assert packed[0].plan is not None
+        assert plan_matmul(700, packed[0].plan).range_cores
+        alone = values.astype(np.float32)
+        chained = npu.asarray(alone)
+        for each in packed:
+            alone = npu.matmul(alone, each)
+            chained = npu.matmul(chained, each)
+        np.testing.assert_array_equal(chained.numpy(writable=False), alone)
