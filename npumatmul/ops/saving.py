@@ -257,10 +257,18 @@ class StoredParts:
     file : TensorFile
     weight : str
         Its name.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    where : str
+        File and weight, for messages.
     """
 
     def __init__(self, file: TensorFile, weight: str) -> None:
         self._file, self._weight = file, weight
+        self.path = file.path
         self.where = f"{file.path}, weight {weight!r},"
 
     def __call__(self, part: str) -> NDArray[Any]:

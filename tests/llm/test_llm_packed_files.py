@@ -172,7 +172,8 @@ def test_other_layouts_are_refused_and_told_what_to_do(tiny: Any, tmp_path: Path
         if fits:
             np.testing.assert_allclose(logits(model, npu_layers(device)), logits(model), atol=1e-2)
             return
-        with pytest.raises(PackedFileError, match=rf"'rk3588'.*this is {other}.*quantize FILE --chip {other} -o NEW"):
+        what_to_do = rf"'rk3588'.*this is {other}.*npumatmul quantize {tmp_path}/m --chip {other} -o NEW_FILE"
+        with pytest.raises(PackedFileError, match=what_to_do):
             logits(model, npu_layers(device))
         assert used(device) == before
 
