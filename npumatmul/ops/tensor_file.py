@@ -138,8 +138,8 @@ def _place(name: str, entry: Any, first: int, end: int) -> tuple[int, int, str, 
 class TensorWriter:
     """Writes a safetensors file tensor by tensor; the file appears when `finish` is called, as a whole.
 
-    The header stands first and says what follows, so tensors are collected in a file beside it: there has to be room for
-    two.
+    The header stands first and says what follows, so tensors are collected in a file beside it: there has to be room
+    for two.
 
     Parameters
     ----------
