@@ -291,11 +291,11 @@ class StoredParts:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return self._file.nbytes(self._weight)
+        return self._file.nbytes(self._file.under(self._weight))
 
     def forget(self) -> None:
         """Let go of the pages of the map that were read."""
-        self._file.forget(self._weight)
+        self._file.forget(self._file.under(self._weight))
 
 
 def descriptions_of(file: TensorFile) -> dict[str, Any]:
