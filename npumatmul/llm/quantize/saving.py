@@ -353,7 +353,7 @@ def _layer(
     if codes.dtype != (np.uint8 if packed else np.int8) or codes.shape != stored:
         raise ValueError(f"codes are {codes.dtype} of shape {codes.shape}, {stored} is needed")
     if not read:
-        codes = np.broadcast_to(np.int8(0), shape)
+        codes = np.zeros(shape, np.int8)  # no memory, as nobody writes to it
     elif packed:
         codes = unpack_nibbles(codes, shape[1])
     transform = description["input_transform"]
