@@ -66,6 +66,34 @@ def test_bits_go_where_they_help_most() -> None:
         choose(found)
 
 
+def test_a_layer_that_is_larger_than_what_is_left() -> None:
+    """By hand: the head gains most for each bit, but fits only where one of the others takes less."""
+
+    def head(bytes_per_row: int, kl: float) -> Candidate:
+        half = QuantizedLayer(LayerRecipe("w16a16"), np.zeros((40, bytes_per_row // 2), np.float16))
+        return Candidate(half, kl)
+
+    found = {
+        "head": [head(8, 3.0), head(16, 0.0)],
+        "a": [candidate(8, 0.4), candidate(16, 0.01)],
+        "b": [candidate(8, 0.3)],
+    }
+    small = 40 * 8 * 8 + 2 * 4 * 8 * 8
+    weights = 48 * 4
+    picked = choose(found, max_bits=(small + 40 * 8 * 8) / weights)  # all that the head's step takes
+    assert [each.kl for each in picked.values()] == [0.0, 0.4, 0.3]
+    found["a"] = [
+        candidate(8, 0.4),
+        candidate(16, 0.0),
+        candidate(4, 9.0),
+    ]  # 4 takes less, and loses more than the head
+    picked = choose(found, max_bits=(small + 39 * 8 * 8) / weights)
+    assert [each.kl for each in picked.values()] == [3.0, 0.0, 0.3]
+    found["a"][2] = candidate(4, 1.0)
+    picked = choose(found, max_bits=(small + 39 * 8 * 8) / weights)
+    assert [each.kl for each in picked.values()] == [0.0, 1.0, 0.3]
+
+
 def test_candidates_that_are_never_worth_it() -> None:
     """One that takes more and loses more, and one above the line between its neighbours."""
     small, worse, above, large = candidate(8, 0.4), candidate(16, 0.41), candidate(24, 0.35), candidate(32, 0.0)
