@@ -49,8 +49,8 @@ class DeviceStats:
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
     conversions : int
-        Passes of the CPU over an operand on its way into A, or over a result on its way out of C. A product whose
-        arrays the NPU reads and writes in place makes none.
+        Passes of the CPU over an operand on its way into A, or over a result on its way out of C, or both at once. A
+        product whose arrays the NPU reads and writes in place makes none.
     contexts : int
         Living matmul contexts, the one that memory is allocated under included.
     descriptors : int

@@ -32,25 +32,36 @@ from npumatmul.spec import ContextSpec
 from npumatmul.stored import StoredWeight
 from npumatmul.timing import TIMINGS, TimingModel
 
-__all__ = ["Ranges", "Rows", "direct_type", "multiply", "padded_rows", "share_rows"]
+__all__ = ["Ranges", "Room", "Rows", "direct_type", "multiply", "padded_rows", "ranges_in_place", "share_rows"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where rows of a matrix stand in a buffer, one behind the other.
+
+    Attributes
+    ----------
+    offset : int
+        Bytes from the start of the buffer to the first row.
+    nbytes : int
+        Bytes from there on that may be read (of A), or written (of C): rows that pad a product go behind the last one.
+    """
+
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a matrix that stand one behind the other in a buffer.
-
-    Attributes
-    ----------
-    buffer : Buffer
-    offset : int
-        Bytes from the start of the buffer to the first row.
-    room : int
-        Bytes from there on that may be read (of A), or written (of C): rows that pad a product go behind the last one.
-    """
+    """Rows of a matrix in a buffer."""
 
     buffer: Buffer
-    offset: int
-    room: int
+    room: Room
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the start of the buffer to the first row."""
+        return self.room.offset
 
 
 @dataclass(frozen=True)
@@ -191,8 +202,35 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
     )
 
 
-def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows) -> bool:
-    """Multiply `m` rows in place; return False where they do not stand so, or where copying is modelled to be faster.
+def ranges_in_place(m: int, weight: StoredWeight, mm_type: MatmulType, a: Room, out: Room) -> Ranges | None:
+    """How cores would share `m` rows in place; None where they do not stand so, or where copying is modelled faster.
+
+    Parameters
+    ----------
+    m : int
+        At least 1.
+    weight : StoredWeight
+    mm_type : MatmulType
+        Of `direct_type`.
+    a, out : Room
+    """
+    device, plan = weight.device, weight.plan
+    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
+    ranges = share_rows(m, mm_type, plan.k, plan.n, device.chip, min(a.nbytes // a_row, out.nbytes // c_row))
+    if ranges is None:
+        return None
+    starts = [each.offset + start * row for each, row in ((a, a_row), (out, c_row)) for start, _ in ranges.spans]
+    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
+    in_parts = any(starts) or len(weight.tiles) > 1
+    alignment = device.chip.memory.slice_alignment
+    if in_parts and (not device.runtime.has("rknn_mem_sync") or any(s % alignment for s in starts)):
+        return None
+    copying = plan_matmul(m, plan).modelled_seconds
+    return None if ranges.seconds is not None and copying is not None and ranges.seconds > copying else ranges
+
+
+def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows, ranges: Ranges) -> bool:
+    """Multiply `m` rows in place; return False where the buffers do not allow it.
 
     Parameters
     ----------
@@ -205,6 +243,8 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
         Of `direct_type`.
     out : Rows
         (m, N), of the dtype of ``mm_type.c``.
+    ranges : Ranges
+        Of `ranges_in_place`.
 
     Raises
     ------
@@ -213,24 +253,12 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
     ClosedError
         If weight, device or one of the buffers are closed.
     """
-    device, plan = weight.device, weight.plan
-    session, chip = device.session, device.chip
+    device = weight.device
+    session = device.session
     if a.buffer._session is not session or out.buffer._session is not session or a.buffer.overlaps(out.buffer):
         return False
     if (a.buffer.domain, out.buffer.domain) != (weight.domain, weight.domain):
         return False  # memory of one domain means nothing in another (facts 7.4)
-    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
-    ranges = share_rows(m, mm_type, plan.k, plan.n, chip, min(a.room // a_row, out.room // c_row))
-    if ranges is None:
-        return False
-    starts = [each.offset + start * row for each, row in ((a, a_row), (out, c_row)) for start, _ in ranges.spans]
-    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
-    in_parts = any(starts) or len(weight.tiles) > 1
-    if in_parts and (not device.runtime.has("rknn_mem_sync") or any(s % chip.memory.slice_alignment for s in starts)):
-        return False
-    copying = plan_matmul(m, plan).modelled_seconds
-    if ranges.seconds is not None and copying is not None and ranges.seconds > copying:
-        return False
     with device.lock:
         device.check_usable()
         if weight.closed:

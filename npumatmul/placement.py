@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul import _executor, _kernels, layout
-from npumatmul._executor import Element, ResultType, Step
-from npumatmul._kernels import Conversion, RowScaling
+from npumatmul._executor import Step
 from npumatmul.activation import Activation
 from npumatmul.arenas import Slice
+from npumatmul.calls import RESULT_TYPE, Keeping, NoRoomError, device_scales, prepared, written_to
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.contexts import ContextPool, Loan, TileShape, Workspace
 from npumatmul.device import Device
-from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
+from npumatmul.epilogue import Epilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
+from npumatmul.kept import Kept
 from npumatmul.layout import TileLayout
 from npumatmul.leases import Lease
-from npumatmul.mmtype import ElementType
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
 from npumatmul.session import Memory
@@ -37,14 +37,6 @@ _PLACED_PER_WEIGHT = 16
 #: Buffers for images of A: slices of K are worked on in batches of so many.
 _A_BUFFERS = 8
 
-_RESULT_TYPE = {
-    ElementType.INT16: ResultType.INT16,
-    ElementType.INT32: ResultType.INT32,
-    ElementType.FLOAT32: ResultType.FLOAT32,
-    ElementType.FLOAT16: ResultType.FLOAT16,
-    ElementType.INT8: ResultType.INT8,
-}
-_INTEGERS = {np.dtype(np.int32): Element.INT32, np.dtype(np.int8): Element.INT8}
 #: Scales of A, B and C that contexts are made with.
 _Scales = tuple[float, float, float] | None
 _RUNTIME_FUNCTION = {
@@ -75,6 +67,8 @@ class Placed:
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self.a_bytes, self.c_bytes = (max(each) for each in zip(*sizes, strict=True))
+        #: Bytes of C of each range of rows.
+        self.c_bytes_of = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
         self.a_loan: Loan | None = None
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
@@ -86,7 +80,7 @@ class Placed:
         self.struct = _executor.PlacedMatmul(
             C.pointer(functions),
             activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
-            _RESULT_TYPE[w.mm_type.c],
+            RESULT_TYPE[w.mm_type.c],
             w.row_images,
             weight.common_scale,
             len(plan.m_spans),
@@ -271,7 +265,7 @@ class Placement:
 
     def execute(
         self,
-        a: NDArray[Any],
+        a: NDArray[Any] | Kept,
         weight: StoredWeight,
         activation: Activation,
         out: NDArray[Any],
@@ -282,8 +276,9 @@ class Placement:
 
         Parameters
         ----------
-        a : ndarray, shape (M, K), M >= 1
-            Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`.
+        a : ndarray, shape (M, K), M >= 1, or Kept
+            Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`. A kept
+            result is finished on the way into A; its float16 and bfloat16 may be read as float32, too.
         weight : StoredWeight
         activation : Activation
             How rows of `a` become rows of A.
@@ -308,8 +303,62 @@ class Placement:
         ValueError, TypeError
             If shapes or dtypes do not fit.
         """
-        call, kept = _call(a, weight, activation, out, epilogue, result_scale)
-        scales = None if result_scale is None else _device_scales(weight, activation, result_scale)
+        if isinstance(a, np.ndarray) and np.may_share_memory(a, out):
+            a = a.copy()
+        call, lives = prepared(a, weight, activation, out.dtype, epilogue, result_scale)
+        after = written_to(call, a, weight, out, epilogue)
+        self._execute(a, weight, activation, call, result_scale, None)
+        del lives, after
+
+    def keep(
+        self,
+        a: NDArray[Any] | Kept,
+        weight: StoredWeight,
+        activation: Activation,
+        dtype: np.dtype[Any],
+        epilogue: Epilogue | None = None,
+        result_scale: float | None = None,
+    ) -> Kept | None:
+        """As `execute`, but leave the result in C, to be finished when it is read, or on its way into the next A.
+
+        Parameters
+        ----------
+        a, weight, activation, result_scale
+            As for `execute`.
+        dtype : numpy.dtype
+            Of the result: float32, float16 or bfloat16, or int8 with `result_scale`.
+        epilogue : Epilogue, optional
+            Without `multiply` and `residual`. Its bias is copied.
+
+        Returns
+        -------
+        Kept or None
+            None where there is no room for it; nothing was run then.
+
+        Raises
+        ------
+        RknnError, NotFiniteError, ClosedError, ValueError, TypeError
+            As `execute`.
+        """
+        call, lives = prepared(a, weight, activation, dtype, epilogue, result_scale)
+        keeping = Keeping((a.shape[0], weight.plan.n), dtype, epilogue, weight)
+        try:
+            self._execute(a, weight, activation, call, result_scale, keeping)
+        except NoRoomError:
+            return None
+        del lives
+        return keeping.kept
+
+    def _execute(
+        self,
+        a: NDArray[Any] | Kept,
+        weight: StoredWeight,
+        activation: Activation,
+        call: _executor.Call,
+        result_scale: float | None,
+        keeping: Keeping | None,
+    ) -> None:
+        scales = None if result_scale is None else device_scales(weight, activation, result_scale)
         device = self.device
         lease = Lease()
         try:
@@ -320,7 +369,7 @@ class Placement:
                 device.collect()
                 first: RknnError | None = None
                 while True:
-                    error = self._attempt(a.shape[0], weight, activation, scales, call, lease, first)
+                    error = self._attempt(a.shape[0], weight, activation, scales, call, lease, keeping, first)
                     if error is None:
                         break
                     if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
@@ -332,7 +381,6 @@ class Placement:
                     lease = Lease()
         finally:
             lease.over = True
-        del kept
 
     def _attempt(
         self,
@@ -342,6 +390,7 @@ class Placement:
         scales: _Scales,
         call: _executor.Call,
         lease: Lease,
+        keeping: Keeping | None,
         first: RknnError | None,
     ) -> NpuError | None:
         """Run it; returns what went wrong. `first` is what went wrong before."""
@@ -353,6 +402,8 @@ class Placement:
                 raise error from first
             raise
         self._lend(placed, lease)
+        if keeping is not None:
+            call.keep = keeping.prepare(placed.plan, placed.c_bytes_of, self._workspace)
         device.weights.flush()
         code = self._executor.execute(placed.struct, call, placed.report)
         report, counters = placed.report, device.counters
@@ -361,7 +412,7 @@ class Placement:
         counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
         counters.mem_sync_calls += report.mem_sync_calls
         counters.macs += report.macs
-        counters.conversions += 2  # `a` into A, C into `out`
+        counters.conversions += 1 if call.keep else 2  # `a`, or what was kept, into A; C into `out`
         return self._failure(report, placed, first is not None) if code else None
 
     def _lend(self, placed: Placed, lease: Lease) -> None:
@@ -465,77 +516,6 @@ def _beside(plan: WeightPlan, rows: int) -> int:
 
 def _pointers(memories: Sequence[Memory]) -> Any:
     return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))
-
-
-def _device_scales(weight: StoredWeight, activation: Activation, result_scale: float) -> tuple[float, float, float]:
-    """Scales of A, B and C."""
-    column_scale = weight.slices[0].column_scale
-    return activation.static_scale, 1.0 if column_scale is None else float(column_scale[0]), result_scale
-
-
-def _requantizes(weight: StoredWeight, activation: Activation) -> bool:
-    """Whether the runtime can make int8 of these products: all scales are known beforehand, nothing is added after."""
-    (first, *others) = weight.slices
-    scale = first.column_scale
-    one_scale = scale is None or bool((scale == scale[0]).all())
-    static = activation.scaling in (RowScaling.UNSCALED, RowScaling.STATIC) and activation.static_zero == 0
-    return (
-        weight.plan.mm_type.c is ElementType.INT8 and not others and one_scale and static and first.column_zero is None
-    )
-
-
-def _call(
-    a: NDArray[Any],
-    weight: StoredWeight,
-    activation: Activation,
-    out: NDArray[Any],
-    epilogue: Epilogue | None,
-    result_scale: float | None = None,
-) -> tuple[_executor.Call, tuple[Any, ...]]:
-    """The caller's matrices as the executor takes them, checked, and what has to live as long."""
-    shape = (weight.plan.k, weight.plan.n)
-    if a.ndim != 2 or a.shape[0] < 1 or a.shape[1] != shape[0] or out.shape != (a.shape[0], shape[1]):
-        raise ValueError(f"execute: {a.shape} @ {shape} does not give {out.shape}")
-    if a.dtype != activation.read_as:
-        raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
-    if activation.transform is not None and activation.transform.features != shape[0]:
-        raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {shape[0]}")
-    if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
-        raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
-    if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
-        raise ValueError(f"execute: {activation.scaling.name} needs a weight whose slices have groups")
-    if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
-        raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
-    if not out.flags.writeable:
-        raise ValueError("execute: out is read-only")
-    if (weight.plan.mm_type.c is ElementType.INT8) != (result_scale is not None):
-        raise ValueError(f"execute: result_scale is {result_scale}, and {weight.plan.mm_type.name} computes the weight")
-    element = _INTEGERS.get(out.dtype, ELEMENTS.get(out.dtype))
-    c_type = _RESULT_TYPE[weight.plan.mm_type.c]
-    sums_are_whole = weight.common_scale and c_type not in (ResultType.FLOAT32, ResultType.FLOAT16)
-    unscaled = activation.scaling is RowScaling.UNSCALED and weight.slices[0].column_scale is None
-    fits = element is not None and (result_scale is None) == (element is not Element.INT8)
-    if element is Element.INT32:
-        fits = fits and sums_are_whole and unscaled and epilogue is None
-    elif element is Element.INT8:
-        fits = fits and _requantizes(weight, activation) and epilogue is None
-    if element is None or not fits:
-        raise TypeError(f"execute: the result cannot be {out.dtype}")
-    if np.may_share_memory(a, out):
-        a = a.copy()
-    if epilogue is not None and np.dtype(epilogue.dtype) != out.dtype:
-        raise TypeError(f"execute: the epilogue makes {np.dtype(epilogue.dtype)}, out is {out.dtype}")
-    after = None if epilogue is None or epilogue.does_nothing else PlacedEpilogue(epilogue, out)
-    call = _executor.Call(
-        a.ctypes.data,
-        *a.strides,
-        out.ctypes.data,
-        out.strides[0],
-        element,
-        after is not None and after.reads_out,
-        None if after is None else after.pointer,
-    )
-    return call, (a, after)
 
 
 __all__ = ["Placed", "Placement", "StoredWeight", "TileRow", "WeightSlice"]

@@ -343,29 +343,43 @@ class Session:
             If the limit is reached, the runtime has no memory, or the process no descriptors left; the message says
             what holds what.
         """
-        with self.lock:
-            self.check_usable()
-            self.collect()
-            provide_descriptors()
-            may_reclaim = holder is not Holder.WORKSPACES
-            if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
-                    f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
-                )
-            ctx = self.anchor(domain)
-            try:
-                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim)
-            except RknnError as error:
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
-                    f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
-                    f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
-                ) from error
+        made: list[Memory] = []
+        try:
+            with self.lock:
+                made.append(self._allocate(nbytes, domain, holder))
+        except BaseException:
+            self.release_later(*made)  # an interrupt came when it was made
+            raise
+        return made[0]
+
+    def _allocate(self, nbytes: int, domain: int, holder: Holder) -> Memory:
+        self.check_usable()
+        self.collect()
+        provide_descriptors()
+        may_reclaim = holder is not Holder.WORKSPACES
+        if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
+                f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
+            )
+        ctx = self.anchor(domain)
+        try:
+            pointer = self._create_mem(ctx, nbytes, domain, may_reclaim)
+        except RknnError as error:
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
+                f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
+                f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
+            ) from error
+        try:
+            total = sum(each.size for each in self.allocations()) + nbytes
             memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
-            self._memories[memory] = None
-            self.peak = max(self.peak, sum(each.size for each in self.allocations()))
-            return memory
+        except BaseException:  # an interrupt
+            self.runtime.destroy_mem(ctx, pointer)
+            raise
+        self._memories[memory] = None
+        self.peak = total if total > self.peak else self.peak
+        return memory
 
     def _create_mem(self, ctx: int, nbytes: int, domain: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
         try:
@@ -443,11 +457,13 @@ class Session:
         BusyError
             If another thread runs with it.
         """
-        if resource.closed or self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
+        if self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
             resource.closed = True
             return
+        if resource.closed and not self._holds(resource):
+            return
         with self._inside():
-            if resource.closed:
+            if resource.closed and not self._holds(resource):  # else an interrupt came when it was given back before
                 return
             if isinstance(resource, Memory):
                 self._release_memory(resource)
@@ -455,6 +471,9 @@ class Session:
                 self._claim([resource], [])
                 del self._handles[resource]
                 self.runtime.matmul_destroy(resource.value)
+
+    def _holds(self, resource: Memory | Handle) -> bool:
+        return resource in self._memories if isinstance(resource, Memory) else resource in self._handles
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -467,7 +486,7 @@ class Session:
                 self._depth -= 1
 
     def _release_memory(self, memory: Memory) -> None:
-        slices = [other for other in self._memories if other.owner is memory]
+        slices = [] if memory.owner is not None else [other for other in self._memories if other.owner is memory]
         self._claim([], [*slices, memory])
         failed: RknnError | None = None
         for each in (*slices, memory):
@@ -519,10 +538,16 @@ class Session:
         if not self._released:
             return
         waiting: list[Memory | Handle] = []
-        while self._released:
-            waiting.append(self._released.popleft())
-        for resource in sorted(waiting, key=lambda each: isinstance(each, Handle)):
-            self._try_to_release(resource)
+        try:
+            while self._released:
+                waiting.append(self._released.popleft())
+            waiting.sort(key=lambda each: isinstance(each, Handle))
+            while waiting:
+                self._try_to_release(waiting[0])
+                del waiting[0]
+        except BaseException:  # an interrupt: doing it twice is allowed
+            self._released.extend(waiting)
+            raise
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
         """Release, where whoever is there to be told of a failure did not ask for it."""

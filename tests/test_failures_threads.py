@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import interrupted_at
 
 import npumatmul as npu
 from npumatmul import errors, sim
@@ -126,35 +126,6 @@ def test_others_go_on_while_a_run_hangs(device: npu.Device) -> None:
 
 
 # ---- interrupts ----------------------------------------------------------------------------------------------------
-
-
-def interrupted_at(position: int, work: Callable[[], object]) -> bool:
-    """Do something with a KeyboardInterrupt at one of the points where Python looks for signals; whether there is one.
-
-    Those are the start of functions and the end of calls of C functions, which a profiler is told of. An interrupt that
-    comes while Python cleans up an object is dropped, and the work goes on.
-    """
-    events = 0
-    here = threading.get_ident()
-
-    def profile(frame: Any, event: str, _: object) -> None:
-        nonlocal events
-        if "npumatmul" not in frame.f_code.co_filename or threading.get_ident() != here:
-            return
-        if event in ("call", "c_return"):
-            events += 1
-            if events == position + 1:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-    try:
-        sys.setprofile(profile)
-        work()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.setprofile(None)
-    return events > position
 
 
 # Python drops an interrupt that comes while it cleans up an object, and says so.

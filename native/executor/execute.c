@@ -2,8 +2,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "crew.h"
-#include "tile.h"
+#include "kept.h"
 
 static int64_t longest_of(const npumm_range *ranges, int32_t count) {
   int64_t longest = 0;
@@ -30,10 +29,13 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
 }
 
 static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
-  return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && call->a && call->out && p->slices &&
+  return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && (call->a || call->source) &&
+         (call->out || call->keep) && p->slices &&
          p->a_memories && p->c_memories && p->b_memories && p->shapes && p->m_ranges && p->n_ranges && p->tile_cores &&
          p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) && cores_are_valid(p) && npumm_activation_is_valid(p);
+         (p->row_images == 1 || p->row_images == 2) && cores_are_valid(p) && npumm_activation_is_valid(p) &&
+         p->m_count > 0 && p->n_count > 0 && (!call->source || npumm_source_is_valid(p, call->source)) &&
+         (!call->keep || npumm_keep_is_valid(p, call->keep));
 }
 
 /*
@@ -65,43 +67,54 @@ static int open_work(npumm_work *work) {
     work->row_sums = malloc((size_t)p->a_count * (size_t)work->longest * sizeof *work->row_sums);
     if (!work->row_sums) return NPUMM_NO_MEMORY;
   }
-  const int code = open_sums(work);
+  int code = open_sums(work);
+  if (!code) code = npumm_fuse_open(work);
   return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
 }
 
 static void close_work(npumm_work *work) {
   npumm_rows_close(&work->rows);
+  npumm_fuse_close(work);
   free(work->row_sums);
   free(work->sums);
   free(work->reports);
 }
 
-/* The next slices, from first_slice on, whose images of A fit into the buffers together: packed and synchronised. */
-static int pack_batch(npumm_work *work, npumm_report *report) {
+/* The next slices, from first_slice on, whose images of A fit into the buffers together. */
+static void choose_batch(npumm_work *work) {
   const npumm_placed_matmul *p = work->placed;
-  const npumm_range *m = &p->m_ranges[work->m_index];
   work->images = 0;
   int32_t s = work->first_slice;
   for (; s < p->slice_count; s++) {
-    const npumm_slice *slice = &p->slices[s];
     int32_t known = 0;
-    while (known < work->images && !npumm_same_image(slice, &p->slices[work->image_of[known]])) known++;
+    while (known < work->images && !npumm_same_image(&p->slices[s], &p->slices[work->image_of[known]])) known++;
     if (known < work->images) continue;
     if (work->images == p->a_count) break;
-    rknn_tensor_mem *memory = p->a_memories[known];
-    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
-    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    report->slice_index = s;
-    int code = npumm_rows_pack(&work->rows, m, slice, shape, known,
-                               (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
-                               (int64_t)memory->size,
-                               work->row_sums ? work->row_sums + known * work->longest : NULL, &report->row);
-    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
-    if (code) return code;
     work->image_of[work->images++] = s;
   }
   work->end_slice = s;
+}
+
+/* The images of a batch: packed, unless npumm_fuse_rows did that, and synchronised. */
+static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
+  const npumm_placed_matmul *p = work->placed;
+  const npumm_range *m = &p->m_ranges[work->m_index];
+  for (int32_t i = 0; i < work->images; i++) {
+    const int32_t s = work->image_of[i];
+    const npumm_slice *slice = &p->slices[s];
+    rknn_tensor_mem *memory = p->a_memories[i];
+    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
+    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
+    report->slice_index = s;
+    int code = is_packed ? 0
+                         : npumm_rows_pack(&work->rows, m, slice, shape, i,
+                                           (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
+                                           (int64_t)memory->size,
+                                           work->row_sums ? work->row_sums + i * work->longest : NULL, &report->row);
+    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
+    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
+    if (code) return code;
+  }
   return 0;
 }
 
@@ -149,12 +162,18 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   const npumm_range *m = &p->m_ranges[work->m_index];
   report->m_index = work->m_index;
   report->row = m->start;
-  int code = npumm_rows_begin(&work->rows, m, &report->row);
+  work->rows.image_rows = m->length;
+  work->rows.image_first = 0;
+  int code = work->call->source ? 0 : npumm_rows_begin(&work->rows, m, &report->row);
   if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
   for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
-    code = pack_batch(work, report);
+    const int fused = work->call->source && work->first_slice == 0;
+    choose_batch(work);
+    if (fused) code = npumm_fuse_rows(work, executor, report);
+    if (!code) code = pack_batch(work, fused, report);
     if (!code) code = run_batch(work, executor, report);
   }
+  if (!code && work->call->keep) npumm_keep_rows(work);
   return code;
 }
 
@@ -168,11 +187,19 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   *report = nothing_done;
   if (!arguments_are_valid(placed, call)) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
+  npumm_call stored = *call;
+  if (call->keep) { /* sums stand in its own memory */
+    stored.out = call->keep->sums;
+    stored.out_row_stride = call->keep->cols * 4;
+    stored.out_type = NPUMM_FLOAT32;
+    stored.out_is_read = 0;
+    stored.epilogue = NULL;
+  }
   npumm_work work = {
       .placed = placed,
-      .call = call,
+      .call = &stored,
       .longest = longest_of(placed->m_ranges, placed->m_count),
-      .rows = {.a = call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
+      .rows = {.a = call->source ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
       .failed_core = -1,
   };

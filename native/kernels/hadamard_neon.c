@@ -59,11 +59,28 @@ static void power(float *x, int64_t n, int64_t block) {
   for (int64_t start = 0; block > 4 && start < n; start += block) stages_above_4(x + start, block);
 }
 
+/* Products with 1 and -1 are exact, so fusing changes no bit. Four rows at a time: a sum waits for the one before it. */
 static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
-  for (int64_t i = 0; i < order; i++) {
+  int64_t i = 0;
+  for (; i + 4 <= order; i += 4) {
+    const float *m0 = matrix + i * order, *m1 = m0 + order, *m2 = m1 + order, *m3 = m2 + order;
+    float32x4_t a0 = vdupq_n_f32(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    for (int64_t j = 0; j < order; j++) {
+      const float32x4_t low = vld1q_f32(in[j]), high = vld1q_f32(in[j] + 4);
+      a0 = vfmaq_n_f32(a0, low, m0[j]), b0 = vfmaq_n_f32(b0, high, m0[j]);
+      a1 = vfmaq_n_f32(a1, low, m1[j]), b1 = vfmaq_n_f32(b1, high, m1[j]);
+      a2 = vfmaq_n_f32(a2, low, m2[j]), b2 = vfmaq_n_f32(b2, high, m2[j]);
+      a3 = vfmaq_n_f32(a3, low, m3[j]), b3 = vfmaq_n_f32(b3, high, m3[j]);
+    }
+    vst1q_f32(out[i], a0), vst1q_f32(out[i] + 4, b0);
+    vst1q_f32(out[i + 1], a1), vst1q_f32(out[i + 1] + 4, b1);
+    vst1q_f32(out[i + 2], a2), vst1q_f32(out[i + 2] + 4, b2);
+    vst1q_f32(out[i + 3], a3), vst1q_f32(out[i + 3] + 4, b3);
+  }
+  for (; i < order; i++) {
     const float *m = matrix + i * order;
     float32x4_t low = vdupq_n_f32(0.0f), high = low;
-    for (int64_t j = 0; j < order; j++) { /* products with 1 and -1 are exact, so fusing changes no bit */
+    for (int64_t j = 0; j < order; j++) {
       low = vfmaq_n_f32(low, vld1q_f32(in[j]), m[j]);
       high = vfmaq_n_f32(high, vld1q_f32(in[j] + 4), m[j]);
     }

@@ -266,24 +266,33 @@ def quantize_command(
         Path | None, typer.Option(help="A JSON file: scheme, transform, rounding, ... and overrides for layers.")
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="With --scheme: the recipe that loses least; needs --calibration.")
+        bool, typer.Option("--best", help="With --scheme: the recipe that loses least, with calibration.")
     ] = False,
     candidates: Annotated[str, typer.Option(help="With auto: schemes to choose from, best recipes.")] = "w4a8,w8a8",
     max_bits: Annotated[float | None, typer.Option(help="With auto: most stored bits per weight, on average.")] = None,
     max_kl: Annotated[float | None, typer.Option(help="With auto: most KL divergence on the calibration text.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="A text file, where the recipe needs one.")] = None,
+    chip: Annotated[
+        str | None, typer.Option(help="Whose layout the file has, such as rk3588; by default the device's.")
+    ] = None,
+    portable: Annotated[bool, typer.Option("--portable", help="Write codes, which every chip can lay out.")] = False,
+    calibration: Annotated[Path | None, typer.Option(help="A text file; else the model writes one itself.")] = None,
     context: Annotated[int, typer.Option("-c", "--ctx", min=4, help="Tokens in a window of that text.")] = 512,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Windows of it at most.")] = 32,
+    chunks: Annotated[int, typer.Option(min=1, help="Windows of it at most.")] = 40,
 ) -> None:
-    """Quantize a model by a scheme or a recipe, and write a file that `generate` and others take as they take GGUF."""
+    """Quantize a model by a scheme or a recipe, and write a file that `generate` and others take as they take GGUF.
+
+    A model that is quantized already, with neither scheme nor recipe, is laid out for another chip.
+    """
     from npumatmul.cli import quantizing
     from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
 
-    if (scheme is None) == (recipe is None):
+    if scheme is not None and recipe is not None:
         raise typer.BadParameter("give either --scheme or --recipe")
+    if chip is not None and portable:
+        raise typer.BadParameter("a --portable file is for every --chip")
     if (scheme == "auto") != (max_bits is not None or max_kl is not None):
         raise typer.BadParameter("--scheme auto goes with --max-bits or --max-kl")
-    chosen: Recipe | quantizing.Budget
+    chosen: Recipe | quantizing.Budget | None = None
     if recipe is not None:
         if best:
             raise typer.BadParameter("--best goes with --scheme")
@@ -291,9 +300,11 @@ def quantize_command(
     elif scheme == "auto":
         recipes = tuple(best_recipe(name).default for name in _names(candidates) or ())
         chosen = quantizing.Budget(recipes, max_bits, max_kl)
-    else:
-        chosen = best_recipe(scheme or "") if best else Recipe(LayerRecipe(scheme or ""))
-    quantizing.quantize(quantizing.Request(output, model, chosen, calibration, context, chunks))
+    elif scheme is not None:
+        chosen = best_recipe(scheme) if best else Recipe(LayerRecipe(scheme))
+    elif best:
+        raise typer.BadParameter("--best goes with --scheme")
+    quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks))
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

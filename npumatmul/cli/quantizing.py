@@ -1,14 +1,17 @@
-"""`npumatmul quantize`: make a file of a model, a recipe and a calibration text."""
+"""`npumatmul quantize`: make a file of a model, a recipe and a calibration text, or lay one out for another chip."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from npumatmul.cli.evaluating import read_text
-from npumatmul.cli.models import console, fetch_model, progress_bar
+from npumatmul.cli.models import ProgressCallback, console, fetch_model, progress_bar
+from npumatmul.device import Device, current_device
+from npumatmul.errors import NpuError
 from npumatmul.llm import GGUFFile, GGUFTokenizer, Window, text_tokens, windows
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -16,9 +19,12 @@ from npumatmul.llm.quantize import (
     Recipe,
     auto_quantize,
     is_quantized,
+    load_quantized,
+    own_text,
     quantize_model,
     save_quantized,
 )
+from npumatmul.llm.quantize.quantized_model import layers_to_calibrate
 
 
 @dataclass(frozen=True)
@@ -36,33 +42,68 @@ class Request:
 
     output: Path
     model: Path | None
-    recipe: Recipe | Budget
+    recipe: Recipe | Budget | None
+    chip: str | None = None
+    portable: bool = False
     calibration: Path | None = None
     context: int = 512
-    chunks: int | None = None
+    chunks: int = 40
 
 
 def quantize(request: Request) -> None:
     """Quantize, write the file, and say what it holds."""
     path = fetch_model() if request.model is None else request.model
-    if is_quantized(path):
-        raise ValueError(f"{path} is quantized already; quantize the GGUF file that it was made of")
     if not request.output.parent.is_dir():
         raise ValueError(f"there is no folder {request.output.parent}")
-    pieces = calibration_pieces(path, request.calibration, request.context, request.chunks)
+    device = None if request.portable else chip_device(request.chip)
     with progress_bar() as progress:
-        if isinstance(request.recipe, Recipe):
-            model = quantize_model(path, request.recipe, pieces, progress=progress)
-        else:
-            b = request.recipe
-            model = auto_quantize(path, b.candidates, pieces, max_bits=b.max_bits, max_kl=b.max_kl, progress=progress)
-    save_quantized(model, request.output)
+        model = _model(path, request, progress)
+        save_quantized(model, request.output, device=device, progress=progress)
     for note in model.notes:
         console.print(f"note: {note}")
-    console.print(_summary(model, request.output))
+    console.print(_summary(load_quantized(request.output), request.output))
 
 
-def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int | None) -> list[Window]:
+def chip_device(soc: str | None) -> Device:
+    """A device with a chip's layout: the current one if it is of that chip, or none is named, else a simulated one."""
+    if soc is None:
+        return current_device()
+    try:
+        here = current_device()
+        if here.chip.soc == soc:
+            return here
+    except NpuError:  # without a library a chip can still be simulated
+        pass
+    return current_device(f"sim:{soc}")
+
+
+def _model(path: Path, request: Request, progress: ProgressCallback | None) -> QuantizedModel:
+    """Quantize, or open what is quantized already, to be laid out anew."""
+    recipe = request.recipe
+    if is_quantized(path):
+        if recipe is not None:
+            raise ValueError(
+                f"{path} is quantized already; quantize the GGUF file that it was made of, or give no scheme, "
+                "and it is laid out for another chip"
+            )
+        return load_quantized(path)
+    if recipe is None:
+        raise ValueError(f"{path} is not quantized yet: give --scheme or --recipe")
+    pieces = calibration_pieces(path, request.calibration, request.context, request.chunks)
+    if isinstance(recipe, Recipe):
+        if pieces or not layers_to_calibrate(path, recipe):
+            return quantize_model(path, recipe, pieces, progress=progress)
+        count = request.chunks
+        note = f"calibrated on a text that the model wrote itself: {count} windows of {request.context} tokens"
+        console.print(f"without --calibration the model is {note}")
+        pieces = own_text(path, count, request.context, progress=progress)
+        model = quantize_model(path, recipe, pieces, progress=progress)
+        return dataclasses.replace(model, notes=(*model.notes, note))
+    bits, kl = recipe.max_bits, recipe.max_kl
+    return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress)
+
+
+def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int) -> list[Window]:
     """Cut the calibration text into windows; none without a text."""
     if text is None:
         return []
@@ -73,7 +114,8 @@ def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int 
 
 
 def _summary(model: QuantizedModel, output: Path) -> Table:
-    table = Table(title=f"{output}: {output.stat().st_size / 1e6:.1f} MB", title_justify="left")
+    layout = "codes, for every chip" if model.soc is None else f"packed for {model.soc}"
+    table = Table(title=f"{output}: {output.stat().st_size / 1e6:.1f} MB, {layout}", title_justify="left")
     table.add_column("scheme")
     for heading in ("layers", "weights", "MB", "bits per weight"):
         table.add_column(heading, justify="right")

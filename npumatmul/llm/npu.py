@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.ops import PackedWeight, matmul, pack
-from npumatmul.qparams import QuantParams
-from npumatmul.quant.schemes import Scheme, scheme_for
+from npumatmul.quant.schemes import scheme_for
 
 from .model import Float32, Linear, Pack
 from .quantize.emulation import group_sums
 from .quantize.layer import QuantizedLayer
+from .quantize.packed_layer import PackedLayer, pack_layer
 
 __all__ = ["NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"]
 
@@ -51,21 +50,18 @@ class NpuQuantizedLinear(NpuLinear):
 
     Parameters
     ----------
-    layer : QuantizedLayer
-        The layer.
+    layer : QuantizedLayer or PackedLayer
+        The layer; tiles of a packed one are copied as they are.
     device : Device
         Where it goes.
     """
 
-    def __init__(self, layer: QuantizedLayer, device: Device) -> None:
-        if isinstance(layer.weight, np.ndarray):
-            super().__init__(pack(layer.restored(), "w16a16", transposed=True, device=device))
-            self._transform = None
-        else:
-            super().__init__(pack(layer.weight, _scheme_of(layer, layer.weight.params), device=device))
-            self._transform = layer.weight.input_transform
-        self._offset, self._group_size, self._bias = layer.offset, layer.group_size, layer.bias
-        self._centre = layer.centre
+    def __init__(self, layer: QuantizedLayer | PackedLayer, device: Device) -> None:
+        super().__init__(layer.on(device) if isinstance(layer, PackedLayer) else pack_layer(layer, device))
+        params = self.weight.params
+        self._transform = self.weight.input_transform
+        self._group_size = self.shape[0] if params is None or params.group_size is None else params.group_size
+        self._offset, self._bias, self._centre = layer.offset, layer.bias, layer.centre
 
     def __call__(self, x: Float32) -> Float32:
         """Multiply ``(M, K)`` to ``(M, N)``."""
@@ -80,23 +76,7 @@ class NpuQuantizedLinear(NpuLinear):
         return y
 
 
-def _scheme_of(layer: QuantizedLayer, params: QuantParams) -> Scheme:
-    """What the weight is, and how the layer's recipe quantizes activations."""
-    parts = layer.recipe.parts
-    activation: dict[str, Any] = {}
-    if parts.activation_bits < 16:
-        activation = {
-            "activation_granularity": parts.activation_granularity,
-            "activation_clip": layer.recipe.activation_clip,
-            "activation_symmetric": layer.recipe.symmetric_activations,
-        }
-    return Scheme(
-        4 if params.bits <= 4 else 8, parts.activation_bits, params.granularity, params.group_size,
-        symmetric=params.symmetric, **activation,
-    )  # fmt: skip
-
-
-def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer, str], Linear]:
+def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:
     """Make the function that uploads each layer of a quantized model to a device.
 
     Parameters
@@ -107,7 +87,8 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer, 
     Returns
     -------
     callable
-        From a `QuantizedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes. Nothing is rounded again.
+        From a `QuantizedLayer` or `PackedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes.
+        Nothing is rounded again.
 
     Examples
     --------
@@ -119,7 +100,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer, 
     """
     target = current_device(device)
 
-    def upload(layer: QuantizedLayer, name: str) -> Linear:
+    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Linear:
         return NpuQuantizedLinear(layer, target)
 
     return upload

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
-from npumatmul.direct import Rows, direct_type, multiply
+from npumatmul.direct import Room, Rows, direct_type, multiply, ranges_in_place
 from npumatmul.errors import NpuMemoryError
-from npumatmul.ops.array import NpuArray, asarray, empty
+from npumatmul.ops.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
@@ -94,31 +94,37 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     stored = b.stored
     if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
         return None
-    if a.buffer.domain != stored.domain:
+    if a.domain not in (None, stored.domain):
         return None
     wanted = b.scheme.result if dtype is None else np.dtype(dtype)
     mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
     if mm_type is None:
         return None
     shape = (*a.shape[:-1], b.shape[1])
-    if out is None:
-        try:
-            result = empty(shape, wanted, device=b.device, domain=stored.domain)
-        except NpuMemoryError:
-            return None  # where it is computed otherwise it may be in another domain
-    elif isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted):
-        result = out
-    else:
+    if not (
+        out is None or (isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted))
+    ):
         return None
     m = math.prod(a.shape[:-1])
     a._check_usable()
-    readable = Rows(a.buffer, a.offset, a.buffer.nbytes - a.offset)
+    readable = Room(a.offset, a.room - a.offset)
+    writable = Room(0, room_for(shape, wanted, b.device)) if out is None else _writable(out)
+    ranges = ranges_in_place(m, stored, mm_type, readable, writable)
+    if ranges is None:
+        return None  # nothing was allocated, and a result that nobody read yet stays so
+    try:
+        source = a.buffer_in(stored.domain)
+        result = empty(shape, wanted, device=b.device, domain=stored.domain) if out is None else out
+    except NpuMemoryError:
+        return None  # where it is computed otherwise it may be in another domain
+    rows_of_a, rows_of_c = Rows(source, readable), Rows(result.buffer, _writable(result))
+    return result if multiply(rows_of_a, m, stored, mm_type, rows_of_c, ranges) else None
+
+
+def _writable(result: NpuArray) -> Room:
+    """Behind the last row of the memory that arrays use there is room for rows that nobody sees."""
     ends = result.offset + result.nbytes
-    # behind the last row of the memory that arrays use there is room for rows that nobody sees
-    writable = Rows(
-        result.buffer, result.offset, (result.buffer.nbytes if ends == result.extent else ends) - result.offset
-    )
-    return result if multiply(readable, m, stored, mm_type, writable) else None
+    return Room(result.offset, (result.room if ends == result.extent else ends) - result.offset)
 
 
 def device_of(given: list[Any], device: Device | str | None) -> Device:

@@ -8,19 +8,23 @@ from typing import Any
 from npumatmul.errors import PackedFileError
 from npumatmul.plan import Span
 
-__all__ = ["LARGEST", "Reader", "read_description"]
+__all__ = ["AGAIN", "LARGEST", "Reader", "read_description"]
 
 #: Extents are int32 in the C API.
 LARGEST = 2**31 - 1
 
 
-class Reader:
-    """Values of a description, each checked; `where` names it in messages."""
+#: What to do with a description for another layout.
+AGAIN = "pack the weight again on this device"
 
-    def __init__(self, content: Any, where: str) -> None:
+
+class Reader:
+    """Values of a description, each checked; `where` names it in messages, `again` what helps in another layout."""
+
+    def __init__(self, content: Any, where: str, again: str = AGAIN) -> None:
         if not isinstance(content, dict):
             raise PackedFileError(f"{where} is damaged: its description is no object")
-        self.content, self.where = content, where
+        self.content, self.where, self.again = content, where, again
 
     def wrong(self, what: str) -> PackedFileError:
         """The error that says so."""
@@ -62,6 +66,13 @@ class Reader:
         if not isinstance(value, list):
             raise self.wrong(f"{key!r} is no list")
         return value
+
+    def pair(self, key: str) -> tuple[Any, Any]:
+        """A list of two."""
+        value = self.get(key)
+        if not isinstance(value, list) or len(value) != 2:
+            raise self.wrong(f"{key!r} is {str(value)[:40]}; a weight has two dimensions")
+        return value[0], value[1]
 
     def span(self, value: Any, key: str) -> Span:
         """A span from start, length and padded length."""

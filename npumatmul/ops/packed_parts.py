@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
 from npumatmul.errors import DeviceError, PackedFileError
-from npumatmul.ops.description import Reader
+from npumatmul.ops.description import AGAIN, Reader
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.parts import VERSION, parts_of, stored_from
 from npumatmul.qparams import InputTransform, QuantParams
@@ -20,7 +20,7 @@ from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import Scheme
 from npumatmul.quant.transforms import transform_from
 
-__all__ = ["described", "restored", "unpickled"]
+__all__ = ["check_version", "described", "params_of", "restored", "transform_of", "unpickled"]
 
 _Arrays = Callable[[str], NDArray[Any]]
 
@@ -54,21 +54,17 @@ def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[A
     return content, arrays
 
 
-def restored(content: Any, array: _Arrays, device: Device, where: str) -> PackedWeight:
-    """A weight from its description and arrays, which `array` gives by name.
+def restored(content: Any, array: _Arrays, device: Device, where: str, again: str = AGAIN) -> PackedWeight:
+    """A weight from its description and arrays, which `array` gives by name; `again` says what helps in another layout.
 
     Raises
     ------
     PackedFileError
         If they contradict each other, or are for another version or layout.
     """
-    reader = Reader(content, where)
-    if reader.integer("version", 0) > VERSION:
-        raise PackedFileError(f"{where} was made by a newer npumatmul (version {content['version']}); update it")
-    shape = reader.list("shape")
-    if len(shape) != 2:
-        raise reader.wrong("a weight has two dimensions")
-    k, n = (reader.checked_integer(extent, "shape", 0) for extent in shape)
+    reader = Reader(content, where, again)
+    check_version(reader)
+    k, n = (reader.checked_integer(extent, "shape", 0) for extent in reader.pair("shape"))
     route = _route(reader, device)
     zero_point = reader.integer("zero_point", 0, 255)
     sums = None
@@ -76,15 +72,27 @@ def restored(content: Any, array: _Arrays, device: Device, where: str) -> Packed
         sums = _array(reader, array, "column_sums", np.int32)
         if sums.shape != (n,):
             raise reader.wrong(f"'column_sums' has shape {sums.shape}, not ({n},)")
-    params, transform = _params(reader, array, (n, k)), _transform(reader, k)
+    params, transform = params_of(reader, array, (n, k)), transform_of(reader, k)
     tiles = reader.get("stored")
     if tiles is None:
         if k and n:
             raise reader.wrong("it has elements but no tiles")
         device.check_usable()
         return PackedWeight((k, n), route, device, None, None, zero_point, sums, params, transform)
-    stored = stored_from(tiles, (k, n), route.mm_type, array, lambda index: array(f"tile.{index}"), device, where)
+
+    def tile(index: int) -> NDArray[np.uint8]:
+        return array(f"tile.{index}")
+
+    stored = stored_from(tiles, (k, n), route.mm_type, array, tile, device, where, again)
     return PackedWeight((k, n), route, device, stored.plan, stored, zero_point, sums, params, transform)
+
+
+def check_version(reader: Reader) -> None:
+    """Refuse a description that a newer npumatmul made."""
+    if reader.integer("version", 0) > VERSION:
+        raise PackedFileError(
+            f"{reader.where} was made by a newer npumatmul (version {reader.get('version')}); update it"
+        )
 
 
 def unpickled(content: Any, arrays: Any) -> PackedWeight:
@@ -113,7 +121,7 @@ def _route(reader: Reader, device: Device) -> Route:
         scheme = replace(plain, activation_clip=float(clip), activation_params=params, result_params=result_params)
         return route_for(scheme, device.chip, device.runtime_version)
     except DeviceError as error:
-        raise PackedFileError(f"{reader.where} does not fit this device: {error}") from error
+        raise PackedFileError(f"{reader.where} does not fit this device: {error}; {reader.again}") from error
     except (ValueError, TypeError, OverflowError) as error:
         raise reader.wrong(f"its scheme {name!r} cannot be made: {error}") from error
 
@@ -127,7 +135,8 @@ def _array(reader: Reader, array: _Arrays, name: str, dtype: type[Any]) -> NDArr
     return values
 
 
-def _params(reader: Reader, array: _Arrays, shape: tuple[int, int]) -> QuantParams | None:
+def params_of(reader: Reader, array: _Arrays, shape: tuple[int, int]) -> QuantParams | None:
+    """Scales and zero points of a weight (N, K), if it has some."""
     given = reader.get("params")
     if given is None:
         return None
@@ -141,7 +150,8 @@ def _params(reader: Reader, array: _Arrays, shape: tuple[int, int]) -> QuantPara
     return params
 
 
-def _transform(reader: Reader, k: int) -> InputTransform | None:
+def transform_of(reader: Reader, k: int) -> InputTransform | None:
+    """The transform that activations go through, if there is one."""
     given = reader.get("input_transform")
     if given is None:
         return None

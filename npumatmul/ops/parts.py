@@ -17,12 +17,21 @@ from numpy.typing import NDArray
 from npumatmul.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.mmtype import ElementType, MatmulType
-from npumatmul.ops.description import Reader
+from npumatmul.ops.description import AGAIN, Reader
 from npumatmul.placement import Placement
 from npumatmul.plan import Span, WeightPlan, plan_weight
 from npumatmul.stored import StoredWeight, WeightSlice
 
-__all__ = ["FORMAT", "VERSION", "Parts", "parts_of", "stored_from"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "Parts",
+    "checked_tile",
+    "parts_of",
+    "slices_of",
+    "stored_from",
+    "tile_rows_of",
+]
 
 FORMAT = "npumatmul packed weights"
 #: Of the description and of the order of tiles. Older ones are read, newer ones refused.
@@ -103,6 +112,7 @@ def stored_from(
     tile: Callable[[int], NDArray[np.uint8]],
     device: Device,
     where: str,
+    again: str = AGAIN,
 ) -> StoredWeight:
     """Put a weight together again, in memory of a device: tiles byte for byte.
 
@@ -116,8 +126,8 @@ def stored_from(
     array, tile : callable
         Give arrays by name and tiles by index; they are asked for when they are needed.
     device : Device
-    where : str
-        What it is read from, for messages.
+    where, again : str
+        What it is read from, and what to do if it is for another layout, for messages.
 
     Raises
     ------
@@ -126,31 +136,37 @@ def stored_from(
     NpuMemoryError
         If it does not fit.
     """
-    reader = Reader(content, where)
+    reader = Reader(content, where, again)
     plan = _plan(reader, device)
     if (plan.k, plan.n) != shape:
         raise reader.wrong(f"shape {shape} does not fit its tiles, of {(plan.k, plan.n)}")
     if plan.mm_type is not mm_type:
         raise PackedFileError(
             f"{where} is for {plan.mm_type.name}, as {reader.text('soc')[:40]!r} computes its scheme; this is "
-            f"{device.chip.soc}, which computes it by {mm_type.name}; pack the weight again on this device"
+            f"{device.chip.soc}, which computes it by {mm_type.name}; {again}"
         )
-    slices = _slices(reader, plan, array)
-    rows = _tile_rows(reader, slices, plan)
+    slices = slices_of(reader, plan.n, plan.k_spans, array)
+    rows = tile_rows_of(reader, slices)
     sums = reader.list("tile_checksums")
     if len(sums) != len(rows) * len(plan.n_spans):
         raise reader.wrong(f"it has {len(sums)} checksums for {len(rows) * len(plan.n_spans)} tiles")
 
     def checked(index: int, nbytes: int) -> NDArray[np.uint8]:
-        data = tile(index)
-        if data.dtype != np.uint8 or data.shape != (nbytes,):
-            raise reader.wrong(f"tile {index} is {data.dtype} of shape {data.shape}, not {nbytes} bytes")
-        data = np.ascontiguousarray(data)
-        if zlib.crc32(data.data) != sums[index]:
-            raise reader.wrong(f"the checksum of tile {index} differs")
-        return data
+        return checked_tile(reader, index, nbytes, tile(index), sums)
 
     return Placement.of(device).restore(plan, rows, checked, slices)
+
+
+def checked_tile(
+    reader: Reader, index: int, nbytes: int, data: NDArray[Any], checksums: Sequence[Any]
+) -> NDArray[np.uint8]:
+    """The bytes of a tile, if there are as many as there have to be, and the right ones."""
+    if data.dtype != np.uint8 or data.shape != (nbytes,):
+        raise reader.wrong(f"tile {index} is {data.dtype} of shape {data.shape}, not {nbytes} bytes")
+    data = np.ascontiguousarray(data)
+    if zlib.crc32(data.data) != checksums[index]:
+        raise reader.wrong(f"the checksum of tile {index} differs")
+    return data
 
 
 def _plan(reader: Reader, device: Device) -> WeightPlan:
@@ -162,7 +178,7 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     mm_type = MatmulType[type_name]
     made_for = f"{reader.where} is for {soc[:40]!r} and {type_name}"
     here = f"this is {device.chip.soc} with runtime {device.runtime_version}"
-    again = "pack the weight again on this device"
+    again = reader.again
     try:
         limits = device.chip.type_limits(mm_type, device.runtime_version)
         tile = list(device.chip.b_tile(mm_type))
@@ -207,7 +223,11 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     return replace(made, k_spans=k_spans, n_spans=n_spans, m_max=m_max, buckets=buckets, cores=cores)
 
 
-def _slices(reader: Reader, plan: WeightPlan, array: Callable[[str], NDArray[Any]]) -> list[WeightSlice]:
+def slices_of(
+    reader: Reader, n: int, k_spans: Sequence[Span], array: Callable[[str], NDArray[Any]]
+) -> list[WeightSlice]:
+    """The slices of K that a description has, with their arrays."""
+    k = k_spans[-1].start + k_spans[-1].length
     sums = reader.get("array_checksums")
     if not isinstance(sums, dict):
         raise reader.wrong("'array_checksums' is no object")
@@ -218,8 +238,8 @@ def _slices(reader: Reader, plan: WeightPlan, array: Callable[[str], NDArray[Any
             raise reader.wrong(f"it names an array {str(name)[:40]!r} without a checksum")
         if name not in loaded:
             values = array(name)
-            if values.dtype != dtype or values.shape != (plan.n,):
-                raise reader.wrong(f"array {name!r} is {values.dtype} of shape {values.shape}, not ({plan.n},)")
+            if values.dtype != dtype or values.shape != (n,):
+                raise reader.wrong(f"array {name!r} is {values.dtype} of shape {values.shape}, not ({n},)")
             if zlib.crc32(np.ascontiguousarray(values).data) != sums[name]:
                 raise reader.wrong(f"the checksum of array {name!r} differs")
             loaded[name] = values
@@ -231,22 +251,22 @@ def _slices(reader: Reader, plan: WeightPlan, array: Callable[[str], NDArray[Any
     for described in reader.list("slices"):
         each = Reader(described, reader.where)
         span = each.span(each.get("k"), "k")
-        if span not in plan.k_spans:
+        if span not in k_spans:
             raise reader.wrong(f"a slice of K from {span.start} is none of the plan's")
         arrays = {field: load(described[field], dtype) for field, dtype in _ARRAYS if described.get(field) is not None}
         group = None
         if "group" in each.content:  # of activations that are scaled in groups
             group = each.span(each.content["group"], "group")
-            if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= plan.k:
+            if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= k:
                 raise reader.wrong(f"the group from {group.start} does not hold the slice of K from {span.start}")
         slices.append(WeightSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays, group=group))
     covered = {each.k_span for each in slices}
-    if covered != set(plan.k_spans):
+    if covered != set(k_spans):
         raise reader.wrong("its slices do not cover K")
     return slices
 
 
-def _tile_rows(reader: Reader, slices: list[WeightSlice], plan: WeightPlan) -> list[Span]:
+def tile_rows_of(reader: Reader, slices: Sequence[WeightSlice]) -> list[Span]:
     """The range of K of each row of tiles."""
     spans: dict[int, Span] = {}
     for each in slices:

@@ -11,11 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,8 +24,18 @@ from npumatmul.ops.description import read_description
 from npumatmul.ops.packed import PackedWeight
 from npumatmul.ops.packed_parts import described, restored
 from npumatmul.ops.parts import FORMAT, VERSION
+from npumatmul.ops.tensor_file import TensorFile, TensorWriter, WrongTensorFile
 
-__all__ = ["PackedFile", "load_packed", "open_packed", "save_packed"]
+__all__ = [
+    "PackedFile",
+    "StoredParts",
+    "add_packed",
+    "descriptions_of",
+    "load_packed",
+    "open_packed",
+    "packed_metadata",
+    "save_packed",
+]
 
 #: What a weight is called in a file that it has for itself.
 ALONE = "weight"
@@ -68,7 +75,6 @@ def save_packed(weights: PackedWeight | Mapping[str, PackedWeight], path: str | 
     PackedWeight(shape=(32, 32), scheme='w8a8', device='sim:rk3588')
     >>> folder.cleanup()
     """
-    library = _safetensors()
     named = {ALONE: weights} if isinstance(weights, PackedWeight) else dict(weights)
     if not named:
         raise ValueError("save_packed: there is no weight to write")
@@ -81,29 +87,49 @@ def save_packed(weights: PackedWeight | Mapping[str, PackedWeight], path: str | 
     with contextlib.ExitStack() as locks:
         for key in sorted(devices):  # always in this order, so that two writers cannot wait for each other
             locks.enter_context(devices[key].lock)
-        descriptions, tensors = {}, {}
         for name, weight in named.items():
             if weight.closed:
                 raise ClosedError(f"save_packed: {name!r} is closed")
-            content, arrays = described(weight)
-            descriptions[name] = content
-            tensors.update({f"{name}/{part}": array for part, array in arrays.items()})
-        text = json.dumps(descriptions, separators=(",", ":"), allow_nan=False)
-        metadata = {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "description": text,
-            "checksum": str(zlib.crc32(text.encode())),
-        }
-        target = Path(path)
-        passing = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
-        try:
-            library.numpy.save_file(tensors, passing, metadata)
-            os.replace(passing, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(passing)
-            raise
+        with TensorWriter(path) as writer:
+            writer.finish(packed_metadata({name: add_packed(writer, name, each) for name, each in named.items()}))
+
+
+def add_packed(writer: TensorWriter, name: str, weight: PackedWeight) -> dict[str, Any]:
+    """Write the tiles and arrays of one weight; hold its device's lock.
+
+    Parameters
+    ----------
+    writer : TensorWriter
+    name : str
+        Tensors are called ``<name>/...``.
+    weight : PackedWeight
+
+    Returns
+    -------
+    dict
+        The description, for `packed_metadata`.
+    """
+    content, arrays = described(weight)
+    for part, array in arrays.items():
+        writer.add(f"{name}/{part}", array)
+    return content
+
+
+def packed_metadata(descriptions: Mapping[str, Any]) -> dict[str, str]:
+    """What the metadata of a file of packed weights says.
+
+    Parameters
+    ----------
+    descriptions : mapping of str to dict
+        By name of the weight, as `add_packed` returned them.
+    """
+    text = json.dumps(descriptions, separators=(",", ":"), allow_nan=False)
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "description": text,
+        "checksum": str(zlib.crc32(text.encode())),
+    }
 
 
 def load_packed(
@@ -178,18 +204,13 @@ class PackedFile(Mapping[str, PackedWeight]):
     """
 
     def __init__(self, path: str | os.PathLike[str], device: Device) -> None:
-        library = _safetensors()
         self.path, self.device = os.fspath(path), device
-        with open(self.path, "rb"):  # a file that cannot be opened is an OSError, whatever the library makes of it
-            pass
         try:
-            self._file = library.safe_open(self.path, "np")
-            metadata = self._file.metadata() or {}
-            self._tensors = frozenset(self._file.keys())
-        except (library.SafetensorError, ValueError) as error:
+            file = TensorFile(self.path)
+        except WrongTensorFile as error:
             raise PackedFileError(f"{self.path} is damaged, or no safetensors file ({error})") from error
-        self._closed = False
-        self._descriptions = _descriptions(metadata, self.path)
+        self._file: TensorFile | None = file
+        self._descriptions = descriptions_of(file)
 
     def __enter__(self) -> PackedFile:
         return self
@@ -199,11 +220,10 @@ class PackedFile(Mapping[str, PackedWeight]):
 
     def close(self) -> None:
         """Give the file up; weights that were loaded stay. Closing twice is allowed."""
-        self._closed = True
         self._file = None
 
     def __repr__(self) -> str:
-        return f"PackedFile({self.path!r}, {len(self)} weights{', closed' if self._closed else ''})"
+        return f"PackedFile({self.path!r}, {len(self)} weights{', closed' if self._file is None else ''})"
 
     def __len__(self) -> int:
         return len(self._descriptions)
@@ -216,26 +236,69 @@ class PackedFile(Mapping[str, PackedWeight]):
 
     def __getitem__(self, name: str) -> PackedWeight:
         """Load a weight; each time into memory of its own."""
-        if self._closed:
+        if self._file is None:
             raise ClosedError(f"{self.path} is closed; open it again")
         if name not in self._descriptions:
             raise KeyError(f"{self.path} holds no weight {name!r}; it holds {', '.join(self)[:200]}")
-        where = f"{self.path}, weight {name!r},"
-        return restored(
-            self._descriptions[name], lambda part: self._tensor(f"{name}/{part}", where), self.device, where
-        )
-
-    def _tensor(self, name: str, where: str) -> NDArray[Any]:
-        if name not in self._tensors:
-            raise PackedFileError(f"{where} is damaged: tensor {name!r} is missing")
+        parts = StoredParts(self._file, name)
         try:
-            values: NDArray[Any] = np.asarray(self._file.get_tensor(name))
-        except (_safetensors().SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise PackedFileError(f"{where} is damaged: tensor {name!r} cannot be read ({error})") from error
-        return values
+            return restored(self._descriptions[name], parts, self.device, parts.where)
+        finally:
+            parts.forget()
 
 
-def _descriptions(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
+class StoredParts:
+    """Gives arrays and tiles of one weight in a file by name.
+
+    Tiles are views of the map, read as they go to the device; arrays, which stay in use, are copies.
+
+    Parameters
+    ----------
+    file : TensorFile
+    weight : str
+        Its name.
+    """
+
+    def __init__(self, file: TensorFile, weight: str) -> None:
+        self._file, self._weight = file, weight
+        self.where = f"{file.path}, weight {weight!r},"
+
+    def __call__(self, part: str) -> NDArray[Any]:
+        """An array, or a tile.
+
+        Raises
+        ------
+        PackedFileError
+            If it is missing, or of a type that is not used.
+        """
+        name = f"{self._weight}/{part}"
+        if name not in self._file.names:
+            raise PackedFileError(f"{self.where} is damaged: tensor {name!r} is missing")
+        try:
+            values = self._file[name]
+        except WrongTensorFile as error:
+            raise PackedFileError(f"{self.where} is damaged: {error}") from error
+        return values if part.startswith("tile.") else np.array(values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self._file.nbytes(self._weight)
+
+    def forget(self) -> None:
+        """Let go of the pages of the map that were read."""
+        self._file.forget(self._weight)
+
+
+def descriptions_of(file: TensorFile) -> dict[str, Any]:
+    """The descriptions of packed weights in a file, by name.
+
+    Raises
+    ------
+    PackedFileError
+        If it holds none, is of another version, or damaged.
+    """
+    path, metadata = file.path, file.metadata
     if metadata.get("format") != FORMAT:
         raise PackedFileError(f"{path} holds no packed weights (format {metadata.get('format', 'not named')[:40]!r})")
     version = metadata.get("version", "")
@@ -248,13 +311,3 @@ def _descriptions(metadata: Mapping[str, str], path: str) -> dict[str, Any]:
     if metadata.get("checksum") != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
         raise PackedFileError(f"{path} is damaged: the checksum of its description differs")
     return read_description(text, path)
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("packed weights are saved in the format of the package safetensors, which is missing: "
-                          "pip install 'npumatmul[save]'") from error  # fmt: skip
-    return safetensors

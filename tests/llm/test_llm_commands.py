@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
+from npumatmul.errors import DeviceError
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.model import layer_names
-from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized
+from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized, own_text, quantize_model
 
 runner = CliRunner()
 
@@ -167,10 +168,26 @@ def test_quantize_with_the_best_recipe(tiny: Any, text: Path, tmp_path: Path) ->
     assert load_quantized(target).recipe == best_recipe("w4a4")
 
 
+def test_without_a_text_the_model_writes_one(tiny: Any, tmp_path: Path) -> None:
+    target = tmp_path / "best.safetensors"
+    options = ["--best", "-c", 32, "--chunks", 3, "--portable"]
+    run("quantize", tiny.path, "--scheme", "w8a8", *options, "-o", target)
+    model = load_quantized(target)
+    assert model.recipe == best_recipe("w8a8")
+    assert model.notes[-1].endswith("a text that the model wrote itself: 3 windows of 32 tokens")
+    expected = quantize_model(tiny.path, best_recipe("w8a8"), own_text(tiny.path, 3, 32))
+    for name, layer in expected.layers.items():
+        np.testing.assert_array_equal(model.layers[name].restored(), layer.restored())
+    run("quantize", tiny.path, "--scheme", "w8a8", "-o", target)
+    assert load_quantized(target).notes == ()  # plain rounding needs no text, and none is written
+
+
 def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None:
     target = tmp_path / "auto.safetensors"
     options = ["--calibration", text, "-c", 64, "-o", target]
-    run("quantize", tiny.path, "--scheme", "auto", "--max-bits", 9, "--candidates", "w4a8, w8a8", *options)
+    run(
+        "quantize", tiny.path, "--scheme", "auto", "--max-bits", 9, "--candidates", "w4a8, w8a8", "--portable", *options
+    )
     model = load_quantized(target)
     assert model.bits_per_weight <= 9
     assert {layer.recipe.scheme for layer in model.layers.values()} == {"w4a8", "w8a8"}
@@ -201,8 +218,18 @@ def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
         run("quantize", tiny.path, "--scheme", "w8a8", "-o", tmp_path / "nowhere" / "x")
     with pytest.raises(ValueError, match="'w3a3'"):
         run("quantize", tiny.path, "--scheme", "w3a3", "-o", tmp_path / "x")
-    for options in ([], ["--scheme", "w8a8", "--recipe", "x.json"]):
+    with pytest.raises(ValueError, match="not quantized yet: give --scheme or --recipe"):
+        run("quantize", tiny.path, "-o", tmp_path / "x")
+    with pytest.raises(DeviceError, match="rk9999"):
+        run("quantize", tiny.path, "--scheme", "w8a8", "--chip", "rk9999", "-o", tmp_path / "x")
+    with pytest.raises(DeviceError, match="rk3568"):
+        run("quantize", tiny.path, "--scheme", "w4a16", "--chip", "rk3568", "-o", tmp_path / "x")
+    for options, message in (
+        (["--scheme", "w8a8", "--recipe", "x.json"], "either --scheme or --recipe"),
+        (["--scheme", "w8a8", "--portable", "--chip", "rk3588"], "for every --chip"),
+        (["--best"], "goes with --scheme"),
+    ):
         done = runner.invoke(app, ["quantize", str(tiny.path), "-o", str(tmp_path / "x"), *options])
         assert done.exit_code == 2
-        assert "either --scheme or --recipe" in done.output
+        assert message in done.output
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import EmulatedLinear, emulate
 from .layer import QuantizedLayer
 from .own_text import own_text
+from .packed_layer import PackedLayer
 from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
 from .recipe import LayerRecipe, Recipe, parse_scheme
 from .saving import is_quantized, load_quantized, save_quantized
@@ -22,6 +23,7 @@ __all__ = [
     "LayerRecipe",
     "LayerStatistics",
     "MakeLinear",
+    "PackedLayer",
     "ProductError",
     "QuantizedLayer",
     "QuantizedModel",

@@ -17,6 +17,7 @@ from npumatmul.llm.model import Float32, Linear
 from npumatmul.qparams import Granularity
 
 from .layer import QuantizedLayer
+from .packed_layer import PackedLayer
 
 __all__ = ["EmulatedLinear", "emulate"]
 
@@ -96,13 +97,13 @@ class EmulatedLinear:
         return total.astype(np.float32)
 
 
-def emulate(layer: QuantizedLayer, name: str = "") -> Linear:
+def emulate(layer: QuantizedLayer | PackedLayer, name: str = "") -> Linear:
     """Make a `Linear` that numpy computes as the NPU would.
 
     Parameters
     ----------
-    layer : QuantizedLayer
-        The layer.
+    layer : QuantizedLayer or PackedLayer
+        The layer; a packed one is unpacked first, on the host.
     name : str
         Its name; not used.
 
@@ -111,7 +112,7 @@ def emulate(layer: QuantizedLayer, name: str = "") -> Linear:
     Linear
         Its product.
     """
-    return EmulatedLinear(layer)
+    return EmulatedLinear(layer.unpacked() if isinstance(layer, PackedLayer) else layer)
 
 
 def quantize_rows(x: Float32, levels: int, clip: np.float32 | float = 1.0) -> tuple[Float32, Float32]:

@@ -23,13 +23,15 @@ from .calibration import LayerStatistics, collect_statistics
 from .emulation import emulate
 from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
+from .packed_layer import PackedLayer
 from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
+from .sequential import quantize_in_sequence
 
-__all__ = ["MakeLinear", "QuantizedModel", "Source", "quantize_model"]
+__all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
-MakeLinear = Callable[[QuantizedLayer, str], Linear]
+MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Linear]
 """Makes a `Linear` of a quantized layer and its name."""
 
 
@@ -63,8 +65,8 @@ class QuantizedModel:
         How it was made.
     source : Source
         What it was made of.
-    layers : mapping of str to QuantizedLayer
-        The layers by name.
+    layers : mapping of str to QuantizedLayer or PackedLayer
+        The layers by name; those of a file that was packed for a chip are `PackedLayer`.
     notes : tuple of str
         What was done otherwise than a reader might expect.
     """
@@ -73,7 +75,7 @@ class QuantizedModel:
     rest: GGUFFile
     recipe: Recipe
     source: Source
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, QuantizedLayer | PackedLayer]
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -86,6 +88,11 @@ class QuantizedModel:
     def nbytes(self) -> int:
         """Bytes of all layers as they are stored."""
         return sum(layer.nbytes for layer in self.layers.values())
+
+    @property
+    def soc(self) -> str | None:
+        """The chip that its layers are packed for; None where they are codes, for any."""
+        return next((layer.soc for layer in self.layers.values() if isinstance(layer, PackedLayer)), None)
 
     @property
     def bits_per_weight(self) -> float:
@@ -147,7 +154,7 @@ def quantize_model(
     calibration : sequence of Window
         A text, where layers need one; see `npumatmul.llm.windows`. It should not be the text of an evaluation.
     statistics : mapping of str to LayerStatistics, optional
-        What was seen on a calibration text before, instead of one.
+        What was seen on a calibration text before, instead of one; of no use to a sequential recipe.
     progress : callable, optional
         Called with what is done, what there is to do, and a name.
 
@@ -174,25 +181,35 @@ def quantize_model(
     file = GGUFFile(path)
     names = layer_tensors(file, LlamaConfig.from_gguf(file))
     recipes = {name: recipe.for_layer(name) for name in names}
-    needing = [name for name, each in recipes.items() if each.needs_calibration]
-    known = dict(statistics or {})
-    missing = [name for name in needing if name not in known]
-    if missing:
+    needing = layers_to_calibrate(path, recipe)
+    if needing and recipe.sequential:
         if not calibration:
-            raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
-        known.update(collect_statistics(path, calibration, missing, progress=progress))
-    layers: dict[str, QuantizedLayer] = {}
+            raise ValueError("the recipe is sequential, and calibrates as a text runs through the layers: give a text")
+        layers = quantize_in_sequence(
+            file,
+            lambda tensors, seen: layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed),
+            calibration,
+            progress=progress,
+        )
+    else:
+        known = dict(statistics or {})
+        missing = [name for name in needing if name not in known]
+        if missing:
+            if not calibration:
+                raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
+            known.update(collect_statistics(path, calibration, missing, progress=progress))
+        layers = {}
+        for done, (name, tensors) in enumerate(names.items()):
+            if progress is not None:
+                progress(done, len(names), f"quantizing {name}")
+            layers[name] = layer_of_recipe(file, tensors, recipes[name], known.get(name), seed=recipe.seed)
     requantized, left_out = [], []
-    for done, (name, tensors) in enumerate(names.items()):
-        if progress is not None:
-            progress(done, len(names), f"quantizing {name}")
-        each = recipes[name]
-        layers[name] = layer_of_recipe(file, tensors, each, known.get(name), seed=recipe.seed)
-        if layers[name].recipe.scheme == GGUF_SCHEME:
+    for name, layer in layers.items():
+        if layer.recipe.scheme == GGUF_SCHEME:
             continue
-        if each.scheme == GGUF_SCHEME:
+        if recipes[name].scheme == GGUF_SCHEME:
             left_out.append(name)
-        if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
+        if recipes[name].parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in names[name].tensors):
             requantized.append(name)
     if progress is not None:
         progress(len(names), len(names), "done")
@@ -210,6 +227,26 @@ def quantize_model(
     for note in notes:
         logger.info("%s", note)
     return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
+
+
+def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:
+    """Names of the layers of a model whose recipe looks at activations.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file.
+    recipe : Recipe
+        What is to be done.
+
+    Returns
+    -------
+    list of str
+        None where no calibration text is needed.
+    """
+    with GGUFFile(path) as file:
+        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
 def layer_of_recipe(

@@ -1,13 +1,18 @@
-"""Quantized models as files: safetensors that hold codes and scales, and JSON that says what they are.
+"""Quantized models as files: safetensors with tiles of one chip or codes for all, and JSON that says what they are.
 
-The tensors of a layer are ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column in the low
-nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or ``<layer>.half``
-(float16) with ``.row_scale``. Scales of groups are float16 where that is exact, with ``.minimum`` (float16) instead of
-the offset. The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry
-``npumatmul`` is a JSON object: format, versions, recipe, source, and each layer's recipe and parameters.
+The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry ``npumatmul`` is a
+JSON object: format, versions, recipe, source, and each layer's recipe and parameters; ``npumatmul.checksum`` is its
+CRC-32.
 
-Codes are in rows as they are, not in the layout of some chip: one file serves every chip, and loading lays them out
-while it copies them to the device. Nothing is quantized again.
+Format 2, packed, is a file of packed weights (`npumatmul.ops.saving`), one for each layer, in the layout of a chip:
+loading copies tiles from the mapped file into device memory, byte for byte. Beside them are ``<layer>.bias``,
+``.offset`` and ``.centre``.
+
+Format 1, portable, holds for each layer ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column
+in the low nibble) with ``.scale``, ``.zero_point``, ``.offset``, ``.bias`` and ``.centre`` where it has them, or
+``<layer>.half`` (float16) with ``.row_scale``. Scales of groups are float16 where that is exact, with ``.minimum``
+(float16) instead of the offset. Codes are in rows as they are: one file serves every chip, and loading lays them out
+while it copies them to the device. Neither quantizes anything again.
 """
 
 from __future__ import annotations
@@ -15,39 +20,54 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import npumatmul
-from npumatmul.errors import ModelError
+from npumatmul.device import Device, current_device
+from npumatmul.errors import ModelError, PackedFileError
 from npumatmul.llm.config import LlamaConfig
 from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import layer_tensors
+from npumatmul.llm.loader import Progress, layer_tensors
+from npumatmul.ops.saving import StoredParts, add_packed, descriptions_of, packed_metadata
+from npumatmul.ops.tensor_file import TensorFile, TensorWriter, WrongTensorFile
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import transform_from
 
 from .layer import QuantizedLayer, offset_of
+from .packed_layer import PackedLayer, pack_layer
 from .quantized_model import QuantizedModel, Source
 from .recipe import LayerRecipe, Recipe
 
 __all__ = ["is_quantized", "load_quantized", "save_quantized"]
 
-FORMAT = 1
+PORTABLE, PACKED = 1, 2
+"""Formats."""
 EXTRAS = ("offset", "bias", "row_scale", "centre")
 """Arrays that a layer may have beside its weight, by the names of its attributes."""
+PACKED_EXTRAS = ("offset", "bias", "centre")
+"""Those that a packed weight does not hold itself."""
 KEY = "npumatmul"
+CHECKSUM = f"{KEY}.checksum"
 Arrays = dict[str, NDArray[Any]]
 
 
-def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
+def save_quantized(
+    model: QuantizedModel,
+    path: str | os.PathLike[str],
+    *,
+    device: Device | str | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Write a quantized model to a file; the file appears when it is complete.
+
+    Layers are written one after the other, so no more than one is in memory beside the model.
 
     Parameters
     ----------
@@ -55,37 +75,70 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
         The model.
     path : str or os.PathLike
         The file; one that is there is replaced. By custom its name ends in ``.safetensors``.
+    device : Device or str, optional
+        For whose chip and runtime the layers are laid out, one at a time in its memory; a simulated one does as well as
+        the board. By default the file holds codes, for every chip.
+    progress : callable, optional
+        Called with layers done, layers in all, and a name.
 
     Raises
     ------
     OSError
         If it cannot be written.
+    npumatmul.errors.DeviceError
+        If the chip cannot compute a layer's scheme.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from npumatmul.llm import fetch_demo_model
+    >>> from npumatmul.llm.quantize import LayerRecipe, Recipe, load_quantized, quantize_model, save_quantized
+    >>> path = tempfile.mkdtemp() + "/model.safetensors"
+    >>> save_quantized(quantize_model(fetch_demo_model(), Recipe(LayerRecipe("w8a8"))), path, device="sim:rk3588")
+    >>> load_quantized(path).soc
+    'rk3588'
     """
-    target = Path(path)
+    target = None if device is None else current_device(device)
     linear = {
         tensor
         for tensors in layer_tensors(model.rest, LlamaConfig.from_gguf(model.rest)).values()
         for tensor in tensors.tensors
     }
     kept = [name for name in model.rest.tensors if name not in linear or name == "token_embd.weight"]
-    arrays: Arrays = {"gguf": np.frombuffer(model.rest.subset(kept), np.uint8)}
-    layers = {}
-    for name, layer in model.layers.items():
-        found, description = _layer_arrays(layer)
-        arrays.update({f"{name}.{part}": array for part, array in found.items()})
-        layers[name] = description
-    header = {
-        "format": FORMAT,
-        "versions": {"npumatmul": npumatmul.__version__, "numpy": np.__version__},
-        "source": dataclasses.asdict(model.source),
-        "recipe": model.recipe.as_dict(),
-        "notes": list(model.notes),
-        "layers": layers,
-    }
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as scratch:
-        complete = Path(scratch) / "model"
-        save_file(arrays, complete, {KEY: json.dumps(header)})
-        os.replace(complete, target)
+    layers: dict[str, Any] = {}
+    packed: dict[str, Any] = {}
+    with TensorWriter(path) as writer:
+        for done, (name, layer) in enumerate(model.layers.items()):
+            if progress is not None:
+                progress(done, len(model.layers), f"writing {name}")
+            plain = layer.unpacked() if isinstance(layer, PackedLayer) else layer
+            if target is None:
+                arrays, layers[name] = _layer_arrays(plain)
+            else:
+                packed[name] = _add_tiles(writer, name, plain, target)
+                arrays = {part: array for part in PACKED_EXTRAS if (array := getattr(plain, part)) is not None}
+                checksums = {part: zlib.crc32(np.ascontiguousarray(each).data) for part, each in arrays.items()}
+                layers[name] = {"recipe": dataclasses.asdict(plain.recipe), "checksums": checksums}
+            for part, array in arrays.items():
+                writer.add(f"{name}.{part}", array)
+        writer.add("gguf", np.frombuffer(model.rest.subset(kept), np.uint8))
+        header = json.dumps(
+            {
+                "format": PORTABLE if target is None else PACKED,
+                "versions": {"npumatmul": npumatmul.__version__, "numpy": np.__version__},
+                "source": dataclasses.asdict(model.source),
+                "recipe": model.recipe.as_dict(),
+                "notes": list(model.notes),
+                "layers": layers,
+            }
+        )
+        metadata = {} if target is None else packed_metadata(packed)
+        writer.finish({**metadata, KEY: header, CHECKSUM: str(zlib.crc32(header.encode()))})
+
+
+def _add_tiles(writer: TensorWriter, name: str, layer: QuantizedLayer, device: Device) -> dict[str, Any]:
+    with pack_layer(layer, device) as weight, device.lock:
+        return add_packed(writer, name, weight)
 
 
 def is_quantized(path: str | os.PathLike[str]) -> bool:
@@ -110,7 +163,7 @@ def is_quantized(path: str | os.PathLike[str]) -> bool:
 
 
 def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
-    """Open a quantized model. Its arrays are views of the mapped file (int4 codes are unpacked when they are used).
+    """Open a quantized model, packed or portable. The file is mapped, and weights are read when they are used.
 
     Parameters
     ----------
@@ -120,7 +173,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
     Returns
     -------
     QuantizedModel
-        The model.
+        The model. Its `QuantizedModel.soc` says which chip it was packed for, if it was.
 
     Raises
     ------
@@ -142,39 +195,72 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
     target = Path(path)
     if not target.is_file():
         raise FileNotFoundError(f"there is no model file {target}")
-    arrays, header = _mapped(target)
-    if header.get("format") != FORMAT:
-        raise _error(target, f"it has format {header.get('format')!r}; this version reads {FORMAT}: update npumatmul")
-    if "gguf" not in arrays:
-        raise _error(target, "the tensor 'gguf' is missing")
-    rest = GGUFFile.of_bytes(arrays["gguf"], target)
     try:
+        file = TensorFile(target)
+    except WrongTensorFile as error:
+        raise _error(target, f"it is not a complete safetensors file ({error})") from error
+    header = _header(file, target)
+    kind = header.get("format")
+    if kind not in (PORTABLE, PACKED):
+        raise _error(target, f"it has format {kind!r}; this version reads {PORTABLE} and {PACKED}: update npumatmul")
+    if "gguf" not in file.names:
+        raise _error(target, "the tensor 'gguf' is missing")
+    try:
+        rest = GGUFFile.of_bytes(file["gguf"], target)
+        make: Callable[[str, Arrays, Mapping[str, Any], tuple[int, int]], QuantizedLayer | PackedLayer] = _layer
+        if kind == PACKED:
+            make = partial(_packed_layer, file, descriptions_of(file))
+        arrays: dict[str, Arrays] = {}
+        for name in file.names:
+            layer, _, part = name.rpartition(".")
+            if layer and "/" not in name:
+                arrays.setdefault(layer, {})[part] = file[name]
+        config = LlamaConfig.from_gguf(rest)
         layers = {
-            name: _layer(
-                {key[len(name) + 1 :]: each for key, each in arrays.items() if key.rpartition(".")[0] == name},
-                description,
-                rest_shape,
-            )
-            for (name, rest_shape), description in zip(
-                _shapes(rest).items(), [header["layers"][name] for name in _shapes(rest)], strict=True
-            )
+            name: make(name, arrays.get(name, {}), header["layers"][name], tensors.shape)
+            for name, tensors in layer_tensors(rest, config).items()
         }
-        return QuantizedModel(
-            target,
-            rest,
-            Recipe.from_dict(header["recipe"]),
-            Source(**header["source"]),
-            layers,
-            tuple(header["notes"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        recipe, source = Recipe.from_dict(header["recipe"]), Source(**header["source"])
+        return QuantizedModel(target, rest, recipe, source, layers, tuple(header["notes"]))
+    except ModelError:
+        raise
+    except PackedFileError as error:
+        raise ModelError(f"cannot use the model file {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _error(
             target, f"its description does not fit its tensors: {error!r}; quantize the model again"
         ) from error
 
 
-def _shapes(rest: GGUFFile) -> dict[str, tuple[int, int]]:
-    return {name: tensors.shape for name, tensors in layer_tensors(rest, LlamaConfig.from_gguf(rest)).items()}
+def _header(file: TensorFile, path: Path) -> dict[str, Any]:
+    """Our part of the metadata."""
+    if KEY not in file.metadata:
+        raise _error(path, "it is a safetensors file without a quantized model; make one with `npumatmul quantize`")
+    text = file.metadata[KEY]
+    checksum = file.metadata.get(CHECKSUM)  # files of format 1 did not always have one
+    if checksum is not None and checksum != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+        raise _error(path, "it is damaged: the checksum of its description differs; fetch or quantize it again")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _error(path, f"its description is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _error(path, "its description is not a JSON object")
+    return header
+
+
+def _packed_layer(
+    file: TensorFile,
+    weights: Mapping[str, Any],
+    name: str,
+    found: Mapping[str, NDArray[Any]],
+    description: Mapping[str, Any],
+    shape: tuple[int, int],
+) -> PackedLayer:
+    extra = {part: np.array(found[part]) for part in PACKED_EXTRAS if part in found}
+    if {part: zlib.crc32(array.data) for part, array in extra.items()} != description["checksums"]:
+        raise ValueError(f"arrays of layer {name!r} are missing, or their checksums differ")
+    return PackedLayer(LayerRecipe(**description["recipe"]), shape, weights[name], StoredParts(file, name), **extra)
 
 
 def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
@@ -203,7 +289,9 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
     return {name: np.ascontiguousarray(array) for name, array in found.items()}, description
 
 
-def _layer(found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], shape: tuple[int, int]) -> QuantizedLayer:
+def _layer(
+    name: str, found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], shape: tuple[int, int]
+) -> QuantizedLayer:
     recipe = LayerRecipe(**description["recipe"])
     extra = {part: found.get(part) for part in EXTRAS}
     if "half" in found:
@@ -273,36 +361,6 @@ def unpack_nibbles(packed: NDArray[np.uint8], columns: int) -> NDArray[np.int8]:
     codes[:, 0::2] = np.left_shift(signed, 4) >> 4
     codes[:, 1::2] = signed >> 4
     return np.ascontiguousarray(codes[:, :columns])
-
-
-def _mapped(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The tensors of a safetensors file as views of the mapped file, and our part of its metadata."""
-    try:
-        with safe_open(path, "np") as opened:  # checks every length and offset
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _error(path, f"it is not a complete safetensors file ({error})") from error
-    if KEY not in metadata:
-        raise _error(path, "it is a safetensors file without a quantized model; make one with `npumatmul quantize`")
-    data = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    length = int(data[:8].view("<u8")[0])
-    entries = json.loads(data[8 : 8 + length].tobytes())
-    kinds = {"U8": np.uint8, "I8": np.int8, "I32": np.int32, "F16": np.float16, "F32": np.float32}
-    arrays: Arrays = {}
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in kinds:
-            raise _error(path, f"tensor {name!r} is of type {entry['dtype']}, which no quantized model has")
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
-        arrays[name] = data[start:stop].view(kinds[entry["dtype"]]).reshape(entry["shape"])
-    try:
-        header = json.loads(metadata[KEY])
-    except json.JSONDecodeError as error:
-        raise _error(path, f"its description is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _error(path, "its description is not a JSON object")
-    return arrays, header
 
 
 def _error(path: Path, problem: str) -> ModelError:
