@@ -25,6 +25,7 @@ __all__ = [
     "ExecutorContext",
     "ExecutorShape",
     "Function",
+    "KeptStruct",
     "Matrix",
     "PlacedMatmul",
     "Range",
@@ -36,6 +37,7 @@ __all__ = [
     "Step",
     "Term",
     "finish",
+    "store_kept",
 ]
 
 #: `NPUMM_A_MOST`: buffers for images of A.
@@ -166,6 +168,7 @@ class PlacedMatmul(C.Structure):
         ("n_ranges", C.POINTER(Range)),
         ("slices", C.POINTER(SliceStruct)),
         ("tile_cores", C.POINTER(C.c_int32)),
+        ("range_cores", C.POINTER(C.c_int32)),
         ("a_memories", C.POINTER(C.POINTER(TensorMem))),
         ("c_memories", C.POINTER(C.POINTER(TensorMem))),
         ("b_memories", C.POINTER(C.POINTER(TensorMem))),
@@ -193,6 +196,48 @@ class EpilogueStruct(C.Structure):
     )
 
 
+class Term(C.Structure):
+    """`npumm_term`: what a tile of C stands for."""
+
+    _fields_ = (
+        ("type", C.c_int),
+        ("row_images", C.c_int32),
+        ("row_zero", C.c_void_p),
+        ("column_sums", C.c_void_p),
+        ("row_sum", C.c_void_p),
+        ("column_zero", C.c_void_p),
+        ("column_scale", C.c_void_p),
+        ("row_factor", C.c_void_p),
+    )
+
+
+class KeptStruct(C.Structure):
+    """`npumm_kept`: a result that is not stored."""
+
+    _fields_ = (
+        ("rows", C.c_int64),
+        ("cols", C.c_int64),
+        ("type", C.c_int),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+        ("m_count", C.c_int32),
+        ("n_count", C.c_int32),
+        ("m_ranges", C.POINTER(Range)),
+        ("n_ranges", C.POINTER(Range)),
+        ("padded_m", C.POINTER(C.c_int32)),
+        ("padded_n", C.POINTER(C.c_int32)),
+        ("memories", C.POINTER(C.POINTER(TensorMem))),
+        ("row_factor", C.c_void_p),
+        ("row_zero", C.c_void_p),
+        ("row_sum", C.c_void_p),
+        ("sums", C.c_void_p),
+        ("term", Term),
+        ("c_group", C.c_int32),
+        ("scaled_each", C.c_int32),
+        ("last_factor", C.c_void_p),
+        ("last_scale", C.c_void_p),
+    )
+
+
 class Call(C.Structure):
     """`npumm_call`: the caller's matrices."""
 
@@ -200,6 +245,8 @@ class Call(C.Structure):
         ("a", C.c_void_p),
         ("a_row_stride", C.c_int64),
         ("a_col_stride", C.c_int64),
+        ("source", C.POINTER(KeptStruct)),
+        ("keep", C.POINTER(KeptStruct)),
         ("out", C.c_void_p),
         ("out_row_stride", C.c_int64),
         ("out_type", C.c_int),
@@ -227,21 +274,6 @@ class Report(C.Structure):
     )
 
 
-class Term(C.Structure):
-    """`npumm_term`: what a tile of C stands for."""
-
-    _fields_ = (
-        ("type", C.c_int),
-        ("row_images", C.c_int32),
-        ("row_zero", C.c_void_p),
-        ("column_sums", C.c_void_p),
-        ("row_sum", C.c_void_p),
-        ("column_zero", C.c_void_p),
-        ("column_scale", C.c_void_p),
-        ("row_factor", C.c_void_p),
-    )
-
-
 class Result(C.Structure):
     """`npumm_result`: where finished sums go."""
 
@@ -254,6 +286,7 @@ class Result(C.Structure):
         ("epilogue", C.POINTER(EpilogueStruct)),
         ("row", C.c_int64),
         ("column", C.c_int64),
+        ("widen", C.c_int32),
     )
 
 
@@ -283,9 +316,25 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     term = Term(
         ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None, None
     )
-    result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0)
+    result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0, 0)
     code = _store()(tiling, term, sums.ctypes.data, sums.nbytes, None, result)
     assert code == 0, f"npumm_store: code {code}"
+
+
+def store_kept(kept: KeptStruct, address: int, row_stride: int) -> None:
+    """Finish a kept result in memory of the host.
+
+    Parameters
+    ----------
+    kept : KeptStruct
+        As a call of the executor left it.
+    address : int
+        Of the first element; elements of a row are adjacent.
+    row_stride : int
+        In bytes.
+    """
+    code = _library().npumm_kept_store(kept, 0, kept.rows, address, row_stride)
+    assert code == 0, f"npumm_kept_store: code {code}"
 
 
 @lru_cache(maxsize=1)
@@ -297,6 +346,8 @@ def _library() -> Any:
     library.npumm_executor_destroy.argtypes = (C.c_void_p,)
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    library.npumm_kept_store.restype = C.c_int
+    library.npumm_kept_store.argtypes = (C.POINTER(KeptStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
 
 
@@ -304,9 +355,15 @@ class Executor:
     """`npumm_executor`: the threads that serve NPU cores beyond the first, started when there is work for them.
 
     One thread at a time may call `execute`. A forked child must not; dropping and closing it does nothing there.
+
+    Attributes
+    ----------
+    lease : weakref or None
+        Whose it is.
     """
 
     def __init__(self) -> None:
+        self.lease: weakref.ref[Any] | None = None
         library = _library()
         self._address = library.npumm_executor_create()
         if not self._address:

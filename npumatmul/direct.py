@@ -9,11 +9,11 @@ only whole rows stand together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from npumatmul.context import MatmulContext
 from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
+from npumatmul.leases import Lease
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.placement import Placement
@@ -32,25 +33,39 @@ from npumatmul.spec import ContextSpec
 from npumatmul.stored import StoredWeight
 from npumatmul.timing import TIMINGS, TimingModel
 
-__all__ = ["Ranges", "Rows", "direct_type", "multiply", "padded_rows", "share_rows"]
+_Prepared = TypeVar("_Prepared")
+_Result = TypeVar("_Result")
+
+__all__ = ["Ranges", "Room", "Rows", "direct_type", "multiply", "padded_rows", "ranges_in_place", "share_rows"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where rows of a matrix stand in a buffer, one behind the other.
+
+    Attributes
+    ----------
+    offset : int
+        Bytes from the start of the buffer to the first row.
+    nbytes : int
+        Bytes from there on that may be read (of A), or written (of C): rows that pad a product go behind the last one.
+    """
+
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a matrix that stand one behind the other in a buffer.
-
-    Attributes
-    ----------
-    buffer : Buffer
-    offset : int
-        Bytes from the start of the buffer to the first row.
-    room : int
-        Bytes from there on that may be read (of A), or written (of C): rows that pad a product go behind the last one.
-    """
+    """Rows of a matrix in a buffer."""
 
     buffer: Buffer
-    offset: int
-    room: int
+    room: Room
+
+    @property
+    def offset(self) -> int:
+        """Bytes from the start of the buffer to the first row."""
+        return self.room.offset
 
 
 @dataclass(frozen=True)
@@ -191,8 +206,35 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
     )
 
 
-def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows) -> bool:
-    """Multiply `m` rows in place; return False where they do not stand so, or where copying is modelled to be faster.
+def ranges_in_place(m: int, weight: StoredWeight, mm_type: MatmulType, a: Room, out: Room) -> Ranges | None:
+    """How cores would share `m` rows in place; None where they do not stand so, or where copying is modelled faster.
+
+    Parameters
+    ----------
+    m : int
+        At least 1.
+    weight : StoredWeight
+    mm_type : MatmulType
+        Of `direct_type`.
+    a, out : Room
+    """
+    device, plan = weight.device, weight.plan
+    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
+    ranges = share_rows(m, mm_type, plan.k, plan.n, device.chip, min(a.nbytes // a_row, out.nbytes // c_row))
+    if ranges is None:
+        return None
+    starts = [each.offset + start * row for each, row in ((a, a_row), (out, c_row)) for start, _ in ranges.spans]
+    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
+    in_parts = any(starts) or len(weight.tiles) > 1
+    alignment = device.chip.memory.slice_alignment
+    if in_parts and (not device.runtime.has("rknn_mem_sync") or any(s % alignment for s in starts)):
+        return None
+    copying = plan_matmul(m, plan).modelled_seconds
+    return None if ranges.seconds is not None and copying is not None and ranges.seconds > copying else ranges
+
+
+def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows, ranges: Ranges) -> bool:
+    """Multiply `m` rows in place; return False where the buffers do not allow it.
 
     Parameters
     ----------
@@ -205,6 +247,8 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
         Of `direct_type`.
     out : Rows
         (m, N), of the dtype of ``mm_type.c``.
+    ranges : Ranges
+        Of `ranges_in_place`.
 
     Raises
     ------
@@ -213,56 +257,20 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
     ClosedError
         If weight, device or one of the buffers are closed.
     """
-    device, plan = weight.device, weight.plan
-    session, chip = device.session, device.chip
+    device = weight.device
+    session = device.session
     if a.buffer._session is not session or out.buffer._session is not session or a.buffer.overlaps(out.buffer):
         return False
     if (a.buffer.domain, out.buffer.domain) != (weight.domain, weight.domain):
         return False  # memory of one domain means nothing in another (facts 7.4)
-    a_row, c_row = mm_type.a.nbytes(plan.k), mm_type.c.nbytes(plan.n)
-    ranges = share_rows(m, mm_type, plan.k, plan.n, chip, min(a.room // a_row, out.room // c_row))
-    if ranges is None:
-        return False
-    starts = [each.offset + start * row for each, row in ((a, a_row), (out, c_row)) for start, _ in ranges.spans]
-    # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
-    in_parts = any(starts) or len(weight.tiles) > 1
-    if in_parts and (not device.runtime.has("rknn_mem_sync") or any(s % chip.memory.slice_alignment for s in starts)):
-        return False
-    copying = plan_matmul(m, plan).modelled_seconds
-    if ranges.seconds is not None and copying is not None and ranges.seconds > copying:
-        return False
-    with device.lock:
-        device.check_usable()
-        if weight.closed:
-            raise ClosedError("this packed weight is closed; pack it again")
-        device.collect()
-        held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
-        try:
-            with session.guard:
-                for buffer in (a.buffer, out.buffer):
-                    memory = buffer.memory
-                    memory.users += 1
-                    held.append(memory)
-            _multiply(a, m, weight, mm_type, out, ranges)
-        finally:
-            interrupt: KeyboardInterrupt | None = None
-            while held:
-                try:
-                    with session.guard:
-                        while held:
-                            held[-1].users -= 1
-                            del held[-1]
-                except KeyboardInterrupt as error:
-                    interrupt = error
-            if interrupt is not None:
-                raise interrupt
+    _multiply(a, m, weight, mm_type, out, ranges)
     return True
 
 
 def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows, ranges: Ranges) -> None:
     """Multiply; where contexts fail they are made anew and all is repeated once, since nothing that is read changes."""
-    plan, chip = weight.plan, weight.device.chip
-    placement = Placement.of(weight.device)
+    plan, device = weight.plan, weight.device
+    placement = Placement.of(device)
     specs = [
         ContextSpec(
             mm_type,
@@ -271,41 +279,79 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
             plan.n,
             MatmulLayout.NATIVE,
             MatmulLayout.NORM,
-            core=index % ranges.cores if chip.has_core_mask else None,
+            core=index % ranges.cores if device.chip.has_core_mask else None,
             domain=weight.domain,
         )
         for index, (_, rows) in enumerate(ranges.spans)
     ]
-    with ExitStack() as parts:
-        b_memory = parts.enter_context(weight.whole())
-        places = []
-        for start, rows in ranges.spans:
-            a_part, c_part = (
-                parts.enter_context(_part(each.buffer, each.offset + start * row, rows * row))
-                for each, row in ((a, mm_type.a.nbytes(plan.k)), (out, mm_type.c.nbytes(plan.n)))
-            )
-            places.append((a_part, b_memory, c_part))
 
-        def attempt(contexts: list[MatmulContext]) -> None:
-            runs = [_Run(*each) for each in zip(contexts, places, strict=True)]
-            _attempt(runs, a.buffer, out.buffer, weight.device, ranges.cores)
+    def prepare(lease: Lease) -> tuple[list[MatmulContext], CoreThreads | None]:
+        return placement.contexts(specs, lease), placement.core_threads(lease) if ranges.cores > 1 else None
 
-        contexts = placement.contexts(specs)  # if these cannot be made there is nothing to repeat
-        try:
-            attempt(contexts)
-        except RknnError as first:
+    def attempt(prepared: tuple[list[MatmulContext], CoreThreads | None]) -> RknnError | None:
+        contexts, threads = prepared
+        with ExitStack() as parts:
+            b_memory = parts.enter_context(weight.whole())
+            runs = []
+            for context, (start, rows) in zip(contexts, ranges.spans, strict=True):
+                a_part, c_part = (
+                    parts.enter_context(_part(each.buffer, each.offset + start * row, rows * row))
+                    for each, row in ((a, mm_type.a.nbytes(plan.k)), (out, mm_type.c.nbytes(plan.n)))
+                )
+                runs.append(_Run(context, (a_part, b_memory, c_part)))
             try:
-                contexts = placement.contexts(specs)
+                _attempt(runs, a.buffer, out.buffer, device, ranges.cores, threads)
             except RknnError as error:
-                raise error from first
+                broken.extend(str(context.spec) for context in contexts if context.broken)
+                return error
+        return None
+
+    broken: list[str] = []
+    first: RknnError | None = None
+    whole = out.buffer.memory.allocation
+    computes = whole.address, whole.address + whole.size - 1
+    while True:
+        broken.clear()
+        try:
+            failed = weight.leased(prepare, lambda got: _using((a.buffer, out.buffer), got, attempt), computes=computes)
+        except (RknnError, ClosedError) as refused:  # the contexts cannot be made, or all was closed meanwhile
+            if first is not None:
+                raise refused from first
+            raise
+        if failed is None:
+            break
+        if first is not None:
+            hint = f"It failed before, its context was made anew and all was repeated, in vain ({', '.join(broken)})."
+            where = {**failed.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}
+            raise rknn_error(failed.function, failed.code, where, f"{hint} {failed.hint}".strip()) from first
+        first = failed
+    with device.lock:
+        device.counters.macs += m * plan.k * plan.n
+
+
+def _using(buffers: Sequence[Buffer], prepared: _Prepared, run: Callable[[_Prepared], _Result]) -> _Result:
+    """Run with buffers that nobody can close meanwhile."""
+    guard = buffers[0]._session.guard
+    held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+    try:
+        with guard:
+            for buffer in buffers:
+                memory = buffer.memory
+                memory.users += 1
+                held.append(memory)
+        return run(prepared)
+    finally:
+        interrupt: KeyboardInterrupt | None = None
+        while held:
             try:
-                attempt(contexts)
-            except RknnError as second:
-                names = ", ".join(str(context.spec) for context in contexts if context.broken)
-                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names})."
-                where = {**second.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}
-                raise rknn_error(second.function, second.code, where, f"{hint} {second.hint}".strip()) from first
-    weight.device.counters.macs += m * plan.k * plan.n
+                with guard:
+                    while held:
+                        held[-1].users -= 1
+                        del held[-1]
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 @dataclass
@@ -331,29 +377,34 @@ class _Run:
             raise
 
 
-def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: int) -> None:
+def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: int, threads: CoreThreads | None) -> None:
     """Make the runs. If the runtime fails the contexts that it concerns are broken."""
-    counters = device.counters
+    syncs = 0
     try:
-        device.weights.flush()
+        with device.lock:
+            device.weights.flush()
         for buffer in (a, out):
             buffer.settle()
             # C too: it must have no dirty cache lines, which would be written over the result later
-            counters.mem_sync_calls += buffer.memory.flush()
-        if cores > 1:
-            device.attached(CoreThreads, CoreThreads).run([runs[core::cores] for core in range(cores)])
+            syncs += buffer.memory.flush()
+        if threads is not None:
+            threads.run([runs[core::cores] for core in range(cores)])
         else:
             for run in runs:
                 run()
-        counters.mem_sync_calls += out.memory.sync(MemSyncMode.FROM_DEVICE)
+        # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
+        out.settle()
+        syncs += out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE)
     except RknnError:
         if not any(run.context.broken for run in runs):  # caches could not be synchronised
             for run in runs:
                 run.context.struct.broken = 1
         raise
     finally:
-        counters.run_calls += sum(run.runs for run in runs)
-        counters.set_io_mem_calls += sum(run.binds for run in runs)
+        with device.lock:
+            device.counters.mem_sync_calls += syncs
+            device.counters.run_calls += sum(run.runs for run in runs)
+            device.counters.set_io_mem_calls += sum(run.binds for run in runs)
     out._computed()
 
 

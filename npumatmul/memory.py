@@ -131,7 +131,12 @@ class Buffer:
         domain, domains = operator.index(domain), session.chip.memory.domains
         if domain < 0 or 1 < domains <= domain:  # what runtimes without domains lack, the binding says
             raise ValueError(f"domain {domain}: IOMMU domains are 0 to {domains - 1}")
-        return cls(session, session.allocate(nbytes, domain, Holder.BUFFERS))
+        memory = session.allocate(nbytes, domain, Holder.BUFFERS)
+        try:
+            return cls(session, memory)
+        except BaseException:  # an interrupt
+            session.release_later(memory)
+            raise
 
     def __repr__(self) -> str:
         return f"Buffer({self.nbytes} bytes{', closed' if self.closed else ''} on {self._session.name})"
@@ -352,6 +357,10 @@ class Buffer:
                 written = [buffer for buffer in self._family if view.touches(buffer._memory)]
             for buffer in written:
                 buffer._writes += 1
+
+    def mark_written(self) -> None:
+        """Say that the CPU wrote here, through no view."""
+        self._wrote()
 
     def _wrote(self) -> None:
         """The CPU wrote here."""

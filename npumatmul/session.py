@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from npumatmul.boardlock import BoardLock
 from npumatmul.budget import (
@@ -31,13 +31,17 @@ from npumatmul.budget import (
 )
 from npumatmul.capabilities import Chip
 from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
-from npumatmul.leases import Lease
+from npumatmul.leases import Lease, Leases, Turn
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
 
-__all__ = ["Handle", "Memory", "Session", "View"]
+__all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+#: What is raised where there is no memory, or no further context.
+NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 
 
 @dataclass(eq=False)
@@ -207,6 +211,8 @@ class Session:
         Held while something is created or destroyed.
     guard : threading.RLock
         Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
+    leases : Leases
+        Who is at work. Runs hold neither lock.
     run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls, macs : int
         What contexts of users did (`DeviceStats`).
     limit : int or None
@@ -226,6 +232,7 @@ class Session:
         self.runtime, self.chip, self.name, self._board = runtime, chip, name, board
         self.lock = threading.RLock()
         self.guard = threading.RLock()
+        self.leases = Leases(self.lock)
         self.closed = False
         self._depth = 0  # how deep the lock's owner is inside of release and close
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
@@ -334,8 +341,7 @@ class Session:
     def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
         """Allocate NPU memory.
 
-        For weights and buffers, contexts and workspaces that are kept for reuse are given up where there is no room
-        otherwise; workspaces are asked for while others of them are in use.
+        Contexts and workspaces that are kept for reuse and idle are given up where there is no room otherwise.
 
         Raises
         ------
@@ -343,35 +349,48 @@ class Session:
             If the limit is reached, the runtime has no memory, or the process no descriptors left; the message says
             what holds what.
         """
-        with self.lock:
-            self.check_usable()
-            self.collect()
-            provide_descriptors()
-            may_reclaim = holder is not Holder.WORKSPACES
-            if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
-                    f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
-                )
-            ctx = self.anchor(domain)
-            try:
-                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim)
-            except RknnError as error:
-                raise NpuMemoryError(
-                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
-                    f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
-                    f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
-                ) from error
-            memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
-            self._memories[memory] = None
-            self.peak = max(self.peak, sum(each.size for each in self.allocations()))
-            return memory
+        made: list[Memory] = []
+        try:
+            with self.lock:
+                made.append(self._allocate(nbytes, domain, holder))
+        except BaseException:
+            self.release_later(*made)  # an interrupt came when it was made
+            raise
+        return made[0]
 
-    def _create_mem(self, ctx: int, nbytes: int, domain: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
+    def _allocate(self, nbytes: int, domain: int, holder: Holder) -> Memory:
+        self.check_usable()
+        self.collect()
+        provide_descriptors()
+        if not self._has_room(nbytes) and not (self.reclaim() and self._has_room(nbytes)):
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
+                f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
+            )
+        ctx = self.anchor(domain)
+        try:
+            pointer = self._create_mem(ctx, nbytes, domain)
+        except RknnError as error:
+            raise NpuMemoryError(
+                f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
+                f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
+                f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
+            ) from error
+        try:
+            total = sum(each.size for each in self.allocations()) + nbytes
+            memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
+        except BaseException:  # an interrupt
+            self.runtime.destroy_mem(ctx, pointer)
+            raise
+        self._memories[memory] = None
+        self.peak = total if total > self.peak else self.peak
+        return memory
+
+    def _create_mem(self, ctx: int, nbytes: int, domain: int) -> C._Pointer[TensorMem]:
         try:
             return self.runtime.create_mem(ctx, nbytes)
         except RknnError:
-            if not (may_reclaim and self.reclaim(domain)):
+            if not self.reclaim(domain):
                 raise
             return self.runtime.create_mem(ctx, nbytes)
 
@@ -380,7 +399,7 @@ class Session:
         with self.lock:
             ctx, pointer = self.anchor(domain), None
             try:
-                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim=True)
+                pointer = self._create_mem(ctx, nbytes, domain)
             except RknnError:
                 return False
             finally:
@@ -390,6 +409,39 @@ class Session:
 
     def _has_room(self, nbytes: int) -> bool:
         return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
+
+    def with_room(self, attempt: Callable[[], _Result]) -> _Result:
+        """Make an attempt under the lock; where there is no room while others are at work, repeat it after them.
+
+        Parameters
+        ----------
+        attempt : callable
+            It holds nothing any more when it raises, and the caller does not hold the lock.
+
+        Raises
+        ------
+        NpuMemoryError, RknnFail, RknnMallocFail
+            If the attempt raises it and nobody else is at work.
+        """
+        self.check_usable()  # of a forked child, where the lock may be held for ever
+        turn: Turn | None = None
+        try:
+            while True:
+                with self.lock:
+                    self.check_usable()
+                    ended = self.leases.ended
+                    try:
+                        return attempt()
+                    except NO_ROOM:
+                        others = self.leases.others()
+                        if not others and self.leases.ended == ended:
+                            raise
+                turn = turn or Turn(self.leases)
+                turn.wait(others)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
 
     def reclaim(self, domain: int | None = None) -> bool:
         """Have everybody give up what is kept for reuse and idle, of one domain or of all; whether there was any."""
@@ -443,11 +495,13 @@ class Session:
         BusyError
             If another thread runs with it.
         """
-        if resource.closed or self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
+        if self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
             resource.closed = True
             return
+        if resource.closed and not self._holds(resource):
+            return
         with self._inside():
-            if resource.closed:
+            if resource.closed and not self._holds(resource):  # else an interrupt came when it was given back before
                 return
             if isinstance(resource, Memory):
                 self._release_memory(resource)
@@ -455,6 +509,9 @@ class Session:
                 self._claim([resource], [])
                 del self._handles[resource]
                 self.runtime.matmul_destroy(resource.value)
+
+    def _holds(self, resource: Memory | Handle) -> bool:
+        return resource in self._memories if isinstance(resource, Memory) else resource in self._handles
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -519,10 +576,16 @@ class Session:
         if not self._released:
             return
         waiting: list[Memory | Handle] = []
-        while self._released:
-            waiting.append(self._released.popleft())
-        for resource in sorted(waiting, key=lambda each: isinstance(each, Handle)):
-            self._try_to_release(resource)
+        try:
+            while self._released:
+                waiting.append(self._released.popleft())
+            waiting.sort(key=lambda each: isinstance(each, Handle))
+            while waiting:
+                self._try_to_release(waiting[0])
+                del waiting[0]
+        except BaseException:  # an interrupt: doing it twice is allowed
+            self._released.extend(waiting)
+            raise
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
         """Release, where whoever is there to be told of a failure did not ask for it."""
@@ -530,6 +593,16 @@ class Session:
             self.release(resource)
         except RknnError as error:
             logger.warning("%s: giving back failed: %s", self.name, error)
+
+    def check_closable(self, keep_viewed: bool) -> None:
+        """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
+        with self.guard:
+            if any(handle.busy for handle in self._handles):
+                raise BusyError(f"another thread is running on {self.name}; let that end before closing")
+            if not keep_viewed and self.viewed():
+                raise BufferError(
+                    f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
+                )
 
     def close(self, keep_viewed: bool = True) -> None:
         """Give everything back. Closing twice is allowed.
@@ -550,16 +623,13 @@ class Session:
             self.closed = True
             return
         with self._inside():
-            if self.closed:
-                return
-            with self.guard:
-                if any(handle.busy for handle in self._handles):
-                    raise BusyError(f"another thread is running on {self.name}; let that end before closing")
-                if not keep_viewed and self.viewed():
-                    raise BufferError(
-                        f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
-                    )
-                self.closed = True
+            if not self.closed:
+                with self.guard:
+                    self.check_closable(keep_viewed)
+                    self.leases.check_idle(self.name)
+                    self.closed = True
+                logger.info("closing %s", self.name)
+            # for the second time, too: an interrupt may have come in the first one
             for memory in list(self._memories):
                 if not memory.allocation.living_views():
                     self._try_to_release(memory)
@@ -568,7 +638,6 @@ class Session:
             self.collect()
             self._drop_anchors()
             self._leave_board()
-            logger.info("closed %s", self.name)
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -21,8 +21,8 @@ static int32_t levels_of(npumm_conversion conversion) {
   }
 }
 
-static int reads_float32(npumm_conversion conversion) {
-  return levels_of(conversion) > 0 || conversion == NPUMM_F32_TO_F16;
+int npumm_reads_float32(const npumm_activation *how) {
+  return levels_of(how->conversion) > 0 || how->conversion == NPUMM_F32_TO_F16;
 }
 
 static int splits_rows(npumm_conversion conversion) {
@@ -78,7 +78,7 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
     }
   }
   if (!how->transform) return 1;
-  return reads_float32(how->conversion) && how->transform->features == cols &&
+  return npumm_reads_float32(how) && how->transform->features == cols &&
          npumm_hadamard_rows(how->transform, NULL, 0, 0, 0, NULL, 0) == NPUMM_OK; /* no rows: it is only checked */
 }
 
@@ -89,7 +89,7 @@ int npumm_scales_groups(const npumm_activation *how) {
 int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t longest, int32_t buffers) {
   rows->how = how;
   rows->longest = longest;
-  if (how->transform && longest > 0) {
+  if (how->transform && rows->a && longest > 0) { /* others are transformed where they stand */
     rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
     if (!rows->transformed) return NPUMM_NO_MEMORY;
   }
@@ -186,7 +186,7 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
     const int code = measure_quantized(rows, m, &slice->group, at, bad);
     if (code) return code;
   }
-  const npumm_tiling tiling = {m->length * rows->row_images, k->length,       shape->padded_m, padded_k,
+  const npumm_tiling tiling = {rows->image_rows * rows->row_images, k->length,       shape->padded_m, padded_k,
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
   /* static values have the whole range of codes, with a zero point of 0 too */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
@@ -195,7 +195,8 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
                                                          : rows->how->conversion;
   const npumm_values values = {conversion, rows->scale ? rows->scale + at : NULL, zero ? zero + at : NULL, row_sum};
   const char *first = rows->first + k->start * rows->col_stride;
-  const int code = npumm_pack(&tiling, &values, first, rows->row_stride, rows->col_stride, dst, dst_bytes);
+  const int code = npumm_pack_rows(&tiling, &values, rows->image_first, m->length, first, rows->row_stride,
+                                   rows->col_stride, dst, dst_bytes);
   for (int64_t r = 0; code == NPUMM_NOT_FINITE && r < m->length; r++) { /* only static scales are not measured */
     float largest;
     const float *row = (const float *)(const void *)(first + r * rows->row_stride);

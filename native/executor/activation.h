@@ -7,12 +7,13 @@
 /* What is known of the rows of the range at work. Entries of the arrays are relative to its first row. */
 typedef struct {
   const npumm_activation *how;
-  const char *a;
+  const char *a;        /* NULL where the rows are those of a kept result */
   int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
   float *transformed;   /* rows of the range after the transform; NULL where there is none */
   const char *first;    /* the first row of the range, transformed if need be */
   int64_t row_stride, col_stride;
+  int64_t image_rows, image_first; /* rows of the whole image that npumm_rows_pack packs into, and the first of these */
   int64_t longest;      /* rows of the longest range */
   float *scale;         /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
   double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
@@ -23,6 +24,9 @@ typedef struct {
 
 /* Whether activation, images of rows and slices fit together. */
 int npumm_activation_is_valid(const npumm_placed_matmul *placed);
+
+/* Whether values are read as float32. */
+int npumm_reads_float32(const npumm_activation *how);
 
 /* Whether each image of A has scales of rows of its own. */
 int npumm_scales_groups(const npumm_activation *how);

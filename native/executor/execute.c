@@ -2,8 +2,8 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "crew.h"
-#include "tile.h"
+#include "kept.h"
+#include "shared_rows.h"
 
 static int64_t longest_of(const npumm_range *ranges, int32_t count) {
   int64_t longest = 0;
@@ -30,10 +30,13 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
 }
 
 static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
-  return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && call->a && call->out && p->slices &&
-         p->a_memories && p->c_memories && p->b_memories && p->shapes && p->m_ranges && p->n_ranges && p->tile_cores &&
-         p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) && cores_are_valid(p) && npumm_activation_is_valid(p);
+  return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && (call->a || call->source) &&
+         (call->out || call->keep) && p->slices && p->a_memories && p->c_memories && p->b_memories && p->shapes &&
+         p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->slice_count > 0 && p->core_count > 0 &&
+         p->a_count > 0 && p->a_count <= NPUMM_A_MOST && (p->row_images == 1 || p->row_images == 2) &&
+         (p->range_cores ? npumm_shared_rows_are_valid(p, call) : cores_are_valid(p)) && npumm_activation_is_valid(p) &&
+         p->m_count > 0 && p->n_count > 0 && (!call->source || npumm_source_is_valid(p, call->source)) &&
+         (!call->keep || npumm_keep_is_valid(p, call->keep));
 }
 
 /*
@@ -65,43 +68,54 @@ static int open_work(npumm_work *work) {
     work->row_sums = malloc((size_t)p->a_count * (size_t)work->longest * sizeof *work->row_sums);
     if (!work->row_sums) return NPUMM_NO_MEMORY;
   }
-  const int code = open_sums(work);
+  int code = open_sums(work);
+  if (!code) code = npumm_fuse_open(work);
   return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
 }
 
 static void close_work(npumm_work *work) {
   npumm_rows_close(&work->rows);
+  npumm_fuse_close(work);
   free(work->row_sums);
   free(work->sums);
   free(work->reports);
 }
 
-/* The next slices, from first_slice on, whose images of A fit into the buffers together: packed and synchronised. */
-static int pack_batch(npumm_work *work, npumm_report *report) {
+/* The next slices, from first_slice on, whose images of A fit into the buffers together. */
+static void choose_batch(npumm_work *work) {
   const npumm_placed_matmul *p = work->placed;
-  const npumm_range *m = &p->m_ranges[work->m_index];
   work->images = 0;
   int32_t s = work->first_slice;
   for (; s < p->slice_count; s++) {
-    const npumm_slice *slice = &p->slices[s];
     int32_t known = 0;
-    while (known < work->images && !npumm_same_image(slice, &p->slices[work->image_of[known]])) known++;
+    while (known < work->images && !npumm_same_image(&p->slices[s], &p->slices[work->image_of[known]])) known++;
     if (known < work->images) continue;
     if (work->images == p->a_count) break;
-    rknn_tensor_mem *memory = p->a_memories[known];
-    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
-    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    report->slice_index = s;
-    int code = npumm_rows_pack(&work->rows, m, slice, shape, known,
-                               (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
-                               (int64_t)memory->size,
-                               work->row_sums ? work->row_sums + known * work->longest : NULL, &report->row);
-    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
-    if (code) return code;
     work->image_of[work->images++] = s;
   }
   work->end_slice = s;
+}
+
+/* The images of a batch: packed, unless npumm_fuse_rows did that, and synchronised. */
+static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
+  const npumm_placed_matmul *p = work->placed;
+  const npumm_range *m = &p->m_ranges[work->m_index];
+  for (int32_t i = 0; i < work->images; i++) {
+    const int32_t s = work->image_of[i];
+    const npumm_slice *slice = &p->slices[s];
+    rknn_tensor_mem *memory = p->a_memories[i];
+    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
+    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
+    report->slice_index = s;
+    int code = is_packed ? 0
+                         : npumm_rows_pack(&work->rows, m, slice, shape, i,
+                                           (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
+                                           (int64_t)memory->size,
+                                           work->row_sums ? work->row_sums + i * work->longest : NULL, &report->row);
+    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
+    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
+    if (code) return code;
+  }
   return 0;
 }
 
@@ -113,7 +127,7 @@ static void run_core(void *argument, int32_t core) {
   for (int32_t n = 0; n < p->n_count; n++) {
     if (p->tile_cores[n] != core) continue;
     for (int32_t s = work->first_slice; s < work->end_slice; s++) {
-      if (atomic_load(&work->failed_core) >= 0) return;
+      if (npumm_work_is_over(work)) return;
       if (npumm_run_tile(work, report, n, s) != 0) {
         int nobody = -1;
         atomic_compare_exchange_strong(&work->failed_core, &nobody, core);
@@ -129,13 +143,7 @@ static int run_batch(npumm_work *work, npumm_executor *executor, npumm_report *r
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   for (int32_t core = 0; core < count; core++) work->reports[core] = nothing_done;
   npumm_crew_run(executor, count, run_core, work);
-  for (int32_t core = 0; core < count; core++) {
-    report->run_calls += work->reports[core].run_calls;
-    report->set_io_mem_calls += work->reports[core].set_io_mem_calls;
-    report->mem_sync_calls += work->reports[core].mem_sync_calls;
-    report->set_dynamic_shape_calls += work->reports[core].set_dynamic_shape_calls;
-    report->macs += work->reports[core].macs;
-  }
+  for (int32_t core = 0; core < count; core++) npumm_add_counts(report, &work->reports[core]);
   const int32_t failed = atomic_load(&work->failed_core);
   if (failed < 0) return 0;
   report->core = failed;
@@ -149,12 +157,18 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   const npumm_range *m = &p->m_ranges[work->m_index];
   report->m_index = work->m_index;
   report->row = m->start;
-  int code = npumm_rows_begin(&work->rows, m, &report->row);
+  work->rows.image_rows = m->length;
+  work->rows.image_first = 0;
+  int code = work->call->source ? 0 : npumm_rows_begin(&work->rows, m, &report->row);
   if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
   for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
-    code = pack_batch(work, report);
+    const int fused = work->call->source && work->first_slice == 0;
+    choose_batch(work);
+    if (fused) code = npumm_fuse_rows(work, executor, report);
+    if (!code) code = pack_batch(work, fused, report);
     if (!code) code = run_batch(work, executor, report);
   }
+  if (!code && work->call->keep) npumm_keep_rows(work);
   return code;
 }
 
@@ -168,17 +182,34 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   *report = nothing_done;
   if (!arguments_are_valid(placed, call)) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
+  return placed->range_cores ? npumm_share_rows(executor, placed, call, report)
+                             : npumm_run_ranges(executor, placed, call, report, NULL);
+}
+
+int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                     npumm_report *report, atomic_int *stop) {
+  npumm_call stored = *call;
+  if (call->keep) { /* sums stand in its own memory */
+    stored.out = call->keep->sums;
+    stored.out_row_stride = call->keep->cols * 4;
+    stored.out_type = NPUMM_FLOAT32;
+    stored.out_is_read = 0;
+    stored.epilogue = NULL;
+  }
   npumm_work work = {
       .placed = placed,
-      .call = call,
+      .call = &stored,
       .longest = longest_of(placed->m_ranges, placed->m_count),
-      .rows = {.a = call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
+      .rows = {.a = call->source ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
       .failed_core = -1,
+      .stop = stop,
   };
   int code = open_work(&work);
   if (code) npumm_fail(report, NPUMM_STEP_ARGUMENTS, code);
-  for (work.m_index = 0; !code && work.m_index < placed->m_count; work.m_index++) code = run_rows(&work, executor, report);
+  for (work.m_index = 0; !code && !npumm_work_is_over(&work) && work.m_index < placed->m_count; work.m_index++) {
+    code = run_rows(&work, executor, report);
+  }
   close_work(&work);
   return code;
 }

@@ -9,6 +9,14 @@ int npumm_fail(npumm_report *report, npumm_step step, int code) {
   return code;
 }
 
+void npumm_add_counts(npumm_report *to, const npumm_report *from) {
+  to->run_calls += from->run_calls;
+  to->set_io_mem_calls += from->set_io_mem_calls;
+  to->mem_sync_calls += from->mem_sync_calls;
+  to->set_dynamic_shape_calls += from->set_dynamic_shape_calls;
+  to->macs += from->macs;
+}
+
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {
   return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part &&
          one->group.start == other->group.start && one->group.length == other->group.length;
@@ -48,13 +56,13 @@ static int bind(const npumm_runtime *runtime, npumm_report *report, npumm_step s
   return code == RKNN_SUCC ? 0 : break_context(shape->context, report, step, code);
 }
 
-static int32_t buffer_of(const npumm_work *work, const npumm_slice *slice) {
+int32_t npumm_buffer_of(const npumm_work *work, const npumm_slice *slice) {
   int32_t buffer = 0;
   while (buffer < work->images - 1 && !npumm_same_image(slice, &work->placed->slices[work->image_of[buffer]])) buffer++;
   return buffer;
 }
 
-static int64_t bytes_of(npumm_element type) {
+int64_t npumm_out_bytes(npumm_element type) {
   if (type == NPUMM_INT8) return 1;
   return type == NPUMM_FLOAT16 || type == NPUMM_BFLOAT16 ? 2 : 4;
 }
@@ -82,7 +90,7 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
       .column_scale = scaled_each && slice->column_scale ? slice->column_scale + n->start : NULL,
       .row_factor = groups ? work->rows.factor + rows_at : NULL,
   };
-  char *out = (char *)call->out + m->start * call->out_row_stride + n->start * bytes_of(call->out_type);
+  char *out = (char *)call->out + m->start * call->out_row_stride + n->start * npumm_out_bytes(call->out_type);
   const npumm_partial partial = {
       .data = !work->sums ? out
               : work->sums_core_stride ? work->sums + core * work->sums_core_stride : work->sums + n->start * 4,
@@ -110,9 +118,11 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   const npumm_placed_matmul *p = work->placed;
   const npumm_slice *slice = &p->slices[slice_index];
   npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + slice_index) * p->n_count + n_index];
-  const int32_t buffer = buffer_of(work, slice);
+  const int32_t buffer = npumm_buffer_of(work, slice);
   rknn_tensor_mem *b_memory = p->b_memories[(int64_t)slice->tiles * p->n_count + n_index];
-  rknn_tensor_mem *c_memory = p->c_memories[p->tile_cores[n_index]];
+  npumm_kept *keep = slice_index == p->slice_count - 1 ? work->call->keep : NULL;
+  rknn_tensor_mem *c_memory =
+      keep ? keep->memories[work->m_index * p->n_count + n_index] : p->c_memories[p->tile_cores[n_index]];
   report->n_index = n_index;
   report->slice_index = slice_index;
   int code = select_shape(p->runtime, report, shape);
@@ -128,5 +138,5 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
   /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */
   code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_C, shape->context, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
-  return code ? code : store(work, report, shape, n_index, slice_index, buffer);
+  return code || keep ? code : store(work, report, shape, n_index, slice_index, buffer);
 }

@@ -6,6 +6,8 @@
 
 #include "activation.h"
 
+typedef struct npumm_fusing npumm_fusing;
+
 /* What all cores share while they work on a range of rows. */
 typedef struct {
   const npumm_placed_matmul *placed;
@@ -19,15 +21,33 @@ typedef struct {
   int64_t longest;                     /* rows of the longest range */
   char *sums;                          /* partial sums, or NULL where they can stand in the result */
   int64_t sums_row_stride, sums_core_stride; /* in bytes; no core stride where sums are as wide as the result */
+  int64_t block;                       /* rows of a kept source that are finished and packed at once */
+  npumm_fusing *fusing;                /* [fusing_count] */
+  int32_t fusing_count;
   npumm_report *reports;               /* [core_count] */
   atomic_int failed_core;              /* the first that failed, or -1 */
+  atomic_int *stop;                    /* other than 0 when another core failed, of those that share rows; or NULL */
 } npumm_work;
+
+/* Whether there is nothing more to do after a failure. */
+static inline int npumm_work_is_over(npumm_work *work) {
+  return atomic_load(&work->failed_core) >= 0 || (work->stop && atomic_load(work->stop));
+}
 
 /* Whether two slices read the same image of A. */
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other);
 
+/* The buffer of A that holds the image of a slice. */
+int32_t npumm_buffer_of(const npumm_work *work, const npumm_slice *slice);
+
+/* Bytes of an element of a result. */
+int64_t npumm_out_bytes(npumm_element type);
+
 /* Counts and the first failure of one core; returns the code. */
 int npumm_fail(npumm_report *report, npumm_step step, int code);
+
+/* Add what was counted in one report to another. */
+void npumm_add_counts(npumm_report *to, const npumm_report *from);
 
 /* Synchronise memory through a context. */
 int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,

@@ -93,7 +93,9 @@ typedef struct {
   const npumm_range *m_ranges, *n_ranges;
   const npumm_slice *slices;
   const int32_t *tile_cores;            /* [n_count] the core of each N tile, below core_count; every core has one */
-  rknn_tensor_mem *const *a_memories;   /* [a_count] */
+  const int32_t *range_cores;           /* [m_count] instead: the core of each range of rows, which runs all tiles with it;
+                                           in rising order. NULL: cores share tiles */
+  rknn_tensor_mem *const *a_memories;   /* [a_count], or [core_count][a_count] where cores share rows; NPUMM_A_MOST in all */
   rknn_tensor_mem *const *c_memories;   /* [core_count] */
   rknn_tensor_mem *const *b_memories;   /* [rows of tiles][n_count] */
   npumm_shape *const *shapes;           /* [m_count][slice_count][n_count]; cores share no context */
@@ -101,9 +103,35 @@ typedef struct {
 
 #define NPUMM_A_MOST 16
 
+/*
+ * A result that is not stored: C of the last slice of K stays as the runs leave it, in memories of its own, with what is
+ * needed to finish it. npumm_kept_store does that later, or npumm_execute on the way into the next A, row by row.
+ */
+typedef struct {
+  int64_t rows, cols;
+  npumm_element type;             /* of the finished elements; not NPUMM_INT32 */
+  const npumm_epilogue *epilogue; /* or NULL; one that reads nothing but a bias */
+  int32_t m_count, n_count;
+  const npumm_range *m_ranges, *n_ranges; /* as of the placed matmul */
+  const int32_t *padded_m, *padded_n;     /* [m_count], [n_count]: extents of C */
+  rknn_tensor_mem *const *memories;       /* [m_count][n_count] */
+  double *row_factor;                     /* [rows]; what these four point to is filled by npumm_execute */
+  int32_t *row_zero, *row_sum;            /* [rows] */
+  void *sums;                             /* rows x cols of 4 bytes, of the slices before the last; NULL for one slice */
+  /* set by npumm_execute */
+  npumm_term term;           /* of the last slice; its arrays start at the matrix's first row and column */
+  int32_t c_group;           /* as in npumm_shape */
+  int32_t scaled_each;       /* whether sums are float32 in any case */
+  const double *last_factor; /* row_factor, or NULL where it is no factor of the finished sums */
+  const float *last_scale;   /* common to all slices, or NULL */
+} npumm_kept;
+
 typedef struct {
   const void *a; /* M x K, strides in bytes */
   int64_t a_row_stride, a_col_stride;
+  const npumm_kept *source; /* instead of `a`: a result that was kept, M x K, of a type that the conversion reads; those
+                               of 2 bytes are widened where it reads float32 */
+  npumm_kept *keep;         /* instead of `out`: leave the result there */
   void *out; /* M x N, adjacent along the columns */
   int64_t out_row_stride;
   npumm_element out_type;         /* NPUMM_INT8: C of int8 as the runtime scaled it; scales here are not applied */
@@ -154,6 +182,13 @@ NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
  */
 NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
                                npumm_report *report);
+
+/*
+ * Finish `rows` rows of a kept result, from row `first` on, into `out`, adjacent along the columns: what npumm_execute
+ * would have stored. Several threads may do so at once.
+ */
+NPUMM_EXPORT int npumm_kept_store(const npumm_kept *kept, int64_t first, int64_t rows, void *out,
+                                  int64_t out_row_stride);
 
 #ifdef __cplusplus
 }

@@ -95,6 +95,15 @@ NPUMM_EXPORT int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conver
 NPUMM_EXPORT int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src,
                             int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes);
 
+/*
+ * Pack some rows of the source alone, from row `first` on: src and the arrays of `values` start there. Padding columns
+ * are written with each row, padding rows with the last one; other rows of the image stay, so several threads may each
+ * pack rows of their own.
+ */
+NPUMM_EXPORT int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int64_t first, int64_t rows,
+                                 const void *src, int64_t src_row_stride, int64_t src_col_stride, void *dst,
+                                 int64_t dst_bytes);
+
 /* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4* only). */
 NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
                               int64_t src_bytes, void *dst, int64_t dst_row_stride, int64_t dst_col_stride);
@@ -118,6 +127,16 @@ NPUMM_EXPORT int npumm_symmetric_scales(const float *src, int64_t rows, int64_t 
  */
 NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
                                          int64_t col_stride, int32_t levels, float clip, float *scale, int32_t *zero);
+
+/*
+ * What rounding costs: for each candidate c and row r, with s and z of scale[c * rows + r] and zero (candidates, rows),
+ * q = values / s rounded half to even and clamped to qmin - z..qmax - z, sums[3 * (c * rows + r)] and the two after it
+ * become the sums over the row of weights (values - s q)^2, weights values q and weights q^2. Rows of values are
+ * contiguous, weights are per column; all are finite, scales positive, zero points within qmin..qmax.
+ */
+NPUMM_EXPORT int npumm_rounding_sums(const float *values, int64_t rows, int64_t cols, const float *weights,
+                                     int64_t candidates, const float *scale, const int32_t *zero, int32_t qmin,
+                                     int32_t qmax, double *sums);
 
 /*
  * Power of two per row that brings the largest finite |x| into [1, 2) when it lies outside [2^-2, 2^15), else 1:

@@ -92,6 +92,7 @@ typedef struct {
   const float *column_scale;     /* one per column of the tile, common to all slices, or NULL for 1 */
   const npumm_epilogue *epilogue; /* or NULL */
   int64_t row, column;           /* of the tile's first element, in the epilogue's arrays */
+  int32_t widen;                 /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
 } npumm_result;
 
 /*
@@ -101,6 +102,14 @@ typedef struct {
  */
 NPUMM_EXPORT int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
                              const npumm_partial *partial, const npumm_result *result);
+
+/*
+ * The same for `count` rows of the tile from row `first` on. result->data is where the first of them goes; all other
+ * arrays start at the tile's first row.
+ */
+NPUMM_EXPORT int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const void *src,
+                                  int64_t src_bytes, int64_t first, int64_t count, const npumm_partial *partial,
+                                  const npumm_result *result);
 
 #ifdef __cplusplus
 }

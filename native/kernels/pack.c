@@ -197,9 +197,9 @@ static int values_are_valid(const npumm_values *values, const recipe *how, int64
   return 1;
 }
 
-/* Rows r0 to r0 + rows of the source, over all columns. */
-static int pack_rows(const npumm_tiling *t, const npumm_values *values, const recipe *how, const char *src,
-                     int64_t row_stride, int64_t col_stride, int64_t r0, int64_t rows, void *dst) {
+/* Rows r0 to r0 + rows of the source, whose row 0 is row `first` of the image, over all columns. */
+static int pack_block(const npumm_tiling *t, const npumm_values *values, const recipe *how, const char *src,
+                      int64_t row_stride, int64_t col_stride, int64_t first, int64_t r0, int64_t rows, void *dst) {
   const npumm_row_kernels *kernels = npumm_rows();
   uint32_t block[BLOCK_ROWS * BLOCK_COLS]; /* the gathered source, of any element size */
   converted out;
@@ -212,58 +212,73 @@ static int pack_rows(const npumm_tiling *t, const npumm_values *values, const re
     const int direct = col_stride == how->source_bytes &&
                        (how->source_bytes != 4 || ((uintptr_t)corner % 4 == 0 && row_stride % 4 == 0));
     if (!direct) gather(how->source_bytes, corner, row_stride, col_stride, rows, cols, block);
-    const char *first = direct ? corner : (const char *)block;
+    const char *from = direct ? corner : (const char *)block;
     const int64_t stride = direct ? row_stride : BLOCK_COLS * how->source_bytes;
     if (how->kind == COPIED && cols == padded && !values->row_sum) {
       /* A few rows at a time: rows of the source may stand a power of two apart and push each other out of the cache. */
       for (int64_t r = 0; r < rows; r += FEW_ROWS) {
-        scatter(t, how->bits, r0 + r, rows - r < FEW_ROWS ? rows - r : FEW_ROWS, c0, padded, first + r * stride, stride,
-                dst);
+        scatter(t, how->bits, first + r0 + r, rows - r < FEW_ROWS ? rows - r : FEW_ROWS, c0, padded, from + r * stride,
+                stride, dst);
       }
       continue;
     }
     if (cols < padded) memset(&out, 0, sizeof out);
     for (int64_t r = 0; cols > 0 && r < rows; r++) {
       int32_t sum = 0;
-      const int code = convert(kernels, how, values, first + r * stride, r0 + r, cols, out.image[r], out.low[r], &sum);
+      const int code = convert(kernels, how, values, from + r * stride, r0 + r, cols, out.image[r], out.low[r], &sum);
       if (code) return code;
       if (values->row_sum) {
         const uint32_t before = c0 ? (uint32_t)values->row_sum[r0 + r] : 0;
         values->row_sum[r0 + r] = (int32_t)(before + (uint32_t)sum);
       }
     }
-    scatter(t, how->bits, r0, rows, c0, padded, out.image, IMAGE_BYTES, dst);
+    scatter(t, how->bits, first + r0, rows, c0, padded, out.image, IMAGE_BYTES, dst);
     if (how->kind == QUANTIZED_SPLIT) {
-      scatter(t, how->bits, t->rows / 2 + r0, rows, c0, padded, out.low, LOW_BYTES, dst);
+      scatter(t, how->bits, t->rows / 2 + first + r0, rows, c0, padded, out.low, LOW_BYTES, dst);
     }
   }
   return NPUMM_OK;
 }
 
-int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src, int64_t src_row_stride,
-               int64_t src_col_stride, void *dst, int64_t dst_bytes) {
+/* Zeros below the rows of the image. */
+static void pad_rows(const npumm_tiling *t, int64_t bits, void *dst) {
+  const uint32_t zeros[BLOCK_COLS] = {0};
+  for (int64_t c0 = 0; c0 < t->padded_cols; c0 += BLOCK_COLS) {
+    const int64_t padded = t->padded_cols - c0 < BLOCK_COLS ? t->padded_cols - c0 : BLOCK_COLS;
+    scatter(t, bits, t->rows, t->padded_rows - t->rows, c0, padded, zeros, 0, dst);
+  }
+}
+
+int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int64_t first, int64_t rows,
+                    const void *src, int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes) {
   const int64_t needed = values ? npumm_packed_bytes(tiling, values->conversion) : -1;
   if (needed < 0 || !dst) return NPUMM_BAD_ARGUMENT;
   if (dst_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   const npumm_tiling t = *tiling;
   const recipe how = recipe_of(values->conversion);
   const int64_t source_rows = how.kind == QUANTIZED_SPLIT ? t.rows / 2 : t.rows;
-  if (!values_are_valid(values, &how, source_rows)) return NPUMM_BAD_ARGUMENT;
+  if (first < 0 || rows < 0 || first > source_rows - rows || !values_are_valid(values, &how, rows)) {
+    return NPUMM_BAD_ARGUMENT;
+  }
+  const int last = first + rows == source_rows;
+  if (t.cols == 0 && values->row_sum) memset(values->row_sum, 0, (size_t)rows * sizeof *values->row_sum);
   if (source_rows == 0 || t.cols == 0) {
-    memset(dst, 0, (size_t)needed);
-    if (values->row_sum) memset(values->row_sum, 0, (size_t)source_rows * sizeof *values->row_sum);
+    if (last) memset(dst, 0, (size_t)needed);
     return NPUMM_OK;
   }
-  if (!src) return NPUMM_BAD_ARGUMENT;
-  for (int64_t r0 = 0; r0 < source_rows; r0 += BLOCK_ROWS) {
-    const int64_t rows = source_rows - r0 < BLOCK_ROWS ? source_rows - r0 : BLOCK_ROWS;
-    const int code = pack_rows(&t, values, &how, src, src_row_stride, src_col_stride, r0, rows, dst);
+  if (!src && rows > 0) return NPUMM_BAD_ARGUMENT;
+  for (int64_t r0 = 0; r0 < rows; r0 += BLOCK_ROWS) {
+    const int64_t count = rows - r0 < BLOCK_ROWS ? rows - r0 : BLOCK_ROWS;
+    const int code = pack_block(&t, values, &how, src, src_row_stride, src_col_stride, first, r0, count, dst);
     if (code) return code;
   }
-  const uint32_t zeros[BLOCK_COLS] = {0};
-  for (int64_t c0 = 0; c0 < t.padded_cols; c0 += BLOCK_COLS) {
-    const int64_t padded = t.padded_cols - c0 < BLOCK_COLS ? t.padded_cols - c0 : BLOCK_COLS;
-    scatter(&t, how.bits, t.rows, t.padded_rows - t.rows, c0, padded, zeros, 0, dst);
-  }
+  if (last) pad_rows(&t, how.bits, dst);
   return NPUMM_OK;
+}
+
+int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src, int64_t src_row_stride,
+               int64_t src_col_stride, void *dst, int64_t dst_bytes) {
+  if (!tiling || !values) return NPUMM_BAD_ARGUMENT;
+  const int64_t rows = recipe_of(values->conversion).kind == QUANTIZED_SPLIT ? tiling->rows / 2 : tiling->rows;
+  return npumm_pack_rows(tiling, values, 0, rows, src, src_row_stride, src_col_stride, dst, dst_bytes);
 }

@@ -69,8 +69,14 @@ static void complete(const npumm_tiling *t, const npumm_term *term, const void *
   }
 }
 
-static void write_result(const npumm_result *result, int as_float, int64_t r, int64_t c, int64_t n, piece *sums) {
-  void *to = (char *)result->data + r * result->row_stride + c * npumm_bytes_of(result->type);
+static int64_t bytes_written(const npumm_result *result) {
+  return result->widen ? (int64_t)sizeof(float) : npumm_bytes_of(result->type);
+}
+
+/* Row r of the tile, which becomes row `at` of the result's memory. */
+static void write_result(const npumm_result *result, int as_float, int64_t r, int64_t at, int64_t c, int64_t n,
+                         piece *sums) {
+  void *to = (char *)result->data + at * result->row_stride + c * bytes_written(result);
   if (result->type == NPUMM_INT32) {
     memcpy(to, sums->whole, (size_t)n * 4);
     return;
@@ -93,7 +99,15 @@ static void write_result(const npumm_result *result, int as_float, int64_t r, in
     memcpy(finished, sums->floats, (size_t)n * 4);
   }
   if (epilogue) npumm_epilogue_apply(epilogue, result->row + r, result->column + c, values, n);
-  if (finished == values) npumm_cast(values, n, result->type, to);
+  if (finished != values) return;
+  if (!result->widen) {
+    npumm_cast(values, n, result->type, to);
+    return;
+  }
+  uint16_t halves[NPUMM_BLOCK];
+  npumm_cast(values, n, result->type, halves);
+  if (result->type == NPUMM_FLOAT16) npumm_finish()->from_f16(halves, n, to);
+  else npumm_finish()->from_bf16(halves, n, to);
 }
 
 static int is_aligned(const void *data, int64_t row_stride, int64_t bytes) {
@@ -106,7 +120,8 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
   if (partial && !is_aligned(partial->data, partial->row_stride, 4)) return 0;
   if (is_float(term->type) && (term->row_images != 1 || term->row_zero || term->row_sum)) return 0;
   if (!result) return 1;
-  const int64_t bytes = npumm_bytes_of(result->type);
+  const int64_t bytes = bytes_written(result);
+  if (result->widen && result->type != NPUMM_FLOAT16 && result->type != NPUMM_BFLOAT16) return 0;
   if (!bytes || !is_aligned(result->data, result->row_stride, bytes)) return 0;
   if ((result->type == NPUMM_INT32 || result->type == NPUMM_INT8) &&
       (as_float || result->row_factor || result->column_scale || result->epilogue)) {
@@ -119,8 +134,8 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
   return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);
 }
 
-int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
-                const npumm_partial *partial, const npumm_result *result) {
+int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
+                     int64_t first, int64_t count, const npumm_partial *partial, const npumm_result *result) {
   if (!term || (term->row_images != 1 && term->row_images != 2)) return NPUMM_BAD_ARGUMENT;
   const int64_t needed = bytes_needed(tiling, term->type);
   if (needed < 0 || !src || tiling->rows % term->row_images != 0) return NPUMM_BAD_ARGUMENT;
@@ -130,7 +145,8 @@ int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *
   if (!arguments_are_valid(term, as_float, partial, result)) return NPUMM_BAD_ARGUMENT;
 
   const int64_t rows = tiling->rows / term->row_images;
-  for (int64_t r = 0; r < rows; r++) {
+  if (first < 0 || count < 0 || first > rows - count) return NPUMM_BAD_ARGUMENT;
+  for (int64_t r = first; r < first + count; r++) {
     for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
       const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
       char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
@@ -148,9 +164,15 @@ int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *
         if (as_float) npumm_finish()->add(sums.floats, earlier.floats, n);
         else for (int64_t i = 0; i < n; i++) sums.whole[i] += earlier.whole[i];
       }
-      if (result) write_result(result, as_float, r, c, n, &sums);
+      if (result) write_result(result, as_float, r, r - first, c, n, &sums);
       else memcpy(before, sums.whole, (size_t)n * 4);
     }
   }
   return NPUMM_OK;
+}
+
+int npumm_store(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
+                const npumm_partial *partial, const npumm_result *result) {
+  const int64_t images = term && term->row_images == 2 ? 2 : 1;
+  return npumm_store_rows(tiling, term, src, src_bytes, 0, tiling ? tiling->rows / images : 0, partial, result);
 }

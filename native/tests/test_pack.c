@@ -145,7 +145,18 @@ static void random_matrix(const property *p) {
   uint8_t *image = need((size_t)needed);
   memset(image, 0xa5, (size_t)needed);
   const npumm_values how = {p->conversion, scales, asymmetric ? zeros : NULL, summed ? sums : NULL};
-  HOLDS(npumm_pack(&t, &how, src, row_stride, col_stride, image, needed) == NPUMM_OK);
+  if (between(0, 1)) {
+    HOLDS(npumm_pack(&t, &how, src, row_stride, col_stride, image, needed) == NPUMM_OK);
+  } else { /* some rows at a time, the last ones first */
+    for (int end = rows, count; end > 0; end -= count) {
+      count = between(1, end);
+      const int first = end - count;
+      const npumm_values part = {p->conversion, scales + first, asymmetric ? zeros + first : NULL, summed ? sums + first : NULL};
+      HOLDS(npumm_pack_rows(&t, &part, first, count, src + first * row_stride, row_stride, col_stride, image, needed) ==
+            NPUMM_OK);
+    }
+    HOLDS(npumm_pack_rows(&t, &how, 1, rows, src, row_stride, col_stride, image, needed) == NPUMM_BAD_ARGUMENT);
+  }
 
   int wrong = 0;
   for (int64_t r = 0; r < t.padded_rows; r++) {

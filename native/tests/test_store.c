@@ -141,8 +141,10 @@ static void store_one(example *e) {
   const int native = below(2);
   const npumm_tiling tiling = {e->rows * e->images, e->cols, padded_rows, padded_cols, padded_rows,
                                native ? group : padded_cols};
-  const int64_t bytes = npumm_bytes_of(e->out_type);
-  void *out = need((size_t)(e->rows * e->cols * bytes)), *sums = need((size_t)e->rows * (size_t)e->cols * 4);
+  const int widen = npumm_bytes_of(e->out_type) == 2 && below(2);
+  const int64_t bytes = widen ? 4 : npumm_bytes_of(e->out_type);
+  char *out = need((size_t)(e->rows * e->cols * bytes));
+  void *sums = need((size_t)e->rows * (size_t)e->cols * 4);
   int code = 0;
   for (int s = 0; s < e->slices; s++) {
     int64_t size;
@@ -155,11 +157,21 @@ static void store_one(example *e) {
                              e->zeros_b ? e->column_zero[s] : NULL,
                              e->scaled_each ? e->scale[s] : NULL,
                              e->rows_scaled_each ? e->factor[s] : NULL};
-    const npumm_partial partial = {in_place && bytes == 4 ? out : sums, e->cols * 4, s > 0, e->scaled_each};
+    const npumm_partial partial = {in_place && bytes == 4 && !widen ? out : sums, e->cols * 4, s > 0, e->scaled_each};
     const int plain = e->out_type == NPUMM_INT32;
-    const npumm_result result = {out, e->cols * bytes, e->out_type, plain || e->rows_scaled_each ? NULL : e->factor[0],
-                                 plain || e->scaled_each ? NULL : e->scale[0], NULL, 0, 0};
-    code |= npumm_store(&tiling, &term, c, size, e->slices == 1 ? NULL : &partial, s == e->slices - 1 ? &result : NULL);
+    npumm_result result = {out, e->cols * bytes, e->out_type, plain || e->rows_scaled_each ? NULL : e->factor[0],
+                           plain || e->scaled_each ? NULL : e->scale[0], NULL, 0, 0, widen};
+    const npumm_partial *so_far = e->slices == 1 ? NULL : &partial;
+    if (s < e->slices - 1 || below(2)) {
+      code |= npumm_store(&tiling, &term, c, size, so_far, s == e->slices - 1 ? &result : NULL);
+    } else { /* some rows at a time */
+      for (int row = 0, count; row < e->rows; row += count) {
+        count = within(1, e->rows - row);
+        result.data = out + row * e->cols * bytes;
+        code |= npumm_store_rows(&tiling, &term, c, size, row, count, so_far, &result);
+      }
+      code |= npumm_store_rows(&tiling, &term, c, size, 1, e->rows, so_far, &result) != NPUMM_BAD_ARGUMENT;
+    }
     free(c);
   }
   CHECK(code == NPUMM_OK, "npumm_store returned %d", code);
@@ -170,7 +182,7 @@ static void store_one(example *e) {
   for (int r = 0; r < e->rows; r++) {
     for (int c = 0; c < e->cols; c++) {
       double magnitude;
-      const double want = expected(e, r, c, &magnitude), got = value_at(out, e->out_type, (int64_t)r * e->cols + c);
+      const double want = expected(e, r, c, &magnitude), got = value_at(out, widen ? NPUMM_FLOAT32 : e->out_type, (int64_t)r * e->cols + c);
       const double error = (e->scaled_each ? magnitude : fabs(want)) * sums_unit;
       if (e->out_type == NPUMM_FLOAT16 && fabs(want) > 65000) right &= fabs(got) > 64000;
       else right &= fabs(got - want) <= error + (fabs(want) + error) * unit;

@@ -15,11 +15,13 @@ from npumatmul import dlpack
 from npumatmul.device import Device, current_device
 from npumatmul.direct import padded_rows
 from npumatmul.errors import ClosedError
+from npumatmul.kept import Kept
 from npumatmul.layout import round_up
 from npumatmul.memory import PAGE, Buffer
 from npumatmul.ops.array_memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
+from npumatmul.ops.array_pending import Pending
 
-__all__ = ["NpuArray", "asarray", "empty", "zeros"]
+__all__ = ["NpuArray", "asarray", "empty", "room_for", "unread", "zeros"]
 
 _Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
@@ -55,7 +57,9 @@ class NpuArray(NDArrayOperatorsMixin):
     synchronised.
 
     float16 operands whose extents fit the NPU's are read in place, and results written in place: in a chain of
-    products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is).
+    products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is). Other results stay
+    where the NPU left them until they are read; `buffer` is allocated then. A product that they are the left operand
+    of takes them from there, in one pass.
 
     Examples
     --------
@@ -74,7 +78,7 @@ class NpuArray(NDArrayOperatorsMixin):
     def __init__(
         self,
         device: Device,
-        buffer: Buffer,
+        buffer: Buffer | Pending,
         shape: tuple[int, ...],
         dtype: DTypeLike,
         strides: tuple[int, ...] | None = None,
@@ -82,7 +86,7 @@ class NpuArray(NDArrayOperatorsMixin):
         extent: int | None = None,
     ) -> None:
         self.device = device
-        self.buffer = buffer
+        self._memory = buffer
         self.shape = tuple(operator.index(extent) for extent in shape)
         self.dtype: np.dtype[Any] = supported(dtype)
         self.strides = dense_strides(self.shape, self.dtype.itemsize) if strides is None else tuple(strides)
@@ -128,9 +132,35 @@ class NpuArray(NDArrayOperatorsMixin):
         )
 
     @property
+    def buffer(self) -> Buffer:
+        """The memory. Of a result that nobody read yet it is allocated now, and the values come into it."""
+        return self._memory if isinstance(self._memory, Buffer) else self._memory.buffer
+
+    def buffer_in(self, domain: int) -> Buffer:
+        """The memory; if it is allocated now, then in this IOMMU domain."""
+        return self._memory if isinstance(self._memory, Buffer) else self._memory.read(domain)
+
+    @property
+    def domain(self) -> int | None:
+        """IOMMU domain of the memory; None as long as none is allocated."""
+        return self._memory.domain
+
+    @property
+    def room(self) -> int:
+        """Bytes of the buffer."""
+        return self._memory.nbytes
+
+    @property
+    def kept(self) -> Kept | None:
+        """Of a result that nobody read yet, and all of it: what its values are made of, as rows."""
+        kept = None if isinstance(self._memory, Buffer) else self._memory.kept
+        whole = kept is not None and self.size == math.prod(kept.shape) and self.contiguous
+        return kept if whole else None
+
+    @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
-        return self.buffer.closed or self.device.closed
+        return self._memory.closed or self.device.closed
 
     def __repr__(self) -> str:
         if self.closed:
@@ -168,7 +198,10 @@ class NpuArray(NDArrayOperatorsMixin):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.buffer.__exit__()
+        if isinstance(self._memory, Buffer):
+            self._memory.__exit__()
+        else:
+            self._memory.leave()
 
     def close(self) -> None:
         """Give the memory back, that of all arrays which share it. Closing twice is allowed.
@@ -180,7 +213,7 @@ class NpuArray(NDArrayOperatorsMixin):
         BusyError
             If another thread runs with it.
         """
-        self.buffer.close()
+        self._memory.close()
 
     def numpy(self, *, writable: bool = True) -> NDArray[Any]:
         """An ndarray that shares the memory.
@@ -292,7 +325,7 @@ class NpuArray(NDArrayOperatorsMixin):
     def _seen_as(self, view: NDArray[Any], start: int) -> NpuArray:
         """The array that is to this one as `view` is to an array that starts at `start`."""
         offset = self.offset + start_of(view) - start if view.size else self.offset
-        return NpuArray(self.device, self.buffer, view.shape, self.dtype, view.strides, offset, self.extent)
+        return NpuArray(self.device, self._memory, view.shape, self.dtype, view.strides, offset, self.extent)
 
     def transpose(self, *axes: Any) -> NpuArray:
         """A view with its axes in another order; reversed without `axes`."""
@@ -314,7 +347,7 @@ class NpuArray(NDArrayOperatorsMixin):
     def reshape(self, *shape: Any) -> NpuArray:
         """Another shape: a view where strides allow, else a copy; one extent can be -1."""
         wanted = shape[0] if len(shape) == 1 and not isinstance(shape[0], SupportsIndex) else shape
-        seen = self.numpy(writable=False)
+        seen = self._outline() if self.contiguous else self.numpy(writable=False)  # contiguous ones are not copied
         reshaped = seen.reshape(tuple(wanted))
         if self.size and not np.shares_memory(seen, reshaped):
             return asarray(reshaped, device=self.device)
@@ -387,13 +420,21 @@ def empty(
         raise ValueError(f"empty: shape {extents} has a negative extent")
     wanted = supported(dtype)
     target = current_device(device)
-    used = math.prod(extents) * wanted.itemsize
-    # A product may be made of more rows than there are: they find room behind the last one.
-    rows = math.prod(extents[:-1]) if extents else 1
-    room = padded_rows(rows, target.chip) * extents[-1] * wanted.itemsize if extents else used
     memory = target.attached(ArrayMemory, ArrayMemory)
-    buffer = memory.allocate(target, round_up(max(used, room, 1), PAGE), domain)
-    return NpuArray(target, buffer, extents, wanted, extent=used or None)
+    buffer = memory.allocate(target, room_for(extents, wanted, target), domain)
+    return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
+
+
+def unread(kept: Kept, shape: tuple[int, ...], device: Device) -> NpuArray:
+    """An array of a result that was kept, of the same elements in another shape; nothing is read yet."""
+    pending = Pending(device, kept, room_for(shape, kept.dtype, device))
+    return NpuArray(device, pending, shape, kept.dtype, extent=math.prod(shape) * kept.dtype.itemsize or None)
+
+
+def room_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> int:
+    """Bytes for an array. A product may be made of more rows than there are: they find room behind the last one."""
+    rows = max(padded_rows(math.prod(shape[:-1]), device.chip), math.prod(shape[:-1])) if shape else 1
+    return round_up(max(rows * (shape[-1] if shape else 1) * dtype.itemsize, 1), PAGE)
 
 
 def zeros(shape: _Shape, dtype: DTypeLike = np.float32, *, device: Device | str | None = None) -> NpuArray:

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device, current_device
-from npumatmul.direct import Rows, direct_type, multiply
+from npumatmul.direct import Room, Rows, direct_type, multiply, ranges_in_place
 from npumatmul.errors import NpuMemoryError
-from npumatmul.ops.array import NpuArray, asarray, empty
+from npumatmul.ops.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
 __all__ = [
+    "as_array",
     "as_npu_array",
     "device_of",
     "giving_npu_arrays",
@@ -25,6 +26,8 @@ __all__ = [
     "involves_npu_arrays",
     "on_cpu",
     "product_in_place",
+    "taking_npu_arrays",
+    "turned",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -58,6 +61,40 @@ def giving_npu_arrays(function: _Function) -> _Function:
         return target
 
     return wrapped  # type: ignore[return-value]
+
+
+def taking_npu_arrays(function: _Function) -> _Function:
+    """As `giving_npu_arrays`, for a function that takes NpuArrays as they are: results that nobody read stay so."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if not involves_npu_arrays(*args, *options.values()):
+            return function(*args, **options)
+        device = device_of([*args, *options.values()], options.pop("device", None))
+        out = options.pop("out", None)
+        result = function(*args, device=device, **options)
+        if out is None:
+            if isinstance(result, NpuArray):
+                return result if result.ndim else result.numpy()
+            return as_npu_array(result, device)
+        target = out[0] if isinstance(out, tuple) else out
+        place = target.numpy() if isinstance(target, NpuArray) else target
+        if place.shape != np.shape(host(result)):
+            raise ValueError(f"{function.__name__}: out has shape {place.shape}, the result has {host(result).shape}")
+        np.copyto(place, host(result), casting="same_kind")
+        return target
+
+    return wrapped  # type: ignore[return-value]
+
+
+def as_array(x: Any) -> Any:
+    """An NpuArray as it is, everything else as an ndarray."""
+    return x if isinstance(x, NpuArray) else np.asarray(x)
+
+
+def turned(x: Any, axes: list[int]) -> Any:
+    """An array with its axes in another order, which the CPU reads an NpuArray for."""
+    return x if axes == list(range(x.ndim)) else host(x).transpose(axes)
 
 
 def on_cpu(function: Callable[..., Any], a: Any, b: Any, options: dict[str, Any]) -> Any:
@@ -94,31 +131,37 @@ def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | 
     stored = b.stored
     if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
         return None
-    if a.buffer.domain != stored.domain:
+    if a.domain not in (None, stored.domain):
         return None
     wanted = b.scheme.result if dtype is None else np.dtype(dtype)
     mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
     if mm_type is None:
         return None
     shape = (*a.shape[:-1], b.shape[1])
-    if out is None:
-        try:
-            result = empty(shape, wanted, device=b.device, domain=stored.domain)
-        except NpuMemoryError:
-            return None  # where it is computed otherwise it may be in another domain
-    elif isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted):
-        result = out
-    else:
+    if not (
+        out is None or (isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted))
+    ):
         return None
     m = math.prod(a.shape[:-1])
     a._check_usable()
-    readable = Rows(a.buffer, a.offset, a.buffer.nbytes - a.offset)
+    readable = Room(a.offset, a.room - a.offset)
+    writable = Room(0, room_for(shape, wanted, b.device)) if out is None else _writable(out)
+    ranges = ranges_in_place(m, stored, mm_type, readable, writable)
+    if ranges is None:
+        return None  # nothing was allocated, and a result that nobody read yet stays so
+    try:
+        source = a.buffer_in(stored.domain)
+        result = empty(shape, wanted, device=b.device, domain=stored.domain) if out is None else out
+    except NpuMemoryError:
+        return None  # where it is computed otherwise it may be in another domain
+    rows_of_a, rows_of_c = Rows(source, readable), Rows(result.buffer, _writable(result))
+    return result if multiply(rows_of_a, m, stored, mm_type, rows_of_c, ranges) else None
+
+
+def _writable(result: NpuArray) -> Room:
+    """Behind the last row of the memory that arrays use there is room for rows that nobody sees."""
     ends = result.offset + result.nbytes
-    # behind the last row of the memory that arrays use there is room for rows that nobody sees
-    writable = Rows(
-        result.buffer, result.offset, (result.buffer.nbytes if ends == result.extent else ends) - result.offset
-    )
-    return result if multiply(readable, m, stored, mm_type, writable) else None
+    return Room(result.offset, (result.room if ends == result.extent else ends) - result.offset)
 
 
 def device_of(given: list[Any], device: Device | str | None) -> Device:

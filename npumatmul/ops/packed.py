@@ -15,6 +15,7 @@ from npumatmul.autotune import tuning_cache
 from npumatmul.device import Device, current_device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import NotFiniteError
+from npumatmul.kept import Kept
 from npumatmul.ops.packed_base import PackedBase
 from npumatmul.ops.settings import settings
 from npumatmul.ops.tiles import Laid, float_tiles, high_tiles, integer_tiles
@@ -27,7 +28,7 @@ from npumatmul.quant.transforms import kernel_of
 from npumatmul.quant.weight_scales import round_weight
 from npumatmul.tuning import consulting
 
-__all__ = ["PackedWeight", "finish_rows", "multiply_rows", "native_order", "pack"]
+__all__ = ["PackedWeight", "finish_rows", "keep_rows", "multiply_rows", "native_order", "pack", "takes_kept"]
 
 logger = logging.getLogger(__name__)
 
@@ -293,13 +294,14 @@ def _stored(
 
 
 def multiply_rows(
-    a: NDArray[Any], packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
+    a: NDArray[Any] | Kept, packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
 ) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
     ----------
-    a : ndarray, shape (M, K)
+    a : ndarray, shape (M, K), or Kept
+        A kept one only where `takes_kept` says so.
     packed : PackedWeight
     out : ndarray, shape (M, N), optional
         Its rows contiguous: of ``packed.scheme.result``, or float where the scheme's result or the epilogue is. It
@@ -317,15 +319,14 @@ def multiply_rows(
     TypeError
         If the scheme does not take the dtype of `a`.
     """
-    a = native_order(a)
-    correction = packed.column_sums if a.dtype == np.uint8 else None
-    if correction is not None:
-        a = shifted(a)
     scheme = packed.scheme
-    check_activation(a.dtype, scheme, f"b is packed as {scheme.name!r}")
-    given = packed.activations[a.dtype]
-    if packed.input_transform is not None and a.dtype == np.int8:
-        raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
+    correction = None
+    if not isinstance(a, Kept):
+        a = native_order(a)
+        correction = packed.column_sums if a.dtype == np.uint8 else None
+        if correction is not None:
+            a = shifted(a)
+    rows, given = _rows(a, packed)
     m, n = a.shape[0], packed.shape[1]
     if out is None:
         out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
@@ -338,13 +339,10 @@ def multiply_rows(
     else:
         sums = out
     if packed.stored is not None and m > 0:
-        if packed.input_transform is not None and given.transform is None:
-            a = packed.input_transform.activation(a.astype(np.float32, copy=False))
-        rows = a.astype(given.read_as, copy=False)
-        result_scale = None if scheme.result_params is None else float(scheme.result_params.scale)
         steps = epilogue if sums is out else None
-        Placement.of(packed.device).execute(rows, packed.stored, given, sums, steps, result_scale)
+        Placement.of(packed.device).execute(rows, packed.stored, given, sums, steps, _result_scale(scheme))
     if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
+        assert not isinstance(a, Kept)
         sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
     if correction is not None:
         with np.errstate(over="ignore"):
@@ -352,6 +350,58 @@ def multiply_rows(
     if sums is not out:
         finish_rows(sums, out, epilogue)
     return out
+
+
+def keep_rows(
+    a: NDArray[Any] | Kept, packed: PackedWeight, dtype: np.dtype[Any], epilogue: Epilogue | None = None
+) -> Kept | None:
+    """As `multiply_rows`, but the result stays where the NPU leaves it, until it is read or multiplied further.
+
+    Parameters
+    ----------
+    a : ndarray, shape (M, K), or Kept
+    packed : PackedWeight
+    dtype : numpy.dtype
+        Of the result.
+    epilogue : Epilogue, optional
+
+    Returns
+    -------
+    Kept or None
+        None, and nothing happened, where the result has to be stored at once: the CPU corrects it, the epilogue reads
+        matrices that could change until then, sums are int32, which no product reads, or there is no room for it.
+    """
+    reads = epilogue is not None and not (epilogue.multiply is None and epilogue.residual is None)
+    corrected = packed.zero_point != 0 or a.dtype == np.uint8
+    if packed.stored is None or a.shape[0] == 0 or reads or corrected or dtype == np.int32:
+        return None
+    rows, given = _rows(a if isinstance(a, Kept) else native_order(a), packed)
+    return Placement.of(packed.device).keep(rows, packed.stored, given, dtype, epilogue, _result_scale(packed.scheme))
+
+
+def takes_kept(packed: PackedWeight, dtype: np.dtype[Any]) -> bool:
+    """Whether a weight takes rows of a dtype as they stand in C: nothing is to be done to them but by the executor."""
+    given = packed.activations.get(dtype)
+    transformed = packed.input_transform is None or (given is not None and given.transform is not None)
+    return packed.stored is not None and given is not None and packed.zero_point == 0 and transformed
+
+
+def _rows(a: NDArray[Any] | Kept, packed: PackedWeight) -> tuple[NDArray[Any] | Kept, Activation]:
+    """The rows as the executor reads them, and what becomes of them."""
+    check_activation(a.dtype, packed.scheme, f"b is packed as {packed.scheme.name!r}")
+    given = packed.activations[a.dtype]
+    if isinstance(a, Kept):
+        return a, given
+    if packed.input_transform is not None:
+        if a.dtype == np.int8:
+            raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
+        if packed.stored is not None and len(a) > 0 and given.transform is None:
+            a = packed.input_transform.activation(a.astype(np.float32, copy=False))
+    return a.astype(given.read_as, copy=False), given
+
+
+def _result_scale(scheme: Scheme) -> float | None:
+    return None if scheme.result_params is None else float(scheme.result_params.scale)
 
 
 def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[Any], Activation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -15,13 +16,14 @@ from npumatmul.autotune import Tuning, autotune
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import BusyError, ClosedError
+from npumatmul.kept import Kept
 from npumatmul.mmtype import ElementType
-from npumatmul.ops.array import NpuArray, empty
+from npumatmul.ops.array import NpuArray, empty, unread
 from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed import PackedWeight, finish_rows, multiply_rows
+from npumatmul.ops.packed import PackedWeight, finish_rows, keep_rows, multiply_rows, takes_kept
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
@@ -37,7 +39,7 @@ class _Operands:
     """What one execution reads; replaced as a whole, so that executions under way keep theirs."""
 
     given: tuple[Any, Any]
-    a: NDArray[Any]
+    a: NDArray[Any] | NpuArray  # one that nobody read yet is looked at when it is needed
     weights: Weights
     finish: Finish
 
@@ -297,33 +299,67 @@ class Matmul:
             self._execute(operands, place.numpy(), keep)
             return place
         target = checked_out(out, self.shape, self.dtype)
-        made = None
-        if target is None and self.shape and involves_npu_arrays(*operands.given):
-            made = empty(self.shape, self.dtype, device=self.device)
-            target = made.numpy()
+        made, result = None, None
         start = time.perf_counter()
-        result = self._product(operands, target, keep, made is not None).reshape(self.shape)
+        if target is None and self.shape and involves_npu_arrays(*operands.given):
+            made = self._unread(operands, keep)
+            if made is None:
+                made = empty(self.shape, self.dtype, device=self.device)
+                target = made.numpy()
+        if made is None or target is not None:
+            result = self._product(operands, target, keep, made is not None).reshape(self.shape)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
-            self, operands.a.nbytes, result.nbytes, seconds * 1e3, 2e-9 * self._shapes.macs / max(seconds, 1e-9),
-            ", simulation" if self.device.simulated else "",
+            self, operands.a.nbytes, math.prod(self.shape) * self.dtype.itemsize, seconds * 1e3,
+            2e-9 * self._shapes.macs / max(seconds, 1e-9), ", simulation" if self.device.simulated else "",
         )  # fmt: skip
-        handed_out = delivered(result, target, operands.given)
+        handed_out = None if result is None else delivered(result, target, operands.given)
         return handed_out if made is None else made
+
+    def _unread(self, operands: _Operands, keep: bool) -> NpuArray | None:
+        """The product as an array whose values stay where the NPU leaves them; None where it has to be stored now."""
+        shapes, finish = self._shapes, operands.finish
+        if shapes.empty or shapes.matrices != 1 or finish.integer_bias is not None:
+            return None
+        (index,) = shapes.indices()
+        packed = operands.weights.at(index)
+        rows = self._left_now(operands, packed)
+        rows = rows if isinstance(rows, Kept) else rows.reshape(shapes.rows, shapes.k)
+        kept = keep_rows(rows, packed, self.dtype, finish.at((), self.dtype, shapes.n))
+        if kept is None:
+            return None
+        if not keep:
+            operands.weights.drop(index)
+        return unread(kept, self.shape, self.device)
+
+    def _left_now(self, operands: _Operands, packed: PackedWeight | None) -> NDArray[Any] | Kept:
+        """The left operand: as it stands in C, if nobody read it yet and the one weight that it meets takes it so."""
+        a = operands.a
+        if not isinstance(a, NpuArray):
+            return a
+        kept = a.kept
+        rows = (self._shapes.rows, self._shapes.k)
+        if kept is not None and packed is not None and kept.shape == rows and takes_kept(packed, kept.dtype):
+            return kept
+        return np.asarray(host(a))
 
     def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool, fresh: bool) -> NDArray[Any]:
         """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
+        first = operands.weights.at(next(shapes.indices())) if shapes.matrices == 1 and not shapes.empty else None
+        left = self._left_now(operands, first)
         direct = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
         if fresh or self.scheme.takes_any_value:
-            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, operands.a)
+            read = None if isinstance(left, Kept) else left
+            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, read)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
-        for index, where, a in shapes.rows_of(operands.a):
+        whole = ((0,) * len(shapes.stack), (), left)
+        for index, where, a in [whole] if isinstance(left, Kept) else shapes.rows_of(left):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -481,7 +517,9 @@ class Matmul:
             self._operands = None
 
 
-def _left(a: Any) -> NDArray[Any]:
+def _left(a: Any) -> NDArray[Any] | NpuArray:
+    if isinstance(a, NpuArray) and a.kept is not None:
+        return a
     return np.asarray(a.unpack() if isinstance(a, PackedWeight) else host(a))
 
 

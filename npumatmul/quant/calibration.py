@@ -17,6 +17,7 @@ from npumatmul.qparams import QuantParams
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.histogram import BINS, Histogram
 from npumatmul.quant.ranges import range_params
+from npumatmul.quant.search import divergences, squared_errors
 
 __all__ = ["MMSE", "Calibrator", "ClipRatio", "KLDivergence", "MinMax", "Percentile", "calibrate"]
 
@@ -183,16 +184,15 @@ class _HistogramCalibrator(Calibrator):
     ) -> tuple[float, float]:
         """Range for one channel, of which `low` .. `high` is all; -high .. high where zero points are 0."""
 
-    def _error(
-        self, counts: NDArray[np.int64], centers: NDArray[np.float64], low: float, high: float, power: float = 2.0
-    ) -> float:
-        """Mean of the errors to a power if the range is this."""
-        scale, zero_point = range_params(
-            np.float64(low), np.float64(high), self._codes.qmin, self._codes.qmax, self.symmetric
-        )
-        codes = np.clip(np.rint(centers / scale) + zero_point, self._codes.qmin, self._codes.qmax)
-        errors = np.abs(centers - scale * (codes - zero_point))
-        return float((counts * (errors * errors if power == 2 else errors**power)).sum() / counts.sum())
+    def _squared_errors(
+        self,
+        counts: NDArray[np.int64],
+        centers: NDArray[np.float64],
+        lows: NDArray[np.float64],
+        highs: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Mean squared errors if the ranges are these, to a common factor."""
+        return squared_errors(counts, centers, lows, highs, (self._codes.qmin, self._codes.qmax), self.symmetric)
 
 
 class Percentile(_HistogramCalibrator):
@@ -270,18 +270,15 @@ class KLDivergence(_HistogramCalibrator):
             edges, inverse = np.unique(magnitudes, return_inverse=True)
             counts, centers, low = np.bincount(inverse, weights=counts).astype(np.int64), edges, 0.0
         levels = self._codes.qmax + 1 if self.symmetric else self._codes.qmax - self._codes.qmin + 1
-        best, chosen = np.inf, (low, high)
-        for part in range(128, 0, -1):
-            start = int(np.searchsorted(centers, low * part / 128))
-            stop = int(np.searchsorted(centers, high * part / 128, side="right"))
-            if part == 128:  # the middle of the outermost bins may lie beyond the outermost values
-                start, stop = 0, centers.size
-            if stop - start < levels and part < 128:
-                break  # fewer bins than codes: nothing would be merged
-            divergence = _divergence(counts, start, stop, levels)
-            if divergence < best:
-                best, chosen = divergence, (low * part / 128, high * part / 128)
-        return (-chosen[1], chosen[1]) if self.symmetric else chosen
+        parts = np.arange(128, 0, -1) / 128
+        start, stop = np.searchsorted(centers, low * parts), np.searchsorted(centers, high * parts, side="right")
+        start[0], stop[0] = 0, centers.size  # the middle of the outermost bins may lie beyond the outermost values
+        fit = int(np.argmin(np.append(stop - start >= max(levels, 2), False)))  # with fewer bins nothing is merged
+        best = 0
+        if fit:
+            found = divergences(counts, start[:fit], stop[:fit], levels)
+            best = int(np.argmax(found <= found.min() + 1e-12))  # the widest of those that are equal to rounding
+        return (-high if self.symmetric else low) * parts[best], high * parts[best]
 
 
 class MMSE(_HistogramCalibrator):
@@ -301,21 +298,15 @@ class MMSE(_HistogramCalibrator):
         self, counts: NDArray[np.int64], centers: NDArray[np.float64], low: float, high: float
     ) -> tuple[float, float]:
         ratios = np.linspace(1, 0.01, 100)
-        counts, centers = _occupied(counts, centers)
-        if self.symmetric:
-            best = min((self._error(counts, centers, low * r, high * r), i) for i, r in enumerate(ratios))[1]
-            return float(low * ratios[best]), float(high * ratios[best])
-        at = min((self._error(counts, centers, low * r, high * r), i) for i, r in enumerate(ratios))[1]
-        ends = [at, at]
-        for _ in range(8):
+
+        def best(lows: NDArray[np.float64], highs: NDArray[np.float64]) -> int:
+            return int(np.argmin(self._squared_errors(counts, centers, lows, highs)))
+
+        ends = [best(low * ratios, high * ratios)] * 2
+        for _ in range(0 if self.symmetric else 8):
             before = list(ends)
-            for side in (0, 1):
-                trials = []
-                for i, ratio in enumerate(ratios):
-                    pair = [ratios[ends[0]], ratios[ends[1]]]
-                    pair[side] = ratio
-                    trials.append((self._error(counts, centers, low * pair[0], high * pair[1]), i))
-                ends[side] = min(trials)[1]
+            ends[0] = best(low * ratios, np.full(ratios.size, high * ratios[ends[1]]))
+            ends[1] = best(np.full(ratios.size, low * ratios[ends[0]]), high * ratios)
             if ends == before:
                 break
         return float(low * ratios[ends[0]]), float(high * ratios[ends[1]])
@@ -379,11 +370,24 @@ class ClipRatio(_HistogramCalibrator):
     def _range(
         self, counts: NDArray[np.int64], centers: NDArray[np.float64], low: float, high: float
     ) -> tuple[float, float]:
-        counts, centers = _occupied(counts, centers)
-        errors = [self._error(counts, centers, low * r, high * r, self.power) for r in self._ratios]
+        if self.power == 2:
+            errors = self._squared_errors(counts, centers, low * self._ratios, high * self._ratios)
+        else:
+            errors = np.array([self._error(counts, centers, low * r, high * r) for r in self._ratios])
         ratio = float(self._ratios[int(np.argmin(errors))])
         self._found.append(ratio)
         return low * ratio, high * ratio
+
+    def _error(self, counts: NDArray[np.int64], centers: NDArray[np.float64], low: float, high: float) -> float:
+        """Mean of the errors to the power if the range is this."""
+        used = np.flatnonzero(counts)
+        counts, centers = counts[used], centers[used]
+        scale, zero_point = range_params(
+            np.float64(low), np.float64(high), self._codes.qmin, self._codes.qmax, self.symmetric
+        )
+        codes = np.clip(np.rint(centers / scale) + zero_point, self._codes.qmin, self._codes.qmax)
+        errors = np.abs(centers - scale * (codes - zero_point))
+        return float((counts * errors**self.power).sum() / counts.sum())
 
 
 def calibrate(
@@ -443,29 +447,7 @@ def _with_progress(batches: Iterable[Mapping[str, ArrayLike]]) -> Iterable[Mappi
     return track(batches, "calibrating", total=total, console=Console(stderr=True))
 
 
-def _occupied(counts: NDArray[np.int64], centers: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    used = np.flatnonzero(counts)
-    return counts[used], centers[used]
-
-
 def _quantile(counts: NDArray[np.int64], upper_edges: NDArray[np.float64], share: float) -> float:
     """Upper edge of the bin up to which a share of all values lies."""
     cumulated = np.cumsum(counts)
     return float(upper_edges[int(np.searchsorted(cumulated, share * cumulated[-1]))])
-
-
-def _divergence(counts: NDArray[np.int64], start: int, stop: int, levels: int) -> float:
-    """Kullback-Leibler divergence of bins start .. stop, cut into `levels` equal runs, from the clipped original."""
-    inside = counts[start:stop].astype(np.float64)
-    original = inside.copy()
-    original[0] += counts[:start].sum()
-    original[-1] += counts[stop:].sum()
-    cuts = (np.arange(min(levels, inside.size)) * inside.size) // min(levels, inside.size)
-    lengths = np.diff(cuts, append=inside.size)
-    occupied = np.add.reduceat((inside > 0).astype(np.float64), cuts)
-    share = np.divide(np.add.reduceat(inside, cuts), occupied, out=np.zeros(cuts.size), where=occupied > 0)
-    merged = np.where(inside > 0, np.repeat(share, lengths), 0.0)
-    p = original / max(original.sum(), 1.0)
-    q = np.maximum(merged / max(merged.sum(), 1.0), 1e-9)  # what was clipped onto an empty bin costs, but not all
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.where(p > 0, p * np.log(p / q), 0.0).sum())

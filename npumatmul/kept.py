@@ -1,0 +1,89 @@
+"""Results that stay where the NPU left them, until they are read or become the next product's A."""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul import _executor
+from npumatmul._executor import Element
+from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
+from npumatmul.plan import Span
+from npumatmul.rknn import TensorMem
+from npumatmul.session import Memory
+
+__all__ = ["Kept"]
+
+
+class Kept:
+    """A result in C of its last slice of K, with what is needed to finish it: scales, zero points, sums so far.
+
+    It lives as long as somebody refers to it; then its buffers are idle again. `Placement.keep` makes it.
+
+    Attributes
+    ----------
+    shape : (int, int)
+    dtype : numpy.dtype
+        Of the finished elements.
+    buffers, nbytes : int
+        How many buffers it holds, and bytes of them.
+    struct : KeptStruct
+        For the executor.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        epilogue: Epilogue | None,
+        m_spans: Sequence[Span],
+        n_spans: Sequence[Span],
+        memories: Sequence[Memory],
+        slices: Sequence[Any],
+        loan: object,
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.buffers, self.nbytes = len(memories), sum(memory.size for memory in memories)
+        m, n = shape
+        factors, zeros = np.empty(m, np.float64), np.empty((2, m), np.int32)
+        sums = np.empty(shape, np.int32) if len(slices) > 1 else None
+        after = None if epilogue is None or epilogue.does_nothing else _placed(epilogue, shape, dtype)
+        # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
+        self._refers_to = factors, zeros, sums, after, tuple(slices), loan
+        self.struct = _executor.KeptStruct(
+            m,
+            n,
+            Element.INT8 if dtype == np.int8 else ELEMENTS[dtype],
+            None if after is None else after.pointer,
+            len(m_spans),
+            len(n_spans),
+            _ranges(m_spans),
+            _ranges(n_spans),
+            (C.c_int32 * len(m_spans))(*(span.padded for span in m_spans)),
+            (C.c_int32 * len(n_spans))(*(span.padded for span in n_spans)),
+            (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories)),
+            factors.ctypes.data,
+            zeros[0].ctypes.data,
+            zeros[1].ctypes.data,
+            None if sums is None else sums.ctypes.data,
+        )
+
+    def store(self, address: int) -> None:
+        """Finish it in memory that has room for it, in C order. Its device must not be closed meanwhile."""
+        _executor.store_kept(self.struct, address, self.shape[1] * self.dtype.itemsize)
+
+
+def _placed(epilogue: Epilogue, shape: tuple[int, int], dtype: np.dtype[Any]) -> PlacedEpilogue:
+    """The epilogue with a bias of its own: the caller's may change before it is read."""
+    bias = None if epilogue.bias is None else np.array(epilogue.bias, np.float32)
+    nowhere: NDArray[Any] = np.broadcast_to(np.empty((), dtype), shape)
+    return PlacedEpilogue(replace(epilogue, bias=bias), nowhere)
+
+
+def _ranges(spans: Sequence[Span]) -> Any:
+    return (_executor.Range * len(spans))(*(_executor.Range(span.start, span.length) for span in spans))
