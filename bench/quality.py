@@ -39,6 +39,7 @@ from npumatmul.llm.quantize import (
     best_recipe,
     collect_statistics,
     own_text,
+    quantize_model,
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
 from npumatmul.mmtype import MatmulType
@@ -108,35 +109,20 @@ def main() -> None:
     rows = entries()
     chosen = options.rows or list(rows)
     path = Path(options.model) if options.model else fetch_demo_model()
-    evaluation_text, evaluation_source = _text(options.evaluation, ["anarchism"], options.cache)
-    if options.own_text:
-        calibration_text, calibration_source = [], "written by the model itself"
-    else:
-        calibration_text, calibration_source = _text(options.calibration, ["austen", "handbook"], options.cache)
+    evaluation_text, evaluation_source = texts(options.evaluation, ["anarchism"], options.cache)
     tokenizer = GGUFTokenizer(GGUFFile(path))
-    pieces = _spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
+    pieces = spread(tokenizer, evaluation_text, math.ceil(options.tokens / (WINDOW - 1)))
     scored = sum(piece.scored for piece in pieces)
-    print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {_cpu()}")
+    print(f"npumatmul {npumatmul.__version__}, numpy {np.__version__}, Python {platform.python_version()}, {cpu()}")
     print(f"model: {path.name}")
     print(f"evaluation: {evaluation_source}, {len(pieces)} windows of {WINDOW} tokens, {scored} positions scored")
-    print(f"calibration: {calibration_source}, {options.calibration_tokens} tokens")
-
-    def calibrate() -> dict[str, LayerStatistics]:
-        started = time.perf_counter()
-        count = options.calibration_tokens // WINDOW
-        if options.own_text:
-            read = own_text(path, count, WINDOW, progress=_progress)
-            print(f"text written: {time.perf_counter() - started:.0f} s on this machine", flush=True)
-        else:
-            read = _spread(tokenizer, calibration_text, count)
-        found = collect_statistics(path, read)
-        print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
-        return found
+    calibration = Calibration(path, tokenizer, options)
+    print(f"calibration: {calibration.source}, {options.calibration_tokens} tokens")
 
     def third_text() -> list[Window]:
-        return _spread(tokenizer, _text(None, ["jargon"], options.cache)[0], SENSITIVITY_WINDOWS)
+        return spread(tokenizer, texts(None, ["jargon"], options.cache)[0], SENSITIVITY_WINDOWS)
 
-    workshop = Workshop(path, calibrate, third_text, options.keep)
+    workshop = Workshop(path, calibration, options.keep, third_text)
     made: dict[str, Any] = {}
     models = {}
     for name in chosen:
@@ -151,7 +137,7 @@ def main() -> None:
     loaded = {name: model.load().model for name, model in models.items()}
 
     def report(done: int, total: int, so_far: Mapping[str, Evaluation]) -> None:
-        _progress(done, total, "windows")
+        progress(done, total, "windows")
         if options.json:
             interim = {name: each.as_dict() for name, each in so_far.items()}
             Path(options.json).write_text(json.dumps({"windows": done, "of": total, "so far": interim}, indent=1))
@@ -166,39 +152,67 @@ def main() -> None:
             Path(options.json).write_text(json.dumps(results, indent=1))
 
 
+class Calibration:
+    """The text that models are calibrated on: what it is, and its windows once they are needed."""
+
+    def __init__(self, path: Path, tokenizer: GGUFTokenizer, options: argparse.Namespace) -> None:
+        self._path, self._tokenizer, self._options = path, tokenizer, options
+        self.count = options.calibration_tokens // WINDOW
+        self.source = "written by the model itself"
+        if not options.own_text:
+            self._text, self.source = texts(options.calibration, ["austen", "handbook"], options.cache)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The text."""
+        if not self._options.own_text:
+            return spread(self._tokenizer, self._text, self.count)
+        started = time.perf_counter()
+        written: list[Window] = own_text(self._path, self.count, WINDOW, progress=progress)
+        print(f"text written: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        return written
+
+
 class Workshop:
     """Makes models by recipe; layers that differ in how activations are quantized only are made once."""
 
     def __init__(
         self,
         path: Path,
-        calibrate: Callable[[], dict[str, LayerStatistics]],
-        third_text: Callable[[], list[Window]],
+        calibration: Calibration,
         keep: Path | None,
+        third_text: Callable[[], list[Window]] | None = None,
     ) -> None:
         self.path = path
         self.file = GGUFFile(path)
         self.tensors = layer_tensors(self.file, LlamaConfig.from_gguf(self.file))
-        self._calibrate, self._third_text = calibrate, third_text
-        self._keep = keep
+        self._calibration, self._third_text = calibration, third_text
+        self._keep: Path | None = None
         self._made: dict[str, QuantizedLayer] = {}
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
+        if keep is not None:  # of each model and calibration text by itself
+            what = f"{path.name} {calibration.source} {calibration.count}"
+            self._keep = keep / hashlib.sha256(what.encode()).hexdigest()[:12]
+            self._keep.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
         """Of the calibration text."""
-        found: dict[str, LayerStatistics] = self._kept("statistics", self._calibrate)
+        found: dict[str, LayerStatistics] = self._kept("statistics", self._collect)
         return found
 
     def model(self, recipe: Recipe | Budget) -> QuantizedModel:
         """Quantize by a recipe, or within a budget by what layers do to the third text."""
         if isinstance(recipe, Budget):
+            assert self._third_text is not None
             candidates = [best_recipe(scheme).default for scheme in recipe.schemes]
             return auto_quantize(
-                self.path, candidates, self._third_text(), max_bits=recipe.max_bits, make=self.layer, progress=_progress
+                self.path, candidates, self._third_text(), max_bits=recipe.max_bits, make=self.layer, progress=progress
             )
-        layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
+        if recipe.sequential:
+            key = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:24]
+            layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
+        else:
+            layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
         return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
 
     def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
@@ -206,15 +220,22 @@ class Workshop:
         values = {**dataclasses.asdict(wanted), "symmetric_activations": True, "activation_clip": 1.0}
         if wanted.scheme != "gguf":
             values["scheme"] = re.sub(r"a\d+|_agroup", "", wanted.scheme)
-        key = f"{name} {seed} {json.dumps(values)}"
+        usual = dataclasses.asdict(LayerRecipe())
+        key = f"{name} {seed} {json.dumps({k: v for k, v in values.items() if v != usual[k]})}"
         if key not in self._made:
             make = partial(self._layer, name, wanted, seed)
             self._made[key] = self._kept(hashlib.sha256(key.encode()).hexdigest()[:24], make)
         made = self._made[key]  # blocks that cannot be taken over have a recipe of their own
         return made if wanted.scheme == "gguf" else dataclasses.replace(made, recipe=wanted)
 
+    def _collect(self) -> dict[str, LayerStatistics]:
+        started = time.perf_counter()
+        found = collect_statistics(self.path, self._calibration.windows)
+        print(f"statistics of the calibration text: {time.perf_counter() - started:.0f} s on this machine", flush=True)
+        return found
+
     def _layer(self, name: str, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
-        _progress(0, 1, name)
+        progress(0, 1, name)
         statistics = self.statistics[name] if recipe.needs_calibration else None
         return layer_of_recipe(self.file, self.tensors[name], recipe, statistics, seed=seed)
 
@@ -248,14 +269,8 @@ def _line(entry: Entry, r: dict[str, Any]) -> str:
 def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int) -> dict[str, Any]:
     assert result.mean_kl is not None
     assert result.top1 is not None
-    # neighbouring tokens are not independent: the standard error is that of the windows' means
-    kl, top = (
-        np.array([part.mean() for part in np.array_split(values, count)])
-        for values in (result.kl, result.same_top)
-        if values is not None
-    )
-    error = [float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan for each in (kl, top)]
-    runs, decode = _modelled(model, 1)
+    error = standard_errors(result, count)
+    runs, decode = modelled(model, 1)
     return {
         "scheme": entry.scheme,
         "recipe": model.recipe.as_dict(),
@@ -267,11 +282,21 @@ def _figures(entry: Entry, model: QuantizedModel, result: Evaluation, count: int
         "host_seconds": _host_seconds(model),
         "runs": runs,
         "decode": decode,
-        "prefill": _modelled(model, 128)[1],
+        "prefill": modelled(model, 128)[1],
     }
 
 
-def _modelled(model: QuantizedModel, rows: int) -> tuple[int, float | None]:
+def standard_errors(result: Evaluation, count: int) -> list[float]:
+    """Of KL divergence and agreement: those of the means of `count` windows, for neighbours are not independent."""
+    kl, top = (
+        np.array([part.mean() for part in np.array_split(values, count)])
+        for values in (result.kl, result.same_top)
+        if values is not None
+    )
+    return [float(each.std(ddof=1) / math.sqrt(len(each))) if len(each) > 1 else math.nan for each in (kl, top)]
+
+
+def modelled(model: QuantizedModel, rows: int) -> tuple[int, float | None]:
     """Runs and modelled seconds of all linear layers on an RK3588; attention and norms are not in it."""
     runs, total = 0, 0.0
     known = True
@@ -330,7 +355,7 @@ def _host_seconds(model: QuantizedModel, rows: int = 128) -> float:
     return total
 
 
-def _spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Window]:
+def spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Window]:
     """Windows that begin at equal distances in the texts, taken from each in turn; all positions are scored."""
     found: list[list[Window]] = []
     for i, text in enumerate(texts):
@@ -351,19 +376,22 @@ def _spread(tokenizer: GGUFTokenizer, texts: list[str], count: int) -> list[Wind
     return result
 
 
-def _text(file: str | None, names: list[str], cache: Path) -> tuple[list[str], str]:
+def texts(file: str | None, names: list[str], cache: Path) -> tuple[list[str], str]:
+    """Read a file, or packages of `prose`; and what they are."""
     if file:
         return [Path(file).read_text("utf-8")], Path(file).name
     found = [prose(name, cache) for name in names]
     return [text for text, _ in found], " and ".join(source for _, source in found)
 
 
-def _progress(done: int, total: int, what: str) -> None:
+def progress(done: int, total: int, what: str) -> None:
+    """Show how far things are, where somebody looks."""
     if sys.stderr.isatty():
         print(f"\r{what}: {done} of {total} \033[K", end="\r", file=sys.stderr, flush=True)
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """Name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()

@@ -168,6 +168,7 @@ class PlacedMatmul(C.Structure):
         ("n_ranges", C.POINTER(Range)),
         ("slices", C.POINTER(SliceStruct)),
         ("tile_cores", C.POINTER(C.c_int32)),
+        ("range_cores", C.POINTER(C.c_int32)),
         ("a_memories", C.POINTER(C.POINTER(TensorMem))),
         ("c_memories", C.POINTER(C.POINTER(TensorMem))),
         ("b_memories", C.POINTER(C.POINTER(TensorMem))),

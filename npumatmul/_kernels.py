@@ -125,6 +125,10 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_void_p),
     ),
+    "npumm_rounding_sums": (
+        C.c_int,
+        (C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64, *[C.c_void_p] * 2, *[C.c_int32] * 2, C.c_void_p),
+    ),
     "npumm_hadamard_rows": (
         C.c_int,
         (C.POINTER(Hadamard), C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
@@ -310,6 +314,57 @@ def power_of_two_scales(source: NDArray[np.float32], high: bool = False) -> NDAr
     )
     _check("npumm_power_of_two_scales", code)
     return result
+
+
+def rounding_sums(
+    values: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    qmin: int,
+    qmax: int,
+) -> NDArray[np.float64]:
+    """What it costs to round rows with each of several scales and zero points.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (rows, cols)
+        Finite.
+    weights : ndarray of float32, shape (cols,)
+        Of squared errors; finite.
+    scale : ndarray of float32, shape (candidates, rows)
+        Positive and finite.
+    zero_point : ndarray of int32, shape (candidates, rows)
+        Within the codes.
+    qmin, qmax : int
+        Range of the codes, within int8.
+
+    Returns
+    -------
+    ndarray of float64, shape (candidates, rows, 3)
+        With q the code less its zero point: the weighted sums of ``(values - scale * q)**2``, ``values * q`` and
+        ``q**2``.
+
+    Raises
+    ------
+    ValueError
+        If the arguments do not fit together.
+    """
+    rows, cols = values.shape
+    if weights.shape != (cols,) or scale.shape[1:] != (rows,) or zero_point.shape != scale.shape:
+        raise ValueError(
+            f"rounding_sums: values {values.shape}, weights {weights.shape}, scales {scale.shape} and zero points "
+            f"{zero_point.shape} do not fit together"
+        )
+    values, weights, scale = (np.ascontiguousarray(array, np.float32) for array in (values, weights, scale))
+    zero_point = np.ascontiguousarray(zero_point, np.int32)
+    sums = np.empty((*scale.shape, 3), np.float64)
+    code = library().npumm_rounding_sums(
+        values.ctypes.data, rows, cols, weights.ctypes.data, len(scale), scale.ctypes.data, zero_point.ctypes.data,
+        qmin, qmax, sums.ctypes.data,
+    )  # fmt: skip
+    _check("npumm_rounding_sums", code)
+    return sums
 
 
 def hadamard(

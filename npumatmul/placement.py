@@ -73,7 +73,8 @@ class Placed:
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
+        a_count = min(_images(weight), _A_BUFFERS)
+        self.a_buffers = a_count * (plan.cores if plan.range_cores else 1)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -87,11 +88,12 @@ class Placed:
             len(slices),
             len(w.n_spans),
             plan.cores,
-            self.a_count,
+            a_count,
             _ranges(plan.m_spans),
             _ranges(w.n_spans),
             (_executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
-            (C.c_int32 * len(w.n_spans))(*plan.tile_cores),
+            _cores(plan.tile_cores),
+            _cores(plan.range_cores),
             None,
             None,
             (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
@@ -115,6 +117,15 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
     return _executor.SliceStruct(
         _executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
+
+
+def _images(weight: StoredWeight) -> int:
+    """Images of A that a range of rows has."""
+    return len({(each.k_span, each.part, each.group) for each in weight.slices})
+
+
+def _cores(numbers: tuple[int, ...]) -> Any:
+    return (C.c_int32 * len(numbers))(*numbers) if numbers else None
 
 
 def _ranges(spans: Iterable[Span]) -> Any:
@@ -396,7 +407,7 @@ class Placement:
         """Run it; returns what went wrong. `first` is what went wrong before."""
         device = self.device
         try:
-            placed = self._placed(m, weight, activation, scales)
+            placed = self._placed(m, weight, activation, scales, keeping is not None or bool(call.source))
         except RknnError as error:
             if first is not None:
                 raise error from first
@@ -420,7 +431,7 @@ class Placement:
         workspace, struct, domain = self._workspace, placed.struct, placed.domain
         if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
             placed.a_loan = None  # until the struct is right, for an interrupt may come then
-            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease, domain)
+            loan = workspace.lend("A", placed.a_buffers, placed.a_bytes, lease, domain)
             struct.a_memories = _pointers(loan)
             placed.a_loan = loan
         if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
@@ -429,14 +440,15 @@ class Placement:
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
-    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
-        remembered = (m, activation, scales)
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, chained: bool) -> Placed:
+        """What a product needs; `chained` ones, of a kept result or to be kept, have no rows shared by cores."""
+        remembered = (m, activation, scales, chained)
         placed: Placed | None = weight.placed.get(remembered)
         if placed is not None and placed.usable:
             weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
             self._pool.touch(placed.contexts)
             return placed
-        plan = plan_matmul(m, weight.plan)
+        plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=_images(weight))
         contexts = self._pool.for_tiles(self._tiles(plan, weight, scales))
         placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
         while len(weight.placed) > _PLACED_PER_WEIGHT:
@@ -454,15 +466,15 @@ class Placement:
                     n.padded,
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=core if self._has_cores else None,
+                    core=plan.core(m_index, n_index) if self._has_cores else None,
                     domain=weight.domain,
                     scales=scales,
                 ),
                 w.buckets,
             )
-            for m_span in plan.m_spans
+            for m_index, m_span in enumerate(plan.m_spans)
             for each in weight.slices
-            for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
+            for n_index, n in enumerate(w.n_spans)
         ]
 
     def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:

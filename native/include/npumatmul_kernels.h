@@ -129,6 +129,16 @@ NPUMM_EXPORT int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t
                                          int64_t col_stride, int32_t levels, float clip, float *scale, int32_t *zero);
 
 /*
+ * What rounding costs: for each candidate c and row r, with s and z of scale[c * rows + r] and zero (candidates, rows),
+ * q = values / s rounded half to even and clamped to qmin - z..qmax - z, sums[3 * (c * rows + r)] and the two after it
+ * become the sums over the row of weights (values - s q)^2, weights values q and weights q^2. Rows of values are
+ * contiguous, weights are per column; all are finite, scales positive, zero points within qmin..qmax.
+ */
+NPUMM_EXPORT int npumm_rounding_sums(const float *values, int64_t rows, int64_t cols, const float *weights,
+                                     int64_t candidates, const float *scale, const int32_t *zero, int32_t qmin,
+                                     int32_t qmax, double *sums);
+
+/*
  * Power of two per row that brings the largest finite |x| into [1, 2) when it lies outside [2^-2, 2^15), else 1:
  * multiplying by it neither overflows float16 nor loses small rows, and is exact. Infs and nans stay what they are.
  * With `high` it is always brought into [2^14, 2^15), so that what float16 loses of a value is a normal float16 itself

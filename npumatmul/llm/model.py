@@ -13,7 +13,7 @@ Shapes: T tokens in a call, S tokens in the cache after it, H heads, G query hea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -75,6 +75,10 @@ def layer_names(n_layers: int) -> list[str]:
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
     return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
+
+
+Attend = Callable[[Float32], Float32]
+"""From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to ``(T, H D)``."""
 
 
 class ContextFullError(ValueError):
@@ -198,7 +202,7 @@ class LlamaModel:
         self._head = head
         self._rope_factors = rope_factors
         self._rope = _RotaryTable(config, rope_factors)
-        self._mask = np.triu(np.full((PREFILL_CHUNK, PREFILL_CHUNK), -np.inf, np.float32), k=1)
+        self._mask = _causal(PREFILL_CHUNK)
         self._check_shapes()
 
     def __repr__(self) -> str:
@@ -209,8 +213,13 @@ class LlamaModel:
     @property
     def linears(self) -> dict[str, Linear]:
         """The linear layers by name, in the order of `layer_names`."""
-        inside = (linear for b in self._blocks for linear in (b.qkv, b.attn_out, b.gate_up, b.down))
+        inside = (linear for i in range(len(self._blocks)) for linear in self._linears_of(i))
         return dict(zip(layer_names(self.config.n_layers), (*inside, self._head), strict=True))
+
+    def _linears_of(self, layer: int) -> tuple[Linear, ...]:
+        """The linear layers of a block, as `BLOCK_LAYERS` names them."""
+        block = self._blocks[layer]
+        return block.qkv, block.attn_out, block.gate_up, block.down
 
     def with_linears(self, changed: Mapping[str, Linear]) -> LlamaModel:
         """Make the same model with other linear layers; everything else is shared.
@@ -357,10 +366,9 @@ class LlamaModel:
         ndarray of float32, shape (T, hidden)
             What leaves it, a new array.
         """
-        rotation = self.rotations(cache.length, cache.length + len(x))
-        return self.run_block_with(layer, x, lambda qkv: self._attention(qkv, rotation, cache, layer))
+        return self.run_block_with(layer, x, self.attention_over(layer, cache, len(x)))
 
-    def run_block_with(self, layer: int, x: Float32, attend: Callable[[Float32], Float32]) -> Float32:
+    def run_block_with(self, layer: int, x: Float32, attend: Attend) -> Float32:
         """Run rows through one block, with attention from elsewhere.
 
         Parameters
@@ -370,19 +378,75 @@ class LlamaModel:
         x : ndarray of float32, shape (T, hidden)
             Rows.
         attend : callable
-            From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to
-            ``(T, H D)``.
+            See `Attend`.
 
         Returns
         -------
         ndarray of float32, shape (T, hidden)
             What leaves it, a new array.
         """
+        linears = dict(zip(BLOCK_LAYERS, self._linears_of(layer), strict=True))
+        steps = self.block_steps(layer, x, attend)
+        try:
+            part, given = next(steps)
+            while True:
+                part, given = steps.send(linears[part](given))
+        except StopIteration as end:
+            result: Float32 = end.value
+            return result
+
+    def block_steps(self, layer: int, x: Float32, attend: Attend) -> Generator[tuple[str, Float32], Float32, Float32]:
+        """Run rows through one block whose products are the caller's.
+
+        Many inputs can be brought to the same layer this way before any of them goes on.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        x : ndarray of float32, shape (T, hidden)
+            Rows.
+        attend : callable
+            See `Attend`.
+
+        Yields
+        ------
+        part : str
+            One of `BLOCK_LAYERS`, in their order.
+        given : ndarray of float32, shape (T, K)
+            What enters that layer. The generator is sent what leaves it, ``(T, N)``, and does not keep that.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            What leaves the block, a new array.
+        """
         block, eps = self._blocks[layer], self.config.rms_eps
-        qkv = _biased(block.qkv(rms_norm(x, block.attn_norm, eps)), block.qkv_bias)
-        x = x + _biased(block.attn_out(attend(qkv)), block.attn_out_bias)
-        x += block.down(swiglu(block.gate_up(rms_norm(x, block.ffn_norm, eps))))
+        attended = attend(_biased((yield "qkv", rms_norm(x, block.attn_norm, eps)), block.qkv_bias))
+        x = x + _biased((yield "attn_out", attended), block.attn_out_bias)
+        del attended
+        x += yield "down", swiglu((yield "gate_up", rms_norm(x, block.ffn_norm, eps)))
         return x
+
+    def attention_over(self, layer: int, cache: KVCache, tokens: int) -> Attend:
+        """Attention of tokens to those in the cache, and to those before them among themselves.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the block.
+        cache : KVCache
+            Takes their keys and values of this block; it does not grow.
+        tokens : int
+            How many there are: any number, but memory is taken in the square of it.
+
+        Returns
+        -------
+        callable
+            For `run_block_with` and `block_steps`.
+        """
+        rotation = self.rotations(cache.length, cache.length + tokens)
+        return lambda qkv: self._attention(qkv, rotation, cache, layer)
 
     def rotations(self, start: int, stop: int) -> NDArray[np.complex64]:
         """Rotations of positions `start` to `stop`, as `rotate` takes them.
@@ -434,7 +498,8 @@ class LlamaModel:
         q = q.reshape(t, c.n_kv_heads, group, c.head_dim).transpose(1, 2, 0, 3).reshape(c.n_kv_heads, -1, c.head_dim)
         scores = q @ keys.transpose(0, 2, 1)
         if t > 1:
-            scores.reshape(c.n_kv_heads, group, t, total)[..., past:] += self._mask[:t, :t]
+            mask = self._mask[:t, :t] if t <= PREFILL_CHUNK else _causal(t)
+            scores.reshape(c.n_kv_heads, group, t, total)[..., past:] += mask
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         result: Float32 = scores @ values
@@ -569,6 +634,11 @@ def swiglu(gate_up: Float32) -> Float32:
     np.divide(gate, y, out=y)
     y *= up
     return y
+
+
+def _causal(tokens: int) -> Float32:
+    """What is added to the scores of tokens that attend to one another."""
+    return np.triu(np.full((tokens, tokens), -np.inf, np.float32), k=1)
 
 
 def _biased(y: Float32, bias: Float32 | None) -> Float32:

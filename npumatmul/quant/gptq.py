@@ -113,12 +113,12 @@ def gptq(
         codes, params = _round_columns(target, upper, order, static), static
     else:
         codes, params = _round_groups(target, upper, choice, group_size)
-    result = _best_rows(target, hessian, (codes, params), (quantize(target, static), static))
     plain = weight_params(
         target, bits=bits, granularity=choice.granularity, group_size=group_size, symmetric=symmetric,
         levels=levels, clip=clip,
     )  # fmt: skip
-    result = _best_rows(target, hessian, result, (quantize(target, plain), plain))
+    rounded = ((quantize(target, each), each) for each in (static, plain))
+    result = _best_rows(target, hessian, (codes, params), *rounded)
     quantized = QuantizedWeight(*result, input_transform)
     return refine(quantized, target, hessian, rounds=rounds, damping=damping) if rounds else quantized
 
@@ -241,21 +241,22 @@ def _round_block(
 
 
 def _best_rows(
-    target: NDArray[Any],
-    hessian: Hessian,
-    first: tuple[NDArray[np.int8], QuantParams],
-    second: tuple[NDArray[np.int8], QuantParams],
+    target: NDArray[Any], hessian: Hessian, *candidates: tuple[NDArray[np.int8], QuantParams]
 ) -> tuple[NDArray[np.int8], QuantParams]:
-    """Row by row the one with the smaller error; the first where they are equal."""
-    errors = [hessian.error(target - QuantizedWeight(*each).dequantize(np.float64)) for each in (first, second)]
-    worse = errors[0] > errors[1]
-    if not worse.any():
-        return first
-    (codes, params), (other_codes, other_params) = first, second
-    codes = np.where(worse[:, np.newaxis], other_codes, codes)
-    rows = worse.reshape((-1,) + (1,) * (params.scale.ndim - 1))
-    return codes, QuantParams(
-        np.where(rows, other_params.scale, params.scale),
-        np.where(rows, other_params.zero_point, params.zero_point),
-        **params.description(),
-    )
+    """Row by row the one with the smallest error; the first of those where they are equal."""
+    codes, params = candidates[0]
+    least = hessian.error(target - QuantizedWeight(codes, params).dequantize(np.float64))
+    for other_codes, other_params in candidates[1:]:
+        error = hessian.error(target - QuantizedWeight(other_codes, other_params).dequantize(np.float64))
+        worse = least > error
+        if not worse.any():
+            continue
+        least = np.minimum(least, error)
+        codes = np.where(worse[:, np.newaxis], other_codes, codes)
+        rows = worse.reshape((-1,) + (1,) * (params.scale.ndim - 1))
+        params = QuantParams(
+            np.where(rows, other_params.scale, params.scale),
+            np.where(rows, other_params.zero_point, params.zero_point),
+            **params.description(),
+        )
+    return codes, params

@@ -57,6 +57,47 @@ class Hessian:
         self._sum = np.zeros(self.features)
         self._reference_sum = np.zeros(self.features)
 
+    @classmethod
+    def from_sums(cls, matrix: ArrayLike, samples: int, drift: ArrayLike | None = None) -> Hessian:
+        """Make one of sums that were added up elsewhere; its means stay zeros.
+
+        Parameters
+        ----------
+        matrix : array_like, shape (K, K)
+            Sum of ``outer(x, x)`` over rows x.
+        samples : int
+            Number of rows.
+        drift : array_like, shape (K, K), optional
+            Sum of ``outer(reference - x, x)``, where there are references.
+
+        Returns
+        -------
+        Hessian
+            In float64.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit.
+        NotFiniteError
+            If a sum is inf or nan.
+
+        Examples
+        --------
+        >>> Hessian.from_sums([[1, 2], [2, 5]], 2)
+        Hessian(2, samples=2)
+        """
+        sums = [np.array(each, np.float64) for each in (matrix, drift) if each is not None]
+        shape = sums[0].shape
+        if len(shape) != 2 or any(each.shape != (shape[0], shape[0]) for each in sums):
+            raise ValueError(f"Hessian.from_sums: sums are of shape (K, K), not {[each.shape for each in sums]}")
+        if not all(np.isfinite(each).all() for each in sums):
+            raise NotFiniteError("Hessian.from_sums: a sum is inf or nan")
+        result = cls(shape[0])
+        result.matrix, result.samples = sums[0], int(samples)
+        result._drift = sums[1] if len(sums) > 1 else None
+        return result
+
     def __repr__(self) -> str:
         reference = ", with references" if self.has_reference else ""
         return f"Hessian({self.features}, samples={self.samples}{reference})"
@@ -162,7 +203,11 @@ class Hessian:
         if self._drift is None or strength == 0:
             return weight
         try:
-            change = np.linalg.solve(self.damped(damping), (weight @ self._drift.astype(np.float64)).T).T
+            matrix, drift = self.damped(damping), self._drift.astype(np.float64)
+            if len(weight) > self.features:  # of both orders the one with fewer right-hand sides
+                change = weight @ np.linalg.solve(matrix, drift.T).T
+            else:
+                change = np.linalg.solve(matrix, (weight @ drift).T).T
         except np.linalg.LinAlgError:
             raise ValueError(
                 f"Hessian.target: the matrix is singular with damping={damping}; add more activations or raise damping"

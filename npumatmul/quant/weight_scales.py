@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
 from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.functions import float_array, quantize
@@ -19,6 +20,9 @@ Clip = Literal["absmax", "mse"]
 
 #: Elements whose errors are searched at a time, which bounds the memory that it takes.
 _CHUNK_ELEMENTS = 1 << 19
+#: What each end of a range is tried at, times where it is.
+_END_RATIOS = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)
+_TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 def weight_params(
@@ -189,54 +193,37 @@ def _improve(
     """Replace scales and zero points, in place, where others give a smaller squared error."""
     qmin, qmax = codes.qmin, codes.qmax
     lowest, steps = (0.3, 57) if codes.bits <= 4 else (0.6, 33)
-    best = np.full(len(part), np.inf)
-    best_codes = np.zeros_like(part)
+    rows = np.arange(len(part))
+    values = np.clip(part, -_LARGEST, _LARGEST, dtype=part.dtype).astype(np.float32)
+    weights = np.ones(part.shape[1], np.float32) if importance is None else importance.astype(np.float32)
+    best = np.full((len(part), 3), np.inf)  # the sums of `rounding_sums`
 
-    def consider(s: NDArray[np.float32], z: NDArray[np.int32]) -> NDArray[np.bool_]:
-        q, error = _errors(part, importance, s, z, qmin, qmax)
-        better = error < best
-        scale[better], zero_point[better], best[better] = s[better], z[better], error[better]
-        best_codes[better] = q[better]
-        return better
+    def consider(ranges: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        """Take the best of ranges (candidates, 2, rows) where it is better than what there is."""
+        return take(*range_params(ranges[:, 0], ranges[:, 1], qmin, qmax, symmetric))
 
-    ends = np.stack([low, high])  # of the best range so far
-    for ratio in np.linspace(1.0, lowest, steps):
-        better = consider(*range_params(low * ratio, high * ratio, qmin, qmax, symmetric))
-        ends[:, better] = np.stack([low, high])[:, better] * ratio
+    def take(s: NDArray[np.float32], z: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+        sums = _kernels.rounding_sums(values, weights, s, z, qmin, qmax)
+        choice = sums[:, :, 0].argmin(axis=0)
+        found = sums[choice, rows]
+        better = found[:, 0] < best[:, 0]
+        scale[better], zero_point[better] = s[choice, rows][better], z[choice, rows][better]
+        best[better] = found[better]
+        return better, choice
+
+    whole = np.stack([low, high])
+    ratios = np.linspace(1.0, lowest, steps)
+    _, choice = consider(whole * ratios[:, np.newaxis, np.newaxis])
+    ends = whole * ratios[choice]  # of the best range so far
     for side in () if symmetric else (0, 1, 0, 1):  # each end on its own
-        start = ends.copy()
-        for ratio in (1.1, 1.05, 0.95, 0.9, 0.85, 0.8):
-            trial = start.copy()
-            trial[side] *= ratio
-            better = consider(*range_params(trial[0], trial[1], qmin, qmax, symmetric))
-            ends[:, better] = trial[:, better]
-    weighted = part if importance is None else part * importance
+        trials = np.repeat(ends[np.newaxis], len(_END_RATIOS), axis=0)
+        trials[:, side] *= np.array(_END_RATIOS)[:, np.newaxis]
+        better, choice = consider(trials)
+        ends[:, better] = trials[choice, :, rows].T[:, better]
     for _ in range(2):  # least squares over the scale with these codes, then the codes of that scale
-        square = best_codes * best_codes if importance is None else best_codes * best_codes * importance
-        numerator = np.einsum("rc,rc->r", weighted, best_codes, dtype=np.float64)
-        denominator = square.sum(axis=1, dtype=np.float64)
-        usable = (numerator > 0) & (denominator > 0)
-        fitted = np.where(usable, numerator / np.where(denominator > 0, denominator, 1), scale)
-        consider(np.maximum(fitted, float(np.finfo(np.float32).tiny)).astype(np.float32), zero_point.copy())
-
-
-def _errors(
-    part: NDArray[Any],
-    importance: NDArray[Any] | None,
-    scale: NDArray[np.float32],
-    zero_point: NDArray[np.int32],
-    qmin: int,
-    qmax: int,
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Codes without their zero points, and the squared error of each row."""
-    s, z = scale[:, np.newaxis], zero_point[:, np.newaxis].astype(part.dtype)
-    q = part / s
-    np.rint(q, out=q)
-    np.clip(q, qmin - z, qmax - z, out=q)
-    difference = part - q * s
-    if importance is None:
-        return q, np.einsum("rc,rc->r", difference, difference, dtype=np.float64)
-    return q, np.einsum("rc,rc,c->r", difference, difference, importance, dtype=np.float64)
+        usable = (best[:, 1] > 0) & (best[:, 2] > 0)
+        fitted = np.where(usable, best[:, 1] / np.where(usable, best[:, 2], 1), scale)
+        take(np.clip(fitted, _TINY, _LARGEST).astype(np.float32)[np.newaxis], zero_point[np.newaxis].copy())
 
 
 def weight_2d(w: ArrayLike, function: str) -> NDArray[Any]:

@@ -82,6 +82,7 @@ def quantize_layer(
             symmetric=recipe.symmetric,
             act_order=recipe.act_order,
             clip=clip,
+            strength=recipe.correction,
             rounds=recipe.refine,
             input_transform=transform,
         )
@@ -135,7 +136,9 @@ def centred_layer(
         return layer
     assert statistics is not None
     centre = statistics.mean.astype(np.float32)
-    bias = weight @ centre if layer.bias is None else weight @ centre + layer.bias
+    # what the float model has there on average: the mean error of the layers before goes, too
+    bias = weight @ statistics.reference_mean.astype(np.float32)
+    bias = bias if layer.bias is None else bias + layer.bias
     return dataclasses.replace(layer, centre=centre, bias=bias)
 
 
@@ -190,16 +193,24 @@ def _balance(weight: NDArray[np.float32], statistics: LayerStatistics, centred: 
 def _hessian(statistics: LayerStatistics, transform: InputTransform | None, *, centred: bool) -> Hessian:
     """Second moments of activations as they meet the codes: transforms are linear, so they pass through the sums."""
     assert statistics.products is not None
-    hessian = Hessian(statistics.features)
-    hessian.samples = statistics.rows
+    mean, drift = statistics.mean, None
     products = statistics.products.astype(np.float64)
+    if statistics.drift is not None:
+        drift = statistics.drift.astype(np.float64)
     if centred:
-        products -= statistics.rows * np.outer(statistics.mean, statistics.mean)
+        products -= statistics.rows * np.outer(mean, mean)
+        if drift is not None:
+            drift -= statistics.rows * np.outer(statistics.reference_mean - mean, mean)
     if transform is not None:
-        products = np.ascontiguousarray(transform.activation(products).T)
-        products = transform.activation(products)
-    hessian.matrix = products
-    return hessian
+        products = _transformed(products, transform)
+        drift = None if drift is None else _transformed(drift, transform)
+    return Hessian.from_sums(products, statistics.rows, drift)
+
+
+def _transformed(sums: NDArray[np.float64], transform: InputTransform) -> NDArray[np.float64]:
+    """From the sum of outer products of rows to that of transformed rows."""
+    right = transform.activation(sums)
+    return np.ascontiguousarray(transform.activation(np.ascontiguousarray(right.T)).T)
 
 
 def _importance(

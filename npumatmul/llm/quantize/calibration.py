@@ -39,6 +39,10 @@ class LayerStatistics:
         Sum of each feature.
     products : ndarray of float32, shape (K, K), or None
         Sum of ``x.T @ x``, if it was asked for.
+    drift : ndarray of float32, shape (K, K), or None
+        Sum of ``(reference - x).T @ x``, if references were given.
+    reference_total : ndarray of float64, shape (K,)
+        Sum of each feature of the references; of the activations themselves where there are none.
     """
 
     features: int
@@ -47,33 +51,47 @@ class LayerStatistics:
     absmax: Float32 = field(init=False)
     total: NDArray[np.float64] = field(init=False)
     products: Float32 | None = field(init=False)
+    drift: Float32 | None = field(init=False, default=None)
+    reference_total: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         """Start with nothing seen."""
         self.absmax = np.zeros(self.features, np.float32)
         self.total = np.zeros(self.features, np.float64)
+        self.reference_total = np.zeros(self.features, np.float64)
         self.products = np.zeros((self.features, self.features), np.float32) if self.with_products else None
 
-    def add(self, x: Float32) -> None:
+    def add(self, x: Float32, reference: Float32 | None = None) -> None:
         """Take activations into account.
 
         Parameters
         ----------
         x : ndarray of float32, shape (M, K)
             Activations.
+        reference : ndarray of float32, shape (M, K), optional
+            What they are in the float model, where layers before this one are quantized; for all rows or for none.
         """
         if not len(x):
             return
         self.rows += len(x)
         np.maximum(self.absmax, np.abs(x).max(axis=0), out=self.absmax)
         self.total += x.sum(axis=0, dtype=np.float64)
+        self.reference_total += (x if reference is None else reference).sum(axis=0, dtype=np.float64)
         if self.products is not None:
             self.products += x.T @ x
+            if reference is not None:
+                self.drift = np.zeros_like(self.products) if self.drift is None else self.drift
+                self.drift += (reference - x).T @ x
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """Mean of each feature, shape (K,)."""
         return self.total / max(1, self.rows)
+
+    @property
+    def reference_mean(self) -> NDArray[np.float64]:
+        """Mean of each feature in the float model, shape (K,)."""
+        return self.reference_total / max(1, self.rows)
 
     @property
     def second_moment(self) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from .gguf_blocks import layer_of_blocks
 from .layer import QuantizedLayer
 from .packed_layer import PackedLayer
 from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
+from .sequential import quantize_in_sequence
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
@@ -153,7 +154,7 @@ def quantize_model(
     calibration : sequence of Window
         A text, where layers need one; see `npumatmul.llm.windows`. It should not be the text of an evaluation.
     statistics : mapping of str to LayerStatistics, optional
-        What was seen on a calibration text before, instead of one.
+        What was seen on a calibration text before, instead of one; of no use to a sequential recipe.
     progress : callable, optional
         Called with what is done, what there is to do, and a name.
 
@@ -181,24 +182,34 @@ def quantize_model(
     names = layer_tensors(file, LlamaConfig.from_gguf(file))
     recipes = {name: recipe.for_layer(name) for name in names}
     needing = layers_to_calibrate(path, recipe)
-    known = dict(statistics or {})
-    missing = [name for name in needing if name not in known]
-    if missing:
+    if needing and recipe.sequential:
         if not calibration:
-            raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
-        known.update(collect_statistics(path, calibration, missing, progress=progress))
-    layers: dict[str, QuantizedLayer] = {}
+            raise ValueError("the recipe is sequential, and calibrates as a text runs through the layers: give a text")
+        layers = quantize_in_sequence(
+            file,
+            lambda tensors, seen: layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed),
+            calibration,
+            progress=progress,
+        )
+    else:
+        known = dict(statistics or {})
+        missing = [name for name in needing if name not in known]
+        if missing:
+            if not calibration:
+                raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
+            known.update(collect_statistics(path, calibration, missing, progress=progress))
+        layers = {}
+        for done, (name, tensors) in enumerate(names.items()):
+            if progress is not None:
+                progress(done, len(names), f"quantizing {name}")
+            layers[name] = layer_of_recipe(file, tensors, recipes[name], known.get(name), seed=recipe.seed)
     requantized, left_out = [], []
-    for done, (name, tensors) in enumerate(names.items()):
-        if progress is not None:
-            progress(done, len(names), f"quantizing {name}")
-        each = recipes[name]
-        layers[name] = layer_of_recipe(file, tensors, each, known.get(name), seed=recipe.seed)
-        if layers[name].recipe.scheme == GGUF_SCHEME:
+    for name, layer in layers.items():
+        if layer.recipe.scheme == GGUF_SCHEME:
             continue
-        if each.scheme == GGUF_SCHEME:
+        if recipes[name].scheme == GGUF_SCHEME:
             left_out.append(name)
-        if each.parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in tensors.tensors):
+        if recipes[name].parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in names[name].tensors):
             requantized.append(name)
     if progress is not None:
         progress(len(names), len(names), "done")

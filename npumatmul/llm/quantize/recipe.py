@@ -90,6 +90,8 @@ class LayerRecipe:
         Whether to search for weight scales below the largest magnitude that lose less.
     act_order : bool
         Whether GPTQ begins with the columns of the largest activations.
+    correction : float
+        How far GPTQ makes up for errors of the layers before, 0 to 1; where the model is quantized in sequence.
     refine : int
         Rounds of coordinate descent after GPTQ; each takes about as long as GPTQ itself.
     activation_clip : float
@@ -111,6 +113,7 @@ class LayerRecipe:
     symmetric_activations: bool = True
     clip_search: bool = False
     act_order: bool = False
+    correction: float = 0.0
     refine: int = 0
     activation_clip: float = 1.0
 
@@ -127,6 +130,8 @@ class LayerRecipe:
             raise ValueError(f"recipe: activation_clip is {self.activation_clip}; it must be above 0 and at most 1")
         if not 0 <= self.smooth_strength <= 1:
             raise ValueError(f"recipe: smooth_strength is {self.smooth_strength}; it must be from 0 to 1")
+        if not 0 <= self.correction <= 1:
+            raise ValueError(f"recipe: correction is {self.correction}; it must be from 0 to 1")
         if self.refine < 0:
             raise ValueError(f"recipe: refine is {self.refine}; it must be 0 or more")
         if self.rounding == "gptq" and self.parts.granularity is Granularity.LAYER:
@@ -159,6 +164,9 @@ class Recipe:
         patterns that match are applied in their order, so that later ones win.
     seed : int
         Of random signs in transforms.
+    sequential : bool
+        Whether each layer is calibrated on what it sees once those before it are quantized, rather than on the
+        activations of the float model.
 
     Raises
     ------
@@ -178,11 +186,14 @@ class Recipe:
     default: LayerRecipe = LayerRecipe()
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         """Check every override."""
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"recipe: the seed is {self.seed!r}; it must be a whole number, 0 or more")
+        if not isinstance(self.sequential, bool):
+            raise ValueError(f"recipe: sequential is {self.sequential!r}; it must be true or false")
         known = [each.name for each in dataclasses.fields(LayerRecipe)]
         for pattern, changes in self.layers.items():
             unknown = [name for name in changes if name not in known]
@@ -215,10 +226,11 @@ class Recipe:
         Returns
         -------
         dict
-            The fields of the default, ``layers`` and ``seed``.
+            The fields of the default, ``layers``, ``seed`` and ``sequential``.
         """
         layers = {pattern: dict(changes) for pattern, changes in self.layers.items()}
-        return {**dataclasses.asdict(self.default), "layers": layers, "seed": self.seed}
+        own = {"seed": self.seed, "sequential": self.sequential}
+        return {**dataclasses.asdict(self.default), "layers": layers, **own}
 
     def to_json(self) -> str:
         """The recipe as JSON; `from_json` reads it.
@@ -250,10 +262,10 @@ class Recipe:
             If a field or a value is not known.
         """
         rest = dict(values)
-        layers, seed = rest.pop("layers", {}), rest.pop("seed", 0)
+        layers, seed, sequential = rest.pop("layers", {}), rest.pop("seed", 0), rest.pop("sequential", False)
         if not isinstance(layers, Mapping) or not all(isinstance(each, Mapping) for each in layers.values()):
             raise ValueError("recipe: 'layers' maps patterns of layer names to fields that differ")
-        return cls(_checked(LayerRecipe, rest), layers, seed)
+        return cls(_checked(LayerRecipe, rest), layers, seed, sequential)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -315,7 +327,7 @@ def _checked(kind: type[LayerRecipe], values: Mapping[str, Any]) -> LayerRecipe:
     for name, value in values.items():
         if not hasattr(defaults, name):
             known = ", ".join(each.name for each in dataclasses.fields(kind))
-            raise ValueError(f"recipe: there is no field {name!r}; there are {known}, layers, seed")
+            raise ValueError(f"recipe: there is no field {name!r}; there are {known}, layers, seed, sequential")
         wanted = type(getattr(defaults, name))
         right = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not right or (isinstance(value, bool) and wanted is not bool):

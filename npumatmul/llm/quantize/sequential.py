@@ -1,0 +1,139 @@
+"""Quantizing layer after layer, each by what it sees once those before it are quantized.
+
+All windows of the text are brought to a layer before it is quantized, and go on through the quantized layer. Beside
+them go the same windows through the float model: means of results are those of the float model then, and recipes with
+a `correction` fit weights to its products. What is held is a row for each token, as wide as the layer's input, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+
+from npumatmul.llm.evaluation import Window
+from npumatmul.llm.gguf_file import GGUFFile
+from npumatmul.llm.loader import LayerTensors, Progress, load_from, numpy_pack
+from npumatmul.llm.model import BLOCK_LAYERS, Float32, Linear, LlamaModel
+
+from .calibration import LayerStatistics
+from .emulation import emulate
+from .layer import QuantizedLayer
+
+__all__ = ["MakeLayer", "quantize_in_sequence"]
+
+MakeLayer = Callable[[LayerTensors, LayerStatistics], QuantizedLayer]
+"""Makes a quantized layer of its tensors and of what was seen of its activations."""
+
+Steps = Generator[tuple[str, Float32], Float32, Float32]
+
+
+def quantize_in_sequence(
+    file: GGUFFile, make: MakeLayer, pieces: Sequence[Window], *, progress: Progress | None = None
+) -> dict[str, QuantizedLayer]:
+    """Quantize the layers of a model in the order in which a token passes them.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        The open file.
+    make : callable
+        Makes each layer.
+    pieces : sequence of Window
+        The text; every token counts.
+    progress : callable, optional
+        Called before each layer with layers done, layers in all, and a name; and at the end.
+
+    Returns
+    -------
+    dict of str to QuantizedLayer
+        By name.
+
+    Raises
+    ------
+    ValueError
+        If there are no windows.
+    npumatmul.errors.ModelError
+        If the file cannot be used.
+    """
+    if not pieces:
+        raise ValueError("there is no calibration text")
+    tensors: dict[str, LayerTensors] = {}
+
+    def exact(layer: LayerTensors) -> Linear:
+        tensors[layer.name] = layer
+        return numpy_pack(layer.weight(file))
+
+    model = load_from(file, exact).model
+    layers: dict[str, QuantizedLayer] = {}
+
+    def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Linear, Linear]:
+        if progress is not None:
+            progress(len(layers), len(tensors), f"quantizing {name}")
+        statistics = LayerStatistics(tensors[name].k)
+        for x, reference in zip(given, references, strict=True):
+            statistics.add(x, reference)
+        layers[name] = make(tensors[name], statistics)
+        return emulate(layers[name]), model.linears[name]
+
+    tokens = [piece.tokens for piece in pieces]
+    streams = [[model.embed(ids) for ids in tokens] for _ in range(2)]  # quantized, float
+    for block in range(model.config.n_layers):
+        streams = _block(model, block, streams, next_layer)
+    next_layer("head", *([_entering_head(model, x) for x in stream] for stream in streams))
+    if progress is not None:
+        progress(len(tensors), len(tensors), "done")
+    return layers
+
+
+def _block(
+    model: LlamaModel,
+    block: int,
+    streams: list[list[Float32]],
+    next_layer: Callable[[str, Sequence[Float32], Sequence[Float32]], tuple[Linear, Linear]],
+) -> list[list[Float32]]:
+    """Take both streams through a block, layer by layer."""
+    # a cache reserves room for all blocks, of which memory is taken for what is written only: this one's
+    steps: list[list[Steps]] = [
+        [model.block_steps(block, x, model.attention_over(block, model.new_cache(len(x)), len(x))) for x in stream]
+        for stream in streams
+    ]
+    given = [[next(each)[1] for each in stream] for stream in steps]
+    for part in BLOCK_LAYERS[:-1]:
+        linears = next_layer(f"blk.{block}.{part}", *given)
+        for stream, inputs, linear in zip(steps, given, linears, strict=True):
+            for i, each in enumerate(stream):
+                inputs[i] = each.send(linear(inputs[i]))[1]
+    linears = next_layer(f"blk.{block}.{BLOCK_LAYERS[-1]}", *given)
+    return [
+        [_last(each, linear(x)) for each, x in zip(stream, inputs, strict=True)]
+        for stream, inputs, linear in zip(steps, given, linears, strict=True)
+    ]
+
+
+def _last(steps: Steps, result: Float32) -> Float32:
+    try:
+        steps.send(result)
+    except StopIteration as end:
+        leaving: Float32 = end.value
+        return leaving
+    raise AssertionError("a block has more layers than it has names for")
+
+
+def _entering_head(model: LlamaModel, x: Float32) -> Float32:
+    """What the head is given."""
+    head = _Catch(model.linears["head"].shape)
+    model.with_linears({"head": head}).logits(x)
+    return head.given
+
+
+class _Catch:
+    """A `Linear` that keeps what it is given, and computes nothing."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.given: Float32 = np.empty((0, shape[0]), np.float32)
+
+    def __call__(self, x: Float32) -> Float32:
+        self.given = x
+        return np.empty((len(x), 0), np.float32)
