@@ -133,7 +133,7 @@ class StoredWeight:
         if any(piece.memory.domain != self.domain for piece in tiles):
             raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for, the least recently used first.
+        #: Placed matmuls by what they were made for, several where threads work with it at once.
         self.placed: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
@@ -195,7 +195,8 @@ class StoredWeight:
             If weight or device are closed.
         """
         device = self.device
-        leases = device.session.leases
+        session = device.session
+        leases = session.leases
         turn: Turn | None = None
         try:
             while True:
@@ -203,7 +204,8 @@ class StoredWeight:
                 no_room = False
                 try:
                     with device.lock:
-                        device.check_usable()
+                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
+                            session.check_usable()
                         if self.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
                         device.collect()
