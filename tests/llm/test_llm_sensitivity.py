@@ -33,6 +33,11 @@ def candidate(bytes_per_row: int, kl: float) -> Candidate:
     return Candidate(half, kl)
 
 
+def head(bytes_per_row: int, kl: float) -> Candidate:
+    """The same of 40 rows."""
+    return Candidate(QuantizedLayer(LayerRecipe("w16a16"), np.zeros((40, bytes_per_row // 2), np.float16)), kl)
+
+
 def test_bits_go_where_they_help_most() -> None:
     """By hand: bytes 8 or 16 (or 32) in each of 4 rows; gains per step a: 0.3, then 0.1; b: 0.05; c: 0.2."""
     found = {
@@ -66,11 +71,34 @@ def test_bits_go_where_they_help_most() -> None:
         choose(found)
 
 
+def test_a_layer_that_is_larger_than_what_is_left() -> None:
+    """By hand: the head gains most for each bit, but fits only where one of the others takes less."""
+    found = {
+        "head": [head(8, 3.0), head(16, 0.0)],
+        "a": [candidate(8, 0.4), candidate(16, 0.01)],
+        "b": [candidate(8, 0.3)],
+    }
+    small = 40 * 8 * 8 + 2 * 4 * 8 * 8
+    weights = 48 * 4
+    picked = choose(found, max_bits=(small + 40 * 8 * 8) / weights)  # all that the head's step takes
+    assert [each.kl for each in picked.values()] == [0.0, 0.4, 0.3]
+    found["a"] = [
+        candidate(8, 0.4),
+        candidate(16, 0.0),
+        candidate(4, 9.0),
+    ]  # 4 takes less, and loses more than the head
+    picked = choose(found, max_bits=(small + 39 * 8 * 8) / weights)
+    assert [each.kl for each in picked.values()] == [3.0, 0.0, 0.3]
+    found["a"][2] = candidate(4, 1.0)
+    picked = choose(found, max_bits=(small + 39 * 8 * 8) / weights)
+    assert [each.kl for each in picked.values()] == [0.0, 1.0, 0.3]
+
+
 def test_candidates_that_are_never_worth_it() -> None:
     """One that takes more and loses more, and one above the line between its neighbours."""
     small, worse, above, large = candidate(8, 0.4), candidate(16, 0.41), candidate(24, 0.35), candidate(32, 0.0)
-    found = {"a": [worse, small, large, above]}
-    picked = [choose(found, max_bits=bits)["a"] for bits in (8 * 8 / 8 * 1.0, 8 * 24 / 8, 8 * 32 / 8)]
+    found = {"head": [head(8, 0.0)], "a": [worse, small, large, above]}
+    picked = [choose(found, max_bits=8 * (40 * 8 + 4 * row) / (40 * 4 + 4 * 8))["a"] for row in (8, 24, 32)]
     assert picked == [small, small, large]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -137,7 +138,9 @@ def choose(
     """Choose one candidate for each layer.
 
     Starting from the smallest of each layer, the step that lowers the divergence most for each bit is taken, again and
-    again (of each layer, only candidates on the lower convex hull of bits and divergence are worth a step).
+    again (of each layer, only candidates on the lower convex hull of bits and divergence are worth a step). The largest
+    layer, such as the output matrix, may be too large a step for what is left: so this is done with each of its
+    candidates, and the best choice taken.
 
     Parameters
     ----------
@@ -160,6 +163,28 @@ def choose(
     """
     if (max_bits is None) == (max_kl is None):
         raise ValueError("give either the most bits per weight or the most divergence")
+    weights = sum(math.prod(candidates[0].layer.shape) for candidates in found.values())
+    fewest = sum(min(each.bits for each in candidates) for candidates in found.values()) / weights
+    if max_bits is not None and fewest > max_bits:
+        raise ValueError(f"{max_bits} bits per weight cannot be met: the smallest candidates take {fewest:.3f}")
+    least = sum(min(each.kl for each in candidates) for candidates in found.values())
+    if max_kl is not None and least > max_kl:
+        raise ValueError(f"a divergence of {max_kl} cannot be met: the best candidates are expected at {least:.3g}")
+    most = math.inf if max_bits is None else max_bits * weights
+    largest = max(found, key=lambda name: math.prod(found[name][0].layer.shape))
+    choices = [_by_gain({**found, largest: [candidate]}, most, max_kl) for candidate in found[largest]]
+
+    def worth(choice: dict[str, Candidate]) -> tuple[float, float]:
+        bits, kl = sum(each.bits for each in choice.values()), sum(each.kl for each in choice.values())
+        return (kl, bits) if max_kl is None else (bits, kl)
+
+    return min((choice for choice in choices if choice is not None), key=worth)
+
+
+def _by_gain(
+    found: Mapping[str, Sequence[Candidate]], most: float, max_kl: float | None
+) -> dict[str, Candidate] | None:
+    """The steps of `choose`, up to so many bits; None where a limit is not met."""
     hulls = {name: _hull(candidates) for name, candidates in found.items()}
     level = dict.fromkeys(hulls, 0)
     steps = sorted(
@@ -167,22 +192,19 @@ def choose(
         for order, (name, hull) in enumerate(hulls.items())
         for i in range(len(hull) - 1)
     )
-    weights = sum(c[0].layer.shape[0] * c[0].layer.shape[1] for c in found.values())
     bits = sum(hull[0].bits for hull in hulls.values())
     kl = sum(hull[0].kl for hull in hulls.values())
-    if max_bits is not None and bits > max_bits * weights:
-        raise ValueError(f"{max_bits} bits per weight cannot be met: the smallest candidates take {bits / weights:.3f}")
     for _, _, name, i in steps:
         if max_kl is not None and kl <= max_kl:
             break
         more = hulls[name][i + 1].bits - hulls[name][i].bits
-        if level[name] != i or (max_bits is not None and bits + more > max_bits * weights):
+        if level[name] != i or bits + more > most:
             continue  # a step of this layer that did not fit bars the ones after it
         level[name] = i + 1
         bits += more
         kl += hulls[name][i + 1].kl - hulls[name][i].kl
-    if max_kl is not None and kl > max_kl:
-        raise ValueError(f"a divergence of {max_kl} cannot be met: the best candidates are expected at {kl:.3g}")
+    if bits > most or (max_kl is not None and kl > max_kl):
+        return None
     return {name: hulls[name][i] for name, i in level.items()}
 
 
