@@ -135,6 +135,8 @@ class StoredWeight:
         self.pointers = [piece.pointer for piece in tiles]
         #: Placed matmuls by what they were made for, the least recently used first.
         self.placed: dict[Hashable, Any] = {}
+        #: What results consist of, by the activations, dtypes and scales that were found to fit it.
+        self.fitting: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
 
