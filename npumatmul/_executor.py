@@ -168,6 +168,7 @@ class PlacedMatmul(C.Structure):
         ("n_ranges", C.POINTER(Range)),
         ("slices", C.POINTER(SliceStruct)),
         ("tile_cores", C.POINTER(C.c_int32)),
+        ("range_cores", C.POINTER(C.c_int32)),
         ("a_memories", C.POINTER(C.POINTER(TensorMem))),
         ("c_memories", C.POINTER(C.POINTER(TensorMem))),
         ("b_memories", C.POINTER(C.POINTER(TensorMem))),
@@ -354,9 +355,15 @@ class Executor:
     """`npumm_executor`: the threads that serve NPU cores beyond the first, started when there is work for them.
 
     One thread at a time may call `execute`. A forked child must not; dropping and closing it does nothing there.
+
+    Attributes
+    ----------
+    lease : weakref or None
+        Whose it is.
     """
 
     def __init__(self) -> None:
+        self.lease: weakref.ref[Any] | None = None
         library = _library()
         self._address = library.npumm_executor_create()
         if not self._address:

@@ -431,7 +431,7 @@ class WeightMemory:
             if memory.holder is Holder.WEIGHTS and memory not in known:
                 self.session.release(memory)
 
-    def release(self, pieces: list[Slice]) -> None:
+    def release(self, pieces: Sequence[Slice]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
         for piece in pieces:
             piece.close()

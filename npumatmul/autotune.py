@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from npumatmul.errors import NpuMemoryError
 from npumatmul.layout import round_up
 from npumatmul.mmtype import ElementType
 from npumatmul.placement import Placement, StoredWeight, TileRow, WeightSlice
+from npumatmul.plan import Share, plan_matmul
 from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, consulting, planned
 from npumatmul.weight_plan import ROWS_MIX, WeightPlan, costs_of, plan_weight
 
@@ -45,6 +46,8 @@ class Timed:
     Attributes
     ----------
     rows, cores : int
+    share : {"tiles", "rows"}
+        What each core had of its own.
     seconds : float
         Median over the rounds.
     spread : float
@@ -57,25 +60,27 @@ class Timed:
 
     rows: int
     cores: int
+    share: Share
     seconds: float
     spread: float
     fastest: float
     rounds: int
 
     @classmethod
-    def of(cls, rows: int, cores: int, times: Sequence[float]) -> Timed:
+    def of(cls, rows: int, cores: int, times: Sequence[float], share: Share = "tiles") -> Timed:
         """Out of the seconds of single runs, at least one.
 
         Examples
         --------
-        >>> Timed.of(1, 3, [2.0, 9.0, 1.0, 3.0, 2.0])
-        Timed(rows=1, cores=3, seconds=2.0, spread=1.0, fastest=1.0, rounds=5)
+        >>> timed = Timed.of(1, 3, [2.0, 9.0, 1.0, 3.0, 2.0])
+        >>> timed.seconds, timed.spread, timed.fastest, timed.rounds
+        (2.0, 1.0, 1.0, 5)
         """
         spread = 0.0
         if len(times) > 1:
             low, _, high = statistics.quantiles(times, n=4, method="inclusive")
             spread = high - low
-        return cls(rows, cores, statistics.median(times), spread, min(times), len(times))
+        return cls(rows, cores, share, statistics.median(times), spread, min(times), len(times))
 
 
 @dataclass(frozen=True)
@@ -147,9 +152,10 @@ class Tuning:
             w = trial.plan
             times = ", ".join(
                 f"{rows} rows {each.seconds * 1e3:.3f} ms (spread {each.spread * 1e3:.3f}) on {each.cores}"
+                + (" by rows" if each.share == "rows" else "")
                 for rows, each in trial.best().items()
             )
-            mark = "*" if trial.plan == replace(self.plan, measured_cores=()) else " "
+            mark = "*" if trial.plan == replace(self.plan, measured_cores=(), measured_shared=()) else " "
             layout = "native" if w.ac_native else "normal"
             rounds = f"{trial.rounds} round{'s' if trial.rounds > 1 else ''}"
             way = f"K {len(w.k_spans)}, N {len(w.n_spans)}, A and C {layout}, {len(w.buckets)} buckets"
@@ -286,6 +292,7 @@ def autotune(
     chosen = Tuned(
         len(best.k_spans), len(best.n_spans), best.ac_native, best.buckets,
         tuple((m, each.cores) for m, each in times), tuple((m, each.seconds) for m, each in times),
+        tuple(m for m, each in times if each.share == "rows"),
     )  # fmt: skip
     plan = chosen.plan(weight, device.chip, device.runtime_version, k_parts)
     tuning = Tuning(weight, device.simulated, tuple(trials), chosen, plan)
@@ -389,13 +396,14 @@ class _Bench:
         plans: Sequence[WeightPlan],
         stored_as: Callable[[WeightPlan], AbstractContextManager[StoredWeight]],
     ) -> list[Trial]:
-        ways = [_Way(plan, m, cores) for plan in plans for m in self.rows for cores in range(1, plan.cores + 1)]
+        ways = [_Way(plan, m, *way) for plan in plans for m in self.rows for way in _ways_to_share(plan, m)]
         running, order = list(ways), random.Random(0)
         for done in range(1, self.iterations + 1):
             order.shuffle(running)
             for way in running:
                 with stored_as(way.plan) as stored:
-                    stored.plan = replace(way.plan, measured_cores=((1, way.cores),))
+                    shared = (1,) if way.share == "rows" else ()
+                    stored.plan = replace(way.plan, measured_cores=((1, way.cores),), measured_shared=shared)
                     stored.placed.clear()
                     way.times.append(self._seconds(way.rows, stored))
             if done >= _ROUNDS_BEFORE_DROPPING:
@@ -437,15 +445,26 @@ class _Bench:
 
 @dataclass(eq=False)
 class _Way:
-    """What is timed as one: some number of rows on so many cores."""
+    """What is timed as one: some number of rows on so many cores, which share tiles or rows."""
 
     plan: WeightPlan
     rows: int
     cores: int
+    share: Share
     times: list[float] = field(default_factory=list)
 
     def timed(self) -> Timed:
-        return Timed.of(self.rows, self.cores, self.times)
+        return Timed.of(self.rows, self.cores, self.times, self.share)
+
+
+def _ways_to_share(plan: WeightPlan, m: int) -> Iterator[tuple[int, Share]]:
+    """Numbers of cores, and what they have of their own."""
+    for cores in range(1, plan.cores + 1):
+        yield cores, "tiles"
+    for cores in range(2, plan.row_cores + 1):
+        with suppress(ValueError):  # too few rows, or too many images of A
+            plan_matmul(m, plan, cores=cores, share="rows")
+            yield cores, "rows"
 
 
 def _promising(ways: Sequence[_Way]) -> list[_Way]:

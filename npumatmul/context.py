@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from npumatmul import _executor
 from npumatmul.attributes import attributes, zero_points
 from npumatmul.errors import BusyError, ClosedError, NpuError, RknnError
+from npumatmul.leases import Lease
 from npumatmul.memory import Buffer, TensorAttr
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import (
@@ -68,8 +69,9 @@ class _Context:
         #: What the executor works with: it keeps the selected shape, and whether a call failed.
         self.struct = _executor.ExecutorContext(self._handle.value, shapes is not None, 0, 0)
         self._executor_shapes: dict[int, C._Pointer[_executor.ExecutorShape]] = {}
-        #: When it was used last, by the clock of the pool that keeps it.
+        #: When it was used last, by the clock of the pool that keeps it, and whose it is now.
         self.used = 0
+        self.lease: weakref.ref[Lease] | None = None
         self._finalizer = weakref.finalize(self, session.release_later, self._handle)
         self._finalizer.atexit = False
         try:

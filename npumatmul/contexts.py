@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.context import DynamicMatmulContext, MatmulContext
-from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
 from npumatmul.leases import Lease, is_idle
 from npumatmul.memory import PAGE
 from npumatmul.session import Memory, Session
@@ -50,13 +50,14 @@ class TileShape:
 class ContextPool:
     """Matmul contexts of one device: the least recently used give way when there are too many.
 
-    All that use it hold the device's lock. Other pools in the process are asked to give up a context where the runtime
-    makes no further one.
+    A context is leased to one call at a time; another call that wants the same meanwhile gets a copy. All that use the
+    pool hold the device's lock. Other pools in the process are asked to give up a context where the runtime makes no
+    further one.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._contexts: dict[_Key, _Pooled] = {}
+        self._contexts: dict[_Key, list[_Pooled]] = {}
         self._uses = 0  # a clock: each use is an instant of its own
         self._limit = int(session.chip.memory.contexts * _SHARE)
         runtime = session.runtime
@@ -67,27 +68,35 @@ class ContextPool:
         _pools.add(self)
 
     def __len__(self) -> int:
-        return len(self._contexts)
+        return sum(map(len, self._contexts.values()))
 
-    def static(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
-        """Contexts of one shape each."""
-        found = self._get([(spec, ()) for spec in specs])
+    def static(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
+        """Contexts of one shape each, leased."""
+        found = self._get([(spec, ()) for spec in specs], lease)
         assert all(isinstance(context, MatmulContext) for context in found)
         return found  # type: ignore[return-value]
 
-    def for_tiles(self, tiles: Sequence[TileShape]) -> list[_Pooled]:
-        """Contexts that have the shape of each tile."""
+    def for_tiles(self, tiles: Sequence[TileShape], lease: Lease) -> list[_Pooled]:
+        """Contexts that have the shape of each tile, leased."""
         while True:
             try:
-                return self._get([self._key(tile) for tile in tiles])
+                return self._get([self._key(tile) for tile in tiles], lease)
             except _NotDynamicError as failed:
                 logger.warning("%s: %s; contexts of one shape each serve instead", failed.key[0], failed.__cause__)
                 self._static.add(failed.key)
 
-    def touch(self, contexts: Sequence[_Pooled]) -> None:
-        """Say that these are used now."""
+    def again(self, contexts: Sequence[_Pooled], lease: Lease) -> bool:
+        """Lease these contexts, if none of them is gone, broken or in use."""
+        for context in contexts:
+            if context.closed or context.broken or not is_idle(context):
+                return False
+        self._lease(contexts, lease)
+        return True
+
+    def _lease(self, contexts: Iterable[_Pooled], lease: Lease) -> None:
         self._uses += 1
         for context in contexts:
+            context.lease = lease.ref
             context.used = self._uses
 
     def _key(self, tile: TileShape) -> _Key:
@@ -97,33 +106,40 @@ class ContextPool:
                 return key
         return tile.spec, ()
 
-    def _get(self, keys: Sequence[_Key]) -> list[_Pooled]:
+    def _get(self, keys: Sequence[_Key], lease: Lease) -> list[_Pooled]:
         self.discard_broken()
-        wanted = set(keys)
-        self._make_room(wanted)
-        return [self._context(key, wanted) for key in keys]
+        found = {key: self._idle(key) for key in dict.fromkeys(keys)}
+        # what is leased now gives no way to what is made
+        self._lease([context for context in found.values() if context is not None], lease)
+        self._make_room(sum(context is None for context in found.values()))
+        got: dict[_Key, _Pooled] = {}
+        for key, context in found.items():
+            got[key] = self._create(key) if context is None else context
+            self._lease([got[key]], lease)
+        return [got[key] for key in keys]
 
-    def _context(self, key: _Key, wanted: set[_Key]) -> _Pooled:
-        context = self._contexts.get(key)
-        if context is None:
-            context = self._contexts[key] = self._create(key, wanted)
-        self.touch([context])
-        return context
+    def _idle(self, key: _Key) -> _Pooled | None:
+        """One that is idle, the same one whenever several are."""
+        return next((context for context in self._contexts.get(key, ()) if is_idle(context)), None)
 
-    def _create(self, key: _Key, wanted: set[_Key]) -> _Pooled:
+    def _create(self, key: _Key) -> _Pooled:
         spec, buckets = key
         while True:
             try:
-                if not buckets:
-                    return MatmulContext(self._session, spec)
-                return DynamicMatmulContext(self._session, spec, [(m, spec.k, spec.n) for m in buckets])
+                context: _Pooled
+                if buckets:
+                    context = DynamicMatmulContext(self._session, spec, [(m, spec.k, spec.n) for m in buckets])
+                else:
+                    context = MatmulContext(self._session, spec)
+                self._contexts.setdefault(key, []).append(context)
+                return context
             except (RknnError, LayoutMismatchError) as error:
                 if buckets and _is_about_shapes(error) and self._works(spec):
                     raise _NotDynamicError(key) from error
                 # Contexts are limited per process: give up our own, the least recently used first, then those of
                 # other devices in it, before giving up.
                 limited = isinstance(error, (RknnFail, RknnMallocFail))
-                if not (limited and (self.spare_one(wanted) or any(other.spare() for other in _others(self)))):
+                if not (limited and (self.spare_one() or any(other.spare() for other in _others(self)))):
                     raise
 
     def _works(self, spec: ContextSpec) -> bool:
@@ -134,30 +150,32 @@ class ContextPool:
             return False
         return True
 
-    def _make_room(self, wanted: set[_Key]) -> None:
-        """Destroy the least recently used contexts until the wanted ones fit."""
-        missing = sum(key not in self._contexts for key in wanted)
-        for key in self._spares(wanted):
-            if len(self._contexts) + missing <= self._limit:
+    def _make_room(self, missing: int) -> None:
+        """Destroy the least recently used contexts until so many more fit."""
+        beyond = len(self) + missing - self._limit if missing else 0
+        for key, context in self._spares() if beyond > 0 else ():
+            if beyond <= 0:
                 return
             logger.debug("destroying the least recently used context %s", key[0])
-            self._destroy(key)
+            self._destroy(key, context)
+            beyond -= 1
 
-    def spare_one(self, wanted: set[_Key] | None = None) -> bool:
-        """Destroy the least recently used context that is not wanted, if there is one."""
-        spares = self._spares(wanted or set())
+    def spare_one(self) -> bool:
+        """Destroy the least recently used context that is idle, if there is one."""
+        spares = self._spares()
         if spares:
-            logger.info("no further context can be created; destroying %s", spares[0][0])
-            self._destroy(spares[0])
+            key, context = spares[0]
+            logger.info("no further context can be created; destroying %s", key[0])
+            self._destroy(key, context)
         return bool(spares)
 
-    def _spares(self, wanted: set[_Key]) -> list[_Key]:
-        """Those that are not wanted, the least recently used first."""
-        spares = [key for key in self._contexts if key not in wanted]
-        return sorted(spares, key=lambda key: self._contexts[key].used)
+    def _spares(self) -> list[tuple[_Key, _Pooled]]:
+        """Those that are idle, the least recently used first."""
+        every = ((key, context) for key, copies in self._contexts.items() for context in copies)
+        return sorted((each for each in every if is_idle(each[1])), key=lambda each: each[1].used)
 
     def spare(self) -> bool:
-        """Destroy a context for the sake of another device, unless this one is at work just now."""
+        """Destroy a context for the sake of another device, unless this one is being changed just now."""
         session = self._session
         if session.inherited or not session.lock.acquire(blocking=False):
             return False
@@ -166,25 +184,31 @@ class ContextPool:
         finally:
             session.lock.release()
 
-    def discard_broken(self) -> list[ContextSpec]:
-        """Destroy the contexts that failed; they are made anew when they are asked for again."""
-        broken = [key for key, context in self._contexts.items() if context.broken]
-        for key in broken:
+    def discard_broken(self) -> None:
+        """Destroy the contexts that failed, when the call that they failed in is over."""
+        for key, context in self._spares_broken():
             logger.warning("a run failed: %s is destroyed and made anew", key[0])
-            self._destroy(key)
-        return [spec for spec, _ in broken]
+            self._destroy(key, context)
 
-    def _destroy(self, key: _Key) -> None:
+    def _spares_broken(self) -> list[tuple[_Key, _Pooled]]:
+        every = ((key, context) for key, copies in self._contexts.items() for context in copies)
+        return [each for each in every if each[1].broken and is_idle(each[1])]
+
+    def _destroy(self, key: _Key, context: _Pooled) -> None:
+        copies = self._contexts[key]
+        copies.remove(context)
+        if not copies:
+            del self._contexts[key]
         try:
-            self._contexts.pop(key).close()
+            context.close()
         except RknnError as error:
             logger.warning("a context could not be destroyed: %s", error)
 
     def clear(self, domain: int | None = None) -> bool:
-        """Destroy those of an IOMMU domain, or all; whether there was one."""
-        going = [key for key in self._contexts if domain in (None, key[0].domain)]
-        for key in going:
-            self._destroy(key)
+        """Destroy all that are idle, or those of an IOMMU domain; whether there was one."""
+        going = [each for each in self._spares() if domain in (None, each[0][0].domain)]
+        for key, context in going:
+            self._destroy(key, context)
         return bool(going)
 
 
@@ -207,10 +231,9 @@ class Loan(list[Memory]):
 class Workspace:
     """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
 
-    They are in the IOMMU domain of the contexts that are bound to them.
     They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
-    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. All
-    that use it hold the device's lock.
+    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. They
+    are in the IOMMU domain of the contexts that are bound to them. All that use it hold the device's lock.
     """
 
     def __init__(self, session: Session) -> None:
@@ -263,29 +286,22 @@ class Workspace:
         """
         self._free_retired()
         size = self.size_for(nbytes)
-        try:
-            found = self._idle(role, count, size, domain)
-        except NpuMemoryError as error:
-            # idle ones of other sizes give way; where a limit is reached and not the runtime's memory, anywhere
-            if not self.clear(domain if isinstance(error.__cause__, RknnError) else None):
-                raise
-            found = self._idle(role, count, size, domain)
-        loan = Loan(found, lease or Lease())
-        for memory in found:
+        loan = Loan((), lease or Lease())
+        for memory in self._kept.get((role, domain, size), ()):
+            if len(loan) < count and is_idle(memory) and not memory.closed:
+                memory.lease = loan.lease.ref
+                loan.append(memory)
+        while len(loan) < count:
+            memory = self._session.allocate(size, domain)  # idle buffers may have to go for it
             memory.lease = loan.lease.ref
+            self._kept.setdefault((role, domain, size), []).append(memory)
+            loan.append(memory)
         return loan
-
-    def _idle(self, role: str, count: int, size: int, domain: int) -> list[Memory]:
-        """Idle buffers of a size, allocated as far as there are not enough."""
-        kept = self._kept.setdefault((role, domain, size), [])
-        found = [memory for memory in kept if is_idle(memory) and not memory.closed][:count]
-        while len(found) < count:
-            kept.append(memory := self._session.allocate(size, domain))
-            found.append(memory)
-        return found
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
+        if self._retired and any(memory in self._retired for memory in loan):
+            return False  # they are going to be freed
         if not all(is_idle(memory) and not memory.closed for memory in loan):
             return False
         loan.lease = lease

@@ -8,10 +8,12 @@ that, since an interrupt may come between a task and the future that stands for 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from npumatmul.device import Device
+from npumatmul.leases import Lease
 
 __all__ = ["CoreThreads"]
 
@@ -19,9 +21,16 @@ Work = Callable[[], None]
 
 
 class CoreThreads:
-    """The threads of a device's further cores; `Device.attached` keeps the one instance."""
+    """Threads for a device's further cores, for one call at a time.
+
+    Attributes
+    ----------
+    lease : weakref to Lease, or None
+        Whose they are.
+    """
 
     def __init__(self, device: Device) -> None:
+        self.lease: weakref.ref[Lease] | None = None
         self._inboxes: list[SimpleQueue[_Share | None]] = []
         self._threads: list[threading.Thread] = []
         for core in range(1, device.chip.cores):

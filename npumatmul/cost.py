@@ -10,10 +10,12 @@ from typing import NamedTuple
 from npumatmul.mmtype import MatmulType
 from npumatmul.timing import TimingModel, Work
 
-__all__ = ["ModelledTime", "TileCosts", "tile_cores"]
+__all__ = ["LEAST_GAIN", "ModelledTime", "TileCosts", "tile_cores"]
 
 #: Matrices that are bound before each run: A, B and C.
 _BINDS_PER_RUN = 3
+#: What sharing rows has to save by the model: cores that share tiles have one image of A, and models err.
+LEAST_GAIN = 0.05
 #: A copy reads and writes; adding a partial sum reads two numbers and writes one.
 _ADD_PER_COPY = 1.5
 
@@ -87,6 +89,7 @@ class TileCosts:
     n_tiles: tuple[int, ...]
     _seconds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
     _cores: dict[int, _Cores] = field(default_factory=dict, repr=False)
+    _alone: dict[int, _Alone] = field(default_factory=dict, repr=False)
 
     def of(self, rows: int, cores: int) -> ModelledTime:
         """Time of `rows` rows of the device, at once, on so many cores."""
@@ -100,6 +103,46 @@ class TileCosts:
             what = self._on(cores)
             known = self._seconds[rows, cores] = what.device_seconds(rows) + what.binding + rows * what.host_row
         return known
+
+    def shared_rows(self, shares: Sequence[Sequence[int]]) -> ModelledTime:
+        """Time where each core has rows of its own and runs all tiles with them.
+
+        Parameters
+        ----------
+        shares : sequence of sequences of int
+            Ranges of rows of the device, by core.
+
+        Examples
+        --------
+        >>> from npumatmul.timing import TIMINGS
+        >>> costs = TileCosts(TIMINGS["rk3588"], MatmulType.INT8_INT8_INT32, (4096,), (64,))
+        >>> costs.shared_rows([[512], [512], [512]]).seconds < 3 * costs.of(512, 1).seconds
+        True
+        """
+        alone = self._whole(len(shares))
+        join = self.model.join_seconds if len(shares) > 1 else 0.0
+        busiest = max(sum(alone.device_seconds(rows) for rows in sizes) for sizes in shares)
+        rows = sum(map(sum, shares))
+        # each core packs and stores rows of its own, but how fast several do so at once is not known
+        return ModelledTime(join + busiest, max(map(len, shares)) * alone.binding, rows * alone.host_row)
+
+    def range_seconds(self, rows: int, cores: int) -> float:
+        """What a range of rows takes on its core, with all tiles, while so many cores have rows of their own."""
+        alone = self._whole(cores)
+        return alone.device_seconds(rows) + alone.binding + rows * alone.host_row
+
+    def _whole(self, cores: int) -> _Alone:
+        known = self._alone.get(cores)
+        if known is None:
+            known = self._alone[cores] = self._all_tiles(cores)
+        return known
+
+    def _all_tiles(self, cores: int) -> _Alone:
+        model, runs = self.model, len(self.k_tiles) * len(self.n_tiles)
+        tiles = Counter((k, n) for k in self.k_tiles for n in self.n_tiles)
+        work = [(count, model.work(self.mm_type, k, n, cores)) for (k, n), count in tiles.items()]
+        binding = runs * _BINDS_PER_RUN * model.bind_seconds
+        return _Alone(runs * model.start_seconds, work, binding, self._on(1).host_row)
 
     def best(self, rows: int, most_cores: int) -> float:
         """Seconds on the number of cores that takes least."""
@@ -143,3 +186,15 @@ class _Cores(NamedTuple):
 
     def device_seconds(self, rows: int) -> float:
         return max([start + sum([count * work.seconds(rows) for count, work in tiles]) for start, tiles in self.shares])
+
+
+class _Alone(NamedTuple):
+    """What one core has to do for a range of rows with all tiles."""
+
+    start: float
+    work: list[tuple[int, Work]]
+    binding: float
+    host_row: float
+
+    def device_seconds(self, rows: int) -> float:
+        return self.start + sum([count * work.seconds(rows) for count, work in self.work])

@@ -19,6 +19,7 @@ from npumatmul.budget import MemoryStats
 from npumatmul.capabilities import Chip, chip, chip_here
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.errors import RknnFail, RknnMallocFail
+from npumatmul.leases import Lease
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
@@ -124,7 +125,7 @@ class Device:
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
-        self._released: deque[list[Slice]] = deque()
+        self._released: deque[Sequence[Slice]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
             self.session = Session(self.runtime, self.chip, self.name, board)
@@ -198,7 +199,7 @@ class Device:
         ...     buffer.array.shape
         (64,)
         """
-        return Buffer.allocate(self.session, nbytes, domain)
+        return self.session.with_room(lambda: Buffer.allocate(self.session, nbytes, domain))
 
     def context(
         self,
@@ -309,12 +310,16 @@ class Device:
 
     def _created(self, create: Callable[[], _Context]) -> _Context:
         """A context; where the runtime has none left, one that is kept for reuse gives way."""
-        while True:
-            try:
-                return create()
-            except (RknnFail, RknnMallocFail):
-                if not self.session.spare_context():
-                    raise
+
+        def attempt() -> _Context:
+            while True:
+                try:
+                    return create()
+                except (RknnFail, RknnMallocFail):
+                    if not self.session.spare_context():
+                        raise
+
+        return self.session.with_room(attempt)
 
     # ---- what is held ----------------------------------------------------------------------------------------------
 
@@ -398,15 +403,19 @@ class Device:
             assert isinstance(found, kind)
             return found
 
-    def release_later(self, pieces: list[Slice]) -> None:
+    def release_later(self, pieces: Sequence[Slice]) -> None:
         """Take weight memory back at the next call; safe from a garbage collector that runs at any moment."""
         self._released.append(pieces)
 
     def collect(self) -> None:
-        """Give back what `release_later` was told of. The caller holds the lock."""
-        while self._released:
-            self.weights.release(self._released[0])  # twice, if an interrupt comes before it is off the list
-            self._released.popleft()
+        """Give back what `release_later` was told of and nobody runs with. The caller holds the lock."""
+        for _ in range(len(self._released)):
+            pieces = self._released[0]
+            if self.session.leases.uses(pieces):
+                self._released.rotate(-1)
+            else:
+                self.weights.release(pieces)  # twice, if an interrupt comes before it is off the list
+                self._released.popleft()
 
     def stats(self) -> DeviceStats:
         """Counts since the device was opened, and what is allocated now.
@@ -435,13 +444,16 @@ class Device:
     def close(self) -> None:
         """Free memory, then contexts (facts 11.5): all buffers and contexts of the device. Twice is allowed.
 
+        Products that other threads are computing are completed first; what they begin afterwards raises `ClosedError`.
+
         Raises
         ------
         BufferError
             If views of buffers are still held. Nothing was closed then. Leaving a ``with`` block instead lets their
             memory stay until they are gone.
         BusyError
-            If another thread is running. Nothing was closed then.
+            If another thread runs a context of its own, or this one is interrupted in a product (by a signal's
+            handler). Nothing was closed then.
         """
         self._close(keep_viewed=False)
 
@@ -449,10 +461,23 @@ class Device:
         if self.session.inherited:  # locks may be held for ever here
             self.closed = self.session.closed = True
             return
-        with self.lock:
-            self.session.close(keep_viewed)
-            _open_devices.discard(self)
-            self._let_go()
+        leases, bar = self.session.leases, Lease()
+        try:
+            leases.bar(bar)  # else products of other threads might always be at work
+            while True:
+                with self.lock:
+                    if not self.session.closed:
+                        self.session.check_closable(keep_viewed)
+                    others = leases.others()
+                    if not others:
+                        self.session.close(keep_viewed)
+                        _open_devices.discard(self)
+                        self._let_go()
+                        return
+                leases.wait_for(others)
+        finally:
+            bar.over = True
+            leases.leave(bar)
 
     def _let_go(self) -> None:
         """Give up what is the device's own; buffers and contexts of users keep the session."""

@@ -9,11 +9,11 @@ only whole rows stand together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from npumatmul.context import MatmulContext
 from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, DeviceError, RknnError, rknn_error
+from npumatmul.leases import Lease
 from npumatmul.memory import Buffer
 from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.placement import Placement
@@ -31,6 +32,9 @@ from npumatmul.session import Memory
 from npumatmul.spec import ContextSpec
 from npumatmul.stored import StoredWeight
 from npumatmul.timing import TIMINGS, TimingModel
+
+_Prepared = TypeVar("_Prepared")
+_Result = TypeVar("_Result")
 
 __all__ = ["Ranges", "Room", "Rows", "direct_type", "multiply", "padded_rows", "ranges_in_place", "share_rows"]
 
@@ -259,38 +263,14 @@ def multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Ro
         return False
     if (a.buffer.domain, out.buffer.domain) != (weight.domain, weight.domain):
         return False  # memory of one domain means nothing in another (facts 7.4)
-    with device.lock:
-        device.check_usable()
-        if weight.closed:
-            raise ClosedError("this packed weight is closed; pack it again")
-        device.collect()
-        held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
-        try:
-            with session.guard:
-                for buffer in (a.buffer, out.buffer):
-                    memory = buffer.memory
-                    memory.users += 1
-                    held.append(memory)
-            _multiply(a, m, weight, mm_type, out, ranges)
-        finally:
-            interrupt: KeyboardInterrupt | None = None
-            while held:
-                try:
-                    with session.guard:
-                        while held:
-                            held[-1].users -= 1
-                            del held[-1]
-                except KeyboardInterrupt as error:
-                    interrupt = error
-            if interrupt is not None:
-                raise interrupt
+    _multiply(a, m, weight, mm_type, out, ranges)
     return True
 
 
 def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: Rows, ranges: Ranges) -> None:
     """Multiply; where contexts fail they are made anew and all is repeated once, since nothing that is read changes."""
-    plan, chip = weight.plan, weight.device.chip
-    placement = Placement.of(weight.device)
+    plan, device = weight.plan, weight.device
+    placement = Placement.of(device)
     specs = [
         ContextSpec(
             mm_type,
@@ -299,41 +279,79 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
             plan.n,
             MatmulLayout.NATIVE,
             MatmulLayout.NORM,
-            core=index % ranges.cores if chip.has_core_mask else None,
+            core=index % ranges.cores if device.chip.has_core_mask else None,
             domain=weight.domain,
         )
         for index, (_, rows) in enumerate(ranges.spans)
     ]
-    with ExitStack() as parts:
-        b_memory = parts.enter_context(weight.whole())
-        places = []
-        for start, rows in ranges.spans:
-            a_part, c_part = (
-                parts.enter_context(_part(each.buffer, each.offset + start * row, rows * row))
-                for each, row in ((a, mm_type.a.nbytes(plan.k)), (out, mm_type.c.nbytes(plan.n)))
-            )
-            places.append((a_part, b_memory, c_part))
 
-        def attempt(contexts: list[MatmulContext]) -> None:
-            runs = [_Run(*each) for each in zip(contexts, places, strict=True)]
-            _attempt(runs, a.buffer, out.buffer, weight.device, ranges.cores)
+    def prepare(lease: Lease) -> tuple[list[MatmulContext], CoreThreads | None]:
+        return placement.contexts(specs, lease), placement.core_threads(lease) if ranges.cores > 1 else None
 
-        contexts = placement.contexts(specs)  # if these cannot be made there is nothing to repeat
-        try:
-            attempt(contexts)
-        except RknnError as first:
+    def attempt(prepared: tuple[list[MatmulContext], CoreThreads | None]) -> RknnError | None:
+        contexts, threads = prepared
+        with ExitStack() as parts:
+            b_memory = parts.enter_context(weight.whole())
+            runs = []
+            for context, (start, rows) in zip(contexts, ranges.spans, strict=True):
+                a_part, c_part = (
+                    parts.enter_context(_part(each.buffer, each.offset + start * row, rows * row))
+                    for each, row in ((a, mm_type.a.nbytes(plan.k)), (out, mm_type.c.nbytes(plan.n)))
+                )
+                runs.append(_Run(context, (a_part, b_memory, c_part)))
             try:
-                contexts = placement.contexts(specs)
+                _attempt(runs, a.buffer, out.buffer, device, ranges.cores, threads)
             except RknnError as error:
-                raise error from first
+                broken.extend(str(context.spec) for context in contexts if context.broken)
+                return error
+        return None
+
+    broken: list[str] = []
+    first: RknnError | None = None
+    whole = out.buffer.memory.allocation
+    computes = whole.address, whole.address + whole.size - 1
+    while True:
+        broken.clear()
+        try:
+            failed = weight.leased(prepare, lambda got: _using((a.buffer, out.buffer), got, attempt), computes=computes)
+        except (RknnError, ClosedError) as refused:  # the contexts cannot be made, or all was closed meanwhile
+            if first is not None:
+                raise refused from first
+            raise
+        if failed is None:
+            break
+        if first is not None:
+            hint = f"It failed before, its context was made anew and all was repeated, in vain ({', '.join(broken)})."
+            where = {**failed.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}
+            raise rknn_error(failed.function, failed.code, where, f"{hint} {failed.hint}".strip()) from first
+        first = failed
+    with device.lock:
+        device.counters.macs += m * plan.k * plan.n
+
+
+def _using(buffers: Sequence[Buffer], prepared: _Prepared, run: Callable[[_Prepared], _Result]) -> _Result:
+    """Run with buffers that nobody can close meanwhile."""
+    guard = buffers[0]._session.guard
+    held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+    try:
+        with guard:
+            for buffer in buffers:
+                memory = buffer.memory
+                memory.users += 1
+                held.append(memory)
+        return run(prepared)
+    finally:
+        interrupt: KeyboardInterrupt | None = None
+        while held:
             try:
-                attempt(contexts)
-            except RknnError as second:
-                names = ", ".join(str(context.spec) for context in contexts if context.broken)
-                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names})."
-                where = {**second.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}
-                raise rknn_error(second.function, second.code, where, f"{hint} {second.hint}".strip()) from first
-    weight.device.counters.macs += m * plan.k * plan.n
+                with guard:
+                    while held:
+                        held[-1].users -= 1
+                        del held[-1]
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
 
 @dataclass
@@ -359,29 +377,34 @@ class _Run:
             raise
 
 
-def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: int) -> None:
+def _attempt(runs: list[_Run], a: Buffer, out: Buffer, device: Device, cores: int, threads: CoreThreads | None) -> None:
     """Make the runs. If the runtime fails the contexts that it concerns are broken."""
-    counters = device.counters
+    syncs = 0
     try:
-        device.weights.flush()
+        with device.lock:
+            device.weights.flush()
         for buffer in (a, out):
             buffer.settle()
             # C too: it must have no dirty cache lines, which would be written over the result later
-            counters.mem_sync_calls += buffer.memory.flush()
-        if cores > 1:
-            device.attached(CoreThreads, CoreThreads).run([runs[core::cores] for core in range(cores)])
+            syncs += buffer.memory.flush()
+        if threads is not None:
+            threads.run([runs[core::cores] for core in range(cores)])
         else:
             for run in runs:
                 run()
-        counters.mem_sync_calls += out.memory.sync(MemSyncMode.FROM_DEVICE)
+        # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
+        out.settle()
+        syncs += out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE)
     except RknnError:
         if not any(run.context.broken for run in runs):  # caches could not be synchronised
             for run in runs:
                 run.context.struct.broken = 1
         raise
     finally:
-        counters.run_calls += sum(run.runs for run in runs)
-        counters.set_io_mem_calls += sum(run.binds for run in runs)
+        with device.lock:
+            device.counters.mem_sync_calls += syncs
+            device.counters.run_calls += sum(run.runs for run in runs)
+            device.counters.set_io_mem_calls += sum(run.binds for run in runs)
     out._computed()
 
 

@@ -6,6 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from npumatmul.arenas import Slice
 from npumatmul.calls import RESULT_TYPE, Keeping, NoRoomError, device_scales, prepared, written_to
 from npumatmul.context import DynamicMatmulContext, MatmulContext
 from npumatmul.contexts import ContextPool, Loan, TileShape, Workspace
+from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.kept import Kept
 from npumatmul.layout import TileLayout
-from npumatmul.leases import Lease
+from npumatmul.leases import Lease, Spares
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
 from npumatmul.session import Memory
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 #: Placed matmuls (one per number of rows) that a weight remembers.
 _PLACED_PER_WEIGHT = 16
+#: Copies of each, with contexts of their own, for threads that are at work with it at once.
+_COPIES = 8
 #: Buffers for images of A: slices of K are worked on in batches of so many.
 _A_BUFFERS = 8
 
@@ -51,7 +55,7 @@ _RUNTIME_FUNCTION = {
 
 
 class Placed:
-    """A plan whose contexts live: what the executor needs, ready made."""
+    """A plan whose contexts live: what the executor needs, ready made. Who leases its contexts has it alone."""
 
     def __init__(
         self,
@@ -69,11 +73,14 @@ class Placed:
         self.a_bytes, self.c_bytes = (max(each) for each in zip(*sizes, strict=True))
         #: Bytes of C of each range of rows.
         self.c_bytes_of = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
+        #: Those of the call that has it just now.
+        self.executor: _executor.Executor | None = None
         self.a_loan: Loan | None = None
         self.c_loan: Loan | None = None
         self.report = _executor.Report()
         w, slices = plan.weight, weight.slices
-        self.a_count = min(len({(each.k_span, each.part, each.group) for each in slices}), _A_BUFFERS)
+        a_count = min(_images(weight), _A_BUFFERS)
+        self.a_buffers = a_count * (plan.cores if plan.range_cores else 1)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._kept = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -87,11 +94,12 @@ class Placed:
             len(slices),
             len(w.n_spans),
             plan.cores,
-            self.a_count,
+            a_count,
             _ranges(plan.m_spans),
             _ranges(w.n_spans),
             (_executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
-            (C.c_int32 * len(w.n_spans))(*plan.tile_cores),
+            _cores(plan.tile_cores),
+            _cores(plan.range_cores),
             None,
             None,
             (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
@@ -117,6 +125,15 @@ def _slice_struct(each: WeightSlice) -> _executor.SliceStruct:
     )
 
 
+def _images(weight: StoredWeight) -> int:
+    """Images of A that a range of rows has."""
+    return len({(each.k_span, each.part, each.group) for each in weight.slices})
+
+
+def _cores(numbers: tuple[int, ...]) -> Any:
+    return (C.c_int32 * len(numbers))(*numbers) if numbers else None
+
+
 def _ranges(spans: Iterable[Span]) -> Any:
     values = [_executor.Range(span.start, span.length) for span in spans]
     return (_executor.Range * len(values))(*values)
@@ -134,7 +151,8 @@ class Placement:
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self._functions = _executor.RuntimeFunctions(*map(address, names))
-        self._executor = _executor.Executor()
+        self._executors: Spares[_executor.Executor] = Spares()
+        self._core_threads: Spares[CoreThreads] = Spares()
         device.session.reclaimers.add(self)
 
     @classmethod
@@ -175,10 +193,10 @@ class Placement:
             If plan, rows and slices do not fit together.
         """
         device = self.device
-        tiles: list[Slice] = []
-        with device.lock:
-            device.check_usable()
+
+        def attempt() -> StoredWeight:
             device.collect()
+            tiles: list[Slice] = []
             try:
                 layouts = [self._tile_row(row.k_span, plan) for row in rows]
                 tiles.extend(self._allocate(layouts, plan))
@@ -190,6 +208,8 @@ class Placement:
             except BaseException:
                 device.weights.release(tiles)
                 raise
+
+        return self._session.with_room(attempt)
 
     def restore(
         self,
@@ -221,10 +241,10 @@ class Placement:
             If plan, tiles and slices do not fit together.
         """
         device = self.device
-        tiles: list[Slice] = []
-        with device.lock:
-            device.check_usable()
+
+        def attempt() -> StoredWeight:
             device.collect()
+            tiles: list[Slice] = []
             try:
                 tiles.extend(self._allocate([self._tile_row(k, plan) for k in k_spans], plan))
                 for index, piece in enumerate(tiles):
@@ -233,6 +253,8 @@ class Placement:
             except BaseException:
                 device.weights.release(tiles)
                 raise
+
+        return self._session.with_room(attempt)
 
     def _tile_row(self, k: Span, plan: WeightPlan) -> list[TileLayout]:
         """Layouts of the tiles of a row."""
@@ -307,7 +329,7 @@ class Placement:
             a = a.copy()
         call, lives = prepared(a, weight, activation, out.dtype, epilogue, result_scale)
         after = written_to(call, a, weight, out, epilogue)
-        self._execute(a, weight, activation, call, result_scale, None)
+        self._execute(a.shape[0], weight, activation, call, result_scale, out, None)
         del lives, after
 
     def keep(
@@ -343,7 +365,7 @@ class Placement:
         call, lives = prepared(a, weight, activation, dtype, epilogue, result_scale)
         keeping = Keeping((a.shape[0], weight.plan.n), dtype, epilogue, weight)
         try:
-            self._execute(a, weight, activation, call, result_scale, keeping)
+            self._execute(a.shape[0], weight, activation, call, result_scale, None, keeping)
         except NoRoomError:
             return None
         del lives
@@ -351,76 +373,75 @@ class Placement:
 
     def _execute(
         self,
-        a: NDArray[Any] | Kept,
+        m: int,
         weight: StoredWeight,
         activation: Activation,
         call: _executor.Call,
         result_scale: float | None,
+        out: NDArray[Any] | None,
         keeping: Keeping | None,
     ) -> None:
         scales = None if result_scale is None else device_scales(weight, activation, result_scale)
-        device = self.device
-        lease = Lease()
-        try:
-            with device.lock:
-                device.check_usable()
-                if weight.closed:
-                    raise ClosedError("this packed weight is closed; pack it again")
-                device.collect()
-                first: RknnError | None = None
-                while True:
-                    error = self._attempt(a.shape[0], weight, activation, scales, call, lease, keeping, first)
-                    if error is None:
-                        break
-                    if first is not None or not isinstance(error, RknnError) or not self._pool.discard_broken():
-                        if first is not None:
-                            raise error from first
-                        raise error
-                    first = error  # the contexts that failed are made anew, and all of it is repeated once
-                    lease.over = True
-                    lease = Lease()
-        finally:
-            lease.over = True
+        prepare = partial(self._prepare, m, weight, activation, scales, call, keeping)
+        first: RknnError | None = None
+        while True:
+            try:
+                error, broke = weight.leased(prepare, partial(self._run, call, first is not None), stores=out)
+            except (RknnError, ClosedError) as refused:
+                if first is not None:
+                    raise refused from first
+                raise
+            if error is None:
+                break
+            if first is not None:
+                raise error from first
+            if not broke or not isinstance(error, RknnError):
+                raise error
+            first = error  # the contexts that failed are made anew, and all of it is repeated once
 
-    def _attempt(
+    def _prepare(
         self,
         m: int,
         weight: StoredWeight,
         activation: Activation,
         scales: _Scales,
         call: _executor.Call,
-        lease: Lease,
         keeping: Keeping | None,
-        first: RknnError | None,
-    ) -> NpuError | None:
-        """Run it; returns what went wrong. `first` is what went wrong before."""
-        device = self.device
-        try:
-            placed = self._placed(m, weight, activation, scales)
-        except RknnError as error:
-            if first is not None:
-                raise error from first
-            raise
+        lease: Lease,
+    ) -> Placed:
+        """All that a product needs, leased."""
+        chained = keeping is not None or bool(call.source)
+        placed = self._placed(m, weight, activation, scales, chained, lease)
+        placed.executor = self._executors.lend(lease, _executor.Executor)
         self._lend(placed, lease)
         if keeping is not None:
             call.keep = keeping.prepare(placed.plan, placed.c_bytes_of, self._workspace)
-        device.weights.flush()
-        code = self._executor.execute(placed.struct, call, placed.report)
-        report, counters = placed.report, device.counters
-        counters.run_calls += report.run_calls
-        counters.set_io_mem_calls += report.set_io_mem_calls
-        counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
-        counters.mem_sync_calls += report.mem_sync_calls
-        counters.macs += report.macs
-        counters.conversions += 1 if call.keep else 2  # `a`, or what was kept, into A; C into `out`
-        return self._failure(report, placed, first is not None) if code else None
+        self.device.weights.flush()
+        return placed
+
+    def _run(self, call: _executor.Call, repeated: bool, placed: Placed) -> tuple[NpuError | None, bool]:
+        """Run it; what went wrong, and whether a context broke."""
+        assert placed.executor is not None
+        code = placed.executor.execute(placed.struct, call, placed.report)
+        device, report = self.device, placed.report
+        counters = device.counters
+        with device.lock:
+            counters.run_calls += report.run_calls
+            counters.set_io_mem_calls += report.set_io_mem_calls
+            counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
+            counters.mem_sync_calls += report.mem_sync_calls
+            counters.macs += report.macs
+            counters.conversions += 1 if call.keep else 2  # `a`, or what was kept, into A; C into `out`
+        if not code:
+            return None, False
+        return self._failure(report, placed, repeated), any(context.broken for context in placed.contexts)
 
     def _lend(self, placed: Placed, lease: Lease) -> None:
         """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
         workspace, struct, domain = self._workspace, placed.struct, placed.domain
         if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
             placed.a_loan = None  # until the struct is right, for an interrupt may come then
-            loan = workspace.lend("A", placed.a_count, placed.a_bytes, lease, domain)
+            loan = workspace.lend("A", placed.a_buffers, placed.a_bytes, lease, domain)
             struct.a_memories = _pointers(loan)
             placed.a_loan = loan
         if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
@@ -429,16 +450,20 @@ class Placement:
             struct.c_memories = _pointers(loan)
             placed.c_loan = loan
 
-    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales) -> Placed:
-        remembered = (m, activation, scales)
-        placed: Placed | None = weight.placed.get(remembered)
-        if placed is not None and placed.usable:
-            weight.placed[remembered] = weight.placed.pop(remembered)  # the least recently used is the first
-            self._pool.touch(placed.contexts)
-            return placed
-        plan = plan_matmul(m, weight.plan)
-        contexts = self._pool.for_tiles(self._tiles(plan, weight, scales))
-        placed = weight.placed[remembered] = Placed(plan, weight, activation, contexts, self._functions)
+    def _placed(
+        self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, chained: bool, lease: Lease
+    ) -> Placed:
+        """What a product needs; `chained` ones, of a kept result or to be kept, have no rows shared by cores."""
+        remembered = (m, activation, scales, chained)
+        copies: list[Placed] = weight.placed.pop(remembered, [])
+        weight.placed[remembered] = copies  # the least recently used are the first
+        for placed in copies:
+            if self._pool.again(placed.contexts, lease):
+                return placed
+        plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=_images(weight))
+        contexts = self._pool.for_tiles(self._tiles(plan, weight, scales), lease)
+        placed = Placed(plan, weight, activation, contexts, self._functions)
+        copies[:] = [placed, *(other for other in copies if other.usable)][:_COPIES]
         while len(weight.placed) > _PLACED_PER_WEIGHT:
             del weight.placed[next(iter(weight.placed))]
         return placed
@@ -454,29 +479,33 @@ class Placement:
                     n.padded,
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=core if self._has_cores else None,
+                    core=plan.core(m_index, n_index) if self._has_cores else None,
                     domain=weight.domain,
                     scales=scales,
                 ),
                 w.buckets,
             )
-            for m_span in plan.m_spans
+            for m_index, m_span in enumerate(plan.m_spans)
             for each in weight.slices
-            for n, core in zip(w.n_spans, plan.tile_cores, strict=True)
+            for n_index, n in enumerate(w.n_spans)
         ]
 
-    def contexts(self, specs: Sequence[ContextSpec]) -> list[MatmulContext]:
-        """Contexts by spec, shared, until others need their place. The caller holds the device's lock."""
-        return self._pool.static(specs)
+    def contexts(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
+        """Contexts by spec, until the lease is over; for `StoredWeight.leased` to prepare with."""
+        return self._pool.static(specs, lease)
+
+    def core_threads(self, lease: Lease) -> CoreThreads:
+        """Threads for further cores, until the lease is over; for `StoredWeight.leased` to prepare with."""
+        return self._core_threads.lend(lease, lambda: CoreThreads(self.device))
 
     def spare_one(self) -> bool:
-        """Destroy a context for the sake of another device, unless this one is at work just now."""
+        """Destroy the context that was used longest ago, unless all are in use."""
         return self._pool.spare()
 
     def reclaim(self, domain: int | None = None) -> bool:
-        """Give up contexts and buffers of A and C; the next matmul makes them anew. The lock is held."""
-        held = self._pool.clear(domain)
-        return self._workspace.clear(domain) or held
+        """Give up contexts and buffers of A and C that are idle, to be made anew. The lock is held."""
+        contexts = self._pool.clear(domain)
+        return self._workspace.clear(domain) or contexts
 
     def _failure(self, report: _executor.Report, placed: Placed, repeated: bool) -> NpuError:
         step, code, plan = Step(report.step), int(report.code), placed.plan
@@ -502,7 +531,8 @@ class Placement:
 
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
-        self._executor.close()
+        self._executors.close()
+        self._core_threads.close()
         self._workspace.clear()
         self._pool.clear()
 

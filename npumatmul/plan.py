@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Literal
 
+from npumatmul._executor import A_BUFFERS_MOST
 from npumatmul.buckets import Cover, row_buckets, simple_cover
-from npumatmul.cost import ModelledTime, TileCosts, tile_cores
+from npumatmul.cost import LEAST_GAIN, ModelledTime, TileCosts, tile_cores
+from npumatmul.layout import round_up
 from npumatmul.spans import Span, shown, split
 from npumatmul.timing import TIMINGS, TimingModel
 from npumatmul.weight_plan import WeightPlan, costs_of, parsed, plan_weight, spans_of, weight_content, weight_of
@@ -21,6 +24,7 @@ from npumatmul.weight_plan import WeightPlan, costs_of, parsed, plan_weight, spa
 __all__ = [
     "MatmulPlan",
     "PaddingReport",
+    "Share",
     "Span",
     "WeightPlan",
     "padding_report",
@@ -29,6 +33,10 @@ __all__ = [
     "row_buckets",
     "split",
 ]
+
+
+#: What each core has of its own: tiles of N, or ranges of rows with all tiles.
+Share = Literal["tiles", "rows"]
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,11 @@ class MatmulPlan:
     cores : int
         Cores that work at once.
     tile_cores : tuple of int
-        The core of each N tile.
+        The core of each N tile; empty where cores share rows.
     modelled : ModelledTime or None
         Modelled time, never measured; None where nothing is known of chip or type.
+    range_cores : tuple of int
+        The core of each range of rows, which runs all tiles with it; empty where cores share tiles.
     """
 
     m: int
@@ -55,6 +65,11 @@ class MatmulPlan:
     cores: int
     tile_cores: tuple[int, ...]
     modelled: ModelledTime | None = None
+    range_cores: tuple[int, ...] = ()
+
+    def core(self, m_index: int, n_index: int) -> int:
+        """The core that runs a tile with a range of rows."""
+        return self.range_cores[m_index] if self.range_cores else self.tile_cores[n_index]
 
     @property
     def runs(self) -> int:
@@ -74,9 +89,10 @@ class MatmulPlan:
 
     @property
     def a_bytes(self) -> int:
-        """Bytes of A on the device: the largest range of rows, all slices of K."""
+        """Bytes of A on the device: the largest range of rows, all slices of K; once per core where they share rows."""
         rows = max(span.padded for span in self.m_spans)
-        return sum(self.weight.mm_type.a.nbytes(rows * span.padded) for span in self.weight.k_spans)
+        once = sum(self.weight.mm_type.a.nbytes(rows * span.padded) for span in self.weight.k_spans)
+        return once * (self.cores if self.range_cores else 1)
 
     @property
     def c_bytes(self) -> int:
@@ -113,6 +129,7 @@ class MatmulPlan:
                 int(content["cores"]),
                 tuple(map(int, content["tile_cores"])),
                 None if modelled is None else ModelledTime(**modelled),
+                tuple(map(int, content.get("range_cores", ()))),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is no plan of a matmul: {error!r}") from error
@@ -120,12 +137,14 @@ class MatmulPlan:
     def __str__(self) -> str:
         w = self.weight
         work = self.padded_macs / max(self.macs * w.row_images, 1)
-        tiles = ", ".join(f"core {core}: {self.tile_cores.count(core)}" for core in range(self.cores))
+        shares = self.range_cores or self.tile_cores
+        on = ", ".join(f"core {core}: {shares.count(core)}" for core in range(self.cores))
+        ranges, tiles = (f"; ranges on {on}", "") if self.range_cores else ("", f"; tiles on {on}")
         layout = "native" if w.ac_native else "normal"
         rows = [
-            ("M", f"{shown(self.m_spans)}; registered {', '.join(map(str, w.buckets))}"),
+            ("M", f"{shown(self.m_spans)}{ranges}; registered {', '.join(map(str, w.buckets))}"),
             ("K", shown(w.k_spans) + ("" if w.k_group is None else f"; groups of {w.k_group}")),
-            ("N", f"{shown(w.n_spans)}; tiles on {tiles}"),
+            ("N", f"{shown(w.n_spans)}{tiles}"),
             ("layout", f"B native, A and C {layout}"),
             ("bytes", f"B {w.nbytes} ({w.waste:.1%} padding), A {self.a_bytes}, C {self.c_bytes}"),
         ]
@@ -148,7 +167,13 @@ class MatmulPlan:
 
 
 def plan_matmul(
-    m: int, weight: WeightPlan, *, cores: int | None = None, timings: Mapping[str, TimingModel] = TIMINGS
+    m: int,
+    weight: WeightPlan,
+    *,
+    cores: int | None = None,
+    share: Share | None = None,
+    images: int | None = None,
+    timings: Mapping[str, TimingModel] = TIMINGS,
 ) -> MatmulPlan:
     """Cut `m` rows, at least 1, for a weight.
 
@@ -158,13 +183,18 @@ def plan_matmul(
     weight : WeightPlan
     cores : int, optional
         So many cores (at most those of the weight's plan) instead of what was measured, or is modelled, to be best.
+    share : {"tiles", "rows"}, optional
+        What cores have of their own: tiles of N, or ranges of rows with all tiles. By default tiles where `cores` is
+        given, else what was measured, or is modelled, to be best.
+    images : int, optional
+        Images of a range of rows: slices of K by default. Cores that share rows have buffers for theirs each.
     timings : mapping of str to TimingModel
         By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
 
     Raises
     ------
     ValueError
-        If there is nothing to plan.
+        If there is nothing to plan, or rows cannot be shared by so many cores.
 
     Examples
     --------
@@ -182,16 +212,37 @@ def plan_matmul(
     """
     if m < 1:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")
-    if cores is not None and not 1 <= cores <= weight.cores:
-        raise ValueError(f"plan_matmul: this weight's plan has 1 to {weight.cores} cores, got {cores}")
+    most = weight.row_cores if share == "rows" else weight.cores
+    if cores is not None and not 1 <= cores <= most:
+        raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
     costs = costs_of(weight, timings)
+    if cores is None and share != "rows" and weight.measured_cores:
+        fitting = [each for each in weight.measured_cores if each[0] <= m]
+        measured, cores = fitting[-1] if fitting else weight.measured_cores[0]
+        if share is None and measured in weight.measured_shared:
+            shared = _by_rows(m, weight, costs, images, [cores])
+            if shared is not None:
+                return shared
+        cores = min(cores, weight.cores)
+    elif share == "rows":
+        counts = range(2, weight.row_cores + 1) if cores is None else [cores]
+        shared = _by_rows(m, weight, costs, images, counts)
+        if shared is None:
+            raise ValueError(f"plan_matmul: {m} rows cannot be shared by {cores or 'several'} cores")
+        return shared
+    by_tiles = _by_tiles(m, weight, costs, cores)
+    if cores is not None or share is not None or by_tiles.modelled_seconds is None:
+        return by_tiles
+    shared = _by_rows(m, weight, costs, images, range(2, weight.row_cores + 1))
+    gains = shared is not None and (shared.modelled_seconds or 0.0) < (1 - LEAST_GAIN) * by_tiles.modelled_seconds
+    return shared if shared is not None and gains else by_tiles
+
+
+def _by_tiles(m: int, weight: WeightPlan, costs: TileCosts | None, cores: int | None) -> MatmulPlan:
     rows = m * weight.row_images
-    if cores is None and weight.measured_cores:
-        fitting = [count for measured, count in weight.measured_cores if measured <= m]
-        cores = min(fitting[-1] if fitting else weight.measured_cores[0][1], weight.cores)
+    modelled = None
     if costs is None:
         chosen, cover = cores or weight.cores, simple_cover(rows, weight.buckets)
-        modelled = None
     else:
         found = []
         for count in range(1, weight.cores + 1) if cores is None else [cores]:
@@ -199,12 +250,44 @@ def plan_matmul(
             found.append((sum(costs.seconds(size, count) for size in sizes), count, sizes))
         _, chosen, cover = min(found)
         modelled = sum((costs.of(size, chosen) for size in cover), ModelledTime(0.0, 0.0, 0.0))
-    spans, start = [], 0
-    for size in cover:
-        length = min(size // weight.row_images, m - start)
+    spans = tuple(_spans(cover, 0, m, weight))
+    return MatmulPlan(m, weight, spans, chosen, tile_cores([s.padded for s in weight.n_spans], chosen), modelled)
+
+
+def _by_rows(
+    m: int, weight: WeightPlan, costs: TileCosts | None, images: int | None, counts: Iterable[int]
+) -> MatmulPlan | None:
+    """Rows shared by one of these numbers of cores, by modelled time; None where none of them goes."""
+    found: MatmulPlan | None = None
+    for cores in counts:
+        share = round_up(-(-m // cores), weight.row_multiple)  # so that only the last range can have rows that pad
+        starts = range(0, m, share)
+        buffers = (len(weight.k_spans) if images is None else images) * cores
+        if cores < 2 or len(starts) != cores or buffers > A_BUFFERS_MOST:
+            continue
+        rows = [min(share, m - start) * weight.row_images for start in starts]
+        if costs is None:
+            sizes, modelled = [simple_cover(each, weight.buckets) for each in rows], None
+        else:
+            cover = _cover_alone(weight, costs.model, cores)
+            sizes = [cover.of(each) for each in rows]
+            modelled = costs.shared_rows(sizes)
+            if found is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
+                continue
+        spans = [_spans(each, start, min(start + share, m), weight) for each, start in zip(sizes, starts, strict=True)]
+        owners = tuple(core for core, each in enumerate(spans) for _ in each)
+        found = MatmulPlan(m, weight, tuple(span for each in spans for span in each), cores, (), modelled, owners)
+    return found
+
+
+def _spans(sizes: Iterable[int], start: int, stop: int, weight: WeightPlan) -> list[Span]:
+    """Ranges of rows, in rows of the activation, that run as these buckets."""
+    spans = []
+    for size in sizes:
+        length = min(size // weight.row_images, stop - start)
         spans.append(Span(start, length, size))
         start += length
-    return MatmulPlan(m, weight, tuple(spans), chosen, tile_cores([s.padded for s in weight.n_spans], chosen), modelled)
+    return spans
 
 
 @lru_cache(maxsize=1024)
@@ -212,6 +295,14 @@ def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
     costs = costs_of(weight, {weight.soc: model})
     assert costs is not None
     return Cover(weight.buckets, lambda size: costs.seconds(size, cores))
+
+
+@lru_cache(maxsize=1024)
+def _cover_alone(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
+    """For the rows of one core, while so many have rows of their own."""
+    costs = costs_of(weight, {weight.soc: model})
+    assert costs is not None
+    return Cover(weight.buckets, lambda size: costs.range_seconds(size, cores))
 
 
 # ---- padding -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from npumatmul.boardlock import BoardLock
 from npumatmul.budget import (
@@ -31,13 +31,17 @@ from npumatmul.budget import (
 )
 from npumatmul.capabilities import Chip
 from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
-from npumatmul.leases import Lease
+from npumatmul.leases import Lease, Leases, Turn
 from npumatmul.mmtype import MatmulType
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
 
-__all__ = ["Handle", "Memory", "Session", "View"]
+__all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+#: What is raised where there is no memory, or no further context.
+NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 
 
 @dataclass(eq=False)
@@ -207,6 +211,8 @@ class Session:
         Held while something is created or destroyed.
     guard : threading.RLock
         Held for the moment in which a context is marked as busy or not. Taken after `lock`, never before.
+    leases : Leases
+        Who is at work. Runs hold neither lock.
     run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls, macs : int
         What contexts of users did (`DeviceStats`).
     limit : int or None
@@ -226,6 +232,7 @@ class Session:
         self.runtime, self.chip, self.name, self._board = runtime, chip, name, board
         self.lock = threading.RLock()
         self.guard = threading.RLock()
+        self.leases = Leases(self.lock)
         self.closed = False
         self._depth = 0  # how deep the lock's owner is inside of release and close
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
@@ -334,8 +341,7 @@ class Session:
     def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
         """Allocate NPU memory.
 
-        For weights and buffers, contexts and workspaces that are kept for reuse are given up where there is no room
-        otherwise; workspaces are asked for while others of them are in use.
+        Contexts and workspaces that are kept for reuse and idle are given up where there is no room otherwise.
 
         Raises
         ------
@@ -356,15 +362,14 @@ class Session:
         self.check_usable()
         self.collect()
         provide_descriptors()
-        may_reclaim = holder is not Holder.WORKSPACES
-        if not self._has_room(nbytes) and not (may_reclaim and self.reclaim() and self._has_room(nbytes)):
+        if not self._has_room(nbytes) and not (self.reclaim() and self._has_room(nbytes)):
             raise NpuMemoryError(
                 f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
                 f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
             )
         ctx = self.anchor(domain)
         try:
-            pointer = self._create_mem(ctx, nbytes, domain, may_reclaim)
+            pointer = self._create_mem(ctx, nbytes, domain)
         except RknnError as error:
             raise NpuMemoryError(
                 f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
@@ -381,11 +386,11 @@ class Session:
         self.peak = total if total > self.peak else self.peak
         return memory
 
-    def _create_mem(self, ctx: int, nbytes: int, domain: int, may_reclaim: bool) -> C._Pointer[TensorMem]:
+    def _create_mem(self, ctx: int, nbytes: int, domain: int) -> C._Pointer[TensorMem]:
         try:
             return self.runtime.create_mem(ctx, nbytes)
         except RknnError:
-            if not (may_reclaim and self.reclaim(domain)):
+            if not self.reclaim(domain):
                 raise
             return self.runtime.create_mem(ctx, nbytes)
 
@@ -394,7 +399,7 @@ class Session:
         with self.lock:
             ctx, pointer = self.anchor(domain), None
             try:
-                pointer = self._create_mem(ctx, nbytes, domain, may_reclaim=True)
+                pointer = self._create_mem(ctx, nbytes, domain)
             except RknnError:
                 return False
             finally:
@@ -404,6 +409,39 @@ class Session:
 
     def _has_room(self, nbytes: int) -> bool:
         return self.limit is None or sum(each.size for each in self.allocations()) + nbytes <= self.limit
+
+    def with_room(self, attempt: Callable[[], _Result]) -> _Result:
+        """Make an attempt under the lock; where there is no room while others are at work, repeat it after them.
+
+        Parameters
+        ----------
+        attempt : callable
+            It holds nothing any more when it raises, and the caller does not hold the lock.
+
+        Raises
+        ------
+        NpuMemoryError, RknnFail, RknnMallocFail
+            If the attempt raises it and nobody else is at work.
+        """
+        self.check_usable()  # of a forked child, where the lock may be held for ever
+        turn: Turn | None = None
+        try:
+            while True:
+                with self.lock:
+                    self.check_usable()
+                    ended = self.leases.ended
+                    try:
+                        return attempt()
+                    except NO_ROOM:
+                        others = self.leases.others()
+                        if not others and self.leases.ended == ended:
+                            raise
+                turn = turn or Turn(self.leases)
+                turn.wait(others)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
 
     def reclaim(self, domain: int | None = None) -> bool:
         """Have everybody give up what is kept for reuse and idle, of one domain or of all; whether there was any."""
@@ -556,6 +594,16 @@ class Session:
         except RknnError as error:
             logger.warning("%s: giving back failed: %s", self.name, error)
 
+    def check_closable(self, keep_viewed: bool) -> None:
+        """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
+        with self.guard:
+            if any(handle.busy for handle in self._handles):
+                raise BusyError(f"another thread is running on {self.name}; let that end before closing")
+            if not keep_viewed and self.viewed():
+                raise BufferError(
+                    f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
+                )
+
     def close(self, keep_viewed: bool = True) -> None:
         """Give everything back. Closing twice is allowed.
 
@@ -575,16 +623,13 @@ class Session:
             self.closed = True
             return
         with self._inside():
-            if self.closed:
-                return
-            with self.guard:
-                if any(handle.busy for handle in self._handles):
-                    raise BusyError(f"another thread is running on {self.name}; let that end before closing")
-                if not keep_viewed and self.viewed():
-                    raise BufferError(
-                        f"{self.viewed()} views of buffers of {self.name} are still held; delete them, then close"
-                    )
-                self.closed = True
+            if not self.closed:
+                with self.guard:
+                    self.check_closable(keep_viewed)
+                    self.leases.check_idle(self.name)
+                    self.closed = True
+                logger.info("closing %s", self.name)
+            # for the second time, too: an interrupt may have come in the first one
             for memory in list(self._memories):
                 if not memory.allocation.living_views():
                     self._try_to_release(memory)
@@ -593,7 +638,6 @@ class Session:
             self.collect()
             self._drop_anchors()
             self._leave_board()
-            logger.info("closed %s", self.name)
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()

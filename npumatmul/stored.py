@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 from npumatmul._kernels import Conversion
 from npumatmul.arenas import Slice
 from npumatmul.device import Device
+from npumatmul.errors import ClosedError
+from npumatmul.leases import Lease, Turn
 from npumatmul.plan import Span, WeightPlan
-from npumatmul.session import Memory
+from npumatmul.session import NO_ROOM, Memory
+
+_Prepared = TypeVar("_Prepared")
+_Result = TypeVar("_Result")
 
 __all__ = ["StoredWeight", "TileRow", "WeightSlice"]
 
@@ -130,7 +135,7 @@ class StoredWeight:
         self.pointers = [piece.pointer for piece in tiles]
         #: Placed matmuls by what they were made for, the least recently used first.
         self.placed: dict[Hashable, Any] = {}
-        self._finalizer = weakref.finalize(self, device.release_later, tiles)
+        self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
 
     @property
@@ -158,13 +163,88 @@ class StoredWeight:
         finally:
             arena.session.release(memory)
 
+    def leased(
+        self,
+        prepare: Callable[[Lease], _Prepared],
+        run: Callable[[_Prepared], _Result],
+        *,
+        stores: NDArray[Any] | None = None,
+        computes: tuple[int, int] | None = None,
+    ) -> _Result:
+        """Prepare a call under the device's lock and run it without, so that calls of other threads go on meanwhile.
+
+        Until it is over the weight keeps its memory, whoever closes it.
+
+        Parameters
+        ----------
+        prepare : callable
+            Given the lease, takes what the call needs. Called again after others are done where there is no room.
+        run : callable
+            Given what `prepare` returned.
+        stores, computes
+            Of `Lease`.
+
+        Returns
+        -------
+        object
+            What `run` returned.
+
+        Raises
+        ------
+        ClosedError
+            If weight or device are closed.
+        """
+        device = self.device
+        leases = device.session.leases
+        turn: Turn | None = None
+        try:
+            while True:
+                lease = Lease(self.tiles, stores, computes)
+                no_room = False
+                try:
+                    with device.lock:
+                        device.check_usable()
+                        if self.closed:
+                            raise ClosedError("this packed weight is closed; pack it again")
+                        device.collect()
+                        ended = leases.ended
+                        in_the_way = leases.enter(lease)
+                        if not in_the_way:
+                            try:
+                                prepared = prepare(lease)
+                            except NO_ROOM:
+                                others = leases.others()
+                                if not others and leases.ended == ended:
+                                    raise
+                                no_room = True
+                    if not (in_the_way or no_room):
+                        return run(prepared)
+                finally:
+                    lease.over = True
+                    leases.leave(lease)
+                if no_room:
+                    turn = turn or Turn(leases)
+                    turn.wait(others)
+                else:
+                    leases.wait_for(in_the_way)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
+
     @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
         return not self._finalizer.alive
 
     def close(self) -> None:
-        """Give the memory back. Closing twice is allowed."""
+        """Give the memory back. Closing twice is allowed.
+
+        Where other threads compute with it, no other product is begun, and the first call after theirs gives it back.
+        """
+        if self.device.session.inherited:  # by a forked child, where the lock may be held for ever
+            self._finalizer.detach()
+            return
         with self.device.lock:
             self._finalizer()
             self.placed.clear()

@@ -124,6 +124,8 @@ class Tuned:
         Numbers of rows, ascending, and the cores that took least for them.
     seconds : tuple of (int, float)
         Numbers of rows, and what they took on this machine.
+    shared : tuple of int
+        Those numbers of rows for which cores had rows of their own, not tiles.
     """
 
     k_slices: int
@@ -132,6 +134,7 @@ class Tuned:
     buckets: tuple[int, ...]
     cores: tuple[tuple[int, int], ...]
     seconds: tuple[tuple[int, float], ...] = ()
+    shared: tuple[int, ...] = ()
 
     def plan(self, weight: WeightShape, chip: Chip, runtime: RuntimeVersion, k_parts: int = 1) -> WeightPlan:
         """The plan that was chosen.
@@ -145,6 +148,7 @@ class Tuned:
             weight.k, weight.n, weight.mm_type, chip, runtime, k_parts, k_group=weight.k_group,
             row_images=weight.row_images, k_slices=self.k_slices, n_tiles=self.n_tiles, buckets=self.buckets,
             ac_native=self.ac_native, measured_cores=self.cores,
+            measured_shared=self.shared,
         )  # fmt: skip
 
     @classmethod
@@ -166,6 +170,7 @@ class Tuned:
                 tuple(_count(size) for size in content["buckets"]),
                 tuple(sorted((_count(rows), _count(cores)) for rows, cores in content["cores"])),
                 tuple((_count(rows), float(seconds)) for rows, seconds in content["seconds"]),
+                tuple(_count(rows) for rows in content.get("shared", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is no choice of a plan: {error!r}") from error

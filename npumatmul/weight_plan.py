@@ -15,7 +15,7 @@ from typing import Any
 
 from npumatmul.buckets import choose_buckets, row_buckets
 from npumatmul.capabilities import NEWEST_RUNTIME, Chip, TypeLimits
-from npumatmul.cost import TileCosts
+from npumatmul.cost import LEAST_GAIN, TileCosts
 from npumatmul.errors import DeviceError
 from npumatmul.layout import round_up
 from npumatmul.mmtype import MatmulType
@@ -55,6 +55,10 @@ class WeightPlan:
         Rows of the weight that share a scale: no K span reaches over the end of a group.
     measured_cores : tuple of (int, int)
         Numbers of rows, ascending, and the cores that were measured to be best for them; empty: the model decides.
+    row_cores : int
+        Cores that may have rows of their own, each with all tiles, instead of tiles of their own.
+    measured_shared : tuple of int
+        Those numbers of rows of `measured_cores` for which that was best.
     """
 
     soc: str
@@ -71,6 +75,8 @@ class WeightPlan:
     row_images: int = 1
     k_group: int | None = None
     measured_cores: tuple[tuple[int, int], ...] = ()
+    row_cores: int = 1
+    measured_shared: tuple[int, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +145,7 @@ def plan_weight(
     buckets: Sequence[int] | None = None,
     ac_native: bool | None = None,
     measured_cores: Sequence[tuple[int, int]] = (),
+    measured_shared: Sequence[int] = (),
     rows: Sequence[int] = ROWS_MIX,
     timings: Mapping[str, TimingModel] = TIMINGS,
 ) -> WeightPlan:
@@ -167,6 +174,8 @@ def plan_weight(
         Whether A and C are in native layout; by default they are where the layout of C is documented.
     measured_cores : sequence of (int, int)
         Numbers of rows and the cores that were measured to be best for them.
+    measured_shared : sequence of int
+        Those of them for which it was best that cores share rows.
     rows : sequence of int
         Numbers of rows that the weight is cut for; the product of their modelled times is what is made small.
     timings : mapping of str to TimingModel
@@ -212,7 +221,9 @@ def plan_weight(
         ),
         model if model is not None and model.knows(mm_type) else None,
     )  # fmt: skip
-    return replace(plan, measured_cores=tuple(sorted(measured_cores))) if measured_cores else plan
+    if not measured_cores:
+        return plan
+    return replace(plan, measured_cores=tuple(sorted(measured_cores)), measured_shared=tuple(sorted(measured_shared)))
 
 
 @dataclass(frozen=True)
@@ -285,12 +296,16 @@ class _Wanted:
         for m in self.rows:
             full, rest = divmod(m * self.row_images, m_max)
             rest = rest if rest < 2 else round_up(rest, self.row_multiple)
-            score += math.log(
-                min(
-                    full * costs.seconds(m_max, cores) + (costs.seconds(rest, cores) if rest else 0.0)
-                    for cores in range(1, min(self.cores, tiles) + 1)
-                )
+            best = min(
+                full * costs.seconds(m_max, cores) + (costs.seconds(rest, cores) if rest else 0.0)
+                for cores in range(1, min(self.cores, tiles) + 1)
             )
+            for cores in range(2, self.cores + 1):
+                share = round_up(-(-m * self.row_images // cores), self.row_multiple)
+                if share <= m_max and (cores - 1) * share < m * self.row_images:
+                    shared = costs.shared_rows([[share]] * cores).seconds
+                    best = min(best, shared / (1 - LEAST_GAIN))
+            score += math.log(best)
         return score
 
     def registered(self, m_max: int, tiles: int, costs: TileCosts | None) -> tuple[int, ...]:
@@ -339,7 +354,7 @@ def _plan_weight(wanted: _Wanted, model: TimingModel | None) -> WeightPlan:
     return WeightPlan(
         wanted.soc, wanted.mm_type, wanted.k, wanted.n, k_spans, n_spans, m_max, wanted.row_multiple,
         wanted.ac_native, min(wanted.cores, len(n_spans)), wanted.registered(m_max, len(n_spans), costs),
-        wanted.row_images, wanted.k_group,
+        wanted.row_images, wanted.k_group, row_cores=wanted.cores,
     )  # fmt: skip
 
 
@@ -379,6 +394,7 @@ def weight_of(content: dict[str, Any]) -> WeightPlan:
         values["k_spans"], values["n_spans"] = spans_of(content["k_spans"]), spans_of(content["n_spans"])
         values["buckets"] = tuple(map(int, content["buckets"]))
         values["measured_cores"] = tuple((int(m), int(cores)) for m, cores in content["measured_cores"])
+        values["measured_shared"] = tuple(map(int, content.get("measured_shared", ())))
         return WeightPlan(**values)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this is no plan of a weight: {error!r}") from error

@@ -7,7 +7,7 @@
 #include "rknn_abi.h"
 
 static char failing[64];
-static int calls_until, code_to_return, times_left;
+static _Atomic int calls_until, code_to_return, times_left;
 
 /* `times` calls of `function`, after `after` more good ones, return `code`. "name*" stands for all that begin so. */
 void faulty_arm(const char *function, int after, int code, int times) {

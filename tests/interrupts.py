@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 
-def interrupted_at(position: int, work: Callable[[], object]) -> bool:
+def interrupted_at(position: int, work: Callable[[], object], caught: list[BaseException] | None = None) -> bool:
     """Do something with a KeyboardInterrupt at one of the points where Python looks for signals; whether there is one.
 
     Those are the start of functions and the end of calls of C functions, which a profiler is told of. An interrupt that
-    comes while Python cleans up an object is dropped, and the work goes on.
+    comes while Python cleans up an object is dropped, and the work goes on. Those that are `caught` keep all that their
+    frames hold, as one that a user looks at does.
     """
     events = 0
     here = threading.get_ident()
@@ -30,8 +31,9 @@ def interrupted_at(position: int, work: Callable[[], object]) -> bool:
     try:
         sys.setprofile(profile)
         work()
-    except KeyboardInterrupt:
-        pass
+    except KeyboardInterrupt as error:
+        if caught is not None:
+            caught.append(error)
     finally:
         sys.setprofile(None)
     return events > position

@@ -13,6 +13,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import autotune as module
+from npumatmul._executor import A_BUFFERS_MOST
 from npumatmul._kernels import Conversion
 from npumatmul.activation import Activation
 from npumatmul.autotune import Timed, Trial, autotune, plan_for, tuning_cache
@@ -61,9 +62,12 @@ def test_every_way_that_is_tried_multiplies_right(device: npu.Device, mm_type: M
     assert 2 <= len({trial.plan for trial in tuning.trials}) <= 6
     assert len({(trial.step, trial.plan) for trial in tuning.trials}) == len(tuning.trials)
     for trial in tuning.trials:
-        assert {(each.rows, each.cores) for each in trial.timed} == {
+        assert {(each.rows, each.cores) for each in trial.timed if each.share == "tiles"} == {
             (rows, cores) for rows in (1, 10) for cores in range(1, trial.plan.cores + 1)
         }
+        # 10 rows are shared as 8 and 2, or as 4, 4 and 2
+        fitting = {(10, cores) for cores in (2, 3) if cores * len(trial.plan.k_spans) <= A_BUFFERS_MOST}
+        assert {(each.rows, each.cores) for each in trial.timed if each.share == "rows"} == fitting
         check_product(device, trial.plan)
     check_product(device, tuning.plan)
     last = [trial for trial in tuning.trials if trial.step == tuning.trials[-1].step]
@@ -105,19 +109,52 @@ def test_what_takes_least_is_chosen_kept_and_used_when_told(
         assert plan_for(other_chip, weight).measured_cores == ()
 
 
+def test_sharing_rows_is_chosen_kept_and_used_when_told(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """With a clock of our own: many rows are best shared by two cores, few are not."""
+
+    def seconds(bench: object, m: int, stored: object) -> float:
+        made = plan_matmul(m, stored.plan)  # type: ignore[attr-defined]
+        return 1.0 if (made.cores, bool(made.range_cores)) == ((2, True) if m > 50 else (1, False)) else 2.0
+
+    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    weight, activation = WeightShape(512, 512, INT8), Activation(np.dtype(np.int8), Conversion.COPY_8)
+    tuning = autotune(fresh_device, weight, activation, np.dtype(np.int32), rows=(8, 100))
+    assert (tuning.chosen.cores, tuning.chosen.shared) == (((8, 1), (100, 2)), (100,))
+    assert "on 2 by rows" in str(tuning)
+    told = plan_for(fresh_device, weight)
+    assert told == tuning.plan
+    assert [set(plan_matmul(m, told).range_cores) for m in (1, 8, 99, 100, 4000)] == [
+        set(),
+        set(),
+        set(),
+        {0, 1},
+        {0, 1},
+    ]
+    check_product(fresh_device, replace(told, measured_cores=((1, 2),), measured_shared=(1,)))
+    kept = TuningCache(tuning_cache(fresh_device).machine).find(weight)
+    assert kept == tuning.chosen
+    file = next(cache.iterdir())
+    before = json.loads(file.read_text())
+    del before["entries"][str(weight)]["shared"]  # as kept before rows could be shared
+    assert Tuned.of(before["entries"][str(weight)]) == replace(tuning.chosen, shared=())
+
+
 @pytest.mark.parametrize("room", ["plenty", "one at a time"])
 def test_ways_take_turns_so_that_a_drifting_clock_favours_none(
     fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, room: str
 ) -> None:
-    """A machine that gets slower by a tenth with every run: two tiles on one core are best, whenever they are run."""
-    turns: list[tuple[int, int, int]] = []
+    """A machine that gets slower with every run: two tiles on one core are best, whenever they are run."""
+    turns: list[tuple[int, int, int, bool]] = []
 
     def seconds(bench: object, m: int, stored: object) -> float:
         plan = stored.plan  # type: ignore[attr-defined]
-        cores = plan_matmul(m, plan).cores
-        turns.append((len(plan.k_spans), len(plan.n_spans), cores))
+        made = plan_matmul(m, plan)
+        cores = made.cores
+        turns.append((len(plan.k_spans), len(plan.n_spans), cores, bool(made.range_cores)))
         way = 1.0 if (len(plan.n_spans), cores) == (2, 1) and len(plan.k_spans) == 1 else 3.0
-        return way * 1.1 ** len(turns)
+        return way * 1.01 ** len(turns)
 
     weight, iterations = WeightShape(1024, 2048, INT8), 2  # too few rounds to drop anything
     monkeypatch.setattr(module._Bench, "_seconds", seconds)
@@ -168,7 +205,7 @@ def test_what_is_hopeless_is_dropped_and_what_is_not_is_measured_to_the_end(
 
 def test_a_way_that_was_dropped_is_not_best_because_the_machine_was_faster_then() -> None:
     plan = plan_weight(64, 96, INT8, CHIPS["rk3588"])
-    early, late = Timed(1, 1, 1.0, 0.0, 1.0, 3), Timed(1, 2, 1.5, 0.1, 0.4, 9)
+    early, late = Timed(1, 1, "tiles", 1.0, 0.0, 1.0, 3), Timed(1, 2, "tiles", 1.5, 0.1, 0.4, 9)
     assert Trial(plan, "cuts", (early, late)).best() == {1: late}
 
 

@@ -26,7 +26,7 @@ import npumatmul as npu
 from npumatmul import quant, sim
 from npumatmul.errors import ClosedError, NotFiniteError, NpuMemoryError, RknnTimeout
 from npumatmul.ops import array_pending
-from npumatmul.plan import plan_weight
+from npumatmul.plan import plan_matmul, plan_weight
 from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 
@@ -331,6 +331,40 @@ def test_plain_right_operands_and_given_places(device: npu.Device) -> None:
     np.testing.assert_array_equal((x @ stack).numpy(), npu.matmul(a @ w, stack))
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        npu.dot, np.dot, np.matmul, npu.linear, lambda x, w: x @ w, lambda x, w: npu.tensordot(x, w, 1),
+        lambda x, w: np.tensordot(x, w, axes=(-1, 0)), lambda x, w: npu.inner(x, np.ascontiguousarray(w.T)),
+        lambda x, w: np.einsum("ij,jk->ik", x, w), lambda x, w: npu.einsum("ij,jk", x, w),
+    ],
+)  # fmt: skip
+def test_relatives_of_matmul_chain_too(device: npu.Device, product: Callable[[Any, Any], Any]) -> None:
+    a, b, c = floats(37, 64), floats(64, 96, seed=1) / 8, floats(96, 32, seed=2) / 8
+    expected = npu.matmul(npu.matmul(a, b), c)
+    x = npu.asarray(a)
+    before = device.stats().conversions
+    halfway = product(x, b)
+    assert device.stats().conversions == before + 1
+    assert halfway.kept is not None
+    result = product(halfway, c)
+    assert device.stats().conversions == before + 2
+    np.testing.assert_array_equal(result.numpy(), expected)
+    assert halfway.kept is not None
+
+
+def test_einsum_of_three_operands_is_a_chain(device: npu.Device) -> None:
+    a, b, c = floats(37, 64), floats(64, 96, seed=1) / 8, floats(96, 32, seed=2) / 8
+    x = npu.asarray(a)
+    before = device.stats().conversions
+    result = np.einsum("ij,jk,kl->il", x, b, c, optimize=["einsum_path", (0, 1), (0, 1)])
+    assert isinstance(result, npu.NpuArray)
+    assert device.stats().conversions == before + 2
+    np.testing.assert_array_equal(result.numpy(), npu.matmul(npu.matmul(a, b), c))
+    turned = np.einsum("ij,jk->ki", x, b)
+    np.testing.assert_array_equal(turned.numpy(), npu.matmul(a, b).T)
+
+
 def test_matmul_objects_look_at_the_operand_when_they_execute(device: npu.Device) -> None:
     a, w, b = floats(5, 64), layer("w8a8", 64, 96)[0], layer("w8a8", 96, 32)[0]
     x = npu.asarray(a) @ w
@@ -586,3 +620,20 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
         npu.empty_cache(device)
         assert device.stats().descriptors <= before.descriptors + sum("finalize" in each for each in dropped)
         assert device.stats().contexts == before.contexts
+
+
+def test_chains_of_many_rows_with_narrow_weights(fresh_device: npu.Device) -> None:
+    """Alone their rows are shared by cores; what is kept in C, or comes of it, has its tiles shared."""
+    random = np.random.default_rng(6)
+    values = random.integers(-3, 4, (700, 1024)).astype(np.int8)
+    weights = [random.integers(-2, 3, shape).astype(np.float32) / 8 for shape in ((1024, 128), (128, 1024), (1024, 64))]
+    with npu.use_device(fresh_device):
+        packed = [npu.pack(w, "w8a8") for w in weights]
+        assert packed[0].plan is not None
+        assert plan_matmul(700, packed[0].plan).range_cores
+        alone = values.astype(np.float32)
+        chained = npu.asarray(alone)
+        for each in packed:
+            alone = npu.matmul(alone, each)
+            chained = npu.matmul(chained, each)
+        np.testing.assert_array_equal(chained.numpy(writable=False), alone)

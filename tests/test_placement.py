@@ -201,8 +201,8 @@ def test_every_core_takes_its_tiles(seed: int, cores: int) -> None:
         plan = replace(plan, n_spans=spans, cores=3)
         owners = tuple(int(core) for core in rng.integers(0, cores, len(spans)))
 
-        def by_hand(m: int, weight: WeightPlan) -> MatmulPlan:
-            return replace(plan_matmul(m, weight), cores=cores, tile_cores=owners)
+        def by_hand(m: int, weight: WeightPlan, share: str | None, images: int) -> MatmulPlan:
+            return replace(plan_matmul(m, weight, share="tiles"), cores=cores, tile_cores=owners)
 
         patch.setattr(placements, "plan_matmul", by_hand)
         slices = [WeightSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
@@ -211,9 +211,53 @@ def test_every_core_takes_its_tiles(seed: int, cores: int) -> None:
         result = run(stored, a, AS_IT_IS, np.int32)
         np.testing.assert_array_equal(result, a.astype(np.int32) @ b.astype(np.int32))
         macs = sim.counter_details(device)["chips"]["rk3588"]["macs"]["RKNN_INT8_MM_INT8_TO_INT32"]
-        share = sum(s.padded for s in plan_matmul(m, plan).m_spans) * sum(s.padded for s in plan.k_spans) * 32
+        share = (
+            sum(s.padded for s in plan_matmul(m, plan, share="tiles").m_spans)
+            * sum(s.padded for s in plan.k_spans)
+            * 32
+        )
         assert macs == [owners.count(core) * share for core in range(3)]
         assert device.stats().run_calls == len(plan.k_spans) * len(spans)
+
+
+@few
+@given(seed=seeds, cores=st.integers(2, 3), dtype=st.sampled_from([np.float32, np.float16, BF16]))
+def test_every_core_takes_its_rows(seed: int, cores: int, dtype: Any) -> None:
+    """Ranges of rows on cores: any shape, quantized rows, several slices of K and tiles of N, and an epilogue."""
+    rng = np.random.default_rng(seed)
+    m, k, n = int(rng.integers(4 * cores + 1, 150)), int(rng.integers(1, 400)), int(rng.integers(1, 200))
+    a, b = rng.standard_normal((m, k)).astype(np.float32), integers(rng, k, n)
+    residual = rng.standard_normal((m, n)).astype(dtype)
+    bias = rng.standard_normal(n).astype(np.float32)
+    with npu.Device("sim:rk3588") as device:
+        plan = cut(plan_weight(k, n, INT8, device.chip), 64)
+        buckets = tuple(sorted({1, 4, 8, *(4 * int(size) for size in rng.integers(3, 12, 2))}))
+        tiles = replace(plan, buckets=buckets)
+        by_rows = replace(tiles, row_cores=cores, measured_cores=((1, cores),), measured_shared=(1,))
+        made = plan_matmul(m, by_rows)
+        how = Activation(np.dtype(np.float32), Conversion.F32_TO_I8, RowScaling.ABSMAX, 127)
+        results = []
+        for each in (tiles, by_rows):
+            slices = [WeightSlice(span, 0, index) for index, span in enumerate(each.k_spans)]
+            stored = Placement.of(device).store(each, rows_of(b, each, Conversion.COPY_8), slices)
+            sim.reset_counters(device)
+            out = np.empty((m, n), dtype)
+            epilogue = Epilogue(dtype=np.dtype(dtype), bias=bias, residual=residual, activation="relu")
+            Placement.of(device).execute(a, stored, how, out, epilogue)
+            results.append(out)
+            stored.close()
+        np.testing.assert_array_equal(results[1], results[0])
+        macs = sim.counter_details(device)["chips"]["rk3588"]["macs"]["RKNN_INT8_MM_INT8_TO_INT32"]
+        extent = sum(s.padded for s in plan.k_spans) * sum(s.padded for s in plan.n_spans)
+        if made.range_cores:
+            spans = list(zip(made.m_spans, made.range_cores, strict=True))
+            assert macs == [extent * sum(s.padded for s, own in spans if own == core) for core in range(3)]
+        scale = np.abs(a).max(1, keepdims=True) / 127
+        exact = np.maximum(np.rint(a / scale) @ b.astype(np.float64) * scale + bias, 0)
+        lost = 2.0 ** -(8 if dtype == BF16 else 11 if dtype == np.float16 else 20)
+        assert np.allclose(
+            results[0].astype(np.float64), exact + residual.astype(np.float64), rtol=4 * lost, atol=0.02 * scale.max()
+        )
 
 
 # ---- epilogues -----------------------------------------------------------------------------------------------------

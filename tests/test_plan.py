@@ -68,7 +68,8 @@ def test_plans_keep_to_the_table(where: tuple[Chip, MatmulType], k: int, n: int,
     plan = plan_matmul(m, plan_weight(k, n, mm_type, chip))
     check_cover(plan.weight.k_spans, k)
     check_cover(plan.weight.n_spans, n)
-    check_cover(plan.m_spans, m)
+    check_cover(tuple(replace(s, padded=s.length) for s in plan.m_spans), m)
+    assert all(s.padded >= s.length for s in plan.m_spans)
     assert all(s.padded % limits.k_multiple == 0 and s.padded <= limits.k_max for s in plan.weight.k_spans)
     assert all(s.padded % limits.n_multiple == 0 and s.padded <= limits.n_max for s in plan.weight.n_spans)
     for span in plan.m_spans:
@@ -82,8 +83,10 @@ def test_plans_keep_to_the_table(where: tuple[Chip, MatmulType], k: int, n: int,
     assert {span.padded for span in plan.m_spans} <= set(plan.weight.buckets)
     assert len(plan.weight.buckets) <= 24
     assert len({(ks.padded, ns.padded) for ks in plan.weight.k_spans for ns in plan.weight.n_spans}) <= 4
-    assert len(plan.tile_cores) == len(plan.weight.n_spans)
-    assert set(plan.tile_cores) == set(range(plan.cores)), "no core that is counted is idle"
+    owners, shared = (plan.range_cores, plan.m_spans) if plan.range_cores else (plan.tile_cores, plan.weight.n_spans)
+    assert len(owners) == len(shared)
+    assert set(owners) == set(range(plan.cores)), "no core that is counted is idle"
+    assert bool(plan.range_cores) != bool(plan.tile_cores)
     assert plan.cores <= chip.cores
     assert MatmulPlan.from_json(plan.to_json()) == plan
     assert WeightPlan.from_json(plan.weight.to_json()) == plan.weight
@@ -170,7 +173,15 @@ def test_any_number_of_rows_runs_as_registered_shapes(
     assert weight.buckets[-1] <= 512
     assert images == 1 or weight.buckets[0] > 1, "a row and its second image stay together"
     plan = plan_matmul(m, weight)
-    check_cover(tuple(Span(s.start, s.length, s.padded // images) for s in plan.m_spans), m)
+    for core in set(plan.range_cores) or {
+        0
+    }:  # each core has rows that follow each other, of which the last may be padded
+        owners = plan.range_cores or (0,) * len(plan.m_spans)
+        own = [span for span, owner in zip(plan.m_spans, owners, strict=True) if owner == core]
+        first = own[0].start
+        last = own[-1].start + own[-1].length
+        check_cover(tuple(Span(s.start - first, s.length, s.padded // images) for s in own), last - first)
+    check_cover(tuple(Span(s.start, s.length, s.length) for s in plan.m_spans), m)
     assert {span.padded for span in plan.m_spans} <= set(weight.buckets)
 
 
@@ -316,3 +327,79 @@ def test_hardware_limits_stand_only_in_the_table() -> None:
         code = re.sub(r'""".*?"""|#[^\n]*', "", file.read_text(), flags=re.S)
         found += [f"{file.name}: {line.strip()}" for line in code.splitlines() if pattern.search(line)]
     assert not found, "hardware limits outside capabilities/rows.py:\n" + "\n".join(found)
+
+
+NARROW = [(1024, 128), (4096, 32), (4096, 64), (4096, 128), (2048, 96)]
+
+
+@pytest.mark.parametrize(("k", "n"), NARROW)
+def test_many_rows_of_a_narrow_weight_are_shared_by_cores(k: int, n: int) -> None:
+    """Where tiles of N cannot be divided well, each core takes rows; checked against the model's roofline by hand."""
+    rk3588 = CHIPS["rk3588"]
+    weight = plan_weight(k, n, MatmulType.INT8_INT8_INT32, rk3588)
+    plan, by_tiles = plan_matmul(4096, weight), plan_matmul(4096, weight, share="tiles")
+    assert plan.modelled_seconds is not None
+    assert by_tiles.modelled_seconds is not None
+    assert plan.modelled_seconds < 0.95 * by_tiles.modelled_seconds
+    assert (plan.cores, set(plan.range_cores), plan.tile_cores) == (3, {0, 1, 2}, ())
+    rows = [
+        sum(s.length for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == c) for c in range(3)
+    ]
+    assert sum(rows) == 4096
+    assert max(rows) - min(rows) < 8 + 4, "balanced, up to the multiple of four"
+    assert plan.a_bytes == 3 * max(s.padded for s in plan.m_spans) * sum(s.padded for s in weight.k_spans)
+    # A once, by all cores together; B once per core and 98304 bytes of A; start, joining and binding
+    padded_n = sum(s.padded for s in weight.n_spans)
+    fewest = 4096 * k / 28e9
+    assert plan.modelled is not None
+    assert plan.modelled.device > fewest
+    reads = sum(
+        -(-s.padded // (98304 // k)) for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == 0
+    )
+    own = sum(s.padded for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == 0)
+    ranges = plan.range_cores.count(0)
+    if (len(weight.k_spans), len(weight.n_spans)) == (1, 1):
+        traffic = (reads * k * padded_n + own * (k + 4 * padded_n)) / (28e9 / 3)
+        assert plan.modelled.device == pytest.approx(67e-6 + ranges * 33e-6 + traffic, rel=0.02)
+    assert "ranges on core 0" in str(plan)
+    assert "tiles on" not in str(plan)
+    assert json.loads(plan.to_json())["range_cores"] == list(plan.range_cores)
+    assert MatmulPlan.from_json(plan.to_json()) == plan
+
+
+def test_rows_are_shared_where_that_is_asked_for_and_goes() -> None:
+    weight = plan_weight(64, 4096, MatmulType.INT8_INT8_INT32, CHIPS["rk3588"])
+    assert plan_matmul(512, weight).range_cores == (), "tiles can be shared, which is as fast"
+    two = plan_matmul(20, weight, share="rows", cores=2)
+    assert (two.cores, [(s.start, s.length) for s in two.m_spans], two.range_cores) == (2, [(0, 12), (12, 8)], (0, 1))
+    assert [two.core(m, n) for m in (0, 1) for n in (0, 5)] == [0, 0, 1, 1]
+    for m, cores in ((1, None), (4, 2), (8, 3)):
+        with pytest.raises(ValueError, match="cannot be shared by"):
+            plan_matmul(m, weight, share="rows", cores=cores)
+    with pytest.raises(ValueError, match="cannot be shared by 3 cores"):
+        plan_matmul(4096, weight, share="rows", cores=3, images=6)  # 18 buffers of A are too many
+    assert plan_matmul(4096, weight, share="rows", images=6).cores == 2
+    with pytest.raises(ValueError, match="1 to 3 cores"):
+        plan_matmul(4096, weight, share="rows", cores=4)
+    unknown = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3576"])
+    assert plan_matmul(4096, unknown).range_cores == (), "without a model nothing is shared by rows unasked"
+    assert set(plan_matmul(4096, unknown, share="rows").range_cores) == {0, 1}
+    single = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3566"])
+    with pytest.raises(ValueError, match="cannot be shared"):
+        plan_matmul(4096, single, share="rows")
+
+
+def test_the_documented_gains_are_those_of_the_model() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "matmul.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) x (\d+) \| (int8|float16) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M
+    )
+    assert len(rows) >= 6
+    types = {"int8": MatmulType.INT8_INT8_INT32, "float16": MatmulType.FLOAT16_FLOAT16_FLOAT32}
+    for k, n, name, m, by_tiles, by_rows, gain in rows:
+        weight = plan_weight(int(k), int(n), types[name], CHIPS["rk3588"])
+        chosen, tiles = plan_matmul(int(m), weight), plan_matmul(int(m), weight, share="tiles")
+        assert chosen.range_cores
+        assert chosen.modelled_seconds == pytest.approx(float(by_rows) / 1e3, abs=1e-6)
+        assert tiles.modelled_seconds == pytest.approx(float(by_tiles) / 1e3, abs=1e-6)
+        assert float(gain) == pytest.approx(float(by_tiles) / float(by_rows), abs=0.01)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import npumatmul as npu
-from npumatmul.errors import ClosedError
+from npumatmul import sim
+from npumatmul.errors import ClosedError, NpuMemoryError, RknnError
 
 THREADS = 8
 CALLS = 80
@@ -94,3 +98,96 @@ def test_eight_threads_multiply_right(names: list[str]) -> None:
         now = device.memory_stats()
         assert (now.nbytes, now.contexts, now.descriptors) == (then.nbytes, then.contexts, then.descriptors)
         device.close()
+
+
+class Slots:
+    """Weights that come and go while other threads multiply with them."""
+
+    def __init__(self, device: npu.Device) -> None:
+        self.device = device
+        self.current: list[tuple[np.ndarray, npu.PackedWeight]] = []
+        self.replace(np.random.default_rng(3), 0)
+        self.replace(np.random.default_rng(4), 1)
+
+    def replace(self, random: np.random.Generator, index: int) -> None:
+        """Put a new weight there; the old one is closed, or just dropped."""
+        w = integers(random, (256, 320), np.int8)
+        slot = (w.astype(np.int64), npu.pack(w, device=self.device))
+        if index == len(self.current):
+            self.current.append(slot)
+            return
+        old, self.current[index] = self.current[index], slot
+        if random.random() < 0.5:
+            old[1].close()
+
+
+def rough_work(seed: int, device: npu.Device, slots: Slots, start: threading.Barrier) -> tuple[int, int]:
+    """As `work`, where functions of the runtime fail now and then: what is right, and what raised what it may."""
+    random = np.random.default_rng(seed)
+    room = npu.empty((96, 320), np.int32, device=device)
+    start.wait(60)
+    right = failed = 0
+    for call in range(60):
+        m = int(random.integers(1, 64))
+        a = integers(random, (m, 256), np.int8)
+        try:
+            w, packed = slots.current[(seed + call) % 2]
+            kind = int(random.integers(6))
+            if kind <= 1:
+                result = npu.matmul(a, packed)
+            elif kind <= 3:  # in place, and beside it where the CPU stores
+                x = npu.asarray(a, device=device)
+                out = room[:m] if kind == 2 else npu.empty((m, 320), np.int32, device=device)
+                result = npu.matmul(x, packed, out=out).numpy()
+            elif kind == 4:
+                w = integers(random, (256, int(random.integers(1, 400))), np.int8).astype(np.int64)
+                own = npu.pack(w.astype(np.int8), device=device)
+                result = npu.matmul(a, own)  # and it is dropped
+            else:
+                if call % 3 == 0:
+                    slots.replace(random, call % 2)
+                npu.empty_cache(device)
+                device.memory_stats()
+                w, result = np.eye(m), np.eye(m)
+                a = np.eye(m)
+            assert (result == a.astype(np.int64) @ w.astype(np.int64)).all()
+            right += 1
+        except (RknnError, NpuMemoryError, ClosedError):
+            failed += 1
+    return right, failed
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["any memory", "little memory"])
+def test_eight_threads_under_faults_while_weights_come_and_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limited: bool
+) -> None:
+    """Every product is right or raises; nobody waits for ever; afterwards all is as it was before."""
+    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    caplog.set_level(logging.CRITICAL, "npumatmul")  # exceptions that are logged hold what their frames do
+    with npu.Device("sim:rk3588") as device:
+        before = device.memory_stats()
+        slots = Slots(device)
+        start = threading.Barrier(THREADS)
+        faults = [f"{name}:prob=0.02:seed={seed}:code=-1" for seed, name in enumerate(
+            ("run", "set_io_mem", "mem_sync", "create", "create_dynamic_shape", "create_mem", "create_mem_from_fd")
+        )]  # fmt: skip
+        if limited:
+            npu.memory_limit(device.memory_stats().nbytes + 2 * 2**20, device)
+        with sim.configured(device, faults=";".join(faults)), ThreadPoolExecutor(THREADS) as pool:
+            tasks = [pool.submit(rough_work, seed, device, slots, start) for seed in range(THREADS)]
+            counts = [task.result(300) for task in as_completed(tasks, timeout=300)]
+        right, failed = map(sum, zip(*counts, strict=True))
+        assert right + failed == THREADS * 60
+        assert right > failed
+        npu.memory_limit(None, device)
+        a = np.arange(512, dtype=np.int8).reshape(2, 256)
+        for w, packed in slots.current:
+            if not packed.closed:
+                assert (npu.matmul(a, packed) == a.astype(np.int64) @ w).all()
+        slots.current.clear()
+        del packed, w
+        gc.collect()
+        npu.empty_cache(device)
+        now = device.memory_stats()
+        assert (now.nbytes, now.descriptors) == (before.nbytes, before.descriptors)
+        assert now.contexts == len(device.session._anchors), "only those that memory is allocated under"

@@ -87,6 +87,17 @@ def test_what_is_lent_outlives_clearing_and_is_freed_afterwards(
     assert not again[0].closed
 
 
+def test_what_is_to_be_freed_is_not_lent_again(fresh_device: npu.Device, workspace: Workspace) -> None:
+    lease = Lease()
+    loan = workspace.lend("A", 2, 100, lease)
+    workspace.clear()
+    lease.over = True
+    assert not workspace.lend_again(loan, Lease())
+    assert not {*workspace.lend("A", 2, 100)} & {*loan}
+    workspace.clear()
+    assert allocations(fresh_device) == 0
+
+
 def test_closing_the_device_frees_what_is_lent(workspace: Workspace, fresh_device: npu.Device) -> None:
     loan = workspace.lend("C", 2, 100)
     fresh_device.close()

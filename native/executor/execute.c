@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "kept.h"
+#include "shared_rows.h"
 
 static int64_t longest_of(const npumm_range *ranges, int32_t count) {
   int64_t longest = 0;
@@ -30,10 +31,10 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
 
 static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
   return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && (call->a || call->source) &&
-         (call->out || call->keep) && p->slices &&
-         p->a_memories && p->c_memories && p->b_memories && p->shapes && p->m_ranges && p->n_ranges && p->tile_cores &&
-         p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
-         (p->row_images == 1 || p->row_images == 2) && cores_are_valid(p) && npumm_activation_is_valid(p) &&
+         (call->out || call->keep) && p->slices && p->a_memories && p->c_memories && p->b_memories && p->shapes &&
+         p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->slice_count > 0 && p->core_count > 0 &&
+         p->a_count > 0 && p->a_count <= NPUMM_A_MOST && (p->row_images == 1 || p->row_images == 2) &&
+         (p->range_cores ? npumm_shared_rows_are_valid(p, call) : cores_are_valid(p)) && npumm_activation_is_valid(p) &&
          p->m_count > 0 && p->n_count > 0 && (!call->source || npumm_source_is_valid(p, call->source)) &&
          (!call->keep || npumm_keep_is_valid(p, call->keep));
 }
@@ -126,7 +127,7 @@ static void run_core(void *argument, int32_t core) {
   for (int32_t n = 0; n < p->n_count; n++) {
     if (p->tile_cores[n] != core) continue;
     for (int32_t s = work->first_slice; s < work->end_slice; s++) {
-      if (atomic_load(&work->failed_core) >= 0) return;
+      if (npumm_work_is_over(work)) return;
       if (npumm_run_tile(work, report, n, s) != 0) {
         int nobody = -1;
         atomic_compare_exchange_strong(&work->failed_core, &nobody, core);
@@ -142,13 +143,7 @@ static int run_batch(npumm_work *work, npumm_executor *executor, npumm_report *r
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   for (int32_t core = 0; core < count; core++) work->reports[core] = nothing_done;
   npumm_crew_run(executor, count, run_core, work);
-  for (int32_t core = 0; core < count; core++) {
-    report->run_calls += work->reports[core].run_calls;
-    report->set_io_mem_calls += work->reports[core].set_io_mem_calls;
-    report->mem_sync_calls += work->reports[core].mem_sync_calls;
-    report->set_dynamic_shape_calls += work->reports[core].set_dynamic_shape_calls;
-    report->macs += work->reports[core].macs;
-  }
+  for (int32_t core = 0; core < count; core++) npumm_add_counts(report, &work->reports[core]);
   const int32_t failed = atomic_load(&work->failed_core);
   if (failed < 0) return 0;
   report->core = failed;
@@ -187,6 +182,12 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   *report = nothing_done;
   if (!arguments_are_valid(placed, call)) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
+  return placed->range_cores ? npumm_share_rows(executor, placed, call, report)
+                             : npumm_run_ranges(executor, placed, call, report, NULL);
+}
+
+int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                     npumm_report *report, atomic_int *stop) {
   npumm_call stored = *call;
   if (call->keep) { /* sums stand in its own memory */
     stored.out = call->keep->sums;
@@ -202,10 +203,13 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
       .rows = {.a = call->source ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
       .failed_core = -1,
+      .stop = stop,
   };
   int code = open_work(&work);
   if (code) npumm_fail(report, NPUMM_STEP_ARGUMENTS, code);
-  for (work.m_index = 0; !code && work.m_index < placed->m_count; work.m_index++) code = run_rows(&work, executor, report);
+  for (work.m_index = 0; !code && !npumm_work_is_over(&work) && work.m_index < placed->m_count; work.m_index++) {
+    code = run_rows(&work, executor, report);
+  }
   close_work(&work);
   return code;
 }

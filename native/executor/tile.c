@@ -9,6 +9,14 @@ int npumm_fail(npumm_report *report, npumm_step step, int code) {
   return code;
 }
 
+void npumm_add_counts(npumm_report *to, const npumm_report *from) {
+  to->run_calls += from->run_calls;
+  to->set_io_mem_calls += from->set_io_mem_calls;
+  to->mem_sync_calls += from->mem_sync_calls;
+  to->set_dynamic_shape_calls += from->set_dynamic_shape_calls;
+  to->macs += from->macs;
+}
+
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {
   return one->k.start == other->k.start && one->k.length == other->k.length && one->part == other->part &&
          one->group.start == other->group.start && one->group.length == other->group.length;

@@ -26,7 +26,13 @@ typedef struct {
   int32_t fusing_count;
   npumm_report *reports;               /* [core_count] */
   atomic_int failed_core;              /* the first that failed, or -1 */
+  atomic_int *stop;                    /* other than 0 when another core failed, of those that share rows; or NULL */
 } npumm_work;
+
+/* Whether there is nothing more to do after a failure. */
+static inline int npumm_work_is_over(npumm_work *work) {
+  return atomic_load(&work->failed_core) >= 0 || (work->stop && atomic_load(work->stop));
+}
 
 /* Whether two slices read the same image of A. */
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other);
@@ -39,6 +45,9 @@ int64_t npumm_out_bytes(npumm_element type);
 
 /* Counts and the first failure of one core; returns the code. */
 int npumm_fail(npumm_report *report, npumm_step step, int code);
+
+/* Add what was counted in one report to another. */
+void npumm_add_counts(npumm_report *to, const npumm_report *from);
 
 /* Synchronise memory through a context. */
 int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,

@@ -93,7 +93,9 @@ typedef struct {
   const npumm_range *m_ranges, *n_ranges;
   const npumm_slice *slices;
   const int32_t *tile_cores;            /* [n_count] the core of each N tile, below core_count; every core has one */
-  rknn_tensor_mem *const *a_memories;   /* [a_count] */
+  const int32_t *range_cores;           /* [m_count] instead: the core of each range of rows, which runs all tiles with it;
+                                           in rising order. NULL: cores share tiles */
+  rknn_tensor_mem *const *a_memories;   /* [a_count], or [core_count][a_count] where cores share rows; NPUMM_A_MOST in all */
   rknn_tensor_mem *const *c_memories;   /* [core_count] */
   rknn_tensor_mem *const *b_memories;   /* [rows of tiles][n_count] */
   npumm_shape *const *shapes;           /* [m_count][slice_count][n_count]; cores share no context */

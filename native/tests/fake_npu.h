@@ -104,7 +104,7 @@ static inline void free_memory(rknn_tensor_mem *memory) {
 
 /* ---- one matmul --------------------------------------------------------------------------------------------------------- */
 
-enum { M_MOST = 80, K_MOST = 60, N_MOST = 60, RANGES = 3, SLICES = 5, TILES = 5, BUFFERS = 3, CORES = 4 };
+enum { M_MOST = 80, K_MOST = 60, N_MOST = 60, RANGES = 6, SLICES = 5, TILES = 5, BUFFERS = 3, CORES = 4 };
 
 typedef struct {
   int m, k, n, tile; /* all tiles of N and slices of K are equally long but the last */
@@ -112,10 +112,10 @@ typedef struct {
   float bias[N_MOST];
   npumm_range m_ranges[RANGES], n_ranges[TILES];
   npumm_slice slices[SLICES];
-  int32_t tile_cores[TILES];
+  int32_t tile_cores[TILES], range_cores[RANGES];
   npumm_context handles[CONTEXTS];
   npumm_shape shapes[RANGES * SLICES * TILES], *shape_pointers[RANGES * SLICES * TILES];
-  rknn_tensor_mem *a_memories[BUFFERS], *c_memories[CORES], *b_memories[SLICES * TILES];
+  rknn_tensor_mem *a_memories[CORES * BUFFERS], *c_memories[CORES], *b_memories[SLICES * TILES];
   float scales[SLICES][N_MOST];
   npumm_placed_matmul placed;
 } example;
@@ -165,7 +165,7 @@ static inline void build_sized(example *e, int base, int m, int k, int n, int dy
     }
   }
   for (int t = 0; t < p->n_count; t++) e->tile_cores[t] = t % cores;
-  for (int i = 0; i < BUFFERS; i++) e->a_memories[i] = new_memory((size_t)rows * (size_t)depth);
+  for (int i = 0; i < CORES * BUFFERS; i++) e->a_memories[i] = new_memory((size_t)rows * (size_t)depth);
   for (int i = 0; i < CORES; i++) e->c_memories[i] = new_memory((size_t)rows * (size_t)e->tile * 4);
   for (int core = 0; core < cores; core++) {
     fake_context *context = &contexts[base + core];
@@ -194,9 +194,21 @@ static inline void build(example *e, int dynamic, int cores, int scaled_each) {
   build_sized(e, 0, m, k, n, dynamic, cores, scaled_each);
 }
 
+/* Have cores share rows: ranges that follow each other, some cores have none. */
+static inline void share_rows(example *e) {
+  npumm_placed_matmul *p = &e->placed;
+  const int shapes = p->slice_count * p->n_count;
+  for (int r = 0, core = 0; r < p->m_count; r++) {
+    e->range_cores[r] = core = within(core, p->core_count - 1);
+    for (int i = 0; i < shapes; i++) e->shapes[r * shapes + i].context = &e->handles[core];
+  }
+  p->tile_cores = NULL;
+  p->range_cores = e->range_cores;
+}
+
 static inline void take_down(example *e) {
   for (int i = 0; i < e->placed.slice_count * e->placed.n_count; i++) free_memory(e->b_memories[i]);
-  for (int i = 0; i < BUFFERS; i++) free_memory(e->a_memories[i]);
+  for (int i = 0; i < CORES * BUFFERS; i++) free_memory(e->a_memories[i]);
   for (int i = 0; i < CORES; i++) free_memory(e->c_memories[i]);
 }
 

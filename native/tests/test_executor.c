@@ -49,13 +49,14 @@ static void results_are_right(npumm_executor *executor) {
     const int scaled_each = i & 1, cores = within(1, CORES), dynamic = i / 2 % 2;
     const npumm_element types[] = {NPUMM_FLOAT32, NPUMM_BFLOAT16, NPUMM_INT32};
     build(&e, dynamic, cores, scaled_each);
+    if (i / 4 % 2) share_rows(&e);
     for (int again = 0; again < 2; again++) {
       npumm_report report;
       int wrong;
       const npumm_element type = types[within(0, scaled_each ? 1 : 2)];
       const int code = run(i % 3 ? executor : NULL, &e, type, &report, &wrong);
-      CHECK(code == 0 && wrong == 0, "code %d, %d wrong: %d cores, %d slices, %d buffers, type %d", code, wrong, cores,
-            e.placed.slice_count, e.placed.a_count, type);
+      CHECK(code == 0 && wrong == 0, "code %d, %d wrong: %d cores, %d slices, %d buffers, type %d, rows shared: %d",
+            code, wrong, cores, e.placed.slice_count, e.placed.a_count, type, e.placed.range_cores != NULL);
       const uint64_t runs = (uint64_t)(e.placed.m_count * e.placed.slice_count * e.placed.n_count);
       CHECK(report.run_calls == runs && report.set_io_mem_calls == 3 * runs, "runs %d", (int)report.run_calls);
       CHECK(report.macs == (uint64_t)(e.m * e.k * e.n), "macs %d", (int)report.macs);
@@ -70,6 +71,7 @@ static void failures_are_reported(npumm_executor *executor) {
   static example e;
   for (int i = 0; i < 40; i++) {
     build(&e, i % 2, 1 + i % CORES, 0);
+    if (i / CORES % 2) share_rows(&e);
     npumm_report report;
     int wrong;
     atomic_store(&calls, 0);
@@ -137,6 +139,7 @@ static void rows_are_transformed_before_they_are_packed(npumm_executor *executor
   static float a[M_MOST][K_MOST], out[M_MOST][N_MOST], divisor[K_MOST];
   for (int i = 0; i < 60; i++) {
     build(&e, i & 1, within(1, CORES), 0);
+    if (i / 2 % 2) share_rows(&e);
     for (int k = 0; k < e.k; k++) divisor[k] = ldexpf(1, within(-4, 4));
     for (int m = 0; m < e.m; m++) { /* columns run backwards */
       for (int k = 0; k < e.k; k++) a[m][K_MOST - 1 - k] = (float)e.a[m][k] * divisor[k];
@@ -182,6 +185,7 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
   static int32_t sums[SLICES][N_MOST];
   for (int i = 0; i < 200; i++) {
     build(&e, i & 1, within(1, CORES), i / 2 % 2);
+    if (i / 4 % 2) share_rows(&e);
     const int slices = e.placed.slice_count, zero_points = i / 4 % 2;
     const npumm_hadamard same = {.features = e.k, .power = 1};
     int group_of[SLICES], first = 0;
@@ -279,6 +283,22 @@ static void bad_arguments_are_refused(npumm_executor *executor) {
   e.placed = good;
   e.tile_cores[0] = 0;
   CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == 0 && wrong == 0, "and again");
+  take_down(&e);
+  /* of cores that share rows */
+  for (build(&e, 0, 2, 0); e.placed.m_count < 3; build(&e, 0, 2, 0)) take_down(&e);
+  share_rows(&e);
+  static const int32_t wrong_cores[][3] = {{0, 1, 2}, {1, 0, 1}, {-1, 0, 0}};
+  for (int i = 0; i < 3; i++) {
+    memcpy(e.range_cores, wrong_cores[i], sizeof wrong_cores[i]);
+    CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "wrong cores of ranges %d", i);
+  }
+  for (int i = 0; i < RANGES; i++) e.range_cores[i] = 0;
+  const int32_t buffers = e.placed.a_count;
+  e.placed.a_count = NPUMM_A_MOST / 2 + 1;
+  CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == NPUMM_BAD_ARGUMENT, "too many buffers");
+  e.placed.a_count = buffers;
+  for (int i = 0; i < RANGES * SLICES * TILES; i++) e.shapes[i].context = &e.handles[0];
+  CHECK(run(executor, &e, NPUMM_INT32, &report, &wrong) == 0 && wrong == 0, "all on one core");
   take_down(&e);
 }
 

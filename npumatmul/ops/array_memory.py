@@ -60,10 +60,13 @@ class ArrayMemory:
 
     def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
         """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
-        with device.lock:
-            buffer = device.buffer(nbytes, domain=domain) if domain is not None else _anywhere(device, nbytes)
+
+        def attempt() -> Buffer:
+            buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
             self.buffers.add(buffer)
             return buffer
+
+        return device.session.with_room(attempt)
 
     def holding(self, array: NDArray[Any]) -> tuple[Buffer, int] | None:
         """The buffer that an ndarray's memory is part of, and where in it the array starts."""
@@ -88,7 +91,7 @@ def _anywhere(device: Device, nbytes: int) -> Buffer:
     for domain in range(device.weights.domains):
         untouched = not device.session.held(domain)
         try:
-            return device.buffer(nbytes, domain=domain)
+            return Buffer.allocate(device.session, nbytes, domain)
         except NpuMemoryError as error:
             refused = refused or error
         if untouched:

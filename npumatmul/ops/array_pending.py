@@ -60,19 +60,23 @@ class Pending:
         """As `buffer`; if it is made now, then in an IOMMU domain."""
         device = self.device
         device.check_usable()  # of a forked child, whose locks may be held for ever
-        with device.lock:
-            state = self._state
-            if isinstance(state, Buffer):
-                return state
-            device.check_usable()
-            if state is None:
-                raise ClosedError("this NpuArray is closed")
-            buffer = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes, domain)
-            state.store(buffer.memory.address)
-            buffer.mark_written()
-            device.counters.conversions += 1
-            self._state = buffer
-            return buffer
+        made: Buffer | None = None
+        while True:
+            with device.lock:
+                state = self._state
+                if isinstance(state, Buffer):
+                    return state
+                device.check_usable()
+                if state is None:
+                    raise ClosedError("this NpuArray is closed")
+                if made is not None:
+                    state.store(made.memory.address)
+                    made.mark_written()
+                    device.counters.conversions += 1
+                    self._state = made
+                    return made
+            # without the lock: where there is no room it waits for products of other threads
+            made = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes, domain)
 
     @property
     def domain(self) -> int | None:
@@ -122,15 +126,15 @@ class Unread:
             living = [pending for pending in (ref() for ref in self._results) if pending is not None]
             held = [(pending, kept) for pending in living if (kept := pending.kept) is not None]
             self._results = [weakref.ref(pending) for pending, _ in held]
-            buffers, nbytes = sum(kept.buffers for _, kept in held), sum(kept.nbytes for _, kept in held)
-            for pending, kept in held[:-1]:
-                if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
-                    break
-                try:
-                    _ = pending.buffer
-                except NpuMemoryError as error:
-                    logger.info("a result stays in C: %s", error)
-                buffers, nbytes = buffers - kept.buffers, nbytes - kept.nbytes
+        buffers, nbytes = sum(kept.buffers for _, kept in held), sum(kept.nbytes for _, kept in held)
+        for pending, kept in held[:-1]:
+            if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
+                break
+            try:
+                _ = pending.buffer
+            except (NpuMemoryError, ClosedError) as error:
+                logger.info("a result stays in C: %s", error)
+            buffers, nbytes = buffers - kept.buffers, nbytes - kept.nbytes
 
     def close(self) -> None:
         """Nothing to do: nobody can read them any more."""

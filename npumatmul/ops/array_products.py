@@ -18,6 +18,7 @@ from npumatmul.ops.array_memory import DTYPES
 from npumatmul.ops.packed import PackedWeight
 
 __all__ = [
+    "as_array",
     "as_npu_array",
     "device_of",
     "giving_npu_arrays",
@@ -25,6 +26,8 @@ __all__ = [
     "involves_npu_arrays",
     "on_cpu",
     "product_in_place",
+    "taking_npu_arrays",
+    "turned",
 ]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -58,6 +61,40 @@ def giving_npu_arrays(function: _Function) -> _Function:
         return target
 
     return wrapped  # type: ignore[return-value]
+
+
+def taking_npu_arrays(function: _Function) -> _Function:
+    """As `giving_npu_arrays`, for a function that takes NpuArrays as they are: results that nobody read stay so."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        if not involves_npu_arrays(*args, *options.values()):
+            return function(*args, **options)
+        device = device_of([*args, *options.values()], options.pop("device", None))
+        out = options.pop("out", None)
+        result = function(*args, device=device, **options)
+        if out is None:
+            if isinstance(result, NpuArray):
+                return result if result.ndim else result.numpy()
+            return as_npu_array(result, device)
+        target = out[0] if isinstance(out, tuple) else out
+        place = target.numpy() if isinstance(target, NpuArray) else target
+        if place.shape != np.shape(host(result)):
+            raise ValueError(f"{function.__name__}: out has shape {place.shape}, the result has {host(result).shape}")
+        np.copyto(place, host(result), casting="same_kind")
+        return target
+
+    return wrapped  # type: ignore[return-value]
+
+
+def as_array(x: Any) -> Any:
+    """An NpuArray as it is, everything else as an ndarray."""
+    return x if isinstance(x, NpuArray) else np.asarray(x)
+
+
+def turned(x: Any, axes: list[int]) -> Any:
+    """An array with its axes in another order, which the CPU reads an NpuArray for."""
+    return x if axes == list(range(x.ndim)) else host(x).transpose(axes)
 
 
 def on_cpu(function: Callable[..., Any], a: Any, b: Any, options: dict[str, Any]) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device import Device
-from npumatmul.ops.array_products import giving_npu_arrays
+from npumatmul.ops.array import NpuArray
+from npumatmul.ops.array_products import as_array, host, taking_npu_arrays, turned
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
@@ -21,7 +22,7 @@ __all__ = ["einsum"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-@giving_npu_arrays
+@taking_npu_arrays
 def einsum(
     subscripts: Any,
     /,
@@ -72,10 +73,13 @@ def einsum(
     terms, output = _parsed(notation, arrays)
     if settings().fallback == "numpy" and not _computable(terms, output, arrays):
         options: dict[str, Any] = {} if out is None else {"out": out}
-        return np.einsum(f"{','.join(terms)}->{output}", *arrays, optimize=optimize, **options)
+        return np.einsum(f"{','.join(terms)}->{output}", *map(host, arrays), optimize=optimize, **options)
     sizes = _sizes(terms, arrays)
     parts = [_without_repeats(term, array, sizes) for term, array in zip(terms, arrays, strict=True)]
-    order = np.einsum_path(f"{','.join(terms)}->{output}", *arrays, optimize=optimize or "greedy")[0][1:]
+    outlines = [
+        np.broadcast_to(np.empty((), array.dtype), array.shape) for array in arrays
+    ]  # whose values are not read
+    order = np.einsum_path(f"{','.join(terms)}->{output}", *outlines, optimize=optimize or "greedy")[0][1:]
     for positions in order if len(parts) > 1 else ():
         chosen = [parts.pop(position) for position in sorted(positions, reverse=True)][::-1]
         while len(chosen) > 1:  # a path may name more than two at once: they are taken in turn
@@ -86,7 +90,7 @@ def einsum(
     lone = [label for label in term if label not in output]
     if lone:
         raise ValueError(_summed_alone(lone[0]))
-    result = result.transpose([term.index(label) for label in output])
+    result = turned(result, [term.index(label) for label in output])
     if out is None:
         return result[()]
     if out.shape != result.shape:
@@ -98,7 +102,7 @@ def einsum(
 def _as_string(subscripts: Any, operands: tuple[Any, ...]) -> tuple[str, list[NDArray[Any]]]:
     """Bring numpy's form with lists of integers into the form with letters."""
     if isinstance(subscripts, str):
-        return subscripts.replace(" ", ""), [np.asarray(x) for x in operands]
+        return subscripts.replace(" ", ""), [as_array(x) for x in operands]
     everything = [subscripts, *operands]
 
     def letters(indices: Sequence[int | EllipsisType]) -> str:
@@ -111,7 +115,7 @@ def _as_string(subscripts: Any, operands: tuple[Any, ...]) -> tuple[str, list[ND
     notation = ",".join(letters(everything[2 * i + 1]) for i in range(pairs))
     if len(everything) % 2:
         notation += "->" + letters(everything[-1])
-    return notation, [np.asarray(everything[2 * i]) for i in range(pairs)]
+    return notation, [as_array(everything[2 * i]) for i in range(pairs)]
 
 
 def _parsed(notation: str, arrays: list[NDArray[Any]]) -> tuple[list[str], str]:
@@ -161,8 +165,11 @@ def _sizes(terms: list[str], arrays: list[NDArray[Any]]) -> dict[str, int]:
 
 def _without_repeats(term: str, array: NDArray[Any], sizes: dict[str, int]) -> tuple[str, NDArray[Any]]:
     """Broadcast to the extents of the indices, and take the diagonal where an index stands twice: a view."""
-    array = np.broadcast_to(array, [sizes[label] for label in term])
+    wanted = tuple(sizes[label] for label in term)
     unique = "".join(dict.fromkeys(term))
+    if array.shape == wanted and unique == term:
+        return term, array
+    array = np.broadcast_to(host(array), wanted)
     return unique, np.einsum(f"{term}->{unique}", array) if unique != term else array
 
 
@@ -176,9 +183,11 @@ def _computable(terms: list[str], output: str, arrays: list[NDArray[Any]]) -> bo
 
 
 def _contracted(
-    left: tuple[str, NDArray[Any]], right: tuple[str, NDArray[Any]], needed: str, how: dict[str, Any]
+    left: tuple[str, Any], right: tuple[str, Any], needed: str, how: dict[str, Any]
 ) -> tuple[str, NDArray[Any]]:
     """One contraction as a matmul: stacked over indices that both have and that stay, summed over those that go."""
+    if isinstance(right[1], NpuArray) and not isinstance(left[1], NpuArray):
+        left, right = right, left  # as the left operand it need not be stored first
     (x_term, x), (y_term, y) = left, right
     stacked = [label for label in x_term if label in y_term and label in needed]
     summed = [label for label in x_term if label in y_term and label not in needed]
@@ -187,14 +196,14 @@ def _contracted(
     for label in rows + columns:
         if label not in needed:
             raise ValueError(_summed_alone(label))
-    x = x.transpose([x_term.index(label) for label in stacked + rows + summed])
-    y = y.transpose([y_term.index(label) for label in stacked + summed + columns])
+    x = turned(x, [x_term.index(label) for label in stacked + rows + summed])
+    y = turned(y, [y_term.index(label) for label in stacked + summed + columns])
     s, r, c = len(stacked), len(rows), len(columns)
     shape = x.shape[: s + r] + y.shape[y.ndim - c :]
     k = int(np.prod(x.shape[s + r :], dtype=np.int64))
     x = x.reshape(*x.shape[:s], int(np.prod(x.shape[s : s + r], dtype=np.int64)), k)
     y = y.reshape(*y.shape[:s], k, int(np.prod(y.shape[y.ndim - c :], dtype=np.int64)))
-    product = np.reshape(matmul(x, y, **how), shape)
+    product = matmul(x, y, **how).reshape(shape)
     return "".join(stacked + rows + columns), product
 
 

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device import Device
-from npumatmul.ops.array_products import giving_npu_arrays, host, involves_npu_arrays
+from npumatmul.ops.array import NpuArray
+from npumatmul.ops.array_products import (
+    as_array,
+    giving_npu_arrays,
+    host,
+    involves_npu_arrays,
+    taking_npu_arrays,
+    turned,
+)
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.results import Out, checked_out, delivered
 from npumatmul.ops.settings import settings
@@ -63,7 +71,7 @@ def dot(
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     if involves_npu_arrays(a, b, out):
-        ranks = [np.ndim(host(each)) for each in (a, b)]
+        ranks = [each.ndim if isinstance(each, NpuArray) else np.ndim(each) for each in (a, b)]
         plain = min(ranks) > 0 and ranks[1] <= 2
         return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
     x, y = np.asarray(a), np.asarray(b)
@@ -267,7 +275,7 @@ def vecmat(
     return _handed_out(product, out, x1, x2)
 
 
-@giving_npu_arrays
+@taking_npu_arrays
 def inner(
     a: ArrayLike,
     b: ArrayLike,
@@ -303,9 +311,9 @@ def inner(
     (2, 4)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = np.asarray(a), np.asarray(b)
+    x, y = as_array(a), as_array(b)
     if _is_numpys(x, y):
-        return np.inner(x, y)
+        return np.inner(host(x), host(y))
     if x.ndim == 0 or y.ndim == 0:
         return dot(x, y, **how)
     return tensordot(x, y, axes=(-1, -1), **how)[()]
@@ -355,7 +363,7 @@ def outer(
     return _into(product, out, "outer")
 
 
-@giving_npu_arrays
+@taking_npu_arrays
 def tensordot(
     a: ArrayLike,
     b: ArrayLike,
@@ -392,9 +400,9 @@ def tensordot(
     (2, 5)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = np.asarray(a), np.asarray(b)
+    x, y = as_array(a), as_array(b)
     if _is_numpys(x, y):
-        return np.tensordot(x, y, axes=axes)  # type: ignore[arg-type]
+        return np.tensordot(host(x), host(y), axes=axes)  # type: ignore[arg-type]
     if isinstance(axes, Sequence):
         if len(axes) != 2:
             raise ValueError(f"tensordot: axes is a pair (axes of a, axes of b), not {axes!r}")
@@ -417,12 +425,12 @@ def tensordot(
     k = int(np.prod([x.shape[i] for i in x_axes], dtype=np.int64))
     m = int(np.prod(x_shape, dtype=np.int64))
     n = int(np.prod(y_shape, dtype=np.int64))
-    rows = x.transpose(x_kept + x_axes).reshape(m, k)
-    columns = y.transpose(y_axes + y_kept).reshape(k, n)
-    return np.reshape(matmul(rows, columns, **how), (*x_shape, *y_shape))
+    rows = turned(x, x_kept + x_axes).reshape(m, k)
+    columns = turned(y, y_axes + y_kept).reshape(k, n)
+    return matmul(rows, columns, **how).reshape((*x_shape, *y_shape))
 
 
-def _is_numpys(x: NDArray[Any], y: NDArray[Any]) -> bool:
+def _is_numpys(x: NDArray[Any] | NpuArray, y: NDArray[Any] | NpuArray) -> bool:
     """Whether the fallback is on and the NPU cannot multiply these."""
     return settings().fallback == "numpy" and (npu_kind(x.dtype) is None or npu_kind(x.dtype) != npu_kind(y.dtype))
 

@@ -1,0 +1,72 @@
+/* Every core runs its ranges of rows as if it were alone, with its part of contexts and buffers. See shared_rows.h. */
+#include "shared_rows.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "crew.h"
+#include "tile.h"
+
+typedef struct {
+  const npumm_placed_matmul *placed;
+  const npumm_call *call;
+  const int32_t *alone;  /* [n_count] the cores of tiles where there is one core */
+  npumm_report *reports; /* [core_count] */
+  int32_t first_failed;  /* valid once stop is set */
+  atomic_int stop;
+} sharing;
+
+int npumm_shared_rows_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
+  if (call->source || call->keep) return 0;
+  int32_t before = 0;
+  for (int32_t m = 0; m < p->m_count; m++) {
+    if (p->range_cores[m] < before || p->range_cores[m] >= p->core_count) return 0;
+    before = p->range_cores[m];
+  }
+  return p->a_count <= NPUMM_A_MOST / p->core_count;
+}
+
+static void run_own(void *argument, int32_t core) {
+  sharing *shared = argument;
+  const npumm_placed_matmul *p = shared->placed;
+  npumm_report *report = &shared->reports[core];
+  int32_t first = 0, end;
+  while (first < p->m_count && p->range_cores[first] != core) first++;
+  for (end = first; end < p->m_count && p->range_cores[end] == core;) end++;
+  if (first == end || atomic_load(&shared->stop)) return;
+  npumm_placed_matmul own = *p;
+  own.range_cores = NULL;
+  own.core_count = 1;
+  own.tile_cores = shared->alone;
+  own.m_count = end - first;
+  own.m_ranges += first;
+  own.shapes += (int64_t)first * p->slice_count * p->n_count;
+  own.a_memories += (int64_t)core * p->a_count;
+  own.c_memories += core;
+  const int code = npumm_run_ranges(NULL, &own, shared->call, report, &shared->stop);
+  report->m_index += first;
+  report->core = core;
+  int going = 0;
+  if (code && atomic_compare_exchange_strong(&shared->stop, &going, 1)) shared->first_failed = core;
+}
+
+int npumm_share_rows(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                     npumm_report *report) {
+  const size_t cores = (size_t)placed->core_count;
+  int32_t *alone = calloc((size_t)placed->n_count, sizeof *alone);
+  npumm_report *reports = calloc(cores, sizeof *reports);
+  int code = alone && reports ? 0 : npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
+  if (!code) {
+    sharing shared = {.placed = placed, .call = call, .alone = alone, .reports = reports};
+    npumm_crew_run(executor, placed->core_count, run_own, &shared);
+    const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
+    *report = atomic_load(&shared.stop) ? reports[shared.first_failed] : nothing_done;
+    report->run_calls = report->set_io_mem_calls = report->mem_sync_calls = report->set_dynamic_shape_calls = 0;
+    report->macs = 0;
+    for (size_t core = 0; core < cores; core++) npumm_add_counts(report, &reports[core]);
+    code = report->code;
+  }
+  free(reports);
+  free(alone);
+  return code;
+}
