@@ -19,19 +19,18 @@ from typing import Any
 from npumatmul.llm import fetch_demo_model
 from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model, save_quantized
 
-#: What a process does: prints seconds for import, load and first token, megabytes of peaks and of NPU memory.
+#: What a process does: prints seconds for load and first token, megabytes of the peak meanwhile and of NPU memory.
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 path, scheme, prompt = sys.argv[1:]
 def status(key):
     with open("/proc/self/status") as file:
         return int(next(line.split()[1] for line in file if line.startswith(key))) / 1e3
 from pathlib import Path
-import numpy as np
 from npumatmul.cli.models import open_model
 from npumatmul.device import current_device
 device = current_device("sim:rk3588")
-before, anonymous = status("VmRSS"), status("RssAnon")
+before = status("VmRSS")
 start = time.perf_counter()
 quantized = path.endswith(".safetensors")
 if quantized or scheme in ("w16a16", "w8a8", "w4a8"):
@@ -41,15 +40,13 @@ else:
     from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model
     loaded = quantize_model(path, Recipe(LayerRecipe(*scheme.split("+")))).load(npu_layers(device))
 load = time.perf_counter() - start
-peak, rss = status("VmHWM"), status("VmRSS")
+peak = status("VmHWM") - before
 npu = device.stats().npu_bytes / 1e6
 ids = loaded.encode_chat([{"role": "user", "content": prompt}])
 start = time.perf_counter()
 loaded.model.forward(ids, loaded.model.new_cache(len(ids) + 1))
 first = time.perf_counter() - start
-start = time.perf_counter()
-print(json.dumps({"load": load, "first": first, "peak": peak - before, "after": rss - before, "npu": npu,
-                  "anonymous": status("RssAnon") - anonymous}))
+print(json.dumps({"load": load, "first": first, "peak": peak, "npu": npu}))
 """
 
 

@@ -36,7 +36,7 @@ class Activation:
         With STATIC: float value of one quantized step. Also of integers that are taken as they are, where the runtime
         itself scales their products (C of int8).
     static_zero : int
-        With STATIC: the quantized value that stands for 0.
+        With STATIC, and with UNSCALED int8: the quantized value that stands for 0.
     transform : _kernels.Hadamard, optional
         What is done to float32 rows before their scales are found. Two activations with one each are equal only where
         it is the same object.

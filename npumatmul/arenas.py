@@ -144,6 +144,12 @@ class Arena:
             self._free = [(start, stop - start) for start, stop in ranges if stop > start]
         return self._free
 
+    def room_for(self, size: int) -> int:
+        """Bytes in free ranges where a slice of that size fits; all of an empty arena, which can be given up."""
+        if self.empty:
+            return self.size
+        return sum(length for _, length in self.free() if length >= size)
+
     def allocate(self, size: int) -> Slice | None:
         """A slice of `size` bytes, or None where no free range is long enough."""
         reserved = self.rounded(size)
@@ -289,7 +295,7 @@ class WeightMemory:
             )
         refused: NpuMemoryError | None = None
         for much in (1, 0):
-            for domain in self._with_room(needed, beside, much):
+            for domain in self._with_room(needed, max(map(max, rows)), beside, much):
                 least, most = map(max, zip(beside, self._beside.get(domain, (0, 0)), strict=True))
                 self._beside[domain] = least, most
                 untouched = not self.session.held(domain)
@@ -313,8 +319,8 @@ class WeightMemory:
             f"{self.session.memory_stats(self.bytes_used)}"
         )
 
-    def _with_room(self, needed: int, beside: tuple[int, int], much: int) -> list[int]:
-        """Domains with so many bytes beside those that A and C need.
+    def _with_room(self, needed: int, largest: int, beside: tuple[int, int], much: int) -> list[int]:
+        """Domains with so many bytes, for tiles of up to `largest`, beside those that A and C need.
 
         Only one of those that hold nothing is among them: where that is refused, others would be.
         """
@@ -323,7 +329,7 @@ class WeightMemory:
             held = self.session.held(domain)
             if not held:
                 self._beside.pop(domain, None)
-            free = sum(length for arena in self._arenas_in(domain) for _, length in arena.free())
+            free = sum(arena.room_for(largest) for arena in self._arenas_in(domain))
             # A and C of other products are given up where they are in the way
             room = self.capacity - held.get(Holder.WEIGHTS, 0) - held.get(Holder.BUFFERS, 0) + free
             if needed + max(beside[much], self._beside.get(domain, beside)[much]) <= room:
@@ -379,8 +385,11 @@ class WeightMemory:
     def _new_arena(self, domain: int, size: int, beside: int) -> Arena:
         """An arena with room for a slice of that size: larger, if the runtime has as much."""
         self._release_orphans()
+        for arena in [arena for arena in self._arenas_in(domain) if arena.empty]:  # it is too small, and in the way
+            self.arenas.remove(arena)
+            arena.close()
         needed = self._rounded(size)
-        wanted = max(needed, self._next_size(domain))
+        wanted = max(needed, self._next_size(domain) // needed * needed)  # what follows is often as large
         try:
             arena = self._arena(domain, wanted, beside)
         except NpuMemoryError:
@@ -392,6 +401,12 @@ class WeightMemory:
         return arena
 
     def _arena(self, domain: int, size: int, beside: int) -> Arena:
+        held = self.session.held(domain)
+        if held.get(Holder.WEIGHTS, 0) + held.get(Holder.BUFFERS, 0) + size > self.capacity:
+            raise NpuMemoryError(
+                f"{size} bytes for a weight do not fit into IOMMU domain {domain}, which holds {self.capacity} bytes.\n"
+                f"{self.session.memory_stats(self.bytes_used)}"
+            )
         arena = Arena(self.session, size, domain)
         # the runtime may have less than the table says, and a weight without room for its A and C is of no use
         if beside and not self.session.fits(beside, domain):

@@ -16,10 +16,9 @@ from npumatmul.activation import Activation
 from npumatmul.contexts import Workspace
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import NpuMemoryError
-from npumatmul.kept import Kept
+from npumatmul.kept import Kept, Tiles
 from npumatmul.leases import Lease
 from npumatmul.mmtype import ElementType
-from npumatmul.plan import MatmulPlan
 from npumatmul.session import Memory
 from npumatmul.stored import StoredWeight
 
@@ -130,15 +129,15 @@ class Keeping:
         self._weight = weight
         self.kept: Kept | None = None
 
-    def prepare(self, plan: MatmulPlan, c_bytes: list[int], workspace: Workspace) -> Any:
+    def prepare(self, tiles: Tiles, c_bytes: list[int], workspace: Workspace) -> Any:
         """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
-        lease = Lease()
+        self.kept, lease = None, Lease()
         memories: list[Memory] = []
         try:
             for nbytes in c_bytes:
-                memories += workspace.lend("C", len(plan.weight.n_spans), nbytes, lease, domain=self._weight.domain)
+                memories += workspace.lend("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
-        self.kept = Kept(*self._asked, plan.m_spans, plan.weight.n_spans, memories, self._weight.slices, lease)
+        self.kept = Kept(*self._asked, tiles, memories, self._weight.slices, lease)
         return C.pointer(self.kept.struct)

@@ -6,7 +6,7 @@ import ctypes as C
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from npumatmul.core_threads import CoreThreads
 from npumatmul.device import Device
 from npumatmul.epilogue import Epilogue
 from npumatmul.errors import RKNN_ERRORS, ClosedError, NotFiniteError, NpuError, RknnError, rknn_error
-from npumatmul.kept import Kept
+from npumatmul.kept import Kept, Tiles
 from npumatmul.layout import TileLayout
 from npumatmul.leases import Lease, Spares
 from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul
@@ -107,6 +107,11 @@ class Placed:
                 *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
             ),
         )
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """For results that are kept."""
+        return Tiles(self.plan.m_spans, self.plan.weight.n_spans)
 
     @property
     def usable(self) -> bool:
@@ -415,7 +420,7 @@ class Placement:
         placed.executor = self._executors.lend(lease, _executor.Executor)
         self._lend(placed, lease)
         if keeping is not None:
-            call.keep = keeping.prepare(placed.plan, placed.c_bytes_of, self._workspace)
+            call.keep = keeping.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
         self.device.weights.flush()
         return placed
 

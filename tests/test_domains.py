@@ -366,6 +366,30 @@ def test_whatever_comes_and_goes_every_weight_is_in_one_domain(steps: list[Any],
         memory.close()
 
 
+def test_arenas_leave_little_unused_beside_tiles_of_one_size() -> None:
+    with npu.Device("sim:rk3588") as device:
+        memory = WeightMemory(device.session, 1024 * MIB, 2)
+        held = [memory.allocate([[14 * MIB + 4096] * 3]) for _ in range(8)]
+        assert memory.bytes_reserved <= 1.02 * memory.bytes_used
+        assert len(memory.arenas) < 12, "and few descriptors are taken"
+        for made in held:
+            memory.release(made)
+        memory.close()
+
+
+def test_an_empty_arena_that_is_too_small_is_given_up() -> None:
+    with npu.Device("sim:rk3588") as device:
+        memory = WeightMemory(device.session, 6 * MIB)
+        memory.release(memory.allocate([[MIB]]))
+        assert [arena.empty for arena in memory.arenas] == [True]
+        held = memory.allocate([[5 * MIB]])
+        assert memory.bytes_reserved <= 6 * MIB
+        with pytest.raises(NpuMemoryError, match="the one IOMMU domain there is"):
+            memory.allocate([[2 * MIB]])
+        memory.release(held)
+        memory.close()
+
+
 def test_contexts_are_made_in_the_domain_of_the_weight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Those of equal shapes are shared within a domain, not beyond it."""
     w = np.ones((512, 512), np.int8)

@@ -186,6 +186,34 @@ def test_integers_keep_int32_until_there_is_an_epilogue(device: npu.Device) -> N
             product.reset_operands(bias=bias)
 
 
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.one_of(st.integers(1, 300), st.integers(8000, 20000)), st.integers(1, 70)),
+    types=st.sampled_from([(np.uint8, np.int8), (np.int8, np.uint8), (np.uint8, np.uint8)]),
+    seed=seeds,
+    in_place=st.booleans(),
+)
+def test_unsigned_operands_are_exact_before_the_epilogue(
+    device: npu.Device, shape: tuple[int, int, int], types: Any, seed: int, in_place: bool
+) -> None:
+    """Slices of K add up to int32 before anything is rounded, also where `out` is read by the epilogue."""
+    rng = np.random.default_rng(seed)
+    m, k, n = shape
+    a, b = (
+        rng.integers(np.iinfo(t).min, int(np.iinfo(t).max) + 1, s).astype(t)
+        for t, s in zip(types, ((m, k), (k, n)), strict=True)
+    )
+    exact = a.astype(np.int64) @ b.astype(np.int64)
+    bias, residual = rng.integers(-99, 99, n).astype(np.float32), rng.integers(-99, 99, (m, n)).astype(np.float32)
+    steps = Epilogue(scale=0.5, bias=bias, activation="relu", residual=residual)
+    want = np.maximum((exact / 2).astype(np.float32) + bias, 0) + residual
+    with npu.pack(b, device=device) as packed:
+        assert packed.plan is not None
+        np.testing.assert_array_equal(npu.matmul(a, packed), exact.astype(np.int32))
+        result = npu.matmul(a, packed, residual if in_place else None, epilogue=steps)
+    np.testing.assert_array_equal(result, want)
+
+
 MISTAKES = [
     ({"bias": np.zeros(4, np.float32)}, ValueError, r"bias has shape \(4,\)"),
     ({"bias": np.zeros((1, 3), np.float32)}, ValueError, r"one element per column, \(3,\), is needed"),

@@ -430,6 +430,15 @@ def test_a_description_that_lies_is_refused(device: npu.Device, tmp_path: Path, 
     assert used(device) == before
 
 
+@pytest.mark.parametrize("missing", ["column_zero", "column_sums"])
+def test_unsigned_integers_need_their_corrections(device: npu.Device, tmp_path: Path, missing: str) -> None:
+    npu.pack(weight((64, 64), np.uint8)).save(tmp_path / "w")
+    before = used(device)
+    with pytest.raises(PackedFileError, match="corrects unsigned"):
+        npu.load_packed(_rewritten(tmp_path / "w", _set("stored", "slices", 0, missing, None)))
+    assert used(device) == before
+
+
 def test_versions_and_formats_are_named(tmp_path: Path) -> None:
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other")
     with pytest.raises(PackedFileError, match="no packed weights"):

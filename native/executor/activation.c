@@ -36,6 +36,9 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
   int zero_points = 0;
   switch (how->scaling) {
     case NPUMM_ROWS_UNSCALED:
+      if (how->static_zero < INT8_MIN || how->static_zero > INT8_MAX) return 0;
+      if (how->static_zero != 0 && how->conversion != NPUMM_COPY_8) return 0;
+      zero_points = how->static_zero != 0;
       break;
     case NPUMM_ROWS_POWER_OF_TWO:
     case NPUMM_ROWS_POWER_OF_TWO_HIGH:
@@ -93,7 +96,12 @@ int npumm_rows_open(npumm_rows_of_a *rows, const npumm_activation *how, int64_t 
     rows->transformed = malloc((size_t)longest * (size_t)rows->cols * sizeof *rows->transformed);
     if (!rows->transformed) return NPUMM_NO_MEMORY;
   }
-  if (how->scaling == NPUMM_ROWS_UNSCALED || longest == 0) return 0;
+  if (longest == 0 || (how->scaling == NPUMM_ROWS_UNSCALED && how->static_zero == 0)) return 0;
+  if (how->scaling == NPUMM_ROWS_UNSCALED) {
+    rows->zero = rows->zero_store = malloc((size_t)longest * sizeof *rows->zero_store);
+    for (int64_t r = 0; rows->zero && r < longest; r++) rows->zero[r] = how->static_zero;
+    return rows->zero ? 0 : NPUMM_NO_MEMORY;
+  }
   const size_t count = (size_t)longest * (npumm_scales_groups(how) ? (size_t)buffers : 1);
   rows->scale = malloc(count * sizeof *rows->scale);
   rows->factor_store = malloc(count * sizeof *rows->factor_store);
@@ -188,8 +196,10 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
   }
   const npumm_tiling tiling = {rows->image_rows * rows->row_images, k->length,       shape->padded_m, padded_k,
                                shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
-  /* static values have the whole range of codes, with a zero point of 0 too */
-  const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC ? rows->zero_store : rows->zero;
+  /* static values have the whole range of codes, with a zero point of 0 too; codes that are there have theirs */
+  const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC     ? rows->zero_store
+                        : rows->how->scaling == NPUMM_ROWS_UNSCALED ? NULL
+                                                                    : rows->zero;
   const npumm_conversion conversion = slice->part == 1   ? NPUMM_F32_TO_F16_HIGH
                                       : slice->part == 2 ? NPUMM_F32_TO_F16_LOW
                                                          : rows->how->conversion;

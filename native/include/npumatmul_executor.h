@@ -65,7 +65,7 @@ typedef struct {
   int32_t levels; /* largest magnitude of a quantized value */
   float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
   float static_scale;
-  int32_t static_zero;
+  int32_t static_zero; /* of NPUMM_ROWS_STATIC, and of int8 that is there (NPUMM_COPY_8, NPUMM_ROWS_UNSCALED) */
   const npumm_hadamard *transform; /* of float32 rows, before all else, over the whole of K; or NULL */
 } npumm_activation;
 

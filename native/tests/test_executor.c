@@ -112,6 +112,9 @@ static void unfit_activations_are_refused(npumm_executor *executor) {
       {NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, NAN, 0, 0, NULL},
       {NPUMM_F32_TO_I8, NPUMM_ROWS_MINMAX, 127, 1, 0, 0, NULL}, /* slices without column_sums */
       {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 3, NULL}, /* the same */
+      {NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 0, 0, 0, 3, NULL},    /* the same */
+      {NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 0, 0, 0, -129, NULL},
+      {NPUMM_F32_TO_F16, NPUMM_ROWS_UNSCALED, 0, 0, 0, 1, NULL},
       {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 0, 0, NULL},
       {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, INFINITY, 0, NULL},
       {NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 128, NULL},
@@ -259,6 +262,43 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
   }
 }
 
+/* Codes that are there already, whose 0 stands for something else: what they lack is added to sums of all slices. */
+static void codes_have_a_zero_point(npumm_executor *executor) {
+  static example e;
+  static int32_t sums[SLICES][N_MOST], out[M_MOST][N_MOST];
+  for (int i = 0; i < 40; i++) {
+    build(&e, i % 2, within(1, CORES), 0);
+    const int32_t zero = i % 4 ? within(-128, 127) : -128;
+    for (int s = 0; s < e.placed.slice_count; s++) {
+      const int64_t from = e.slices[s].k.start, end = from + e.slices[s].k.length;
+      for (int n = 0; n < e.n; n++) {
+        sums[s][n] = 0;
+        for (int64_t k = from; k < end; k++) sums[s][n] += e.b[k][n];
+      }
+      e.slices[s].column_sums = sums[s];
+      e.slices[s].column_scale = NULL;
+    }
+    e.placed.common_scale = 1;
+    e.placed.activation = (npumm_activation){NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 0, 0, 0, zero, NULL};
+    const npumm_call call = {.a = e.a, .a_row_stride = sizeof e.a[0], .a_col_stride = sizeof e.a[0][0], .out = out,
+                             .out_row_stride = sizeof out[0], .out_type = NPUMM_INT32};
+    npumm_report report;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
+    int wrong = 0;
+    for (int m = 0; m < e.m; m++) {
+      for (int n = 0; n < e.n; n++) {
+        int32_t want = 0;
+        for (int k = 0; k < e.k; k++) want += (e.a[m][k] - zero) * e.b[k][n];
+        wrong += out[m][n] != want;
+      }
+    }
+    CHECK(wrong == 0, "%d of %d x %d wrong, zero point %d", wrong, e.m, e.n, (int)zero);
+    e.slices[0].column_sums = NULL;
+    CHECK(npumm_execute(executor, &e.placed, &call, &report) == (zero ? NPUMM_BAD_ARGUMENT : 0), "no sums");
+    take_down(&e);
+  }
+}
+
 static void bad_arguments_are_refused(npumm_executor *executor) {
   static example e;
   npumm_report report;
@@ -328,6 +368,7 @@ int main(void) {
   unfit_activations_are_refused(executor);
   rows_are_transformed_before_they_are_packed(executor);
   rows_are_scaled_in_groups(executor);
+  codes_have_a_zero_point(executor);
   bad_arguments_are_refused(executor);
   a_child_touches_no_thread(executor);
   npumm_executor_destroy(executor);

@@ -119,13 +119,10 @@ def _summary(model: QuantizedModel, output: Path) -> Table:
     table.add_column("scheme")
     for heading in ("layers", "weights", "MB", "bits per weight"):
         table.add_column(heading, justify="right")
-    by_scheme: dict[str, list[str]] = {}
-    for name, layer in model.layers.items():
-        by_scheme.setdefault(layer.recipe.scheme, []).append(name)
-    for scheme, names in by_scheme.items():
-        layers = [model.layers[name] for name in names]
-        weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-        stored = sum(layer.nbytes for layer in layers)
-        table.add_row(scheme, f"{len(layers)}", f"{weights:,}", f"{stored / 1e6:.1f}", f"{8 * stored / weights:.2f}")
-    table.add_row("all", f"{len(model.layers)}", "", f"{model.nbytes / 1e6:.1f}", f"{model.bits_per_weight:.2f}")
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for layer in model.layers.values():  # once: layers of a file are read when they are asked for
+        sizes.setdefault(layer.recipe.scheme, []).append((layer.shape[0] * layer.shape[1], layer.nbytes))
+    for scheme, each in [*sizes.items(), ("all", [size for part in sizes.values() for size in part])]:
+        weights, stored = (sum(column) for column in zip(*each, strict=True))
+        table.add_row(scheme, f"{len(each)}", f"{weights:,}", f"{stored / 1e6:.1f}", f"{8 * stored / weights:.2f}")
     return table

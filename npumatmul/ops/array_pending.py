@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
@@ -26,15 +27,18 @@ class Pending:
     Attributes
     ----------
     device : Device
-    nbytes : int
-        Bytes that the buffer has, or will have.
     """
 
-    def __init__(self, device: Device, kept: Kept, nbytes: int) -> None:
+    def __init__(self, device: Device, kept: Kept, room: Callable[[], int]) -> None:
         self.device = device
-        self.nbytes = nbytes
+        self._room = room
         self._state: Kept | Buffer | None = kept  # None: closed before it became a buffer
         device.attached(Unread, Unread).add(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffer has, or will have."""
+        return self._room()
 
     @property
     def kept(self) -> Kept | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class PackedWeight(PackedBase):
     zero_point : int
         What the stored values lack: 128 for uint8 weights, which are stored as int8, else 0.
     column_sums : ndarray of int32, shape (N,), or None
-        Sums over K of integer weights (modulo 2**32), with which uint8 activations are corrected.
+        Sums over K of integer weights (modulo 2**32); without them no uint8 activations are taken.
     params : QuantParams or None
         Scales and zero points of a quantized weight (N, K).
     input_transform : InputTransform or None
@@ -217,8 +218,10 @@ def _pack(weight: NDArray[Any], scheme: Scheme | str | None, target: Device, col
     if k == 0 or n == 0:
         return PackedWeight((k, n), route, target, None, None, zero_point, sums)
     if chosen.integers:
-        quantized = QuantizedWeight(weight.astype(np.int8, copy=False), QuantParams(1.0, bits=chosen.weight_bits))
-        return _stored(_laid(quantized, route, target), route, target, (k, n), zero_point, sums)
+        params = QuantParams(1.0, -zero_point, bits=chosen.weight_bits)
+        quantized = QuantizedWeight(weight.astype(np.int8, copy=False), params)
+        laid = integer_tiles(quantized, route, target.chip, target.runtime_version, column_sums=sums is not None)
+        return _stored(laid, route, target, (k, n), zero_point, sums)
     if chosen.quantizes:
         quantized = _rounded(weight, chosen)
         return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
@@ -320,36 +323,29 @@ def multiply_rows(
         If the scheme does not take the dtype of `a`.
     """
     scheme = packed.scheme
-    correction = None
+    unsigned = False
     if not isinstance(a, Kept):
         a = native_order(a)
-        correction = packed.column_sums if a.dtype == np.uint8 else None
-        if correction is not None:
+        unsigned = a.dtype == np.uint8 and packed.column_sums is not None
+        if unsigned:
             a = shifted(a)
     rows, given = _rows(a, packed)
+    if unsigned:
+        given = _with_zero(given, -UINT8_SHIFT)
     m, n = a.shape[0], packed.shape[1]
     if out is None:
         out = np.empty((m, n), scheme.result if epilogue is None else epilogue.dtype)
-    corrected = correction is not None or packed.zero_point != 0
     if packed.stored is None or m == 0:
         packed.device.check_usable()
-        sums = np.zeros((m, n), scheme.result)
-    elif corrected and epilogue is not None:
-        sums = np.empty((m, n), scheme.result)
+        finish_rows(np.zeros((m, n), scheme.result), out, epilogue)
     else:
-        sums = out
-    if packed.stored is not None and m > 0:
-        steps = epilogue if sums is out else None
-        Placement.of(packed.device).execute(rows, packed.stored, given, sums, steps, _result_scale(scheme))
-    if packed.zero_point:  # sums of rows are at most 128 K in magnitude: they fit where the products do
-        assert not isinstance(a, Kept)
-        sums += (packed.zero_point * a.sum(axis=1, dtype=np.int64, keepdims=True)).astype(np.int32)
-    if correction is not None:
-        with np.errstate(over="ignore"):
-            sums += correction * np.int32(UINT8_SHIFT)
-    if sums is not out:
-        finish_rows(sums, out, epilogue)
+        Placement.of(packed.device).execute(rows, packed.stored, given, out, epilogue, _result_scale(scheme))
     return out
+
+
+@lru_cache(maxsize=16)
+def _with_zero(activation: Activation, zero: int) -> Activation:
+    return replace(activation, static_zero=zero)
 
 
 def keep_rows(
@@ -368,12 +364,12 @@ def keep_rows(
     Returns
     -------
     Kept or None
-        None, and nothing happened, where the result has to be stored at once: the CPU corrects it, the epilogue reads
+        None, and nothing happened, where the result has to be stored at once: an operand is uint8, the epilogue reads
         matrices that could change until then, sums are int32, which no product reads, or there is no room for it.
     """
     reads = epilogue is not None and not (epilogue.multiply is None and epilogue.residual is None)
-    corrected = packed.zero_point != 0 or a.dtype == np.uint8
-    if packed.stored is None or a.shape[0] == 0 or reads or corrected or dtype == np.int32:
+    unsigned = packed.zero_point != 0 or a.dtype == np.uint8
+    if packed.stored is None or a.shape[0] == 0 or reads or unsigned or dtype == np.int32:
         return None
     rows, given = _rows(a if isinstance(a, Kept) else native_order(a), packed)
     return Placement.of(packed.device).keep(rows, packed.stored, given, dtype, epilogue, _result_scale(packed.scheme))
@@ -416,7 +412,7 @@ def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[A
 
 
 def _ready(packed: PackedWeight) -> Mapping[np.dtype[Any], Activation]:
-    if packed.zero_point or packed.scheme.result_bits is not None:
+    if packed.scheme.result_bits is not None:
         return {}
     return {
         dtype: each

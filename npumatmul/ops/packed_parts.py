@@ -84,6 +84,12 @@ def restored(content: Any, array: _Arrays, device: Device, where: str, again: st
         return array(f"tile.{index}")
 
     stored = stored_from(tiles, (k, n), route.mm_type, array, tile, device, where, again)
+    if any(
+        (zero_point and each.column_zero is None) or (sums is not None and each.column_sums is None)
+        for each in stored.slices
+    ):
+        stored.close()
+        raise reader.wrong("its slices lack what corrects unsigned integers")
     return PackedWeight((k, n), route, device, stored.plan, stored, zero_point, sums, params, transform)
 
 

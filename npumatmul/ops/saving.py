@@ -257,10 +257,18 @@ class StoredParts:
     file : TensorFile
     weight : str
         Its name.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    where : str
+        File and weight, for messages.
     """
 
     def __init__(self, file: TensorFile, weight: str) -> None:
         self._file, self._weight = file, weight
+        self.path = file.path
         self.where = f"{file.path}, weight {weight!r},"
 
     def __call__(self, part: str) -> NDArray[Any]:
@@ -283,11 +291,11 @@ class StoredParts:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return self._file.nbytes(self._weight)
+        return self._file.nbytes(self._file.under(self._weight))
 
     def forget(self) -> None:
         """Let go of the pages of the map that were read."""
-        self._file.forget(self._weight)
+        self._file.forget(self._file.under(self._weight))
 
 
 def descriptions_of(file: TensorFile) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, BinaryIO
@@ -108,14 +108,18 @@ class TensorFile:
         values: NDArray[Any] = self._data[start:stop].view(_DTYPES[dtype]).reshape(shape)
         return values
 
-    def nbytes(self, prefix: str) -> int:
-        """Bytes of all tensors called ``<prefix>/...``."""
-        return sum(self._places[name][1] - self._places[name][0] for name in self._under.get(prefix, ()))
+    def under(self, prefix: str) -> tuple[str, ...]:
+        """Names of all tensors called ``<prefix>/...``."""
+        return tuple(self._under.get(prefix, ()))
 
-    def forget(self, prefix: str) -> None:
-        """Let go of the pages of tensors called ``<prefix>/...``; views of them stay valid, and read the file again."""
+    def nbytes(self, names: Iterable[str]) -> int:
+        """Bytes of some tensors."""
+        return sum(self._places[name][1] - self._places[name][0] for name in names)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of the pages of tensors that were read; views of them stay valid, and read the file again."""
         if hasattr(mmap, "MADV_DONTNEED"):  # where it is missing, memory is only given back later
-            for name in self._under.get(prefix, ()):
+            for name in names:
                 start, stop, *_ = self._places[name]
                 first = start // mmap.PAGESIZE * mmap.PAGESIZE
                 if stop > first:
@@ -137,6 +141,9 @@ def _place(name: str, entry: Any, first: int, end: int) -> tuple[int, int, str, 
 
 class TensorWriter:
     """Writes a safetensors file tensor by tensor; the file appears when `finish` is called, as a whole.
+
+    The header stands first and says what follows, so tensors are collected in a file beside it: there has to be room
+    for two.
 
     Parameters
     ----------

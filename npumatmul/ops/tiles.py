@@ -88,7 +88,9 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     return Laid(plan, tuple(rows), tuple(slices))
 
 
-def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: RuntimeVersion) -> Laid:
+def integer_tiles(
+    weight: QuantizedWeight, route: Route, chip: Chip, runtime: RuntimeVersion, column_sums: bool = False
+) -> Laid:
     """Lay the codes of a quantized weight, with scales and zero points beside them.
 
     Parameters
@@ -97,6 +99,8 @@ def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: Ru
     route : Route
     chip : Chip
     runtime : RuntimeVersion
+    column_sums : bool
+        Whether integers on the left may have a zero point, as shifted uint8 have.
 
     Notes
     -----
@@ -107,7 +111,7 @@ def integer_tiles(weight: QuantizedWeight, route: Route, chip: Chip, runtime: Ru
     n = codes.shape[0]
     group = params.group_size if params.granularity is Granularity.GROUP else None
     plan = _bounded_plan(codes, group, route, chip, runtime)
-    asymmetric_rows = not route.scheme.integers and not route.scheme.activation_symmetric
+    asymmetric_rows = column_sums or not (route.scheme.integers or route.scheme.activation_symmetric)
     rows, slices = [], []
     for index, span in enumerate(plan.k_spans):
         values = codes[:, span.start : span.start + span.length]

@@ -117,7 +117,8 @@ def largest_hadamard_block(n: int) -> int:
     >>> largest_hadamard_block(576), largest_hadamard_block(11008), largest_hadamard_block(7)
     (576, 11008, 1)
     """
-    divisors = (n // d for d in range(1, n + 1) if n % d == 0)
+    small = [d for d in range(1, isqrt(n) + 1) if n % d == 0]
+    divisors = sorted({*small, *(n // d for d in small)}, reverse=True)
     return next(d for d in divisors if hadamard_factors(d) is not None)
 
 

@@ -172,7 +172,8 @@ def test_other_layouts_are_refused_and_told_what_to_do(tiny: Any, tmp_path: Path
         if fits:
             np.testing.assert_allclose(logits(model, npu_layers(device)), logits(model), atol=1e-2)
             return
-        with pytest.raises(PackedFileError, match=rf"'rk3588'.*this is {other}.*quantize FILE --chip {other} -o NEW"):
+        what_to_do = rf"'rk3588'.*this is {other}.*npumatmul quantize {tmp_path}/m --chip {other} -o NEW_FILE"
+        with pytest.raises(PackedFileError, match=what_to_do):
             logits(model, npu_layers(device))
         assert used(device) == before
 
@@ -206,8 +207,10 @@ def test_nothing_is_left_of_a_file_that_is_not_finished(tiny: Any, tmp_path: Pat
 @pytest.fixture(scope="module")
 def small(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "m"
-    recipe = Recipe(LayerRecipe("w8a8", "hadamard"), {"head": {"centre": True}})
-    save_quantized(made(tiny, recipe), path, device="sim:rk3588")
+    recipe = Recipe(LayerRecipe("w8a8", "hadamard"), {"head": {"centre": True}, "blk.1.*": {"scheme": "w4a8"}})
+    model = made(tiny, recipe)
+    save_quantized(model, path, device="sim:rk3588")
+    save_quantized(model, path.with_name("portable"))
     return path
 
 
@@ -329,12 +332,13 @@ def test_changed_descriptions_are_noticed(small: Path, tmp_path: Path, key: str)
     refused(tmp_path / "broken", "version '2' of the format.*update npumatmul")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_is_an_error_or_leaves_layers_what_they_were(
     small: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
-    whole = bytearray(small.read_bytes())
+    source = data.draw(st.sampled_from([small, small.with_name("portable")]))
+    whole = bytearray(source.read_bytes())
     kind = data.draw(st.sampled_from(["change", "cut", "insert"]))
     at = data.draw(st.one_of(st.integers(0, 4000), st.integers(0, len(whole) - 1)))
     if kind == "change":
@@ -351,6 +355,6 @@ def test_any_damage_is_an_error_or_leaves_layers_what_they_were(
         layers = {name: unpacked(model, name) for name in model.layers}
     except (ModelError, PackedFileError):
         return
-    intact = load_quantized(small)
+    intact = load_quantized(source)
     for name, layer in layers.items():
         np.testing.assert_array_equal(layer.restored(), unpacked(intact, name).restored())

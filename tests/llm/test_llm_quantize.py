@@ -14,6 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from npumatmul import _kernels
@@ -502,6 +503,31 @@ def test_codes_are_views_of_the_file(tiny: Any, tmp_path: Path) -> None:
     assert type(base.obj).__name__ == "mmap"
 
 
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_codes_are_read_when_they_are_asked_for(tiny: Any, tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "m"
+    model = quantize_model(tiny.path, Recipe(LayerRecipe(scheme)))
+    save_quantized(model, path)
+    with safe_open(path, "np") as opened:
+        metadata = opened.metadata()
+    arrays = load_file(path)
+    arrays["head.codes"] = np.full_like(arrays["head.codes"], 1)
+    save_file(arrays, path, metadata)
+    again = load_quantized(path)  # which does not look at codes
+    for _ in range(2):
+        for name in list(again.layers)[:-1]:
+            np.testing.assert_array_equal(again.layers[name].restored(), model.layers[name].restored())
+        with pytest.raises(ModelError, match="layer 'head' is damaged"):
+            again.layers["head"]
+    with pytest.raises(KeyError):
+        again.layers["tail"]
+    header = json.loads(metadata["npumatmul"])  # as files were before there were checksums
+    for description in header["layers"].values():
+        del description["checksums"]
+    save_file(arrays, path, {"npumatmul": json.dumps(header)})
+    assert not np.array_equal(load_quantized(path).layers["head"].restored(), model.layers["head"].restored())
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_tied_and_biased_models(make_tiny_model: Callable[..., Any], tmp_path: Path, bias: bool) -> None:
     tiny = make_tiny_model(tied=True, bias=bias)
@@ -526,7 +552,6 @@ def test_damaged_files_are_refused(tiny: Any, tmp_path: Path) -> None:
     save_file(arrays, broken)
     with pytest.raises(ModelError, match="without a quantized model"):
         load_quantized(broken)
-    from safetensors import safe_open
 
     with safe_open(path, "np") as opened:
         header = json.loads(opened.metadata()["npumatmul"])

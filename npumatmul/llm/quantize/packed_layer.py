@@ -109,7 +109,7 @@ class PackedLayer:
         npumatmul.errors.NpuMemoryError
             If it does not fit.
         """
-        again = f"lay the model out anew: npumatmul quantize FILE --chip {device.chip.soc} -o NEW_FILE"
+        again = f"lay it out anew: npumatmul quantize {self.parts.path} --chip {device.chip.soc} -o NEW_FILE"
         try:
             return restored(self.description, self.parts, device, self.parts.where, again)
         finally:

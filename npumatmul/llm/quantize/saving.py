@@ -21,7 +21,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,12 @@ def save_quantized(
                 progress(done, len(model.layers), f"writing {name}")
             plain = layer.unpacked() if isinstance(layer, PackedLayer) else layer
             if target is None:
-                arrays, layers[name] = _layer_arrays(plain)
+                arrays, description = _layer_arrays(plain)
             else:
                 packed[name] = _add_tiles(writer, name, plain, target)
                 arrays = {part: array for part in PACKED_EXTRAS if (array := getattr(plain, part)) is not None}
-                checksums = {part: zlib.crc32(np.ascontiguousarray(each).data) for part, each in arrays.items()}
-                layers[name] = {"recipe": dataclasses.asdict(plain.recipe), "checksums": checksums}
+                description = {"recipe": dataclasses.asdict(plain.recipe)}
+            layers[name] = {**description, "checksums": _checksums(arrays)}
             for part, array in arrays.items():
                 writer.add(f"{name}.{part}", array)
         writer.add("gguf", np.frombuffer(model.rest.subset(kept), np.uint8))
@@ -207,19 +207,18 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
         raise _error(target, "the tensor 'gguf' is missing")
     try:
         rest = GGUFFile.of_bytes(file["gguf"], target)
-        make: Callable[[str, Arrays, Mapping[str, Any], tuple[int, int]], QuantizedLayer | PackedLayer] = _layer
-        if kind == PACKED:
-            make = partial(_packed_layer, file, descriptions_of(file))
-        arrays: dict[str, Arrays] = {}
+        parts: dict[str, dict[str, str]] = {}
         for name in file.names:
             layer, _, part = name.rpartition(".")
             if layer and "/" not in name:
-                arrays.setdefault(layer, {})[part] = file[name]
-        config = LlamaConfig.from_gguf(rest)
-        layers = {
-            name: make(name, arrays.get(name, {}), header["layers"][name], tensors.shape)
-            for name, tensors in layer_tensors(rest, config).items()
-        }
+                parts.setdefault(layer, {})[part] = name
+        shapes = {name: each.shape for name, each in layer_tensors(rest, LlamaConfig.from_gguf(rest)).items()}
+        layers: Mapping[str, QuantizedLayer | PackedLayer]
+        if kind == PACKED:
+            make = partial(_packed_layer, file, descriptions_of(file), parts, header["layers"])
+            layers = {name: make(name, shape) for name, shape in shapes.items()}
+        else:
+            layers = _PortableLayers(file, target, shapes, parts, header["layers"])
         recipe, source = Recipe.from_dict(header["recipe"]), Source(**header["source"])
         return QuantizedModel(target, rest, recipe, source, layers, tuple(header["notes"]))
     except ModelError:
@@ -252,15 +251,65 @@ def _header(file: TensorFile, path: Path) -> dict[str, Any]:
 def _packed_layer(
     file: TensorFile,
     weights: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, str]],
+    descriptions: Mapping[str, Any],
     name: str,
-    found: Mapping[str, NDArray[Any]],
-    description: Mapping[str, Any],
     shape: tuple[int, int],
 ) -> PackedLayer:
-    extra = {part: np.array(found[part]) for part in PACKED_EXTRAS if part in found}
-    if {part: zlib.crc32(array.data) for part, array in extra.items()} != description["checksums"]:
+    found, description = parts.get(name, {}), descriptions[name]
+    extra = {part: np.array(file[found[part]]) for part in PACKED_EXTRAS if part in found}
+    if _checksums(extra) != description["checksums"]:
         raise ValueError(f"arrays of layer {name!r} are missing, or their checksums differ")
     return PackedLayer(LayerRecipe(**description["recipe"]), shape, weights[name], StoredParts(file, name), **extra)
+
+
+def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    return {part: zlib.crc32(np.ascontiguousarray(array).data) for part, array in arrays.items()}
+
+
+class _PortableLayers(Mapping[str, QuantizedLayer]):
+    """Layers of a portable file. Each is made when it is asked for; pages of the one before are let go.
+
+    So codes of one layer at a time are in memory, unless somebody keeps them.
+    """
+
+    def __init__(
+        self,
+        file: TensorFile,
+        path: Path,
+        shapes: Mapping[str, tuple[int, int]],
+        parts: Mapping[str, Mapping[str, str]],
+        descriptions: Mapping[str, Any],
+    ) -> None:
+        self._file, self._path = file, path
+        self._shapes, self._parts, self._descriptions = shapes, parts, descriptions
+        self._last: Mapping[str, str] = {}
+        for name in shapes:
+            self._layer(name, read=False)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __getitem__(self, name: str) -> QuantizedLayer:
+        if name not in self._shapes:
+            raise KeyError(name)
+        self._file.forget(self._last.values())
+        self._last = self._parts[name]
+        try:
+            return self._layer(name)
+        except ValueError as error:
+            raise _error(self._path, f"layer {name!r} is damaged ({error}); quantize the model again") from error
+
+    def _layer(self, name: str, read: bool = True) -> QuantizedLayer:
+        """A layer; if its codes are not to be read, all else is checked."""
+        found = {part: self._file[tensor] for part, tensor in self._parts[name].items()}
+        description = self._descriptions[name]
+        if read and description.get("checksums", {}) != (_checksums(found) if "checksums" in description else {}):
+            raise ValueError("a checksum differs")  # files that were made before there were any are taken as they are
+        return _layer(found, description, self._shapes[name], read)
 
 
 def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
@@ -290,7 +339,7 @@ def _layer_arrays(layer: QuantizedLayer) -> tuple[Arrays, dict[str, Any]]:
 
 
 def _layer(
-    name: str, found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], shape: tuple[int, int]
+    found: Mapping[str, NDArray[Any]], description: Mapping[str, Any], shape: tuple[int, int], read: bool
 ) -> QuantizedLayer:
     recipe = LayerRecipe(**description["recipe"])
     extra = {part: found.get(part) for part in EXTRAS}
@@ -299,8 +348,13 @@ def _layer(
     params = QuantParams(found["scale"], found.get("zero_point", 0), **description["params"])
     if "minimum" in found:
         extra["offset"] = offset_of(found["scale"], found["minimum"], params.qmin)
-    codes = found["codes"]
-    if params.bits <= 4:
+    codes, packed = found["codes"], params.bits <= 4
+    stored = (shape[0], -(-shape[1] // 2)) if packed else shape
+    if codes.dtype != (np.uint8 if packed else np.int8) or codes.shape != stored:
+        raise ValueError(f"codes are {codes.dtype} of shape {codes.shape}, {stored} is needed")
+    if not read:
+        codes = np.zeros(shape, np.int8)  # no memory, as nobody writes to it
+    elif packed:
         codes = unpack_nibbles(codes, shape[1])
     transform = description["input_transform"]
     transform = None if transform is None else transform_from(transform)
