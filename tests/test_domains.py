@@ -272,6 +272,25 @@ def test_products_in_place_need_everything_in_one_domain(monkeypatch: pytest.Mon
             npu.empty((2, 2), domain=16)
 
 
+def test_a_result_of_one_domain_goes_straight_into_a_product_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(3)
+    w = random.standard_normal((512, 512)).astype(np.float32)
+    values = random.standard_normal((8, 512)).astype(np.float32)
+    with small_domains(monkeypatch, tmp_path) as device, npu.use_device(device):
+        packed = [npu.pack(w, "w8a8"), npu.pack(np.tile(w, (1, 3)), "w8a8")]
+        while packed[-1].domain == 0:
+            packed.append(npu.pack(np.tile(w, (1, 3)), "w8a8"))
+        first, second = packed[0], packed[-1]
+        assert (first.domain, second.domain) == (0, 1)
+        expected = values @ first @ second
+        before = device.stats().conversions
+        result = npu.asarray(values) @ first @ second
+        assert device.stats().conversions == before + 2
+        np.testing.assert_array_equal(result.numpy(), expected)
+
+
 def test_arrays_are_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with small_domains(monkeypatch, tmp_path, domains=2) as device, npu.use_device(device):
         arrays = [npu.zeros((3, 2**18), np.float32) for _ in range(4)]  # of 4 MiB, with room for a fourth row
