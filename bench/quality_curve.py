@@ -60,12 +60,13 @@ class Point:
 
     @property
     def recipe(self) -> Recipe:
-        """What is done to the layers: zero points at 4 bits, of the weight and (clipped to 0.8) of activations."""
-        recipe = best_recipe(f"{self.scheme}_g{self.groups}" if self.groups else self.scheme, head=self.head)
+        """What is done to the layers: zero points at 4 bits, of the weight and (clipped to 0.8) of each token."""
+        recipe = best_recipe(self.scheme, head=self.head)
         changed = {**TRANSFORMS[self.transform], **ROUNDINGS[self.rounding]}
         changed["correction"] = SEQUENCES.get(self.sequence or "", 0.0)
         layers = {name: {**fields, **changed} for name, fields in recipe.layers.items()}
-        return Recipe(replace(recipe.default, **changed), layers, recipe.seed, self.sequence is not None)
+        scheme = f"{self.scheme}_g{self.groups}" if self.groups else self.scheme
+        return Recipe(replace(recipe.default, scheme=scheme, **changed), layers, recipe.seed, self.sequence is not None)
 
 
 def points() -> list[Point]:
@@ -94,7 +95,7 @@ def main() -> None:
     print(f"model: {path.name}; text: {source}, {len(pieces)} windows of {WINDOW} tokens; {cpu()}", flush=True)
     conditions = json.dumps([path.name, source, len(pieces), calibration.source, calibration.count])
     files = {p: _file(options.keep, f"{conditions} {_essence(p.recipe)}") for p in chosen}
-    missing = [p for p in chosen if not files[p].exists()]
+    missing = [] if options.show else [p for p in chosen if not files[p].exists()]
     reference = load_model(path, pack=numpy_pack).model if missing else None
     for start in range(0, len(missing), TOGETHER):
         batch = missing[start : start + TOGETHER]
@@ -182,6 +183,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--calibration-tokens", type=int, default=20480)
     parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", default=CACHE / "curve", help="where results are kept")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print the table of what is there")
     parser.add_argument("--list", action="store_true", help="print the names of the points")
     options = parser.parse_args()
     if options.list:

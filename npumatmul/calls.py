@@ -16,10 +16,9 @@ from npumatmul.activation import Activation
 from npumatmul.contexts import Workspace
 from npumatmul.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.errors import NpuMemoryError
-from npumatmul.kept import Kept
+from npumatmul.kept import Kept, Tiles
 from npumatmul.leases import Lease
 from npumatmul.mmtype import ElementType
-from npumatmul.plan import MatmulPlan
 from npumatmul.session import Memory
 from npumatmul.stored import StoredWeight
 
@@ -55,23 +54,18 @@ def _requantizes(weight: StoredWeight, activation: Activation) -> bool:
     )
 
 
-def prepared(
-    a: NDArray[Any] | Kept,
+def _fitted(
     weight: StoredWeight,
     activation: Activation,
     dtype: np.dtype[Any],
-    epilogue: Epilogue | None,
-    result_scale: float | None = None,
-) -> tuple[_executor.Call, object]:
-    """What is multiplied as the executor takes it, checked, and what has to live as long."""
-    k = weight.plan.k
-    if len(a.shape) != 2 or a.shape[0] < 1 or a.shape[1] != k:
-        raise ValueError(f"execute: {a.shape} @ {(k, weight.plan.n)} does not give a product")
-    widened = isinstance(a, Kept) and activation.read_as == np.float32 and a.dtype in ELEMENTS
-    if a.dtype != activation.read_as and not widened:
-        raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
-    if activation.transform is not None and activation.transform.features != k:
-        raise ValueError(f"execute: the transform is of {activation.transform.features} features, a has {k}")
+    epilogue: np.dtype[Any] | None,
+    result_scale: float | None,
+) -> Element:
+    """What the result consists of, if weight, activation and the epilogue's dtype fit together."""
+    if activation.transform is not None and activation.transform.features != weight.plan.k:
+        raise ValueError(
+            f"execute: the transform is of {activation.transform.features} features, a has {weight.plan.k}"
+        )
     if activation.conversion is not Conversion.F32_TO_F16 and any(each.part for each in weight.slices):
         raise ValueError(f"execute: only float32 has a high and a low part, {activation.conversion.name} has none")
     if activation.scaling.in_groups and any(each.group is None for each in weight.slices):
@@ -89,8 +83,30 @@ def prepared(
         fits = fits and _requantizes(weight, activation) and epilogue is None
     if element is None or not fits:
         raise TypeError(f"execute: the result cannot be {dtype}")
-    if epilogue is not None and np.dtype(epilogue.dtype) != dtype:
-        raise TypeError(f"execute: the epilogue makes {np.dtype(epilogue.dtype)}, out is {dtype}")
+    if epilogue is not None and epilogue != dtype:
+        raise TypeError(f"execute: the epilogue makes {epilogue}, out is {dtype}")
+    return element
+
+
+def prepared(
+    a: NDArray[Any] | Kept,
+    weight: StoredWeight,
+    activation: Activation,
+    dtype: np.dtype[Any],
+    epilogue: Epilogue | None,
+    result_scale: float | None = None,
+) -> tuple[_executor.Call, object]:
+    """What is multiplied as the executor takes it, checked, and what has to live as long."""
+    k = weight.plan.k
+    if len(a.shape) != 2 or a.shape[0] < 1 or a.shape[1] != k:
+        raise ValueError(f"execute: {a.shape} @ {(k, weight.plan.n)} does not give a product")
+    widened = isinstance(a, Kept) and activation.read_as == np.float32 and a.dtype in ELEMENTS
+    if a.dtype != activation.read_as and not widened:
+        raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
+    asked = activation, dtype, None if epilogue is None else np.dtype(epilogue.dtype), result_scale
+    element = weight.fitting.get(asked)
+    if element is None:
+        element = weight.fitting[asked] = _fitted(weight, *asked)
     call = _executor.Call(out_type=element)
     if isinstance(a, Kept):
         call.source = C.pointer(a.struct)
@@ -130,15 +146,15 @@ class Keeping:
         self._weight = weight
         self.kept: Kept | None = None
 
-    def prepare(self, plan: MatmulPlan, c_bytes: list[int], workspace: Workspace) -> Any:
+    def prepare(self, tiles: Tiles, c_bytes: list[int], workspace: Workspace) -> Any:
         """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
-        lease = Lease()
+        self.kept, lease = None, Lease()
         memories: list[Memory] = []
         try:
             for nbytes in c_bytes:
-                memories += workspace.lend("C", len(plan.weight.n_spans), nbytes, lease, domain=self._weight.domain)
+                memories += workspace.lend("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
-        self.kept = Kept(*self._asked, plan.m_spans, plan.weight.n_spans, memories, self._weight.slices, lease)
+        self.kept = Kept(*self._asked, tiles, memories, self._weight.slices, lease)
         return C.pointer(self.kept.struct)

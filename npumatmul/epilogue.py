@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ class Epilogue:
         if self.activation not in FUNCTIONS:
             names = ", ".join(repr(name) for name in FUNCTIONS if name)
             raise ValueError(f"epilogue: no activation is called {self.activation!r}; there are {names}")
-        if not np.isfinite(self.scale):
+        if not math.isfinite(self.scale):
             raise ValueError(f"epilogue: scale is {self.scale}; it has to be finite")
         if self.clip is not None and not self.clip[0] <= self.clip[1]:
             raise ValueError(f"epilogue: clip is {self.clip}; the lower limit comes first, and neither is a nan")
@@ -152,29 +153,24 @@ class PlacedEpilogue:
     def __init__(self, epilogue: Epilogue, out: NDArray[Any]) -> None:
         self.reads_out = False
         self._kept: list[NDArray[Any]] = []
-        low, high = (-np.inf, np.inf) if epilogue.clip is None else epilogue.clip
-        bias = None if epilogue.bias is None else self._bias(epilogue.bias, out)
-        self.struct = EpilogueStruct(
-            epilogue.scale,
-            None if bias is None else bias.ctypes.data,
-            FUNCTIONS[epilogue.activation],
-            self._matrix("multiply", epilogue.multiply, out),
-            self._matrix("residual", epilogue.residual, out),
-            low,
-            high,
-        )
+        bias = None if epilogue.bias is None else self._bias(epilogue.bias, out).ctypes.data
+        self.struct = struct = EpilogueStruct(epilogue.scale, bias, FUNCTIONS[epilogue.activation])
+        if epilogue.multiply is not None:
+            struct.multiply = self._matrix("multiply", epilogue.multiply, out)
+        if epilogue.residual is not None:
+            struct.residual = self._matrix("residual", epilogue.residual, out)
+        struct.low, struct.high = (-math.inf, math.inf) if epilogue.clip is None else epilogue.clip
         self.pointer = C.pointer(self.struct)
 
     def _bias(self, given: ArrayLike, out: NDArray[Any]) -> NDArray[np.float32]:
         bias = _float_array("bias", given)
         if bias.shape != (out.shape[1],):
             raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
-        bias = np.ascontiguousarray(bias, np.float32)
+        if bias.dtype != np.float32 or not bias.flags.c_contiguous:
+            bias = np.ascontiguousarray(bias, np.float32)
         return self._keep(bias.copy() if np.may_share_memory(bias, out) else bias)
 
-    def _matrix(self, name: str, given: ArrayLike | None, out: NDArray[Any]) -> Matrix:
-        if given is None:
-            return Matrix(None, 0, Element.FLOAT32)
+    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> Matrix:
         array = _float_array(name, given)
         if array.shape != out.shape:
             raise ValueError(f"epilogue: {name} has shape {array.shape}, the result has {out.shape}")
@@ -195,6 +191,8 @@ class PlacedEpilogue:
 
 def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:
     array = given if isinstance(given, np.ndarray) else np.asarray(given, np.float32)
+    if array.dtype in ELEMENTS:  # which are of the machine's byte order
+        return array
     if array.dtype.newbyteorder("=") not in ELEMENTS:
         raise TypeError(f"epilogue: {name} has to be float32, float16 or bfloat16, not {array.dtype}; cast it")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

@@ -17,7 +17,24 @@ from npumatmul.plan import Span
 from npumatmul.rknn import TensorMem
 from npumatmul.session import Memory
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "Tiles"]
+
+
+class Tiles:
+    """How a result is cut into tiles of C: the fields of `KeptStruct` that say so."""
+
+    def __init__(self, m_spans: Sequence[Span], n_spans: Sequence[Span]) -> None:
+        both = (m_spans, n_spans)
+        self.n_count = len(n_spans)
+        self.fields = (
+            *map(len, both),
+            *((_executor.Range * len(spans))(*map(_range, spans)) for spans in both),
+            *((C.c_int32 * len(spans))(*(span.padded for span in spans)) for spans in both),
+        )
+
+
+def _range(span: Span) -> _executor.Range:
+    return _executor.Range(span.start, span.length)
 
 
 class Kept:
@@ -41,35 +58,30 @@ class Kept:
         shape: tuple[int, int],
         dtype: np.dtype[Any],
         epilogue: Epilogue | None,
-        m_spans: Sequence[Span],
-        n_spans: Sequence[Span],
+        tiles: Tiles,
         memories: Sequence[Memory],
-        slices: Sequence[Any],
-        loan: object,
+        slices: tuple[Any, ...],
+        lease: object,
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self.buffers, self.nbytes = len(memories), sum(memory.size for memory in memories)
         m, n = shape
-        factors, zeros = np.empty(m, np.float64), np.empty((2, m), np.int32)
+        rows = (C.c_double * (2 * m))()  # factors, and zero points and sums of half their size
+        address = C.addressof(rows)
         sums = np.empty(shape, np.int32) if len(slices) > 1 else None
         after = None if epilogue is None or epilogue.does_nothing else _placed(epilogue, shape, dtype)
-        # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._refers_to = factors, zeros, sums, after, tuple(slices), loan
+        # ctypes keeps alive what a struct's pointer field is set to, but not what is passed as a bare address
+        self._refers_to = rows, sums, after, slices, lease
         self.struct = _executor.KeptStruct(
             m,
             n,
             Element.INT8 if dtype == np.int8 else ELEMENTS[dtype],
             None if after is None else after.pointer,
-            len(m_spans),
-            len(n_spans),
-            _ranges(m_spans),
-            _ranges(n_spans),
-            (C.c_int32 * len(m_spans))(*(span.padded for span in m_spans)),
-            (C.c_int32 * len(n_spans))(*(span.padded for span in n_spans)),
-            (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories)),
-            factors.ctypes.data,
-            zeros[0].ctypes.data,
-            zeros[1].ctypes.data,
+            *tiles.fields,
+            (C.POINTER(TensorMem) * len(memories))(*[memory.pointer for memory in memories]),
+            address,
+            address + 8 * m,
+            address + 12 * m,
             None if sums is None else sums.ctypes.data,
         )
 
@@ -83,7 +95,3 @@ def _placed(epilogue: Epilogue, shape: tuple[int, int], dtype: np.dtype[Any]) ->
     bias = None if epilogue.bias is None else np.array(epilogue.bias, np.float32)
     nowhere: NDArray[Any] = np.broadcast_to(np.empty((), dtype), shape)
     return PlacedEpilogue(replace(epilogue, bias=bias), nowhere)
-
-
-def _ranges(spans: Sequence[Span]) -> Any:
-    return (_executor.Range * len(spans))(*(_executor.Range(span.start, span.length) for span in spans))

@@ -290,9 +290,13 @@ class Session:
                 held[memory.holder] = held.get(memory.holder, 0) + memory.size
         return held
 
-    def memory_stats(self, weights_used: int = 0) -> MemoryStats:
-        """What is held now; `weights_used` is passed on."""
+    def memory_stats(self, weights_used: int | None = None) -> MemoryStats:
+        """What is held now; weights fill their slices of memory, or as many bytes as is said."""
         with self.lock:
+            if weights_used is None:
+                divided = self.runtime.has("rknn_mem_sync")
+                of_weights = [memory for memory in list(self._memories) if memory.holder is Holder.WEIGHTS]
+                weights_used = sum(memory.size for memory in of_weights if (memory.owner is not None) == divided)
             contexts, descriptors, _ = self.resources()
             same = [each for each in list(_open_sessions) if each.name == self.name and not each.inherited]
             return MemoryStats(

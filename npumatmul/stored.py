@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from npumatmul._kernels import Conversion
 from npumatmul.arenas import Slice
 from npumatmul.device import Device
-from npumatmul.errors import ClosedError
+from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.leases import Lease, Turn
 from npumatmul.plan import Span, WeightPlan
 from npumatmul.session import NO_ROOM, Memory
@@ -133,8 +133,10 @@ class StoredWeight:
         if any(piece.memory.domain != self.domain for piece in tiles):
             raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for, the least recently used first.
+        #: Placed matmuls by what they were made for, several where threads work with it at once.
         self.placed: dict[Hashable, Any] = {}
+        #: What results consist of, by the activations, dtypes and scales that were found to fit it.
+        self.fitting: dict[Hashable, Any] = {}
         self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
 
@@ -195,15 +197,18 @@ class StoredWeight:
             If weight or device are closed.
         """
         device = self.device
-        leases = device.session.leases
+        session = device.session
+        leases = session.leases
         turn: Turn | None = None
+        alone = False
         try:
             while True:
                 lease = Lease(self.tiles, stores, computes)
                 no_room = False
                 try:
                     with device.lock:
-                        device.check_usable()
+                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
+                            session.check_usable()
                         if self.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
                         device.collect()
@@ -212,10 +217,15 @@ class StoredWeight:
                         if not in_the_way:
                             try:
                                 prepared = prepare(lease)
-                            except NO_ROOM:
+                            except NO_ROOM as error:
                                 others = leases.others()
                                 if not others and leases.ended == ended:
-                                    raise
+                                    if alone or not isinstance(error, NpuMemoryError):
+                                        raise
+                                    # contexts that it leased may still be bound to buffers that were given up
+                                    alone = lease.over = True
+                                    device.session.reclaim()
+                                    continue
                                 no_room = True
                     if not (in_the_way or no_room):
                         return run(prepared)

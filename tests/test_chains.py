@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -329,6 +330,61 @@ def test_plain_right_operands_and_given_places(device: npu.Device) -> None:
     assert x.kept is not None
     stack = floats(3, 96, 8, seed=5)
     np.testing.assert_array_equal((x @ stack).numpy(), npu.matmul(a @ w, stack))
+
+
+def test_a_result_is_read_and_closed_while_a_hung_product_takes_it(fresh_device: npu.Device) -> None:
+    device = fresh_device
+    with npu.use_device(device):
+        a, first, second = floats(37, 64), layer("w8a8", 64, 96)[0], layer("w8a8", 96, 64)[0]
+        halfway, expected = a @ first, a @ first @ second
+        x = npu.asarray(a) @ first
+        (x @ second).close()
+        results: list[npu.NpuArray] = []
+        with sim.configured(device, faults="run:times=1:hang"):
+            sim.reset_counters(device)
+            hung = threading.Thread(target=lambda: results.append(x @ second))
+            hung.start()
+            for _ in range(6000):
+                if sim.counters(device).run_calls:
+                    break
+                time.sleep(0.01)
+            np.testing.assert_array_equal(x.numpy(), halfway)
+            x.close()
+            others = npu.asarray(a + 1) @ first  # its C is none that the hung product still reads
+            np.testing.assert_array_equal(others.numpy(), (a + 1) @ first)
+            assert hung.is_alive()
+        hung.join(60)  # the end of the block ends the hang with a time-out, and the product is repeated
+        np.testing.assert_array_equal(results[0].numpy(), expected)
+
+
+def test_who_reads_without_room_waits_for_products_of_others_to_give_theirs_back(fresh_device: npu.Device) -> None:
+    """It must not hold meanwhile what those need to end."""
+    device = fresh_device
+    with npu.use_device(device):
+        first, second = layer("w8a8", 64, 512)[0], layer("w8a8", 64, 96)[0]
+        a, b = floats(300, 64), floats(3, 64)
+        x, y = npu.asarray(a) @ first, npu.asarray(b)
+        expected = a @ first
+        results: list[Any] = []
+        with sim.configured(device, faults="run:times=1:hang"):
+            sim.reset_counters(device)
+            hung = threading.Thread(target=lambda: results.append(y @ second))
+            hung.start()
+            for _ in range(6000):
+                if sim.counters(device).run_calls:
+                    break
+                time.sleep(0.01)
+            npu.empty_cache(device)
+            npu.memory_limit(device.memory_stats().nbytes + 4096, device)
+            reader = threading.Thread(target=lambda: results.append(x.numpy()))
+            reader.start()
+            reader.join(0.3)
+            assert reader.is_alive()
+            npu.memory_limit(None, device)
+        hung.join(60)
+        reader.join(60)
+        assert len(results) == 2
+        np.testing.assert_array_equal(x.numpy(), expected)
 
 
 @pytest.mark.parametrize(

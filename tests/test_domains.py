@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from npumatmul import sim
 from npumatmul.arenas import WeightMemory
 from npumatmul.errors import NpuMemoryError, RknnParamInvalid, UnsupportedByRuntime
 from npumatmul.placement import Placement
+from npumatmul.plan import plan_matmul
 from npumatmul.rknn import Runtime
 
 MIB = 2**20
@@ -176,6 +178,9 @@ def test_runtimes_without_domains_use_the_one_that_there_is(
         packed, text = fill_up(device, w)
         assert len(packed) >= 2 * count
         assert {each.domain for each in packed} == set(range(count))
+        assert f"weights fill {len(packed)}.0 MiB" in text
+        with pytest.raises(NpuMemoryError, match=rf"weights fill {len(packed)}\.0 MiB"):
+            device.buffer(4 * MIB)
         assert (f"any of {count} IOMMU domains" if has_domains else "the one IOMMU domain") in text
         for domain in range(count):
             assert f"domain {domain}: " in text
@@ -265,6 +270,25 @@ def test_products_in_place_need_everything_in_one_domain(monkeypatch: pytest.Mon
         assert copies(there, first, expected) > 0
         with pytest.raises(ValueError, match="IOMMU domains are 0 to 15"):
             npu.empty((2, 2), domain=16)
+
+
+def test_a_result_of_one_domain_goes_straight_into_a_product_of_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(3)
+    w = random.standard_normal((512, 512)).astype(np.float32)
+    values = random.standard_normal((8, 512)).astype(np.float32)
+    with small_domains(monkeypatch, tmp_path) as device, npu.use_device(device):
+        packed = [npu.pack(w, "w8a8"), npu.pack(np.tile(w, (1, 3)), "w8a8")]
+        while packed[-1].domain == 0:
+            packed.append(npu.pack(np.tile(w, (1, 3)), "w8a8"))
+        first, second = packed[0], packed[-1]
+        assert (first.domain, second.domain) == (0, 1)
+        expected = values @ first @ second
+        before = device.stats().conversions
+        result = npu.asarray(values) @ first @ second
+        assert device.stats().conversions == before + 2
+        np.testing.assert_array_equal(result.numpy(), expected)
 
 
 def test_arrays_are_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -406,3 +430,31 @@ def test_contexts_are_made_in_the_domain_of_the_weight(monkeypatch: pytest.Monke
             made.append(sorted(key[0].domain for key in pool._contexts))
         assert set(made[0]) == {0}
         assert made[1] == made[2] == [*made[0], *(1 for _ in made[0])]
+
+
+def test_threads_multiply_in_several_domains_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each with weights of all domains; many rows of the narrow ones are shared by cores."""
+    random = np.random.default_rng(8)
+    shapes = [(1024, 1024), (2048, 96), (1024, 512)]
+    weights = [random.integers(-8, 8, shapes[i % 3]).astype(np.int8) for i in range(30)]
+    with small_domains(monkeypatch, tmp_path, real=16 * MIB) as device:
+        packed = [npu.pack(w, device=device) for w in weights]
+        assert len({each.domain for each in packed}) >= 2
+        narrow = packed[1].plan
+        assert narrow is not None
+        assert plan_matmul(600, narrow).range_cores
+
+        def work(seed: int) -> int:
+            mine = np.random.default_rng(seed)
+            for index in mine.permutation(len(weights))[:8]:
+                a = mine.integers(-8, 8, (int(mine.choice([1, 9, 600])), weights[index].shape[0])).astype(np.int8)
+                # sums are below 2^24: exact in float32
+                expected = a.astype(np.float32) @ weights[index].astype(np.float32)
+                assert (npu.matmul(a, packed[index]) == expected).all()
+            return seed
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
+        assert max(simulated_bytes(device).values()) <= 16 * MIB
+        device.empty_cache()  # contexts may be bound to buffers that gave way, which stay as long
+        check_domains(device, 16 * MIB)

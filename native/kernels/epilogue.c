@@ -1,6 +1,7 @@
 /* Epilogues: bias, function, multiply, residual, limits and cast on a piece of a row that is in the cache anyway. */
 #include "epilogue.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -69,7 +70,7 @@ void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t c
   }
   if (epilogue->multiply.data) kernels->multiply(values, widened(&epilogue->multiply, row, col, n, block), n);
   if (epilogue->residual.data) kernels->add(values, widened(&epilogue->residual, row, col, n, block), n);
-  kernels->clip(values, n, epilogue->low, epilogue->high);
+  if (epilogue->low > -INFINITY || epilogue->high < INFINITY) kernels->clip(values, n, epilogue->low, epilogue->high);
 }
 
 void npumm_cast(const float *values, int64_t n, npumm_element type, void *dst) {

@@ -93,6 +93,9 @@ class NpuArray(NDArrayOperatorsMixin):
         self.offset = offset
         #: Bytes from the buffer's start that arrays use; what follows is room for rows that pad a product.
         self.extent = buffer.nbytes if extent is None else extent
+        self._dense = strides is None
+        if isinstance(buffer, Pending) and strides is None and offset == 0:
+            return  # its buffer will have room
         reach = [(n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)]
         low = offset + sum(step for step in reach if step < 0)
         high = offset + sum(step for step in reach if step > 0) + self.dtype.itemsize
@@ -124,10 +127,14 @@ class NpuArray(NDArrayOperatorsMixin):
     @property
     def contiguous(self) -> bool:
         """Whether its elements stand one behind the other, in C order."""
-        return self.size == 0 or all(
-            n == 1 or stride == dense
-            for n, stride, dense in zip(
-                self.shape, self.strides, dense_strides(self.shape, self.dtype.itemsize), strict=True
+        return (
+            self._dense
+            or self.size == 0
+            or all(
+                n == 1 or stride == dense
+                for n, stride, dense in zip(
+                    self.shape, self.strides, dense_strides(self.shape, self.dtype.itemsize), strict=True
+                )
             )
         )
 
@@ -427,8 +434,9 @@ def empty(
 
 def unread(kept: Kept, shape: tuple[int, ...], device: Device) -> NpuArray:
     """An array of a result that was kept, of the same elements in another shape; nothing is read yet."""
-    pending = Pending(device, kept, room_for(shape, kept.dtype, device))
-    return NpuArray(device, pending, shape, kept.dtype, extent=math.prod(shape) * kept.dtype.itemsize or None)
+    dtype = kept.dtype  # nothing but the state may refer to what was kept
+    pending = Pending(device, kept, lambda: room_for(shape, dtype, device))
+    return NpuArray(device, pending, shape, dtype, extent=math.prod(shape) * dtype.itemsize)
 
 
 def room_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> int:

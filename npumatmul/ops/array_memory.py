@@ -60,13 +60,13 @@ class ArrayMemory:
 
     def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
         """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
+        return device.session.with_room(lambda: self.allocate_now(device, nbytes, domain))
 
-        def attempt() -> Buffer:
-            buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
-            self.buffers.add(buffer)
-            return buffer
-
-        return device.session.with_room(attempt)
+    def allocate_now(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
+        """As `allocate`, but without waiting for room while others are at work; the device's lock is held."""
+        buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
+        self.buffers.add(buffer)
+        return buffer
 
     def holding(self, array: NDArray[Any]) -> tuple[Buffer, int] | None:
         """The buffer that an ndarray's memory is part of, and where in it the array starts."""

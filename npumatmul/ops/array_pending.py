@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
 
 from npumatmul.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
@@ -26,15 +27,18 @@ class Pending:
     Attributes
     ----------
     device : Device
-    nbytes : int
-        Bytes that the buffer has, or will have.
     """
 
-    def __init__(self, device: Device, kept: Kept, nbytes: int) -> None:
+    def __init__(self, device: Device, kept: Kept, room: Callable[[], int]) -> None:
         self.device = device
-        self.nbytes = nbytes
+        self._room = room
         self._state: Kept | Buffer | None = kept  # None: closed before it became a buffer
         device.attached(Unread, Unread).add(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffer has, or will have."""
+        return self._room()
 
     @property
     def kept(self) -> Kept | None:
@@ -58,25 +62,21 @@ class Pending:
 
     def read(self, domain: int | None = None) -> Buffer:
         """As `buffer`; if it is made now, then in an IOMMU domain."""
-        device = self.device
-        device.check_usable()  # of a forked child, whose locks may be held for ever
-        made: Buffer | None = None
-        while True:
-            with device.lock:
-                state = self._state
-                if isinstance(state, Buffer):
-                    return state
-                device.check_usable()
-                if state is None:
-                    raise ClosedError("this NpuArray is closed")
-                if made is not None:
-                    state.store(made.memory.address)
-                    made.mark_written()
-                    device.counters.conversions += 1
-                    self._state = made
-                    return made
-            # without the lock: where there is no room it waits for products of other threads
-            made = device.attached(ArrayMemory, ArrayMemory).allocate(device, self.nbytes, domain)
+        return self.device.session.with_room(lambda: self.read_now(domain))
+
+    def read_now(self, domain: int | None = None) -> Buffer:
+        """As `read`, but without waiting for room while others are at work; the device's lock is held."""
+        state, device = self._state, self.device
+        if isinstance(state, Buffer):
+            return state
+        if state is None:
+            raise ClosedError("this NpuArray is closed")
+        buffer = device.attached(ArrayMemory, ArrayMemory).allocate_now(device, self.nbytes, domain)
+        state.store(buffer.memory.address)
+        buffer.mark_written()
+        device.counters.conversions += 1
+        self._state = buffer
+        return buffer
 
     @property
     def domain(self) -> int | None:
@@ -131,7 +131,8 @@ class Unread:
             if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
                 break
             try:
-                _ = pending.buffer
+                with self._lock:
+                    pending.read_now()
             except (NpuMemoryError, ClosedError) as error:
                 logger.info("a result stays in C: %s", error)
             buffers, nbytes = buffers - kept.buffers, nbytes - kept.nbytes
