@@ -93,6 +93,7 @@ def entries() -> dict[str, Entry]:
         "w4a8-g32-head8": Entry("w4a8_g32", "best, head w8a8", best_recipe("w4a8_g32", head="w8a8")),
         "gguf": Entry("gguf", "blocks of the file; head int8 in groups of 32", best_recipe("gguf")),
         "gguf-head8": Entry("gguf", "blocks of the file, head w8a8", best_recipe("gguf", head="w8a8")),
+        "gguf-head4": Entry("gguf", "blocks of the file, head w4a8_g32", best_recipe("gguf", head="w4a8_g32")),
         "auto": Entry("auto", "gguf, w4a8 or w8a8, at most 5.5 bits", Budget(("gguf", "w4a8", "w8a8"), 5.5)),
         "w4a4-hadamard": Entry(
             "w4a4", "Hadamard, clip search", Recipe(LayerRecipe("w4a4", "hadamard", clip_search=True))

@@ -87,10 +87,15 @@ class ContextPool:
 
     def again(self, contexts: Sequence[_Pooled], lease: Lease) -> bool:
         """Lease these contexts, if none of them is gone, broken or in use."""
-        for context in contexts:
-            if context.closed or context.broken or not is_idle(context):
+        for context in contexts:  # every product comes here: no calls that can be spared
+            ref = context.lease
+            held = None if ref is None else ref()
+            if (held is not None and not held.over) or context.struct.broken or context.closed:
                 return False
-        self._lease(contexts, lease)
+        self._uses = uses = self._uses + 1
+        ref = lease.ref
+        for context in contexts:
+            context.lease, context.used = ref, uses
         return True
 
     def _lease(self, contexts: Iterable[_Pooled], lease: Lease) -> None:
@@ -300,13 +305,16 @@ class Workspace:
 
     def lend_again(self, loan: Loan, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
-        if self._retired and any(memory in self._retired for memory in loan):
-            return False  # they are going to be freed
-        if not all(is_idle(memory) and not memory.closed for memory in loan):
-            return False
+        retired = self._retired
+        for memory in loan:  # every product comes here: no calls that can be spared
+            ref = memory.lease
+            held = None if ref is None else ref()
+            if (held is not None and not held.over) or memory.closed or (retired and memory in retired):
+                return False  # retired ones are going to be freed
         loan.lease = lease
+        ref = lease.ref
         for memory in loan:
-            memory.lease = lease.ref
+            memory.lease = ref
         return True
 
     def give_back(self, loan: Loan) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import ref
 
 from numpy.typing import NDArray
 
@@ -54,7 +55,7 @@ class Lease:
         self, weight: object = None, stores: NDArray[Any] | None = None, computes: tuple[int, int] | None = None
     ) -> None:
         self.over = False
-        self.ref: weakref.ref[Lease] = weakref.ref(self)
+        self.ref: weakref.ref[Lease] = ref(self)
         self.weight, self.stores, self.computes = weight, stores, computes
         self.thread = get_ident()
 
@@ -222,7 +223,8 @@ class Spares(Generic[_Kind]):
     def lend(self, lease: Lease, make: Callable[[], _Kind]) -> _Kind:
         """One that is nobody else's until the lease is over."""
         for each in self._all:
-            if is_idle(each):
+            held = None if each.lease is None else each.lease()
+            if held is None or held.over:
                 break
         else:
             each = make()

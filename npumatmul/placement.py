@@ -67,6 +67,8 @@ class Placed:
     ) -> None:
         self.plan, self.domain = plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
+        #: When it was used last, by the pool's clock.
+        self.used = contexts[0].used
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
@@ -421,14 +423,15 @@ class Placement:
         self._lend(placed, lease)
         if keeping is not None:
             call.keep = keeping.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
-        self.device.weights.flush()
+        weight.device.weights.flush()
         return placed
 
     def _run(self, call: _executor.Call, repeated: bool, placed: Placed) -> tuple[NpuError | None, bool]:
         """Run it; what went wrong, and whether a context broke."""
         assert placed.executor is not None
-        code = placed.executor.execute(placed.struct, call, placed.report)
-        device, report = self.device, placed.report
+        report = placed.report
+        code = placed.executor.execute(placed.struct, call, report)
+        device = self.device
         counters = device.counters
         with device.lock:
             counters.run_calls += report.run_calls
@@ -460,17 +463,18 @@ class Placement:
     ) -> Placed:
         """What a product needs; `chained` ones, of a kept result or to be kept, have no rows shared by cores."""
         remembered = (m, activation, scales, chained)
-        copies: list[Placed] = weight.placed.pop(remembered, [])
-        weight.placed[remembered] = copies  # the least recently used are the first
-        for placed in copies:
+        copies: list[Placed] | None = weight.placed.get(remembered)
+        for placed in copies or ():
             if self._pool.again(placed.contexts, lease):
+                placed.used = placed.contexts[0].used
                 return placed
         plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=_images(weight))
         contexts = self._pool.for_tiles(self._tiles(plan, weight, scales), lease)
         placed = Placed(plan, weight, activation, contexts, self._functions)
-        copies[:] = [placed, *(other for other in copies if other.usable)][:_COPIES]
+        usable = [other for other in copies or () if other.usable]
+        weight.placed[remembered] = [placed, *usable][:_COPIES]
         while len(weight.placed) > _PLACED_PER_WEIGHT:
-            del weight.placed[next(iter(weight.placed))]
+            del weight.placed[min(weight.placed, key=lambda key: max(each.used for each in weight.placed[key]))]
         return placed
 
     def _tiles(self, plan: MatmulPlan, weight: StoredWeight, scales: _Scales) -> list[TileShape]:

@@ -133,7 +133,7 @@ class StoredWeight:
         if any(piece.memory.domain != self.domain for piece in tiles):
             raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for, the least recently used first.
+        #: Placed matmuls by what they were made for, several where threads work with it at once.
         self.placed: dict[Hashable, Any] = {}
         #: What results consist of, by the activations, dtypes and scales that were found to fit it.
         self.fitting: dict[Hashable, Any] = {}
@@ -197,7 +197,8 @@ class StoredWeight:
             If weight or device are closed.
         """
         device = self.device
-        leases = device.session.leases
+        session = device.session
+        leases = session.leases
         turn: Turn | None = None
         alone = False
         try:
@@ -206,7 +207,8 @@ class StoredWeight:
                 no_room = False
                 try:
                     with device.lock:
-                        device.check_usable()
+                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
+                            session.check_usable()
                         if self.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
                         device.collect()

@@ -366,6 +366,22 @@ def test_groups_that_are_taken_over_have_activations_of_their_own(tmp_path: Path
         LayerRecipe("gguf", "balance")
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_scales_of_groups_are_float16_where_that_holds_them(size: float) -> None:
+    w = random_matrix(8, 128) * np.float32(size)
+    layer = quantize_layer(w, LayerRecipe("w4a8_g32", symmetric=False))
+    assert isinstance(layer.weight, QuantizedWeight)
+    scale = layer.weight.params.scale
+    halves = size == 1.0
+    with np.errstate(over="ignore"):
+        assert (scale.astype(np.float16) == scale).all() == halves
+    # 4 bits of codes, an int8 zero point, and the scale
+    assert layer.bits_per_weight == 4 + 8 / 32 + (16 if halves else 32) / 32
+    # codes were chosen with scales that differ by a rounding at most
+    step = np.repeat(scale, 32, axis=1)
+    assert (np.abs(layer.restored() - w) <= step * (0.5 + 16 * 2.0**-11)).all()
+
+
 def test_types_that_are_not_taken_over(tmp_path: Path) -> None:
     with block_file(tmp_path, [GGMLQuantizationType.F16], [random_matrix(3, 64)]) as file:
         assert layer_of_blocks(file, ["t0"], LayerRecipe("gguf")) is None
