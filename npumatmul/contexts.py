@@ -218,7 +218,7 @@ class ContextPool:
 
 
 class Loan(list[Memory]):
-    """Buffers that are nobody else's until they are given back, or until this list is dropped.
+    """Buffers that are nobody else's until their lease is over, or nobody holds it any more.
 
     Attributes
     ----------
@@ -275,7 +275,7 @@ class Workspace:
         nbytes : int
             For which each has room.
         lease : Lease, optional
-            They are lent until it is over. By default until they are given back, or the list is dropped.
+            They are lent until it is over, or nobody holds it any more; by default one that only the list holds.
         domain : int
             IOMMU domain.
 
@@ -316,13 +316,6 @@ class Workspace:
         for memory in loan:
             memory.lease = ref
         return True
-
-    def give_back(self, loan: Loan) -> None:
-        """Take buffers back. Doing it twice is allowed."""
-        for memory in loan:
-            if memory.lease is loan.lease.ref:
-                memory.lease = None
-        self._free_retired()
 
     def clear(self, domain: int | None = None) -> bool:
         """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -579,17 +579,11 @@ class Session:
         """Give back what `release_later` was told of: memories, then contexts. The caller holds the lock."""
         if not self._released:
             return
-        waiting: list[Memory | Handle] = []
-        try:
-            while self._released:
-                waiting.append(self._released.popleft())
-            waiting.sort(key=lambda each: isinstance(each, Handle))
-            while waiting:
-                self._try_to_release(waiting[0])
-                del waiting[0]
-        except BaseException:  # an interrupt: doing it twice is allowed
-            self._released.extend(waiting)
-            raise
+        for kind in (Memory, Handle):
+            for resource in [each for each in list(self._released) if isinstance(each, kind)]:
+                self._try_to_release(resource)  # twice, if an interrupt comes before it is off the list
+                with suppress(ValueError):  # a garbage collector that ran meanwhile did the same
+                    self._released.remove(resource)
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
         """Release, where whoever is there to be told of a failure did not ask for it."""

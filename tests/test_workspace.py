@@ -25,17 +25,16 @@ def test_what_is_lent_is_nobody_elses(fresh_device: npu.Device, workspace: Works
     second = workspace.lend("C", 2, 5000)
     assert len({id(memory) for memory in (*first, *second)}) == 4
     assert all(memory.size >= 5000 for memory in (*first, *second))
-    workspace.give_back(first)
+    first.lease.over = True
     third = workspace.lend("C", 2, 9000)
     assert {*third} == {*first}, "buffers of one size are reused"
-    workspace.give_back(first)  # for the second time: they are somebody else's now
     assert not {*workspace.lend("C", 2, 5000)} & {*second, *third}
     assert allocations(fresh_device) == 6
 
 
 def test_what_the_cpu_wrote_is_never_written_by_the_npu(workspace: Workspace) -> None:
     a = workspace.lend("A", 3, 100)
-    workspace.give_back(a)
+    a.lease.over = True
     assert not {*workspace.lend("C", 3, 100)} & {*a}
 
 
@@ -62,22 +61,20 @@ def test_a_loan_ends_with_its_lease_or_with_whoever_has_it(fresh_device: npu.Dev
     assert allocations(fresh_device) == 2
 
 
-@pytest.mark.parametrize("end", ["given back", "dropped", "lease over"])
+@pytest.mark.parametrize("end", ["dropped", "lease over"])
 def test_what_is_lent_outlives_clearing_and_is_freed_afterwards(
     fresh_device: npu.Device, workspace: Workspace, end: str
 ) -> None:
     lease = Lease()
-    loan = workspace.lend("C", 1, 100, lease if end == "lease over" else None)
+    loan = workspace.lend("C", 1, 100, lease)
     idle = workspace.lend("C", 2, 100)
-    workspace.give_back(idle)
+    idle.lease.over = True
     assert workspace.clear()
     assert allocations(fresh_device) == 1
     assert not workspace.clear()
     assert not loan[0].closed
-    if end == "given back":
-        workspace.give_back(loan)
-    elif end == "dropped":
-        del loan
+    if end == "dropped":
+        del loan, lease
         gc.collect()
     else:
         lease.over = True
@@ -102,4 +99,3 @@ def test_closing_the_device_frees_what_is_lent(workspace: Workspace, fresh_devic
     loan = workspace.lend("C", 2, 100)
     fresh_device.close()
     assert all(memory.closed for memory in loan)
-    workspace.give_back(loan)
