@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -17,6 +18,8 @@ hypothesis.settings.load_profile("project")
 for name in [name for name in os.environ if name.startswith("NPUMATMUL_")]:
     del os.environ[name]
 os.environ["NPUMATMUL_PROBE_FILE"] = ""  # nor what somebody probed on this machine
+# A shell that starts the tests in the background has them ignore interrupts, which some of them wait for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Runtimes that stand in for a board's must not wait for each other, nor for a real one.
 os.environ["NPUMATMUL_SHARE_BOARD"] = "1"
 # Caches are not coherent and B is copied when it is bound: a forgotten call shows as a wrong result.
