@@ -79,6 +79,7 @@ class Budget:
 def entries() -> dict[str, Entry]:
     """The rows by name."""
     plain, rotated = LayerRecipe("w8a8"), LayerRecipe("w8a8", "hadamard")
+    rounded = LayerRecipe("w4a8", "hadamard", rounding="gptq", symmetric=False, clip_search=True, act_order=True)
     rows = {
         "w16a16": Entry("w16a16", "float16", best_recipe("w16a16")),
         "w8a8-plain": Entry("w8a8", "plain rounding", Recipe(plain)),
@@ -87,6 +88,7 @@ def entries() -> dict[str, Entry]:
         "w4a8-hadamard": Entry(
             "w4a8", "Hadamard, clip search", Recipe(LayerRecipe("w4a8", "hadamard", clip_search=True))
         ),
+        "w4a8-gptq": Entry("w4a8", "Hadamard, GPTQ", Recipe(rounded)),
         "w4a8": Entry("w4a8", "best", best_recipe("w4a8")),
         "w4a8-head8": Entry("w4a8", "best, head w8a8", best_recipe("w4a8", head="w8a8")),
         "w4a8-g32": Entry("w4a8_g32", "best", best_recipe("w4a8_g32")),

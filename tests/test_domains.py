@@ -168,10 +168,10 @@ def test_runtimes_without_domains_use_the_one_that_there_is(
 ) -> None:
     """And later ones are full when all of theirs are; the message says what is in each.
 
-    Later ones on an RK3576, whose memory is its own: other tests keep a device on an RK3588 of runtime 2.3.2.
+    That of 2.3.2 on an RK3576, whose memory is its own: other tests keep a device on an RK3588 of that runtime.
     """
     has_domains = runtime >= "2"
-    soc = "rk3576" if has_domains else "rk3588"
+    soc = "rk3576" if runtime == "2.3.2" else "rk3588"
     count = 3 if has_domains else 1
     w = np.ones((1024, 1024), np.int8)
     a = np.ones((3, 1024), np.int8)

@@ -70,17 +70,18 @@ def test_layers_see_the_quantized_model_so_far(tiny: Any) -> None:
     assert np.abs(collected["blk.1.down"].drift).max() > np.abs(collected["blk.0.qkv"].drift).max() == 0  # type: ignore[arg-type]
 
 
-def test_means_of_results_are_those_of_the_float_model(tiny: Any) -> None:
-    """Where activations are not rounded, a centred layer has no mean error, whatever the layers before it do."""
-    recipe = Recipe(dataclasses.replace(FULL, scheme="w4a16"), sequential=True)
+@pytest.mark.parametrize("correction", [0.0, 0.25, 1.0])
+def test_means_of_results_go_as_far_as_the_correction(tiny: Any, correction: float) -> None:
+    """Where activations are not rounded, a centred layer adds no mean error; corrected in full it has none at all."""
+    recipe = Recipe(dataclasses.replace(FULL, scheme="w4a16", correction=correction), sequential=True)
     model = quantize_model(tiny.path, recipe, PIECES)
     exact = load_model(tiny.path, pack=numpy_pack).model
     quantized, expected = seen_by(model.load().model), seen_by(exact)
     for name, layer in model.layers.items():
         got = emulate(layer)(quantized[name].astype(np.float32)).mean(0)
-        wanted = exact.linears[name](expected[name].astype(np.float32)).mean(0)
-        scale = np.abs(exact.linears[name](expected[name].astype(np.float32))).max()
-        np.testing.assert_allclose(got, wanted, atol=2e-3 * scale)
+        given, reference = (exact.linears[name](x[name].astype(np.float32)) for x in (quantized, expected))
+        wanted = (1 - correction) * given.mean(0) + correction * reference.mean(0)
+        np.testing.assert_allclose(got, wanted, atol=2e-3 * np.abs(reference).max())
 
 
 @pytest.mark.parametrize("transform", ["none", "hadamard", "balance+hadamard"])

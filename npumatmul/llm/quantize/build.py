@@ -136,8 +136,10 @@ def centred_layer(
         return layer
     assert statistics is not None
     centre = statistics.mean.astype(np.float32)
-    # what the float model has there on average: the mean error of the layers before goes, too
-    bias = weight @ statistics.reference_mean.astype(np.float32)
+    # A correction takes off the mean error of the layers before. Without one it stays with the tokens that have it:
+    # a first token whose features are a hundred times as large would have it spread over all others.
+    towards = statistics.mean + layer.recipe.correction * (statistics.reference_mean - statistics.mean)
+    bias = weight @ towards.astype(np.float32)
     bias = bias if layer.bias is None else bias + layer.bias
     return dataclasses.replace(layer, centre=centre, bias=bias)
 

@@ -1,8 +1,8 @@
 """Quantizing layer after layer, each by what it sees once those before it are quantized.
 
 All windows of the text are brought to a layer before it is quantized, and go on through the quantized layer. Beside
-them go the same windows through the float model: means of results are those of the float model then, and recipes with
-a `correction` fit weights to its products. What is held is a row for each token, as wide as the layer's input, twice.
+them go the same windows through the float model, to whose products and means recipes with a `correction` fit weights
+and biases. What is held is a row for each token, as wide as the layer's input, twice.
 """
 
 from __future__ import annotations
