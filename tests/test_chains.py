@@ -26,7 +26,7 @@ from interrupts import interrupted_at
 import npumatmul as npu
 from npumatmul import quant, sim
 from npumatmul.errors import ClosedError, NotFiniteError, NpuMemoryError, RknnTimeout
-from npumatmul.ops.array.array import pending as array_pending
+from npumatmul.ops.array import pending as array_pending
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
