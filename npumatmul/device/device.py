@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from npumatmul.chips import Chip, chip, chip_here
 from npumatmul.chips.types import MatmulType
-from npumatmul.device.arenas import Slice, WeightMemory
+from npumatmul.device.arenas import ArenaBlock, WeightMemory
 from npumatmul.device.boardlock import BoardLock, wants_lock
 from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer
@@ -125,7 +125,7 @@ class Device:
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
-        self._released: deque[Sequence[Slice]] = deque()
+        self._released: deque[Sequence[ArenaBlock]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
             self.session = Session(self.runtime, self.chip, self.name, board)
@@ -403,7 +403,7 @@ class Device:
             assert isinstance(found, kind)
             return found
 
-    def release_later(self, pieces: Sequence[Slice]) -> None:
+    def release_later(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take weight memory back at the next call; safe from a garbage collector that runs at any moment."""
         self._released.append(pieces)
 
@@ -532,11 +532,11 @@ def _named(name: str) -> Device:
             if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
                 return device
         opened = Device(name)
-        _kept.append(opened)
+        _opened.append(opened)
         return opened
 
 
-_kept: list[Device] = []  # devices opened by name live until the interpreter ends
+_opened: list[Device] = []  # devices opened by name live until the interpreter ends
 
 
 def _default_device() -> Device:

@@ -99,7 +99,7 @@ class Hadamard(C.Structure):
         ("prescale", C.c_void_p),
         ("divisor", C.c_void_p),
     )
-    keep: tuple[NDArray[np.float32], ...]
+    alive: tuple[NDArray[np.float32], ...]
 
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -390,7 +390,7 @@ def hadamard(
         if array is not None:
             keep.append(np.ascontiguousarray(array, np.float32))
             setattr(result, name, keep[-1].ctypes.data)
-    result.keep = tuple(keep)
+    result.alive = tuple(keep)
     return result
 
 
