@@ -95,7 +95,7 @@ class Memory:
     lease : weakref to Lease, or None
         Of a buffer that is lent: to whom.
     retired : bool
-        Of a buffer that is lent: whether it is given back at the end of its lease, and lent to nobody else.
+        Of a buffer that is lent: whether it is given back now or at the end of its lease, and lent to nobody else.
     """
 
     runtime: Runtime

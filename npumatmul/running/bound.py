@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any
 
 from npumatmul.chips import layout
-from npumatmul.device.leases import Lease, is_idle
+from npumatmul.device.leases import Lease
 from npumatmul.device.session import Memory
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
-from npumatmul.host.executor import Step
+from npumatmul.host.executor import Call, Executor, Step
 from npumatmul.planning.product import MatmulPlan, Span
 from npumatmul.rknn import TensorMem
 from npumatmul.running.call import RESULT_TYPE
@@ -21,7 +21,7 @@ from npumatmul.running.deferred import Tiles
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext
 from npumatmul.running.stored import KSlice, StoredWeight
-from npumatmul.running.workspace import A_BUFFERS, WorkspaceBuffers
+from npumatmul.running.workspace import A_BUFFERS
 
 __all__ = ["BoundProgram"]
 
@@ -59,16 +59,16 @@ class BoundProgram:
         contexts: Sequence[PooledContext],
     ) -> None:
         self._placement, self._plan, self._domain = placement, plan, weight.domain
+        self._device = weight.device
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
-        #: Those of the last call: empty until the struct refers to them, for an interrupt may come before that.
-        self._a: Sequence[Memory] = ()
-        self._c: Sequence[Memory] = ()
-        self._executor: executor.Executor | None = None
+        #: Those of the last call, of A and of C.
+        self._buffers: tuple[Memory, ...] = ()
+        self._executor: Executor | None = None
         self._report = executor.Report()
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
@@ -89,7 +89,7 @@ class BoundProgram:
             a_count,
             _spans(plan.m_spans),
             _spans(w.n_spans),
-            (executor.KSliceStruct * len(slices))(*map(_slice_struct, slices)),
+            (executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
             _cores(plan.tile_cores),
             _cores(plan.range_cores),
             None,
@@ -106,9 +106,9 @@ class BoundProgram:
         return Tiles(self._plan.m_spans, self._plan.weight.n_spans)
 
     @property
-    def usable(self) -> bool:
-        """Whether all its contexts live and none of them failed."""
-        return not any(context.struct.broken for context in self.contexts)
+    def broken(self) -> bool:
+        """Whether one of its contexts failed or is gone."""
+        return any(context.struct.broken for context in self.contexts)
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
@@ -121,39 +121,47 @@ class BoundProgram:
         pool.uses = uses = pool.uses + 1
         for context in self.contexts:
             context.lease, context.used = ref, uses
-        own = self._executor
-        if own is None or not self._a or not self._c:
-            self._acquire_rest(lease)
-            return True
-        for each in (*self._a, *self._c, own):
-            held = each.lease
+        same = bool(self._buffers)
+        for memory in self._buffers:
+            held = memory.lease
             holder = None if held is None else held()
-            if (holder is not None and not holder.over) or each.retired:
-                self._acquire_rest(lease)
-                return True
-        for each in (*self._a, *self._c, own):
-            each.lease = ref
+            if (holder is not None and not holder.over) or memory.retired:
+                same = False
+        own = self._executor
+        held = None if own is None else own.lease
+        holder = None if held is None else held()
+        if not same or own is None or (holder is not None and not holder.over):
+            self.acquire_others(lease)
+            return True
+        own.lease = ref
+        for memory in self._buffers:
+            memory.lease = ref
         return True
 
-    def _acquire_rest(self, lease: Lease) -> None:
-        """Buffers and an executor: those that it had where they are idle, else others."""
+    def acquire_others(self, lease: Lease) -> None:
+        """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
         placement, struct = self._placement, self._struct
-        self._executor = placement.executors.lend(lease, executor.Executor)
-        if not _acquire_again(self._a, lease):
-            self._a = ()
-            buffers = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
-            struct.a_memories = _pointers(buffers)
-            self._a = tuple(buffers)
-        if not _acquire_again(self._c, lease):
-            self._c = ()
-            buffers = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
-            struct.c_memories = _pointers(buffers)
-            self._c = tuple(buffers)
+        self._buffers = ()  # until the struct refers to others, for an interrupt may come before
+        self._executor = placement.executors.lend(lease, Executor)
+        a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
+        c = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
+        struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
+        self._buffers = (*a, *c)
 
-    def run(self, call: executor.Call, counters: Any) -> int:
+    def run(self, call: Call) -> int:
         """Run a call; zero, or the code of a failure."""
-        assert self._executor is not None
-        return self._executor.execute(self._struct, call, self._report)
+        own, report = self._executor, self._report
+        assert own is not None
+        code = own.execute(self._struct, call, report)
+        with self._device.lock:
+            counters = self._device.counters
+            counters.run_calls += report.run_calls
+            counters.set_io_mem_calls += report.set_io_mem_calls
+            counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
+            counters.mem_sync_calls += report.mem_sync_calls
+            counters.macs += report.macs
+            counters.conversions += 1 if call.keep else 2  # `a`, or a deferred result, into A; C into `out`
+        return code
 
     def failure(self, repeated: bool) -> NpuError:
         """What went wrong in the last call."""
@@ -178,3 +186,29 @@ class BoundProgram:
                 hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {hint}"
             return rknn_error(_RUNTIME_FUNCTION[step], code, where, hint.strip())
         return RknnError("npumm_execute", code, where)
+
+
+def _slice_struct(each: KSlice) -> executor.SliceStruct:
+    addresses = (
+        None if array is None else array.ctypes.data
+        for array in (each.column_scale, each.column_zero, each.column_sums)
+    )
+    group = executor.SpanStruct() if each.group is None else _span(each.group)
+    return executor.SliceStruct(_span(each.k_span), each.part, each.tiles, *addresses, group)
+
+
+def _span(span: Span) -> executor.SpanStruct:
+    return executor.SpanStruct(span.start, span.length)
+
+
+def _spans(spans: Iterable[Span]) -> Any:
+    values = list(map(_span, spans))
+    return (executor.SpanStruct * len(values))(*values)
+
+
+def _cores(numbers: tuple[int, ...]) -> Any:
+    return (C.c_int32 * len(numbers))(*numbers) if numbers else None
+
+
+def _pointers(memories: Sequence[Memory]) -> Any:
+    return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))

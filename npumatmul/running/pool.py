@@ -191,6 +191,7 @@ class ContextPool:
         copies.remove(context)
         if not copies:
             del self._contexts[key]
+        context.struct.broken = 1  # for whoever had it: it is not to be used again
         try:
             context.close()
         except RknnError as error:

@@ -103,17 +103,6 @@ class Workspace:
             buffers.append(memory)
         return buffers
 
-    def reacquire(self, buffers: WorkspaceBuffers, lease: Lease) -> bool:
-        """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
-        for memory in buffers:
-            if not is_idle(memory) or memory.closed or memory.retired:
-                return False
-        buffers.lease = lease
-        ref = lease.ref
-        for memory in buffers:
-            memory.lease = ref
-        return True
-
     def clear(self, domain: int | None = None) -> bool:
         """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.
 
@@ -124,6 +113,7 @@ class Workspace:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed
+                    memory.retired = True
                     self._session.release(memory)
                 else:
                     self._retire(memory)
