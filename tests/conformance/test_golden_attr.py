@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ def test_every_recorded_create(simulators: Path) -> None:
     cases = recorded_cases()
     requests = [{"do": "create", **{name: case[name] for name in FIELDS}} for case in cases]
     answers = ask(simulators / "libnpumm_sim_1.6.0.so", requests)
-    wrong, different = [], 0
+    wrong, different = [], []
     for case, answer in zip(cases, answers, strict=True):
         same = answer["ret"] == case["ret"]
         same = same and all(answer.get(name) == case.get(name) for name in "ABC")
@@ -41,12 +43,56 @@ def test_every_recorded_create(simulators: Path) -> None:
         if known_difference(case):
             assert not same, f"no difference any more: {case}"
             assert answer["ret"] == -1, case
-            different += 1
+            different.append((case["M"], case["K"], case["N"]))
         elif not same:
             wrong.append((case, answer))
     assert not wrong, f"{len(wrong)} of {len(cases)} differ, the first: {wrong[:3]}"
     assert len(cases) == 10471
-    assert different == 5
+    assert sorted(different) == [(8192, 64, 64), (8192, 64, 64), (8193, 512, 128), (8193, 4096, 64), (8193, 4096, 64)]
+
+
+# ---- int4 with native A and C: how many rows create survived ---------------------------------------------------------
+
+
+def recorded_rows() -> dict[tuple[int, int], int]:
+    """The largest good M by K and N."""
+    with (GOLDEN / "int4_native_rows_v1.6.0.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    return {(int(line["k"]), int(line["n"])): int(line["largest_good_m"]) for line in lines}
+
+
+def neighbours(value: int, known: list[int]) -> list[int]:
+    """The value itself where it is known, else the known ones next to it; none outside of them."""
+    if value in known:
+        return [value]
+    below, above = [v for v in known if v < value], [v for v in known if v > value]
+    return [below[-1], above[0]] if below and above else []
+
+
+def safe_rows(k: int, n: int, recorded: dict[tuple[int, int], int]) -> int:
+    ks, ns = (sorted({key[i] for key in recorded}) for i in (0, 1))
+    if k < ks[0]:
+        return 262144 // k
+    if k > ks[-1]:
+        return 0
+    return min((recorded[at] for at in itertools.product(neighbours(k, ks), neighbours(n, ns))), default=1)
+
+
+@pytest.mark.parametrize("version", ["1.6.0", "2.3.2"])
+def test_int4_rows_that_are_recorded_as_safe_and_no_others(simulators: Path, version: str) -> None:
+    recorded = recorded_rows()
+    assert len(recorded) == 1845
+    between = [(k, n) for k in range(32, 10368, 32) for n in (64, 320, 704, 3072, 8192, 8256, 152064)]
+    rows = {at: safe_rows(*at, recorded) for at in sorted({*recorded, *between})}
+    assert all(rows[at] == m for at, m in recorded.items())
+    if version == "1.6.0":
+        rows = {(k, n): m for (k, n), m in rows.items() if k <= 10304}  # its largest K
+    asked = [(m, k, n) for (k, n), most in rows.items() for m in (most, most + 1) if m]
+    native = {"do": "create", "soc": "rk3588", "type": 10, "B_layout": 1, "AC_layout": 1}
+    answers = ask(simulators / f"libnpumm_sim_{version}.so", [{**native, "M": m, "K": k, "N": n} for m, k, n in asked])
+    for (m, k, n), answer in zip(asked, answers, strict=True):
+        assert answer["ret"] == (0 if m <= rows[k, n] else -1), (m, k, n)
+        assert bool(answer["log"]) == (m > rows[k, n])
 
 
 PACKED = np.load(GOLDEN / "pack_b_v1.6.0.npz")
