@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npumatmul.device import Device, current_device
+from npumatmul.device.device import Device, current_device
 from npumatmul.errors import DeviceError
 from npumatmul.rknn import simulator
 from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 import npumatmul as npu
-from npumatmul import autotune as module
-from npumatmul._executor import A_BUFFERS_MOST
-from npumatmul._kernels import Conversion
-from npumatmul.activation import Activation
-from npumatmul.autotune import Timed, Trial, autotune, plan_for, tuning_cache
-from npumatmul.capabilities import CHIPS
-from npumatmul.mmtype import MatmulType
-from npumatmul.placement import Placement, TileRow, WeightSlice
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, cache_directory
-from npumatmul.weight_plan import WeightPlan
+from npumatmul.chips import CHIPS
+from npumatmul.chips.types import MatmulType
+from npumatmul.host.activation import Activation
+from npumatmul.host.executor import A_BUFFERS_MOST
+from npumatmul.host.kernels import Conversion
+from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, cache_directory
+from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.planning.weight import WeightPlan
+from npumatmul.running import autotune as module
+from npumatmul.running.autotune import Timed, Trial, autotune, plan_for, tuning_cache
+from npumatmul.running.placement import Placement, TileRow, WeightSlice
 
 INT8 = MatmulType.INT8_INT8_INT32
 KINDS = {
@@ -161,7 +161,7 @@ def test_ways_take_turns_so_that_a_drifting_clock_favours_none(
     if room != "plenty":
         fresh_device.limit_memory(weight.k * weight.n + 8 * 2**20)
     activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
-    with caplog.at_level("INFO", "npumatmul.autotune"):
+    with caplog.at_level("INFO", "npumatmul.running.autotune"):
         tuning = autotune(
             fresh_device, weight, activation, np.dtype(np.int32), rows=(16,), iterations=iterations, keep=False
         )

@@ -26,9 +26,9 @@ from interrupts import interrupted_at
 import npumatmul as npu
 from npumatmul import quant, sim
 from npumatmul.errors import ClosedError, NotFiniteError, NpuMemoryError, RknnTimeout
-from npumatmul.ops import array_pending
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.ops.array import pending as array_pending
+from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 
 RNG = np.random.default_rng(5)
@@ -52,7 +52,7 @@ def in_tiles(monkeypatch: pytest.MonkeyPatch, **how: int) -> None:
         parts = max(k_parts, how["k_parts"])
         return plan_weight(k, n, mm_type, chip, runtime, parts, n_tiles=how["n_tiles"], **others)
 
-    monkeypatch.setattr("npumatmul.ops.tiles.planned", planned)
+    monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", planned)
 
 
 Layer = tuple[npu.PackedWeight, dict[str, Any]]

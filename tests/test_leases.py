@@ -19,9 +19,9 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import errors, sim
-from npumatmul._executor import Executor
-from npumatmul.leases import Lease, Leases, Spares, Turn
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips.types import MatmulType
+from npumatmul.device.leases import Lease, Leases, Spares, Turn
+from npumatmul.host.executor import Executor
 from npumatmul.rknn import Runtime
 from npumatmul.rknn.simulator import Simulator
 
@@ -104,7 +104,7 @@ class Gate:
 
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never find copying faster."""
-    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
 
 
 # ---- hangs ---------------------------------------------------------------------------------------------------------

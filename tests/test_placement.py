@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul import placement as placements
 from npumatmul import sim
-from npumatmul._kernels import Conversion, RowScaling
-from npumatmul.activation import Activation
-from npumatmul.epilogue import Epilogue
-from npumatmul.mmtype import MatmulType
-from npumatmul.placement import Placement
-from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul, plan_weight
-from npumatmul.stored import StoredWeight, TileRow, WeightSlice
+from npumatmul.chips.types import MatmulType
+from npumatmul.host.activation import Activation
+from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.kernels import Conversion, RowScaling
+from npumatmul.planning.product import MatmulPlan, Span, WeightPlan, plan_matmul, plan_weight
+from npumatmul.running import placement as placements
+from npumatmul.running.placement import Placement
+from npumatmul.running.stored import StoredWeight, TileRow, WeightSlice
 
 F32, I8 = np.dtype(np.float32), np.dtype(np.int8)
 BF16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)

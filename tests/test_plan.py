@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npumatmul
-from npumatmul.buckets import Cover
-from npumatmul.capabilities import CHIPS, Chip
+from npumatmul.chips import CHIPS, Chip
+from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import (
+from npumatmul.planning.buckets import Cover
+from npumatmul.planning.product import (
     MatmulPlan,
     Span,
     WeightPlan,
@@ -28,7 +29,6 @@ from npumatmul.plan import (
     split,
 )
 from npumatmul.rknn import RuntimeVersion
-from npumatmul.timing import TIMINGS
 
 chips = st.sampled_from(sorted(CHIPS))
 

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 import npumatmul as npu
-from npumatmul.contexts import Workspace
-from npumatmul.leases import Lease
+from npumatmul.device.leases import Lease
+from npumatmul.running.pool import Workspace
 
 
 @pytest.fixture

@@ -345,7 +345,7 @@ def bench_demo_command(
 ) -> None:
     """Print what the vendor's static matmul demo prints for the same arguments."""
     from npumatmul.bench.demo import parse_demo, run_demo
-    from npumatmul.device import current_device
+    from npumatmul.device.device import current_device
 
     request = parse_demo(arguments)
     chosen = current_device(device)

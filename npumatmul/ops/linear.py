@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from npumatmul.device import Device
-from npumatmul.epilogue import Epilogue
+from npumatmul.device.device import Device
+from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.matmul import matmul
-from npumatmul.ops.packed import PackedWeight
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["linear"]

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul.autotune import Tuning, autotune
-from npumatmul.device import Device
-from npumatmul.epilogue import Epilogue
+from npumatmul.chips.types import ElementType
+from npumatmul.device.device import Device
 from npumatmul.errors import BusyError, ClosedError
-from npumatmul.kept import Kept
-from npumatmul.mmtype import ElementType
-from npumatmul.ops.array import NpuArray, empty, unread
-from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
+from npumatmul.host.epilogue import Epilogue
+from npumatmul.ops.array.array import NpuArray, empty, unread
+from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed import PackedWeight, finish_rows, keep_rows, multiply_rows, takes_kept
+from npumatmul.ops.packed.weight import PackedWeight, finish_rows, keep_rows, multiply_rows, takes_kept
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
-from npumatmul.plan import MatmulPlan, plan_matmul
+from npumatmul.planning.choices import WeightShape
+from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
-from npumatmul.tuning import WeightShape
+from npumatmul.running.autotune import Tuning, autotune
+from npumatmul.running.deferred import Kept
 
 __all__ = ["Matmul"]
 

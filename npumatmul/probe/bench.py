@@ -14,9 +14,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.capabilities import Capabilities, TypeCapabilities
+from npumatmul.chips import Capabilities, TypeCapabilities
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.rknn import (
     MatmulInfo,
     MatmulIoAttr,

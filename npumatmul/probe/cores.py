@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import Bench, Context, Matrix, judge
 from npumatmul.rknn import CoreMask

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, TRANSPOSED, Bench, judge
 

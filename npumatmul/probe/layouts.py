@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import RknnError, UnsupportedByRuntime
-from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, NORMAL, TRANSPOSED, Bench, Matrix, decode, encode, judge, to_tiles
 from npumatmul.rknn import MatmulInfo

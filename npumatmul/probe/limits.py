@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from npumatmul.capabilities.rows import TYPES_SINCE
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips.rows import TYPES_SINCE
+from npumatmul.chips.types import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, NORMAL, Bench
 

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NATIVE, NORMAL, Bench, Context, Matrix, judge, view_of
 from npumatmul.rknn import MatmulInfo, MatmulLayout, MemAllocFlags, MemSyncMode

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NORMAL, Bench, Matrix
 

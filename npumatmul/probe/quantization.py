@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.bench import NORMAL, Bench, judge
 from npumatmul.rknn import QuantParams, RuntimeVersion

@@ -6,8 +6,8 @@ import ctypes as C
 from collections.abc import Callable
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError, rknn_error
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, Question, question
 from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.rknn import (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from npumatmul.capabilities.table import build
+from npumatmul.chips.table import build
 from npumatmul.errors import NpuError
 from npumatmul.probe.answer import Question
 from npumatmul.probe.bench import NORMAL, Bench

@@ -1,0 +1,145 @@
+"""Linear layers on the NPU: what puts a model's weights there, floats or quantized ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.device.device import Device, current_device
+from npumatmul.llm.models.llama import Float32, Linear, Pack
+from npumatmul.llm.quantize.emulation import group_sums
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
+from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.quant.schemes import scheme_for
+
+__all__ = ["NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"]
+
+
+class NpuLinear:
+    """A `Linear` whose weight stays on the NPU.
+
+    Parameters
+    ----------
+    weight : PackedWeight
+        The packed weight.
+    """
+
+    def __init__(self, weight: PackedWeight) -> None:
+        self.weight = weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, N)``."""
+        return self.weight.shape
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiply ``(M, K)`` to ``(M, N)`` through `rknn_matmul_run`."""
+        y: Float32 = matmul(x, self.weight)
+        return y
+
+
+class NpuQuantizedLinear(NpuLinear):
+    """A quantized layer whose codes stay on the NPU.
+
+    Offsets and biases are the host's: for blocks of 32 that were taken over with minima, sums of activations over each
+    block are multiplied with the minima in float32, 1/32 of the layer's multiply-accumulates.
+
+    Parameters
+    ----------
+    layer : QuantizedLayer or PackedLayer
+        The layer; tiles of a packed one are copied as they are.
+    device : Device
+        Where it goes.
+    """
+
+    def __init__(self, layer: QuantizedLayer | PackedLayer, device: Device) -> None:
+        super().__init__(layer.on(device) if isinstance(layer, PackedLayer) else pack_layer(layer, device))
+        params = self.weight.params
+        self._transform = self.weight.input_transform
+        self._group_size = self.shape[0] if params is None or params.group_size is None else params.group_size
+        self._offset, self._bias, self._centre = layer.offset, layer.bias, layer.centre
+
+    def __call__(self, x: Float32) -> Float32:
+        """Multiply ``(M, K)`` to ``(M, N)``."""
+        if self._centre is not None:
+            x = x - self._centre
+        y = super().__call__(x)
+        if self._offset is not None:
+            given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
+            y += group_sums(given, self._group_size) @ self._offset.T
+        if self._bias is not None:
+            y += self._bias
+        return y
+
+
+def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:
+    """Make the function that uploads each layer of a quantized model to a device.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        The current device by default.
+
+    Returns
+    -------
+    callable
+        From a `QuantizedLayer` or `PackedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes.
+        Nothing is rounded again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul.llm.quantize import LayerRecipe, quantize_layer
+    >>> layer = quantize_layer(np.eye(32, dtype=np.float32), LayerRecipe("w8a8"))
+    >>> npu_layers("sim:rk3588")(layer, "head").shape
+    (32, 32)
+    """
+    target = current_device(device)
+
+    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Linear:
+        return NpuQuantizedLinear(layer, target)
+
+    return upload
+
+
+def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack:
+    """Make the function that packs each weight of a model and uploads it to a device.
+
+    Parameters
+    ----------
+    scheme : str
+        Name of any scheme that takes floats. ``"w16a16"``: float16, sums in float32. ``"w8a8"``: int8 weights with a
+        scale per output channel and int8 activations with a scale per token. ``"w4a8_g32"``: int4 weights with a scale
+        per 32 values. `npumatmul.quant.schemes` says how names are made.
+    device : Device or str, optional
+        The current device by default.
+
+    Returns
+    -------
+    callable
+        From a float32 weight ``(N, K)`` and the name of its layer to a `Linear`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such scheme.
+    TypeError
+        If the scheme does not take float32 weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> linear = npu_pack("w8a8", "sim:rk3588")(np.eye(32, dtype=np.float32))
+    >>> linear.shape
+    (32, 32)
+    """
+    scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
+    target = current_device(device)
+
+    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Linear:
+        return NpuLinear(pack(weight, scheme, transposed=True, device=target))
+
+    return pack_weight
