@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask
+from recorded_rows import RECORDED, safe_rows
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -54,37 +53,12 @@ def test_every_recorded_create(simulators: Path) -> None:
 # ---- int4 with native A and C: how many rows create survived ---------------------------------------------------------
 
 
-def recorded_rows() -> dict[tuple[int, int], int]:
-    """The largest good M by K and N."""
-    with (GOLDEN / "int4_native_rows_v1.6.0.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    return {(int(line["k"]), int(line["n"])): int(line["largest_good_m"]) for line in lines}
-
-
-def neighbours(value: int, known: list[int]) -> list[int]:
-    """The value itself where it is known, else the known ones next to it; none outside of them."""
-    if value in known:
-        return [value]
-    below, above = [v for v in known if v < value], [v for v in known if v > value]
-    return [below[-1], above[0]] if below and above else []
-
-
-def safe_rows(k: int, n: int, recorded: dict[tuple[int, int], int]) -> int:
-    ks, ns = (sorted({key[i] for key in recorded}) for i in (0, 1))
-    if k < ks[0]:
-        return 262144 // k
-    if k > ks[-1]:
-        return 0
-    return min((recorded[at] for at in itertools.product(neighbours(k, ks), neighbours(n, ns))), default=1)
-
-
 @pytest.mark.parametrize("version", ["1.6.0", "2.3.2"])
 def test_int4_rows_that_are_recorded_as_safe_and_no_others(simulators: Path, version: str) -> None:
-    recorded = recorded_rows()
-    assert len(recorded) == 1845
+    assert len(RECORDED) == 1845
     between = [(k, n) for k in range(32, 10368, 32) for n in (64, 320, 704, 3072, 8192, 8256, 152064)]
-    rows = {at: safe_rows(*at, recorded) for at in sorted({*recorded, *between})}
-    assert all(rows[at] == m for at, m in recorded.items())
+    rows = {at: safe_rows(*at) for at in sorted({*RECORDED, *between})}
+    assert all(rows[at] == m for at, m in RECORDED.items())
     if version == "1.6.0":
         rows = {(k, n): m for (k, n), m in rows.items() if k <= 10304}  # its largest K
     asked = [(m, k, n) for (k, n), most in rows.items() for m in (most, most + 1) if m]
