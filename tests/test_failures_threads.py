@@ -138,7 +138,7 @@ def check_all_idle(device: npu.Device) -> None:
     placement = Placement.of(device)
     lent = [
         *(each for copies in placement._pool._contexts.values() for each in copies),
-        *(each for kept in placement._workspace._kept.values() for each in kept),
+        *(each for kept in placement._workspace._buffers.values() for each in kept),
         *placement._executors._all,
         *placement._core_threads._all,
     ]

@@ -439,13 +439,13 @@ def test_what_is_idle_serves_again() -> None:
         return made[-1]
 
     leases = [Lease() for _ in range(3)]
-    lent = [spares.lend(lease, make) for lease in leases]
+    lent = [spares.acquire(lease, make) for lease in leases]
     assert lent == made
     leases[1].over = True
-    assert spares.lend(Lease(), make) is made[1]
+    assert spares.acquire(Lease(), make) is made[1]
     del leases[0]  # nobody holds it any more
     kept = Lease()
-    assert spares.lend(kept, make) is made[0]
+    assert spares.acquire(kept, make) is made[0]
     assert len(spares) == 3
 
 

@@ -26,7 +26,7 @@ from npumatmul.device.session import Memory, Session
 from npumatmul.errors import NpuMemoryError, RknnError
 from npumatmul.rknn import TensorMem
 
-__all__ = ["Arena", "Slice", "WeightMemory"]
+__all__ = ["Arena", "ArenaBlock", "WeightMemory"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ SMALLEST_ARENA = 4 * 1024**2
 LARGEST_ARENA = 64 * 1024**2
 
 
-class Slice:
+class ArenaBlock:
     """A part of an arena that has a `rknn_tensor_mem` of its own, so that it can be bound to a context.
 
     Whoever has it holds the memory: one that is dropped, as by an interrupt, is given back too.
@@ -107,14 +107,14 @@ class Arena:
     undivided : bool
         Whether it serves one weight as a whole. Before 1.6.0 nothing but `rknn_matmul_set_io_mem` synchronises caches,
         and it is not known to do so for slices (Q15), so each weight gets an allocation of its own.
-    slices : WeakSet of Slice
+    slices : WeakSet of ArenaBlock
         Those that live; their owners hold them.
     """
 
     def __init__(self, session: Session, size: int, domain: int = 0) -> None:
         self.session = session
         self.undivided = not session.runtime.has("rknn_mem_sync")
-        self.slices: weakref.WeakSet[Slice] = weakref.WeakSet()
+        self.slices: weakref.WeakSet[ArenaBlock] = weakref.WeakSet()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
         self._stale = False  # whether slices went that nobody closed
         self.memory = session.allocate(size, domain, Holder.WEIGHTS)
@@ -150,26 +150,26 @@ class Arena:
             return self.size
         return sum(length for _, length in self.free() if length >= size)
 
-    def allocate(self, size: int) -> Slice | None:
+    def allocate(self, size: int) -> ArenaBlock | None:
         """A slice of `size` bytes, or None where no free range is long enough."""
         reserved = self.rounded(size)
         for start, length in self.free():
             if length >= reserved:
-                taken = Slice(self, start, size, length if self.undivided else reserved)
+                taken = ArenaBlock(self, start, size, length if self.undivided else reserved)
                 self._take([taken])
                 return taken
         return None
 
-    def allocate_row(self, sizes: Sequence[int]) -> list[Slice] | None:
+    def allocate_row(self, sizes: Sequence[int]) -> list[ArenaBlock] | None:
         """Slices one behind the other, or None where no free range is long enough for all."""
         total = sum(map(self.rounded, sizes))
         start = next((start for start, length in self.free() if length >= total), None)
         if self.undivided or start is None:
             return None
-        made: list[Slice] = []
+        made: list[ArenaBlock] = []
         try:
             for size in sizes:
-                made.append(Slice(self, start + sum(piece.reserved for piece in made), size, self.rounded(size)))
+                made.append(ArenaBlock(self, start + sum(piece.reserved for piece in made), size, self.rounded(size)))
         except BaseException:
             for piece in made:
                 piece.close()
@@ -177,7 +177,7 @@ class Arena:
         self._take(made)
         return made
 
-    def _take(self, made: list[Slice]) -> None:
+    def _take(self, made: list[ArenaBlock]) -> None:
         """Count slices that follow each other, in a free range, as taken."""
         start, stop = made[0].start, made[-1].start + made[-1].reserved
         free, self._free = self.free(), None
@@ -189,7 +189,7 @@ class Arena:
         """Bytes that a slice of `size` bytes takes: the next one starts where the runtime takes an offset."""
         return round_up(size, self.session.chip.memory.slice_alignment)
 
-    def release(self, piece: Slice) -> None:
+    def release(self, piece: ArenaBlock) -> None:
         """Take a range back and join free ranges that touch. Doing it twice is allowed."""
         if piece not in self.slices:
             return
@@ -263,7 +263,7 @@ class WeightMemory:
 
     def allocate(
         self, rows: Sequence[Sequence[int]], *, together: bool = False, beside: tuple[int, int] = (0, 0)
-    ) -> list[Slice]:
+    ) -> list[ArenaBlock]:
         """Slices for the tiles of a weight, all in one domain: the first one where there is room.
 
         Parameters
@@ -278,7 +278,7 @@ class WeightMemory:
 
         Returns
         -------
-        list of Slice
+        list of ArenaBlock
             One per tile.
 
         Raises
@@ -338,9 +338,9 @@ class WeightMemory:
                 break
         return found
 
-    def _fill(self, domain: int, rows: Sequence[Sequence[int]], together: bool, beside: int) -> list[Slice]:
+    def _fill(self, domain: int, rows: Sequence[Sequence[int]], together: bool, beside: int) -> list[ArenaBlock]:
         """Slices in one domain, where so many bytes stay free."""
-        made: list[Slice] = []
+        made: list[ArenaBlock] = []
         try:
             for sizes in rows:
                 pieces = self._in_one_piece(domain, sizes, beside) if together and len(sizes) > 1 else None
@@ -354,7 +354,7 @@ class WeightMemory:
             raise
         return made
 
-    def _slice(self, domain: int, size: int, beside: int) -> Slice:
+    def _slice(self, domain: int, size: int, beside: int) -> ArenaBlock:
         for arena in self._arenas_in(domain):
             piece = arena.allocate(size)
             if piece is not None:
@@ -363,7 +363,7 @@ class WeightMemory:
         assert piece is not None
         return piece
 
-    def _in_one_piece(self, domain: int, sizes: Sequence[int], beside: int) -> list[Slice] | None:
+    def _in_one_piece(self, domain: int, sizes: Sequence[int], beside: int) -> list[ArenaBlock] | None:
         """Slices one behind the other; None where there is no room for that, but perhaps in pieces."""
         if not self.session.runtime.has("rknn_mem_sync"):
             return None
@@ -446,7 +446,7 @@ class WeightMemory:
             if memory.holder is Holder.WEIGHTS and memory not in known:
                 self.session.release(memory)
 
-    def release(self, pieces: Sequence[Slice]) -> None:
+    def release(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
         for piece in pieces:
             piece.close()

@@ -220,7 +220,7 @@ class Spares(Generic[_Kind]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def lend(self, lease: Lease, make: Callable[[], _Kind]) -> _Kind:
+    def acquire(self, lease: Lease, make: Callable[[], _Kind]) -> _Kind:
         """One that is nobody else's until the lease is over."""
         for each in self._all:
             held = None if each.lease is None else each.lease()

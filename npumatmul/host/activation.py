@@ -27,7 +27,7 @@ class Activation:
     scaling : RowScaling
         Where the scale of a row comes from: the power of two that keeps it in float16's range, its largest magnitude
         (ABSMAX), its smallest and largest value (MINMAX), or `static_scale` and `static_zero`. With ABSMAX_GROUPS and
-        MINMAX_GROUPS each group of K (`WeightSlice.group`) has its own.
+        MINMAX_GROUPS each group of K (`KSlice.group`) has its own.
     levels : int
         Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for 8 bits split into two int4.
     clip : float

@@ -152,7 +152,7 @@ class PlacedEpilogue:
 
     def __init__(self, epilogue: Epilogue, out: NDArray[Any]) -> None:
         self.reads_out = False
-        self._kept: list[NDArray[Any]] = []
+        self._alive: list[NDArray[Any]] = []
         bias = None if epilogue.bias is None else self._bias(epilogue.bias, out).ctypes.data
         self.struct = struct = EpilogueStruct(epilogue.scale, bias, FUNCTIONS[epilogue.activation])
         if epilogue.multiply is not None:
@@ -168,7 +168,7 @@ class PlacedEpilogue:
             raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
         if bias.dtype != np.float32 or not bias.flags.c_contiguous:
             bias = np.ascontiguousarray(bias, np.float32)
-        return self._keep(bias.copy() if np.may_share_memory(bias, out) else bias)
+        return self._pin(bias.copy() if np.may_share_memory(bias, out) else bias)
 
     def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> Matrix:
         array = _float_array(name, given)
@@ -181,11 +181,11 @@ class PlacedEpilogue:
             array = array.copy()
         if array.strides[1] != array.itemsize or not array.flags.aligned or array.strides[0] % array.itemsize:
             array = np.ascontiguousarray(array)
-        self._keep(array)
+        self._pin(array)
         return Matrix(array.ctypes.data, array.strides[0], ELEMENTS[array.dtype])
 
-    def _keep(self, array: NDArray[Any]) -> NDArray[Any]:
-        self._kept.append(array)
+    def _pin(self, array: NDArray[Any]) -> NDArray[Any]:
+        self._alive.append(array)
         return array
 
 

@@ -16,32 +16,28 @@ from npumatmul.host import kernels
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
-    "A_BUFFERS_MOST",
     "ActivationStruct",
     "Call",
+    "DeferredStruct",
     "Element",
     "EpilogueStruct",
     "Executor",
     "ExecutorContext",
     "ExecutorShape",
     "Function",
-    "KeptStruct",
     "Matrix",
     "PlacedMatmul",
-    "Range",
     "Report",
     "Result",
     "ResultType",
     "RuntimeFunctions",
     "SliceStruct",
+    "SpanStruct",
     "Step",
     "Term",
     "finish",
-    "store_kept",
+    "store_deferred",
 ]
-
-#: `NPUMM_A_MOST`: buffers for images of A.
-A_BUFFERS_MOST = 16
 
 
 class ResultType(IntEnum):
@@ -116,7 +112,7 @@ class ExecutorShape(C.Structure):
     )
 
 
-class Range(C.Structure):
+class SpanStruct(C.Structure):
     """`npumm_range`: a range of one dimension."""
 
     _fields_ = (("start", C.c_int64), ("length", C.c_int64))
@@ -140,13 +136,13 @@ class SliceStruct(C.Structure):
     """`npumm_slice`: one pass A[:, k] x B."""
 
     _fields_ = (
-        ("k", Range),
+        ("k", SpanStruct),
         ("part", C.c_int32),
         ("tiles", C.c_int32),
         ("column_scale", C.c_void_p),
         ("column_zero", C.c_void_p),
         ("column_sums", C.c_void_p),
-        ("group", Range),
+        ("group", SpanStruct),
     )
 
 
@@ -164,8 +160,8 @@ class PlacedMatmul(C.Structure):
         ("n_count", C.c_int32),
         ("core_count", C.c_int32),
         ("a_count", C.c_int32),
-        ("m_ranges", C.POINTER(Range)),
-        ("n_ranges", C.POINTER(Range)),
+        ("m_ranges", C.POINTER(SpanStruct)),
+        ("n_ranges", C.POINTER(SpanStruct)),
         ("slices", C.POINTER(SliceStruct)),
         ("tile_cores", C.POINTER(C.c_int32)),
         ("range_cores", C.POINTER(C.c_int32)),
@@ -211,7 +207,7 @@ class Term(C.Structure):
     )
 
 
-class KeptStruct(C.Structure):
+class DeferredStruct(C.Structure):
     """`npumm_kept`: a result that is not stored."""
 
     _fields_ = (
@@ -221,8 +217,8 @@ class KeptStruct(C.Structure):
         ("epilogue", C.POINTER(EpilogueStruct)),
         ("m_count", C.c_int32),
         ("n_count", C.c_int32),
-        ("m_ranges", C.POINTER(Range)),
-        ("n_ranges", C.POINTER(Range)),
+        ("m_ranges", C.POINTER(SpanStruct)),
+        ("n_ranges", C.POINTER(SpanStruct)),
         ("padded_m", C.POINTER(C.c_int32)),
         ("padded_n", C.POINTER(C.c_int32)),
         ("memories", C.POINTER(C.POINTER(TensorMem))),
@@ -245,8 +241,8 @@ class Call(C.Structure):
         ("a", C.c_void_p),
         ("a_row_stride", C.c_int64),
         ("a_col_stride", C.c_int64),
-        ("source", C.POINTER(KeptStruct)),
-        ("keep", C.POINTER(KeptStruct)),
+        ("source", C.POINTER(DeferredStruct)),
+        ("keep", C.POINTER(DeferredStruct)),
         ("out", C.c_void_p),
         ("out_row_stride", C.c_int64),
         ("out_type", C.c_int),
@@ -321,12 +317,12 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     assert code == 0, f"npumm_store: code {code}"
 
 
-def store_kept(kept: KeptStruct, address: int, row_stride: int) -> None:
+def store_deferred(kept: DeferredStruct, address: int, row_stride: int) -> None:
     """Finish a kept result in memory of the host.
 
     Parameters
     ----------
-    kept : KeptStruct
+    kept : DeferredStruct
         As a call of the executor left it.
     address : int
         Of the first element; elements of a row are adjacent.
@@ -347,7 +343,7 @@ def _library() -> Any:
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
     library.npumm_kept_store.restype = C.c_int
-    library.npumm_kept_store.argtypes = (C.POINTER(KeptStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
+    library.npumm_kept_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
 
 

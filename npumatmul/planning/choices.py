@@ -197,7 +197,7 @@ class TuningCache:
     >>> machine = Machine("rk3588", True, "2.3.2", "0.9.8")
     >>> weight = WeightShape(64, 96, MatmulType.INT8_INT8_INT32)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     TuningCache(machine, Path(folder)).keep(weight, Tuned(1, 1, True, (1, 4), ((1, 1),)))
+    ...     TuningCache(machine, Path(folder)).record(weight, Tuned(1, 1, True, (1, 4), ((1, 1),)))
     ...     TuningCache(machine, Path(folder)).find(weight).buckets
     (1, 4)
     """
@@ -224,7 +224,7 @@ class TuningCache:
             warnings.warn(f"{self.path}: the choice for {weight} is ignored: {error}", RuntimeWarning, stacklevel=2)
             return None
 
-    def keep(self, weight: WeightShape, tuned: Tuned) -> None:
+    def record(self, weight: WeightShape, tuned: Tuned) -> None:
         """Add a choice to the file, which is replaced as a whole; what others added meanwhile stays.
 
         Raises

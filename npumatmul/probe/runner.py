@@ -204,7 +204,7 @@ def probe(
     timeout : float
         Seconds per question.
     everything, quick : bool
-        As in `Bench`.
+        As in `Instrument`.
     progress : callable
         Called with each question before (and None) and after (and its outcome).
     module : str

@@ -28,7 +28,7 @@ from npumatmul.host.kernels import Conversion
 from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, consulting, planned
 from npumatmul.planning.product import Share, plan_matmul
 from npumatmul.planning.weight import ROWS_MIX, WeightPlan, costs_of, plan_weight
-from npumatmul.running.placement import Placement, StoredWeight, TileRow, WeightSlice
+from npumatmul.running.placement import KSlice, Placement, StoredWeight, TileRow
 
 __all__ = ["Timed", "Trial", "Tuning", "autotune", "plan_for", "tuning_cache"]
 
@@ -211,7 +211,7 @@ def autotune(
     iterations: int = 9,
     limit: int = 8,
     k_parts: int = 1,
-    keep: bool = True,
+    record: bool = True,
 ) -> Tuning:
     """Measure ways to multiply with a weight of some shape and type, and keep the best for this machine.
 
@@ -263,7 +263,7 @@ def autotune(
     >>> activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
     >>> weight = WeightShape(256, 256, npu.MatmulType.INT8_INT8_INT32)
     >>> with npu.Device("sim:rk3588") as device:
-    ...     tuning = autotune(device, weight, activation, np.dtype(np.int32), keep=False, limit=2)
+    ...     tuning = autotune(device, weight, activation, np.dtype(np.int32), record=False, limit=2)
     >>> sorted(dict(tuning.chosen.seconds))
     [1, 128]
     """
@@ -271,21 +271,23 @@ def autotune(
         raise ValueError(f"autotune: iterations and limit are at least 1, not {iterations} and {limit}")
     if not rows or min(rows) < 1:
         raise ValueError(f"autotune: rows are numbers of at least 1, got {tuple(rows)}")
-    bench = _Bench(device, weight, activation, np.dtype(out_dtype), tuple(sorted(set(rows))), iterations)
+    candidates = _Candidates(device, weight, activation, np.dtype(out_dtype), tuple(sorted(set(rows))), iterations)
     trials: list[Trial] = []
 
     def best_of(step: str, plans: Sequence[WeightPlan]) -> Trial:
         """What was best before takes part again, for times of another step were measured at another time."""
-        measured = bench.measure(step, list(dict.fromkeys(plans)))
+        measured = candidates.measure(step, list(dict.fromkeys(plans)))
         trials.extend(measured)
         lasted = max(trial.rounds for trial in measured)
         return min((trial for trial in measured if trial.rounds == lasted), key=lambda trial: trial.score)
 
-    winner = best_of("cuts", _cuts(device, weight, k_parts, bench.rows)[:limit])
+    winner = best_of("cuts", _cuts(device, weight, k_parts, candidates.rows)[:limit])
     others = _layouts(device, weight, k_parts, winner.plan)
     if others:
         winner = best_of("layouts", [winner.plan, *others])
-    others = [each for each in _more_buckets(device, weight, k_parts, winner.plan, bench.rows) if each != winner.plan]
+    others = [
+        each for each in _more_buckets(device, weight, k_parts, winner.plan, candidates.rows) if each != winner.plan
+    ]
     if others:
         winner = best_of("buckets", [winner.plan, *others])
     best, times = winner.plan, sorted(winner.best().items())
@@ -297,8 +299,8 @@ def autotune(
     plan = chosen.plan(weight, device.chip, device.runtime_version, k_parts)
     tuning = Tuning(weight, device.simulated, tuple(trials), chosen, plan)
     logger.info("autotune: %s", tuning)
-    if keep:
-        tuning_cache(device).keep(weight, chosen)
+    if record:
+        tuning_cache(device).record(weight, chosen)
     return tuning
 
 
@@ -366,7 +368,7 @@ _CONVERSIONS: dict[ElementType, tuple[Conversion, np.dtype[Any]]] = {
 }
 
 
-class _Bench:
+class _Candidates:
     """Measures plans for one weight."""
 
     def __init__(
@@ -425,7 +427,7 @@ class _Bench:
         sums = np.zeros(plan.n, np.int32) if self.activation.scaling.zero_points else None
         rows = [TileRow(span, zeros[:, span.start : span.start + span.length], conversion) for span in plan.k_spans]
         slices = [
-            WeightSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums, group=span)
+            KSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums, group=span)
             for i, span in enumerate(plan.k_spans)
         ]
         stored = self.placement.store(plan, rows, slices)

@@ -18,11 +18,11 @@ from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Element, ResultType
 from npumatmul.host.kernels import Conversion, RowScaling
-from npumatmul.running.deferred import Kept, Tiles
+from npumatmul.running.deferred import DeferredResult, Tiles
 from npumatmul.running.pool import Workspace
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["RESULT_TYPE", "Keeping", "NoRoomError", "device_scales", "prepared", "written_to"]
+__all__ = ["RESULT_TYPE", "Deferral", "NoRoomError", "device_scales", "prepared", "written_to"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _fitted(
 
 
 def prepared(
-    a: NDArray[Any] | Kept,
+    a: NDArray[Any] | DeferredResult,
     weight: StoredWeight,
     activation: Activation,
     dtype: np.dtype[Any],
@@ -100,7 +100,7 @@ def prepared(
     k = weight.plan.k
     if len(a.shape) != 2 or a.shape[0] < 1 or a.shape[1] != k:
         raise ValueError(f"execute: {a.shape} @ {(k, weight.plan.n)} does not give a product")
-    widened = isinstance(a, Kept) and activation.read_as == np.float32 and a.dtype in ELEMENTS
+    widened = isinstance(a, DeferredResult) and activation.read_as == np.float32 and a.dtype in ELEMENTS
     if a.dtype != activation.read_as and not widened:
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
     asked = activation, dtype, None if epilogue is None else np.dtype(epilogue.dtype), result_scale
@@ -108,7 +108,7 @@ def prepared(
     if element is None:
         element = weight.fitting[asked] = _fitted(weight, *asked)
     call = executor.Call(out_type=element)
-    if isinstance(a, Kept):
+    if isinstance(a, DeferredResult):
         call.source = C.pointer(a.struct)
     else:
         call.a, (call.a_row_stride, call.a_col_stride) = a.ctypes.data, a.strides
@@ -116,7 +116,11 @@ def prepared(
 
 
 def written_to(
-    call: executor.Call, a: NDArray[Any] | Kept, weight: StoredWeight, out: NDArray[Any], epilogue: Epilogue | None
+    call: executor.Call,
+    a: NDArray[Any] | DeferredResult,
+    weight: StoredWeight,
+    out: NDArray[Any],
+    epilogue: Epilogue | None,
 ) -> PlacedEpilogue | None:
     """Have the result stored in an array; returns what has to live as long as the call."""
     if out.shape != (a.shape[0], weight.plan.n):
@@ -136,7 +140,7 @@ class NoRoomError(Exception):
     """There is no room for a result to be kept."""
 
 
-class Keeping:
+class Deferral:
     """A result that is to be kept: what it is made of when the plan is known."""
 
     def __init__(
@@ -144,17 +148,17 @@ class Keeping:
     ) -> None:
         self._asked = shape, dtype, epilogue
         self._weight = weight
-        self.kept: Kept | None = None
+        self.deferred: DeferredResult | None = None
 
     def prepare(self, tiles: Tiles, c_bytes: list[int], workspace: Workspace) -> Any:
         """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
-        self.kept, lease = None, Lease()
+        self.deferred, lease = None, Lease()
         memories: list[Memory] = []
         try:
             for nbytes in c_bytes:
-                memories += workspace.lend("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
+                memories += workspace.acquire("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
-        self.kept = Kept(*self._asked, tiles, memories, self._weight.slices, lease)
-        return C.pointer(self.kept.struct)
+        self.deferred = DeferredResult(*self._asked, tiles, memories, self._weight.slices, lease)
+        return C.pointer(self.deferred.struct)

@@ -17,30 +17,30 @@ from npumatmul.host.executor import Element
 from npumatmul.planning.product import Span
 from npumatmul.rknn import TensorMem
 
-__all__ = ["Kept", "Tiles"]
+__all__ = ["DeferredResult", "Tiles"]
 
 
 class Tiles:
-    """How a result is cut into tiles of C: the fields of `KeptStruct` that say so."""
+    """How a result is cut into tiles of C: the fields of `DeferredStruct` that say so."""
 
     def __init__(self, m_spans: Sequence[Span], n_spans: Sequence[Span]) -> None:
         both = (m_spans, n_spans)
         self.n_count = len(n_spans)
         self.fields = (
             *map(len, both),
-            *((executor.Range * len(spans))(*map(_range, spans)) for spans in both),
+            *((executor.SpanStruct * len(spans))(*map(_range, spans)) for spans in both),
             *((C.c_int32 * len(spans))(*(span.padded for span in spans)) for spans in both),
         )
 
 
-def _range(span: Span) -> executor.Range:
-    return executor.Range(span.start, span.length)
+def _range(span: Span) -> executor.SpanStruct:
+    return executor.SpanStruct(span.start, span.length)
 
 
-class Kept:
+class DeferredResult:
     """A result in C of its last slice of K, with what is needed to finish it: scales, zero points, sums so far.
 
-    It lives as long as somebody refers to it; then its buffers are idle again. `Placement.keep` makes it.
+    It lives as long as somebody refers to it; then its buffers are idle again. `Placement.defer` makes it.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Kept:
         Of the finished elements.
     buffers, nbytes : int
         How many buffers it holds, and bytes of them.
-    struct : KeptStruct
+    struct : DeferredStruct
         For the executor.
     """
 
@@ -72,7 +72,7 @@ class Kept:
         after = None if epilogue is None or epilogue.does_nothing else _placed(epilogue, shape, dtype)
         # ctypes keeps alive what a struct's pointer field is set to, but not what is passed as a bare address
         self._refers_to = rows, sums, after, slices, lease
-        self.struct = executor.KeptStruct(
+        self.struct = executor.DeferredStruct(
             m,
             n,
             Element.INT8 if dtype == np.int8 else ELEMENTS[dtype],
@@ -87,7 +87,7 @@ class Kept:
 
     def store(self, address: int) -> None:
         """Finish it in memory that has room for it, in C order. Its device must not be closed meanwhile."""
-        executor.store_kept(self.struct, address, self.shape[1] * self.dtype.itemsize)
+        executor.store_deferred(self.struct, address, self.shape[1] * self.dtype.itemsize)
 
 
 def _placed(epilogue: Epilogue, shape: tuple[int, int], dtype: np.dtype[Any]) -> PlacedEpilogue:

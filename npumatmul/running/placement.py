@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul.chips import layout
 from npumatmul.chips.layout import TileLayout
-from npumatmul.device.arenas import Slice
+from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Spares
@@ -27,11 +27,11 @@ from npumatmul.host.epilogue import Epilogue
 from npumatmul.host.executor import Step
 from npumatmul.planning.product import MatmulPlan, Span, WeightPlan, plan_matmul
 from npumatmul.rknn import MatmulLayout, TensorMem
-from npumatmul.running.call import RESULT_TYPE, Keeping, NoRoomError, device_scales, prepared, written_to
+from npumatmul.running.call import RESULT_TYPE, Deferral, NoRoomError, device_scales, prepared, written_to
 from npumatmul.running.core_threads import CoreThreads
-from npumatmul.running.deferred import Kept, Tiles
-from npumatmul.running.pool import ContextPool, Loan, TileShape, Workspace
-from npumatmul.running.stored import StoredWeight, TileRow, WeightSlice
+from npumatmul.running.deferred import DeferredResult, Tiles
+from npumatmul.running.pool import ContextPool, TileShape, Workspace, WorkspaceBuffers
+from npumatmul.running.stored import KSlice, StoredWeight, TileRow
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,14 @@ class Placed:
         self.c_bytes_of = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
         #: Those of the call that has it just now.
         self.executor: executor.Executor | None = None
-        self.a_loan: Loan | None = None
-        self.c_loan: Loan | None = None
+        self.a_buffers_held: WorkspaceBuffers | None = None
+        self.c_buffers_held: WorkspaceBuffers | None = None
         self.report = executor.Report()
         w, slices = plan.weight, weight.slices
         a_count = min(_images(weight), _A_BUFFERS)
         self.a_buffers = a_count * (plan.cores if plan.range_cores else 1)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._kept = slices, activation
+        self._alive = slices, activation
         low_first = contexts[0].int4_low_nibble_first
         self.struct = executor.PlacedMatmul(
             C.pointer(functions),
@@ -122,14 +122,14 @@ class Placed:
         return not any(context.closed or context.broken for context in self.contexts)
 
 
-def _slice_struct(each: WeightSlice) -> executor.SliceStruct:
+def _slice_struct(each: KSlice) -> executor.SliceStruct:
     addresses = (
         None if array is None else array.ctypes.data
         for array in (each.column_scale, each.column_zero, each.column_sums)
     )
-    group = executor.Range() if each.group is None else executor.Range(each.group.start, each.group.length)
+    group = executor.SpanStruct() if each.group is None else executor.SpanStruct(each.group.start, each.group.length)
     return executor.SliceStruct(
-        executor.Range(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
+        executor.SpanStruct(each.k_span.start, each.k_span.length), each.part, each.tiles, *addresses, group
     )
 
 
@@ -143,8 +143,8 @@ def _cores(numbers: tuple[int, ...]) -> Any:
 
 
 def _ranges(spans: Iterable[Span]) -> Any:
-    values = [executor.Range(span.start, span.length) for span in spans]
-    return (executor.Range * len(values))(*values)
+    values = [executor.SpanStruct(span.start, span.length) for span in spans]
+    return (executor.SpanStruct * len(values))(*values)
 
 
 class Placement:
@@ -178,7 +178,7 @@ class Placement:
 
     # ---- weights ---------------------------------------------------------------------------------------------------
 
-    def store(self, plan: WeightPlan, rows: Sequence[TileRow], slices: Sequence[WeightSlice]) -> StoredWeight:
+    def store(self, plan: WeightPlan, rows: Sequence[TileRow], slices: Sequence[KSlice]) -> StoredWeight:
         """Pack a weight into device memory.
 
         Parameters
@@ -186,7 +186,7 @@ class Placement:
         plan : WeightPlan
         rows : sequence of TileRow
             What each row of tiles is packed from.
-        slices : sequence of WeightSlice
+        slices : sequence of KSlice
             What a matmul runs through.
 
         Returns
@@ -204,7 +204,7 @@ class Placement:
 
         def attempt() -> StoredWeight:
             device.collect()
-            tiles: list[Slice] = []
+            tiles: list[ArenaBlock] = []
             try:
                 layouts = [self._tile_row(row.k_span, plan) for row in rows]
                 tiles.extend(self._allocate(layouts, plan))
@@ -224,7 +224,7 @@ class Placement:
         plan: WeightPlan,
         k_spans: Sequence[Span],
         tile: Callable[[int, int], NDArray[np.uint8]],
-        slices: Sequence[WeightSlice],
+        slices: Sequence[KSlice],
     ) -> StoredWeight:
         """Put tiles that were packed before into device memory, byte for byte.
 
@@ -235,7 +235,7 @@ class Placement:
             The range of K of each row of tiles.
         tile : callable
             Gives a tile by its index in `StoredWeight.tiles` and its size in bytes.
-        slices : sequence of WeightSlice
+        slices : sequence of KSlice
 
         Returns
         -------
@@ -252,7 +252,7 @@ class Placement:
 
         def attempt() -> StoredWeight:
             device.collect()
-            tiles: list[Slice] = []
+            tiles: list[ArenaBlock] = []
             try:
                 tiles.extend(self._allocate([self._tile_row(k, plan) for k in k_spans], plan))
                 for index, piece in enumerate(tiles):
@@ -269,7 +269,7 @@ class Placement:
         chip = self.device.chip
         return [layout.b_native_of(k.length, n.length, plan.mm_type, chip, (k.padded, n.padded)) for n in plan.n_spans]
 
-    def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[Slice]:
+    def _allocate(self, layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan) -> list[ArenaBlock]:
         """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
         limits = self.device.chip.type_limits(plan.mm_type, self.device.runtime_version)
         return self.device.weights.allocate(
@@ -278,7 +278,7 @@ class Placement:
             beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
         )
 
-    def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: Slice) -> None:
+    def _pack_tile(self, row: TileRow, n: Span, of: TileLayout, piece: ArenaBlock) -> None:
         rows = slice(n.start, n.start + n.length)
         kernels.pack(
             of.tiling(),
@@ -295,7 +295,7 @@ class Placement:
 
     def execute(
         self,
-        a: NDArray[Any] | Kept,
+        a: NDArray[Any] | DeferredResult,
         weight: StoredWeight,
         activation: Activation,
         out: NDArray[Any],
@@ -306,7 +306,7 @@ class Placement:
 
         Parameters
         ----------
-        a : ndarray, shape (M, K), M >= 1, or Kept
+        a : ndarray, shape (M, K), M >= 1, or DeferredResult
             Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`. A kept
             result is finished on the way into A; its float16 and bfloat16 may be read as float32, too.
         weight : StoredWeight
@@ -340,15 +340,15 @@ class Placement:
         self._execute(a.shape[0], weight, activation, call, result_scale, out, None)
         del lives, after
 
-    def keep(
+    def defer(
         self,
-        a: NDArray[Any] | Kept,
+        a: NDArray[Any] | DeferredResult,
         weight: StoredWeight,
         activation: Activation,
         dtype: np.dtype[Any],
         epilogue: Epilogue | None = None,
         result_scale: float | None = None,
-    ) -> Kept | None:
+    ) -> DeferredResult | None:
         """As `execute`, but leave the result in C, to be finished when it is read, or on its way into the next A.
 
         Parameters
@@ -362,7 +362,7 @@ class Placement:
 
         Returns
         -------
-        Kept or None
+        DeferredResult or None
             None where there is no room for it; nothing was run then.
 
         Raises
@@ -371,13 +371,13 @@ class Placement:
             As `execute`.
         """
         call, lives = prepared(a, weight, activation, dtype, epilogue, result_scale)
-        keeping = Keeping((a.shape[0], weight.plan.n), dtype, epilogue, weight)
+        deferral = Deferral((a.shape[0], weight.plan.n), dtype, epilogue, weight)
         try:
-            self._execute(a.shape[0], weight, activation, call, result_scale, None, keeping)
+            self._execute(a.shape[0], weight, activation, call, result_scale, None, deferral)
         except NoRoomError:
             return None
         del lives
-        return keeping.kept
+        return deferral.deferred
 
     def _execute(
         self,
@@ -387,10 +387,10 @@ class Placement:
         call: executor.Call,
         result_scale: float | None,
         out: NDArray[Any] | None,
-        keeping: Keeping | None,
+        deferral: Deferral | None,
     ) -> None:
         scales = None if result_scale is None else device_scales(weight, activation, result_scale)
-        prepare = partial(self._prepare, m, weight, activation, scales, call, keeping)
+        prepare = partial(self._prepare, m, weight, activation, scales, call, deferral)
         first: RknnError | None = None
         while True:
             try:
@@ -414,16 +414,16 @@ class Placement:
         activation: Activation,
         scales: _Scales,
         call: executor.Call,
-        keeping: Keeping | None,
+        deferral: Deferral | None,
         lease: Lease,
     ) -> Placed:
         """All that a product needs, leased."""
-        chained = keeping is not None or bool(call.source)
+        chained = deferral is not None or bool(call.source)
         placed = self._placed(m, weight, activation, scales, chained, lease)
-        placed.executor = self._executors.lend(lease, executor.Executor)
-        self._lend(placed, lease)
-        if keeping is not None:
-            call.keep = keeping.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
+        placed.executor = self._executors.acquire(lease, executor.Executor)
+        self._acquire_buffers(placed, lease)
+        if deferral is not None:
+            call.keep = deferral.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
         weight.device.weights.flush()
         return placed
 
@@ -445,19 +445,19 @@ class Placement:
             return None, False
         return self._failure(report, placed, repeated), any(context.broken for context in placed.contexts)
 
-    def _lend(self, placed: Placed, lease: Lease) -> None:
+    def _acquire_buffers(self, placed: Placed, lease: Lease) -> None:
         """Lend it buffers for A and C; the ones that it had last time, if they are idle."""
         workspace, struct, domain = self._workspace, placed.struct, placed.domain
-        if placed.a_loan is None or not workspace.lend_again(placed.a_loan, lease):
-            placed.a_loan = None  # until the struct is right, for an interrupt may come then
-            loan = workspace.lend("A", placed.a_buffers, placed.a_bytes, lease, domain)
-            struct.a_memories = _pointers(loan)
-            placed.a_loan = loan
-        if placed.c_loan is None or not workspace.lend_again(placed.c_loan, lease):
-            placed.c_loan = None
-            loan = workspace.lend("C", placed.plan.cores, placed.c_bytes, lease, domain)
-            struct.c_memories = _pointers(loan)
-            placed.c_loan = loan
+        if placed.a_buffers_held is None or not workspace.reacquire(placed.a_buffers_held, lease):
+            placed.a_buffers_held = None  # until the struct is right, for an interrupt may come then
+            buffers = workspace.acquire("A", placed.a_buffers, placed.a_bytes, lease, domain)
+            struct.a_memories = _pointers(buffers)
+            placed.a_buffers_held = buffers
+        if placed.c_buffers_held is None or not workspace.reacquire(placed.c_buffers_held, lease):
+            placed.c_buffers_held = None
+            buffers = workspace.acquire("C", placed.plan.cores, placed.c_bytes, lease, domain)
+            struct.c_memories = _pointers(buffers)
+            placed.c_buffers_held = buffers
 
     def _placed(
         self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, chained: bool, lease: Lease
@@ -506,7 +506,7 @@ class Placement:
 
     def core_threads(self, lease: Lease) -> CoreThreads:
         """Threads for further cores, until the lease is over; for `StoredWeight.leased` to prepare with."""
-        return self._core_threads.lend(lease, lambda: CoreThreads(self.device))
+        return self._core_threads.acquire(lease, lambda: CoreThreads(self.device))
 
     def spare_one(self) -> bool:
         """Destroy the context that was used longest ago, unless all are in use."""
@@ -558,4 +558,4 @@ def _pointers(memories: Sequence[Memory]) -> Any:
     return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))
 
 
-__all__ = ["Placed", "Placement", "StoredWeight", "TileRow", "WeightSlice"]
+__all__ = ["KSlice", "Placed", "Placement", "StoredWeight", "TileRow"]

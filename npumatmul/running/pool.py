@@ -217,7 +217,7 @@ class ContextPool:
         return bool(going)
 
 
-class Loan(list[Memory]):
+class WorkspaceBuffers(list[Memory]):
     """Buffers that are nobody else's until their lease is over, or nobody holds it any more.
 
     Attributes
@@ -243,12 +243,12 @@ class Workspace:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._kept: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
-        #: Lent when all was cleared: freed when they come back. A callback sees to those whose loan is dropped.
+        self._buffers: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
+        #: Lent when all was cleared: freed when they come back. A callback sees to those whose buffers is dropped.
         self._retired: dict[Memory, weakref.ref[Lease]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._kept.values()))
+        return sum(map(len, self._buffers.values()))
 
     @staticmethod
     def size_for(nbytes: int) -> int:
@@ -264,7 +264,9 @@ class Workspace:
             size *= 4
         return size
 
-    def lend(self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0) -> Loan:
+    def acquire(
+        self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0
+    ) -> WorkspaceBuffers:
         """Buffers that nobody else gets.
 
         Parameters
@@ -281,7 +283,7 @@ class Workspace:
 
         Returns
         -------
-        Loan
+        WorkspaceBuffers
             A list of them.
 
         Raises
@@ -291,29 +293,29 @@ class Workspace:
         """
         self._free_retired()
         size = self.size_for(nbytes)
-        loan = Loan((), lease or Lease())
-        for memory in self._kept.get((role, domain, size), ()):
-            if len(loan) < count and is_idle(memory) and not memory.closed:
-                memory.lease = loan.lease.ref
-                loan.append(memory)
-        while len(loan) < count:
+        buffers = WorkspaceBuffers((), lease or Lease())
+        for memory in self._buffers.get((role, domain, size), ()):
+            if len(buffers) < count and is_idle(memory) and not memory.closed:
+                memory.lease = buffers.lease.ref
+                buffers.append(memory)
+        while len(buffers) < count:
             memory = self._session.allocate(size, domain)  # idle buffers may have to go for it
-            memory.lease = loan.lease.ref
-            self._kept.setdefault((role, domain, size), []).append(memory)
-            loan.append(memory)
-        return loan
+            memory.lease = buffers.lease.ref
+            self._buffers.setdefault((role, domain, size), []).append(memory)
+            buffers.append(memory)
+        return buffers
 
-    def lend_again(self, loan: Loan, lease: Lease) -> bool:
+    def reacquire(self, buffers: WorkspaceBuffers, lease: Lease) -> bool:
         """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
         retired = self._retired
-        for memory in loan:  # every product comes here: no calls that can be spared
+        for memory in buffers:  # every product comes here: no calls that can be spared
             ref = memory.lease
             held = None if ref is None else ref()
             if (held is not None and not held.over) or memory.closed or (retired and memory in retired):
                 return False  # retired ones are going to be freed
-        loan.lease = lease
+        buffers.lease = lease
         ref = lease.ref
-        for memory in loan:
+        for memory in buffers:
             memory.lease = ref
         return True
 
@@ -323,14 +325,14 @@ class Workspace:
         Those of one IOMMU domain, or all.
         """
         freed = False
-        for key, kept in [each for each in self._kept.items() if domain in (None, each[0][1])]:
+        for key, kept in [each for each in self._buffers.items() if domain in (None, each[0][1])]:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed
                     self._session.release(memory)
                 else:
                     self._retire(memory)
-            del self._kept[key]
+            del self._buffers[key]
         self._free_retired()
         return freed
 

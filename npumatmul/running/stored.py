@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.arenas import Slice
+from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Turn
 from npumatmul.device.session import NO_ROOM, Memory
@@ -23,7 +23,7 @@ from npumatmul.planning.product import Span, WeightPlan
 _Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
 
-__all__ = ["StoredWeight", "TileRow", "WeightSlice"]
+__all__ = ["KSlice", "StoredWeight", "TileRow"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class TileRow:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightSlice:
+class KSlice:
     """One pass A[:, k] @ B of a matmul.
 
     The result is, with q the quantized values and z zero points, ::
@@ -100,7 +100,7 @@ class StoredWeight:
     device : Device
     plan : WeightPlan
         How K and N are cut; each row of tiles has one tile per span of N.
-    slices : tuple of WeightSlice
+    slices : tuple of KSlice
         What a matmul runs through, in this order.
     common_scale : bool
         Whether all slices have the same column_scale.
@@ -108,7 +108,7 @@ class StoredWeight:
         Bytes of NPU memory.
     domain : int
         IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
-    tiles : tuple of Slice
+    tiles : tuple of ArenaBlock
         Its memory: row of tiles by row of tiles, each from the first columns on.
 
     Raises
@@ -117,7 +117,7 @@ class StoredWeight:
         If slices, tiles and plan do not fit together.
     """
 
-    def __init__(self, device: Device, plan: WeightPlan, tiles: list[Slice], slices: Sequence[WeightSlice]) -> None:
+    def __init__(self, device: Device, plan: WeightPlan, tiles: list[ArenaBlock], slices: Sequence[KSlice]) -> None:
         self.device = device
         self.plan = plan
         self.slices = tuple(_checked(each, plan, len(tiles) // len(plan.n_spans)) for each in slices)
@@ -262,7 +262,7 @@ class StoredWeight:
                 self.device.collect()
 
 
-def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightSlice:
+def _checked(each: KSlice, plan: WeightPlan, rows_of_tiles: int) -> KSlice:
     """The slice, with arrays as the executor reads them."""
     if not 0 <= each.tiles < rows_of_tiles or each.part not in (0, 1, 2):
         raise ValueError(f"slice {each}: there are {rows_of_tiles} rows of tiles, and parts 0, 1 and 2")
@@ -280,7 +280,7 @@ def _checked(each: WeightSlice, plan: WeightPlan, rows_of_tiles: int) -> WeightS
     ):
         raise ValueError(f"slice {k}: its group {group} does not hold it")
     scale, zero, sums = arrays
-    return WeightSlice(k, each.part, each.tiles, scale, zero, sums, group)
+    return KSlice(k, each.part, each.tiles, scale, zero, sums, group)
 
 
 def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:

@@ -13,12 +13,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from npumatmul.chips.layout import round_up
 from npumatmul.device.buffer import PAGE, Buffer
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
 from npumatmul.ops.array.pending import Pending
-from npumatmul.running.deferred import Kept
+from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.direct import padded_rows
 
 __all__ = ["NpuArray", "asarray", "empty", "room_for", "unread", "zeros"]
@@ -158,11 +159,11 @@ class NpuArray(NDArrayOperatorsMixin):
         return self._memory.nbytes
 
     @property
-    def kept(self) -> Kept | None:
+    def deferred(self) -> DeferredResult | None:
         """Of a result that nobody read yet, and all of it: what its values are made of, as rows."""
-        kept = None if isinstance(self._memory, Buffer) else self._memory.kept
-        whole = kept is not None and self.size == math.prod(kept.shape) and self.contiguous
-        return kept if whole else None
+        deferred = None if isinstance(self._memory, Buffer) else self._memory.deferred
+        whole = deferred is not None and self.size == math.prod(deferred.shape) and self.contiguous
+        return deferred if whole else None
 
     @property
     def closed(self) -> bool:
@@ -432,10 +433,10 @@ def empty(
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 
-def unread(kept: Kept, shape: tuple[int, ...], device: Device) -> NpuArray:
-    """An array of a result that was kept, of the same elements in another shape; nothing is read yet."""
-    dtype = kept.dtype  # nothing but the state may refer to what was kept
-    pending = Pending(device, kept, lambda: room_for(shape, dtype, device))
+def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> NpuArray:
+    """An array of a result that was deferred, of the same elements in another shape; nothing is read yet."""
+    dtype = deferred.dtype  # nothing but the state may refer to what was kept
+    pending = Pending(device, deferred, lambda: room_for(shape, dtype, device))
     return NpuArray(device, pending, shape, dtype, extent=math.prod(shape) * dtype.itemsize)
 
 

@@ -10,7 +10,7 @@ from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.ops.array.memory import ArrayMemory
-from npumatmul.running.deferred import Kept
+from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Pending"]
 
@@ -29,10 +29,10 @@ class Pending:
     device : Device
     """
 
-    def __init__(self, device: Device, kept: Kept, room: Callable[[], int]) -> None:
+    def __init__(self, device: Device, deferred: DeferredResult, room: Callable[[], int]) -> None:
         self.device = device
         self._room = room
-        self._state: Kept | Buffer | None = kept  # None: closed before it became a buffer
+        self._state: DeferredResult | Buffer | None = deferred  # None: closed before it became a buffer
         device.attached(Unread, Unread).add(self)
 
     @property
@@ -41,10 +41,10 @@ class Pending:
         return self._room()
 
     @property
-    def kept(self) -> Kept | None:
+    def deferred(self) -> DeferredResult | None:
         """What the values can be made of, as long as nobody read them: then they may be changed."""
         state = self._state
-        return state if isinstance(state, Kept) else None
+        return state if isinstance(state, DeferredResult) else None
 
     @property
     def buffer(self) -> Buffer:
@@ -124,10 +124,10 @@ class Unread:
         with self._lock:
             self._results.append(weakref.ref(result))
             living = [pending for pending in (ref() for ref in self._results) if pending is not None]
-            held = [(pending, kept) for pending in living if (kept := pending.kept) is not None]
+            held = [(pending, deferred) for pending in living if (deferred := pending.deferred) is not None]
             self._results = [weakref.ref(pending) for pending, _ in held]
-        buffers, nbytes = sum(kept.buffers for _, kept in held), sum(kept.nbytes for _, kept in held)
-        for pending, kept in held[:-1]:
+        buffers, nbytes = sum(deferred.buffers for _, deferred in held), sum(deferred.nbytes for _, deferred in held)
+        for pending, deferred in held[:-1]:
             if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
                 break
             try:
@@ -135,7 +135,7 @@ class Unread:
                     pending.read_now()
             except (NpuMemoryError, ClosedError) as error:
                 logger.info("a result stays in C: %s", error)
-            buffers, nbytes = buffers - kept.buffers, nbytes - kept.nbytes
+            buffers, nbytes = buffers - deferred.buffers, nbytes - deferred.nbytes
 
     def close(self) -> None:
         """Nothing to do: nobody can read them any more."""

@@ -18,7 +18,7 @@ from npumatmul.planning.product import Span, WeightPlan
 from npumatmul.quant.params import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
-from npumatmul.running.stored import TileRow, WeightSlice
+from npumatmul.running.stored import KSlice, TileRow
 
 __all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles"]
 
@@ -31,12 +31,12 @@ class Laid:
     ----------
     plan : WeightPlan
     rows : tuple of TileRow
-    slices : tuple of WeightSlice
+    slices : tuple of KSlice
     """
 
     plan: WeightPlan
     rows: tuple[TileRow, ...]
-    slices: tuple[WeightSlice, ...]
+    slices: tuple[KSlice, ...]
 
 
 def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeVersion) -> Laid:
@@ -58,7 +58,7 @@ def float_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: Runtime
             scale, column_scale = powers, np.reciprocal(powers)
     spans = plan.k_spans
     rows = [TileRow(s, weight[:, s.start : s.start + s.length], conversion, scale) for s in spans]
-    slices = [WeightSlice(span, tiles=i, column_scale=column_scale) for i, span in enumerate(spans)]
+    slices = [KSlice(span, tiles=i, column_scale=column_scale) for i, span in enumerate(spans)]
     return Laid(plan, tuple(rows), tuple(slices))
 
 
@@ -78,13 +78,13 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
     powers = kernels.power_of_two_scales(weight, high=True)
     column_scale = np.reciprocal(powers)
     rows: list[TileRow] = []
-    slices: list[WeightSlice] = []
+    slices: list[KSlice] = []
     for span in plan.k_spans:
         values = weight[:, span.start : span.start + span.length]
         high, low = len(rows), len(rows) + 1
         rows += [TileRow(span, values, c, powers) for c in (Conversion.F32_TO_F16_HIGH, Conversion.F32_TO_F16_LOW)]
         # Of the smallest products first; both parts of the weight that meet the high part share one image of it.
-        slices += [WeightSlice(span, part, tiles, column_scale) for part, tiles in ((2, high), (1, low), (1, high))]
+        slices += [KSlice(span, part, tiles, column_scale) for part, tiles in ((2, high), (1, low), (1, high))]
     return Laid(plan, tuple(rows), tuple(slices))
 
 
@@ -122,7 +122,7 @@ def integer_tiles(
             sums = (values.sum(axis=1, dtype=np.int64) - span.length * zero.astype(np.int64)).astype(np.int32)
         rows.append(TileRow(span, values, route.weight))
         slices.append(
-            WeightSlice(
+            KSlice(
                 span,
                 tiles=index,
                 column_scale=None if route.scheme.integers else scale,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import NotFiniteError
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import Epilogue
@@ -26,10 +27,10 @@ from npumatmul.quant.schemes import SCHEMES, Scheme, cast_advice, named, scheme_
 from npumatmul.quant.transforms import kernel_of
 from npumatmul.quant.weight_scales import round_weight
 from npumatmul.running.autotune import tuning_cache
-from npumatmul.running.deferred import Kept
+from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.placement import Placement, StoredWeight
 
-__all__ = ["PackedWeight", "finish_rows", "keep_rows", "multiply_rows", "native_order", "pack", "takes_kept"]
+__all__ = ["PackedWeight", "defer_rows", "finish_rows", "multiply_rows", "native_order", "pack", "takes_deferred"]
 
 logger = logging.getLogger(__name__)
 
@@ -297,14 +298,17 @@ def _stored(
 
 
 def multiply_rows(
-    a: NDArray[Any] | Kept, packed: PackedWeight, out: NDArray[Any] | None = None, epilogue: Epilogue | None = None
+    a: NDArray[Any] | DeferredResult,
+    packed: PackedWeight,
+    out: NDArray[Any] | None = None,
+    epilogue: Epilogue | None = None,
 ) -> NDArray[Any]:
     """Multiply a matrix with a packed weight.
 
     Parameters
     ----------
-    a : ndarray, shape (M, K), or Kept
-        A kept one only where `takes_kept` says so.
+    a : ndarray, shape (M, K), or DeferredResult
+        A kept one only where `takes_deferred` says so.
     packed : PackedWeight
     out : ndarray, shape (M, N), optional
         Its rows contiguous: of ``packed.scheme.result``, or float where the scheme's result or the epilogue is. It
@@ -324,7 +328,7 @@ def multiply_rows(
     """
     scheme = packed.scheme
     unsigned = False
-    if not isinstance(a, Kept):
+    if not isinstance(a, DeferredResult):
         a = native_order(a)
         unsigned = a.dtype == np.uint8 and packed.column_sums is not None
         if unsigned:
@@ -348,14 +352,14 @@ def _with_zero(activation: Activation, zero: int) -> Activation:
     return replace(activation, static_zero=zero)
 
 
-def keep_rows(
-    a: NDArray[Any] | Kept, packed: PackedWeight, dtype: np.dtype[Any], epilogue: Epilogue | None = None
-) -> Kept | None:
+def defer_rows(
+    a: NDArray[Any] | DeferredResult, packed: PackedWeight, dtype: np.dtype[Any], epilogue: Epilogue | None = None
+) -> DeferredResult | None:
     """As `multiply_rows`, but the result stays where the NPU leaves it, until it is read or multiplied further.
 
     Parameters
     ----------
-    a : ndarray, shape (M, K), or Kept
+    a : ndarray, shape (M, K), or DeferredResult
     packed : PackedWeight
     dtype : numpy.dtype
         Of the result.
@@ -363,7 +367,7 @@ def keep_rows(
 
     Returns
     -------
-    Kept or None
+    DeferredResult or None
         None, and nothing happened, where the result has to be stored at once: an operand is uint8, the epilogue reads
         matrices that could change until then, sums are int32, which no product reads, or there is no room for it.
     """
@@ -371,22 +375,22 @@ def keep_rows(
     unsigned = packed.zero_point != 0 or a.dtype == np.uint8
     if packed.stored is None or a.shape[0] == 0 or reads or unsigned or dtype == np.int32:
         return None
-    rows, given = _rows(a if isinstance(a, Kept) else native_order(a), packed)
-    return Placement.of(packed.device).keep(rows, packed.stored, given, dtype, epilogue, _result_scale(packed.scheme))
+    rows, given = _rows(a if isinstance(a, DeferredResult) else native_order(a), packed)
+    return Placement.of(packed.device).defer(rows, packed.stored, given, dtype, epilogue, _result_scale(packed.scheme))
 
 
-def takes_kept(packed: PackedWeight, dtype: np.dtype[Any]) -> bool:
+def takes_deferred(packed: PackedWeight, dtype: np.dtype[Any]) -> bool:
     """Whether a weight takes rows of a dtype as they stand in C: nothing is to be done to them but by the executor."""
     given = packed.activations.get(dtype)
     transformed = packed.input_transform is None or (given is not None and given.transform is not None)
     return packed.stored is not None and given is not None and packed.zero_point == 0 and transformed
 
 
-def _rows(a: NDArray[Any] | Kept, packed: PackedWeight) -> tuple[NDArray[Any] | Kept, Activation]:
+def _rows(a: NDArray[Any] | DeferredResult, packed: PackedWeight) -> tuple[NDArray[Any] | DeferredResult, Activation]:
     """The rows as the executor reads them, and what becomes of them."""
     check_activation(a.dtype, packed.scheme, f"b is packed as {packed.scheme.name!r}")
     given = packed.activations[a.dtype]
-    if isinstance(a, Kept):
+    if isinstance(a, DeferredResult):
         return a, given
     if packed.input_transform is not None:
         if a.dtype == np.int8:

@@ -21,7 +21,7 @@ from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
 from npumatmul.planning.weight import largest_rows
 from npumatmul.running.placement import Placement
-from npumatmul.running.stored import StoredWeight, WeightSlice
+from npumatmul.running.stored import KSlice, StoredWeight
 
 __all__ = [
     "FORMAT",
@@ -222,9 +222,7 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     return replace(made, k_spans=k_spans, n_spans=n_spans, m_max=m_max, buckets=buckets, cores=cores)
 
 
-def slices_of(
-    reader: Reader, n: int, k_spans: Sequence[Span], array: Callable[[str], NDArray[Any]]
-) -> list[WeightSlice]:
+def slices_of(reader: Reader, n: int, k_spans: Sequence[Span], array: Callable[[str], NDArray[Any]]) -> list[KSlice]:
     """The slices of K that a description has, with their arrays."""
     k = k_spans[-1].start + k_spans[-1].length
     sums = reader.get("array_checksums")
@@ -258,14 +256,14 @@ def slices_of(
             group = each.span(each.content["group"], "group")
             if not group.start <= span.start <= span.start + span.length <= group.start + group.length <= k:
                 raise reader.wrong(f"the group from {group.start} does not hold the slice of K from {span.start}")
-        slices.append(WeightSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays, group=group))
+        slices.append(KSlice(span, each.integer("part", 0, 2), each.integer("tiles", 0), **arrays, group=group))
     covered = {each.k_span for each in slices}
     if covered != set(k_spans):
         raise reader.wrong("its slices do not cover K")
     return slices
 
 
-def tile_rows_of(reader: Reader, slices: Sequence[WeightSlice]) -> list[Span]:
+def tile_rows_of(reader: Reader, slices: Sequence[KSlice]) -> list[Span]:
     """The range of K of each row of tiles."""
     spans: dict[int, Span] = {}
     for each in slices:

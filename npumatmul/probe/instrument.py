@@ -29,7 +29,7 @@ from npumatmul.rknn import (
     RuntimeVersion,
 )
 
-__all__ = ["Bench", "Context", "Matrix", "decode", "encode", "from_groups", "to_groups", "to_tiles"]
+__all__ = ["Context", "Instrument", "Matrix", "decode", "encode", "from_groups", "to_groups", "to_tiles"]
 
 Matrix = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -100,20 +100,22 @@ def to_tiles(b: Matrix, tile: tuple[int, int]) -> Matrix:
 
 
 class Context:
-    """A matmul context with a buffer for each of A, B and C. Made by `Bench.context`."""
+    """A matmul context with a buffer for each of A, B and C. Made by `Instrument.context`."""
 
-    def __init__(self, bench: Bench, handle: int, io_attr: MatmulIoAttr, info: MatmulInfo, mm_type: MatmulType) -> None:
-        self.bench, self.handle, self.io_attr, self.mm_type = bench, handle, io_attr, mm_type
+    def __init__(
+        self, instrument: Instrument, handle: int, io_attr: MatmulIoAttr, info: MatmulInfo, mm_type: MatmulType
+    ) -> None:
+        self.instrument, self.handle, self.io_attr, self.mm_type = instrument, handle, io_attr, mm_type
         self.m, self.k, self.n = info.M, info.K, info.N
         self.b_layout, self.ac_layout = MatmulLayout(info.B_layout), MatmulLayout(info.AC_layout)
-        self.row = bench.table.types[mm_type]
+        self.row = instrument.table.types[mm_type]
         self.memories: dict[str, Any] = {}
         self.shapes: list[tuple[int, int, int]] = []
         self.io_attrs: list[MatmulIoAttr] = []
 
     def choose(self, index: int) -> None:
         """Choose one of the shapes of a dynamic context."""
-        self.bench.runtime.matmul_set_dynamic_shape(self.handle, self.shapes[index])
+        self.instrument.runtime.matmul_set_dynamic_shape(self.handle, self.shapes[index])
         self.m, self.k, self.n = self.shapes[index]
         self.io_attr = self.io_attrs[index]
 
@@ -124,7 +126,7 @@ class Context:
 
     def allocate(self, name: str, nbytes: int | None = None) -> Any:
         """Give A, B or C a buffer of its own; by default of the attribute's size."""
-        self.memories[name] = self.bench.runtime.create_mem(self.handle, nbytes or self.attr(name).size)
+        self.memories[name] = self.instrument.runtime.create_mem(self.handle, nbytes or self.attr(name).size)
         return self.memories[name]
 
     def allocate_all(self) -> None:
@@ -139,7 +141,7 @@ class Context:
     @property
     def row_step(self) -> int:
         """What rows of native A and C may be rounded up to."""
-        return self.bench.table.row_multiple.value
+        return self.instrument.table.row_multiple.value
 
     def view(self, name: str) -> Bytes:
         """The CPU's view of a buffer."""
@@ -152,22 +154,22 @@ class Context:
             raise ValueError(f"{name}: {data.nbytes} bytes for a buffer of {view.nbytes}")
         view[: data.nbytes] = data
         if sync:
-            self.bench.sync(self.handle, self.memories[name], MemSyncMode.TO_DEVICE)
+            self.instrument.sync(self.handle, self.memories[name], MemSyncMode.TO_DEVICE)
 
     def bind(self, names: str = "ABC") -> None:
         """Set the buffers of these matrices."""
         for name in names:
-            self.bench.runtime.matmul_set_io_mem(self.handle, self.memories[name], self.attr(name))
+            self.instrument.runtime.matmul_set_io_mem(self.handle, self.memories[name], self.attr(name))
 
     def run(self) -> None:
         """Run."""
-        self.bench.runtime.matmul_run(self.handle)
+        self.instrument.runtime.matmul_run(self.handle)
 
     def packed_a(self, a: Matrix, rows: int | None = None) -> Bytes:
         """A in the context's layout; `rows` strides a native one."""
         group = self.row.a_group.value
         values = to_groups(a, group, rows) if self.ac_layout == NATIVE and group else a
-        return self.bench.encode(values, self.mm_type.a)
+        return self.instrument.encode(values, self.mm_type.a)
 
     def packed_b(self, b: Matrix, tile: tuple[int, int] | None = None) -> Bytes:
         """B in the context's layout; `tile` is another than the documented one."""
@@ -176,13 +178,13 @@ class Context:
             if tile is None:  # not documented: what the runtime says
                 dims = self.attr("B").shape
                 tile = (dims[2], dims[3])
-            return self.bench.encode(to_tiles(b, tile), self.mm_type.b)
-        return self.bench.encode(b.T if self.b_layout == TRANSPOSED else b, self.mm_type.b)
+            return self.instrument.encode(to_tiles(b, tile), self.mm_type.b)
+        return self.instrument.encode(b.T if self.b_layout == TRANSPOSED else b, self.mm_type.b)
 
     def result(self, sync: bool = True, rows: int | None = None) -> Matrix:
         """C as (M, N)."""
         if sync:
-            self.bench.sync(self.handle, self.memories["C"], MemSyncMode.FROM_DEVICE)
+            self.instrument.sync(self.handle, self.memories["C"], MemSyncMode.FROM_DEVICE)
         values = decode(self.view("C"), self.mm_type.c)
         group = self.row.c_group.value
         if self.ac_layout == NATIVE and group:
@@ -203,14 +205,14 @@ class Context:
         """Give quantization parameters."""
         floats = (C.c_float * len(scales))(*scales)
         zeros = (C.c_int32 * len(scales))(*(zero_points or [0] * len(scales)))
-        self.bench.runtime.matmul_set_quant_params(
+        self.instrument.runtime.matmul_set_quant_params(
             self.handle, QuantParams(name.encode(), floats, len(scales), zeros, len(scales))
         )
 
     def free(self) -> None:
         """Give the buffers back."""
         for memory in self.memories.values():
-            self.bench.runtime.destroy_mem(self.handle, memory)
+            self.instrument.runtime.destroy_mem(self.handle, memory)
         self.memories.clear()
 
 
@@ -221,7 +223,7 @@ def view_of(memory: Any) -> Bytes:
     return np.frombuffer((C.c_uint8 * content.size).from_address(address), np.uint8)
 
 
-class Bench:
+class Instrument:
     """What a question's function is given.
 
     Attributes
