@@ -142,7 +142,7 @@ class BoundProgram:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
         placement, struct = self._placement, self._struct
         self._buffers = ()  # until the struct refers to others, for an interrupt may come before
-        self._executor = placement.executors.lend(lease, Executor)
+        self._executor = placement.executors.acquire(lease, Executor)
         a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
         c = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
         struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)

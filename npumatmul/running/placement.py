@@ -60,7 +60,7 @@ class Placement:
         device = self._device()
         if device is None:
             raise ClosedError("the device is gone")
-        return self._core_threads.lend(lease, lambda: CoreThreads(device))
+        return self._core_threads.acquire(lease, lambda: CoreThreads(device))
 
     def spare_one(self) -> bool:
         """Destroy the context that was used longest ago, unless all are in use."""
