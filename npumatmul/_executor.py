@@ -212,7 +212,7 @@ class Term(C.Structure):
 
 
 class KeptStruct(C.Structure):
-    """`npumm_kept`: a result that is not stored."""
+    """`npumm_deferred`: a result that is not stored."""
 
     _fields_ = (
         ("rows", C.c_int64),
@@ -245,10 +245,12 @@ class Call(C.Structure):
         ("a", C.c_void_p),
         ("a_row_stride", C.c_int64),
         ("a_col_stride", C.c_int64),
-        ("source", C.POINTER(KeptStruct)),
-        ("keep", C.POINTER(KeptStruct)),
+        ("a_deferred", C.POINTER(KeptStruct)),
+        ("a_bound", C.POINTER(C.POINTER(TensorMem))),
         ("out", C.c_void_p),
         ("out_row_stride", C.c_int64),
+        ("out_deferred", C.POINTER(KeptStruct)),
+        ("out_bound", C.c_void_p),
         ("out_type", C.c_int),
         ("out_is_read", C.c_int32),
         ("epilogue", C.POINTER(EpilogueStruct)),
@@ -333,8 +335,8 @@ def store_kept(kept: KeptStruct, address: int, row_stride: int) -> None:
     row_stride : int
         In bytes.
     """
-    code = _library().npumm_kept_store(kept, 0, kept.rows, address, row_stride)
-    assert code == 0, f"npumm_kept_store: code {code}"
+    code = _library().npumm_deferred_store(kept, 0, kept.rows, address, row_stride)
+    assert code == 0, f"npumm_deferred_store: code {code}"
 
 
 @lru_cache(maxsize=1)
@@ -346,8 +348,8 @@ def _library() -> Any:
     library.npumm_executor_destroy.argtypes = (C.c_void_p,)
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
-    library.npumm_kept_store.restype = C.c_int
-    library.npumm_kept_store.argtypes = (C.POINTER(KeptStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
+    library.npumm_deferred_store.restype = C.c_int
+    library.npumm_deferred_store.argtypes = (C.POINTER(KeptStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
 
 

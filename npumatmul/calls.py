@@ -109,7 +109,7 @@ def prepared(
         element = weight.fitting[asked] = _fitted(weight, *asked)
     call = _executor.Call(out_type=element)
     if isinstance(a, Kept):
-        call.source = C.pointer(a.struct)
+        call.a_deferred = C.pointer(a.struct)
     else:
         call.a, (call.a_row_stride, call.a_col_stride) = a.ctypes.data, a.strides
     return call, a

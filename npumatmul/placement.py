@@ -417,12 +417,12 @@ class Placement:
         lease: Lease,
     ) -> Placed:
         """All that a product needs, leased."""
-        chained = keeping is not None or bool(call.source)
+        chained = False
         placed = self._placed(m, weight, activation, scales, chained, lease)
         placed.executor = self._executors.lend(lease, _executor.Executor)
         self._lend(placed, lease)
         if keeping is not None:
-            call.keep = keeping.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
+            call.out_deferred = keeping.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
         weight.device.weights.flush()
         return placed
 
@@ -439,7 +439,7 @@ class Placement:
             counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
             counters.mem_sync_calls += report.mem_sync_calls
             counters.macs += report.macs
-            counters.conversions += 1 if call.keep else 2  # `a`, or what was kept, into A; C into `out`
+            counters.conversions += 1 if call.out_deferred else 2  # `a`, or what was kept, into A; C into `out`
         if not code:
             return None, False
         return self._failure(report, placed, repeated), any(context.broken for context in placed.contexts)
