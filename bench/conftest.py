@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import npumatmul as npu
-from npumatmul import _kernels
 from npumatmul.bench import describe_machine
+from npumatmul.host import kernels
 
 Work = Callable[[], object]
 Beside = Callable[[str, Work, str, Work], None]
@@ -88,7 +88,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     console.print(table)
     device = npu.current_device()
     console.print(
-        f"{describe_machine(device)['cpu']}, kernels: {_kernels.instruction_set()}, {device.name} (CPU simulation: "
+        f"{describe_machine(device)['cpu']}, kernels: {kernels.instruction_set()}, {device.name} (CPU simulation: "
         f"products say nothing about the speed of a chip), Python {sys.version.split()[0]}, numpy {np.__version__}, "
         f"npumatmul {npu.__version__}"
     )

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 import npumatmul
-from npumatmul.capabilities import chip
+from npumatmul.chips import chip
+from npumatmul.chips.types import MatmulType
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
-from npumatmul.llm.evaluation import Evaluation, Window, evaluate_models
-from npumatmul.llm.loader import layer_tensors
+from npumatmul.llm.loading import layer_tensors
+from npumatmul.llm.measure.evaluation import Evaluation, Window, evaluate_models
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
@@ -42,9 +43,8 @@ from npumatmul.llm.quantize import (
     quantize_model,
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.qparams import QuantizedWeight
+from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.quant.params import QuantizedWeight
 
 sys.path.insert(0, str(Path(__file__).parent))
 from prose import prose

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from quality import CACHE, WINDOW, Calibration, Workshop, cpu, modelled, progress, spread, standard_errors, texts
 
 from npumatmul.llm import GGUFFile, GGUFTokenizer, fetch_demo_model, load_model, numpy_pack
-from npumatmul.llm.evaluation import evaluate_models
+from npumatmul.llm.measure.evaluation import evaluate_models
 from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
 
 GROUPS = (None, 192, 128, 64, 32)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import npumatmul as npu
-from npumatmul.qparams import InputTransform, QuantizedWeight
 from npumatmul.quant import Chain, Hadamard, Hessian, Scheme, gptq, round_weight, smooth
+from npumatmul.quant.params import InputTransform, QuantizedWeight
 
 WIDTHS = (576, 1536, 2048, 4096)
 #: By chip, the schemes that are measured there.

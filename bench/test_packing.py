@@ -10,9 +10,8 @@ import pytest
 from conftest import Beside
 from numpy.typing import NDArray
 
-from npumatmul import layout
-from npumatmul.capabilities import chip
-from npumatmul.mmtype import ElementType
+from npumatmul.chips import chip, layout
+from npumatmul.chips.types import ElementType
 
 K = N = 2048
 

@@ -11,13 +11,14 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors, quant
-from npumatmul.budget import MemoryStats
-from npumatmul.capabilities import capabilities
-from npumatmul.context import DynamicMatmulContext, MatmulContext
-from npumatmul.device import Device, DeviceStats, current_device, use_device
-from npumatmul.epilogue import Epilogue
-from npumatmul.memory import Buffer, TensorAttr
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips import capabilities
+from npumatmul.chips.types import MatmulType
+from npumatmul.device.budget import MemoryStats
+from npumatmul.device.buffer import Buffer, TensorAttr
+from npumatmul.device.context import DynamicMatmulContext, MatmulContext
+from npumatmul.device.current import current_device, empty_cache, memory_limit, memory_stats, use_device
+from npumatmul.device.device import Device, DeviceStats
+from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops import (
     Matmul,
     MatmulFuture,
@@ -46,9 +47,8 @@ from npumatmul.ops import (
     vecmat,
     zeros,
 )
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
-from npumatmul.resources import empty_cache, memory_limit, memory_stats
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [

@@ -46,28 +46,3 @@ def build_examples(place: Path, **environment: str) -> Path:
     done = subprocess.run(make, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return place / "examples" / "c"
-
-
-# Version of the vendor's runtime and the number that exports.c knows it by; "" is libnpumm_sim.so.
-SIMULATOR_VERSIONS = {"": 0, "1.5.2": 152, "1.6.0": 160, "2.0.0b0": 200, "2.1.0": 210, "2.3.0": 230, "2.3.2": 232}
-
-
-def compile_objects(folder: Path, sources: list[Path], *flags: str) -> list[Path]:
-    """Compile each source into an object file in `folder`."""
-    command = [compiler(), *WARNINGS, f"-I{INCLUDE}", *flags, "-c", *map(str, sources)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-    return [folder / f"{source.stem}.o" for source in sources]
-
-
-def build_simulators(folder: Path) -> Path:
-    """Build the simulator's libraries as CMakeLists.txt does: all but exports.c once, exports.c once per version."""
-    flags = ["-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
-    core = sorted(file for file in (NATIVE / "simulator").glob("*.c") if file.name != "exports.c")
-    objects = compile_objects(folder, core, *flags)
-    exports = NATIVE / "simulator" / "exports.c"
-    for version, number in SIMULATOR_VERSIONS.items():
-        name = f"libnpumm_sim_{version}.so" if version else "libnpumm_sim.so"
-        defines = [f"-DSIM_VERSION={number}", f'-DSIM_VERSION_NAME="{version}"'] if version else []
-        compile_c(folder / name, [exports, *objects], "-shared", *flags, *defines)
-    return folder

@@ -8,36 +8,36 @@ import sys
 import time
 
 from npumatmul.probe.answer import Answer, Question, question
-from npumatmul.probe.bench import Bench
+from npumatmul.probe.instrument import Instrument
 from npumatmul.probe.question import main
 
 
 @question("T1", "crash", "none")
-def crash(bench: Bench) -> Answer:
+def crash(bench: Instrument) -> Answer:
     bench.step("about to crash")
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError("still alive")
 
 
 @question("T2", "hang", "none")
-def hang(bench: Bench) -> Answer:
+def hang(bench: Instrument) -> Answer:
     bench.step("about to hang")
     time.sleep(600)
     raise AssertionError("awake again")
 
 
 @question("T3", "raise", "none")
-def fail(bench: Bench) -> Answer:
+def fail(bench: Instrument) -> Answer:
     raise ZeroDivisionError("of course")
 
 
 @question("T4", "exit", "none")
-def leave(bench: Bench) -> Answer:
+def leave(bench: Instrument) -> Answer:
     os._exit(3)
 
 
 @question("T5", "answer, then crash", "any")
-def late(bench: Bench) -> Answer:
+def late(bench: Instrument) -> Answer:
     import atexit
 
     atexit.register(os.abort)

@@ -22,10 +22,10 @@ from hypothesis.extra import numpy as hnp
 
 import npumatmul as npu
 from npumatmul import MatmulType, sim
-from npumatmul.capabilities import CHIPS
-from npumatmul.direct import padded_rows, share_rows
+from npumatmul.chips import CHIPS
 from npumatmul.errors import ClosedError, RknnTimeout
-from npumatmul.plan import plan_weight
+from npumatmul.planning.product import plan_weight
+from npumatmul.running.direct import padded_rows, share_rows
 
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4]
 
@@ -383,7 +383,7 @@ def test_plain_sums_are_written_in_place_too(device: npu.Device, dtype: Any, res
 def modelled(monkeypatch: pytest.MonkeyPatch, copying: float | None) -> None:
     """Have every product that is not made in place take so many seconds by the model; None: nobody knows."""
     plan = SimpleNamespace(modelled_seconds=copying)
-    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: plan)
+    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: plan)
 
 
 @pytest.mark.parametrize("m", [64, 100, 300, 512, 1100])
@@ -391,7 +391,7 @@ def test_cores_share_the_rows_of_a_product_in_place(
     fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
 ) -> None:
     """Weights are cut along N for the cores; in place, whole rows are what they can share."""
-    monkeypatch.setattr("npumatmul.ops.tiles.planned", functools.partial(plan_weight, n_tiles=3))
+    monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", functools.partial(plan_weight, n_tiles=3))
     modelled(monkeypatch, None)
     a, b = values((m, 576), np.float16), values((576, 1536), np.float16, 1)
     x, w = npu.asarray(a, device=fresh_device), npu.pack(b, device=fresh_device)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 import npumatmul as npu
-from npumatmul import autotune as module
-from npumatmul._executor import A_BUFFERS_MOST
-from npumatmul._kernels import Conversion
-from npumatmul.activation import Activation
-from npumatmul.autotune import Timed, Trial, autotune, plan_for, tuning_cache
-from npumatmul.capabilities import CHIPS
-from npumatmul.mmtype import MatmulType
-from npumatmul.placement import Placement, TileRow, WeightSlice
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.tuning import Machine, Tuned, TuningCache, WeightShape, cache_directory
-from npumatmul.weight_plan import WeightPlan
+from npumatmul.chips import CHIPS
+from npumatmul.chips.types import MatmulType
+from npumatmul.host.activation import Activation
+from npumatmul.host.executor import A_BUFFERS_MOST
+from npumatmul.host.kernels import Conversion
+from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, cache_directory
+from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.planning.weight import WeightPlan
+from npumatmul.running import autotune as module
+from npumatmul.running.autotune import Timed, Trial, autotune, plan_for, tuning_cache
+from npumatmul.running.placement import KSlice, Placement, TileRow
 
 INT8 = MatmulType.INT8_INT8_INT32
 KINDS = {
@@ -45,7 +45,7 @@ def check_product(device: npu.Device, plan: WeightPlan) -> None:
     a = random.integers(-3, 4, (9, plan.k)).astype(dtype)
     w = random.integers(-1, 2, (plan.n, plan.k)).astype(dtype)
     rows = [TileRow(s, w[:, s.start : s.start + s.length], conversion) for s in plan.k_spans]
-    slices = [WeightSlice(s, tiles=i) for i, s in enumerate(plan.k_spans)]
+    slices = [KSlice(s, tiles=i) for i, s in enumerate(plan.k_spans)]
     placement = Placement.of(device)
     stored = placement.store(plan, rows, slices)
     out = np.empty((9, plan.n), result)
@@ -90,7 +90,7 @@ def test_what_takes_least_is_chosen_kept_and_used_when_told(
         wrong = abs(cores - wanted) + abs(len(plan.n_spans) - 3) + plan.ac_native + (100 not in plan.buckets)
         return 1.0 + wrong + len(plan.k_spans)
 
-    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    monkeypatch.setattr(module._Candidates, "_seconds", seconds)
     weight = WeightShape(4096, 4096, INT8)
     activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
     tuning = autotune(fresh_device, weight, activation, np.dtype(np.int32), rows=(8, 100), limit=99)
@@ -118,7 +118,7 @@ def test_sharing_rows_is_chosen_kept_and_used_when_told(
         made = plan_matmul(m, stored.plan)  # type: ignore[attr-defined]
         return 1.0 if (made.cores, bool(made.range_cores)) == ((2, True) if m > 50 else (1, False)) else 2.0
 
-    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    monkeypatch.setattr(module._Candidates, "_seconds", seconds)
     weight, activation = WeightShape(512, 512, INT8), Activation(np.dtype(np.int8), Conversion.COPY_8)
     tuning = autotune(fresh_device, weight, activation, np.dtype(np.int32), rows=(8, 100))
     assert (tuning.chosen.cores, tuning.chosen.shared) == (((8, 1), (100, 2)), (100,))
@@ -157,13 +157,13 @@ def test_ways_take_turns_so_that_a_drifting_clock_favours_none(
         return way * 1.01 ** len(turns)
 
     weight, iterations = WeightShape(1024, 2048, INT8), 2  # too few rounds to drop anything
-    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    monkeypatch.setattr(module._Candidates, "_seconds", seconds)
     if room != "plenty":
         fresh_device.limit_memory(weight.k * weight.n + 8 * 2**20)
     activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
-    with caplog.at_level("INFO", "npumatmul.autotune"):
+    with caplog.at_level("INFO", "npumatmul.running.autotune"):
         tuning = autotune(
-            fresh_device, weight, activation, np.dtype(np.int32), rows=(16,), iterations=iterations, keep=False
+            fresh_device, weight, activation, np.dtype(np.int32), rows=(16,), iterations=iterations, record=False
         )
     assert ("packed for every turn" in caplog.text) == (room != "plenty")
     assert (len(tuning.plan.k_spans), len(tuning.plan.n_spans), tuning.chosen.cores) == (1, 2, ((16, 1),))
@@ -187,11 +187,11 @@ def test_what_is_hopeless_is_dropped_and_what_is_not_is_measured_to_the_end(
         way = 10.0 if len(plan.n_spans) > 1 or len(plan.k_spans) > 1 else 1.0 + 0.01 * plan.ac_native
         return float(way * noise.uniform(0.9, 1.1))
 
-    monkeypatch.setattr(module._Bench, "_seconds", seconds)
+    monkeypatch.setattr(module._Candidates, "_seconds", seconds)
     activation = Activation(np.dtype(np.int8), Conversion.COPY_8)
     weight, rounds = WeightShape(2048, 2048, INT8), 25
     tuning = autotune(
-        fresh_device, weight, activation, np.dtype(np.int32), rows=(1,), iterations=rounds, limit=99, keep=False
+        fresh_device, weight, activation, np.dtype(np.int32), rows=(1,), iterations=rounds, limit=99, record=False
     )
     for trial in tuning.trials:
         hopeless = len(trial.plan.n_spans) > 1 or len(trial.plan.k_spans) > 1
@@ -225,8 +225,8 @@ def test_the_cache_is_where_the_system_wants_it(cache: Path, monkeypatch: pytest
 def test_choices_are_kept_beside_each_other(cache: Path) -> None:
     first, second = TuningCache(MACHINE), TuningCache(MACHINE)
     assert first.find(SHAPE) is None
-    second.keep(SHAPE, CHOICE)
-    first.keep(replace(SHAPE, k=128), replace(CHOICE, n_tiles=3))
+    second.record(SHAPE, CHOICE)
+    first.record(replace(SHAPE, k=128), replace(CHOICE, n_tiles=3))
     fresh = TuningCache(MACHINE)
     assert fresh.find(SHAPE) == CHOICE, "what another process kept meanwhile stays"
     assert fresh.find(replace(SHAPE, k=128)) == replace(CHOICE, n_tiles=3)
@@ -235,14 +235,14 @@ def test_choices_are_kept_beside_each_other(cache: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    TuningCache(MACHINE).keep(SHAPE, CHOICE)
+    TuningCache(MACHINE).record(SHAPE, CHOICE)
 
     def failing(*_: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="disk is full"):
-        TuningCache(MACHINE).keep(SHAPE, replace(CHOICE, n_tiles=7))
+        TuningCache(MACHINE).record(SHAPE, replace(CHOICE, n_tiles=7))
     assert TuningCache(MACHINE).find(SHAPE) == CHOICE
     assert [each.name for each in cache.iterdir()] == [MACHINE.file_name]
 
@@ -261,7 +261,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(cache: Path, monkeypat
 )
 def test_what_another_machine_measured_is_never_used(other: Machine) -> None:
     theirs, ours = TuningCache(other), TuningCache(MACHINE)
-    theirs.keep(SHAPE, CHOICE)
+    theirs.record(SHAPE, CHOICE)
     assert ours.path != theirs.path
     assert ours.find(SHAPE) is None
     ours.path.write_bytes(theirs.path.read_bytes())  # even if somebody renames it
@@ -296,20 +296,20 @@ def _damaged(text: str) -> dict[str, str | bytes]:
 @pytest.mark.parametrize("damage", list(_damaged(json.dumps({"entries": {str(SHAPE): {}}}))))
 def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(damage: str) -> None:
     cache = TuningCache(MACHINE)
-    cache.keep(SHAPE, CHOICE)
+    cache.record(SHAPE, CHOICE)
     text = _damaged(cache.path.read_text())[damage]
     cache.path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.warns(RuntimeWarning, match=rf"{cache.path.name} is ignored"):
         assert TuningCache(MACHINE).find(SHAPE) is None
     with pytest.warns(RuntimeWarning, match="is ignored"):
-        TuningCache(MACHINE).keep(SHAPE, CHOICE)
+        TuningCache(MACHINE).record(SHAPE, CHOICE)
     assert TuningCache(MACHINE).find(SHAPE) == CHOICE
 
 
 def test_a_choice_that_does_not_fit_any_more_is_ignored(fresh_device: npu.Device) -> None:
     weight = WeightShape(64, 96, INT8)
     for wrong in (replace(CHOICE, buckets=(3,)), replace(CHOICE, buckets=(100_000,))):
-        tuning_cache(fresh_device).keep(weight, wrong)
+        tuning_cache(fresh_device).record(weight, wrong)
         with pytest.warns(RuntimeWarning, match="choice for 64x96.*is ignored: .*buckets"):
             assert plan_for(fresh_device, weight).measured_cores == ()
 

@@ -17,7 +17,7 @@ import npumatmul as npu
 from npumatmul.bench import Case, Step, as_csv, as_json, cases_from, describe_machine, measure, parse_shapes
 from npumatmul.bench.cases import LLM_LAYERS, SQUARES, TYPES
 from npumatmul.bench.roofline import save_roofline
-from npumatmul.capabilities import CHIPS, NEWEST_RUNTIME
+from npumatmul.chips import CHIPS, NEWEST_RUNTIME
 
 
 @pytest.mark.parametrize("layout", ["native", "normal"])

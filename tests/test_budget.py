@@ -12,7 +12,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import sim
-from npumatmul.capabilities import CHIPS
+from npumatmul.chips import CHIPS
 from npumatmul.errors import NpuMemoryError, RknnError
 
 MIB = 2**20

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npumatmul
-from npumatmul.capabilities import (
+from npumatmul.chips import (
     CHIPS,
     NEWEST_RUNTIME,
     Cell,
@@ -25,11 +25,11 @@ from npumatmul.capabilities import (
     find_probe_results,
     load_probe_results,
 )
-from npumatmul.capabilities.chips import Chip
-from npumatmul.capabilities.table import build
+from npumatmul.chips.limits import Chip
+from npumatmul.chips.table import build
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import plan_weight
+from npumatmul.planning.product import plan_weight
 from npumatmul.rknn import RuntimeVersion
 
 T = MatmulType

@@ -26,9 +26,9 @@ from interrupts import interrupted_at
 import npumatmul as npu
 from npumatmul import quant, sim
 from npumatmul.errors import ClosedError, NotFiniteError, NpuMemoryError, RknnTimeout
-from npumatmul.ops import array_pending
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.ops.array import pending as array_pending
+from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 
 RNG = np.random.default_rng(5)
@@ -52,7 +52,7 @@ def in_tiles(monkeypatch: pytest.MonkeyPatch, **how: int) -> None:
         parts = max(k_parts, how["k_parts"])
         return plan_weight(k, n, mm_type, chip, runtime, parts, n_tiles=how["n_tiles"], **others)
 
-    monkeypatch.setattr("npumatmul.ops.tiles.planned", planned)
+    monkeypatch.setattr("npumatmul.ops.packed.tiles.planned", planned)
 
 
 Layer = tuple[npu.PackedWeight, dict[str, Any]]
@@ -222,7 +222,7 @@ def test_two_products_of_one_result_take_it_each(device: npu.Device) -> None:
     before = device.stats().conversions
     results = [x @ weight for weight in (up, gate, down)]
     assert device.stats().conversions == before + 3
-    assert x.kept is not None
+    assert x.deferred is not None
     for result, weight in zip(results, (up, gate, down), strict=True):
         np.testing.assert_array_equal(result.numpy(), plain @ weight)
     assert expected.shape == results[0].shape
@@ -255,12 +255,12 @@ READERS: dict[str, Callable[[npu.NpuArray], Any]] = {
 def test_everybody_who_reads_sees_the_values(device: npu.Device, reader: str) -> None:
     a, (w, _) = floats(37, 64), layer("w8a8", 64, 96)
     eager, kept = npu.asarray(npu.matmul(a, w)), npu.asarray(a) @ w
-    assert kept.kept is not None
+    assert kept.deferred is not None
     read = READERS[reader]
     expected, got = read(eager), read(kept)
     assert type(got) is type(expected)
     np.testing.assert_array_equal(got, expected)
-    assert kept.kept is None
+    assert kept.deferred is None
     before = device.stats().conversions
     np.testing.assert_array_equal(kept.numpy(), eager.numpy())
     assert device.stats().conversions == before
@@ -273,9 +273,9 @@ def test_views_share_the_memory_that_comes_later(device: npu.Device) -> None:
     before = device.stats().conversions
     flat, part, turned = x.reshape(-1, 96), x[1:3, ::2], x.T
     assert device.stats().conversions == before
-    assert flat.kept is x.kept is not None
-    assert part.kept is None
-    assert turned.kept is None
+    assert flat.deferred is x.deferred is not None
+    assert part.deferred is None
+    assert turned.deferred is None
     assert (flat.shape, part.shape, turned.shape) == ((36, 96), (2, 5, 96), (96, 9, 4))
     part.numpy()[...] = 7
     assert (x.numpy()[1:3, ::2] == 7).all()
@@ -327,7 +327,7 @@ def test_plain_right_operands_and_given_places(device: npu.Device) -> None:
         assert npu.matmul(x, b, out=place) is place
         assert device.stats().conversions == before + 2  # into A, and from C into `out`
         np.testing.assert_array_equal(np.asarray(place), expected)
-    assert x.kept is not None
+    assert x.deferred is not None
     stack = floats(3, 96, 8, seed=5)
     np.testing.assert_array_equal((x @ stack).numpy(), npu.matmul(a @ w, stack))
 
@@ -402,11 +402,11 @@ def test_relatives_of_matmul_chain_too(device: npu.Device, product: Callable[[An
     before = device.stats().conversions
     halfway = product(x, b)
     assert device.stats().conversions == before + 1
-    assert halfway.kept is not None
+    assert halfway.deferred is not None
     result = product(halfway, c)
     assert device.stats().conversions == before + 2
     np.testing.assert_array_equal(result.numpy(), expected)
-    assert halfway.kept is not None
+    assert halfway.deferred is not None
 
 
 def test_einsum_of_three_operands_is_a_chain(device: npu.Device) -> None:
@@ -426,7 +426,7 @@ def test_matmul_objects_look_at_the_operand_when_they_execute(device: npu.Device
     x = npu.asarray(a) @ w
     with npu.Matmul(x, b) as product:
         np.testing.assert_array_equal(product.execute().numpy(), a @ w @ b)
-        assert x.kept is not None
+        assert x.deferred is not None
         x.numpy()[...] = 3
         np.testing.assert_array_equal(product.execute().numpy(), np.full((5, 96), 3, np.float32) @ b)
         future = product.submit()
@@ -470,7 +470,7 @@ def test_a_row_that_is_not_finite_is_named(device: npu.Device) -> None:
         w = layer(kind, 64, 700)[0]
         with pytest.raises(NotFiniteError, match="row 613 "):
             x @ w
-    assert x.kept is not None
+    assert x.deferred is not None
     np.testing.assert_array_equal(x.numpy()[:600], a[:600])
 
 
@@ -546,7 +546,7 @@ def test_old_results_are_stored_where_many_are_unread(
         w = layer("w8a8", 64, 96)[0]
         arrays = [floats(7, 64, seed=seed) for seed in range(12)]
         results = [npu.asarray(a) @ w for a in arrays]
-        unread = [result.kept is not None for result in results]
+        unread = [result.deferred is not None for result in results]
         assert unread == [False] * 7 + [True] * 5
         for a, result in zip(arrays, results, strict=True):
             np.testing.assert_array_equal(result.numpy(), a @ w)
@@ -618,7 +618,7 @@ def test_a_run_that_fails_is_repeated_and_the_result_is_right(fresh_device: npu.
         halfway = npu.matmul(x, layers[0][0])
         with sim.configured(device, faults="run:code=-2"), pytest.raises(RknnTimeout, match="in vain"):
             halfway @ layers[1][0]
-        assert halfway.kept is not None
+        assert halfway.deferred is not None
         np.testing.assert_array_equal((halfway @ layers[1][0]).numpy(), expected)
 
 
@@ -672,14 +672,14 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
             np.testing.assert_array_equal(npu.matmul(halfway, layers[1][0], **layers[1][1]).numpy(), expected)
         gc.collect()
         assert position > 300
-        assert halfway.kept is not None
+        assert halfway.deferred is not None
         npu.empty_cache(device)
         assert device.stats().descriptors <= before.descriptors + sum("finalize" in each for each in dropped)
         assert device.stats().contexts == before.contexts
 
 
 def test_chains_of_many_rows_with_narrow_weights(fresh_device: npu.Device) -> None:
-    """Alone their rows are shared by cores; what is kept in C, or comes of it, has its tiles shared."""
+    """Cores share their rows, with what is deferred as with what is stored."""
     random = np.random.default_rng(6)
     values = random.integers(-3, 4, (700, 1024)).astype(np.int8)
     weights = [random.integers(-2, 3, shape).astype(np.float32) / 8 for shape in ((1024, 128), (128, 1024), (1024, 64))]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul import sim
-from npumatmul.arenas import WeightMemory
+from npumatmul.device.arenas import WeightMemory
 from npumatmul.errors import NpuMemoryError, RknnParamInvalid, UnsupportedByRuntime
-from npumatmul.placement import Placement
-from npumatmul.plan import plan_matmul
+from npumatmul.planning.product import plan_matmul
 from npumatmul.rknn import Runtime
+from npumatmul.running.placement import Placement
 
 MIB = 2**20
 RUNTIME = "2.1.0"  # no other device of this process is on its library, whose settings are changed here

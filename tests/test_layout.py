@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npumatmul import layout
-from npumatmul.capabilities import CHIPS
+from npumatmul.chips import CHIPS, layout
+from npumatmul.chips.types import ElementType
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import ElementType
 
 GOLDEN = Path(__file__).parent / "golden"
 

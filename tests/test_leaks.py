@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import npumatmul as npu
-from npumatmul.capabilities import CHIPS
+from npumatmul.chips import CHIPS
 
 MIB = 2**20
 CALLS = 10_000

@@ -19,9 +19,9 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import errors, sim
-from npumatmul._executor import Executor
-from npumatmul.leases import Lease, Leases, Spares, Turn
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips.types import MatmulType
+from npumatmul.device.leases import Lease, Leases, Spares, Turn
+from npumatmul.host.executor import Executor
 from npumatmul.rknn import Runtime
 from npumatmul.rknn.simulator import Simulator
 
@@ -104,7 +104,7 @@ class Gate:
 
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never find copying faster."""
-    monkeypatch.setattr("npumatmul.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
 
 
 # ---- hangs ---------------------------------------------------------------------------------------------------------
@@ -439,13 +439,13 @@ def test_what_is_idle_serves_again() -> None:
         return made[-1]
 
     leases = [Lease() for _ in range(3)]
-    lent = [spares.lend(lease, make) for lease in leases]
+    lent = [spares.acquire(lease, make) for lease in leases]
     assert lent == made
     leases[1].over = True
-    assert spares.lend(Lease(), make) is made[1]
+    assert spares.acquire(Lease(), make) is made[1]
     del leases[0]  # nobody holds it any more
     kept = Lease()
-    assert spares.lend(kept, make) is made[0]
+    assert spares.acquire(kept, make) is made[0]
     assert len(spares) == 3
 
 

@@ -12,8 +12,8 @@ from objects import NATIVE, NORM, PAGE, K, M, N, bound, fill, operands
 
 import npumatmul as npu
 from npumatmul import Buffer, MatmulContext, MatmulLayout
+from npumatmul.device.session import Memory
 from npumatmul.rknn import Runtime
-from npumatmul.session import Memory
 
 # ---- strict memory: only what was synchronised and bound anew is seen ----------------------------------------------
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 import npumatmul as npu
 from npumatmul import QuantizedWeight
-from npumatmul.arenas import Slice
+from npumatmul.device.arenas import ArenaBlock
 from npumatmul.errors import ClosedError, PackedFileError
 from npumatmul.quant import Hadamard, round_weight
 
@@ -234,7 +234,7 @@ def test_loading_packs_nothing_and_opening_loads_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("packed again")
 
-    monkeypatch.setattr("npumatmul._kernels.pack", refuse)
+    monkeypatch.setattr("npumatmul.host.kernels.pack", refuse)
     before = used(device)
     with npu.open_packed(tmp_path / "w") as file:
         assert used(device) == before
@@ -488,7 +488,7 @@ def test_damaged_bytes_are_refused_or_harmless(
 
 
 def test_damaged_pickles_are_refused(device: npu.Device) -> None:
-    from npumatmul.ops.packed_parts import described, unpickled
+    from npumatmul.ops.packed.files.tensors import described, unpickled
 
     packed = npu.pack(weight((40, 33), np.float32), "w8a8")
     content, arrays = described(packed)
@@ -502,15 +502,15 @@ def test_memory_is_given_back_where_a_weight_does_not_fit(
 ) -> None:
     npu.pack(weight((2500, 64), np.float16)).save(tmp_path / "w")
     before = used(device)
-    fill, calls = Slice.fill, [0]
+    fill, calls = ArenaBlock.fill, [0]
 
-    def failing(self: Slice, values: Any) -> None:
+    def failing(self: ArenaBlock, values: Any) -> None:
         calls[0] += 1
         if calls[0] == 2:
             raise MemoryError
         fill(self, values)
 
-    monkeypatch.setattr(Slice, "fill", failing)
+    monkeypatch.setattr(ArenaBlock, "fill", failing)
     with pytest.raises(MemoryError):
         npu.load_packed(tmp_path / "w")
     assert used(device) == before

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul import placement as placements
 from npumatmul import sim
-from npumatmul._kernels import Conversion, RowScaling
-from npumatmul.activation import Activation
-from npumatmul.epilogue import Epilogue
-from npumatmul.mmtype import MatmulType
-from npumatmul.placement import Placement
-from npumatmul.plan import MatmulPlan, Span, WeightPlan, plan_matmul, plan_weight
-from npumatmul.stored import StoredWeight, TileRow, WeightSlice
+from npumatmul.chips.types import MatmulType
+from npumatmul.host.activation import Activation
+from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.kernels import Conversion, RowScaling
+from npumatmul.planning.product import MatmulPlan, Span, WeightPlan, plan_matmul, plan_weight
+from npumatmul.running import placement as placements
+from npumatmul.running.placement import Placement
+from npumatmul.running.stored import KSlice, StoredWeight, TileRow
 
 F32, I8 = np.dtype(np.float32), np.dtype(np.int8)
 BF16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
@@ -79,7 +79,7 @@ def test_groups_along_k_have_scales_of_their_own(chip: npu.Device, seed: int, dt
     a, b = integers(rng, m, k), integers(rng, k, n)
     plan = cut(plan_weight(k, n, INT8, chip.chip), 32)
     scales = rng.uniform(0.5, 2, (len(plan.k_spans), n)).astype(np.float32) / 2**12
-    slices = [WeightSlice(span, 0, i, scales[i]) for i, span in enumerate(plan.k_spans)]
+    slices = [KSlice(span, 0, i, scales[i]) for i, span in enumerate(plan.k_spans)]
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.COPY_8), slices)
     assert stored.common_scale == (len(slices) == 1)
     terms = [
@@ -107,7 +107,7 @@ def test_zero_points_of_both_operands_are_exact(chip: npu.Device, seed: int, min
     slices = []
     for index, span in enumerate(plan.k_spans):
         part = b[span.start : span.start + span.length].astype(np.int64)
-        slices.append(WeightSlice(span, 0, index, scale, zeros, (part - zeros).sum(0).astype(np.int32)))
+        slices.append(KSlice(span, 0, index, scale, zeros, (part - zeros).sum(0).astype(np.int32)))
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.COPY_8), slices)
     if minmax:  # facts 5.5: the range widened to hold 0, onto -128..127
         low, high = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
@@ -140,7 +140,7 @@ def test_eight_bit_rows_split_into_int4_halves_equal_int32_arithmetic(chip: npu.
     x[:, 0] = 119  # so that the scale of each row is exactly 1
     b = rng.integers(-8, 8, (k, n)).astype(np.int8)
     plan = replace(cut(plan_weight(k, n, INT4, chip.chip), 128), row_images=2)
-    slices = [WeightSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
+    slices = [KSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.INT4), slices)
     activation = Activation(F32, Conversion.F32_TO_I4_SPLIT, RowScaling.ABSMAX, levels=119)
     # |h b| summed over 128 is at most 8 * 8 * 128 = 8192: no int16 overflows
@@ -159,7 +159,7 @@ def test_float32_in_two_float16_parts_is_close_to_float32(chip: npu.Device, seed
     rows = rows_of(b, plan, Conversion.F32_TO_F16) + rows_of(b, plan, Conversion.F32_TO_F16_LOW)
     count = len(plan.k_spans)
     slices = [
-        WeightSlice(span, part, index + (count if low else 0))
+        KSlice(span, part, index + (count if low else 0))
         for index, span in enumerate(plan.k_spans)
         for part, low in ((1, False), (1, True), (2, False))
     ]
@@ -179,7 +179,7 @@ def test_float32_in_two_float16_parts_is_close_to_float32(chip: npu.Device, seed
 def test_a_low_part_of_integers_is_refused(chip: npu.Device) -> None:
     b = np.ones((32, 32), np.int8)
     plan = plan_weight(32, 32, INT8, chip.chip)
-    slices = [WeightSlice(span, 2, index) for index, span in enumerate(plan.k_spans)]
+    slices = [KSlice(span, 2, index) for index, span in enumerate(plan.k_spans)]
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.COPY_8), slices)
     with pytest.raises(ValueError, match="part"):
         run(stored, np.ones((1, 32), np.int8), AS_IT_IS, np.int32)
@@ -205,7 +205,7 @@ def test_every_core_takes_its_tiles(seed: int, cores: int) -> None:
             return replace(plan_matmul(m, weight, share="tiles"), cores=cores, tile_cores=owners)
 
         patch.setattr(placements, "plan_matmul", by_hand)
-        slices = [WeightSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
+        slices = [KSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
         stored = Placement.of(device).store(plan, rows_of(b, plan, Conversion.COPY_8), slices)
         sim.reset_counters(device)
         result = run(stored, a, AS_IT_IS, np.int32)
@@ -238,7 +238,7 @@ def test_every_core_takes_its_rows(seed: int, cores: int, dtype: Any) -> None:
         how = Activation(np.dtype(np.float32), Conversion.F32_TO_I8, RowScaling.ABSMAX, 127)
         results = []
         for each in (tiles, by_rows):
-            slices = [WeightSlice(span, 0, index) for index, span in enumerate(each.k_spans)]
+            slices = [KSlice(span, 0, index) for index, span in enumerate(each.k_spans)]
             stored = Placement.of(device).store(each, rows_of(b, each, Conversion.COPY_8), slices)
             sim.reset_counters(device)
             out = np.empty((m, n), dtype)
@@ -268,6 +268,7 @@ TORCH = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": torch.nn.functional.silu,
+    "relu2": lambda x: torch.square(torch.relu(x)),
 }
 
 
@@ -289,7 +290,7 @@ def test_epilogues_equal_pytorch_in_float64(
     a, b = integers(rng, m, k, most=6), integers(rng, k, n, most=6)
     plan = cut(plan_weight(k, n, INT8, chip.chip), 32 if slices else 128)
     column = rng.uniform(0.01, 0.1, n).astype(np.float32)
-    passes = [WeightSlice(span, 0, index, column) for index, span in enumerate(plan.k_spans)]
+    passes = [KSlice(span, 0, index, column) for index, span in enumerate(plan.k_spans)]
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.COPY_8), passes)
     bias = rng.standard_normal(n).astype(operands) if parts[0] else None
     multiply = rng.standard_normal((m, 2 * n)).astype(operands)[:, ::2] if parts[1] else None
@@ -319,7 +320,7 @@ def test_a_residual_may_be_the_result_itself(chip: npu.Device) -> None:
     rng = np.random.default_rng(5)
     a, b = integers(rng, 9, 100), integers(rng, 100, 300)
     plan = cut(plan_weight(100, 300, INT8, chip.chip), 32)
-    slices = [WeightSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
+    slices = [KSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
     stored = Placement.of(chip).store(plan, rows_of(b, plan, Conversion.COPY_8), slices)
     product = a.astype(np.float32) @ b.astype(np.float32)
     memory = rng.integers(-99, 99, (10, 300)).astype(np.float32)
@@ -336,15 +337,15 @@ def test_a_residual_may_be_the_result_itself(chip: npu.Device) -> None:
 def test_what_does_not_fit_is_refused(chip: npu.Device) -> None:
     b = np.ones((32, 40), np.int8)
     plan = plan_weight(32, 40, INT8, chip.chip)
-    good = [WeightSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
+    good = [KSlice(span, 0, index) for index, span in enumerate(plan.k_spans)]
     rows = rows_of(b, plan, Conversion.COPY_8)
     place = Placement.of(chip)
     with pytest.raises(ValueError, match="rows of tiles"):
-        place.store(plan, rows, [WeightSlice(plan.k_spans[0], 0, 7)])
+        place.store(plan, rows, [KSlice(plan.k_spans[0], 0, 7)])
     with pytest.raises(ValueError, match=r"float32 of shape \(40,\)"):
-        place.store(plan, rows, [WeightSlice(plan.k_spans[0], 0, 0, np.ones(39, np.float32))])
+        place.store(plan, rows, [KSlice(plan.k_spans[0], 0, 0, np.ones(39, np.float32))])
     with pytest.raises(ValueError, match="does not hold it"):
-        place.store(plan, rows, [WeightSlice(plan.k_spans[0], group=Span(1, 31, 31))])
+        place.store(plan, rows, [KSlice(plan.k_spans[0], group=Span(1, 31, 31))])
     stored = place.store(plan, rows, good)
     a, out = np.ones((2, 32), np.int8), np.zeros((2, 40), np.float32)
     cases: list[tuple[Any, Any, Any, type[Exception], str]] = [

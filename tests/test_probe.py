@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npumatmul.capabilities import ProbeResults, capabilities, load_probe_results
-from npumatmul.capabilities.probe_file import CHIP_KINDS, TYPE_KINDS, checked_cells
-from npumatmul.mmtype import ElementType, MatmulType
+from npumatmul.chips import ProbeResults, capabilities, load_probe_results
+from npumatmul.chips.probe_file import CHIP_KINDS, TYPE_KINDS, checked_cells
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.probe import QUESTIONS, Outcome, Probe, Question, Target, choose, find_target, markdown, probe, runner
-from npumatmul.probe.bench import decode, encode, from_groups, judge, to_groups, to_tiles
+from npumatmul.probe.instrument import decode, encode, from_groups, judge, to_groups, to_tiles
 from npumatmul.probe.limits import largest
 from npumatmul.rknn import RuntimeVersion
 from npumatmul.rknn.discovery import simulator_path

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 import npumatmul as npu
 from npumatmul import sim
 from npumatmul.errors import DeviceError, NotFiniteError, RknnError
-from npumatmul.placement import Placement
-from npumatmul.qparams import QuantizedWeight, QuantParams
 from npumatmul.quant.hadamard import Hadamard
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 from npumatmul.quant.weight_scales import round_weight
+from npumatmul.running.placement import Placement
 
 PLAIN = Scheme.parse("w8a8o8")
 

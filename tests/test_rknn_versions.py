@@ -459,9 +459,9 @@ def test_the_environment_names_the_chip_of_a_simulator_without_one(monkeypatch: 
 
 def test_int4_order_in_memory_is_right_in_the_fast_path_too() -> None:
     """Both orders through the one place that knows them."""
-    from npumatmul import layout
-    from npumatmul._kernels import Conversion
-    from npumatmul.mmtype import ElementType
+    from npumatmul.chips import layout
+    from npumatmul.chips.types import ElementType
+    from npumatmul.host.kernels import Conversion
 
     to_int4 = {c for c in Conversion if "I4" in c.name or "INT4" in c.name if "HIGH_FIRST" not in c.name}
     assert len(to_int4) == 3

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul.errors import DeviceError, NotFiniteError
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 
 INTEGER_BITS = ("w8a8", "w4a8", "w4a4")

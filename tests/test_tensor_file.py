@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from npumatmul.ops.tensor_file import TensorFile, TensorWriter, WrongTensorFile
+from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
 
 DTYPES = [np.uint8, np.int8, np.int32, np.float16, np.float32]
 ARRAYS = st.sampled_from(DTYPES).flatmap(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from npumatmul.capabilities import CHIPS
-from npumatmul.mmtype import MatmulType
-from npumatmul.plan import plan_matmul, plan_weight
-from npumatmul.timing import TIMINGS
+from npumatmul.chips import CHIPS
+from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.types import MatmulType
+from npumatmul.planning.product import plan_matmul, plan_weight
 
 TYPES = {
     "fp16": MatmulType.FLOAT16_FLOAT16_FLOAT32,
@@ -122,6 +122,6 @@ def test_unknown_types_are_refused() -> None:
 class _Other:
     """A matmul type of a kind that has no figure."""
 
-    from npumatmul.mmtype import ElementType
+    from npumatmul.chips.types import ElementType
 
     a, name = ElementType.BFLOAT16, "BFLOAT16"

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 import npumatmul as npu
-from npumatmul.contexts import Workspace
-from npumatmul.leases import Lease
+from npumatmul.device.leases import Lease
+from npumatmul.running.pool import Workspace
 
 
 @pytest.fixture
@@ -21,26 +21,26 @@ def allocations(device: npu.Device) -> int:
 
 
 def test_what_is_lent_is_nobody_elses(fresh_device: npu.Device, workspace: Workspace) -> None:
-    first = workspace.lend("C", 2, 5000)
-    second = workspace.lend("C", 2, 5000)
+    first = workspace.acquire("C", 2, 5000)
+    second = workspace.acquire("C", 2, 5000)
     assert len({id(memory) for memory in (*first, *second)}) == 4
     assert all(memory.size >= 5000 for memory in (*first, *second))
     first.lease.over = True
-    third = workspace.lend("C", 2, 9000)
+    third = workspace.acquire("C", 2, 9000)
     assert {*third} == {*first}, "buffers of one size are reused"
-    assert not {*workspace.lend("C", 2, 5000)} & {*second, *third}
+    assert not {*workspace.acquire("C", 2, 5000)} & {*second, *third}
     assert allocations(fresh_device) == 6
 
 
 def test_what_the_cpu_wrote_is_never_written_by_the_npu(workspace: Workspace) -> None:
-    a = workspace.lend("A", 3, 100)
+    a = workspace.acquire("A", 3, 100)
     a.lease.over = True
-    assert not {*workspace.lend("C", 3, 100)} & {*a}
+    assert not {*workspace.acquire("C", 3, 100)} & {*a}
 
 
 @pytest.mark.parametrize("size", [1, 4096, 4097, 16384, 16385, 10**6])
 def test_a_size_is_a_power_of_four_pages(workspace: Workspace, size: int) -> None:
-    (memory,) = workspace.lend("A", 1, size)
+    (memory,) = workspace.acquire("A", 1, size)
     assert size <= memory.size < max(4 * size, 4097)
     pages = memory.size // 4096
     assert pages.bit_count() == 1
@@ -49,15 +49,15 @@ def test_a_size_is_a_power_of_four_pages(workspace: Workspace, size: int) -> Non
 
 def test_a_loan_ends_with_its_lease_or_with_whoever_has_it(fresh_device: npu.Device, workspace: Workspace) -> None:
     lease = Lease()
-    loan = workspace.lend("A", 2, 100, lease)
-    assert not workspace.lend_again(loan, Lease())
+    buffers = workspace.acquire("A", 2, 100, lease)
+    assert not workspace.reacquire(buffers, Lease())
     lease.over = True
-    other = workspace.lend("A", 2, 100)
-    assert {*other} == {*loan}
-    assert not workspace.lend_again(loan, Lease())
+    other = workspace.acquire("A", 2, 100)
+    assert {*other} == {*buffers}
+    assert not workspace.reacquire(buffers, Lease())
     known = {id(memory) for memory in other}
     del other
-    assert {id(memory) for memory in workspace.lend("A", 2, 100)} == known
+    assert {id(memory) for memory in workspace.acquire("A", 2, 100)} == known
     assert allocations(fresh_device) == 2
 
 
@@ -66,36 +66,36 @@ def test_what_is_lent_outlives_clearing_and_is_freed_afterwards(
     fresh_device: npu.Device, workspace: Workspace, end: str
 ) -> None:
     lease = Lease()
-    loan = workspace.lend("C", 1, 100, lease)
-    idle = workspace.lend("C", 2, 100)
+    buffers = workspace.acquire("C", 1, 100, lease)
+    idle = workspace.acquire("C", 2, 100)
     idle.lease.over = True
     assert workspace.clear()
     assert allocations(fresh_device) == 1
     assert not workspace.clear()
-    assert not loan[0].closed
+    assert not buffers[0].closed
     if end == "dropped":
-        del loan, lease
+        del buffers, lease
         gc.collect()
     else:
         lease.over = True
         workspace.clear()
     assert allocations(fresh_device) == 0
-    again = workspace.lend("C", 1, 100)
+    again = workspace.acquire("C", 1, 100)
     assert not again[0].closed
 
 
 def test_what_is_to_be_freed_is_not_lent_again(fresh_device: npu.Device, workspace: Workspace) -> None:
     lease = Lease()
-    loan = workspace.lend("A", 2, 100, lease)
+    buffers = workspace.acquire("A", 2, 100, lease)
     workspace.clear()
     lease.over = True
-    assert not workspace.lend_again(loan, Lease())
-    assert not {*workspace.lend("A", 2, 100)} & {*loan}
+    assert not workspace.reacquire(buffers, Lease())
+    assert not {*workspace.acquire("A", 2, 100)} & {*buffers}
     workspace.clear()
     assert allocations(fresh_device) == 0
 
 
 def test_closing_the_device_frees_what_is_lent(workspace: Workspace, fresh_device: npu.Device) -> None:
-    loan = workspace.lend("C", 2, 100)
+    buffers = workspace.acquire("C", 2, 100)
     fresh_device.close()
-    assert all(memory.closed for memory in loan)
+    assert all(memory.closed for memory in buffers)

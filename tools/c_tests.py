@@ -120,21 +120,23 @@ class Workshop:
             return [self._objects[source] for source in sources]
 
     def libraries(self) -> Path:
-        """A folder with the simulator's libraries, built as CMakeLists.txt does: exports.c once per version."""
+        """A folder with the simulator's libraries, built as CMakeLists.txt does: two files once per version."""
         with self._lock:
             if self._libraries is None:
                 place = self.folder / "libraries"
                 place.mkdir()
                 flags = ("-O2", "-fPIC", "-fvisibility=hidden")
-                exports = NATIVE / "simulator" / "exports.c"
-                core = sorted(file for file in exports.parent.glob("*.c") if file != exports)
+                simulator = NATIVE / "simulator"
+                own = [simulator / "exports.c", simulator / "version.c"]
+                core = sorted(file for file in simulator.glob("*.c") if file not in own)
                 _call([self.compiler, *FLAGS, *flags, "-c", *map(str, core)], place)
                 objects = [place / f"{source.stem}.o" for source in core]
                 for version, number in {"": "", **_versions()}.items():
                     library = place / (f"libnpumm_sim_{version}.so" if version else "libnpumm_sim.so")
                     defines = [f"-DSIM_VERSION={number}", f'-DSIM_VERSION_NAME="{version}"'] if version else []
-                    sources = [exports, *objects]
-                    compile_program(library, sources, "-shared", *flags, *defines, compiler=self.compiler)
+                    soname = ["-Wl,-soname,librknnrt.so"] if version else []
+                    sources = [*own, *objects]
+                    compile_program(library, sources, "-shared", *flags, *defines, *soname, compiler=self.compiler)
                 self._libraries = place
             return self._libraries
 

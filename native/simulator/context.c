@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "api.h"
-#include "calls.h"
+#include "functions.h"
 #include "log.h"
 #include "registry.h"
 #include "request.h"

@@ -1,12 +1,12 @@
 /*
- * What npumm_sim_read_counters and npumm_sim_counters_json report. Each function is safe from any thread.
+ * Counting. report.c tells callers what was counted. Each function is safe from any thread.
  */
 #ifndef SIM_COUNTERS_H
 #define SIM_COUNTERS_H
 
 #include <stdint.h>
 
-#include "calls.h"
+#include "functions.h"
 
 typedef enum {
   COUNT_SATURATIONS,     /* results that did not fit into int16 or int8 (Q20) */
@@ -29,8 +29,14 @@ uint64_t sim_counted(sim_counter which);
 
 void sim_count_call(sim_call call);
 void sim_count_failure(sim_call call);
+uint64_t sim_calls_counted(sim_call call);
+uint64_t sim_failures_counted(sim_call call);
 
 /* type is a number of rknn_matmul_type. */
 void sim_count_macs(int chip, int type, int core, uint64_t amount);
+uint64_t sim_macs_counted(int chip, int type, int core);
+
+/* Sums and calls become 0; current values stay. */
+void sim_counters_reset(void);
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * What leaves the library under the vendor's names: exactly the functions of one version, with that version's
- * prototypes (facts 1.5). This is the only file that is compiled once per version; SIM_VERSION is the version's number,
+ * prototypes (facts 1.5). With version.c it is compiled once per version; SIM_VERSION is the version's number,
  * SIM_VERSION_NAME its name. Without them it is libnpumm_sim.so, which has the functions of 2.3.2 and behaves like the
  * version that NPUMATMUL_SIM_RUNTIME names.
  */
@@ -10,12 +10,8 @@
 #include "calls.h"
 #include "export.h"
 #include "log.h"
-#include "runtimes.h"
 
-#ifdef SIM_VERSION
-const char *const sim_library_version = SIM_VERSION_NAME;
-#else
-const char *const sim_library_version = NULL;
+#ifndef SIM_VERSION
 #define SIM_VERSION 232
 #endif
 

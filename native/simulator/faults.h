@@ -24,7 +24,7 @@
 
 #include <stdbool.h>
 
-#include "calls.h"
+#include "functions.h"
 
 /* Replaces all rules; "" for none. False, with nothing changed, when the text is not as above. */
 bool sim_faults_set(const char *text);

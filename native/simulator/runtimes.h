@@ -1,6 +1,6 @@
 /*
  * The simulated versions of the vendor's runtime, as data; another version is another row (and a line in
- * CMakeLists.txt). Which functions a version has is in calls.c.
+ * CMakeLists.txt). Which functions a version has is in functions.c.
  */
 #ifndef SIM_RUNTIMES_H
 #define SIM_RUNTIMES_H
@@ -31,7 +31,7 @@ typedef struct {
 /* NULL for a name that is none. */
 const sim_runtime *sim_find_runtime(const char *name);
 
-/* The version that this library was built as; NULL in libnpumm_sim.so, whose version is a setting. exports.c. */
+/* The version that this library was built as; NULL in libnpumm_sim.so, whose version is a setting. version.c. */
 extern const char *const sim_library_version;
 
 #endif

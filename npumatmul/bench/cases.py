@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from npumatmul.capabilities import Chip
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips import Chip
+from npumatmul.chips.types import MatmulType
 from npumatmul.rknn import RuntimeVersion
 
 __all__ = ["TYPES", "Case", "cases_from", "parse_shapes"]
@@ -86,7 +86,7 @@ class Case:
 
         Examples
         --------
-        >>> from npumatmul.capabilities import NEWEST_RUNTIME, chip
+        >>> from npumatmul.chips import NEWEST_RUNTIME, chip
         >>> Case("int8", 1, 100, 32).problem(chip("rk3588"), NEWEST_RUNTIME)
         'K = 100 is not a multiple of 32'
         """

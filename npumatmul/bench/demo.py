@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.context import MatmulContext
-from npumatmul.device import Device
+from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.device.buffer import Buffer, TensorAttr
+from npumatmul.device.context import MatmulContext
+from npumatmul.device.device import Device
+from npumatmul.device.spec import PER_CHANNEL, PER_GROUP
 from npumatmul.errors import RknnError
-from npumatmul.memory import Buffer, TensorAttr
-from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.rknn import CoreMask, MatmulLayout, QuantType
-from npumatmul.spec import PER_CHANNEL, PER_GROUP
 
 __all__ = ["DemoRequest", "parse_demo", "run_demo"]
 

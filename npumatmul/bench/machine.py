@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import npumatmul
-from npumatmul import _kernels
-from npumatmul.device import Device
+from npumatmul.device.device import Device
+from npumatmul.host import kernels
 
 __all__ = ["describe_machine"]
 
@@ -54,7 +54,7 @@ def describe_machine(device: Device) -> dict[str, object]:
         "runtime": device.api_version,
         "driver": device.driver_version,
         "npumatmul": npumatmul.__version__,
-        "host_kernels": _kernels.instruction_set(),
+        "host_kernels": kernels.instruction_set(),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
         "machine": platform.machine(),

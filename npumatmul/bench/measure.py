@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.bench.cases import Case
-from npumatmul.context import MatmulContext
-from npumatmul.device import Device
-from npumatmul.mmtype import ElementType
+from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.types import ElementType
+from npumatmul.device.context import MatmulContext
+from npumatmul.device.device import Device
 from npumatmul.ops import matmul, pack
 from npumatmul.rknn import MatmulLayout, MemSyncMode
-from npumatmul.timing import TIMINGS
 
 __all__ = ["Measurement", "Step", "measure"]
 

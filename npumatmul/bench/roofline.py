@@ -9,7 +9,7 @@ import numpy as np
 
 from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
-from npumatmul.timing import TIMINGS
+from npumatmul.chips.timing import TIMINGS
 
 __all__ = ["save_roofline"]
 

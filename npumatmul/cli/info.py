@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import npumatmul
-from npumatmul import _kernels
-from npumatmul.capabilities import NEWEST_RUNTIME, capabilities
-from npumatmul.device import Device
+from npumatmul.chips import NEWEST_RUNTIME, capabilities
+from npumatmul.device.device import Device
+from npumatmul.host import kernels
 from npumatmul.rknn import discover
 
 
@@ -25,7 +25,7 @@ def show(device_name: str | None, as_json: bool) -> None:
             "runtime_version": device.api_version,
             "driver_version": device.driver_version,
             "matmul_types": [mm_type.name for mm_type in device.chip.limits],
-            "host_kernels": _kernels.instruction_set(),
+            "host_kernels": kernels.instruction_set(),
             "looked_at": [{"where": where, "found": what} for where, what in found.looked_at],
         }
     if as_json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npumatmul.device import Device
+from npumatmul.device.device import Device
 from npumatmul.llm import GGUFFile, LoadedModel, fetch_demo_model, load_model, npu_layers, npu_pack, numpy_pack
 from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, parse_scheme, quantize_model
 

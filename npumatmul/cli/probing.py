@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from npumatmul.capabilities import default_path
+from npumatmul.chips import default_path
 from npumatmul.probe import QUESTIONS, Outcome, Question, choose, find_target, markdown, probe
 
 #: The report goes to standard output, so that it can be piped on; what happens meanwhile goes here.

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
+from npumatmul.llm.models.llama import Float32, Linear, Pack
+from npumatmul.llm.quantize.emulation import group_sums
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
-
-from .model import Float32, Linear, Pack
-from .quantize.emulation import group_sums
-from .quantize.layer import QuantizedLayer
-from .quantize.packed_layer import PackedLayer, pack_layer
 
 __all__ = ["NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"]
 

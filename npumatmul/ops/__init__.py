@@ -1,15 +1,15 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
-from npumatmul.ops.array import NpuArray, asarray, empty, zeros
+from npumatmul.ops.array.array import NpuArray, asarray, empty, zeros
 from npumatmul.ops.background import MatmulFuture
 from npumatmul.ops.einsum import einsum
 from npumatmul.ops.family import dot, inner, matvec, outer, tensordot, vdot, vecdot, vecmat
 from npumatmul.ops.linear import linear
 from npumatmul.ops.matmul import matmul, matmul_async
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed import PackedWeight, pack
+from npumatmul.ops.packed.files.api import PackedFile, load_packed, open_packed, save_packed
+from npumatmul.ops.packed.weight import PackedWeight, pack
 from npumatmul.ops.planned import Matmul
-from npumatmul.ops.saving import PackedFile, load_packed, open_packed, save_packed
 from npumatmul.ops.settings import config, settings
 
 __all__ = [

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
-from npumatmul.device import Device
+from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 
 __all__ = ["MatmulFuture", "submit"]

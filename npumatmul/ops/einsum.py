@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device import Device
-from npumatmul.ops.array import NpuArray
-from npumatmul.ops.array_products import as_array, host, taking_npu_arrays, turned
+from npumatmul.device.device import Device
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import as_array, host, taking_npu_arrays, turned
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind

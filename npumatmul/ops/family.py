@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.device import Device
-from npumatmul.ops.array import NpuArray
-from npumatmul.ops.array_products import (
+from npumatmul.device.device import Device
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import (
     as_array,
     giving_npu_arrays,
     host,

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul.epilogue import ELEMENTS, Epilogue
+from npumatmul.host.epilogue import ELEMENTS, Epilogue
 from npumatmul.ops.shapes import Shapes
 
 __all__ = ["Finish"]

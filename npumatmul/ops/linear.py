@@ -6,10 +6,10 @@ from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from npumatmul.device import Device
-from npumatmul.epilogue import Epilogue
+from npumatmul.device.device import Device
+from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.matmul import matmul
-from npumatmul.ops.packed import PackedWeight
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["linear"]
@@ -35,7 +35,7 @@ def linear(
     bias : array_like, shape (N,), optional
         Added in float32, before the result is converted to `dtype`; or in int32, for integers without an activation.
     activation : str, optional
-        ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, as for `Epilogue`.
+        ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or ``"relu2"``, as for `Epilogue`.
     dtype : data-type, optional
         Type of the result.
     scheme, precision, device

@@ -26,18 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul.device import Device
-from npumatmul.epilogue import ELEMENTS, Epilogue
-from npumatmul.ops.array_products import device_of, involves_npu_arrays, on_cpu, product_in_place
+from npumatmul.device.device import Device
+from npumatmul.host.epilogue import ELEMENTS, Epilogue
+from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed import PackedWeight
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
-from npumatmul.placement import Placement
 from npumatmul.quant.schemes import Scheme
+from npumatmul.running.placement import Placement
 
 __all__ = ["matmul", "matmul_async"]
 

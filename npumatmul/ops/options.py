@@ -116,7 +116,7 @@ class MatmulOptions:
 
     @property
     def plan_options(self) -> dict[str, Any]:
-        """What they are for `npumatmul.plan.plan_weight`."""
+        """What they are for `npumatmul.planning.product.plan_weight`."""
         given = {name: getattr(self, name) for name in self.asked if name != "layout"}
         return given if self.layout == "auto" else {**given, "ac_native": _LAYOUTS[self.layout]}
 

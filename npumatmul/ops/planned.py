@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul.autotune import Tuning, autotune
-from npumatmul.device import Device
-from npumatmul.epilogue import Epilogue
+from npumatmul.chips.types import ElementType
+from npumatmul.device.device import Device
 from npumatmul.errors import BusyError, ClosedError
-from npumatmul.kept import Kept
-from npumatmul.mmtype import ElementType
-from npumatmul.ops.array import NpuArray, empty, unread
-from npumatmul.ops.array_products import device_of, host, involves_npu_arrays
+from npumatmul.host.epilogue import Epilogue
+from npumatmul.ops.array.array import NpuArray, empty, unread
+from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed import PackedWeight, finish_rows, keep_rows, multiply_rows, takes_kept
+from npumatmul.ops.packed.weight import PackedWeight, defer_rows, finish_rows, multiply_rows, takes_deferred
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
-from npumatmul.plan import MatmulPlan, plan_matmul
+from npumatmul.planning.choices import WeightShape
+from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
-from npumatmul.tuning import WeightShape
+from npumatmul.running.autotune import Tuning, autotune
+from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Matmul"]
 
@@ -293,21 +293,21 @@ class Matmul:
         with operands.weights.in_use():
             return self._execute(operands, out)
 
-    def _execute(self, operands: _Operands, out: Out, keep: bool = True) -> Any:
+    def _execute(self, operands: _Operands, out: Out, cache: bool = True) -> Any:
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
         if isinstance(place, NpuArray):
-            self._execute(operands, place.numpy(), keep)
+            self._execute(operands, place.numpy(), cache)
             return place
         target = checked_out(out, self.shape, self.dtype)
         made, result = None, None
         start = time.perf_counter()
         if target is None and self.shape and involves_npu_arrays(*operands.given):
-            made = self._unread(operands, keep)
+            made = self._unread(operands, cache)
             if made is None:
                 made = empty(self.shape, self.dtype, device=self.device)
                 target = made.numpy()
         if made is None or target is not None:
-            result = self._product(operands, target, keep, made is not None).reshape(self.shape)
+            result = self._product(operands, target, cache, made is not None).reshape(self.shape)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
@@ -317,7 +317,7 @@ class Matmul:
         handed_out = None if result is None else delivered(result, target, operands.given)
         return handed_out if made is None else made
 
-    def _unread(self, operands: _Operands, keep: bool) -> NpuArray | None:
+    def _unread(self, operands: _Operands, cache: bool) -> NpuArray | None:
         """The product as an array whose values stay where the NPU leaves them; None where it has to be stored now."""
         shapes, finish = self._shapes, operands.finish
         if shapes.empty or shapes.matrices != 1 or finish.integer_bias is not None:
@@ -325,26 +325,31 @@ class Matmul:
         (index,) = shapes.indices()
         packed = operands.weights.at(index)
         rows = self._left_now(operands, packed)
-        rows = rows if isinstance(rows, Kept) else rows.reshape(shapes.rows, shapes.k)
-        kept = keep_rows(rows, packed, self.dtype, finish.at((), self.dtype, shapes.n))
-        if kept is None:
+        rows = rows if isinstance(rows, DeferredResult) else rows.reshape(shapes.rows, shapes.k)
+        deferred = defer_rows(rows, packed, self.dtype, finish.at((), self.dtype, shapes.n))
+        if deferred is None:
             return None
-        if not keep:
+        if not cache:
             operands.weights.drop(index)
-        return unread(kept, self.shape, self.device)
+        return unread(deferred, self.shape, self.device)
 
-    def _left_now(self, operands: _Operands, packed: PackedWeight | None) -> NDArray[Any] | Kept:
+    def _left_now(self, operands: _Operands, packed: PackedWeight | None) -> NDArray[Any] | DeferredResult:
         """The left operand: as it stands in C, if nobody read it yet and the one weight that it meets takes it so."""
         a = operands.a
         if not isinstance(a, NpuArray):
             return a
-        kept = a.kept
+        deferred = a.deferred
         rows = (self._shapes.rows, self._shapes.k)
-        if kept is not None and packed is not None and kept.shape == rows and takes_kept(packed, kept.dtype):
-            return kept
+        if (
+            deferred is not None
+            and packed is not None
+            and deferred.shape == rows
+            and takes_deferred(packed, deferred.dtype)
+        ):
+            return deferred
         return np.asarray(host(a))
 
-    def _product(self, operands: _Operands, out: NDArray[Any] | None, keep: bool, fresh: bool) -> NDArray[Any]:
+    def _product(self, operands: _Operands, out: NDArray[Any] | None, cache: bool, fresh: bool) -> NDArray[Any]:
         """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
@@ -353,13 +358,13 @@ class Matmul:
         direct = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
         if fresh or self.scheme.takes_any_value:
-            read = None if isinstance(left, Kept) else left
+            read = None if isinstance(left, DeferredResult) else left
             direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, read)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
         if 0 in shapes.full:
             return result
         whole = ((0,) * len(shapes.stack), (), left)
-        for index, where, a in [whole] if isinstance(left, Kept) else shapes.rows_of(left):
+        for index, where, a in [whole] if isinstance(left, DeferredResult) else shapes.rows_of(left):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -370,7 +375,7 @@ class Matmul:
                 multiply_rows(a, operands.weights.at(index), target, epilogue)
             if rows is None:
                 place[...] = target.reshape(place.shape)
-            if not keep:
+            if not cache:
                 operands.weights.drop(index)
         if finish.integer_bias is not None:
             result += finish.integer_bias
@@ -511,14 +516,14 @@ class Matmul:
         """Execute and close; of a stack, one matrix at a time is in NPU memory."""
         operands = self._usable()
         try:
-            return self._execute(operands, out, keep=False)
+            return self._execute(operands, out, cache=False)
         finally:
             operands.weights.close()
             self._operands = None
 
 
 def _left(a: Any) -> NDArray[Any] | NpuArray:
-    if isinstance(a, NpuArray) and a.kept is not None:
+    if isinstance(a, NpuArray) and a.deferred is not None:
         return a
     return np.asarray(a.unpack() if isinstance(a, PackedWeight) else host(a))
 

@@ -11,13 +11,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.autotune import tuning_cache
-from npumatmul.device import Device
-from npumatmul.ops.packed import PackedWeight, _pack, check_activation, native_order
+from npumatmul.device.device import Device
+from npumatmul.ops.packed.weight import PackedWeight, _pack, check_activation, native_order
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
+from npumatmul.planning.choices import consulting
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
-from npumatmul.tuning import consulting
+from npumatmul.running.autotune import tuning_cache
 
 __all__ = ["Weights", "chosen_scheme", "packed_scheme"]
 

@@ -1,7 +1,7 @@
 """`npumatmul probe`: answers the open questions of docs/hardware.md on a board, and overrides the capability table.
 
-`catalogue` lists the questions, which stand in one module per topic; `bench` is what they are asked with; `question`
-is the process that asks, `runner` starts it with a time limit, `report` makes Markdown of the outcomes.
+`catalogue` lists the questions, which stand in one module per topic; `instrument` is what they are asked with;
+`question` is the process that asks, `runner` starts it with a time limit, `report` makes Markdown of the outcomes.
 """
 
 from npumatmul.probe.answer import Answer, Question

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npumatmul.probe.bench import Bench
+    from npumatmul.probe.instrument import Instrument
 
 __all__ = ["Answer", "Question", "question"]
 
@@ -55,7 +55,7 @@ class Question:
     number: str
     text: str
     possible: str = ""
-    ask: Callable[[Bench], Answer] | None = None
+    ask: Callable[[Instrument], Answer] | None = None
     dangerous: bool = False
     reason: str = ""
 
@@ -67,6 +67,6 @@ class Question:
 
 def question(
     number: str, text: str, possible: str, *, dangerous: bool = False
-) -> Callable[[Callable[[Bench], Answer]], Question]:
+) -> Callable[[Callable[[Instrument], Answer]], Question]:
     """Make a question of the function that answers it; the function's docstring says how."""
     return lambda ask: Question(number, text, possible, ask, dangerous)

@@ -7,47 +7,47 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
-from npumatmul.probe.bench import Bench, Context, Matrix, judge
+from npumatmul.probe.instrument import Context, Instrument, Matrix, judge
 from npumatmul.rknn import CoreMask
 
 I8 = MatmulType.INT8_INT8_INT32
 
 
-def _sizes(bench: Bench, m: int = 4) -> tuple[int, int, int]:
-    row = bench.row(I8)
+def _sizes(instrument: Instrument, m: int = 4) -> tuple[int, int, int]:
+    row = instrument.row(I8)
     return m, 2 * row.k_multiple.value, 2 * row.n_multiple.value
 
 
 @question("Q18", "May contexts be used from several threads?", "wrong results and errors, by kind of use")
-def threads(bench: Bench) -> Answer:
+def threads(instrument: Instrument) -> Answer:
     """Runs one context per thread at the same time, then creates and destroys in several threads; counts failures.
 
     With --all one context is run from two threads.
     """
-    repeats = 20 if bench.quick else 100
+    repeats = 20 if instrument.quick else 100
     details = {
-        "a context per thread": _failures(bench, repeats, shared=False),
-        "create and destroy in threads": _failures(bench, repeats // 5, shared=False, renew=True),
+        "a context per thread": _failures(instrument, repeats, shared=False),
+        "create and destroy in threads": _failures(instrument, repeats // 5, shared=False, renew=True),
     }
-    if bench.everything:
-        details["one context in two threads"] = _failures(bench, repeats, shared=True)
+    if instrument.everything:
+        details["one context in two threads"] = _failures(instrument, repeats, shared=True)
     return Answer("; ".join(f"{use}: {said}" for use, said in details.items()), details)
 
 
-def _failures(bench: Bench, repeats: int, *, shared: bool, renew: bool = False) -> str:
-    bench.step(
+def _failures(instrument: Instrument, repeats: int, *, shared: bool, renew: bool = False) -> str:
+    instrument.step(
         f"{repeats} runs per thread, {'one context' if shared else 'own contexts'}{', renewed' if renew else ''}"
     )
-    count = max(2, bench.table.cores.value)
-    m, k, n = _sizes(bench)
-    data = [bench.operands(I8, m, k, n) for _ in range(count)]
+    count = max(2, instrument.table.cores.value)
+    m, k, n = _sizes(instrument)
+    data = [instrument.operands(I8, m, k, n) for _ in range(count)]
     bad: list[str] = []
 
     def prepared(stack: ExitStack, a: Matrix, b: Matrix) -> Context:
-        context = stack.enter_context(bench.context(I8, m, k, n))
+        context = stack.enter_context(instrument.context(I8, m, k, n))
         context.product(a, b)
         return context
 
@@ -88,17 +88,17 @@ def _together(tasks: list[Callable[[], None]]) -> None:
 
 
 @question("Q19", "Which core masks does a context take?", "the masks that are accepted and give right results")
-def core_masks(bench: Bench) -> Answer:
+def core_masks(instrument: Instrument) -> Answer:
     """Sets each mask that the headers list, then runs and compares; with --all numbers that no header lists, too."""
-    m, k, n = _sizes(bench)
-    a, b, expected = bench.operands(I8, m, k, n)
-    masks = [0, 1, 2, 4, 3, 7, 0xFFFF] + ([5, 6, 8, 100, -1] if bench.everything else [])
+    m, k, n = _sizes(instrument)
+    a, b, expected = instrument.operands(I8, m, k, n)
+    masks = [0, 1, 2, 4, 3, 7, 0xFFFF] + ([5, 6, 8, 100, -1] if instrument.everything else [])
     details: dict[str, str] = {}
     for mask in masks:
-        bench.step(f"core mask {mask}")
-        with bench.context(I8, m, k, n) as context:
+        instrument.step(f"core mask {mask}")
+        with instrument.context(I8, m, k, n) as context:
             try:
-                bench.runtime.matmul_set_core_mask(context.handle, CoreMask(mask) if mask >= 0 else mask)  # type: ignore[arg-type]
+                instrument.runtime.matmul_set_core_mask(context.handle, CoreMask(mask) if mask >= 0 else mask)  # type: ignore[arg-type]
             except RknnError as error:
                 details[str(mask)] = f"refused ({error.code})"
                 continue
@@ -110,44 +110,44 @@ def core_masks(bench: Bench) -> Answer:
 @question(
     "Q23", "How many IOMMU domains are there?", "the number of ids from 0 on that create takes; what runs in them"
 )
-def domains(bench: Bench) -> Answer:
+def domains(instrument: Instrument) -> Answer:
     """Creates a context in one domain after the other until one is refused; runs in the first, second and last.
 
     Two processes that use domains at the same time can panic the kernel: stop other users of the NPU before.
     """
-    m, k, n = _sizes(bench)
-    if not bench.table.quant_params.value:
+    m, k, n = _sizes(instrument)
+    if not instrument.table.quant_params.value:
         return Answer("this runtime has no domains")
     count = 0
     refused = "none refused"
-    while count < 2 * bench.table.iommu_domains.value:
-        bench.step(f"create in domain {count}")
+    while count < 2 * instrument.table.iommu_domains.value:
+        instrument.step(f"create in domain {count}")
         try:
-            with bench.context(I8, m, k, n, domain=count):
+            with instrument.context(I8, m, k, n, domain=count):
                 count += 1
         except RknnError as error:
             refused = f"{count} is refused ({error.code})"
             break
     details: dict[str, Any] = {"accepted": count, "next": refused}
     for domain in sorted({0, 1, count - 1} & set(range(count))):
-        bench.step(f"run in domain {domain}")
-        details[f"product in domain {domain}"] = bench.verdict(I8, m, k, n, domain=domain)
+        instrument.step(f"run in domain {domain}")
+        details[f"product in domain {domain}"] = instrument.verdict(I8, m, k, n, domain=domain)
     works = all(said == "right" for name, said in details.items() if name.startswith("product"))
     cells = {"iommu_domains": count} if count and works else {}
     return Answer(f"{count} domains; {refused}; products {'right' if works else 'wrong'}", details, cells)
 
 
 @question("X1", "How many contexts can one process have?", "the number, or at least so many")
-def context_count(bench: Bench) -> Answer:
+def context_count(instrument: Instrument) -> Answer:
     """Creates the smallest contexts until one is refused, at most twice the number reported from boards."""
-    most = 2 * bench.table.contexts.value
-    row = bench.row(I8)
+    most = 2 * instrument.table.contexts.value
+    row = instrument.row(I8)
     with ExitStack() as stack:
         for count in range(most):
             if count % 10 == 0:
-                bench.step(f"{count} contexts")
+                instrument.step(f"{count} contexts")
             try:
-                stack.enter_context(bench.context(I8, 1, row.k_multiple.value, row.n_multiple.value))
+                stack.enter_context(instrument.context(I8, 1, row.k_multiple.value, row.n_multiple.value))
             except RknnError as error:
                 return Answer(f"{count}; then {error.code}", {"contexts": count}, {"contexts": count} if count else {})
     return Answer(f"at least {most}", {"contexts": most}, {"contexts": most})

@@ -5,46 +5,46 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, question
-from npumatmul.probe.bench import NATIVE, TRANSPOSED, Bench, judge
+from npumatmul.probe.instrument import NATIVE, TRANSPOSED, Instrument, judge
 
 I8 = MatmulType.INT8_INT8_INT32
 
 
 @question("Q26", "How many shapes may a dynamic context have, what does switching cost, may K and N vary?",
           "largest number accepted; microseconds; per layout of B right, wrong or refused")  # fmt: skip
-def dynamic_shapes(bench: Bench) -> Answer:
+def dynamic_shapes(instrument: Instrument) -> Answer:
     """Creates with 1, 2, 4, ... shapes that differ in M; times set_dynamic_shape; runs shapes that differ in K and N.
 
     An M that was not registered is chosen last, to see the code.
     """
-    if not bench.table.dynamic_shapes.value:
+    if not instrument.table.dynamic_shapes.value:
         return Answer("this runtime has no dynamic shapes")
-    row = bench.row(I8)
+    row = instrument.row(I8)
     k, n = row.k_multiple.value, row.n_multiple.value
     details: dict[str, Any] = {}
     best = 0
     refused = "none refused"
-    for power in range(7 if bench.quick else 13 if bench.everything else 10):
+    for power in range(7 if instrument.quick else 13 if instrument.everything else 10):
         count = 1 << power
-        bench.step(f"{count} shapes")
+        instrument.step(f"{count} shapes")
         try:
-            with bench.context(I8, 0, 0, 0, shapes=[(m, k, n) for m in range(1, count + 1)]):
+            with instrument.context(I8, 0, 0, 0, shapes=[(m, k, n) for m in range(1, count + 1)]):
                 best = count
         except RknnError as error:
             refused = f"{count} are refused ({error.code})"
             break
     details["shapes"] = {"accepted": best, "next": refused}
-    step = bench.table.row_multiple.value
+    step = instrument.table.row_multiple.value
     shapes = [(1, k, n), (step, k, n), (2 * step, k, n)]
-    with bench.context(I8, 0, 0, 0, shapes=shapes) as context:
+    with instrument.context(I8, 0, 0, 0, shapes=shapes) as context:
         context.allocate_all()
         verdicts = []
         for index, shape in enumerate(shapes):
-            bench.step(f"run shape {shape}")
-            a, b, expected = bench.operands(I8, *shape)
+            instrument.step(f"run shape {shape}")
+            a, b, expected = instrument.operands(I8, *shape)
             context.choose(index)
             verdicts.append(judge(context.product(a, b), expected))
         repeats = 100
@@ -52,9 +52,9 @@ def dynamic_shapes(bench: Bench) -> Answer:
         for index in range(repeats):
             context.choose(index % len(shapes))
         switch = 1e6 * (time.perf_counter() - start) / repeats
-        bench.step("a shape that was not registered")
+        instrument.step("a shape that was not registered")
         try:
-            bench.runtime.matmul_set_dynamic_shape(context.handle, (3 * step, k, n))
+            instrument.runtime.matmul_set_dynamic_shape(context.handle, (3 * step, k, n))
             unregistered = "accepted"
         except RknnError as error:
             unregistered = f"refused ({error.code})"
@@ -63,13 +63,13 @@ def dynamic_shapes(bench: Bench) -> Answer:
     layouts = {"native": NATIVE, "transposed": TRANSPOSED} if row.b_transposed.value else {"native": NATIVE}
     for name, layout in layouts.items():
         different = [(1, k, n), (1, 2 * k, 2 * n)]
-        bench.step(f"K and N vary, B {name}")
+        instrument.step(f"K and N vary, B {name}")
         try:
-            with bench.context(I8, 0, 0, 0, b=layout, shapes=different) as context:
+            with instrument.context(I8, 0, 0, 0, b=layout, shapes=different) as context:
                 context.allocate_all()
                 found = []
                 for index, shape in enumerate(different):
-                    a, b, expected = bench.operands(I8, *shape)
+                    a, b, expected = instrument.operands(I8, *shape)
                     context.choose(index)
                     found.append(judge(context.product(a, b), expected))
             varying[name] = "right" if found == ["right", "right"] else ", ".join(found)

@@ -6,29 +6,29 @@ from typing import Any
 
 import numpy as np
 
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import RknnError, UnsupportedByRuntime
-from npumatmul.mmtype import ElementType, MatmulType
 from npumatmul.probe.answer import Answer, question
-from npumatmul.probe.bench import NATIVE, NORMAL, TRANSPOSED, Bench, Matrix, decode, encode, judge, to_tiles
+from npumatmul.probe.instrument import NATIVE, NORMAL, TRANSPOSED, Instrument, Matrix, decode, encode, judge, to_tiles
 from npumatmul.rknn import MatmulInfo
 
 F16, I8 = MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT8_INT8_INT32
 
 
 @question("Q3", "What does the helper that packs B take as int4?", "packed (and which nibble), one per byte, neither")
-def helper_input(bench: Bench) -> Answer:
+def helper_input(instrument: Instrument) -> Answer:
     """Packs a matrix given as pairs, then given one per byte, and compares with the native layout in each reading.
 
     Both buffers are large enough for either reading, so that nothing is read or written beyond them.
     """
-    types = [t for t in MatmulType if t.b is ElementType.INT4 and bench.row(t).supported.value]
+    types = [t for t in MatmulType if t.b is ElementType.INT4 and instrument.row(t).supported.value]
     if not types:
         return Answer("the chip has no type with an int4 B")
     mm_type = types[0]
-    row = bench.row(mm_type)
+    row = instrument.row(mm_type)
     assert row.b_tile.value is not None
     k, n = 2 * row.k_multiple.value, 2 * row.n_multiple.value
-    b = bench.random.integers(-8, 8, (k, n))
+    b = instrument.random.integers(-8, 8, (k, n))
     expected = {
         nibble: encode(to_tiles(b, row.b_tile.value), ElementType.INT4, nibble).tobytes() for nibble in ("low", "high")
     }
@@ -39,9 +39,9 @@ def helper_input(bench: Bench) -> Answer:
     for name, data in inputs.items():
         source, target = np.zeros(2 * k * n, np.uint8), np.zeros(2 * k * n, np.uint8)
         source[: data.size] = data
-        bench.step(f"helper with {name}")
+        instrument.step(f"helper with {name}")
         try:
-            bench.runtime.b_normal_layout_to_native_layout(
+            instrument.runtime.b_normal_layout_to_native_layout(
                 source.ctypes.data, target.ctypes.data, k, n, info, row.b_tile.value
             )
         except UnsupportedByRuntime as error:
@@ -55,7 +55,7 @@ def helper_input(bench: Bench) -> Answer:
     own = [m for m in matches if m[1] in m[0]] or matches  # reading and writing in one order is the plain case
     name, nibble = own[0]
     cell = "packed" if name.startswith("packed") else "one per byte"
-    cells = {"helper_int4": cell, "int4_even_nibble": bench.table.int4_even_nibble.value}
+    cells = {"helper_int4": cell, "int4_even_nibble": instrument.table.int4_even_nibble.value}
     if len({m[1] for m in own}) == 1:
         cells["int4_even_nibble"] = nibble
     return Answer(f"{cell}; the even one is the {cells['int4_even_nibble']} nibble of the output", details, cells)
@@ -66,22 +66,22 @@ def _segmented(b: Matrix, tile: tuple[int, int], depths: list[int]) -> Matrix:
 
 
 @question("Q4", "How is a native B stored that is deeper than a segment?", "rising with the remainder last, else")
-def segments(bench: Bench) -> Answer:
+def segments(instrument: Instrument) -> Answer:
     """Runs a product one and a half segments deep with B packed in each conceivable way, and sees which comes out.
 
     Segments rising with the remainder last; the remainder first; balanced; falling; no segments at all.
     """
-    segment = bench.row(I8).k_segment.value
+    segment = instrument.row(I8).k_segment.value
     if segment is None:
         return Answer("no segments are documented for this chip and runtime")
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     for mm_type in (F16, I8):
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         tile = row.b_tile.value
         assert tile is not None
         k, n, half = segment + segment // 2, 2 * row.n_multiple.value, segment // 2
-        a, b, expected = bench.operands(mm_type, 1, k, n)
+        a, b, expected = instrument.operands(mm_type, 1, k, n)
         ways = {
             "rising, remainder last": _segmented(b, tile, [segment, half]),
             "rising, remainder first": _segmented(b, tile, [half, segment]),
@@ -91,12 +91,12 @@ def segments(bench: Bench) -> Answer:
         }
         found = []
         try:
-            with bench.context(mm_type, 1, k, n) as context:
+            with instrument.context(mm_type, 1, k, n) as context:
                 context.allocate_all()
                 context.write("A", context.packed_a(a))
                 for way, values in ways.items():
-                    bench.step(f"{mm_type.name} K={k}, {way}")
-                    context.write("B", bench.encode(values, mm_type.b))
+                    instrument.step(f"{mm_type.name} K={k}, {way}")
+                    context.write("B", instrument.encode(values, mm_type.b))
                     context.bind()
                     context.run()
                     if judge(context.result(), expected) == "right":
@@ -110,18 +110,18 @@ def segments(bench: Bench) -> Answer:
 
 
 @question("Q5", "What are dims and size of B when it is segmented?", "dims and size by type")
-def segmented_attributes(bench: Bench) -> Answer:
+def segmented_attributes(instrument: Instrument) -> Answer:
     """Creates a context two and a half segments deep and reads the attributes of B; nothing is run."""
-    segment = bench.row(I8).k_segment.value
+    segment = instrument.row(I8).k_segment.value
     if segment is None:
         return Answer("no segments are documented for this chip and runtime")
     details: dict[str, Any] = {}
     for mm_type in (F16, I8):
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         k, n = 2 * segment + segment // 2, 2 * row.n_multiple.value
         try:
-            bench.step(f"create {mm_type.name} K={k}")
-            with bench.context(mm_type, 1, k, n) as context:
+            instrument.step(f"create {mm_type.name} K={k}")
+            with instrument.context(mm_type, 1, k, n) as context:
                 attr = context.attr("B")
                 details[mm_type.name] = {"K": k, "N": n, "dims": list(attr.shape), "size": attr.size}
         except RknnError as error:
@@ -136,7 +136,7 @@ def segmented_attributes(bench: Bench) -> Answer:
 
 
 @question("Q6", "How does a native C of float16, bfloat16 and int8 stand in memory?", "columns per group")
-def native_c(bench: Bench) -> Answer:
+def native_c(instrument: Instrument) -> Answer:
     """Runs a product that gives every element of C a value of its own, and sees where each value stands.
 
     What the dims of the attribute say is compared with where the values are.
@@ -144,9 +144,9 @@ def native_c(bench: Bench) -> Answer:
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     wanted = (ElementType.FLOAT16, ElementType.BFLOAT16, ElementType.INT8)
-    types = [t for t in MatmulType if t.c in wanted and bench.row(t).supported.value]
+    types = [t for t in MatmulType if t.c in wanted and instrument.row(t).supported.value]
     for mm_type in types:
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         k, n = row.k_multiple.value, row.n_multiple.value
         m = 4 if mm_type.a is ElementType.FLOAT16 or 4 * n <= 128 else 1  # values that int8 can tell apart
         a, b = np.zeros((m, k), np.int64), np.zeros((k, n), np.int64)
@@ -155,8 +155,8 @@ def native_c(bench: Bench) -> Answer:
         b[0], b[1], b[2] = 1, np.arange(n) // 8, np.arange(n) % 8
         expected = a @ b
         try:
-            bench.step(f"{mm_type.name} with native A and C")
-            with bench.context(mm_type, m, k, n, ac=NATIVE) as context:
+            instrument.step(f"{mm_type.name} with native A and C")
+            with instrument.context(mm_type, m, k, n, ac=NATIVE) as context:
                 context.allocate_all()
                 context.write("A", context.packed_a(a))
                 context.write("B", context.packed_b(b))
@@ -189,18 +189,18 @@ def _stands(values: Matrix, expected: Matrix, group: int) -> bool:
 
 
 @question("Q7", "Is a normal or transposed B converted rightly when K exceeds a segment?", "right or wrong by layout")
-def segmented_input(bench: Bench) -> Answer:
+def segmented_input(instrument: Instrument) -> Answer:
     """Runs a product one and a half segments deep with B normal, and with B as [N, K], and compares with numpy."""
-    segment = bench.row(I8).k_segment.value
+    segment = instrument.row(I8).k_segment.value
     if segment is None:
         return Answer("no segments are documented for this chip and runtime")
     details: dict[str, Any] = {}
     for mm_type in (F16, I8):
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         k, n = segment + segment // 2, 2 * row.n_multiple.value
         for name, layout in (("normal", NORMAL), ("transposed", TRANSPOSED)):
             if layout == TRANSPOSED and not row.b_transposed.value:
                 continue
-            bench.step(f"{mm_type.name} K={k}, B {name}")
-            details[f"{mm_type.name}, B {name}"] = bench.verdict(mm_type, 1, k, n, b=layout)
+            instrument.step(f"{mm_type.name} K={k}, B {name}")
+            details[f"{mm_type.name}, B {name}"] = instrument.verdict(mm_type, 1, k, n, b=layout)
     return Answer("; ".join(f"{name}: {said}" for name, said in details.items()), details)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from npumatmul.capabilities.rows import TYPES_SINCE
-from npumatmul.mmtype import MatmulType
+from npumatmul.chips.rows import TYPES_SINCE
+from npumatmul.chips.types import MatmulType
 from npumatmul.probe.answer import Answer, question
-from npumatmul.probe.bench import NATIVE, NORMAL, Bench
+from npumatmul.probe.instrument import NATIVE, NORMAL, Instrument
 
 F16, I8, I4 = MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT8_INT8_INT32, MatmulType.INT4_INT4_INT16
 
@@ -36,7 +36,7 @@ def doublings(start: int, times: int) -> Iterable[int]:
 
 
 @question("Q8", "How large may N be?", "per type: the largest N that came out right, and whether it is a limit")
-def n_maximum(bench: Bench) -> Answer:
+def n_maximum(instrument: Instrument) -> Answer:
     """Doubles N from the documented maximum on, with the smallest M and K, and compares products with numpy.
 
     Twice by default, six times with --all. After the first N that is refused the exact limit is found by bisection,
@@ -44,20 +44,23 @@ def n_maximum(bench: Bench) -> Answer:
     """
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
-    for mm_type in bench.supported(F16, I8, I4):
-        row = bench.row(mm_type)
+    for mm_type in instrument.supported(F16, I8, I4):
+        row = instrument.row(mm_type)
         k, best, limit = row.k_multiple.value, 0, None
-        for n in (row.n_max.value, *doublings(row.n_max.value, 1 if bench.quick else 6 if bench.everything else 2)):
-            bench.step(f"{mm_type.name} N={n}")
-            verdict = bench.verdict(mm_type, 1, k, n)
+        for n in (
+            row.n_max.value,
+            *doublings(row.n_max.value, 1 if instrument.quick else 6 if instrument.everything else 2),
+        ):
+            instrument.step(f"{mm_type.name} N={n}")
+            verdict = instrument.verdict(mm_type, 1, k, n)
             if verdict == "right":
                 best = n
                 continue
             if verdict.startswith("refused"):
                 step = row.n_multiple.value
-                limit = largest(best or step, n, step, lambda n, t=mm_type, k=k: bench.accepted(t, 1, k, n))  # type: ignore[misc]
-                bench.step(f"{mm_type.name} N={limit}")
-                if bench.verdict(mm_type, 1, k, limit) == "right":
+                limit = largest(best or step, n, step, lambda n, t=mm_type, k=k: instrument.accepted(t, 1, k, n))  # type: ignore[misc]
+                instrument.step(f"{mm_type.name} N={limit}")
+                if instrument.verdict(mm_type, 1, k, limit) == "right":
                     best = limit
                 cells[f"{mm_type.name}.n_limit"] = limit
             details[f"{mm_type.name} first failure"] = f"N={n}: {verdict}"
@@ -70,32 +73,32 @@ def n_maximum(bench: Bench) -> Answer:
     text = "; ".join(
         f"{t.name}: right up to {details[t.name]['largest right']}"
         + (f", create refuses more than {details[t.name]['limit']}" if details[t.name]["limit"] else ", no limit met")
-        for t in bench.supported(F16, I8, I4)
+        for t in instrument.supported(F16, I8, I4)
     )
     return Answer(text, details, cells)
 
 
 @question("Q9", "How large may K be?", "per type: the largest K that create accepts, or that no limit was met")
-def k_maximum(bench: Bench) -> Answer:
+def k_maximum(instrument: Instrument) -> Answer:
     """Doubles K with create alone, M and N smallest, then finds the exact limit by bisection; nothing is run.
 
     It goes to four times the largest K that is documented for one segment. With --all it goes to sixteen times that,
     and the largest accepted K is run and compared with numpy.
     """
-    top = (2 if bench.quick else 16 if bench.everything else 4) * max(
-        bench.row(t).k_max.value for t in bench.supported(F16, I8, I4)
+    top = (2 if instrument.quick else 16 if instrument.everything else 4) * max(
+        instrument.row(t).k_max.value for t in instrument.supported(F16, I8, I4)
     )
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     said = []
-    for mm_type in bench.supported(F16, I8, I4):
-        row = bench.row(mm_type)
+    for mm_type in instrument.supported(F16, I8, I4):
+        row = instrument.row(mm_type)
         n, step = row.n_multiple.value, row.k_multiple.value
         start = row.k_max.value
 
         def accepted(k: int, t: MatmulType = mm_type, n: int = n) -> bool:
-            bench.step(f"create {t.name} K={k}")
-            return bench.accepted(t, 1, k, n)
+            instrument.step(f"create {t.name} K={k}")
+            return instrument.accepted(t, 1, k, n)
 
         best = start if accepted(start) else 0
         limit = None if best else largest(step, start, step, accepted)
@@ -109,9 +112,9 @@ def k_maximum(bench: Bench) -> Answer:
         details[mm_type.name] = {"accepted": limit or best, "limit": limit}
         if limit is not None:
             cells[f"{mm_type.name}.k_limit"] = limit
-        if bench.everything:
-            bench.step(f"run {mm_type.name} K={limit or best}")
-            details[mm_type.name]["run"] = bench.verdict(mm_type, 1, limit or best, n)
+        if instrument.everything:
+            instrument.step(f"run {mm_type.name} K={limit or best}")
+            details[mm_type.name]["run"] = instrument.verdict(mm_type, 1, limit or best, n)
         said.append(f"{mm_type.name}: {'at most ' + str(limit) if limit else 'no limit met up to ' + str(best)}")
     return Answer("; ".join(said), details, cells)
 
@@ -121,23 +124,23 @@ def k_maximum(bench: Bench) -> Answer:
     "How large may M be, must it be a multiple of something with native A and C, and what does M = 1 cost?",
     "the multiple (1 or 4), largest M accepted, milliseconds of a run by M",
 )
-def rows(bench: Bench) -> Answer:
+def rows(instrument: Instrument) -> Answer:
     """Runs odd M with native A and C laid out by the attributes, and strided by M rounded up; then doubles M.
 
     Large M are only created. Times are medians of five runs of one shape.
     """
     details: dict[str, Any] = {}
-    step = bench.table.row_multiple.value
+    step = instrument.table.row_multiple.value
     exact: list[bool] = []
     rounded: list[bool] = []
-    types = bench.supported(F16, I8, I4)
+    types = instrument.supported(F16, I8, I4)
     for mm_type in types:
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         k, n = 2 * row.k_multiple.value, 2 * row.n_multiple.value
         for m in (2, 3, 5, 7):
-            bench.step(f"{mm_type.name} M={m}, native A and C")
-            a, b, expected = bench.operands(mm_type, m, k, n)
-            with bench.context(mm_type, m, k, n, ac=NATIVE) as context:
+            instrument.step(f"{mm_type.name} M={m}, native A and C")
+            a, b, expected = instrument.operands(mm_type, m, k, n)
+            with instrument.context(mm_type, m, k, n, ac=NATIVE) as context:
                 by_attributes = bool((context.product(a, b) == expected).all())
                 laid = -(-m // step) * step
                 by_rounding = bool((context.product(a, b, rows=laid) == expected).all())
@@ -148,19 +151,19 @@ def rows(bench: Bench) -> Answer:
     cells: dict[str, Any] = {"row_multiple": multiple}
     why = "M rounded up strides A and C" if not all(exact) and all(rounded) else ""
     for mm_type in types:
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         k, n, m_max = row.k_multiple.value, row.n_multiple.value, row.m_max.value
         best, limit = m_max, None
-        for m in doublings(m_max, 3 if bench.quick else 8):
-            bench.step(f"create {mm_type.name} M={m}")
-            if bench.accepted(mm_type, m, k, n):
+        for m in doublings(m_max, 3 if instrument.quick else 8):
+            instrument.step(f"create {mm_type.name} M={m}")
+            if instrument.accepted(mm_type, m, k, n):
                 best = m
                 continue
-            limit = largest(best, m, 1, lambda m, t=mm_type, k=k, n=n: bench.accepted(t, m, k, n))  # type: ignore[misc]
+            limit = largest(best, m, 1, lambda m, t=mm_type, k=k, n=n: instrument.accepted(t, m, k, n))  # type: ignore[misc]
             cells[f"{mm_type.name}.m_limit"] = limit
             break
         details[f"{mm_type.name} largest M"] = {"accepted": limit or best, "limit": limit}
-    details["ms"] = {str(m): _milliseconds(bench, m) for m in (1, step, 4 * step)}
+    details["ms"] = {str(m): _milliseconds(instrument, m) for m in (1, step, 4 * step)}
     limits = [name for name in cells if name.endswith("m_limit")]
     return Answer(
         f"M is 1 or a multiple of {multiple}{' (' + why + ')' if why else ''}; "
@@ -171,12 +174,12 @@ def rows(bench: Bench) -> Answer:
     )
 
 
-def _milliseconds(bench: Bench, m: int) -> float:
-    row = bench.row(I8)
+def _milliseconds(instrument: Instrument, m: int) -> float:
+    row = instrument.row(I8)
     k, n = 16 * row.k_multiple.value, 16 * row.n_multiple.value
-    a, b, _ = bench.operands(I8, m, k, n)
-    bench.step(f"time {I8.name} M={m}")
-    with bench.context(I8, m, k, n) as context:
+    a, b, _ = instrument.operands(I8, m, k, n)
+    instrument.step(f"time {I8.name} M={m}")
+    with instrument.context(I8, m, k, n) as context:
         context.product(a, b)
         times = []
         for _ in range(5):
@@ -187,53 +190,53 @@ def _milliseconds(bench: Bench, m: int) -> float:
 
 
 @question("Q11", "What must N and K be multiples of?", "per type: a multiple of N and one of K")
-def multiples(bench: Bench) -> Answer:
+def multiples(instrument: Instrument) -> Answer:
     """Tries N, then K, at multiples of 8 up to twice the documented multiple; the answer is their common divisor.
 
     A size counts when create takes it and the product with a native B is right.
     """
     cells: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for mm_type in bench.supported(F16, I8, I4):
-        row = bench.row(mm_type)
+    for mm_type in instrument.supported(F16, I8, I4):
+        row = instrument.row(mm_type)
         for name, multiple, other in (("n", row.n_multiple.value, row.k_multiple.value),
                                       ("k", row.k_multiple.value, row.n_multiple.value)):  # fmt: skip
             verdicts = {}
             for size in range(8, 2 * multiple + 1, 8):
-                bench.step(f"{mm_type.name} {name.upper()}={size}")
+                instrument.step(f"{mm_type.name} {name.upper()}={size}")
                 k, n = (other, size) if name == "n" else (size, other)
-                verdicts[size] = bench.verdict(mm_type, 1, k, n)
+                verdicts[size] = instrument.verdict(mm_type, 1, k, n)
             right = [size for size, verdict in verdicts.items() if verdict == "right"]
             details[f"{mm_type.name} {name.upper()}"] = verdicts
             if right:
                 cells[f"{mm_type.name}.{name}_multiple"] = math.gcd(*right)
     said = [
         f"{t.name}: K of {cells.get(f'{t.name}.k_multiple', '?')}, N of {cells.get(f'{t.name}.n_multiple', '?')}"
-        for t in bench.supported(F16, I8, I4)
+        for t in instrument.supported(F16, I8, I4)
     ]
     return Answer("; ".join(said), details, cells)
 
 
 @question("Q12", "Does the chip have types 6, 12, 15, and 10 where it is unlisted?", "per type: right, wrong, refused")
-def open_types(bench: Bench) -> Answer:
+def open_types(instrument: Instrument) -> Answer:
     """Creates each with normal layouts and compares a small product with numpy; reads the tile of B where it works."""
     details: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     for mm_type in (
         MatmulType.FLOAT16_INT8_FLOAT16, MatmulType.FLOAT16_INT4_BFLOAT16, MatmulType.INT8_INT4_FLOAT16, I4,
     ):  # fmt: skip
-        row = bench.row(mm_type)
+        row = instrument.row(mm_type)
         if row.supported.value:
             continue
-        if bench.version < TYPES_SINCE[mm_type]:
+        if instrument.version < TYPES_SINCE[mm_type]:
             details[mm_type.name] = "newer than this runtime"
             continue
         k, n = 2 * row.k_multiple.value, 2 * row.n_multiple.value
-        bench.step(f"{mm_type.name} with normal layouts")
-        details[mm_type.name] = bench.verdict(mm_type, 4, k, n, b=NORMAL)
+        instrument.step(f"{mm_type.name} with normal layouts")
+        details[mm_type.name] = instrument.verdict(mm_type, 4, k, n, b=NORMAL)
         cells[f"{mm_type.name}.supported"] = details[mm_type.name] == "right"
         if details[mm_type.name] == "right":
-            with bench.context(mm_type, 4, k, n) as context:
+            with instrument.context(mm_type, 4, k, n) as context:
                 dims = context.attr("B").shape
             if len(dims) == 4:
                 cells[f"{mm_type.name}.b_tile"] = [dims[2], dims[3]]

@@ -6,10 +6,10 @@ import ctypes as C
 from collections.abc import Callable
 from typing import Any
 
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError, rknn_error
-from npumatmul.mmtype import MatmulType
 from npumatmul.probe.answer import Answer, Question, question
-from npumatmul.probe.bench import NORMAL, Bench
+from npumatmul.probe.instrument import NORMAL, Instrument
 from npumatmul.rknn import (
     InputOutputNum,
     MatmulInfo,
@@ -32,22 +32,22 @@ class _TooLarge(C.Structure):
 
 
 @question("Q24", "Which queries does a matmul context answer?", "per query: its figures, or the code")
-def queries(bench: Bench) -> Answer:
+def queries(instrument: Instrument) -> Answer:
     """Asks a context that has run for its version, memory, number of tensors and time of the last run."""
     details: dict[str, Any] = {}
-    row = bench.row(I8)
+    row = instrument.row(I8)
     m, k, n = 4, 16 * row.k_multiple.value, 16 * row.n_multiple.value
-    a, b, _ = bench.operands(I8, m, k, n)
+    a, b, _ = instrument.operands(I8, m, k, n)
     asked = {
         QueryCmd.SDK_VERSION: SdkVersion(), QueryCmd.IN_OUT_NUM: InputOutputNum(), QueryCmd.MEM_SIZE: MemSize(),
         QueryCmd.PERF_RUN: PerfRun(),
     }  # fmt: skip
-    with bench.context(I8, m, k, n) as context:
+    with instrument.context(I8, m, k, n) as context:
         context.product(a, b)
         for command, result in asked.items():
-            bench.step(f"query {command.name}")
+            instrument.step(f"query {command.name}")
             try:
-                bench.runtime.query(context.handle, command, result)
+                instrument.runtime.query(context.handle, command, result)
             except RknnError as error:
                 details[command.name] = f"refused ({error.code})"
                 continue
@@ -64,17 +64,17 @@ def queries(bench: Bench) -> Answer:
 
 
 @question("Q25", "Which code does each wrong call return?", "a code per call")
-def return_codes(bench: Bench) -> Answer:
+def return_codes(instrument: Instrument) -> Answer:
     """Makes calls that are wrong in ways that no recorded runtime crashes on, and notes the codes.
 
     With --all also a run without buffers, which reaches the driver.
     """
-    row, runtime = bench.row(I8), bench.runtime
+    row, runtime = instrument.row(I8), instrument.runtime
     k, n = row.k_multiple.value, row.n_multiple.value
     codes: dict[str, int | str] = {}
 
     def note(what: str, call: Callable[[], object]) -> None:
-        bench.step(what)
+        instrument.step(what)
         try:
             call()
             codes[what] = 0
@@ -95,14 +95,14 @@ def return_codes(bench: Bench) -> Answer:
     note("create: unknown type", lambda: create(type=14))
     note("create: K not aligned", lambda: create(K=k + 1))
     note("create: N not aligned", lambda: create(N=n + 1))
-    if bench.table.quant_params.value:
+    if instrument.table.quant_params.value:
         note("create: unknown layout", lambda: create(B_layout=9))
         note("create: unknown quantization", lambda: create(B_quant_type=9))
         note("create: negative domain", lambda: create(iommu_domain_id=-1))
     note("run: context 0", lambda: runtime.matmul_run(0))
     note("destroy: context 0", lambda: runtime.matmul_destroy(0))
     note("set_core_mask: context 0", lambda: runtime.matmul_set_core_mask(0, 1))  # type: ignore[arg-type]
-    with bench.context(I8, 1, k, n) as context:
+    with instrument.context(I8, 1, k, n) as context:
         context.allocate_all()
         memory, handle = context.memories["A"], context.handle
         note("set_io_mem: context 0", lambda: runtime.matmul_set_io_mem(0, memory, context.attr("A")))
@@ -114,18 +114,18 @@ def return_codes(bench: Bench) -> Answer:
         note("mem_sync: no memory", lambda: runtime.mem_sync(handle, None, MemSyncMode.TO_DEVICE))  # type: ignore[arg-type]
         note("destroy_mem: no memory", lambda: runtime.destroy_mem(handle, None))  # type: ignore[arg-type]
         note("query: wrong size", lambda: runtime.query(handle, QueryCmd.SDK_VERSION, _TooLarge()))
-        if bench.table.dynamic_shapes.value:
+        if instrument.table.dynamic_shapes.value:
             note("set_dynamic_shape: static context", lambda: runtime.matmul_set_dynamic_shape(handle, (1, k, n)))
-        if bench.everything:
+        if instrument.everything:
             note("run: nothing bound", lambda: runtime.matmul_run(handle))
     return Answer("; ".join(f"{what}: {code}" for what, code in codes.items()), codes)
 
 
 @question("Q28", "Is rknn_matmul_create_dyn_shape exported?", "yes or no, with its successor")
-def old_name(bench: Bench) -> Answer:
+def old_name(instrument: Instrument) -> Answer:
     """Looks the names up in the library; nothing is called."""
     names = ("rknn_matmul_create_dyn_shape", "rknn_matmul_create_dynamic_shape", "rknn_create_mem_from_mb_blk")
-    exported = {name: bench.runtime.has(name) for name in names}
+    exported = {name: instrument.runtime.has(name) for name in names}
     return Answer(", ".join(f"{name}: {'yes' if has else 'no'}" for name, has in exported.items()), exported)
 
 
@@ -139,14 +139,14 @@ rv1126b = Question(
 
 @question("X3", "Do the shapes that are reported to abort the process do so here?", "per shape: right, or how it ended",
           dangerous=True)  # fmt: skip
-def aborting_shapes(bench: Bench) -> Answer:
+def aborting_shapes(instrument: Instrument) -> Answer:
     """Runs the reported N with the smallest M and K; a crash names the shape that it happened with."""
     details: dict[str, str] = {}
-    for problem in bench.table.problems:
+    for problem in instrument.table.problems:
         for extent in problem.extents:
-            for mm_type in bench.supported(*problem.types[:1]):
-                bench.step(f"{mm_type.name} N={extent}")
-                details[f"{mm_type.name} N={extent}"] = bench.verdict(
-                    mm_type, 1, bench.row(mm_type).k_multiple.value, extent
+            for mm_type in instrument.supported(*problem.types[:1]):
+                instrument.step(f"{mm_type.name} N={extent}")
+                details[f"{mm_type.name} N={extent}"] = instrument.verdict(
+                    mm_type, 1, instrument.row(mm_type).k_multiple.value, extent
                 )
     return Answer("; ".join(f"{what}: {said}" for what, said in details.items()) or "none is reported", details)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from npumatmul.capabilities.table import build
+from npumatmul.chips.table import build
 from npumatmul.errors import NpuError
 from npumatmul.probe.answer import Question
-from npumatmul.probe.bench import NORMAL, Bench
 from npumatmul.probe.catalogue import QUESTIONS
+from npumatmul.probe.instrument import NORMAL, Instrument
 from npumatmul.rknn import MatmulInfo, MatmulTypeCode, Runtime, RuntimeVersion
 
 __all__ = ["identify", "main"]
@@ -75,13 +75,13 @@ def _ask(options: argparse.Namespace, out: TextIO, questions: dict[str, Question
     table = build(identity["soc"], version)
     for number in options.numbers:
         on_step: Callable[[str], None] = lambda text, number=number: tell(question=number, step=text)  # type: ignore[misc]  # noqa: E731
-        bench = Bench(runtime, table, everything=options.all, quick=options.quick, on_step=on_step)
+        instrument = Instrument(runtime, table, everything=options.all, quick=options.quick, on_step=on_step)
         ask = questions[number].ask
         if ask is None:
             tell(question=number, reason=questions[number].reason)
             continue
         try:
-            answer = ask(bench)
+            answer = ask(instrument)
         except Exception as error:  # an answer, too: it costs this question only
             tell(question=number, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             continue

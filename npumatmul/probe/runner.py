@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from npumatmul.boardlock import BoardLock, wants_lock
-from npumatmul.capabilities.probe_file import ProbeResults, checked_cells, load_probe_results
+from npumatmul.chips.probe_file import ProbeResults, checked_cells, load_probe_results
+from npumatmul.device.boardlock import BoardLock, wants_lock
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.probe.answer import Question
 from npumatmul.rknn import Discovery, RuntimeVersion, discover
@@ -204,7 +204,7 @@ def probe(
     timeout : float
         Seconds per question.
     everything, quick : bool
-        As in `Bench`.
+        As in `Instrument`.
     progress : callable
         Called with each question before (and None) and after (and its outcome).
     module : str

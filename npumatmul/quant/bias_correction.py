@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.qparams import QuantizedWeight
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.params import QuantizedWeight
 
 __all__ = ["bias_correction"]
 
@@ -47,7 +47,7 @@ def bias_correction(
 
     Examples
     --------
-    >>> from npumatmul.qparams import QuantParams
+    >>> from npumatmul.quant.params import QuantParams
     >>> quantized = QuantizedWeight(np.array([[2, 0]], np.int8), QuantParams(0.5))
     >>> bias_correction([[1.25, 0.0]], quantized, [4.0, 1.0])
     array([1.], dtype=float32)

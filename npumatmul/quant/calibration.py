@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import QuantParams
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.histogram import BINS, Histogram
+from npumatmul.quant.params import QuantParams
 from npumatmul.quant.ranges import range_params
 from npumatmul.quant.search import divergences, squared_errors
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import Granularity, QuantParams
+from npumatmul.host import kernels
+from npumatmul.quant.params import Granularity, QuantParams
 
 __all__ = ["dequantize", "fake_quantize", "float_array", "quantize"]
 
@@ -86,11 +86,11 @@ def _codes_of_rows(rows: NDArray[np.float32], params: QuantParams) -> NDArray[np
     scale = np.ascontiguousarray(np.broadcast_to(params.scale.reshape(-1), (count,)))
     zero = np.ascontiguousarray(np.broadcast_to(params.zero_point.reshape(-1), (count,)))
     codes = np.empty((count, cols), np.int8)
-    tiling = _kernels.Tiling(count, cols, count, cols, count, cols)  # row-major
+    tiling = kernels.Tiling(count, cols, count, cols, count, cols)  # row-major
     symmetric = params.symmetric and params.levels == 127
-    _kernels.pack(
+    kernels.pack(
         tiling,
-        _kernels.Conversion.F32_TO_I8,
+        kernels.Conversion.F32_TO_I8,
         rows,
         codes.ctypes.data,
         codes.nbytes,

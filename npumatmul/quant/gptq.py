@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.functions import quantize
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.refinement import refine
 from npumatmul.quant.weight_scales import Clip, weight_2d, weight_params
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul import _kernels
+from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hadamard_matrices import factor_matrix, hadamard_factors, largest_hadamard_block
 
@@ -98,15 +98,15 @@ class Hadamard:
         return signs
 
     @cached_property
-    def kernel(self) -> _kernels.Hadamard:
+    def kernel(self) -> kernels.Hadamard:
         """The same for the C kernel, which transforms rows ahead of packing."""
         return self.kernel_after(None)
 
-    def kernel_after(self, divisor: NDArray[np.float32] | None) -> _kernels.Hadamard:
+    def kernel_after(self, divisor: NDArray[np.float32] | None) -> kernels.Hadamard:
         """For the C kernel: features divided by `divisor` (K,), then transformed."""
         *dense, power = self.factors
         matrices = tuple(factor_matrix(order).astype(np.float32) for order in dense)
-        return _kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)), divisor)
+        return kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)), divisor)
 
     def activation(self, x: NDArray[Any]) -> NDArray[Any]:
         """Transform activations.
@@ -129,7 +129,7 @@ class Hadamard:
         values = self._checked(x, "activation")
         if values.dtype == np.float32:
             result = np.empty(values.shape, np.float32)
-            _kernels.hadamard_rows(self.kernel, values.reshape(-1, self.features), result.reshape(-1, self.features))
+            kernels.hadamard_rows(self.kernel, values.reshape(-1, self.features), result.reshape(-1, self.features))
             return result
         return self._multiplied(values * self._prescale(values.dtype), transposed=False)
 

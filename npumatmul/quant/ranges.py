@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import Granularity, QuantParams
 from npumatmul.quant.functions import float_array
+from npumatmul.quant.params import Granularity, QuantParams
 
 __all__ = ["range_params", "token_params"]
 

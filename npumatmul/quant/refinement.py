@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.qparams import Granularity, QuantizedWeight, QuantParams
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
 __all__ = ["refine"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from npumatmul._kernels import Conversion, RowScaling
-from npumatmul.activation import Activation
-from npumatmul.capabilities import CHIPS, NEWEST_RUNTIME, Chip
+from npumatmul.chips import CHIPS, NEWEST_RUNTIME, Chip
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import MatmulType
-from npumatmul.qparams import Granularity
+from npumatmul.host.activation import Activation
+from npumatmul.host.kernels import Conversion, RowScaling
+from npumatmul.quant.params import Granularity
 from npumatmul.quant.schemes import FLOATS, SCHEMES, Scheme
 from npumatmul.rknn.version import RuntimeVersion
 
@@ -111,7 +111,7 @@ def route_for(scheme: Scheme, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTI
 
     Examples
     --------
-    >>> from npumatmul.capabilities import chip
+    >>> from npumatmul.chips import chip
     >>> [route_for(Scheme.parse("w4a8"), chip(soc)).mm_type.name for soc in ("rk3588", "rk3576", "rk3566")]
     ['INT4_INT4_INT16', 'INT8_INT4_INT32', 'INT8_INT8_INT32']
     """

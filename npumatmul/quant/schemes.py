@@ -30,7 +30,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from npumatmul.qparams import Granularity, QuantParams
+from npumatmul.quant.params import Granularity, QuantParams
 
 __all__ = ["FLOATS", "SCHEMES", "Scheme", "cast_advice", "scheme_for"]
 

@@ -1,6 +1,6 @@
 """Transforms of activations and weights that leave their product what it was.
 
-Each object (`npumatmul.qparams.InputTransform`) says what it does to activations and to weights, undoes both, and
+Each object (`npumatmul.quant.params.InputTransform`) says what it does to activations and to weights, undoes both, and
 describes itself in values that JSON can hold; `transform_from` makes it again. `Hadamard` has a module of its own.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul import _kernels
-from npumatmul.qparams import InputTransform
+from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hadamard import Hadamard
+from npumatmul.quant.params import InputTransform
 
 __all__ = ["Chain", "ChannelScale", "Permutation", "kernel_of", "transform_from"]
 
@@ -213,7 +213,7 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, Any]], InputTransform]] = {
 }
 
 
-def kernel_of(transform: InputTransform) -> _kernels.Hadamard | None:
+def kernel_of(transform: InputTransform) -> kernels.Hadamard | None:
     """What the C kernel does in one pass ahead of packing, with the same bits as ``transform.activation`` in float32.
 
     Parameters
@@ -222,7 +222,7 @@ def kernel_of(transform: InputTransform) -> _kernels.Hadamard | None:
 
     Returns
     -------
-    _kernels.Hadamard or None
+    kernels.Hadamard or None
         None for what it cannot do: anything but a `ChannelScale`, a `Hadamard` or the one before the other.
 
     Examples
@@ -238,7 +238,7 @@ def kernel_of(transform: InputTransform) -> _kernels.Hadamard | None:
     if type(steps[0]) is ChannelScale:
         divisor = steps[0].scale
         if len(steps) == 1:
-            return _kernels.hadamard((), 1, None, divisor)
+            return kernels.hadamard((), 1, None, divisor)
         steps = steps[1:]
     if len(steps) == 1 and type(steps[0]) is Hadamard:
         return steps[0].kernel if divisor is None else steps[0].kernel_after(divisor)

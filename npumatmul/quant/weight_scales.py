@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
+from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array, quantize
+from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.ranges import range_params
 
 __all__ = ["Clip", "round_weight", "weight_params"]
@@ -203,7 +203,7 @@ def _improve(
         return take(*range_params(ranges[:, 0], ranges[:, 1], qmin, qmax, symmetric))
 
     def take(s: NDArray[np.float32], z: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-        sums = _kernels.rounding_sums(values, weights, s, z, qmin, qmax)
+        sums = kernels.rounding_sums(values, weights, s, z, qmin, qmax)
         choice = sums[:, :, 0].argmin(axis=0)
         found = sums[choice, rows]
         better = found[:, 0] < best[:, 0]

@@ -2,7 +2,7 @@
 
 Each method checks the return code and raises the `RknnError` that belongs to it. Callers speak the language of runtime
 2.3.2; `differences` translates for older ones. Nothing here keeps state beyond the library handle and its version:
-lifetimes are the business of `npumatmul.session` and what is above it.
+lifetimes are the business of `npumatmul.device.session` and what is above it.
 """
 
 from __future__ import annotations

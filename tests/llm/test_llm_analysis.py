@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npumatmul.llm import Linear, load_model, numpy_pack, windows
-from npumatmul.llm.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
-from npumatmul.llm.model import layer_names
+from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
+from npumatmul.llm.models.llama import layer_names
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 

@@ -16,7 +16,7 @@ from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
 from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
-from npumatmul.llm.model import layer_names
+from npumatmul.llm.models.llama import layer_names
 from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized, own_text, quantize_model
 
 runner = CliRunner()

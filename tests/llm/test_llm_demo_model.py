@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from npumatmul.errors import ModelError
-from npumatmul.llm import demo_model, fetch_demo_model
+from npumatmul.llm import fetch_demo_model
+from npumatmul.llm.files import demo_model
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from prose import PROSE
 
 import npumatmul as npu
-from npumatmul.llm import LoadedModel, generate, load_model, npu_pack
+from npumatmul.llm import LoadedModel, load_model, npu_pack
+from npumatmul.llm.run import generate
 
 TOKENS = 512
 TEXTS = {

@@ -10,8 +10,8 @@ import pytest
 from llm_models import write_tiny_model
 
 from npumatmul.llm import ContextFullError, GGUFFile, GGUFTokenizer, load_model, numpy_pack
-from npumatmul.llm.lockstep import Lockstep
 from npumatmul.llm.quantize import own_text
+from npumatmul.llm.run.lockstep import Lockstep
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from npumatmul.llm.quantize import (
     save_quantized,
 )
 from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
-from npumatmul.qparams import QuantizedWeight
+from npumatmul.quant.params import QuantizedWeight
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 130)
 
@@ -122,7 +122,7 @@ def test_packed_and_portable_files_compute_alike(
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError("packed again")
 
-        monkeypatch.setattr("npumatmul._kernels.pack", refuse)
+        monkeypatch.setattr("npumatmul.host.kernels.pack", refuse)
         np.testing.assert_array_equal(logits(packed, npu_layers(device)), expected)
         assert device.stats().run_calls > 0
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from npumatmul import _kernels
 from npumatmul.errors import ModelError, NotFiniteError
+from npumatmul.host import kernels
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
-from npumatmul.llm.model import layer_names
+from npumatmul.llm.models.llama import layer_names
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
@@ -40,7 +40,7 @@ from npumatmul.llm.quantize.build import centred_layer
 from npumatmul.llm.quantize.emulation import quantize_rows_asymmetric
 from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
 from npumatmul.llm.quantize.saving import pack_nibbles, unpack_nibbles
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 
@@ -214,7 +214,7 @@ def test_centres_change_nothing_but_errors(seed: int, transform: str, symmetric:
 @settings(max_examples=50, deadline=None)
 def test_asymmetric_activations_are_what_the_kernels_make(m: int, k: int, levels: int, clip: float, seed: int) -> None:
     x = random_matrix(m, k, seed) + np.float32(0.3)
-    scale, zero = _kernels.asymmetric_scales(x, levels, clip)
+    scale, zero = kernels.asymmetric_scales(x, levels, clip)
     codes, got_scale = quantize_rows_asymmetric(x, levels, clip)
     np.testing.assert_allclose(got_scale, scale, rtol=1e-6)
     codes = codes + zero[:, np.newaxis]

@@ -23,7 +23,7 @@ from npumatmul.llm.quantize import (
     quantize_model,
     save_quantized,
 )
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 130)
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from prose import PROSE
 
-from npumatmul.llm import LoadedModel, generate
+from npumatmul.llm import LoadedModel
+from npumatmul.llm.run import generate
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
-from npumatmul.llm.loader import LayerTensors
-from npumatmul.llm.model import PREFILL_CHUNK, LlamaModel, layer_names
+from npumatmul.llm.loading import LayerTensors
+from npumatmul.llm.models.llama import PREFILL_CHUNK, LlamaModel, layer_names
+from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
@@ -23,7 +24,6 @@ from npumatmul.llm.quantize import (
 )
 from npumatmul.llm.quantize.quantized_model import layer_of_recipe
 from npumatmul.llm.quantize.sequential import quantize_in_sequence
-from npumatmul.llm.taps import TappedLinear
 from npumatmul.quant import Hessian
 
 PIECES = windows(np.random.default_rng(0).integers(0, 256, 200), 50)

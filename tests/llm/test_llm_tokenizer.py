@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 
 from npumatmul.errors import ModelError
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LoadedModel, StreamDecoder
-from npumatmul.llm.tokenizer import PRE_TOKENIZERS
+from npumatmul.llm.tokenizers.bpe import PRE_TOKENIZERS
 
 MIXED = [
     "",

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import QuantParams
 from npumatmul.quant import (
     MMSE,
     Calibrator,
@@ -24,6 +23,7 @@ from npumatmul.quant import (
     token_params,
 )
 from npumatmul.quant.histogram import Histogram
+from npumatmul.quant.params import QuantParams
 
 ALL: list[type[Calibrator]] = [MinMax, Percentile, KLDivergence, MMSE, ClipRatio]
 VALUES = st.floats(-1e5, 1e5, width=32)

@@ -12,10 +12,10 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.host import kernels
 from npumatmul.quant import ChannelScale, Hadamard, Hessian, dequantize, gptq, quantize, refine, round_weight
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.weight_scales import weight_params
 
 
@@ -254,17 +254,17 @@ def test_sums_of_rounded_rows(rows: int, cols: int, candidates: int) -> None:
     weights = rng.random(cols).astype(np.float32)
     scale = rng.uniform(0.05, 0.6, (candidates, rows)).astype(np.float32)
     zero = rng.integers(-8, 8, (candidates, rows)).astype(np.int32)
-    sums = _kernels.rounding_sums(values, weights, scale, zero, -8, 7)
+    sums = kernels.rounding_sums(values, weights, scale, zero, -8, 7)
     s, z = scale[:, :, np.newaxis].astype(np.float64), zero[:, :, np.newaxis]
     q = np.clip(np.rint(values / scale[:, :, np.newaxis]), -8 - z, 7 - z)
     expected = np.stack([(weights * part).sum(axis=-1) for part in ((values - s * q) ** 2, values * q, q * q)], axis=-1)
     assert sums.shape == (candidates, rows, 3)
     np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-5 * max(1, cols))
     with pytest.raises(ValueError, match="do not fit together"):
-        _kernels.rounding_sums(values, weights, scale, zero[:, :-1] if rows else zero[:-1], -8, 7)
+        kernels.rounding_sums(values, weights, scale, zero[:, :-1] if rows else zero[:-1], -8, 7)
     if rows:
         with pytest.raises(ValueError, match="do not fit together"):
-            _kernels.rounding_sums(values, weights, -scale, zero, -8, 7)
+            kernels.rounding_sums(values, weights, -scale, zero, -8, 7)
 
 
 def test_importance_moves_the_scale() -> None:

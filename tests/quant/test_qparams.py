@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 import npumatmul as npu
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import Granularity, QuantizedWeight, QuantParams
 from npumatmul.quant import dequantize, fake_quantize, quantize
+from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 SCALES = st.floats(2.0**-30, 2.0**20, width=32)

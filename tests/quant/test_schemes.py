@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from npumatmul.capabilities import CHIPS, chip
+from npumatmul.chips import CHIPS, chip
+from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
-from npumatmul.mmtype import MatmulType
-from npumatmul.qparams import QuantParams
+from npumatmul.quant.params import QuantParams
 from npumatmul.quant.routes import route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, scheme_for
 from npumatmul.rknn.version import RuntimeVersion

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.plan import plan_matmul
-from npumatmul.qparams import InputTransform, QuantizedWeight, QuantParams
+from npumatmul.host import kernels
+from npumatmul.planning.product import plan_matmul
 from npumatmul.quant import Chain, ChannelScale, Hadamard, Permutation, hadamard_matrix, round_weight, transform_from
 from npumatmul.quant.hadamard_matrices import hadamard_factors, largest_hadamard_block
+from npumatmul.quant.params import InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import kernel_of
 
 ORDERS = [1, 2, *[n for n in range(4, 257, 4) if n not in (188, 236)], 12 * 20, 52 * 12, 172 * 4, 576]
@@ -148,7 +148,7 @@ def test_the_kernel_does_the_same_bit_by_bit(transform: InputTransform, m: int, 
         return
     x = np.random.default_rng(m).normal(size=(m, transform.features)).astype(np.float32)[:, :: -1 if reverse else 1]
     result = np.empty(x.shape, np.float32)
-    _kernels.hadamard_rows(kernel, x, result)
+    kernels.hadamard_rows(kernel, x, result)
     assert result.tobytes() == transform.activation(x).tobytes()
 
 
@@ -269,10 +269,10 @@ def test_the_kernel_takes_any_strides_and_works_in_place(case: tuple[int, int | 
     bound = depth * 2.0**-24 * np.abs(wide).sum(axis=1, keepdims=True) / np.sqrt(transform.block)
     expected = transform.activation(wide)
     destination = np.empty((m, k + 3), np.float32)[:, 3:]
-    _kernels.hadamard_rows(transform.kernel, source, destination)
+    kernels.hadamard_rows(transform.kernel, source, destination)
     assert (np.abs(destination - expected) <= bound).all()
     contiguous = source.copy()
-    _kernels.hadamard_rows(transform.kernel, contiguous, contiguous)
+    kernels.hadamard_rows(transform.kernel, contiguous, contiguous)
     assert np.array_equal(contiguous, destination)
 
 
@@ -292,15 +292,15 @@ def test_the_kernel_refuses_what_would_touch_wrong_memory() -> None:
         (np.zeros((4, 8), np.float32), np.broadcast_to(x[:1, :8], (4, 8)), "writeable"),
     ]:
         with pytest.raises(ValueError, match=message):
-            _kernels.hadamard_rows(kernel, source, destination)
+            kernels.hadamard_rows(kernel, source, destination)
     with pytest.raises(ValueError, match="square matrices"):
-        _kernels.hadamard((np.ones((2, 3), np.float32),), 1, np.ones(2, np.float32))
+        kernels.hadamard((np.ones((2, 3), np.float32),), 1, np.ones(2, np.float32))
     with pytest.raises(ValueError, match=r"not of \[2, 3\]"):
-        _kernels.hadamard((), 1, np.ones(2, np.float32), np.ones(3, np.float32))
+        kernels.hadamard((), 1, np.ones(2, np.float32), np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"not of \[\]"):
-        _kernels.hadamard((), 1, None)
+        kernels.hadamard((), 1, None)
     with pytest.raises(ValueError, match="npumm_hadamard_rows"):
-        _kernels.hadamard_rows(_kernels.hadamard((), 3, np.ones(3, np.float32)), x[:, :3], np.zeros((4, 3), np.float32))
+        kernels.hadamard_rows(kernels.hadamard((), 3, np.ones(3, np.float32)), x[:, :3], np.zeros((4, 3), np.float32))
 
 
 def test_transforms_can_be_copied() -> None:

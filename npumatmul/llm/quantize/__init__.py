@@ -4,18 +4,18 @@
 (`save_quantized`) and read again (`load_quantized`).
 """
 
-from .arrays import ProductError, analyze_product
-from .best import best_recipe
-from .build import quantize_layer
-from .calibration import LayerStatistics, collect_statistics
-from .emulation import EmulatedLinear, emulate
-from .layer import QuantizedLayer
-from .own_text import own_text
-from .packed_layer import PackedLayer
-from .quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
-from .recipe import LayerRecipe, Recipe, parse_scheme
-from .saving import is_quantized, load_quantized, save_quantized
-from .sensitivity import Candidate, auto_quantize, choose, measure_sensitivity
+from npumatmul.llm.quantize.arrays import ProductError, analyze_product
+from npumatmul.llm.quantize.best import best_recipe
+from npumatmul.llm.quantize.build import quantize_layer
+from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
+from npumatmul.llm.quantize.emulation import EmulatedLinear, emulate
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.own_text import own_text
+from npumatmul.llm.quantize.packed_layer import PackedLayer
+from npumatmul.llm.quantize.quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
+from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe, parse_scheme
+from npumatmul.llm.quantize.saving import is_quantized, load_quantized, save_quantized
+from npumatmul.llm.quantize.sensitivity import Candidate, auto_quantize, choose, measure_sensitivity
 
 __all__ = [
     "Candidate",

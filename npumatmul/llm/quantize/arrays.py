@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.analysis import ErrorSums
-from npumatmul.llm.model import Float32, Linear
-
-from .build import quantize_layer
-from .calibration import LayerStatistics
-from .emulation import emulate
-from .layer import QuantizedLayer
-from .recipe import LayerRecipe
+from npumatmul.llm.measure.analysis import ErrorSums
+from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.quantize.build import quantize_layer
+from npumatmul.llm.quantize.calibration import LayerStatistics
+from npumatmul.llm.quantize.emulation import emulate
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.recipe import LayerRecipe
 
 __all__ = ["ProductError", "analyze_product"]
 

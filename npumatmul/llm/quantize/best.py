@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from npumatmul.qparams import Granularity
-
-from .recipe import GGUF_SCHEME, LayerRecipe, Recipe, parse_scheme
+from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe, parse_scheme
+from npumatmul.quant.params import Granularity
 
 __all__ = ["best_recipe"]
 

@@ -8,18 +8,17 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul import _kernels
 from npumatmul.errors import NotFiniteError
-from npumatmul.qparams import Granularity, InputTransform, QuantizedWeight, QuantParams
+from npumatmul.host import kernels
+from npumatmul.llm.quantize.calibration import LayerStatistics
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe
 from npumatmul.quant.gptq import gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import Chain, ChannelScale
 from npumatmul.quant.weight_scales import Clip, round_weight
-
-from .calibration import LayerStatistics
-from .layer import QuantizedLayer
-from .recipe import GGUF_SCHEME, LayerRecipe
 
 __all__ = ["quantize_layer"]
 
@@ -145,7 +144,7 @@ def centred_layer(
 
 
 def _half_layer(weight: NDArray[np.float32], recipe: LayerRecipe) -> QuantizedLayer:
-    scale = _kernels.power_of_two_scales(np.ascontiguousarray(weight))
+    scale = kernels.power_of_two_scales(np.ascontiguousarray(weight))
     if bool((scale == 1).all()):
         return QuantizedLayer(recipe, weight.astype(np.float16))
     return QuantizedLayer(recipe, (weight * scale[:, np.newaxis]).astype(np.float16), row_scale=np.reciprocal(scale))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.evaluation import Window
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import LayerTensors, load_from, numpy_pack
-from npumatmul.llm.model import Float32, Linear
-from npumatmul.llm.taps import TappedLinear
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.loading import LayerTensors, load_from, numpy_pack
+from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.models.taps import TappedLinear
 
 __all__ = ["LayerStatistics", "collect_statistics"]
 

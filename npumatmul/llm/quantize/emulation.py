@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.model import Float32, Linear
-from npumatmul.qparams import Granularity
-
-from .layer import QuantizedLayer
-from .packed_layer import PackedLayer
+from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.packed_layer import PackedLayer
+from npumatmul.quant.params import Granularity
 
 __all__ = ["EmulatedLinear", "emulate"]
 

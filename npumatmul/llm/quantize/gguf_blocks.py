@@ -13,11 +13,10 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.qparams import Granularity, QuantizedWeight, QuantParams
-
-from .layer import QuantizedLayer
-from .recipe import LayerRecipe
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.recipe import LayerRecipe
+from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
 __all__ = ["BLOCK", "TAKEN_OVER", "layer_of_blocks"]
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.qparams import Granularity, QuantizedWeight
-
-from .recipe import LayerRecipe
+from npumatmul.llm.quantize.recipe import LayerRecipe
+from npumatmul.quant.params import Granularity, QuantizedWeight
 
 __all__ = ["QuantizedLayer"]
 

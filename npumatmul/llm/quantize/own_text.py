@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.evaluation import Window
-from npumatmul.llm.loader import load_model, numpy_pack
-from npumatmul.llm.lockstep import Lockstep
-from npumatmul.llm.model import LlamaModel
-from npumatmul.llm.sampling import Sampler, SamplingOptions
-from npumatmul.llm.tokenizer import GGUFTokenizer
+from npumatmul.llm.loading import load_model, numpy_pack
+from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.llama import LlamaModel
+from npumatmul.llm.run.lockstep import Lockstep
+from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
 
 __all__ = ["own_text"]
 

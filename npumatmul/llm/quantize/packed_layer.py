@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device import Device
+from npumatmul.device.device import Device
 from npumatmul.errors import PackedFileError
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.recipe import LayerRecipe
 from npumatmul.ops import PackedWeight, pack
-from npumatmul.ops.host_values import host_values
-from npumatmul.ops.packed_parts import restored
-from npumatmul.ops.saving import StoredParts
-from npumatmul.qparams import QuantParams
+from npumatmul.ops.packed.files.api import StoredParts
+from npumatmul.ops.packed.files.host import host_values
+from npumatmul.ops.packed.files.tensors import restored
+from npumatmul.quant.params import QuantParams
 from npumatmul.quant.schemes import Scheme
-
-from .layer import QuantizedLayer
-from .recipe import LayerRecipe
 
 __all__ = ["PackedLayer", "pack_layer"]
 
@@ -35,7 +34,7 @@ class PackedLayer:
     shape : tuple of int
         ``(N, K)``.
     description : mapping
-        Of the packed weight; see `npumatmul.ops.saving`.
+        Of the packed weight; see `npumatmul.ops.packed.files.api`.
     parts : StoredParts
         Gives its tiles and arrays.
     offset : ndarray of float32, shape (N, groups), or None

@@ -12,20 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from npumatmul.llm.config import LlamaConfig
-from npumatmul.llm.evaluation import Window
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
-from npumatmul.llm.model import Linear
-
-from .build import centred_layer, quantize_layer
-from .calibration import LayerStatistics, collect_statistics
-from .emulation import emulate
-from .gguf_blocks import layer_of_blocks
-from .layer import QuantizedLayer
-from .packed_layer import PackedLayer
-from .recipe import GGUF_SCHEME, LayerRecipe, Recipe
-from .sequential import quantize_in_sequence
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.config import LlamaConfig
+from npumatmul.llm.models.llama import Linear
+from npumatmul.llm.quantize.build import centred_layer, quantize_layer
+from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
+from npumatmul.llm.quantize.emulation import emulate
+from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.packed_layer import PackedLayer
+from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
+from npumatmul.llm.quantize.sequential import quantize_in_sequence
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 

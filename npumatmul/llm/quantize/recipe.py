@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from npumatmul.qparams import Granularity
+from npumatmul.quant.params import Granularity
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["LayerRecipe", "Recipe", "parse_scheme"]
@@ -207,7 +207,7 @@ class Recipe:
         Parameters
         ----------
         name : str
-            Such as ``blk.3.qkv``; see `npumatmul.llm.model.layer_names`.
+            Such as ``blk.3.qkv``; see `npumatmul.llm.models.llama.layer_names`.
 
         Returns
         -------

@@ -4,8 +4,8 @@ The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. 
 JSON object: format, versions, recipe, source, and each layer's recipe and parameters; ``npumatmul.checksum`` is its
 CRC-32.
 
-Format 2, packed, is a file of packed weights (`npumatmul.ops.saving`), one for each layer, in the layout of a chip:
-loading copies tiles from the mapped file into device memory, byte for byte. Beside them are ``<layer>.bias``,
+Format 2, packed, is a file of packed weights (`npumatmul.ops.packed.files.api`), one for each layer, in the layout of a
+chip: loading copies tiles from the mapped file into device memory, byte for byte. Beside them are ``<layer>.bias``,
 ``.offset`` and ``.centre``.
 
 Format 1, portable, holds for each layer ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column
@@ -30,20 +30,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import npumatmul
-from npumatmul.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, PackedFileError
-from npumatmul.llm.config import LlamaConfig
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import Progress, layer_tensors
-from npumatmul.ops.saving import StoredParts, add_packed, descriptions_of, packed_metadata
-from npumatmul.ops.tensor_file import TensorFile, TensorWriter, WrongTensorFile
-from npumatmul.qparams import QuantizedWeight, QuantParams
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.loading import Progress, layer_tensors
+from npumatmul.llm.models.config import LlamaConfig
+from npumatmul.llm.quantize.layer import QuantizedLayer, offset_of
+from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
+from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source
+from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
+from npumatmul.ops.packed.files.api import StoredParts, add_packed, descriptions_of, packed_metadata
+from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
+from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import transform_from
-
-from .layer import QuantizedLayer, offset_of
-from .packed_layer import PackedLayer, pack_layer
-from .quantized_model import QuantizedModel, Source
-from .recipe import LayerRecipe, Recipe
 
 __all__ = ["is_quantized", "load_quantized", "save_quantized"]
 

@@ -20,17 +20,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.config import LlamaConfig
-from npumatmul.llm.evaluation import Window, evaluate, log_softmax, mean_divergence
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import Progress, layer_tensors, load_model, numpy_pack
-from npumatmul.llm.model import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
-
-from .calibration import LayerStatistics, collect_statistics
-from .emulation import emulate
-from .layer import QuantizedLayer
-from .quantized_model import QuantizedModel, layer_of_recipe, source_of
-from .recipe import LayerRecipe, Recipe
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.loading import Progress, layer_tensors, load_model, numpy_pack
+from npumatmul.llm.measure.evaluation import Window, evaluate, log_softmax, mean_divergence
+from npumatmul.llm.models.config import LlamaConfig
+from npumatmul.llm.models.llama import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
+from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
+from npumatmul.llm.quantize.emulation import emulate
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.quantized_model import QuantizedModel, layer_of_recipe, source_of
+from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
 
 __all__ = ["Candidate", "auto_quantize", "choose", "measure_sensitivity"]
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from npumatmul.llm.evaluation import Window
-from npumatmul.llm.gguf_file import GGUFFile
-from npumatmul.llm.loader import LayerTensors, Progress, load_from, numpy_pack
-from npumatmul.llm.model import BLOCK_LAYERS, Float32, Linear, LlamaModel
-
-from .calibration import LayerStatistics
-from .emulation import emulate
-from .layer import QuantizedLayer
+from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.loading import LayerTensors, Progress, load_from, numpy_pack
+from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.llama import BLOCK_LAYERS, Float32, Linear, LlamaModel
+from npumatmul.llm.quantize.calibration import LayerStatistics
+from npumatmul.llm.quantize.emulation import emulate
+from npumatmul.llm.quantize.layer import QuantizedLayer
 
 __all__ = ["MakeLayer", "quantize_in_sequence"]
 

@@ -1,0 +1,380 @@
+"""NPU memory that users hold: buffers, and what the runtime says of the matrices in them."""
+
+from __future__ import annotations
+
+import ctypes as C
+import math
+import operator
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from npumatmul.chips import layout
+from npumatmul.chips.layout import TileLayout
+from npumatmul.chips.types import ElementType
+from npumatmul.device.budget import Holder
+from npumatmul.device.session import Memory, Session
+from npumatmul.errors import ClosedError, LayoutMismatchError
+from npumatmul.rknn import MatmulTensorAttr
+
+__all__ = ["PAGE", "Buffer", "TensorAttr"]
+
+#: Sizes are rounded up to a memory page.
+PAGE = 4096
+#: `size` fields of the C API are 32 bits wide (facts 1.8).
+LARGEST_BUFFER = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class TensorAttr:
+    """A, B or C of a context, as the runtime describes it.
+
+    Attributes
+    ----------
+    name : str
+        ``"A"``, ``"B"`` or ``"C"``.
+    shape : (int, int)
+        The matrix as its user sees it: (M, K), (K, N) or (M, N).
+    dims : tuple of int
+        What the runtime reports: the shape, or groups and tiles where the layout is native.
+    size : int
+        Bytes that a buffer for it needs.
+    element : ElementType
+    layout : TileLayout or None
+        Where the elements stand; None where that is an open question (a native B in segments: Q4, Q5).
+    struct : MatmulTensorAttr
+        The C struct.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dims: tuple[int, ...]
+    size: int
+    element: ElementType
+    layout: TileLayout | None
+    struct: MatmulTensorAttr = field(repr=False, compare=False)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """The numpy dtype of the elements."""
+        return self.element.dtype
+
+    @property
+    def known_layout(self) -> TileLayout:
+        """The layout.
+
+        Raises
+        ------
+        LayoutMismatchError
+            If no source settles it.
+        """
+        if self.layout is None:
+            raise LayoutMismatchError(
+                f"a native {self.name} of shape {self.shape} is stored in segments, whose order no source settles "
+                "(open questions Q4, Q5): split K, or fill the buffer as your runtime has it"
+            )
+        return self.layout
+
+
+class Buffer:
+    """NPU memory that contexts can be bound to: an allocation (`Device.buffer`), or a part of one (`Buffer.slice`).
+
+    Reading goes through `array` or `get`, writing through `write` or `put`. What was written reaches the NPU with the
+    next run of a context that is bound to it: the run synchronises caches and binds anew (facts 7.2, 7.3).
+
+    Views keep the memory: a buffer that is dropped, or whose ``with`` block is left, gives it back when the last view
+    is gone. `close` gives it back at once, and refuses while there are views.
+
+    Attributes
+    ----------
+    nbytes : int
+    domain : int
+        IOMMU domain; contexts of the same domain can use it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import npumatmul as npu
+    >>> with npu.Device("sim") as device, device.buffer(4096) as buffer:
+    ...     with buffer.write(np.float16) as a:
+    ...         a[:] = 1.5
+    ...     print(buffer.array.nbytes, buffer.array.view(np.float16)[-1])
+    4096 1.5
+    """
+
+    def __init__(self, session: Session, memory: Memory, parent: Buffer | None = None) -> None:
+        self._session = session
+        self._memory = memory
+        self._parent = parent
+        self._left = False  # whether its with block was left while there were views
+        # What contexts compare to know whether they have to bind anew.
+        self._writes = 0
+        self._results = 0
+        # All buffers of one allocation; the allocation's lock guards it.
+        self._family: weakref.WeakSet[Buffer] = weakref.WeakSet() if parent is None else parent._family
+        with memory.allocation.lock:
+            self._family.add(self)
+        self._finalizer = weakref.finalize(self, session.release_later, memory)
+        self._finalizer.atexit = False  # at exit the session frees everything in its own order
+
+    @classmethod
+    def allocate(cls, session: Session, nbytes: int, domain: int = 0) -> Buffer:
+        """Allocate; `Device.buffer` is the public form."""
+        nbytes = operator.index(nbytes)
+        if not 1 <= nbytes <= LARGEST_BUFFER:
+            raise ValueError(f"a buffer has 1 to {LARGEST_BUFFER} bytes, not {nbytes}")
+        domain, domains = operator.index(domain), session.chip.memory.domains
+        if domain < 0 or 1 < domains <= domain:  # what runtimes without domains lack, the binding says
+            raise ValueError(f"domain {domain}: IOMMU domains are 0 to {domains - 1}")
+        memory = session.allocate(nbytes, domain, Holder.BUFFERS)
+        try:
+            return cls(session, memory)
+        except BaseException:  # an interrupt
+            session.release_later(memory)
+            raise
+
+    def __repr__(self) -> str:
+        return f"Buffer({self.nbytes} bytes{', closed' if self.closed else ''} on {self._session.name})"
+
+    def __enter__(self) -> Buffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left = True
+        if not self._memory.viewed():  # else the last view that goes gives it back
+            self._session.release(self._memory)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self._memory.size
+
+    @property
+    def domain(self) -> int:
+        """IOMMU domain."""
+        return self._memory.domain
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return self._memory.closed or self._left
+
+    @property
+    def memory(self) -> Memory:
+        """The runtime's memory, while it lives."""
+        self._check_usable()
+        return self._memory
+
+    def _check_usable(self) -> None:
+        self._session.check_usable()
+        if self.closed:
+            raise ClosedError("this NPU buffer is closed")
+
+    def overlaps(self, other: Buffer) -> bool:
+        """Whether two buffers share bytes."""
+        mine, theirs = self._memory, other._memory
+        return mine.allocation is theirs.allocation and mine.start < theirs.stop and theirs.start < mine.stop
+
+    # ---- access ----------------------------------------------------------------------------------------------------
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """Read-only view of the bytes, shape (nbytes,); ``.view(dtype)`` it as you like.
+
+        After a run it shows the new results.
+
+        Raises
+        ------
+        ClosedError
+            If buffer or device are closed, or inherited through a fork.
+        """
+        return np.frombuffer(self.pages(writable=False), np.uint8)
+
+    def pages(self, *, writable: bool) -> memoryview:
+        """The bytes as a memoryview, for arrays of any geometry; it keeps the buffer.
+
+        While a writable one lives, every run of a context that is bound to the buffer synchronises it and binds it
+        anew; when it is gone the next run does so once.
+
+        Raises
+        ------
+        ClosedError
+            If buffer or device are closed, or inherited through a fork.
+        """
+        pages = memoryview(self._pages(writable))
+        return pages if writable else pages.toreadonly()
+
+    @contextmanager
+    def write(self, dtype: DTypeLike = np.uint8, shape: tuple[int, ...] | None = None) -> Iterator[NDArray[Any]]:
+        """A view to write through, within a ``with`` block.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            How to see the bytes: uint8 by default.
+        shape : tuple of int, optional
+            By default one dimension with as many elements as there are.
+
+        Raises
+        ------
+        ValueError
+            If dtype and shape do not fit the buffer's size.
+        ClosedError
+            If buffer or device are closed.
+
+        Notes
+        -----
+        Until the block ends, and beyond as long as any view of the array lives, every run of a context that is bound
+        to the buffer synchronises it and binds it anew; afterwards the next run does so once. When the block ends the
+        array becomes read-only.
+        """
+        wanted = np.dtype(dtype)
+        if wanted.hasobject or wanted.itemsize == 0:
+            raise ValueError(f"write: a buffer cannot hold {wanted}")
+        if shape is None:
+            if self.nbytes % wanted.itemsize:
+                raise ValueError(f"write: {self.nbytes} bytes are no whole number of {wanted}")
+            shape = (self.nbytes // wanted.itemsize,)
+        if any(extent < 0 for extent in shape) or math.prod(shape) * wanted.itemsize > self.nbytes:
+            raise ValueError(f"write: {shape} of {wanted} does not fit into {self.nbytes} bytes")
+        pages = self._pages(writable=True)
+        array: NDArray[Any] = np.ndarray(shape, wanted, memoryview(pages))
+        del pages
+        try:
+            yield array
+        finally:
+            array.flags.writeable = False
+            self._wrote()
+
+    def put(self, attr: TensorAttr, values: NDArray[Any]) -> None:
+        """Pack a matrix into the buffer, as A or B of a context.
+
+        Parameters
+        ----------
+        attr : TensorAttr
+            Of the context, such as ``context.b``.
+        values : ndarray
+            Of ``attr.shape`` and ``attr.dtype``, of any strides; int4 as `ml_dtypes.int4`, one value per element.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dtype or shape differ, or the buffer is too small; nothing was written.
+        LayoutMismatchError
+            If no source settles the layout.
+        """
+        self._check_usable()
+        if self.nbytes < attr.size:
+            raise ValueError(f"put: {attr.name} needs {attr.size} bytes, the buffer has {self.nbytes}")
+        layout.pack_into(values, attr.known_layout, self._memory.address, self.nbytes)
+        self._wrote()
+
+    def get(self, attr: TensorAttr) -> NDArray[Any]:
+        """Unpack the matrix in the buffer: a copy, of ``attr.shape`` and ``attr.dtype``.
+
+        Raises
+        ------
+        ValueError
+            If the buffer is too small.
+        LayoutMismatchError
+            If no source settles the layout.
+        """
+        self._check_usable()
+        if self.nbytes < attr.size:
+            raise ValueError(f"get: {attr.name} has {attr.size} bytes, the buffer {self.nbytes}")
+        return layout.unpack(self.array[: attr.size], attr.known_layout)
+
+    def slice(self, start: int, nbytes: int) -> Buffer:
+        """A buffer that is a part of this one and shares its memory.
+
+        Parameters
+        ----------
+        start : int
+            Multiple of the capability table's `slice_alignment`: which offsets the runtime takes is an open question
+            (Q16).
+        nbytes : int
+
+        Raises
+        ------
+        ValueError
+            If it reaches beyond this buffer, or does not start at a page.
+        """
+        self._check_usable()
+        start, nbytes = operator.index(start), operator.index(nbytes)
+        alignment = self._session.chip.memory.slice_alignment
+        if start % alignment or not 0 <= start < self.nbytes or not 1 <= nbytes <= self.nbytes - start:
+            raise ValueError(
+                f"slice: {nbytes} bytes from {start} on are no part of a buffer of {self.nbytes} bytes that starts at "
+                f"a multiple of {alignment}"
+            )
+        memory = self._session.wrap(self._memory.allocation, self._memory.start + start, nbytes)
+        return Buffer(self._session, memory, self)
+
+    def close(self) -> None:
+        """Give the memory back, with its slices. Closing twice is allowed.
+
+        Raises
+        ------
+        BufferError
+            If views of it are still held.
+        BusyError
+            If another thread runs with it.
+        """
+        held = 0 if self._memory.closed else self._memory.viewed()
+        if held:
+            raise BufferError(f"{held} views of this buffer are still held; delete them, then close")
+        self._session.release(self._memory)
+
+    # ---- for contexts ----------------------------------------------------------------------------------------------
+
+    def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
+        """The bytes as an object that numpy can take, and that keeps this buffer alive."""
+        self._check_usable()
+        pages = (C.c_uint8 * self.nbytes).from_address(self._memory.address)
+        pages._buffer = self  # type: ignore[attr-defined]
+        this = weakref.ref(self)
+
+        def gone(_: object) -> None:
+            """A garbage collector may call this at any moment."""
+            buffer = this()
+            if buffer is not None and buffer._left and not buffer._memory.viewed():
+                buffer._session.release_later(buffer._memory)
+
+        self.settle()
+        self._memory.add_view(pages, writable, gone)
+        return pages
+
+    def settle(self) -> None:
+        """Count what may have been written through views that are gone; while they live every run looks by itself."""
+        for view in self._memory.take_ended_writers():
+            self._memory.mark_written()
+            with self._memory.allocation.lock:
+                written = [buffer for buffer in self._family if view.touches(buffer._memory)]
+            for buffer in written:
+                buffer._writes += 1
+
+    def mark_written(self) -> None:
+        """Say that the CPU wrote here, through no view."""
+        self._wrote()
+
+    def _wrote(self) -> None:
+        """The CPU wrote here."""
+        self._memory.mark_written()
+        for other in self._overlapping():
+            other._writes += 1
+
+    def _computed(self) -> None:
+        """The NPU wrote here."""
+        for other in self._overlapping():
+            other._results += 1
+
+    def _overlapping(self) -> list[Buffer]:
+        with self._memory.allocation.lock:
+            if len(self._family) == 1:
+                return [self]
+            return [other for other in self._family if self.overlaps(other)]

@@ -1,0 +1,389 @@
+"""Typed binding of the executor in `libnpumm.so` (`native/include/npumatmul_executor.h`, `npumatmul_store.h`)."""
+
+from __future__ import annotations
+
+import ctypes as C
+import weakref
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.errors import ClosedError
+from npumatmul.host import kernels
+from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
+
+__all__ = [
+    "ActivationStruct",
+    "BoundStruct",
+    "Call",
+    "DeferredStruct",
+    "Element",
+    "EpilogueStruct",
+    "Executor",
+    "ExecutorContext",
+    "ExecutorShape",
+    "Function",
+    "Matrix",
+    "PlacedMatmul",
+    "Report",
+    "Result",
+    "ResultType",
+    "RuntimeFunctions",
+    "SliceStruct",
+    "SpanStruct",
+    "Step",
+    "Term",
+    "finish",
+    "store_deferred",
+]
+
+
+class ResultType(IntEnum):
+    """`npumm_result_type`: element type of C."""
+
+    INT32 = 0
+    FLOAT32 = 1
+    INT16 = 2
+    FLOAT16 = 3
+    INT8 = 4
+
+
+class Element(IntEnum):
+    """`npumm_element`: element type of a matrix of the caller."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    INT32 = 3
+    INT8 = 4
+
+
+class Function(IntEnum):
+    """`npumm_function`: what an epilogue applies to every element."""
+
+    IDENTITY = 0
+    RELU = 1
+    GELU = 2
+    GELU_TANH = 3
+    SILU = 4
+    RELU2 = 5
+
+
+class Step(IntEnum):
+    """`npumm_step`: where the executor stopped."""
+
+    NONE = 0
+    ARGUMENTS = 1
+    PACK_A = 2
+    SYNC_A = 3
+    BIND_A = 4
+    BIND_B = 5
+    BIND_C = 6
+    RUN = 7
+    SYNC_C = 8
+    STORE_C = 9
+    SELECT = 10
+
+
+class RuntimeFunctions(C.Structure):
+    """`npumm_runtime`: addresses of the runtime's functions that the executor calls."""
+
+    _fields_ = tuple((name, C.c_void_p) for name in ("set_io_mem", "run", "mem_sync", "set_dynamic_shape"))
+
+
+class ExecutorContext(C.Structure):
+    """`npumm_context`: a context, which of its shapes is selected, and whether it failed."""
+
+    _fields_ = (("handle", Context), ("dynamic", C.c_int32), ("selected_m", C.c_int32), ("broken", C.c_int32))
+
+
+class ExecutorShape(C.Structure):
+    """`npumm_shape`: a context in one of its shapes, with padded extents and native groups."""
+
+    _fields_ = (
+        ("context", C.POINTER(ExecutorContext)),
+        ("padded_m", C.c_int32),
+        ("padded_k", C.c_int32),
+        ("padded_n", C.c_int32),
+        ("a_group", C.c_int32),
+        ("c_group", C.c_int32),
+        ("io_attr", MatmulIoAttr),
+    )
+
+
+class SpanStruct(C.Structure):
+    """`npumm_range`: a range of one dimension."""
+
+    _fields_ = (("start", C.c_int64), ("length", C.c_int64))
+
+
+class ActivationStruct(C.Structure):
+    """`npumm_activation`: how rows of `a` become rows of A."""
+
+    _fields_ = (
+        ("conversion", C.c_int),
+        ("scaling", C.c_int),
+        ("levels", C.c_int32),
+        ("clip", C.c_float),
+        ("static_scale", C.c_float),
+        ("static_zero", C.c_int32),
+        ("transform", C.POINTER(kernels.Hadamard)),
+    )
+
+
+class SliceStruct(C.Structure):
+    """`npumm_slice`: one pass A[:, k] x B."""
+
+    _fields_ = (
+        ("k", SpanStruct),
+        ("part", C.c_int32),
+        ("tiles", C.c_int32),
+        ("column_scale", C.c_void_p),
+        ("column_zero", C.c_void_p),
+        ("column_sums", C.c_void_p),
+        ("group", SpanStruct),
+    )
+
+
+class PlacedMatmul(C.Structure):
+    """`npumm_placed_matmul`: everything that one call of the executor needs but the caller's matrices."""
+
+    _fields_ = (
+        ("runtime", C.POINTER(RuntimeFunctions)),
+        ("activation", ActivationStruct),
+        ("c_type", C.c_int),
+        ("row_images", C.c_int32),
+        ("common_scale", C.c_int32),
+        ("m_count", C.c_int32),
+        ("slice_count", C.c_int32),
+        ("n_count", C.c_int32),
+        ("core_count", C.c_int32),
+        ("a_count", C.c_int32),
+        ("m_ranges", C.POINTER(SpanStruct)),
+        ("n_ranges", C.POINTER(SpanStruct)),
+        ("slices", C.POINTER(SliceStruct)),
+        ("tile_cores", C.POINTER(C.c_int32)),
+        ("range_cores", C.POINTER(C.c_int32)),
+        ("a_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("c_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("b_memories", C.POINTER(C.POINTER(TensorMem))),
+        ("shapes", C.POINTER(C.POINTER(ExecutorShape))),
+    )
+
+
+class Matrix(C.Structure):
+    """`npumm_matrix`: an operand of an epilogue."""
+
+    _fields_ = (("data", C.c_void_p), ("row_stride", C.c_int64), ("type", C.c_int))
+
+
+class EpilogueStruct(C.Structure):
+    """`npumm_epilogue`: what is done to the result."""
+
+    _fields_ = (
+        ("scale", C.c_double),
+        ("bias", C.c_void_p),
+        ("function", C.c_int),
+        ("multiply", Matrix),
+        ("residual", Matrix),
+        ("low", C.c_float),
+        ("high", C.c_float),
+    )
+
+
+class Term(C.Structure):
+    """`npumm_term`: what a tile of C stands for."""
+
+    _fields_ = (
+        ("type", C.c_int),
+        ("row_images", C.c_int32),
+        ("row_zero", C.c_void_p),
+        ("column_sums", C.c_void_p),
+        ("row_sum", C.c_void_p),
+        ("column_zero", C.c_void_p),
+        ("column_scale", C.c_void_p),
+        ("row_factor", C.c_void_p),
+    )
+
+
+class DeferredStruct(C.Structure):
+    """`npumm_deferred`: a result that is not stored."""
+
+    _fields_ = (
+        ("rows", C.c_int64),
+        ("cols", C.c_int64),
+        ("type", C.c_int),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+        ("m_count", C.c_int32),
+        ("n_count", C.c_int32),
+        ("m_ranges", C.POINTER(SpanStruct)),
+        ("n_ranges", C.POINTER(SpanStruct)),
+        ("padded_m", C.POINTER(C.c_int32)),
+        ("padded_n", C.POINTER(C.c_int32)),
+        ("memories", C.POINTER(C.POINTER(TensorMem))),
+        ("row_factor", C.c_void_p),
+        ("row_zero", C.c_void_p),
+        ("row_sum", C.c_void_p),
+        ("sums", C.c_void_p),
+        ("term", Term),
+        ("c_group", C.c_int32),
+        ("scaled_each", C.c_int32),
+        ("last_factor", C.c_void_p),
+        ("last_scale", C.c_void_p),
+    )
+
+
+class BoundStruct(C.Structure):
+    """`npumm_bound`: a result that the NPU writes where it is wanted."""
+
+    _fields_ = (("parts", C.POINTER(C.POINTER(TensorMem))), ("whole", C.POINTER(TensorMem)))
+
+
+class Call(C.Structure):
+    """`npumm_call`: the caller's matrices."""
+
+    _fields_ = (
+        ("a", C.c_void_p),
+        ("a_row_stride", C.c_int64),
+        ("a_col_stride", C.c_int64),
+        ("a_deferred", C.POINTER(DeferredStruct)),
+        ("a_bound", C.POINTER(C.POINTER(TensorMem))),
+        ("out", C.c_void_p),
+        ("out_row_stride", C.c_int64),
+        ("out_deferred", C.POINTER(DeferredStruct)),
+        ("out_bound", C.POINTER(BoundStruct)),
+        ("out_type", C.c_int),
+        ("out_is_read", C.c_int32),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+    )
+
+
+class Report(C.Structure):
+    """`npumm_report`: what the executor did and where it stopped."""
+
+    _fields_ = (
+        ("step", C.c_int),
+        ("code", C.c_int32),
+        ("row", C.c_int64),
+        ("m_index", C.c_int32),
+        ("slice_index", C.c_int32),
+        ("n_index", C.c_int32),
+        ("core", C.c_int32),
+        ("run_calls", C.c_uint64),
+        ("set_io_mem_calls", C.c_uint64),
+        ("mem_sync_calls", C.c_uint64),
+        ("set_dynamic_shape_calls", C.c_uint64),
+        ("macs", C.c_uint64),
+    )
+
+
+class Result(C.Structure):
+    """`npumm_result`: where finished sums go."""
+
+    _fields_ = (
+        ("data", C.c_void_p),
+        ("row_stride", C.c_int64),
+        ("type", C.c_int),
+        ("row_factor", C.c_void_p),
+        ("column_scale", C.c_void_p),
+        ("epilogue", C.POINTER(EpilogueStruct)),
+        ("row", C.c_int64),
+        ("column", C.c_int64),
+        ("widen", C.c_int32),
+    )
+
+
+@lru_cache(maxsize=1)
+def _store() -> Any:
+    function = kernels.library().npumm_store
+    function.restype = C.c_int
+    function.argtypes = (
+        C.POINTER(kernels.Tiling), C.POINTER(Term), C.c_void_p, C.c_int64, C.c_void_p, C.POINTER(Result),
+    )  # fmt: skip
+    return function
+
+
+def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: EpilogueStruct) -> None:
+    """Apply an epilogue to sums that stand in the host's memory, as the executor does to those in tiles.
+
+    Parameters
+    ----------
+    sums : ndarray of float32 or int32, shape (M, N), C-contiguous
+    out : ndarray, shape (M, N), of `element`, adjacent along the columns
+    element : Element
+    epilogue : EpilogueStruct
+        Placed for `out`.
+    """
+    rows, columns = sums.shape
+    tiling = kernels.Tiling(rows, columns, rows, columns, rows, columns)
+    term = Term(
+        ResultType.INT32 if sums.dtype == np.int32 else ResultType.FLOAT32, 1, None, None, None, None, None, None
+    )
+    result = Result(out.ctypes.data, out.strides[0], element, None, None, C.pointer(epilogue), 0, 0, 0)
+    code = _store()(tiling, term, sums.ctypes.data, sums.nbytes, None, result)
+    assert code == 0, f"npumm_store: code {code}"
+
+
+def store_deferred(deferred: DeferredStruct, address: int, row_stride: int) -> None:
+    """Finish a deferred result in memory of the host.
+
+    Parameters
+    ----------
+    deferred : DeferredStruct
+        As a call of the executor left it.
+    address : int
+        Of the first element; elements of a row are adjacent.
+    row_stride : int
+        In bytes.
+    """
+    code = _library().npumm_deferred_store(deferred, 0, deferred.rows, address, row_stride)
+    assert code == 0, f"npumm_deferred_store: code {code}"
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    library = kernels.library()
+    library.npumm_executor_create.restype = C.c_void_p
+    library.npumm_executor_create.argtypes = ()
+    library.npumm_executor_destroy.restype = None
+    library.npumm_executor_destroy.argtypes = (C.c_void_p,)
+    library.npumm_execute.restype = C.c_int
+    library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    library.npumm_deferred_store.restype = C.c_int
+    library.npumm_deferred_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
+    return library
+
+
+class Executor:
+    """`npumm_executor`: the threads that serve NPU cores beyond the first, started when there is work for them.
+
+    One thread at a time may call `execute`. A forked child must not; dropping and closing it does nothing there.
+
+    Attributes
+    ----------
+    lease : weakref or None
+        Whose it is.
+    """
+
+    def __init__(self) -> None:
+        self.lease: weakref.ref[Any] | None = None
+        library = _library()
+        self._address = library.npumm_executor_create()
+        if not self._address:
+            raise MemoryError("no memory for an executor")
+        self._execute = library.npumm_execute
+        self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
+        self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
+
+    def execute(self, placed: PlacedMatmul, call: Call, report: Report) -> int:
+        """Run a placed matmul; the report says what happened."""
+        if not self._finalizer.alive:
+            raise ClosedError("the executor is closed")
+        return int(self._execute(self._address, placed, call, report))
+
+    def close(self) -> None:
+        """End the threads. Closing twice is allowed."""
+        self._finalizer()

@@ -1,0 +1,1 @@
+"""Files of models: GGUF, and the small model of the demo."""

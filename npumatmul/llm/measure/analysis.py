@@ -1,0 +1,250 @@
+"""Where a model's error comes from: each layer's output against the reference's, alone and with all before it.
+
+*Alone* is the error of one layer that is fed what it is fed in the reference; *entire* is the error of its output in
+the model as it runs, all layers up to it being what they are there. These are the two columns of the vendor's accuracy
+analysis.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.llama import Float32, LlamaModel
+from npumatmul.llm.models.taps import TappedLinear
+
+__all__ = ["ErrorSums", "LayerError", "analyze_layers", "errors_as_csv", "save_error_plot"]
+
+ROWS = 64
+"""Tokens whose inputs and outputs of all layers are kept at a time."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class ErrorSums:
+    """Sums from which the error of one array against another follows, however many pieces they come in.
+
+    Attributes
+    ----------
+    expected_square, got_square, product, error_square : float
+        Sums over all elements, in float64.
+    max_error : float
+        Largest magnitude of a difference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul.llm.measure.analysis import ErrorSums
+    >>> sums = ErrorSums()
+    >>> sums.add(np.array([3.0, 4.0]), np.array([3.0, 4.5]))
+    >>> sums.relative_error, sums.snr_db, sums.max_error
+    (0.1, 20.0, 0.5)
+    """
+
+    expected_square: float = 0.0
+    got_square: float = 0.0
+    product: float = 0.0
+    error_square: float = 0.0
+    max_error: float = 0.0
+
+    def add(self, expected: NDArray[np.floating], got: NDArray[np.floating]) -> None:
+        """Take a piece into account.
+
+        Parameters
+        ----------
+        expected, got : ndarray of float, of equal shapes
+            Reference and what is compared with it.
+        """
+        if expected.shape != got.shape:
+            raise ValueError(f"arrays of shapes {expected.shape} and {got.shape} do not compare")
+        e, g = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+        difference = g - e
+        self.expected_square += float(e @ e)
+        self.got_square += float(g @ g)
+        self.product += float(e @ g)
+        self.error_square += float(difference @ difference)
+        self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0.0)))
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between both as vectors; 1 if both are zero, 0 if one is."""
+        norm = math.sqrt(self.expected_square) * math.sqrt(self.got_square)
+        if norm == 0:
+            return 1.0 if self.expected_square == self.got_square else 0.0
+        return min(1.0, max(-1.0, self.product / norm))
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius norm of the difference over that of the reference."""
+        if self.expected_square == 0:
+            return 0.0 if self.error_square == 0 else math.inf
+        return math.sqrt(self.error_square / self.expected_square)
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio in dB: -20 log10 of the relative error; inf where there is no error."""
+        error = self.relative_error
+        return math.inf if error == 0 else -20 * math.log10(error) if math.isfinite(error) else -math.inf
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The error of one layer.
+
+    Attributes
+    ----------
+    name : str
+        The layer.
+    shape : tuple of int
+        ``(K, N)``.
+    alone : ErrorSums
+        Of its output when it is fed what it is fed in the reference.
+    entire : ErrorSums
+        Of its output in the model.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    alone: ErrorSums = field(default_factory=ErrorSums)
+    entire: ErrorSums = field(default_factory=ErrorSums)
+
+
+def analyze_layers(
+    model: LlamaModel,
+    reference: LlamaModel,
+    pieces: Sequence[Window],
+    progress: Progress | None = None,
+) -> list[LayerError]:
+    """Compare every layer of two models on a text.
+
+    Parameters
+    ----------
+    model, reference : LlamaModel
+        What is looked at, and what it is held against; of the same shape.
+    pieces : sequence of Window
+        The text, see `npumatmul.llm.windows`; every token counts.
+    progress : callable, optional
+        Called with windows done, windows in all, and what is being done.
+
+    Returns
+    -------
+    list of LayerError
+        In the order in which a token passes the layers.
+
+    Raises
+    ------
+    ValueError
+        If there is no text, or the models are of different shapes.
+
+    Examples
+    --------
+    >>> from npumatmul.llm import fetch_demo_model, load_model, numpy_pack, text_tokens, windows
+    >>> from npumatmul.llm.measure.analysis import analyze_layers
+    >>> exact = load_model(fetch_demo_model(), pack=numpy_pack)
+    >>> pieces = windows(text_tokens(exact.tokenizer, "It was the best of times. " * 5), 16, limit=1)
+    >>> errors = analyze_layers(exact.model, exact.model, pieces)  # a model against itself
+    >>> errors[-1].name, errors[-1].entire.snr_db
+    ('head', inf)
+    """
+    if not pieces:
+        raise ValueError("there is no text to analyze on")
+    if model.config != reference.config:
+        raise ValueError("models of different configurations do not compare layer by layer")
+    linears = model.linears
+    errors = {name: LayerError(name, linear.shape) for name, linear in linears.items()}
+    seen: dict[str, tuple[Float32, Float32]] = {}
+
+    def keep(name: str, x: Float32, y: Float32) -> None:
+        seen[name] = (x.copy(), y.copy())
+
+    def compare(name: str, x: Float32, y: Float32) -> None:
+        errors[name].entire.add(seen[name][1], y)
+
+    expected = reference.with_linears({n: TappedLinear(each, n, keep) for n, each in reference.linears.items()})
+    tapped = model.with_linears({n: TappedLinear(each, n, compare) for n, each in linears.items()})
+    for done, piece in enumerate(pieces):
+        if progress is not None:
+            progress(done, len(pieces), "comparing layers")
+        caches = expected.new_cache(len(piece.tokens)), tapped.new_cache(len(piece.tokens))
+        for start in range(0, len(piece.tokens), ROWS):
+            tokens = piece.tokens[start : start + ROWS]
+            expected.forward(tokens, caches[0], all_logits=True)
+            tapped.forward(tokens, caches[1], all_logits=True)
+            for name, linear in linears.items():
+                x, y = seen[name]
+                errors[name].alone.add(y, linear(x))
+    if progress is not None:
+        progress(len(pieces), len(pieces), "done")
+    return list(errors.values())
+
+
+FIGURES = ("cosine", "relative_error", "snr_db", "max_error")
+
+
+def errors_as_csv(errors: Sequence[LayerError]) -> str:
+    """Make CSV of errors, one line for each layer.
+
+    Parameters
+    ----------
+    errors : sequence of LayerError
+        What `analyze_layers` returned.
+
+    Returns
+    -------
+    str
+        With a line of headings.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["layer", "k", "n", *(f"{which}_{name}" for which in ("alone", "entire") for name in FIGURES)])
+    for error in errors:
+        figures = [getattr(sums, name) for sums in (error.alone, error.entire) for name in FIGURES]
+        writer.writerow([error.name, *error.shape, *(f"{figure:.9g}" for figure in figures)])
+    return out.getvalue()
+
+
+def save_error_plot(errors: Sequence[LayerError], path: Path, title: str) -> None:
+    """Plot relative errors and cosine distances by layer.
+
+    Parameters
+    ----------
+    errors : sequence of LayerError
+        What `analyze_layers` returned.
+    path : pathlib.Path
+        The picture; its ending says the format.
+    title : str
+        Above the picture.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If matplotlib is missing: it comes with the extra ``bench``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(8.0, 0.12 * len(errors)), 7.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    positions = np.arange(len(errors))
+    for label, marker in (("alone", "o"), ("entire", "s")):
+        sums = [getattr(error, label) for error in errors]
+        upper.plot(positions, [each.relative_error for each in sums], marker, markersize=3, label=label)
+        lower.plot(positions, [max(1 - each.cosine, 1e-16) for each in sums], marker, markersize=3, label=label)
+    upper.set_ylabel("relative error (Frobenius)")
+    lower.set_ylabel("1 - cosine")
+    for axes in (upper, lower):
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    step = max(1, len(errors) // 40)
+    lower.set_xticks(positions[::step], [error.name for error in errors[::step]], rotation=90, fontsize=7)
+    upper.set_title(title)
+    figure.savefig(path)

@@ -1,0 +1,1 @@
+"""Models, from token numbers to logits: one file per architecture."""

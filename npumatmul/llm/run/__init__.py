@@ -1,0 +1,1 @@
+"""Running a model: chat templates, sampling, generation, several sequences in lockstep."""

@@ -1,0 +1,1 @@
+"""Arrays in NPU memory, and their products."""

@@ -1,0 +1,1 @@
+"""Files of packed weights: tensors and their description, read, checked and written."""

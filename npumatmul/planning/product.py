@@ -1,0 +1,400 @@
+"""From one logical matmul to tiles: pure functions of shapes, types, the capability table and a timing model.
+
+A weight is cut once (`weight_plan.py`); here M is cut for it, into ranges that are padded to a few sizes (buckets) so
+that few contexts serve every M, and the number of cores is chosen. Same inputs, same plan; no library is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Literal
+
+from npumatmul.chips.layout import round_up
+from npumatmul.chips.timing import TIMINGS, TimingModel
+from npumatmul.planning.buckets import Cover, row_buckets, simple_cover
+from npumatmul.planning.cost import LEAST_GAIN, ModelledTime, TileCosts, tile_cores
+from npumatmul.planning.spans import Span, shown, split
+from npumatmul.planning.weight import WeightPlan, costs_of, parsed, plan_weight, spans_of, weight_content, weight_of
+
+__all__ = [
+    "A_BUFFERS_MOST",
+    "MatmulPlan",
+    "PaddingReport",
+    "Share",
+    "Span",
+    "WeightPlan",
+    "padding_report",
+    "plan_matmul",
+    "plan_weight",
+    "row_buckets",
+    "split",
+]
+
+#: Buffers for images of A that one call of the executor takes (`NPUMM_A_MOST`).
+A_BUFFERS_MOST = 16
+#: What each core has of its own: tiles of N, or ranges of rows with all tiles.
+Share = Literal["tiles", "rows"]
+
+
+@dataclass(frozen=True)
+class MatmulPlan:
+    """A logical matmul of M rows with a weight, cut into runs of the NPU.
+
+    Attributes
+    ----------
+    m : int
+    weight : WeightPlan
+    m_spans : tuple of Span
+        `start` and `length` in rows of the activation, `padded` in rows of the device: a bucket.
+    cores : int
+        Cores that work at once.
+    tile_cores : tuple of int
+        The core of each N tile; empty where cores share rows.
+    modelled : ModelledTime or None
+        Modelled time, never measured; None where nothing is known of chip or type.
+    range_cores : tuple of int
+        The core of each range of rows, which runs all tiles with it; empty where cores share tiles.
+    """
+
+    m: int
+    weight: WeightPlan
+    m_spans: tuple[Span, ...]
+    cores: int
+    tile_cores: tuple[int, ...]
+    modelled: ModelledTime | None = None
+    range_cores: tuple[int, ...] = ()
+
+    def core(self, m_index: int, n_index: int) -> int:
+        """The core that runs a tile with a range of rows."""
+        return self.range_cores[m_index] if self.range_cores else self.tile_cores[n_index]
+
+    @property
+    def runs(self) -> int:
+        """Calls of `rknn_matmul_run`."""
+        return len(self.m_spans) * len(self.weight.k_spans) * len(self.weight.n_spans)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the logical matrices."""
+        return self.m * self.weight.k * self.weight.n
+
+    @property
+    def padded_macs(self) -> int:
+        """Multiply-accumulates that the device makes, padding included."""
+        extents = [sum(s.padded for s in spans) for spans in (self.m_spans, self.weight.k_spans, self.weight.n_spans)]
+        return extents[0] * extents[1] * extents[2]
+
+    @property
+    def a_bytes(self) -> int:
+        """Bytes of A on the device: the largest range of rows, all slices of K; once per core where they share rows."""
+        rows = max(span.padded for span in self.m_spans)
+        once = sum(self.weight.mm_type.a.nbytes(rows * span.padded) for span in self.weight.k_spans)
+        return once * (self.cores if self.range_cores else 1)
+
+    @property
+    def c_bytes(self) -> int:
+        """Bytes of C on the device: the largest tile, once per core."""
+        rows = max(span.padded for span in self.m_spans)
+        return self.cores * max(self.weight.mm_type.c.nbytes(rows * span.padded) for span in self.weight.n_spans)
+
+    @property
+    def modelled_seconds(self) -> float | None:
+        """Modelled time on the chip with its host, or None where nothing is known; never measured."""
+        return None if self.modelled is None else self.modelled.seconds
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it."""
+        content = {**asdict(self), "weight": weight_content(self.weight), "modelled_seconds": self.modelled_seconds}
+        return json.dumps(content, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> MatmulPlan:
+        """A plan that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is none.
+        """
+        content = parsed(text)
+        try:
+            modelled = content["modelled"]
+            return cls(
+                int(content["m"]),
+                weight_of(content["weight"]),
+                spans_of(content["m_spans"]),
+                int(content["cores"]),
+                tuple(map(int, content["tile_cores"])),
+                None if modelled is None else ModelledTime(**modelled),
+                tuple(map(int, content.get("range_cores", ()))),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no plan of a matmul: {error!r}") from error
+
+    def __str__(self) -> str:
+        w = self.weight
+        work = self.padded_macs / max(self.macs * w.row_images, 1)
+        shares = self.range_cores or self.tile_cores
+        on = ", ".join(f"core {core}: {shares.count(core)}" for core in range(self.cores))
+        ranges, tiles = (f"; ranges on {on}", "") if self.range_cores else ("", f"; tiles on {on}")
+        layout = "native" if w.ac_native else "normal"
+        rows = [
+            ("M", f"{shown(self.m_spans)}{ranges}; registered {', '.join(map(str, w.buckets))}"),
+            ("K", shown(w.k_spans) + ("" if w.k_group is None else f"; groups of {w.k_group}")),
+            ("N", f"{shown(w.n_spans)}{tiles}"),
+            ("layout", f"B native, A and C {layout}"),
+            ("bytes", f"B {w.nbytes} ({w.waste:.1%} padding), A {self.a_bytes}, C {self.c_bytes}"),
+        ]
+        if w.row_images > 1:
+            rows.insert(1, ("images", f"{w.row_images} rows of A per row"))
+        if self.modelled is not None:
+            t = self.modelled
+            rows.append(
+                (
+                    "time",
+                    f"modelled {t.seconds * 1e3:.3f} ms on the chip, not measured: runs {t.device * 1e3:.3f}, "
+                    f"binding {t.binding * 1e3:.3f}, packing and storing {t.host * 1e3:.3f}",
+                )
+            )
+        head = (
+            f"({self.m}, {w.k}) @ ({w.k}, {w.n})  {w.mm_type.name} on {w.soc}: {self.runs} runs on {self.cores} "
+            f"core{'s' if self.cores > 1 else ''}, {work:.3f}x the work"
+        )
+        return "\n".join([head, *(f"  {name:<6} {text}" for name, text in rows)])
+
+
+def plan_matmul(
+    m: int,
+    weight: WeightPlan,
+    *,
+    cores: int | None = None,
+    share: Share | None = None,
+    images: int | None = None,
+    timings: Mapping[str, TimingModel] = TIMINGS,
+) -> MatmulPlan:
+    """Cut `m` rows, at least 1, for a weight.
+
+    Parameters
+    ----------
+    m : int
+    weight : WeightPlan
+    cores : int, optional
+        So many cores (at most those of the weight's plan) instead of what was measured, or is modelled, to be best.
+    share : {"tiles", "rows"}, optional
+        What cores have of their own: tiles of N, or ranges of rows with all tiles. By default tiles where `cores` is
+        given, else what was measured, or is modelled, to be best.
+    images : int, optional
+        Images of a range of rows: slices of K by default. Cores that share rows have buffers for theirs each.
+    timings : mapping of str to TimingModel
+        By chip. Without a model for chip and type, rows are padded to the next bucket and all cores are used.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to plan, or rows cannot be shared by so many cores.
+
+    Examples
+    --------
+    >>> from npumatmul.chips import chip
+    >>> from npumatmul.chips.types import MatmulType
+    >>> weight = plan_weight(64, 100, MatmulType.INT8_INT8_INT32, chip("rk3588"))
+    >>> print(plan_matmul(5, weight))  # doctest: +ELLIPSIS
+    (5, 64) @ (64, 100)  INT8_INT8_INT32 on rk3588: 1 runs on 1 core, 2.048x the work
+      M      5 as 8; registered 1, 4, 8, ...
+      K      64
+      N      100 as 128; tiles on core 0: 1
+      layout B native, A and C native
+      bytes  B 8192 (21.9% padding), A 512, C 4096
+      time   modelled 0.049 ms on the chip, not measured: runs 0.034, binding 0.015, packing and storing 0.000
+    """
+    if m < 1:
+        raise ValueError(f"plan_matmul: M must be at least 1, got {m}")
+    most = weight.row_cores if share == "rows" else weight.cores
+    if cores is not None and not 1 <= cores <= most:
+        raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
+    costs = costs_of(weight, timings)
+    if cores is None and share != "rows" and weight.measured_cores:
+        fitting = [each for each in weight.measured_cores if each[0] <= m]
+        measured, cores = fitting[-1] if fitting else weight.measured_cores[0]
+        if share is None and measured in weight.measured_shared:
+            shared = _by_rows(m, weight, costs, images, [cores])
+            if shared is not None:
+                return shared
+        cores = min(cores, weight.cores)
+    elif share == "rows":
+        counts = range(2, weight.row_cores + 1) if cores is None else [cores]
+        shared = _by_rows(m, weight, costs, images, counts)
+        if shared is None:
+            raise ValueError(f"plan_matmul: {m} rows cannot be shared by {cores or 'several'} cores")
+        return shared
+    by_tiles = _by_tiles(m, weight, costs, cores)
+    if cores is not None or share is not None or by_tiles.modelled_seconds is None:
+        return by_tiles
+    shared = _by_rows(m, weight, costs, images, range(2, weight.row_cores + 1))
+    gains = shared is not None and (shared.modelled_seconds or 0.0) < (1 - LEAST_GAIN) * by_tiles.modelled_seconds
+    return shared if shared is not None and gains else by_tiles
+
+
+def _by_tiles(m: int, weight: WeightPlan, costs: TileCosts | None, cores: int | None) -> MatmulPlan:
+    rows = m * weight.row_images
+    modelled = None
+    if costs is None:
+        chosen, cover = cores or weight.cores, simple_cover(rows, weight.buckets)
+    else:
+        found = []
+        for count in range(1, weight.cores + 1) if cores is None else [cores]:
+            sizes = _cover(weight, costs.model, count).of(rows)
+            found.append((sum(costs.seconds(size, count) for size in sizes), count, sizes))
+        _, chosen, cover = min(found)
+        modelled = sum((costs.of(size, chosen) for size in cover), ModelledTime(0.0, 0.0, 0.0))
+    spans = tuple(_spans(cover, 0, m, weight))
+    return MatmulPlan(m, weight, spans, chosen, tile_cores([s.padded for s in weight.n_spans], chosen), modelled)
+
+
+def _by_rows(
+    m: int, weight: WeightPlan, costs: TileCosts | None, images: int | None, counts: Iterable[int]
+) -> MatmulPlan | None:
+    """Rows shared by one of these numbers of cores, by modelled time; None where none of them goes."""
+    found: MatmulPlan | None = None
+    for cores in counts:
+        share = round_up(-(-m // cores), weight.row_multiple)  # so that only the last range can have rows that pad
+        starts = range(0, m, share)
+        buffers = (len(weight.k_spans) if images is None else images) * cores
+        if cores < 2 or len(starts) != cores or buffers > A_BUFFERS_MOST:
+            continue
+        rows = [min(share, m - start) * weight.row_images for start in starts]
+        if costs is None:
+            sizes, modelled = [simple_cover(each, weight.buckets) for each in rows], None
+        else:
+            cover = _cover_alone(weight, costs.model, cores)
+            sizes = [cover.of(each) for each in rows]
+            modelled = costs.shared_rows(sizes)
+            if found is not None and modelled.seconds >= (found.modelled_seconds or 0.0):
+                continue
+        spans = [_spans(each, start, min(start + share, m), weight) for each, start in zip(sizes, starts, strict=True)]
+        owners = tuple(core for core, each in enumerate(spans) for _ in each)
+        found = MatmulPlan(m, weight, tuple(span for each in spans for span in each), cores, (), modelled, owners)
+    return found
+
+
+def _spans(sizes: Iterable[int], start: int, stop: int, weight: WeightPlan) -> list[Span]:
+    """Ranges of rows, in rows of the activation, that run as these buckets."""
+    spans = []
+    for size in sizes:
+        length = min(size // weight.row_images, stop - start)
+        spans.append(Span(start, length, size))
+        start += length
+    return spans
+
+
+@lru_cache(maxsize=1024)
+def _cover(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
+    costs = costs_of(weight, {weight.soc: model})
+    assert costs is not None
+    return Cover(weight.buckets, lambda size: costs.seconds(size, cores))
+
+
+@lru_cache(maxsize=1024)
+def _cover_alone(weight: WeightPlan, model: TimingModel, cores: int) -> Cover:
+    """For the rows of one core, while so many have rows of their own."""
+    costs = costs_of(weight, {weight.soc: model})
+    assert costs is not None
+    return Cover(weight.buckets, lambda size: costs.range_seconds(size, cores))
+
+
+# ---- padding -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PaddingReport:
+    """What buckets cost over a distribution of numbers of rows, by the model; nothing of it was measured.
+
+    Attributes
+    ----------
+    rows : float
+        Average number of rows.
+    padded_rows : float
+        Average number of rows that the device computes.
+    seconds, exact_seconds : float
+        Average modelled time with the buckets, and with contexts made for each exact number of rows.
+    worst : int
+        The number of rows that loses most.
+    worst_loss : float
+        What it loses.
+    """
+
+    rows: float
+    padded_rows: float
+    seconds: float
+    exact_seconds: float
+    worst: int
+    worst_loss: float
+
+    @property
+    def loss(self) -> float:
+        """Share of modelled time that is lost against contexts made for each exact number of rows."""
+        return self.seconds / self.exact_seconds - 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:.1f} rows on average run as {self.padded_rows:.1f}; modelled {self.seconds * 1e3:.3f} ms "
+            f"instead of {self.exact_seconds * 1e3:.3f} ms with exact contexts: {self.loss:.1%} lost, "
+            f"at worst {self.worst_loss:.1%} with {self.worst} rows"
+        )
+
+
+def padding_report(
+    weight: WeightPlan, lengths: Iterable[int] | Mapping[int, float], timings: Mapping[str, TimingModel] = TIMINGS
+) -> PaddingReport:
+    """What padding to buckets costs over numbers of rows, by the model.
+
+    Parameters
+    ----------
+    weight : WeightPlan
+    lengths : iterable of int, or mapping of int to float
+        Numbers of rows, or their weights.
+    timings : mapping of str to TimingModel
+
+    Raises
+    ------
+    ValueError
+        If there are none, or nothing is known of chip or type.
+
+    Examples
+    --------
+    >>> from npumatmul.chips import chip
+    >>> from npumatmul.chips.types import MatmulType
+    >>> weight = plan_weight(2048, 2048, MatmulType.INT8_INT8_INT32, chip("rk3588"))
+    >>> padding_report(weight, range(1, 513)).loss < 0.1
+    True
+    """
+    often = lengths if isinstance(lengths, Mapping) else Counter(lengths)
+    costs = costs_of(weight, timings)
+    if costs is None:
+        raise ValueError(f"padding_report: no timing is known for {weight.mm_type.name} on {weight.soc}")
+    total = sum(often.values())
+    if not total > 0 or min(often) < 1:
+        raise ValueError("padding_report: numbers of rows of at least 1, with positive weights, are needed")
+    rows = padded = seconds = exact = 0.0
+    losses = []
+    for m, share in often.items():
+        plan = plan_matmul(m, weight, timings=timings)
+        assert plan.modelled_seconds is not None
+        alone = _exact_seconds(m * weight.row_images, weight, costs)
+        rows += share * m
+        padded += share * sum(span.padded for span in plan.m_spans) / weight.row_images
+        seconds += share * plan.modelled_seconds
+        exact += share * alone
+        losses.append((plan.modelled_seconds / alone - 1, m))
+    loss, worst = max(losses)
+    return PaddingReport(rows / total, padded / total, seconds / total, exact / total, worst, loss)
+
+
+def _exact_seconds(rows: int, weight: WeightPlan, costs: TileCosts) -> float:
+    """Modelled time with contexts for exactly these rows: as few equal parts as M allows, or a few more."""
+    fewest = -(-rows // weight.m_max)
+    return min(parts * costs.best(-(-rows // parts), weight.cores) for parts in range(fewest, fewest + 4))

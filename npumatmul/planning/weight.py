@@ -1,0 +1,400 @@
+"""How a weight is cut into tiles, once for every number of rows that it will meet; pure.
+
+K is cut into slices whose partial sums the host adds, N into tiles that are spread over the cores. The tiles are chosen
+by modelled time over a mix of M, and the buckets that M is padded to by what padding costs with these tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from npumatmul.chips import NEWEST_RUNTIME, Chip, TypeLimits
+from npumatmul.chips.layout import round_up
+from npumatmul.chips.timing import TIMINGS, TimingModel
+from npumatmul.chips.types import MatmulType
+from npumatmul.errors import DeviceError
+from npumatmul.planning.buckets import choose_buckets, row_buckets
+from npumatmul.planning.cost import LEAST_GAIN, TileCosts
+from npumatmul.planning.spans import Span, split, split_groups
+from npumatmul.rknn.version import RuntimeVersion
+
+__all__ = ["ROWS_MIX", "WeightPlan", "costs_of", "parsed", "plan_weight", "spans_of", "weight_content", "weight_of"]
+
+#: Numbers of rows that a weight is cut for: one token, and a prompt. What counts is the product of their times.
+ROWS_MIX = (1, 128)
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How a weight of shape (K, N) is cut; each (K span, N span) is one tile in the native layout of B.
+
+    Attributes
+    ----------
+    soc : str
+    mm_type : MatmulType
+    k, n : int
+    k_spans, n_spans : tuple of Span
+    m_max : int
+        Largest M of one run.
+    row_multiple : int
+        What M above 1 is a multiple of.
+    ac_native : bool
+        Whether A and C are in native layout.
+    cores : int
+        Cores that its matmuls may use.
+    buckets : tuple of int
+        M of the contexts, ascending: the registered shapes.
+    row_images : int
+        Rows of A on the device per row of the activation: 2 where each is split into a high and a low part.
+    k_group : int or None
+        Rows of the weight that share a scale: no K span reaches over the end of a group.
+    measured_cores : tuple of (int, int)
+        Numbers of rows, ascending, and the cores that were measured to be best for them; empty: the model decides.
+    row_cores : int
+        Cores that may have rows of their own, each with all tiles, instead of tiles of their own.
+    measured_shared : tuple of int
+        Those numbers of rows of `measured_cores` for which that was best.
+    """
+
+    soc: str
+    mm_type: MatmulType
+    k: int
+    n: int
+    k_spans: tuple[Span, ...]
+    n_spans: tuple[Span, ...]
+    m_max: int
+    row_multiple: int
+    ac_native: bool
+    cores: int
+    buckets: tuple[int, ...]
+    row_images: int = 1
+    k_group: int | None = None
+    measured_cores: tuple[tuple[int, int], ...] = ()
+    row_cores: int = 1
+    measured_shared: tuple[int, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # computed once: plans are looked up on every new number of rows
+        object.__setattr__(self, "_hash", hash((self.soc, self.mm_type, self.k_spans, self.n_spans, self.buckets)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of B on the device."""
+        return sum(self.mm_type.b.nbytes(k.padded * n.padded) for k in self.k_spans for n in self.n_spans)
+
+    @property
+    def waste(self) -> float:
+        """Share of B that is padding, to alignments and to spans of equal length."""
+        padded = sum(k.padded for k in self.k_spans) * sum(n.padded for n in self.n_spans)
+        return 1 - self.k * self.n / padded
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it."""
+        return json.dumps(weight_content(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> WeightPlan:
+        """A plan that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the text is none.
+        """
+        return weight_of(parsed(text))
+
+
+@lru_cache(maxsize=512)
+def _costs(weight: WeightPlan, model: TimingModel) -> TileCosts:
+    return TileCosts(
+        model, weight.mm_type, tuple(s.padded for s in weight.k_spans), tuple(s.padded for s in weight.n_spans)
+    )
+
+
+def costs_of(weight: WeightPlan, timings: Mapping[str, TimingModel] = TIMINGS) -> TileCosts | None:
+    """Modelled costs of a weight's tiles, or None where nothing is known of chip or type."""
+    model = timings.get(weight.soc)
+    return None if model is None or not model.knows(weight.mm_type) else _costs(weight, model)
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+
+def plan_weight(
+    k: int,
+    n: int,
+    mm_type: MatmulType,
+    chip: Chip,
+    runtime: RuntimeVersion = NEWEST_RUNTIME,
+    k_parts: int = 1,
+    *,
+    k_group: int | None = None,
+    row_images: int = 1,
+    k_slices: int | None = None,
+    n_tiles: int | None = None,
+    cores: int | None = None,
+    buckets: Sequence[int] | None = None,
+    ac_native: bool | None = None,
+    measured_cores: Sequence[tuple[int, int]] = (),
+    measured_shared: Sequence[int] = (),
+    rows: Sequence[int] = ROWS_MIX,
+    timings: Mapping[str, TimingModel] = TIMINGS,
+) -> WeightPlan:
+    """Cut a weight of shape (K, N), both at least 1.
+
+    Parameters
+    ----------
+    k, n : int
+    mm_type : MatmulType
+    chip : Chip
+    runtime : RuntimeVersion
+    k_parts : int
+        K is cut into at least so many slices, as far as the alignment allows: where partial sums must stay small.
+    k_group : int, optional
+        Rows of the weight that share a scale; every K span is one group (a part of one, where a context takes less).
+    row_images : {1, 2}
+        Rows of A on the device per row of the activation.
+    k_slices, n_tiles : int, optional
+        So many slices of K and tiles of N, instead of what is modelled to be best; more where limits ask for it.
+    cores : int, optional
+        At most so many cores; by default all of the chip.
+    buckets : sequence of int, optional
+        Numbers of rows that contexts are made for, instead of what is modelled to be best: 1 or multiples of the
+        chip's `row_multiple`, in rows of the device.
+    ac_native : bool, optional
+        Whether A and C are in native layout; by default they are where the layout of C is documented.
+    measured_cores : sequence of (int, int)
+        Numbers of rows and the cores that were measured to be best for them.
+    measured_shared : sequence of int
+        Those of them for which it was best that cores share rows.
+    rows : sequence of int
+        Numbers of rows that the weight is cut for; the product of their modelled times is what is made small.
+    timings : mapping of str to TimingModel
+        By chip. Without a model for chip and type, K and N are cut into as few spans as limits allow, N into a
+        multiple of the cores where it is wide enough, and all cores are used.
+
+    Raises
+    ------
+    DeviceError
+        If chip or runtime lack the type, or every way to cut the weight is known to abort the vendor's library.
+    ValueError
+        If an argument makes no sense.
+
+    Examples
+    --------
+    >>> from npumatmul.chips import chip
+    >>> plan = plan_weight(576, 49152, MatmulType.INT8_INT8_INT32, chip("rk3588"))
+    >>> len(plan.k_spans), len(plan.n_spans), plan.cores
+    (1, 12, 3)
+    >>> [span.length for span in plan_weight(300, 64, MatmulType.INT8_INT8_INT32, chip("rk3588"), k_group=128).k_spans]
+    [128, 128, 44]
+    """
+    if k < 1 or n < 1:
+        raise ValueError(f"plan_weight: K and N must be at least 1, got K={k}, N={n}")
+    for name, value in (("k_group", k_group), ("k_slices", k_slices), ("n_tiles", n_tiles), ("cores", cores)):
+        if value is not None and value < 1:
+            raise ValueError(f"plan_weight: {name} must be at least 1, got {value}")
+    if row_images not in (1, 2):
+        raise ValueError(f"plan_weight: row_images is 1 or 2, not {row_images}")
+    if not rows or min(rows) < 1:
+        raise ValueError(f"plan_weight: rows are numbers of at least 1, got {tuple(rows)}")
+    # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C is documented (Q6).
+    documented = mm_type.a in chip.native.a and mm_type.c in chip.native.c
+    if ac_native and not documented:
+        raise ValueError(f"plan_weight: no source documents native A and C of {mm_type.name} on {chip.soc} (Q6)")
+    model = timings.get(chip.soc)
+    plan = _plan_weight(
+        _Wanted(
+            chip.soc, mm_type, k, n, chip.type_limits(mm_type, runtime),
+            documented if ac_native is None else ac_native,
+            chip.native.row_multiple, min(cores or chip.cores, chip.cores), k_parts, k_group, row_images, k_slices,
+            n_tiles, None if buckets is None else tuple(sorted(set(buckets))), tuple(rows),
+        ),
+        model if model is not None and model.knows(mm_type) else None,
+    )  # fmt: skip
+    if not measured_cores:
+        return plan
+    return replace(plan, measured_cores=tuple(sorted(measured_cores)), measured_shared=tuple(sorted(measured_shared)))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """All that a weight's plan depends on, apart from the model."""
+
+    soc: str
+    mm_type: MatmulType
+    k: int
+    n: int
+    limits: TypeLimits
+    ac_native: bool
+    row_multiple: int
+    cores: int
+    k_parts: int
+    k_group: int | None
+    row_images: int
+    k_slices: int | None
+    n_tiles: int | None
+    buckets: tuple[int, ...] | None
+    rows: tuple[int, ...]
+
+    def k_spans(self, slices: int) -> tuple[Span, ...]:
+        limits = self.limits
+        if self.k_group is not None:
+            return split_groups(self.k, self.k_group, limits.k_multiple, limits.k_max)
+        return split(self.k, limits.k_multiple, limits.k_max, slices)
+
+    def n_spans(self, tiles: int) -> tuple[Span, ...]:
+        return split(self.n, self.limits.n_multiple, self.limits.n_max, tiles)
+
+    def m_max(self, k_spans: tuple[Span, ...]) -> int:
+        """Largest M of one run, a multiple of what M has to be."""
+        most = self.limits.m_max
+        if self.ac_native and self.limits.native_mk_max is not None:
+            most = min(most, self.limits.native_mk_max // max(span.padded for span in k_spans))
+        return max(1, most // self.row_multiple * self.row_multiple)
+
+    def slice_counts(self, model: TimingModel | None) -> list[int]:
+        """Numbers of K slices to choose from, the preferred one first where there is no model."""
+        if self.k_group is not None:
+            return [1]
+        limits = self.limits
+        units = round_up(self.k, limits.k_multiple) // limits.k_multiple
+        fewest = max(-(-units // (limits.k_max // limits.k_multiple)), self.k_parts, self.k_slices or 1)
+        if self.k_slices is not None:
+            return [fewest]
+        if model is None:
+            return [fewest, fewest + 1, fewest + 2]
+        counts, count = [fewest], fewest
+        # more slices than keep all rows on the chip bring nothing
+        while count < units and model.resident_rows(self.mm_type, -(-self.k // count)) < max(self.rows):
+            count += 1 + count // 8
+            counts.append(count)
+        return counts
+
+    def tile_counts(self, model: TimingModel | None) -> list[int]:
+        """Numbers of N tiles to choose from, the preferred one first where there is no model."""
+        limits = self.limits
+        units = round_up(self.n, limits.n_multiple) // limits.n_multiple
+        fewest = max(-(-units // (limits.n_max // limits.n_multiple)), self.n_tiles or 1)
+        if self.n_tiles is not None:
+            return [fewest]
+        counts = [min(units, round_up(fewest, cores)) for cores in range(1, self.cores + 1)]
+        return counts if model is not None else [counts[-1], fewest, fewest + 1, fewest + 2]
+
+    def seconds(self, costs: TileCosts, m_max: int, tiles: int) -> float:
+        """Sum over the mix of rows of the logarithms of modelled times."""
+        score = 0.0
+        for m in self.rows:
+            full, rest = divmod(m * self.row_images, m_max)
+            rest = rest if rest < 2 else round_up(rest, self.row_multiple)
+            best = min(
+                full * costs.seconds(m_max, cores) + (costs.seconds(rest, cores) if rest else 0.0)
+                for cores in range(1, min(self.cores, tiles) + 1)
+            )
+            for cores in range(2, self.cores + 1):
+                share = round_up(-(-m * self.row_images // cores), self.row_multiple)
+                if share <= m_max and (cores - 1) * share < m * self.row_images:
+                    shared = costs.shared_rows([[share]] * cores).seconds
+                    best = min(best, shared / (1 - LEAST_GAIN))
+            score += math.log(best)
+        return score
+
+    def registered(self, m_max: int, tiles: int, costs: TileCosts | None) -> tuple[int, ...]:
+        """Numbers of rows that contexts are made for."""
+        step = math.lcm(self.row_multiple, self.row_images)
+        if self.buckets is not None:
+            wrong = [b for b in self.buckets if not 1 <= b <= m_max or (b > 1 and b % step) or b < self.row_images]
+            if wrong or not self.buckets:
+                raise ValueError(
+                    f"plan_weight: buckets are {'' if self.row_images > 1 else '1 or '}multiples of {step} up to "
+                    f"{m_max} for this weight, got {self.buckets}"
+                )
+            return self.buckets
+        if costs is None:
+            found = row_buckets(m_max, step)
+        else:
+            most = min(self.cores, tiles)
+            found = choose_buckets(m_max, step, lambda rows: costs.best(rows, most))
+        return tuple(size for size in found if size >= self.row_images)
+
+
+@lru_cache(maxsize=512)
+def _plan_weight(wanted: _Wanted, model: TimingModel | None) -> WeightPlan:
+    choices = [
+        (k_spans, n_spans)
+        for k_spans in _distinct(wanted.k_spans(slices) for slices in wanted.slice_counts(model))
+        for n_spans in _distinct(wanted.n_spans(tiles) for tiles in wanted.tile_counts(model))
+    ]
+    avoid = wanted.limits.avoid
+    allowed = [pair for pair in choices if not any(span.padded in avoid for spans in pair for span in spans)]
+    if not allowed:
+        raise DeviceError(
+            f"({wanted.k}, {wanted.n}) as {wanted.mm_type.name} on {wanted.soc}: every way to cut it has a K or N of "
+            f"{', '.join(map(str, avoid))}, which abort the process inside the vendor's library; choose other slices"
+        )
+    k_spans, n_spans = allowed[0]
+    costs = None
+    if model is not None:
+        best = math.inf
+        for ks, ns in allowed:  # of equals, the one with fewer tiles
+            tiles = TileCosts(model, wanted.mm_type, tuple(s.padded for s in ks), tuple(s.padded for s in ns))
+            score = wanted.seconds(tiles, wanted.m_max(ks), len(ns))
+            if score < best:
+                best, k_spans, n_spans, costs = score, ks, ns, tiles
+    m_max = wanted.m_max(k_spans)
+    return WeightPlan(
+        wanted.soc, wanted.mm_type, wanted.k, wanted.n, k_spans, n_spans, m_max, wanted.row_multiple,
+        wanted.ac_native, min(wanted.cores, len(n_spans)), wanted.registered(m_max, len(n_spans), costs),
+        wanted.row_images, wanted.k_group, row_cores=wanted.cores,
+    )  # fmt: skip
+
+
+def _distinct(found: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:
+    return list(dict.fromkeys(found))
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+
+
+def weight_content(plan: WeightPlan) -> dict[str, Any]:
+    """What JSON can hold of a plan."""
+    content = asdict(plan)
+    del content["_hash"]
+    content["mm_type"] = plan.mm_type.name
+    return content
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The object that a JSON text holds."""
+    content = json.loads(text)  # JSONDecodeError is a ValueError
+    if not isinstance(content, dict):
+        raise ValueError(f"this is no plan: {text[:40]!r}")
+    return content
+
+
+def spans_of(content: Any) -> tuple[Span, ...]:
+    """Spans from what JSON holds."""
+    return tuple(Span(int(s["start"]), int(s["length"]), int(s["padded"])) for s in content)
+
+
+def weight_of(content: dict[str, Any]) -> WeightPlan:
+    """A plan from what `weight_content` made."""
+    try:
+        values = dict(content)
+        values["mm_type"] = MatmulType[content["mm_type"]]
+        values["k_spans"], values["n_spans"] = spans_of(content["k_spans"]), spans_of(content["n_spans"])
+        values["buckets"] = tuple(map(int, content["buckets"]))
+        values["measured_cores"] = tuple((int(m), int(cores)) for m, cores in content["measured_cores"])
+        values["measured_shared"] = tuple(map(int, content.get("measured_shared", ())))
+        return WeightPlan(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this is no plan of a weight: {error!r}") from error

@@ -1,0 +1,1 @@
+"""From a plan to results: contexts and workspaces, weights in device memory, and the calls that run them."""

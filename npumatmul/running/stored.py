@@ -1,0 +1,289 @@
+"""Weights in device memory: rows of tiles, and the slices of K that a matmul runs through."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.device.arenas import ArenaBlock
+from npumatmul.device.device import Device
+from npumatmul.device.leases import Lease, Turn
+from npumatmul.device.session import NO_ROOM, Memory
+from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.host.kernels import Conversion
+from npumatmul.planning.product import Span, WeightPlan
+
+_Prepared = TypeVar("_Prepared")
+_Result = TypeVar("_Result")
+
+__all__ = ["KSlice", "StoredWeight", "TileRow"]
+
+
+@dataclass(frozen=True, eq=False)
+class TileRow:
+    """What one row of tiles, a range of K over all of N, is packed from.
+
+    Attributes
+    ----------
+    k_span : Span
+    values : ndarray, shape (N, k_span.length)
+        The weight with its columns as rows, of any strides.
+    conversion : Conversion
+        What happens to each value.
+    row_scale : ndarray of float32, shape (N,), or None
+        Scale of each row of `values` for the conversion.
+    row_zero : ndarray of int32, shape (N,), or None
+        Zero point of each row.
+    """
+
+    k_span: Span
+    values: NDArray[Any]
+    conversion: Conversion
+    row_scale: NDArray[np.float32] | None = None
+    row_zero: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class KSlice:
+    """One pass A[:, k] @ B of a matmul.
+
+    The result is, with q the quantized values and z zero points, ::
+
+        sum over slices of  row_scale * column_scale * (q_a @ q_b - z_a * column_sums - column_zero * sum(q_a))
+
+    where row_scale and z_a are those of the row, or of row and group.
+
+    Attributes
+    ----------
+    k_span : Span
+    part : int
+        Which image of the activations it takes: 0 the whole value; 1 the high and 2 the low part of a float32 that is
+        split into two float16.
+    tiles : int
+        Which row of tiles it takes; slices may share one.
+    column_scale : ndarray of float32, shape (N,), or None
+        By which columns are multiplied. Where it is the same in all slices, sums over K are scaled once, at the end,
+        and those of integers are exact until then; else each slice is scaled and the sum is one of float32.
+    column_zero : ndarray of int32, shape (N,), or None
+        Zero points of the weight.
+    column_sums : ndarray of int32, shape (N,), or None
+        Sums over the slice of (q_b - z_b); needed by activations with zero points.
+    group : Span or None
+        The range of K over which rows are measured by activations that are scaled in groups; it holds `k_span`.
+    """
+
+    k_span: Span
+    part: int = 0
+    tiles: int = 0
+    column_scale: NDArray[np.float32] | None = None
+    column_zero: NDArray[np.int32] | None = None
+    column_sums: NDArray[np.int32] | None = None
+    group: Span | None = None
+
+
+#: Products of two 8-bit values less their zero points are at most 255 * 255.
+_DEEPEST_INT32_SUM = (2**31 - 1) // 255**2
+
+
+class StoredWeight:
+    """A weight in device memory.
+
+    Attributes
+    ----------
+    device : Device
+    plan : WeightPlan
+        How K and N are cut; each row of tiles has one tile per span of N.
+    slices : tuple of KSlice
+        What a matmul runs through, in this order.
+    common_scale : bool
+        Whether all slices have the same column_scale.
+    nbytes : int
+        Bytes of NPU memory.
+    domain : int
+        IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
+    tiles : tuple of ArenaBlock
+        Its memory: row of tiles by row of tiles, each from the first columns on.
+
+    Raises
+    ------
+    ValueError
+        If slices, tiles and plan do not fit together.
+    """
+
+    def __init__(self, device: Device, plan: WeightPlan, tiles: list[ArenaBlock], slices: Sequence[KSlice]) -> None:
+        self.device = device
+        self.plan = plan
+        self.slices = tuple(_checked(each, plan, len(tiles) // len(plan.n_spans)) for each in slices)
+        if not self.slices:
+            raise ValueError("a weight has at least one slice")
+        first = self.slices[0].column_scale
+        # Sums of integers over slices of the same scale are made in int32, as long as they fit whatever is multiplied.
+        fit = first is None or plan.mm_type.c.label.startswith("float") or plan.k <= _DEEPEST_INT32_SUM
+        self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
+        self.nbytes = sum(piece.size for piece in tiles)
+        self.tiles = tuple(tiles)
+        self.domain = tiles[0].memory.domain
+        if any(piece.memory.domain != self.domain for piece in tiles):
+            raise ValueError("all tiles of a weight are in one IOMMU domain")
+        self.pointers = [piece.pointer for piece in tiles]
+        #: Placed matmuls by what they were made for, several where threads work with it at once.
+        self.placed: dict[Hashable, Any] = {}
+        #: What results consist of, by the activations, dtypes and scales that were found to fit it.
+        self.fitting: dict[Hashable, Any] = {}
+        self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
+        self._finalizer.atexit = False  # at exit the device frees everything in its own order
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether its tiles stand one behind the other, without gaps, in one allocation.
+
+        Tiles of N are the outermost ones of the native layout of B: then they are one image of the whole weight, if K
+        is one slice (facts 4.3).
+        """
+        return all(
+            one.arena is next_one.arena and one.start + one.size == next_one.start
+            for one, next_one in pairwise(self.tiles)
+        )
+
+    @contextmanager
+    def whole(self) -> Iterator[Memory]:
+        """Memory of all tiles at once, where they are `in_one_piece`, to be bound."""
+        if len(self.tiles) == 1:
+            yield self.tiles[0].memory
+            return
+        arena = self.tiles[0].arena
+        memory = arena.session.wrap(arena.memory, self.tiles[0].start, self.nbytes)
+        try:
+            yield memory
+        finally:
+            arena.session.release(memory)
+
+    def leased(
+        self,
+        prepare: Callable[[Lease], _Prepared],
+        run: Callable[[_Prepared], _Result],
+        *,
+        stores: NDArray[Any] | None = None,
+        computes: tuple[int, int] | None = None,
+    ) -> _Result:
+        """Prepare a call under the device's lock and run it without, so that calls of other threads go on meanwhile.
+
+        Until it is over the weight keeps its memory, whoever closes it.
+
+        Parameters
+        ----------
+        prepare : callable
+            Given the lease, takes what the call needs. Called again after others are done where there is no room.
+        run : callable
+            Given what `prepare` returned.
+        stores, computes
+            Of `Lease`.
+
+        Returns
+        -------
+        object
+            What `run` returned.
+
+        Raises
+        ------
+        ClosedError
+            If weight or device are closed.
+        """
+        device = self.device
+        session = device.session
+        leases = session.leases
+        turn: Turn | None = None
+        alone = False
+        try:
+            while True:
+                lease = Lease(self.tiles, stores, computes)
+                no_room = False
+                try:
+                    with device.lock:
+                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
+                            session.check_usable()
+                        if self.closed:
+                            raise ClosedError("this packed weight is closed; pack it again")
+                        device.collect()
+                        ended = leases.ended
+                        in_the_way = leases.enter(lease)
+                        if not in_the_way:
+                            try:
+                                prepared = prepare(lease)
+                            except NO_ROOM as error:
+                                others = leases.others()
+                                if not others and leases.ended == ended:
+                                    if alone or not isinstance(error, NpuMemoryError):
+                                        raise
+                                    # contexts that it leased may still be bound to buffers that were given up
+                                    alone = lease.over = True
+                                    device.session.reclaim()
+                                    continue
+                                no_room = True
+                    if not (in_the_way or no_room):
+                        return run(prepared)
+                finally:
+                    lease.over = True
+                    leases.leave(lease)
+                if no_room:
+                    turn = turn or Turn(leases)
+                    turn.wait(others)
+                else:
+                    leases.wait_for(in_the_way)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """Give the memory back. Closing twice is allowed.
+
+        Where other threads compute with it, no other product is begun, and the first call after theirs gives it back.
+        """
+        if self.device.session.inherited:  # by a forked child, where the lock may be held for ever
+            self._finalizer.detach()
+            return
+        with self.device.lock:
+            self._finalizer()
+            self.placed.clear()
+            if not self.device.closed:
+                self.device.collect()
+
+
+def _checked(each: KSlice, plan: WeightPlan, rows_of_tiles: int) -> KSlice:
+    """The slice, with arrays as the executor reads them."""
+    if not 0 <= each.tiles < rows_of_tiles or each.part not in (0, 1, 2):
+        raise ValueError(f"slice {each}: there are {rows_of_tiles} rows of tiles, and parts 0, 1 and 2")
+    arrays: list[NDArray[Any] | None] = []
+    for array, dtype in ((each.column_scale, np.float32), (each.column_zero, np.int32), (each.column_sums, np.int32)):
+        if array is not None and (array.shape != (plan.n,) or array.dtype != dtype):
+            raise ValueError(f"slice: {dtype.__name__} of shape ({plan.n},) is wanted, not {array.dtype} {array.shape}")
+        kept = None if array is None else np.ascontiguousarray(array).view()
+        if kept is not None:
+            kept.flags.writeable = False
+        arrays.append(kept)
+    k, group = each.k_span, each.group
+    if group is not None and not (
+        0 <= group.start <= k.start and k.start + k.length <= group.start + group.length <= plan.k
+    ):
+        raise ValueError(f"slice {k}: its group {group} does not hold it")
+    scale, zero, sums = arrays
+    return KSlice(k, each.part, each.tiles, scale, zero, sums, group)
+
+
+def _same(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or bool(np.array_equal(one, other))
