@@ -111,9 +111,7 @@ class Arena:
         Those that live; their owners hold them.
     """
 
-    def __init__(
-        self, session: Session, size: int, domain: int = 0, unsynchronised: set[Arena] | None = None
-    ) -> None:
+    def __init__(self, session: Session, size: int, domain: int = 0, unsynchronised: set[Arena] | None = None) -> None:
         self.session = session
         self._unsynchronised = set() if unsynchronised is None else unsynchronised
         self.undivided = not session.runtime.has("rknn_mem_sync")

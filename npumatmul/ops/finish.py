@@ -15,7 +15,6 @@ from npumatmul.quant.schemes import FLOATS
 __all__ = ["Finish"]
 
 
-
 @dataclass(frozen=True, eq=False)
 class Finish:
     """The last steps of a product, checked.

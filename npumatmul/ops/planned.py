@@ -52,9 +52,7 @@ class _Operands:
         With the one matrix of the right operand, once it is packed.
     """
 
-    def __init__(
-        self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish
-    ) -> None:
+    def __init__(self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish) -> None:
         self.given, self.a, self.weights, self.finish = given, a, weights, finish
         self.on_npu = involves_npu_arrays(*given)
         self.wraps = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
@@ -400,9 +398,7 @@ class Matmul:
             return deferred
         return np.asarray(host(a))
 
-    def _stacked(
-        self, operands: _Operands, out: NDArray[Any] | None, cache: bool, owned: bool
-    ) -> NDArray[Any]:
+    def _stacked(self, operands: _Operands, out: NDArray[Any] | None, cache: bool, owned: bool) -> NDArray[Any]:
         """The product of a stack of matrices, one after the other, or of nothing."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()

@@ -83,8 +83,8 @@ class Product:
         self._any_value = packed.scheme.takes_any_value
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
-        #: Programs by the result's dtype and whether they are chained; none where there is nothing to multiply.
-        self._programs: dict[tuple[np.dtype[Any], bool], Program] = {}
+        #: Programs by the result's dtype; none where there is nothing to multiply.
+        self._programs: dict[np.dtype[Any], Program] = {}
         self._program = None if shapes.empty else self._program_for(dtype)
 
     @classmethod
@@ -94,13 +94,12 @@ class Product:
         found: Product | None = packed.products.get(key)
         return found or remember(packed, key, cls(packed, shapes, left, dtype))
 
-    def _program_for(self, dtype: np.dtype[Any], *, chained: bool = False) -> Program:
-        found = self._programs.get((dtype, chained))
+    def _program_for(self, dtype: np.dtype[Any]) -> Program:
+        found = self._programs.get(dtype)
         if found is None:
             assert self._stored is not None  # or there is nothing to multiply
             how = self._activation, dtype, self._result_scale
-            found = Program(self._stored, self.shapes.rows, *how, chained=chained)
-            self._programs[dtype, chained] = found
+            found = self._programs[dtype] = Program(self._stored, self.shapes.rows, *how)
         return found
 
     def fitted(self, epilogue: Epilogue | None, bias: ArrayLike | None) -> tuple[Epilogue | None, ArrayLike | None]:
@@ -147,13 +146,20 @@ class Product:
             `out`, or a new one.
         """
         program = self._program
-        if out is not None or program is None or (bias is not None and not self._floats) or isinstance(a, DeferredResult):
+        if (
+            out is not None
+            or program is None
+            or (bias is not None and not self._floats)
+            or isinstance(a, DeferredResult)
+        ):
             return self._compute_into(a, out, epilogue, bias, owned)
-        rows = a if self._flat else a.reshape(self._rows)
-        for step in self._steps:
-            rows = step(rows)
-        if rows.dtype != self._reads:
-            rows = rows.astype(self._reads)
+        rows = a
+        if isinstance(a, np.ndarray):
+            rows = a if self._flat else a.reshape(self._rows)
+            for step in self._steps:
+                rows = step(rows)
+            if rows.dtype != self._reads:
+                rows = rows.astype(self._reads)
         place: NDArray[Any] = np.empty(self._matrix, self.dtype)
         program.multiply(rows, place, epilogue, bias, fresh=True)
         return place if self._flat else place.reshape(self.shapes.result)
@@ -216,10 +222,9 @@ class Product:
             self._device.check_usable()
             steps = epilogue if bias is None else replace(epilogue or Epilogue(), bias=bias, dtype=place.dtype)
             finish_rows(np.zeros(self._matrix, self._scheme.result), place, steps)
-        elif isinstance(a, DeferredResult):
-            self._program_for(place.dtype, chained=True).multiply(a, place, epilogue, bias, fresh=fresh)
         else:
-            self._program_for(place.dtype).multiply(self._read(a), place, epilogue, bias, fresh=fresh)
+            rows = a if isinstance(a, DeferredResult) else self._read(a)
+            self._program_for(place.dtype).multiply(rows, place, epilogue, bias, fresh=fresh)
 
     def _read(self, a: NDArray[Any]) -> NDArray[Any]:
         """Rows as the executor reads them."""
@@ -253,7 +258,7 @@ class Product:
         if self._program is None or reads or self._unsigned or self.dtype == _I32:
             return None
         rows = a if isinstance(a, DeferredResult) else self._read(a)
-        return self._program_for(self.dtype, chained=True).defer(rows, epilogue)
+        return self._program.defer(rows, epilogue)
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

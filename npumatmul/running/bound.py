@@ -160,7 +160,7 @@ class BoundProgram:
             counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
             counters.mem_sync_calls += report.mem_sync_calls
             counters.macs += report.macs
-            counters.conversions += 1 if call.keep else 2  # `a`, or a deferred result, into A; C into `out`
+            counters.conversions += 1 if call.out_deferred else 2  # `a`, or a deferred result, into A; C into `out`
         return code
 
     def failure(self, repeated: bool) -> NpuError:

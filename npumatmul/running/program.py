@@ -50,8 +50,6 @@ class Program:
         Where the runtime makes int8 of sums (matmul type 3): what one step of the result stands for. K is one slice,
         the weight has one scale, activations one static scale, and nothing has zero points; all three scales go to the
         runtime.
-    chained : bool
-        Whether it reads a deferred result or makes one: then cores do not share rows.
 
     Raises
     ------
@@ -66,8 +64,6 @@ class Program:
         activation: Activation,
         dtype: np.dtype[Any],
         result_scale: float | None = None,
-        *,
-        chained: bool = False,
     ) -> None:
         self._element = result_element(weight, activation, dtype, result_scale)
         self._floats = self._element not in (Element.INT32, Element.INT8)
@@ -76,7 +72,7 @@ class Program:
         self._scales = None if result_scale is None else device_scales(weight, activation, result_scale)
         self._rows, self._result = (m, weight.plan.k), (m, weight.plan.n)
         self._placement = Placement.of(weight.device)
-        self._plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=weight.images)
+        self._plan = plan_matmul(m, weight.plan, images=weight.images)
         self._bound: list[BoundProgram] = []
 
     def multiply(
@@ -126,7 +122,7 @@ class Program:
         if isinstance(a, np.ndarray) and a.shape == self._rows and a.dtype == self._reads:
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         else:
-            call.source = self._source(a)
+            call.a_deferred = self._source(a)
         call.out, call.out_row_stride, call.out_type = address_of(out), out.strides[0], self._element
         failed = self._attempt(call, out)
         if failed is not None:
@@ -155,7 +151,7 @@ class Program:
         if isinstance(a, np.ndarray) and a.shape == self._rows and a.dtype == self._reads:
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         else:
-            call.source = self._source(a)
+            call.a_deferred = self._source(a)
         deferral = Deferral(self._result, self._dtype, epilogue, self._weight)
         try:
             failed = self._attempt(call, None, deferral)
@@ -204,7 +200,7 @@ class Program:
                             try:
                                 bound = self._acquire(lease)
                                 if deferral is not None:
-                                    call.keep = C.pointer(
+                                    call.out_deferred = C.pointer(
                                         deferral.prepare(bound.tiles, bound.c_bytes, self._placement.workspace)
                                     )
                             except NO_ROOM as error:
