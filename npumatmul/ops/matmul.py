@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
@@ -134,9 +134,10 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
-    asked = None
-    if type(a) is np.ndarray and type(b) is PackedWeight and scheme is None and precision is None:
-        asked = a.shape, a.dtype, dtype, epilogue.dtype if type(epilogue) is Epilogue else epilogue
+    asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
+    usual = type(a) is np.ndarray and (place is None or type(place) is np.ndarray)
+    if usual and type(b) is PackedWeight and scheme is None and precision is None:
+        asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up
@@ -144,7 +145,7 @@ def matmul(
         if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
-            return prepared.compute(a, out, epilogue, bias)
+            return prepared.compute(a, place, epilogue, bias)
     if isinstance(a, PackedWeight):
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))

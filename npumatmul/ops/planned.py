@@ -46,16 +46,18 @@ class _Operands:
     weights, finish
     on_npu : bool
         Whether one of both is an NpuArray.
-    wraps : bool
-        Whether one of both is of a subclass of ndarray, which the result becomes, too.
+    plain : bool
+        Whether both are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
     product : Product or None
         With the one matrix of the right operand, once it is packed.
     """
 
     def __init__(self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish) -> None:
-        self.given, self.a, self.weights, self.finish = given, a, weights, finish
+        self.given, self.weights, self.finish = given, weights, finish
+        self.a: Any = a
         self.on_npu = involves_npu_arrays(*given)
-        self.wraps = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
+        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
+        self.plain = not (self.on_npu or subclass)
         self.product: Product | None = None
         self._epilogue: Epilogue | None = None
 
@@ -342,12 +344,14 @@ class Matmul:
         if isinstance(place, NpuArray):
             self._store(operands, place.numpy(), cache)
             return place
+        product, finish = operands.product, operands.finish
+        if product is not None and operands.plain:  # then there is nothing to look at any more
+            epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
+            return product.compute(operands.a, place, epilogue, finish.integer_bias)
         if place is None and operands.on_npu and self.shape:
             return self._as_npu_array(operands, cache)
         result = self._store(operands, place, cache)
-        if place is None and (operands.wraps or not self.shape):
-            return delivered(result, None, operands.given)
-        return result
+        return result if place is not None else delivered(result, None, operands.given)
 
     def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
         """The product as an array, whose values stay where the NPU leaves them if that goes."""
@@ -369,7 +373,7 @@ class Matmul:
         if shapes.empty or shapes.matrices > 1:
             return self._stacked(operands, checked_out(out, self.shape, self.dtype), cache, owned)
         product = self._product(operands, cache)
-        left = self._left_now(operands, product) if operands.on_npu else operands.a
+        left = self._left_now(operands, product)
         epilogue = operands.epilogue(shapes, self.dtype) if finish.epilogue is not None else None
         result = product.compute(left, out, epilogue, finish.integer_bias, owned=owned)
         if not cache:

@@ -106,6 +106,7 @@ class Product:
         """Epilogue and bias as they were given to `matmul`, checked, with arrays as `compute` takes them."""
         fits = self._floats and (bias is None or epilogue is None or epilogue.bias is None)
         own = None if epilogue is None else epilogue.bias
+        given: Any
         for given in (bias, own):  # every product with an epilogue comes here: there are no calls that can be spared
             if given is not None:
                 fits = fits and type(given) is np.ndarray and given.shape == self._columns and given.dtype in ELEMENTS

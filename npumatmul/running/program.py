@@ -209,10 +209,10 @@ class Program:
                     if bound is not None:
                         if bound.run(call) == 0:
                             return None
-                        error = bound.failure(repeated)
-                        if not repeated and bound.broken and isinstance(error, RknnError):
-                            return error
-                        raise error
+                        failed = bound.failure(repeated)
+                        if not repeated and bound.broken and isinstance(failed, RknnError):
+                            return failed
+                        raise failed
                 finally:
                     lease.over = True
                     leases.leave(lease)
