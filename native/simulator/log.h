@@ -10,4 +10,7 @@
 SIM_PRINTF void sim_log_error(const char *format, ...);
 SIM_PRINTF void sim_log_warning(const char *format, ...);
 
+/* RKNN_LOG_LEVEL; 0 where it is not set. */
+int sim_log_level(void);
+
 #endif
