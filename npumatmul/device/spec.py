@@ -129,7 +129,7 @@ class ContextSpec:
         if level is not None and int(level[1]) > chip.int4_log_level:
             raise DeviceError(
                 f"RKNN_LOG_LEVEL is {level[1]}: above {chip.int4_log_level}, creating a matmul with int4 kills the "
-                f"process inside the vendor's library (facts 15). Start the program with {chip.int4_log_level} or less, "
+                f"process inside the vendor's library (facts 15). Start the program with {chip.int4_log_level} or less "
                 "or without the variable; or use a scheme without int4"
             )
 

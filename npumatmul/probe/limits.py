@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from npumatmul.chips.native_rows import RECORDED, NativeRows
+from npumatmul.chips.native_rows import ASKED, FEW_ASKED, RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED
 from npumatmul.chips.rows import TYPES_SINCE
 from npumatmul.chips.types import MatmulType
@@ -200,11 +200,6 @@ def _milliseconds(instrument: Instrument, m: int) -> float:
     return round(1000 * sorted(times)[2], 4)
 
 
-#: K and N whose rows are asked for: deep and shallow ones, and those that M*K <= 262144 would be wrong about.
-_INT4_K, _INT4_N = (512, 608, 2400, 4096, 7264, 8160, 8224, 10304), (64, 1024, 8192)
-_FEW_INT4_K, _FEW_INT4_N = (512, 608, 8160, 10304), (64, 8192)
-
-
 @question("X4", "How many rows may int4 with native A and C have?", "as recorded on 1.6.0, any, or the rows by K and N")
 def int4_rows(instrument: Instrument) -> Answer:
     """Creates int4 with native A and C at K and N of the recording, above what it has as good; nothing is run.
@@ -216,8 +211,8 @@ def int4_rows(instrument: Instrument) -> Answer:
         return Answer("the chip has no int4 times int4")
     row, step = instrument.row(I4), instrument.table.row_multiple.value
     top, limit = row.m_max.value, row.k_limit.value
-    ks = [k for k in (_FEW_INT4_K if instrument.quick else _INT4_K) if limit is None or k <= limit]
-    ns = list(_FEW_INT4_N if instrument.quick else _INT4_N)
+    some_ks, ns = FEW_ASKED if instrument.quick else ASKED
+    ks = [k for k in some_ks if limit is None or k <= limit]
     said: dict[str, str] = {}
     found: dict[tuple[int, int], int] = {}
     with Trials(instrument) as trials:
@@ -249,7 +244,7 @@ def int4_rows(instrument: Instrument) -> Answer:
         if rows == recorded:
             text = f"create takes more than recorded; whether products are right is asked with --all: {text}"
         else:
-            grid = NativeRows(tuple(ks), tuple(ns), tuple(tuple(rows[k, n] for n in ns) for k in ks))
+            grid = NativeRows(tuple(ks), ns, tuple(tuple(rows[k, n] for n in ns) for k in ks))
             cells = {f"{I4.name}.native_rows": grid.to_dict()}
     return Answer(text, said, cells)
 
