@@ -22,7 +22,8 @@ typedef struct {
   sim_overflow overflow; /* of int16 results */
   bool strict;
   bool ceil4;
-  uint32_t contexts;
+  bool foreign; /* rknn_create_mem_from_fd takes memory that this library did not make */
+  uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;
 } sim_settings;
 

@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 
+#include <sys/resource.h>
+
 #include "check.h"
 #include "rk3588_layouts.h"
 
@@ -121,16 +123,72 @@ static void test_create_codes(void) {
   CHECK_IS(rknn_matmul_destroy(ctx), 0);
 }
 
-static void test_context_limit(void) {
-  rknn_matmul_ctx all[151];
+enum { MANY = 2000 }; /* a real client holds 1,876 (facts 15) */
+
+static uint64_t descriptors_now(void) {
+  npumm_sim_counters counters;
+  npumm_sim_read_counters(&counters);
+  return counters.descriptors_now;
+}
+
+/* As many contexts as there are descriptors for, four each. */
+static void test_many_contexts(void) {
+  static rknn_matmul_ctx all[MANY];
   rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
   rknn_matmul_io_attr io;
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
-  CHECK_IS(rknn_matmul_create(&all[150], &info, &io), -1);
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
-  CHECK_IS(rknn_matmul_create(&all[150], &info, &io), 0);
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_run(all[i]), -7); /* their slots are in use again */
-  CHECK_IS(rknn_matmul_destroy(all[150]), 0);
+  struct rlimit before, set;
+  getrlimit(RLIMIT_NOFILE, &before);
+  set = before;
+  set.rlim_cur = before.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &set);
+  int most = before.rlim_max >= 4 * MANY + 100 ? MANY : 200; /* the machine may forbid so many descriptors */
+  for (int i = 0; i < most; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
+  CHECK_IS(descriptors_now(), 4 * most);
+  for (int i = 0; i < most; i += 2) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  for (int i = 0; i < most; i += 2) CHECK_IS(rknn_matmul_run(all[i]), -7);
+  for (int i = 1; i < most; i += 2) CHECK_IS(rknn_matmul_set_core_mask(all[i], RKNN_NPU_CORE_1), 0);
+  for (int i = 1; i < most; i += 2) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  CHECK_IS(descriptors_now(), 0);
+
+  set.rlim_cur = 60;
+  setrlimit(RLIMIT_NOFILE, &set);
+  int count = 0, code = 0;
+  while (count < 60 && (code = rknn_matmul_create(&all[count], &info, &io)) == 0) count++;
+  CHECK(count > 5 && count <= 15, "%d contexts with 60 descriptors", count);
+  CHECK_IS(code, -1);
+  CHECK_IS(descriptors_now(), 4 * count); /* nothing is left of the one that failed */
+  CHECK(logged("rknn_matmul_create, simulator: a context holds 4 file descriptors, and there are no more"), "log");
+  setrlimit(RLIMIT_NOFILE, &before);
+  while (count > 0) CHECK_IS(rknn_matmul_destroy(all[--count]), 0);
+}
+
+static void test_context_limit(void) {
+  rknn_matmul_ctx all[8];
+  rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
+  rknn_matmul_io_attr io;
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_CONTEXTS", "7"), 0);
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
+  CHECK_IS(rknn_matmul_create(&all[7], &info, &io), -1);
+  CHECK(logged("rknn_matmul_create, simulator: 7 contexts live already, as many as NPUMATMUL_SIM_CONTEXTS allows"), "log");
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  CHECK_IS(rknn_matmul_create(&all[7], &info, &io), 0);
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_run(all[i]), -7);
+  CHECK_IS(rknn_matmul_destroy(all[7]), 0);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_CONTEXTS", NULL), 0);
+}
+
+/* A program that closes all descriptors must not make the library close those of files it opens afterwards. */
+static void test_descriptors_that_the_caller_closed(void) {
+  rknn_matmul_ctx ctx;
+  rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
+  rknn_matmul_io_attr io;
+  int first = open("/dev/null", O_RDONLY);
+  close(first);
+  CHECK_IS(rknn_matmul_create(&ctx, &info, &io), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(close(first + i), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(open("/dev/null", O_RDONLY), first + i);
+  CHECK_IS(rknn_matmul_destroy(ctx), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(close(first + i), 0);
 }
 
 /* ---- wrong use of contexts --------------------------------------------------------------------------------------- */
@@ -291,7 +349,7 @@ static void test_counters(void) {
   CHECK_IS(counters.macs, 4 * 64 * 32);
   CHECK_IS(counters.contexts_now, 1);
   CHECK_IS(counters.memories_now, 4);
-  CHECK_IS(counters.descriptors_now, 3);
+  CHECK_IS(counters.descriptors_now, 3 + 4); /* of the memories and the context */
   CHECK_IS(counters.bytes_now, 4 * 4096); /* with the hidden copy of B, without the slice */
   CHECK_IS(rknn_destroy_mem(0, slice), 0);
   close_matmul(&mm);
@@ -308,6 +366,8 @@ int main(void) {
   test_attributes();
   test_create_codes();
   test_context_limit();
+  test_many_contexts();
+  test_descriptors_that_the_caller_closed();
   test_handles();
   test_core_masks();
   test_queries();

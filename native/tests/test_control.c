@@ -26,6 +26,7 @@ static void test_settings(void) {
       {"NPUMATMUL_SIM_OVERFLOW", "Wrap"},
       {"NPUMATMUL_SIM_STRICT", "2"},
       {"NPUMATMUL_SIM_ROWS", "4"},
+      {"NPUMATMUL_SIM_FOREIGN", "1"},
       {"NPUMATMUL_SIM_CONTEXTS", "0"},
       {"NPUMATMUL_SIM_CONTEXTS", "-1"},
       {"NPUMATMUL_SIM_CONTEXTS", "12x"},
@@ -207,7 +208,7 @@ static void test_counters(void) {
   CHECK_HAS(text, "\"a_read\":512,\"b_read\":4096,\"c_written\":1024,\"b_packed\":2048");
   CHECK_HAS(text, "\"rk3576\":{\"contexts\":1,\"domain_bytes\":{\"5\":16384},"
                   "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]}}");
-  CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":3,\"memory_bytes\":16384,\"macs\":16384");
+  CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":7,\"memory_bytes\":16384,\"macs\":16384");
   char cut[20];
   size_t length = strlen(text);
   CHECK_IS(npumm_sim_counters_json(cut, sizeof cut), length);
