@@ -204,7 +204,7 @@ def test_a_chip_under_a_runtime_has_the_limits_of_that_runtime(runtime: str) -> 
 
 
 def test_the_function_is_what_the_package_exports() -> None:
-    assert npumatmul.chips("rk3588").soc == "rk3588"
+    assert npumatmul.capabilities("rk3588").soc == "rk3588"
     assert "capabilities" in npumatmul.__all__
 
 

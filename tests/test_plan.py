@@ -19,6 +19,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.planning.buckets import Cover
 from npumatmul.planning.product import (
+    A_BUFFERS_MOST,
     MatmulPlan,
     Span,
     WeightPlan,
@@ -313,7 +314,7 @@ HARDWARE_NUMBERS = sorted(
 ELSEWHERE = {
     "cases.py": "shapes of the layers of real models, to be measured",
     "rows.py": "the table itself",
-    "memory.py": "4096 is the size of a memory page",
+    "buffer.py": "4096 is the size of a memory page",
 }
 
 
@@ -326,7 +327,7 @@ def test_hardware_limits_stand_only_in_the_table() -> None:
             continue
         code = re.sub(r'""".*?"""|#[^\n]*', "", file.read_text(), flags=re.S)
         found += [f"{file.name}: {line.strip()}" for line in code.splitlines() if pattern.search(line)]
-    assert not found, "hardware limits outside capabilities/rows.py:\n" + "\n".join(found)
+    assert not found, "hardware limits outside chips/rows.py:\n" + "\n".join(found)
 
 
 NARROW = [(1024, 128), (4096, 32), (4096, 64), (4096, 128), (2048, 96)]
@@ -403,3 +404,9 @@ def test_the_documented_gains_are_those_of_the_model() -> None:
         assert chosen.modelled_seconds == pytest.approx(float(by_rows) / 1e3, abs=1e-6)
         assert tiles.modelled_seconds == pytest.approx(float(by_tiles) / 1e3, abs=1e-6)
         assert float(gain) == pytest.approx(float(by_tiles) / float(by_rows), abs=0.01)
+
+
+def test_plans_ask_for_as_many_buffers_as_the_executor_takes() -> None:
+    header = (Path(__file__).parent.parent / "native" / "include" / "npumatmul_executor.h").read_text()
+    (most,) = re.findall(r"#define NPUMM_A_MOST (\d+)", header)
+    assert int(most) == A_BUFFERS_MOST

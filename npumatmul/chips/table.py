@@ -11,6 +11,7 @@ from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
 from npumatmul.chips.probe_file import ProbeResults, find_probe_results
 from npumatmul.chips.rows import NEWEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
+from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.rknn.version import RuntimeVersion
@@ -209,9 +210,7 @@ class Capabilities:
         return json.dumps(self.to_dict(), indent=1)
 
     def __str__(self) -> str:
-        from npumatmul.chips.text import as_text
-
-        return as_text(self)
+        return as_text(self, CHIP_CELLS)
 
 
 CHIP_CELLS = tuple(

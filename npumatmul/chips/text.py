@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from npumatmul.chips.cells import Cell
-from npumatmul.chips.table import CHIP_CELLS, Capabilities, TypeCapabilities
+
+if TYPE_CHECKING:
+    from npumatmul.chips.table import Capabilities, TypeCapabilities
 
 __all__ = ["as_text"]
 
@@ -53,11 +56,11 @@ def _table(title: str, header: list[str], lines: list[list[str]]) -> list[str]:
     return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in shown), ""]
 
 
-def as_text(table: Capabilities) -> str:
-    """The table as text; numbers in brackets lead to the sources at its end."""
+def as_text(table: Capabilities, chip_cells: Sequence[str]) -> str:
+    """The table as text, with these cells of the chip; numbers in brackets lead to the sources at its end."""
     notes = _Notes()
     out = [f"{table.soc} under runtime {table.runtime}; sizes in elements, sources in brackets", ""]
-    chip = [[name.replace("_", " "), notes.shown(getattr(table, name))] for name in CHIP_CELLS]
+    chip = [[name.replace("_", " "), notes.shown(getattr(table, name))] for name in chip_cells]
     out += _table("chip", ["", ""], chip)
     names = [[f"{int(t.code):2} {t.name}", notes.shown(row.supported)] for t, row in table.types.items()]
     out += _table("types", ["", "supported"], names)

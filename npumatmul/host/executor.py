@@ -16,7 +16,6 @@ from npumatmul.host import kernels
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
-    "A_BUFFERS_MOST",
     "ActivationStruct",
     "Call",
     "DeferredStruct",
@@ -39,9 +38,6 @@ __all__ = [
     "finish",
     "store_deferred",
 ]
-
-#: `NPUMM_A_MOST`: buffers for images of A.
-A_BUFFERS_MOST = 16
 
 
 class ResultType(IntEnum):
