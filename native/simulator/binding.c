@@ -137,10 +137,22 @@ int sim_matmul_set_io_mem(rknn_matmul_ctx ctx, rknn_tensor_mem *mem, const rknn_
   return result;
 }
 
+/* ---- the helper -------------------------------------------------------------------------------------------------- */
+
+static const char helper[] = "rknn_B_normal_layout_to_native_layout";
+
+/* What a small number is not: a pointer; and what a large one is not: the extent of a tile. */
+enum { TILE_MOST = 4096 };
+
 /* int4 is read as packed pairs, as the vendor's demo passes it (Q3). */
 int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, int N, int tile_n, int tile_k) {
-  const char *helper = "rknn_B_normal_layout_to_native_layout";
   if (!in || !out) return RKNN_ERR_PARAM_INVALID;
+  if ((unsigned)tile_n > TILE_MOST || (unsigned)tile_k > TILE_MOST) {
+    sim_log_error("%s, simulator: subN %d and subK %d are no extents of a tile: is the program built with a header from "
+                  "2.1.0 on, whose call has five arguments?",
+                  helper, tile_n, tile_k);
+    return RKNN_ERR_PARAM_INVALID;
+  }
   sim_settings settings = sim_current_settings();
   sim_request request = {.shape = {.M = 1, .K = K, .N = N}, .type = number};
   const sim_type *type;
@@ -161,4 +173,15 @@ int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, in
   };
   sim_pack_b(&shape, sim_element_of(settings.runtime, type->b), false, in, out);
   return RKNN_SUCC;
+}
+
+int sim_pack_b_by_info(const rknn_matmul_info *info, const void *in, void *out, int K, int N) {
+  if (!info) return RKNN_ERR_PARAM_INVALID;
+  if ((uintptr_t)info <= TILE_MOST) {
+    sim_log_error("%s, simulator: info is %zu, no pointer: is the program built with the header of 2.0.0b0, whose call has "
+                  "seven arguments?",
+                  helper, (size_t)(uintptr_t)info);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  return sim_pack_b_for(info->type, in, out, K, N, 0, 0);
 }

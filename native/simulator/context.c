@@ -208,11 +208,13 @@ int sim_matmul_create(rknn_matmul_ctx *ctx, const void *info, rknn_matmul_io_att
   if (!info || !io_attr) return RKNN_ERR_PARAM_INVALID;
   if (!sim_settings_usable()) return RKNN_ERR_FAIL;
   sim_settings settings = sim_current_settings();
+  int result = sim_check_struct(&settings, function, info);
+  if (result != RKNN_SUCC) return result;
   sim_request request = sim_read_request(settings.runtime, info);
   sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%d,\"K\":%d,\"N\":%d", settings.chip->soc, (int)request.type,
                  request.shape.M, request.shape.K, request.shape.N);
   sim_context *context;
-  int result = make_context(&settings, function, &request, 1, &request.shape, &context);
+  result = make_context(&settings, function, &request, 1, &request.shape, &context);
   if (result != RKNN_SUCC) return result;
   context->now = &context->shapes[0];
   return publish(context, function, ctx, io_attr);
@@ -231,10 +233,12 @@ int sim_matmul_create_dynamic(rknn_matmul_ctx *ctx, const void *info, int shape_
   }
   if (!sim_settings_usable()) return RKNN_ERR_FAIL;
   sim_settings settings = sim_current_settings();
+  int result = sim_check_struct(&settings, function, info);
+  if (result != RKNN_SUCC) return result;
   sim_request request = sim_read_request(settings.runtime, info);
   sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"shapes\":%d", settings.chip->soc, (int)request.type, shape_num);
   sim_context *context;
-  int result = make_context(&settings, function, &request, (size_t)shape_num, shapes, &context);
+  result = make_context(&settings, function, &request, (size_t)shape_num, shapes, &context);
   if (result != RKNN_SUCC) return result;
   context->dynamic = true;
   return publish(context, function, ctx, io_attrs);
