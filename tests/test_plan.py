@@ -76,8 +76,6 @@ def test_plans_keep_to_the_table(where: tuple[Chip, MatmulType], k: int, n: int,
     for span in plan.m_spans:
         assert span.padded == 1 or span.padded % chip.native.row_multiple == 0
         assert span.padded <= limits.m_max
-        if plan.weight.ac_native and limits.native_mk_max is not None:
-            assert all(span.padded * s.padded <= limits.native_mk_max for s in plan.weight.k_spans)
     assert plan.runs == len(plan.m_spans) * len(plan.weight.k_spans) * len(plan.weight.n_spans)
     assert plan.padded_macs >= plan.macs == m * k * n
     # every context of the plan is one of few shapes, so that contexts are shared
@@ -306,14 +304,14 @@ HARDWARE_NUMBERS = sorted(
         number
         for chip in CHIPS.values()
         for limits in chip.limits.values()
-        for number in (limits.k_max, limits.n_max, limits.native_mk_max)
-        if number is not None
+        for number in (limits.k_max, limits.n_max, *([limits.native_rows.mk_max] if limits.native_rows else []))
     }
 )
 #: Files that may hold such a number for another reason, with that reason.
 ELSEWHERE = {
     "cases.py": "shapes of the layers of real models, to be measured",
     "rows.py": "the table itself",
+    "native_rows.py": "the table itself: rows of int4",
     "buffer.py": "4096 is the size of a memory page",
 }
 

@@ -72,6 +72,12 @@ static bool apply_overflow(const char *text) {
   return chosen >= 0;
 }
 
+static bool apply_int4_rows(const char *text) {
+  int chosen = choice(text, (const char *const[]){"refused", "deadly", "any"}, 3);
+  if (chosen >= 0) settings.rows_limit = (sim_rows_limit)chosen;
+  return chosen >= 0;
+}
+
 static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64_t *number) {
   if (*text < '0' || *text > '9') return false; /* strtoull takes signs and blanks */
   char *end;
@@ -111,6 +117,7 @@ static struct {
     {"NPUMATMUL_SIM_OVERFLOW", "saturate", apply_overflow, "saturate, wrap or error", NULL, NULL, ""},
     {"NPUMATMUL_SIM_STRICT", "0", apply_strict, "0 or 1", NULL, NULL, ""},
     {"NPUMATMUL_SIM_ROWS", "exact", apply_rows, "exact or ceil4", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_INT4_ROWS", "refused", apply_int4_rows, "refused, deadly or any", NULL, NULL, ""},
     {"NPUMATMUL_SIM_FOREIGN", "accept", apply_foreign, "accept or refuse", NULL, NULL, ""},
     /* Real clients hold up to 1,876; descriptors and memory are what runs out (facts 15). */
     {"NPUMATMUL_SIM_CONTEXTS", "none", apply_contexts, "none or a number from 1 on", NULL, NULL, ""},

@@ -14,7 +14,7 @@ __all__ = ["as_text"]
 
 _SIZES = (
     ("K mult.", "k_multiple"), ("K", "k_max"), ("K limit", "k_limit"), ("N mult.", "n_multiple"), ("N", "n_max"),
-    ("N limit", "n_limit"), ("M", "m_max"), ("M*K native", "native_mk_max"),
+    ("N limit", "n_limit"), ("M", "m_max"), ("M native", "native_rows"),
 )  # fmt: skip
 _LAYOUTS = (
     ("A, C normal", "ac_normal"), ("A, C native", "ac_native"), ("A group", "a_group"), ("C group", "c_group"),

@@ -68,6 +68,7 @@ class Function(IntEnum):
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+    RELU2 = 5
 
 
 class Step(IntEnum):
