@@ -63,8 +63,8 @@ class Epilogue:
 
     Notes
     -----
-    gelu is within 6 ulp of the exact function of its float32 argument, gelu_tanh and silu within 4, relu2 rounded once. A nan
-    stays one; relu, clip and the functions treat infinities as their limits do.
+    gelu is within 6 ulp of the exact function of its float32 argument, gelu_tanh and silu within 4; relu2 is rounded
+    once. A nan stays one; relu, clip and the functions treat infinities as their limits do.
 
     Examples
     --------
