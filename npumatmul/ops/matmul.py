@@ -135,8 +135,8 @@ def matmul(
     (5, 4, 2, 7)
     """
     asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
-    usual = type(a) is np.ndarray and (place is None or type(place) is np.ndarray)
-    if usual and type(b) is PackedWeight and scheme is None and precision is None:
+    usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
+    if usual and type(a) is np.ndarray and type(b) is PackedWeight:
         asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
         try:
             prepared: Product | None = b.products.get(asked)

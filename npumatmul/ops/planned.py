@@ -391,7 +391,7 @@ class Matmul:
                 operands.product = product
         return product
 
-    def _left_now(self, operands: _Operands, product: Product) -> NDArray[Any] | DeferredResult:
+    def _left_now(self, operands: _Operands, product: Product) -> Any:
         """The left operand: as it stands in C, if nobody read it yet and the product takes it so."""
         a = operands.a
         if not isinstance(a, NpuArray):

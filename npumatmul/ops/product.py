@@ -156,7 +156,7 @@ class Product:
             return self._compute_into(a, out, epilogue, bias, owned)
         rows = a
         if isinstance(a, np.ndarray):
-            rows = a if self._flat else a.reshape(self._rows)
+            rows = a if a.shape == self._rows else a.reshape(self._rows)
             for step in self._steps:
                 rows = step(rows)
             if rows.dtype != self._reads:
