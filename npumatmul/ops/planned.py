@@ -29,7 +29,6 @@ from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
 from npumatmul.running.autotune import Tuning, autotune
-from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Matmul"]
 
