@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError, UnsupportedByRuntime
-from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion, discovery
+from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion
 from npumatmul.rknn.discovery import discover, load, simulator_path
+from npumatmul.rknn.socs import COMPATIBLE
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_unknown_devices(laptop_tree: Path, name: str) -> None:
         discover(name, {}, laptop_tree, ())
 
 
-@pytest.mark.parametrize(("name", "soc"), discovery.COMPATIBLE.items())
+@pytest.mark.parametrize(("name", "soc"), COMPATIBLE.items())
 def test_every_chip_is_recognised(tmp_path: Path, name: str, soc: str) -> None:
     tree = tmp_path / "compatible"
     tree.write_bytes(f"vendor,board\0{name}\0".encode())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn.runtime import Runtime
+from npumatmul.rknn.socs import COMPATIBLE, DEFAULT_SOC, SOCS
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +32,6 @@ LIBRARY_PLACES = (
     "/oem/usr/lib/librknnrt.so",
 )
 
-#: Chips with the matmul API (facts 3.1), by the entry of the device tree's `compatible` that names them.
-COMPATIBLE = {
-    "rockchip,rk3588": "rk3588",
-    "rockchip,rk3588s": "rk3588",
-    "rockchip,rk3576": "rk3576",
-    "rockchip,rk3568": "rk3568",
-    "rockchip,rk3566": "rk3566",
-    "rockchip,rk3562": "rk3562",
-}
-
-DEFAULT_SIMULATED_SOC = "rk3588"
-SIMULATED_SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
 DEVICE_TREE = "/proc/device-tree/compatible"
 
 
@@ -205,7 +194,7 @@ def discover(
         if wanted != "rknn":
             raise DeviceError(
                 f"device {wanted!r} is not known: use 'rknn' for the board's own NPU, or "
-                + " or ".join(repr(f"sim:{name}") for name in SIMULATED_SOCS)
+                + " or ".join(repr(f"sim:{name}") for name in SOCS)
             )
     library = environment.get("NPUMATMUL_LIBRARY")
     found.note("NPUMATMUL_LIBRARY", repr(library) if library else "not set")
@@ -227,11 +216,11 @@ def discover(
 
 def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Discovery:
     if not soc:
-        soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SIMULATED_SOC
+        soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SOC
         found.note("NPUMATMUL_SIM_SOC", environment.get("NPUMATMUL_SIM_SOC") or "not set")
-    if soc not in SIMULATED_SOCS:
+    if soc not in SOCS:
         raise DeviceError(
-            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SIMULATED_SOCS)}"
+            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SOCS)}"
         )
     version = environment.get("NPUMATMUL_SIM_RUNTIME") or None
     if version is not None:
