@@ -24,6 +24,7 @@ __all__ = [
     "M_MAX",
     "NEWEST_RUNTIME",
     "N_OF_INT4",
+    "OLDEST_RUNTIME",
     "OPEN_TYPES",
     "PROBLEMS",
     "ROWS",
@@ -37,8 +38,8 @@ __all__ = [
     "native_rows",
 ]
 
-#: The newest runtime whose header is known (facts 0).
-NEWEST_RUNTIME = RuntimeVersion(2, 3, 2)
+#: The oldest and the newest runtime whose header is known (facts 0).
+OLDEST_RUNTIME, NEWEST_RUNTIME = RuntimeVersion(1, 5, 2), RuntimeVersion(2, 3, 2)
 
 _F32, _F16, _BF16 = ElementType.FLOAT32, ElementType.FLOAT16, ElementType.BFLOAT16
 _I32, _I16, _I8, _I4 = ElementType.INT32, ElementType.INT16, ElementType.INT8, ElementType.INT4
@@ -254,7 +255,7 @@ _CHANNELS_RK356X = {_T.INT8_INT8_INT32: _HEADER_CHANNELS}
 
 _NO_K_LIMIT = unsettled(None, "header 10240 and segments beyond it, guide none: D4, Q9")
 _GUIDE_K_LIMIT = documented(10240, "guide 3-14, header: D4")
-_ALWAYS, _STILL = RuntimeVersion(1, 5, 2), RuntimeVersion(999, 0, 0)
+_ALWAYS, _STILL = OLDEST_RUNTIME, RuntimeVersion(999, 0, 0)
 
 #: Every chip with the matmul API (facts 3.1), by name.
 ROWS: Mapping[str, ChipRow] = {

@@ -11,7 +11,7 @@ from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED, ProbeResults, find_probe_results
-from npumatmul.chips.rows import NEWEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
+from npumatmul.chips.rows import NEWEST_RUNTIME, OLDEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
 from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
@@ -237,7 +237,8 @@ def capabilities(
     soc : str
         Such as ``"rk3588"``.
     runtime : RuntimeVersion or str, optional
-        Version of `librknnrt.so`; by default the newest that is known.
+        Version of `librknnrt.so`; by default the newest that is known. A string names one that is known; a newer one is
+        taken as a `RuntimeVersion`, as a library reports it (`Device.runtime_version`), and as the newest known.
     probed : bool, optional
         Whether what `npumatmul probe` found on this machine overrides the table.
     simulated : bool, optional
@@ -250,7 +251,7 @@ def capabilities(
     Raises
     ------
     DeviceError
-        If the chip is not in the table, or the version is none.
+        If the chip is not in the table, or the version is none, or not known.
 
     Examples
     --------
@@ -261,6 +262,11 @@ def capabilities(
         version = RuntimeVersion.parse(runtime)
         if version is None:
             raise DeviceError(f"{runtime!r} is no runtime version; write it like 2.3.2")
+        if not OLDEST_RUNTIME <= version <= NEWEST_RUNTIME:
+            raise DeviceError(
+                f"nothing is known of runtime {version}; versions from {OLDEST_RUNTIME} to {NEWEST_RUNTIME} are known. "
+                "What is assumed of another one is shown where a library reports it: on its board, without naming it"
+            )
         runtime = version
     found = find_probe_results(soc, runtime, simulated) if probed else None
     return build(soc, runtime, found)

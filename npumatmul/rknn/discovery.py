@@ -156,12 +156,19 @@ def discover(
     ------
     DeviceError
         If the device string is not one of those above.
+    TypeError
+        If it is no string.
 
     Examples
     --------
     >>> discover("sim:rk3588").soc
     'rk3588'
     """
+    if device is not None and not isinstance(device, str):
+        raise TypeError(
+            f"a device is named by a string such as 'rknn' or 'sim:rk3588', not by an object of type "
+            f"{type(device).__name__}"
+        )
     environment = os.environ if environment is None else environment
     found = Discovery()
     wanted = device

@@ -14,6 +14,8 @@ from npumatmul.rknn.version import RuntimeVersion
 #: Chips that the simulator knows.
 SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
 
+VARIABLE_PREFIX = "NPUMATMUL_SIM_"
+
 #: Settings, each the variable ``NPUMATMUL_SIM_<NAME>``, with their values where those are words (docs/simulator.md).
 SETTINGS: dict[str, tuple[str, ...] | None] = {
     "limits": ("observed", "documented"),
