@@ -22,7 +22,8 @@ from npumatmul.device.scope import Scope
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn import simulator
 from npumatmul.rknn.discovery import native_directory
-from npumatmul.rknn.simulator import SETTINGS, SOCS, VARIABLE_PREFIX, Simulator
+from npumatmul.rknn.simulator import SETTINGS, VARIABLE_PREFIX, Simulator
+from npumatmul.rknn.socs import DEFAULT_SOC, SOCS
 
 __all__ = [
     "NEWEST_RUNTIME",
@@ -140,7 +141,7 @@ def link_flags(runtime: str = NEWEST_RUNTIME) -> list[str]:
 
 
 def environment(
-    soc: str = "rk3588",
+    soc: str = DEFAULT_SOC,
     runtime: str = NEWEST_RUNTIME,
     *,
     inherited: Mapping[str, str] | None = None,
