@@ -101,7 +101,7 @@ def test_bytes_of_a_domain() -> None:
     assert ask("X2", "--all", domain_bytes=str(size))["X2"]["cells"] == {"domain_bytes": size}
 
 
-@pytest.mark.parametrize("count", [37, 150])
+@pytest.mark.parametrize("count", [37, 160])
 def test_contexts_of_a_process(count: int) -> None:
     assert ask("X1", contexts=str(count))["X1"]["cells"] == {"contexts": count}
 

@@ -458,9 +458,7 @@ class Placement:
             struct.c_memories = _pointers(buffers)
             placed.c_buffers_held = buffers
 
-    def _placed(
-        self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, lease: Lease
-    ) -> Placed:
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, lease: Lease) -> Placed:
         """What a product needs."""
         remembered = (m, activation, scales)
         copies: list[Placed] | None = weight.placed.get(remembered)
