@@ -103,3 +103,8 @@ __all__ = [
 ]
 
 __version__ = _version("npumatmul")
+
+
+def __dir__() -> list[str]:
+    """Only what programs may rely on (docs/api.md), not what happens to be imported here."""
+    return [*__all__, "__version__"]

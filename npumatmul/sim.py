@@ -20,7 +20,8 @@ from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn import simulator
 from npumatmul.rknn.discovery import native_directory
-from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator
+from npumatmul.rknn.simulator import SETTINGS, Simulator
+from npumatmul.rknn.socs import DEFAULT_SOC, SOCS
 
 __all__ = [
     "NEWEST_RUNTIME",
@@ -138,7 +139,7 @@ def link_flags(runtime: str = NEWEST_RUNTIME) -> list[str]:
 
 
 def environment(
-    soc: str = "rk3588",
+    soc: str = DEFAULT_SOC,
     runtime: str = NEWEST_RUNTIME,
     *,
     inherited: Mapping[str, str] | None = None,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from npumatmul.chips.cells import Cell, broken, documented, observed, unsettled
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.rknn.socs import SOCS
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "PROBLEMS",
     "ROWS",
     "SLICE_ALIGNMENT",
-    "TYPES_SINCE",
     "ChipRow",
     "NativeTiles",
     "Problem",
@@ -128,21 +128,6 @@ class ChipRow:
     k_segment: int | None
     transposed_b: bool
 
-
-#: First runtime version of each type (facts 1.4); those absent were always there.
-TYPES_SINCE: Mapping[MatmulType, RuntimeVersion] = {
-    _T.INT4_INT4_INT16: RuntimeVersion(1, 6, 0),
-    _T.INT8_INT8_INT8: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_FLOAT16_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT4_INT32: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT8_FLOAT32: RuntimeVersion(2, 1, 0),
-    _T.FLOAT16_INT4_BFLOAT16: RuntimeVersion(2, 3, 0),
-    _T.INT8_INT4_FLOAT16: RuntimeVersion(2, 3, 2),
-}
 
 _NATIVE_16_BYTES = NativeTiles(
     a={_I4: 32, _I8: 16, _F16: 8},
@@ -256,8 +241,7 @@ _NO_K_LIMIT = unsettled(None, "header 10240 and segments beyond it, guide none: 
 _GUIDE_K_LIMIT = documented(10240, "guide 3-14, header: D4")
 _ALWAYS, _STILL = RuntimeVersion(1, 5, 2), RuntimeVersion(999, 0, 0)
 
-#: Every chip with the matmul API (facts 3.1), by name.
-ROWS: Mapping[str, ChipRow] = {
+_ROWS = {
     row.soc: row
     for row in (
         ChipRow(
@@ -284,6 +268,9 @@ ROWS: Mapping[str, ChipRow] = {
         ),
     )
 }  # fmt: skip
+
+#: The row of every chip with the matmul API (facts 3.1), by name.
+ROWS: Mapping[str, ChipRow] = {soc: _ROWS[soc] for soc in SOCS}
 
 #: Largest K of runtime 1.5.2 by element type of A (facts 3.3, golden/calls_v1.6.0.md).
 K_LIMIT_1_5_2: Mapping[ElementType, Cell[int | None]] = {

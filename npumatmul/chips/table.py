@@ -15,6 +15,7 @@ from npumatmul.chips.rows import NEWEST_RUNTIME, ROWS, ChipRow, NativeTiles, Pro
 from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
+from npumatmul.rknn.differences import type_since
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["Capabilities", "TypeCapabilities", "broken_extents", "build", "build_type", "capabilities"]
@@ -371,8 +372,8 @@ def _supported(row: ChipRow, mm_type: MatmulType, runtime: RuntimeVersion) -> Ce
     if runtime < row.since:
         return documented(False, f"{row.soc} needs runtime {row.since} or later: facts 0")
     cell = row.types.get(mm_type) or rows.OPEN_TYPES.get(mm_type) or rows.ABSENT
-    since = rows.TYPES_SINCE.get(mm_type)
-    if cell.value and since is not None and runtime < since:
+    since = type_since(mm_type.code)
+    if cell.value and runtime < since:
         return documented(False, f"needs runtime {since} or later: facts 1.4")
     return cell
 
