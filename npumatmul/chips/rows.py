@@ -303,7 +303,9 @@ def int4_log_level(soc: str, runtime: RuntimeVersion) -> Cell[int]:
 
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(512, "the library's choice: Q10")
-CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
+#: Of one process; None: as many as there are descriptors and memory for.
+CONTEXTS: Cell[int | None] = observed(None, "clients hold up to 1876, create itself met no limit on 1.6.0: facts 15")
+CONTEXT_DESCRIPTORS = observed(4, "recorded on runtime 1.6.0: facts 15")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
 N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")

@@ -104,8 +104,10 @@ class Capabilities:
         Values that a context can be bound with; empty where there is nothing to choose.
     row_multiple : Cell of int
         With native A and C, M is 1 or a multiple of this.
-    contexts : Cell of int
-        Contexts that one process can have.
+    contexts : Cell of int or None
+        Contexts that one process can have; None: as many as there are descriptors and memory for.
+    context_descriptors : Cell of int
+        File descriptors that each context holds.
     iommu_domains : Cell of int
         Domains, numbered from 0.
     domain_bytes : Cell of int
@@ -145,7 +147,8 @@ class Capabilities:
     cores: Cell[int]
     core_masks: Cell[tuple[int, ...]]
     row_multiple: Cell[int]
-    contexts: Cell[int]
+    contexts: Cell[int | None]
+    context_descriptors: Cell[int]
     iommu_domains: Cell[int]
     domain_bytes: Cell[int]
     slice_alignment: Cell[int]
@@ -352,6 +355,7 @@ def _chip(row: ChipRow, runtime: RuntimeVersion) -> dict[str, Any]:
             else unsettled(row.native.row_multiple, "recorded on 1.6.0, one report of M = 5 right on 2.3: Q10")
         ),
         "contexts": rows.CONTEXTS,
+        "context_descriptors": rows.CONTEXT_DESCRIPTORS,
         "iommu_domains": rows.DOMAINS if has_domains else documented(1, "domains since 2.0.0b0: facts 7.4"),
         "domain_bytes": rows.DOMAIN_BYTES,
         "slice_alignment": rows.SLICE_ALIGNMENT,
