@@ -113,8 +113,8 @@ def board_soc(
     named = (os.environ if environment is None else environment).get("NPUMATMUL_SOC")
     if named:
         found.note("NPUMATMUL_SOC", repr(named))
-        if named not in SIMULATED_SOCS:
-            raise DeviceError(f"NPUMATMUL_SOC is {named!r}; chips with the matmul API are: {', '.join(SIMULATED_SOCS)}")
+        if named not in SOCS:
+            raise DeviceError(f"NPUMATMUL_SOC is {named!r}; chips with the matmul API are: {', '.join(SOCS)}")
     seen = _device_tree_soc(found, device_tree)
     if named and seen not in (None, named):
         raise DeviceError(
@@ -170,12 +170,19 @@ def discover(
     ------
     DeviceError
         If the device string is not one of those above, or ``NPUMATMUL_SOC`` is no chip or contradicts the machine.
+    TypeError
+        If `device` is no string.
 
     Examples
     --------
     >>> discover("sim:rk3588").soc
     'rk3588'
     """
+    if device is not None and not isinstance(device, str):
+        raise TypeError(
+            f"a device is named by a string such as 'rknn' or 'sim:rk3588', not by an object of type "
+            f"{type(device).__name__}"
+        )
     environment = os.environ if environment is None else environment
     found = Discovery()
     wanted = device
