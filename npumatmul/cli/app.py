@@ -364,9 +364,7 @@ def run() -> None:
         sys.stderr.close()  # the reader has gone: nobody is left to be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}.get(
-            error.name or ""
-        )
+        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "matplotlib": "bench"}.get(error.name or "")
         if extra is None:
             raise
         sys.exit(f"npumatmul: this needs {error.name}: pip install 'npumatmul[{extra}]'")
