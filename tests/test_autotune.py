@@ -14,10 +14,11 @@ import pytest
 import npumatmul as npu
 from npumatmul.chips import CHIPS
 from npumatmul.chips.types import MatmulType
+from npumatmul.files.folders import cache_folder
 from npumatmul.host.activation import Activation
 from npumatmul.host.executor import A_BUFFERS_MOST
 from npumatmul.host.kernels import Conversion
-from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, cache_directory
+from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.planning.weight import WeightPlan
 from npumatmul.running import autotune as module
@@ -215,11 +216,11 @@ CHOICE = Tuned(2, 1, True, (4, 8), ((1, 1),), ((1, 0.5),))
 
 
 def test_the_cache_is_where_the_system_wants_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache_directory() == cache
+    assert cache_folder() == cache
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+    assert cache_folder() == Path.home() / ".cache" / "npumatmul"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+    assert cache_folder() == Path.home() / ".cache" / "npumatmul"
 
 
 def test_choices_are_kept_beside_each_other(cache: Path) -> None:

@@ -60,9 +60,9 @@ def run(request: Request) -> None:
     output.print(as_table(results))
     output.print(", ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
     if request.csv is not None:
-        request.csv.write_text(as_csv(results))
+        write_text(request.csv, as_csv(results), sources)
     if request.json is not None:
-        request.json.write_text(as_json(results, machine))
+        write_text(request.json, as_json(results, machine), sources)
     if request.plot is not None:
         from npumatmul.bench.roofline import save_roofline
 

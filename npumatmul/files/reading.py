@@ -23,7 +23,7 @@ from npumatmul.errors import UnusableFileError
 __all__ = ["JSON_BYTES", "RegularFile", "parse_json", "read_bytes", "read_json", "read_text", "shown"]
 
 #: Most bytes of a file of settings, choices or results: a hundred times what any of ours has.
-JSON_BYTES = 1 << 24
+JSON_BYTES = 1 << 22
 #: Files with holes of fewer bytes cost nothing.
 _HARMLESS_HOLES = 1 << 24
 #: How many stretches of data are looked at; a file with more is none that was made to look large.
