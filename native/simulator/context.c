@@ -119,7 +119,7 @@ static int make_context(const sim_settings *settings, const char *function, sim_
   }
   if (result == RKNN_SUCC) result = sim_check_options(settings, function, type, request);
   for (size_t i = 0; i < count && result == RKNN_SUCC; i++) {
-    result = sim_check_shape_options(function, type, request, shapes[i]);
+    result = sim_check_shape_options(settings, function, type, request, shapes[i]);
   }
   if (result != RKNN_SUCC) return result;
   if (!shapes_agree(function, request, count, shapes)) return RKNN_ERR_PARAM_INVALID;

@@ -1,7 +1,9 @@
 #include "request.h"
 
+#include <signal.h>
 #include <string.h>
 
+#include "counters.h"
 #include "log.h"
 
 /* The struct of 1.5.2 and 1.6.0 (facts 1.2). */
@@ -203,8 +205,21 @@ int sim_check_options(const sim_settings *settings, const char *function, const 
   return RKNN_SUCC;
 }
 
-int sim_check_shape_options(const char *function, const sim_type *type, const sim_request *request,
-                            rknn_matmul_shape shape) {
+/* A recorded trap: runtime 1.6.0 died here. Refusing is what a program can be tested with; of others nothing is known. */
+static int check_native_rows(const sim_settings *settings, const char *function, const sim_type *type,
+                             rknn_matmul_shape shape) {
+  uint32_t most = type->native_rows((uint32_t)shape.K, (uint32_t)shape.N);
+  if ((uint32_t)shape.M <= most) return RKNN_SUCC;
+  sim_log_error("%s, simulator: %s with native A and C, M %d, K %d and N %d can kill the runtime: at most %u rows are "
+                "known to be safe",
+                function, sim_type_name(type->type), shape.M, shape.K, shape.N, most);
+  sim_count(COUNT_FATAL_ROWS, 1);
+  if (settings->rows_limit == ROWS_DEADLY) raise(SIGFPE);
+  return RKNN_ERR_FAIL;
+}
+
+int sim_check_shape_options(const sim_settings *settings, const char *function, const sim_type *type,
+                            const sim_request *request, rknn_matmul_shape shape) {
   /* Which sizes of groups are allowed is not documented (Q2): whole tiles are, when they divide K. */
   if (request->b_granularity == PER_GROUP &&
       (request->group_size <= 0 || (uint32_t)request->group_size % type->b_tile_k != 0 ||
@@ -213,12 +228,8 @@ int sim_check_shape_options(const char *function, const sim_type *type, const si
                   request->group_size, type->b_tile_k, shape.K);
     return RKNN_ERR_PARAM_INVALID;
   }
-  uint64_t mk = (uint64_t)shape.M * (uint64_t)shape.K;
-  if (request->ac_layout == RKNN_MM_LAYOUT_NATIVE && type->native_ac_max_mk != 0 && mk > type->native_ac_max_mk) {
-    /* A recorded trap: runtime 1.6.0 died here. Refusing is what a program can be tested with. */
-    sim_log_error("%s, simulator: %s with native A and C and M * K = %llu, above %llu, can kill the runtime", function,
-                  sim_type_name(type->type), (unsigned long long)mk, (unsigned long long)type->native_ac_max_mk);
-    return RKNN_ERR_FAIL;
+  if (request->ac_layout == RKNN_MM_LAYOUT_NATIVE && type->native_rows && settings->rows_limit != ROWS_ANY) {
+    return check_native_rows(settings, function, type, shape);
   }
   return RKNN_SUCC;
 }

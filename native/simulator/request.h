@@ -34,7 +34,7 @@ int sim_check_shape(const sim_settings *settings, const char *function, const si
 int sim_check_options(const sim_settings *settings, const char *function, const sim_type *type, sim_request *request);
 
 /* After sim_check_options: what of the options depends on the shape. */
-int sim_check_shape_options(const char *function, const sim_type *type, const sim_request *request,
-                            rknn_matmul_shape shape);
+int sim_check_shape_options(const sim_settings *settings, const char *function, const sim_type *type,
+                            const sim_request *request, rknn_matmul_shape shape);
 
 #endif

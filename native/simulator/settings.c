@@ -70,6 +70,12 @@ static bool apply_overflow(const char *text) {
   return chosen >= 0;
 }
 
+static bool apply_int4_rows(const char *text) {
+  int chosen = choice(text, (const char *const[]){"refused", "deadly", "any"}, 3);
+  if (chosen >= 0) settings.rows_limit = (sim_rows_limit)chosen;
+  return chosen >= 0;
+}
+
 static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64_t *number) {
   if (*text < '0' || *text > '9') return false; /* strtoull takes signs and blanks */
   char *end;
@@ -103,6 +109,7 @@ static struct {
     {"NPUMATMUL_SIM_OVERFLOW", "saturate", apply_overflow, "saturate, wrap or error", ""},
     {"NPUMATMUL_SIM_STRICT", "0", apply_strict, "0 or 1", ""},
     {"NPUMATMUL_SIM_ROWS", "exact", apply_rows, "exact or ceil4", ""},
+    {"NPUMATMUL_SIM_INT4_ROWS", "refused", apply_int4_rows, "refused, deadly or any", ""},
     /* About 150 is what a process gets in the field. */
     {"NPUMATMUL_SIM_CONTEXTS", "150", apply_contexts, "a number from 1 to 4096", ""},
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */

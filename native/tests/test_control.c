@@ -26,6 +26,7 @@ static void test_settings(void) {
       {"NPUMATMUL_SIM_OVERFLOW", "Wrap"},
       {"NPUMATMUL_SIM_STRICT", "2"},
       {"NPUMATMUL_SIM_ROWS", "4"},
+      {"NPUMATMUL_SIM_INT4_ROWS", "exact"},
       {"NPUMATMUL_SIM_CONTEXTS", "0"},
       {"NPUMATMUL_SIM_CONTEXTS", "-1"},
       {"NPUMATMUL_SIM_CONTEXTS", "12x"},
@@ -229,7 +230,7 @@ static void test_counters(void) {
   bind_all(&mm);
   CHECK_IS(rknn_matmul_run(mm.ctx), 0);
   text = json();
-  CHECK_HAS(text, "\"saturations\":64");
+  CHECK_HAS(text, "\"saturations\":64,\"fatal_rows\":0");
   free(text);
   close_matmul(&mm);
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
+from npumatmul.files.reading import read_text, shown
 from npumatmul.rknn import RuntimeVersion
 
 __all__ = ["TYPES", "Case", "cases_from", "parse_shapes"]
@@ -105,9 +106,16 @@ class Case:
             return f"N = {self.n} is too small for {self.cores} cores: each takes a multiple of {limits.n_multiple}"
         if self.ac_native and self.m > 1 and self.m % chip.native.row_multiple:
             return f"M = {self.m} is neither 1 nor a multiple of {chip.native.row_multiple}, as native A and C ask"
-        if self.ac_native and limits.native_mk_max and self.m * self.k > limits.native_mk_max:
-            return f"M * K = {self.m * self.k} is above {limits.native_mk_max}, the most with native A and C"
+        if self.ac_native and limits.native_rows is not None:
+            widths = {share.stop - share.start for share in self.shares(limits.n_multiple)}
+            most = min(limits.native_rows.most(self.k, width) for width in widths)
+            if self.m > most:
+                return f"M = {self.m} is above {most}, the most that is safe for this K and N with native A and C"
         return None
+
+
+#: Extents beyond any memory, and more shapes than anybody waits for.
+_LARGEST, _MOST_LINES = 1 << 31, 100_000
 
 
 def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple[int, int, int]]:
@@ -129,6 +137,8 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
     ------
     ValueError
         If the notation is wrong; the message shows the part that is.
+    OSError
+        If a CSV file cannot be read.
 
     Examples
     --------
@@ -187,20 +197,25 @@ def _numbers(part: str) -> list[int]:
     try:
         numbers = [int(number) for number in part.split(",")]
     except ValueError as error:
-        raise ValueError(f"shapes: {part!r} is not a list of integers") from error
-    if min(numbers) < 1:
-        raise ValueError(f"shapes: {part!r} has an extent below 1")
+        raise ValueError(f"shapes: {shown(part)} is not a list of integers") from error
+    if not all(1 <= number <= _LARGEST for number in numbers):
+        raise ValueError(f"shapes: {shown(part)} has an extent below 1 or above {_LARGEST}")
     return numbers
 
 
 def _from_csv(path: Path) -> list[tuple[int, int, int]]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+        if len(lines) > _MOST_LINES:
+            raise ValueError(f"it has {len(lines)} lines; at most {_MOST_LINES} are measured")
+        reader = csv.DictReader(lines)
         missing = {"M", "K", "N"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"shapes: {path} has no column {', '.join(sorted(missing))}")
+            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
         shapes = []
         for row in reader:
             m, k, n = _numbers(f"{row['M']},{row['K']},{row['N']}")
             shapes.append((m, k, n))
-        return shapes
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"shapes: {path}: {error}") from error
+    return shapes

@@ -7,9 +7,7 @@ import operator
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -26,7 +24,7 @@ from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import RknnFail, RknnMallocFail
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 
-__all__ = ["Device", "DeviceStats", "current_device", "use_device"]
+__all__ = ["Device", "DeviceStats", "open_devices"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +140,7 @@ class Device:
         # two processes that use domains at once can panic the kernel (facts 7.4): then all stay in the first one
         domains = self.chip.memory.domains if board is not None or self.simulated else 1
         self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes, domains)
-        _open_devices.add(self)
+        open_devices.add(self)
         logger.info("opened %s: runtime %s, driver %s", self.name, self.api_version, self.driver_version)
 
     def __repr__(self) -> str:
@@ -471,7 +469,7 @@ class Device:
                     others = leases.others()
                     if not others:
                         self.session.close(keep_viewed)
-                        _open_devices.discard(self)
+                        open_devices.discard(self)
                         self._let_go()
                         return
                 leases.wait_for(others)
@@ -492,74 +490,4 @@ class Device:
             self.weights.close()
 
 
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
-
-_chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
-_default_lock = threading.Lock()
-_default: Device | None = None
-
-
-def current_device(wanted: Device | str | None = None) -> Device:
-    """The device that a call uses.
-
-    Parameters
-    ----------
-    wanted : Device or str, optional
-        An explicit choice; it beats the scope's. A string is looked up among the open devices and opened if it is not
-        there.
-
-    Returns
-    -------
-    Device
-        `wanted`; else the innermost `use_device`; else the process's default device, opened on first use.
-
-    Examples
-    --------
-    >>> current_device("sim:rk3588").chip.soc
-    'rk3588'
-    """
-    if isinstance(wanted, Device):
-        return wanted
-    if wanted is not None:
-        return _named(wanted)
-    return _chosen.get() or _default_device()
-
-
-def _named(name: str) -> Device:
-    with _default_lock:
-        found = discover(name)
-        for device in list(_open_devices):
-            if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
-                return device
-        opened = Device(name)
-        _opened.append(opened)
-        return opened
-
-
-_opened: list[Device] = []  # devices opened by name live until the interpreter ends
-
-
-def _default_device() -> Device:
-    global _default
-    with _default_lock:
-        if _default is None or not _default.usable:
-            _default = Device()
-        return _default
-
-
-@contextmanager
-def use_device(device: Device | str) -> Iterator[Device]:
-    """Make `device` the default within a ``with`` block, for this thread or task.
-
-    Examples
-    --------
-    >>> with use_device("sim:rk3588") as device:
-    ...     current_device() is device
-    True
-    """
-    chosen = current_device(device)
-    token = _chosen.set(chosen)
-    try:
-        yield chosen
-    finally:
-        _chosen.reset(token)
+open_devices: weakref.WeakSet[Device] = weakref.WeakSet()

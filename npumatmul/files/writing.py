@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from npumatmul.errors import UnusableFileError
 
-__all__ = ["check_target", "replacing", "scratch_folder", "write_bytes", "write_text"]
+__all__ = ["check_output", "check_target", "replacing", "scratch_folder", "write_bytes", "write_text"]
 
 #: Names of what the process has open; the shell may have opened a file there, and goes on to write to it.
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/")
@@ -46,15 +46,20 @@ def check_target(path: str | os.PathLike[str], sources: Iterable[str | os.PathLi
     """
     target = _target(path)
     for source in sources:
-        with contextlib.suppress(OSError):
-            if os.path.samefile(path, source):
-                raise UnusableFileError(
-                    f"{os.fspath(path)} cannot be written: it is made of {os.fspath(source)}, which is the same file; "
-                    "give another name"
-                )
+        if _same(path, source):
+            raise UnusableFileError(
+                f"{os.fspath(path)} cannot be written: it is made of {os.fspath(source)}, which is the same file; "
+                "give another name"
+            )
     if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
+        raise FileNotFoundError(f"there is no folder {target.parent}")
     _existing(target)
+
+
+def check_output(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """As `check_target`, for what `write_text` and `write_bytes` are going to write, to devices and pipes, too."""
+    if not _is_stream(path):
+        check_target(path, sources)
 
 
 @contextlib.contextmanager
@@ -136,6 +141,13 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, sources: Iterable[str
 def write_text(path: str | os.PathLike[str], text: str, sources: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Write a text in UTF-8, as `write_bytes`."""
     write_bytes(path, text.encode("utf-8"), sources)
+
+
+def _same(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(path, source)
+    except OSError:  # one of them is not there
+        return False
 
 
 def _is_stream(path: str | os.PathLike[str]) -> bool:

@@ -20,6 +20,7 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "overflow": ("saturate", "wrap", "error"),
     "strict": ("0", "1"),
     "rows": ("exact", "ceil4"),
+    "int4_rows": ("refused", "deadly", "any"),
     "contexts": None,
     "domain_bytes": None,
     "faults": None,

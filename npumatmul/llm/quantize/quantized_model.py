@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import Linear

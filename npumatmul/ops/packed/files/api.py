@@ -16,7 +16,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, PackedFileError, UnusableFileError
 from npumatmul.files.checksums import text_checksum
 from npumatmul.files.reading import shown

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.files.checksums import array_checksum
 from npumatmul.ops.packed.files.description import AGAIN, Reader
