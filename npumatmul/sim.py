@@ -6,6 +6,7 @@ name; `environment` returns the variables that make it so, and ``npumatmul sim e
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -17,22 +18,28 @@ from typing import Any
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import DeviceError
+from npumatmul.device.scope import Scope
+from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.files.folders import cache_folder
 from npumatmul.files.writing import scratch_folder
 from npumatmul.rknn import simulator
-from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator
+from npumatmul.rknn.discovery import native_directory
+from npumatmul.rknn.simulator import SETTINGS, VARIABLE_PREFIX, Simulator
+from npumatmul.rknn.socs import DEFAULT_SOC, SOCS
 
 __all__ = [
     "NEWEST_RUNTIME",
     "SETTINGS",
     "SOCS",
     "Counters",
+    "compile_flags",
     "configured",
     "counter_details",
     "counters",
     "environment",
+    "include_path",
     "library_path",
+    "link_flags",
     "reset_counters",
     "runtimes",
     "trace",
@@ -76,8 +83,67 @@ def library_path(runtime: str = NEWEST_RUNTIME) -> Path:
     return libraries[runtime]
 
 
+def include_path() -> Path:
+    """Folder of the C headers: ``rknn_matmul_api.h`` and ``rknn_api.h``, and ``npumatmul_sim.h`` of the simulator.
+
+    They declare the vendor's documented API in our own words, so that programs compile where the SDK is not installed.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If the package was installed without them.
+
+    Examples
+    --------
+    >>> (include_path() / "rknn_matmul_api.h").exists()
+    True
+    """
+    folder = native_directory() / "include"
+    if not (folder / "rknn_matmul_api.h").exists():
+        raise LibraryNotFoundError(f"the C headers are missing from the package: {folder}; reinstall npumatmul")
+    return folder
+
+
+def compile_flags() -> list[str]:
+    """What a C or C++ compiler needs to find the headers.
+
+    Examples
+    --------
+    >>> compile_flags() == [f"-I{include_path()}"]
+    True
+    """
+    return [f"-I{include_path()}"]
+
+
+def link_flags(runtime: str = NEWEST_RUNTIME) -> list[str]:
+    """What a compiler needs to link a program with the simulator as its ``librknnrt.so``.
+
+    The program then runs without further ado on this machine, and follows `environment` where that is set.
+
+    Parameters
+    ----------
+    runtime : str
+        The simulated version of the runtime, one of `runtimes`.
+
+    Raises
+    ------
+    DeviceError
+        If that version is not simulated.
+    OSError
+        If the folder for ``librknnrt.so`` cannot be made below ``$XDG_CACHE_HOME`` (``~/.cache`` by default).
+
+    Examples
+    --------
+    >>> link_flags()[-1]
+    '-lrknnrt'
+    """
+    folder = _folder_with_librknnrt(library_path(runtime), os.environ)
+    # of the two kinds of search path in a program, the one that LD_LIBRARY_PATH beats
+    return [f"-L{folder}", f"-Wl,--enable-new-dtags,-rpath,{folder}", "-lrknnrt"]
+
+
 def environment(
-    soc: str = "rk3588",
+    soc: str = DEFAULT_SOC,
     runtime: str = NEWEST_RUNTIME,
     *,
     inherited: Mapping[str, str] | None = None,
@@ -94,14 +160,15 @@ def environment(
     inherited : mapping, optional
         The variables that the program has already, ``os.environ`` by default: its search paths are kept behind ours.
     **settings : str, int or bool
-        Settings of the simulator by name, such as ``strict=True`` or ``faults="run:after=3:code=-2"``: `SETTINGS` and
-        docs/simulator.md list them.
+        Settings of the simulator by name, such as ``strict=True`` or ``faults="run:after=3:code=-2"``, or by the name
+        of their variable: `SETTINGS` and docs/simulator.md list them.
 
     Returns
     -------
     dict of str to str
-        ``LD_LIBRARY_PATH`` (for running), ``LIBRARY_PATH`` (for linking with ``-lrknnrt``), ``NPUMATMUL_LIBRARY`` (for
-        npumatmul itself) and the ``NPUMATMUL_SIM_*`` variables.
+        ``LD_LIBRARY_PATH`` (for running), ``LIBRARY_PATH`` (for linking with ``-lrknnrt``), ``C_INCLUDE_PATH`` and
+        ``CPLUS_INCLUDE_PATH`` (for compiling), ``NPUMATMUL_LIBRARY`` (for npumatmul itself) and the
+        ``NPUMATMUL_SIM_*`` variables.
 
     Raises
     ------
@@ -123,24 +190,31 @@ def environment(
     inherited = os.environ if inherited is None else inherited
     library = library_path(runtime)
     variables = {"NPUMATMUL_SIM_SOC": soc, "NPUMATMUL_SIM_RUNTIME": runtime}
-    for name, value in settings.items():
-        variables[f"NPUMATMUL_SIM_{name.upper()}"] = _setting(name, value)
+    variables.update(_setting(name, value) for name, value in settings.items())
     folder = _folder_with_librknnrt(library, inherited)
-    for name in ("LD_LIBRARY_PATH", "LIBRARY_PATH"):
+    headers = include_path()
+    for name, place in (
+        ("LD_LIBRARY_PATH", folder), ("LIBRARY_PATH", folder),
+        ("C_INCLUDE_PATH", headers), ("CPLUS_INCLUDE_PATH", headers),
+    ):  # fmt: skip
         before = inherited.get(name)
-        variables[name] = f"{folder}:{before}" if before else str(folder)
+        variables[name] = f"{place}:{before}" if before else str(place)
     variables["NPUMATMUL_LIBRARY"] = str(folder / "librknnrt.so")
     return variables
 
 
-def _setting(name: str, value: str | int | bool) -> str:
-    if name not in SETTINGS:
-        raise ValueError(f"the simulator has no setting {name!r}; there are: {', '.join(SETTINGS)}")
+def _setting(name: str, value: str | int | bool) -> tuple[str, str]:
+    """The variable of a setting, which may also be named by its variable, and its text."""
+    known = name.lower().removeprefix(VARIABLE_PREFIX.lower())
+    if known not in SETTINGS:
+        guess = difflib.get_close_matches(known, SETTINGS, 1)
+        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+        raise ValueError(f"the simulator has no setting {name!r}{hint}; there are: {', '.join(SETTINGS)}")
     text = str(int(value)) if isinstance(value, bool) else str(value)
-    values = SETTINGS[name]
+    values = SETTINGS[known]
     if values is not None and text not in values:
-        raise ValueError(f"the simulator's setting {name!r} is {' or '.join(values)}, not {text!r}")
-    return text
+        raise ValueError(f"the simulator's setting {known!r} is {' or '.join(values)}, not {text!r}")
+    return VARIABLE_PREFIX + known.upper(), text
 
 
 def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
@@ -261,11 +335,11 @@ def reset_counters(device: Device | str | None = None) -> None:
     _simulator(device).reset_counters()
 
 
-@contextmanager
-def configured(device: Device | str | None = None, **settings: str | int | bool) -> Iterator[None]:
-    """Give settings of the simulator other values within a ``with`` block; afterwards they have their defaults.
+def configured(device: Device | str | None = None, **settings: str | int | bool) -> Scope[None]:
+    """Give settings of the simulator other values within a ``with`` block; afterwards they are what they were before.
 
     Contexts and memories keep the settings that held when they were created, so open a `Device` inside the block.
+    Faults that are put back count calls anew, and a trace that gave way to another one has ended.
 
     Parameters
     ----------
@@ -291,18 +365,23 @@ def configured(device: Device | str | None = None, **settings: str | int | bool)
     npumatmul.errors.RknnTimeout: rknn_matmul_run(...) returned -2 (RKNN_ERR_TIMEOUT): timed out...
     """
     simulated = _simulator(device)
-    values = {f"NPUMATMUL_SIM_{name.upper()}": _setting(name, value) for name, value in settings.items()}
+    values = dict(_setting(name, value) for name, value in settings.items())
+    return Scope(lambda: _configured(simulated, values), "npumatmul.sim.configured")
+
+
+@contextmanager
+def _configured(simulated: Simulator, values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: simulated.setting(name) for name in values if name != "NPUMATMUL_SIM_TRACE"}
     try:
         for name, text in values.items():
             simulated.configure(name, text)
         yield
     finally:
         for name in values:
-            simulated.configure(name, None)
+            simulated.configure(name, before.get(name))
 
 
-@contextmanager
-def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Iterator[None]:
+def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Scope[None]:
     """Write every call of the C API within a ``with`` block to a file for chrome://tracing or ui.perfetto.dev.
 
     Parameters
@@ -330,8 +409,13 @@ def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> I
     ...     b"rknn_matmul_run" in file.read()
     True
     """
-    simulated = _simulator(device)
-    simulated.trace_start(os.fspath(path))
+    simulated, name = _simulator(device), os.fspath(path)
+    return Scope(lambda: _traced(simulated, name), "npumatmul.sim.trace")
+
+
+@contextmanager
+def _traced(simulated: Simulator, path: str) -> Iterator[None]:
+    simulated.trace_start(path)
     try:
         yield
     finally:

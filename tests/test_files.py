@@ -33,7 +33,6 @@ from npumatmul.llm.quantize import Recipe, is_quantized, load_quantized
 from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter
 from npumatmul.planning.choices import Machine, TuningCache, WeightShape
 
-
 TWO = np.full((1, 1), 2, np.int8)
 
 

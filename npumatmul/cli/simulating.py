@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from npumatmul import sim
+from npumatmul.rknn.socs import DEFAULT_SOC
 
 app = typer.Typer(no_args_is_help=True, help="The simulator for programs that are linked with librknnrt.so.")
 
@@ -23,12 +25,35 @@ def path_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
     typer.echo(sim.library_path(runtime))
 
 
+@app.command("include")
+def include_command() -> None:
+    """Print the folder of the C headers."""
+    typer.echo(sim.include_path())
+
+
+@app.command("cflags")
+def cflags_command() -> None:
+    """Print what compiling needs: cc $(npumatmul sim cflags) -c program.c."""
+    typer.echo(_for_the_shell(sim.compile_flags()))
+
+
+@app.command("libs")
+def libs_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
+    """Print what linking needs: cc program.o $(npumatmul sim libs). The program runs by itself, and follows sim env."""
+    typer.echo(_for_the_shell(sim.link_flags(runtime)))
+
+
+def _for_the_shell(flags: list[str]) -> str:
+    """With blanks escaped, as pkg-config prints them."""
+    return " ".join(re.sub(r"([^\w@%+=:,./-])", r"\\\1", flag) for flag in flags)
+
+
 @app.command("env", context_settings={"allow_interspersed_args": False})
 def env_command(
     program: Annotated[
         list[str] | None, typer.Argument(help="The program and its arguments; without it the variables are printed.")
     ] = None,
-    soc: Annotated[str, typer.Option(help="The chip to simulate.")] = "rk3588",
+    soc: Annotated[str, typer.Option(help="The chip to simulate.")] = DEFAULT_SOC,
     runtime: RuntimeOption = sim.NEWEST_RUNTIME,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse what a board may not forgive, such as a forgotten rknn_mem_sync.")
