@@ -13,9 +13,9 @@ from rich.table import Table
 from npumatmul.cli.files import picture_format, read_matrix, read_text
 from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
 from npumatmul.device.current import current_device
-from npumatmul.files.reading import RegularFile
+from npumatmul.errors import ModelError
 from npumatmul.files.writing import check_output, write_bytes, write_text
-from npumatmul.llm import LoadedModel, npu_layers
+from npumatmul.llm import GGUFFile, LoadedModel, npu_layers
 from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, error_plot, errors_as_csv
 from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows
 from npumatmul.llm.quantize import (
@@ -205,12 +205,19 @@ def _reference(path: Path, request: Request) -> LoadedModel:
                 f"{path.name} was quantized from {source.name}, which is not beside it; "
                 "name that file with --original to compare with it in float32"
             )
-        with RegularFile(original) as file:
-            digest = file.sha256()
-        if digest != source.sha256:
+        if _digest(original) != source.sha256:
             raise ValueError(f"{original} is not the file that {path.name} was quantized from: its SHA-256 differs")
     with progress_bar() as progress:
         return open_model(path if original is None else original, FLOAT32, None, progress=progress)
+
+
+def _digest(path: Path) -> str | None:
+    """Of a model, all its parts; None of what is none."""
+    try:
+        with GGUFFile(path) as file:
+            return file.sha256()
+    except ModelError:
+        return None
 
 
 def _pieces(loaded: LoadedModel, text: str, request: Request) -> list[Window]:
