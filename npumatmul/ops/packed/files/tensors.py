@@ -26,6 +26,7 @@ __all__ = ["check_version", "described", "params_of", "restored", "transform_of"
 
 _Arrays = Callable[[str], NDArray[Any]]
 
+
 def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Description and arrays of a weight; tiles are views of device memory, for as long as its lock is held."""
     scheme, params, transform = packed.scheme, packed.params, packed.input_transform
