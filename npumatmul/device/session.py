@@ -226,6 +226,8 @@ class Session:
         Who holds contexts and memory for reuse.
     pid : int
         Of the process that opened it.
+    inherited : bool
+        Whether this process is a forked child of that one.
 
     Raises
     ------
@@ -245,6 +247,7 @@ class Session:
         self.peak = 0
         self.reclaimers: weakref.WeakSet[Reclaimer] = weakref.WeakSet()
         self.pid = os.getpid()
+        self.inherited = False
         self._anchors: dict[int, int] = {}
         self._memories: dict[Memory, None] = {}
         self._handles: dict[Handle, None] = {}
@@ -261,16 +264,11 @@ class Session:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    @property
-    def inherited(self) -> bool:
-        """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self.pid
-
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise ClosedError(
                 f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
@@ -646,6 +644,15 @@ class Session:
 
 
 _open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _inherit_sessions() -> None:
+    """In a forked child: what was open before is the parent's."""
+    for session in list(_open_sessions):
+        session.inherited = True
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)
 
 
 @atexit.register
