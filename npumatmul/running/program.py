@@ -271,11 +271,11 @@ class Program:
             raise error from first
 
     def _bind(self, lease: Lease) -> BoundProgram:
-        """The program bound once more, for those that there are have no contexts to spare or broken ones."""
+        """The program bound once more: those that there are are in use or broken."""
         contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
         bound = BoundProgram(self._placement, self._plan, self._weight, self._activation, contexts, self._plain_call())
-        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         bound.acquire_others(lease)
+        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound
 
     def _tiles(self) -> list[TileShape]:
