@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import operator
+import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -21,6 +21,7 @@ from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease
+from npumatmul.device.living import Living
 from npumatmul.device.session import Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import RknnFail, RknnMallocFail
@@ -460,6 +461,7 @@ class Device:
     def _close(self, keep_viewed: bool) -> None:
         if self.session.inherited:  # locks may be held for ever here
             self.closed = self.session.closed = True
+            _forget(self)
             return
         leases, bar = self.session.leases, Lease()
         try:
@@ -471,7 +473,7 @@ class Device:
                     others = leases.others()
                     if not others:
                         self.session.close(keep_viewed)
-                        _open_devices.discard(self)
+                        _forget(self)
                         self._let_go()
                         return
                 leases.wait_for(others)
@@ -492,11 +494,31 @@ class Device:
             self.weights.close()
 
 
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+_open_devices: Living[Device] = Living()
 
 _chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
-_default_lock = threading.Lock()
+_lock = threading.RLock()  # a signal's handler may look for a device, too
 _default: Device | None = None
+_opened: list[Device] = []  # devices opened by name live until they are closed or the interpreter ends
+
+
+def _after_fork() -> None:
+    """Nobody is there any more who would release the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _forget(closed: Device) -> None:
+    """Hold a device that was closed no longer."""
+    global _default
+    _open_devices.discard(closed)
+    with suppress(ValueError):
+        _opened.remove(closed)
+    if _default is closed:
+        _default = None
 
 
 def current_device(wanted: Device | str | None = None) -> Device:
@@ -526,22 +548,20 @@ def current_device(wanted: Device | str | None = None) -> Device:
 
 
 def _named(name: str) -> Device:
-    with _default_lock:
+    with _lock:
         found = discover(name)
-        for device in list(_open_devices):
+        for device in _open_devices:
             if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
                 return device
+        _opened[:] = [device for device in _opened if device.usable]  # without those of a forked process's parent
         opened = Device(name)
         _opened.append(opened)
         return opened
 
 
-_opened: list[Device] = []  # devices opened by name live until the interpreter ends
-
-
 def _default_device() -> Device:
     global _default
-    with _default_lock:
+    with _lock:
         if _default is None or not _default.usable:
             _default = Device()
         return _default

@@ -331,27 +331,14 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
 
 def _using(buffers: Sequence[Buffer], prepared: _Prepared, run: Callable[[_Prepared], _Result]) -> _Result:
     """Run with buffers that nobody can close meanwhile."""
-    guard = buffers[0]._session.guard
-    held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+    lease = Lease()
     try:
-        with guard:
+        with buffers[0]._session.guard:
             for buffer in buffers:
-                memory = buffer.memory
-                memory.users += 1
-                held.append(memory)
+                buffer.memory.use(lease)
         return run(prepared)
     finally:
-        interrupt: KeyboardInterrupt | None = None
-        while held:
-            try:
-                with guard:
-                    while held:
-                        held[-1].users -= 1
-                        del held[-1]
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        lease.over = True
 
 
 @dataclass

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from npumatmul.device.buffer import PAGE
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease, is_idle
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
 
@@ -360,8 +362,8 @@ def _is_about_shapes(error: Exception) -> bool:
 
 
 #: The pools of all devices in the process, which share its contexts.
-_pools: weakref.WeakSet[ContextPool] = weakref.WeakSet()
+_pools: Living[ContextPool] = Living()
 
 
 def _others(than: ContextPool) -> list[ContextPool]:
-    return [pool for pool in list(_pools) if pool is not than]
+    return [pool for pool in _pools if pool is not than]
