@@ -28,7 +28,7 @@ def status(key):
         return int(next(line.split()[1] for line in file if line.startswith(key))) / 1e3
 from pathlib import Path
 from npumatmul.cli.models import open_model
-from npumatmul.device.device import current_device
+from npumatmul.device.current import current_device
 device = current_device("sim:rk3588")
 before = status("VmRSS")
 start = time.perf_counter()

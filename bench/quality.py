@@ -28,7 +28,7 @@ import npumatmul
 from npumatmul.chips import chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
-from npumatmul.llm.files.loader import layer_tensors
+from npumatmul.llm.loading import layer_tensors
 from npumatmul.llm.measure.evaluation import Evaluation, Window, evaluate_models
 from npumatmul.llm.quantize import (
     LayerRecipe,

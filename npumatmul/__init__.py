@@ -16,8 +16,8 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer, TensorAttr
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
-from npumatmul.device.device import Device, DeviceStats, current_device, use_device
-from npumatmul.device.resources import empty_cache, memory_limit, memory_stats
+from npumatmul.device.current import current_device, empty_cache, memory_limit, memory_stats, use_device
+from npumatmul.device.device import Device, DeviceStats
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops import (
     Matmul,

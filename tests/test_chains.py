@@ -679,7 +679,7 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
 
 
 def test_chains_of_many_rows_with_narrow_weights(fresh_device: npu.Device) -> None:
-    """Alone their rows are shared by cores; what is kept in C, or comes of it, has its tiles shared."""
+    """Cores share their rows, with what is deferred as with what is stored."""
     random = np.random.default_rng(6)
     values = random.integers(-3, 4, (700, 1024)).astype(np.int8)
     weights = [random.integers(-2, 3, shape).astype(np.float32) / 8 for shape in ((1024, 128), (128, 1024), (1024, 64))]

@@ -268,6 +268,7 @@ TORCH = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "silu": torch.nn.functional.silu,
+    "relu2": lambda x: torch.square(torch.relu(x)),
 }
 
 

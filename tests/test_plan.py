@@ -19,6 +19,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.planning.buckets import Cover
 from npumatmul.planning.product import (
+    A_BUFFERS_MOST,
     MatmulPlan,
     Span,
     WeightPlan,
@@ -75,8 +76,6 @@ def test_plans_keep_to_the_table(where: tuple[Chip, MatmulType], k: int, n: int,
     for span in plan.m_spans:
         assert span.padded == 1 or span.padded % chip.native.row_multiple == 0
         assert span.padded <= limits.m_max
-        if plan.weight.ac_native and limits.native_mk_max is not None:
-            assert all(span.padded * s.padded <= limits.native_mk_max for s in plan.weight.k_spans)
     assert plan.runs == len(plan.m_spans) * len(plan.weight.k_spans) * len(plan.weight.n_spans)
     assert plan.padded_macs >= plan.macs == m * k * n
     # every context of the plan is one of few shapes, so that contexts are shared
@@ -305,15 +304,15 @@ HARDWARE_NUMBERS = sorted(
         number
         for chip in CHIPS.values()
         for limits in chip.limits.values()
-        for number in (limits.k_max, limits.n_max, limits.native_mk_max)
-        if number is not None
+        for number in (limits.k_max, limits.n_max, *([limits.native_rows.mk_max] if limits.native_rows else []))
     }
 )
 #: Files that may hold such a number for another reason, with that reason.
 ELSEWHERE = {
     "cases.py": "shapes of the layers of real models, to be measured",
     "rows.py": "the table itself",
-    "memory.py": "4096 is the size of a memory page",
+    "native_rows.py": "the table itself: rows of int4",
+    "buffer.py": "4096 is the size of a memory page",
 }
 
 
@@ -326,7 +325,7 @@ def test_hardware_limits_stand_only_in_the_table() -> None:
             continue
         code = re.sub(r'""".*?"""|#[^\n]*', "", file.read_text(), flags=re.S)
         found += [f"{file.name}: {line.strip()}" for line in code.splitlines() if pattern.search(line)]
-    assert not found, "hardware limits outside capabilities/rows.py:\n" + "\n".join(found)
+    assert not found, "hardware limits outside chips/rows.py:\n" + "\n".join(found)
 
 
 NARROW = [(1024, 128), (4096, 32), (4096, 64), (4096, 128), (2048, 96)]
@@ -403,3 +402,9 @@ def test_the_documented_gains_are_those_of_the_model() -> None:
         assert chosen.modelled_seconds == pytest.approx(float(by_rows) / 1e3, abs=1e-6)
         assert tiles.modelled_seconds == pytest.approx(float(by_tiles) / 1e3, abs=1e-6)
         assert float(gain) == pytest.approx(float(by_tiles) / float(by_rows), abs=0.01)
+
+
+def test_plans_ask_for_as_many_buffers_as_the_executor_takes() -> None:
+    header = (Path(__file__).parent.parent / "native" / "include" / "npumatmul_executor.h").read_text()
+    (most,) = re.findall(r"#define NPUMM_A_MOST (\d+)", header)
+    assert int(most) == A_BUFFERS_MOST

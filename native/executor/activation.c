@@ -29,16 +29,27 @@ static int splits_rows(npumm_conversion conversion) {
   return conversion == NPUMM_F32_TO_I4_SPLIT || conversion == NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST;
 }
 
+int npumm_has_zero_points(const npumm_activation *how) {
+  switch (how->scaling) {
+    case NPUMM_ROWS_MINMAX:
+    case NPUMM_ROWS_MINMAX_GROUPS:
+      return 1;
+    case NPUMM_ROWS_UNSCALED:
+    case NPUMM_ROWS_STATIC:
+      return how->static_zero != 0;
+    default:
+      return 0;
+  }
+}
+
 int npumm_activation_is_valid(const npumm_placed_matmul *p) {
   const npumm_activation *how = &p->activation;
   const int32_t levels = levels_of(how->conversion);
   if (p->row_images != (splits_rows(how->conversion) ? 2 : 1)) return 0;
-  int zero_points = 0;
   switch (how->scaling) {
     case NPUMM_ROWS_UNSCALED:
       if (how->static_zero < INT8_MIN || how->static_zero > INT8_MAX) return 0;
       if (how->static_zero != 0 && how->conversion != NPUMM_COPY_8) return 0;
-      zero_points = how->static_zero != 0;
       break;
     case NPUMM_ROWS_POWER_OF_TWO:
     case NPUMM_ROWS_POWER_OF_TWO_HIGH:
@@ -46,8 +57,6 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
       break;
     case NPUMM_ROWS_MINMAX:
     case NPUMM_ROWS_MINMAX_GROUPS:
-      zero_points = 1; /* and all that holds for symmetric ones */
-      /* fall through */
     case NPUMM_ROWS_ABSMAX:
     case NPUMM_ROWS_ABSMAX_GROUPS:
       if (how->levels < 1 || how->levels > levels || !(how->clip > 0.0f && how->clip <= 1.0f)) return 0;
@@ -57,7 +66,6 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
           how->static_zero < -levels - 1 || how->static_zero > levels) {
         return 0;
       }
-      zero_points = how->static_zero != 0;
       break;
     default:
       return 0;
@@ -66,7 +74,7 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
   for (int32_t i = 0; i < p->slice_count; i++) {
     const npumm_slice *slice = &p->slices[i];
     if (slice->k.start + slice->k.length > cols) cols = slice->k.start + slice->k.length;
-    if (zero_points && !slice->column_sums) return 0;
+    if (npumm_has_zero_points(how) && !slice->column_sums) return 0;
     if (slice->column_zero && levels == 0 && how->conversion != NPUMM_COPY_8 && how->conversion != NPUMM_INT4 &&
         how->conversion != NPUMM_INT4_HIGH_FIRST) {
       return 0; /* only integers have sums of rows */

@@ -7,7 +7,7 @@
 /* What is known of the rows of the range at work. Entries of the arrays are relative to its first row. */
 typedef struct {
   const npumm_activation *how;
-  const char *a;        /* NULL where the rows are those of a kept result */
+  const char *a;        /* NULL where they are no rows of the caller's */
   int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
   float *transformed;   /* rows of the range after the transform; NULL where there is none */
@@ -27,6 +27,9 @@ int npumm_activation_is_valid(const npumm_placed_matmul *placed);
 
 /* Whether values are read as float32. */
 int npumm_reads_float32(const npumm_activation *how);
+
+/* Whether its rows can have zero points. */
+int npumm_has_zero_points(const npumm_activation *how);
 
 /* Whether each image of A has scales of rows of its own. */
 int npumm_scales_groups(const npumm_activation *how);

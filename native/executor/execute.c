@@ -1,25 +1,12 @@
-/* Runs a placed matmul: ranges of rows, batches of slices whose images of A fit into the buffers, cores and tiles. */
+/* One call: its arguments, and which way it goes. See npumatmul_executor.h. */
 #include <stddef.h>
-#include <stdlib.h>
 
-#include "kept.h"
+#include "crew.h"
+#include "deferred.h"
+#include "fuse.h"
+#include "in_place.h"
+#include "ranges.h"
 #include "shared_rows.h"
-
-static int64_t longest_of(const npumm_range *ranges, int32_t count) {
-  int64_t longest = 0;
-  for (int32_t i = 0; i < count; i++) longest = ranges[i].length > longest ? ranges[i].length : longest;
-  return longest;
-}
-
-/* The columns of `a`: as far as any slice reaches. */
-static int64_t columns_of(const npumm_placed_matmul *p) {
-  int64_t end = 0;
-  for (int32_t i = 0; i < p->slice_count; i++) {
-    const int64_t slice_end = p->slices[i].k.start + p->slices[i].k.length;
-    end = slice_end > end ? slice_end : end;
-  }
-  return end;
-}
 
 /* Whether every N tile has a core that there is. */
 static int cores_are_valid(const npumm_placed_matmul *p) {
@@ -29,147 +16,19 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
   return 1;
 }
 
-static int arguments_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
-  return p && call && p->runtime && p->runtime->run && p->runtime->set_io_mem && (call->a || call->source) &&
-         (call->out || call->keep) && p->slices && p->a_memories && p->c_memories && p->b_memories && p->shapes &&
-         p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->slice_count > 0 && p->core_count > 0 &&
-         p->a_count > 0 && p->a_count <= NPUMM_A_MOST && (p->row_images == 1 || p->row_images == 2) &&
-         (p->range_cores ? npumm_shared_rows_are_valid(p, call) : cores_are_valid(p)) && npumm_activation_is_valid(p) &&
-         p->m_count > 0 && p->n_count > 0 && (!call->source || npumm_source_is_valid(p, call->source)) &&
-         (!call->keep || npumm_keep_is_valid(p, call->keep));
+static int matmul_is_valid(const npumm_placed_matmul *p) {
+  return p && p->runtime && p->runtime->run && p->runtime->set_io_mem && p->slices && p->b_memories && p->shapes &&
+         p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->m_count > 0 && p->n_count > 0 &&
+         p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
+         (p->row_images == 1 || p->row_images == 2) &&
+         (p->range_cores ? npumm_shared_rows_are_valid(p) : cores_are_valid(p)) && npumm_activation_is_valid(p);
 }
 
-/*
- * Partial sums stand in the result where its elements are as large as they are and nothing else is read from there;
- * else beside it: per core and tile where all images of A fit into the buffers, so that a tile is finished before the
- * next one begins, else for the whole range of rows.
- */
-static int open_sums(npumm_work *work) {
-  const npumm_placed_matmul *p = work->placed;
-  const npumm_call *call = work->call;
-  const int fits = call->out_type == NPUMM_FLOAT32 || call->out_type == NPUMM_INT32;
-  if (p->slice_count == 1 || (fits && !call->out_is_read)) return 0;
-  const int64_t widest = longest_of(p->n_ranges, p->n_count);
-  const npumm_range *last = &p->n_ranges[p->n_count - 1];
-  const int per_core = p->slice_count <= p->a_count;
-  work->sums_row_stride = (per_core ? widest : last->start + last->length) * 4;
-  work->sums_core_stride = per_core ? work->longest * work->sums_row_stride : 0;
-  work->sums = malloc((size_t)(work->longest * work->sums_row_stride * (per_core ? p->core_count : 1)));
-  return work->sums ? 0 : NPUMM_NO_MEMORY;
-}
-
-static int open_work(npumm_work *work) {
-  const npumm_placed_matmul *p = work->placed;
-  work->reports = calloc((size_t)p->core_count, sizeof *work->reports);
-  if (!work->reports) return NPUMM_NO_MEMORY;
-  int sums_of_rows = 0;
-  for (int32_t i = 0; i < p->slice_count; i++) sums_of_rows |= p->slices[i].column_zero != NULL;
-  if (sums_of_rows) {
-    work->row_sums = malloc((size_t)p->a_count * (size_t)work->longest * sizeof *work->row_sums);
-    if (!work->row_sums) return NPUMM_NO_MEMORY;
-  }
-  int code = open_sums(work);
-  if (!code) code = npumm_fuse_open(work);
-  return code ? code : npumm_rows_open(&work->rows, &p->activation, work->longest, p->a_count);
-}
-
-static void close_work(npumm_work *work) {
-  npumm_rows_close(&work->rows);
-  npumm_fuse_close(work);
-  free(work->row_sums);
-  free(work->sums);
-  free(work->reports);
-}
-
-/* The next slices, from first_slice on, whose images of A fit into the buffers together. */
-static void choose_batch(npumm_work *work) {
-  const npumm_placed_matmul *p = work->placed;
-  work->images = 0;
-  int32_t s = work->first_slice;
-  for (; s < p->slice_count; s++) {
-    int32_t known = 0;
-    while (known < work->images && !npumm_same_image(&p->slices[s], &p->slices[work->image_of[known]])) known++;
-    if (known < work->images) continue;
-    if (work->images == p->a_count) break;
-    work->image_of[work->images++] = s;
-  }
-  work->end_slice = s;
-}
-
-/* The images of a batch: packed, unless npumm_fuse_rows did that, and synchronised. */
-static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
-  const npumm_placed_matmul *p = work->placed;
-  const npumm_range *m = &p->m_ranges[work->m_index];
-  for (int32_t i = 0; i < work->images; i++) {
-    const int32_t s = work->image_of[i];
-    const npumm_slice *slice = &p->slices[s];
-    rknn_tensor_mem *memory = p->a_memories[i];
-    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
-    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    report->slice_index = s;
-    int code = is_packed ? 0
-                         : npumm_rows_pack(&work->rows, m, slice, shape, i,
-                                           (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
-                                           (int64_t)memory->size,
-                                           work->row_sums ? work->row_sums + i * work->longest : NULL, &report->row);
-    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-    code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
-    if (code) return code;
-  }
-  return 0;
-}
-
-/* What one core has to do with a batch: its N tiles, each over all slices of the batch. */
-static void run_core(void *argument, int32_t core) {
-  npumm_work *work = argument;
-  const npumm_placed_matmul *p = work->placed;
-  npumm_report *report = &work->reports[core];
-  for (int32_t n = 0; n < p->n_count; n++) {
-    if (p->tile_cores[n] != core) continue;
-    for (int32_t s = work->first_slice; s < work->end_slice; s++) {
-      if (npumm_work_is_over(work)) return;
-      if (npumm_run_tile(work, report, n, s) != 0) {
-        int nobody = -1;
-        atomic_compare_exchange_strong(&work->failed_core, &nobody, core);
-        return;
-      }
-    }
-  }
-}
-
-/* All cores at once; then what they count joins the report, and the first failure. */
-static int run_batch(npumm_work *work, npumm_executor *executor, npumm_report *report) {
-  const int32_t count = work->placed->core_count;
-  const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
-  for (int32_t core = 0; core < count; core++) work->reports[core] = nothing_done;
-  npumm_crew_run(executor, count, run_core, work);
-  for (int32_t core = 0; core < count; core++) npumm_add_counts(report, &work->reports[core]);
-  const int32_t failed = atomic_load(&work->failed_core);
-  if (failed < 0) return 0;
-  report->core = failed;
-  report->slice_index = work->reports[failed].slice_index;
-  report->n_index = work->reports[failed].n_index;
-  return npumm_fail(report, work->reports[failed].step, work->reports[failed].code);
-}
-
-static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *report) {
-  const npumm_placed_matmul *p = work->placed;
-  const npumm_range *m = &p->m_ranges[work->m_index];
-  report->m_index = work->m_index;
-  report->row = m->start;
-  work->rows.image_rows = m->length;
-  work->rows.image_first = 0;
-  int code = work->call->source ? 0 : npumm_rows_begin(&work->rows, m, &report->row);
-  if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-  for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
-    const int fused = work->call->source && work->first_slice == 0;
-    choose_batch(work);
-    if (fused) code = npumm_fuse_rows(work, executor, report);
-    if (!code) code = pack_batch(work, fused, report);
-    if (!code) code = run_batch(work, executor, report);
-  }
-  if (!code && work->call->keep) npumm_keep_rows(work);
-  return code;
+static int call_is_valid(const npumm_placed_matmul *p, const npumm_call *call) {
+  return call && !!call->a + !!call->a_deferred + !!call->a_bound == 1 &&
+         !!call->out + !!call->out_deferred + !!call->out_bound == 1 && (p->a_memories || call->a_bound) &&
+         (p->c_memories || call->out_bound) && (!call->a_deferred || npumm_fuse_is_valid(p, call->a_deferred)) &&
+         (!call->out_deferred || npumm_deferred_is_valid(p, call->out_deferred)) && npumm_in_place_is_valid(p, call);
 }
 
 npumm_executor *npumm_executor_create(void) { return npumm_crew_create(); }
@@ -181,35 +40,12 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   if (!report) return NPUMM_BAD_ARGUMENT;
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   *report = nothing_done;
-  if (!arguments_are_valid(placed, call)) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
-  return placed->range_cores ? npumm_share_rows(executor, placed, call, report)
-                             : npumm_run_ranges(executor, placed, call, report, NULL);
+  if (!matmul_is_valid(placed) || !call_is_valid(placed, call)) {
+    return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
+  }
+  if (call->out_deferred) npumm_deferred_begin(placed, call->out_deferred);
+  const int code = placed->range_cores ? npumm_share_rows(executor, placed, call, report)
+                                       : npumm_run_ranges(executor, placed, call, report, NULL);
+  return code || !call->out_bound ? code : npumm_in_place_end(placed, call->out_bound, report);
 }
 
-int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
-                     npumm_report *report, atomic_int *stop) {
-  npumm_call stored = *call;
-  if (call->keep) { /* sums stand in its own memory */
-    stored.out = call->keep->sums;
-    stored.out_row_stride = call->keep->cols * 4;
-    stored.out_type = NPUMM_FLOAT32;
-    stored.out_is_read = 0;
-    stored.epilogue = NULL;
-  }
-  npumm_work work = {
-      .placed = placed,
-      .call = &stored,
-      .longest = longest_of(placed->m_ranges, placed->m_count),
-      .rows = {.a = call->source ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
-               .cols = columns_of(placed), .row_images = placed->row_images},
-      .failed_core = -1,
-      .stop = stop,
-  };
-  int code = open_work(&work);
-  if (code) npumm_fail(report, NPUMM_STEP_ARGUMENTS, code);
-  for (work.m_index = 0; !code && !npumm_work_is_over(&work) && work.m_index < placed->m_count; work.m_index++) {
-    code = run_rows(&work, executor, report);
-  }
-  close_work(&work);
-  return code;
-}

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "crew.h"
+#include "ranges.h"
 #include "tile.h"
 
 typedef struct {
@@ -16,8 +17,7 @@ typedef struct {
   atomic_int stop;
 } sharing;
 
-int npumm_shared_rows_are_valid(const npumm_placed_matmul *p, const npumm_call *call) {
-  if (call->source || call->keep) return 0;
+int npumm_shared_rows_are_valid(const npumm_placed_matmul *p) {
   int32_t before = 0;
   for (int32_t m = 0; m < p->m_count; m++) {
     if (p->range_cores[m] < before || p->range_cores[m] >= p->core_count) return 0;
@@ -41,9 +41,23 @@ static void run_own(void *argument, int32_t core) {
   own.m_count = end - first;
   own.m_ranges += first;
   own.shapes += (int64_t)first * p->slice_count * p->n_count;
-  own.a_memories += (int64_t)core * p->a_count;
-  own.c_memories += core;
-  const int code = npumm_run_ranges(NULL, &own, shared->call, report, &shared->stop);
+  if (own.a_memories) own.a_memories += (int64_t)core * p->a_count;
+  if (own.c_memories) own.c_memories += core;
+  npumm_call call = *shared->call;
+  npumm_deferred deferred;
+  npumm_bound bound;
+  if (call.a_bound) call.a_bound += first;
+  if (call.out_bound) {
+    bound = *call.out_bound;
+    bound.parts += first;
+    call.out_bound = &bound;
+  }
+  if (call.out_deferred) {
+    deferred = *call.out_deferred; /* nothing is written there but what its pointers point to */
+    deferred.memories += (int64_t)first * p->n_count;
+    call.out_deferred = &deferred;
+  }
+  const int code = npumm_run_ranges(NULL, &own, &call, report, &shared->stop);
   report->m_index += first;
   report->core = core;
   int going = 0;

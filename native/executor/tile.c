@@ -120,15 +120,18 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + slice_index) * p->n_count + n_index];
   const int32_t buffer = npumm_buffer_of(work, slice);
   rknn_tensor_mem *b_memory = p->b_memories[(int64_t)slice->tiles * p->n_count + n_index];
-  npumm_kept *keep = slice_index == p->slice_count - 1 ? work->call->keep : NULL;
-  rknn_tensor_mem *c_memory =
-      keep ? keep->memories[work->m_index * p->n_count + n_index] : p->c_memories[p->tile_cores[n_index]];
+  rknn_tensor_mem *a_memory = work->call->a_bound ? work->call->a_bound[work->m_index] : p->a_memories[buffer];
+  npumm_deferred *deferred = slice_index == p->slice_count - 1 ? work->call->out_deferred : NULL;
+  const npumm_bound *bound = work->call->out_bound;
+  rknn_tensor_mem *c_memory = bound      ? bound->parts[work->m_index]
+                              : deferred ? deferred->memories[(int64_t)work->m_index * p->n_count + n_index]
+                                         : p->c_memories[p->tile_cores[n_index]];
   report->n_index = n_index;
   report->slice_index = slice_index;
   int code = select_shape(p->runtime, report, shape);
   if (code) return code;
   /* set_io_mem again after every update of A, and for B because the context is shared by many weights (facts 7.2) */
-  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_A, shape, p->a_memories[buffer], &shape->io_attr.A))) return code;
+  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_A, shape, a_memory, &shape->io_attr.A))) return code;
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
   report->run_calls++;
@@ -136,7 +139,8 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
     return break_context(shape->context, report, NPUMM_STEP_RUN, code);
   }
   report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
+  if (bound) return 0; /* its allocation is synchronised once, in the end */
   /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */
   code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_C, shape->context, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
-  return code || keep ? code : store(work, report, shape, n_index, slice_index, buffer);
+  return code || deferred ? code : store(work, report, shape, n_index, slice_index, buffer);
 }

@@ -21,7 +21,7 @@ typedef struct {
   int64_t longest;                     /* rows of the longest range */
   char *sums;                          /* partial sums, or NULL where they can stand in the result */
   int64_t sums_row_stride, sums_core_stride; /* in bytes; no core stride where sums are as wide as the result */
-  int64_t block;                       /* rows of a kept source that are finished and packed at once */
+  int64_t block;                       /* rows of a deferred operand that are finished and packed at once */
   npumm_fusing *fusing;                /* [fusing_count] */
   int32_t fusing_count;
   npumm_report *reports;               /* [core_count] */
@@ -40,6 +40,15 @@ int npumm_same_image(const npumm_slice *one, const npumm_slice *other);
 /* The buffer of A that holds the image of a slice. */
 int32_t npumm_buffer_of(const npumm_work *work, const npumm_slice *slice);
 
+/* Where the last of some ranges ends. */
+static inline int64_t npumm_end_of(const npumm_range *ranges, int32_t count) {
+  return ranges[count - 1].start + ranges[count - 1].length;
+}
+
+static inline int npumm_is_float(npumm_element type) {
+  return type == NPUMM_FLOAT32 || type == NPUMM_FLOAT16 || type == NPUMM_BFLOAT16;
+}
+
 /* Bytes of an element of a result. */
 int64_t npumm_out_bytes(npumm_element type);
 
@@ -53,7 +62,7 @@ void npumm_add_counts(npumm_report *to, const npumm_report *from);
 int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode);
 
-/* Run one slice of one N tile on its core and store it. */
+/* Run one slice of one N tile on its core and store it, unless C stays where it is. */
 int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index);
 
 #endif

@@ -104,8 +104,8 @@ typedef struct {
 #define NPUMM_A_MOST 16
 
 /*
- * A result that is not stored: C of the last slice of K stays as the runs leave it, in memories of its own, with what is
- * needed to finish it. npumm_kept_store does that later, or npumm_execute on the way into the next A, row by row.
+ * A result that is not stored yet: C of the last slice of K stays as the runs leave it, in memories of its own, with what
+ * is needed to finish it. npumm_deferred_store does that later, or npumm_execute on the way into the next A, row by row.
  */
 typedef struct {
   int64_t rows, cols;
@@ -124,16 +124,31 @@ typedef struct {
   int32_t scaled_each;       /* whether sums are float32 in any case */
   const double *last_factor; /* row_factor, or NULL where it is no factor of the finished sums */
   const float *last_scale;   /* common to all slices, or NULL */
-} npumm_kept;
+} npumm_deferred;
+
+/*
+ * A result that the NPU writes where the caller wants it, in normal layout: nothing of it passes through the CPU. What the
+ * CPU wrote to the allocation has to be synchronised before.
+ */
+typedef struct {
+  rknn_tensor_mem *const *parts; /* [m_count] bound as C for each range of rows */
+  rknn_tensor_mem *whole;        /* the allocation that they are parts of, through which caches are synchronised after the
+                                    last run; NULL: the caller does that */
+} npumm_bound;
 
 typedef struct {
-  const void *a; /* M x K, strides in bytes */
+  /* A, M x K: one of these three */
+  const void *a; /* strides in bytes */
   int64_t a_row_stride, a_col_stride;
-  const npumm_kept *source; /* instead of `a`: a result that was kept, M x K, of a type that the conversion reads; those
-                               of 2 bytes are widened where it reads float32 */
-  npumm_kept *keep;         /* instead of `out`: leave the result there */
-  void *out; /* M x N, adjacent along the columns */
+  const npumm_deferred *a_deferred;    /* of a type that the conversion reads; those of 2 bytes are widened where it reads
+                                          float32 */
+  rknn_tensor_mem *const *a_bound;     /* [m_count] read by the NPU where it stands, in normal layout; synchronised already.
+                                          K is one slice, and nothing is converted */
+  /* The result, M x N: one of these three */
+  void *out; /* adjacent along the columns */
   int64_t out_row_stride;
+  npumm_deferred *out_deferred;
+  const npumm_bound *out_bound;        /* there is one tile of N and one slice of K, without scales and zero points */
   npumm_element out_type;         /* NPUMM_INT8: C of int8 as the runtime scaled it; scales here are not applied */
   int32_t out_is_read;            /* whether the epilogue reads what `out` holds: sums must not stand there meanwhile */
   const npumm_epilogue *epilogue; /* or NULL */
@@ -184,11 +199,11 @@ NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matm
                                npumm_report *report);
 
 /*
- * Finish `rows` rows of a kept result, from row `first` on, into `out`, adjacent along the columns: what npumm_execute
+ * Finish `rows` rows of a deferred result, from row `first` on, into `out`, adjacent along the columns: what npumm_execute
  * would have stored. Several threads may do so at once.
  */
-NPUMM_EXPORT int npumm_kept_store(const npumm_kept *kept, int64_t first, int64_t rows, void *out,
-                                  int64_t out_row_stride);
+NPUMM_EXPORT int npumm_deferred_store(const npumm_deferred *deferred, int64_t first, int64_t rows, void *out,
+                                      int64_t out_row_stride);
 
 #ifdef __cplusplus
 }

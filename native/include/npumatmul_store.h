@@ -41,7 +41,8 @@ typedef enum {
   NPUMM_RELU = 1,      /* max(x, 0) */
   NPUMM_GELU = 2,      /* x (1 + erf(x / sqrt 2)) / 2 */
   NPUMM_GELU_TANH = 3, /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 */
-  NPUMM_SILU = 4       /* x / (1 + exp(-x)) */
+  NPUMM_SILU = 4,      /* x / (1 + exp(-x)) */
+  NPUMM_RELU2 = 5      /* max(x, 0)^2 */
 } npumm_function;
 
 /* A matrix of the result's shape; adjacent along the columns, row_stride in bytes. */

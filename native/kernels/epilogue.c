@@ -30,7 +30,7 @@ static int matrix_is_valid(const npumm_matrix *matrix) {
 }
 
 int npumm_epilogue_is_valid(const npumm_epilogue *epilogue) {
-  return epilogue->function >= NPUMM_IDENTITY && epilogue->function <= NPUMM_SILU &&
+  return epilogue->function >= NPUMM_IDENTITY && epilogue->function <= NPUMM_RELU2 &&
          matrix_is_valid(&epilogue->multiply) && matrix_is_valid(&epilogue->residual);
 }
 
@@ -66,6 +66,9 @@ void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t c
       break;
     case NPUMM_SILU:
       kernels->silu(values, n);
+      break;
+    case NPUMM_RELU2:
+      kernels->relu2(values, n);
       break;
   }
   if (epilogue->multiply.data) kernels->multiply(values, widened(&epilogue->multiply, row, col, n, block), n);

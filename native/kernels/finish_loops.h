@@ -160,6 +160,13 @@ static void silu(float *values, int64_t n) {
   for (int64_t i = 0; i < n; i++) values[i] = silu_of(values[i]);
 }
 
+static void relu2(float *values, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    const float positive = values[i] < 0.0f ? 0.0f : values[i];
+    values[i] = positive * positive;
+  }
+}
+
 static void clip(float *values, int64_t n, float low, float high) {
   for (int64_t i = 0; i < n; i++) {
     const float raised = values[i] < low ? low : values[i];
@@ -188,4 +195,4 @@ static void to_bf16(const float *src, int64_t n, uint16_t *dst) {
 }
 
 const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu, gelu, gelu_tanh, silu,
-                                             clip, add, multiply, from_f16, from_bf16, to_bf16};
+                                             relu2, clip, add, multiply, from_f16, from_bf16, to_bf16};

@@ -14,6 +14,9 @@ typedef union {
   float floats[NPUMM_BLOCK];
 } piece;
 
+/* Rows of a native group that share a cache line or two. */
+enum { ROWS_AT_ONCE = 8 };
+
 static int is_float(npumm_result_type type) { return type == NPUMM_C_FLOAT32 || type == NPUMM_C_FLOAT16; }
 
 /* Of the elements as they are stored. */
@@ -31,21 +34,33 @@ static int64_t bytes_needed(const npumm_tiling *tiling, npumm_result_type type) 
   return -1;
 }
 
-/* Columns c to c + n of row r of C, gathered from their native groups and widened to 4 bytes. */
-static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t c, int64_t n,
-                   piece *into) {
+/* `n` elements of less than 4 bytes that stand side by side, widened. */
+static void widen(npumm_result_type type, const void *src, int64_t offset, int64_t n, piece *into, int64_t at) {
+  if (type == NPUMM_C_INT16) {
+    const int16_t *values = (const int16_t *)src + offset;
+    for (int64_t i = 0; i < n; i++) into->integers[at + i] = values[i];
+  } else if (type == NPUMM_C_INT8) {
+    const int8_t *values = (const int8_t *)src + offset;
+    for (int64_t i = 0; i < n; i++) into->integers[at + i] = values[i];
+  } else {
+    npumm_finish()->from_f16((const uint16_t *)src + offset, n, into->floats + at);
+  }
+}
+
+/*
+ * Columns c to c + n of some rows of C from row r on, gathered from their native groups: group by group, because rows of
+ * one group share cache lines. The rows are those of one tile.
+ */
+static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t rows, int64_t c,
+                   int64_t n, piece *into) {
+  const int is_whole = type == NPUMM_C_INT32 || type == NPUMM_C_FLOAT32;
   for (npumm_walk walk = npumm_walk_row(t, r, c, n); walk.length > 0; npumm_walk_on(&walk)) {
     const int64_t done = n - walk.left;
-    if (type == NPUMM_C_INT16) {
-      const int16_t *values = (const int16_t *)src + walk.offset;
-      for (int64_t i = 0; i < walk.length; i++) into->integers[done + i] = values[i];
-    } else if (type == NPUMM_C_INT8) {
-      const int8_t *values = (const int8_t *)src + walk.offset;
-      for (int64_t i = 0; i < walk.length; i++) into->integers[done + i] = values[i];
-    } else if (type == NPUMM_C_FLOAT16) {
-      npumm_finish()->from_f16((const uint16_t *)src + walk.offset, walk.length, into->floats + done);
+    if (is_whole) {
+      const uint32_t *from = (const uint32_t *)src + walk.offset;
+      for (int64_t i = 0; i < rows; i++) npumm_copy(into[i].whole + done, from + i * t->tile_cols, walk.length * 4);
     } else {
-      npumm_copy(into->whole + done, (const uint32_t *)src + walk.offset, walk.length * 4);
+      for (int64_t i = 0; i < rows; i++) widen(type, src, walk.offset + i * t->tile_cols, walk.length, &into[i], done);
     }
   }
 }
@@ -56,7 +71,7 @@ static void complete(const npumm_tiling *t, const npumm_term *term, const void *
   uint32_t *whole = sums->whole;
   if (term->row_images == 2) {
     piece low;
-    gather(t, term->type, src, rows + r, c, n, &low);
+    gather(t, term->type, src, rows + r, 1, c, n, &low);
     for (int64_t i = 0; i < n; i++) whole[i] = 16u * whole[i] + low.whole[i];
   }
   if (term->row_zero && term->column_sums) {
@@ -134,6 +149,28 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
   return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);
 }
 
+/* Columns c to c + n of row r, whose elements of C were gathered; it becomes row `at` of the result's memory. */
+static void store_piece(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t rows, int64_t r,
+                        int64_t at, int64_t c, int64_t n, int as_float, const npumm_partial *partial,
+                        const npumm_result *result, piece *sums) {
+  char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
+  if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, sums);
+  if (as_float) {
+    const float *columns = term->column_scale ? term->column_scale + c : NULL;
+    const double row = term->row_factor ? term->row_factor[r] : 1.0;
+    if (!is_float(term->type)) npumm_finish()->scale_int32(sums->integers, n, row, columns, sums->floats);
+    else if (columns || row != 1.0) npumm_finish()->scale_float32(sums->floats, n, row, columns, sums->floats);
+  }
+  if (partial && partial->add) {
+    piece earlier;
+    memcpy(earlier.whole, before, (size_t)n * 4);
+    if (as_float) npumm_finish()->add(sums->floats, earlier.floats, n);
+    else for (int64_t i = 0; i < n; i++) sums->whole[i] += earlier.whole[i];
+  }
+  if (result) write_result(result, as_float, r, at, c, n, sums);
+  else memcpy(before, sums->whole, (size_t)n * 4);
+}
+
 int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t src_bytes,
                      int64_t first, int64_t count, const npumm_partial *partial, const npumm_result *result) {
   if (!term || (term->row_images != 1 && term->row_images != 2)) return NPUMM_BAD_ARGUMENT;
@@ -146,26 +183,17 @@ int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const v
 
   const int64_t rows = tiling->rows / term->row_images;
   if (first < 0 || count < 0 || first > rows - count) return NPUMM_BAD_ARGUMENT;
-  for (int64_t r = first; r < first + count; r++) {
+  piece sums[ROWS_AT_ONCE];
+  for (int64_t r = first, at_once; r < first + count; r += at_once) {
+    at_once = tiling->tile_rows - r % tiling->tile_rows;
+    if (at_once > ROWS_AT_ONCE) at_once = ROWS_AT_ONCE;
+    if (at_once > first + count - r) at_once = first + count - r;
     for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
       const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
-      char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
-      piece sums, earlier;
-      gather(tiling, term->type, src, r, c, n, &sums);
-      if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, &sums);
-      if (as_float) {
-        const float *columns = term->column_scale ? term->column_scale + c : NULL;
-        const double row = term->row_factor ? term->row_factor[r] : 1.0;
-        if (!is_float(term->type)) npumm_finish()->scale_int32(sums.integers, n, row, columns, sums.floats);
-        else if (columns || row != 1.0) npumm_finish()->scale_float32(sums.floats, n, row, columns, sums.floats);
+      gather(tiling, term->type, src, r, at_once, c, n, sums);
+      for (int64_t i = 0; i < at_once; i++) {
+        store_piece(tiling, term, src, rows, r + i, r + i - first, c, n, as_float, partial, result, &sums[i]);
       }
-      if (partial && partial->add) {
-        memcpy(earlier.whole, before, (size_t)n * 4);
-        if (as_float) npumm_finish()->add(sums.floats, earlier.floats, n);
-        else for (int64_t i = 0; i < n; i++) sums.whole[i] += earlier.whole[i];
-      }
-      if (result) write_result(result, as_float, r, r - first, c, n, &sums);
-      else memcpy(before, sums.whole, (size_t)n * 4);
     }
   }
   return NPUMM_OK;

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "native_rows.h"
+
 #define F16 RKNN_TENSOR_FLOAT16
 #define F32 RKNN_TENSOR_FLOAT32
 #define I4 RKNN_TENSOR_INT4
@@ -41,8 +43,8 @@ static const sim_type rk3588_types[] = {
     {TYPE_4, ALIGN(32, 16, 32, 4096), TILES(8, 16, 32, 8), SCALES(PER_LAYER, PER_LAYER)},
     {TYPE_9, ALIGN(32, 32, 32, 4096), TILES(16, 32, 32, 4),
      SCALES(PER_LAYER | PER_GROUP, PER_LAYER | PER_CHANNEL | PER_GROUP)},
-    /* Above that M * K runtime 1.6.0 died inside create for many shapes. */
-    {TYPE_10, ALIGN(32, 64, 64, 8192), TILES(32, 64, 32, 8), SCALES(PER_LAYER, PER_LAYER), .native_ac_max_mk = 262144},
+    {TYPE_10, ALIGN(32, 64, 64, 8192), TILES(32, 64, 32, 8), SCALES(PER_LAYER, PER_LAYER),
+     .native_rows = sim_int4_native_rows},
 };
 
 /* Type 10 is left out: the guide's table does not give it to this chip (D18, Q12). */
@@ -117,7 +119,7 @@ static const uint8_t dtype_bits[RKNN_TENSOR_TYPE_MAX] = {
     [I4] = 4, [I8] = 8, [F16] = 16, [I16] = 16, [F32] = 32, [I32] = 32,
 };
 
-const sim_chip *sim_chip_at(int index) { return &chips[index]; }
+const sim_chip *sim_chip_at(int index) { return index < SIM_CHIPS ? &chips[index] : NULL; }
 
 const sim_chip *sim_find_chip(const char *soc) {
   for (size_t i = 0; i < SIM_CHIPS; i++) {

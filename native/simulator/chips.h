@@ -33,7 +33,7 @@ typedef struct {
   uint32_t c_group;                                /* native C is [N / c_group, M, c_group] */
   uint32_t k_max_1_5_2;                            /* recorded; 0 where that version does not have the type */
   unsigned observed_granularity, documented_granularity; /* sim_granularity bits for B (facts 5.3, D13) */
-  uint64_t native_ac_max_mk; /* largest M * K that create survives with native A and C; 0: no such limit */
+  uint32_t (*native_rows)(uint32_t k, uint32_t n); /* largest M with native A and C; NULL: no such limit */
 } sim_type;
 
 typedef struct {
@@ -53,6 +53,7 @@ typedef struct {
 
 enum { SIM_CHIPS = 5, SIM_DOMAINS_MAX = 16, SIM_CORES_MAX = 3, SIM_TYPES_MAX = 16 };
 
+/* NULL beyond the last one. */
 const sim_chip *sim_chip_at(int index);
 
 /* NULL for a name that is none. */

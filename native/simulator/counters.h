@@ -10,6 +10,7 @@
 
 typedef enum {
   COUNT_SATURATIONS,     /* results that did not fit into int16 or int8 (Q20) */
+  COUNT_FATAL_ROWS,      /* creates of int4 with more rows than a vendor's runtime is known to survive */
   COUNT_A_READ,          /* bytes */
   COUNT_B_READ,
   COUNT_C_WRITTEN,

@@ -33,3 +33,10 @@ void sim_log_warning(const char *format, ...) {
   print_line('W', format, arguments);
   va_end(arguments);
 }
+
+void sim_log_hint(const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  print_line('W', format, arguments);
+  va_end(arguments);
+}

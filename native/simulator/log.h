@@ -10,4 +10,7 @@
 SIM_PRINTF void sim_log_error(const char *format, ...);
 SIM_PRINTF void sim_log_warning(const char *format, ...);
 
+/* A warning at every level, of the simulator's own: about a mistake that a runtime would pass over. */
+SIM_PRINTF void sim_log_hint(const char *format, ...);
+
 #endif

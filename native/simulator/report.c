@@ -118,10 +118,10 @@ SIM_EXPORT size_t npumm_sim_counters_json(char *buffer, size_t size) {
          sim_counted(COUNT_A_READ), sim_counted(COUNT_B_READ), sim_counted(COUNT_C_WRITTEN),
          sim_counted(COUNT_B_PACKED), sim_counted(COUNT_TO_DEVICE), sim_counted(COUNT_FROM_DEVICE));
   append(&to,
-         "\"saturations\":%" PRIu64 ",\"contexts\":%" PRIu64 ",\"memories\":%" PRIu64 ",\"descriptors\":%" PRIu64
-         ",\"memory_bytes\":%" PRIu64 ",\"macs\":%" PRIu64 ",\"chips\":{",
-         sim_counted(COUNT_SATURATIONS), all_contexts(), sim_counted(NOW_MEMORIES), sim_counted(NOW_DESCRIPTORS),
-         sim_counted(NOW_BYTES), all_macs());
+         "\"saturations\":%" PRIu64 ",\"fatal_rows\":%" PRIu64 ",\"contexts\":%" PRIu64 ",\"memories\":%" PRIu64
+         ",\"descriptors\":%" PRIu64 ",\"memory_bytes\":%" PRIu64 ",\"macs\":%" PRIu64 ",\"chips\":{",
+         sim_counted(COUNT_SATURATIONS), sim_counted(COUNT_FATAL_ROWS), all_contexts(), sim_counted(NOW_MEMORIES),
+         sim_counted(NOW_DESCRIPTORS), sim_counted(NOW_BYTES), all_macs());
   for (int chip = 0; chip < SIM_CHIPS; chip++) {
     if (chip) append(&to, ",");
     append_chip(&to, chip);

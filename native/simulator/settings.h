@@ -13,6 +13,9 @@
 
 typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
 
+/* What create does above sim_type.native_rows: it fails, ends the process as a vendor's does, or goes on. */
+typedef enum { ROWS_REFUSED, ROWS_DEADLY, ROWS_ANY } sim_rows_limit;
+
 /* A context keeps the settings that it was created with. */
 typedef struct {
   const sim_chip *chip;
@@ -22,7 +25,9 @@ typedef struct {
   sim_overflow overflow; /* of int16 results */
   bool strict;
   bool ceil4;
-  uint32_t contexts;
+  sim_rows_limit rows_limit;
+  bool foreign; /* rknn_create_mem_from_fd takes memory that this library did not make */
+  uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;
 } sim_settings;
 

@@ -120,6 +120,9 @@ typedef struct {
   npumm_placed_matmul placed;
 } example;
 
+/* Most slices of K and tiles of N that examples have. */
+static int slices_most = SLICES, tiles_most = TILES;
+
 static inline int cut(npumm_range *ranges, int most, int extent, int *length) {
   int count = within(1, most);
   *length = (extent + count - 1) / count;
@@ -141,8 +144,8 @@ static inline void build_sized(example *e, int base, int m, int k, int n, int dy
   npumm_range k_ranges[SLICES];
   npumm_placed_matmul *p = &e->placed;
   p->m_count = cut(e->m_ranges, RANGES, e->m, &rows);
-  p->slice_count = cut(k_ranges, SLICES, e->k, &depth);
-  p->n_count = cut(e->n_ranges, TILES, e->n, &e->tile);
+  p->slice_count = cut(k_ranges, slices_most, e->k, &depth);
+  p->n_count = cut(e->n_ranges, tiles_most, e->n, &e->tile);
   p->core_count = cores;
   p->a_count = within(1, BUFFERS);
   p->runtime = &runtime;

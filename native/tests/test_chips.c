@@ -4,6 +4,8 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
 
 #include "check.h"
 
@@ -151,11 +153,14 @@ static void test_types(void) {
     int k = (int)of->k_align, n = (int)of->n_align;
     CHECK_IS(npumm_sim_select(of->soc), 0);
     CHECK(strcmp(npumm_sim_describe(NULL), of->soc) == 0, "describe");
+    /* int4 that a runtime is not known to survive is multiplied all the same */
+    CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_INT4_ROWS", "any"), 0);
     check_shape(of, 1, k, n);
     check_shape(of, 3, 3 * k, 5 * n);
     check_shape(of, 4, 22 * k, 2 * n);
     check_shape(of, 9, 2 * k, 3 * n);
     if (of->segment) check_shape(of, 5, (int)(2 * of->segment) + 96, 2 * n);
+    CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_INT4_ROWS", "refused"), 0);
   }
 }
 
@@ -183,12 +188,13 @@ static void test_refused_types(void) {
       CHECK(code == (find(socs[s], type) ? 0 : -5), "%s type %d: %d", socs[s], type, code);
     }
     CHECK_IS(create_code(6, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : RKNN_FLOAT16_MM_INT8_TO_FLOAT16"),
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : RKNN_FLOAT16_MM_INT8_TO_FLOAT16 in this "
+                 "platform"),
           "log");
     CHECK_IS(create_code(15, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : UNKNOW"), "log");
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : UNKNOW in this platform"), "log");
     CHECK_IS(create_code(13, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, meet unsupported matmul dtype : UNKNOW"), "log");
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : UNKNOW in this platform"), "log");
     CHECK_IS(create_code(2, 4, 64, 64, 2), transposes(socs[s]) ? 0 : -5);
   }
 }
@@ -377,8 +383,85 @@ static void test_stretched_rows(const char *strict) {
   CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_ROWS", "exact"), 0);
 }
 
+/* ---- int4 with native A and C: more rows than a runtime survives -------------------------------------------------- */
+
+static int int4_create(int M, int K, int N, int ac_layout) {
+  rknn_matmul_info info = make_info(RKNN_INT4_MM_INT4_TO_INT16, M, K, N, 1, ac_layout);
+  rknn_matmul_io_attr io;
+  rknn_matmul_ctx ctx;
+  int code = rknn_matmul_create(&ctx, &info, &io);
+  if (code == 0) CHECK_IS(rknn_matmul_destroy(ctx), 0);
+  return code;
+}
+
+static bool fatal_rows_counted(unsigned count) {
+  char text[8192], wanted[32];
+  npumm_sim_counters_json(text, sizeof text);
+  snprintf(wanted, sizeof wanted, "\"fatal_rows\":%u,", count);
+  return strstr(text, wanted) != NULL;
+}
+
+/* Recorded (facts 15); between two recorded K or N the least of the neighbours. */
+static void test_fatal_rows(void) {
+  static const struct {
+    int K, N, most;
+  } recorded[] = {
+      {32, 64, 8192},   {480, 64, 546},   {512, 64, 512},   {608, 64, 408},   {608, 8192, 408}, {992, 64, 220},
+      {1024, 64, 220},  {7264, 512, 32},  {7264, 1024, 24}, {7264, 576, 24},  {7712, 64, 32},   {7712, 128, 24},
+      {8160, 8192, 24}, {8192, 8192, 32}, {8224, 64, 20},   {10304, 64, 4},   {4096, 8192, 64}, {4096, 8256, 1},
+      {10304, 152064, 1},
+  };
+  npumm_sim_reset_counters();
+  unsigned refused = 0;
+  for (size_t i = 0; i < sizeof recorded / sizeof *recorded; i++) {
+    int K = recorded[i].K, N = recorded[i].N, most = recorded[i].most;
+    CHECK(int4_create(most, K, N, 1) == 0, "M %d, K %d, N %d is refused", most, K, N);
+    CHECK(int4_create(most + 1, K, N, 1) == -1, "M %d, K %d, N %d is taken", most + 1, K, N);
+    CHECK(int4_create(most + 1, K, N, 0) == 0, "normal layout: M %d, K %d, N %d is refused", most + 1, K, N);
+    refused++;
+  }
+  CHECK(logged("rknn_matmul_create, simulator: RKNN_INT4_MM_INT4_TO_INT16 with native A and C, M 2, K 10304 and "
+               "N 152064 can kill the runtime: at most 1 rows are known to be safe"), "log");
+  CHECK(fatal_rows_counted(refused), "%u", refused);
+  CHECK_IS(int4_create(1, 10336, 64, 1), -1); /* beyond the last recorded K not even one */
+  CHECK_IS(int4_create(1, 10336, 64, 0), 0);
+  CHECK(fatal_rows_counted(refused + 1), "%u", refused + 1);
+
+  /* One such shape of several is enough. */
+  rknn_matmul_info info = make_info(RKNN_INT4_MM_INT4_TO_INT16, 4, 608, 64, 1, 1);
+  rknn_matmul_shape shapes[] = {{4, 608, 64}, {412, 608, 64}};
+  rknn_matmul_io_attr io[2];
+  rknn_matmul_ctx ctx;
+  CHECK_IS(rknn_matmul_create_dynamic_shape(&ctx, &info, 2, shapes, io), -1);
+  CHECK(logged("rknn_matmul_create_dynamic_shape, simulator: RKNN_INT4_MM_INT4_TO_INT16 with native A and C"), "log");
+  shapes[1].M = 408;
+  CHECK_IS(rknn_matmul_create_dynamic_shape(&ctx, &info, 2, shapes, io), 0);
+  CHECK_IS(rknn_matmul_destroy(ctx), 0);
+
+  /* Other types have no such limit. */
+  info = make_info(RKNN_INT8_MM_INT8_TO_INT32, 4096, 4096, 64, 1, 1);
+  CHECK_IS(rknn_matmul_create(&ctx, &info, io), 0);
+  CHECK_IS(rknn_matmul_destroy(ctx), 0);
+
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_INT4_ROWS", "any"), 0);
+  CHECK_IS(int4_create(412, 608, 64, 1), 0);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_INT4_ROWS", "deadly"), 0);
+  CHECK_IS(int4_create(408, 608, 64, 1), 0);
+  pid_t child = fork();
+  if (child == 0) {
+    signal(SIGFPE, SIG_DFL); /* not the sanitizer's */
+    int4_create(412, 608, 64, 1);
+    _exit(0);
+  }
+  int status = 0;
+  CHECK_IS(waitpid(child, &status, 0), child);
+  CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGFPE, "status %d", status);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_INT4_ROWS", NULL), 0);
+}
+
 int main(void) {
   start_log();
+  test_fatal_rows();
   test_types();
   test_refused_types();
   test_limits();

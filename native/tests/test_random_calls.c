@@ -161,6 +161,7 @@ static void change_settings(void) {
       {"NPUMATMUL_SIM_RUNTIME", "1.6.0"}, {"NPUMATMUL_SIM_RUNTIME", "2.3.2"}, {"NPUMATMUL_SIM_RUNTIME", "2.1.0"},
       {"NPUMATMUL_SIM_FAULTS", "run:prob=0.1:code=-2;create_mem:prob=0.05:code=-4"}, {"NPUMATMUL_SIM_FAULTS", ""},
       {"NPUMATMUL_SIM_DOMAIN_BYTES", "300000"}, {"NPUMATMUL_SIM_DOMAIN_BYTES", ""},
+      {"NPUMATMUL_SIM_INT4_ROWS", "any"}, {"NPUMATMUL_SIM_INT4_ROWS", "refused"},
   };
   int chosen = random_between(0, sizeof settings / sizeof *settings - 1);
   CHECK_IS(npumm_sim_configure(settings[chosen][0], settings[chosen][1]), 0);

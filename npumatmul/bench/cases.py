@@ -105,8 +105,11 @@ class Case:
             return f"N = {self.n} is too small for {self.cores} cores: each takes a multiple of {limits.n_multiple}"
         if self.ac_native and self.m > 1 and self.m % chip.native.row_multiple:
             return f"M = {self.m} is neither 1 nor a multiple of {chip.native.row_multiple}, as native A and C ask"
-        if self.ac_native and limits.native_mk_max and self.m * self.k > limits.native_mk_max:
-            return f"M * K = {self.m * self.k} is above {limits.native_mk_max}, the most with native A and C"
+        if self.ac_native and limits.native_rows is not None:
+            widths = {share.stop - share.start for share in self.shares(limits.n_multiple)}
+            most = min(limits.native_rows.most(self.k, width) for width in widths)
+            if self.m > most:
+                return f"M = {self.m} is above {most}, the most that is safe for this K and N with native A and C"
         return None
 
 

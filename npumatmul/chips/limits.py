@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from npumatmul.chips.cells import Cell
+from npumatmul.chips.native_rows import NativeRows
 from npumatmul.chips.probe_file import ProbeResults
 from npumatmul.chips.rows import (
     M_MAX,
@@ -38,8 +39,8 @@ class TypeLimits:
         K and N have to be multiples of these.
     k_max, n_max : int
         Largest K and N that are given to one context. K above it is summed on the host, N is split.
-    native_mk_max : int or None
-        Largest M·K with native A and C, where there is one.
+    native_rows : NativeRows or None
+        Largest M with native A and C by K and N, where more kill the process.
     m_max : int
         Largest M that is given to one context. No source states a limit (Q10): this is the library's choice, which
         bounds the buffers for A and C.
@@ -53,7 +54,7 @@ class TypeLimits:
     n_multiple: int
     k_max: int
     n_max: int
-    native_mk_max: int | None = None
+    native_rows: NativeRows | None = None
     provenance: str = ""
     m_max: int = M_MAX.value
     avoid: tuple[int, ...] = ()
@@ -70,11 +71,24 @@ class TypeLimits:
             row.n_multiple.value,
             row.k_max.value,
             row.n_max.value,
-            row.native_mk_max.value,
+            row.native_rows.value,
             said,
             row.m_max.value,
             avoid,
         )
+
+    def most_rows(self, k: int, n: int, native: bool) -> int:
+        """Largest M that is given to a context with this K and N, A and C native or not; 0: none is safe.
+
+        Examples
+        --------
+        >>> int4 = chip("rk3588").type_limits(MatmulType.INT4_INT4_INT16)
+        >>> int4.most_rows(4096, 64, native=True), int4.most_rows(4096, 64, native=False)
+        (64, 512)
+        """
+        if not native or self.native_rows is None:
+            return self.m_max
+        return min(self.m_max, self.native_rows.most(k, n))
 
 
 @dataclass(frozen=True)

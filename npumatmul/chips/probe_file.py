@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npumatmul.chips.native_rows import NativeRows
 from npumatmul.chips.types import MatmulType
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
+    "AS_RECORDED",
     "FORMAT",
     "VERSION",
     "ProbeResults",
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: What a board's rows of native A and C are where they agree with what is recorded (`NativeRows`).
+AS_RECORDED = "as recorded"
 
 FORMAT = "npumatmul-probe"
 VERSION = 1
@@ -51,6 +56,16 @@ def _numbers(value: object) -> bool:
 
 def _tile(value: object) -> bool:
     return _numbers(value) and isinstance(value, list) and len(value) == 2 and all(value)
+
+
+def _native_rows(value: object) -> bool:
+    if value is None or value == AS_RECORDED:
+        return True
+    try:
+        NativeRows.of(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _one_of(*words: str | bool | None) -> Callable[[object], bool]:
@@ -80,6 +95,7 @@ TYPE_KINDS: Mapping[str, Callable[[object], bool]] = {
     "n_limit": _size_or_none,
     "m_limit": _size_or_none,
     "k_segment": _size_or_none,
+    "native_rows": _native_rows,
     "ac_normal": _flag,
     "ac_native": _flag,
     "b_normal": _flag,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from npumatmul.chips.cells import Cell, broken, documented, observed, unsettled
+from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.rknn.version import RuntimeVersion
 
@@ -21,7 +22,6 @@ __all__ = [
     "DOMAIN_BYTES",
     "K_LIMIT_1_5_2",
     "M_MAX",
-    "NATIVE_MK_MAX",
     "NEWEST_RUNTIME",
     "N_OF_INT4",
     "OPEN_TYPES",
@@ -33,6 +33,7 @@ __all__ = [
     "NativeTiles",
     "Problem",
     "Sizes",
+    "native_rows",
 ]
 
 #: The newest runtime whose header is known (facts 0).
@@ -289,10 +290,20 @@ K_LIMIT_1_5_2: Mapping[ElementType, Cell[int | None]] = {
     _I8: observed(4096, "recorded on runtime 1.5.2: facts 14"),
 }
 
-#: Largest M*K with native A and C: many larger shapes died inside create of runtime 1.6.0 (golden/calls_v1.6.0.md).
-NATIVE_MK_MAX: Mapping[MatmulType, Cell[int | None]] = {
-    _T.INT4_INT4_INT16: observed(262144, "larger ones died inside create of runtime 1.6.0: facts 14"),
-}
+
+def native_rows(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> Cell[NativeRows | None]:
+    """The most rows with native A and C, by K and N, where more of them kill the process.
+
+    Recorded on rk3588 under runtime 1.6.0, the only chip and the only version at hand with int4 times int4. It is taken
+    for other versions, and for other chips should a probe find the type there, until a probe there says otherwise.
+    Types whose B alone is int4 have A and C of fp16 and int8, of which no creation died (facts 14).
+    """
+    if mm_type is not _T.INT4_INT4_INT16:
+        return unsettled(None, "no limit is known")
+    if soc == "rk3588" and runtime == RuntimeVersion(1, 6, 0):
+        return observed(RECORDED, "recorded; with more, create dies of SIGFPE: facts 15")
+    return unsettled(RECORDED, "recorded on rk3588 under 1.6.0, where more die of SIGFPE: taken for all, facts 15")
+
 
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(512, "the library's choice: Q10")
@@ -361,8 +372,12 @@ PROBLEMS: tuple[Problem, ...] = (
         "rknn-toolkit2#412", _RK3588, (_T.INT4_INT4_INT16,), RuntimeVersion(2, 0, 0),
     ),
     Problem(
-        "create can die with native A and C and M*K above 262144",
-        "recorded: facts 14", _RK3588, (_T.INT4_INT4_INT16,), _V160,
+        "create dies of SIGFPE with native A and C and more rows than by K and N are recorded as good",
+        "recorded: facts 15", _RK3588, (_T.INT4_INT4_INT16,), _V160,
+    ),
+    Problem(
+        "create dies of SIGFPE with RKNN_LOG_LEVEL of 3 or more, in every layout; at 2 it does not",
+        "recorded: facts 15", _RK3588, (_T.INT4_INT4_INT16,), _V160,
     ),
     Problem(
         "the packing helper reads one int4 per byte: packed input is read beyond its end (Q3)",

@@ -9,8 +9,10 @@ from typing import Any
 
 from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
-from npumatmul.chips.probe_file import ProbeResults, find_probe_results
+from npumatmul.chips.native_rows import RECORDED, NativeRows
+from npumatmul.chips.probe_file import AS_RECORDED, ProbeResults, find_probe_results
 from npumatmul.chips.rows import NEWEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
+from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.rknn.version import RuntimeVersion
@@ -34,8 +36,8 @@ class TypeCapabilities:
         Largest extents that the library gives to one context.
     k_limit, n_limit, m_limit : Cell of int or None
         Largest extents that create accepts; None: no limit is known.
-    native_mk_max : Cell of int or None
-        Largest M*K with native A and C, where there is one.
+    native_rows : Cell of NativeRows or None
+        Largest M with native A and C by K and N, where more kill the process; None: no such limit is known.
     k_segment : Cell of int or None
         A native B that is deeper is stored in segments of this depth.
     ac_normal, ac_native : Cell of bool
@@ -67,7 +69,7 @@ class TypeCapabilities:
     k_limit: Cell[int | None]
     n_limit: Cell[int | None]
     m_limit: Cell[int | None]
-    native_mk_max: Cell[int | None]
+    native_rows: Cell[NativeRows | None]
     k_segment: Cell[int | None]
     ac_normal: Cell[bool]
     ac_native: Cell[bool]
@@ -181,7 +183,11 @@ class Capabilities:
         """The table as what JSON can hold."""
 
         def shown(cell: Cell[Any]) -> dict[str, Any]:
-            value = list(cell.value) if isinstance(cell.value, tuple) else cell.value
+            value = cell.value
+            if isinstance(value, tuple):
+                value = list(value)
+            elif isinstance(value, NativeRows):
+                value = value.to_dict()
             return {"value": value, "provenance": cell.provenance.value, "source": cell.source}
 
         return {
@@ -209,9 +215,7 @@ class Capabilities:
         return json.dumps(self.to_dict(), indent=1)
 
     def __str__(self) -> str:
-        from npumatmul.chips.text import as_text
-
-        return as_text(self)
+        return as_text(self, CHIP_CELLS)
 
 
 CHIP_CELLS = tuple(
@@ -290,6 +294,9 @@ def build_type(
         return row
     mine = mm_type.name + "."
     found = {name[len(mine) :]: _probed(*cell) for name, cell in results.cells.items() if name.startswith(mine)}
+    if "native_rows" in found:
+        rows_here = found["native_rows"]
+        found["native_rows"] = replace(rows_here, value=_native_rows(rows_here.value))
     return _consistent(replace(row, **found))
 
 
@@ -307,6 +314,11 @@ def _row(soc: str) -> ChipRow:
     if soc not in ROWS:
         raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}")
     return ROWS[soc]
+
+
+def _native_rows(value: Any) -> NativeRows | None:
+    """Out of a probe file."""
+    return RECORDED if value == AS_RECORDED else None if value is None else NativeRows.of(value)
 
 
 def _probed(value: Any, source: str) -> Cell[Any]:
@@ -391,7 +403,7 @@ def _type(row: ChipRow, mm_type: MatmulType, runtime: RuntimeVersion) -> TypeCap
         k_limit=k_limit,
         n_limit=none_met if quiet else rows.N_LIMIT,
         m_limit=none_met if quiet else unsettled(None, "no source states one: Q10"),
-        native_mk_max=rows.NATIVE_MK_MAX.get(mm_type, unsettled(None, "no limit is known")),
+        native_rows=rows.native_rows(row.soc, mm_type, runtime),
         k_segment=segment,
         **_layouts(row, mm_type, runtime),
         **_scales(row, mm_type, runtime),

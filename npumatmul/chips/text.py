@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from npumatmul.chips.cells import Cell
-from npumatmul.chips.table import CHIP_CELLS, Capabilities, TypeCapabilities
+
+if TYPE_CHECKING:
+    from npumatmul.chips.table import Capabilities, TypeCapabilities
 
 __all__ = ["as_text"]
 
 _SIZES = (
     ("K mult.", "k_multiple"), ("K", "k_max"), ("K limit", "k_limit"), ("N mult.", "n_multiple"), ("N", "n_max"),
-    ("N limit", "n_limit"), ("M", "m_max"), ("M*K native", "native_mk_max"),
+    ("N limit", "n_limit"), ("M", "m_max"), ("M native", "native_rows"),
 )  # fmt: skip
 _LAYOUTS = (
     ("A, C normal", "ac_normal"), ("A, C native", "ac_native"), ("A group", "a_group"), ("C group", "c_group"),
@@ -53,11 +56,11 @@ def _table(title: str, header: list[str], lines: list[list[str]]) -> list[str]:
     return [title, *("  " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in shown), ""]
 
 
-def as_text(table: Capabilities) -> str:
-    """The table as text; numbers in brackets lead to the sources at its end."""
+def as_text(table: Capabilities, chip_cells: Sequence[str]) -> str:
+    """The table as text, with these cells of the chip; numbers in brackets lead to the sources at its end."""
     notes = _Notes()
     out = [f"{table.soc} under runtime {table.runtime}; sizes in elements, sources in brackets", ""]
-    chip = [[name.replace("_", " "), notes.shown(getattr(table, name))] for name in CHIP_CELLS]
+    chip = [[name.replace("_", " "), notes.shown(getattr(table, name))] for name in chip_cells]
     out += _table("chip", ["", ""], chip)
     names = [[f"{int(t.code):2} {t.name}", notes.shown(row.supported)] for t, row in table.types.items()]
     out += _table("types", ["", "supported"], names)

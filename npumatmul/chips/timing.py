@@ -83,6 +83,8 @@ class TimingModel:
         Operations (two per multiply-accumulate) per second and core, by the type of A.
     provenance : str
         Where the constants come from.
+    normal_peak : mapping of ElementType to float
+        The same with A and C in normal layout, where that is known to be far less.
     """
 
     soc: str
@@ -96,6 +98,7 @@ class TimingModel:
     host_bandwidth: float
     peak: Mapping[ElementType, float] = field(hash=False)
     provenance: str
+    normal_peak: Mapping[ElementType, float] = field(default_factory=dict, hash=False)
 
     def knows(self, mm_type: MatmulType) -> bool:
         """Whether there is a figure for the type."""
@@ -135,15 +138,16 @@ class TimingModel:
         """
         return self.work(mm_type, k, n, cores).seconds(m)
 
-    def work(self, mm_type: MatmulType, k: int, n: int, cores: int = 1) -> Work:
+    def work(self, mm_type: MatmulType, k: int, n: int, cores: int = 1, ac_native: bool = True) -> Work:
         """`work_seconds` of one tile of B, for any number of rows."""
+        peak = self.peak[mm_type.a] if ac_native else self.normal_peak.get(mm_type.a, self.peak[mm_type.a])
         bandwidth = self.bandwidth(cores) / cores
         a, b, c = mm_type.a, mm_type.b, mm_type.c
         return Work(
             self.resident_rows(mm_type, k),
             b.nbytes(k * n) / bandwidth,
             (a.bits * k + c.bits * n) / 8 / bandwidth,
-            2.0 * k * n / self.peak[a],
+            2.0 * k * n / peak,
         )
 
     def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
@@ -190,6 +194,9 @@ TIMINGS: Mapping[str, TimingModel] = {
         bind_seconds=4.9e-6,  # pty819/rk-llama.cpp, docs/opi5/README.md: set_io_mem with native B (peers B2)
         host_bandwidth=10.14e9,  # memcpy in one thread, Orange Pi 5: ggml-org/whisper.cpp#89 (peers B3)
         peak={ElementType.FLOAT16: 0.93e12, ElementType.INT8: 1.95e12, ElementType.INT4: 4.0e12},
+        # 44 on one core: unimatrix099/rk-llama.cpp, docs/backend/RKNPU2-native-layout-plan.md; 40 on each of three:
+        # Mojo24x7/rk-llama.cpp, BENCHMARKS.md (peers B1). It is the same from 1 to 1024 rows.
+        normal_peak={ElementType.INT4: 44e9},
         provenance="fit to published figures of third parties, tests/measurements/rk3588.csv",
     ),
 }

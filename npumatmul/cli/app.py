@@ -345,7 +345,7 @@ def bench_demo_command(
 ) -> None:
     """Print what the vendor's static matmul demo prints for the same arguments."""
     from npumatmul.bench.demo import parse_demo, run_demo
-    from npumatmul.device.device import current_device
+    from npumatmul.device.current import current_device
 
     request = parse_demo(arguments)
     chosen = current_device(device)
@@ -364,12 +364,12 @@ def run() -> None:
         sys.stderr.close()  # the reader has gone: nobody is left to be told
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}.get(
-            error.name or ""
-        )
+        package = (error.name or "").partition(".")[0]
+        extras = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}
+        extra = extras.get(package)
         if extra is None:
             raise
-        sys.exit(f"npumatmul: this needs {error.name}: pip install 'npumatmul[{extra}]'")
+        sys.exit(f"npumatmul: this needs {package}: pip install 'npumatmul[{extra}]'")
     except (NpuError, OSError, ValueError, TypeError, RuntimeError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
         sys.exit(f"npumatmul: {error}")

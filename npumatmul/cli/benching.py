@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from npumatmul.bench import as_csv, as_json, as_table, cases_from, describe_machine, measure, parse_shapes
-from npumatmul.device.device import current_device
+from npumatmul.device.current import current_device
 
 #: Progress and notes go to standard error, so that the table can be piped on.
 notes = Console(stderr=True, highlight=False)

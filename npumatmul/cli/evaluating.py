@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
-from npumatmul.device.device import current_device
+from npumatmul.device.current import current_device
 from npumatmul.llm import LoadedModel, npu_layers
 from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
 from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.table import Table
 
 from npumatmul.cli.models import DEFAULT_SCHEME, console, open_model, progress_bar
-from npumatmul.device.device import Device, DeviceStats, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device, DeviceStats
 from npumatmul.llm import (
     Generation,
     LoadedModel,

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from npumatmul.cli.evaluating import read_text
 from npumatmul.cli.models import ProgressCallback, console, fetch_model, progress_bar
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import NpuError
 from npumatmul.llm import GGUFFile, GGUFTokenizer, Window, text_tokens, windows
 from npumatmul.llm.quantize import (

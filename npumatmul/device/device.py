@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import operator
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -27,7 +25,7 @@ from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import RknnFail, RknnMallocFail
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 
-__all__ = ["Device", "DeviceStats", "current_device", "use_device"]
+__all__ = ["Device", "DeviceStats", "open_devices"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +141,7 @@ class Device:
         # two processes that use domains at once can panic the kernel (facts 7.4): then all stay in the first one
         domains = self.chip.memory.domains if board is not None or self.simulated else 1
         self.weights = WeightMemory(self.session, self.chip.memory.domain_bytes, domains)
-        _open_devices.add(self)
+        open_devices.add(self)
         logger.info("opened %s: runtime %s, driver %s", self.name, self.api_version, self.driver_version)
 
     def __repr__(self) -> str:
@@ -461,7 +459,7 @@ class Device:
     def _close(self, keep_viewed: bool) -> None:
         if self.session.inherited:  # locks may be held for ever here
             self.closed = self.session.closed = True
-            _forget(self)
+            self._forget()
             return
         leases, bar = self.session.leases, Lease()
         try:
@@ -473,13 +471,19 @@ class Device:
                     others = leases.others()
                     if not others:
                         self.session.close(keep_viewed)
-                        _forget(self)
+                        self._forget()
                         self._let_go()
                         return
                 leases.wait_for(others)
         finally:
             bar.over = True
             leases.leave(bar)
+
+    def _forget(self) -> None:
+        """Be found no more."""
+        open_devices.discard(self)
+        with suppress(ValueError):
+            held_open.remove(self)
 
     def _let_go(self) -> None:
         """Give up what is the device's own; buffers and contexts of users keep the session."""
@@ -494,92 +498,7 @@ class Device:
             self.weights.close()
 
 
-_open_devices: Living[Device] = Living()
-
-_chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
-_lock = threading.RLock()  # a signal's handler may look for a device, too
-_default: Device | None = None
-_opened: list[Device] = []  # devices opened by name live until they are closed or the interpreter ends
-
-
-def _after_fork() -> None:
-    """Nobody is there any more who would release the lock."""
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _forget(closed: Device) -> None:
-    """Hold a device that was closed no longer."""
-    global _default
-    _open_devices.discard(closed)
-    with suppress(ValueError):
-        _opened.remove(closed)
-    if _default is closed:
-        _default = None
-
-
-def current_device(wanted: Device | str | None = None) -> Device:
-    """The device that a call uses.
-
-    Parameters
-    ----------
-    wanted : Device or str, optional
-        An explicit choice; it beats the scope's. A string is looked up among the open devices and opened if it is not
-        there.
-
-    Returns
-    -------
-    Device
-        `wanted`; else the innermost `use_device`; else the process's default device, opened on first use.
-
-    Examples
-    --------
-    >>> current_device("sim:rk3588").chip.soc
-    'rk3588'
-    """
-    if isinstance(wanted, Device):
-        return wanted
-    if wanted is not None:
-        return _named(wanted)
-    return _chosen.get() or _default_device()
-
-
-def _named(name: str) -> Device:
-    with _lock:
-        found = discover(name)
-        for device in _open_devices:
-            if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
-                return device
-        _opened[:] = [device for device in _opened if device.usable]  # without those of a forked process's parent
-        opened = Device(name)
-        _opened.append(opened)
-        return opened
-
-
-def _default_device() -> Device:
-    global _default
-    with _lock:
-        if _default is None or not _default.usable:
-            _default = Device()
-        return _default
-
-
-@contextmanager
-def use_device(device: Device | str) -> Iterator[Device]:
-    """Make `device` the default within a ``with`` block, for this thread or task.
-
-    Examples
-    --------
-    >>> with use_device("sim:rk3588") as device:
-    ...     current_device() is device
-    True
-    """
-    chosen = current_device(device)
-    token = _chosen.set(chosen)
-    try:
-        yield chosen
-    finally:
-        _chosen.reset(token)
+#: Every device that is open.
+open_devices: Living[Device] = Living()
+#: Those that live until they are closed or the interpreter ends, whoever holds them.
+held_open: list[Device] = []

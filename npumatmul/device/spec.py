@@ -142,10 +142,12 @@ class ContextSpec:
                     f"M = {m}: with native A and C, M has to be 1 or a multiple of {multiple}, other M were recorded "
                     "to go wrong (facts 14); pad the rows"
                 )
-            if limits.native_mk_max is not None and m * k > limits.native_mk_max:
+            if limits.native_rows is not None and m > (most := limits.native_rows.most(k, n)):
+                instead = f"split M into parts of at most {most}" if most else f"split K, {k} is too deep"
                 raise ValueError(
-                    f"M * K = {m * k}: {mm_type.name} with native A and C was recorded to die above "
-                    f"{limits.native_mk_max} (facts 14); split M"
+                    f"{(m, k, n)}: {mm_type.name} with native A and C is known to be safe with at most {most} rows for "
+                    f"this K and N; with more the vendor's rknn_matmul_create kills the process (facts 15). Either "
+                    f"{instead}, or take A and C in normal layout"
                 )
         if self.ac_layout not in (MatmulLayout.NORM, MatmulLayout.NATIVE):
             raise ValueError(f"A and C can be in layout NORM or NATIVE, not {self.ac_layout.name}")

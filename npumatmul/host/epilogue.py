@@ -22,6 +22,7 @@ FUNCTIONS: dict[str | None, Function] = {
     "gelu": Function.GELU,
     "gelu_tanh": Function.GELU_TANH,
     "silu": Function.SILU,
+    "relu2": Function.RELU2,
 }
 #: What results, and the matrices that an epilogue reads, can consist of.
 ELEMENTS: dict[np.dtype[Any], Element] = {
@@ -42,7 +43,8 @@ class Epilogue:
     bias : array_like of float, shape (N,), or None
         Added to every row.
     activation : str or None
-        ``"relu"``, ``"gelu"`` (with erf), ``"gelu_tanh"`` (with tanh) or ``"silu"``.
+        ``"relu"``, ``"gelu"`` (with erf), ``"gelu_tanh"`` (with tanh), ``"silu"`` or ``"relu2"`` (the square of
+        relu).
     multiply : array_like of float, shape of the result, or None
         Multiplied elementwise: SwiGLU is ``activation="silu"`` with the other projection here.
     residual : array_like of float, shape of the result, or None
@@ -61,8 +63,8 @@ class Epilogue:
 
     Notes
     -----
-    gelu is within 6 ulp of the exact function of its float32 argument, gelu_tanh and silu within 4. A nan stays
-    one; relu, clip and the functions treat infinities as their limits do.
+    gelu is within 6 ulp of the exact function of its float32 argument, gelu_tanh and silu within 4; relu2 is rounded
+    once. A nan stays one; relu, clip and the functions treat infinities as their limits do.
 
     Examples
     --------

@@ -16,8 +16,8 @@ from npumatmul.host import kernels
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
-    "A_BUFFERS_MOST",
     "ActivationStruct",
+    "BoundStruct",
     "Call",
     "DeferredStruct",
     "Element",
@@ -39,9 +39,6 @@ __all__ = [
     "finish",
     "store_deferred",
 ]
-
-#: `NPUMM_A_MOST`: buffers for images of A.
-A_BUFFERS_MOST = 16
 
 
 class ResultType(IntEnum):
@@ -72,6 +69,7 @@ class Function(IntEnum):
     GELU = 2
     GELU_TANH = 3
     SILU = 4
+    RELU2 = 5
 
 
 class Step(IntEnum):
@@ -212,7 +210,7 @@ class Term(C.Structure):
 
 
 class DeferredStruct(C.Structure):
-    """`npumm_kept`: a result that is not stored."""
+    """`npumm_deferred`: a result that is not stored."""
 
     _fields_ = (
         ("rows", C.c_int64),
@@ -238,6 +236,12 @@ class DeferredStruct(C.Structure):
     )
 
 
+class BoundStruct(C.Structure):
+    """`npumm_bound`: a result that the NPU writes where it is wanted."""
+
+    _fields_ = (("parts", C.POINTER(C.POINTER(TensorMem))), ("whole", C.POINTER(TensorMem)))
+
+
 class Call(C.Structure):
     """`npumm_call`: the caller's matrices."""
 
@@ -245,10 +249,12 @@ class Call(C.Structure):
         ("a", C.c_void_p),
         ("a_row_stride", C.c_int64),
         ("a_col_stride", C.c_int64),
-        ("source", C.POINTER(DeferredStruct)),
-        ("keep", C.POINTER(DeferredStruct)),
+        ("a_deferred", C.POINTER(DeferredStruct)),
+        ("a_bound", C.POINTER(C.POINTER(TensorMem))),
         ("out", C.c_void_p),
         ("out_row_stride", C.c_int64),
+        ("out_deferred", C.POINTER(DeferredStruct)),
+        ("out_bound", C.POINTER(BoundStruct)),
         ("out_type", C.c_int),
         ("out_is_read", C.c_int32),
         ("epilogue", C.POINTER(EpilogueStruct)),
@@ -321,20 +327,20 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     assert code == 0, f"npumm_store: code {code}"
 
 
-def store_deferred(kept: DeferredStruct, address: int, row_stride: int) -> None:
-    """Finish a kept result in memory of the host.
+def store_deferred(deferred: DeferredStruct, address: int, row_stride: int) -> None:
+    """Finish a deferred result in memory of the host.
 
     Parameters
     ----------
-    kept : DeferredStruct
+    deferred : DeferredStruct
         As a call of the executor left it.
     address : int
         Of the first element; elements of a row are adjacent.
     row_stride : int
         In bytes.
     """
-    code = _library().npumm_kept_store(kept, 0, kept.rows, address, row_stride)
-    assert code == 0, f"npumm_kept_store: code {code}"
+    code = _library().npumm_deferred_store(deferred, 0, deferred.rows, address, row_stride)
+    assert code == 0, f"npumm_deferred_store: code {code}"
 
 
 @lru_cache(maxsize=1)
@@ -346,8 +352,8 @@ def _library() -> Any:
     library.npumm_executor_destroy.argtypes = (C.c_void_p,)
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
-    library.npumm_kept_store.restype = C.c_int
-    library.npumm_kept_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
+    library.npumm_deferred_store.restype = C.c_int
+    library.npumm_deferred_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
 
 

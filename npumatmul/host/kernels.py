@@ -103,7 +103,6 @@ class Hadamard(C.Structure):
 
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "npumm_packed_bytes": (C.c_int64, (C.POINTER(Tiling), C.c_int)),
     "npumm_pack": (
         C.c_int,
         (C.POINTER(Tiling), C.POINTER(Values), C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
@@ -112,7 +111,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.POINTER(Tiling), C.c_int, C.c_void_p, C.c_int64, C.c_void_p, C.c_int64, C.c_int64),
     ),
-    "npumm_absmax_rows": (C.c_int, (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_void_p)),
     "npumm_symmetric_scales": (
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p),
@@ -157,14 +155,6 @@ def library() -> C.CDLL:
 def instruction_set() -> str:
     """Name of the instruction set that the kernels use here: ``"avx2"``, ``"neon"`` or ``"scalar"``."""
     return str(library().npumm_instruction_set().decode())
-
-
-def packed_bytes(tiling: Tiling, conversion: Conversion) -> int:
-    """Bytes of a packed matrix."""
-    needed = int(library().npumm_packed_bytes(C.byref(tiling), conversion))
-    if needed < 0:
-        raise ValueError(f"the tiling {describe(tiling)} is not valid for {conversion.name}")
-    return needed
 
 
 def pack(
@@ -234,21 +224,6 @@ def unpack(tiling: Tiling, conversion: Conversion, source: int, source_bytes: in
         C.byref(tiling), conversion, source, source_bytes, destination.ctypes.data, *destination.strides
     )
     _check("npumm_unpack", code, tiling)
-
-
-def absmax_rows(source: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Largest magnitude of each row of a (rows, cols) float32 array of any strides.
-
-    Raises
-    ------
-    NotFiniteError
-        If a row holds an inf or a nan.
-    """
-    result = np.empty(source.shape[0], np.float32)
-    code = library().npumm_absmax_rows(source.ctypes.data, *source.shape, *source.strides, result.ctypes.data)
-    _check("npumm_absmax_rows", code)
-    _check_finite(result)
-    return result
 
 
 def symmetric_scales(source: NDArray[np.float32], levels: int = 127, clip: float = 1.0) -> NDArray[np.float32]:

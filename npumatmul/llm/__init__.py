@@ -6,7 +6,7 @@ continue a prompt with `generate`. `model` is the whole computation in one file.
 
 from npumatmul.llm.files.demo_model import fetch_demo_model
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import LoadedModel, load_model, numpy_pack
+from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import (
     Estimate,
     Evaluation,
@@ -18,7 +18,7 @@ from npumatmul.llm.measure.evaluation import (
 )
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
-from npumatmul.llm.models.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.run.chat import ChatTemplate, control_texts
 from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions

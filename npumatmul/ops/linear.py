@@ -35,7 +35,7 @@ def linear(
     bias : array_like, shape (N,), optional
         Added in float32, before the result is converted to `dtype`; or in int32, for integers without an activation.
     activation : str, optional
-        ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``, as for `Epilogue`.
+        ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or ``"relu2"``, as for `Epilogue`.
     dtype : data-type, optional
         Type of the result.
     scheme, precision, device

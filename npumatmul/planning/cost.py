@@ -74,6 +74,8 @@ class TileCosts:
     mm_type : MatmulType
     k_tiles, n_tiles : tuple of int
         Padded extents.
+    ac_native : bool
+        Whether A and C are in native layout.
 
     Examples
     --------
@@ -87,6 +89,7 @@ class TileCosts:
     mm_type: MatmulType
     k_tiles: tuple[int, ...]
     n_tiles: tuple[int, ...]
+    ac_native: bool = True
     _seconds: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
     _cores: dict[int, _Cores] = field(default_factory=dict, repr=False)
     _alone: dict[int, _Alone] = field(default_factory=dict, repr=False)
@@ -140,7 +143,7 @@ class TileCosts:
     def _all_tiles(self, cores: int) -> _Alone:
         model, runs = self.model, len(self.k_tiles) * len(self.n_tiles)
         tiles = Counter((k, n) for k in self.k_tiles for n in self.n_tiles)
-        work = [(count, model.work(self.mm_type, k, n, cores)) for (k, n), count in tiles.items()]
+        work = [(count, model.work(self.mm_type, k, n, cores, self.ac_native)) for (k, n), count in tiles.items()]
         binding = runs * _BINDS_PER_RUN * model.bind_seconds
         return _Alone(runs * model.start_seconds, work, binding, self._on(1).host_row)
 
@@ -166,7 +169,7 @@ class TileCosts:
         for tiles in {tuple(sorted(each.items())) for each in widths}:
             runs = slices * sum(count for _, count in tiles)
             work = [
-                (times * count, model.work(self.mm_type, k, n, cores))
+                (times * count, model.work(self.mm_type, k, n, cores, self.ac_native))
                 for k, times in depths.items()
                 for n, count in tiles
             ]

@@ -15,13 +15,13 @@ from typing import Literal
 
 from npumatmul.chips.layout import round_up
 from npumatmul.chips.timing import TIMINGS, TimingModel
-from npumatmul.host.executor import A_BUFFERS_MOST
 from npumatmul.planning.buckets import Cover, row_buckets, simple_cover
 from npumatmul.planning.cost import LEAST_GAIN, ModelledTime, TileCosts, tile_cores
 from npumatmul.planning.spans import Span, shown, split
 from npumatmul.planning.weight import WeightPlan, costs_of, parsed, plan_weight, spans_of, weight_content, weight_of
 
 __all__ = [
+    "A_BUFFERS_MOST",
     "MatmulPlan",
     "PaddingReport",
     "Share",
@@ -34,7 +34,8 @@ __all__ = [
     "split",
 ]
 
-
+#: Buffers for images of A that one call of the executor takes (`NPUMM_A_MOST`).
+A_BUFFERS_MOST = 16
 #: What each core has of its own: tiles of N, or ranges of rows with all tiles.
 Share = Literal["tiles", "rows"]
 

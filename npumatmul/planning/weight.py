@@ -23,7 +23,17 @@ from npumatmul.planning.cost import LEAST_GAIN, TileCosts
 from npumatmul.planning.spans import Span, split, split_groups
 from npumatmul.rknn.version import RuntimeVersion
 
-__all__ = ["ROWS_MIX", "WeightPlan", "costs_of", "parsed", "plan_weight", "spans_of", "weight_content", "weight_of"]
+__all__ = [
+    "ROWS_MIX",
+    "WeightPlan",
+    "costs_of",
+    "largest_rows",
+    "parsed",
+    "plan_weight",
+    "spans_of",
+    "weight_content",
+    "weight_of",
+]
 
 #: Numbers of rows that a weight is cut for: one token, and a prompt. What counts is the product of their times.
 ROWS_MIX = (1, 128)
@@ -115,9 +125,8 @@ class WeightPlan:
 
 @lru_cache(maxsize=512)
 def _costs(weight: WeightPlan, model: TimingModel) -> TileCosts:
-    return TileCosts(
-        model, weight.mm_type, tuple(s.padded for s in weight.k_spans), tuple(s.padded for s in weight.n_spans)
-    )
+    k_tiles, n_tiles = (tuple(span.padded for span in spans) for spans in (weight.k_spans, weight.n_spans))
+    return TileCosts(model, weight.mm_type, k_tiles, n_tiles, weight.ac_native)
 
 
 def costs_of(weight: WeightPlan, timings: Mapping[str, TimingModel] = TIMINGS) -> TileCosts | None:
@@ -171,7 +180,8 @@ def plan_weight(
         Numbers of rows that contexts are made for, instead of what is modelled to be best: 1 or multiples of the
         chip's `row_multiple`, in rows of the device.
     ac_native : bool, optional
-        Whether A and C are in native layout; by default they are where the layout of C is documented.
+        Whether A and C are in native layout; by default they are where the layout of C is documented. Where only few
+        rows are safe with it (`NativeRows`), what is modelled to take least is chosen.
     measured_cores : sequence of (int, int)
         Numbers of rows and the cores that were measured to be best for them.
     measured_shared : sequence of int
@@ -207,15 +217,18 @@ def plan_weight(
         raise ValueError(f"plan_weight: row_images is 1 or 2, not {row_images}")
     if not rows or min(rows) < 1:
         raise ValueError(f"plan_weight: rows are numbers of at least 1, got {tuple(rows)}")
+    limits = chip.type_limits(mm_type, runtime)
     # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C is documented (Q6).
     documented = mm_type.a in chip.native.a and mm_type.c in chip.native.c
+    layouts: tuple[bool, ...] = (documented,) if ac_native is None else (ac_native,)
+    if ac_native is None and documented and limits.native_rows is not None:
+        layouts = (True, False) if chip.type_row(mm_type, runtime).ac_normal.value else (True,)
     if ac_native and not documented:
         raise ValueError(f"plan_weight: no source documents native A and C of {mm_type.name} on {chip.soc} (Q6)")
     model = timings.get(chip.soc)
     plan = _plan_weight(
         _Wanted(
-            chip.soc, mm_type, k, n, chip.type_limits(mm_type, runtime),
-            documented if ac_native is None else ac_native,
+            chip.soc, mm_type, k, n, limits, layouts,
             chip.native.row_multiple, min(cores or chip.cores, chip.cores), k_parts, k_group, row_images, k_slices,
             n_tiles, None if buckets is None else tuple(sorted(set(buckets))), tuple(rows),
         ),
@@ -235,7 +248,7 @@ class _Wanted:
     k: int
     n: int
     limits: TypeLimits
-    ac_native: bool
+    layouts: tuple[bool, ...]  # whether A and C are native: what may be chosen, the preferred one first
     row_multiple: int
     cores: int
     k_parts: int
@@ -255,12 +268,10 @@ class _Wanted:
     def n_spans(self, tiles: int) -> tuple[Span, ...]:
         return split(self.n, self.limits.n_multiple, self.limits.n_max, tiles)
 
-    def m_max(self, k_spans: tuple[Span, ...]) -> int:
-        """Largest M of one run, a multiple of what M has to be."""
-        most = self.limits.m_max
-        if self.ac_native and self.limits.native_mk_max is not None:
-            most = min(most, self.limits.native_mk_max // max(span.padded for span in k_spans))
-        return max(1, most // self.row_multiple * self.row_multiple)
+    def m_max(self, k_spans: tuple[Span, ...], n_spans: tuple[Span, ...], native: bool) -> int:
+        """Largest M of one run; 0 where it is less than one row has images."""
+        most = largest_rows(self.limits, k_spans, n_spans, native, self.row_multiple)
+        return most if most >= self.row_images else 0
 
     def slice_counts(self, model: TimingModel | None) -> list[int]:
         """Numbers of K slices to choose from, the preferred one first where there is no model."""
@@ -302,8 +313,9 @@ class _Wanted:
             )
             for cores in range(2, self.cores + 1):
                 share = round_up(-(-m * self.row_images // cores), self.row_multiple)
-                if share <= m_max and (cores - 1) * share < m * self.row_images:
-                    shared = costs.shared_rows([[share]] * cores).seconds
+                if (cores - 1) * share < m * self.row_images:
+                    full, rest = divmod(share, m_max)
+                    shared = costs.shared_rows([[m_max] * full + [rest] * (rest > 0)] * cores).seconds
                     best = min(best, shared / (1 - LEAST_GAIN))
             score += math.log(best)
         return score
@@ -327,33 +339,49 @@ class _Wanted:
         return tuple(size for size in found if size >= self.row_images)
 
 
+def largest_rows(
+    limits: TypeLimits, k_spans: Iterable[Span], n_spans: Iterable[Span], ac_native: bool, row_multiple: int
+) -> int:
+    """Largest M that every tile can be run with, 1 or a multiple of `row_multiple`; 0 where there is none."""
+    ks, ns = {span.padded for span in k_spans}, {span.padded for span in n_spans}
+    most = min(limits.most_rows(k, n, ac_native) for k in ks for n in ns)
+    return most // row_multiple * row_multiple or min(most, 1)
+
+
 @lru_cache(maxsize=512)
 def _plan_weight(wanted: _Wanted, model: TimingModel | None) -> WeightPlan:
-    choices = [
+    pairs = [
         (k_spans, n_spans)
         for k_spans in _distinct(wanted.k_spans(slices) for slices in wanted.slice_counts(model))
         for n_spans in _distinct(wanted.n_spans(tiles) for tiles in wanted.tile_counts(model))
     ]
     avoid = wanted.limits.avoid
-    allowed = [pair for pair in choices if not any(span.padded in avoid for spans in pair for span in spans)]
-    if not allowed:
+    sound = [pair for pair in pairs if not any(span.padded in avoid for spans in pair for span in spans)]
+    if not sound:
         raise DeviceError(
             f"({wanted.k}, {wanted.n}) as {wanted.mm_type.name} on {wanted.soc}: every way to cut it has a K or N of "
             f"{', '.join(map(str, avoid))}, which abort the process inside the vendor's library; choose other slices"
         )
-    k_spans, n_spans = allowed[0]
+    choices = [(ks, ns, native, wanted.m_max(ks, ns, native)) for native in wanted.layouts for ks, ns in sound]
+    choices = [choice for choice in choices if choice[-1]]
+    if not choices:
+        raise DeviceError(
+            f"({wanted.k}, {wanted.n}) as {wanted.mm_type.name} on {wanted.soc}: no number of rows is known to be safe "
+            "with native A and C for tiles that are so deep or wide, since creating them can kill the process inside "
+            "the vendor's library (facts 15); take more slices of K or tiles of N, or the normal layout"
+        )
+    k_spans, n_spans, ac_native, m_max = choices[0]
     costs = None
     if model is not None:
         best = math.inf
-        for ks, ns in allowed:  # of equals, the one with fewer tiles
-            tiles = TileCosts(model, wanted.mm_type, tuple(s.padded for s in ks), tuple(s.padded for s in ns))
-            score = wanted.seconds(tiles, wanted.m_max(ks), len(ns))
+        for ks, ns, native, most in choices:  # of equals, the one with fewer tiles
+            tiles = TileCosts(model, wanted.mm_type, tuple(s.padded for s in ks), tuple(s.padded for s in ns), native)
+            score = wanted.seconds(tiles, most, len(ns))
             if score < best:
-                best, k_spans, n_spans, costs = score, ks, ns, tiles
-    m_max = wanted.m_max(k_spans)
+                best, k_spans, n_spans, ac_native, m_max, costs = score, ks, ns, native, most, tiles
     return WeightPlan(
         wanted.soc, wanted.mm_type, wanted.k, wanted.n, k_spans, n_spans, m_max, wanted.row_multiple,
-        wanted.ac_native, min(wanted.cores, len(n_spans)), wanted.registered(m_max, len(n_spans), costs),
+        ac_native, min(wanted.cores, len(n_spans)), wanted.registered(m_max, len(n_spans), costs),
         wanted.row_images, wanted.k_group, row_cores=wanted.cores,
     )  # fmt: skip
 

@@ -109,7 +109,7 @@ def prepared(
         element = weight.fitting[asked] = _fitted(weight, *asked)
     call = executor.Call(out_type=element)
     if isinstance(a, DeferredResult):
-        call.source = C.pointer(a.struct)
+        call.a_deferred = C.pointer(a.struct)
     else:
         call.a, (call.a_row_stride, call.a_col_stride) = a.ctypes.data, a.strides
     return call, a
@@ -137,11 +137,11 @@ def written_to(
 
 
 class NoRoomError(Exception):
-    """There is no room for a result to be kept."""
+    """There is no room for a deferred result."""
 
 
 class Deferral:
-    """A result that is to be kept: what it is made of when the plan is known."""
+    """A result that is to be deferred: what it is made of when the plan is known."""
 
     def __init__(
         self, shape: tuple[int, int], dtype: np.dtype[Any], epilogue: Epilogue | None, weight: StoredWeight

@@ -113,7 +113,7 @@ class Placed:
 
     @cached_property
     def tiles(self) -> Tiles:
-        """For results that are kept."""
+        """For deferred results."""
         return Tiles(self.plan.m_spans, self.plan.weight.n_spans)
 
     @property
@@ -307,8 +307,8 @@ class Placement:
         Parameters
         ----------
         a : ndarray, shape (M, K), M >= 1, or DeferredResult
-            Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`. A kept
-            result is finished on the way into A; its float16 and bfloat16 may be read as float32, too.
+            Of any strides, of the type that `activation` reads. It is copied if it may share memory with `out`. A
+            deferred result is finished on the way into A; its float16 and bfloat16 may be read as float32, too.
         weight : StoredWeight
         activation : Activation
             How rows of `a` become rows of A.
@@ -418,12 +418,11 @@ class Placement:
         lease: Lease,
     ) -> Placed:
         """All that a product needs, leased."""
-        chained = deferral is not None or bool(call.source)
-        placed = self._placed(m, weight, activation, scales, chained, lease)
+        placed = self._placed(m, weight, activation, scales, lease)
         placed.executor = self._executors.acquire(lease, executor.Executor)
         self._acquire_buffers(placed, lease)
         if deferral is not None:
-            call.keep = deferral.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
+            call.out_deferred = deferral.prepare(placed.tiles, placed.c_bytes_of, self._workspace)
         weight.device.weights.flush()
         return placed
 
@@ -440,7 +439,7 @@ class Placement:
             counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
             counters.mem_sync_calls += report.mem_sync_calls
             counters.macs += report.macs
-            counters.conversions += 1 if call.keep else 2  # `a`, or what was kept, into A; C into `out`
+            counters.conversions += 1 if call.out_deferred else 2  # `a`, or a deferred result, into A; C into `out`
         if not code:
             return None, False
         return self._failure(report, placed, repeated), any(context.broken for context in placed.contexts)
@@ -459,17 +458,15 @@ class Placement:
             struct.c_memories = _pointers(buffers)
             placed.c_buffers_held = buffers
 
-    def _placed(
-        self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, chained: bool, lease: Lease
-    ) -> Placed:
-        """What a product needs; `chained` ones, of a kept result or to be kept, have no rows shared by cores."""
-        remembered = (m, activation, scales, chained)
+    def _placed(self, m: int, weight: StoredWeight, activation: Activation, scales: _Scales, lease: Lease) -> Placed:
+        """What a product needs."""
+        remembered = (m, activation, scales)
         copies: list[Placed] | None = weight.placed.get(remembered)
         for placed in copies or ():
             if self._pool.again(placed.contexts, lease):
                 placed.used = placed.contexts[0].used
                 return placed
-        plan = plan_matmul(m, weight.plan, share="tiles" if chained else None, images=_images(weight))
+        plan = plan_matmul(m, weight.plan, images=_images(weight))
         contexts = self._pool.for_tiles(self._tiles(plan, weight, scales), lease)
         placed = Placed(plan, weight, activation, contexts, self._functions)
         usable = [other for other in copies or () if other.usable]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask
+from recorded_rows import RECORDED, safe_rows
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -33,7 +34,7 @@ def test_every_recorded_create(simulators: Path) -> None:
     cases = recorded_cases()
     requests = [{"do": "create", **{name: case[name] for name in FIELDS}} for case in cases]
     answers = ask(simulators / "libnpumm_sim_1.6.0.so", requests)
-    wrong, different = [], 0
+    wrong, different = [], []
     for case, answer in zip(cases, answers, strict=True):
         same = answer["ret"] == case["ret"]
         same = same and all(answer.get(name) == case.get(name) for name in "ABC")
@@ -41,12 +42,31 @@ def test_every_recorded_create(simulators: Path) -> None:
         if known_difference(case):
             assert not same, f"no difference any more: {case}"
             assert answer["ret"] == -1, case
-            different += 1
+            different.append((case["M"], case["K"], case["N"]))
         elif not same:
             wrong.append((case, answer))
     assert not wrong, f"{len(wrong)} of {len(cases)} differ, the first: {wrong[:3]}"
     assert len(cases) == 10471
-    assert different == 5
+    assert sorted(different) == [(8192, 64, 64), (8192, 64, 64), (8193, 512, 128), (8193, 4096, 64), (8193, 4096, 64)]
+
+
+# ---- int4 with native A and C: how many rows create survived ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.6.0", "2.3.2"])
+def test_int4_rows_that_are_recorded_as_safe_and_no_others(simulators: Path, version: str) -> None:
+    assert len(RECORDED) == 1845
+    between = [(k, n) for k in range(32, 10368, 32) for n in (64, 320, 704, 3072, 8192, 8256, 152064)]
+    rows = {at: safe_rows(*at) for at in sorted({*RECORDED, *between})}
+    assert all(rows[at] == m for at, m in RECORDED.items())
+    if version == "1.6.0":
+        rows = {(k, n): m for (k, n), m in rows.items() if k <= 10304}  # its largest K
+    asked = [(m, k, n) for (k, n), most in rows.items() for m in (most, most + 1) if m]
+    native = {"do": "create", "soc": "rk3588", "type": 10, "B_layout": 1, "AC_layout": 1}
+    answers = ask(simulators / f"libnpumm_sim_{version}.so", [{**native, "M": m, "K": k, "N": n} for m, k, n in asked])
+    for (m, k, n), answer in zip(asked, answers, strict=True):
+        assert answer["ret"] == (0 if m <= rows[k, n] else -1), (m, k, n)
+        assert bool(answer["log"]) == (m > rows[k, n])
 
 
 PACKED = np.load(GOLDEN / "pack_b_v1.6.0.npz")

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
-from npumatmul.llm.files.loader import LayerTensors
+from npumatmul.llm.loading import LayerTensors
 from npumatmul.llm.models.llama import PREFILL_CHUNK, LlamaModel, layer_names
 from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.quantize import (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import LayerTensors, load_from, numpy_pack
+from npumatmul.llm.loading import LayerTensors, load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.llama import Float32, Linear
 from npumatmul.llm.models.taps import TappedLinear

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.files.loader import load_model, numpy_pack
+from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.llama import LlamaModel
 from npumatmul.llm.run.lockstep import Lockstep

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import Linear

@@ -30,10 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import npumatmul
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, PackedFileError
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import Progress, layer_tensors
+from npumatmul.llm.loading import Progress, layer_tensors
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.quantize.layer import QuantizedLayer, offset_of
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer

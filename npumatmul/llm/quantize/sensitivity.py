@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import Progress, layer_tensors, load_model, numpy_pack
+from npumatmul.llm.loading import Progress, layer_tensors, load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import Window, evaluate, log_softmax, mean_divergence
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel

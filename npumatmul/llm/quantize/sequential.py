@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.files.loader import LayerTensors, Progress, load_from, numpy_pack
+from npumatmul.llm.loading import LayerTensors, Progress, load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.llama import BLOCK_LAYERS, Float32, Linear, LlamaModel
 from npumatmul.llm.quantize.calibration import LayerStatistics

@@ -13,7 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from npumatmul.chips.layout import round_up
 from npumatmul.device.buffer import PAGE, Buffer
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import NpuMemoryError
 from npumatmul.ops.array.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array.memory import DTYPES

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, PackedFileError
 from npumatmul.ops.packed.files.description import read_description
 from npumatmul.ops.packed.files.parts import FORMAT, VERSION

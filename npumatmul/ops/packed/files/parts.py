@@ -19,6 +19,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
+from npumatmul.planning.weight import largest_rows
 from npumatmul.running.placement import Placement
 from npumatmul.running.stored import KSlice, StoredWeight
 
@@ -213,9 +214,7 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     if (made.k_spans, made.n_spans) == (k_spans, n_spans):
         return made
     # Cut otherwise than it would be today: buckets that suit the tiles of today suit these where they are allowed.
-    m_max = made.m_max
-    if made.ac_native and limits.native_mk_max is not None:
-        m_max = min(m_max, limits.native_mk_max // max(span.padded for span in k_spans))
+    m_max = min(made.m_max, largest_rows(limits, k_spans, n_spans, made.ac_native, made.row_multiple))
     buckets = tuple(size for size in made.buckets if size <= m_max)
     if not buckets:
         raise PackedFileError(f"{made_for}, with slices of K too deep for this runtime; {here}; {again}")

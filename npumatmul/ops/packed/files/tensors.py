@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.ops.packed.files.parts import VERSION, parts_of, stored_from

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.device.device import Device, current_device
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
 from npumatmul.llm.models.llama import Float32, Linear, Pack
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
