@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 from npumatmul.device.budget import Holder
@@ -90,7 +89,9 @@ class Registry:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._entries: dict[Entry, None] = {}
+        self._contexts: dict[ContextEntry, None] = {}
+        self._allocations: dict[MemoryEntry, None] = {}
+        self._slices: dict[MemoryEntry, None] = {}
         #: Entries that nobody holds any more; a garbage collector adds to it at any moment, by one call of C.
         self._dropped: deque[_Owner] = deque()
         self._unsure = False  # whether an interrupt may have come while they were taken from there
@@ -99,31 +100,30 @@ class Registry:
         """Take up an entry, before anything is made. It is held as long as `owner` lives."""
         entry.owner = _Owner(owner, self._dropped.append)
         entry.owner.entry = entry
-        self._entries[entry] = None
+        if isinstance(entry, ContextEntry):
+            self._contexts[entry] = None
+        else:
+            (self._allocations if entry.whole is None else self._slices)[entry] = None
 
     def contexts(self) -> list[ContextEntry]:
         """Contexts that exist."""
-        return [each for each in list(self._entries) if isinstance(each, ContextEntry) and each.exists]
-
-    def memories(self) -> list[MemoryEntry]:
-        """Memories that exist, slices too."""
-        return [each for each in list(self._entries) if isinstance(each, MemoryEntry) and each.exists]
+        return [each for each in list(self._contexts) if each.exists]
 
     def allocations(self) -> list[MemoryEntry]:
         """Memories that exist and are no slices."""
-        return [each for each in self.memories() if each.whole is None]
+        return [each for each in list(self._allocations) if each.exists]
 
-    def slices(self, whole: MemoryEntry) -> list[MemoryEntry]:
-        """Slices of an allocation."""
-        return [each for each in self.memories() if each.whole is whole]
+    def slices(self, whole: Entry | None = None) -> list[MemoryEntry]:
+        """Slices that exist, of one allocation or of all."""
+        return [each for each in list(self._slices) if whole in (None, each.whole) and each.exists]
 
     def in_order(self) -> list[Entry]:
-        """All entries, in the order in which they have to go."""
-        return _in_order(list(self._entries))
+        """All entries, in the order in which they have to go (facts 11.5): memories first, and slices before them."""
+        return [*self._slices, *self._allocations, *self._contexts]
 
     def undestroyed(self) -> list[Entry]:
         """Those that the runtime refused to destroy."""
-        return [each for each in list(self._entries) if each.destroyed]
+        return [each for each in self.in_order() if each.destroyed]
 
     def drop(self, entry: Entry) -> None:
         """Have an entry destroyed by the next call, whoever holds it; safe from a garbage collector."""
@@ -137,14 +137,14 @@ class Registry:
         return bool(self._dropped) or self._unsure
 
     def take_dropped(self) -> list[Entry]:
-        """What waits to be destroyed, in the order in which it has to go (facts 11.5); `settled` says that it is."""
+        """What waits to be destroyed, in the order in which it has to go; `settled` says that it was seen to."""
         everything, self._unsure = self._unsure, True
         found: list[Entry] = []
         while self._dropped:
             found.append(self._dropped.popleft().entry)
         if everything:
-            found = [each for each in list(self._entries) if each.unwanted or not each.is_held]
-        return _in_order(found)
+            return [each for each in self.in_order() if each.unwanted or not each.is_held]
+        return sorted(dict.fromkeys(found), key=_turn)
 
     def settled(self) -> None:
         """Say that all of `take_dropped` was seen to."""
@@ -173,17 +173,20 @@ class Registry:
 
     def forget(self, entry: Entry) -> None:
         """Know an entry no more, whatever the runtime has of it."""
-        self._entries.pop(entry, None)
+        entry.owner = None  # nor is it told any more when that is dropped
+        if isinstance(entry, ContextEntry):
+            self._contexts.pop(entry, None)
+        else:
+            self._allocations.pop(entry, None)
+            self._slices.pop(entry, None)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._contexts) + len(self._allocations) + len(self._slices)
 
     def __contains__(self, entry: object) -> bool:
-        return entry in self._entries
+        return entry in self._contexts or entry in self._allocations or entry in self._slices
 
 
-def _in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """Slices before what they are slices of, memories before contexts."""
-    return sorted(
-        dict.fromkeys(entries), key=lambda each: 2 if isinstance(each, ContextEntry) else int(each.whole is None)
-    )
+def _turn(entry: Entry) -> int:
+    """When it has to go: a slice before what it is a slice of, a memory before contexts."""
+    return 2 if isinstance(entry, ContextEntry) else int(entry.whole is None)

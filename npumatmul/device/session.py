@@ -175,8 +175,8 @@ class Session:
         with self.lock:
             if weights_used is None:
                 divided = self.runtime.has("rknn_mem_sync")
-                of_weights = [memory for memory in self._registry.memories() if memory.holder is Holder.WEIGHTS]
-                weights_used = sum(memory.size for memory in of_weights if (memory.whole is not None) == divided)
+                memories = self._registry.slices() if divided else self.allocations()
+                weights_used = sum(memory.size for memory in memories if memory.holder is Holder.WEIGHTS)
             contexts, descriptors, _ = self.resources()
             same = [each for each in _open_sessions if each.name == self.name and not each.inherited]
             return MemoryStats(
@@ -412,6 +412,7 @@ class Session:
         """A slice of an allocation; the address passed is that of the descriptor's whole memory (facts 7.1)."""
         with self.lock:
             self.check_usable()
+            self.collect()
             own = whole.pointer.contents
             entry = MemoryEntry(whole.ctx, whole.domain, nbytes, whole.holder, whole.entry)
             memory = Memory(self.runtime, entry, start, whole)
@@ -472,7 +473,8 @@ class Session:
         if resource.closed and entry not in self._registry:
             return
         with self.lock:
-            slices = self._registry.slices(entry) if isinstance(entry, MemoryEntry) else []
+            whole = isinstance(entry, MemoryEntry) and entry.whole is None
+            slices = self._registry.slices(entry) if whole else []
             entries = [*slices, entry]
             self._claim(entries)
             failed: RknnError | None = None
@@ -549,7 +551,7 @@ class Session:
 
     def _drop_anchors(self) -> None:
         """Destroy the contexts under which memory was allocated, once nothing else is left."""
-        kept = {memory.domain for memory in self._registry.memories()}
+        kept = {memory.domain for memory in (*self.allocations(), *self._registry.slices())}
         contexts = self._registry.contexts()
         for domain, anchor in [each for each in list(self._anchors.items()) if each[0] not in kept and not contexts]:
             try:
