@@ -37,6 +37,7 @@ __all__ = [
     "RknnTargetPlatformUnmatch",
     "RknnTimeout",
     "UnsupportedByRuntime",
+    "UnusableFileError",
     "rknn_error",
 ]
 
@@ -93,6 +94,10 @@ class PackedFileError(NpuError, ValueError):
     """A file or pickle of packed weights is damaged, or made for another layout or by a newer version."""
 
 
+class UnusableFileError(NpuError, OSError):
+    """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
+
+
 class RknnError(NpuError, RuntimeError):
     """A function of the RKNN runtime returned an error code.
 
@@ -125,7 +130,7 @@ class RknnFail(RknnError):
 
     name = "RKNN_ERR_FAIL"
     meaning = "execution failed"
-    hint = "The runtime prints the reason on standard error (RKNN_LOG_LEVEL=3 makes it say more)."
+    hint = "The runtime prints the reason on standard error (RKNN_LOG_LEVEL=2 makes it say more)."
 
 
 class RknnTimeout(RknnError):

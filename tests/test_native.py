@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, ROOT, compile_c, run
+from compiling import NATIVE, ROOT, compile_c, run, shared_folder
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -27,7 +28,8 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def workshops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, c_tests.Workshop]:
-    return {way: c_tests.Workshop(tmp_path_factory.mktemp(way), c_tests.WAYS[way][0]) for way in NAMES}
+    folder = shared_folder(tmp_path_factory)
+    return {way: c_tests.Workshop(folder / f"c-{way}", c_tests.WAYS[way][0]) for way in NAMES}
 
 
 def test_every_program_is_found() -> None:
@@ -59,12 +61,12 @@ def test_a_program_that_fails_is_reported(text: str, reported: str, workshops: d
     assert reported in c_tests.check(c_tests.Program(source, (), False), workshops["address"], "address")
 
 
-def test_the_corpus_of_the_fuzz_target(tmp_path: Path) -> None:
+def test_the_corpus_of_the_fuzz_target(tmp_path: Path, workshops: dict[str, c_tests.Workshop]) -> None:
     """What fuzzing once reached is replayed; a finding would show up as a crash or a report of a sanitizer."""
     corpus = sorted(fuzz.CORPUS.glob("*"))
     assert len(corpus) > 100
     assert sum(file.stat().st_size for file in corpus) < fuzz.CORPUS_BYTES_MOST
-    assert fuzz.replay(corpus, tmp_path).endswith(f"{len(corpus)} inputs replayed\n")
+    assert fuzz.replay(corpus, tmp_path, workshops["address"]).endswith(f"{len(corpus)} inputs replayed\n")
 
 
 def test_the_built_libraries_work_without_python(tmp_path: Path) -> None:
@@ -92,3 +94,14 @@ def test_the_simulator_shares_no_code_with_the_kernels() -> None:
         assert "kernels" not in file.read_text(), file
     for file in [*KERNELS, *(NATIVE / "executor").glob("*.c")]:
         assert "simulator" not in file.read_text().replace("the simulator", ""), file
+
+
+def test_chips_and_versions_are_listed_once_in_the_simulator() -> None:
+    """No other file names several of them: what belongs to a chip or a version is in its row."""
+    naming: dict[str, set[str]] = {"chips.c": set(), "runtimes.c": set()}
+    for file in (NATIVE / "simulator").glob("*.[ch]"):
+        code = re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.S)
+        for place, name in (("chips.c", r'"rk\d+"'), ("runtimes.c", r'"\d\.\d\.\d(?:b\d)?"')):
+            if len(set(re.findall(name, code))) > 1:
+                naming[place].add(file.name)
+    assert naming == {"chips.c": {"chips.c"}, "runtimes.c": {"runtimes.c"}}

@@ -13,7 +13,10 @@
 
 typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
 
-/* What create does above sim_type.native_rows: it fails, ends the process as a vendor's does, or goes on. */
+/*
+ * What create does above sim_type.native_rows: it fails, ends the process as a vendor's does (also for any int4 at
+ * RKNN_LOG_LEVEL 3 or more), or goes on.
+ */
 typedef enum { ROWS_REFUSED, ROWS_DEADLY, ROWS_ANY } sim_rows_limit;
 
 /* A context keeps the settings that it was created with. */

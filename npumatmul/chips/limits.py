@@ -97,8 +97,10 @@ class MemoryLimits:
 
     Attributes
     ----------
-    contexts : int
-        Contexts that one process can have.
+    contexts : int or None
+        Contexts that one process can have; None: as many as there are descriptors and memory for.
+    context_descriptors : int
+        File descriptors that each context holds.
     domain_bytes : int
         Usable bytes of one IOMMU domain.
     domains : int
@@ -109,7 +111,8 @@ class MemoryLimits:
         Where the figures come from.
     """
 
-    contexts: int
+    contexts: int | None
+    context_descriptors: int
     domain_bytes: int
     domains: int
     slice_alignment: int
@@ -132,6 +135,8 @@ class Chip:
         The supported types (facts 3.2) under `runtime`.
     memory : MemoryLimits
         Limits per process.
+    int4_log_level : int
+        Highest RKNN_LOG_LEVEL at which creating int4 is known not to kill the process.
     runtime : RuntimeVersion
         The version that the chip is looked at under; the newest that is known, where none was named.
     probed : ProbeResults or None
@@ -143,6 +148,7 @@ class Chip:
     native: NativeTiles
     limits: Mapping[MatmulType, TypeLimits]
     memory: MemoryLimits
+    int4_log_level: int
     runtime: RuntimeVersion = NEWEST_RUNTIME
     probed: ProbeResults | None = None
 
@@ -156,12 +162,22 @@ class Chip:
         }
         memory = MemoryLimits(
             table.contexts.value,
+            table.context_descriptors.value,
             table.domain_bytes.value,
             table.iommu_domains.value,
             table.slice_alignment.value,
             f"{table.contexts.source}; {table.domain_bytes.source}",
         )
-        return cls(table.soc, table.cores.value, table.native_tiles(), limits, memory, table.runtime, table.probed)
+        return cls(
+            table.soc,
+            table.cores.value,
+            table.native_tiles(),
+            limits,
+            memory,
+            table.int4_log_level.value,
+            table.runtime,
+            table.probed,
+        )
 
     @property
     def has_core_mask(self) -> bool:

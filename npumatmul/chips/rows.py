@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from npumatmul.chips.cells import Cell, broken, documented, observed, unsettled
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.rknn.socs import SOCS
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
@@ -24,20 +25,21 @@ __all__ = [
     "M_MAX",
     "NEWEST_RUNTIME",
     "N_OF_INT4",
+    "OLDEST_RUNTIME",
     "OPEN_TYPES",
     "PROBLEMS",
     "ROWS",
     "SLICE_ALIGNMENT",
-    "TYPES_SINCE",
     "ChipRow",
     "NativeTiles",
     "Problem",
     "Sizes",
+    "int4_log_level",
     "native_rows",
 ]
 
-#: The newest runtime whose header is known (facts 0).
-NEWEST_RUNTIME = RuntimeVersion(2, 3, 2)
+#: The oldest and the newest runtime whose header is known (facts 0).
+OLDEST_RUNTIME, NEWEST_RUNTIME = RuntimeVersion(1, 5, 2), RuntimeVersion(2, 3, 2)
 
 _F32, _F16, _BF16 = ElementType.FLOAT32, ElementType.FLOAT16, ElementType.BFLOAT16
 _I32, _I16, _I8, _I4 = ElementType.INT32, ElementType.INT16, ElementType.INT8, ElementType.INT4
@@ -127,21 +129,6 @@ class ChipRow:
     k_segment: int | None
     transposed_b: bool
 
-
-#: First runtime version of each type (facts 1.4); those absent were always there.
-TYPES_SINCE: Mapping[MatmulType, RuntimeVersion] = {
-    _T.INT4_INT4_INT16: RuntimeVersion(1, 6, 0),
-    _T.INT8_INT8_INT8: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_FLOAT16_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT4_INT32: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT8_FLOAT32: RuntimeVersion(2, 1, 0),
-    _T.FLOAT16_INT4_BFLOAT16: RuntimeVersion(2, 3, 0),
-    _T.INT8_INT4_FLOAT16: RuntimeVersion(2, 3, 2),
-}
 
 _NATIVE_16_BYTES = NativeTiles(
     a={_I4: 32, _I8: 16, _F16: 8},
@@ -253,10 +240,9 @@ _CHANNELS_RK356X = {_T.INT8_INT8_INT32: _HEADER_CHANNELS}
 
 _NO_K_LIMIT = unsettled(None, "header 10240 and segments beyond it, guide none: D4, Q9")
 _GUIDE_K_LIMIT = documented(10240, "guide 3-14, header: D4")
-_ALWAYS, _STILL = RuntimeVersion(1, 5, 2), RuntimeVersion(999, 0, 0)
+_ALWAYS, _STILL = OLDEST_RUNTIME, RuntimeVersion(999, 0, 0)
 
-#: Every chip with the matmul API (facts 3.1), by name.
-ROWS: Mapping[str, ChipRow] = {
+_ROWS = {
     row.soc: row
     for row in (
         ChipRow(
@@ -284,6 +270,9 @@ ROWS: Mapping[str, ChipRow] = {
     )
 }  # fmt: skip
 
+#: The row of every chip with the matmul API (facts 3.1), by name.
+ROWS: Mapping[str, ChipRow] = {soc: _ROWS[soc] for soc in SOCS}
+
 #: Largest K of runtime 1.5.2 by element type of A (facts 3.3, golden/calls_v1.6.0.md).
 K_LIMIT_1_5_2: Mapping[ElementType, Cell[int | None]] = {
     _F16: observed(2048, "recorded on runtime 1.5.2: facts 14"),
@@ -305,9 +294,18 @@ def native_rows(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> Cell[
     return unsettled(RECORDED, "recorded on rk3588 under 1.6.0, where more die of SIGFPE: taken for all, facts 15")
 
 
+def int4_log_level(soc: str, runtime: RuntimeVersion) -> Cell[int]:
+    """The highest RKNN_LOG_LEVEL that creating int4 survives: at 3 and more all that were tried died (facts 15)."""
+    if soc == "rk3588" and runtime == RuntimeVersion(1, 6, 0):
+        return observed(2, "at 3 and more every create of int4 dies of SIGFPE: facts 15")
+    return unsettled(2, "at 3 and more rk3588 under 1.6.0 dies of SIGFPE: taken for all, facts 15")
+
+
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(512, "the library's choice: Q10")
-CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
+#: Of one process; None: as many as there are descriptors and memory for.
+CONTEXTS: Cell[int | None] = observed(None, "clients hold up to 1876, create itself met no limit on 1.6.0: facts 15")
+CONTEXT_DESCRIPTORS = observed(4, "recorded on runtime 1.6.0: facts 15")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
 N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")

@@ -268,11 +268,12 @@ class Session:
             while entry is None or not entry.exists:
                 entry = self._anchors[domain] = ContextEntry()
                 try:
+                    provide_descriptors(self.chip.memory.context_descriptors)
                     self.runtime.matmul_create(self._smallest(domain), entry)
                     if domain:
                         logger.info("%s: memory of IOMMU domain %d is used from now on", self.name, domain)
-                except (RknnFail, RknnMallocFail) as error:  # there may be no room for a further one
-                    if domain:
+                except NO_ROOM as error:  # descriptors and memory are limited per process
+                    if domain and isinstance(error, RknnError):
                         self._raise_if_lost(error)
                     if not self.spare_context():
                         raise
@@ -440,6 +441,7 @@ class Session:
         with self.lock:
             self.check_usable()
             self.collect()
+            provide_descriptors(self.chip.memory.context_descriptors)
             entry = ContextEntry()
             handle = Handle(entry)
 
