@@ -73,6 +73,8 @@ class Memory:
         Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
     lease : weakref to Lease, or None
         Of a buffer that is lent: to whom.
+    retired : bool
+        Of a buffer that is lent: whether it is given back now or at the end of its lease, and lent to nobody else.
     users : list of weakref to Lease
         Of a buffer of a user: the calls that are at work with it.
     """
@@ -86,6 +88,7 @@ class Memory:
     written: int = 0
     synchronised: int = 0
     lease: weakref.ref[Lease] | None = None
+    retired: bool = False
     users: list[weakref.ref[Lease]] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     lock: AbstractContextManager[object] = field(default_factory=threading.RLock)

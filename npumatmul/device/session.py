@@ -91,6 +91,8 @@ class Session:
         Most bytes that were allocated at once.
     reclaimers : Living of Reclaimer
         Who holds contexts and memory for reuse.
+    pid : int
+        Of the process that opened it.
 
     Raises
     ------
@@ -109,7 +111,7 @@ class Session:
         self.limit: int | None = None
         self.peak = 0
         self.reclaimers: Living[Reclaimer] = Living()
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._anchors: dict[int, ContextEntry] = {}
         self._registry = Registry(runtime)
         try:
@@ -131,7 +133,7 @@ class Session:
     @property
     def inherited(self) -> bool:
         """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self._pid
+        return os.getpid() != self.pid
 
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process.
@@ -142,9 +144,9 @@ class Session:
             raise self._loss(self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self._pid:
+        if os.getpid() != self.pid:
             raise ClosedError(
-                f"the device {self.name} was opened by process {self._pid} and cannot be used after a fork; "
+                f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
             )
 
