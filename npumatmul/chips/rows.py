@@ -25,6 +25,7 @@ __all__ = [
     "M_MAX",
     "NEWEST_RUNTIME",
     "N_OF_INT4",
+    "OLDEST_RUNTIME",
     "OPEN_TYPES",
     "PROBLEMS",
     "ROWS",
@@ -37,8 +38,8 @@ __all__ = [
     "native_rows",
 ]
 
-#: The newest runtime whose header is known (facts 0).
-NEWEST_RUNTIME = RuntimeVersion(2, 3, 2)
+#: The oldest and the newest runtime whose header is known (facts 0).
+OLDEST_RUNTIME, NEWEST_RUNTIME = RuntimeVersion(1, 5, 2), RuntimeVersion(2, 3, 2)
 
 _F32, _F16, _BF16 = ElementType.FLOAT32, ElementType.FLOAT16, ElementType.BFLOAT16
 _I32, _I16, _I8, _I4 = ElementType.INT32, ElementType.INT16, ElementType.INT8, ElementType.INT4
@@ -239,7 +240,7 @@ _CHANNELS_RK356X = {_T.INT8_INT8_INT32: _HEADER_CHANNELS}
 
 _NO_K_LIMIT = unsettled(None, "header 10240 and segments beyond it, guide none: D4, Q9")
 _GUIDE_K_LIMIT = documented(10240, "guide 3-14, header: D4")
-_ALWAYS, _STILL = RuntimeVersion(1, 5, 2), RuntimeVersion(999, 0, 0)
+_ALWAYS, _STILL = OLDEST_RUNTIME, RuntimeVersion(999, 0, 0)
 
 _ROWS = {
     row.soc: row
@@ -302,7 +303,9 @@ def int4_log_level(soc: str, runtime: RuntimeVersion) -> Cell[int]:
 
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(512, "the library's choice: Q10")
-CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
+#: Of one process; None: as many as there are descriptors and memory for.
+CONTEXTS: Cell[int | None] = observed(None, "clients hold up to 1876, create itself met no limit on 1.6.0: facts 15")
+CONTEXT_DESCRIPTORS = observed(4, "recorded on runtime 1.6.0: facts 15")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
 N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")

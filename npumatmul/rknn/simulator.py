@@ -11,6 +11,8 @@ from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.runtime import Runtime
 from npumatmul.rknn.version import RuntimeVersion
 
+VARIABLE_PREFIX = "NPUMATMUL_SIM_"
+
 #: Settings, each the variable ``NPUMATMUL_SIM_<NAME>``, with their values where those are words (docs/simulator.md).
 SETTINGS: dict[str, tuple[str, ...] | None] = {
     "limits": ("observed", "documented"),

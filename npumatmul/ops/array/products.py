@@ -16,6 +16,7 @@ from npumatmul.errors import NpuMemoryError
 from npumatmul.ops.array.array import NpuArray, asarray, empty, room_for
 from npumatmul.ops.array.memory import DTYPES
 from npumatmul.ops.packed.weight import PackedWeight
+from npumatmul.ops.shapes import operand
 from npumatmul.running.direct import Room, Rows, direct_type, multiply, ranges_in_place
 
 __all__ = [
@@ -88,9 +89,9 @@ def taking_npu_arrays(function: _Function) -> _Function:
     return wrapped  # type: ignore[return-value]
 
 
-def as_array(x: Any) -> Any:
-    """An NpuArray as it is, everything else as an ndarray."""
-    return x if isinstance(x, NpuArray) else np.asarray(x)
+def as_array(x: Any, name: str, function: str) -> Any:
+    """An NpuArray as it is, everything else as an ndarray; for errors, what it is called in which function."""
+    return x if isinstance(x, NpuArray) else operand(x, name, function)
 
 
 def turned(x: Any, axes: list[int]) -> Any:

@@ -19,6 +19,7 @@ from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.packed.base import PackedBase
 from npumatmul.ops.packed.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.ops.settings import settings
+from npumatmul.ops.shapes import operand
 from npumatmul.planning.choices import consulting
 from npumatmul.planning.product import WeightPlan
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
@@ -198,7 +199,7 @@ def _packed(
 ) -> PackedWeight:
     if isinstance(w, QuantizedWeight):
         return _pack_quantized(w, scheme, target)
-    weight = np.asarray(w)
+    weight = operand(w, "the weight", "pack")
     if weight.ndim != 2:
         raise ValueError(f"pack: a weight has 2 dimensions, (K, N); this array has shape {weight.shape}")
     return _pack(weight if transposed else weight.T, scheme, target, column_sums=True)
