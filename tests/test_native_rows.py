@@ -203,8 +203,7 @@ def test_time_in_the_normal_layout_is_that_of_boards() -> None:
         (128, 2048, 2048, 1, 24.2e-3), (64, 2048, 768, 3, 1.772e-3), (512, 2048, 768, 3, 13.42e-3),
         (1024, 2048, 768, 3, 26.71e-3),
     ):  # fmt: skip
-        start = model.start_seconds if cores == 1 else model.start_seconds_all_cores
-        seconds = start + model.work(INT4, k, n // cores, cores, ac_native=False).seconds(m)
+        seconds = model.run_seconds(INT4, m, k, n, cores, ac_native=False)
         assert published / 1.3 < seconds < published * 1.3
 
 
