@@ -36,6 +36,7 @@ __all__ = [
     "RknnTargetPlatformUnmatch",
     "RknnTimeout",
     "UnsupportedByRuntime",
+    "UnusableFileError",
     "rknn_error",
 ]
 
@@ -86,6 +87,10 @@ class ModelError(NpuError, ValueError):
 
 class PackedFileError(NpuError, ValueError):
     """A file or pickle of packed weights is damaged, or made for another layout or by a newer version."""
+
+
+class UnusableFileError(NpuError, OSError):
+    """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
 
 
 class RknnError(NpuError, RuntimeError):
