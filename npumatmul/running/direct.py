@@ -158,7 +158,8 @@ def _shared(
         if model is None:
             return Ranges(spans, 1, None)
         for used in range(1, min(cores, len(spans)) + 1):
-            one = model.work_seconds(mm_type, max(rows for _, rows in spans), k, n, used) + 3 * model.bind_seconds
+            rows = max(rows for _, rows in spans)
+            one = model.work_seconds(mm_type, rows, k, n, used, ac_native=False) + 3 * model.bind_seconds
             start = model.start_seconds if used == 1 else model.start_seconds_all_cores
             choices.append(Ranges(spans, used, start + -(-len(spans) // used) * one))
     return min(choices, key=lambda ranges: (ranges.seconds, len(ranges.spans)), default=None)
