@@ -313,6 +313,8 @@ ELSEWHERE = {
     "rows.py": "the table itself",
     "native_rows.py": "the table itself: rows of int4",
     "buffer.py": "4096 is the size of a memory page",
+    "pool.py": "4096 contexts are kept at most",
+    "reading.py": "4096 stretches of data in a file",
 }
 
 
