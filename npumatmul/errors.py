@@ -14,6 +14,7 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "DeviceError",
+    "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
     "ModelError",
@@ -55,6 +56,10 @@ class DeviceError(NpuError, ValueError):
 
 class ClosedError(NpuError, RuntimeError):
     """An object was used after it, or the device that it belongs to, was closed (or inherited through a fork)."""
+
+
+class DeviceLostError(NpuError, RuntimeError):
+    """The NPU is gone: its driver does nothing any more. The message names the call that failed first."""
 
 
 class BusyError(NpuError, RuntimeError):
