@@ -54,6 +54,12 @@ class User:
         }
 
 
+@pytest.fixture(autouse=True)
+def _library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost stays in the simulator, as on a board."""
+    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "2.3.0")
+
+
 @pytest.fixture
 def user() -> Iterator[User]:
     user = User()
