@@ -220,8 +220,8 @@ class Session:
     def _loss(self, first: RknnError) -> DeviceLostError:
         lost = DeviceLostError(
             f"the device {self.name} is gone: {first.what}; since then the runtime does nothing any more, whatever it "
-            "is asked. What was on the device is lost. A new Device may work, with weights packed anew; if it does not, "
-            "the kernel's log (dmesg) may say why."
+            "is asked. What was on the device is lost. A new Device may work, with weights packed anew; if it does "
+            "not, the kernel's log (dmesg) may say why."
         )
         lost.__cause__ = first
         return lost
