@@ -94,6 +94,10 @@ class Memory:
         Runs that are going on with it.
     lease : weakref to Lease, or None
         Of a buffer that is lent: to whom.
+    held_by : weakref or None
+        The `Buffer`, or the result, that has it.
+    home : list of Memory, or None
+        Where it goes when nobody has it any more, to serve again; None: it is given back to the runtime.
     """
 
     runtime: Runtime
@@ -109,6 +113,8 @@ class Memory:
     synchronised: int = 0
     users: int = 0
     lease: weakref.ref[Lease] | None = None
+    held_by: weakref.ref[Any] | None = None
+    home: list[Memory] | None = None
     views: list[View] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     address: int = field(init=False)
@@ -554,10 +560,17 @@ class Session:
         if self._board is not None and self.closed and not self._anchors and not self._handles:
             self._board.release()
 
+    def check_idle(self, memory: Memory) -> None:
+        """Raise `BusyError` where somebody runs with a memory. The lock is held."""
+        if memory.users or self.leases.reads(memory):
+            raise BusyError("another thread is running with it; let that end before closing")
+
     def _claim(self, handles: list[Handle], memories: list[Memory]) -> None:
         """Mark as closed, so that nobody starts to use them any more."""
         with self.guard:
-            if any(handle.busy for handle in handles) or any(memory.users for memory in memories):
+            for memory in memories:
+                self.check_idle(memory)
+            if any(handle.busy for handle in handles):
                 raise BusyError("another thread is running with it; let that end before closing")
             for handle in handles:
                 handle.closed = True

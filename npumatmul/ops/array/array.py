@@ -17,7 +17,7 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
-from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
+from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
 from npumatmul.ops.array.pending import Pending
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.direct import padded_rows
@@ -428,8 +428,7 @@ def empty(
         raise ValueError(f"empty: shape {extents} has a negative extent")
     wanted = supported(dtype)
     target = current_device(device)
-    memory = target.attached(ArrayMemory, ArrayMemory)
-    buffer = memory.allocate(target, room_for(extents, wanted, target), domain)
+    buffer = allocate(target, room_for(extents, wanted, target), domain)
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 
@@ -508,7 +507,7 @@ def asarray(
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
-            found = target.attached(ArrayMemory, ArrayMemory).holding(values)
+            found = holding(target, values)
             if found is not None:
                 return NpuArray(target, found[0], values.shape, wanted, values.strides, found[1])
     if copy is False:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
 
-__all__ = ["DTYPES", "EXTENDED", "ArrayMemory", "dense_strides", "start_of", "supported"]
+__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "results_of", "start_of", "supported", "take"]
 
 #: What an array in NPU memory can hold: what products take and give.
 DTYPES: tuple[np.dtype[Any], ...] = tuple(
@@ -32,6 +35,7 @@ def supported(dtype: DTypeLike) -> np.dtype[Any]:
     return wanted
 
 
+@lru_cache(maxsize=1024)
 def dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides in bytes of an array in C order.
 
@@ -52,46 +56,64 @@ def start_of(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
-class ArrayMemory:
-    """The buffers of a device's arrays; `Device.attached` keeps the one instance."""
-
-    def __init__(self, device: Device) -> None:
-        self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
-
-    def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
-        """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
-        return device.session.with_room(lambda: self.allocate_now(device, nbytes, domain))
-
-    def allocate_now(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
-        """As `allocate`, but without waiting for room while others are at work; the device's lock is held."""
-        buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
-        self.buffers.add(buffer)
-        return buffer
-
-    def holding(self, array: NDArray[Any]) -> tuple[Buffer, int] | None:
-        """The buffer that an ndarray's memory is part of, and where in it the array starts."""
-        steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
-        first = start_of(array)
-        low = first + sum(step for step in steps if step < 0)
-        high = first + sum(step for step in steps if step > 0) + array.itemsize
-        if array.size:
-            for buffer in list(self.buffers):
-                if not buffer.closed:
-                    address = buffer.memory.address
-                    if address <= low and high <= address + buffer.nbytes:
-                        return buffer, first - address
-        return None
-
-    def close(self) -> None:
-        """Nothing to do: the device gives the buffers back."""
+def results_of(device: Device) -> ResultMemory:
+    """The device's memory of results, kept for reuse."""
+    return device.attached(ResultMemory, lambda device: ResultMemory(device.session))
 
 
-def _anywhere(device: Device, nbytes: int) -> Buffer:
+def allocate(device: Device, nbytes: int, domain: int | None = None) -> Buffer:
+    """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
+    session = device.session
+    if domain is not None:
+        made = session.with_room(lambda: Buffer.allocate(session, nbytes, domain))
+    else:
+        made = session.with_room(lambda: _anywhere(device, lambda each: Buffer.allocate(session, nbytes, each)))
+    made.of_arrays = True
+    return made
+
+
+def take(device: Device, nbytes: int, domain: int | None, *, computed: bool) -> Buffer:
+    """As `allocate`, for a result, which may have the memory of an earlier one; the device's lock is held.
+
+    Parameters
+    ----------
+    device : Device
+    nbytes : int
+    domain : int or None
+    computed : bool
+        Whether the NPU writes there, or else the CPU.
+    """
+    results, session = results_of(device), device.session
+
+    def taken(each: int) -> Buffer:
+        return Buffer(session, results.take(nbytes, each, computed=computed, holder=Holder.BUFFERS))
+
+    made = _anywhere(device, taken) if domain is None else taken(domain)
+    made.of_arrays = True
+    return made
+
+
+def holding(device: Device, array: NDArray[Any]) -> tuple[Buffer, int] | None:
+    """The buffer of an array that an ndarray's memory is part of, and where in it the ndarray starts."""
+    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    first = start_of(array)
+    low = first + sum(step for step in steps if step < 0)
+    high = first + sum(step for step in steps if step > 0) + array.itemsize
+    for memory in device.session.allocations() if array.size else ():
+        if memory.address <= low and high <= memory.address + memory.size and memory.held_by is not None:
+            buffer = memory.held_by()
+            if isinstance(buffer, Buffer) and buffer.of_arrays and not buffer.closed:
+                return buffer, first - memory.address
+    return None
+
+
+def _anywhere(device: Device, make: Callable[[int], Buffer]) -> Buffer:
+    """Make a buffer in the first IOMMU domain that has room."""
     refused: NpuMemoryError | None = None
     for domain in range(device.weights.domains):
         untouched = not device.session.held(domain)
         try:
-            return Buffer.allocate(device.session, nbytes, domain)
+            return make(domain)
         except NpuMemoryError as error:
             refused = refused or error
         if untouched:

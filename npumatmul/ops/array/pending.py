@@ -9,7 +9,7 @@ from collections.abc import Callable
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
-from npumatmul.ops.array.memory import ArrayMemory
+from npumatmul.ops.array.memory import take
 from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Pending"]
@@ -71,7 +71,7 @@ class Pending:
             return state
         if state is None:
             raise ClosedError("this NpuArray is closed")
-        buffer = device.attached(ArrayMemory, ArrayMemory).allocate_now(device, self.nbytes, domain)
+        buffer = take(device, self.nbytes, domain, computed=False)
         state.store(buffer.memory.address)
         buffer.mark_written()
         device.counters.conversions += 1
