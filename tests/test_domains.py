@@ -427,7 +427,7 @@ def test_contexts_are_made_in_the_domain_of_the_weight(monkeypatch: pytest.Monke
             packed.append(npu.pack(w, device=device))
         one, others = packed[0], [packed[-1], npu.pack(w, device=device)]
         assert {each.domain for each in others} == {1}
-        pool = Placement.of(device)._pool
+        pool = Placement.of(device).contexts
         made = []
         for each in (one, *others):
             assert (npu.matmul(np.ones((4, 512), np.int8), each) == 512).all()

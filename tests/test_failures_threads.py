@@ -137,9 +137,9 @@ def check_all_idle(device: npu.Device) -> None:
     """Nothing is in use: neither contexts, nor buffers, nor threads, nor weights."""
     placement = Placement.of(device)
     lent = [
-        *(each for copies in placement._pool._contexts.values() for each in copies),
-        *(each for kept in placement._workspace._buffers.values() for each in kept),
-        *placement._executors._all,
+        *(each for copies in placement.contexts._contexts.values() for each in copies),
+        *(each for kept in placement.workspace._buffers.values() for each in kept),
+        *placement.executors._all,
         *placement._core_threads._all,
     ]
     assert len(lent) > 0
@@ -155,8 +155,8 @@ def test_an_interrupt_at_any_point_leaves_the_device_usable(known: bool) -> None
         np.testing.assert_array_equal(A[:3] @ packed, EXPECTED[:3, :64])
         position, caught = 0, []
         while True:
-            if not known and packed.stored is not None:
-                packed.stored.placed.clear()
+            if not known:
+                packed.products.clear()
             if not interrupted_at(position, lambda: npu.matmul(A[:3], packed), caught):
                 break
             check_all_idle(device)

@@ -87,7 +87,7 @@ class ArenaBlock:
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here: the arena is synchronised before the next run."""
-        self._memory.mark_written()
+        self.arena.mark_written()
 
     def close(self) -> None:
         """Give the slice back to its arena. Closing twice is allowed, and again after an interrupt."""
@@ -111,8 +111,9 @@ class Arena:
         Those that live; their owners hold them.
     """
 
-    def __init__(self, session: Session, size: int, domain: int = 0) -> None:
+    def __init__(self, session: Session, size: int, domain: int = 0, unsynchronised: set[Arena] | None = None) -> None:
         self.session = session
+        self._unsynchronised = set() if unsynchronised is None else unsynchronised
         self.undivided = not session.runtime.has("rknn_mem_sync")
         self.slices: weakref.WeakSet[ArenaBlock] = weakref.WeakSet()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
@@ -211,6 +212,11 @@ class Arena:
         if not self.undivided:
             self.session.release_later(memory)
 
+    def mark_written(self) -> None:
+        """Say that the CPU wrote into a block."""
+        self._unsynchronised.add(self)
+        self.memory.mark_written()
+
     def recount(self) -> None:
         """Find out anew what is free."""
         self._stale = True
@@ -220,6 +226,7 @@ class Arena:
         for piece in list(self.slices):
             piece.close()
         self.session.release(self.memory)
+        self._unsynchronised.discard(self)
 
 
 def _without(free: tuple[int, int], start: int, stop: int) -> list[tuple[int, int]]:
@@ -242,12 +249,15 @@ class WeightMemory:
     domains : int
         IOMMU domains that weights may be in, from 0 on.
     arenas : list of Arena
+    unsynchronised : set of Arena
+        Those that the CPU wrote into since `flush`, so that a product looks at no others.
     """
 
     session: Session
     capacity: int
     domains: int = 1
     arenas: list[Arena] = field(default_factory=list)
+    unsynchronised: set[Arena] = field(default_factory=set)
     #: Bytes of A and C that weights in a domain work with: with the fewest rows, and with the most at once.
     _beside: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -407,7 +417,7 @@ class WeightMemory:
                 f"{size} bytes for a weight do not fit into IOMMU domain {domain}, which holds {self.capacity} bytes.\n"
                 f"{self.session.memory_stats(self.bytes_used)}"
             )
-        arena = Arena(self.session, size, domain)
+        arena = Arena(self.session, size, domain, self.unsynchronised)
         # the runtime may have less than the table says, and a weight without room for its A and C is of no use
         if beside and not self.session.fits(beside, domain):
             arena.close()
@@ -457,8 +467,10 @@ class WeightMemory:
 
     def flush(self) -> None:
         """Make all that the CPU wrote visible to the device."""
-        for arena in self.arenas:
-            arena.memory.flush()
+        for arena in list(self.unsynchronised):
+            if not arena.memory.closed:
+                arena.memory.flush()
+            self.unsynchronised.discard(arena)
 
     def close(self) -> None:
         """Free everything."""

@@ -123,7 +123,7 @@ class Device:
         self.counters = DeviceStats()
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
-        self._released: deque[Sequence[ArenaBlock]] = deque()
+        self.released: deque[Sequence[ArenaBlock]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
             self.session = Session(self.runtime, self.chip, self.name, board)
@@ -403,17 +403,17 @@ class Device:
 
     def release_later(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take weight memory back at the next call; safe from a garbage collector that runs at any moment."""
-        self._released.append(pieces)
+        self.released.append(pieces)
 
     def collect(self) -> None:
         """Give back what `release_later` was told of and nobody runs with. The caller holds the lock."""
-        for _ in range(len(self._released)):
-            pieces = self._released[0]
+        for _ in range(len(self.released)):
+            pieces = self.released[0]
             if self.session.leases.uses(pieces):
-                self._released.rotate(-1)
+                self.released.rotate(-1)
             else:
                 self.weights.release(pieces)  # twice, if an interrupt comes before it is off the list
-                self._released.popleft()
+                self.released.popleft()
 
     def stats(self) -> DeviceStats:
         """Counts since the device was opened, and what is allocated now.
@@ -481,7 +481,7 @@ class Device:
         """Give up what is the device's own; buffers and contexts of users keep the session."""
         with self.lock:
             self.closed = True
-            self._released.clear()
+            self.released.clear()
             with self._attaching:
                 attached = list(self._attached.values())
                 self._attached.clear()

@@ -98,6 +98,8 @@ class Memory:
         The `Buffer`, or the result, that has it.
     home : list of Memory, or None
         Where it goes when nobody has it any more, to serve again; None: it is given back to the runtime.
+    retired : bool
+        Of a buffer that is lent: whether it is given back now or at the end of its lease, and lent to nobody else.
     """
 
     runtime: Runtime
@@ -115,6 +117,7 @@ class Memory:
     lease: weakref.ref[Lease] | None = None
     held_by: weakref.ref[Any] | None = None
     home: list[Memory] | None = None
+    retired: bool = False
     views: list[View] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     address: int = field(init=False)
@@ -227,6 +230,8 @@ class Session:
         Most bytes that were allocated at once.
     reclaimers : WeakSet of Reclaimer
         Who holds contexts and memory for reuse.
+    pid : int
+        Of the process that opened it.
 
     Raises
     ------
@@ -245,7 +250,7 @@ class Session:
         self.limit: int | None = None
         self.peak = 0
         self.reclaimers: weakref.WeakSet[Reclaimer] = weakref.WeakSet()
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._anchors: dict[int, int] = {}
         self._memories: dict[Memory, None] = {}
         self._handles: dict[Handle, None] = {}
@@ -265,15 +270,15 @@ class Session:
     @property
     def inherited(self) -> bool:
         """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self._pid
+        return os.getpid() != self.pid
 
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self._pid:
+        if os.getpid() != self.pid:
             raise ClosedError(
-                f"the device {self.name} was opened by process {self._pid} and cannot be used after a fork; "
+                f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
             )
 

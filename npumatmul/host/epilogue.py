@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, finish
+from npumatmul.host.kernels import address_of
 
 __all__ = ["FUNCTIONS", "Epilogue"]
 
@@ -30,6 +31,9 @@ ELEMENTS: dict[np.dtype[Any], Element] = {
     np.dtype(np.float16): Element.FLOAT16,
     np.dtype(ml_dtypes.bfloat16): Element.BFLOAT16,
 }
+_F32 = np.dtype(np.float32)
+_NO_LIMITS = (-math.inf, math.inf)
+_NO_MATRIX = Matrix()
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +149,15 @@ class PlacedEpilogue:
     out : ndarray, shape (M, N)
         The result's array. Operands that share memory with it are copied, but for one that is `out` itself: each of
         its elements is read before it is overwritten.
+    bias : array_like, optional
+        Instead of the epilogue's.
+    fresh : bool
+        Whether nobody else knows `out`, so that nothing shares memory with it.
+
+    Attributes
+    ----------
+    reads_out : bool
+        Whether an operand is `out` itself.
 
     Raises
     ------
@@ -152,43 +165,48 @@ class PlacedEpilogue:
         If an operand's dtype or shape does not fit.
     """
 
-    def __init__(self, epilogue: Epilogue, out: NDArray[Any]) -> None:
+    def __init__(
+        self, epilogue: Epilogue, out: NDArray[Any], bias: ArrayLike | None = None, *, fresh: bool = False
+    ) -> None:
         self.reads_out = False
-        self._alive: list[NDArray[Any]] = []
-        bias = None if epilogue.bias is None else self._bias(epilogue.bias, out).ctypes.data
-        self.struct = struct = EpilogueStruct(epilogue.scale, bias, FUNCTIONS[epilogue.activation])
-        if epilogue.multiply is not None:
-            struct.multiply = self._matrix("multiply", epilogue.multiply, out)
-        if epilogue.residual is not None:
-            struct.residual = self._matrix("residual", epilogue.residual, out)
-        struct.low, struct.high = (-math.inf, math.inf) if epilogue.clip is None else epilogue.clip
+        self._operands: list[NDArray[Any]] = []  # what stands in the struct as a bare address
+        bias = epilogue.bias if bias is None else bias
+        multiply, residual = epilogue.multiply, epilogue.residual
+        self.struct = EpilogueStruct(
+            epilogue.scale,
+            None if bias is None else self._bias(bias, out, fresh),
+            FUNCTIONS[epilogue.activation],
+            _NO_MATRIX if multiply is None else self._matrix("multiply", multiply, out, fresh),
+            _NO_MATRIX if residual is None else self._matrix("residual", residual, out, fresh),
+            *(_NO_LIMITS if epilogue.clip is None else epilogue.clip),
+        )
         self.pointer = C.pointer(self.struct)
 
-    def _bias(self, given: ArrayLike, out: NDArray[Any]) -> NDArray[np.float32]:
-        bias = _float_array("bias", given)
-        if bias.shape != (out.shape[1],):
+    def _bias(self, given: ArrayLike, out: NDArray[Any], fresh: bool) -> int:
+        bias = given if type(given) is np.ndarray and given.dtype in ELEMENTS else _float_array("bias", given)
+        if bias.shape != out.shape[1:]:
             raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
-        if bias.dtype != np.float32 or not bias.flags.c_contiguous:
-            bias = np.ascontiguousarray(bias, np.float32)
-        return self._pin(bias.copy() if np.may_share_memory(bias, out) else bias)
+        if bias.dtype != _F32 or not bias.flags.c_contiguous:
+            bias = np.ascontiguousarray(bias, _F32)
+        if not fresh and np.may_share_memory(bias, out):
+            bias = bias.copy()
+        self._operands.append(bias)
+        return address_of(bias)
 
-    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> Matrix:
-        array = _float_array(name, given)
+    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any], fresh: bool) -> Matrix:
+        array = given if type(given) is np.ndarray and given.dtype in ELEMENTS else _float_array(name, given)
         if array.shape != out.shape:
             raise ValueError(f"epilogue: {name} has shape {array.shape}, the result has {out.shape}")
-        itself = (array.ctypes.data, array.strides, array.dtype) == (out.ctypes.data, out.strides, out.dtype)
-        if itself:
-            self.reads_out = True
-        elif np.may_share_memory(array, out):
-            array = array.copy()
+        if not fresh:
+            itself = (address_of(array), array.strides, array.dtype) == (address_of(out), out.strides, out.dtype)
+            if itself:
+                self.reads_out = True
+            elif np.may_share_memory(array, out):
+                array = array.copy()
         if array.strides[1] != array.itemsize or not array.flags.aligned or array.strides[0] % array.itemsize:
             array = np.ascontiguousarray(array)
-        self._pin(array)
-        return Matrix(array.ctypes.data, array.strides[0], ELEMENTS[array.dtype])
-
-    def _pin(self, array: NDArray[Any]) -> NDArray[Any]:
-        self._alive.append(array)
-        return array
+        self._operands.append(array)
+        return Matrix(address_of(array), array.strides[0], ELEMENTS[array.dtype])
 
 
 def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:

@@ -8,7 +8,8 @@ from npumatmul.ops.linear import linear
 from npumatmul.ops.matmul import matmul, matmul_async
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.files.api import PackedFile, load_packed, open_packed, save_packed
-from npumatmul.ops.packed.weight import PackedWeight, pack
+from npumatmul.ops.packed.pack import pack
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
 from npumatmul.ops.settings import config, settings
 

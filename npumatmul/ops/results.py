@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.quant.schemes import FLOATS
+
 __all__ = ["as_rows", "checked_out", "delivered", "in_place"]
 
-_FLOATS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.float16, np.float32, ml_dtypes.bfloat16))
 
 Out = NDArray[Any] | tuple[NDArray[Any]] | None
 
@@ -62,7 +62,7 @@ def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[A
     """
     if out is None or not out.flags.aligned or not out.dtype.isnative:
         return None
-    if out.dtype != dtype and not (dtype == np.float32 and out.dtype in _FLOATS):
+    if out.dtype != dtype and not (dtype == np.float32 and out.dtype in FLOATS):
         return None
     view = np.asarray(out).reshape(shape)
     if not np.may_share_memory(view, out):

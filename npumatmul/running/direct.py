@@ -286,7 +286,7 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
     ]
 
     def prepare(lease: Lease) -> tuple[list[MatmulContext], CoreThreads | None]:
-        return placement.contexts(specs, lease), placement.core_threads(lease) if ranges.cores > 1 else None
+        return placement.static_contexts(specs, lease), placement.core_threads(lease) if ranges.cores > 1 else None
 
     def attempt(prepared: tuple[list[MatmulContext], CoreThreads | None]) -> RknnError | None:
         contexts, threads = prepared

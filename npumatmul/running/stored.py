@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,37 +17,12 @@ from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Turn
 from npumatmul.device.session import NO_ROOM, Memory
 from npumatmul.errors import ClosedError, NpuMemoryError
-from npumatmul.host.kernels import Conversion
 from npumatmul.planning.product import Span, WeightPlan
 
 _Prepared = TypeVar("_Prepared")
 _Result = TypeVar("_Result")
 
-__all__ = ["KSlice", "StoredWeight", "TileRow"]
-
-
-@dataclass(frozen=True, eq=False)
-class TileRow:
-    """What one row of tiles, a range of K over all of N, is packed from.
-
-    Attributes
-    ----------
-    k_span : Span
-    values : ndarray, shape (N, k_span.length)
-        The weight with its columns as rows, of any strides.
-    conversion : Conversion
-        What happens to each value.
-    row_scale : ndarray of float32, shape (N,), or None
-        Scale of each row of `values` for the conversion.
-    row_zero : ndarray of int32, shape (N,), or None
-        Zero point of each row.
-    """
-
-    k_span: Span
-    values: NDArray[Any]
-    conversion: Conversion
-    row_scale: NDArray[np.float32] | None = None
-    row_zero: NDArray[np.int32] | None = None
+__all__ = ["KSlice", "StoredWeight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +108,15 @@ class StoredWeight:
         if any(piece.memory.domain != self.domain for piece in tiles):
             raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for, several where threads work with it at once.
-        self.placed: dict[Hashable, Any] = {}
-        #: What results consist of, by the activations, dtypes and scales that were found to fit it.
-        self.fitting: dict[Hashable, Any] = {}
+        #: Whether the memory was given back, or will be as soon as nobody runs with it.
+        self.closed = False
         self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
+
+    @property
+    def images(self) -> int:
+        """Images of A that a range of rows has: slices share one where they read the same."""
+        return len({(each.k_span, each.part, each.group) for each in self.slices})
 
     @property
     def in_one_piece(self) -> bool:
@@ -242,22 +220,18 @@ class StoredWeight:
                 turn.over = True
                 turn.leave()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the memory was given back."""
-        return not self._finalizer.alive
-
     def close(self) -> None:
         """Give the memory back. Closing twice is allowed.
 
         Where other threads compute with it, no other product is begun, and the first call after theirs gives it back.
         """
         if self.device.session.inherited:  # by a forked child, where the lock may be held for ever
+            self.closed = True
             self._finalizer.detach()
             return
         with self.device.lock:
+            self.closed = True
             self._finalizer()
-            self.placed.clear()
             if not self.device.closed:
                 self.device.collect()
 

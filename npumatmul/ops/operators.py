@@ -1,0 +1,30 @@
+"""What methods of weights and arrays call that is itself made of weights and arrays.
+
+The modules that define it say so here, so that the classes need not import what is built on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Operators", "operators"]
+
+
+class Operators:
+    """Functions by what they are for.
+
+    Attributes
+    ----------
+    matmul : callable
+        Of ``@``: takes both operands.
+    save_packed : callable
+        Of `PackedWeight.save`: takes weight and path.
+    """
+
+    matmul: Callable[..., Any]
+    save_packed: Callable[..., None]
+
+
+#: The one instance.
+operators = Operators()
