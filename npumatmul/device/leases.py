@@ -54,12 +54,15 @@ class Lease:
     __slots__ = ("__weakref__", "computes", "memories", "over", "ref", "stores", "thread", "weight")
 
     def __init__(
-        self, weight: object = None, stores: NDArray[Any] | None = None, computes: tuple[int, int] | None = None
+        self,
+        weight: object = None,
+        stores: NDArray[Any] | None = None,
+        computes: tuple[int, int] | None = None,
+        memories: tuple[object, ...] = (),
     ) -> None:
         self.over = False
         self.ref: weakref.ref[Lease] = ref(self)
-        self.weight, self.stores, self.computes = weight, stores, computes
-        self.memories: tuple[object, ...] = ()
+        self.weight, self.stores, self.computes, self.memories = weight, stores, computes, memories
         self.thread = get_ident()
 
     def disturbs(self, other: Lease) -> bool:

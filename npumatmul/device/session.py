@@ -40,6 +40,8 @@ __all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+#: Slices of an allocation that `Session.part` remembers.
+_PARTS_MOST = 64
 #: What is raised where there is no memory, or no further context.
 NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 
@@ -98,6 +100,8 @@ class Memory:
         The `Buffer`, or the result, that has it.
     home : list of Memory, or None
         Where it goes when nobody has it any more, to serve again; None: it is given back to the runtime.
+    parts : dict
+        Of an allocation: slices of it that are bound again and again, by offset and bytes.
     retired : bool
         Of a buffer that is lent: whether it is given back now or at the end of its lease, and lent to nobody else.
     """
@@ -119,6 +123,7 @@ class Memory:
     home: list[Memory] | None = None
     retired: bool = False
     views: list[View] = field(default_factory=list)
+    parts: dict[tuple[int, int], Memory] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     address: int = field(init=False)
 
@@ -483,6 +488,18 @@ class Session:
             memory = Memory(self.runtime, whole.ctx, whole.domain, pointer, nbytes, start, whole, whole.holder)
             self._memories[memory] = None
             return memory
+
+    def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
+        """A slice of a memory, always the same one: it lives as long as the allocation. The lock is held."""
+        whole, first = memory.allocation, memory.start + start
+        found = whole.parts.get((first, nbytes))
+        if found is None:
+            if len(whole.parts) >= _PARTS_MOST and not self.leases.reads(whole):
+                for part in list(whole.parts.values()):
+                    self.release(part)
+                whole.parts.clear()
+            found = whole.parts[first, nbytes] = self.wrap(whole, first, nbytes)
+        return found
 
     def create(
         self, info: MatmulInfo, shapes: list[tuple[int, int, int]] | None = None

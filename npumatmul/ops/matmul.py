@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue

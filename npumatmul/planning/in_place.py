@@ -1,8 +1,8 @@
 """Rows that the NPU reads and writes where they stand, cut and shared by cores; pure.
 
-A and C are in normal layout then, row-major, and each run takes whole rows with all of the weight, which has one slice of
-K: cores cannot share tiles. Ranges start at multiples of the alignment of parts of an allocation, and the last one may
-reach beyond the rows that there are, into room that is nobody's.
+A and C are in normal layout then, row-major, and each run takes whole rows with all of the weight, which has one slice
+of K: cores cannot share tiles. Ranges start at multiples of the alignment of parts of an allocation, and the last one
+may reach beyond the rows that there are, into room that is nobody's.
 """
 
 from __future__ import annotations

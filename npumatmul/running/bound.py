@@ -39,6 +39,8 @@ _RUNTIME_FUNCTION = {
 class BoundProgram:
     """A plan with contexts, buffers and an executor: all that a call needs, ready made.
 
+    Where A and C stand in the memory of arrays (`in_place`) there are no buffers, and the weight is bound as one.
+
     Contexts stay the same as long as they live; buffers and executor are those of the last call wherever nobody else
     has them.
 
@@ -57,6 +59,8 @@ class BoundProgram:
         weight: StoredWeight,
         activation: Activation,
         contexts: Sequence[PooledContext],
+        *,
+        in_place: bool = False,
     ) -> None:
         self._placement, self._plan, self._domain = placement, plan, weight.domain
         self._device = weight.device
@@ -66,13 +70,16 @@ class BoundProgram:
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
-        #: Those of the last call, of A and of C.
+        #: Those of the last call, of A and of C, and whether the struct refers to them.
         self._buffers: tuple[Memory, ...] = ()
+        self._complete = False
         self._executor: Executor | None = None
         self._report = executor.Report()
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
-        self._a_count = a_count * (plan.cores if plan.range_cores else 1)
+        self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
+        self._c_count = 0 if in_place else plan.cores
+        b = [weight.whole.pointer] if in_place else weight.pointers
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._refers_to = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -94,7 +101,7 @@ class BoundProgram:
             _cores(plan.range_cores),
             None,
             None,
-            (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
+            (C.POINTER(TensorMem) * len(b))(*b),
             (C.POINTER(executor.ExecutorShape) * len(contexts))(
                 *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
             ),
@@ -121,7 +128,7 @@ class BoundProgram:
         pool.uses = uses = pool.uses + 1
         for context in self.contexts:
             context.lease, context.used = ref, uses
-        same = bool(self._buffers)
+        same = self._complete
         for memory in self._buffers:
             held = memory.lease
             holder = None if held is None else held()
@@ -141,15 +148,24 @@ class BoundProgram:
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
         placement, struct = self._placement, self._struct
-        self._buffers = ()  # until the struct refers to others, for an interrupt may come before
+        self._complete = False  # until the struct refers to others, for an interrupt may come before
         self._executor = placement.executors.acquire(lease, Executor)
-        a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
-        c = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
-        struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
-        self._buffers = (*a, *c)
+        if self._c_count:
+            a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
+            c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
+            struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
+            self._buffers = (*a, *c)
+        self._complete = True
 
-    def run(self, call: Call) -> int:
-        """Run a call; zero, or the code of a failure."""
+    def run(self, call: Call, passes: int) -> int:
+        """Run a call; zero, or the code of a failure.
+
+        Parameters
+        ----------
+        call : Call
+        passes : int
+            How often the CPU goes over an operand or a result for it.
+        """
         own, report = self._executor, self._report
         assert own is not None
         code = own.execute(self._struct, call, report)
@@ -160,7 +176,7 @@ class BoundProgram:
             counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
             counters.mem_sync_calls += report.mem_sync_calls
             counters.macs += report.macs
-            counters.conversions += 1 if call.out_deferred else 2  # `a`, or a deferred result, into A; C into `out`
+            counters.conversions += passes
         return code
 
     def failure(self, repeated: bool) -> NpuError:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 
-from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
-from npumatmul.device.leases import Lease, Spares
-from npumatmul.device.spec import ContextSpec
-from npumatmul.errors import ClosedError
+from npumatmul.device.leases import Spares
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.host import executor
-from npumatmul.running.core_threads import CoreThreads
 from npumatmul.running.pool import ContextPool
 from npumatmul.running.workspace import Workspace
 
@@ -27,6 +23,7 @@ class Placement:
     ----------
     contexts : ContextPool
     workspace : Workspace
+    results : ResultMemory
     executors : Spares of Executor
     functions : RuntimeFunctions
         The runtime's, for executors.
@@ -39,8 +36,8 @@ class Placement:
         self.has_cores = device.chip.has_core_mask
         self.contexts = ContextPool(device.session)
         self.workspace = Workspace(device.session)
+        self.results = ResultMemory(device.session)
         self.executors: Spares[executor.Executor] = Spares()
-        self._core_threads: Spares[CoreThreads] = Spares()
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self.functions = executor.RuntimeFunctions(*map(address, names))
@@ -50,17 +47,6 @@ class Placement:
     def of(cls, device: Device) -> Placement:
         """The placement of a device."""
         return device.attached(cls, cls)
-
-    def static_contexts(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
-        """Contexts of one shape each, until the lease is over."""
-        return self.contexts.static(specs, lease)
-
-    def core_threads(self, lease: Lease) -> CoreThreads:
-        """Threads for further cores, until the lease is over."""
-        device = self._device()
-        if device is None:
-            raise ClosedError("the device is gone")
-        return self._core_threads.acquire(lease, lambda: CoreThreads(device))
 
     def spare_one(self) -> bool:
         """Destroy the context that was used longest ago, unless all are in use."""
@@ -74,6 +60,5 @@ class Placement:
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
         self.executors.close()
-        self._core_threads.close()
         self.workspace.clear()
         self.contexts.clear()

@@ -13,10 +13,10 @@ from numpy.typing import DTypeLike, NDArray
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
-from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
+from npumatmul.running.placement import Placement
 
-__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "results_of", "start_of", "supported", "take"]
+__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "start_of", "supported", "take"]
 
 #: What an array in NPU memory can hold: what products take and give.
 DTYPES: tuple[np.dtype[Any], ...] = tuple(
@@ -56,11 +56,6 @@ def start_of(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
-def results_of(device: Device) -> ResultMemory:
-    """The device's memory of results, kept for reuse."""
-    return device.attached(ResultMemory, lambda device: ResultMemory(device.session))
-
-
 def allocate(device: Device, nbytes: int, domain: int | None = None) -> Buffer:
     """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
     session = device.session
@@ -83,7 +78,7 @@ def take(device: Device, nbytes: int, domain: int | None, *, computed: bool) -> 
     computed : bool
         Whether the NPU writes there, or else the CPU.
     """
-    results, session = results_of(device), device.session
+    results, session = Placement.of(device).results, device.session
 
     def taken(each: int) -> Buffer:
         return Buffer(session, results.take(nbytes, each, computed=computed, holder=Holder.BUFFERS))

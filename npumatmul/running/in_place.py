@@ -1,0 +1,235 @@
+"""Products whose A and C the NPU reads and writes in the memory of arrays: no pass of the CPU over either.
+
+A context whose A and C are in normal layout, row-major, can be bound to the memory of arrays. B is native, as packed
+weights are. That needs extents that the NPU takes as they are, one slice of K, tiles of N that stand one behind the
+other, and a type whose C is the dtype of the result, all in the weight's IOMMU domain.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.device.budget import Holder
+from npumatmul.device.buffer import Buffer
+from npumatmul.device.device import Device
+from npumatmul.errors import ClosedError, DeviceError
+from npumatmul.host.activation import Activation
+from npumatmul.host.executor import BoundStruct, Call
+from npumatmul.host.kernels import Conversion
+from npumatmul.planning.in_place import plan_in_place, rows_of
+from npumatmul.planning.product import MatmulPlan, plan_matmul
+from npumatmul.rknn import MemSyncMode, TensorMem
+from npumatmul.running.bound import BoundProgram
+from npumatmul.running.runs import Runs
+from npumatmul.running.stored import StoredWeight
+
+__all__ = ["InPlaceProgram", "type_in_place"]
+
+#: Calls that a program keeps for further products.
+_CALLS = 8
+
+
+def type_in_place(weight: StoredWeight, a: np.dtype[Any], result: np.dtype[Any]) -> MatmulType | None:
+    """The matmul type by which arrays of dtype `a` are multiplied in place, giving `result`; None where there is none.
+
+    Parameters
+    ----------
+    weight : StoredWeight
+    a, result : numpy.dtype
+    """
+    plan, device = weight.plan, weight.device
+    (first, *others) = weight.slices
+    if others or first.column_scale is not None or first.column_zero is not None or not weight.in_one_piece:
+        return None
+    if plan.k_spans[0].padded != plan.k or any(n.padded != n.length for n in plan.n_spans) or plan.mm_type.a.dtype != a:
+        return None
+    for mm_type in MatmulType:
+        same_operands = (mm_type.a, mm_type.b) == (plan.mm_type.a, plan.mm_type.b)
+        if mm_type.c is ElementType.INT8:  # requantized with scales that these contexts do not have
+            continue
+        if same_operands and mm_type.c.dtype == result and _row_major(device, mm_type, plan.k, plan.n):
+            return mm_type
+    return None
+
+
+def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
+    """Whether the chip has the type with A and C in normal and B in native layout, for this K and N."""
+    try:
+        limits = device.chip.type_limits(mm_type, device.runtime_version)
+    except DeviceError:
+        return False
+    row = device.chip.type_row(mm_type, device.runtime_version)
+    return bool(
+        row.ac_normal.value
+        and row.b_native.value
+        and k <= limits.k_max
+        and n <= limits.n_max
+        and k % limits.k_multiple == 0
+        and n % limits.n_multiple == 0
+        and k not in limits.avoid
+        and n not in limits.avoid
+    )
+
+
+class _InPlaceCall:
+    """What the executor is told of a product in place, for one at a time."""
+
+    __slots__ = ("a", "bound", "c", "call")
+
+    def __init__(self, ranges: int) -> None:
+        self.a, self.c = ((C.POINTER(TensorMem) * ranges)() for _ in range(2))
+        self.bound = BoundStruct(self.c, None)
+        self.call = Call(a_bound=self.a, out_bound=C.pointer(self.bound))
+
+
+class InPlaceProgram(Runs):
+    """A product of so many rows of an array with a weight, whose result is an array.
+
+    Parameters
+    ----------
+    weight : StoredWeight
+    plan : MatmulPlan
+        Of `plan_in_place`.
+
+    Attributes
+    ----------
+    a_bytes, c_bytes : int
+        What is read and written from the first row on, with rows that pad the product.
+    """
+
+    _in_place = True
+
+    def __init__(self, weight: StoredWeight, plan: MatmulPlan) -> None:
+        mm_type = plan.weight.mm_type
+        conversion = Conversion.COPY_8 if mm_type.a.nbytes(1) == 1 else Conversion.COPY_16
+        super().__init__(weight, plan, Activation(mm_type.a.dtype, conversion))
+        rows = rows_of(plan)
+        self.a_bytes, self.c_bytes = mm_type.a.nbytes(rows * plan.weight.k), mm_type.c.nbytes(rows * plan.weight.n)
+        row_bytes = mm_type.a.nbytes(plan.weight.k), mm_type.c.nbytes(plan.weight.n)
+        #: Offset and bytes of A and of C of each range of rows.
+        self._parts = [[(span.start * row, span.padded * row) for span in plan.m_spans] for row in row_bytes]
+        self._calls: list[_InPlaceCall] = []
+
+    @classmethod
+    def of(
+        cls, weight: StoredWeight, m: int, mm_type: MatmulType, a_room: int | None = None, c_room: int | None = None
+    ) -> InPlaceProgram | None:
+        """The program for `m` rows, at least 1; None where rows do not stand so, or copying is modelled faster.
+
+        Parameters
+        ----------
+        weight : StoredWeight
+        m : int
+        mm_type : MatmulType
+            Of `type_in_place`.
+        a_room, c_room : int, optional
+            Bytes that may be read and written from the first row on; by default as many as rows need that pad.
+        """
+        device, plan = weight.device, weight.plan
+        rooms = [
+            room // of.nbytes(extent)
+            for room, of, extent in ((a_room, mm_type.a, plan.k), (c_room, mm_type.c, plan.n))
+            if room is not None
+        ]
+        in_place = plan_in_place(m, plan, mm_type, device.chip, min(rooms) if rooms else None)
+        if in_place is None:
+            return None
+        # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
+        if (len(in_place.m_spans) > 1 or len(weight.tiles) > 1) and not device.runtime.has("rknn_mem_sync"):
+            return None
+        seconds, copying = in_place.modelled_seconds, plan_matmul(m, plan).modelled_seconds
+        return None if seconds is not None and copying is not None and seconds > copying else cls(weight, in_place)
+
+    def multiply_array(self, a: Buffer, a_offset: int = 0, out: Buffer | None = None, out_offset: int = 0) -> Buffer:
+        """Multiply rows where they stand.
+
+        Parameters
+        ----------
+        a : Buffer
+            In the weight's domain, with `a_bytes` from the offset on.
+        a_offset : int
+            Of the first row, in bytes; a multiple of the alignment of slices.
+        out : Buffer, optional
+            The same of the result, which shares no bytes with `a`; by default one of its own.
+        out_offset : int
+
+        Returns
+        -------
+        Buffer
+            `out`, or a new one.
+
+        Raises
+        ------
+        RknnError
+            If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        ClosedError
+            If weight, device or one of the buffers are closed.
+        NpuMemoryError
+            If there is no room for the result.
+        """
+        calls = self._calls
+        told = calls.pop() if calls else _InPlaceCall(len(self._parts[0]))
+        made: list[Buffer] = []
+        begin = partial(self._begin_in_place, told, a, a_offset, out, out_offset, made)
+        if out is None:
+            given: tuple[Any, ...] = (begin, 0, None, (a._memory,))
+        else:
+            whole = out.memory.allocation
+            computes = whole.address, whole.address + whole.size - 1
+            given = begin, 0, None, (a._memory, out._memory), computes, partial(self._end_in_place, out)
+        failed = self._attempt(*given)
+        if failed is not None:
+            self._repeat(failed, *given)
+        if len(calls) < _CALLS:
+            calls.append(told)
+        return made[0] if out is None else out
+
+    def _begin_in_place(
+        self,
+        told: _InPlaceCall,
+        a: Buffer,
+        a_offset: int,
+        out: Buffer | None,
+        out_offset: int,
+        made: list[Buffer],
+        bound: BoundProgram,
+    ) -> Call:
+        """The call; the device's lock is held."""
+        if a.closed or (out is not None and out.closed):
+            raise ClosedError("this NPU buffer is closed")
+        if out is None:
+            if not made:
+                results, session = self._placement.results, self._session
+                memory = results.take(self.c_bytes, self._weight.domain, computed=True, holder=Holder.BUFFERS)
+                made.append(Buffer(session, memory))
+            out = made[0]
+            told.bound.whole = out._memory.pointer
+        else:
+            told.bound.whole = None  # somebody may write into other parts of it meanwhile
+            out.settle()
+            if out._memory.flush():
+                self._device.counters.mem_sync_calls += 1
+        if a._memory.views or a._memory.written != a._memory.synchronised or a._memory.owner is not None:
+            a.settle()
+            self._device.counters.mem_sync_calls += a._memory.flush()
+        of_a, of_c = self._parts
+        for buffer, offset, into, parts in ((a, a_offset, told.a, of_a), (out, out_offset, told.c, of_c)):
+            if offset == 0 and len(parts) == 1:
+                into[0] = buffer._memory.pointer
+                continue
+            for index, (start, nbytes) in enumerate(parts):
+                into[index] = self._session.part(buffer._memory, offset + start, nbytes).pointer
+        return told.call
+
+    def _end_in_place(self, out: Buffer) -> None:
+        """Let the CPU see a result in a buffer that others may use, too."""
+        out.settle()  # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
+        syncs = out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE)
+        with self._device.lock:
+            self._device.counters.mem_sync_calls += syncs
+        out._computed()

@@ -1,0 +1,177 @@
+"""Runs of one plan with a weight: one call at a time on contexts of its own, which may wait, or be repeated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import getpid
+from typing import Any
+
+from numpy.typing import NDArray
+
+from npumatmul.device.leases import Lease
+from npumatmul.device.session import NO_ROOM, Memory
+from npumatmul.device.spec import ContextSpec
+from npumatmul.errors import ClosedError, NpuError, RknnError
+from npumatmul.host.activation import Activation
+from npumatmul.host.executor import Call
+from npumatmul.planning.product import MatmulPlan
+from npumatmul.rknn import MatmulLayout
+from npumatmul.running.bound import BoundProgram
+from npumatmul.running.placement import Placement
+from npumatmul.running.pool import TileShape
+from npumatmul.running.stored import StoredWeight
+from npumatmul.running.waiting import Waiting
+
+__all__ = ["Runs"]
+
+#: A plan is bound so often, each time to contexts of its own, for threads that are at work with it at once.
+_BOUND = 8
+
+
+class Runs:
+    """What products of one plan with a weight have in common.
+
+    Parameters
+    ----------
+    weight : StoredWeight
+    plan : MatmulPlan
+    activation : Activation
+        How rows of the left operand become rows of A.
+    scales : tuple of float, optional
+        Of A, B and C, where the runtime itself applies them.
+    """
+
+    #: Whether A and C stand in the memory of arrays.
+    _in_place = False
+
+    def __init__(
+        self,
+        weight: StoredWeight,
+        plan: MatmulPlan,
+        activation: Activation,
+        scales: tuple[float, float, float] | None = None,
+    ) -> None:
+        self._weight, self._device, self._session = weight, weight.device, weight.device.session
+        self._plan, self._activation, self._scales = plan, activation, scales
+        self._placement = Placement.of(weight.device)
+        self._bound: list[BoundProgram] = []
+
+    def _attempt(
+        self,
+        begin: Call | Callable[[BoundProgram], Call],
+        passes: int,
+        out: NDArray[Any] | None = None,
+        memories: tuple[Memory, ...] = (),
+        computes: tuple[int, int] | None = None,
+        end: Callable[[], None] | None = None,
+        *,
+        repeated: bool = False,
+    ) -> RknnError | None:
+        """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
+
+        It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
+        it is over the weight keeps its memory, whoever closes it.
+
+        Parameters
+        ----------
+        begin : Call or callable
+            The call, or what makes it under the lock.
+        passes : int
+            How often the CPU goes over an operand or a result for it.
+        out : ndarray, optional
+            Where the CPU stores the result.
+        memories : tuple of Memory
+            Of arrays that it runs with, which nobody may close meanwhile.
+        computes : (int, int), optional
+            Where the NPU writes the result, as of a `Lease`.
+        end : callable, optional
+            Is called after the run.
+        repeated : bool
+        """
+        weight, device, session = self._weight, self._device, self._session
+        if getpid() != session.pid:  # before the lock, which may be held for ever in a forked child
+            session.check_usable()
+        leases, waiting = session.leases, None
+        try:
+            while True:
+                lease = Lease(weight.tiles, out, computes, memories)
+                bound = None
+                try:
+                    with session.lock:
+                        if session.closed:
+                            session.check_usable()
+                        if weight.closed:
+                            raise ClosedError("this packed weight is closed; pack it again")
+                        if device.released:
+                            device.collect()
+                        ended = leases.ended
+                        others = leases.enter(lease)
+                        if not others:
+                            try:
+                                bound = self._acquire(lease)
+                                call = begin if isinstance(begin, Call) else begin(bound)
+                            except NO_ROOM as error:
+                                bound, waiting = None, waiting or Waiting(session)
+                                waiting.no_room(error, lease, ended)
+                    if bound is not None:
+                        if bound.run(call, passes) == 0:
+                            if end is not None:
+                                end()
+                            return None
+                        failed = bound.failure(repeated)
+                        if not repeated and bound.broken and isinstance(failed, RknnError):
+                            return failed
+                        raise failed
+                finally:
+                    lease.over = True
+                    leases.leave(lease)
+                waiting = waiting or Waiting(session)
+                waiting.wait(others)
+        finally:
+            if waiting is not None:
+                waiting.end()
+
+    def _repeat(self, first: RknnError, *attempt: Any) -> None:
+        """Repeat a call whose contexts broke: they are made anew."""
+        try:
+            self._attempt(*attempt, repeated=True)
+        except NpuError as error:
+            raise error from first
+
+    def _acquire(self, lease: Lease) -> BoundProgram:
+        """All that a call needs, leased."""
+        if self._device.weights.unsynchronised:
+            self._device.weights.flush()
+        for bound in self._bound:
+            if bound.acquire(lease):
+                return bound
+        contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
+        how = self._plan, self._weight, self._activation, contexts
+        bound = BoundProgram(self._placement, *how, in_place=self._in_place)
+        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
+        bound.acquire_others(lease)
+        return bound
+
+    def _tiles(self) -> list[TileShape]:
+        """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
+        weight, plan = self._weight, self._plan
+        w = plan.weight
+        return [
+            TileShape(
+                ContextSpec(
+                    w.mm_type,
+                    m_span.padded,
+                    each.k_span.padded,
+                    n.padded,
+                    MatmulLayout.NATIVE,
+                    MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
+                    core=plan.core(m_index, n_index) if self._placement.has_cores else None,
+                    domain=weight.domain,
+                    scales=self._scales,
+                ),
+                w.buckets,
+            )
+            for m_index, m_span in enumerate(plan.m_spans)
+            for each in weight.slices
+            for n_index, n in enumerate(w.n_spans)
+        ]
