@@ -120,7 +120,7 @@ class RknnFail(RknnError):
 
     name = "RKNN_ERR_FAIL"
     meaning = "execution failed"
-    hint = "The runtime prints the reason on standard error (RKNN_LOG_LEVEL=3 makes it say more)."
+    hint = "The runtime prints the reason on standard error (RKNN_LOG_LEVEL=2 makes it say more)."
 
 
 class RknnTimeout(RknnError):

@@ -17,8 +17,9 @@ from typing import Any
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import DeviceError
+from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn import simulator
+from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator
 
 __all__ = [
@@ -26,11 +27,14 @@ __all__ = [
     "SETTINGS",
     "SOCS",
     "Counters",
+    "compile_flags",
     "configured",
     "counter_details",
     "counters",
     "environment",
+    "include_path",
     "library_path",
+    "link_flags",
     "reset_counters",
     "runtimes",
     "trace",
@@ -74,6 +78,65 @@ def library_path(runtime: str = NEWEST_RUNTIME) -> Path:
     return libraries[runtime]
 
 
+def include_path() -> Path:
+    """Folder of the C headers: ``rknn_matmul_api.h`` and ``rknn_api.h``, and ``npumatmul_sim.h`` of the simulator.
+
+    They declare the vendor's documented API in our own words, so that programs compile where the SDK is not installed.
+
+    Raises
+    ------
+    LibraryNotFoundError
+        If the package was installed without them.
+
+    Examples
+    --------
+    >>> (include_path() / "rknn_matmul_api.h").exists()
+    True
+    """
+    folder = native_directory() / "include"
+    if not (folder / "rknn_matmul_api.h").exists():
+        raise LibraryNotFoundError(f"the C headers are missing from the package: {folder}; reinstall npumatmul")
+    return folder
+
+
+def compile_flags() -> list[str]:
+    """What a C or C++ compiler needs to find the headers.
+
+    Examples
+    --------
+    >>> compile_flags() == [f"-I{include_path()}"]
+    True
+    """
+    return [f"-I{include_path()}"]
+
+
+def link_flags(runtime: str = NEWEST_RUNTIME) -> list[str]:
+    """What a compiler needs to link a program with the simulator as its ``librknnrt.so``.
+
+    The program then runs without further ado on this machine, and follows `environment` where that is set.
+
+    Parameters
+    ----------
+    runtime : str
+        The simulated version of the runtime, one of `runtimes`.
+
+    Raises
+    ------
+    DeviceError
+        If that version is not simulated.
+    OSError
+        If the folder for ``librknnrt.so`` cannot be made below ``$XDG_CACHE_HOME`` (``~/.cache`` by default).
+
+    Examples
+    --------
+    >>> link_flags()[-1]
+    '-lrknnrt'
+    """
+    folder = _folder_with_librknnrt(library_path(runtime), os.environ)
+    # of the two kinds of search path in a program, the one that LD_LIBRARY_PATH beats
+    return [f"-L{folder}", f"-Wl,--enable-new-dtags,-rpath,{folder}", "-lrknnrt"]
+
+
 def environment(
     soc: str = "rk3588",
     runtime: str = NEWEST_RUNTIME,
@@ -98,8 +161,9 @@ def environment(
     Returns
     -------
     dict of str to str
-        ``LD_LIBRARY_PATH`` (for running), ``LIBRARY_PATH`` (for linking with ``-lrknnrt``), ``NPUMATMUL_LIBRARY`` (for
-        npumatmul itself) and the ``NPUMATMUL_SIM_*`` variables.
+        ``LD_LIBRARY_PATH`` (for running), ``LIBRARY_PATH`` (for linking with ``-lrknnrt``), ``C_INCLUDE_PATH`` and
+        ``CPLUS_INCLUDE_PATH`` (for compiling), ``NPUMATMUL_LIBRARY`` (for npumatmul itself) and the
+        ``NPUMATMUL_SIM_*`` variables.
 
     Raises
     ------
@@ -124,9 +188,13 @@ def environment(
     for name, value in settings.items():
         variables[f"NPUMATMUL_SIM_{name.upper()}"] = _setting(name, value)
     folder = _folder_with_librknnrt(library, inherited)
-    for name in ("LD_LIBRARY_PATH", "LIBRARY_PATH"):
+    headers = include_path()
+    for name, place in (
+        ("LD_LIBRARY_PATH", folder), ("LIBRARY_PATH", folder),
+        ("C_INCLUDE_PATH", headers), ("CPLUS_INCLUDE_PATH", headers),
+    ):  # fmt: skip
         before = inherited.get(name)
-        variables[name] = f"{folder}:{before}" if before else str(folder)
+        variables[name] = f"{place}:{before}" if before else str(place)
     variables["NPUMATMUL_LIBRARY"] = str(folder / "librknnrt.so")
     return variables
 
@@ -262,9 +330,10 @@ def reset_counters(device: Device | str | None = None) -> None:
 
 @contextmanager
 def configured(device: Device | str | None = None, **settings: str | int | bool) -> Iterator[None]:
-    """Give settings of the simulator other values within a ``with`` block; afterwards they have their defaults.
+    """Give settings of the simulator other values within a ``with`` block; afterwards they are what they were before.
 
     Contexts and memories keep the settings that held when they were created, so open a `Device` inside the block.
+    Faults that are put back count calls anew, and a trace that gave way to another one has ended.
 
     Parameters
     ----------
@@ -291,13 +360,14 @@ def configured(device: Device | str | None = None, **settings: str | int | bool)
     """
     simulated = _simulator(device)
     values = {f"NPUMATMUL_SIM_{name.upper()}": _setting(name, value) for name, value in settings.items()}
+    before = {name: simulated.setting(name) for name in values if name != "NPUMATMUL_SIM_TRACE"}
     try:
         for name, text in values.items():
             simulated.configure(name, text)
         yield
     finally:
         for name in values:
-            simulated.configure(name, None)
+            simulated.configure(name, before.get(name))
 
 
 @contextmanager

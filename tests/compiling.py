@@ -36,13 +36,11 @@ def run(program: Path, *arguments: str, **environment: str) -> str:
 
 
 def build_examples(place: Path, **environment: str) -> Path:
-    """Build examples/c in `place`, where nothing else of the project is but the header that they include."""
-    source = ROOT / "examples" / "c"
-    shutil.copytree(source, place / "examples" / "c", ignore=shutil.ignore_patterns("matmul_static", "matmul_dynamic"))
-    (place / "native" / "include").mkdir(parents=True)
-    shutil.copy(INCLUDE / "rknn_abi.h", place / "native" / "include")
+    """Build examples/c in `place`, where nothing else of the project is."""
+    folder = place / "examples"
+    shutil.copytree(ROOT / "examples" / "c", folder, ignore=shutil.ignore_patterns("matmul_static", "matmul_dynamic"))
     flags = " ".join((*WARNINGS, "-Wshadow", "-O2"))
-    make = ["make", "-C", str(place / "examples" / "c"), f"CC={compiler()}", f"CFLAGS={flags}"]
+    make = ["make", "-C", str(folder), f"CC={compiler()}", f"CFLAGS={flags}"]
     done = subprocess.run(make, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return place / "examples" / "c"
+    return folder

@@ -8,9 +8,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -312,3 +314,63 @@ def test_products_run_where_more_rows_end_the_process() -> None:
         timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr[-2000:]
+
+
+# ---- the level of the runtime's log --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("level", "lives"), [("3", False), (" 4", False), ("+6", False), ("2", True), ("no", True)])
+def test_int4_is_refused_where_the_log_level_is_deadly(
+    fresh_device: npu.Device, monkeypatch: pytest.MonkeyPatch, level: str, lives: bool
+) -> None:
+    monkeypatch.setenv("RKNN_LOG_LEVEL", level)
+    w = np.ones((64, 64), np.float32)
+    with npu.pack(w, "w4a4", device=fresh_device) as int4, npu.pack(w, "w8a8", device=fresh_device) as int8:
+        assert (npu.matmul(np.ones((1, 64), np.float32), int8, device=fresh_device) > 0).all()
+        before = sum(sim.counter_details(fresh_device)["failures"].values())
+        if lives:
+            assert (npu.matmul(np.ones((1, 64), np.float32), int4, device=fresh_device) > 0).all()
+        else:
+            with pytest.raises(DeviceError, match=r"RKNN_LOG_LEVEL is \d: above 2.* int4 kills the process.*or less"):
+                npu.matmul(np.ones((1, 64), np.float32), int4, device=fresh_device)
+        assert sum(sim.counter_details(fresh_device)["failures"].values()) == before, "the runtime was not asked"
+
+
+def test_the_log_level_of_int4_is_in_the_table() -> None:
+    for soc, runtime, provenance in (
+        ("rk3588", "1.6.0", Provenance.OBSERVED), ("rk3588", "2.3.2", Provenance.UNSETTLED),
+        ("rk3576", "2.3.2", Provenance.UNSETTLED),
+    ):  # fmt: skip
+        cell = capabilities(soc, runtime, probed=False).int4_log_level
+        assert (cell.value, cell.provenance) == (2, provenance)
+    found = ProbeResults("rk3588", NEWEST_RUNTIME, True, {"int4_log_level": (4, "X5")})
+    assert Chip.of(build("rk3588", NEWEST_RUNTIME, found)).int4_log_level == 4
+
+
+#: What people and agents read: messages in code, and documents.
+TEXTS = (
+    "npumatmul/**/*.py",
+    "native/**/*.[ch]",
+    "docs/*.md",
+    "README.md",
+    "CHANGELOG.md",
+    "examples/**/*",
+    "bench/*.py",
+)
+ADVICE = re.compile(r"RKNN_LOG_LEVEL\W{1,6}(?:(?:of|to|is|at)\s+)?([3-9])")
+
+
+def test_nobody_is_advised_a_log_level_that_kills_int4() -> None:
+    """Where a level from 3 on is named, what it does to int4 stands beside it."""
+    root, named, level = Path(__file__).parent.parent, 0, 0
+    for file in sorted({found for pattern in TEXTS for found in root.glob(pattern) if found.is_file()}):
+        text = file.read_text()
+        named += text.count("RKNN_LOG_LEVEL")
+        for match in ADVICE.finditer(text):
+            level += 1
+            around = text[max(0, match.start() - 400) : match.end() + 400]
+            assert "int4" in around, f"{file}: {match[0]}"
+            assert re.search(r"SIGFPE|die|kill|ends", around), f"{file}: {match[0]}"
+    assert named > 8
+    assert level > 2
+    assert ADVICE.search("set RKNN_LOG_LEVEL=3 to hear more")

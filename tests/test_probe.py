@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npumatmul.chips import ProbeResults, capabilities, load_probe_results
+from npumatmul.chips import NEWEST_RUNTIME, ProbeResults, capabilities, load_probe_results
+from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.probe_file import CHIP_KINDS, TYPE_KINDS, checked_cells
+from npumatmul.chips.table import build
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.probe import QUESTIONS, Outcome, Probe, Question, Target, choose, find_target, markdown, probe, runner
-from npumatmul.probe.instrument import decode, encode, from_groups, judge, to_groups, to_tiles
+from npumatmul.probe.instrument import Instrument, decode, encode, from_groups, judge, to_groups, to_tiles
 from npumatmul.probe.limits import largest
-from npumatmul.rknn import RuntimeVersion
+from npumatmul.probe.trial import Trials
+from npumatmul.rknn import Runtime, RuntimeVersion
 from npumatmul.rknn.discovery import simulator_path
 
 F16, I8, I4 = "FLOAT16_FLOAT16_FLOAT32", "INT8_INT8_INT32", "INT4_INT4_INT16"
@@ -99,6 +103,57 @@ def test_stale_data_of_strict_memory_is_seen() -> None:
 def test_bytes_of_a_domain() -> None:
     size = 96 * 1024**2 + 3 * 4096
     assert ask("X2", "--all", domain_bytes=str(size))["X2"]["cells"] == {"domain_bytes": size}
+
+
+def test_what_kills_a_process_is_asked_in_one_of_its_own() -> None:
+    answers = ask("X4", "X5", "--quick", int4_rows="deadly")
+    assert answers["X4"]["cells"] == {f"{I4}.native_rows": "as recorded"}
+    tried = answers["X4"]["details"]
+    assert (tried["408x608x64"], tried["412x608x64"]) == ("created", "died (SIGFPE)")
+    assert (tried["24x8160x8192"], tried["28x8160x8192"]) == ("created", "died (SIGFPE)")
+    assert answers["X5"]["cells"] == {"int4_log_level": 2}
+    assert answers["X5"]["details"][f"{I4} normal, level 3"] == "died (SIGFPE)"
+
+
+def test_a_runtime_that_lives_is_believed_only_with_products() -> None:
+    answer = ask("X4", "--quick", int4_rows="any")["X4"]
+    assert answer["cells"] == {}
+    assert "whether products are right is asked with --all" in answer["answer"]
+
+
+@pytest.mark.parametrize(
+    ("lives", "everything", "cell"),
+    [
+        (lambda m, k, n: True, True, None),
+        (lambda m, k, n: m <= RECORDED.most(k, n), True, "as recorded"),
+        (lambda m, k, n: m * k <= 262144 or m == 1, True, {608: 428, 10304: 24}),
+        (lambda m, k, n: m * k <= 131072, False, {608: 212, 10304: 4}),
+        (lambda m, k, n: m == 1, False, {608: 1, 10304: 1}),
+        (lambda m, k, n: False, False, {608: 0, 10304: 0}),
+    ],
+)  # fmt: skip
+def test_rows_of_int4_by_what_a_board_does(
+    monkeypatch: pytest.MonkeyPatch, lives: Callable[[int, int, int], bool], everything: bool, cell: Any
+) -> None:
+    class Board(Trials):
+        def attempt(
+            self, mm_type: MatmulType, m: int, k: int, n: int, *, native: bool = False, run: bool = True
+        ) -> str:
+            assert (native, run) == (True, everything)
+            return ("right" if run else "created") if lives(m, k, n) else "died (SIGFPE)"
+
+    monkeypatch.setattr("npumatmul.probe.limits.Trials", Board)
+    runtime = Runtime(simulator_path())
+    instrument = Instrument(runtime, build("rk3588", NEWEST_RUNTIME), everything=everything)
+    ask_rows = QUESTIONS["X4"].ask
+    assert ask_rows is not None
+    found = checked_cells(ask_rows(instrument).cells, "X4")[f"{I4}.native_rows"][0]
+    if not isinstance(cell, dict):
+        assert found == cell
+        return
+    grid = NativeRows.of(found)
+    assert {k: grid.most(k, 64) for k in cell} == cell
+    assert grid.most(8192, 8192) <= grid.most(8160, 8192), "planning's largest K and N are covered"
 
 
 @pytest.mark.parametrize("count", [37, 150])

@@ -216,10 +216,29 @@ def test_every_function_of_the_header_is_bound_with_its_number_of_arguments() ->
         assert len(runtime.FUNCTIONS[name][1]) == len(arguments), name
 
 
-def test_header_compiles_as_cxx(tmp_path: Path) -> None:
+def test_the_structs_of_models_have_the_documented_sizes(tmp_path: Path) -> None:
+    """Facts 1.3: nothing of them is used here, but programs that use both kinds of calls include them."""
+    sizes = {
+        "rknn_tensor_attr": (376, 4), "rknn_init_extend": (136, 8), "rknn_run_extend": (24, 8),
+        "rknn_custom_string": (1024, 1), "rknn_input_range": (33040, 4), "rknn_input": (32, 8), "rknn_output": (24, 8),
+    }  # fmt: skip
+    checks = [f"sizeof({name}) == {size} && _Alignof({name}) == {a}" for name, (size, a) in sizes.items()]
+    checks += ["RKNN_TENSOR_NC1HWC2 == 2", "RKNN_QUERY_CURRENT_NATIVE_OUTPUT_ATTR == 17", "sizeof(rknn_context) == 8"]
+    source = tmp_path / "models.c"
+    source.write_text(
+        '#include "rknn_api.h"\n#include "rknn_matmul_api.h"\n'
+        + "".join(f'_Static_assert({check}, "{check}");\n' for check in checks)
+        + "int main(void) { return get_matmul_type_string((rknn_matmul_type)15)[0] != 'U'; }\n"
+    )
+    run(compile_c(tmp_path / "models", [source], "-pedantic"))
+
+
+@pytest.mark.parametrize("header", ["rknn_api.h", "rknn_matmul_api.h", "npumatmul_sim.h"])
+def test_headers_compile_as_cxx(header: str, tmp_path: Path) -> None:
     source = tmp_path / "use.cc"
-    source.write_text('#include "rknn_abi.h"\nint main() { rknn_matmul_info info = {}; return info.M; }\n')
+    source.write_text(f'#include "{header}"\nint main() {{ return 0; }}\n')
     cxx = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if cxx is None:
         pytest.skip("no C++ compiler on this machine; only a C compiler is required")
-    subprocess.run([cxx, f"-I{INCLUDE}", "-fsyntax-only", str(source)], check=True)
+    flags = ["-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{INCLUDE}", "-fsyntax-only"]
+    subprocess.run([cxx, *flags, str(source)], check=True)

@@ -56,11 +56,9 @@ def test_every_version_has_a_library_with_its_own_functions() -> None:
             assert hasattr(library, function) == (runtime >= first), (runtime, function)
 
 
-def test_the_chips_are_those_of_the_library() -> None:
-    library = ctypes.CDLL(str(discovery.simulator_path()))
-    for soc in sim.SOCS:
-        assert library.npumm_sim_select(soc.encode()) == 0
-    library.npumm_sim_select(None)
+def test_the_chips_are_those_of_the_library(fresh_device: npu.Device) -> None:
+    """C and Python have a list of their own each."""
+    assert sorted(sim.counter_details(fresh_device)["chips"]) == sorted(sim.SOCS) == sorted(discovery.SIMULATED_SOCS)
 
 
 @pytest.mark.parametrize("name", sorted(sim.SETTINGS))
@@ -154,6 +152,67 @@ def test_trace(fresh_device: npu.Device, tmp_path: Path) -> None:
     assert sum(event["name"] == "rknn_matmul_run" for event in events) == 1
     with pytest.raises(OSError, match="cannot be written"), sim.trace(tmp_path / "no" / "such", fresh_device):
         pass
+
+
+def test_a_forked_child_leaves_the_trace_alone(fresh_device: npu.Device, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    with sim.trace(file, fresh_device):
+        npu.matmul(*INT8, device=fresh_device)
+        child = os.fork()
+        if child == 0:
+            ctypes.CDLL(None).exit(0)  # as a program ends, with what the library does then
+        assert os.waitpid(child, 0)[1] == 0
+        npu.matmul(*INT8, device=fresh_device)
+    names = [event["name"] for event in json.loads(file.read_text())]
+    assert names.count("process_name") == 1
+    assert names.count("rknn_matmul_run") == 2
+
+
+def test_settings_become_what_they_were_before(fresh_device: npu.Device, tmp_path: Path) -> None:
+    simulator = Simulator(fresh_device.runtime)
+
+    def now() -> tuple[str, ...]:
+        return tuple(simulator.setting(f"NPUMATMUL_SIM_{name}") for name in ("STRICT", "CONTEXTS", "FAULTS"))
+
+    before = now()
+    assert before[1:] == ("none", "")
+    with sim.configured(fresh_device, strict=True, contexts=50):
+        with sim.configured(fresh_device, strict=False, faults="query:code=-1"):
+            assert now() == ("0", "50", "query:code=-1")
+            with sim.configured(fresh_device, faults="query:code=-2"):
+                assert now() == ("0", "50", "query:code=-2")
+            assert now() == ("0", "50", "query:code=-1")
+        assert now() == ("1", "50", "")
+        with (
+            pytest.raises(ValueError, match="npumm_sim_configure"),
+            sim.configured(fresh_device, strict=False, contexts=0),
+        ):
+            pass
+        assert now() == ("1", "50", ""), "what was set before the mistake is put back"
+        outer, inner = tmp_path / "outer.json", tmp_path / "inner.json"
+        with sim.configured(fresh_device, trace=str(outer)):
+            npu.matmul(*INT8, device=fresh_device)
+            with sim.configured(fresh_device, trace=str(inner)):
+                pass
+        assert "rknn_matmul_run" in outer.read_text(), "it was not begun once more"
+        json.loads(outer.read_text()), json.loads(inner.read_text())
+    assert now() == before
+    with pytest.raises(ValueError, match="no setting 'NPUMATMUL_SIM_COLOUR'"):
+        simulator.setting("NPUMATMUL_SIM_COLOUR")
+
+
+@pytest.mark.parametrize("value", ["1", ""])
+def test_the_environment_counts_again_after_a_block(value: str) -> None:
+    """Not the library's default."""
+    text = (
+        "import sys, npumatmul as npu; from npumatmul import sim; from npumatmul.rknn.simulator import Simulator\n"
+        "with npu.Device('sim:rk3588') as device:\n"
+        "    with sim.configured(device, strict=True): pass\n"
+        "    print(Simulator(device.runtime).setting('NPUMATMUL_SIM_STRICT'))\n"
+    )
+    environment = {**os.environ, "NPUMATMUL_SIM_STRICT": value}
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment, timeout=100)
+    assert (done.stdout, done.stderr) == (f"{value or 0}\n", "")
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

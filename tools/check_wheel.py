@@ -15,6 +15,7 @@ from pathlib import Path
 MACHINES = {"x86_64": 62, "aarch64": 183}
 RUNTIMES = ("1.5.2", "1.6.0", "2.0.0b0", "2.1.0", "2.3.0", "2.3.2")
 LIBRARIES = {"libnpumm.so", "libnpumm_sim.so", *(f"libnpumm_sim_{runtime}.so" for runtime in RUNTIMES)}
+HEADERS = {"rknn_abi.h", "rknn_api.h", "rknn_matmul_api.h", "npumatmul_sim.h"}
 
 
 def problems_of(wheel: Path) -> list[str]:
@@ -35,6 +36,9 @@ def problems_of(wheel: Path) -> list[str]:
         files = {Path(entry).name: entry for entry in archive.namelist() if entry.endswith(".so")}
         if set(files) != LIBRARIES:
             problems.append(f"the libraries are {sorted(files)}, not {sorted(LIBRARIES)}")
+        headers = {entry for entry in archive.namelist() if entry.endswith(".h")}
+        if headers != {f"npumatmul/_native/include/{header}" for header in HEADERS}:
+            problems.append(f"the headers are {sorted(headers)}, not {sorted(HEADERS)} in npumatmul/_native/include")
         for library, entry in files.items():
             if entry != f"npumatmul/_native/{library}":
                 problems.append(f"{entry} is not in npumatmul/_native")

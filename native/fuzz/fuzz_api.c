@@ -9,11 +9,13 @@
  * Arguments that the documented API cannot check are kept honest: an array is as long as its length says, and the
  * helper's buffers hold K x N elements.
  */
+#define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "npumatmul_sim.h"
@@ -283,13 +285,22 @@ static void call_create_mem(void) {
   }
 }
 
+/* Memory of the program's own, which may shrink and grow. Other descriptors are a tester's own files: hands off. */
+static int own_memory(void) {
+  static int fd = -1;
+  static const off_t sizes[] = {8192, 1 << 20, 100, 0};
+  if (fd < 0) fd = memfd_create("own", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, ITEM(sizes))) abort();
+  return fd;
+}
+
 static void call_create_mem_from_fd(void) {
   const memory *of = some_kept_memory();
   static const int32_t offsets[] = {0, 1, 64, 4096, -1, INT32_MAX, INT32_MIN};
   int32_t fd = of->alive ? of->mem->fd : -1;
   void *virt_addr = of->alive ? of->mem->virt_addr : NULL;
   uint32_t size = of->alive ? of->mem->size / (1 + pick(3)) : 64;
-  if (pick(6) == 0) fd = (int32_t)(pick(2) ? pick(8) : word());
+  if (pick(6) == 0) fd = pick(2) ? own_memory() : (int32_t)(word() | 1u << 30);
   if (pick(6) == 0) virt_addr = (void *)(uintptr_t)(pick(2) ? 0 : word());
   if (pick(6) == 0) size = (uint32_t)extent();
   keep_memory(rknn_create_mem_from_fd(some_handle(), fd, virt_addr, size, ITEM(offsets)));

@@ -20,7 +20,7 @@ typedef struct {
   uint64_t macs;          /* multiply-accumulates of all runs, padding included */
   uint64_t contexts_now;  /* living matmul contexts */
   uint64_t memories_now;  /* living rknn_tensor_mem structs */
-  uint64_t descriptors_now; /* file descriptors held by allocations */
+  uint64_t descriptors_now; /* file descriptors held by allocations and contexts */
   uint64_t bytes_now;     /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
 } npumm_sim_counters;
 
@@ -31,8 +31,8 @@ typedef struct {
 const char *npumm_sim_describe(int *cores);
 
 /*
- * Chooses the chip on which the calling thread creates contexts, and memory without a context, from now on: "rk3562",
- * "rk3566", "rk3568", "rk3576", "rk3588", or NULL for the chip of NPUMATMUL_SIM_SOC. Contexts and memories stay on the
+ * Chooses the chip on which the calling thread creates contexts, and memory without a context, from now on, such as
+ * "rk3576" (docs/simulator.md lists them), or NULL for the chip of NPUMATMUL_SIM_SOC. Contexts and memories stay on the
  * chip on which they were made, and any thread may use them. Each chip has context counts and memory budgets of its
  * own. Returns 0, or -5 for a name that is none.
  */
@@ -45,6 +45,12 @@ int npumm_sim_select(const char *soc);
  * that is none. docs/simulator.md lists the settings.
  */
 int npumm_sim_configure(const char *name, const char *value);
+
+/*
+ * The value of a setting that is in force, cut off to size with a final NUL like snprintf. Returns the length of the
+ * whole text without the NUL; call it with NULL and 0 for that. (size_t)-1 for a name that is none.
+ */
+size_t npumm_sim_setting(const char *name, char *buffer, size_t size);
 
 void npumm_sim_read_counters(npumm_sim_counters *counters);
 void npumm_sim_reset_counters(void);

@@ -2,7 +2,8 @@
  * The C ABI of Rockchip's librknnrt (matmul, memory and query parts), restated from public documentation.
  *
  * Struct shapes are those of runtime 2.3.2; docs/hardware.md lists how older runtimes differ. Names are the vendor's,
- * so that a program written to the documented API compiles against this header. Nothing here is copied from the
+ * so that a program written to the documented API compiles: it includes rknn_matmul_api.h and rknn_api.h, as it would
+ * include the vendor's. Nothing here is copied from the
  * vendor's files, and nothing here belongs to npumatmul: our own functions are declared in npumatmul_kernels.h,
  * npumatmul_executor.h and npumatmul_sim.h.
  */
@@ -126,12 +127,28 @@ typedef enum {
   RKNN_TENSOR_MEMORY_FLAGS_UNKNOWN = 4
 } rknn_tensor_mem_flags;
 
+/* Of a matmul context IN_OUT_NUM, PERF_RUN, SDK_VERSION and MEM_SIZE matter; the others ask about models. */
 typedef enum {
   RKNN_QUERY_IN_OUT_NUM = 0,
+  RKNN_QUERY_INPUT_ATTR = 1,
+  RKNN_QUERY_OUTPUT_ATTR = 2,
   RKNN_QUERY_PERF_DETAIL = 3,
   RKNN_QUERY_PERF_RUN = 4,
   RKNN_QUERY_SDK_VERSION = 5,
   RKNN_QUERY_MEM_SIZE = 6,
+  RKNN_QUERY_CUSTOM_STRING = 7,
+  RKNN_QUERY_NATIVE_INPUT_ATTR = 8,
+  RKNN_QUERY_NATIVE_OUTPUT_ATTR = 9,
+  RKNN_QUERY_NATIVE_NC1HWC2_INPUT_ATTR = 8,
+  RKNN_QUERY_NATIVE_NC1HWC2_OUTPUT_ATTR = 9,
+  RKNN_QUERY_NATIVE_NHWC_INPUT_ATTR = 10,
+  RKNN_QUERY_NATIVE_NHWC_OUTPUT_ATTR = 11,
+  RKNN_QUERY_DEVICE_MEM_INFO = 12,
+  RKNN_QUERY_INPUT_DYNAMIC_RANGE = 13,
+  RKNN_QUERY_CURRENT_INPUT_ATTR = 14,
+  RKNN_QUERY_CURRENT_OUTPUT_ATTR = 15,
+  RKNN_QUERY_CURRENT_NATIVE_INPUT_ATTR = 16,
+  RKNN_QUERY_CURRENT_NATIVE_OUTPUT_ATTR = 17,
   RKNN_QUERY_CMD_MAX = 18
 } rknn_query_cmd;
 

@@ -21,6 +21,7 @@ int sim_matmul_destroy(rknn_matmul_ctx ctx);
 
 /* Packs a normal B. tile_n and tile_k: 0, or what the caller takes the tile to be. */
 int sim_pack_b_for(rknn_matmul_type type, const void *in, void *out, int K, int N, int tile_n, int tile_k);
+int sim_pack_b_by_info(const rknn_matmul_info *info, const void *in, void *out, int K, int N);
 
 rknn_tensor_mem *sim_create_mem(rknn_context ctx, uint32_t size);
 rknn_tensor_mem *sim_create_mem2(rknn_context ctx, uint64_t size, uint64_t alloc_flags);

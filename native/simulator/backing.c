@@ -2,14 +2,15 @@
 #include "backing.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "counters.h"
+#include "foreign.h"
 
 #define LINE 64 /* bytes of a cache line */
 #define IOVA_FIRST 0x10000u
@@ -46,19 +47,15 @@ static void remove_from_domain(sim_backing *backing) {
   sim_uncount(NOW_BYTES, backing->bytes);
 }
 
-/* A caller may have closed the descriptor, and its number may be another file's by now: that one stays open. */
 static void close_fd(sim_backing *backing) {
   if (backing->fd < 0) return;
-  struct stat status;
-  bool known = !fstat(backing->fd, &status) && status.st_dev == backing->device_number &&
-               status.st_ino == backing->inode;
-  if (known || backing->inode == 0) close(backing->fd);
+  sim_file_close(backing->fd, backing->file);
   backing->fd = -1;
   sim_uncount(NOW_DESCRIPTORS, 1);
 }
 
-static uint8_t *map(size_t bytes, int flags, int fd) {
-  void *pages = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+static uint8_t *map(size_t bytes, int protection, int flags, int fd) {
+  void *pages = mmap(NULL, bytes, protection, flags, fd, 0);
   return pages == MAP_FAILED ? NULL : pages;
 }
 
@@ -68,25 +65,27 @@ static void unmap_pages(sim_backing *backing) {
   if (backing->base) munmap(backing->base, backing->bytes);
 }
 
-/* Makes the pages; on failure nothing is left open or mapped and errno tells why. */
+/*
+ * Makes the pages; on failure nothing is left open or mapped and errno tells why. The program has the descriptor: seals
+ * keep it from taking pages away under the runtime's hands, which it could not do with a board's memory either.
+ */
 static bool map_pages(sim_backing *backing, sim_backing_kind kind) {
-  const int private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const int both = PROT_READ | PROT_WRITE, private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (kind != BACKING_HIDDEN) {
-    backing->fd = memfd_create("npumm_sim", MFD_CLOEXEC);
+    backing->fd = memfd_create("npumm_sim", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (backing->fd < 0) return false;
     sim_count(NOW_DESCRIPTORS, 1);
-    struct stat status;
-    if (ftruncate(backing->fd, (off_t)backing->bytes) || fstat(backing->fd, &status)) {
+    sim_file_identify(backing->fd, &backing->file);
+    if (ftruncate(backing->fd, (off_t)backing->bytes) ||
+        fcntl(backing->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
       close_fd(backing);
       errno = ENOMEM;
       return false;
     }
-    backing->device_number = status.st_dev;
-    backing->inode = status.st_ino;
   }
-  backing->base = map(backing->bytes, kind == BACKING_HIDDEN ? private : MAP_SHARED, backing->fd);
-  backing->device = kind == BACKING_STRICT ? map(backing->bytes, private, -1) : backing->base;
-  if (kind == BACKING_STRICT) backing->clean = map(backing->bytes, private, -1);
+  backing->base = map(backing->bytes, both, kind == BACKING_HIDDEN ? private : MAP_SHARED, backing->fd);
+  backing->device = kind == BACKING_STRICT ? map(backing->bytes, both, private, -1) : backing->base;
+  if (kind == BACKING_STRICT) backing->clean = map(backing->bytes, both, private, -1);
   if (backing->base && backing->device && (backing->clean || kind != BACKING_STRICT)) return true;
   unmap_pages(backing);
   close_fd(backing);
@@ -94,50 +93,113 @@ static bool map_pages(sim_backing *backing, sim_backing_kind kind) {
   return false;
 }
 
-sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_t size, sim_backing_kind kind) {
+/* Memory of size bytes with one holder, in no domain yet. NULL with errno set. */
+static sim_backing *make(int chip, int domain, uint64_t size) {
   uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
   sim_backing *backing = size <= UINT32_MAX ? calloc(1, sizeof *backing) : NULL;
   if (!backing) {
     errno = ENOMEM;
     return NULL;
   }
-  backing->bytes = (size_t)((size + page - 1) / page * page);
+  backing->bytes = backing->limit = (size_t)((size + page - 1) / page * page);
   backing->chip = chip;
   backing->domain = domain;
   backing->fd = -1;
+  backing->writable = true;
   backing->holders = 1;
   pthread_mutex_init(&backing->sync_lock, NULL);
+  return backing;
+}
 
-  pthread_mutex_lock(&lock);
-  int error = ENOMEM;
-  bool placed = place(backing, budget);
-  bool mapped = placed && map_pages(backing, kind);
-  if (placed && !mapped) {
-    error = errno;
-    remove_from_domain(backing);
-  }
-  pthread_mutex_unlock(&lock);
-  if (mapped) return backing;
+/* Keeps errno. */
+static void unmake(sim_backing *backing) {
+  int error = errno;
+  unmap_pages(backing);
+  close_fd(backing);
   pthread_mutex_destroy(&backing->sync_lock);
   free(backing);
   errno = error;
+}
+
+sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_t size, sim_backing_kind kind) {
+  sim_backing *backing = make(chip, domain, size);
+  if (!backing) return NULL;
+  pthread_mutex_lock(&lock);
+  errno = ENOMEM;
+  bool placed = place(backing, budget);
+  bool mapped = placed && map_pages(backing, kind);
+  if (placed && !mapped) remove_from_domain(backing);
+  pthread_mutex_unlock(&lock);
+  if (mapped) return backing;
+  unmake(backing);
   return NULL;
 }
 
-sim_backing *sim_backing_of_fd(int fd) {
-  struct stat status;
-  if (fd < 0 || fstat(fd, &status)) return NULL;
+/* ---- memory by its descriptor ------------------------------------------------------------------------------------ */
+
+/* Of what is in some domain; a file that has changed meanwhile is another one. With one more holder. */
+static sim_backing *find(sim_file_id id, const sim_foreign *foreign) {
   sim_backing *found = NULL;
   pthread_mutex_lock(&lock);
   for (size_t i = 0; i < SIM_CHIPS * SIM_DOMAINS_MAX && !found; i++) {
     for (sim_backing *b = domains[i / SIM_DOMAINS_MAX][i % SIM_DOMAINS_MAX]; b && !found; b = b->next) {
-      if (b->inode != 0 && b->inode == status.st_ino && b->device_number == status.st_dev) found = b;
+      if (b->foreign != (foreign != NULL) || !sim_file_same(b->file, id)) continue;
+      if (!foreign || (b->limit == foreign->size && b->writable == foreign->writable)) found = b;
     }
   }
   if (found) found->holders++;
   pthread_mutex_unlock(&lock);
   return found;
 }
+
+sim_backing *sim_backing_of_fd(int fd) {
+  sim_file_id id;
+  return sim_file_identify(fd, &id) ? find(id, NULL) : NULL;
+}
+
+/* Makes what is foreign reachable: by a mapping, or by a descriptor of our own where pages may be taken away. */
+static bool reach(sim_backing *backing, const sim_foreign *foreign, int fd) {
+  if (foreign->may_shrink) {
+    backing->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (backing->fd >= 0) sim_count(NOW_DESCRIPTORS, 1);
+    return backing->fd >= 0;
+  }
+  backing->base = map(backing->bytes, PROT_READ | (foreign->writable ? PROT_WRITE : 0), MAP_SHARED, fd);
+  backing->device = backing->base;
+  return backing->base != NULL;
+}
+
+sim_backing *sim_backing_wrap(int chip, int domain, uint64_t budget, int fd) {
+  sim_file_id id;
+  sim_foreign foreign;
+  if (!sim_file_identify(fd, &id) || !sim_foreign_examine(fd, &foreign)) return NULL;
+  sim_backing *backing = find(id, &foreign);
+  if (backing) return backing;
+  backing = make(chip, domain, foreign.size);
+  if (!backing) return NULL;
+  backing->limit = (size_t)foreign.size;
+  backing->foreign = true;
+  backing->writable = foreign.writable;
+  backing->file = id;
+  bool reached = reach(backing, &foreign, fd);
+  pthread_mutex_lock(&lock);
+  bool placed = reached && place(backing, budget);
+  pthread_mutex_unlock(&lock);
+  if (placed) return backing;
+  if (reached) errno = ENOMEM;
+  unmake(backing);
+  return NULL;
+}
+
+bool sim_backing_read(const sim_backing *backing, size_t start, size_t bytes, void *to) {
+  return sim_foreign_read(backing->fd, start, bytes, to);
+}
+
+bool sim_backing_write(const sim_backing *backing, size_t start, size_t bytes, const void *from) {
+  return sim_foreign_write(backing->fd, start, bytes, from);
+}
+
+/* ---- holders ----------------------------------------------------------------------------------------------------- */
 
 void sim_backing_hold(sim_backing *backing) {
   pthread_mutex_lock(&lock);
@@ -149,15 +211,9 @@ void sim_backing_release(sim_backing *backing) {
   if (!backing) return;
   pthread_mutex_lock(&lock);
   bool last = --backing->holders == 0;
-  if (last) {
-    remove_from_domain(backing);
-    close_fd(backing);
-  }
+  if (last) remove_from_domain(backing);
   pthread_mutex_unlock(&lock);
-  if (!last) return;
-  unmap_pages(backing);
-  pthread_mutex_destroy(&backing->sync_lock);
-  free(backing);
+  if (last) unmake(backing);
 }
 
 void sim_backing_close(sim_backing *backing) {

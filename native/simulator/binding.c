@@ -7,6 +7,7 @@
 #include "context.h"
 #include "counters.h"
 #include "log.h"
+#include "operands.h"
 #include "registry.h"
 #include "request.h"
 #include "trace.h"
@@ -34,8 +35,7 @@ static uint64_t largest_b(const sim_context *context) {
  * runtime does not have, is taken to work alike (Q7). A slice of strict memory is read as the device has it, like
  * everything else through a slice.
  */
-static int pack_now(sim_context *context, const sim_memory *memory, size_t start) {
-  const sim_backing *from = memory->backing;
+static int pack_now(sim_context *context, sim_memory *memory, size_t start) {
   if (!context->packed_b) {
     context->packed_b = sim_backing_allocate(context->chip->index, context->domain, context->settings.domain_bytes,
                                              largest_b(context), BACKING_HIDDEN);
@@ -44,9 +44,18 @@ static int pack_now(sim_context *context, const sim_memory *memory, size_t start
     sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
     return RKNN_ERR_MALLOC_FAIL;
   }
-  sim_pack_b(&context->now->b_shape, sim_element_of(context->settings.runtime, context->type->b),
-             context->b_layout == RKNN_MM_LAYOUT_TP_NORM, (memory->owns_fd ? from->base : from->device) + start,
-             context->packed_b->base);
+  bool transposed = context->b_layout == RKNN_MM_LAYOUT_TP_NORM;
+  sim_element element = sim_element_of(context->settings.runtime, context->type->b);
+  if (memory->owns_fd) {
+    sim_pack_b(&context->now->b_shape, element, transposed, memory->backing->base + start, context->packed_b->base);
+  } else {
+    sim_binding binding = {.memory = memory, .start = start};
+    sim_operand operand;
+    int result = sim_operand_open(&binding, context->now->attr.B.size, false, function, &operand);
+    if (result != RKNN_SUCC) return result;
+    sim_pack_b(&context->now->b_shape, element, transposed, operand.data, context->packed_b->base);
+    sim_operand_close(&operand);
+  }
   context->packed_b_filled = true;
   sim_count(COUNT_B_PACKED, context->now->attr.B.size);
   return RKNN_SUCC;
@@ -97,6 +106,11 @@ static int set_io_mem(sim_context *context, sim_memory *memory, const rknn_matmu
       bind_in_place(&context->a, memory, start);
       return RKNN_SUCC;
     case 'C':
+      if (!memory->backing->writable) {
+        sim_log_error("%s, simulator: C cannot be written to fd %d, which is read-only, sealed or for appending", function,
+                      memory->shown.fd);
+        return RKNN_ERR_PARAM_INVALID;
+      }
       bind_in_place(&context->c, memory, start);
       return RKNN_SUCC;
     default:
@@ -123,10 +137,22 @@ int sim_matmul_set_io_mem(rknn_matmul_ctx ctx, rknn_tensor_mem *mem, const rknn_
   return result;
 }
 
+/* ---- the helper -------------------------------------------------------------------------------------------------- */
+
+static const char helper[] = "rknn_B_normal_layout_to_native_layout";
+
+/* What a small number is not: a pointer; and what a large one is not: the extent of a tile. */
+enum { TILE_MOST = 4096 };
+
 /* int4 is read as packed pairs, as the vendor's demo passes it (Q3). */
 int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, int N, int tile_n, int tile_k) {
-  const char *helper = "rknn_B_normal_layout_to_native_layout";
   if (!in || !out) return RKNN_ERR_PARAM_INVALID;
+  if ((unsigned)tile_n > TILE_MOST || (unsigned)tile_k > TILE_MOST) {
+    sim_log_error("%s, simulator: subN %d and subK %d are no extents of a tile: is the program built with a header from "
+                  "2.1.0 on, whose call has five arguments?",
+                  helper, tile_n, tile_k);
+    return RKNN_ERR_PARAM_INVALID;
+  }
   sim_settings settings = sim_current_settings();
   sim_request request = {.shape = {.M = 1, .K = K, .N = N}, .type = number};
   const sim_type *type;
@@ -147,4 +173,15 @@ int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, in
   };
   sim_pack_b(&shape, sim_element_of(settings.runtime, type->b), false, in, out);
   return RKNN_SUCC;
+}
+
+int sim_pack_b_by_info(const rknn_matmul_info *info, const void *in, void *out, int K, int N) {
+  if (!info) return RKNN_ERR_PARAM_INVALID;
+  if ((uintptr_t)info <= TILE_MOST) {
+    sim_log_error("%s, simulator: info is %zu, no pointer: is the program built with the header of 2.0.0b0, whose call has "
+                  "seven arguments?",
+                  helper, (size_t)(uintptr_t)info);
+    return RKNN_ERR_PARAM_INVALID;
+  }
+  return sim_pack_b_for(info->type, in, out, K, N, 0, 0);
 }

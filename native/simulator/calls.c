@@ -30,3 +30,8 @@ int sim_leave_call(const sim_entry *entry) {
   if (entry->start_us != 0) sim_trace_end(sim_call_symbol(entry->call), entry->start_us, entry->result);
   return entry->result;
 }
+
+int sim_refuse_model_call(const char *function) {
+  sim_log_error("%s, simulator: only the matmul API is simulated, models need a board", function);
+  return RKNN_ERR_FAIL;
+}

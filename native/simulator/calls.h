@@ -20,4 +20,7 @@ typedef struct {
 sim_entry sim_enter_call(sim_call call);
 int sim_leave_call(const sim_entry *entry);
 
+/* The code of a function for models, with its log line. */
+int sim_refuse_model_call(const char *function);
+
 #endif

@@ -119,7 +119,7 @@ static const uint8_t dtype_bits[RKNN_TENSOR_TYPE_MAX] = {
     [I4] = 4, [I8] = 8, [F16] = 16, [I16] = 16, [F32] = 32, [I32] = 32,
 };
 
-const sim_chip *sim_chip_at(int index) { return &chips[index]; }
+const sim_chip *sim_chip_at(int index) { return index < SIM_CHIPS ? &chips[index] : NULL; }
 
 const sim_chip *sim_find_chip(const char *soc) {
   for (size_t i = 0; i < SIM_CHIPS; i++) {

@@ -53,6 +53,7 @@ typedef struct {
 
 enum { SIM_CHIPS = 5, SIM_DOMAINS_MAX = 16, SIM_CORES_MAX = 3, SIM_TYPES_MAX = 16 };
 
+/* NULL beyond the last one. */
 const sim_chip *sim_chip_at(int index);
 
 /* NULL for a name that is none. */

@@ -1,11 +1,17 @@
 /*
  * Contexts from create to destroy.
  */
+#define _GNU_SOURCE
 #include "context.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 #include "api.h"
+#include "counters.h"
 #include "functions.h"
 #include "log.h"
 #include "registry.h"
@@ -109,6 +115,33 @@ static bool add_shapes(sim_context *context, const char *function, size_t count,
   return true;
 }
 
+/* Descriptors are what contexts run out of, long before memory. False, with log lines, when there are none left. */
+static bool take_descriptors(sim_context *context, const char *function) {
+  while (context->descriptor_count < SIM_CONTEXT_DESCRIPTORS) {
+    bool first = context->descriptor_count == 0;
+    int fd = first ? memfd_create("npumm_sim_context", MFD_CLOEXEC)
+                   : fcntl(context->descriptors[0], F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) {
+      sim_log_error("failed to convert handle(1) to fd, ret: -1, errno: %d, errstr: %s", errno, strerror(errno));
+      sim_log_error("%s, simulator: a context holds %d file descriptors, and there are no more: destroy contexts and "
+                    "memories that are not needed, or raise the limit (ulimit -n)",
+                    function, SIM_CONTEXT_DESCRIPTORS);
+      return false;
+    }
+    if (first) sim_file_identify(fd, &context->file);
+    context->descriptors[context->descriptor_count++] = fd;
+    sim_count(NOW_DESCRIPTORS, 1);
+  }
+  return true;
+}
+
+static void give_descriptors(sim_context *context) {
+  while (context->descriptor_count > 0) {
+    sim_file_close(context->descriptors[--context->descriptor_count], context->file);
+    sim_uncount(NOW_DESCRIPTORS, 1);
+  }
+}
+
 /* A context with those shapes in *made, or a code. */
 static int make_context(const sim_settings *settings, const char *function, sim_request *request, size_t count,
                         const rknn_matmul_shape *shapes, sim_context **made) {
@@ -143,18 +176,19 @@ static int make_context(const sim_settings *settings, const char *function, sim_
   };
   result = !context->shapes                                ? RKNN_ERR_MALLOC_FAIL
            : !add_shapes(context, function, count, shapes) ? RKNN_ERR_PARAM_INVALID
+           : !take_descriptors(context, function)          ? RKNN_ERR_FAIL
                                                            : RKNN_SUCC;
   if (result == RKNN_SUCC) *made = context;
   else sim_context_free(context);
   return result;
 }
 
-/* Gives a new context to the caller, or frees it when there are too many. */
+/* Gives a new context to the caller, or frees it when the setting allows no more. */
 static int publish(sim_context *context, const char *function, rknn_matmul_ctx *ctx, rknn_matmul_io_attr *io_attrs) {
   uint32_t most = context->settings.contexts;
   rknn_matmul_ctx handle = sim_registry_add_context(context);
   if (!handle) {
-    sim_log_error("%s, simulator: %u contexts live already, a board's limit", function, most);
+    sim_log_error("%s, simulator: %u contexts live already, as many as NPUMATMUL_SIM_CONTEXTS allows", function, most);
     sim_context_free(context);
     return RKNN_ERR_FAIL;
   }
@@ -174,11 +208,13 @@ int sim_matmul_create(rknn_matmul_ctx *ctx, const void *info, rknn_matmul_io_att
   if (!info || !io_attr) return RKNN_ERR_PARAM_INVALID;
   if (!sim_settings_usable()) return RKNN_ERR_FAIL;
   sim_settings settings = sim_current_settings();
+  int result = sim_check_struct(&settings, function, info);
+  if (result != RKNN_SUCC) return result;
   sim_request request = sim_read_request(settings.runtime, info);
   sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%d,\"K\":%d,\"N\":%d", settings.chip->soc, (int)request.type,
                  request.shape.M, request.shape.K, request.shape.N);
   sim_context *context;
-  int result = make_context(&settings, function, &request, 1, &request.shape, &context);
+  result = make_context(&settings, function, &request, 1, &request.shape, &context);
   if (result != RKNN_SUCC) return result;
   context->now = &context->shapes[0];
   return publish(context, function, ctx, io_attr);
@@ -197,10 +233,12 @@ int sim_matmul_create_dynamic(rknn_matmul_ctx *ctx, const void *info, int shape_
   }
   if (!sim_settings_usable()) return RKNN_ERR_FAIL;
   sim_settings settings = sim_current_settings();
+  int result = sim_check_struct(&settings, function, info);
+  if (result != RKNN_SUCC) return result;
   sim_request request = sim_read_request(settings.runtime, info);
   sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"shapes\":%d", settings.chip->soc, (int)request.type, shape_num);
   sim_context *context;
-  int result = make_context(&settings, function, &request, (size_t)shape_num, shapes, &context);
+  result = make_context(&settings, function, &request, (size_t)shape_num, shapes, &context);
   if (result != RKNN_SUCC) return result;
   context->dynamic = true;
   return publish(context, function, ctx, io_attrs);
@@ -219,6 +257,7 @@ void sim_context_free(sim_context *context) {
   sim_release_binding(&context->c);
   sim_backing_release(context->packed_b);
   sim_quant_free(&context->quant);
+  give_descriptors(context);
   free(context->shapes);
   free(context);
 }

@@ -10,6 +10,7 @@
 
 #include "backing.h"
 #include "chips.h"
+#include "file.h"
 #include "layout.h"
 #include "memory.h"
 #include "quant.h"
@@ -27,7 +28,10 @@ typedef struct {
   rknn_matmul_io_attr attr;
 } sim_shape;
 
-typedef struct {
+/* File descriptors that runtime 1.6.0 holds for each context (facts 15); what later ones hold is not known. */
+enum { SIM_CONTEXT_DESCRIPTORS = 4 };
+
+typedef struct sim_context {
   sim_settings settings; /* as they were at create */
   const sim_chip *chip;
   const sim_type *type;
@@ -49,6 +53,15 @@ typedef struct {
   sim_backing *packed_b; /* the hidden native copy of a B given in another layout, with room for the largest shape */
   bool packed_b_filled;
   int64_t last_run_us;
+
+  int descriptors[SIM_CONTEXT_DESCRIPTORS]; /* of a file of the context's own; their number is all that matters */
+  int descriptor_count;
+  sim_file_id file;
+
+  /* of the registry, guarded by its lock */
+  rknn_context handle;
+  bool entered;
+  struct sim_context *next;
 } sim_context;
 
 /* How the elements of a tensor type lie in memory. */

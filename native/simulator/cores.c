@@ -38,9 +38,15 @@ int sim_matmul_set_core_mask(rknn_matmul_ctx ctx, rknn_core_mask core_mask) {
   for (int core = 0; core < cores; core++) known = known || (int)core_mask == 1 << core;
   if (cores == 1) known = false;
   if (known) context->core_mask = (int)core_mask;
+  const sim_runtime *runtime = context->settings.runtime;
   sim_registry_leave(ctx);
   if (known) return RKNN_SUCC;
-  if (cores > 1) sim_log_error("Not support core mask: %d, fallback to single core auto mode", (int)core_mask);
+  bool hexadecimal = runtime->number >= 200; /* facts 15 */
+  if (cores > 1) {
+    sim_log_error(hexadecimal ? "Not support core mask: %x, fallback to single core auto mode"
+                              : "Not support core mask: %d, fallback to single core auto mode",
+                  (int)core_mask);
+  }
   sim_log_error("rknn_set_core_mask: failed to set core mask: %d", (int)core_mask);
   return RKNN_ERR_FAIL;
 }

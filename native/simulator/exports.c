@@ -69,6 +69,32 @@ SIM_EXPORT int rknn_query(rknn_context ctx, rknn_query_cmd cmd, void *info, uint
   RETURN_CODE_OF(CALL_QUERY, sim_query(ctx, cmd, info, size));
 }
 
+/* ---- for models: only matmul is simulated. The arguments are not looked at ---------------------------------------- */
+
+#define REFUSED(function)        \
+  SIM_EXPORT int function(void); \
+  int function(void) { return sim_refuse_model_call(#function); }
+
+REFUSED(rknn_init)
+REFUSED(rknn_dup_context)
+REFUSED(rknn_destroy)
+REFUSED(rknn_inputs_set)
+REFUSED(rknn_set_batch_core_num)
+REFUSED(rknn_set_core_mask)
+REFUSED(rknn_run)
+REFUSED(rknn_wait)
+REFUSED(rknn_outputs_get)
+REFUSED(rknn_outputs_release)
+REFUSED(rknn_set_weight_mem)
+REFUSED(rknn_set_internal_mem)
+REFUSED(rknn_set_io_mem)
+REFUSED(rknn_set_input_shape)
+REFUSED(rknn_set_input_shapes)
+#if SIM_VERSION >= 160 /* custom operators */
+REFUSED(rknn_register_custom_ops)
+REFUSED(rknn_custom_op_get_op_attr)
+#endif
+
 /* ---- from 1.6.0 -------------------------------------------------------------------------------------------------- */
 
 #if SIM_VERSION >= 160
@@ -125,7 +151,6 @@ SIM_EXPORT int rknn_matmul_create_dynamic_shape(rknn_matmul_ctx *ctx, rknn_matmu
 
 SIM_EXPORT int rknn_B_normal_layout_to_native_layout(void *B_input, void *B_output, int K, int N,
                                                      rknn_matmul_info *info) {
-  RETURN_CODE_OF(CALL_PACK_B_5, info ? sim_pack_b_for(info->type, B_input, B_output, K, N, 0, 0)
-                                     : RKNN_ERR_PARAM_INVALID);
+  RETURN_CODE_OF(CALL_PACK_B_5, sim_pack_b_by_info(info, B_input, B_output, K, N));
 }
 #endif

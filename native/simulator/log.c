@@ -25,9 +25,20 @@ void sim_log_error(const char *format, ...) {
   va_end(arguments);
 }
 
-void sim_log_warning(const char *format, ...) {
+int sim_log_level(void) {
   const char *level = getenv("RKNN_LOG_LEVEL");
-  if (!level || atoi(level) < 1) return;
+  return level ? atoi(level) : 0;
+}
+
+void sim_log_warning(const char *format, ...) {
+  if (sim_log_level() < 1) return;
+  va_list arguments;
+  va_start(arguments, format);
+  print_line('W', format, arguments);
+  va_end(arguments);
+}
+
+void sim_log_hint(const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
   print_line('W', format, arguments);

@@ -10,4 +10,10 @@
 SIM_PRINTF void sim_log_error(const char *format, ...);
 SIM_PRINTF void sim_log_warning(const char *format, ...);
 
+/* RKNN_LOG_LEVEL; 0 where it is not set. */
+int sim_log_level(void);
+
+/* A warning at every level, of the simulator's own: about a mistake that a runtime would pass over. */
+SIM_PRINTF void sim_log_hint(const char *format, ...);
+
 #endif

@@ -22,7 +22,7 @@ bool sim_memory_locate(const sim_memory *memory, uint64_t need, const char *func
   /* Modulo 2^64, so that any rubbish gives some number and no undefined behaviour. */
   uint64_t moved = (uint64_t)(uintptr_t)shown->virt_addr - (uint64_t)(uintptr_t)memory->virt_addr;
   uint64_t first = moved + (uint64_t)(int64_t)shown->offset;
-  uint64_t bytes = memory->backing->bytes;
+  uint64_t bytes = memory->backing->limit;
   if (first > bytes || need > bytes - first) {
     sim_log_error("%s, simulator: virt_addr, offset %d and size %u reach outside of the memory's %llu bytes", function,
                   shown->offset, shown->size, (unsigned long long)bytes);

@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "api.h"
 #include "log.h"
@@ -87,8 +88,50 @@ rknn_tensor_mem *sim_create_mem2(rknn_context ctx, uint64_t size, uint64_t alloc
   return allocate(ctx, size, !(alloc_flags & RKNN_FLAG_MEMORY_NON_CACHEABLE), "rknn_create_mem2");
 }
 
+/* The memory behind a descriptor with one more holder, or NULL with log lines. */
+static sim_backing *backing_of(int fd, const sim_place *place, const sim_settings *settings) {
+  sim_backing *backing = sim_backing_of_fd(fd);
+  if (!backing && !settings->foreign) {
+    sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: 22, errstr: Invalid argument", fd);
+    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is no memory of this library, and NPUMATMUL_SIM_FOREIGN is "
+                  "refuse", fd);
+    return NULL;
+  }
+  if (!backing) backing = sim_backing_wrap(place->chip, place->domain, settings->domain_bytes, fd);
+  if (backing) return backing;
+  int error = errno;
+  sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: %d, errstr: %s", fd, error, strerror(error));
+  sim_log_error("rknn_create_mem_from_fd, simulator: fd %d %s", fd,
+                error == EBADF    ? "is not open for reading"
+                : error == EINVAL ? "is nothing that can be mapped, or has no size"
+                : error == ENOMEM ? "does not fit into what is left of the iommu domain"
+                                  : "needs a descriptor more: raise the limit (ulimit -n)");
+  return NULL;
+}
+
+/* Whether memory can be wrapped for a context there. */
+static bool can_be_wrapped(const sim_backing *backing, const sim_place *place, int fd, uint32_t size, int32_t offset) {
+  if (place->chip != backing->chip) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of %s, the context is on %s", fd,
+                  sim_chip_at(backing->chip)->soc, sim_chip_at(place->chip)->soc);
+    return false;
+  }
+  /* Whether it would be mapped into a second domain is not documented (Q17): one mapping, one domain. */
+  if (place->domain != backing->domain) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of iommu domain %d, the context is in %d", fd,
+                  backing->domain, place->domain);
+    return false;
+  }
+  if (offset < 0 || (uint64_t)offset + size > backing->limit) {
+    sim_log_error("rknn_create_mem_from_fd, simulator: offset %d and size %u reach outside of the fd's %zu bytes",
+                  offset, size, backing->limit);
+    return false;
+  }
+  return true;
+}
+
 /* virt_addr is the start of the fd's memory; the data begins offset bytes later. It may be a mapping of the caller's
- * own: the simulator reaches the same pages through its own. */
+ * own: the simulator reaches the same pages in its own way. */
 rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size,
                                         int32_t offset) {
   if (size == 0) {
@@ -100,27 +143,10 @@ rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt
     sim_log_error("rknn_create_mem_from_fd, simulator: 0x%llx is no context", (unsigned long long)ctx);
     return NULL;
   }
-  sim_backing *backing = sim_backing_of_fd(fd);
-  if (!backing) {
-    sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: 22, errstr: Invalid argument", fd);
-    return NULL;
-  }
-  if (place.chip != backing->chip) {
-    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of %s, the context is on %s", fd,
-                  sim_chip_at(backing->chip)->soc, sim_chip_at(place.chip)->soc);
-    sim_backing_release(backing);
-    return NULL;
-  }
-  /* Whether it would be mapped into a second domain is not documented (Q17): one mapping, one domain. */
-  if (place.domain != backing->domain) {
-    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is memory of iommu domain %d, the context is in %d", fd,
-                  backing->domain, place.domain);
-    sim_backing_release(backing);
-    return NULL;
-  }
-  if (offset < 0 || (uint64_t)offset + size > backing->bytes) {
-    sim_log_error("rknn_create_mem_from_fd, simulator: offset %d and size %u reach outside of the fd's %zu bytes",
-                  offset, size, backing->bytes);
+  sim_settings settings = sim_current_settings();
+  sim_backing *backing = backing_of(fd, &place, &settings);
+  if (!backing) return NULL;
+  if (!can_be_wrapped(backing, &place, fd, size, offset)) {
     sim_backing_release(backing);
     return NULL;
   }

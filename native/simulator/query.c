@@ -43,7 +43,9 @@ static int answer(const sim_context *context, rknn_query_cmd cmd, void *info, ui
       return RKNN_SUCC;
     }
     default:
-      sim_log_error("rknn_query, simulator: no answer to command %d for a matmul context", (int)cmd);
+      sim_log_error("rknn_query, simulator: no answer to command %d for a matmul context; only the matmul API is "
+                    "simulated",
+                    (int)cmd);
       return RKNN_ERR_PARAM_INVALID;
   }
 }
@@ -51,6 +53,10 @@ static int answer(const sim_context *context, rknn_query_cmd cmd, void *info, ui
 int sim_query(rknn_context ctx, rknn_query_cmd cmd, void *info, uint32_t size) {
   sim_context *context;
   int result = sim_registry_enter(ctx, "rknn_query", &context);
+  if (result == RKNN_ERR_CTX_INVALID) {
+    sim_log_error("rknn_query, simulator: 0x%llx is no matmul context; only the matmul API is simulated",
+                  (unsigned long long)ctx);
+  }
   if (result != RKNN_SUCC) return result;
   result = info ? answer(context, cmd, info, size) : RKNN_ERR_PARAM_INVALID;
   sim_registry_leave(ctx);

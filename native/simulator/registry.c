@@ -5,44 +5,36 @@
 #include "counters.h"
 #include "log.h"
 
-/*
- * A handle is tag << 48 | generation << 16 | slot. Real handles are large numbers too (facts 1.8). The generation makes
- * the handle of a destroyed context differ from that of a later one in the same slot.
- */
-#define HANDLE_TAG 0x4e50ull
-#define SLOTS (SIM_CHIPS * SIM_CONTEXTS_MAX)
+/* ---- contexts: a hash table of chains by serial number ----------------------------------------------------------- */
 
-static struct {
-  sim_context *context; /* NULL: free */
-  uint32_t generation;
-  bool entered;
-} slots[SLOTS];
+#define CONTEXT_BUCKETS 4096
+
+/* A handle is a tag and the serial number of its creation. Real handles are large numbers too (facts 1.8). */
+static const rknn_context handle_tag = 0x4e50ull << 48;
+
+static sim_context *contexts[CONTEXT_BUCKETS];
+static rknn_context created;
 static unsigned living[SIM_CHIPS];
 static pthread_mutex_t context_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static rknn_context handle_of(unsigned slot) {
-  return HANDLE_TAG << 48 | (rknn_context)slots[slot].generation << 16 | slot;
-}
-
-/* The slot of a handle, or -1. */
-static int slot_of(rknn_context handle) {
-  unsigned slot = (unsigned)(handle & 0xffffu);
-  return slot < SLOTS && slots[slot].context && handle_of(slot) == handle ? (int)slot : -1;
+static sim_context **context_link(rknn_context handle) {
+  sim_context **link = &contexts[handle % CONTEXT_BUCKETS];
+  while (*link && (*link)->handle != handle) link = &(*link)->next;
+  return link;
 }
 
 rknn_context sim_registry_add_context(sim_context *context) {
-  rknn_context handle = 0;
+  uint32_t most = context->settings.contexts;
   pthread_mutex_lock(&context_lock);
-  if (living[context->chip->index] < context->settings.contexts) {
-    for (unsigned slot = 0; slot < SLOTS && !handle; slot++) {
-      if (slots[slot].context) continue;
-      slots[slot].context = context;
-      slots[slot].generation++;
-      slots[slot].entered = true;
-      living[context->chip->index]++;
-      handle = handle_of(slot);
-    }
+  if (most == 0 || living[context->chip->index] < most) {
+    living[context->chip->index]++;
+    context->handle = handle_tag | ++created;
+    context->entered = true;
+    sim_context **bucket = &contexts[context->handle % CONTEXT_BUCKETS];
+    context->next = *bucket;
+    *bucket = context;
   }
+  rknn_context handle = context->handle;
   pthread_mutex_unlock(&context_lock);
   return handle;
 }
@@ -57,11 +49,11 @@ uint64_t sim_registry_contexts(int chip) {
 int sim_registry_enter(rknn_context handle, const char *function, sim_context **context) {
   int result = RKNN_ERR_CTX_INVALID;
   pthread_mutex_lock(&context_lock);
-  int slot = slot_of(handle);
-  if (slot >= 0) {
-    result = slots[slot].entered ? RKNN_ERR_FAIL : RKNN_SUCC;
-    slots[slot].entered = true;
-    *context = slots[slot].context;
+  sim_context *found = *context_link(handle);
+  if (found) {
+    result = found->entered ? RKNN_ERR_FAIL : RKNN_SUCC;
+    found->entered = true;
+    *context = found;
   }
   pthread_mutex_unlock(&context_lock);
   if (result == RKNN_ERR_FAIL) sim_log_error("%s, simulator: another thread is using this context", function);
@@ -70,18 +62,18 @@ int sim_registry_enter(rknn_context handle, const char *function, sim_context **
 
 void sim_registry_leave(rknn_context handle) {
   pthread_mutex_lock(&context_lock);
-  int slot = slot_of(handle);
-  if (slot >= 0) slots[slot].entered = false;
+  sim_context *found = *context_link(handle);
+  if (found) found->entered = false;
   pthread_mutex_unlock(&context_lock);
 }
 
 bool sim_registry_remove_context(rknn_context handle) {
   unsigned left = 1;
   pthread_mutex_lock(&context_lock);
-  int slot = slot_of(handle);
-  if (slot >= 0) {
-    living[slots[slot].context->chip->index]--;
-    slots[slot].context = NULL;
+  sim_context **link = context_link(handle);
+  if (*link) {
+    living[(*link)->chip->index]--;
+    *link = (*link)->next;
     left = 0;
     for (int chip = 0; chip < SIM_CHIPS; chip++) left += living[chip];
   }
@@ -95,13 +87,10 @@ bool sim_registry_place(rknn_context handle, sim_place *place) {
     return true;
   }
   pthread_mutex_lock(&context_lock);
-  int slot = slot_of(handle);
-  if (slot >= 0) {
-    const sim_context *context = slots[slot].context;
-    *place = (sim_place){.chip = context->chip->index, .domain = context->domain};
-  }
+  const sim_context *found = *context_link(handle);
+  if (found) *place = (sim_place){.chip = found->chip->index, .domain = found->domain};
   pthread_mutex_unlock(&context_lock);
-  return slot >= 0;
+  return found != NULL;
 }
 
 /* ---- memories: a hash table of chains ---------------------------------------------------------------------------- */

@@ -6,14 +6,13 @@
 #define SIM_REGISTRY_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "context.h"
 #include "memory.h"
 #include "rknn_abi.h"
 
-enum { SIM_CONTEXTS_MAX = 4096 }; /* of one chip */
-
-/* Makes a handle, entered; 0 when as many contexts live on its chip as its settings allow. */
+/* Makes a handle, entered; 0 when as many contexts live on its chip as its settings allow. No handle is given twice. */
 rknn_context sim_registry_add_context(sim_context *context);
 
 /*
@@ -24,7 +23,7 @@ rknn_context sim_registry_add_context(sim_context *context);
 int sim_registry_enter(rknn_context handle, const char *function, sim_context **context);
 void sim_registry_leave(rknn_context handle);
 
-/* Forgets an entered context; its handle is never given again. True when it was the last one. */
+/* Forgets an entered context. True when it was the last one. */
 bool sim_registry_remove_context(rknn_context handle);
 
 uint64_t sim_registry_contexts(int chip);

@@ -25,6 +25,12 @@ typedef struct {
 sim_request sim_read_request(const sim_runtime *runtime, const void *info);
 
 /*
+ * Whether the struct is that of another version's header, as far as that shows: a log line says so in the name of
+ * function. RKNN_SUCC, or the code of what cannot be gone on with.
+ */
+int sim_check_struct(const sim_settings *settings, const char *function, const void *info);
+
+/*
  * The checks of create in the recorded order: type, K limit, K alignment, N alignment; then what was not recorded.
  * RKNN_SUCC, or the code with its log line in the name of function. sim_check_type puts the type into *type.
  */

@@ -14,6 +14,7 @@
 #include "cores.h"
 #include "counters.h"
 #include "log.h"
+#include "operands.h"
 #include "products.h"
 #include "registry.h"
 #include "results.h"
@@ -33,6 +34,8 @@
 
 /* Keeps rows whose length is a power of two from competing for the same cache lines. */
 #define ROW_PADDING_BYTES 64
+
+static const char function[] = "rknn_matmul_run";
 
 static size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -267,14 +270,8 @@ static size_t multiply(const job *now, workspace *work) {
 
 /*
  * The recorded trap: with native A and C and M > 1 not a multiple of 4, the work that runtime 1.6.0 hands to the
- * hardware strides A and C by M rounded up, beyond what the attributes say. Then the run works on copies of that size;
- * what of them lies outside of the memory reads as zeros and is not written.
+ * hardware strides A and C by M rounded up, beyond what the attributes say. Then the run works on copies of that size.
  */
-typedef struct {
-  uint8_t *a, *c; /* NULL where the rows are laid out as the attributes say */
-  size_t a_held, c_held; /* bytes of them inside the memory */
-} stretched;
-
 static size_t rows_laid_out(const sim_context *context) {
   size_t M = context->now->M;
   return context->settings.ceil4 && context->native_ac && M > 1 ? (M + 3) / 4 * 4 : M;
@@ -282,38 +279,6 @@ static size_t rows_laid_out(const sim_context *context) {
 
 /* Bytes that a tensor of that size takes when it is strided by laid_rows. */
 static size_t laid_bytes(const job *now, uint32_t size) { return size / now->shape->M * now->laid_rows; }
-
-/* How many of them are inside the memory. */
-static size_t laid_bytes_inside(const job *now, const sim_binding *binding, uint32_t size) {
-  size_t bytes = laid_bytes(now, size), inside = binding->memory->backing->bytes - binding->start;
-  return bytes < inside ? bytes : inside;
-}
-
-/* A copy of a tensor with more bytes than its attributes say. NULL without memory. */
-static uint8_t *stretch(const job *now, const sim_binding *binding, uint32_t size, size_t *held) {
-  const sim_backing *backing = binding->memory->backing;
-  *held = laid_bytes_inside(now, binding, size);
-  uint8_t *copy = calloc(1, laid_bytes(now, size));
-  if (copy) memcpy(copy, backing->device + binding->start, *held);
-  return copy;
-}
-
-static void free_stretched(const stretched *copies) {
-  free(copies->a);
-  free(copies->c);
-}
-
-/* True when there was nothing to stretch or memory for it. */
-static bool stretch_rows(const sim_context *context, job *now, stretched *copies) {
-  if (now->laid_rows == now->shape->M) return true;
-  const rknn_matmul_io_attr *io = &now->shape->attr;
-  copies->a = stretch(now, &context->a, io->A.size, &copies->a_held);
-  copies->c = stretch(now, &context->c, io->C.size, &copies->c_held);
-  if (!copies->a || !copies->c) return false;
-  now->a = copies->a;
-  now->c = copies->c;
-  return true;
-}
 
 /* ---- the call ---------------------------------------------------------------------------------------------------- */
 
@@ -330,7 +295,33 @@ static bool all_set(const sim_context *context) {
   return context->now && usable(&context->a) && b_usable && usable(&context->c);
 }
 
-static uint8_t *npu_data(const sim_binding *binding) { return binding->memory->backing->device + binding->start; }
+/* A, B and C of one run. B is empty where it was packed into a hidden copy. */
+typedef struct {
+  sim_operand a, b, c;
+} operands;
+
+static void close_operands(operands *found) {
+  sim_operand_close(&found->a);
+  sim_operand_close(&found->b);
+  sim_operand_close(&found->c);
+}
+
+/* RKNN_SUCC, or a code with its log line; what was opened is to be closed in either case. */
+static int open_operands(const sim_context *context, job *now, operands *found) {
+  const rknn_matmul_io_attr *io = &now->shape->attr;
+  bool stretched = now->laid_rows != now->shape->M;
+  int result = sim_operand_open(&context->a, laid_bytes(now, io->A.size), stretched, function, &found->a);
+  if (result == RKNN_SUCC) {
+    result = sim_operand_open(&context->c, laid_bytes(now, io->C.size), stretched, function, &found->c);
+  }
+  if (result == RKNN_SUCC && context->b_layout == RKNN_MM_LAYOUT_NATIVE) {
+    result = sim_operand_open(&context->b, io->B.size, false, function, &found->b);
+  }
+  now->a = found->a.data;
+  now->b = found->b.data ? found->b.data : context->packed_b ? context->packed_b->base : NULL;
+  now->c = found->c.data;
+  return result;
+}
 
 static int64_t microseconds(void) {
   struct timespec now;
@@ -353,12 +344,35 @@ static int judge_overflow(const sim_context *context, size_t unfit) {
   rknn_tensor_type c = context->type->c;
   sim_overflow overflow = c == RKNN_TENSOR_INT16 ? context->settings.overflow : OVERFLOW_SATURATE;
   if (overflow == OVERFLOW_ERROR) {
-    sim_log_error("rknn_matmul_run, simulator: %zu int16 results overflowed", unfit);
+    sim_log_error("%s, simulator: %zu int16 results overflowed", function, unfit);
     return RKNN_ERR_FAIL;
   }
-  sim_log_warning("rknn_matmul_run, simulator: %zu int%u results were %s", unfit, sim_dtype_bits(c),
+  sim_log_warning("%s, simulator: %zu int%u results were %s", function, unfit, sim_dtype_bits(c),
                   overflow == OVERFLOW_WRAP ? "wrapped" : "saturated");
   return RKNN_SUCC;
+}
+
+/* What the NPU does, with everything at hand. */
+static int compute(sim_context *context, job *now, operands *found) {
+  workspace work;
+  int64_t start = microseconds();
+  if (!take_workspace(now, &work)) {
+    sim_log_error("%s, simulator: no memory for the run", function);
+    return RKNN_ERR_MALLOC_FAIL;
+  }
+  int core = sim_core_take(context->chip, context->core_mask);
+  sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%zu,\"K\":%zu,\"N\":%zu,\"core\":%d", context->chip->soc,
+                 (int)context->type->type, now->shape->M, now->shape->K, now->shape->N, core);
+  size_t unfit = multiply(now, &work);
+  sim_core_give(context->chip, core);
+  sim_scratch_give(work.a_raw);
+  int result = sim_operand_store(&context->c, &found->c, function);
+  if (result != RKNN_SUCC) return result;
+  size_t c_bytes = laid_bytes(now, now->shape->attr.C.size);
+  sim_memory_from_device(context->c.memory, context->c.start, sim_bytes_inside(&context->c, c_bytes));
+  context->last_run_us = microseconds() - start;
+  count_run(context, core);
+  return judge_overflow(context, unfit);
 }
 
 static int run(sim_context *context) {
@@ -367,48 +381,29 @@ static int run(sim_context *context) {
                   "counter: 0, int status: 0, please try updating to the latest version of the toolkit2 and runtime");
     return RKNN_ERR_FAIL;
   }
-  const rknn_matmul_io_attr *io = &context->now->attr;
   bool per_channel = context->b_granularity == PER_CHANNEL;
-  int64_t start = microseconds();
   job now = {
       .context = context,
       .shape = context->now,
       .products = sim_best_products(),
-      .a = npu_data(&context->a),
-      .b = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? npu_data(&context->b) : context->packed_b->base,
-      .c = npu_data(&context->c),
       .laid_rows = rows_laid_out(context),
       .row_sums = context->type->product == PRODUCT_I8 && context->quant.b.zero_points,
       .column_sums = sim_a_zero_point_counts(context),
       .common_scale = per_channel ? (double)sim_common_scale(&context->quant, context->now->N) : 1,
   };
-  stretched copies = {0};
-  workspace work;
   /* Recorded: run brings A to the device and C from it (facts 14). */
-  sim_memory_to_device(context->a.memory, context->a.start, laid_bytes_inside(&now, &context->a, io->A.size));
-  bool ready = stretch_rows(context, &now, &copies);
-  if (!ready || !take_workspace(&now, &work)) {
-    free_stretched(&copies);
-    sim_log_error("rknn_matmul_run, simulator: no memory for the run");
-    return RKNN_ERR_MALLOC_FAIL;
-  }
-  int core = sim_core_take(context->chip, context->core_mask);
-  sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%zu,\"K\":%zu,\"N\":%zu,\"core\":%d", context->chip->soc,
-                 (int)context->type->type, now.shape->M, now.shape->K, now.shape->N, core);
-  size_t unfit = multiply(&now, &work);
-  sim_core_give(context->chip, core);
-  sim_scratch_give(work.a_raw);
-  if (copies.c) memcpy(npu_data(&context->c), copies.c, copies.c_held);
-  free_stretched(&copies);
-  sim_memory_from_device(context->c.memory, context->c.start, laid_bytes_inside(&now, &context->c, io->C.size));
-  context->last_run_us = microseconds() - start;
-  count_run(context, core);
-  return judge_overflow(context, unfit);
+  size_t a_bytes = laid_bytes(&now, now.shape->attr.A.size);
+  sim_memory_to_device(context->a.memory, context->a.start, sim_bytes_inside(&context->a, a_bytes));
+  operands found = {0};
+  int result = open_operands(context, &now, &found);
+  if (result == RKNN_SUCC) result = compute(context, &now, &found);
+  close_operands(&found);
+  return result;
 }
 
 int sim_matmul_run(rknn_matmul_ctx ctx) {
   sim_context *context;
-  int result = sim_registry_enter(ctx, "rknn_matmul_run", &context);
+  int result = sim_registry_enter(ctx, function, &context);
   if (result != RKNN_SUCC) return result;
   result = run(context);
   sim_registry_leave(ctx);

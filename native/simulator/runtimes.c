@@ -37,8 +37,12 @@ static const sim_runtime runtimes[] = {
      .transposed_b = true, .quant_numbers = QUANT_NUMBERS_ENUM},
 };
 
+enum { RUNTIMES = sizeof runtimes / sizeof *runtimes };
+
+const sim_runtime *sim_runtime_at(int index) { return index < RUNTIMES ? &runtimes[index] : NULL; }
+
 const sim_runtime *sim_find_runtime(const char *name) {
-  for (size_t i = 0; i < sizeof runtimes / sizeof *runtimes; i++) {
+  for (int i = 0; i < RUNTIMES; i++) {
     if (strcmp(runtimes[i].name, name) == 0) return &runtimes[i];
   }
   return NULL;

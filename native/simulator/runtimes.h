@@ -28,6 +28,9 @@ typedef struct {
   sim_quant_numbers quant_numbers;
 } sim_runtime;
 
+/* Oldest first; NULL beyond the last one. */
+const sim_runtime *sim_runtime_at(int index);
+
 /* NULL for a name that is none. */
 const sim_runtime *sim_find_runtime(const char *name);
 

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "settings.h"
 
 #include <errno.h>
@@ -11,7 +12,6 @@
 #include "faults.h"
 #include "log.h"
 #include "npumatmul_sim.h"
-#include "registry.h"
 #include "trace.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,6 +64,8 @@ static bool apply_strict(const char *text) { return apply_switch(text, "0", "1",
 
 static bool apply_rows(const char *text) { return apply_switch(text, "exact", "ceil4", &settings.ceil4); }
 
+static bool apply_foreign(const char *text) { return apply_switch(text, "refuse", "accept", &settings.foreign); }
+
 static bool apply_overflow(const char *text) {
   int chosen = choice(text, (const char *const[]){"saturate", "wrap", "error"}, 3);
   if (chosen >= 0) settings.overflow = (sim_overflow)chosen;
@@ -87,41 +89,72 @@ static bool parse_number(const char *text, uint64_t least, uint64_t most, uint64
 }
 
 static bool apply_contexts(const char *text) {
-  uint64_t number;
-  if (!parse_number(text, 1, SIM_CONTEXTS_MAX, &number)) return false;
+  uint64_t number = 0;
+  if (strcmp(text, "none") != 0 && !parse_number(text, 1, UINT32_MAX, &number)) return false;
   settings.contexts = (uint32_t)number;
   return true;
 }
 
 static bool apply_domain_bytes(const char *text) { return parse_number(text, 1, 1ull << 32, &settings.domain_bytes); }
 
+static const char *chip_name(int index) { return sim_chip_at(index) ? sim_chip_at(index)->soc : NULL; }
+
+static const char *runtime_name(int index) { return sim_runtime_at(index) ? sim_runtime_at(index)->name : NULL; }
+
 static struct {
   const char *const name;
-  const char *const value;  /* where nothing is said */
+  const char *const value; /* where nothing is said */
   bool (*const apply)(const char *text);
-  const char *const wanted;
+  const char *const wanted;                   /* or NULL: one of names */
+  const char *(*const wanted_names)(int index);
+  char *text;         /* in force; NULL: value */
   char malformed[64]; /* the text that was refused, or its beginning; empty: none */
 } table[] = {
-    {"NPUMATMUL_SIM_SOC", "rk3588", apply_soc, "rk3562, rk3566, rk3568, rk3576 or rk3588", ""},
-    {"NPUMATMUL_SIM_RUNTIME", "2.3.2", apply_runtime, "1.5.2, 1.6.0, 2.0.0b0, 2.1.0, 2.3.0 or 2.3.2", ""},
-    {"NPUMATMUL_SIM_LIMITS", "observed", apply_limits, "observed or documented", ""},
-    {"NPUMATMUL_SIM_BROKEN", "0", apply_broken, "0 or 1", ""},
-    {"NPUMATMUL_SIM_OVERFLOW", "saturate", apply_overflow, "saturate, wrap or error", ""},
-    {"NPUMATMUL_SIM_STRICT", "0", apply_strict, "0 or 1", ""},
-    {"NPUMATMUL_SIM_ROWS", "exact", apply_rows, "exact or ceil4", ""},
-    {"NPUMATMUL_SIM_INT4_ROWS", "refused", apply_int4_rows, "refused, deadly or any", ""},
-    /* About 150 is what a process gets in the field. */
-    {"NPUMATMUL_SIM_CONTEXTS", "150", apply_contexts, "a number from 1 to 4096", ""},
+    {"NPUMATMUL_SIM_SOC", "rk3588", apply_soc, NULL, chip_name, NULL, ""},
+    {"NPUMATMUL_SIM_RUNTIME", "2.3.2", apply_runtime, NULL, runtime_name, NULL, ""},
+    {"NPUMATMUL_SIM_LIMITS", "observed", apply_limits, "observed or documented", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_BROKEN", "0", apply_broken, "0 or 1", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_OVERFLOW", "saturate", apply_overflow, "saturate, wrap or error", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_STRICT", "0", apply_strict, "0 or 1", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_ROWS", "exact", apply_rows, "exact or ceil4", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_INT4_ROWS", "refused", apply_int4_rows, "refused, deadly or any", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_FOREIGN", "accept", apply_foreign, "accept or refuse", NULL, NULL, ""},
+    /* Real clients hold up to 1,876; descriptors and memory are what runs out (facts 15). */
+    {"NPUMATMUL_SIM_CONTEXTS", "none", apply_contexts, "none or a number from 1 on", NULL, NULL, ""},
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
-    {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", ""},
-    {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", ""},
-    {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", ""},
+    {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", NULL, NULL,
+     ""},
+    {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", NULL, NULL, ""},
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* Names as "a, b or c". */
+static void join(char *text, size_t size, const char *(*name)(int index)) {
+  size_t length = 0;
+  for (int i = 0; name(i) && length < size; i++) {
+    const char *before = i == 0 ? "" : name(i + 1) ? ", " : " or ";
+    length += (size_t)snprintf(text + length, size - length, "%s%s", before, name(i));
+  }
+}
+
 static void complain(size_t i, const char *text) {
-  sim_log_error("simulator: %s is \"%s\", not %s", table[i].name, text, table[i].wanted);
+  char names[256];
+  if (!table[i].wanted) join(names, sizeof names, table[i].wanted_names);
+  sim_log_error("simulator: %s is \"%s\", not %s", table[i].name, text, table[i].wanted ? table[i].wanted : names);
+}
+
+/* False when the text is not one of the setting's values, or there is no memory for it; then nothing changed. */
+static bool apply(size_t i, const char *text) {
+  char *copy = strdup(text);
+  if (!copy || !table[i].apply(text)) {
+    free(copy);
+    return false;
+  }
+  free(table[i].text);
+  table[i].text = copy;
+  return true;
 }
 
 /* A malformed value leaves the default in force, and every create fails until it is corrected. */
@@ -129,7 +162,7 @@ __attribute__((constructor)) static void read_environment(void) {
   for (size_t i = 0; i < COUNT(table); i++) {
     const char *text = getenv(table[i].name);
     table[i].apply(table[i].value);
-    if (!text || !*text || table[i].apply(text)) continue;
+    if (!text || !*text || apply(i, text)) continue;
     snprintf(table[i].malformed, sizeof table[i].malformed, "%s", text);
   }
 }
@@ -156,26 +189,41 @@ bool sim_settings_usable(void) {
   return usable;
 }
 
+/* The index of a setting, or COUNT(table) with a log line. */
+static size_t find(const char *name) {
+  size_t i = 0;
+  while (i < COUNT(table) && strcmp(name, table[i].name) != 0) i++;
+  if (i == COUNT(table)) sim_log_error("simulator: there is no setting \"%s\"", name);
+  return i;
+}
+
 SIM_EXPORT int npumm_sim_configure(const char *name, const char *value) {
-  if (!name) return RKNN_ERR_PARAM_INVALID;
-  for (size_t i = 0; i < COUNT(table); i++) {
-    if (strcmp(name, table[i].name) != 0) continue;
-    const char *text = value && *value ? value : table[i].value;
-    pthread_mutex_lock(&lock);
-    bool applied = table[i].apply(text);
-    if (applied) table[i].malformed[0] = '\0';
-    pthread_mutex_unlock(&lock);
-    if (!applied) complain(i, text);
-    return applied ? RKNN_SUCC : RKNN_ERR_FAIL;
-  }
-  sim_log_error("simulator: there is no setting \"%s\"", name);
-  return RKNN_ERR_PARAM_INVALID;
+  size_t i = name ? find(name) : COUNT(table);
+  if (i == COUNT(table)) return RKNN_ERR_PARAM_INVALID;
+  const char *text = value && *value ? value : table[i].value;
+  pthread_mutex_lock(&lock);
+  bool applied = apply(i, text);
+  if (applied) table[i].malformed[0] = '\0';
+  pthread_mutex_unlock(&lock);
+  if (!applied) complain(i, text);
+  return applied ? RKNN_SUCC : RKNN_ERR_FAIL;
+}
+
+SIM_EXPORT size_t npumm_sim_setting(const char *name, char *buffer, size_t size) {
+  size_t i = name ? find(name) : COUNT(table);
+  if (i == COUNT(table)) return SIZE_MAX;
+  pthread_mutex_lock(&lock);
+  int length = snprintf(buffer, buffer ? size : 0, "%s", table[i].text ? table[i].text : table[i].value);
+  pthread_mutex_unlock(&lock);
+  return (size_t)length;
 }
 
 SIM_EXPORT int npumm_sim_select(const char *soc) {
   const sim_chip *chip = soc ? sim_find_chip(soc) : NULL;
   if (soc && !chip) {
-    sim_log_error("simulator: there is no chip \"%s\", only %s", soc, table[0].wanted);
+    char names[256];
+    join(names, sizeof names, chip_name);
+    sim_log_error("simulator: there is no chip \"%s\", only %s", soc, names);
     return RKNN_ERR_PARAM_INVALID;
   }
   selected_chip = chip;

@@ -13,7 +13,10 @@
 
 typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
 
-/* What create does above sim_type.native_rows: it fails, ends the process as a vendor's does, or goes on. */
+/*
+ * What create does above sim_type.native_rows: it fails, ends the process as a vendor's does (also for any int4 at
+ * RKNN_LOG_LEVEL 3 or more), or goes on.
+ */
 typedef enum { ROWS_REFUSED, ROWS_DEADLY, ROWS_ANY } sim_rows_limit;
 
 /* A context keeps the settings that it was created with. */
@@ -26,7 +29,8 @@ typedef struct {
   bool strict;
   bool ceil4;
   sim_rows_limit rows_limit;
-  uint32_t contexts;
+  bool foreign; /* rknn_create_mem_from_fd takes memory that this library did not make */
+  uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;
 } sim_settings;
 

@@ -188,12 +188,13 @@ static void test_refused_types(void) {
       CHECK(code == (find(socs[s], type) ? 0 : -5), "%s type %d: %d", socs[s], type, code);
     }
     CHECK_IS(create_code(6, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : RKNN_FLOAT16_MM_INT8_TO_FLOAT16"),
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : RKNN_FLOAT16_MM_INT8_TO_FLOAT16 in this "
+                 "platform"),
           "log");
     CHECK_IS(create_code(15, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : UNKNOW"), "log");
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : UNKNOW in this platform"), "log");
     CHECK_IS(create_code(13, 4, 64, 64, 0), -5);
-    CHECK(logged("rknn_matmul_create, meet unsupported matmul dtype : UNKNOW"), "log");
+    CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : UNKNOW in this platform"), "log");
     CHECK_IS(create_code(2, 4, 64, 64, 2), transposes(socs[s]) ? 0 : -5);
   }
 }

@@ -4,6 +4,9 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 
+#include <stddef.h>
+#include <sys/resource.h>
+
 #include "check.h"
 #include "rk3588_layouts.h"
 
@@ -69,10 +72,11 @@ static void test_create_codes(void) {
   CHECK_IS(rknn_matmul_create(&ctx, &info, NULL), -5);
 
   CHECK_IS(create_code(make_info(99, 4, 33, 33, 0, 0)), -5);
-  CHECK(logged("rknn_matmul_create, meet unsupported matmul dtype : UNKNOW"), "log");
+  CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : UNKNOW in this platform"), "log");
   CHECK_IS(create_code(make_info(-1, 4, 32, 32, 0, 0)), -5);
   CHECK_IS(create_code(make_info(7, 4, 32, 32, 0, 0)), -5);
-  CHECK(logged("rknn_matmul_create, unsupported matmul dtype in this platform : RKNN_FLOAT16_MM_INT4_TO_FLOAT32"),
+  CHECK(logged("rknn_matmul_create_dynamic_shape, unsupported matmul dtype : RKNN_FLOAT16_MM_INT4_TO_FLOAT32 in this "
+               "platform"),
         "log");
   CHECK_IS(create_code(make_info(2, 4, (1 << 20) + 1, 33, 0, 0)), -5);
   CHECK(logged("rknn_matmul_create, k > limit: 1048577"), "log");
@@ -111,8 +115,24 @@ static void test_create_codes(void) {
   info.iommu_domain_id = -1;
   CHECK_IS(create_code(info), -5);
   info.iommu_domain_id = 15;
+  /* A struct that was not zeroed, or that of an older header: a runtime does not look; the simulator tells. */
   memset(info.reserved, 1, sizeof info.reserved);
   CHECK_IS(create_code(info), 0);
+  CHECK(logged("rknn_matmul_create, simulator: reserved bytes of rknn_matmul_info are set: was it zeroed, or is it that "
+               "of a header before 2.0.0b0"),
+        "log");
+  npumm_sim_configure("NPUMATMUL_SIM_STRICT", "1");
+  CHECK_IS(create_code(info), -5);
+  CHECK(logged("rknn_matmul_create, simulator: reserved bytes of rknn_matmul_info are set"), "log");
+  npumm_sim_configure("NPUMATMUL_SIM_STRICT", NULL);
+  memset(&info.iommu_domain_id, 0x5a, sizeof info - offsetof(rknn_matmul_info, iommu_domain_id));
+  CHECK_IS(create_code(info), -5);
+  CHECK(logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed"),
+        "log");
+  info = make_info(2, 4, 32, 32, 1, 0);
+  info.iommu_domain_id = 15;
+  CHECK_IS(create_code(info), 0);
+  CHECK(!logged(""), "a line without a reason");
 
   /* A success writes the documented fields and leaves the rest of the caller's struct. */
   memset(&io, 0x5a, sizeof io);
@@ -121,16 +141,72 @@ static void test_create_codes(void) {
   CHECK_IS(rknn_matmul_destroy(ctx), 0);
 }
 
-static void test_context_limit(void) {
-  rknn_matmul_ctx all[151];
+enum { MANY = 2000 }; /* a real client holds 1,876 (facts 15) */
+
+static uint64_t descriptors_now(void) {
+  npumm_sim_counters counters;
+  npumm_sim_read_counters(&counters);
+  return counters.descriptors_now;
+}
+
+/* As many contexts as there are descriptors for, four each. */
+static void test_many_contexts(void) {
+  static rknn_matmul_ctx all[MANY];
   rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
   rknn_matmul_io_attr io;
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
-  CHECK_IS(rknn_matmul_create(&all[150], &info, &io), -1);
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
-  CHECK_IS(rknn_matmul_create(&all[150], &info, &io), 0);
-  for (int i = 0; i < 150; i++) CHECK_IS(rknn_matmul_run(all[i]), -7); /* their slots are in use again */
-  CHECK_IS(rknn_matmul_destroy(all[150]), 0);
+  struct rlimit before, set;
+  getrlimit(RLIMIT_NOFILE, &before);
+  set = before;
+  set.rlim_cur = before.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &set);
+  int most = before.rlim_max >= 4 * MANY + 100 ? MANY : 200; /* the machine may forbid so many descriptors */
+  for (int i = 0; i < most; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
+  CHECK_IS(descriptors_now(), 4 * most);
+  for (int i = 0; i < most; i += 2) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  for (int i = 0; i < most; i += 2) CHECK_IS(rknn_matmul_run(all[i]), -7);
+  for (int i = 1; i < most; i += 2) CHECK_IS(rknn_matmul_set_core_mask(all[i], RKNN_NPU_CORE_1), 0);
+  for (int i = 1; i < most; i += 2) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  CHECK_IS(descriptors_now(), 0);
+
+  set.rlim_cur = 60;
+  setrlimit(RLIMIT_NOFILE, &set);
+  int count = 0, code = 0;
+  while (count < 60 && (code = rknn_matmul_create(&all[count], &info, &io)) == 0) count++;
+  CHECK(count > 5 && count <= 15, "%d contexts with 60 descriptors", count);
+  CHECK_IS(code, -1);
+  CHECK_IS(descriptors_now(), 4 * count); /* nothing is left of the one that failed */
+  CHECK(logged("rknn_matmul_create, simulator: a context holds 4 file descriptors, and there are no more"), "log");
+  setrlimit(RLIMIT_NOFILE, &before);
+  while (count > 0) CHECK_IS(rknn_matmul_destroy(all[--count]), 0);
+}
+
+static void test_context_limit(void) {
+  rknn_matmul_ctx all[8];
+  rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
+  rknn_matmul_io_attr io;
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_CONTEXTS", "7"), 0);
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
+  CHECK_IS(rknn_matmul_create(&all[7], &info, &io), -1);
+  CHECK(logged("rknn_matmul_create, simulator: 7 contexts live already, as many as NPUMATMUL_SIM_CONTEXTS allows"), "log");
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
+  CHECK_IS(rknn_matmul_create(&all[7], &info, &io), 0);
+  for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_run(all[i]), -7);
+  CHECK_IS(rknn_matmul_destroy(all[7]), 0);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_CONTEXTS", NULL), 0);
+}
+
+/* A program that closes all descriptors must not make the library close those of files it opens afterwards. */
+static void test_descriptors_that_the_caller_closed(void) {
+  rknn_matmul_ctx ctx;
+  rknn_matmul_info info = make_info(2, 1, 32, 32, 0, 0);
+  rknn_matmul_io_attr io;
+  int first = open("/dev/null", O_RDONLY);
+  close(first);
+  CHECK_IS(rknn_matmul_create(&ctx, &info, &io), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(close(first + i), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(open("/dev/null", O_RDONLY), first + i);
+  CHECK_IS(rknn_matmul_destroy(ctx), 0);
+  for (int i = 0; i < 4; i++) CHECK_IS(close(first + i), 0);
 }
 
 /* ---- wrong use of contexts --------------------------------------------------------------------------------------- */
@@ -175,7 +251,7 @@ static void test_core_masks(void) {
   static const int good[] = {0, 1, 2, 4}, bad[] = {3, 5, 6, 7, 8, -1, 100, 0xffff};
   for (size_t i = 0; i < 4; i++) CHECK_IS(rknn_matmul_set_core_mask(mm.ctx, (rknn_core_mask)good[i]), 0);
   for (size_t i = 0; i < 8; i++) CHECK_IS(rknn_matmul_set_core_mask(mm.ctx, (rknn_core_mask)bad[i]), -1);
-  CHECK(logged("Not support core mask: 100, fallback to single core auto mode"), "log");
+  CHECK(logged("Not support core mask: 64, fallback to single core auto mode"), "log");
   rknn_matmul_set_core_mask(mm.ctx, RKNN_NPU_CORE_0_1);
   CHECK(logged("rknn_set_core_mask: failed to set core mask: 3"), "log");
   CHECK(wrong_products(&mm, &layouts[1], 127) == 0, "run after a refused mask");
@@ -291,7 +367,7 @@ static void test_counters(void) {
   CHECK_IS(counters.macs, 4 * 64 * 32);
   CHECK_IS(counters.contexts_now, 1);
   CHECK_IS(counters.memories_now, 4);
-  CHECK_IS(counters.descriptors_now, 3);
+  CHECK_IS(counters.descriptors_now, 3 + 4); /* of the memories and the context */
   CHECK_IS(counters.bytes_now, 4 * 4096); /* with the hidden copy of B, without the slice */
   CHECK_IS(rknn_destroy_mem(0, slice), 0);
   close_matmul(&mm);
@@ -308,6 +384,8 @@ int main(void) {
   test_attributes();
   test_create_codes();
   test_context_limit();
+  test_many_contexts();
+  test_descriptors_that_the_caller_closed();
   test_handles();
   test_core_masks();
   test_queries();

@@ -3,6 +3,9 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "check.h"
@@ -27,6 +30,7 @@ static void test_settings(void) {
       {"NPUMATMUL_SIM_STRICT", "2"},
       {"NPUMATMUL_SIM_ROWS", "4"},
       {"NPUMATMUL_SIM_INT4_ROWS", "exact"},
+      {"NPUMATMUL_SIM_FOREIGN", "1"},
       {"NPUMATMUL_SIM_CONTEXTS", "0"},
       {"NPUMATMUL_SIM_CONTEXTS", "-1"},
       {"NPUMATMUL_SIM_CONTEXTS", "12x"},
@@ -208,7 +212,7 @@ static void test_counters(void) {
   CHECK_HAS(text, "\"a_read\":512,\"b_read\":4096,\"c_written\":1024,\"b_packed\":2048");
   CHECK_HAS(text, "\"rk3576\":{\"contexts\":1,\"domain_bytes\":{\"5\":16384},"
                   "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]}}");
-  CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":3,\"memory_bytes\":16384,\"macs\":16384");
+  CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":7,\"memory_bytes\":16384,\"macs\":16384");
   char cut[20];
   size_t length = strlen(text);
   CHECK_IS(npumm_sim_counters_json(cut, sizeof cut), length);
@@ -263,6 +267,99 @@ static void test_trace(void) {
   CHECK(run && !strstr(run + 1, "rknn_matmul_run"), "two runs");
 }
 
+static void read_and_remove(const char *path, char *text, size_t size) {
+  FILE *file = fopen(path, "r");
+  text[fread(text, 1, size - 1, file)] = '\0';
+  fclose(file);
+  unlink(path);
+}
+
+static size_t count(const char *text, const char *word) {
+  size_t found = 0;
+  for (const char *at = text; (at = strstr(at, word)) != NULL; at++) found++;
+  return found;
+}
+
+/* A child that ends as programs do, and one that works on, leave the trace to its process. */
+static void test_trace_after_fork(void) {
+  char path[] = "/tmp/npumm_trace_XXXXXX", other[] = "/tmp/npumm_other_XXXXXX";
+  close(mkstemp(path));
+  close(mkstemp(other));
+  CHECK_IS(npumm_sim_trace_start(path), 0);
+  matmul mm;
+  CHECK(open_matmul(&mm, make_info(2, 4, 64, 32, 1, 0)), "not created");
+  bind_all(&mm);
+  fflush(stdout);
+  for (int round = 0; round < 2; round++) {
+    CHECK_IS(rknn_matmul_run(mm.ctx), 0);
+    pid_t child = fork();
+    if (child == 0) {
+      rknn_matmul_run(mm.ctx);
+      if (round == 1) {
+        npumm_sim_trace_start(other);
+        rknn_matmul_run(mm.ctx);
+      }
+      exit(0);
+    }
+    int status = 1;
+    CHECK_IS(waitpid(child, &status, 0), child);
+    CHECK_IS(status, 0);
+  }
+  CHECK_IS(rknn_matmul_run(mm.ctx), 0);
+  npumm_sim_trace_stop();
+  close_matmul(&mm);
+  char text[8192];
+  read_and_remove(path, text, sizeof text);
+  CHECK_IS(count(text, "process_name"), 1);
+  CHECK_IS(count(text, "rknn_matmul_run"), 3);
+  CHECK_IS(count(text, "\n]\n"), 1);
+  CHECK(strcmp(text + strlen(text) - 4, "}\n]\n") == 0, "not a list: %s", text);
+  read_and_remove(other, text, sizeof text);
+  CHECK_IS(count(text, "process_name"), 1);
+  CHECK_IS(count(text, "rknn_matmul_run"), 1);
+  CHECK(strcmp(text + strlen(text) - 4, "}\n]\n") == 0, "not a list: %s", text);
+}
+
+/* What was written is there, however the process ends. */
+static void test_trace_of_a_killed_process(void) {
+  char path[] = "/tmp/npumm_trace_XXXXXX", text[8192];
+  close(mkstemp(path));
+  fflush(stdout);
+  pid_t child = fork();
+  if (child == 0) {
+    npumm_sim_trace_start(path);
+    rknn_mem_sync(0, NULL, RKNN_MEMORY_SYNC_TO_DEVICE);
+    kill(getpid(), SIGKILL);
+  }
+  waitpid(child, NULL, 0);
+  read_and_remove(path, text, sizeof text);
+  CHECK_IS(count(text, "rknn_mem_sync"), 1);
+
+  snprintf(text, sizeof text, "%s.fifo", path); /* a pipe without a reader is refused at once */
+  CHECK_IS(mkfifo(text, 0600), 0);
+  CHECK_IS(npumm_sim_trace_start(text), -1);
+  unlink(text);
+}
+
+static void test_reading_settings(void) {
+  char text[64] = "x";
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_STRICT", text, sizeof text), 1);
+  CHECK(strcmp(text, "0") == 0, "%s", text);
+  CHECK_IS(configure("NPUMATMUL_SIM_STRICT", "1"), 0);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", "query:code=-1"), 0);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", "query:code=5"), -1); /* changes nothing */
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_STRICT", text, sizeof text), 1);
+  CHECK(strcmp(text, "1") == 0, "%s", text);
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_FAULTS", text, 6), 13);
+  CHECK(strcmp(text, "query") == 0, "%s", text);
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_FAULTS", NULL, 0), 13);
+  CHECK_IS(configure("NPUMATMUL_SIM_STRICT", NULL), 0);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", ""), 0);
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_FAULTS", text, sizeof text), 0);
+  CHECK_IS(npumm_sim_setting("NPUMATMUL_SIM_COLOUR", text, sizeof text), (size_t)-1);
+  CHECK_IS(npumm_sim_setting(NULL, text, sizeof text), (size_t)-1);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1) return child_create();
   start_log();
@@ -272,5 +369,8 @@ int main(int argc, char **argv) {
   test_hang();
   test_counters();
   test_trace();
+  test_trace_after_fork();
+  test_trace_of_a_killed_process();
+  test_reading_settings();
   return report("test_control");
 }

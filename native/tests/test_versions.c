@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include "check.h"
+#include "rknn_api.h"
 
 typedef struct {
   void *library;
@@ -85,9 +86,27 @@ static const struct {
     {"rknn_destroy_mem", 152, 999},
     {"rknn_mem_sync", 160, 999},
     {"rknn_query", 152, 999},
+    {"rknn_init", 152, 999},
+    {"rknn_dup_context", 152, 999},
+    {"rknn_destroy", 152, 999},
+    {"rknn_inputs_set", 152, 999},
+    {"rknn_set_batch_core_num", 152, 999},
+    {"rknn_set_core_mask", 152, 999},
+    {"rknn_run", 152, 999},
+    {"rknn_wait", 152, 999},
+    {"rknn_outputs_get", 152, 999},
+    {"rknn_outputs_release", 152, 999},
+    {"rknn_set_weight_mem", 152, 999},
+    {"rknn_set_internal_mem", 152, 999},
+    {"rknn_set_io_mem", 152, 999},
+    {"rknn_set_input_shape", 152, 999},
+    {"rknn_set_input_shapes", 152, 999},
+    {"rknn_register_custom_ops", 160, 999},
+    {"rknn_custom_op_get_op_attr", 160, 999},
     {"npumm_sim_describe", 152, 999},
     {"npumm_sim_select", 152, 999},
     {"npumm_sim_configure", 152, 999},
+    {"npumm_sim_setting", 152, 999},
     {"npumm_sim_counters_json", 152, 999},
     {"sim_matmul_create", 1000, 1000}, /* the core is hidden */
 };
@@ -340,6 +359,78 @@ static void test_2_0_0(void) {
   CHECK_IS(of.destroy(ctx), 0);
 }
 
+/* ---- calls for models: only matmul is simulated ------------------------------------------------------------------ */
+
+static void test_models(void) {
+  for (size_t v = 0; v < sizeof versions / sizeof *versions; v++) {
+    runtime of;
+    if (!open_runtime(&of, versions[v].name)) continue;
+    int (*init)(rknn_context *, void *, uint32_t, uint32_t, rknn_init_extend *);
+    int (*run)(rknn_context, rknn_run_extend *);
+    void *found = symbol(&of, "rknn_init");
+    memcpy(&init, &found, sizeof found);
+    found = symbol(&of, "rknn_run");
+    memcpy(&run, &found, sizeof found);
+    rknn_context context = 77;
+    char model[] = "model.rknn";
+    CHECK_IS(init(&context, model, 0, RKNN_FLAG_PRIOR_HIGH, NULL), -1);
+    CHECK(logged("rknn_init, simulator: only the matmul API is simulated, models need a board"), "log");
+    CHECK_IS(context, 77);
+    CHECK_IS(run(context, NULL), -1);
+    CHECK(logged("rknn_run, simulator: only the matmul API is simulated, models need a board"), "log");
+    rknn_tensor_attr attr = {.index = 0};
+    CHECK_IS(of.query(context, RKNN_QUERY_INPUT_ATTR, &attr, sizeof attr), -7);
+    CHECK(logged("rknn_query, simulator: 0x4d is no matmul context; only the matmul API is simulated"), "log");
+  }
+}
+
+/* ---- programs that were built with another version's header (facts 1.7) ------------------------------------------ */
+
+static void test_headers_of_other_versions(void) {
+  runtime old, first, new;
+  if (!open_runtime(&old, "1.6.0") || !open_runtime(&first, "2.0.0b0") || !open_runtime(&new, "2.3.2")) return;
+  rknn_matmul_ctx ctx;
+  rknn_matmul_io_attr io;
+
+  /* 24 bytes for a runtime that reads 64: zeros behind them are right, rubbish is seen. */
+  int32_t info[16] = {4, 64, 64, RKNN_INT8_MM_INT8_TO_INT32, 1, 1};
+  CHECK_IS(new.create(&ctx, info, &io), 0);
+  CHECK_IS(new.destroy(ctx), 0);
+  CHECK(!logged(""), "a line without a reason");
+  memset(info + 6, 0x5a, sizeof info - 24);
+  CHECK_IS(new.create(&ctx, info, &io), -5);
+  CHECK(logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed, "
+               "or is it that of a header before 2.0.0b0"),
+        "log");
+
+  /* 64 bytes for a runtime that reads 24: the quantization type becomes part of the layout. */
+  rknn_matmul_info later = make_info(RKNN_INT8_MM_INT8_TO_INT32, 4, 64, 64, 0, 0);
+  CHECK_IS(old.create(&ctx, &later, &io), 0);
+  CHECK_IS(io.B.n_dims, 2);
+  CHECK_IS(old.destroy(ctx), 0);
+  CHECK(!logged(""), "a line without a reason");
+  later.B_quant_type = RKNN_QUANT_TYPE_PER_CHANNEL_SYM;
+  CHECK_IS(old.create(&ctx, &later, &io), 0);
+  CHECK_IS(io.B.n_dims, 4);
+  CHECK_IS(old.destroy(ctx), 0);
+  CHECK(logged("rknn_matmul_create, simulator: the layouts are 0x20000 and 0x0, which runtime 1.6.0 takes for native"), "log");
+
+  /* The helper's two forms: the fifth argument is an extent, or a pointer. */
+  int (*pack_7)(void *, void *, int, int, int, int, rknn_matmul_type);
+  int (*pack_5)(void *, void *, int, int, rknn_matmul_info *);
+  void *found = symbol(&new, "rknn_B_normal_layout_to_native_layout");
+  memcpy(&pack_7, &found, sizeof found);
+  found = symbol(&first, "rknn_B_normal_layout_to_native_layout");
+  memcpy(&pack_5, &found, sizeof found);
+  uint8_t in[64 * 64] = {0}, out[64 * 64];
+  CHECK_IS(pack_7(in, out, 64, 64, 32, 32, RKNN_INT8_MM_INT8_TO_INT32), -5);
+  CHECK(logged("rknn_B_normal_layout_to_native_layout, simulator: info is 32, no pointer: is the program built with the "
+               "header of 2.0.0b0"),
+        "log");
+  CHECK_IS(pack_5(in, out, 64, 64, at_page_end(&later, sizeof later)), -5);
+  CHECK(logged("rknn_B_normal_layout_to_native_layout, simulator: subN"), "log");
+}
+
 /* ---- the library without a version in its name ------------------------------------------------------------------- */
 
 static void test_runtime_setting(void) {
@@ -367,6 +458,8 @@ int main(int argc, char **argv) {
   test_nibbles();
   test_segments();
   test_2_0_0();
+  test_models();
+  test_headers_of_other_versions();
   test_runtime_setting();
   return report("test_versions");
 }

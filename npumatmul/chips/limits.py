@@ -132,6 +132,8 @@ class Chip:
         The supported types (facts 3.2) under `runtime`.
     memory : MemoryLimits
         Limits per process.
+    int4_log_level : int
+        Highest RKNN_LOG_LEVEL at which creating int4 is known not to kill the process.
     runtime : RuntimeVersion
         The version that the chip is looked at under; the newest that is known, where none was named.
     probed : ProbeResults or None
@@ -143,6 +145,7 @@ class Chip:
     native: NativeTiles
     limits: Mapping[MatmulType, TypeLimits]
     memory: MemoryLimits
+    int4_log_level: int
     runtime: RuntimeVersion = NEWEST_RUNTIME
     probed: ProbeResults | None = None
 
@@ -161,7 +164,16 @@ class Chip:
             table.slice_alignment.value,
             f"{table.contexts.source}; {table.domain_bytes.source}",
         )
-        return cls(table.soc, table.cores.value, table.native_tiles(), limits, memory, table.runtime, table.probed)
+        return cls(
+            table.soc,
+            table.cores.value,
+            table.native_tiles(),
+            limits,
+            memory,
+            table.int4_log_level.value,
+            table.runtime,
+            table.probed,
+        )
 
     @property
     def has_core_mask(self) -> bool:

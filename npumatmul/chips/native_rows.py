@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RECORDED", "NativeRows"]
+__all__ = ["ASKED", "FEW_ASKED", "RECORDED", "NativeRows"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,3 +165,7 @@ def _recorded() -> NativeRows:
 
 
 RECORDED = _recorded()
+
+#: K and N that a board is asked about: deep and shallow ones, and those that M*K alone would be wrong about.
+ASKED = (512, 608, 2400, 4096, 7264, 8160, 8224, 10304), (64, 1024, 8192)
+FEW_ASKED = (512, 608, 8160, 10304), (64, 8192)

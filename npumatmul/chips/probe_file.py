@@ -54,6 +54,10 @@ def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
 
 
+def _log_level(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 6
+
+
 def _tile(value: object) -> bool:
     return _numbers(value) and isinstance(value, list) and len(value) == 2 and all(value)
 
@@ -82,6 +86,7 @@ CHIP_KINDS: Mapping[str, Callable[[object], bool]] = {
     "slice_alignment": _size,
     "dynamic_kn": _flag,
     "int4_even_nibble": _one_of("low", "high"),
+    "int4_log_level": _log_level,
     "helper_int4": _one_of("packed", "one per byte"),
     "group_order": _one_of("g*N+n", "n*(K/G)+g"),
 }

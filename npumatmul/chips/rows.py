@@ -33,6 +33,7 @@ __all__ = [
     "NativeTiles",
     "Problem",
     "Sizes",
+    "int4_log_level",
     "native_rows",
 ]
 
@@ -303,6 +304,13 @@ def native_rows(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> Cell[
     if soc == "rk3588" and runtime == RuntimeVersion(1, 6, 0):
         return observed(RECORDED, "recorded; with more, create dies of SIGFPE: facts 15")
     return unsettled(RECORDED, "recorded on rk3588 under 1.6.0, where more die of SIGFPE: taken for all, facts 15")
+
+
+def int4_log_level(soc: str, runtime: RuntimeVersion) -> Cell[int]:
+    """The highest RKNN_LOG_LEVEL that creating int4 survives: at 3 and more all that were tried died (facts 15)."""
+    if soc == "rk3588" and runtime == RuntimeVersion(1, 6, 0):
+        return observed(2, "at 3 and more every create of int4 dies of SIGFPE: facts 15")
+    return unsettled(2, "at 3 and more rk3588 under 1.6.0 dies of SIGFPE: taken for all, facts 15")
 
 
 #: No source states a limit of M: this bounds the buffers of A and C.

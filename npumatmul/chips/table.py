@@ -117,6 +117,8 @@ class Capabilities:
         Whether the shapes of a dynamic context may differ in K and N.
     int4_even_nibble : Cell of str
         ``"low"`` or ``"high"``: which half of a byte holds the even one of two int4.
+    int4_log_level : Cell of int
+        Highest RKNN_LOG_LEVEL at which creating a matmul with int4 is known not to kill the process.
     helper_int4 : Cell of str or None
         ``"packed"`` or ``"one per byte"``: what the helper that packs B takes as int4; None: not known.
     group_order : Cell of str or None
@@ -151,6 +153,7 @@ class Capabilities:
     dynamic_shapes: Cell[bool]
     dynamic_kn: Cell[bool]
     int4_even_nibble: Cell[str]
+    int4_log_level: Cell[int]
     helper_int4: Cell[str | None]
     group_order: Cell[str | None]
     types: Mapping[MatmulType, TypeCapabilities]
@@ -354,6 +357,7 @@ def _chip(row: ChipRow, runtime: RuntimeVersion) -> dict[str, Any]:
             if high
             else observed("low", "demos since 2.0.0b0, a backend on rk3588: D28, facts 4.6")
         ),
+        "int4_log_level": rows.int4_log_level(row.soc, runtime),
         "helper_int4": unsettled(None, "demos pass pairs, others one per byte: Q3, facts 4.6"),
         "group_order": unsettled(None, "a demo's loop suggests g*N+n: Q1"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,29 @@ RuntimeOption = Annotated[str, typer.Option(help="The version of the vendor's ru
 def path_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
     """Print the path of the simulator's library."""
     typer.echo(sim.library_path(runtime))
+
+
+@app.command("include")
+def include_command() -> None:
+    """Print the folder of the C headers."""
+    typer.echo(sim.include_path())
+
+
+@app.command("cflags")
+def cflags_command() -> None:
+    """Print what compiling needs: cc $(npumatmul sim cflags) -c program.c."""
+    typer.echo(_for_the_shell(sim.compile_flags()))
+
+
+@app.command("libs")
+def libs_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
+    """Print what linking needs: cc program.o $(npumatmul sim libs). The program runs by itself, and follows sim env."""
+    typer.echo(_for_the_shell(sim.link_flags(runtime)))
+
+
+def _for_the_shell(flags: list[str]) -> str:
+    """With blanks escaped, as pkg-config prints them."""
+    return " ".join(re.sub(r"([^\w@%+=:,./-])", r"\\\1", flag) for flag in flags)
 
 
 @app.command("env", context_settings={"allow_interspersed_args": False})

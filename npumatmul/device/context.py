@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import logging
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class _Context:
         info = spec.info()
         runtime.check_info(info)
         spec.check(chip, chip.type_limits(spec.mm_type, runtime.version), every)
+        spec.check_log_level(chip, os.environ)
         self._handle, self._io_attrs = session.create(info, shapes)
         #: What the executor works with: it keeps the selected shape, and whether a call failed.
         self.struct = executor.ExecutorContext(self._handle.value, shapes is not None, 0, 0)

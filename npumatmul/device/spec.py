@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from npumatmul.chips import Chip, TypeLimits
-from npumatmul.chips.types import MatmulType
+from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.device.buffer import LARGEST_BUFFER
+from npumatmul.errors import DeviceError
 from npumatmul.rknn import MatmulInfo, MatmulLayout, QuantType
 
 __all__ = ["ASYMMETRIC", "PER_CHANNEL", "PER_GROUP", "ContextSpec"]
@@ -112,6 +114,24 @@ class ContextSpec:
             iommu_domain_id=self.domain,
             group_size=self.group_size,
         )
+
+    def check_log_level(self, chip: Chip, environment: Mapping[str, str]) -> None:
+        """Refuse int4 at a level of the runtime's log at which creating it kills the process.
+
+        Raises
+        ------
+        DeviceError
+            If RKNN_LOG_LEVEL is such a level.
+        """
+        if ElementType.INT4 not in (self.mm_type.a, self.mm_type.b):
+            return
+        level = re.match(r"\s*\+?(\d{1,9})", environment.get("RKNN_LOG_LEVEL", ""))  # as C's atoi reads it
+        if level is not None and int(level[1]) > chip.int4_log_level:
+            raise DeviceError(
+                f"RKNN_LOG_LEVEL is {level[1]}: above {chip.int4_log_level}, creating a matmul with int4 kills the "
+                f"process inside the vendor's library (facts 15). Start the program with {chip.int4_log_level} or less "
+                "or without the variable; or use a scheme without int4"
+            )
 
     def check(self, chip: Chip, limits: TypeLimits, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Refuse what would crash a runtime, or be cut to another value on its way into the C struct.

@@ -29,7 +29,6 @@ from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
 from npumatmul.running.autotune import Tuning, autotune
-from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Matmul"]
 
@@ -46,16 +45,18 @@ class _Operands:
     weights, finish
     on_npu : bool
         Whether one of both is an NpuArray.
-    wraps : bool
-        Whether one of both is of a subclass of ndarray, which the result becomes, too.
+    plain : bool
+        Whether both are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
     product : Product or None
         With the one matrix of the right operand, once it is packed.
     """
 
     def __init__(self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish) -> None:
-        self.given, self.a, self.weights, self.finish = given, a, weights, finish
+        self.given, self.weights, self.finish = given, weights, finish
+        self.a: Any = a
         self.on_npu = involves_npu_arrays(*given)
-        self.wraps = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
+        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
+        self.plain = not (self.on_npu or subclass)
         self.product: Product | None = None
         self._epilogue: Epilogue | None = None
 
@@ -340,18 +341,24 @@ class Matmul:
     def _multiply(self, operands: _Operands, out: Out, cache: bool) -> Any:
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
         if isinstance(place, NpuArray):
-            self._store(operands, place.numpy(), cache)
+            if self._by_array(operands, cache, place) is None:
+                self._store(operands, place.numpy(), cache)
             return place
+        product, finish = operands.product, operands.finish
+        if product is not None and operands.plain:  # then there is nothing to look at any more
+            epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
+            return product.compute(operands.a, place, epilogue, finish.integer_bias)
         if place is None and operands.on_npu and self.shape:
             return self._as_npu_array(operands, cache)
         result = self._store(operands, place, cache)
-        if place is None and (operands.wraps or not self.shape):
-            return delivered(result, None, operands.given)
-        return result
+        return result if place is not None else delivered(result, None, operands.given)
 
     def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
         """The product as an array, whose values stay where the NPU leaves them if that goes."""
         shapes = self._shapes
+        by_array = self._by_array(operands, cache)
+        if by_array is not None:
+            return by_array
         if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
             product = self._product(operands, cache)
             deferred = product.defer(self._left_now(operands, product), operands.epilogue(shapes, self.dtype))
@@ -363,13 +370,30 @@ class Matmul:
         self._store(operands, made.numpy(), cache, owned=True)
         return made
 
+    def _by_array(self, operands: _Operands, cache: bool, out: NpuArray | None = None) -> NpuArray | None:
+        """The product of an NpuArray that goes on as it is: in place, or deferred; None where that does not go."""
+        shapes, a = self._shapes, operands.given[0]
+        if (
+            not isinstance(a, NpuArray)
+            or shapes.matrices != 1
+            or shapes.empty
+            or operands.finish.integer_bias is not None
+        ):
+            return None
+        a._check_usable()
+        product = self._product(operands, cache)
+        made = product.arrays.multiply(a, operands.epilogue(shapes, self.dtype), None, out)
+        if made is not None and not cache:
+            operands.weights.drop(next(shapes.indices()))
+        return made
+
     def _store(self, operands: _Operands, out: Out, cache: bool, *, owned: bool = False) -> NDArray[Any]:
         """The product in an array: the one that is given, of which nobody else knows yet where it is `owned`."""
         shapes, finish = self._shapes, operands.finish
         if shapes.empty or shapes.matrices > 1:
             return self._stacked(operands, checked_out(out, self.shape, self.dtype), cache, owned)
         product = self._product(operands, cache)
-        left = self._left_now(operands, product) if operands.on_npu else operands.a
+        left = self._left_now(operands, product)
         epilogue = operands.epilogue(shapes, self.dtype) if finish.epilogue is not None else None
         result = product.compute(left, out, epilogue, finish.integer_bias, owned=owned)
         if not cache:
@@ -387,7 +411,7 @@ class Matmul:
                 operands.product = product
         return product
 
-    def _left_now(self, operands: _Operands, product: Product) -> NDArray[Any] | DeferredResult:
+    def _left_now(self, operands: _Operands, product: Product) -> Any:
         """The left operand: as it stands in C, if nobody read it yet and the product takes it so."""
         a = operands.a
         if not isinstance(a, NpuArray):

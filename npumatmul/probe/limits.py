@@ -1,16 +1,21 @@
-"""Questions about sizes: Q8 to Q12."""
+"""Questions about sizes: Q8 to Q12, and about int4: X4, X5."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from npumatmul.chips.native_rows import ASKED, FEW_ASKED, RECORDED, NativeRows
+from npumatmul.chips.probe_file import AS_RECORDED
 from npumatmul.chips.rows import TYPES_SINCE
 from npumatmul.chips.types import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.instrument import NATIVE, NORMAL, Instrument
+from npumatmul.probe.trial import Trials
 
 F16, I8, I4 = MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT8_INT8_INT32, MatmulType.INT4_INT4_INT16
 
@@ -28,6 +33,12 @@ def largest(good: int, bad: int, step: int, test: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if test(middle * step) else (low, middle)
     return low * step
+
+
+def largest_below(bad: int, step: int, test: Callable[[int], bool]) -> int:
+    """Largest multiple of `step` below `bad` that passes, else 1 where that does, else 0."""
+    found = largest(0, bad, step, test)
+    return found or int(test(1))
 
 
 def doublings(start: int, times: int) -> Iterable[int]:
@@ -187,6 +198,82 @@ def _milliseconds(instrument: Instrument, m: int) -> float:
             context.run()
             times.append(time.perf_counter() - start)
     return round(1000 * sorted(times)[2], 4)
+
+
+@question("X4", "How many rows may int4 with native A and C have?", "as recorded on 1.6.0, any, or the rows by K and N")
+def int4_rows(instrument: Instrument) -> Answer:
+    """Creates int4 with native A and C at K and N of the recording, above what it has as good; nothing is run.
+
+    A runtime may die of that, so a process below this one tries it, and is started again after every death. Where
+    create takes more rows than are recorded the table stays as it is, unless --all has their products run and compared.
+    """
+    if not instrument.supported(I4):
+        return Answer("the chip has no int4 times int4")
+    row, step = instrument.row(I4), instrument.table.row_multiple.value
+    top, limit = row.m_max.value, row.k_limit.value
+    some_ks, ns = FEW_ASKED if instrument.quick else ASKED
+    ks = [k for k in some_ks if limit is None or k <= limit]
+    said: dict[str, str] = {}
+    found: dict[tuple[int, int], int] = {}
+    with Trials(instrument) as trials:
+
+        def good(m: int, k: int, n: int) -> bool:
+            instrument.step(f"{I4.name} {m}x{k}x{n}, native A and C")
+            said[f"{m}x{k}x{n}"] = verdict = trials.attempt(I4, m, k, n, native=True, run=instrument.everything)
+            return verdict in ("created", "right")
+
+        for k, n in itertools.product(ks, ns):
+            known = min(top, RECORDED.most(k, n))
+            at = functools.partial(good, k=k, n=n)
+            if not at(known):
+                found[k, n] = largest_below(known, step, at)
+            elif known == top or not at(known + step):
+                found[k, n] = known
+            else:
+                found[k, n] = top if at(top) else largest(known + step, top, step, at)
+    recorded = {(k, n): min(top, RECORDED.most(k, n)) for k, n in found}
+    cells: dict[str, Any] = {}
+    if found == recorded:
+        text, cells = "as recorded on 1.6.0", {f"{I4.name}.native_rows": AS_RECORDED}
+    elif instrument.everything and set(found.values()) == {top}:
+        text, cells = f"any up to {top}, with right products", {f"{I4.name}.native_rows": None}
+    else:
+        # what is taken but was not run is not relied on
+        rows = found if instrument.everything else {at: min(found[at], recorded[at]) for at in found}
+        text = ", ".join(f"{m} at K={k} N={n} (recorded {recorded[k, n]})" for (k, n), m in found.items())
+        if rows == recorded:
+            text = f"create takes more than recorded; whether products are right is asked with --all: {text}"
+        else:
+            grid = NativeRows(tuple(ks), ns, tuple(tuple(rows[k, n] for n in ns) for k in ks))
+            cells = {f"{I4.name}.native_rows": grid.to_dict()}
+    return Answer(text, said, cells)
+
+
+@question("X5", "At which RKNN_LOG_LEVEL does int4 survive?", "the highest of 2, 3 and 4 at which create lives")
+def int4_log_level(instrument: Instrument) -> Answer:
+    """Creates the smallest contexts with an int4 B in processes with RKNN_LOG_LEVEL 2, 3 and 4; nothing is run."""
+    types = instrument.supported(*(mm_type for mm_type in MatmulType if mm_type.b is I4.b))
+    if not types:
+        return Answer("the chip has no int4")
+    details: dict[str, Any] = {}
+    highest = 0
+    for level in (2, 3, 4):
+        with Trials(instrument, {"RKNN_LOG_LEVEL": str(level)}) as trials:
+            for mm_type in types:
+                row = instrument.row(mm_type)
+                for native in (False, True)[: 1 + row.ac_native.value]:
+                    instrument.step(f"{mm_type.name} with RKNN_LOG_LEVEL={level}")
+                    name = f"{mm_type.name} {'native' if native else 'normal'}, level {level}"
+                    details[name] = trials.attempt(
+                        mm_type, 1, row.k_multiple.value, row.n_multiple.value, native=native, run=False
+                    )
+        if all(verdict == "created" for name, verdict in details.items() if name.endswith(str(level))):
+            highest = level
+        else:
+            break
+    died = [f"{name}: {verdict}" for name, verdict in details.items() if verdict != "created"]
+    text = f"up to {highest}" if highest else "at none of 2, 3 and 4"
+    return Answer("; ".join([text, *died]), details, {"int4_log_level": highest})
 
 
 @question("Q11", "What must N and K be multiples of?", "per type: a multiple of N and one of K")

@@ -10,6 +10,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.errors import RknnError, rknn_error
 from npumatmul.probe.answer import Answer, Question, question
 from npumatmul.probe.instrument import NORMAL, Instrument
+from npumatmul.probe.trial import Trials
 from npumatmul.rknn import (
     InputOutputNum,
     MatmulInfo,
@@ -140,13 +141,14 @@ rv1126b = Question(
 @question("X3", "Do the shapes that are reported to abort the process do so here?", "per shape: right, or how it ended",
           dangerous=True)  # fmt: skip
 def aborting_shapes(instrument: Instrument) -> Answer:
-    """Runs the reported N with the smallest M and K; a crash names the shape that it happened with."""
+    """Runs the reported N with the smallest M and K, in a process below this one, started again after a crash."""
     details: dict[str, str] = {}
-    for problem in instrument.table.problems:
-        for extent in problem.extents:
-            for mm_type in instrument.supported(*problem.types[:1]):
-                instrument.step(f"{mm_type.name} N={extent}")
-                details[f"{mm_type.name} N={extent}"] = instrument.verdict(
-                    mm_type, 1, instrument.row(mm_type).k_multiple.value, extent
-                )
+    with Trials(instrument) as trials:
+        for problem in instrument.table.problems:
+            for extent in problem.extents:
+                for mm_type in instrument.supported(*problem.types[:1]):
+                    instrument.step(f"{mm_type.name} N={extent}")
+                    details[f"{mm_type.name} N={extent}"] = trials.attempt(
+                        mm_type, 1, instrument.row(mm_type).k_multiple.value, extent
+                    )
     return Answer("; ".join(f"{what}: {said}" for what, said in details.items()) or "none is reported", details)

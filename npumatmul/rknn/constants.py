@@ -128,11 +128,26 @@ class TensorMemFlags(IntEnum):
 
 
 class QueryCmd(IntEnum):
-    """`rknn_query_cmd`: those that matter to a matmul context."""
+    """`rknn_query_cmd`: IN_OUT_NUM, PERF_RUN, SDK_VERSION and MEM_SIZE matter to a matmul context."""
 
     IN_OUT_NUM = 0
+    INPUT_ATTR = 1
+    OUTPUT_ATTR = 2
     PERF_DETAIL = 3
     PERF_RUN = 4
     SDK_VERSION = 5
     MEM_SIZE = 6
+    CUSTOM_STRING = 7
+    NATIVE_INPUT_ATTR = 8
+    NATIVE_OUTPUT_ATTR = 9
+    NATIVE_NC1HWC2_INPUT_ATTR = 8
+    NATIVE_NC1HWC2_OUTPUT_ATTR = 9
+    NATIVE_NHWC_INPUT_ATTR = 10
+    NATIVE_NHWC_OUTPUT_ATTR = 11
+    DEVICE_MEM_INFO = 12
+    INPUT_DYNAMIC_RANGE = 13
+    CURRENT_INPUT_ATTR = 14
+    CURRENT_OUTPUT_ATTR = 15
+    CURRENT_NATIVE_INPUT_ATTR = 16
+    CURRENT_NATIVE_OUTPUT_ATTR = 17
     CMD_MAX = 18

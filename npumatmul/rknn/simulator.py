@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
+import os
 from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
@@ -21,6 +22,7 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "strict": ("0", "1"),
     "rows": ("exact", "ceil4"),
     "int4_rows": ("refused", "deadly", "any"),
+    "foreign": ("accept", "refuse"),
     "contexts": None,
     "domain_bytes": None,
     "faults": None,
@@ -88,6 +90,7 @@ class Simulator:
             self._reset_counters = library["npumm_sim_reset_counters"]
             self._counters_json = library["npumm_sim_counters_json"]
             self._configure = library["npumm_sim_configure"]
+            self._setting = library["npumm_sim_setting"]
             self._trace_start = library["npumm_sim_trace_start"]
             self._trace_stop = library["npumm_sim_trace_stop"]
         except AttributeError as error:
@@ -100,6 +103,8 @@ class Simulator:
         self._counters_json.argtypes = (C.c_char_p, C.c_size_t)
         self._configure.restype = C.c_int
         self._configure.argtypes = (C.c_char_p, C.c_char_p)
+        self._setting.restype = C.c_size_t
+        self._setting.argtypes = (C.c_char_p, C.c_char_p, C.c_size_t)
         self._trace_start.restype = C.c_int
         self._trace_start.argtypes = (C.c_char_p,)
         self._trace_stop.restype = None
@@ -133,9 +138,27 @@ class Simulator:
         ValueError
             If there is no such setting, or it has no such value.
         """
-        code = self._configure(name.encode(), None if value is None else value.encode())
+        code = self._configure(name.encode(), None if value is None else os.fsencode(value))
         if code != 0:
             raise ValueError(f"npumm_sim_configure({name!r}, {value!r}) returned {code}: see docs/simulator.md")
+
+    def setting(self, name: str) -> str:
+        """The value of a setting that is in force, by its variable's name.
+
+        Raises
+        ------
+        ValueError
+            If there is no such setting.
+        """
+        length = 0
+        while True:
+            buffer = C.create_string_buffer(length + 1)
+            wanted = self._setting(name.encode(), buffer, len(buffer))
+            if wanted == C.c_size_t(-1).value:
+                raise ValueError(f"the simulator has no setting {name!r}: see docs/simulator.md")
+            if wanted <= length:
+                return os.fsdecode(buffer.value)
+            length = wanted
 
     def trace_start(self, path: str | Path) -> None:
         """Write all calls from now on to `path`; ends a trace that is going on.
@@ -145,7 +168,7 @@ class Simulator:
         OSError
             If the file cannot be written.
         """
-        code = self._trace_start(str(path).encode())
+        code = self._trace_start(os.fsencode(path))
         if code != 0:
             raise OSError(f"npumm_sim_trace_start({str(path)!r}) returned {code}: the file cannot be written")
 

@@ -100,6 +100,8 @@ class InPlaceProgram(Runs):
     ----------
     a_bytes, c_bytes : int
         What is read and written from the first row on, with rows that pad the product.
+    domain : int
+        IOMMU domain of the weight, in which the arrays have to be.
     """
 
     _in_place = True
@@ -111,6 +113,7 @@ class InPlaceProgram(Runs):
         rows = rows_of(plan)
         self.a_bytes, self.c_bytes = mm_type.a.nbytes(rows * plan.weight.k), mm_type.c.nbytes(rows * plan.weight.n)
         row_bytes = mm_type.a.nbytes(plan.weight.k), mm_type.c.nbytes(plan.weight.n)
+        self.domain = weight.domain
         #: Offset and bytes of A and of C of each range of rows.
         self._parts = [[(span.start * row, span.padded * row) for span in plan.m_spans] for row in row_bytes]
         self._calls: list[_InPlaceCall] = []
@@ -207,6 +210,7 @@ class InPlaceProgram(Runs):
                 results, session = self._placement.results, self._session
                 memory = results.take(self.c_bytes, self._weight.domain, computed=True, holder=Holder.BUFFERS)
                 made.append(Buffer(session, memory))
+                made[0].of_arrays = True
             out = made[0]
             told.bound.whole = out._memory.pointer
         else:

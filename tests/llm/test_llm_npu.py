@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from prose import PROSE
 
 import npumatmul as npu
-from npumatmul.llm import LoadedModel, load_model, npu_pack
-from npumatmul.llm.run import generate
+from npumatmul.llm import LoadedModel, generate, load_model, npu_pack
 
 TOKENS = 512
 TEXTS = {

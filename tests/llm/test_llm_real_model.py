@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from prose import PROSE
 
-from npumatmul.llm import LoadedModel
-from npumatmul.llm.run import generate
+from npumatmul.llm import LoadedModel, generate
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ over the cache, and the gate of the feed-forward network.
 Matrices that take the same input are one `Linear` with their rows stacked: q, k and v; gate and up. That is exact, and
 scales per output channel are not affected.
 
-Shapes: T tokens in a call, S tokens in the cache after it, H heads, G query heads for each key head, D values per head.
+Shapes: T tokens in a call, H heads, G query heads for each key head, D values per head.
 """
 
 from __future__ import annotations
@@ -20,9 +20,25 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.models.attention import Float32, RotaryTable, attention
 from npumatmul.llm.models.config import LlamaConfig
 
-Float32 = NDArray[np.float32]
+__all__ = [
+    "BLOCK_LAYERS",
+    "PREFILL_CHUNK",
+    "Attend",
+    "Block",
+    "ContextFullError",
+    "Embedding",
+    "Float32",
+    "KVCache",
+    "Linear",
+    "LlamaModel",
+    "Pack",
+    "layer_names",
+    "rms_norm",
+    "swiglu",
+]
 
 PREFILL_CHUNK = 128
 BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
@@ -201,8 +217,7 @@ class LlamaModel:
         self._output_norm = output_norm
         self._head = head
         self._rope_factors = rope_factors
-        self._rope = _RotaryTable(config, rope_factors)
-        self._mask = _causal(PREFILL_CHUNK)
+        self.rope = RotaryTable(config, rope_factors)
         self._check_shapes()
 
     def __repr__(self) -> str:
@@ -445,23 +460,9 @@ class LlamaModel:
         callable
             For `run_block_with` and `block_steps`.
         """
-        rotation = self.rotations(cache.length, cache.length + tokens)
-        return lambda qkv: self._attention(qkv, rotation, cache, layer)
-
-    def rotations(self, start: int, stop: int) -> NDArray[np.complex64]:
-        """Rotations of positions `start` to `stop`, as `rotate` takes them.
-
-        Parameters
-        ----------
-        start, stop : int
-            Positions.
-
-        Returns
-        -------
-        ndarray of complex64, shape (stop - start, 1, rope_dim / 2)
-            A row for each position.
-        """
-        return self._rope.rows(start, stop)
+        rotation = self.rope.rows(cache.length, cache.length + tokens)
+        keys, values = cache.keys[layer, None], cache.values[layer, None]
+        return lambda qkv: attention(qkv, rotation, keys, values, cache.length, self.config)
 
     def logits(self, x: Float32) -> Float32:
         """Turn what leaves the last block into logits.
@@ -477,35 +478,6 @@ class LlamaModel:
             Logits of the next token after each, a new array.
         """
         return np.array(self._head(rms_norm(x, self._output_norm, self.config.rms_eps)))
-
-    def _attention(self, qkv: Float32, rotation: NDArray[np.complex64], cache: KVCache, layer: int) -> Float32:
-        """Attend to the cache and to the new tokens: ``(T, (H + 2 H/G) D)`` to ``(T, H D)``."""
-        c = self.config
-        t, past = len(qkv), cache.length
-        total, group = past + t, c.n_heads // c.n_kv_heads
-        heads = np.ascontiguousarray(qkv).reshape(t, c.n_heads + 2 * c.n_kv_heads, c.head_dim)
-        q = heads[:, : c.n_heads]
-        k, v = heads[:, c.n_heads : -c.n_kv_heads], heads[:, -c.n_kv_heads :]
-
-        keys = cache.keys[layer, :, :total]
-        values = cache.values[layer, :, :total]
-        rotate(k, rotation, out=keys[:, past:].transpose(1, 0, 2))
-        values[:, past:] = v.transpose(1, 0, 2)
-        q = rotate(q, rotation, out=np.empty_like(q, order="C"))
-        q *= np.float32(1 / math.sqrt(c.head_dim))
-
-        # the G query heads of a key head are rows of one product: (kv heads, G T, D) @ (kv heads, D, S)
-        q = q.reshape(t, c.n_kv_heads, group, c.head_dim).transpose(1, 2, 0, 3).reshape(c.n_kv_heads, -1, c.head_dim)
-        scores = q @ keys.transpose(0, 2, 1)
-        if t > 1:
-            mask = self._mask[:t, :t] if t <= PREFILL_CHUNK else _causal(t)
-            scores.reshape(c.n_kv_heads, group, t, total)[..., past:] += mask
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        result: Float32 = scores @ values
-        result /= scores.sum(axis=-1, keepdims=True)
-        attended: Float32 = result.reshape(c.n_kv_heads, group, t, c.head_dim).transpose(2, 0, 1, 3)
-        return attended.reshape(t, c.q_size)
 
     def _checked(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
@@ -538,56 +510,6 @@ class LlamaModel:
             raise ValueError(
                 f"the head has shape (K, N) = {self._head.shape}, {(c.hidden_size, c.vocab_size)} is needed"
             )
-
-
-class _RotaryTable:
-    """Rotations of rotary position embedding as complex numbers: row p holds ``exp(i p f)`` for all frequencies f."""
-
-    def __init__(self, config: LlamaConfig, factors: Float32 | None) -> None:
-        exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-        self._frequencies = config.rope_theta**-exponents / config.rope_scale
-        if factors is not None:
-            if factors.shape != self._frequencies.shape:
-                raise ValueError(f"rope_factors has shape {factors.shape}, {self._frequencies.shape} is needed")
-            self._frequencies = self._frequencies / factors
-        self._table = np.empty((0, 1, len(exponents)), np.complex64)
-
-    def rows(self, start: int, stop: int) -> NDArray[np.complex64]:
-        """Return the rotations of positions start to stop, shape ``(stop - start, 1, rope_dim / 2)``."""
-        if stop > len(self._table):
-            positions = np.arange(max(1024, 2 * stop), dtype=np.float64)
-            self._table = np.exp(1j * positions[:, None, None] * self._frequencies).astype(np.complex64)
-        return self._table[start:stop]
-
-
-def rotate(x: Float32, rotation: NDArray[np.complex64], out: Float32) -> Float32:
-    """Rotate the pairs of values (0, 1), (2, 3), ... of each head by the angles of its position.
-
-    GGUF stores the rows of q and k of the llama architecture in the order that makes neighbours a pair, which is
-    also how numpy lays out complex numbers: one multiplication rotates them all.
-
-    Parameters
-    ----------
-    x : ndarray of float32, shape (T, heads, D)
-        Queries or keys.
-    rotation : ndarray of complex64, shape (T, 1, rope_dim / 2)
-        Rotations; values beyond ``rope_dim`` are copied.
-    out : ndarray of float32, shape (T, heads, D)
-        Where the result goes.
-
-    Returns
-    -------
-    ndarray of float32
-        `out`.
-    """
-    rope_dim = 2 * rotation.shape[-1]
-    if rope_dim < x.shape[-1]:
-        out[..., rope_dim:] = x[..., rope_dim:]
-        x, rotated = x[..., :rope_dim], out[..., :rope_dim]
-    else:
-        rotated = out
-    np.multiply(x.view(np.complex64), rotation, out=rotated.view(np.complex64))
-    return out
 
 
 def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
@@ -634,11 +556,6 @@ def swiglu(gate_up: Float32) -> Float32:
     np.divide(gate, y, out=y)
     y *= up
     return y
-
-
-def _causal(tokens: int) -> Float32:
-    """What is added to the scores of tokens that attend to one another."""
-    return np.triu(np.full((tokens, tokens), -np.inf, np.float32), k=1)
 
 
 def _biased(y: Float32, bias: Float32 | None) -> Float32:

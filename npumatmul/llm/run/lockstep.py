@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.llama import ContextFullError, Float32, LlamaModel, rotate
+from npumatmul.llm.models.attention import Float32, attention
+from npumatmul.llm.models.llama import ContextFullError, LlamaModel
 
 __all__ = ["Lockstep"]
 
@@ -89,25 +89,13 @@ class Lockstep:
         if self.length >= self._capacity:
             raise ContextFullError(f"the sequences have {self.length} tokens, and there is room for no more")
         x = self._model.embed(ids)
+        rotation = self._model.rope.rows(self.length, self.length + 1)
         for layer in range(self._model.config.n_layers):
-            x = self._model.run_block_with(layer, x, partial(self._attend, layer))
+            x = self._model.run_block_with(layer, x, partial(self._attend, layer, rotation))
         self.length += 1
         return self._model.logits(x)
 
-    def _attend(self, layer: int, qkv: Float32) -> Float32:
-        """Each row attends to its own sequence; shapes as in `LlamaModel`, with sequences for tokens."""
-        c, now = self._model.config, self.length
-        rotation = self._model.rotations(now, now + 1)
-        heads = np.ascontiguousarray(qkv).reshape(self._count, c.n_heads + 2 * c.n_kv_heads, c.head_dim)
-        q, k, v = np.split(heads, [c.n_heads, c.n_heads + c.n_kv_heads], axis=1)
-        keys, values = self._keys[layer, :, :, : now + 1], self._values[layer, :, :, : now + 1]
-        rotate(k, rotation, out=keys[:, :, now])
-        values[:, :, now] = v
-        q = rotate(q, rotation, out=np.empty_like(q, order="C"))
-        q *= np.float32(1 / math.sqrt(c.head_dim))
-        scores = q.reshape(self._count, c.n_kv_heads, -1, c.head_dim) @ keys.transpose(0, 1, 3, 2)
-        scores -= scores.max(axis=-1, keepdims=True)
-        np.exp(scores, out=scores)
-        result: Float32 = scores @ values
-        result /= scores.sum(axis=-1, keepdims=True)
-        return result.reshape(self._count, c.q_size)
+    def _attend(self, layer: int, rotation: NDArray[np.complex64], qkv: Float32) -> Float32:
+        """Each row attends to its own sequence."""
+        keys, values = self._keys[layer], self._values[layer]
+        return attention(qkv, rotation, keys, values, self.length, self._model.config)

@@ -18,11 +18,11 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
-from npumatmul.ops.array.pending import Pending
+from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
-from npumatmul.running.direct import padded_rows
 
-__all__ = ["NpuArray", "asarray", "empty", "room_for", "unread", "zeros"]
+__all__ = ["NpuArray", "asarray", "empty", "made_of", "room_for", "unread", "zeros"]
 
 _Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
@@ -433,10 +433,22 @@ def empty(
 
 
 def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> NpuArray:
-    """An array of a result that was deferred, of the same elements in another shape; nothing is read yet."""
-    dtype = deferred.dtype  # nothing but the state may refer to what was kept
-    pending = Pending(device, deferred, lambda: room_for(shape, dtype, device))
-    return NpuArray(device, pending, shape, dtype, extent=math.prod(shape) * dtype.itemsize)
+    """An array of a deferred result, of the same elements in another shape; nothing is read yet."""
+    dtype, slot = deferred.dtype, deferred.slot
+    assert slot is not None
+    pending = Pending(device, deferred, room_for(shape, dtype, device))
+    device.attached(Unread, Unread).add(pending, slot)
+    return made_of(pending, device, shape, dtype, dense_strides(shape, dtype.itemsize))
+
+
+def made_of(
+    memory: Buffer | Pending, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
+) -> NpuArray:
+    """An array of memory that has room for it, in C order from its start on; nothing is checked."""
+    made = NpuArray.__new__(NpuArray)
+    made.device, made._memory, made.shape, made.dtype, made.strides = device, memory, shape, dtype, strides
+    made.offset, made.extent, made._dense = 0, math.prod(shape) * dtype.itemsize, True
+    return made
 
 
 def room_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> int:
