@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from os import getpid
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,7 @@ class Buffer:
         self._session = session
         self._memory = memory
         self._parent = parent
+        self._watched: list[weakref.ref[Any]] = []
         self._left = False  # whether it was closed, or its with block left while there were views
         self._gone = False
         #: Whether arrays share it, so that `asarray` finds it.
@@ -181,6 +183,7 @@ class Buffer:
 
     def __exit__(self, *_: object) -> None:
         self._left = True
+        self._watch()
         if not self._memory.viewed():  # else the last view that goes gives it back
             self._close()
 
@@ -381,20 +384,28 @@ class Buffer:
 
     def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
         """The bytes as an object that numpy can take, and that keeps this buffer alive."""
-        self._check_usable()
-        pages = _bytes_type(self.nbytes).from_address(self._memory.address)
+        memory, session = self._memory, self._session
+        if memory.closed or self._left or session.closed or getpid() != session.pid:
+            self._check_usable()
+        pages = _bytes_type(memory.size).from_address(memory.address)
         pages._buffer = self  # type: ignore[attr-defined]
+        if memory.allocation.views:
+            self.settle()
+        memory.add_view(pages, writable)
+        return pages
+
+    def _watch(self) -> None:
+        """Have the last view that goes give the memory back."""
         this = weakref.ref(self)
 
         def gone(_: object) -> None:
             """A garbage collector may call this at any moment."""
             buffer = this()
-            if buffer is not None and buffer._left and not buffer._memory.viewed():
+            if buffer is not None and not buffer._memory.viewed():
                 buffer._give_back()
 
-        self.settle()
-        self._memory.add_view(pages, writable, gone)
-        return pages
+        held = [view.pages() for view in self._memory.living_views()]
+        self._watched = [weakref.ref(pages, gone) for pages in held if pages is not None]
 
     def settle(self) -> None:
         """Count what may have been written through views that are gone; while they live every run looks by itself."""

@@ -55,13 +55,22 @@ class Handle:
     busy: bool = False
 
 
-@dataclass(eq=False)
 class View:
-    """CPU access to a range of an allocation that somebody holds."""
+    """CPU access to a range of an allocation that somebody holds.
 
-    pages: weakref.ref[Any]
-    through: Memory
-    writable: bool
+    Attributes
+    ----------
+    pages : weakref
+        To what keeps the memory for them.
+    through : Memory
+        By which it was asked for: the allocation, or a slice.
+    writable : bool
+    """
+
+    __slots__ = ("pages", "through", "writable")
+
+    def __init__(self, pages: weakref.ref[Any], through: Memory, writable: bool) -> None:
+        self.pages, self.through, self.writable = pages, through, writable
 
     def touches(self, memory: Memory) -> bool:
         """Whether it shows bytes of `memory`, of the same allocation."""
@@ -177,12 +186,15 @@ class Memory:
         """Views of the whole allocation that somebody still holds."""
         return [view for view in self.allocation.views if view.pages() is not None]
 
-    def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
-        """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
-        whole = self.allocation
-        view = View(weakref.ref(pages, gone), self, writable)
+    def add_view(self, pages: Any, writable: bool) -> None:
+        """Remember that somebody holds a view of this range as long as `pages` lives."""
+        whole = self.owner or self
+        view = View(weakref.ref(pages), self, writable)
         with whole.lock:
-            whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
+            if whole.views:
+                whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
+            else:
+                whole.views = [view]
 
     def take_ended_writers(self) -> list[View]:
         """Forget the views that are gone; return those that somebody could write through until then.

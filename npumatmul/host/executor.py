@@ -377,15 +377,18 @@ class Executor:
         if not self._address:
             raise MemoryError("no memory for an executor")
         self._execute = library.npumm_execute
+        self._closed = False
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 
     def execute(self, placed: PlacedMatmul, call: Call, report: Report) -> int:
         """Run a placed matmul; the report says what happened."""
-        if not self._finalizer.alive:
+        if self._closed:
             raise ClosedError("the executor is closed")
-        return int(self._execute(self._address, placed, call, report))
+        code: int = self._execute(self._address, placed, call, report)
+        return code
 
     def close(self) -> None:
         """End the threads. Closing twice is allowed."""
+        self._closed = True
         self._finalizer()

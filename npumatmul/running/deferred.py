@@ -64,11 +64,14 @@ class ResultSlot:
         Of the result at hand.
     nbytes : int
         Bytes of them.
+    results : ResultMemory
+    domain : int
+        IOMMU domain.
     """
 
     __slots__ = (
-        "_after", "_array", "_domain", "_refers_to", "_results", "_struct", "_sums", "_wanted", "call", "dtype",
-        "memories", "nbytes", "pointer", "shape",
+        "_after", "_array", "_refers_to", "_struct", "_sums", "_wanted", "call", "domain", "dtype", "memories",
+        "nbytes", "pointer", "results", "shape",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +84,7 @@ class ResultSlot:
         results: ResultMemory,
     ) -> None:
         self.shape, self.dtype = shape, dtype
-        self._results, self._domain = results, weight.domain
+        self.results, self.domain = results, weight.domain
         each_tile = [nbytes for nbytes in c_bytes for _ in range(tiles.n_count)]
         self._wanted = [(results.idle(nbytes, weight.domain, computed=True), nbytes) for nbytes in each_tile]
         self.memories: list[Memory] = []
@@ -114,7 +117,7 @@ class ResultSlot:
             idle, nbytes = self._wanted[index]
             memory = idle.pop() if idle else None
             if memory is None or memory.held_by is not None or memory.closed or memory.views:
-                memory = self._results.take(nbytes, self._domain, computed=True)
+                memory = self.results.take(nbytes, self.domain, computed=True)
             memory.held_by = ref
             self.memories.append(memory)
             if memory.written != memory.synchronised:

@@ -142,7 +142,8 @@ class NpuArray(NDArrayOperatorsMixin):
     @property
     def buffer(self) -> Buffer:
         """The memory. Of a result that nobody read yet it is allocated now, and the values come into it."""
-        return self._memory if isinstance(self._memory, Buffer) else self._memory.buffer
+        memory = self._memory
+        return memory if isinstance(memory, Buffer) else memory.buffer
 
     def buffer_in(self, domain: int) -> Buffer:
         """The memory; if it is allocated now, then in this IOMMU domain."""
@@ -236,7 +237,8 @@ class NpuArray(NDArrayOperatorsMixin):
         ClosedError
             If the array or its device are closed, or inherited through a fork.
         """
-        self._check_usable()
+        if self.device.closed:
+            self._check_usable()
         pages = self.buffer.pages(writable=writable)
         seen: NDArray[Any] = np.ndarray(self.shape, self.dtype, pages, self.offset, self.strides)
         return seen
@@ -271,7 +273,8 @@ class NpuArray(NDArrayOperatorsMixin):
         """Version 3 of numpy's array interface; bfloat16 and int4 have none, numpy takes those by ``__array__``."""
         if self.dtype in EXTENDED:
             raise AttributeError(f"{self.dtype} has no array interface")
-        self._check_usable()
+        if self.device.closed:
+            self._check_usable()
         return {
             "version": 3,
             "shape": self.shape,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -13,10 +13,13 @@ from numpy.typing import DTypeLike, NDArray
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
+from npumatmul.device.result_memory import ResultMemory
+from npumatmul.device.session import Memory
 from npumatmul.errors import NpuMemoryError
-from npumatmul.running.placement import Placement
 
-__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "start_of", "supported", "take"]
+_Made = TypeVar("_Made")
+
+__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "in_any_domain", "start_of", "supported"]
 
 #: What an array in NPU memory can hold: what products take and give.
 DTYPES: tuple[np.dtype[Any], ...] = tuple(
@@ -67,25 +70,9 @@ def allocate(device: Device, nbytes: int, domain: int | None = None) -> Buffer:
     return made
 
 
-def take(device: Device, nbytes: int, domain: int | None, *, computed: bool) -> Buffer:
-    """As `allocate`, for a result, which may have the memory of an earlier one; the device's lock is held.
-
-    Parameters
-    ----------
-    device : Device
-    nbytes : int
-    domain : int or None
-    computed : bool
-        Whether the NPU writes there, or else the CPU.
-    """
-    results, session = Placement.of(device).results, device.session
-
-    def taken(each: int) -> Buffer:
-        return Buffer(session, results.take(nbytes, each, computed=computed, holder=Holder.BUFFERS))
-
-    made = _anywhere(device, taken) if domain is None else taken(domain)
-    made.of_arrays = True
-    return made
+def in_any_domain(device: Device, nbytes: int, results: ResultMemory) -> Memory:
+    """Memory that the CPU stores a result in, in the first IOMMU domain that has room; the device's lock is held."""
+    return _anywhere(device, lambda domain: results.take(nbytes, domain, computed=False, holder=Holder.BUFFERS))
 
 
 def holding(device: Device, array: NDArray[Any]) -> tuple[Buffer, int] | None:
@@ -102,8 +89,8 @@ def holding(device: Device, array: NDArray[Any]) -> tuple[Buffer, int] | None:
     return None
 
 
-def _anywhere(device: Device, make: Callable[[int], Buffer]) -> Buffer:
-    """Make a buffer in the first IOMMU domain that has room."""
+def _anywhere(device: Device, make: Callable[[int], _Made]) -> _Made:
+    """Make something in the first IOMMU domain that has room."""
     refused: NpuMemoryError | None = None
     for domain in range(device.weights.domains):
         untouched = not device.session.held(domain)

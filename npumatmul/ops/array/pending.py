@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import weakref
+from os import getpid
 
+from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
-from npumatmul.ops.array.memory import take
+from npumatmul.ops.array.memory import in_any_domain
 from npumatmul.running.deferred import DeferredResult, ResultSlot
 
 __all__ = ["Pending", "Unread"]
@@ -61,7 +63,8 @@ class Pending:
     def read(self, domain: int | None = None) -> Buffer:
         """As `buffer`; if it is made now, then in an IOMMU domain."""
         session = self.device.session
-        session.check_usable()  # of a forked child, where the lock may be held for ever
+        if getpid() != session.pid:  # of a forked child, where the lock may be held for ever
+            session.check_usable()
         try:
             with session.lock:
                 return self.read_now(domain)
@@ -73,11 +76,21 @@ class Pending:
         state, device = self.state, self.device
         if isinstance(state, Buffer):
             return state
-        device.session.check_usable()
+        if device.session.closed:
+            device.session.check_usable()
         if state is None:
             raise ClosedError("this NpuArray is closed")
-        buffer = take(device, self.nbytes, domain, computed=False)
-        memory = buffer._memory
+        slot = state.slot
+        assert slot is not None
+        try:
+            place = slot.domain if domain is None else domain
+            memory = slot.results.take(self.nbytes, place, computed=False, holder=Holder.BUFFERS)
+        except NpuMemoryError:
+            if domain is not None:
+                raise
+            memory = in_any_domain(device, self.nbytes, slot.results)
+        buffer = Buffer(device.session, memory)
+        buffer.of_arrays = True
         state.store(memory.address)
         memory.written += 1
         device.counters.conversions += 1
