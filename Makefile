@@ -14,7 +14,7 @@ MINUTES ?= 60
 help:
 	@echo "make demo    set up, fetch a small language model, let it answer a prompt (options: ARGS='-p ... --scheme w8a8')"
 	@echo "make test    set up, run all tests (options: ARGS='-k layout')"
-	@echo "make lint    formatting, linting, types, import contracts"
+	@echo "make lint    formatting, linting, types, import contracts, circles between C files"
 	@echo "make format  format the Python files"
 	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
@@ -35,6 +35,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(PYTHON) tools/c_circles.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -16,7 +16,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer, TensorAttr
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
-from npumatmul.device.current import current_device, empty_cache, memory_limit, memory_stats, use_device
+from npumatmul.device.current import current_device, empty_cache, memory_limit, memory_stats, set_device, use_device
 from npumatmul.device.device import Device, DeviceStats
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops import (
@@ -94,6 +94,7 @@ __all__ = [
     "pack",
     "quant",
     "save_packed",
+    "set_device",
     "tensordot",
     "use_device",
     "vdot",
@@ -103,3 +104,8 @@ __all__ = [
 ]
 
 __version__ = _version("npumatmul")
+
+
+def __dir__() -> list[str]:
+    """Only what programs may rely on (docs/api.md), not what happens to be imported here."""
+    return [*__all__, "__version__"]

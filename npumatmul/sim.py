@@ -6,6 +6,7 @@ name; `environment` returns the variables that make it so, and ``npumatmul sim e
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -17,10 +18,12 @@ from typing import Any
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.device.scope import Scope
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn import simulator
 from npumatmul.rknn.discovery import native_directory
-from npumatmul.rknn.simulator import SETTINGS, SOCS, Simulator
+from npumatmul.rknn.simulator import SETTINGS, VARIABLE_PREFIX, Simulator
+from npumatmul.rknn.socs import DEFAULT_SOC, SOCS
 
 __all__ = [
     "NEWEST_RUNTIME",
@@ -138,7 +141,7 @@ def link_flags(runtime: str = NEWEST_RUNTIME) -> list[str]:
 
 
 def environment(
-    soc: str = "rk3588",
+    soc: str = DEFAULT_SOC,
     runtime: str = NEWEST_RUNTIME,
     *,
     inherited: Mapping[str, str] | None = None,
@@ -155,8 +158,8 @@ def environment(
     inherited : mapping, optional
         The variables that the program has already, ``os.environ`` by default: its search paths are kept behind ours.
     **settings : str, int or bool
-        Settings of the simulator by name, such as ``strict=True`` or ``faults="run:after=3:code=-2"``: `SETTINGS` and
-        docs/simulator.md list them.
+        Settings of the simulator by name, such as ``strict=True`` or ``faults="run:after=3:code=-2"``, or by the name
+        of their variable: `SETTINGS` and docs/simulator.md list them.
 
     Returns
     -------
@@ -185,8 +188,7 @@ def environment(
     inherited = os.environ if inherited is None else inherited
     library = library_path(runtime)
     variables = {"NPUMATMUL_SIM_SOC": soc, "NPUMATMUL_SIM_RUNTIME": runtime}
-    for name, value in settings.items():
-        variables[f"NPUMATMUL_SIM_{name.upper()}"] = _setting(name, value)
+    variables.update(_setting(name, value) for name, value in settings.items())
     folder = _folder_with_librknnrt(library, inherited)
     headers = include_path()
     for name, place in (
@@ -199,14 +201,18 @@ def environment(
     return variables
 
 
-def _setting(name: str, value: str | int | bool) -> str:
-    if name not in SETTINGS:
-        raise ValueError(f"the simulator has no setting {name!r}; there are: {', '.join(SETTINGS)}")
+def _setting(name: str, value: str | int | bool) -> tuple[str, str]:
+    """The variable of a setting, which may also be named by its variable, and its text."""
+    known = name.lower().removeprefix(VARIABLE_PREFIX.lower())
+    if known not in SETTINGS:
+        guess = difflib.get_close_matches(known, SETTINGS, 1)
+        hint = f" (did you mean {guess[0]!r}?)" if guess else ""
+        raise ValueError(f"the simulator has no setting {name!r}{hint}; there are: {', '.join(SETTINGS)}")
     text = str(int(value)) if isinstance(value, bool) else str(value)
-    values = SETTINGS[name]
+    values = SETTINGS[known]
     if values is not None and text not in values:
-        raise ValueError(f"the simulator's setting {name!r} is {' or '.join(values)}, not {text!r}")
-    return text
+        raise ValueError(f"the simulator's setting {known!r} is {' or '.join(values)}, not {text!r}")
+    return VARIABLE_PREFIX + known.upper(), text
 
 
 def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
@@ -328,8 +334,7 @@ def reset_counters(device: Device | str | None = None) -> None:
     _simulator(device).reset_counters()
 
 
-@contextmanager
-def configured(device: Device | str | None = None, **settings: str | int | bool) -> Iterator[None]:
+def configured(device: Device | str | None = None, **settings: str | int | bool) -> Scope[None]:
     """Give settings of the simulator other values within a ``with`` block; afterwards they are what they were before.
 
     Contexts and memories keep the settings that held when they were created, so open a `Device` inside the block.
@@ -359,7 +364,12 @@ def configured(device: Device | str | None = None, **settings: str | int | bool)
     npumatmul.errors.RknnTimeout: rknn_matmul_run(...) returned -2 (RKNN_ERR_TIMEOUT): timed out...
     """
     simulated = _simulator(device)
-    values = {f"NPUMATMUL_SIM_{name.upper()}": _setting(name, value) for name, value in settings.items()}
+    values = dict(_setting(name, value) for name, value in settings.items())
+    return Scope(lambda: _configured(simulated, values), "npumatmul.sim.configured")
+
+
+@contextmanager
+def _configured(simulated: Simulator, values: Mapping[str, str]) -> Iterator[None]:
     before = {name: simulated.setting(name) for name in values if name != "NPUMATMUL_SIM_TRACE"}
     try:
         for name, text in values.items():
@@ -370,8 +380,7 @@ def configured(device: Device | str | None = None, **settings: str | int | bool)
             simulated.configure(name, before.get(name))
 
 
-@contextmanager
-def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Iterator[None]:
+def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Scope[None]:
     """Write every call of the C API within a ``with`` block to a file for chrome://tracing or ui.perfetto.dev.
 
     Parameters
@@ -399,8 +408,13 @@ def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> I
     ...     b"rknn_matmul_run" in file.read()
     True
     """
-    simulated = _simulator(device)
-    simulated.trace_start(os.fspath(path))
+    simulated, name = _simulator(device), os.fspath(path)
+    return Scope(lambda: _traced(simulated, name), "npumatmul.sim.trace")
+
+
+@contextmanager
+def _traced(simulated: Simulator, path: str) -> Iterator[None]:
+    simulated.trace_start(path)
     try:
         yield
     finally:

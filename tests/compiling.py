@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "native"
 INCLUDE = NATIVE / "include"
@@ -24,6 +26,12 @@ def compile_c(output: Path, sources: list[Path | str], *flags: str) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
     return output
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, the same one in all of its processes."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 def run(program: Path, *arguments: str, **environment: str) -> str:

@@ -348,7 +348,7 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
         halfway = npu.matmul(x, first, dtype=np.float16)
         return npu.matmul(halfway, second, dtype=np.float16)
 
-    chain()  # contexts are made
+    chain()  # contexts are made, and memory for results is allocated
     before = device.stats()
     with sim.trace(tmp_path / "trace.json", device):
         result = chain()
@@ -358,11 +358,9 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
     assert after.run_calls - before.run_calls == 2 * spans
     assert after.macs - before.macs == m * 64 * 96 + m * 96 * 32
     bind = [("rknn_matmul_set_io_mem", tensor) for tensor in "ABC"]
-    calls = [call for call in calls_of(tmp_path / "trace.json") if "mem_from_fd" not in call[0]]
-    calls = [call for call in calls if call[0] != "rknn_destroy_mem"]
+    calls = [call for call in calls_of(tmp_path / "trace.json") if call[0] != "rknn_matmul_set_dynamic_shape"]
     run = [*bind, ("rknn_matmul_run", None)]
-    product = [("rknn_create_mem", None), *run * spans, ("rknn_mem_sync", None)]
-    assert calls == product * 2
+    assert calls == [*run * spans, ("rknn_mem_sync", None)] * 2
     # sums of these integers are exact in float32; each product rounds once
     halfway = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)
     expected = (halfway.astype(np.float64) @ c.astype(np.float64)).astype(np.float16)

@@ -15,10 +15,9 @@ import npumatmul as npu
 from npumatmul.chips import CHIPS
 from npumatmul.chips.types import MatmulType
 from npumatmul.host.activation import Activation
-from npumatmul.host.executor import A_BUFFERS_MOST
 from npumatmul.host.kernels import Conversion
 from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, cache_directory
-from npumatmul.planning.product import plan_matmul, plan_weight
+from npumatmul.planning.product import A_BUFFERS_MOST, plan_matmul, plan_weight
 from npumatmul.planning.weight import WeightPlan
 from npumatmul.running import autotune as module
 from npumatmul.running.autotune import Timed, Trial, autotune, plan_for, tuning_cache

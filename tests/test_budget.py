@@ -153,4 +153,37 @@ def test_the_limit_of_descriptors_is_raised_when_it_is_needed() -> None:
     buffers, raised = map(int, done.stdout.splitlines()[-1].split())
     assert raised == 100
     assert buffers > 40
-    assert "refused: each allocation of NPU memory holds a file descriptor" in done.stdout or "system" in done.stdout
+    refused = "refused: 1 more file descriptors are needed, which allocations of NPU memory and contexts hold"
+    assert refused in done.stdout or "system" in done.stdout
+
+
+SHAPES = """
+import os, resource, sys
+import numpy as np
+import npumatmul as npu
+from npumatmul.errors import NpuMemoryError
+before = len(os.listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (before + 40, before + 120))
+with npu.Device("sim") as device:
+    for width in range(32, 32 * 61, 32):
+        assert (npu.matmul(np.ones((1, 64), np.int8), np.ones((64, width), np.int8), device=device) == 64).all()
+    print(device.memory_stats().contexts)
+    mine = []
+    try:
+        while True:
+            mine.append(device.context(npu.MatmulType.INT8_INT8_INT32, 4, 64, 32 * len(mine) + 32))
+    except NpuMemoryError as error:
+        print(len(mine), str(error).splitlines()[0])
+"""
+
+
+def test_contexts_end_where_descriptors_do() -> None:
+    """Each holds four: those kept for reuse give way, and where none is left the error says what ran out."""
+    done = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True, timeout=60)
+    kept, last = done.stdout.splitlines()
+    most = 120 // CHIPS["rk3588"].memory.context_descriptors
+    assert 10 < int(kept) <= most
+    made, _, message = last.partition(" ")
+    assert most - 10 < int(made) <= most
+    assert message.startswith("4 more file descriptors are needed, which allocations of NPU memory and contexts hold")
+    assert "ulimit -n" in message

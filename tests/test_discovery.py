@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError, UnsupportedByRuntime
-from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion, discovery
+from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion
 from npumatmul.rknn.discovery import discover, load, simulator_path
+from npumatmul.rknn.socs import COMPATIBLE
 
 
 @pytest.fixture
@@ -87,6 +88,41 @@ def test_a_named_library_on_an_unknown_machine_needs_a_chip(laptop_tree: Path, s
         load(discover(None, {"NPUMATMUL_LIBRARY": str(stub)}, laptop_tree, ()))
 
 
+# ---- NPUMATMUL_SOC -------------------------------------------------------------------------------------------------
+
+
+def test_a_chip_can_be_named_where_no_device_tree_names_one(
+    laptop_tree: Path, rk3588_tree: Path, stub: Path, tmp_path: Path
+) -> None:
+    environment = {"NPUMATMUL_SOC": "rk3576"}
+    found = discover(None, environment, laptop_tree, (str(stub),))
+    assert (found.device, found.soc, found.library) == ("rknn", "rk3576", stub)
+    assert "NPUMATMUL_SOC: 'rk3576'" in found.report()
+    other_tree = tmp_path / "other"
+    other_tree.write_bytes(b"vendor,board\0rockchip,rk3582\0")
+    assert discover(None, environment, other_tree, (str(stub),)).soc == "rk3576"
+    # a library that is named needs it no less, and it may say what the device tree says
+    assert load(discover(None, {**environment, "NPUMATMUL_LIBRARY": str(stub)}, laptop_tree, ())).path == stub
+    assert discover(None, {"NPUMATMUL_SOC": "rk3588"}, rk3588_tree, (str(stub),)).soc == "rk3588"
+
+
+def test_a_named_chip_simulates_nothing(laptop_tree: Path) -> None:
+    """Whoever names a chip has a board: a missing runtime is an error there."""
+    with pytest.raises(LibraryNotFoundError, match="this machine is an rk3576"):
+        load(discover(None, {"NPUMATMUL_SOC": "rk3576"}, laptop_tree, ()))
+
+
+def test_a_named_chip_is_no_matter_where_a_simulator_is_named(laptop_tree: Path) -> None:
+    assert discover("sim:rk3588", {"NPUMATMUL_SOC": "rk3576"}, laptop_tree, ()).device == "sim:rk3588"
+
+
+def test_chips_that_cannot_be_named(laptop_tree: Path, rk3588_tree: Path) -> None:
+    with pytest.raises(DeviceError, match=r"NPUMATMUL_SOC is 'rk3399'.*rk3588, rk3576, rk3568, rk3566, rk3562"):
+        discover(None, {"NPUMATMUL_SOC": "rk3399"}, laptop_tree, ())
+    with pytest.raises(DeviceError, match=r"NPUMATMUL_SOC is 'rk3576', but .* names an rk3588"):
+        discover(None, {"NPUMATMUL_SOC": "rk3576"}, rk3588_tree, ())
+
+
 def test_rknn_asked_for_where_there_is_none(laptop_tree: Path) -> None:
     with pytest.raises(LibraryNotFoundError, match="'rknn' was asked for"):
         load(discover("rknn", {}, laptop_tree, ()))
@@ -98,7 +134,7 @@ def test_unknown_devices(laptop_tree: Path, name: str) -> None:
         discover(name, {}, laptop_tree, ())
 
 
-@pytest.mark.parametrize(("name", "soc"), discovery.COMPATIBLE.items())
+@pytest.mark.parametrize(("name", "soc"), COMPATIBLE.items())
 def test_every_chip_is_recognised(tmp_path: Path, name: str, soc: str) -> None:
     tree = tmp_path / "compatible"
     tree.write_bytes(f"vendor,board\0{name}\0".encode())

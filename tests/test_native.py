@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiling import NATIVE, ROOT, compile_c, run
+from compiling import NATIVE, ROOT, compile_c, run, shared_folder
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -27,7 +27,8 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def workshops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, c_tests.Workshop]:
-    return {way: c_tests.Workshop(tmp_path_factory.mktemp(way), c_tests.WAYS[way][0]) for way in NAMES}
+    folder = shared_folder(tmp_path_factory)
+    return {way: c_tests.Workshop(folder / f"c-{way}", c_tests.WAYS[way][0]) for way in NAMES}
 
 
 def test_every_program_is_found() -> None:
@@ -59,12 +60,12 @@ def test_a_program_that_fails_is_reported(text: str, reported: str, workshops: d
     assert reported in c_tests.check(c_tests.Program(source, (), False), workshops["address"], "address")
 
 
-def test_the_corpus_of_the_fuzz_target(tmp_path: Path) -> None:
+def test_the_corpus_of_the_fuzz_target(tmp_path: Path, workshops: dict[str, c_tests.Workshop]) -> None:
     """What fuzzing once reached is replayed; a finding would show up as a crash or a report of a sanitizer."""
     corpus = sorted(fuzz.CORPUS.glob("*"))
     assert len(corpus) > 100
     assert sum(file.stat().st_size for file in corpus) < fuzz.CORPUS_BYTES_MOST
-    assert fuzz.replay(corpus, tmp_path).endswith(f"{len(corpus)} inputs replayed\n")
+    assert fuzz.replay(corpus, tmp_path, workshops["address"]).endswith(f"{len(corpus)} inputs replayed\n")
 
 
 def test_the_built_libraries_work_without_python(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import sim
+from npumatmul.chips import CHIPS
 from npumatmul.errors import DeviceError
 from npumatmul.rknn import discovery
 from npumatmul.rknn.simulator import Simulator
+from npumatmul.rknn.socs import COMPATIBLE, DEFAULT_SOC, SOCS
 
 INT8 = np.ones((4, 32), np.int8), np.ones((32, 32), np.int8)
 
@@ -57,8 +60,25 @@ def test_every_version_has_a_library_with_its_own_functions() -> None:
 
 
 def test_the_chips_are_those_of_the_library(fresh_device: npu.Device) -> None:
-    """C and Python have a list of their own each."""
-    assert sorted(sim.counter_details(fresh_device)["chips"]) == sorted(sim.SOCS) == sorted(discovery.SIMULATED_SOCS)
+    """C and Python have a list of their own each, from which everything there derives."""
+    assert sorted(sim.counter_details(fresh_device)["chips"]) == sorted(SOCS)
+    assert set(SOCS) == set(sim.SOCS) == set(CHIPS) == set(COMPATIBLE.values())
+    assert DEFAULT_SOC in SOCS
+    listing = ctypes.CDLL(str(discovery.simulator_path())).npumm_sim_select
+    assert [listing(soc.encode()) for soc in SOCS] == [0] * len(SOCS)
+    listing(None)
+
+
+def test_chips_are_listed_once() -> None:
+    """No other code of the package names several of them: what belongs to a chip is in its row."""
+    package = Path(npu.__path__[-1])
+    naming = {}
+    for file in sorted(package.rglob("*.py")):
+        code = re.sub(r'""".*?"""|#[^\n]*', "", file.read_text(), flags=re.S)
+        found = {soc for soc in SOCS if soc in code}
+        if len(found) > 2:
+            naming[file.name] = found
+    assert set(naming) == {"socs.py", "rows.py"}, naming
 
 
 @pytest.mark.parametrize("name", sorted(sim.SETTINGS))
@@ -105,7 +125,7 @@ def test_a_link_that_leads_elsewhere_is_put_right(own_cache: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ({"soc": "rk3399"}, DeviceError, r"'rk3399' is not simulated.*rk3562, rk3566, rk3568, rk3576, rk3588"),
+        ({"soc": "rk3399"}, DeviceError, r"'rk3399' is not simulated.*rk3588, rk3576, rk3568, rk3566, rk3562"),
         ({"runtime": "9.9"}, DeviceError, r"'9.9' is not simulated.*1.5.2, 1.6.0, 2.0.0b0, 2.1.0, 2.3.0, 2.3.2"),
         ({"speed": "fast"}, ValueError, r"no setting 'speed'; there are: limits"),
         ({"overflow": "explode"}, ValueError, r"'overflow' is saturate or wrap or error, not 'explode'"),
@@ -268,7 +288,7 @@ def test_env_serves_npumatmul_itself() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--soc", "rk3399", "--", "true"], 1, "npumatmul: chip 'rk3399' is not simulated; these are: rk3562"),
+        (["--soc", "rk3399", "--", "true"], 1, "npumatmul: chip 'rk3399' is not simulated; these are: rk3588"),
         (["--runtime", "0", "--", "true"], 1, "npumatmul: runtime '0' is not simulated"),
         (["--set", "strict", "--", "true"], 1, "npumatmul: --set takes NAME=VALUE, not 'strict'"),
         (["--set", "limits=none", "--", "true"], 1, "npumatmul: the simulator's setting 'limits'"),

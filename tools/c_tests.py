@@ -10,6 +10,7 @@ that includes ``check.h`` and has no such lines needs all of the simulator's sou
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import shlex
@@ -17,10 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,52 +94,73 @@ def _call(command: Sequence[str], folder: Path | None = None) -> None:
 
 
 class Workshop:
-    """Builds programs in a folder with one compiler and one set of flags; what they share is compiled once."""
+    """Builds programs in a folder with one compiler and one set of flags; what they share is compiled once.
+
+    Threads and processes may share the folder: who finds that another one is compiling a file goes on with the next.
+    """
 
     def __init__(self, folder: Path, flags: Sequence[str], compiler: str = "") -> None:
         self.folder, self.flags, self.compiler = folder, tuple(flags), compiler or default_compiler()
-        self._objects: dict[Path, Path] = {}
-        self._libraries: Path | None = None
-        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def build(self, program: Program) -> Path:
-        """Compile and link a program."""
-        output = self.folder / program.name
-        compile_program(output, [program.file, *self._compiled(program.sources)], *self.flags, compiler=self.compiler)
+    def build(self, program: Program, *flags: str) -> Path:
+        """Compile a program with further flags, and link it with what it shares with others."""
+        output, shared = self.folder / program.name, self._compiled(program.sources)
+        compile_program(output, [program.file, *shared], *self.flags, *flags, compiler=self.compiler)
         return output
 
     def _compiled(self, sources: Sequence[Path]) -> list[Path]:
-        with self._lock:
-            for folder in {source.parent for source in sources}:
-                new = [source for source in sources if source.parent == folder and source not in self._objects]
-                place = self.folder / folder.name
-                place.mkdir(exist_ok=True)
-                if new:
-                    _call([self.compiler, *FLAGS, *self.flags, "-c", *map(str, new)], place)
-                self._objects.update({source: place / f"{source.stem}.o" for source in new})
-            return [self._objects[source] for source in sources]
+        """The object files of sources, compiled by whoever comes first."""
+        objects = {source: self.folder / source.parent.name / f"{source.stem}.o" for source in sources}
+        for patient in (False, True):  # first those that nobody is at, then those of others
+            for source, target in objects.items():
+                if not target.exists():
+                    with _locked(target.with_suffix(".lock"), wait=patient) as mine:
+                        if mine and not target.exists():
+                            self._compile(source, target)
+        return list(objects.values())
+
+    def _compile(self, source: Path, target: Path) -> None:
+        passing = target.with_suffix(".new")  # what others see is complete
+        _call([self.compiler, *FLAGS, *self.flags, "-c", str(source), "-o", str(passing)])
+        passing.replace(target)
 
     def libraries(self) -> Path:
         """A folder with the simulator's libraries, built as CMakeLists.txt does: two files once per version."""
-        with self._lock:
-            if self._libraries is None:
-                place = self.folder / "libraries"
-                place.mkdir()
-                flags = ("-O2", "-fPIC", "-fvisibility=hidden")
-                simulator = NATIVE / "simulator"
-                own = [simulator / "exports.c", simulator / "version.c"]
-                core = sorted(file for file in simulator.glob("*.c") if file not in own)
-                _call([self.compiler, *FLAGS, *flags, "-c", *map(str, core)], place)
-                objects = [place / f"{source.stem}.o" for source in core]
-                for version, number in {"": "", **_versions()}.items():
-                    library = place / (f"libnpumm_sim_{version}.so" if version else "libnpumm_sim.so")
-                    defines = [f"-DSIM_VERSION={number}", f'-DSIM_VERSION_NAME="{version}"'] if version else []
-                    soname = ["-Wl,-soname,librknnrt.so"] if version else []
-                    sources = [*own, *objects]
-                    compile_program(library, sources, "-shared", *flags, *defines, *soname, compiler=self.compiler)
-                self._libraries = place
-            return self._libraries
+        place = self.folder / "libraries"
+        with _locked(self.folder / "libraries.lock", wait=True):
+            if not place.exists():
+                self._build_libraries(self.folder / "libraries.new")
+                (self.folder / "libraries.new").replace(place)
+        return place
+
+    def _build_libraries(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        flags = ("-O2", "-fPIC", "-fvisibility=hidden")
+        simulator = NATIVE / "simulator"
+        own = [simulator / "exports.c", simulator / "version.c"]
+        core = sorted(file for file in simulator.glob("*.c") if file not in own)
+        _call([self.compiler, *FLAGS, *flags, "-c", *map(str, core)], place)
+        objects = [place / f"{source.stem}.o" for source in core]
+        for version, number in {"": "", **_versions()}.items():
+            library = place / (f"libnpumm_sim_{version}.so" if version else "libnpumm_sim.so")
+            defines = [f"-DSIM_VERSION={number}", f'-DSIM_VERSION_NAME="{version}"'] if version else []
+            soname = ["-Wl,-soname,librknnrt.so"] if version else []
+            sources = [*own, *objects]
+            compile_program(library, sources, "-shared", *flags, *defines, *soname, compiler=self.compiler)
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock between threads and processes; whether it was to be had, where it is not waited for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _versions() -> dict[str, str]:

@@ -115,11 +115,11 @@ def merge(program: Path, inputs: list[Path], folder: Path) -> None:
     print(f"the corpus has {len(list(CORPUS.glob('*')))} inputs")
 
 
-def replay(files: list[Path], folder: Path) -> str:
+def replay(files: list[Path], folder: Path, workshop: c_tests.Workshop | None = None) -> str:
     """Run inputs under the sanitizers of whatever compiler there is; what was printed. Raises on a finding."""
-    program = folder / "replay_api"
-    flags = ("-g", "-O1", f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all", "-DREPLAY")
-    c_tests.compile_program(program, sources(), *flags)
+    workshop = workshop or c_tests.Workshop(folder / "replay", c_tests.WAYS["address"][0])
+    target, *fuzzed = sources()
+    program = workshop.build(c_tests.Program(target, tuple(fuzzed), False), "-DREPLAY")
     report = folder / "report"
     environment = {**os.environ, "ASAN_OPTIONS": f"log_path={report}", "UBSAN_OPTIONS": f"log_path={report}"}
     done = subprocess.run([str(program), *map(str, files)], capture_output=True, text=True, env=environment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import c_tests
 import check_aarch64
@@ -15,8 +16,8 @@ import check_wheel
 import packages
 
 
-def main() -> None:
-    """Build and check; with the interpreter of an environment that has pip."""
+def build() -> Path:
+    """Build the wheel and check its tags; with the interpreter of an environment that has pip."""
     packages.ensure("cross-building for aarch64", check_aarch64.NEEDED)
     dist = c_tests.ROOT / "dist"
     for old in dist.glob("*linux_aarch64.whl"):
@@ -34,6 +35,12 @@ def main() -> None:
     problems = check_wheel.problems_of(wheel)
     if problems:
         sys.exit("\n".join(problems))
+    return wheel
+
+
+def main() -> None:
+    """Build and check."""
+    wheel = build()
     print(f"{wheel.name}: tags, libraries and their machine are right")
     check_aarch64.check(wheel)
 

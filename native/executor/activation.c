@@ -5,24 +5,8 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-/* Largest value that a conversion quantizes to, or 0 where it does not quantize. */
-static int32_t levels_of(npumm_conversion conversion) {
-  switch (conversion) {
-    case NPUMM_F32_TO_I8:
-      return 127;
-    case NPUMM_F32_TO_I4:
-    case NPUMM_F32_TO_I4_HIGH_FIRST:
-      return 7;
-    case NPUMM_F32_TO_I4_SPLIT:
-    case NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST:
-      return 119;
-    default:
-      return 0;
-  }
-}
-
 int npumm_reads_float32(const npumm_activation *how) {
-  return levels_of(how->conversion) > 0 || how->conversion == NPUMM_F32_TO_F16;
+  return npumm_levels(how->conversion) > 0 || how->conversion == NPUMM_F32_TO_F16;
 }
 
 static int splits_rows(npumm_conversion conversion) {
@@ -44,7 +28,7 @@ int npumm_has_zero_points(const npumm_activation *how) {
 
 int npumm_activation_is_valid(const npumm_placed_matmul *p) {
   const npumm_activation *how = &p->activation;
-  const int32_t levels = levels_of(how->conversion);
+  const int32_t levels = npumm_levels(how->conversion);
   if (p->row_images != (splits_rows(how->conversion) ? 2 : 1)) return 0;
   switch (how->scaling) {
     case NPUMM_ROWS_UNSCALED:

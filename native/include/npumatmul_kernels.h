@@ -49,7 +49,7 @@ typedef struct {
  *     q = clamp(round_half_even(x / row_scale[r]) + row_zero[r])
  *
  * clamped to -levels..levels where row_zero is NULL and to -levels - 1..levels otherwise (facts 5.5), where `levels` is
- * 127 for I8, 7 for I4 and 119 for I4_SPLIT. An inf or a nan among the source is refused.
+ * npumm_levels: 127 for I8, 7 for I4 and 119 for I4_SPLIT. An inf or a nan among the source is refused.
  *
  * I4_SPLIT makes two int4 images of an 8-bit value, stacked: of an image of 2 M rows the rows r hold h and the rows
  * M + r hold l, with q = 16 h + l. Let h = floor((q + 8) / 16) and l = q - 16 h: then l is (q + 8) mod 16 - 8, which is
@@ -107,6 +107,9 @@ NPUMM_EXPORT int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values 
 /* Unpack: tiles -> strided destination, without conversion (NPUMM_COPY_* and NPUMM_INT4* only). */
 NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src,
                               int64_t src_bytes, void *dst, int64_t dst_row_stride, int64_t dst_col_stride);
+
+/* Largest magnitude that a conversion quantizes to; 0 where it does not quantize. */
+NPUMM_EXPORT int32_t npumm_levels(npumm_conversion conversion);
 
 /* Largest |x| of each row; -1 in place of it where the row holds an inf or a nan. */
 NPUMM_EXPORT int npumm_absmax_rows(const float *src, int64_t rows, int64_t cols, int64_t row_stride,

@@ -8,6 +8,21 @@
 
 enum { CHUNK = 1024 };
 
+int32_t npumm_levels(npumm_conversion conversion) {
+  switch (conversion) {
+    case NPUMM_F32_TO_I8:
+      return 127;
+    case NPUMM_F32_TO_I4:
+    case NPUMM_F32_TO_I4_HIGH_FIRST:
+      return 7;
+    case NPUMM_F32_TO_I4_SPLIT:
+    case NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST:
+      return 119;
+    default:
+      return 0;
+  }
+}
+
 /*
  * range[0] and range[1] become the least and the largest finite value of a row, and of 0; returns whether all values
  * are finite. With `magnitude`, range[1] is the largest magnitude and range[0] stays 0.

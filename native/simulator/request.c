@@ -47,6 +47,12 @@ static bool is_zero(const int8_t *bytes, size_t count) {
   return true;
 }
 
+/* Whether a layout and a quantization type of 16 bits each were written where a layout of 32 bits is read. */
+static bool holds_quant_type(int32_t field) {
+  uint32_t layout = (uint32_t)field & 0xffff, quant = (uint32_t)field >> 16;
+  return layout <= RKNN_MM_LAYOUT_TP_NORM && quant >= 1 && quant <= RKNN_QUANT_TYPE_PER_GROUP_ASYM;
+}
+
 /*
  * A runtime looks at none of this (facts 1.7). What lies behind a struct of 24 bytes becomes the IOMMU domain, the size
  * of groups and what is reserved; in the other direction the halves of a layout field become one number.
@@ -55,7 +61,7 @@ int sim_check_struct(const sim_settings *settings, const char *function, const v
   if (settings->runtime->info_bytes == sizeof(info_of_1)) {
     info_of_1 read;
     memcpy(&read, info, sizeof read);
-    if (((uint32_t)read.b_layout | (uint32_t)read.ac_layout) > RKNN_MM_LAYOUT_TP_NORM + 1) {
+    if (holds_quant_type(read.b_layout) || holds_quant_type(read.ac_layout)) {
       sim_log_hint("%s, simulator: the layouts are 0x%x and 0x%x, which runtime %s takes for native: is the struct that of "
                    "a header from 2.0.0b0 on, with quantization types?",
                    function, (unsigned)read.b_layout, (unsigned)read.ac_layout, settings->runtime->name);

@@ -97,8 +97,10 @@ class MemoryLimits:
 
     Attributes
     ----------
-    contexts : int
-        Contexts that one process can have.
+    contexts : int or None
+        Contexts that one process can have; None: as many as there are descriptors and memory for.
+    context_descriptors : int
+        File descriptors that each context holds.
     domain_bytes : int
         Usable bytes of one IOMMU domain.
     domains : int
@@ -109,7 +111,8 @@ class MemoryLimits:
         Where the figures come from.
     """
 
-    contexts: int
+    contexts: int | None
+    context_descriptors: int
     domain_bytes: int
     domains: int
     slice_alignment: int
@@ -159,6 +162,7 @@ class Chip:
         }
         memory = MemoryLimits(
             table.contexts.value,
+            table.context_descriptors.value,
             table.domain_bytes.value,
             table.iommu_domains.value,
             table.slice_alignment.value,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from npumatmul.chips.cells import Cell, broken, documented, observed, unsettled
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.rknn.socs import SOCS
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
@@ -24,11 +25,11 @@ __all__ = [
     "M_MAX",
     "NEWEST_RUNTIME",
     "N_OF_INT4",
+    "OLDEST_RUNTIME",
     "OPEN_TYPES",
     "PROBLEMS",
     "ROWS",
     "SLICE_ALIGNMENT",
-    "TYPES_SINCE",
     "ChipRow",
     "NativeTiles",
     "Problem",
@@ -37,8 +38,8 @@ __all__ = [
     "native_rows",
 ]
 
-#: The newest runtime whose header is known (facts 0).
-NEWEST_RUNTIME = RuntimeVersion(2, 3, 2)
+#: The oldest and the newest runtime whose header is known (facts 0).
+OLDEST_RUNTIME, NEWEST_RUNTIME = RuntimeVersion(1, 5, 2), RuntimeVersion(2, 3, 2)
 
 _F32, _F16, _BF16 = ElementType.FLOAT32, ElementType.FLOAT16, ElementType.BFLOAT16
 _I32, _I16, _I8, _I4 = ElementType.INT32, ElementType.INT16, ElementType.INT8, ElementType.INT4
@@ -128,21 +129,6 @@ class ChipRow:
     k_segment: int | None
     transposed_b: bool
 
-
-#: First runtime version of each type (facts 1.4); those absent were always there.
-TYPES_SINCE: Mapping[MatmulType, RuntimeVersion] = {
-    _T.INT4_INT4_INT16: RuntimeVersion(1, 6, 0),
-    _T.INT8_INT8_INT8: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_FLOAT16_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT8_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT32: RuntimeVersion(2, 0, 0),
-    _T.FLOAT16_INT4_FLOAT16: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT4_INT32: RuntimeVersion(2, 0, 0),
-    _T.INT8_INT8_FLOAT32: RuntimeVersion(2, 1, 0),
-    _T.FLOAT16_INT4_BFLOAT16: RuntimeVersion(2, 3, 0),
-    _T.INT8_INT4_FLOAT16: RuntimeVersion(2, 3, 2),
-}
 
 _NATIVE_16_BYTES = NativeTiles(
     a={_I4: 32, _I8: 16, _F16: 8},
@@ -254,10 +240,9 @@ _CHANNELS_RK356X = {_T.INT8_INT8_INT32: _HEADER_CHANNELS}
 
 _NO_K_LIMIT = unsettled(None, "header 10240 and segments beyond it, guide none: D4, Q9")
 _GUIDE_K_LIMIT = documented(10240, "guide 3-14, header: D4")
-_ALWAYS, _STILL = RuntimeVersion(1, 5, 2), RuntimeVersion(999, 0, 0)
+_ALWAYS, _STILL = OLDEST_RUNTIME, RuntimeVersion(999, 0, 0)
 
-#: Every chip with the matmul API (facts 3.1), by name.
-ROWS: Mapping[str, ChipRow] = {
+_ROWS = {
     row.soc: row
     for row in (
         ChipRow(
@@ -284,6 +269,9 @@ ROWS: Mapping[str, ChipRow] = {
         ),
     )
 }  # fmt: skip
+
+#: The row of every chip with the matmul API (facts 3.1), by name.
+ROWS: Mapping[str, ChipRow] = {soc: _ROWS[soc] for soc in SOCS}
 
 #: Largest K of runtime 1.5.2 by element type of A (facts 3.3, golden/calls_v1.6.0.md).
 K_LIMIT_1_5_2: Mapping[ElementType, Cell[int | None]] = {
@@ -315,7 +303,9 @@ def int4_log_level(soc: str, runtime: RuntimeVersion) -> Cell[int]:
 
 #: No source states a limit of M: this bounds the buffers of A and C.
 M_MAX = unsettled(512, "the library's choice: Q10")
-CONTEXTS = observed(150, "contexts of a process end at about 150: oRKLLM/ork-driver, FEASIBILITY-LOG.md")
+#: Of one process; None: as many as there are descriptors and memory for.
+CONTEXTS: Cell[int | None] = observed(None, "clients hold up to 1876, create itself met no limit on 1.6.0: facts 15")
+CONTEXT_DESCRIPTORS = observed(4, "recorded on runtime 1.6.0: facts 15")
 DOMAIN_BYTES = observed(2 * 1024**3 - 64 * 1024, "usable of a domain in the field; documents say 4 GiB: facts 7.4")
 SLICE_ALIGNMENT = unsettled(4096, "whole pages: Q16")
 N_LIMIT: Cell[int | None] = unsettled(None, "guide 4096 or 8192, header none: D7, Q8")

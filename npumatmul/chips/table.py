@@ -11,10 +11,11 @@ from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED, ProbeResults, find_probe_results
-from npumatmul.chips.rows import NEWEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
+from npumatmul.chips.rows import NEWEST_RUNTIME, OLDEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
 from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
+from npumatmul.rknn.differences import type_since
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["Capabilities", "TypeCapabilities", "broken_extents", "build", "build_type", "capabilities"]
@@ -103,8 +104,10 @@ class Capabilities:
         Values that a context can be bound with; empty where there is nothing to choose.
     row_multiple : Cell of int
         With native A and C, M is 1 or a multiple of this.
-    contexts : Cell of int
-        Contexts that one process can have.
+    contexts : Cell of int or None
+        Contexts that one process can have; None: as many as there are descriptors and memory for.
+    context_descriptors : Cell of int
+        File descriptors that each context holds.
     iommu_domains : Cell of int
         Domains, numbered from 0.
     domain_bytes : Cell of int
@@ -144,7 +147,8 @@ class Capabilities:
     cores: Cell[int]
     core_masks: Cell[tuple[int, ...]]
     row_multiple: Cell[int]
-    contexts: Cell[int]
+    contexts: Cell[int | None]
+    context_descriptors: Cell[int]
     iommu_domains: Cell[int]
     domain_bytes: Cell[int]
     slice_alignment: Cell[int]
@@ -237,7 +241,8 @@ def capabilities(
     soc : str
         Such as ``"rk3588"``.
     runtime : RuntimeVersion or str, optional
-        Version of `librknnrt.so`; by default the newest that is known.
+        Version of `librknnrt.so`; by default the newest that is known. A string names one that is known; a newer one is
+        taken as a `RuntimeVersion`, as a library reports it (`Device.runtime_version`), and as the newest known.
     probed : bool, optional
         Whether what `npumatmul probe` found on this machine overrides the table.
     simulated : bool, optional
@@ -250,7 +255,7 @@ def capabilities(
     Raises
     ------
     DeviceError
-        If the chip is not in the table, or the version is none.
+        If the chip is not in the table, or the version is none, or not known.
 
     Examples
     --------
@@ -261,6 +266,11 @@ def capabilities(
         version = RuntimeVersion.parse(runtime)
         if version is None:
             raise DeviceError(f"{runtime!r} is no runtime version; write it like 2.3.2")
+        if not OLDEST_RUNTIME <= version <= NEWEST_RUNTIME:
+            raise DeviceError(
+                f"nothing is known of runtime {version}; versions from {OLDEST_RUNTIME} to {NEWEST_RUNTIME} are known. "
+                "What is assumed of another one is shown where a library reports it: on its board, without naming it"
+            )
         runtime = version
     found = find_probe_results(soc, runtime, simulated) if probed else None
     return build(soc, runtime, found)
@@ -345,6 +355,7 @@ def _chip(row: ChipRow, runtime: RuntimeVersion) -> dict[str, Any]:
             else unsettled(row.native.row_multiple, "recorded on 1.6.0, one report of M = 5 right on 2.3: Q10")
         ),
         "contexts": rows.CONTEXTS,
+        "context_descriptors": rows.CONTEXT_DESCRIPTORS,
         "iommu_domains": rows.DOMAINS if has_domains else documented(1, "domains since 2.0.0b0: facts 7.4"),
         "domain_bytes": rows.DOMAIN_BYTES,
         "slice_alignment": rows.SLICE_ALIGNMENT,
@@ -367,8 +378,8 @@ def _supported(row: ChipRow, mm_type: MatmulType, runtime: RuntimeVersion) -> Ce
     if runtime < row.since:
         return documented(False, f"{row.soc} needs runtime {row.since} or later: facts 0")
     cell = row.types.get(mm_type) or rows.OPEN_TYPES.get(mm_type) or rows.ABSENT
-    since = rows.TYPES_SINCE.get(mm_type)
-    if cell.value and since is not None and runtime < since:
+    since = type_since(mm_type.code)
+    if cell.value and runtime < since:
         return documented(False, f"needs runtime {since} or later: facts 1.4")
     return cell
 

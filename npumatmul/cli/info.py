@@ -24,10 +24,12 @@ def show(device_name: str | None, as_json: bool) -> None:
             "library": str(device.runtime.path),
             "runtime_version": device.api_version,
             "driver_version": device.driver_version,
+            "runtime_used_as": str(min(device.runtime_version, NEWEST_RUNTIME)),
             "matmul_types": [mm_type.name for mm_type in device.chip.limits],
             "host_kernels": kernels.instruction_set(),
             "looked_at": [{"where": where, "found": what} for where, what in found.looked_at],
         }
+        newer = device.runtime_version > NEWEST_RUNTIME
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -37,6 +39,10 @@ def show(device_name: str | None, as_json: bool) -> None:
             value = [f"{where}: {what}" for where, what in found.looked_at]
         elif isinstance(value, bool):
             value = "yes" if value else "no"
+        elif key == "runtime_used_as":
+            if not newer:
+                continue
+            value = f"{value}: what is newer than that is not known, and used like it"
         lines = value if isinstance(value, list) else [str(value)]
         for index, line in enumerate(lines):
             print(f"{key.replace('_', ' ') if index == 0 else '':<{width}}  {line}")

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from npumatmul import sim
+from npumatmul.rknn.socs import DEFAULT_SOC
 
 app = typer.Typer(no_args_is_help=True, help="The simulator for programs that are linked with librknnrt.so.")
 
@@ -52,7 +53,7 @@ def env_command(
     program: Annotated[
         list[str] | None, typer.Argument(help="The program and its arguments; without it the variables are printed.")
     ] = None,
-    soc: Annotated[str, typer.Option(help="The chip to simulate.")] = "rk3588",
+    soc: Annotated[str, typer.Option(help="The chip to simulate.")] = DEFAULT_SOC,
     runtime: RuntimeOption = sim.NEWEST_RUNTIME,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse what a board may not forgive, such as a forgotten rknn_mem_sync.")

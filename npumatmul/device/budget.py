@@ -19,6 +19,7 @@ __all__ = [
     "Reclaimer",
     "by_holder",
     "descriptor_limit",
+    "descriptors_within_reach",
     "open_descriptors",
     "provide_descriptors",
 ]
@@ -89,8 +90,10 @@ class MemoryStats:
         Bytes that packed weights fill of those that are held for them.
     contexts : int
         Living matmul contexts, those that memory is allocated under included.
-    contexts_process, context_limit : int
-        Those of all devices of this name in the process, and how many it can have.
+    contexts_process : int
+        Those of all devices of this name in the process.
+    context_limit : int or None
+        How many it can have; None: as many as there are descriptors and memory for.
     descriptors : int
         File descriptors that the device's memory holds.
     descriptors_open, descriptor_limit : int
@@ -104,7 +107,7 @@ class MemoryStats:
     weights_used: int
     contexts: int
     contexts_process: int
-    context_limit: int
+    context_limit: int | None
     descriptors: int
     descriptors_open: int
     descriptor_limit: int
@@ -122,9 +125,10 @@ class MemoryStats:
                 f"  domain {each.domain}: {_mib(each.nbytes)} of {_mib(each.limit)}: weights {_mib(each.weights)}, "
                 f"A and C {_mib(each.workspaces)}, buffers {_mib(each.buffers)}"
             )
+        most = "" if self.context_limit is None else f"of {self.context_limit} "
         lines.append(
-            f"  weights fill {_mib(self.weights_used)}; contexts {self.contexts} ({self.contexts_process} of "
-            f"{self.context_limit} in the process)"
+            f"  weights fill {_mib(self.weights_used)}; contexts {self.contexts} ({self.contexts_process} {most}in the "
+            "process)"
         )
         lines.append(
             f"  descriptors {self.descriptors} ({self.descriptors_open} of {self.descriptor_limit} in the process)"
@@ -149,8 +153,16 @@ def descriptor_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+def descriptors_within_reach() -> int | None:
+    """How many descriptors this process may have open once its limit has been raised; None: any number."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
+
+
 def provide_descriptors(wanted: int = 1) -> None:
     """See to it that so many descriptors can be opened: raise the soft limit to the hard one where that is needed.
+
+    Counting what is open takes longer the more there is: after a count a quarter of what was free is taken on trust.
 
     Raises
     ------
@@ -158,9 +170,10 @@ def provide_descriptors(wanted: int = 1) -> None:
         If even the hard limit is too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    if soft == resource.RLIM_INFINITY or _trusted.take(soft, wanted):
         return
     needed = open_descriptors() + wanted
+    _trusted.counted(soft, soft - needed - _SPARE_DESCRIPTORS)
     if needed + _SPARE_DESCRIPTORS <= soft:
         return
     if hard == resource.RLIM_INFINITY or hard > soft:
@@ -172,9 +185,27 @@ def provide_descriptors(wanted: int = 1) -> None:
             logger.info("the limit of %d open files cannot be raised: %s", soft, error)
     if soft != resource.RLIM_INFINITY and needed > soft:
         raise NpuMemoryError(
-            f"each allocation of NPU memory holds a file descriptor: {needed - wanted} are open and the process may "
-            f"have {soft}. Close what is not needed, or raise the limit (ulimit -n)."
+            f"{wanted} more file descriptors are needed, which allocations of NPU memory and contexts hold: "
+            f"{needed - wanted} are open and the process may have {soft}. Close what is not needed, or raise the limit "
+            "(ulimit -n)."
         )
+
+
+class _Trusted:
+    """Descriptors that may be opened before they are counted again."""
+
+    def __init__(self) -> None:
+        self._soft, self._left = 0, 0
+
+    def counted(self, soft: int, free: int) -> None:
+        self._soft, self._left = soft, free // 4
+
+    def take(self, soft: int, wanted: int) -> bool:
+        self._left -= wanted
+        return self._left >= 0 and self._soft == soft
+
+
+_trusted = _Trusted()
 
 
 def by_holder(sizes: Sequence[tuple[int, Holder, int]], limit: int) -> tuple[DomainStats, ...]:

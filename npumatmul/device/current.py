@@ -12,13 +12,15 @@ from contextvars import ContextVar
 
 from npumatmul.device.budget import MemoryStats
 from npumatmul.device.device import Device, open_devices
+from npumatmul.device.scope import Scope
 from npumatmul.rknn import discover
 
-__all__ = ["current_device", "empty_cache", "memory_limit", "memory_stats", "use_device"]
+__all__ = ["current_device", "empty_cache", "memory_limit", "memory_stats", "set_device", "use_device"]
 
 _chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
 _default_lock = threading.Lock()
 _default: Device | None = None
+_set: Device | None = None
 
 
 def current_device(wanted: Device | str | None = None) -> Device:
@@ -33,7 +35,15 @@ def current_device(wanted: Device | str | None = None) -> Device:
     Returns
     -------
     Device
-        `wanted`; else the innermost `use_device`; else the process's default device, opened on first use.
+        `wanted`; else the innermost `use_device`'s; else that of `set_device`; else the process's default device,
+        opened on first use.
+
+    Raises
+    ------
+    TypeError
+        If `wanted` is something else.
+    LibraryNotFoundError, DeviceError, BoardInUseError
+        If there is no such device, or it cannot be opened.
 
     Examples
     --------
@@ -44,7 +54,7 @@ def current_device(wanted: Device | str | None = None) -> Device:
         return wanted
     if wanted is not None:
         return _named(wanted)
-    return _chosen.get() or _default_device()
+    return _chosen.get() or _set or _default_device()
 
 
 def _named(name: str) -> Device:
@@ -69,9 +79,24 @@ def _default_device() -> Device:
         return _default
 
 
-@contextmanager
-def use_device(device: Device | str) -> Iterator[Device]:
+def use_device(device: Device | str) -> Scope[Device]:
     """Make `device` the default within a ``with`` block, for this thread or task.
+
+    Parameters
+    ----------
+    device : Device or str
+
+    Returns
+    -------
+    context manager
+        Of the device. Dropped without ``with`` it warns that it did nothing.
+
+    Raises
+    ------
+    TypeError
+        If `device` is something else.
+    LibraryNotFoundError, DeviceError, BoardInUseError
+        If there is no such device, or it cannot be opened: at once, not when the block begins.
 
     Examples
     --------
@@ -79,12 +104,58 @@ def use_device(device: Device | str) -> Iterator[Device]:
     ...     current_device() is device
     True
     """
+    if device is None:
+        raise TypeError("use_device: a Device or a string such as 'rknn' or 'sim:rk3588' is needed, not None")
     chosen = current_device(device)
-    token = _chosen.set(chosen)
+    advice = "; npumatmul.set_device(...) chooses for the whole process"
+    return Scope(lambda: _using(chosen), "npumatmul.use_device", advice)
+
+
+@contextmanager
+def _using(device: Device) -> Iterator[Device]:
+    token = _chosen.set(device)
     try:
-        yield chosen
+        yield device
     finally:
         _chosen.reset(token)
+
+
+def set_device(device: Device | str | None) -> Device:
+    """Make `device` the default of the whole process, where nothing nearer chooses: for notebooks and programs.
+
+    ``device=`` of a call and an enclosing `use_device` come first. What is packed already stays where it is.
+
+    Parameters
+    ----------
+    device : Device or str or None
+        None: what the environment and the machine say, as at the start.
+
+    Returns
+    -------
+    Device
+        The device, opened.
+
+    Raises
+    ------
+    TypeError
+        If `device` is something else.
+    LibraryNotFoundError, DeviceError, BoardInUseError
+        If there is no such device, or it cannot be opened. The default is then what it was.
+
+    Examples
+    --------
+    >>> import npumatmul as npu
+    >>> npu.set_device("sim:rk3576")
+    Device('sim:rk3576', runtime 2.3.2)
+    >>> npu.current_device().name
+    'sim:rk3576'
+    >>> npu.set_device(None).name
+    'sim:rk3588'
+    """
+    global _set
+    chosen = _default_device() if device is None else current_device(device)
+    _set = None if device is None else chosen
+    return chosen
 
 
 def memory_stats(device: Device | str | None = None) -> MemoryStats:

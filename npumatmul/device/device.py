@@ -19,9 +19,8 @@ from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease
-from npumatmul.device.session import Session
+from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
-from npumatmul.errors import RknnFail, RknnMallocFail
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 
 __all__ = ["Device", "DeviceStats", "open_devices"]
@@ -313,7 +312,7 @@ class Device:
             while True:
                 try:
                     return create()
-                except (RknnFail, RknnMallocFail):
+                except NO_ROOM:
                     if not self.session.spare_context():
                         raise
 

@@ -34,19 +34,6 @@ class ResultMemory:
         """
         return max(PAGE, 1 << (nbytes - 1).bit_length())
 
-    def idle(self, nbytes: int, domain: int, *, computed: bool) -> list[Memory]:
-        """Those that may be idle: `take` from there.
-
-        Parameters
-        ----------
-        nbytes : int
-        domain : int
-            IOMMU domain.
-        computed : bool
-            Whether the NPU writes there, or else the CPU.
-        """
-        return self._idle.setdefault((computed, domain, self.size_for(nbytes)), [])
-
     def take(self, nbytes: int, domain: int, *, computed: bool, holder: Holder = Holder.WORKSPACES) -> Memory:
         """One that nobody has; its `held_by` has to be set before the lock is given up.
 
@@ -68,11 +55,17 @@ class ResultMemory:
                 if memory.views:  # views that are gone: whoever held them could write until then
                     memory.views = []
                     memory.written += 1
+                if computed:
+                    self.clean(memory)
                 return memory
         memory = self._session.allocate(key[2], domain, holder)
         memory.home = idle
         self._all.setdefault(key, []).append(memory)
         return memory
+
+    def clean(self, memory: Memory) -> None:
+        """Leave no dirty cache lines, which would be written over what the NPU writes there."""
+        self._session.mem_sync_calls += memory.flush()
 
     def _find_idle(self, key: tuple[bool, int, int]) -> None:
         """Find those that an interrupt kept from the list."""

@@ -362,8 +362,9 @@ class Session:
                 )  # fmt: skip
                 while domain not in self._anchors:
                     try:
+                        provide_descriptors(self.chip.memory.context_descriptors)
                         self._anchors[domain], _ = self.runtime.matmul_create(info)
-                    except (RknnFail, RknnMallocFail):  # contexts are limited per process
+                    except NO_ROOM:  # descriptors and memory are limited per process
                         if not self.spare_context():
                             raise
                 if domain:
@@ -520,6 +521,7 @@ class Session:
         with self.lock:
             self.check_usable()
             self.collect()
+            provide_descriptors(self.chip.memory.context_descriptors)
             if shapes is None:
                 value, io_attr = self.runtime.matmul_create(info)
                 io_attrs = [io_attr]

@@ -29,7 +29,7 @@ class Activation:
         (ABSMAX), its smallest and largest value (MINMAX), or `static_scale` and `static_zero`. With ABSMAX_GROUPS and
         MINMAX_GROUPS each group of K (`KSlice.group`) has its own.
     levels : int
-        Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for 8 bits split into two int4.
+        Largest magnitude of a quantized value, `Conversion.levels`.
     clip : float
         Factor on the largest magnitude of a row: what lies beyond saturates.
     static_scale : float

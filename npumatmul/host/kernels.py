@@ -41,6 +41,17 @@ class Conversion(IntEnum):
         """Rows of the packed image per row of the source: 2 where a value is split into int4 halves, else 1."""
         return 2 if self in (Conversion.F32_TO_I4_SPLIT, Conversion.F32_TO_I4_SPLIT_HIGH_FIRST) else 1
 
+    @property
+    def levels(self) -> int:
+        """Largest magnitude of a value that is quantized; 0 where none is.
+
+        Examples
+        --------
+        >>> Conversion.F32_TO_I8.levels, Conversion.F32_TO_I4_SPLIT.levels, Conversion.COPY_8.levels
+        (127, 119, 0)
+        """
+        return int(library().npumm_levels(self))
+
 
 class RowScaling(IntEnum):
     """`npumm_row_scaling`: how a row of A gets its scale."""
@@ -131,6 +142,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.POINTER(Hadamard), C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_void_p, C.c_int64),
     ),
+    "npumm_levels": (C.c_int32, (C.c_int,)),
     "npumm_instruction_set": (C.c_char_p, ()),
 }
 
@@ -245,7 +257,7 @@ def symmetric_scales(source: NDArray[np.float32], levels: int = 127, clip: float
     source : ndarray of float32, shape (rows, cols)
         Of any strides.
     levels : int
-        Largest magnitude of a quantized value: 127 for int8, 7 for int4, 119 for int8 that is split into int4 halves.
+        Largest magnitude of a quantized value, `Conversion.levels`.
     clip : float
         Within (0, 1].
 

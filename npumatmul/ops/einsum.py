@@ -102,7 +102,7 @@ def einsum(
 def _as_string(subscripts: Any, operands: tuple[Any, ...]) -> tuple[str, list[NDArray[Any]]]:
     """Bring numpy's form with lists of integers into the form with letters."""
     if isinstance(subscripts, str):
-        return subscripts.replace(" ", ""), [as_array(x) for x in operands]
+        return subscripts.replace(" ", ""), [as_array(x, "an operand", "einsum") for x in operands]
     everything = [subscripts, *operands]
 
     def letters(indices: Sequence[int | EllipsisType]) -> str:
@@ -115,7 +115,7 @@ def _as_string(subscripts: Any, operands: tuple[Any, ...]) -> tuple[str, list[ND
     notation = ",".join(letters(everything[2 * i + 1]) for i in range(pairs))
     if len(everything) % 2:
         notation += "->" + letters(everything[-1])
-    return notation, [as_array(everything[2 * i]) for i in range(pairs)]
+    return notation, [as_array(everything[2 * i], "an operand", "einsum") for i in range(pairs)]
 
 
 def _parsed(notation: str, arrays: list[NDArray[Any]]) -> tuple[list[str], str]:

@@ -26,7 +26,7 @@ from npumatmul.ops.array.products import (
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.results import Out, checked_out, delivered
 from npumatmul.ops.settings import settings
-from npumatmul.ops.shapes import npu_kind
+from npumatmul.ops.shapes import npu_kind, operand
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["dot", "inner", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
@@ -74,7 +74,7 @@ def dot(
         ranks = [each.ndim if isinstance(each, NpuArray) else np.ndim(each) for each in (a, b)]
         plain = min(ranks) > 0 and ranks[1] <= 2
         return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
-    x, y = np.asarray(a), np.asarray(b)
+    x, y = operand(a, "a", "dot"), operand(b, "b", "dot")
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=out)
     if x.ndim == 0 or y.ndim == 0:
@@ -124,7 +124,7 @@ def vdot(
     6
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = np.ravel(a), np.ravel(b)
+    x, y = np.ravel(operand(a, "a", "vdot")), np.ravel(operand(b, "b", "vdot"))
     return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
 
 
@@ -173,7 +173,7 @@ def vecdot(
     array([3, 3], dtype=int32)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = (np.moveaxis(np.asarray(v), axis, -1) for v in (x1, x2))
+    x, y = (np.moveaxis(operand(v, "an operand", "vecdot"), axis, -1) for v in (x1, x2))
     if _is_numpys(x, y):
         if (theirs := getattr(np, "vecdot", None)) is not None:  # numpy 2.0
             return theirs(x1, x2, out=out, axis=axis)
@@ -311,7 +311,7 @@ def inner(
     (2, 4)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = as_array(a), as_array(b)
+    x, y = as_array(a, "a", "inner"), as_array(b, "b", "inner")
     if _is_numpys(x, y):
         return np.inner(host(x), host(y))
     if x.ndim == 0 or y.ndim == 0:
@@ -356,7 +356,7 @@ def outer(
            [6, 8]], dtype=int32)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = np.asarray(a), np.asarray(b)
+    x, y = operand(a, "a", "outer"), operand(b, "b", "outer")
     if _is_numpys(x, y):
         return np.outer(x, y, out)
     product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how)
@@ -400,7 +400,7 @@ def tensordot(
     (2, 5)
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    x, y = as_array(a), as_array(b)
+    x, y = as_array(a, "a", "tensordot"), as_array(b, "b", "tensordot")
     if _is_numpys(x, y):
         return np.tensordot(host(x), host(y), axes=axes)  # type: ignore[arg-type]
     if isinstance(axes, Sequence):
@@ -446,7 +446,7 @@ def _conjugated(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _with_dimensions(x: ArrayLike, at_least: int, function: str) -> NDArray[Any]:
-    array = np.asarray(x)
+    array = operand(x, "an operand", function)
     if array.ndim < at_least:
         raise ValueError(f"{function}: an operand has {array.ndim} dimensions, at least {at_least} are needed")
     return array

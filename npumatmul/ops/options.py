@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from npumatmul.chips import Chip
+
 __all__ = ["MatmulOptions"]
 
 logger = logging.getLogger("npumatmul.Matmul")
@@ -26,7 +28,7 @@ class MatmulOptions:
     level : int
         At which level; ``logging.INFO`` by default.
     cores : int, optional
-        At most so many NPU cores; by default all that the model finds worth it.
+        At most so many NPU cores, and no more than the chip has; by default all that the model finds worth it.
     layout : {"auto", "native", "normal"}
         Layout of A and C in NPU memory: ``"native"``, which the NPU reads and writes as it is; ``"normal"``, row-major,
         which the runtime converts. ``"auto"``: native where the layout of C is documented.
@@ -61,6 +63,10 @@ class MatmulOptions:
     tuned: bool | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.logger, (logging.Logger, logging.LoggerAdapter)):
+            raise TypeError(f"Matmul: option 'logger' is a logging.Logger, not {type(self.logger).__name__}")
+        if type(self.level) is not int:
+            raise TypeError(f"Matmul: option 'level' is a number such as logging.INFO, not {self.level!r}")
         if self.cores is not None:
             _check_numbers("cores", (self.cores,))
         for name in ("rows", "buckets"):
@@ -113,6 +119,15 @@ class MatmulOptions:
                 f"Matmul: options say {', '.join(asked)}, but b is packed and so it is cut already ({packed!r}); leave "
                 "them out, or give the array that it was packed from"
             )
+
+    def check_chip(self, chip: Chip) -> None:
+        """Raise `ValueError` if a chip cannot do what options ask for, whatever the operands."""
+        if self.cores is not None and self.cores > chip.cores:
+            raise ValueError(f"Matmul: option 'cores' is {self.cores}; {chip.soc} has {chip.cores}")
+        multiple = chip.native.row_multiple
+        for rows in self.buckets or ():
+            if rows != 1 and rows % multiple:
+                raise ValueError(f"Matmul: option 'buckets' takes 1 and multiples of {multiple}, not {rows}")
 
     @property
     def plan_options(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.product import Product, finish_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
-from npumatmul.ops.shapes import Shapes, npu_kind, refusal
+from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
@@ -155,6 +155,7 @@ class Matmul:
                 raise TypeError(refusal(left.dtype, right.dtype))
             self.scheme = chosen_scheme(left.dtype, right.dtype, scheme, precision)
             self.device = device_of([a, b], device)
+            self._options.check_chip(self.device.chip)
             computed = self.scheme.result
         self.shape = self._shapes.result
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
@@ -316,6 +317,14 @@ class Matmul:
         ClosedError
             If it, the device or a packed weight is closed.
         """
+        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        if place is not None and getattr(place, "shape", None) != self.shape:
+            shape = getattr(place, "shape", None)
+            given = f"an object of type {type(place).__name__}" if shape is None else f"an array of shape {shape}"
+            raise (TypeError if shape is None else ValueError)(
+                f"Matmul.execute: out is {given}, the result has shape {self.shape}; execute takes only where the "
+                "result goes, other operands are given to reset_operands"
+            )
         operands = self._operands
         if operands is None:
             raise ClosedError(_CLOSED)
@@ -601,13 +610,14 @@ class Matmul:
 
 
 def _left(a: Any) -> NDArray[Any] | NpuArray:
-    if isinstance(a, NpuArray) and a.deferred is not None:
+    if isinstance(a, NpuArray):
+        a._check_usable()
         return a
-    return np.asarray(a.unpack() if isinstance(a, PackedWeight) else host(a))
+    return operand(a.unpack() if isinstance(a, PackedWeight) else a, "a", "matmul")
 
 
 def _right(b: Any) -> NDArray[Any] | PackedWeight:
-    return b if isinstance(b, PackedWeight) else np.asarray(host(b))
+    return b if isinstance(b, PackedWeight) else operand(host(b), "b", "matmul")
 
 
 _CLOSED = "this Matmul is closed; make another"

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any
+from types import EllipsisType
+from typing import Any, Literal
+
+from npumatmul.device.scope import Scope
 
 __all__ = ["Settings", "config", "settings"]
 
@@ -29,12 +31,6 @@ class Settings:
     tuned: bool = False
 
 
-class _Kept(Enum):
-    """What a setting is given by who says nothing of it."""
-
-    KEPT = "as it is around the block"
-
-
 _settings: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
 
 
@@ -49,21 +45,29 @@ def settings() -> Settings:
     return _settings.get()
 
 
-@contextmanager
-def config(*, fallback: str | _Kept | None = _Kept.KEPT, tuned: bool | _Kept = _Kept.KEPT) -> Iterator[Settings]:
-    """Change settings within a ``with`` block, for this thread or task; what is not given stays as it is around it.
+def config(
+    *, fallback: Literal["numpy"] | EllipsisType | None = ..., tuned: bool | EllipsisType = ...
+) -> Scope[Settings]:
+    """Change settings within a ``with`` block, for this thread or task.
 
     Parameters
     ----------
     fallback : {"numpy", None}, optional
-        See `Settings`.
+        See `Settings`. ``...``, as for the others: what holds around the block.
     tuned : bool, optional
         See `Settings`.
+
+    Returns
+    -------
+    context manager
+        Of the `Settings` that hold. Dropped without ``with`` it warns that it did nothing.
 
     Raises
     ------
     ValueError
         If there is no such fallback.
+    TypeError
+        If `tuned` is neither True nor False.
 
     Examples
     --------
@@ -73,10 +77,17 @@ def config(*, fallback: str | _Kept | None = _Kept.KEPT, tuned: bool | _Kept = _
     ...     npu.matmul(np.array([[2.0]]), np.array([[3.0]]))  # float64: numpy computes it
     array([[6.]])
     """
-    if fallback not in (None, "numpy", _Kept.KEPT):
+    if fallback not in (None, "numpy", ...):
         raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
-    given = {"fallback": fallback, "tuned": tuned}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not _Kept.KEPT}
+    if not isinstance(tuned, (bool, EllipsisType)):
+        raise TypeError(f"config: tuned is {tuned!r}; it can be True or False")
+    changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned}
+    changes = {name: value for name, value in changes.items() if value is not ...}
+    return Scope(lambda: _changed(changes), "npumatmul.config")
+
+
+@contextmanager
+def _changed(changes: dict[str, Any]) -> Iterator[Settings]:
     token = _settings.set(replace(settings(), **changes))
     try:
         yield _settings.get()

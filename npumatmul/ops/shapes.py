@@ -14,9 +14,24 @@ from numpy.typing import NDArray
 
 from npumatmul.quant.schemes import FLOATS, cast_advice
 
-__all__ = ["Shapes", "npu_kind", "refusal"]
+__all__ = ["Shapes", "npu_kind", "operand", "refusal"]
 
 _INTEGERS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.int8, np.uint8, ml_dtypes.int4))
+
+
+def operand(x: Any, name: str, function: str) -> NDArray[Any]:
+    """An operand as an array.
+
+    Raises
+    ------
+    TypeError
+        If it is none, nor a number: None, a string, an object that numpy knows nothing of.
+    """
+    array = np.asarray(x)
+    if array.ndim == 0 and array.dtype.kind in "OSU":
+        found = "None" if x is None else f"an object of type {type(x).__name__}"
+        raise TypeError(f"{function}: {name} is {found}; an array of numbers is needed")
+    return array
 
 
 def npu_kind(dtype: np.dtype[Any]) -> str | None:
@@ -28,6 +43,8 @@ def npu_kind(dtype: np.dtype[Any]) -> str | None:
 def refusal(a: np.dtype[Any], b: np.dtype[Any]) -> str:
     """Why these dtypes cannot be multiplied, and what to do."""
     for name, dtype in (("a", a), ("b", b)):
+        if dtype.kind in "OSU":
+            return f"matmul: {name} holds Python objects or text (dtype {dtype}); an array of numbers is needed"
         if npu_kind(dtype) is None:
             return f"matmul: {name}: {cast_advice(dtype)}, or compute it on the CPU: with npu.config(fallback='numpy')"
     return f"matmul: a is {a} and b is {b}: a float and an integer; cast one of them explicitly"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from npumatmul.chips.types import MatmulType
-from npumatmul.errors import RknnError
+from npumatmul.device.budget import descriptor_limit, open_descriptors, provide_descriptors
+from npumatmul.errors import NpuMemoryError, RknnError
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.instrument import Context, Instrument, Matrix, judge
 from npumatmul.rknn import CoreMask
@@ -137,17 +138,35 @@ def domains(instrument: Instrument) -> Answer:
     return Answer(f"{count} domains; {refused}; products {'right' if works else 'wrong'}", details, cells)
 
 
-@question("X1", "How many contexts can one process have?", "the number, or at least so many")
+#: More than the 1,876 that a client in the field holds (facts 15).
+CONTEXTS_TRIED = 2000
+
+
+@question(
+    "X1", "How many contexts can one process have?", "the number, or at least so many; descriptors that each holds"
+)
 def context_count(instrument: Instrument) -> Answer:
-    """Creates the smallest contexts until one is refused, at most twice the number reported from boards."""
-    most = 2 * instrument.table.contexts.value
+    """Creates the smallest contexts until one is refused, at most 2,000, more than any client is known to hold."""
     row = instrument.row(I8)
+    with suppress(NpuMemoryError):
+        provide_descriptors(instrument.table.context_descriptors.value * CONTEXTS_TRIED)
+    before = open_descriptors()
+    count, refused = 0, ""
     with ExitStack() as stack:
-        for count in range(most):
+        while count < CONTEXTS_TRIED and not refused:
             if count % 10 == 0:
                 instrument.step(f"{count} contexts")
             try:
                 stack.enter_context(instrument.context(I8, 1, row.k_multiple.value, row.n_multiple.value))
+                count += 1
             except RknnError as error:
-                return Answer(f"{count}; then {error.code}", {"contexts": count}, {"contexts": count} if count else {})
-    return Answer(f"at least {most}", {"contexts": most}, {"contexts": most})
+                refused = str(error.code)
+        held = open_descriptors() - before
+        left = descriptor_limit() - open_descriptors()
+    each = held // count if count else 0
+    details = {"contexts": count, "descriptors each": each, "descriptors left": left}
+    if not refused:
+        return Answer(f"at least {count}, {each} descriptors each", details)
+    if left <= max(each, 1):
+        return Answer(f"{count}, {each} descriptors each; then there were no descriptors left ({refused})", details)
+    return Answer(f"{count}, {each} descriptors each; then {refused}", details, {"contexts": count} if count else {})

@@ -11,11 +11,11 @@ from typing import Any
 
 from npumatmul.chips.native_rows import ASKED, FEW_ASKED, RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED
-from npumatmul.chips.rows import TYPES_SINCE
 from npumatmul.chips.types import MatmulType
 from npumatmul.probe.answer import Answer, question
 from npumatmul.probe.instrument import NATIVE, NORMAL, Instrument
 from npumatmul.probe.trial import Trials
+from npumatmul.rknn.differences import type_since
 
 F16, I8, I4 = MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT8_INT8_INT32, MatmulType.INT4_INT4_INT16
 
@@ -315,7 +315,7 @@ def open_types(instrument: Instrument) -> Answer:
         row = instrument.row(mm_type)
         if row.supported.value:
             continue
-        if instrument.version < TYPES_SINCE[mm_type]:
+        if instrument.version < type_since(mm_type.code):
             details[mm_type.name] = "newer than this runtime"
             continue
         k, n = 2 * row.k_multiple.value, 2 * row.n_multiple.value

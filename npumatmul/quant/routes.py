@@ -59,7 +59,6 @@ class _Way:
     mm_type: MatmulType
     weight: Conversion
     activation: Conversion
-    levels: int = 0
     note: str = ""
 
 
@@ -67,28 +66,28 @@ _AS_INT8 = "this chip has no int4 products: the int4 values are stored as int8, 
 #: By bits of weight and activation, the preferred one first.
 _WAYS: Mapping[tuple[int, int], tuple[_Way, ...]] = {
     (16, 16): (_Way(MatmulType.FLOAT16_FLOAT16_FLOAT32, Conversion.F32_TO_F16, Conversion.F32_TO_F16),),
-    (8, 8): (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8, 127),),
+    (8, 8): (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8),),
     (4, 8): (
-        _Way(MatmulType.INT8_INT4_INT32, Conversion.INT4, Conversion.F32_TO_I8, 127),
+        _Way(MatmulType.INT8_INT4_INT32, Conversion.INT4, Conversion.F32_TO_I8),
         _Way(
-            MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4_SPLIT, 119,
-            "activations within ±119 are split into two int4 halves, which are rows of one matmul",
+            MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4_SPLIT,
+            "activations are split into two int4 halves, which are rows of one matmul; that leaves a few levels less",
         ),
-        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8, 127, _AS_INT8),
+        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.F32_TO_I8, _AS_INT8),
     ),
-    (4, 4): (_Way(MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4, 7),),
+    (4, 4): (_Way(MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.F32_TO_I4),),
     (8, 16): (_Way(MatmulType.FLOAT16_INT8_FLOAT32, Conversion.COPY_8, Conversion.F32_TO_F16),),
     (4, 16): (_Way(MatmulType.FLOAT16_INT4_FLOAT32, Conversion.INT4, Conversion.F32_TO_F16),),
 }  # fmt: skip
 _REQUANTIZED_WAY = _Way(
-    MatmulType.INT8_INT8_INT8, Conversion.COPY_8, Conversion.F32_TO_I8, 127,
+    MatmulType.INT8_INT8_INT8, Conversion.COPY_8, Conversion.F32_TO_I8,
     "the device rounds sums to int8: how is not documented, so codes may be off by one",
 )  # fmt: skip
 _INTEGER_WAYS: Mapping[int, tuple[_Way, ...]] = {
     8: (_Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8),),
     4: (
         _Way(MatmulType.INT4_INT4_INT16, Conversion.INT4, Conversion.INT4),
-        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8, 0, _AS_INT8),
+        _Way(MatmulType.INT8_INT8_INT32, Conversion.COPY_8, Conversion.COPY_8, _AS_INT8),
     ),
 }
 
@@ -170,17 +169,17 @@ def _quantized(scheme: Scheme, way: _Way) -> Activation:
         scaling = RowScaling.ABSMAX if scheme.activation_symmetric else RowScaling.MINMAX
         if scheme.activation_granularity is Granularity.GROUP:
             scaling = RowScaling.ABSMAX_GROUPS if scheme.activation_symmetric else RowScaling.MINMAX_GROUPS
-        return Activation(_F32, way.activation, scaling, way.levels, scheme.activation_clip)
+        return Activation(_F32, way.activation, scaling, way.activation.levels, scheme.activation_clip)
     params = scheme.activation_params
     if params is None:
         raise ValueError(f"scheme {scheme.name!r} needs activation_params: the scale that calibration found")
-    scale, zero = float(params.scale), int(params.zero_point)
-    if params.qmax > way.levels or params.qmin < -way.levels - 1:
-        # The range that the parameters cover, onto the levels that there are: 119 where values are split.
-        step = scale * params.qmax / way.levels
+    scale, zero, levels = float(params.scale), int(params.zero_point), way.activation.levels
+    if params.qmax > levels or params.qmin < -levels - 1:
+        # The range that the parameters cover, onto the levels that there are: fewer where values are split.
+        step = scale * params.qmax / levels
         if not params.symmetric:
-            step = scale * (params.qmax - params.qmin) / (2 * way.levels + 1)
-            lowest = -way.levels - 1
-            zero = int(np.clip(lowest - round(scale * (params.qmin - zero) / step), lowest, way.levels))
+            step = scale * (params.qmax - params.qmin) / (2 * levels + 1)
+            lowest = -levels - 1
+            zero = int(np.clip(lowest - round(scale * (params.qmin - zero) / step), lowest, levels))
         scale = float(np.float32(step))
-    return Activation(_F32, way.activation, RowScaling.STATIC, way.levels, static_scale=scale, static_zero=zero)
+    return Activation(_F32, way.activation, RowScaling.STATIC, levels, static_scale=scale, static_zero=zero)

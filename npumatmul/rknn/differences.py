@@ -50,6 +50,17 @@ def version_since(text: str) -> RuntimeVersion:
     return RuntimeVersion.parse(text) or _BEYOND
 
 
+def type_since(mm_type: MatmulTypeCode) -> RuntimeVersion:
+    """The first runtime version that has a matmul type.
+
+    Examples
+    --------
+    >>> print(type_since(MatmulTypeCode.INT8_MM_INT8_TO_FLOAT32))
+    2.1.0
+    """
+    return version_since(TYPE_SINCE[mm_type])
+
+
 def version_window(exports: Callable[[str], bool]) -> tuple[RuntimeVersion, RuntimeVersion]:
     """The first and the last version that a library can be by the functions that it exports (facts 1.8).
 
@@ -121,7 +132,7 @@ def translated_info(info: MatmulInfo, oldest: RuntimeVersion, newest: RuntimeVer
     except ValueError as error:
         raise ValueError(f"rknn_matmul_info: {error}") from None
     since = TYPE_SINCE[mm_type]
-    if newest < version_since(since):
+    if newest < type_since(mm_type):
         raise unsupported(f"matmul type {mm_type.name} ({int(mm_type)})", since, library, oldest)
     if newest < V2_1_0 and MatmulLayout.TP_NORM in layouts:
         # a changelog dates it to 2.0.0b19, headers have it since 2.1.0 (facts 0, 1.4)

@@ -2,7 +2,8 @@
 
 The order: a device string (an argument, else ``NPUMATMUL_DEVICE``); else ``NPUMATMUL_LIBRARY``; else, on a Rockchip
 chip, the board's `librknnrt.so`; else the simulator. On a board the simulator is used only when it is named: a chip
-that is found without a usable runtime is an error, not a fallback.
+that is found without a usable runtime is an error, not a fallback. The kernel's device tree names the chip;
+``NPUMATMUL_SOC`` does where it names none, as in some containers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn.runtime import Runtime
+from npumatmul.rknn.socs import COMPATIBLE, DEFAULT_SOC, SOCS
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +32,6 @@ LIBRARY_PLACES = (
     "/oem/usr/lib/librknnrt.so",
 )
 
-#: Chips with the matmul API (facts 3.1), by the entry of the device tree's `compatible` that names them.
-COMPATIBLE = {
-    "rockchip,rk3588": "rk3588",
-    "rockchip,rk3588s": "rk3588",
-    "rockchip,rk3576": "rk3576",
-    "rockchip,rk3568": "rk3568",
-    "rockchip,rk3566": "rk3566",
-    "rockchip,rk3562": "rk3562",
-}
-
-DEFAULT_SIMULATED_SOC = "rk3588"
-SIMULATED_SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
 DEVICE_TREE = "/proc/device-tree/compatible"
 
 
@@ -110,8 +100,31 @@ def native_directory() -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
-def board_soc(found: Discovery, device_tree: str | Path = DEVICE_TREE) -> str | None:
-    """The chip that the kernel's device tree names, or None on other machines."""
+def board_soc(
+    found: Discovery, device_tree: str | Path = DEVICE_TREE, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """The chip that the kernel's device tree names, or ``NPUMATMUL_SOC`` where it names none; None on other machines.
+
+    Raises
+    ------
+    DeviceError
+        If ``NPUMATMUL_SOC`` is no chip with the matmul API, or another one than the device tree names.
+    """
+    named = (os.environ if environment is None else environment).get("NPUMATMUL_SOC")
+    if named:
+        found.note("NPUMATMUL_SOC", repr(named))
+        if named not in SOCS:
+            raise DeviceError(f"NPUMATMUL_SOC is {named!r}; chips with the matmul API are: {', '.join(SOCS)}")
+    seen = _device_tree_soc(found, device_tree)
+    if named and seen not in (None, named):
+        raise DeviceError(
+            f"NPUMATMUL_SOC is {named!r}, but {device_tree} names an {seen}: unset it, or simulate with "
+            f"NPUMATMUL_DEVICE=sim:{named}"
+        )
+    return seen or named or None
+
+
+def _device_tree_soc(found: Discovery, device_tree: str | Path) -> str | None:
     try:
         entries = Path(device_tree).read_bytes().split(b"\0")
     except FileNotFoundError:
@@ -143,7 +156,8 @@ def discover(
         ``"rknn"`` (the board's own chip) or ``"sim:<chip>"``, such as ``"sim:rk3588"``; ``"sim"`` takes the chip of
         ``NPUMATMUL_SIM_SOC``, else rk3588. It beats the environment.
     environment : mapping, optional
-        ``os.environ`` by default. ``NPUMATMUL_SIM_RUNTIME`` names the version of the runtime that is simulated.
+        ``os.environ`` by default. ``NPUMATMUL_SIM_RUNTIME`` names the version of the runtime that is simulated,
+        ``NPUMATMUL_SOC`` the chip where no device tree does.
     device_tree, places : optional
         Where to look; for tests.
 
@@ -155,13 +169,20 @@ def discover(
     Raises
     ------
     DeviceError
-        If the device string is not one of those above.
+        If the device string is not one of those above, or ``NPUMATMUL_SOC`` is no chip or contradicts the machine.
+    TypeError
+        If `device` is no string.
 
     Examples
     --------
     >>> discover("sim:rk3588").soc
     'rk3588'
     """
+    if device is not None and not isinstance(device, str):
+        raise TypeError(
+            f"a device is named by a string such as 'rknn' or 'sim:rk3588', not by an object of type "
+            f"{type(device).__name__}"
+        )
     environment = os.environ if environment is None else environment
     found = Discovery()
     wanted = device
@@ -180,11 +201,11 @@ def discover(
         if wanted != "rknn":
             raise DeviceError(
                 f"device {wanted!r} is not known: use 'rknn' for the board's own NPU, or "
-                + " or ".join(repr(f"sim:{name}") for name in SIMULATED_SOCS)
+                + " or ".join(repr(f"sim:{name}") for name in SOCS)
             )
     library = environment.get("NPUMATMUL_LIBRARY")
     found.note("NPUMATMUL_LIBRARY", repr(library) if library else "not set")
-    soc_here = board_soc(found, device_tree)
+    soc_here = board_soc(found, device_tree, environment)
     if library:
         found.device, found.soc, found.library = "rknn", soc_here, Path(library)
         return found
@@ -202,11 +223,11 @@ def discover(
 
 def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Discovery:
     if not soc:
-        soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SIMULATED_SOC
+        soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SOC
         found.note("NPUMATMUL_SIM_SOC", environment.get("NPUMATMUL_SIM_SOC") or "not set")
-    if soc not in SIMULATED_SOCS:
+    if soc not in SOCS:
         raise DeviceError(
-            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SIMULATED_SOCS)}"
+            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SOCS)}"
         )
     version = environment.get("NPUMATMUL_SIM_RUNTIME") or None
     if version is not None:
@@ -242,6 +263,6 @@ def load(found: Discovery) -> Runtime:
     if found.soc is None:
         raise LibraryNotFoundError(
             f"{found.library} was loaded, but this machine's chip is not known (no Rockchip chip with the matmul API "
-            f"in {DEVICE_TREE}). Looked at:\n{found.report()}"
+            f"in {DEVICE_TREE}); NPUMATMUL_SOC=rk3588, for example, names it. Looked at:\n{found.report()}"
         )
     return runtime

@@ -11,8 +11,7 @@ from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.runtime import Runtime
 from npumatmul.rknn.version import RuntimeVersion
 
-#: Chips that the simulator knows.
-SOCS = ("rk3562", "rk3566", "rk3568", "rk3576", "rk3588")
+VARIABLE_PREFIX = "NPUMATMUL_SIM_"
 
 #: Settings, each the variable ``NPUMATMUL_SIM_<NAME>``, with their values where those are words (docs/simulator.md).
 SETTINGS: dict[str, tuple[str, ...] | None] = {

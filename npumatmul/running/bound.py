@@ -117,6 +117,11 @@ class BoundProgram:
         """Whether one of its contexts failed or is gone."""
         return any(context.struct.broken for context in self.contexts)
 
+    def mark_broken(self) -> None:
+        """Have its contexts made anew."""
+        for context in self.contexts:
+            context.struct.broken = 1
+
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
         for context in self.contexts:  # every product comes here: there are no calls that can be spared

@@ -61,7 +61,7 @@ class ResultSlot:
     ----------
     pointer : pointer to DeferredStruct
     memories : list of Memory
-        Of the result at hand.
+        Of the result at hand, or else of the last one, which others may have by now.
     nbytes : int
         Bytes of them.
     results : ResultMemory
@@ -70,7 +70,7 @@ class ResultSlot:
     """
 
     __slots__ = (
-        "_after", "_array", "_refers_to", "_struct", "_sums", "_wanted", "call", "domain", "dtype", "memories",
+        "_after", "_array", "_of", "_refers_to", "_struct", "_sums", "_wanted", "call", "domain", "dtype", "memories",
         "nbytes", "pointer", "results", "shape",
     )  # fmt: skip
 
@@ -86,8 +86,9 @@ class ResultSlot:
         self.shape, self.dtype = shape, dtype
         self.results, self.domain = results, weight.domain
         each_tile = [nbytes for nbytes in c_bytes for _ in range(tiles.n_count)]
-        self._wanted = [(results.idle(nbytes, weight.domain, computed=True), nbytes) for nbytes in each_tile]
+        self._wanted = each_tile
         self.memories: list[Memory] = []
+        self._of: weakref.ref[DeferredResult] | None = None
         self.nbytes = sum(map(results.size_for, each_tile))
         m, n = shape
         rows = (C.c_double * (2 * m))()  # factors, and zero points and sums of half their size
@@ -112,17 +113,8 @@ class ResultSlot:
         NpuMemoryError
             If there is no room.
         """
-        ref, array = result.ref, self._array
-        for index in range(len(self.memories), len(self._wanted)):
-            idle, nbytes = self._wanted[index]
-            memory = idle.pop() if idle else None
-            if memory is None or memory.held_by is not None or memory.closed or memory.views:
-                memory = self.results.take(nbytes, self.domain, computed=True)
-            memory.held_by = ref
-            self.memories.append(memory)
-            if memory.written != memory.synchronised:
-                memory.flush()  # C must have no dirty cache lines, which would be written over the result later
-            array[index] = memory.pointer
+        if self._of is not result.ref:  # else the run is repeated
+            self._acquire(result.ref)
         struct = self._struct
         if len(self._refers_to[1]) > 1:
             self._sums = np.empty(self.shape, np.int32)
@@ -133,15 +125,37 @@ class ResultSlot:
         elif self._after is not None:
             struct.epilogue = self._after = None
 
-    def end(self) -> None:
-        """Give up what it has."""
-        self._sums = None
+    def _acquire(self, ref: weakref.ref[DeferredResult]) -> None:
+        """Memory for each tile's C: what the last result had, if nobody else has it."""
         memories = self.memories
-        while memories:
-            memory = memories.pop()  # an interrupt may come after any call: `ResultMemory` finds what nobody has
-            memory.held_by = None
-            if memory.home is not None:
-                memory.home.append(memory)
+        for index, size in enumerate(self._wanted):
+            memory = memories[index] if index < len(memories) else None
+            home = None if memory is None else memory.home
+            if (
+                memory is not None
+                and memory.held_by is None
+                and home
+                and home[-1] is memory
+                and not (memory.views or memory.closed)
+            ):
+                home.pop()
+            else:
+                memory = self.results.take(size, self.domain, computed=True)
+                self._array[index] = memory.pointer
+                memories[index : index + 1] = [memory]
+            memory.held_by = ref
+            if memory.written != memory.synchronised:
+                self.results.clean(memory)
+        self._of = ref
+
+    def end(self, result: DeferredResult) -> None:
+        """Let others have the result's memory, until the next one takes it back."""
+        self._sums, ref = None, result.ref
+        for memory in reversed(self.memories):  # `ResultMemory` finds what an interrupt keeps from its list
+            if memory.held_by is ref:
+                memory.held_by = None
+                if memory.home is not None:
+                    memory.home.append(memory)
 
 
 class DeferredResult:
@@ -172,7 +186,7 @@ class DeferredResult:
     def __del__(self) -> None:
         slot = self.slot
         if slot is not None:
-            slot.end()
+            slot.end(self)
             if len(self._home) < _SLOTS:
                 self._home.append(slot)
 

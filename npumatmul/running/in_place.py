@@ -8,7 +8,6 @@ other, and a type whose C is the dtype of the result, all in the weight's IOMMU 
 from __future__ import annotations
 
 import ctypes as C
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,14 +76,67 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
 
 
 class _InPlaceCall:
-    """What the executor is told of a product in place, for one at a time."""
+    """One product in place at a time, and what the executor is told of it."""
 
-    __slots__ = ("a", "bound", "c", "call")
+    __slots__ = ("_bound", "_program", "a", "a_offset", "a_parts", "c_parts", "call", "made", "out", "out_offset")
 
-    def __init__(self, ranges: int) -> None:
-        self.a, self.c = ((C.POINTER(TensorMem) * ranges)() for _ in range(2))
-        self.bound = BoundStruct(self.c, None)
-        self.call = Call(a_bound=self.a, out_bound=C.pointer(self.bound))
+    a: Buffer
+    a_offset: int
+    out: Buffer | None
+    out_offset: int
+
+    def __init__(self, program: InPlaceProgram) -> None:
+        self._program = program
+        ranges = len(program.parts[0])
+        self.a_parts, self.c_parts = ((C.POINTER(TensorMem) * ranges)() for _ in range(2))
+        self._bound = BoundStruct(self.c_parts, None)
+        self.call = Call(a_bound=self.a_parts, out_bound=C.pointer(self._bound))
+        self.made: Buffer | None = None
+
+    def begin(self, _: BoundProgram) -> Call:
+        """The call; the device's lock is held."""
+        program, a, out = self._program, self.a, self.out
+        session = program.session
+        if out is None:
+            out = self.made
+            if out is None:  # else the run is repeated
+                results = program.results
+                memory = results.take(program.c_bytes, program.domain, computed=True, holder=Holder.BUFFERS)
+                out = self.made = Buffer(session, memory)
+                out.of_arrays = True
+            self._bound.whole = out._memory.pointer
+        else:
+            self._bound.whole = None  # somebody may write into other parts of it meanwhile
+            if out._left or out._memory.closed:
+                raise ClosedError("this NPU buffer is closed")
+        if a._left or a._memory.closed:
+            raise ClosedError("this NPU buffer is closed")
+        of_a, of_c = program.parts
+        if len(of_a) == 1 and not self.a_offset and not self.out_offset:
+            self.a_parts[0], self.c_parts[0] = a._memory.pointer, out._memory.pointer
+            return self.call
+        for buffer, offset, into, parts in (
+            (a, self.a_offset, self.a_parts, of_a),
+            (out, self.out_offset, self.c_parts, of_c),
+        ):
+            for index, (start, nbytes) in enumerate(parts):
+                into[index] = session.part(buffer._memory, offset + start, nbytes).pointer
+        return self.call
+
+    def start(self) -> None:
+        """Let the NPU see what the CPU wrote; dirty cache lines of C would be written over the result later."""
+        for buffer in (self.a, self.out):
+            if buffer is not None:
+                buffer.settle()
+                self._program.count_syncs(buffer._memory.flush())
+
+    def end(self) -> None:
+        """Let the CPU see a result in a buffer that others may use, too."""
+        out = self.out
+        assert out is not None
+        out.settle()  # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
+        self._program.count_syncs(out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE))
+        out._computed()
 
 
 class InPlaceProgram(Runs):
@@ -114,8 +166,9 @@ class InPlaceProgram(Runs):
         self.a_bytes, self.c_bytes = mm_type.a.nbytes(rows * plan.weight.k), mm_type.c.nbytes(rows * plan.weight.n)
         row_bytes = mm_type.a.nbytes(plan.weight.k), mm_type.c.nbytes(plan.weight.n)
         self.domain = weight.domain
+        self.session, self.results = self._session, self._placement.results
         #: Offset and bytes of A and of C of each range of rows.
-        self._parts = [[(span.start * row, span.padded * row) for span in plan.m_spans] for row in row_bytes]
+        self.parts = [[(span.start * row, span.padded * row) for span in plan.m_spans] for row in row_bytes]
         self._calls: list[_InPlaceCall] = []
 
     @classmethod
@@ -176,64 +229,30 @@ class InPlaceProgram(Runs):
             If there is no room for the result.
         """
         calls = self._calls
-        told = calls.pop() if calls else _InPlaceCall(len(self._parts[0]))
-        made: list[Buffer] = []
-        begin = partial(self._begin_in_place, told, a, a_offset, out, out_offset, made)
+        told = calls.pop() if calls else _InPlaceCall(self)
+        told.a, told.a_offset, told.out, told.out_offset, told.made = a, a_offset, out, out_offset, None
+        memory = a._memory
         if out is None:
-            given: tuple[Any, ...] = (begin, 0, None, (a._memory,))
+            dirty = memory.written != memory.synchronised or memory.views or memory.owner is not None
+            given: tuple[Any, ...] = (
+                told.begin, 0, None, (memory,), None, told.start if dirty else None
+            )  # fmt: skip
         else:
             whole = out.memory.allocation
             computes = whole.address, whole.address + whole.size - 1
-            given = begin, 0, None, (a._memory, out._memory), computes, partial(self._end_in_place, out)
+            given = told.begin, 0, None, (memory, out._memory), computes, told.start, told.end
         failed = self._attempt(*given)
         if failed is not None:
             self._repeat(failed, *given)
+        result = told.made if out is None else out
+        assert result is not None
+        told.made = told.out = None
+        del told.a
         if len(calls) < _CALLS:
             calls.append(told)
-        return made[0] if out is None else out
+        return result
 
-    def _begin_in_place(
-        self,
-        told: _InPlaceCall,
-        a: Buffer,
-        a_offset: int,
-        out: Buffer | None,
-        out_offset: int,
-        made: list[Buffer],
-        bound: BoundProgram,
-    ) -> Call:
-        """The call; the device's lock is held."""
-        if a.closed or (out is not None and out.closed):
-            raise ClosedError("this NPU buffer is closed")
-        if out is None:
-            if not made:
-                results, session = self._placement.results, self._session
-                memory = results.take(self.c_bytes, self._weight.domain, computed=True, holder=Holder.BUFFERS)
-                made.append(Buffer(session, memory))
-                made[0].of_arrays = True
-            out = made[0]
-            told.bound.whole = out._memory.pointer
-        else:
-            told.bound.whole = None  # somebody may write into other parts of it meanwhile
-            out.settle()
-            if out._memory.flush():
-                self._device.counters.mem_sync_calls += 1
-        if a._memory.views or a._memory.written != a._memory.synchronised or a._memory.owner is not None:
-            a.settle()
-            self._device.counters.mem_sync_calls += a._memory.flush()
-        of_a, of_c = self._parts
-        for buffer, offset, into, parts in ((a, a_offset, told.a, of_a), (out, out_offset, told.c, of_c)):
-            if offset == 0 and len(parts) == 1:
-                into[0] = buffer._memory.pointer
-                continue
-            for index, (start, nbytes) in enumerate(parts):
-                into[index] = self._session.part(buffer._memory, offset + start, nbytes).pointer
-        return told.call
-
-    def _end_in_place(self, out: Buffer) -> None:
-        """Let the CPU see a result in a buffer that others may use, too."""
-        out.settle()  # what the CPU wrote into other parts of the allocation meanwhile would be forgotten
-        syncs = out.memory.flush() + out.memory.sync(MemSyncMode.FROM_DEVICE)
+    def count_syncs(self, syncs: int) -> None:
+        """Count calls of the runtime."""
         with self._device.lock:
             self._device.counters.mem_sync_calls += syncs
-        out._computed()

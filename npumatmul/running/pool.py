@@ -7,18 +7,23 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from npumatmul.chips import MemoryLimits
+from npumatmul.device.budget import descriptors_within_reach
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease, is_idle
-from npumatmul.device.session import Session
+from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
-from npumatmul.errors import LayoutMismatchError, RknnError, RknnFail, RknnMallocFail
+from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError
 
 __all__ = ["ContextPool", "PooledContext", "TileShape"]
 
 logger = logging.getLogger(__name__)
 
-#: Share of the process's contexts that is kept for reuse; the rest is left to others in the process.
+#: Share of the process's contexts, or of its descriptors, that is kept for reuse; the rest is left to others in it.
 _SHARE = 0.8
+#: Most contexts that are kept where the process can have any number: each takes memory of the host as well. Twice what
+#: real clients hold (facts 15).
+_KEPT_MOST = 4096
 _DYNAMIC_FUNCTIONS = (
     "rknn_matmul_create_dynamic_shape",
     "rknn_matmul_create_dyn_shape",
@@ -59,7 +64,7 @@ class ContextPool:
         self._contexts: dict[_Key, list[PooledContext]] = {}
         #: A clock: each use is an instant of its own.
         self.uses = 0
-        self._limit = int(session.chip.memory.contexts * _SHARE)
+        self._limit = _kept_most(session.chip.memory)
         runtime = session.runtime
         makes = runtime.has("rknn_matmul_create_dynamic_shape") or runtime.has("rknn_matmul_create_dyn_shape")
         self._dynamic = makes and runtime.has("rknn_matmul_set_dynamic_shape")
@@ -119,12 +124,12 @@ class ContextPool:
                     context = MatmulContext(self._session, spec)
                 self._contexts.setdefault(key, []).append(context)
                 return context
-            except (RknnError, LayoutMismatchError) as error:
+            except (RknnError, LayoutMismatchError, NpuMemoryError) as error:
                 if buckets and _is_about_shapes(error) and self._works(spec):
                     raise _NotDynamicError(key) from error
-                # Contexts are limited per process: give up our own, the least recently used first, then those of
-                # other devices in it, before giving up.
-                limited = isinstance(error, (RknnFail, RknnMallocFail))
+                # Descriptors and memory are limited per process: give up our own contexts, the least recently used
+                # first, then those of other devices in it, before giving up.
+                limited = isinstance(error, NO_ROOM)
                 if not (limited and (self.spare_one() or any(other.spare() for other in _others(self)))):
                     raise
 
@@ -132,7 +137,7 @@ class ContextPool:
         """Whether a context of one shape can be made."""
         try:
             MatmulContext(self._session, spec).close()
-        except (RknnError, LayoutMismatchError):
+        except (RknnError, LayoutMismatchError, NpuMemoryError):
             return False
         return True
 
@@ -206,7 +211,19 @@ class _NotDynamicError(Exception):
         self.key = key
 
 
+def _kept_most(limits: MemoryLimits) -> int:
+    """How many contexts are kept for reuse."""
+    if limits.contexts is not None:
+        return int(limits.contexts * _SHARE)
+    descriptors = descriptors_within_reach()
+    if descriptors is None:
+        return _KEPT_MOST
+    return max(1, min(_KEPT_MOST, int(descriptors * _SHARE) // limits.context_descriptors))
+
+
 def _is_about_shapes(error: Exception) -> bool:
+    if isinstance(error, NpuMemoryError):
+        return False
     return not isinstance(error, RknnError) or error.function in _DYNAMIC_FUNCTIONS
 
 

@@ -63,6 +63,7 @@ class Runs:
         out: NDArray[Any] | None = None,
         memories: tuple[Memory, ...] = (),
         computes: tuple[int, int] | None = None,
+        start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
         *,
         repeated: bool = False,
@@ -84,8 +85,8 @@ class Runs:
             Of arrays that it runs with, which nobody may close meanwhile.
         computes : (int, int), optional
             Where the NPU writes the result, as of a `Lease`.
-        end : callable, optional
-            Is called after the run.
+        start, end : callable, optional
+            Are called before and after the run. Where they fail contexts count as broken: their caches may be wrong.
         repeated : bool
         """
         weight, device, session = self._weight, self._device, self._session
@@ -114,10 +115,19 @@ class Runs:
                                 bound, waiting = None, waiting or Waiting(session)
                                 waiting.no_room(error, lease, ended)
                     if bound is not None:
-                        if bound.run(call, passes) == 0:
-                            if end is not None:
-                                end()
-                            return None
+                        try:
+                            if start is not None:
+                                start()
+                            code = bound.run(call, passes)
+                            if code == 0:
+                                if end is not None:
+                                    end()
+                                return None
+                        except RknnError as error:
+                            bound.mark_broken()
+                            if repeated:
+                                raise
+                            return error
                         failed = bound.failure(repeated)
                         if not repeated and bound.broken and isinstance(failed, RknnError):
                             return failed

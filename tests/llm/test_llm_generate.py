@@ -53,7 +53,10 @@ def test_stop_token_is_the_last_and_has_no_text(tiny: Any, loaded: LoadedModel) 
     stop = expected[6]
     first = expected.index(stop)
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=20, stop_ids={stop})
-    assert [token.id for token in run] == expected[: first + 1]
+    tokens = list(run)
+    assert [token.id for token in tokens] == expected[: first + 1]
+    # also where a word ends the answer, and not a control token
+    assert "".join(token.text for token in tokens) == loaded.tokenizer.decode(expected[:first])
     assert run.stats.stop_reason is StopReason.STOP_TOKEN
     assert run.stats.generated_tokens == first + 1
 

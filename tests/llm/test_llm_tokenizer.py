@@ -11,12 +11,12 @@ import gguf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_models import tokenizer_metadata
+from llm_models import TOKEN_CONTROL, TOKEN_NORMAL, TOKEN_USER_DEFINED, byte_alphabet, tokenizer_metadata
 from tokenizers import pre_tokenizers
 
 from npumatmul.errors import ModelError
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LoadedModel, StreamDecoder
-from npumatmul.llm.tokenizers.bpe import PRE_TOKENIZERS
+from npumatmul.llm.tokenizers.bpe import PRE_TOKENIZERS, STOP_TOKENS
 
 MIXED = [
     "",
@@ -98,6 +98,72 @@ def test_stop_ids(demo: LoadedModel, make_gguf: Callable[..., Path]) -> None:
     assert GGUFTokenizer(GGUFFile(make_gguf(fill))).stop_ids == {261, 263}
 
 
+@pytest.mark.parametrize("kind", [TOKEN_NORMAL, TOKEN_USER_DEFINED, TOKEN_CONTROL])
+@pytest.mark.parametrize("name", sorted(STOP_TOKENS))
+def test_end_of_turn_tokens_are_known_by_name(make_gguf: Callable[..., Path], name: str, kind: int) -> None:
+    """Whatever type the converter gave them: they end answers, have no text, and templates can spell them."""
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        vocabulary(w, [(name, kind)])
+
+    tokenizer = GGUFTokenizer(GGUFFile(make_gguf(fill)))
+    assert tokenizer.stop_ids == {257}
+    assert tokenizer.encode(f"a{name}b", parse_special=True) == [97, 257, 98]
+    assert tokenizer.decode([97, 257, 98]) == "ab"
+    assert 257 not in tokenizer.encode(f"a{name}b")
+
+
+@pytest.mark.parametrize("value", [-1, 2**32 - 1, 264])
+@pytest.mark.parametrize("which", ["bos", "eos", "eot", "eom", "unknown", "padding"])
+def test_special_tokens_that_no_token_is(
+    make_gguf: Callable[..., Path], caplog: pytest.LogCaptureFixture, which: str, value: int
+) -> None:
+    """Some converters say -1, in either sign, for none. What needs no such token works without."""
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        tokenizer_metadata(w)
+        w.kv_data[0].pop(f"tokenizer.ggml.{which}_token_id", None)
+        (w.add_int32 if value < 0 else w.add_uint32)(f"tokenizer.ggml.{which}_token_id", value)
+
+    tokenizer = GGUFTokenizer(GGUFFile(make_gguf(fill)))
+    assert tokenizer.encode("the") == [257]
+    assert 261 in tokenizer.stop_ids  # by its name, where the metadata does not say
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        f"metadata 'tokenizer.ggml.{which}_token_id' is {value}, but there are 264 tokens; it is ignored"
+    ]
+
+
+@pytest.mark.parametrize("which", ["bos", "eos"])
+def test_a_special_token_that_is_needed(make_gguf: Callable[..., Path], which: str) -> None:
+    def fill(w: gguf.GGUFWriter) -> None:
+        changed(f"tokenizer.ggml.{which}_token_id", 264)(w)
+        w.kv_data[0].pop("tokenizer.ggml.add_bos_token")
+        (w.add_add_bos_token if which == "bos" else w.add_add_eos_token)(True)
+
+    with pytest.raises(ModelError, match="token to texts, but names none that it has"):
+        GGUFTokenizer(GGUFFile(make_gguf(fill)))
+
+
+def test_without_a_token_that_ends_answers_that_is_told(
+    make_gguf: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert GGUFTokenizer(GGUFFile(make_gguf(lambda w: vocabulary(w, [])))).stop_ids == set()
+    assert "answers go on to their greatest length" in caplog.text
+
+
+def test_several_empty_tokens(make_gguf: Callable[..., Path]) -> None:
+    """Converters fill gaps of a vocabulary with them."""
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        gaps = [("", kind) for kind in (TOKEN_NORMAL, TOKEN_NORMAL, TOKEN_USER_DEFINED, TOKEN_CONTROL, TOKEN_CONTROL)]
+        vocabulary(w, [*gaps, ("<|im_end|>", TOKEN_CONTROL)])
+
+    tokenizer = GGUFTokenizer(GGUFFile(make_gguf(fill)))
+    assert tokenizer.vocab_size == 263
+    assert tokenizer.encode("ab<|im_end|>", parse_special=True) == [97, 98, 262]
+    assert tokenizer.decode([97, 257, 258, 259, 260, 261, 98], skip_special=False) == "ab"
+
+
 def test_begin_and_end_tokens(make_gguf: Callable[..., Path]) -> None:
     def fill(w: gguf.GGUFWriter) -> None:
         tokenizer_metadata(w)
@@ -126,8 +192,10 @@ def test_decode_of_unknown_token(demo: LoadedModel) -> None:
 
 
 def test_half_surrogate_is_an_error(demo: LoadedModel) -> None:
-    with pytest.raises(ValueError, match="half a surrogate pair at position 2"):
+    with pytest.raises(ValueError, match="the text holds half a surrogate pair at position 2"):
         demo.tokenizer.encode("ab\ud800")
+    with pytest.raises(ValueError, match="the text is not UTF-8: the byte 0xe9 at position 3"):
+        demo.tokenizer.encode(b"caf\xe9".decode("utf-8", "surrogateescape"))
 
 
 @pytest.mark.parametrize("text", ["你好世界 🙂👩‍👩‍👧 ok", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", "plain"])
@@ -192,6 +260,15 @@ def test_llama3_takes_known_words_whole(make_gguf: Callable[..., Path]) -> None:
     assert GGUFTokenizer(GGUFFile(make_gguf(fill("qwen2")))).encode("abc") == [3, 2]
 
 
+def vocabulary(w: gguf.GGUFWriter, tokens: list[tuple[str, int]]) -> None:
+    """All bytes, token n being byte n, a merge, and further tokens from 257 on."""
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("gpt-2")
+    w.add_token_list([*byte_alphabet(), "th", *(text for text, _ in tokens)])
+    w.add_token_types([TOKEN_NORMAL] * 257 + [kind for _, kind in tokens])
+    w.add_token_merges(["t h"])
+
+
 def changed(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
     def fill(w: gguf.GGUFWriter) -> None:
         tokenizer_metadata(w)
@@ -219,7 +296,6 @@ def changed(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
         ("merges", None, r"'tokenizer\.ggml\.merges' is missing"),
         ("merges", ["t h", "nospace"], "merge 'nospace'"),
         ("merges", ["x y"], "merge 'x y' of its tokenizer uses a token that is not in the vocabulary"),
-        ("eos_token_id", 264, "is 264, but there are 264 tokens"),
     ],
 )
 def test_damaged_vocabularies(make_gguf: Callable[..., Path], key: str, value: Any, message: str) -> None:

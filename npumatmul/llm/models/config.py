@@ -126,7 +126,7 @@ class LlamaConfig:
         if arch not in SUPPORTED_ARCHITECTURES:
             raise file.error(
                 f"its architecture is {arch!r}; supported: {', '.join(SUPPORTED_ARCHITECTURES)} "
-                f"(Llama and models built the same way, such as SmolLM2, TinyLlama and Mistral)"
+                f"with a byte-level BPE vocabulary, such as SmolLM2 and Llama 3"
             )
         if file.get(f"{arch}.expert_count", int, 0):
             raise file.error("it is a mixture of experts; only dense models are supported")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.host.kernels import Conversion
 from npumatmul.llm.quantize.recipe import LayerRecipe
 from npumatmul.quant.params import Granularity, QuantizedWeight
 
@@ -84,15 +85,16 @@ class QuantizedLayer:
     def activation_levels(self) -> int | None:
         """Largest magnitude of a quantized activation; None where activations are float16.
 
-        7 for int4 and 127 for int8; 119 for int8 beside int4 codes, where each value a is split into two int4 with
-        a = 16 h + l. (Chips without int4 products store int4 codes as int8, and go to 127.)
+        Int8 beside int4 codes has fewer, since each value a is split into two int4 with a = 16 h + l. (Chips without
+        int4 products store int4 codes as int8, and have all.)
         """
         bits = self.recipe.parts.activation_bits
         if isinstance(self.weight, np.ndarray) or bits == 16:
             return None
         if bits == 4:
-            return 7
-        return 119 if self.weight.params.bits <= 4 else 127
+            return Conversion.F32_TO_I4.levels
+        split = self.weight.params.bits <= 4
+        return (Conversion.F32_TO_I4_SPLIT if split else Conversion.F32_TO_I8).levels
 
     @property
     def group_size(self) -> int:

@@ -156,7 +156,7 @@ class Generation(Iterator[Token]):
             self.ids.append(token_id)
             stats.generated_tokens += 1
             reason = self._end(token_id)
-            text = self._decoder.push(token_id)
+            text = "" if reason is StopReason.STOP_TOKEN else self._decoder.push(token_id)
             if reason is not None:
                 text += self._decoder.finish()
             elapsed = time.perf_counter() - started

@@ -26,17 +26,32 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 STOP_TOKENS = frozenset(
     {
-        "<|eot_id|>",
-        "<|im_end|>",
-        "<|end|>",
-        "<end_of_turn>",
-        "<|endoftext|>",
-        "<|eom_id|>",
+        "</s>",
         "<EOT>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|call|>",
+        "<|calls|>",
         "<|end_of_text|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|flush|>",
+        "<|im_end|>",
+        "<|return|>",
+        "<|tool_response>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "[EOS]",
+        "[EOT]",
+        "[e~[",
+        "_<EOT>",
     }
 )
-"""Control tokens that end an answer whatever the metadata says of them."""
+"""Tokens that end an answer, and are control tokens, whatever the metadata says of them: the names that llama.cpp
+knows. Converters have written them as words, and then answers went on past their end."""
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -131,7 +146,7 @@ class GGUFTokenizer:
     vocab_size : int
         Number of tokens.
     bos_id, eos_id, unk_id, pad_id : int or None
-        Special tokens named by the metadata.
+        Special tokens named by the metadata; None too where it names a number that no token has.
     add_bos, add_eos : bool
         Whether `encode` adds the first two.
     stop_ids : frozenset of int
@@ -162,11 +177,12 @@ class GGUFTokenizer:
         model = file.require("tokenizer.ggml.model", str)
         if model not in SUPPORTED_MODELS:
             raise file.error(
-                f"its tokenizer is of kind {model!r}; supported: {', '.join(SUPPORTED_MODELS)} (byte-level BPE)"
+                f"its tokenizer is of kind {model!r}; supported: {', '.join(SUPPORTED_MODELS)} (byte-level BPE, as "
+                "SmolLM2 and Llama 3 have it)"
             )
         pre = _pre_tokenizer(file)
         tokens = _strings(file, "tokenizer.ggml.tokens")
-        kinds = _token_types(file, len(tokens))
+        kinds = _token_types(file, tokens)
         self.vocab_size = len(tokens)
         self._tokens = tokens
         self.control_ids = frozenset(i for i, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN))
@@ -176,11 +192,14 @@ class GGUFTokenizer:
         self.pad_id = _special_id(file, "padding", len(tokens))
         self.add_bos = file.get("tokenizer.ggml.add_bos_token", bool, pre.add_bos)
         self.add_eos = file.get("tokenizer.ggml.add_eos_token", bool, False)
-        if (self.add_bos and self.bos_id is None) or (self.add_eos and self.eos_id is None):
-            raise file.error("its tokenizer adds a begin or end token, but does not say which")
+        for name, wanted, found in (("a begin", self.add_bos, self.bos_id), ("an end", self.add_eos, self.eos_id)):
+            if wanted and found is None:
+                raise file.error(f"its tokenizer adds {name} token to texts, but names none that it has")
         named = (self.eos_id, _special_id(file, "eot", len(tokens)), _special_id(file, "eom", len(tokens)))
         known = (i for i in self.control_ids if tokens[i] in STOP_TOKENS)
         self.stop_ids = frozenset({i for i in named if i is not None} | set(known))
+        if not self.stop_ids:
+            logger.warning("%s names no token that ends an answer: answers go on to their greatest length", file.path)
         self._bytes = _token_bytes(tokens, kinds)
         self._backend = _backend(file, pre, tokens, kinds)
         self._lock = threading.Lock()  # encode() switches a setting of the backend
@@ -212,14 +231,11 @@ class GGUFTokenizer:
         Raises
         ------
         ValueError
-            If the text holds half a surrogate pair, which is not a character.
+            If the text holds half a surrogate pair, which is not a character: text that Python could not decode.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text holds half a surrogate pair at position {error.start}, which is not a character"
-            ) from error
+        problem = not_characters(text)
+        if problem:
+            raise ValueError(f"the text {problem}")
         with self._lock:
             self._backend.encode_special_tokens = not parse_special
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -346,6 +362,36 @@ class StreamDecoder:
         return rest
 
 
+def not_characters(text: str) -> str | None:
+    r"""What in a text is no character, in words to follow the name of the text; None where all of it is text.
+
+    Python makes halves of surrogate pairs of bytes of the command line or of a file that it cannot decode.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str or None
+        The end of a sentence.
+
+    Examples
+    --------
+    >>> not_characters("caf\udce9")
+    'is not UTF-8: the byte 0xe9 at position 3 belongs to no character'
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # PEP 383: a byte that could not be decoded
+            return f"is not UTF-8: the byte 0x{code - 0xDC00:02x} at position {error.start} belongs to no character"
+        return f"holds half a surrogate pair at position {error.start}, which is not a character"
+    return None
+
+
 def _pre_tokenizer(file: GGUFFile) -> PreTokenizer:
     name = file.get("tokenizer.ggml.pre", str)
     if name is None:
@@ -363,18 +409,22 @@ def _strings(file: GGUFFile, key: str) -> list[str]:
     return values
 
 
-def _token_types(file: GGUFFile, count: int) -> list[int]:
-    kinds = file.get("tokenizer.ggml.token_type", list, [NORMAL] * count)
-    if len(kinds) != count or not all(isinstance(kind, int) for kind in kinds):
-        raise file.error(f"metadata 'tokenizer.ggml.token_type' must hold one number for each of the {count} tokens")
-    return kinds
+def _token_types(file: GGUFFile, tokens: Sequence[str]) -> list[int]:
+    kinds = file.get("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
+    if len(kinds) != len(tokens) or not all(isinstance(kind, int) for kind in kinds):
+        raise file.error(
+            f"metadata 'tokenizer.ggml.token_type' must hold one number for each of the {len(tokens)} tokens"
+        )
+    return [CONTROL if token in STOP_TOKENS else kind for token, kind in zip(tokens, kinds, strict=True)]
 
 
 def _special_id(file: GGUFFile, name: str, count: int) -> int | None:
+    """The number of a special token; one that no token has is how some converters say that there is none."""
     key = f"tokenizer.ggml.{name}_token_id"
     value = file.get(key, int)
     if value is not None and not 0 <= value < count:
-        raise file.error(f"metadata {key!r} is {value}, but there are {count} tokens")
+        logger.warning("%s: metadata %r is %d, but there are %d tokens; it is ignored", file.path, key, value, count)
+        return None
     return value
 
 
@@ -391,6 +441,8 @@ def _token_bytes(tokens: Sequence[str], kinds: Sequence[int]) -> list[bytes]:
 def _backend(file: GGUFFile, pre: PreTokenizer, tokens: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
     vocab: dict[str, int] = {}
     for i, token in enumerate(tokens):
+        if not token:  # fills a gap between numbers: no text becomes this token, and it adds none
+            continue
         if vocab.setdefault(token, i) != i:
             raise file.error(f"tokens {vocab[token]} and {i} of its vocabulary are the same, {token!r}")
     merges = []

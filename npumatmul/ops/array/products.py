@@ -13,6 +13,7 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.ops.array.array import NpuArray, asarray
 from npumatmul.ops.array.memory import DTYPES
+from npumatmul.ops.shapes import operand
 
 __all__ = [
     "as_array",
@@ -83,9 +84,9 @@ def taking_npu_arrays(function: _Function) -> _Function:
     return wrapped  # type: ignore[return-value]
 
 
-def as_array(x: Any) -> Any:
-    """An NpuArray as it is, everything else as an ndarray."""
-    return x if isinstance(x, NpuArray) else np.asarray(x)
+def as_array(x: Any, name: str, function: str) -> Any:
+    """An NpuArray as it is, everything else as an ndarray; for errors, what it is called in which function."""
+    return x if isinstance(x, NpuArray) else operand(x, name, function)
 
 
 def turned(x: Any, axes: list[int]) -> Any:

@@ -16,6 +16,7 @@ from npumatmul.ops.operands import UINT8_SHIFT, native_order, shifted
 from npumatmul.ops.packed.tiles import Laid, float_tiles, high_tiles, integer_tiles
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
+from npumatmul.ops.shapes import operand
 from npumatmul.planning.choices import consulting
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.routes import Route, route_for
@@ -93,7 +94,7 @@ def _packed(
 ) -> PackedWeight:
     if isinstance(w, QuantizedWeight):
         return _pack_quantized(w, scheme, target)
-    weight = np.asarray(w)
+    weight = operand(w, "the weight", "pack")
     if weight.ndim != 2:
         raise ValueError(f"pack: a weight has 2 dimensions, (K, N); this array has shape {weight.shape}")
     return pack_columns(weight if transposed else weight.T, scheme, target, column_sums=True)
