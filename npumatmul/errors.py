@@ -14,6 +14,7 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "DeviceError",
+    "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
     "ModelError",
@@ -36,6 +37,7 @@ __all__ = [
     "RknnTargetPlatformUnmatch",
     "RknnTimeout",
     "UnsupportedByRuntime",
+    "UnusableFileError",
     "rknn_error",
 ]
 
@@ -54,6 +56,10 @@ class DeviceError(NpuError, ValueError):
 
 class ClosedError(NpuError, RuntimeError):
     """An object was used after it, or the device that it belongs to, was closed (or inherited through a fork)."""
+
+
+class DeviceLostError(NpuError, RuntimeError):
+    """The NPU is gone: its driver does nothing any more. The message names the call that failed first."""
 
 
 class BusyError(NpuError, RuntimeError):
@@ -86,6 +92,10 @@ class ModelError(NpuError, ValueError):
 
 class PackedFileError(NpuError, ValueError):
     """A file or pickle of packed weights is damaged, or made for another layout or by a newer version."""
+
+
+class UnusableFileError(NpuError, OSError):
+    """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
 
 
 class RknnError(NpuError, RuntimeError):

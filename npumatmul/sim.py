@@ -20,6 +20,8 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.device.scope import Scope
 from npumatmul.errors import DeviceError, LibraryNotFoundError
+from npumatmul.files.folders import cache_folder
+from npumatmul.files.writing import scratch_folder
 from npumatmul.rknn import simulator
 from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.simulator import SETTINGS, VARIABLE_PREFIX, Simulator
@@ -217,17 +219,23 @@ def _setting(name: str, value: str | int | bool) -> tuple[str, str]:
 
 def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
     """A folder that holds nothing but ``librknnrt.so``, a link to `library`; it stays, for programs that run later."""
-    base = inherited.get("XDG_CACHE_HOME")
     key = hashlib.sha256(str(library).encode()).hexdigest()[:12]
-    folder = (Path(base) if base else Path.home() / ".cache") / "npumatmul" / "sim" / f"{library.stem}-{key}"
+    folder = cache_folder("sim", f"{library.stem}-{key}", environment=inherited)
     link = folder / "librknnrt.so"
     if link.is_symlink() and os.readlink(link) == str(library):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    passing = folder / f".librknnrt.so.{os.getpid()}"
-    passing.unlink(missing_ok=True)
-    passing.symlink_to(library)
-    passing.replace(link)  # another process may look at the same moment
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(folder) as scratch:
+            passing = scratch / link.name
+            passing.symlink_to(library)
+            passing.replace(link)  # another process may look at the same moment
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"librknnrt.so cannot be put into {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder that can be "
+            "written",
+        ) from error
     return folder
 
 

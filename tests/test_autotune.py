@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -14,9 +16,10 @@ import pytest
 import npumatmul as npu
 from npumatmul.chips import CHIPS
 from npumatmul.chips.types import MatmulType
+from npumatmul.files.folders import cache_folder
 from npumatmul.host.activation import Activation
 from npumatmul.host.kernels import Conversion
-from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, cache_directory
+from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape
 from npumatmul.planning.product import A_BUFFERS_MOST, plan_matmul, plan_weight
 from npumatmul.planning.weight import WeightPlan
 from npumatmul.running import autotune as module
@@ -135,7 +138,7 @@ def test_sharing_rows_is_chosen_kept_and_used_when_told(
     check_product(fresh_device, replace(told, measured_cores=((1, 2),), measured_shared=(1,)))
     kept = TuningCache(tuning_cache(fresh_device).machine).find(weight)
     assert kept == tuning.chosen
-    file = next(cache.iterdir())
+    file = next(cache.glob("*.json"))
     before = json.loads(file.read_text())
     del before["entries"][str(weight)]["shared"]  # as kept before rows could be shared
     assert Tuned.of(before["entries"][str(weight)]) == replace(tuning.chosen, shared=())
@@ -215,11 +218,11 @@ CHOICE = Tuned(2, 1, True, (4, 8), ((1, 1),), ((1, 0.5),))
 
 
 def test_the_cache_is_where_the_system_wants_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache_directory() == cache
+    assert cache_folder() == cache
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+    assert cache_folder() == Path.home() / ".cache" / "npumatmul"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_directory() == Path.home() / ".cache" / "npumatmul"
+    assert cache_folder() == Path.home() / ".cache" / "npumatmul"
 
 
 def test_choices_are_kept_beside_each_other(cache: Path) -> None:
@@ -231,7 +234,32 @@ def test_choices_are_kept_beside_each_other(cache: Path) -> None:
     assert fresh.find(SHAPE) == CHOICE, "what another process kept meanwhile stays"
     assert fresh.find(replace(SHAPE, k=128)) == replace(CHOICE, n_tiles=3)
     assert fresh.find(replace(SHAPE, k_group=None)) is None
-    assert [each.name for each in cache.iterdir()] == [MACHINE.file_name]
+    assert {each.name for each in cache.iterdir()} == {MACHINE.file_name, f".{MACHINE.file_name}.lock"}
+
+
+def test_processes_lose_nothing_of_each_other(cache: Path) -> None:
+    code = (
+        "import sys\n"
+        "from npumatmul.planning.choices import Machine, MatmulType, Tuned, TuningCache, WeightShape\n"
+        f"choices = TuningCache(Machine(**{asdict(MACHINE)!r}))\n"
+        f"choice = Tuned(**{asdict(CHOICE)!r})\n"
+        "print(flush=True), input()\n"
+        "for n in range(int(sys.argv[1]), int(sys.argv[1]) + 25):\n"
+        "    choices.record(WeightShape(64, n, MatmulType.INT8_INT8_INT32), choice)\n"
+    )
+    pipe = subprocess.PIPE
+    several = [
+        subprocess.Popen([sys.executable, "-c", code, str(first)], stdin=pipe, stdout=pipe, text=True)
+        for first in (1, 101)
+    ]
+    for each in several:
+        assert each.stdout is not None
+        each.stdout.readline()
+    for each in several:  # at once
+        each.communicate("\n", timeout=60)
+    kept = TuningCache(MACHINE)
+    for first in (1, 101):
+        assert all(kept.find(WeightShape(64, first + n, INT8)) == CHOICE for n in range(25))
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +272,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(cache: Path, monkeypat
     with pytest.raises(OSError, match="disk is full"):
         TuningCache(MACHINE).record(SHAPE, replace(CHOICE, n_tiles=7))
     assert TuningCache(MACHINE).find(SHAPE) == CHOICE
-    assert [each.name for each in cache.iterdir()] == [MACHINE.file_name]
+    assert {each.name for each in cache.iterdir()} == {MACHINE.file_name, f".{MACHINE.file_name}.lock"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""safetensors files, read through a map and written one tensor after the other, against the package safetensors."""
+"""safetensors files, read and written one tensor after the other, against the package safetensors."""
 
 from __future__ import annotations
 
@@ -51,22 +51,18 @@ def test_what_the_package_writes_is_read(tmp_path: Path, arrays: dict[str, Any])
     assert all(ours[name].tobytes() == array.tobytes() for name, array in arrays.items())
 
 
-def test_tensors_are_aligned_views_that_cannot_be_written(tmp_path: Path) -> None:
+def test_tensors_are_aligned_in_the_file_and_cannot_be_written(tmp_path: Path) -> None:
     with TensorWriter(tmp_path / "f") as writer:
         for name, size in (("a", 3), ("b", 64), ("c", 65), ("a/1", 10000), ("a/2", 5)):
             writer.add(name, np.arange(size, dtype=np.float32 if name == "c" else np.uint8))
         writer.finish({})
     file = TensorFile(tmp_path / "f")
     for name in ("a", "b", "c"):
-        assert file[name].ctypes.data % 64 == 0
+        assert file.place(name)[0] % 64 == 0
         assert not file[name].flags.writeable
-        assert not file[name].flags.owndata
-    tile = file["a/1"]
     assert sorted(file.under("a")) == ["a/1", "a/2"]
     assert file.nbytes(file.under("a")) == 10005
-    for _ in range(2):
-        assert tile.tolist() == np.arange(10000).astype(np.uint8).tolist()
-        file.forget(file.under("a"))  # reads the file again
+    assert file["a/1"].tolist() == np.arange(10000).astype(np.uint8).tolist()
     assert file.under("nothing") == ()
     with pytest.raises(KeyError):
         file["d"]

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "locks.h"
 #include "log.h"
 #include "rknn_abi.h"
 
@@ -25,7 +26,6 @@ typedef struct {
   uint64_t random_state;
 } rule;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static rule rules[RULES_MAX];
 static size_t rule_count;
@@ -98,15 +98,23 @@ bool sim_faults_set(const char *text) {
   for (char *part; (part = strsep(&rest, ";"));) {
     if (count == RULES_MAX || !read_rule(&read[count++], part)) return false;
   }
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_FAULTS);
   memcpy(rules, read, count * sizeof *read);
   rule_count = count;
   generation++;
   atomic_store(&any_rules, count > 0);
   pthread_cond_broadcast(&changed);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_FAULTS);
   return true;
 }
+
+/* Whoever hangs hangs in the parent: nobody waits for the child's condition. */
+static void in_child(void) {
+  static const pthread_cond_t fresh = PTHREAD_COND_INITIALIZER;
+  memcpy(&changed, &fresh, sizeof fresh);
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
 
 /* ---- injecting --------------------------------------------------------------------------------------------------- */
 
@@ -138,7 +146,7 @@ int sim_faults_inject(sim_call call) {
   int code = 0;
   uint64_t delay_ms = 0;
   bool hang = false;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_FAULTS);
   for (size_t i = 0; i < rule_count; i++) {
     rule *now = &rules[i];
     if (!now->applies[call] || !strikes(now)) continue;
@@ -148,9 +156,9 @@ int sim_faults_inject(sim_call call) {
   }
   if (hang) {
     if (code == 0) code = RKNN_ERR_TIMEOUT;
-    for (uint64_t began = generation; began == generation;) pthread_cond_wait(&changed, &lock);
+    for (uint64_t began = generation; began == generation;) sim_wait(&changed, LOCK_FAULTS);
   }
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_FAULTS);
   if (delay_ms) wait_ms(delay_ms);
   if (code != 0) sim_log_error("%s, simulator: injected fault, code %d", sim_call_symbol(call), code);
   return code;

@@ -91,6 +91,9 @@ static void test_environment(const char *self) {
   run_self(self, "NPUMATMUL_SIM_ROWS=three", text, sizeof text);
   CHECK(strstr(text, "simulator: NPUMATMUL_SIM_ROWS is \"three\", not exact or ceil4\n"), "said: %s", text);
   CHECK(strstr(text, "create: -1\nconfigure: 0\ncreate: 0\n"), "said: %s", text);
+  run_self(self, "NPUMATMUL_SIM_STRCT=1 NPUMATMUL_SIM_STRICT=1", text, sizeof text);
+  CHECK(strstr(text, "simulator: there is no setting NPUMATMUL_SIM_STRCT\n"), "said: %s", text);
+  CHECK(!strstr(text, "NPUMATMUL_SIM_STRICT"), "said: %s", text);
   run_self(self, "NPUMATMUL_SIM_SOC=rk3566 NPUMATMUL_SIM_FAULTS=create:code=-3:times=1", text, sizeof text);
   CHECK(strstr(text, "create: -3\nconfigure: 0\ncreate: 0\nrk3566\n"), "said: %s", text);
 }

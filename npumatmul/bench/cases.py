@@ -10,6 +10,7 @@ from pathlib import Path
 
 from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
+from npumatmul.files.reading import read_text, shown
 from npumatmul.rknn import RuntimeVersion
 
 __all__ = ["TYPES", "Case", "cases_from", "parse_shapes"]
@@ -113,6 +114,10 @@ class Case:
         return None
 
 
+#: Extents beyond any memory, and more shapes than anybody waits for.
+_LARGEST, _MOST_LINES = 1 << 31, 100_000
+
+
 def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple[int, int, int]]:
     """Shapes from the notation of the command line.
 
@@ -132,6 +137,8 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
     ------
     ValueError
         If the notation is wrong; the message shows the part that is.
+    OSError
+        If a CSV file cannot be read.
 
     Examples
     --------
@@ -190,20 +197,25 @@ def _numbers(part: str) -> list[int]:
     try:
         numbers = [int(number) for number in part.split(",")]
     except ValueError as error:
-        raise ValueError(f"shapes: {part!r} is not a list of integers") from error
-    if min(numbers) < 1:
-        raise ValueError(f"shapes: {part!r} has an extent below 1")
+        raise ValueError(f"shapes: {shown(part)} is not a list of integers") from error
+    if not all(1 <= number <= _LARGEST for number in numbers):
+        raise ValueError(f"shapes: {shown(part)} has an extent below 1 or above {_LARGEST}")
     return numbers
 
 
 def _from_csv(path: Path) -> list[tuple[int, int, int]]:
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    try:
+        lines = read_text(path).splitlines(keepends=True)
+        if len(lines) > _MOST_LINES:
+            raise ValueError(f"it has {len(lines)} lines; at most {_MOST_LINES} are measured")
+        reader = csv.DictReader(lines)
         missing = {"M", "K", "N"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"shapes: {path} has no column {', '.join(sorted(missing))}")
+            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
         shapes = []
         for row in reader:
             m, k, n = _numbers(f"{row['M']},{row['K']},{row['N']}")
             shapes.append((m, k, n))
-        return shapes
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"shapes: {path}: {error}") from error
+    return shapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,10 +11,10 @@ from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
 from npumatmul.chips.timing import TIMINGS
 
-__all__ = ["save_roofline"]
+__all__ = ["roofline"]
 
 
-def save_roofline(results: Sequence[Measurement], soc: str, path: str | os.PathLike[str]) -> None:
+def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> bytes:
     """Draw measured points and, where the chip has a model, its roof; both labelled.
 
     Parameters
@@ -22,8 +22,13 @@ def save_roofline(results: Sequence[Measurement], soc: str, path: str | os.PathL
     results : sequence of Measurement
     soc : str
         Chip.
-    path : path-like
-        Where the picture goes; its suffix says the format.
+    kind : str
+        Format of the picture, as matplotlib names it.
+
+    Returns
+    -------
+    bytes
+        The picture.
 
     Raises
     ------
@@ -52,5 +57,7 @@ def save_roofline(results: Sequence[Measurement], soc: str, path: str | os.PathL
     axes.set_ylabel("GOPS")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format=kind)
     pyplot.close(figure)
+    return picture.getvalue()

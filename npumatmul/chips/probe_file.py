@@ -16,6 +16,9 @@ from typing import Any
 
 from npumatmul.chips.native_rows import NativeRows
 from npumatmul.chips.types import MatmulType
+from npumatmul.errors import UnusableFileError
+from npumatmul.files.folders import settings_folder
+from npumatmul.files.reading import parse_json, read_text, shown
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
@@ -169,13 +172,13 @@ class ProbeResults:
         ValueError: not a file of npumatmul probe
         """
         try:
-            content = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"not JSON ({error})") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError("not a file of npumatmul probe")
         if content.get("version") != VERSION:
-            raise ValueError(f"its version is {content.get('version')!r}, this npumatmul reads {VERSION}")
+            raise ValueError(f"its version is {shown(content.get('version'))}, this npumatmul reads {VERSION}")
         soc, runtime, simulated = content.get("soc"), content.get("runtime"), content.get("simulated")
         version = RuntimeVersion.parse(runtime) if isinstance(runtime, str) else None
         if not isinstance(soc, str) or version is None or not isinstance(simulated, bool):
@@ -197,12 +200,12 @@ def _checked_cell(name: str, cell: object) -> tuple[Any, str]:
     of_type, _, cell_name = name.rpartition(".")
     kinds = TYPE_KINDS if of_type else CHIP_KINDS
     if (of_type and of_type not in MatmulType.__members__) or cell_name not in kinds:
-        raise ValueError(f"there is no cell {name!r} to override")
+        raise ValueError(f"there is no cell {shown(name)} to override")
     if not isinstance(cell, dict) or not isinstance(cell.get("source"), str):
         raise ValueError(f"cell {name!r} has no source")
     value = cell.get("value")
     if not kinds[cell_name](value):
-        raise ValueError(f"cell {name!r} cannot be {value!r}")
+        raise ValueError(f"cell {name!r} cannot be {shown(value)}")
     return value, cell["source"]
 
 
@@ -230,15 +233,17 @@ def default_path(
 
     Results of the simulator have names of their own, so that they are never taken for those of a board.
 
+    Raises
+    ------
+    UnusableFileError
+        If the user has no home and ``XDG_CONFIG_HOME`` is not set.
+
     Examples
     --------
     >>> print(default_path("rk3588", RuntimeVersion(2, 3, 2), environment={"XDG_CONFIG_HOME": "/etc/xdg"}))
     /etc/xdg/npumatmul/probe-rk3588-2.3.2.json
     """
-    environment = os.environ if environment is None else environment
-    configured = environment.get("XDG_CONFIG_HOME", "")
-    home = Path(configured) if configured.startswith("/") else Path.home() / ".config"
-    return home / "npumatmul" / f"probe-{'sim-' if simulated else ''}{soc}-{runtime}.json"
+    return settings_folder(environment) / f"probe-{'sim-' if simulated else ''}{soc}-{runtime}.json"
 
 
 def load_probe_results(path: str | Path) -> ProbeResults:
@@ -251,7 +256,7 @@ def load_probe_results(path: str | Path) -> ProbeResults:
     ValueError
         If it is damaged or something else; the message says what is wrong.
     """
-    return ProbeResults.from_json(Path(path).read_text(encoding="utf-8"))
+    return ProbeResults.from_json(read_text(path))
 
 
 def find_probe_results(
@@ -266,7 +271,10 @@ def find_probe_results(
     named = environment.get("NPUMATMUL_PROBE_FILE")
     if named == "":
         return None
-    path = Path(named) if named else default_path(soc, runtime, simulated, environment)
+    try:
+        path = Path(named) if named else default_path(soc, runtime, simulated, environment)
+    except UnusableFileError:  # no home, so nothing was kept there
+        return None
     try:
         results = load_probe_results(path)
     except FileNotFoundError:

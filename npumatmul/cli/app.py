@@ -304,7 +304,7 @@ def quantize_command(
         chosen = best_recipe(scheme) if best else Recipe(LayerRecipe(scheme))
     elif best:
         raise typer.BadParameter("--best goes with --scheme")
-    quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks))
+    quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -365,8 +365,7 @@ def run() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        extras = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "safetensors": "llm", "matplotlib": "bench"}
-        extra = extras.get(package)
+        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "matplotlib": "bench"}.get(package)
         if extra is None:
             raise
         sys.exit(f"npumatmul: this needs {package}: pip install 'npumatmul[{extra}]'")

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from npumatmul.bench import as_csv, as_json, as_table, cases_from, describe_machine, measure, parse_shapes
+from npumatmul.cli.files import picture_format
 from npumatmul.device.current import current_device
+from npumatmul.files.writing import check_output, write_bytes, write_text
 
 #: Progress and notes go to standard error, so that the table can be piped on.
 notes = Console(stderr=True, highlight=False)
@@ -36,6 +38,12 @@ class Request:
 def run(request: Request) -> None:
     """Measure every case that the chip can run, in random order, and say which ones were left out."""
     device = current_device(request.device)
+    sources = [request.shapes] if request.shapes.endswith(".csv") else []
+    for path in (request.csv, request.json, request.plot):
+        if path is not None:
+            check_output(path, sources)
+    if request.plot is not None:
+        picture_format(request.plot)
     shapes = parse_shapes(request.shapes, _integers("rows", request.rows))
     cores = _integers("cores", request.cores)
     cases = cases_from(request.types.split(","), shapes, request.layouts.split(","), cores)
@@ -60,13 +68,13 @@ def run(request: Request) -> None:
     output.print(as_table(results))
     output.print(", ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
     if request.csv is not None:
-        request.csv.write_text(as_csv(results))
+        write_text(request.csv, as_csv(results), sources)
     if request.json is not None:
-        request.json.write_text(as_json(results, machine))
+        write_text(request.json, as_json(results, machine), sources)
     if request.plot is not None:
-        from npumatmul.bench.roofline import save_roofline
+        from npumatmul.bench.roofline import roofline
 
-        save_roofline(results, device.chip.soc, request.plot)
+        write_bytes(request.plot, roofline(results, device.chip.soc, picture_format(request.plot)), sources)
 
 
 def _integers(name: str, text: str) -> list[int]:

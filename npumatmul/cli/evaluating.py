@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from npumatmul.cli.files import picture_format, read_matrix, read_text
 from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
 from npumatmul.device.current import current_device
-from npumatmul.llm import LoadedModel, npu_layers
-from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, errors_as_csv, save_error_plot
+from npumatmul.errors import ModelError
+from npumatmul.files.writing import check_output, write_bytes, write_text
+from npumatmul.llm import GGUFFile, LoadedModel, npu_layers
+from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, error_plot, errors_as_csv
 from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -85,6 +84,10 @@ def perplexity(request: Request) -> None:
 
 def analyze(request: Request) -> None:
     """Compare a model layer by layer and as a whole with its float32 self; print tables, save what was asked for."""
+    sources = [each for each in (request.text, request.model, request.original) if each is not None]
+    for output in (request.csv, request.plot):
+        if output is not None:
+            check_output(output, sources)
     text = read_text(request.text)
     path = fetch_model() if request.model is None else request.model
     loaded = _load(path, request)
@@ -98,16 +101,18 @@ def analyze(request: Request) -> None:
     found = _evaluate(loaded, reference, pieces)
     title = f"{model.name}, {scheme}, on {request.text.name}, {_extent(pieces)}"
     if request.csv is not None:
-        request.csv.write_text(errors_as_csv(errors), encoding="utf-8")
+        write_text(request.csv, errors_as_csv(errors), sources)
     if request.plot is not None:
-        save_error_plot(errors, request.plot, title)
+        write_bytes(request.plot, error_plot(errors, title, picture_format(request.plot)), sources)
     _print(error_table(errors, title))
     _print(evaluation_table(found, "the model as a whole"))
 
 
 def analyze_arrays(request: Arrays) -> None:
     """Compare products of quantized arrays with the float64 product; print a table, save CSV if asked for."""
-    x, given = _array(request.activations, "activations"), _array(request.weight, "weight")
+    if request.csv is not None:
+        check_output(request.csv, (request.weight, request.activations))
+    x, given = read_matrix(request.activations, "activations"), read_matrix(request.weight, "weight")
     w = given if request.transposed else given.T
     make = emulate if request.emulate else npu_layers(current_device(request.device))
     found = []
@@ -131,39 +136,8 @@ def analyze_arrays(request: Arrays) -> None:
             lines.append(
                 ",".join([each.recipe.scheme, *(f"{value:.9g}" for value in (each.bits_per_weight, *figures))])
             )
-        request.csv.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(request.csv, "\n".join(lines) + "\n", (request.weight, request.activations))
     _print(table)
-
-
-def _array(path: Path, name: str) -> NDArray[np.float32]:
-    """A matrix of a .npy file, or the one of that name in a .npz file."""
-    try:
-        array = np.load(path, allow_pickle=False)
-        if isinstance(array, np.lib.npyio.NpzFile):
-            with array as several:
-                names = several.files
-                array = several[name] if name in names else None
-            if array is None:
-                raise ValueError(f"it holds {', '.join(names)}; an array named {name!r} is needed")
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not an array in numpy's .npy or .npz format: {error}") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: a .npy file with a matrix of real numbers is needed")
-    return array.astype(np.float32)
-
-
-def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises
-    ------
-    ValueError
-        If it is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
 
 
 def evaluation_table(found: Mapping[str, Evaluation], title: str) -> Table:
@@ -225,20 +199,25 @@ def _reference(path: Path, request: Request) -> LoadedModel:
     original = request.original
     if is_quantized(path):
         source = load_quantized(path).source
-        original = path.parent / source.name if original is None else original
+        original = path.parent / Path(source.name).name if original is None else original
         if not original.is_file():
             raise ValueError(
                 f"{path.name} was quantized from {source.name}, which is not beside it; "
                 "name that file with --original to compare with it in float32"
             )
-        with original.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != source.sha256:
+        if _digest(original) != source.sha256:
             raise ValueError(f"{original} is not the file that {path.name} was quantized from: its SHA-256 differs")
     with progress_bar() as progress:
         return open_model(path if original is None else original, FLOAT32, None, progress=progress)
+
+
+def _digest(path: Path) -> str | None:
+    """Of a model, all its parts; None of what is none."""
+    try:
+        with GGUFFile(path) as file:
+            return file.sha256()
+    except ModelError:
+        return None
 
 
 def _pieces(loaded: LoadedModel, text: str, request: Request) -> list[Window]:

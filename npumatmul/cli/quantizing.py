@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from npumatmul.cli.evaluating import read_text
+from npumatmul.cli.files import read_text
 from npumatmul.cli.models import ProgressCallback, console, fetch_model, progress_bar
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import NpuError
+from npumatmul.files.writing import check_target
 from npumatmul.llm import GGUFFile, GGUFTokenizer, Window, text_tokens, windows
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -49,13 +50,14 @@ class Request:
     calibration: Path | None = None
     context: int = 512
     chunks: int = 40
+    recipe_file: Path | None = None
 
 
 def quantize(request: Request) -> None:
     """Quantize, write the file, and say what it holds."""
     path = fetch_model() if request.model is None else request.model
-    if not request.output.parent.is_dir():
-        raise ValueError(f"there is no folder {request.output.parent}")
+    sources = (path, request.calibration, request.recipe_file)
+    check_target(request.output, [source for source in sources if source is not None])
     device = None if request.portable else chip_device(request.chip)
     with progress_bar() as progress:
         model = _model(path, request, progress)

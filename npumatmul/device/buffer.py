@@ -21,7 +21,9 @@ from npumatmul.chips import layout
 from npumatmul.chips.layout import TileLayout
 from npumatmul.chips.types import ElementType
 from npumatmul.device.budget import Holder
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import ClosedError, LayoutMismatchError
 from npumatmul.rknn import MatmulTensorAttr
 
@@ -130,16 +132,19 @@ class Buffer:
         # What contexts compare to know whether they have to bind anew.
         self._writes = 0
         self._results = 0
-        #: All buffers of one allocation, where there are several; the allocation's lock guards it.
-        self._family: weakref.WeakSet[Buffer] | None = None
+        #: All buffers of one allocation, where there are several.
+        self._family: Living[Buffer] | None = None
         if parent is None:
             memory.held_by = weakref.ref(self)
             return
         with memory.allocation.lock:
-            if parent._family is None:
-                parent._family = weakref.WeakSet((parent,))
-            self._family = parent._family
-            self._family.add(self)
+            family = parent._family
+            if family is None:
+                family = Living()
+                family.add(parent)
+                parent._family = family
+        family.add(self)
+        self._family = family
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not finalizing():  # at exit the session frees everything in its own order
@@ -432,10 +437,7 @@ class Buffer:
 
     def _relatives(self) -> list[Buffer]:
         """All buffers of the allocation."""
-        if self._family is None:
-            return [self]
-        with self._memory.allocation.lock:
-            return list(self._family)
+        return [self] if self._family is None else list(self._family)
 
     def _overlapping(self) -> list[Buffer]:
         return [other for other in self._relatives() if self.overlaps(other)]

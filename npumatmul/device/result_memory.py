@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import PAGE
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 
 __all__ = ["ResultMemory"]
 
@@ -51,7 +52,7 @@ class ResultMemory:
                 break
             memory = idle.pop()
             if memory.held_by is None and not memory.closed:
-                memory.holder = holder
+                memory.entry.holder = holder
                 if memory.views:  # views that are gone: whoever held them could write until then
                     memory.views = []
                     memory.written += 1

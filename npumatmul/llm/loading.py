@@ -296,8 +296,15 @@ def layer_tensors(file: GGUFFile, config: LlamaConfig) -> dict[str, LayerTensors
     -------
     dict of str to LayerTensors
         By name, in the order of `npumatmul.llm.models.llama.layer_names`.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If there are more layers than tensors.
     """
     c = config
+    if c.n_layers > len(file.tensors):  # each has several
+        raise file.error(f"it says that it has {c.n_layers} layers, but holds {len(file.tensors)} tensors")
     found = {}
     for i in range(c.n_layers):
         p = f"blk.{i}"

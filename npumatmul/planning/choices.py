@@ -11,8 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -24,10 +22,14 @@ from typing import Any
 from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
+from npumatmul.files.folders import cache_folder
+from npumatmul.files.locking import locked
+from npumatmul.files.reading import read_json, shown
+from npumatmul.files.writing import write_text
 from npumatmul.planning.weight import WeightPlan, plan_weight
 from npumatmul.rknn.version import RuntimeVersion
 
-__all__ = ["Machine", "Tuned", "TuningCache", "WeightShape", "cache_directory", "consulting", "planned"]
+__all__ = ["Machine", "Tuned", "TuningCache", "WeightShape", "consulting", "planned"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +41,6 @@ _CLOCKS = {
     "npu": ("/sys/class/devfreq/fdab0000.npu", "/sys/class/devfreq/fde40000.npu", "/sys/class/devfreq/27700000.npu"),
     "ddr": ("/sys/class/devfreq/dmc",),
 }
-
-
-def cache_directory() -> Path:
-    """``$XDG_CACHE_HOME/npumatmul``, ``~/.cache/npumatmul`` by default."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "npumatmul"
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ class Tuned:
 
 def _count(value: object) -> int:
     if type(value) is not int or not 0 < value < 2**31:
-        raise ValueError(f"{value!r} is no positive number")
+        raise ValueError(f"{shown(value)} is no positive number")
     return value
 
 
@@ -189,7 +185,7 @@ class TuningCache:
     ----------
     machine : Machine
     directory : Path, optional
-        `cache_directory` by default.
+        `npumatmul.files.folders.cache_folder` by default.
 
     Examples
     --------
@@ -204,7 +200,7 @@ class TuningCache:
 
     def __init__(self, machine: Machine, directory: Path | None = None) -> None:
         self.machine = machine
-        self.path = (cache_directory() if directory is None else directory) / machine.file_name
+        self.path = (cache_folder() if directory is None else directory) / machine.file_name
         self._entries: dict[str, Tuned] | None = None
 
     def find(self, weight: WeightShape) -> Tuned | None:
@@ -225,52 +221,41 @@ class TuningCache:
             return None
 
     def record(self, weight: WeightShape, tuned: Tuned) -> None:
-        """Add a choice to the file, which is replaced as a whole; what others added meanwhile stays.
+        """Add a choice to the file, which is replaced as a whole; what other processes add meanwhile stays.
 
         Raises
         ------
         OSError
-            If it cannot be written. The old one is as it was.
+            If it cannot be written, or another process does so for more than ten seconds. The old one is as it was.
         """
-        entries = self._entries = {**self._read(), str(weight): tuned}
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "machine": asdict(self.machine),
-            "entries": {name: asdict(each) for name, each in sorted(entries.items())},
-        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.stem, suffix=".new")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(json.dumps(content, indent=1) + "\n")
-            os.replace(temporary, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with locked(self.path):
+            entries = self._entries = {**self._read(), str(weight): tuned}
+            content = {
+                "format": FORMAT,
+                "version": VERSION,
+                "machine": asdict(self.machine),
+                "entries": {name: asdict(each) for name, each in sorted(entries.items())},
+            }
+            write_text(self.path, json.dumps(content, indent=1) + "\n")
         logger.info("kept the choice for %s in %s", weight, self.path)
 
     def _read(self) -> dict[str, Tuned]:
         try:
-            text = self.path.read_text()
-        except FileNotFoundError:
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            return self._ignored(error)
-        try:
-            content = json.loads(text)
+            content = read_json(self.path)
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ValueError("it is no file of autotune")
             if content.get("version") != VERSION:
-                raise ValueError(f"its version is {content.get('version')!r}, this npumatmul reads {VERSION}")
+                raise ValueError(f"its version is {shown(content.get('version'))}, this npumatmul reads {VERSION}")
             if content.get("machine") != asdict(self.machine):
                 raise ValueError("it is another machine's")
             entries = content.get("entries")
             if not isinstance(entries, dict):
                 raise ValueError("it has no entries")
             return {str(name): Tuned.of(entry) for name, entry in entries.items()}
-        except (ValueError, RecursionError) as error:
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
             return self._ignored(error)
 
     def _ignored(self, error: Exception) -> dict[str, Tuned]:

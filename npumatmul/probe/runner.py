@@ -20,6 +20,8 @@ from typing import Any
 from npumatmul.chips.probe_file import ProbeResults, checked_cells, load_probe_results
 from npumatmul.device.boardlock import BoardLock, wants_lock
 from npumatmul.errors import DeviceError, LibraryNotFoundError
+from npumatmul.files.locking import locked
+from npumatmul.files.writing import write_text
 from npumatmul.probe.answer import Question
 from npumatmul.rknn import Discovery, RuntimeVersion, discover
 
@@ -125,21 +127,21 @@ class Probe:
         OSError
             If it cannot be written.
         """
-        earlier = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            results = self.results(self._earlier(path))
+            write_text(path, results.to_json())
+        return results
+
+    def _earlier(self, path: Path) -> ProbeResults | None:
+        """What an earlier probe of the same device left; None where nothing is there, or nothing that can be kept."""
+        target = self.target
         try:
             found = load_probe_results(path)
-            if (found.soc, found.runtime, found.simulated) == (
-                self.target.soc, self.target.runtime, self.target.simulated,
-            ):  # fmt: skip
-                earlier = found
         except (OSError, ValueError):
-            pass  # nothing there, or nothing that could be kept
-        results = self.results(earlier)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as out:
-            out.write(results.to_json())
-        os.replace(out.name, path)  # a probe that is interrupted leaves the old file whole
-        return results
+            return None
+        same = (found.soc, found.runtime, found.simulated) == (target.soc, target.runtime, target.simulated)
+        return found if same else None
 
 
 def find_target(device: str | None = None, timeout: float = 60.0) -> Target:
@@ -282,36 +284,40 @@ def _run(
     module: str = MODULE,
 ) -> tuple[list[dict[str, Any]], str, str]:
     """Lines that a process wrote, how it ended, and the end of what the runtime printed."""
-    with tempfile.TemporaryDirectory(prefix="npumatmul-probe-") as directory:
-        result, log = Path(directory) / "result", Path(directory) / "log"
-        result.touch()
-        command = [sys.executable, "-m", module, *arguments, "--library", str(library), "--result", str(result)]
+    with tempfile.TemporaryFile() as result, tempfile.TemporaryFile() as log:  # without names: nothing is ever left
+        passed = f"/proc/self/fd/{result.fileno()}"
+        command = [sys.executable, "-m", module, *arguments, "--library", str(library), "--result", passed]
         if soc is not None:
             command += ["--soc", soc]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
-            try:
-                status = _ending(process.wait(timeout))
-            except subprocess.TimeoutExpired:
-                status = _kill(process, timeout)
-            except BaseException:  # an interruption must not leave a process on the NPU
-                _kill(process, timeout)
-                raise
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            pass_fds=(result.fileno(),),
+            start_new_session=True,
+        )
+        try:
+            status = _ending(process.wait(timeout))
+        except subprocess.TimeoutExpired:
+            status = _kill(process, timeout)
+        except BaseException:  # an interruption must not leave a process on the NPU
+            _kill(process, timeout)
+            raise
+        result.seek(0)
         lines = []
-        for text in result.read_text(encoding="utf-8").splitlines():
+        for text in result.read(_MOST_SAID).splitlines():
             try:
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
+            except ValueError:
                 break  # cut off in the middle
-        tail = log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
-        return lines, status, tail
+        log.seek(-min(log.tell(), _TAIL), os.SEEK_END)
+        return lines, status, log.read().decode("utf-8", "replace").strip()[-1000:]
+
+
+#: Bytes that a question may write, and that are read of what a runtime printed.
+_MOST_SAID, _TAIL = 1 << 24, 4000
 
 
 def _ending(code: int) -> str:

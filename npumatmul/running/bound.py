@@ -9,7 +9,7 @@ from typing import Any
 
 from npumatmul.chips import layout
 from npumatmul.device.leases import Lease
-from npumatmul.device.session import Memory
+from npumatmul.device.memory import Memory
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
@@ -200,13 +200,18 @@ class BoundProgram:
             "n_tile": report.n_index,
             "core": report.core,
         }
-        if step in _RUNTIME_FUNCTION:
-            hint = RKNN_ERRORS.get(code, RknnError).hint
-            if repeated:
-                names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
-                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {hint}"
-            return rknn_error(_RUNTIME_FUNCTION[step], code, where, hint.strip())
-        return RknnError("npumm_execute", code, where)
+        if step not in _RUNTIME_FUNCTION:
+            return RknnError("npumm_execute", code, where)
+        failed = rknn_error(_RUNTIME_FUNCTION[step], code, where, RKNN_ERRORS.get(code, RknnError).hint)
+        return self.in_vain(failed) if repeated else failed
+
+    def in_vain(self, failed: RknnError) -> RknnError:
+        """The error of a call that was repeated, which says so."""
+        names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
+        hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {failed.hint}"
+        plan = self._plan
+        where = {"matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})", **failed.arguments}
+        return rknn_error(failed.function, failed.code, where, hint.strip())
 
 
 def _slice_struct(each: KSlice) -> executor.SliceStruct:

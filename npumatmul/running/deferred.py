@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.device.memory import Memory
 from npumatmul.device.result_memory import ResultMemory
-from npumatmul.device.session import Memory
 from npumatmul.host import executor
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Element

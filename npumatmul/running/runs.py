@@ -9,7 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from npumatmul.device.leases import Lease
-from npumatmul.device.session import NO_ROOM, Memory
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
@@ -126,7 +127,7 @@ class Runs:
                         except RknnError as error:
                             bound.mark_broken()
                             if repeated:
-                                raise
+                                raise bound.in_vain(error) from error
                             return error
                         failed = bound.failure(repeated)
                         if not repeated and bound.broken and isinstance(failed, RknnError):

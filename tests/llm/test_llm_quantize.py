@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.host import kernels
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
+from npumatmul.llm.files.source import HeldSource
 from npumatmul.llm.models.llama import layer_names
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -508,15 +510,31 @@ def test_files_hold_the_whole_model(tiny: Any, recipe: Recipe, tmp_path: Path) -
     assert len(load_file(path)["gguf"]) < tiny.path.stat().st_size / 2  # linear layers are not in it twice
 
 
-def test_codes_are_views_of_the_file(tiny: Any, tmp_path: Path) -> None:
-    save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w8a8"))), tmp_path / "m")
-    codes = load_quantized(tmp_path / "m").layers["head"].weight
-    assert isinstance(codes, QuantizedWeight)
-    base: Any = codes.codes
-    while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base
-    assert isinstance(base, memoryview)
-    assert type(base.obj).__name__ == "mmap"
+def test_what_was_read_is_what_is_used(tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w8a8"))), path)
+    model = load_quantized(path)
+    head = model.layers["head"]
+    expected, rows = head.restored(), model.rest.rows("token_embd.weight")
+    first = rows(np.arange(3))
+    whole = path.read_bytes()
+    with path.open("r+b") as file:  # behind our back
+        file.write(bytes(len(whole)))
+    np.testing.assert_array_equal(head.restored(), expected)
+    for use in (
+        lambda: model.layers["head"],
+        lambda: rows(np.arange(3)),
+        lambda: model.rest.tensor("output_norm.weight"),
+    ):
+        with pytest.raises(ModelError):
+            use()
+    with path.open("r+b") as file:
+        file.write(whole)
+    np.testing.assert_array_equal(rows(np.arange(3)), first)
+    os.truncate(path, 1000)
+    for use in (lambda: model.layers["head"], lambda: rows(np.arange(3)), lambda: model.load()):
+        with pytest.raises(ModelError, match="became shorter"):
+            use()
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
@@ -538,6 +556,7 @@ def test_codes_are_read_when_they_are_asked_for(tiny: Any, tmp_path: Path, schem
     with pytest.raises(KeyError):
         again.layers["tail"]
     header = json.loads(metadata["npumatmul"])  # as files were before there were checksums
+    del header["checksums"]
     for description in header["layers"].values():
         del description["checksums"]
     save_file(arrays, path, {"npumatmul": json.dumps(header)})
@@ -571,6 +590,10 @@ def test_damaged_files_are_refused(tiny: Any, tmp_path: Path) -> None:
 
     with safe_open(path, "np") as opened:
         header = json.loads(opened.metadata()["npumatmul"])
+    save_file(arrays, broken, {"npumatmul": json.dumps(header)})
+    with pytest.raises(ModelError, match="checksum of its description is missing"):
+        load_quantized(broken)
+    del header["checksums"]  # which the first versions did not have
     for change, message in [
         ({"format": 3}, "format 3.*update npumatmul"),
         ({"format": 2}, "no packed weights"),
@@ -610,7 +633,7 @@ def test_a_file_within_a_file(tiny: Any) -> None:
     """A subset of a GGUF file is read by the gguf package, too."""
     with GGUFFile(tiny.path) as file:
         data = file.subset(["output_norm.weight", "blk.0.attn_q.weight"])
-        part = GGUFFile.of_bytes(np.frombuffer(data, np.uint8), "inside")
+        part = GGUFFile.within(HeldSource(np.frombuffer(data, np.uint8)), "inside")
         assert part.metadata == file.metadata
         assert set(part.tensors) == {"output_norm.weight", "blk.0.attn_q.weight"}
         for name in part.tensors:

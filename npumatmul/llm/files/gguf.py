@@ -1,41 +1,51 @@
-"""GGUF files: metadata as Python values, tensors dequantized one at a time from a memory map."""
+"""GGUF files: metadata as Python values, tensors read and dequantized one at a time."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from npumatmul.errors import ModelError
+from npumatmul.errors import ModelError, UnusableFileError
+from npumatmul.files.reading import RegularFile, shown
 from npumatmul.llm.files.gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header, subset
+from npumatmul.llm.files.source import CheckedSource, FileSource, JoinedSource, Part, Source, sha256
+from npumatmul.llm.files.split import part_number, part_paths
 
 T = TypeVar("T", bool, int, float, str, list[Any])
 
-DEQUANTIZE_ROW_BYTES = 1 << 14  # rows are joined up to about this size: dequantize() works on 16 rows at a time
+DEQUANTIZE_ROW_BYTES = 1 << 14
+PIECE_BYTES = 1 << 22
 
 
 class GGUFFile:
     """An open GGUF file.
 
-    The file is memory-mapped. Opening it reads the header only; a tensor is read and dequantized when it is asked
-    for, so no more than one tensor needs to be in memory. Arrays handed out stay valid after `close`.
+    Opening it reads the header only; a tensor is read and dequantized when it is asked for, so no more than one tensor
+    needs to be in memory. Arrays handed out stay valid after `close`. A file that somebody writes to after it was
+    opened is refused when it is read again.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Path of a GGUF file, version 2 or 3, little-endian.
+        Path of a GGUF file, version 2 or 3, little-endian; of a model that is split over several, any one, with the
+        others beside it.
 
     Attributes
     ----------
     path : pathlib.Path
-        Path of the file.
+        Path of the file; the first one's of several.
+    paths : tuple of pathlib.Path
+        Of all parts of the model.
     metadata : dict
         Metadata by key; arrays are lists, all values are plain Python objects.
     tensors : dict of str to TensorInfo
@@ -46,7 +56,8 @@ class GGUFFile:
     FileNotFoundError
         If there is no such file.
     npumatmul.errors.ModelError
-        If the file is damaged or is not a GGUF file.
+        If the file is damaged or is not a GGUF file, no regular file, or sparse; or if it is a part of a model and
+        another part is missing or does not belong to it.
 
     Examples
     --------
@@ -63,32 +74,79 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise FileNotFoundError(f"there is no model file {self.path}")
-        if not self.path.is_file():
-            raise self.error("it is a folder or a device; give the path of a .gguf file")
-        if self.path.stat().st_size == 0:
-            raise self.error("it is empty; fetch it again")
-        self._parse(np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray))
-
-    def _parse(self, data: NDArray[np.uint8]) -> None:
+        self._parse(self._open())
         try:
-            header = parse_header(data.data)
+            part = part_number(self.metadata)
+            if part is not None:
+                self._join(part_paths(self.path, *part))
+        except HeaderError as error:
+            raise self.error(str(error)) from error
+
+    def _open(self) -> FileSource:
+        try:
+            file = RegularFile(self.path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no model file {self.path}") from None
+        except IsADirectoryError:
+            raise self.error("it is a folder; give the path of a .gguf file") from None
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
+        if file.size == 0:
+            raise self.error("it is empty; fetch it again")
+        return FileSource(file)
+
+    def _parse(self, source: Source) -> None:
+        self.paths: tuple[Path, ...] = (self.path,)
+        self._source: Source | None = source
+        try:
+            header = parse_header(source)
         except HeaderError as error:
             raise self.error(f"{error}; fetch or convert it again") from error
-        self._data: NDArray[np.uint8] | None = data
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
         self._header = header
         self.metadata: dict[str, GGUFValue] = header.metadata
         self.tensors: dict[str, TensorInfo] = header.tensors
 
+    def _join(self, paths: Sequence[Path]) -> None:
+        """Become all parts of a model, the first of which has its metadata."""
+        parts = [GGUFFile._part(path, number, len(paths)) for number, path in enumerate(paths, 1)]
+        joined = JoinedSource([part._file for part in parts])
+        tensors: dict[str, TensorInfo] = {}
+        for part, first in zip(parts, joined.starts, strict=True):
+            for name, info in part.tensors.items():
+                if name in tensors:
+                    raise part.error(f"tensor {shown(name)} is in an earlier part of the model, too")
+                tensors[name] = replace(info, offset=info.offset + first)
+        self.path, self.paths = paths[0], tuple(paths)
+        self._source, self.metadata, self.tensors = joined, parts[0].metadata, tensors
+        self._header = replace(parts[0]._header, tensors=tensors)
+        wanted = self.get("split.tensors.count", int, len(tensors))
+        if wanted != len(tensors):
+            raise self.error(f"its {len(paths)} parts have {len(tensors)} tensors together, it announces {wanted}")
+
     @classmethod
-    def of_bytes(cls, data: NDArray[np.uint8], path: str | os.PathLike[str]) -> GGUFFile:
+    def _part(cls, path: Path, number: int, count: int) -> GGUFFile:
+        file = cls.__new__(cls)
+        file.path = path
+        file._parse(file._open())
+        if part_number(file.metadata) != (number, count):
+            raise file.error(f"by its name it is part {number} of {count} of a split model, by its contents it is not")
+        return file
+
+    @property
+    def _file(self) -> FileSource:
+        assert isinstance(self._source, FileSource)
+        return self._source
+
+    @classmethod
+    def within(cls, source: Source, path: str | os.PathLike[str]) -> GGUFFile:
         """Read a GGUF file that stands inside another file.
 
         Parameters
         ----------
-        data : ndarray of uint8, 1-D
-            Its bytes; not copied.
+        source : Source
+            Its bytes.
         path : str or os.PathLike
             The file it stands in, for error messages.
 
@@ -104,8 +162,23 @@ class GGUFFile:
         """
         file = cls.__new__(cls)
         file.path = Path(path)
-        file._parse(data)
+        file._parse(source)
         return file
+
+    def sha256(self) -> str:
+        """Digest of all bytes of the file that is open, of all parts in turn, whatever has its name by now.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If somebody wrote to it since it was opened.
+        """
+        source = self._opened()
+        assert isinstance(source, (FileSource, JoinedSource)), "a file within a file has no digest of its own"
+        try:
+            return sha256(source)
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
 
     def subset(self, names: Collection[str]) -> bytes:
         """Make a GGUF file with all the metadata and some of the tensors.
@@ -120,11 +193,14 @@ class GGUFFile:
         bytes
             The file.
         """
-        return subset(self._mapped().data, self._header, names)
+        try:
+            return subset(self._opened(), self._header, names)
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
 
     def __repr__(self) -> str:
         """Return path and counts."""
-        state = "closed" if self._data is None else f"{len(self.metadata)} values, {len(self.tensors)} tensors"
+        state = "closed" if self._source is None else f"{len(self.metadata)} values, {len(self.tensors)} tensors"
         return f"<GGUFFile {str(self.path)!r}: {state}>"
 
     def __enter__(self) -> GGUFFile:
@@ -138,8 +214,8 @@ class GGUFFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the memory map. Row readers made by `rows` keep their own hold on it."""
-        self._data = None
+        """Let go of the file. Row readers made by `rows` keep their own hold on it."""
+        self._source = None
 
     def error(self, problem: str) -> ModelError:
         """Make the exception for a problem with this file.
@@ -238,16 +314,19 @@ class GGUFFile:
             NaN or infinity.
         """
         info = self._info(name, shape)
+        values = np.empty(info.shape, np.float32)
         if info.nbytes == 0:
-            return np.zeros(info.shape, np.float32)
-        blocks = self._blocks(info)
-        rows = len(blocks)
-        joined = min(rows, max(1, DEQUANTIZE_ROW_BYTES // blocks.shape[1]))
-        while rows % joined:  # block formats know no rows: several rows can be dequantized as one long row
-            joined -= 1
-        values = self._dequantize(info, blocks.reshape(rows // joined, -1)).reshape(info.shape)
-        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
+            return values
+        block, block_bytes = GGML_QUANT_SIZES[info.kind]
+        flat, blocks, done = values.reshape(-1), info.nbytes // block_bytes, 0
+        while done < blocks:  # in pieces, so that no more than the values themselves is in memory
+            count = min(blocks - done, max(1, PIECE_BYTES // block_bytes))
+            piece = self._read(info.offset + done * block_bytes, count * block_bytes)
+            part = flat[done * block : (done + count) * block]
+            part[:] = self._dequantize(info, _joined(piece, count, block_bytes)).reshape(-1)
+            if not (np.isfinite(part.min()) and np.isfinite(part.max())):
+                raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
+            done += count
         return values
 
     def stored(self, name: str, shape: Iterable[int] | None = None) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
@@ -265,7 +344,7 @@ class GGUFFile:
         kind : GGMLQuantizationType
             Storage type.
         blocks : ndarray of uint8, shape (rows, bytes per row)
-            The stored bytes: a read-only view of the file.
+            The stored bytes.
 
         Raises
         ------
@@ -273,10 +352,12 @@ class GGUFFile:
             If there is no such tensor, or its shape is another one.
         """
         info = self._info(name, shape)
-        return info.kind, self._blocks(info)
+        return info.kind, self._read(info.offset, info.nbytes).reshape(math.prod(info.shape[:-1]), -1)
 
     def rows(self, name: str, shape: Iterable[int] | None = None) -> RowReader:
         """Return a reader that dequantizes single rows of a two-dimensional tensor, straight from the file.
+
+        All of the tensor is read once, and rows that differ from what they were then are refused.
 
         Parameters
         ----------
@@ -298,9 +379,19 @@ class GGUFFile:
         info = self._info(name, shape)
         if len(info.shape) != 2 or info.nbytes == 0:
             raise self.error(f"tensor {name!r} has shape {info.shape}, a matrix is needed")
-        blocks = self._blocks(info)
-        self._dequantize(info, blocks[:1])  # an unsupported type is found now, not at the first token
-        return RowReader(blocks, info)
+        row_bytes = info.nbytes // info.shape[0]
+        self._dequantize(info, self._read(info.offset, row_bytes).reshape(1, -1))  # an unsupported type is found now
+        return RowReader(self._checked(info), info)
+
+    def _checked(self, info: TensorInfo) -> Source:
+        """The bytes of a tensor, which stay what they are now."""
+        source = self._opened()
+        if isinstance(source, (FileSource, JoinedSource)):
+            try:
+                return CheckedSource(source.part(info.offset, info.nbytes))
+            except UnusableFileError as error:
+                raise ModelError(str(error)) from error
+        return Part(source, info.offset, info.nbytes)
 
     def _info(self, name: str, shape: Iterable[int] | None) -> TensorInfo:
         info = self.tensors.get(name)
@@ -310,18 +401,19 @@ class GGUFFile:
             raise self.error(f"tensor {name!r} has shape {info.shape}, its metadata asks for {tuple(shape)}")
         return info
 
-    def _blocks(self, info: TensorInfo) -> NDArray[np.uint8]:
-        """Return the stored bytes of a tensor, one row for each row of values."""
-        raw = self._mapped()[info.offset : info.offset + info.nbytes]
-        rows = 1
-        for length in info.shape[:-1]:
-            rows *= length
-        return raw.reshape(rows, -1)
+    def _read(self, start: int, count: int) -> NDArray[np.uint8]:
+        source = self._opened()
+        try:
+            data = source.read(start, count)
+            source.check_unchanged()
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
+        return data
 
-    def _mapped(self) -> NDArray[np.uint8]:
-        if self._data is None:
+    def _opened(self) -> Source:
+        if self._source is None:
             raise ValueError(f"the model file {self.path} has been closed")
-        return self._data
+        return self._source
 
     def _dequantize(self, info: TensorInfo, blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
         try:
@@ -338,8 +430,8 @@ class RowReader:
 
     Parameters
     ----------
-    blocks : ndarray of uint8, shape (rows, bytes per row)
-        The stored bytes.
+    source : Source
+        The stored bytes of the matrix.
     info : TensorInfo
         Shape and storage type.
 
@@ -349,9 +441,10 @@ class RowReader:
         ``(rows, columns)``.
     """
 
-    def __init__(self, blocks: NDArray[np.uint8], info: TensorInfo) -> None:
+    def __init__(self, source: Source, info: TensorInfo) -> None:
         self.shape: tuple[int, int] = (info.shape[0], info.shape[1])
-        self._blocks = blocks
+        self._source = source
+        self._row_bytes = info.nbytes // info.shape[0]
         self._kind = info.kind
 
     def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -366,8 +459,28 @@ class RowReader:
         -------
         ndarray of float32, shape (T, columns)
             The rows, in the order of `indices`.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If the file was changed since it was opened.
         """
-        return _float32(self._blocks[indices], self._kind).reshape(len(indices), self.shape[1])
+        size = self._row_bytes
+        blocks = np.empty((len(indices), size), np.uint8)
+        try:
+            for row, index in zip(blocks, indices.tolist(), strict=True):
+                row[:] = self._source.read(index * size, size)
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
+        return _float32(blocks, self._kind).reshape(len(indices), self.shape[1])
+
+
+def _joined(piece: NDArray[np.uint8], blocks: int, block_bytes: int) -> NDArray[np.uint8]:
+    """Blocks in rows of some kilobytes: `dequantize` works on 16 rows at a time, and knows no rows of the matrix."""
+    joined = min(blocks, max(1, DEQUANTIZE_ROW_BYTES // block_bytes))
+    while blocks % joined:
+        joined -= 1
+    return piece.reshape(blocks // joined, -1)
 
 
 def _float32(blocks: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:

@@ -12,7 +12,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.llama import Float32, LlamaModel
 from npumatmul.llm.models.taps import TappedLinear
 
-__all__ = ["ErrorSums", "LayerError", "analyze_layers", "errors_as_csv", "save_error_plot"]
+__all__ = ["ErrorSums", "LayerError", "analyze_layers", "error_plot", "errors_as_csv"]
 
 ROWS = 64
 """Tokens whose inputs and outputs of all layers are kept at a time."""
@@ -212,17 +211,22 @@ def errors_as_csv(errors: Sequence[LayerError]) -> str:
     return out.getvalue()
 
 
-def save_error_plot(errors: Sequence[LayerError], path: Path, title: str) -> None:
+def error_plot(errors: Sequence[LayerError], title: str, kind: str = "png") -> bytes:
     """Plot relative errors and cosine distances by layer.
 
     Parameters
     ----------
     errors : sequence of LayerError
         What `analyze_layers` returned.
-    path : pathlib.Path
-        The picture; its ending says the format.
     title : str
         Above the picture.
+    kind : str
+        Format of the picture, as matplotlib names it.
+
+    Returns
+    -------
+    bytes
+        The picture.
 
     Raises
     ------
@@ -247,4 +251,6 @@ def save_error_plot(errors: Sequence[LayerError], path: Path, title: str) -> Non
     step = max(1, len(errors) // 40)
     lower.set_xticks(positions[::step], [error.name for error in errors[::step]], rotation=90, fontsize=7)
     upper.set_title(title)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind)
+    return picture.getvalue()

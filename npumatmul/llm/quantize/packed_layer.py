@@ -109,10 +109,7 @@ class PackedLayer:
             If it does not fit.
         """
         again = f"lay it out anew: npumatmul quantize {self.parts.path} --chip {device.chip.soc} -o NEW_FILE"
-        try:
-            return restored(self.description, self.parts, device, self.parts.where, again)
-        finally:
-            self.parts.forget()
+        return restored(self.description, self.parts, device, self.parts.where, again)
 
     def unpacked(self) -> QuantizedLayer:
         """The layer in plain arrays; no device is needed.
@@ -137,8 +134,6 @@ class PackedLayer:
             raise
         except ValueError as error:
             raise PackedFileError(f"{where} is damaged: its parts do not fit together: {error}") from error
-        finally:
-            self.parts.forget()
 
 
 def pack_layer(layer: QuantizedLayer, device: Device) -> PackedWeight:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
@@ -225,7 +222,7 @@ def quantize_model(
         )
     for note in notes:
         logger.info("%s", note)
-    return QuantizedModel(file.path, file, recipe, source_of(file.path), layers, tuple(notes))
+    return QuantizedModel(file.path, file, recipe, Source(file.path.name, file.sha256()), layers, tuple(notes))
 
 
 def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:
@@ -278,12 +275,3 @@ def layer_of_recipe(
             return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
     return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
-
-
-def source_of(path: Path) -> Source:
-    """Name and digest of a file."""
-    digest = hashlib.sha256()
-    data = np.memmap(path, np.uint8, "r")
-    for start in range(0, len(data), 1 << 24):
-        digest.update(data[start : start + (1 << 24)].data)
-    return Source(path.name, digest.hexdigest())

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
+from npumatmul.files.reading import parse_json, read_text, shown
 from npumatmul.quant.params import Granularity
 from npumatmul.quant.schemes import Scheme
 
@@ -287,8 +287,8 @@ class Recipe:
             If it is not JSON, or a field or a value is not known.
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"recipe: this is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"recipe: a JSON object is needed, this is a {type(values).__name__}")
@@ -316,7 +316,7 @@ class Recipe:
             As for `from_json`; the message names the file.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(read_text(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -327,9 +327,9 @@ def _checked(kind: type[LayerRecipe], values: Mapping[str, Any]) -> LayerRecipe:
     for name, value in values.items():
         if not hasattr(defaults, name):
             known = ", ".join(each.name for each in dataclasses.fields(kind))
-            raise ValueError(f"recipe: there is no field {name!r}; there are {known}, layers, seed, sequential")
+            raise ValueError(f"recipe: there is no field {shown(name)}; there are {known}, layers, seed, sequential")
         wanted = type(getattr(defaults, name))
         right = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
         if not right or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"recipe: {name} is {value!r}; a {wanted.__name__} is needed")
+            raise ValueError(f"recipe: {name} is {shown(value)}; a {wanted.__name__} is needed")
     return kind(**values)

@@ -1,11 +1,12 @@
 """Quantized models as files: safetensors with tiles of one chip or codes for all, and JSON that says what they are.
 
 The tensor ``gguf`` is a whole GGUF file with everything but the linear layers. The metadata entry ``npumatmul`` is a
-JSON object: format, versions, recipe, source, and each layer's recipe and parameters; ``npumatmul.checksum`` is its
-CRC-32.
+JSON object: format, versions, recipe, source, checksums, and each layer's recipe, parameters and checksums;
+``npumatmul.checksum`` is its CRC-32. Every byte that can change a result is under one of these checksums; files of the
+first versions lack some, and are read with a warning that says so.
 
 Format 2, packed, is a file of packed weights (`npumatmul.ops.packed.files.api`), one for each layer, in the layout of a
-chip: loading copies tiles from the mapped file into device memory, byte for byte. Beside them are ``<layer>.bias``,
+chip: loading copies tiles from the file into device memory, byte for byte. Beside them are ``<layer>.bias``,
 ``.offset`` and ``.centre``.
 
 Format 1, portable, holds for each layer ``<layer>.codes`` (int8, or uint8 with two int4 in each byte, the even column
@@ -19,8 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,11 @@ from numpy.typing import NDArray
 import npumatmul
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import ModelError, PackedFileError
+from npumatmul.errors import ModelError, PackedFileError, UnusableFileError
+from npumatmul.files.checksums import array_checksum, text_checksum
+from npumatmul.files.reading import RegularFile, parse_json
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.files.source import CheckedSource, FileSource
 from npumatmul.llm.loading import Progress, layer_tensors
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.quantize.layer import QuantizedLayer, offset_of
@@ -45,12 +49,23 @@ from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTen
 from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import transform_from
 
+logger = logging.getLogger(__name__)
+
 __all__ = ["is_quantized", "load_quantized", "save_quantized"]
 
 PORTABLE, PACKED = 1, 2
 """Formats."""
 EXTRAS = ("offset", "bias", "row_scale", "centre")
 """Arrays that a layer may have beside its weight, by the names of its attributes."""
+PORTABLE_TYPES: dict[str, tuple[type[Any], ...]] = {
+    "codes": (np.int8, np.uint8),
+    "scale": (np.float32, np.float16),
+    "zero_point": (np.int8,),
+    "half": (np.float16,),
+    "minimum": (np.float16,),
+    **dict.fromkeys(EXTRAS, (np.float32,)),
+}
+"""Types of the arrays of a portable layer."""
 PACKED_EXTRAS = ("offset", "bias", "centre")
 """Those that a packed weight does not hold itself."""
 KEY = "npumatmul"
@@ -85,6 +100,8 @@ def save_quantized(
     ------
     OSError
         If it cannot be written.
+    npumatmul.errors.UnusableFileError
+        If it is the file that the model comes from.
     npumatmul.errors.DeviceError
         If the chip cannot compute a layer's scheme.
 
@@ -107,7 +124,7 @@ def save_quantized(
     kept = [name for name in model.rest.tensors if name not in linear or name == "token_embd.weight"]
     layers: dict[str, Any] = {}
     packed: dict[str, Any] = {}
-    with TensorWriter(path) as writer:
+    with TensorWriter(path, (model.path, *model.rest.paths)) as writer:
         for done, (name, layer) in enumerate(model.layers.items()):
             if progress is not None:
                 progress(done, len(model.layers), f"writing {name}")
@@ -121,7 +138,8 @@ def save_quantized(
             layers[name] = {**description, "checksums": _checksums(arrays)}
             for part, array in arrays.items():
                 writer.add(f"{name}.{part}", array)
-        writer.add("gguf", np.frombuffer(model.rest.subset(kept), np.uint8))
+        rest = np.frombuffer(model.rest.subset(kept), np.uint8)
+        writer.add("gguf", rest)
         header = json.dumps(
             {
                 "format": PORTABLE if target is None else PACKED,
@@ -130,10 +148,11 @@ def save_quantized(
                 "recipe": model.recipe.as_dict(),
                 "notes": list(model.notes),
                 "layers": layers,
+                "checksums": {"gguf": array_checksum(rest)},
             }
         )
         metadata = {} if target is None else packed_metadata(packed)
-        writer.finish({**metadata, KEY: header, CHECKSUM: str(zlib.crc32(header.encode()))})
+        writer.finish({**metadata, KEY: header, CHECKSUM: text_checksum(header)})
 
 
 def _add_tiles(writer: TensorWriter, name: str, layer: QuantizedLayer, device: Device) -> dict[str, Any]:
@@ -155,15 +174,15 @@ def is_quantized(path: str | os.PathLike[str]) -> bool:
         Whether it begins as safetensors files do.
     """
     try:
-        with Path(path).open("rb") as file:
-            start = file.read(9)
+        with RegularFile(path) as file:
+            start = file.read(0, min(9, file.size)).tobytes()
     except OSError:
         return False
     return len(start) == 9 and start[:4] != b"GGUF" and start[8:9] == b"{"
 
 
 def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
-    """Open a quantized model, packed or portable. The file is mapped, and weights are read when they are used.
+    """Open a quantized model, packed or portable. Weights are read, and checked, when they are used.
 
     Parameters
     ----------
@@ -193,10 +212,14 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
     'gguf'
     """
     target = Path(path)
-    if not target.is_file():
-        raise FileNotFoundError(f"there is no model file {target}")
     try:
         file = TensorFile(target)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no model file {target}") from None
+    except IsADirectoryError:
+        raise _error(target, "it is a folder; give the path of a file") from None
+    except UnusableFileError as error:
+        raise ModelError(str(error)) from error
     except WrongTensorFile as error:
         raise _error(target, f"it is not a complete safetensors file ({error})") from error
     header = _header(file, target)
@@ -206,7 +229,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
     if "gguf" not in file.names:
         raise _error(target, "the tensor 'gguf' is missing")
     try:
-        rest = GGUFFile.of_bytes(file["gguf"], target)
+        rest = _rest(file, header, target)
         parts: dict[str, dict[str, str]] = {}
         for name in file.names:
             layer, _, part = name.rpartition(".")
@@ -219,12 +242,16 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
             layers = {name: make(name, shape) for name, shape in shapes.items()}
         else:
             layers = _PortableLayers(file, target, shapes, parts, header["layers"])
-        recipe, source = Recipe.from_dict(header["recipe"]), Source(**header["source"])
-        return QuantizedModel(target, rest, recipe, source, layers, tuple(header["notes"]))
+        recipe, source, notes = Recipe.from_dict(header["recipe"]), Source(**header["source"]), header["notes"]
+        if not all(isinstance(text, str) for text in (source.name, source.sha256, *notes)):
+            raise ValueError("source and notes are texts")
+        return QuantizedModel(target, rest, recipe, source, layers, tuple(notes))
     except ModelError:
         raise
     except PackedFileError as error:
         raise ModelError(f"cannot use the model file {error}") from error
+    except UnusableFileError as error:
+        raise ModelError(str(error)) from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise _error(
             target, f"its description does not fit its tensors: {error!r}; quantize the model again"
@@ -237,15 +264,35 @@ def _header(file: TensorFile, path: Path) -> dict[str, Any]:
         raise _error(path, "it is a safetensors file without a quantized model; make one with `npumatmul quantize`")
     text = file.metadata[KEY]
     checksum = file.metadata.get(CHECKSUM)  # files of format 1 did not always have one
-    if checksum is not None and checksum != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+    if checksum is not None and checksum != text_checksum(text):
         raise _error(path, "it is damaged: the checksum of its description differs; fetch or quantize it again")
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(text)
+    except ValueError as error:
         raise _error(path, f"its description is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _error(path, "its description is not a JSON object")
+    if checksum is None and "checksums" in header:
+        raise _error(path, "it is damaged: the checksum of its description is missing; fetch or quantize it again")
     return header
+
+
+def _rest(file: TensorFile, header: Mapping[str, Any], path: Path) -> GGUFFile:
+    """What is no linear layer; from now on the same bytes, or an error."""
+    if file.dtype("gguf") != np.uint8 or len(file.shape("gguf")) != 1:
+        raise ValueError("the tensor 'gguf' is no file")
+    source = CheckedSource(FileSource(file.file, *file.place("gguf")))
+    if "checksums" not in header:
+        logger.warning(
+            "%s was written by an older npumatmul, without a checksum of embedding, norms and tokenizer: damage there "
+            "is not noticed; quantize the model again",
+            path,
+        )
+    elif header["checksums"]["gguf"] != source.checksum:
+        raise _error(
+            path, "it is damaged: the checksum of its GGUF part (embedding, norms, tokenizer) differs; fetch it again"
+        )
+    return GGUFFile.within(source, path)
 
 
 def _packed_layer(
@@ -257,18 +304,18 @@ def _packed_layer(
     shape: tuple[int, int],
 ) -> PackedLayer:
     found, description = parts.get(name, {}), descriptions[name]
-    extra = {part: np.array(file[found[part]]) for part in PACKED_EXTRAS if part in found}
+    extra = {part: file[found[part]] for part in PACKED_EXTRAS if part in found}
     if _checksums(extra) != description["checksums"]:
         raise ValueError(f"arrays of layer {name!r} are missing, or their checksums differ")
     return PackedLayer(LayerRecipe(**description["recipe"]), shape, weights[name], StoredParts(file, name), **extra)
 
 
 def _checksums(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    return {part: zlib.crc32(np.ascontiguousarray(array).data) for part, array in arrays.items()}
+    return {part: array_checksum(array) for part, array in arrays.items()}
 
 
 class _PortableLayers(Mapping[str, QuantizedLayer]):
-    """Layers of a portable file. Each is made when it is asked for; pages of the one before are let go.
+    """Layers of a portable file. Each is read when it is asked for.
 
     So codes of one layer at a time are in memory, unless somebody keeps them.
     """
@@ -283,7 +330,6 @@ class _PortableLayers(Mapping[str, QuantizedLayer]):
     ) -> None:
         self._file, self._path = file, path
         self._shapes, self._parts, self._descriptions = shapes, parts, descriptions
-        self._last: Mapping[str, str] = {}
         for name in shapes:
             self._layer(name, read=False)
 
@@ -296,19 +342,25 @@ class _PortableLayers(Mapping[str, QuantizedLayer]):
     def __getitem__(self, name: str) -> QuantizedLayer:
         if name not in self._shapes:
             raise KeyError(name)
-        self._file.forget(self._last.values())
-        self._last = self._parts[name]
         try:
             return self._layer(name)
+        except UnusableFileError as error:
+            raise ModelError(str(error)) from error
         except ValueError as error:
             raise _error(self._path, f"layer {name!r} is damaged ({error}); quantize the model again") from error
 
     def _layer(self, name: str, read: bool = True) -> QuantizedLayer:
         """A layer; if its codes are not to be read, all else is checked."""
-        found = {part: self._file[tensor] for part, tensor in self._parts[name].items()}
+        file, parts = self._file, self._parts[name]
+        found = {part: file[tensor] for part, tensor in parts.items() if read or part not in ("codes", "half")}
+        for part in parts.keys() - found.keys():  # takes no memory
+            found[part] = np.broadcast_to(np.zeros((), file.dtype(parts[part])), file.shape(parts[part]))
         description = self._descriptions[name]
         if read and description.get("checksums", {}) != (_checksums(found) if "checksums" in description else {}):
             raise ValueError("a checksum differs")  # files that were made before there were any are taken as they are
+        for part, array in found.items():
+            if array.dtype not in PORTABLE_TYPES.get(part, ()):
+                raise ValueError(f"{part!r} is of {array.dtype}")
         return _layer(found, description, self._shapes[name], read)
 
 

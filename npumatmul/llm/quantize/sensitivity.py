@@ -28,7 +28,7 @@ from npumatmul.llm.models.llama import BLOCK_LAYERS, PREFILL_CHUNK, Float32, Lla
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
-from npumatmul.llm.quantize.quantized_model import QuantizedModel, layer_of_recipe, source_of
+from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source, layer_of_recipe
 from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
 
 __all__ = ["Candidate", "auto_quantize", "choose", "measure_sensitivity"]
@@ -267,7 +267,8 @@ def auto_quantize(
         f"the sum of divergences alone is {expected:.4g}, the model's on the same windows {mean_kl:.4g}"
     )
     layers = {name: each.layer for name, each in chosen.items()}
-    return QuantizedModel(file.path, file, Recipe(default, overrides), source_of(file.path), layers, (note,))
+    source = Source(file.path.name, file.sha256())
+    return QuantizedModel(file.path, file, Recipe(default, overrides), source, layers, (note,))
 
 
 class _Reference:

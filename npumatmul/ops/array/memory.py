@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
+from npumatmul.device.memory import Memory
 from npumatmul.device.result_memory import ResultMemory
-from npumatmul.device.session import Memory
 from npumatmul.errors import NpuMemoryError
 
 _Made = TypeVar("_Made")
@@ -81,7 +81,7 @@ def holding(device: Device, array: NDArray[Any]) -> tuple[Buffer, int] | None:
     first = start_of(array)
     low = first + sum(step for step in steps if step < 0)
     high = first + sum(step for step in steps if step > 0) + array.itemsize
-    for memory in device.session.allocations() if array.size else ():
+    for memory in device.session.memories() if array.size else ():
         if memory.address <= low and high <= memory.address + memory.size and memory.held_by is not None:
             buffer = memory.held_by()
             if isinstance(buffer, Buffer) and buffer.of_arrays and not buffer.closed:

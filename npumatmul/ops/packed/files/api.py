@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import ClosedError, PackedFileError
+from npumatmul.errors import ClosedError, PackedFileError, UnusableFileError
+from npumatmul.files.checksums import text_checksum
+from npumatmul.files.reading import shown
 from npumatmul.ops.operators import operators
 from npumatmul.ops.packed.files.description import read_description
 from npumatmul.ops.packed.files.parts import FORMAT, VERSION
@@ -57,8 +57,6 @@ def save_packed(weights: PackedWeight | Mapping[str, PackedWeight], path: str | 
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing: install ``npumatmul[save]``.
     TypeError, ValueError
         If there is no weight, or a name is not a text or has a ``"/"``.
     ClosedError
@@ -133,7 +131,7 @@ def packed_metadata(descriptions: Mapping[str, Any]) -> dict[str, str]:
         "format": FORMAT,
         "version": str(VERSION),
         "description": text,
-        "checksum": str(zlib.crc32(text.encode())),
+        "checksum": text_checksum(text),
     }
 
 
@@ -156,8 +154,6 @@ def load_packed(
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing: install ``npumatmul[save]``.
     PackedFileError
         If the file is damaged, none of packed weights, by a newer version, or for another layout than the device's.
     KeyError
@@ -190,7 +186,7 @@ def open_packed(path: str | os.PathLike[str], *, device: Device | str | None = N
 
     Raises
     ------
-    ImportError, PackedFileError, OSError
+    PackedFileError, OSError
         As `load_packed`.
     """
     return PackedFile(path, current_device(device))
@@ -199,7 +195,7 @@ def open_packed(path: str | os.PathLike[str], *, device: Device | str | None = N
 class PackedFile(Mapping[str, PackedWeight]):
     """Packed weights in a file, by name; `open_packed` opens one.
 
-    The file is mapped: a weight is read when it is asked for, each time anew. Close it, or use it in a ``with`` block.
+    A weight is read when it is asked for, each time anew. Close the file, or use it in a ``with`` block.
 
     Attributes
     ----------
@@ -225,6 +221,8 @@ class PackedFile(Mapping[str, PackedWeight]):
 
     def close(self) -> None:
         """Give the file up; weights that were loaded stay. Closing twice is allowed."""
+        if self._file is not None:
+            self._file.close()
         self._file = None
 
     def __repr__(self) -> str:
@@ -246,16 +244,13 @@ class PackedFile(Mapping[str, PackedWeight]):
         if name not in self._descriptions:
             raise KeyError(f"{self.path} holds no weight {name!r}; it holds {', '.join(self)[:200]}")
         parts = StoredParts(self._file, name)
-        try:
-            return restored(self._descriptions[name], parts, self.device, parts.where)
-        finally:
-            parts.forget()
+        return restored(self._descriptions[name], parts, self.device, parts.where)
 
 
 class StoredParts:
     """Gives arrays and tiles of one weight in a file by name.
 
-    Tiles are views of the map, read as they go to the device; arrays, which stay in use, are copies.
+    Each is read when it is asked for; tiles are, one by one, as they go to the device.
 
     Parameters
     ----------
@@ -282,25 +277,21 @@ class StoredParts:
         Raises
         ------
         PackedFileError
-            If it is missing, or of a type that is not used.
+            If it is missing, of a type that is not used, or not in the file any more.
         """
         name = f"{self._weight}/{part}"
         if name not in self._file.names:
             raise PackedFileError(f"{self.where} is damaged: tensor {name!r} is missing")
         try:
             values = self._file[name]
-        except WrongTensorFile as error:
+        except (WrongTensorFile, UnusableFileError) as error:
             raise PackedFileError(f"{self.where} is damaged: {error}") from error
-        return values if part.startswith("tile.") else np.array(values)
+        return values
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self._file.nbytes(self._file.under(self._weight))
-
-    def forget(self) -> None:
-        """Let go of the pages of the map that were read."""
-        self._file.forget(self._file.under(self._weight))
 
 
 def descriptions_of(file: TensorFile) -> dict[str, Any]:
@@ -313,7 +304,7 @@ def descriptions_of(file: TensorFile) -> dict[str, Any]:
     """
     path, metadata = file.path, file.metadata
     if metadata.get("format") != FORMAT:
-        raise PackedFileError(f"{path} holds no packed weights (format {metadata.get('format', 'not named')[:40]!r})")
+        raise PackedFileError(f"{path} holds no packed weights (format {shown(metadata.get('format', 'not named'))})")
     version = metadata.get("version", "")
     if version != str(VERSION):
         raise PackedFileError(
@@ -321,6 +312,6 @@ def descriptions_of(file: TensorFile) -> dict[str, Any]:
             "pack the weights again"
         )
     text = metadata.get("description", "")
-    if metadata.get("checksum") != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+    if metadata.get("checksum") != text_checksum(text):
         raise PackedFileError(f"{path} is damaged: the checksum of its description differs")
     return read_description(text, path)

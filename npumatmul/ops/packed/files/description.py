@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from npumatmul.errors import PackedFileError
+from npumatmul.files.reading import parse_json, shown
 from npumatmul.planning.product import Span
 
 __all__ = ["AGAIN", "LARGEST", "Reader", "read_description"]
@@ -43,7 +43,7 @@ class Reader:
     def checked_integer(self, value: Any, key: str, low: int, high: int = LARGEST) -> int:
         """The value, if it is an integer within bounds."""
         if type(value) is not int or not low <= value <= high:
-            raise self.wrong(f"{key!r} is {str(value)[:40]}, not an integer from {low} to {high}")
+            raise self.wrong(f"{key!r} is {shown(value)}, not an integer from {low} to {high}")
         return value
 
     def text(self, key: str) -> str:
@@ -71,13 +71,13 @@ class Reader:
         """A list of two."""
         value = self.get(key)
         if not isinstance(value, list) or len(value) != 2:
-            raise self.wrong(f"{key!r} is {str(value)[:40]}; a weight has two dimensions")
+            raise self.wrong(f"{key!r} is {shown(value)}; a weight has two dimensions")
         return value[0], value[1]
 
     def span(self, value: Any, key: str) -> Span:
         """A span from start, length and padded length."""
         if not isinstance(value, list) or len(value) != 3:
-            raise self.wrong(f"{key!r} holds {str(value)[:40]}, not start, length and padded length")
+            raise self.wrong(f"{key!r} holds {shown(value)}, not start, length and padded length")
         start, length, padded = (
             self.checked_integer(each, key, low, LARGEST) for each, low in zip(value, (0, 1, 1), strict=True)
         )
@@ -107,8 +107,8 @@ def read_description(text: str, where: str) -> dict[str, Any]:
         If it is none.
     """
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise PackedFileError(f"{where} is damaged: its description is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise PackedFileError(f"{where} is damaged: its description is no object")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError, PackedFileError
+from npumatmul.files.reading import shown
 from npumatmul.ops.packed.files.description import Reader
 from npumatmul.ops.packed.files.parts import checked_tile, slices_of, tile_rows_of
 from npumatmul.ops.packed.files.tensors import check_version, params_of, transform_of
@@ -76,7 +77,7 @@ def host_values(content: Any, array: Callable[[str], NDArray[Any]], where: str) 
         raise reader.wrong(f"its tiles are not those of shape {(k, n)}")
     soc, name = reader.text("soc"), reader.text("mm_type")
     if name not in MatmulType.__members__:
-        raise reader.wrong(f"there is no matmul type {name[:40]!r}")
+        raise reader.wrong(f"there is no matmul type {shown(name)}")
     mm_type = MatmulType[name]
     try:
         here = chip(soc)
@@ -84,7 +85,7 @@ def host_values(content: Any, array: Callable[[str], NDArray[Any]], where: str) 
     except DeviceError as error:
         raise PackedFileError(f"{where} is for a chip that this npumatmul does not know: {error}") from error
     if reader.list("b_tile") != tile:
-        raise reader.wrong(f"tiles of {soc} are {tile} for {name}, not {str(reader.list('b_tile'))[:40]}")
+        raise reader.wrong(f"tiles of {soc} are {tile} for {name}, not {shown(reader.list('b_tile'))}")
     k_spans, n_spans = reader.spans("k_spans", k), reader.spans("n_spans", n)
     slices = slices_of(reader, n, k_spans, array)
     if any(each.part for each in slices):

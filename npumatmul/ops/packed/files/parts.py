@@ -6,7 +6,6 @@ the chip's own layout, and against checksums, before memory is allocated.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
+from npumatmul.files.checksums import array_checksum
+from npumatmul.files.reading import shown
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
 from npumatmul.planning.weight import largest_rows
@@ -96,8 +97,8 @@ def parts_of(stored: StoredWeight) -> Parts:
         "k_spans": [_of_span(span) for span in plan.k_spans],
         "n_spans": [_of_span(span) for span in plan.n_spans],
         "slices": slices,
-        "tile_checksums": [zlib.crc32(tile.data) for tile in tiles],
-        "array_checksums": {name: zlib.crc32(array.data) for name, array in arrays.items()},
+        "tile_checksums": [array_checksum(tile) for tile in tiles],
+        "array_checksums": {name: array_checksum(array) for name, array in arrays.items()},
     }
     return Parts(content, arrays, tiles)
 
@@ -144,7 +145,7 @@ def stored_from(
         raise reader.wrong(f"shape {shape} does not fit its tiles, of {(plan.k, plan.n)}")
     if plan.mm_type is not mm_type:
         raise PackedFileError(
-            f"{where} is for {plan.mm_type.name}, as {reader.text('soc')[:40]!r} computes its scheme; this is "
+            f"{where} is for {plan.mm_type.name}, as {shown(reader.text('soc'))} computes its scheme; this is "
             f"{device.chip.soc}, which computes it by {mm_type.name}; {again}"
         )
     slices = slices_of(reader, plan.n, plan.k_spans, array)
@@ -167,7 +168,7 @@ def checked_tile(
     if data.dtype != np.uint8 or data.shape != (nbytes,):
         raise reader.wrong(f"tile {index} is {data.dtype} of shape {data.shape}, not {nbytes} bytes")
     data = np.ascontiguousarray(data)
-    if zlib.crc32(data.data) != checksums[index]:
+    if array_checksum(data) != checksums[index]:
         raise reader.wrong(f"the checksum of tile {index} differs")
     return data
 
@@ -177,9 +178,9 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     k, n = reader.integer("k", 1), reader.integer("n", 1)
     soc, type_name = reader.text("soc"), reader.text("mm_type")
     if type_name not in MatmulType.__members__:
-        raise reader.wrong(f"there is no matmul type {type_name[:40]!r}")
+        raise reader.wrong(f"there is no matmul type {shown(type_name)}")
     mm_type = MatmulType[type_name]
-    made_for = f"{reader.where} is for {soc[:40]!r} and {type_name}"
+    made_for = f"{reader.where} is for {shown(soc)} and {type_name}"
     here = f"this is {device.chip.soc} with runtime {device.runtime_version}"
     again = reader.again
     try:
@@ -188,7 +189,7 @@ def _plan(reader: Reader, device: Device) -> WeightPlan:
     except DeviceError as error:
         raise PackedFileError(f"{made_for}; {here}: {error}; {again}") from error
     if reader.list("b_tile") != tile:
-        raise PackedFileError(f"{made_for}, in tiles of {str(reader.list('b_tile'))[:40]}; {here}: {tile}; {again}")
+        raise PackedFileError(f"{made_for}, in tiles of {shown(reader.list('b_tile'))}; {here}: {tile}; {again}")
     low_first = device.runtime.int4_low_nibble_first
     if mm_type.b is ElementType.INT4 and reader.get("int4_low_first") is not low_first:
         raise PackedFileError(f"{made_for} under a runtime with the other order of int4 in a byte; {here}; {again}")
@@ -234,12 +235,12 @@ def slices_of(reader: Reader, n: int, k_spans: Sequence[Span], array: Callable[[
 
     def load(name: Any, dtype: type[Any]) -> NDArray[Any]:
         if not isinstance(name, str) or name not in sums:
-            raise reader.wrong(f"it names an array {str(name)[:40]!r} without a checksum")
+            raise reader.wrong(f"it names an array {shown(name)} without a checksum")
         if name not in loaded:
             values = array(name)
             if values.dtype != dtype or values.shape != (n,):
                 raise reader.wrong(f"array {name!r} is {values.dtype} of shape {values.shape}, not ({n},)")
-            if zlib.crc32(np.ascontiguousarray(values).data) != sums[name]:
+            if array_checksum(values) != sums[name]:
                 raise reader.wrong(f"the checksum of array {name!r} differs")
             loaded[name] = values
         if loaded[name].dtype != dtype:

@@ -1,7 +1,7 @@
-"""safetensors files larger than memory: read through a map, written tensor by tensor.
+"""safetensors files larger than memory: read and written tensor by tensor.
 
-The package safetensors checks what is read. It cannot do either of these: its reader copies each tensor, and its writer
-wants all of them at once, and copies them.
+The package safetensors copies all tensors at once to write them, and reads through a map, which ends the process if the
+file becomes shorter. So both are done here, by the rules of the format and those of `npumatmul.files`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from npumatmul.files.reading import RegularFile, parse_json, shown
+from npumatmul.files.writing import check_target, replacing
 
 __all__ = ["TensorFile", "TensorWriter", "WrongTensorFile"]
 
@@ -31,9 +32,20 @@ _DTYPES: dict[str, type[np.generic]] = {
     "F32": np.float32,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+#: Bytes of an element of every type that the format has, less those of parts of a byte.
+_SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
 
-#: Tensors begin at multiples of this, so that views of the map are aligned and copies of tiles are fast.
+#: Tensors begin at multiples of this, so that copies of tiles are fast.
 _ALIGNMENT = 64
+#: The format's own limit of a header; within it, what a small file may have at all, and what larger ones have besides.
+#: A header of lists becomes objects of thirty times its size.
+_LONGEST_HEADER, _HEADER, _HEADER_PART = 100_000_000, 1 << 23, 16
+_MOST_DIMENSIONS = 32
 
 _COPIED = 1 << 24
 
@@ -43,7 +55,7 @@ class WrongTensorFile(ValueError):
 
 
 class TensorFile:
-    """A safetensors file that is mapped: reading a tensor copies nothing.
+    """A safetensors file that is open: a tensor is read when it is asked for.
 
     Parameters
     ----------
@@ -52,61 +64,87 @@ class TensorFile:
     Attributes
     ----------
     path : str
+    file : RegularFile
+        The file itself.
     metadata : dict of str to str
     names : frozenset of str
         Of its tensors.
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing: install ``npumatmul[save]``.
     OSError
         If the file cannot be read.
+    UnusableFileError
+        If it is no regular file, or sparse.
     WrongTensorFile
         If it is damaged, or no safetensors file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        library = safetensors()
         self.path = os.fspath(path)
-        with open(
-            self.path, "rb"
-        ) as file:  # a file that cannot be opened is an OSError, whatever the library makes of it
-            try:
-                with library.safe_open(self.path, "np") as opened:  # checks every length and offset
-                    self.metadata: dict[str, str] = opened.metadata() or {}
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (library.SafetensorError, ValueError) as error:
-                raise WrongTensorFile(f"{error}") from error
-        self._data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
-        length = int.from_bytes(self._map[:8], "little")
+        self.file = RegularFile(path)
         try:
-            entries = json.loads(self._map[8 : 8 + length])
-            entries.pop("__metadata__", None)
-            self._places = {name: _place(name, entry, 8 + length, len(self._data)) for name, entry in entries.items()}
-        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-            raise WrongTensorFile(f"its header cannot be read: {error}") from error
+            entries, self._first = _header(self.file)
+            self.metadata = _metadata(entries.pop("__metadata__", {}))
+            self._places = {name: _place(name, entry) for name, entry in entries.items()}
+            self._check_order()
+        except BaseException as error:
+            self.file.close()
+            if isinstance(error, (KeyError, TypeError, AttributeError)):
+                raise WrongTensorFile(f"its header cannot be read: {error!r}") from error
+            raise
         self.names = frozenset(self._places)
         self._under: dict[str, list[str]] = {}
         for name in self._places:
             if "/" in name:
                 self._under.setdefault(name.partition("/")[0], []).append(name)
 
+    def _check_order(self) -> None:
+        """Tensors follow each other without a gap, from the header to the end of the file."""
+        end = 0
+        for name, (start, stop, _, _) in sorted(self._places.items(), key=lambda each: each[1][:2]):
+            if start != end:
+                raise WrongTensorFile(f"tensor {shown(name)} begins at {start}, the one before it ends at {end}")
+            end = stop
+        if self._first + end != self.file.size:
+            raise WrongTensorFile(f"its tensors end at {self._first + end}, and it has {self.file.size} bytes")
+
+    def close(self) -> None:
+        """Close the file. Twice is allowed."""
+        self.file.close()
+
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """A tensor: a read-only view of the map.
+        """A tensor, read now; it cannot be written.
 
         Raises
         ------
         KeyError
             If there is none of this name.
+        UnusableFileError
+            If the file has become shorter.
         WrongTensorFile
             If it is of a type that nothing here is stored in.
         """
-        start, stop, dtype, shape = self._places[name]
-        if dtype not in _DTYPES:
-            raise WrongTensorFile(f"tensor {name!r} is of type {dtype}, which nothing here is stored in")
-        values: NDArray[Any] = self._data[start:stop].view(_DTYPES[dtype]).reshape(shape)
+        start, stop, _, shape = self._places[name]
+        values: NDArray[Any] = self.file.read(self._first + start, stop - start).view(self.dtype(name)).reshape(shape)
+        values.flags.writeable = False
         return values
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of a tensor's elements; errors as for reading it."""
+        dtype = self._places[name][2]
+        if dtype not in _DTYPES:
+            raise WrongTensorFile(f"tensor {shown(name)} is of type {dtype}, which nothing here is stored in")
+        return np.dtype(_DTYPES[dtype])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self._places[name][3]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where in the file the bytes of a tensor begin, and how many there are."""
+        start, stop, *_ = self._places[name]
+        return self._first + start, stop - start
 
     def under(self, prefix: str) -> tuple[str, ...]:
         """Names of all tensors called ``<prefix>/...``."""
@@ -116,46 +154,67 @@ class TensorFile:
         """Bytes of some tensors."""
         return sum(self._places[name][1] - self._places[name][0] for name in names)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Let go of the pages of tensors that were read; views of them stay valid, and read the file again."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # where it is missing, memory is only given back later
-            for name in names:
-                start, stop, *_ = self._places[name]
-                first = start // mmap.PAGESIZE * mmap.PAGESIZE
-                if stop > first:
-                    with contextlib.suppress(OSError):
-                        self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
+
+_Place = tuple[int, int, str, tuple[int, ...]]
+"""Where a tensor begins and ends, its type and its shape."""
 
 
-def _place(name: str, entry: Any, first: int, end: int) -> tuple[int, int, str, tuple[int, ...]]:
-    """Where a tensor begins and ends, its type and its shape."""
-    offsets, shape = entry["data_offsets"], entry["shape"]
-    if not all(type(number) is int and number >= 0 for number in (*offsets, *shape)) or len(offsets) != 2:
-        raise ValueError(f"tensor {name!r} has no place")
-    start, stop = (first + offset for offset in offsets)
-    dtype = entry["dtype"]
-    if dtype in _DTYPES and (stop - start != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize or stop > end):
-        raise ValueError(f"tensor {name!r} has {stop - start} bytes, not those of its shape")
+def _header(file: RegularFile) -> tuple[dict[str, Any], int]:
+    """What the header says, and where tensors begin."""
+    if file.size < 8:
+        raise WrongTensorFile(f"it has {file.size} bytes")
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    most = min(_LONGEST_HEADER, _HEADER + file.size // _HEADER_PART, file.size - 8)
+    if not 2 <= length <= most:
+        raise WrongTensorFile(f"its header would have {length} bytes; from 2 to {most} are possible")
+    text = file.read(8, length).tobytes()
+    if not text.startswith(b"{"):
+        raise WrongTensorFile("its header does not begin with '{'")
+    try:
+        entries = parse_json(text.decode("utf-8"))
+    except ValueError as error:
+        raise WrongTensorFile(f"its header cannot be read: {error}") from error
+    return entries, 8 + length
+
+
+def _metadata(entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise WrongTensorFile("its metadata are no object of texts")
+    return entry
+
+
+def _place(name: str, entry: Any) -> _Place:
+    (start, stop), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    if (
+        type(shape) is not list
+        or len(shape) > _MOST_DIMENSIONS
+        or not all(type(number) is int and 0 <= number < 1 << 63 for number in (start, stop, *shape))
+    ):
+        raise WrongTensorFile(f"tensor {shown(name)} has no place")
+    if type(dtype) is not str or dtype not in _SIZES:
+        raise WrongTensorFile(f"tensor {shown(name)} is of type {shown(dtype)}, which is not known")
+    if stop - start != math.prod(shape) * _SIZES[dtype]:
+        raise WrongTensorFile(f"tensor {shown(name)} has {stop - start} bytes, not those of its shape")
     return start, stop, dtype, tuple(shape)
 
 
 class TensorWriter:
     """Writes a safetensors file tensor by tensor; the file appears when `finish` is called, as a whole.
 
-    The header stands first and says what follows, so tensors are collected in a file beside it: there has to be room
-    for two.
+    The header stands first and says what follows, so tensors are collected in a file without a name in the same
+    folder: there has to be room for two.
 
     Parameters
     ----------
     path : str or os.PathLike
         A file that exists is replaced.
+    sources : iterable of str or os.PathLike
+        What the tensors come from, which is not replaced.
 
     Raises
     ------
-    ImportError
-        If the package safetensors is missing, with which the file is to be read.
-    OSError
-        If it cannot be written.
+    OSError, UnusableFileError
+        If it cannot be written, or is one of `sources`.
 
     Examples
     --------
@@ -169,31 +228,24 @@ class TensorWriter:
     ({'of': 'nothing'}, [0, 1, 2])
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        safetensors()
-        self._target = Path(path)
-        self._entries: dict[str, dict[str, Any]] = {}
+    def __init__(self, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
+        self._target, self._sources = path, tuple(sources)
+        self._places: dict[str, _Place] = {}
         self._size = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._data: BinaryIO | None = None
 
     def __enter__(self) -> TensorWriter:
-        self._folder = tempfile.TemporaryDirectory(dir=self._target.parent, prefix=".npumatmul-")
-        try:
-            self._data: BinaryIO = (Path(self._folder.name) / "data").open("w+b")
-        except BaseException:
-            self._folder.cleanup()
-            raise
+        check_target(self._target, self._sources)
+        self._data = tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._target)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove what is not finished."""
-        assert self._folder is not None
-        try:
-            self._data.close()
-        finally:
-            self._folder.cleanup()
+        if self._data is not None:
+            with contextlib.suppress(OSError):  # what could not be written at the end is not needed
+                self._data.close()
 
     def add(self, name: str, values: NDArray[Any]) -> None:
         """Write a tensor.
@@ -204,49 +256,30 @@ class TensorWriter:
             Not used yet, and not beginning with ``padding/``.
         values : ndarray of uint8, int8, int32, float16 or float32
         """
-        if name in self._entries:
+        if name in self._places:
             raise ValueError(f"there is a tensor {name!r} already")
         if self._size % _ALIGNMENT:  # the format allows no gaps
             missing = _ALIGNMENT - self._size % _ALIGNMENT
-            self._append(f"padding/{len(self._entries)}", np.zeros(missing, np.uint8))
+            self._append(f"padding/{len(self._places)}", np.zeros(missing, np.uint8))
         self._append(name, values)
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
+        assert self._data is not None, "tensors are written within a with block"
         self._data.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         end = self._size + values.nbytes
-        self._entries[name] = {
-            "dtype": _NAMES[values.dtype], "shape": list(values.shape), "data_offsets": [self._size, end],
-        }  # fmt: skip
+        self._places[name] = self._size, end, _NAMES[values.dtype], values.shape
         self._size = end
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Put header and tensors together, and the file in its place."""
-        assert self._folder is not None
-        header = json.dumps({"__metadata__": dict(metadata), **self._entries}, separators=(",", ":")).encode()
+        assert self._data is not None
+        entries = {
+            name: {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            for name, (start, end, dtype, shape) in self._places.items()
+        }
+        header = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":")).encode()
         header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-        complete = Path(self._folder.name) / "complete"
         self._data.seek(0)
-        with complete.open("wb") as file:
+        with replacing(self._target, self._sources) as file:
             file.write(len(header).to_bytes(8, "little") + header)
             shutil.copyfileobj(self._data, file, _COPIED)
-        os.replace(complete, self._target)
-
-
-def safetensors() -> ModuleType:
-    """The package safetensors.
-
-    Raises
-    ------
-    ImportError
-        If it is missing; the message says what to install.
-    """
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "packed weights are saved in the format of the package safetensors, which is missing: "
-            "pip install 'npumatmul[save]'",
-            name="safetensors",
-        ) from error
-    return safetensors

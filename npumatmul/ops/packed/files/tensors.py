@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, DeviceError, PackedFileError
+from npumatmul.files.checksums import array_checksum
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.ops.packed.files.parts import VERSION, parts_of, stored_from
 from npumatmul.ops.packed.weight import PackedWeight
@@ -45,7 +45,7 @@ def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[A
         **({} if scheme.result_params is None else {"result_params": scheme.result_params.as_dict()}),
         "params": None if params is None else params.description(),
         "input_transform": None if transform is None else transform.describe(),
-        "checksums": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
+        "checksums": {name: array_checksum(array) for name, array in arrays.items()},
         "stored": None,
     }
     if packed.stored is not None:
@@ -150,7 +150,7 @@ def _array(reader: Reader, array: _Arrays, name: str, dtype: type[Any]) -> NDArr
     values = array(name)
     if values.dtype != dtype:
         raise reader.wrong(f"{name!r} is {values.dtype}, not {np.dtype(dtype)}")
-    if zlib.crc32(values.tobytes()) != reader.dict("checksums").get(name):
+    if array_checksum(values) != reader.dict("checksums").get(name):
         raise reader.wrong(f"the checksum of {name!r} differs")
     return values
 

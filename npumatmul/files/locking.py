@@ -1,0 +1,67 @@
+"""One process at a time, for files that are read, changed and written back."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from npumatmul.errors import UnusableFileError
+
+__all__ = ["locked"]
+
+#: What holds a lock for longer has been stopped, or is no npumatmul.
+_PATIENCE = 10.0
+_PAUSE = 0.01
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes, and other threads, from changing a file, within a ``with`` block.
+
+    The lock is on a file beside it, ``.<name>.lock``, which stays; the lock itself goes with the process.
+
+    Raises
+    ------
+    OSError
+        If that file cannot be made.
+    UnusableFileError
+        If another process holds the lock for more than ten seconds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder) / "choices.json"):
+    ...     os.listdir(folder)
+    ['.choices.json.lock']
+    """
+    beside = path.parent / f".{path.name}.lock"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(beside, flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnusableFileError(f"{beside} is no regular file: {path} cannot be locked")
+        _wait(descriptor, path)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the descriptor, too
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, path: Path) -> None:
+    patience = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                raise UnusableFileError(
+                    f"{path} cannot be changed: another process has held its lock for {_PATIENCE:g} s"
+                ) from None
+        time.sleep(_PAUSE)
