@@ -75,8 +75,12 @@ class Memory:
         Offset in the allocation.
     owner : Memory or None
         What it is a slice of.
+    pointer : pointer to TensorMem
+        The runtime's struct, once it is made.
     address : int
         CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`); 0 before it is made.
+    domain, size : int
+        IOMMU domain, and bytes.
     written, synchronised : int
         Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
     lease : weakref to Lease, or None
@@ -98,6 +102,9 @@ class Memory:
     start: int = 0
     owner: Memory | None = None
     address: int = 0
+    pointer: C._Pointer[TensorMem] = field(init=False)
+    domain: int = field(init=False)
+    size: int = field(init=False)
     closed: bool = False
     written: int = 0
     synchronised: int = 0
@@ -110,25 +117,20 @@ class Memory:
     views: list[View] = field(default_factory=list)
     lock: AbstractContextManager[object] = field(default_factory=threading.RLock)
 
-    @property
-    def pointer(self) -> C._Pointer[TensorMem]:
-        """The runtime's struct."""
-        return self.entry.pointer
+    def __post_init__(self) -> None:
+        # plain attributes, since every product comes here
+        self.domain, self.size = self.entry.domain, self.entry.size
+
+    def made(self) -> None:
+        """Take over what the runtime said when it was made."""
+        self.pointer = self.entry.pointer
+        own = self.pointer.contents
+        self.address = int(own.virt_addr) + int(own.offset)
 
     @property
     def ctx(self) -> int:
         """Handle of the context under which it was allocated."""
         return self.entry.ctx
-
-    @property
-    def domain(self) -> int:
-        """IOMMU domain."""
-        return self.entry.domain
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.entry.size
 
     @property
     def holder(self) -> Holder:

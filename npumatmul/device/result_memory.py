@@ -35,15 +35,26 @@ class ResultMemory:
         """
         return max(PAGE, 1 << (nbytes - 1).bit_length())
 
-    def take(self, nbytes: int, domain: int, *, computed: bool, holder: Holder = Holder.WORKSPACES) -> Memory:
+    def take(self, size: int, domain: int, *, computed: bool, holder: Holder = Holder.WORKSPACES) -> Memory:
         """One that nobody has; its `held_by` has to be set before the lock is given up.
+
+        Parameters
+        ----------
+        size : int
+            Of `size_for`.
+        domain : int
+            IOMMU domain.
+        computed : bool
+            Whether the NPU writes there, or else the CPU.
+        holder : Holder
+            Whom it is for.
 
         Raises
         ------
         NpuMemoryError
             If there is no room for it.
         """
-        key = computed, domain, self.size_for(nbytes)
+        key = computed, domain, size
         idle = self._idle.setdefault(key, [])
         while True:
             if not idle:
@@ -56,10 +67,10 @@ class ResultMemory:
                 if memory.views:  # views that are gone: whoever held them could write until then
                     memory.views = []
                     memory.written += 1
-                if computed:
+                if computed and memory.written != memory.synchronised:
                     self.clean(memory)
                 return memory
-        memory = self._session.allocate(key[2], domain, holder)
+        memory = self._session.allocate(size, domain, holder)
         memory.home = idle
         self._all.setdefault(key, []).append(memory)
         return memory

@@ -95,6 +95,8 @@ class Session:
         Who holds contexts and memory for reuse.
     pid : int
         Of the process that opened it.
+    inherited : bool
+        Whether this process is a forked child of that one.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class Session:
         self.peak = 0
         self.reclaimers: Living[Reclaimer] = Living()
         self.pid = os.getpid()
+        self.inherited = False
         self._anchors: dict[int, ContextEntry] = {}
         self._registry = Registry(runtime)
         try:
@@ -132,11 +135,6 @@ class Session:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    @property
-    def inherited(self) -> bool:
-        """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self.pid
-
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process.
 
@@ -146,7 +144,7 @@ class Session:
             raise self._loss(self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise ClosedError(
                 f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
@@ -340,8 +338,7 @@ class Session:
                 self.runtime.create_mem(entry.ctx, entry.size, entry)
 
         self._make(entry, memory, create)
-        own = entry.pointer.contents
-        memory.address = int(own.virt_addr) + int(own.offset)
+        memory.made()
         return memory
 
     def _make(self, entry: Entry, owner: Memory | Handle, create: Callable[[], _Result]) -> _Result:
@@ -426,7 +423,7 @@ class Session:
             entry = MemoryEntry(whole.ctx, whole.domain, nbytes, whole.holder, whole.entry)
             memory = Memory(self.runtime, entry, start, whole)
             try:
-                pointer = self._make(
+                self._make(
                     entry,
                     memory,
                     lambda: self.runtime.create_mem_from_fd(
@@ -436,7 +433,7 @@ class Session:
             except RknnError as error:
                 self._raise_if_lost(error)
                 raise
-            memory.address = int(pointer.contents.virt_addr) + int(pointer.contents.offset)
+            memory.made()
             return memory
 
     def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
@@ -518,11 +515,8 @@ class Session:
 
     def check_idle(self, resource: Memory | Handle) -> None:
         """Raise `BusyError` where somebody runs with a memory or a context. The lock is held."""
-        if isinstance(resource, Memory):
-            busy = resource.in_use or self.leases.reads(resource)
-        else:
-            busy = not is_idle(resource)
-        if busy:
+        used = isinstance(resource, Memory) and (resource.in_use or self.leases.reads(resource))
+        if used or (isinstance(resource, Handle) and not is_idle(resource)):
             raise BusyError("another thread is running with it; let that end before closing")
 
     def _claim(self, entries: Iterable[Entry]) -> None:
@@ -675,6 +669,15 @@ def _memory_of(entry: MemoryEntry) -> Memory | None:
 
 
 _open_sessions: Living[Session] = Living()
+
+
+def _inherit_sessions() -> None:
+    """In a forked child: what was open before is the parent's."""
+    for session in list(_open_sessions):
+        session.inherited = True
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)
 
 
 @atexit.register

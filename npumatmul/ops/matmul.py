@@ -31,7 +31,6 @@ from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
-from npumatmul.ops.operators import operators
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
@@ -148,9 +147,10 @@ def matmul(
                 epilogue, bias = prepared.fitted(epilogue, bias)
             if type(a) is np.ndarray:
                 return prepared.compute(a, place, epilogue, bias)
-            made = prepared.arrays.multiply(a, epilogue, bias) if place is None and isinstance(a, NpuArray) else None
-            if made is not None:
-                return made
+            if place is None and isinstance(a, NpuArray):
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+                if made is not None:
+                    return made
     if isinstance(a, PackedWeight):
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
@@ -174,9 +174,6 @@ def matmul(
         assert isinstance(b, PackedWeight)
         remember(b, asked, product.prepared)
     return result
-
-
-operators.matmul = matmul
 
 
 def matmul_async(

@@ -391,7 +391,7 @@ class Matmul:
             return None
         a._check_usable()
         product = self._product(operands, cache)
-        made = product.arrays.multiply(a, operands.epilogue(shapes, self.dtype), None, out)
+        made = product.with_arrays().multiply(a, operands.epilogue(shapes, self.dtype), None, out)
         if made is not None and not cache:
             operands.weights.drop(next(shapes.indices()))
         return made

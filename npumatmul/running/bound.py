@@ -50,6 +50,11 @@ class BoundProgram:
         Each once.
     c_bytes : list of int
         Bytes of C of each range of rows.
+    struct : PlacedMatmul
+    executor : Executor
+        That of the last call, or of the one that is going on.
+    call : Call
+        For whoever acquired it, with all but the addresses of `a` and `out`.
     """
 
     def __init__(
@@ -59,11 +64,12 @@ class BoundProgram:
         weight: StoredWeight,
         activation: Activation,
         contexts: Sequence[PooledContext],
+        call: Call,
         *,
         in_place: bool = False,
     ) -> None:
+        self.call = call
         self._placement, self._plan, self._domain = placement, plan, weight.domain
-        self._device = weight.device
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
@@ -73,8 +79,7 @@ class BoundProgram:
         #: Those of the last call, of A and of C, and whether the struct refers to them.
         self._buffers: tuple[Memory, ...] = ()
         self._complete = False
-        self._executor: Executor | None = None
-        self._report = executor.Report()
+        self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
         self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
@@ -83,7 +88,7 @@ class BoundProgram:
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._refers_to = slices, activation
         low_first = contexts[0].int4_low_nibble_first
-        self._struct = executor.PlacedMatmul(
+        self.struct = executor.PlacedMatmul(
             C.pointer(placement.functions),
             activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
             RESULT_TYPE[w.mm_type.c],
@@ -139,22 +144,21 @@ class BoundProgram:
             holder = None if held is None else held()
             if (holder is not None and not holder.over) or memory.retired:
                 same = False
-        own = self._executor
-        held = None if own is None else own.lease
+        held = self.executor.lease
         holder = None if held is None else held()
-        if not same or own is None or (holder is not None and not holder.over):
+        if not same or (holder is not None and not holder.over):
             self.acquire_others(lease)
             return True
-        own.lease = ref
+        self.executor.lease = ref
         for memory in self._buffers:
             memory.lease = ref
         return True
 
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
-        placement, struct = self._placement, self._struct
+        placement, struct = self._placement, self.struct
         self._complete = False  # until the struct refers to others, for an interrupt may come before
-        self._executor = placement.executors.acquire(lease, Executor)
+        self.executor = placement.executor(lease)
         if self._c_count:
             a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
             c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
@@ -162,31 +166,9 @@ class BoundProgram:
             self._buffers = (*a, *c)
         self._complete = True
 
-    def run(self, call: Call, passes: int) -> int:
-        """Run a call; zero, or the code of a failure.
-
-        Parameters
-        ----------
-        call : Call
-        passes : int
-            How often the CPU goes over an operand or a result for it.
-        """
-        own, report = self._executor, self._report
-        assert own is not None
-        code = own.execute(self._struct, call, report)
-        with self._device.lock:
-            counters = self._device.counters
-            counters.run_calls += report.run_calls
-            counters.set_io_mem_calls += report.set_io_mem_calls
-            counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
-            counters.mem_sync_calls += report.mem_sync_calls
-            counters.macs += report.macs
-            counters.conversions += passes
-        return code
-
     def failure(self, repeated: bool) -> NpuError:
         """What went wrong in the last call."""
-        report, plan = self._report, self._plan
+        report, plan = self.executor.report, self._plan
         step, code = Step(report.step), int(report.code)
         if code == kernels.NOT_FINITE:
             return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")

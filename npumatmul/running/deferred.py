@@ -23,6 +23,7 @@ __all__ = ["DeferredResult", "ResultSlot", "Tiles"]
 
 #: Slots that a program keeps for further results.
 _SLOTS = 8
+_NOTHING = Epilogue()
 
 
 class Tiles:
@@ -70,8 +71,21 @@ class ResultSlot:
     """
 
     __slots__ = (
-        "_after", "_array", "_of", "_refers_to", "_struct", "_sums", "_wanted", "call", "domain", "dtype", "memories",
-        "nbytes", "pointer", "results", "shape",
+        "_after",
+        "_array",
+        "_of",
+        "_refers_to",
+        "_sizes",
+        "_struct",
+        "_sums",
+        "call",
+        "domain",
+        "dtype",
+        "memories",
+        "nbytes",
+        "pointer",
+        "results",
+        "shape",
     )  # fmt: skip
 
     def __init__(
@@ -85,17 +99,17 @@ class ResultSlot:
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self.results, self.domain = results, weight.domain
-        each_tile = [nbytes for nbytes in c_bytes for _ in range(tiles.n_count)]
-        self._wanted = each_tile
+        self._sizes = [results.size_for(nbytes) for nbytes in c_bytes for _ in range(tiles.n_count)]
         self.memories: list[Memory] = []
         self._of: weakref.ref[DeferredResult] | None = None
-        self.nbytes = sum(map(results.size_for, each_tile))
+        self.nbytes = sum(self._sizes)
         m, n = shape
         rows = (C.c_double * (2 * m))()  # factors, and zero points and sums of half their size
         address = C.addressof(rows)
-        self._array = (C.POINTER(TensorMem) * len(each_tile))()
+        self._array = (C.POINTER(TensorMem) * len(self._sizes))()
         self._sums: NDArray[np.int32] | None = None
         self._after: PlacedEpilogue | None = None
+        self._nowhere: NDArray[Any] = np.broadcast_to(np.empty((), dtype), shape)
         # ctypes keeps alive what a struct's pointer field is set to, but not what is passed as a bare address
         self._refers_to = rows, weight.slices
         element = Element.INT8 if dtype == np.int8 else ELEMENTS[dtype]
@@ -120,7 +134,10 @@ class ResultSlot:
             self._sums = np.empty(self.shape, np.int32)
             struct.sums = self._sums.ctypes.data
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
-            self._after = _placed(epilogue or Epilogue(), bias, self.shape, self.dtype)
+            given = epilogue or _NOTHING
+            bias = given.bias if bias is None else bias
+            own = None if bias is None else np.array(bias, np.float32)  # the caller's may change before it is read
+            self._after = PlacedEpilogue(given, self._nowhere, own, fresh=True)
             struct.epilogue = self._after.pointer
         elif self._after is not None:
             struct.epilogue = self._after = None
@@ -128,7 +145,7 @@ class ResultSlot:
     def _acquire(self, ref: weakref.ref[DeferredResult]) -> None:
         """Memory for each tile's C: what the last result had, if nobody else has it."""
         memories = self.memories
-        for index, size in enumerate(self._wanted):
+        for index, size in enumerate(self._sizes):
             memory = memories[index] if index < len(memories) else None
             home = None if memory is None else memory.home
             if (
@@ -208,11 +225,3 @@ class DeferredResult:
         assert slot is not None
         rows, columns = slot.shape
         executor.store_deferred(slot.pointer, rows, address, columns * slot.dtype.itemsize)
-
-
-def _placed(epilogue: Epilogue, bias: ArrayLike | None, shape: tuple[int, int], dtype: np.dtype[Any]) -> PlacedEpilogue:
-    """The epilogue with a bias of its own: the caller's may change before it is read."""
-    bias = epilogue.bias if bias is None else bias
-    own = None if bias is None else np.array(bias, np.float32)
-    nowhere: NDArray[Any] = np.broadcast_to(np.empty((), dtype), shape)
-    return PlacedEpilogue(epilogue, nowhere, own, fresh=True)

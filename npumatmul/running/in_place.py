@@ -101,7 +101,7 @@ class _InPlaceCall:
             out = self.made
             if out is None:  # else the run is repeated
                 results = program.results
-                memory = results.take(program.c_bytes, program.domain, computed=True, holder=Holder.BUFFERS)
+                memory = results.take(program.c_size, program.domain, computed=True, holder=Holder.BUFFERS)
                 out = self.made = Buffer(session, memory)
                 out.of_arrays = True
             self._bound.whole = out._memory.pointer
@@ -152,6 +152,8 @@ class InPlaceProgram(Runs):
     ----------
     a_bytes, c_bytes : int
         What is read and written from the first row on, with rows that pad the product.
+    c_size : int
+        Of memory for a result.
     domain : int
         IOMMU domain of the weight, in which the arrays have to be.
     """
@@ -167,6 +169,7 @@ class InPlaceProgram(Runs):
         row_bytes = mm_type.a.nbytes(plan.weight.k), mm_type.c.nbytes(plan.weight.n)
         self.domain = weight.domain
         self.session, self.results = self._session, self._placement.results
+        self.c_size = self.results.size_for(self.c_bytes)
         #: Offset and bytes of A and of C of each range of rows.
         self.parts = [[(span.start * row, span.padded * row) for span in plan.m_spans] for row in row_bytes]
         self._calls: list[_InPlaceCall] = []
@@ -235,12 +238,12 @@ class InPlaceProgram(Runs):
         if out is None:
             dirty = memory.written != memory.synchronised or memory.views or memory.owner is not None
             given: tuple[Any, ...] = (
-                told.begin, 0, None, (memory,), None, told.start if dirty else None
+                told.begin, None, None, (memory,), None, told.start if dirty else None
             )  # fmt: skip
         else:
             whole = out.memory.allocation
             computes = whole.address, whole.address + whole.size - 1
-            given = told.begin, 0, None, (memory, out._memory), computes, told.start, told.end
+            given = told.begin, None, None, (memory, out._memory), computes, told.start, told.end
         failed = self._attempt(*given)
         if failed is not None:
             self._repeat(failed, *given)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import weakref
 
 from npumatmul.device.device import Device
-from npumatmul.device.leases import Spares
+from npumatmul.device.leases import Lease, Spares
 from npumatmul.device.result_memory import ResultMemory
-from npumatmul.host import executor
+from npumatmul.errors import ClosedError
+from npumatmul.host.executor import Executor, RuntimeFunctions
 from npumatmul.running.pool import ContextPool
 from npumatmul.running.workspace import Workspace
 
@@ -24,7 +25,6 @@ class Placement:
     contexts : ContextPool
     workspace : Workspace
     results : ResultMemory
-    executors : Spares of Executor
     functions : RuntimeFunctions
         The runtime's, for executors.
     has_cores : bool
@@ -37,16 +37,28 @@ class Placement:
         self.contexts = ContextPool(device.session)
         self.workspace = Workspace(device.session)
         self.results = ResultMemory(device.session)
-        self.executors: Spares[executor.Executor] = Spares()
+        self._executors: Spares[Executor] = Spares()
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
-        self.functions = executor.RuntimeFunctions(*map(address, names))
+        self.functions = RuntimeFunctions(*map(address, names))
         device.session.reclaimers.add(self)
 
     @classmethod
     def of(cls, device: Device) -> Placement:
         """The placement of a device."""
         return device.attached(cls, cls)
+
+    def executor(self, lease: Lease) -> Executor:
+        """An executor, until the lease is over."""
+        return self._executors.acquire(lease, self._make_executor)
+
+    def _make_executor(self) -> Executor:
+        device = self._device()
+        if device is None:
+            raise ClosedError("the device is gone")
+        made = Executor()
+        device.reports.append(made.report)
+        return made
 
     def spare_one(self) -> bool:
         """Destroy the context that was used longest ago, unless all are in use."""
@@ -59,6 +71,6 @@ class Placement:
 
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
-        self.executors.close()
+        self._executors.close()
         self.workspace.clear()
         self.contexts.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device.buffer import Buffer
 from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.host.activation import Activation
+from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Call, Element
-from npumatmul.host.kernels import address_of
 from npumatmul.planning.product import plan_matmul
 from npumatmul.running.bound import BoundProgram
 from npumatmul.running.call import NoRoomError, check_place, device_scales, result_element
@@ -26,8 +26,6 @@ __all__ = ["BufferRows", "Program"]
 
 logger = logging.getLogger(__name__)
 
-#: A program is bound so often, each time to contexts of its own, for threads that are at work with it at once.
-_BOUND = 8
 _NOTHING = Epilogue()
 
 
@@ -137,20 +135,22 @@ class Program(Runs):
         """
         if not fresh:
             check_place(out, self._result, self._dtype)
-        call, after = Call(), None
+        call: Call | None = None
+        after: PlacedEpilogue | None = None
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
             after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
-            call.out_is_read, call.epilogue = after.reads_out, after.pointer
-        if isinstance(a, np.ndarray) and a.shape == self._rows and a.dtype == self._reads:
-            call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
-        else:
-            call.a_deferred = self._source(a)
-        call.out, call.out_row_stride, call.out_type = address_of(out), out.strides[0], self._element
-        failed = self._attempt(call, 2, out)
+        if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
+            call = self._call(a)
+            call.out, call.out_row_stride = address_of(out), out.strides[0]
+            if after is not None:
+                call.out_is_read, call.epilogue = after.reads_out, after.pointer
+        elif a.shape != self._rows or a.dtype != self._reads:
+            self._refuse(a)
+        failed = self._attempt(call, a, out)
         if failed is not None:
-            self._repeat(failed, call, 2, out)
+            self._repeat(failed, call, a, out)
 
     def defer(
         self,
@@ -181,14 +181,14 @@ class Program(Runs):
         given = a.slot if type(a) is DeferredResult else a
         assert given is not None
         if given.shape != self._rows or given.dtype != self._reads:
-            self._source(a)  # which says what is wrong, unless it is widened
+            self._call(a)  # which says what is wrong, unless it is widened
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
         memories = (a.memory,) if type(a) is BufferRows else ()
         try:
-            failed = self._attempt(begin, 1, None, memories)
+            failed = self._attempt(begin, None, None, memories)
             if failed is not None:
-                self._repeat(failed, begin, 1, None, memories)
+                self._repeat(failed, begin, None, None, memories)
         except NoRoomError:
             return None
         return result
@@ -227,12 +227,31 @@ class Program(Runs):
         call.a_deferred = None
         return call
 
-    def _source(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Any:
-        """A deferred result as the left operand."""
+    def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:
+        """A call for a left operand, without a place for the result."""
+        call = Call(out_type=self._element)
+        fits = a.dtype == self._reads
+        if isinstance(a, DeferredResult):
+            fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
+            assert a.slot is not None
+            call.a_deferred = a.slot.pointer
+        elif not isinstance(a, BufferRows):
+            call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
+        if a.shape != self._rows or not fits:
+            self._refuse(a)
+        return call
+
+    def _plain_call(self) -> Call:
+        """A call for rows that stand one behind the other, without addresses."""
+        call = Call(out_type=self._element)
+        call.a_col_stride = self._reads.itemsize
+        call.a_row_stride, call.out_row_stride = (
+            self._rows[1] * self._reads.itemsize,
+            self._result[1] * self._dtype.itemsize,
+        )
+        return call
+
+    def _refuse(self, a: NDArray[Any] | DeferredResult | BufferRows) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
-        widened = self._reads == np.float32 and a.dtype in ELEMENTS
-        if not isinstance(a, DeferredResult) or (a.dtype != self._reads and not widened):
-            raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")
-        assert a.slot is not None
-        return a.slot.pointer
+        raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")

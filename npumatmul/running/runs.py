@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import getpid
 from typing import Any
-
-from numpy.typing import NDArray
 
 from npumatmul.device.leases import Lease
 from npumatmul.device.memory import Memory
@@ -14,6 +11,7 @@ from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
+from npumatmul.host.arrays import address_of
 from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
@@ -59,9 +57,9 @@ class Runs:
 
     def _attempt(
         self,
-        begin: Call | Callable[[BoundProgram], Call],
-        passes: int,
-        out: NDArray[Any] | None = None,
+        call: Call | Callable[[BoundProgram], Call] | None,
+        a: Any,
+        out: Any,
         memories: tuple[Memory, ...] = (),
         computes: tuple[int, int] | None = None,
         start: Callable[[], None] | None = None,
@@ -76,22 +74,22 @@ class Runs:
 
         Parameters
         ----------
-        begin : Call or callable
-            The call, or what makes it under the lock.
-        passes : int
-            How often the CPU goes over an operand or a result for it.
-        out : ndarray, optional
-            Where the CPU stores the result.
+        call : Call, callable or None
+            What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
+            behind the other, and there is no epilogue.
+        a, out : ndarray or None
+            What the CPU reads, and where it stores the result.
         memories : tuple of Memory
             Of arrays that it runs with, which nobody may close meanwhile.
         computes : (int, int), optional
             Where the NPU writes the result, as of a `Lease`.
         start, end : callable, optional
-            Are called before and after the run. Where they fail contexts count as broken: their caches may be wrong.
+            Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
         repeated : bool
+            Whether it failed before.
         """
         weight, device, session = self._weight, self._device, self._session
-        if getpid() != session.pid:  # before the lock, which may be held for ever in a forked child
+        if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
             session.check_usable()
         leases, waiting = session.leases, None
         try:
@@ -110,17 +108,26 @@ class Runs:
                         others = leases.enter(lease)
                         if not others:
                             try:
-                                bound = self._acquire(lease)
-                                call = begin if isinstance(begin, Call) else begin(bound)
+                                if device.weights.unsynchronised:
+                                    device.weights.flush()
+                                for each in self._bound:
+                                    if each.acquire(lease):
+                                        bound = each
+                                        break
+                                else:
+                                    bound = self._bind(lease)
+                                ready = call if call is None or isinstance(call, Call) else call(bound)
                             except NO_ROOM as error:
                                 bound, waiting = None, waiting or Waiting(session)
                                 waiting.no_room(error, lease, ended)
                     if bound is not None:
+                        if ready is None:
+                            ready = bound.call
+                            ready.a, ready.out = address_of(a), address_of(out)
                         try:
                             if start is not None:
                                 start()
-                            code = bound.run(call, passes)
-                            if code == 0:
+                            if bound.executor.execute(bound.struct, ready) == 0:
                                 if end is not None:
                                     end()
                                 return None
@@ -149,18 +156,17 @@ class Runs:
         except NpuError as error:
             raise error from first
 
-    def _acquire(self, lease: Lease) -> BoundProgram:
-        """All that a call needs, leased."""
-        if self._device.weights.unsynchronised:
-            self._device.weights.flush()
-        for bound in self._bound:
-            if bound.acquire(lease):
-                return bound
+    def _plain_call(self) -> Call:
+        """A call for rows that stand one behind the other, without addresses."""
+        return Call()
+
+    def _bind(self, lease: Lease) -> BoundProgram:
+        """The program bound once more: those that there are are in use or broken."""
         contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
-        how = self._plan, self._weight, self._activation, contexts
+        how = self._plan, self._weight, self._activation, contexts, self._plain_call()
         bound = BoundProgram(self._placement, *how, in_place=self._in_place)
-        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         bound.acquire_others(lease)
+        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound
 
     def _tiles(self) -> list[TileShape]:

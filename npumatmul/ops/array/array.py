@@ -15,10 +15,12 @@ from npumatmul.chips.layout import round_up
 from npumatmul.device.buffer import PAGE, Buffer
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
 from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.ops.operators import operators
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -382,17 +384,19 @@ class NpuArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         """Products run on the NPU, other ufuncs on the CPU."""
-        from npumatmul.ops.array.protocols import call_ufunc
+        return operators.call_ufunc(ufunc, method, inputs, options)
 
-        return call_ufunc(ufunc, method, inputs, options)
+    def __matmul__(self, other: Any) -> Any:
+        """The product; that with a packed weight is the weight's."""
+        if getattr(type(other), "__array_ufunc__", False) is None:
+            return NotImplemented
+        return np.matmul(self, other)
 
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         """Products run on the NPU, other functions on the CPU."""
-        from npumatmul.ops.array.protocols import call_function
-
-        return call_function(function, args, options)
+        return operators.call_function(function, args, options)
 
 
 def empty(
@@ -439,7 +443,7 @@ def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> 
     """An array of a deferred result, of the same elements in another shape; nothing is read yet."""
     dtype, slot = deferred.dtype, deferred.slot
     assert slot is not None
-    pending = Pending(device, deferred, room_for(shape, dtype, device))
+    pending = Pending(device, deferred, ResultMemory.size_for(room_for(shape, dtype, device)))
     device.attached(Unread, Unread).add(pending, slot)
     return made_of(pending, device, shape, dtype, dense_strides(shape, dtype.itemsize))
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
@@ -45,7 +46,7 @@ class ArrayProduct:
         self._strides = dense_strides(self._shape, dtype.itemsize)
         self._row_strides = (shapes.k * a.itemsize, a.itemsize)
         self._is_matrix = len(self._shape) == 2
-        self._room = room_for(self._shape, dtype, device)
+        self._room = ResultMemory.size_for(room_for(self._shape, dtype, device))
         self._defers = product.takes_deferred and dtype != np.int32
         self._reads_rows = product.reads == a
         self._unread = device.attached(Unread, Unread)
@@ -111,7 +112,8 @@ class ArrayProduct:
     ) -> NpuArray | None:
         """Multiply where a and the result stand; None where they do not stand so."""
         program = self._in_place
-        if out is not None or program is None or a.offset or a.room < program.a_bytes:
+        room = state._memory.size if type(state) is Buffer else a.room
+        if out is not None or program is None or a.offset or room < program.a_bytes:
             program = self._elsewhere(a, out)
             if program is None:
                 return None
