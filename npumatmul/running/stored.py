@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -15,8 +14,8 @@ from numpy.typing import NDArray
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Turn
-from npumatmul.device.session import NO_ROOM, Memory
-from npumatmul.errors import ClosedError, NpuMemoryError, RknnError
+from npumatmul.device.session import NO_ROOM
+from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.planning.product import Span, WeightPlan
 
 _Prepared = TypeVar("_Prepared")
@@ -130,18 +129,11 @@ class StoredWeight:
             for one, next_one in pairwise(self.tiles)
         )
 
-    @contextmanager
-    def whole(self) -> Iterator[Memory]:
-        """Memory of all tiles at once, where they are `in_one_piece`, to be bound."""
-        if len(self.tiles) == 1:
-            yield self.tiles[0].memory
-            return
-        arena = self.tiles[0].arena
-        memory = arena.session.wrap(arena.memory, self.tiles[0].start, self.nbytes)
-        try:
-            yield memory
-        finally:
-            arena.session.release(memory)
+    @property
+    def whole(self) -> ArenaBlock:
+        """All tiles as one, where they are `in_one_piece`, to be bound. The device's lock is held."""
+        first = self.tiles[0]
+        return first if len(self.tiles) == 1 else first.joined(self.nbytes)
 
     def leased(
         self,
@@ -215,9 +207,6 @@ class StoredWeight:
                     turn.wait(others)
                 else:
                     leases.wait_for(in_the_way)
-        except RknnError as error:
-            session.raise_if_lost(error)
-            raise
         finally:
             if turn is not None:
                 turn.over = True
