@@ -188,7 +188,10 @@ typedef struct npumm_crew npumm_executor;
 /* NULL where there is no memory. */
 NPUMM_EXPORT npumm_executor *npumm_executor_create(void);
 
-/* Waits for the threads to end. In a forked child, which has none of them, it does nothing. NULL is allowed. */
+/*
+ * Waits for the threads to end, unless one waits for the runtime in a call that was given up. In a forked child, which has
+ * none of them, it does nothing. NULL is allowed.
+ */
 NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
 
 /*
@@ -201,6 +204,19 @@ NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
  */
 NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
                                npumm_report *report);
+
+/*
+ * As npumm_execute, for a caller whom the runtime must not hold up. All cores are left to threads of the executor, and the
+ * calling thread asks `attend` about every 100 ms whether to go on: 0 is yes; 1: end with the runs that are going on
+ * (NPUMM_INTERRUPTED); 2: end at once. NPUMM_GIVEN_UP says that threads still wait for the runtime: the placed matmul, its
+ * contexts and all memory of the NPU that they were given belong to them, and nothing else may be done with this executor,
+ * until npumm_executor_lost says 0. What the CPU reads and writes, they touch no more.
+ */
+NPUMM_EXPORT int npumm_execute_attended(npumm_executor *executor, const npumm_placed_matmul *placed,
+                                        const npumm_call *call, npumm_report *report, int (*attend)(void));
+
+/* How many threads still wait for the runtime in a call that was given up. */
+NPUMM_EXPORT int32_t npumm_executor_lost(npumm_executor *executor);
 
 /*
  * Finish `rows` rows of a deferred result, from row `first` on, into `out`, adjacent along the columns: what npumm_execute
