@@ -51,16 +51,3 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   if (npumm_crew_is_ended(executor)) return code; /* nobody wants the result */
   return code || !call->out_bound ? code : npumm_in_place_end(placed, call->out_bound, report);
 }
-
-int npumm_execute_attended(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
-                           npumm_report *report, int (*attend)(void)) {
-  npumm_crew_attend(executor, attend);
-  int code = npumm_execute(executor, placed, call, report);
-  if (report && npumm_crew_is_ended(executor)) {
-    code = npumm_fail(report, NPUMM_STEP_NONE, npumm_crew_lost(executor) ? NPUMM_GIVEN_UP : NPUMM_INTERRUPTED);
-  }
-  npumm_crew_attend(executor, NULL);
-  return code;
-}
-
-int32_t npumm_executor_lost(npumm_executor *executor) { return npumm_crew_lost(executor); }

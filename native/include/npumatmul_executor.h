@@ -215,6 +215,10 @@ NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matm
 NPUMM_EXPORT int npumm_execute_attended(npumm_executor *executor, const npumm_placed_matmul *placed,
                                         const npumm_call *call, npumm_report *report, int (*attend)(void));
 
+/* One run of one context, for the same sort of caller. Returns what `run` does, or one of NPUMM_*. */
+NPUMM_EXPORT int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context,
+                                    int (*attend)(void));
+
 /* How many threads still wait for the runtime in a call that was given up. */
 NPUMM_EXPORT int32_t npumm_executor_lost(npumm_executor *executor);
 

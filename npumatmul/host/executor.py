@@ -6,6 +6,7 @@ import ctypes as C
 import weakref
 from enum import IntEnum
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ClosedError
 from npumatmul.host import kernels
+from npumatmul.host.attending import ATTEND, Attendant, main_thread
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
@@ -355,9 +357,19 @@ def _library() -> Any:
     library.npumm_executor_destroy.argtypes = (C.c_void_p,)
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    library.npumm_execute_attended.restype = C.c_int
+    library.npumm_execute_attended.argtypes = (*library.npumm_execute.argtypes, ATTEND)
+    library.npumm_run_attended.restype = C.c_int
+    library.npumm_run_attended.argtypes = (C.c_void_p, C.c_void_p, Context, ATTEND)
+    library.npumm_executor_lost.restype = C.c_int32
+    library.npumm_executor_lost.argtypes = (C.c_void_p,)
     library.npumm_deferred_store.restype = C.c_int
     library.npumm_deferred_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
+
+
+#: Those that nobody needs just now.
+_attendants: list[Attendant] = []
 
 
 class Executor:
@@ -382,6 +394,7 @@ class Executor:
         if not self._address:
             raise MemoryError("no memory for an executor")
         self._execute = library.npumm_execute
+        self._execute_attended = library.npumm_execute_attended
         self._closed = False
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
@@ -390,7 +403,15 @@ class Executor:
         """Run a placed matmul; zero, or the code that is in the report."""
         if self._closed:
             raise ClosedError("the executor is closed")
-        code: int = self._execute(self._address, placed, call, self.report)
+        code: int
+        if get_ident() != main_thread[0]:  # there no handler of a signal runs
+            code = self._execute(self._address, placed, call, self.report)
+            return code
+        attendant = _attendants.pop() if _attendants else Attendant()
+        code = self._execute_attended(self._address, placed, call, self.report, attendant.function)
+        if attendant.interrupts:
+            raise attendant.interrupts[0]
+        _attendants.append(attendant)
         return code
 
     def close(self) -> None:
