@@ -72,6 +72,7 @@ class ResultSlot:
 
     __slots__ = (
         "_after",
+        "_nowhere",
         "_array",
         "_of",
         "_refers_to",
