@@ -72,8 +72,8 @@ class ResultSlot:
 
     __slots__ = (
         "_after",
-        "_nowhere",
         "_array",
+        "_nowhere",
         "_of",
         "_refers_to",
         "_sizes",

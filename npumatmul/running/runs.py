@@ -132,12 +132,14 @@ class Runs:
                                     end()
                                 return None
                         except RknnError as error:
+                            session.raise_if_lost(error)
                             bound.mark_broken()
                             if repeated:
                                 raise bound.in_vain(error) from error
                             return error
                         failed = bound.failure(repeated)
                         if not repeated and bound.broken and isinstance(failed, RknnError):
+                            session.raise_if_lost(failed)
                             return failed
                         raise failed
                 finally:
@@ -145,6 +147,9 @@ class Runs:
                     leases.leave(lease)
                 waiting = waiting or Waiting(session)
                 waiting.wait(others)
+        except RknnError as error:
+            session.raise_if_lost(error)
+            raise
         finally:
             if waiting is not None:
                 waiting.end()
