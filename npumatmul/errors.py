@@ -14,6 +14,7 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "DeviceError",
+    "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
     "ModelError",
@@ -55,6 +56,10 @@ class DeviceError(NpuError, ValueError):
 
 class ClosedError(NpuError, RuntimeError):
     """An object was used after it, or the device that it belongs to, was closed (or inherited through a fork)."""
+
+
+class DeviceLostError(NpuError, RuntimeError):
+    """The NPU is gone: its driver does nothing any more. The message names the call that failed first."""
 
 
 class BusyError(NpuError, RuntimeError):
@@ -114,10 +119,14 @@ class RknnError(NpuError, RuntimeError):
         self.function = function
         self.code = code
         self.arguments = dict(arguments or {})
-        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        text = f"{function}({shown}) returned {code} ({self.name}): {self.meaning}."
         advice = hint or self.hint
-        super().__init__(f"{text} {advice}" if advice else text)
+        super().__init__(f"{self.what}. {advice}" if advice else f"{self.what}.")
+
+    @property
+    def what(self) -> str:
+        """What happened, without advice: the call, the code, and what it means."""
+        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.function}({shown}) returned {self.code} ({self.name}): {self.meaning}"
 
 
 class RknnFail(RknnError):
