@@ -93,6 +93,8 @@ class Session:
         Who holds contexts and memory for reuse.
     pid : int
         Of the process that opened it.
+    inherited : bool
+        Whether this process is a forked child of that one.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class Session:
         self.peak = 0
         self.reclaimers: Living[Reclaimer] = Living()
         self.pid = os.getpid()
+        self.inherited = False
         self._anchors: dict[int, ContextEntry] = {}
         self._registry = Registry(runtime)
         try:
@@ -130,11 +133,6 @@ class Session:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    @property
-    def inherited(self) -> bool:
-        """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self.pid
-
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process.
 
@@ -144,7 +142,7 @@ class Session:
             raise self._loss(self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise ClosedError(
                 f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
@@ -648,6 +646,15 @@ def _memory_of(entry: MemoryEntry) -> Memory | None:
 
 
 _open_sessions: Living[Session] = Living()
+
+
+def _inherit_sessions() -> None:
+    """In a forked child: what was open before is the parent's."""
+    for session in list(_open_sessions):
+        session.inherited = True
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)
 
 
 @atexit.register
