@@ -14,8 +14,10 @@ __all__ = [
     "BusyError",
     "ClosedError",
     "DeviceError",
+    "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
+    "MissingPackageError",
     "ModelError",
     "NotFiniteError",
     "NpuError",
@@ -57,6 +59,10 @@ class ClosedError(NpuError, RuntimeError):
     """An object was used after it, or the device that it belongs to, was closed (or inherited through a fork)."""
 
 
+class DeviceLostError(NpuError, RuntimeError):
+    """The NPU is gone: its driver does nothing any more. The message names the call that failed first."""
+
+
 class BusyError(NpuError, RuntimeError):
     """A context or buffer is in use by another thread; nothing was called."""
 
@@ -91,6 +97,10 @@ class PackedFileError(NpuError, ValueError):
 
 class UnusableFileError(NpuError, OSError):
     """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
+
+
+class MissingPackageError(NpuError, ModuleNotFoundError):
+    """A package is not installed that an optional part of npumatmul needs; the message says how to get it."""
 
 
 class RknnError(NpuError, RuntimeError):

@@ -327,10 +327,10 @@ def test_a_driver_with_fewer_domains_than_the_table_says(
     with small_domains(monkeypatch, tmp_path) as device:
         create = device.runtime.matmul_create
 
-        def creating(info: Any) -> Any:
+        def creating(info: Any, note: Any) -> Any:
             if info.iommu_domain_id > 1:
                 raise RknnParamInvalid("rknn_matmul_create", -5, {"iommu_domain_id": info.iommu_domain_id})
-            return create(info)
+            return create(info, note)
 
         monkeypatch.setattr(device.runtime, "matmul_create", creating)
         packed, text = fill_up(device, w)

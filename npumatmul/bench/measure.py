@@ -208,7 +208,9 @@ def measure(
         if step is not Step.CREATE:
             del seconds[step][:warmup]
     model = TIMINGS.get(device.chip.soc)
-    modelled = None if model is None else model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores)
+    modelled = None
+    if model is not None:
+        modelled = model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
     return Measurement(case, seconds, modelled, device.simulated, device.name, plan.cores)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
 from npumatmul.chips.timing import TIMINGS
+from npumatmul.extras import check_installed
 
 __all__ = ["roofline"]
 
@@ -32,9 +33,10 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackageError
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
+    check_installed("matplotlib", "a plot")
     import matplotlib
 
     matplotlib.use("Agg")

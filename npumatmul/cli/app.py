@@ -389,11 +389,6 @@ def run() -> None:
     except BrokenPipeError:
         _discard_output()  # the reader has gone: nobody is left to be told
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        advice = missing_package(error)
-        if advice is None:
-            raise
-        sys.exit(f"npumatmul: {advice}")
     except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
         sys.exit(f"npumatmul: {_in_words(error)}")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.extras import check_installed
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.reading import read_text as read_any_text
 from npumatmul.files.writing import check_output, write_bytes
@@ -181,7 +182,10 @@ def picture_format(path: Path) -> str:
     ------
     ValueError
         If no picture can be made of it.
+    MissingPackageError
+        If pictures cannot be made at all.
     """
+    check_installed("matplotlib", "--plot")
     kind = path.suffix[1:].lower() or "png"
     if kind not in _PICTURES:
         raise ValueError(f"{path}: pictures are {', '.join(_PICTURES)}")

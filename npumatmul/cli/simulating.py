@@ -14,7 +14,12 @@ import typer
 from npumatmul import sim
 from npumatmul.rknn.socs import DEFAULT_SOC
 
-app = typer.Typer(no_args_is_help=True, help="The simulator for programs that are linked with librknnrt.so.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="The simulator for programs that are linked with librknnrt.so.",
+)
 
 RuntimeOption = Annotated[str, typer.Option(help="The version of the vendor's runtime to simulate.")]
 

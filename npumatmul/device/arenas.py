@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from npumatmul.chips.layout import round_up
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import PAGE
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import NpuMemoryError, RknnError
 from npumatmul.rknn import TensorMem
 
@@ -107,7 +109,7 @@ class Arena:
     undivided : bool
         Whether it serves one weight as a whole. Before 1.6.0 nothing but `rknn_matmul_set_io_mem` synchronises caches,
         and it is not known to do so for slices (Q15), so each weight gets an allocation of its own.
-    slices : WeakSet of ArenaBlock
+    slices : Living of ArenaBlock
         Those that live; their owners hold them.
     """
 
@@ -115,7 +117,7 @@ class Arena:
         self.session = session
         self._unsynchronised = set() if unsynchronised is None else unsynchronised
         self.undivided = not session.runtime.has("rknn_mem_sync")
-        self.slices: weakref.WeakSet[ArenaBlock] = weakref.WeakSet()
+        self.slices: Living[ArenaBlock] = Living()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
         self._stale = False  # whether slices went that nobody closed
         self.memory = session.allocate(size, domain, Holder.WEIGHTS)
@@ -182,7 +184,8 @@ class Arena:
         """Count slices that follow each other, in a free range, as taken."""
         start, stop = made[0].start, made[-1].start + made[-1].reserved
         free, self._free = self.free(), None
-        self.slices.update(made)
+        for block in made:
+            self.slices.add(block)
         rest = [part for each in free for part in _without(each, start, stop)]
         self._free = rest
 
@@ -448,13 +451,10 @@ class WeightMemory:
         self._release_orphans()
 
     def _release_orphans(self) -> None:
-        """Free what an interrupt left with nobody: arenas that were made or given back, ranges that were dropped."""
+        """Free what an interrupt left with nobody: ranges that were dropped, arenas that nobody holds."""
         for arena in self.arenas:
             arena.recount()
-        known = {arena.memory for arena in self.arenas}
-        for memory in self.session.allocations():
-            if memory.holder is Holder.WEIGHTS and memory not in known:
-                self.session.release(memory)
+        self.session.collect()
 
     def release(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""

@@ -18,7 +18,9 @@ from npumatmul.chips import layout
 from npumatmul.chips.layout import TileLayout
 from npumatmul.chips.types import ElementType
 from npumatmul.device.budget import Holder
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import ClosedError, LayoutMismatchError
 from npumatmul.rknn import MatmulTensorAttr
 
@@ -115,10 +117,9 @@ class Buffer:
         # What contexts compare to know whether they have to bind anew.
         self._writes = 0
         self._results = 0
-        # All buffers of one allocation; the allocation's lock guards it.
-        self._family: weakref.WeakSet[Buffer] = weakref.WeakSet() if parent is None else parent._family
-        with memory.allocation.lock:
-            self._family.add(self)
+        # All buffers of one allocation.
+        self._family: Living[Buffer] = Living() if parent is None else parent._family
+        self._family.add(self)
         self._finalizer = weakref.finalize(self, session.release_later, memory)
         self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
@@ -353,10 +354,9 @@ class Buffer:
         """Count what may have been written through views that are gone; while they live every run looks by itself."""
         for view in self._memory.take_ended_writers():
             self._memory.mark_written()
-            with self._memory.allocation.lock:
-                written = [buffer for buffer in self._family if view.touches(buffer._memory)]
-            for buffer in written:
-                buffer._writes += 1
+            for buffer in self._family:
+                if view.touches(buffer._memory):
+                    buffer._writes += 1
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here, through no view."""
@@ -374,7 +374,4 @@ class Buffer:
             other._results += 1
 
     def _overlapping(self) -> list[Buffer]:
-        with self._memory.allocation.lock:
-            if len(self._family) == 1:
-                return [self]
-            return [other for other in self._family if self.overlaps(other)]
+        return [self] if len(self._family) == 1 else [other for other in self._family if self.overlaps(other)]

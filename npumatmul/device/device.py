@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease
+from npumatmul.device.living import Living
 from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
@@ -457,6 +458,7 @@ class Device:
     def _close(self, keep_viewed: bool) -> None:
         if self.session.inherited:  # locks may be held for ever here
             self.closed = self.session.closed = True
+            self._forget()
             return
         leases, bar = self.session.leases, Lease()
         try:
@@ -468,13 +470,19 @@ class Device:
                     others = leases.others()
                     if not others:
                         self.session.close(keep_viewed)
-                        open_devices.discard(self)
+                        self._forget()
                         self._let_go()
                         return
                 leases.wait_for(others)
         finally:
             bar.over = True
             leases.leave(bar)
+
+    def _forget(self) -> None:
+        """Be found no more."""
+        open_devices.discard(self)
+        with suppress(ValueError):
+            held_open.remove(self)
 
     def _let_go(self) -> None:
         """Give up what is the device's own; buffers and contexts of users keep the session."""
@@ -489,4 +497,7 @@ class Device:
             self.weights.close()
 
 
-open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+#: Every device that is open.
+open_devices: Living[Device] = Living()
+#: Those that live until they are closed or the interpreter ends, whoever holds them.
+held_open: list[Device] = []

@@ -158,7 +158,8 @@ def _shared(
         if model is None:
             return Ranges(spans, 1, None)
         for used in range(1, min(cores, len(spans)) + 1):
-            one = model.work_seconds(mm_type, max(rows for _, rows in spans), k, n, used) + 3 * model.bind_seconds
+            rows = max(rows for _, rows in spans)
+            one = model.work_seconds(mm_type, rows, k, n, used, ac_native=False) + 3 * model.bind_seconds
             start = model.start_seconds if used == 1 else model.start_seconds_all_cores
             choices.append(Ranges(spans, used, start + -(-len(spans) // used) * one))
     return min(choices, key=lambda ranges: (ranges.seconds, len(ranges.spans)), default=None)
@@ -331,27 +332,14 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
 
 def _using(buffers: Sequence[Buffer], prepared: _Prepared, run: Callable[[_Prepared], _Result]) -> _Result:
     """Run with buffers that nobody can close meanwhile."""
-    guard = buffers[0]._session.guard
-    held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+    lease = Lease()
     try:
-        with guard:
+        with buffers[0]._session.guard:
             for buffer in buffers:
-                memory = buffer.memory
-                memory.users += 1
-                held.append(memory)
+                buffer.memory.use(lease)
         return run(prepared)
     finally:
-        interrupt: KeyboardInterrupt | None = None
-        while held:
-            try:
-                with guard:
-                    while held:
-                        held[-1].users -= 1
-                        del held[-1]
-            except KeyboardInterrupt as error:
-                interrupt = error
-        if interrupt is not None:
-            raise interrupt
+        lease.over = True
 
 
 @dataclass

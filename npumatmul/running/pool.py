@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from npumatmul.chips import MemoryLimits
 from npumatmul.device.budget import descriptors_within_reach
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease, is_idle
+from npumatmul.device.living import Living
 from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError
@@ -234,8 +234,8 @@ def _is_about_shapes(error: Exception) -> bool:
 
 
 #: The pools of all devices in the process, which share its contexts.
-_pools: weakref.WeakSet[ContextPool] = weakref.WeakSet()
+_pools: Living[ContextPool] = Living()
 
 
 def _others(than: ContextPool) -> list[ContextPool]:
-    return [pool for pool in list(_pools) if pool is not than]
+    return [pool for pool in _pools if pool is not than]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.extras import check_installed
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
 from npumatmul.llm.models.llama import Float32, LlamaModel
 from npumatmul.llm.models.taps import TappedLinear
@@ -230,9 +231,10 @@ def error_plot(errors: Sequence[LayerError], title: str, kind: str = "png") -> b
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackageError
         If matplotlib is missing: it comes with the extra ``bench``.
     """
+    check_installed("matplotlib", "a plot")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(8.0, 0.12 * len(errors)), 7.0), layout="constrained")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
+from npumatmul.device.living import Living
 from npumatmul.errors import NpuMemoryError
 
 __all__ = ["DTYPES", "EXTENDED", "ArrayMemory", "dense_strides", "start_of", "supported"]
@@ -56,7 +56,7 @@ class ArrayMemory:
     """The buffers of a device's arrays; `Device.attached` keeps the one instance."""
 
     def __init__(self, device: Device) -> None:
-        self.buffers: weakref.WeakSet[Buffer] = weakref.WeakSet()
+        self.buffers: Living[Buffer] = Living()
 
     def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
         """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
@@ -75,7 +75,7 @@ class ArrayMemory:
         low = first + sum(step for step in steps if step < 0)
         high = first + sum(step for step in steps if step > 0) + array.itemsize
         if array.size:
-            for buffer in list(self.buffers):
+            for buffer in self.buffers:
                 if not buffer.closed:
                     address = buffer.memory.address
                     if address <= low and high <= address + buffer.nbytes:
