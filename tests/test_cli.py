@@ -74,7 +74,7 @@ def test_info_where_there_is_no_runtime_says_what_was_looked_at() -> None:
         (["generate", "-m", __file__, "-p", "  "], "prompt is empty"),
         (["generate", "-m", __file__, "-p", "Hi", "--device", "tpu"], "'tpu' is not known"),
         (["generate", "-m", __file__, "-p", "Hi", "--scheme", "w3a3"], "'w3a3'"),
-        (["generate", "-m", __file__, "-p", "Hi", "--repetition-penalty", "0"], "repetition_penalty"),
+        (["generate", "-m", __file__, "-p", "Hi", "--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:

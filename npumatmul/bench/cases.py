@@ -167,7 +167,7 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
         return _from_csv(Path(text))
     shapes: list[tuple[int, int, int]] = []
     for part in text.split(";"):
-        numbers = _numbers(part.strip().lower().replace("x", ","))
+        numbers = _numbers(part)
         if len(numbers) == 3:
             shapes.append((numbers[0], numbers[1], numbers[2]))
         elif len(numbers) == 2:
@@ -209,7 +209,7 @@ def cases_from(
 
 def _numbers(part: str) -> list[int]:
     try:
-        numbers = [int(number) for number in part.split(",")]
+        numbers = [int(number) for number in part.strip().lower().replace("x", ",").split(",")]
     except ValueError as error:
         raise ValueError(
             f"shapes: {shown(part)} is none of llm, square, M,K,N, MxKxN and K,N, nor the path of a .csv file"

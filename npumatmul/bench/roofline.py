@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.extras import check_installed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["roofline"]
 
@@ -36,13 +40,18 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
     MissingPackageError
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
+    picture = io.BytesIO()
+    figure(results, soc).savefig(picture, dpi=150, format=kind)
+    return picture.getvalue()
+
+
+def figure(results: Sequence[Measurement], soc: str) -> Figure:
+    """As `roofline`, to be drawn on."""
     check_installed("matplotlib", "a plot")
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    drawn = Figure(figsize=(8, 5), layout="constrained")
+    axes = drawn.subplots()
     where = "CPU simulation" if any(result.simulated for result in results) else "NPU"
     model = TIMINGS.get(soc)
     groups = dict.fromkeys((result.case.type_name, result.case.cores) for result in results)
@@ -60,7 +69,4 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
     axes.set_ylabel("GOPS")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format=kind)
-    pyplot.close(figure)
-    return picture.getvalue()
+    return drawn

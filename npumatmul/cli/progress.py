@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from npumatmul.cli.terminal import notes
@@ -79,7 +80,7 @@ class _PaceColumn(ProgressColumn):
     """The pace, which goes on while a step takes long."""
 
     def __init__(self, pace: Pace) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._pace = pace
 
     def render(self, task: Task) -> Text:
@@ -109,7 +110,11 @@ def working(
     if not console.is_terminal:
         yield _lines(console, pace, clock) if lines else lambda done, total, what: None
         return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), _PaceColumn(pace)
+    columns = (  # on a narrow terminal the name gives way, and never what is left
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        _PaceColumn(pace),
+    )
     with Progress(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("preparing", total=None)
 

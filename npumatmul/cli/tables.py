@@ -57,8 +57,10 @@ def print_table(console: Console, title: str, rows: Column, columns: Sequence[Co
             table.add_column(column.heading, justify="left" if column.left else "right", no_wrap=True)
         for cells in zip(*(column.cells for column in (rows, *piece)), strict=True):
             table.add_row(*cells)
-        # a terminal that is narrower than two columns wraps the lines itself
-        console.print(table, width=max(console.width, _width(rows, piece)), crop=False, no_wrap=True, overflow="ignore")
+        before, needed = console.width, _width(rows, piece)
+        console.width = max(before, needed)  # a terminal that is narrower than two columns wraps the lines itself
+        console.print(table)
+        console.width = before
 
 
 def _width(rows: Column, columns: Sequence[Column]) -> int:
