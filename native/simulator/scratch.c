@@ -1,7 +1,8 @@
 #include "scratch.h"
 
-#include <pthread.h>
 #include <stdlib.h>
+
+#include "locks.h"
 
 #define ALIGNMENT 64 /* a cache line, and the header's size */
 
@@ -10,14 +11,13 @@ typedef struct block {
   size_t bytes; /* after the header */
 } block;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *idle;
 
 void *sim_scratch_take(size_t bytes) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SCRATCH);
   block *found = idle;
   if (found) idle = found->next;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SCRATCH);
   if (!found || found->bytes < bytes) {
     free(found);
     size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
@@ -31,17 +31,17 @@ void *sim_scratch_take(size_t bytes) {
 void sim_scratch_give(void *memory) {
   if (!memory) return;
   block *given = (block *)(void *)((char *)memory - ALIGNMENT);
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SCRATCH);
   given->next = idle;
   idle = given;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SCRATCH);
 }
 
 void sim_scratch_trim(void) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SCRATCH);
   block *list = idle;
   idle = NULL;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SCRATCH);
   while (list) {
     block *next = list->next;
     free(list);

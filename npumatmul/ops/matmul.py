@@ -30,7 +30,6 @@ from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
 from npumatmul.ops.background import MatmulFuture, submit
-from npumatmul.ops.operators import operators
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
@@ -173,9 +172,6 @@ def matmul(
         assert isinstance(b, PackedWeight)
         remember(b, asked, product.prepared)
     return result
-
-
-operators.matmul = matmul
 
 
 def matmul_async(

@@ -1,6 +1,6 @@
 """What methods of weights and arrays call that is itself made of weights and arrays.
 
-The modules that define it say so here, so that the classes need not import what is built on them.
+The package puts it here when it is imported, so that the classes need not import what is built on them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ class Operators:
         Of ``@``: takes both operands.
     save_packed : callable
         Of `PackedWeight.save`: takes weight and path.
+    call_ufunc, call_function : callable
+        Of ``NpuArray.__array_ufunc__`` and ``__array_function__``: take the function, and what it was called with.
     """
 
     matmul: Callable[..., Any]
     save_packed: Callable[..., None]
+    call_ufunc: Callable[..., Any]
+    call_function: Callable[..., Any]
 
 
 #: The one instance.

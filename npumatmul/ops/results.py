@@ -37,7 +37,7 @@ def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArr
         raise ValueError(f"matmul: out has shape {out.shape}, the result has {shape}")
     if not out.flags.writeable:
         raise ValueError("matmul: out is read-only")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
+    if out.dtype != dtype and not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(f"matmul: the result is {dtype} and cannot be cast to the {out.dtype} of out by 'same_kind'")
     return out
 
