@@ -44,7 +44,11 @@ def check_installed(package: str, what: str) -> None:
     ------
     MissingPackageError
     """
-    if importlib.util.find_spec(package) is None:
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except (ModuleNotFoundError, ValueError):  # something stands in its way
+        found = False
+    if not found:
         raise _missing(package, what)
 
 

@@ -364,7 +364,8 @@ def bench_matmul_command(
 @bench_app.command("demo", short_help="Print what the vendor's demo prints.")
 def bench_demo_command(
     arguments: Annotated[
-        list[str], typer.Argument(help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]")
+        list[str],
+        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
     ],
     device: DeviceOption = None,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from npumatmul.cli.files import read_standard_input
-from npumatmul.cli.models import DEFAULT_SCHEME, check_scheme, open_model
+from npumatmul.cli.models import DEFAULT_SCHEME, check_model, check_scheme, open_model
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import notes
 from npumatmul.device.current import current_device
@@ -84,6 +84,7 @@ def answer(request: Request) -> None:
         problem = not_characters(text)
         if problem:
             raise ValueError(f"{name} {problem}")
+    check_model(request.model)
     sampling = request.sampling()
     check_scheme(request.scheme)
     device = current_device(request.device)
