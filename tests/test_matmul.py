@@ -295,8 +295,9 @@ BAD_DTYPES = [np.float64, np.int16, np.int32, np.int64, np.uint16, np.complex64,
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
 def test_other_dtypes_are_refused_with_advice(device: npu.Device, dtype: Any) -> None:
     bad, good = np.zeros((2, 2), dtype), np.zeros((2, 2), np.float32)
+    advice = "an array of numbers is needed" if bad.dtype.kind in "OU" else "without losing information; cast to"
     for a, b in ((bad, good), (good, bad)):
-        with pytest.raises(TypeError, match=r"without losing information; cast to"):
+        with pytest.raises(TypeError, match=advice):
             npu.matmul(a, b, device=device)
 
 
