@@ -76,11 +76,9 @@ def test_a_product_of_arrays_calls_few_functions(way: str, m: int) -> None:
         assert calls_of(product) <= BUDGET, what
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["quantized", "sums in place"])
 def test_the_operator_costs_two_calls_more_at_most(way: str) -> None:
-    scheme, dtype, options = WAYS[way]
-    if options:
-        pytest.skip("an operator has no options")
+    scheme, dtype, _ = WAYS[way]
     w = floats(64, 64, dtype=np.float16 if scheme is None else np.float32)
     packed = npu.pack(w) if scheme is None else npu.pack(w, scheme)
     x = npu.asarray(floats(1, 64, dtype=dtype))

@@ -73,6 +73,7 @@ class ResultSlot:
     __slots__ = (
         "_after",
         "_array",
+        "_nowhere",
         "_of",
         "_refers_to",
         "_sizes",

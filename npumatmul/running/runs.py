@@ -132,6 +132,7 @@ class Runs:
                                     end()
                                 return None
                         except RknnError as error:
+                            session.raise_if_lost(error)
                             bound.mark_broken()
                             session.raise_if_lost(error)
                             if repeated:
