@@ -180,6 +180,7 @@ typedef struct {
   uint64_t run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls;
   uint64_t macs;        /* multiply-accumulates of the logical matrices that went through run */
   uint64_t conversions; /* passes over a left operand on its way into A, or over a result on its way out of C */
+  int64_t nanoseconds;  /* that the last call took, if it was attended */
 } npumm_report;
 
 /* The threads that serve NPU cores beyond the first; they are started when there is work for them. */
@@ -215,9 +216,16 @@ NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matm
 NPUMM_EXPORT int npumm_execute_attended(npumm_executor *executor, const npumm_placed_matmul *placed,
                                         const npumm_call *call, npumm_report *report, int (*attend)(void));
 
-/* One run of one context, for the same sort of caller. Returns what `run` does, or one of NPUMM_*. */
+/*
+ * As npumm_execute, for a call of the main thread that is known to be short: handing it to another thread would take as
+ * long. If it does not end all the same, the third SIGINT ends the program, once a call was attended.
+ */
+NPUMM_EXPORT int npumm_execute_proven(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                                      npumm_report *report);
+
+/* One run of one context, attended. Returns what `run` does, or one of NPUMM_*. */
 NPUMM_EXPORT int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context,
-                                    int (*attend)(void));
+                                    npumm_report *report, int (*attend)(void));
 
 /* How many threads still wait for the runtime in a call that was given up. */
 NPUMM_EXPORT int32_t npumm_executor_lost(npumm_executor *executor);

@@ -14,6 +14,7 @@ import ctypes as C
 import logging
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +26,7 @@ from npumatmul.device.buffer import PAGE
 from npumatmul.device.living import Living
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
-from npumatmul.errors import NpuMemoryError, RknnError
+from npumatmul.errors import BusyError, NpuMemoryError, RknnError
 from npumatmul.rknn import TensorMem
 
 __all__ = ["Arena", "ArenaBlock", "WeightMemory"]
@@ -483,7 +484,8 @@ class WeightMemory:
             self.unsynchronised.discard(arena)
 
     def close(self) -> None:
-        """Free everything."""
+        """Free everything but what runs that were given up still work with."""
         for arena in self.arenas:
-            arena.close()
+            with suppress(BusyError):
+                arena.close()
         self.arenas.clear()

@@ -45,6 +45,15 @@ class Attendant:
         next(self._asked)
         self.function = ATTEND(self._asked.__next__)
 
+    def raise_first(self) -> None:
+        """Raise what a handler raised first, and forget the others."""
+        first = self.interrupts[0]
+        self.interrupts.clear()  # their tracebacks refer to frames that refer to this
+        try:
+            raise first
+        finally:
+            del first
+
 
 def _answers(interrupts: list[BaseException]) -> Iterator[int]:
     """A generator is asked, since a function would look for signals before its first ``try``."""

@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from npumatmul.chips import layout
+from npumatmul.device.given_up import give_up
 from npumatmul.device.leases import Lease
 from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
@@ -23,7 +25,12 @@ from npumatmul.running.pool import PooledContext
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.workspace import A_BUFFERS
 
-__all__ = ["BoundProgram"]
+__all__ = ["PROVEN", "SHORT", "BoundProgram"]
+
+#: A call is attended so often before it is known to be short,
+PROVEN = 64
+#: which it is where it takes fewer nanoseconds; longer ones are always attended.
+SHORT = 1_000_000
 
 _RUNTIME_FUNCTION = {
     Step.SYNC_A: "rknn_mem_sync",
@@ -55,6 +62,10 @@ class BoundProgram:
         That of the last call, or of the one that is going on.
     call : Call
         For whoever acquired it, with all but the addresses of `a` and `out`.
+    results : sequence of Memory
+        What the last result stands in, of those that are left where the NPU writes them.
+    proven : int
+        How many calls were found to be short; from `PROVEN` on they are known to be.
     """
 
     def __init__(
@@ -69,6 +80,8 @@ class BoundProgram:
         in_place: bool = False,
     ) -> None:
         self.call = call
+        self.proven = 0
+        self.results: Sequence[Memory] = ()
         self._placement, self._plan, self._domain = placement, plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
@@ -126,6 +139,23 @@ class BoundProgram:
         """Have its contexts made anew."""
         for context in self.contexts:
             context.struct.broken = 1
+
+    def give_up(self, session: Session, weight: StoredWeight, memories: Iterable[Memory], keeps: object) -> None:
+        """Let threads of the last call have what they were given, since they do not come back.
+
+        Parameters
+        ----------
+        session : Session
+        weight : StoredWeight
+        memories : iterable of Memory
+            Of arrays, where A or C stand there.
+        keeps : object
+            What else has to live.
+        """
+        blocks = [block for tile in weight.tiles for block in (tile.memory, tile.arena.memory)]
+        every = (*self._buffers, *self.results, *memories, *blocks)
+        keeps = self, weight, session, keeps
+        give_up(session.leases, session.guard, self.executor, self.contexts, every, weight.tiles, keeps)
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""

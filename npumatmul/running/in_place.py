@@ -93,7 +93,7 @@ class _InPlaceCall:
         self.call = Call(a_bound=self.a_parts, out_bound=C.pointer(self._bound))
         self.made: Buffer | None = None
 
-    def begin(self, _: BoundProgram) -> Call:
+    def begin(self, bound: BoundProgram) -> Call:
         """The call; the device's lock is held."""
         program, a, out = self._program, self.a, self.out
         session = program.session
@@ -111,6 +111,7 @@ class _InPlaceCall:
                 raise ClosedError("this NPU buffer is closed")
         if a._left or a._memory.closed:
             raise ClosedError("this NPU buffer is closed")
+        bound.results = (out._memory,)
         of_a, of_c = program.parts
         if len(of_a) == 1 and not self.a_offset and not self.out_offset:
             self.a_parts[0], self.c_parts[0] = a._memory.pointer, out._memory.pointer

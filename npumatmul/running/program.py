@@ -126,6 +126,8 @@ class Program(Runs):
         ------
         RknnError
             If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        DeviceLostError
+            If it fails because the device is gone.
         NotFiniteError
             If a row that has to be quantized holds an inf or nan.
         ClosedError
@@ -216,6 +218,7 @@ class Program(Runs):
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
+        bound.results = slot.memories
         call = slot.call
         if type(a) is DeferredResult:
             assert a.slot is not None
