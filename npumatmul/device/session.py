@@ -441,15 +441,17 @@ class Session:
             return memory
 
     def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
-        """A slice of a memory, always the same one: it lives as long as the allocation. The lock is held."""
-        whole, first = memory.allocation, memory.start + start
-        found = whole.parts.get((first, nbytes))
+        """A slice of a memory, the same one if it is asked for again soon. The lock is held.
+
+        Whoever has its pointer used holds the slice: it may be forgotten here at any time.
+        """
+        whole, key = memory.allocation, (memory.start + start, nbytes)
+        found = whole.parts.pop(key, None)
         if found is None:
-            if len(whole.parts) >= _PARTS_MOST and not self.leases.reads(whole):
-                for part in list(whole.parts.values()):
-                    self.release(part)
-                whole.parts.clear()
-            found = whole.parts[first, nbytes] = self.wrap(whole, first, nbytes)
+            found = self.wrap(whole, *key)
+            while len(whole.parts) >= _PARTS_MOST:
+                del whole.parts[next(iter(whole.parts))]  # the one that was asked for longest ago
+        whole.parts[key] = found
         return found
 
     def create(

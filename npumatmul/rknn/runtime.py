@@ -321,8 +321,8 @@ class Runtime:
             What makes the call, given the function's address and the context.
         """
         name = "rknn_matmul_run"
-        address = self.address(name)
-        code = self._function(name)(ctx) if through is None or address is None else through(address, ctx)
+        function = self._function(name)
+        code = function(ctx) if through is None else through(C.cast(function, C.c_void_p).value or 0, ctx)
         if code != 0:
             raise rknn_error(name, code, {"ctx": hex(ctx)})
 
