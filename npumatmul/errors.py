@@ -119,10 +119,14 @@ class RknnError(NpuError, RuntimeError):
         self.function = function
         self.code = code
         self.arguments = dict(arguments or {})
-        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        text = f"{function}({shown}) returned {code} ({self.name}): {self.meaning}."
         advice = hint or self.hint
-        super().__init__(f"{text} {advice}" if advice else text)
+        super().__init__(f"{self.what}. {advice}" if advice else f"{self.what}.")
+
+    @property
+    def what(self) -> str:
+        """What happened, without advice: the call, the code, and what it means."""
+        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.function}({shown}) returned {self.code} ({self.name}): {self.meaning}"
 
 
 class RknnFail(RknnError):

@@ -20,7 +20,7 @@ typedef struct {
   bool applies[CALLS];
   int code;
   uint64_t delay_ms;
-  bool hang;
+  bool hang, lost;
   uint64_t after, times;
   double probability;
   uint64_t random_state;
@@ -30,6 +30,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static rule rules[RULES_MAX];
 static size_t rule_count;
 static uint64_t generation;  /* how often the rules were set */
+static int lost_code;        /* of every call since the device was lost; 0: it is there */
 static atomic_bool any_rules; /* spares the lock where there are none */
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -61,6 +62,10 @@ static bool read_option(rule *to, char *option) {
     to->hang = true;
     return true;
   }
+  if (strcmp(option, "lost") == 0) {
+    to->lost = true;
+    return true;
+  }
   char *value = strchr(option, '=');
   if (!value) return false;
   *value++ = '\0';
@@ -85,7 +90,7 @@ static bool read_rule(rule *to, char *text) {
   for (char *option; known && (option = strsep(&rest, ":"));) {
     if (!read_option(to, option)) return false;
   }
-  return known && (to->code != 0 || to->delay_ms != 0 || to->hang);
+  return known && (to->code != 0 || to->delay_ms != 0 || to->hang || to->lost);
 }
 
 bool sim_faults_set(const char *text) {
@@ -102,6 +107,7 @@ bool sim_faults_set(const char *text) {
   memcpy(rules, read, count * sizeof *read);
   rule_count = count;
   generation++;
+  lost_code = 0;
   atomic_store(&any_rules, count > 0);
   pthread_cond_broadcast(&changed);
   sim_give(LOCK_FAULTS);
@@ -152,8 +158,10 @@ int sim_faults_inject(sim_call call) {
     if (!now->applies[call] || !strikes(now)) continue;
     delay_ms += now->delay_ms;
     hang = hang || now->hang;
+    if (now->lost && lost_code == 0) lost_code = now->code ? now->code : RKNN_ERR_DEVICE_UNAVAILABLE;
     if (code == 0) code = now->code;
   }
+  if (lost_code != 0) code = lost_code;
   if (hang) {
     if (code == 0) code = RKNN_ERR_TIMEOUT;
     for (uint64_t began = generation; began == generation;) sim_wait(&changed, LOCK_FAULTS);

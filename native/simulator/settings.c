@@ -97,6 +97,12 @@ static bool apply_contexts(const char *text) {
 
 static bool apply_domain_bytes(const char *text) { return parse_number(text, 1, 1ull << 32, &settings.domain_bytes); }
 
+static bool apply_driver(const char *text) {
+  int chosen = choice(text, (const char *const[]){"ok", "old", "missing"}, 3);
+  if (chosen >= 0) settings.driver = (sim_driver)chosen;
+  return chosen >= 0;
+}
+
 static const char *chip_name(int index) { return sim_chip_at(index) ? sim_chip_at(index)->soc : NULL; }
 
 static const char *runtime_name(int index) { return sim_runtime_at(index) ? sim_runtime_at(index)->name : NULL; }
@@ -123,6 +129,7 @@ static struct {
     {"NPUMATMUL_SIM_CONTEXTS", "none", apply_contexts, "none or a number from 1 on", NULL, NULL, ""},
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
     {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_DRIVER", "ok", apply_driver, "ok, old or missing", NULL, NULL, ""},
     {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", NULL, NULL,
      ""},
     {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", NULL, NULL, ""},

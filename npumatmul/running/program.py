@@ -103,6 +103,8 @@ class Program:
         ------
         RknnError
             If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        DeviceLostError
+            If it fails because the device is gone.
         NotFiniteError
             If a row that has to be quantized holds an inf or nan.
         ClosedError
@@ -245,6 +247,7 @@ class Program:
                             return None
                         failed = bound.failure(repeated)
                         if not repeated and bound.broken and isinstance(failed, RknnError):
+                            session.raise_if_lost(failed)
                             return failed
                         raise failed
                 finally:
@@ -252,6 +255,9 @@ class Program:
                     leases.leave(lease)
                 waiting = waiting or Waiting(session)
                 waiting.wait(others)
+        except RknnError as error:
+            session.raise_if_lost(error)
+            raise
         finally:
             if waiting is not None:
                 waiting.end()
