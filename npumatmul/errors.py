@@ -17,6 +17,7 @@ __all__ = [
     "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
+    "MissingPackageError",
     "ModelError",
     "NotFiniteError",
     "NpuError",
@@ -96,6 +97,10 @@ class PackedFileError(NpuError, ValueError):
 
 class UnusableFileError(NpuError, OSError):
     """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
+
+
+class MissingPackageError(NpuError, ModuleNotFoundError):
+    """A package is not installed that an optional part of npumatmul needs; the message says how to get it."""
 
 
 class RknnError(NpuError, RuntimeError):

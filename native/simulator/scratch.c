@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "locks.h"
@@ -13,10 +14,21 @@ typedef struct block {
 
 static block *idle;
 
+/* Takes the smallest block with room out of the list, or else the largest one, which will be replaced. */
+static block *take_idle(size_t bytes) {
+  block **best = &idle;
+  for (block **link = &idle; *link; link = &(*link)->next) {
+    bool fits = (*link)->bytes >= bytes, best_fits = (*best)->bytes >= bytes;
+    if (fits != best_fits ? fits : fits == ((*link)->bytes < (*best)->bytes)) best = link;
+  }
+  block *found = *best;
+  if (found) *best = found->next;
+  return found;
+}
+
 void *sim_scratch_take(size_t bytes) {
   sim_take(LOCK_SCRATCH);
-  block *found = idle;
-  if (found) idle = found->next;
+  block *found = take_idle(bytes);
   sim_give(LOCK_SCRATCH);
   if (!found || found->bytes < bytes) {
     free(found);
