@@ -82,6 +82,7 @@ BUDGETS: dict[str, tuple[int, Callable[[npu.PackedWeight], Callable[[], object]]
     "matmul": (15, lambda packed: lambda: npu.matmul(X, packed)),
     "@": (15, lambda packed: lambda: X @ packed),
     "Matmul.execute": (15, executing()),
+    "Matmul.execute of plain operands": (15, lambda p: npu.Matmul(X, W, scheme="w8a8", device=p.device).execute),
     "a vector": (15, lambda packed: lambda: X[0] @ packed),
     "a stack": (15, lambda packed: lambda: X[np.newaxis] @ packed),
     "bias": (20, lambda packed: lambda: npu.matmul(X, packed, bias=BIAS)),
