@@ -15,7 +15,7 @@ __all__ = ["Budget", "TooMuch", "current_budget", "spending"]
 
 #: Steps are nodes of the template that are evaluated, elements that are looked at, or some characters that C code goes
 #: through: about a tenth of a microsecond each. Real templates take hundreds for each message.
-_STEPS, _STEPS_PER_CHARACTER = 8_000_000, 64
+_STEPS, _STEPS_PER_CHARACTER = 4_000_000, 64
 #: Bytes of all texts that are made, whether they are kept or not.
 _BYTES, _BYTES_PER_CHARACTER = 1 << 27, 128
 #: Characters and elements of one value, and of the prompt.
@@ -85,6 +85,9 @@ class Budget:
                     rest.extend(each.values())
                 elif isinstance(each, _CONTAINERS):
                     rest.extend(each)
+                elif isinstance(each, range):
+                    self.step(len(each) // ELEMENTS)
+                    total += len(each)
                 elif isinstance(each, int):
                     total += each.bit_length() // 3
             if total + len(rest) > self.largest:

@@ -116,6 +116,10 @@ def _batch(budget: Budget, value: Any = (), count: Any = 1, *_: Any, **__: Any) 
     budget.step(_length(value) + abs(_integer(count)))
 
 
+def _trim(budget: Budget, value: Any = "", chars: Any = None) -> None:
+    _searched(budget, budget.text(value), chars)
+
+
 def _sum(budget: Budget, value: Any = (), attribute: Any = None, start: Any = 0) -> None:
     budget.step(1 + _length(value))
     if not isinstance(start, (int, float)):
@@ -148,7 +152,7 @@ FILTERS: Mapping[str, Check] = {
         _cheap,
     ),
     **dict.fromkeys(("list", "map", "reject", "rejectattr", "select", "selectattr"), _each),
-    **dict.fromkeys(("capitalize", "lower", "string", "title", "trim", "truncate", "upper", "wordcount"), _text),
+    **dict.fromkeys(("capitalize", "lower", "string", "title", "truncate", "upper", "wordcount"), _text),
     "safe": _text,
     **dict.fromkeys(("e", "escape", "forceescape", "urlencode"), _escaped),
     **dict.fromkeys(("dictsort", "groupby", "max", "min", "sort", "unique"), _sorted),
@@ -163,6 +167,7 @@ FILTERS: Mapping[str, Check] = {
     "round": _round,
     "slice": _batch,
     "sum": _sum,
+    "trim": _trim,
     "wordwrap": _wordwrap,
 }
 
@@ -311,6 +316,17 @@ def _linear(budget: Budget, text: str, *args: Any, **kwargs: Any) -> None:
         budget.weigh(each)
 
 
+def _searched(budget: Budget, text: str, part: Any = None, *_: Any, **__: Any) -> None:
+    """What is searched for from the end, or any of whose characters is, takes the product of both lengths."""
+    size = budget.weigh(part) if part is not None else 1
+    budget.step(1 + len(text) // LOOKED_UP // 4 + len(text) * size // (4 * COPIED))
+
+
+def _split_from_the_end(budget: Budget, text: str, sep: Any = None, *_: Any, **__: Any) -> None:
+    _searched(budget, text, sep)
+    _split(budget, text, sep)
+
+
 def _split(budget: Budget, text: str, sep: Any = None, *_: Any, **__: Any) -> None:
     budget.step(1 + len(text) // LOOKED_UP)
     pieces = text.count(sep) if isinstance(sep, str) and sep else len(text) // 2
@@ -340,12 +356,13 @@ _TEXT_METHODS: Mapping[str, Check] = {
         (
             "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
             "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
-            "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition",
-            "rstrip", "startswith", "strip", "swapcase", "title", "upper",
+            "isupper", "lower", "partition", "removeprefix", "removesuffix", "startswith", "swapcase", "title", "upper",
         ),
         _linear,
     ),
-    **dict.fromkeys(("split", "rsplit"), _split),
+    **dict.fromkeys(("lstrip", "rfind", "rindex", "rpartition", "rstrip", "strip"), _searched),
+    "rsplit": _split_from_the_end,
+    "split": _split,
     "splitlines": lambda budget, text, *_, **__: _split(budget, text),
     "join": _joined,
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),

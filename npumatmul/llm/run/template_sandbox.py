@@ -7,7 +7,7 @@ becomes a call of the environment, as operators, filters, tests and calls are al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -39,16 +39,25 @@ __all__ = ["MAX_SOURCE", "BoundedTemplate", "Refused"]
 
 MAX_SOURCE = 1 << 18
 """Characters of a template; the longest in use have a tenth of it."""
-_MAX_NODES = 40_000
+_MAX_NODES = 20_000
 _MAX_PATTERN = 200
 #: Characters of text between nodes that cost as much as a node.
 _DATA = 16
-#: Calls that run code of the template: macros and blocks.
-_TEMPLATE_CODE = (jinja2.runtime.Macro, jinja2.runtime.BlockReference, jinja2.runtime.LoopContext)
+#: What may be called as it is: macros, blocks, recursive loops, joiners.
+_TEMPLATE_CODE = (
+    jinja2.runtime.Macro,
+    jinja2.runtime.BlockReference,
+    jinja2.runtime.LoopContext,
+    jinja2.utils.Joiner,
+)
+#: What Jinja itself passes to every call, for `Context.call`.
+_OF_JINJA = ("_loop_vars", "_block_vars")
 #: Objects of Jinja whose methods templates call.
 _HELPERS = (jinja2.runtime.LoopContext, jinja2.utils.Cycler, jinja2.utils.Joiner)
 
 AnyNode = TypeVar("AnyNode", bound=nodes.Node)
+AnyBlock = TypeVar("AnyBlock", nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
+_PAYING = (nodes.For, nodes.If, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
 class Refused(jinja2.TemplateError):
@@ -78,7 +87,7 @@ class BoundedTemplate:
         environment = _Environment(tojson)
         tree = environment.parse(source)
         changed = _Bounding(environment).visit(tree)
-        self._cost = _cost(changed)
+        self._cost = _cost(changed.body)
         code = environment.compile(changed)
         self._template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
@@ -141,7 +150,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         functions = {
             "range": _range,
             "dict": _dict,
-            "namespace": jinja2.utils.Namespace,
+            "namespace": _namespace,
             "cycler": jinja2.utils.Cycler,
             "joiner": jinja2.utils.Joiner,
             "raise_exception": _raise_exception,
@@ -169,9 +178,10 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         if id(__obj) not in __self._functions and not isinstance(__obj, _TEMPLATE_CODE):
             owner = getattr(__obj, "__self__", None)
+            given = {name: value for name, value in kwargs.items() if name not in _OF_JINJA}
             if isinstance(owner, str):
-                return call_text(__self, __obj, args, kwargs)
-            __self._check_call(__obj, owner, args, kwargs)
+                return call_text(__self, __obj, args, given)
+            __self._check_call(__obj, owner, args, given)
         current_budget().step(1 + len(args))
         return __context.call(__obj, *args, **kwargs)
 
@@ -202,7 +212,8 @@ class _Bounding(jinja2.visitor.NodeTransformer):
         self._count = 0
         self._changes: dict[type[nodes.Node], Callable[..., nodes.Node]] = {
             nodes.For: self._loop,
-            **dict.fromkeys((nodes.Macro, nodes.CallBlock, nodes.Block), self._paying),
+            nodes.If: self._branches,
+            **dict.fromkeys((nodes.Macro, nodes.CallBlock, nodes.Block), self._block),
             nodes.Compare: self._compare,
             nodes.Concat: lambda node: self._call("bounded_concat", node, *node.nodes),
             nodes.Dict: self._mapping,
@@ -221,9 +232,23 @@ class _Bounding(jinja2.visitor.NodeTransformer):
 
     def _loop(self, node: nodes.For) -> nodes.For:
         if node.test is not None:
-            step = self._call("bounded_step", node, nodes.Const(_cost(node.test)))
+            step = self._call("bounded_step", node, nodes.Const(_cost([node.test])))
             node.test = self._new(nodes.And(step, node.test), node)
-        return self._paying(node)
+        node.else_ = self._paid(node, node.else_) if node.else_ else []
+        return self._block(node)
+
+    def _branches(self, node: nodes.If) -> nodes.If:
+        node.body, node.else_ = (self._paid(node, body) if body else body for body in (node.body, node.else_))
+        return node
+
+    def _block(self, node: AnyBlock) -> AnyBlock:
+        node.body = self._paid(node, node.body)
+        return node
+
+    def _paid(self, node: nodes.Node, body: list[nodes.Node]) -> list[nodes.Node]:
+        """Statements that pay first, less what those in them pay."""
+        step = self._call("bounded_step", node, nodes.Const(_cost(body)))
+        return [self._new(nodes.ExprStmt(step), node), *body]
 
     def _compare(self, node: nodes.Compare) -> nodes.Expr:
         left, parts = node.expr, []
@@ -248,11 +273,6 @@ class _Bounding(jinja2.visitor.NodeTransformer):
     def _unknown(self, node: nodes.Node) -> NoReturn:
         raise jinja2.TemplateAssertionError(f"{type(node).__name__} is not known in chat templates", node.lineno)
 
-    def _paying(self, node: AnyNode) -> AnyNode:
-        step = self._call("bounded_step", node, nodes.Const(_cost(node)))
-        node.body.insert(0, self._new(nodes.ExprStmt(step), node))  # type: ignore[attr-defined]
-        return node
-
     def _call(self, name: str, node: nodes.Node, *args: nodes.Expr) -> nodes.Expr:
         function = self._new(nodes.EnvironmentAttribute(name), node)
         call = self._new(nodes.Call(function, list(args), [], None, None), node)
@@ -267,15 +287,15 @@ class _Bounding(jinja2.visitor.NodeTransformer):
         return node
 
 
-def _cost(node: nodes.Node) -> int:
-    """Nodes of a part of a template, and its text."""
-    count, rest = 0, [node]
+def _cost(parts: Sequence[nodes.Node]) -> int:
+    """Nodes of a part of a template, and its text, without what is paid for when it is run."""
+    count, rest = 1, list(parts)
     while rest:
         each = rest.pop()
         count += 1
         if isinstance(each, nodes.TemplateData):
             count += len(each.data) // _DATA
-        rest.extend(each.iter_child_nodes())
+        rest.extend(each.iter_child_nodes(exclude=("body", "else_") if isinstance(each, _PAYING) else ()))
     return count
 
 
@@ -318,6 +338,10 @@ def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
                 else:
                     budget.weigh(pair)
     return dict(*args, **kwargs)
+
+
+def _namespace(*args: Any, **kwargs: Any) -> jinja2.utils.Namespace:
+    return jinja2.utils.Namespace(_dict(*args, **kwargs))
 
 
 def _range(*args: int) -> range:
