@@ -24,7 +24,9 @@ from npumatmul.planning.product import A_BUFFERS_MOST, plan_matmul, plan_weight
 from npumatmul.planning.weight import WeightPlan
 from npumatmul.running import autotune as module
 from npumatmul.running.autotune import Timed, Trial, autotune, plan_for, tuning_cache
-from npumatmul.running.placement import KSlice, Placement, TileRow
+from npumatmul.running.program import Program
+from npumatmul.running.stored import KSlice
+from npumatmul.running.storing import TileRow, store
 
 INT8 = MatmulType.INT8_INT8_INT32
 KINDS = {
@@ -48,10 +50,9 @@ def check_product(device: npu.Device, plan: WeightPlan) -> None:
     w = random.integers(-1, 2, (plan.n, plan.k)).astype(dtype)
     rows = [TileRow(s, w[:, s.start : s.start + s.length], conversion) for s in plan.k_spans]
     slices = [KSlice(s, tiles=i) for i, s in enumerate(plan.k_spans)]
-    placement = Placement.of(device)
-    stored = placement.store(plan, rows, slices)
+    stored = store(device, plan, rows, slices)
     out = np.empty((9, plan.n), result)
-    placement.execute(a, stored, Activation(dtype, conversion), out)
+    Program(stored, len(a), Activation(dtype, conversion), out.dtype).multiply(a, out)
     stored.close()
     assert (out == a.astype(np.float64) @ w.T.astype(np.float64)).all()
 

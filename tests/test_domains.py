@@ -327,10 +327,10 @@ def test_a_driver_with_fewer_domains_than_the_table_says(
     with small_domains(monkeypatch, tmp_path) as device:
         create = device.runtime.matmul_create
 
-        def creating(info: Any) -> Any:
+        def creating(info: Any, note: Any) -> Any:
             if info.iommu_domain_id > 1:
                 raise RknnParamInvalid("rknn_matmul_create", -5, {"iommu_domain_id": info.iommu_domain_id})
-            return create(info)
+            return create(info, note)
 
         monkeypatch.setattr(device.runtime, "matmul_create", creating)
         packed, text = fill_up(device, w)
@@ -427,7 +427,7 @@ def test_contexts_are_made_in_the_domain_of_the_weight(monkeypatch: pytest.Monke
             packed.append(npu.pack(w, device=device))
         one, others = packed[0], [packed[-1], npu.pack(w, device=device)]
         assert {each.domain for each in others} == {1}
-        pool = Placement.of(device)._pool
+        pool = Placement.of(device).contexts
         made = []
         for each in (one, *others):
             assert (npu.matmul(np.ones((4, 512), np.int8), each) == 512).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -93,3 +94,14 @@ def test_the_simulator_shares_no_code_with_the_kernels() -> None:
         assert "kernels" not in file.read_text(), file
     for file in [*KERNELS, *(NATIVE / "executor").glob("*.c")]:
         assert "simulator" not in file.read_text().replace("the simulator", ""), file
+
+
+def test_chips_and_versions_are_listed_once_in_the_simulator() -> None:
+    """No other file names several of them: what belongs to a chip or a version is in its row."""
+    naming: dict[str, set[str]] = {"chips.c": set(), "runtimes.c": set()}
+    for file in (NATIVE / "simulator").glob("*.[ch]"):
+        code = re.sub(r"/\*.*?\*/", "", file.read_text(), flags=re.S)
+        for place, name in (("chips.c", r'"rk\d+"'), ("runtimes.c", r'"\d\.\d\.\d(?:b\d)?"')):
+            if len(set(re.findall(name, code))) > 1:
+                naming[place].add(file.name)
+    assert naming == {"chips.c": {"chips.c"}, "runtimes.c": {"runtimes.c"}}

@@ -400,8 +400,8 @@ def test_a_context_whose_run_failed_is_broken(device: npu.Device, monkeypatch: p
 def test_a_context_that_reports_something_else_is_refused(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     create = device.runtime.matmul_create
 
-    def lying(info: Any) -> Any:
-        ctx, io_attr = create(info)
+    def lying(info: Any, note: Any) -> Any:
+        ctx, io_attr = create(info, note)
         io_attr.B.size += 1
         return ctx, io_attr
 

@@ -121,7 +121,9 @@ class TimingModel:
         """Rows of A of that depth that stay on the chip: with more, B is read again."""
         return max(1, self.buffer_bytes // mm_type.a.nbytes(k))
 
-    def work_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
+    def work_seconds(
+        self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1, ac_native: bool = True
+    ) -> float:
         """Modelled time of a run after its start, on one core, while `cores` cores are at work.
 
         Parameters
@@ -130,13 +132,15 @@ class TimingModel:
         m, k, n : int
             Padded extents of the run; `n` is this core's.
         cores : int
+        ac_native : bool
+            Whether A and C are in native layout.
 
         Returns
         -------
         float
             Seconds.
         """
-        return self.work(mm_type, k, n, cores).seconds(m)
+        return self.work(mm_type, k, n, cores, ac_native).seconds(m)
 
     def work(self, mm_type: MatmulType, k: int, n: int, cores: int = 1, ac_native: bool = True) -> Work:
         """`work_seconds` of one tile of B, for any number of rows."""
@@ -150,7 +154,7 @@ class TimingModel:
             2.0 * k * n / peak,
         )
 
-    def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1) -> float:
+    def run_seconds(self, mm_type: MatmulType, m: int, k: int, n: int, cores: int = 1, ac_native: bool = True) -> float:
         """Modelled time of one matmul of padded extents on `cores` cores, N split between them.
 
         Parameters
@@ -159,6 +163,8 @@ class TimingModel:
         m, k, n : int
             Extents over all cores.
         cores : int
+        ac_native : bool
+            Whether A and C are in native layout.
 
         Returns
         -------
@@ -178,7 +184,7 @@ class TimingModel:
         if mm_type.a not in self.peak:
             raise ValueError(f"no timing is known for {mm_type.name} on {self.soc}")
         start = self.start_seconds if cores == 1 else self.start_seconds_all_cores
-        return start + self.work_seconds(mm_type, m, k, math.ceil(n / cores), cores)
+        return start + self.work_seconds(mm_type, m, k, math.ceil(n / cores), cores, ac_native)
 
 
 #: The chips that something is known of. Of RK3576, RK3568, RK3566 and RK3562 no raw matmul timing was found anywhere.

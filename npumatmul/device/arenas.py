@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from npumatmul.chips.layout import round_up
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import PAGE
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import NpuMemoryError, RknnError
 from npumatmul.rknn import TensorMem
 
@@ -58,6 +60,8 @@ class ArenaBlock:
         self.address = self._memory.address
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
+        #: This block and those behind it as one, for who binds them so; it goes with this one.
+        self._joined: ArenaBlock | None = None
         self._finalizer = weakref.finalize(self, arena.dropped, self._memory)
         self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
@@ -65,6 +69,12 @@ class ArenaBlock:
     def memory(self) -> Memory:
         """The runtime's memory."""
         return self._memory
+
+    def joined(self, nbytes: int) -> ArenaBlock:
+        """The block and those behind it as one of so many bytes; always the same one. The device's lock is held."""
+        if self._joined is None:
+            self._joined = ArenaBlock(self.arena, self.start, nbytes, 0)
+        return self._joined
 
     def bytes(self) -> NDArray[np.uint8]:
         """Read-only view. It does not keep the memory: hold the device's lock, and the slice, while it is used."""
@@ -87,11 +97,13 @@ class ArenaBlock:
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here: the arena is synchronised before the next run."""
-        self._memory.mark_written()
+        self.arena.mark_written()
 
     def close(self) -> None:
         """Give the slice back to its arena. Closing twice is allowed, and again after an interrupt."""
         if not self.closed:
+            if self._joined is not None:
+                self._joined.close()
             self.arena.release(self)
             if not self.arena.undivided:
                 self.arena.session.release(self._memory)
@@ -107,14 +119,15 @@ class Arena:
     undivided : bool
         Whether it serves one weight as a whole. Before 1.6.0 nothing but `rknn_matmul_set_io_mem` synchronises caches,
         and it is not known to do so for slices (Q15), so each weight gets an allocation of its own.
-    slices : WeakSet of ArenaBlock
+    slices : Living of ArenaBlock
         Those that live; their owners hold them.
     """
 
-    def __init__(self, session: Session, size: int, domain: int = 0) -> None:
+    def __init__(self, session: Session, size: int, domain: int = 0, unsynchronised: set[Arena] | None = None) -> None:
         self.session = session
+        self._unsynchronised = set() if unsynchronised is None else unsynchronised
         self.undivided = not session.runtime.has("rknn_mem_sync")
-        self.slices: weakref.WeakSet[ArenaBlock] = weakref.WeakSet()
+        self.slices: Living[ArenaBlock] = Living()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
         self._stale = False  # whether slices went that nobody closed
         self.memory = session.allocate(size, domain, Holder.WEIGHTS)
@@ -181,7 +194,8 @@ class Arena:
         """Count slices that follow each other, in a free range, as taken."""
         start, stop = made[0].start, made[-1].start + made[-1].reserved
         free, self._free = self.free(), None
-        self.slices.update(made)
+        for block in made:
+            self.slices.add(block)
         rest = [part for each in free for part in _without(each, start, stop)]
         self._free = rest
 
@@ -211,6 +225,11 @@ class Arena:
         if not self.undivided:
             self.session.release_later(memory)
 
+    def mark_written(self) -> None:
+        """Say that the CPU wrote into a block."""
+        self._unsynchronised.add(self)
+        self.memory.mark_written()
+
     def recount(self) -> None:
         """Find out anew what is free."""
         self._stale = True
@@ -220,6 +239,7 @@ class Arena:
         for piece in list(self.slices):
             piece.close()
         self.session.release(self.memory)
+        self._unsynchronised.discard(self)
 
 
 def _without(free: tuple[int, int], start: int, stop: int) -> list[tuple[int, int]]:
@@ -242,12 +262,15 @@ class WeightMemory:
     domains : int
         IOMMU domains that weights may be in, from 0 on.
     arenas : list of Arena
+    unsynchronised : set of Arena
+        Those that the CPU wrote into since `flush`, so that a product looks at no others.
     """
 
     session: Session
     capacity: int
     domains: int = 1
     arenas: list[Arena] = field(default_factory=list)
+    unsynchronised: set[Arena] = field(default_factory=set)
     #: Bytes of A and C that weights in a domain work with: with the fewest rows, and with the most at once.
     _beside: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -407,7 +430,7 @@ class WeightMemory:
                 f"{size} bytes for a weight do not fit into IOMMU domain {domain}, which holds {self.capacity} bytes.\n"
                 f"{self.session.memory_stats(self.bytes_used)}"
             )
-        arena = Arena(self.session, size, domain)
+        arena = Arena(self.session, size, domain, self.unsynchronised)
         # the runtime may have less than the table says, and a weight without room for its A and C is of no use
         if beside and not self.session.fits(beside, domain):
             arena.close()
@@ -438,13 +461,10 @@ class WeightMemory:
         self._release_orphans()
 
     def _release_orphans(self) -> None:
-        """Free what an interrupt left with nobody: arenas that were made or given back, ranges that were dropped."""
+        """Free what an interrupt left with nobody: ranges that were dropped, arenas that nobody holds."""
         for arena in self.arenas:
             arena.recount()
-        known = {arena.memory for arena in self.arenas}
-        for memory in self.session.allocations():
-            if memory.holder is Holder.WEIGHTS and memory not in known:
-                self.session.release(memory)
+        self.session.collect()
 
     def release(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
@@ -457,8 +477,10 @@ class WeightMemory:
 
     def flush(self) -> None:
         """Make all that the CPU wrote visible to the device."""
-        for arena in self.arenas:
-            arena.memory.flush()
+        for arena in list(self.unsynchronised):
+            if not arena.memory.closed:
+                arena.memory.flush()
+            self.unsynchronised.discard(arena)
 
     def close(self) -> None:
         """Free everything."""

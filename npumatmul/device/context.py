@@ -6,9 +6,9 @@ import ctypes as C
 import logging
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.attributes import attributes, zero_points
 from npumatmul.device.buffer import Buffer, TensorAttr
-from npumatmul.device.leases import Lease
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.leases import Lease, is_idle
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.device.spec import PER_CHANNEL, PER_GROUP, ContextSpec
 from npumatmul.errors import BusyError, ClosedError, NpuError, RknnError
 from npumatmul.host import executor
@@ -52,6 +53,29 @@ class _Slot:
 
 
 _Self = TypeVar("_Self", bound="_Context")
+_Dynamic = TypeVar("_Dynamic", bound="_Context")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _alone(
+    method: Callable[Concatenate[_Dynamic, _Arguments], _Result],
+) -> Callable[Concatenate[_Dynamic, _Arguments], _Result]:
+    """A method that one thread at a time is in: whether a runtime takes more is an open question (Q18)."""
+
+    @wraps(method)
+    def alone(self: _Dynamic, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        lease = Lease()
+        try:
+            self._enter(lease)
+            return method(self, *args, **kwargs)
+        except RknnError as error:
+            failure = self._session.diagnosed(error)
+            raise failure from failure.__cause__
+        finally:
+            lease.over = True
+
+    return alone
 
 
 class _Context:
@@ -74,8 +98,6 @@ class _Context:
         #: When it was used last, by the clock of the pool that keeps it, and whose it is now.
         self.used = 0
         self.lease: weakref.ref[Lease] | None = None
-        self._finalizer = weakref.finalize(self, session.release_later, self._handle)
-        self._finalizer.atexit = False
         try:
             self._attrs = [
                 attributes(spec, shape, io_attr, chip, runtime.version, self.int4_low_nibble_first)
@@ -160,6 +182,7 @@ class _Context:
 
     # ---- use -------------------------------------------------------------------------------------------------------
 
+    @_alone
     def bind(self, *, a: Buffer | None = None, b: Buffer | None = None, c: Buffer | None = None) -> None:
         """Choose the buffers of A, B and C; those that are not given stay as they are.
 
@@ -176,17 +199,16 @@ class _Context:
             If context or buffer are closed.
         """
         given = (a, b, c)
-        with self._entered():
-            for slot, buffer in zip(self._slots, given, strict=True):
-                if buffer is not None:
-                    self._check_buffer(slot.attr, buffer)
-            wanted = [new or slot.buffer for slot, new in zip(self._slots, given, strict=True)]
-            for name, other in zip("AB", wanted[:2], strict=True):
-                if wanted[2] is not None and other is not None and wanted[2].overlaps(other):
-                    raise ValueError(f"bind: the buffers of {name} and C share bytes")
-            for slot, buffer in zip(self._slots, given, strict=True):
-                if buffer is not None:
-                    slot.buffer, slot.bound = buffer, None
+        for slot, buffer in zip(self._slots, given, strict=True):
+            if buffer is not None:
+                self._check_buffer(slot.attr, buffer)
+        wanted = [new or slot.buffer for slot, new in zip(self._slots, given, strict=True)]
+        for name, other in zip("AB", wanted[:2], strict=True):
+            if wanted[2] is not None and other is not None and wanted[2].overlaps(other):
+                raise ValueError(f"bind: the buffers of {name} and C share bytes")
+        for slot, buffer in zip(self._slots, given, strict=True):
+            if buffer is not None:
+                slot.buffer, slot.bound = buffer, None
 
     def _check_buffer(self, attr: TensorAttr, buffer: Buffer) -> None:
         if not isinstance(buffer, Buffer):
@@ -205,6 +227,7 @@ class _Context:
         if memory.size < attr.size:
             raise ValueError(f"bind: {attr.name} needs {attr.size} bytes, the buffer has {memory.size}")
 
+    @_alone
     def run(self) -> None:
         """Multiply: C = A x B. Blocks until the NPU is done; C's buffer then shows the result.
 
@@ -218,61 +241,49 @@ class _Context:
             If another thread uses the context.
         RknnError
             If the runtime fails.
+        DeviceLostError
+            If it fails because the device is gone.
         """
-        slots = self._slots
-        with self._entered():
-            buffers = [slot.buffer for slot in slots if slot.buffer is not None]
-            if len(buffers) < len(slots):
-                missing = " and ".join(slot.attr.name for slot in slots if slot.buffer is None)
-                raise NpuError(f"run: {missing} have no buffer yet; bind() them first")
-            memories = [buffer._memory for buffer in buffers]
-            session = self._session
-            binds = syncs = runs = 0
-            held: list[Memory] = []  # those whose users were counted: an interrupt may come after any call
+        slots, session, lease = self._slots, self._session, Lease()
+        buffers = [slot.buffer for slot in slots if slot.buffer is not None]
+        if len(buffers) < len(slots):
+            missing = " and ".join(slot.attr.name for slot in slots if slot.buffer is None)
+            raise NpuError(f"run: {missing} have no buffer yet; bind() them first")
+        memories = [buffer._memory for buffer in buffers]
+        binds = syncs = runs = 0
+        try:
+            with session.guard:
+                for slot, buffer in zip(slots, buffers, strict=True):
+                    if buffer.closed:
+                        raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
+                for memory in memories:
+                    memory.use(lease)
+            for buffer in buffers:
+                buffer.settle()
+            # What is to be bound anew is decided before caches are synchronised: what somebody writes from now on is
+            # seen by the next run.
+            changed = [slot.state_if_changed() for slot in slots]
+            for memory in memories:  # before binding, which reads a normal B; and C must have no dirty cache lines
+                syncs += memory.flush()
+            for slot, memory, state in zip(slots, memories, changed, strict=True):
+                if state is not None:
+                    binds += 1
+                    self._bind(slot, memory, state)
+            runs = 1
             try:
-                with session.guard:
-                    for slot, buffer in zip(slots, buffers, strict=True):
-                        if buffer.closed:
-                            raise ClosedError(f"run: the buffer of {slot.attr.name} is closed; bind another one")
-                    for memory in memories:
-                        memory.users += 1
-                        held.append(memory)
-                for buffer in buffers:
-                    buffer.settle()
-                # What is to be bound anew is decided before caches are synchronised: what somebody writes from now on
-                # is seen by the next run.
-                changed = [slot.state_if_changed() for slot in slots]
-                for memory in memories:  # before binding, which reads a normal B; and C must have no dirty cache lines
-                    syncs += memory.flush()
-                for slot, memory, state in zip(slots, memories, changed, strict=True):
-                    if state is not None:
-                        binds += 1
-                        self._bind(slot, memory, state)
-                runs = 1
-                try:
-                    self._runtime.matmul_run(self._handle.value)
-                except RknnError:
-                    self.struct.broken = 1
-                    raise
-                syncs += memories[2].sync(MemSyncMode.FROM_DEVICE)
-                buffers[2]._computed()
-            finally:
-                interrupt: KeyboardInterrupt | None = None
-                while held:
-                    try:
-                        with session.guard:
-                            while held:
-                                held[-1].users -= 1
-                                del held[-1]
-                    except KeyboardInterrupt as error:
-                        interrupt = error
-                if interrupt is not None:
-                    raise interrupt
-                with session.guard:
-                    session.run_calls += runs
-                    session.set_io_mem_calls += binds
-                    session.mem_sync_calls += syncs
-                    session.macs += runs * self._macs()
+                self._runtime.matmul_run(self._handle.value)
+            except RknnError:
+                self.struct.broken = 1
+                raise
+            syncs += memories[2].sync(MemSyncMode.FROM_DEVICE)
+            buffers[2]._computed()
+        finally:
+            lease.over = True
+            with session.guard:
+                session.run_calls += runs
+                session.set_io_mem_calls += binds
+                session.mem_sync_calls += syncs
+                session.macs += runs * self._macs()
 
     def _bind(self, slot: _Slot, memory: Memory, state: tuple[int, int]) -> None:
         slot.bound = None
@@ -283,31 +294,25 @@ class _Context:
         (m, k), n = self._slots[0].attr.shape, self._slots[1].attr.shape[1]
         return m * k * n
 
-    @contextmanager
-    def _entered(self) -> Iterator[None]:
-        """One thread at a time: whether a runtime takes more is an open question (Q18)."""
+    def _enter(self, lease: Lease) -> None:
+        """Have the context until a lease is over."""
         session, handle = self._session, self._handle
         session.check_usable()
-        mine = False
-        try:  # before anything is marked: an interrupt may come after any call
-            with session.guard:
-                if handle.closed:
-                    raise ClosedError(f"{self.spec}: this context is closed")
-                if self.broken:
-                    raise NpuError(
-                        f"{self.spec}: a run of this context failed, and what state that left it in is not known; "
-                        "close() it and make another one"
-                    )
-                if handle.busy:
-                    raise BusyError(f"{self.spec}: another thread is using this context; give each thread its own")
-                handle.busy = mine = True
-            yield
-        finally:
-            if mine:
-                handle.busy = False
+        with session.guard:
+            if handle.closed:
+                raise ClosedError(f"{self.spec}: this context is closed")
+            if self.broken:
+                raise NpuError(
+                    f"{self.spec}: a run of this context failed, and what state that left it in is not known; "
+                    "close() it and make another one"
+                )
+            if not is_idle(handle):
+                raise BusyError(f"{self.spec}: another thread is using this context; give each thread its own")
+            handle.lease = lease.ref
 
     # ---- quantization ----------------------------------------------------------------------------------------------
 
+    @_alone
     def set_quant_params(self, tensor: str, scale: ArrayLike, zero_point: ArrayLike | None = None) -> None:
         """Give scales and zero points of one matrix; without, it has scale 1 and zero point 0 (facts 5.3).
 
@@ -347,8 +352,7 @@ class _Context:
         )
         if points is not None:
             params.zp, params.zp_len = points.ctypes.data_as(C.POINTER(C.c_int32)), count
-        with self._entered():
-            self._runtime.matmul_set_quant_params(self._handle.value, params)
+        self._runtime.matmul_set_quant_params(self._handle.value, params)
 
     def _scale_shape(self) -> tuple[int, ...]:
         """Shape of B's scales, of the largest K and N (facts 5.3)."""
@@ -358,6 +362,7 @@ class _Context:
             return (n,)
         return (k // self.spec.group_size, n) if self.spec.b_quant in PER_GROUP else (1,)
 
+    @_alone
     def get_quant_params(self) -> float:
         """Scale of B that the runtime brought its channels to; for int8 to int32 with B per channel (facts 5.4).
 
@@ -370,10 +375,9 @@ class _Context:
         """
         if self.spec.mm_type is not MatmulType.INT8_INT8_INT32 or self.spec.b_quant not in PER_CHANNEL:
             raise ValueError(f"get_quant_params: only for INT8_INT8_INT32 with B per channel, not {self.spec}")
-        with self._entered():
-            return self._runtime.matmul_get_quant_params(
-                self._handle.value, QuantParams(name=self._slots[1].attr.struct.name)
-            )
+        return self._runtime.matmul_get_quant_params(
+            self._handle.value, QuantParams(name=self._slots[1].attr.struct.name)
+        )
 
     def close(self) -> None:
         """Destroy the context; its buffers stay. Closing twice is allowed.
@@ -445,6 +449,7 @@ class DynamicMatmulContext(_Context):
             self.close()
             raise
 
+    @_alone
     def select(self, m: int, k: int, n: int) -> None:
         """Choose a shape for the runs to come; A in native layout has to be packed anew (facts 4.3).
 
@@ -460,13 +465,12 @@ class DynamicMatmulContext(_Context):
         if (m, k, n) not in self.shapes:
             raise ValueError(f"select: {(m, k, n)} is none of the shapes of this context: {self.shapes}")
         attrs = self._attrs[self.shapes.index((m, k, n))]
-        with self._entered():
-            self.struct.selected_m = 0
-            with self._session.guard:
-                self._session.set_dynamic_shape_calls += 1
-            self._runtime.matmul_set_dynamic_shape(self._handle.value, (m, k, n))
-            self.struct.selected_m = m
-            for attr, slot in zip(attrs, self._slots, strict=True):
-                slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
-                if slot.buffer is not None and slot.buffer.nbytes < attr.size:
-                    slot.buffer = None
+        self.struct.selected_m = 0
+        with self._session.guard:
+            self._session.set_dynamic_shape_calls += 1
+        self._runtime.matmul_set_dynamic_shape(self._handle.value, (m, k, n))
+        self.struct.selected_m = m
+        for attr, slot in zip(attrs, self._slots, strict=True):
+            slot.attr, slot.bound = attr, None  # set_io_mem comes after every change of shape (facts 6)
+            if slot.buffer is not None and slot.buffer.nbytes < attr.size:
+                slot.buffer = None

@@ -5,22 +5,34 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 from npumatmul.device.budget import MemoryStats
-from npumatmul.device.device import Device, open_devices
+from npumatmul.device.device import Device, held_open, open_devices
 from npumatmul.device.scope import Scope
 from npumatmul.rknn import discover
 
 __all__ = ["current_device", "empty_cache", "memory_limit", "memory_stats", "set_device", "use_device"]
 
 _chosen: ContextVar[Device | None] = ContextVar("npumatmul_device", default=None)
-_default_lock = threading.Lock()
-_default: Device | None = None
+_lock = threading.RLock()  # a signal's handler may look for a device, too
+_default: weakref.ref[Device] | None = None
 _set: Device | None = None
+
+
+def _after_fork() -> None:
+    """Nobody is there any more who would release the lock, nor whom the parent's devices would serve."""
+    global _lock
+    _lock = threading.RLock()
+    held_open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def current_device(wanted: Device | str | None = None) -> Device:
@@ -58,25 +70,29 @@ def current_device(wanted: Device | str | None = None) -> Device:
 
 
 def _named(name: str) -> Device:
-    with _default_lock:
+    with _lock:
         found = discover(name)
-        for device in list(open_devices):
+        for device in open_devices:
             if (device.name, device.runtime.path) == (found.device, found.library) and device.usable:
                 return device
-        opened = Device(name)
-        _opened.append(opened)
-        return opened
-
-
-_opened: list[Device] = []  # devices opened by name live until the interpreter ends
+        return _held(Device(name))
 
 
 def _default_device() -> Device:
     global _default
-    with _default_lock:
-        if _default is None or not _default.usable:
-            _default = Device()
-        return _default
+    with _lock:
+        found = None if _default is None else _default()
+        if found is None or not found.usable:
+            found = _held(Device())
+            _default = weakref.ref(found)
+        return found
+
+
+def _held(opened: Device) -> Device:
+    """A device that lives until it is closed; those that are gone have no user who would close them."""
+    held_open[:] = [device for device in held_open if device.usable]
+    held_open.append(opened)
+    return opened
 
 
 def use_device(device: Device | str) -> Scope[Device]:

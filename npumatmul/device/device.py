@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,13 +19,18 @@ from npumatmul.device.budget import MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease
+from npumatmul.device.living import Living
 from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
+from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 
 __all__ = ["Device", "DeviceStats", "open_devices"]
 
 logger = logging.getLogger(__name__)
+
+#: What contexts of users, executors and products in place count.
+_COUNTED = ("run_calls", "set_io_mem_calls", "mem_sync_calls", "set_dynamic_shape_calls", "macs")
 
 
 class _Closable(Protocol):
@@ -120,9 +125,11 @@ class Device:
         self.simulated = self.runtime.simulated_soc() is not None
         self.chip: Chip = chip(self.discovery.soc)
         self.counters = DeviceStats()
+        #: Of the device's executors, which count for themselves.
+        self.reports: list[Report] = []
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
-        self._released: deque[Sequence[ArenaBlock]] = deque()
+        self.released: deque[Sequence[ArenaBlock]] = deque()
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
             self.session = Session(self.runtime, self.chip, self.name, board)
@@ -402,17 +409,17 @@ class Device:
 
     def release_later(self, pieces: Sequence[ArenaBlock]) -> None:
         """Take weight memory back at the next call; safe from a garbage collector that runs at any moment."""
-        self._released.append(pieces)
+        self.released.append(pieces)
 
     def collect(self) -> None:
         """Give back what `release_later` was told of and nobody runs with. The caller holds the lock."""
-        for _ in range(len(self._released)):
-            pieces = self._released[0]
+        for _ in range(len(self.released)):
+            pieces = self.released[0]
             if self.session.leases.uses(pieces):
-                self._released.rotate(-1)
+                self.released.rotate(-1)
             else:
                 self.weights.release(pieces)  # twice, if an interrupt comes before it is off the list
-                self._released.popleft()
+                self.released.popleft()
 
     def stats(self) -> DeviceStats:
         """Counts since the device was opened, and what is allocated now.
@@ -427,15 +434,12 @@ class Device:
             self.check_usable()
             self.collect()
             self.session.collect()
-            mine, users = self.counters, self.session
+            counting = [self.counters, self.session, *self.reports]
+            counts = {name: sum(getattr(each, name) for each in counting) for name in _COUNTED}
+            conversions = self.counters.conversions + sum(each.conversions for each in self.reports)
+            contexts, descriptors, nbytes = self.session.resources()
             return DeviceStats(
-                mine.run_calls + users.run_calls,
-                mine.set_io_mem_calls + users.set_io_mem_calls,
-                mine.mem_sync_calls + users.mem_sync_calls,
-                mine.set_dynamic_shape_calls + users.set_dynamic_shape_calls,
-                mine.macs + users.macs,
-                mine.conversions,
-                *self.session.resources(),
+                **counts, conversions=conversions, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes
             )
 
     def close(self) -> None:
@@ -457,6 +461,7 @@ class Device:
     def _close(self, keep_viewed: bool) -> None:
         if self.session.inherited:  # locks may be held for ever here
             self.closed = self.session.closed = True
+            self._forget()
             return
         leases, bar = self.session.leases, Lease()
         try:
@@ -468,7 +473,7 @@ class Device:
                     others = leases.others()
                     if not others:
                         self.session.close(keep_viewed)
-                        open_devices.discard(self)
+                        self._forget()
                         self._let_go()
                         return
                 leases.wait_for(others)
@@ -476,11 +481,17 @@ class Device:
             bar.over = True
             leases.leave(bar)
 
+    def _forget(self) -> None:
+        """Be found no more."""
+        open_devices.discard(self)
+        with suppress(ValueError):
+            held_open.remove(self)
+
     def _let_go(self) -> None:
         """Give up what is the device's own; buffers and contexts of users keep the session."""
         with self.lock:
             self.closed = True
-            self._released.clear()
+            self.released.clear()
             with self._attaching:
                 attached = list(self._attached.values())
                 self._attached.clear()
@@ -489,4 +500,7 @@ class Device:
             self.weights.close()
 
 
-open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+#: Every device that is open.
+open_devices: Living[Device] = Living()
+#: Those that live until they are closed or the interpreter ends, whoever holds them.
+held_open: list[Device] = []

@@ -8,16 +8,12 @@ contexts under which memory was allocated (facts 11.5).
 from __future__ import annotations
 
 import atexit
-import ctypes as C
 import logging
 import os
 import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
 
 from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
@@ -31,166 +27,42 @@ from npumatmul.device.budget import (
     open_descriptors,
     provide_descriptors,
 )
-from npumatmul.device.leases import Lease, Leases, Turn
-from npumatmul.errors import BusyError, ClosedError, NpuMemoryError, RknnError, RknnFail, RknnMallocFail
-from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime, TensorMem
+from npumatmul.device.leases import Leases, Turn, is_idle
+from npumatmul.device.living import Living
+from npumatmul.device.memory import Handle, Memory, View
+from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry, Registry
+from npumatmul.errors import (
+    BusyError,
+    ClosedError,
+    DeviceLostError,
+    NpuError,
+    NpuMemoryError,
+    RknnError,
+    RknnFail,
+    RknnMallocFail,
+)
+from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime
 
 __all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+#: Slices of an allocation that `Session.part` remembers.
+_PARTS_MOST = 64
 #: What is raised where there is no memory, or no further context.
 NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
-
-
-@dataclass(eq=False)
-class Handle:
-    """A matmul context of the runtime."""
-
-    value: int
-    closed: bool = False
-    busy: bool = False
-
-
-@dataclass(eq=False)
-class View:
-    """CPU access to a range of an allocation that somebody holds."""
-
-    pages: weakref.ref[Any]
-    through: Memory
-    writable: bool
-
-    def touches(self, memory: Memory) -> bool:
-        """Whether it shows bytes of `memory`, of the same allocation."""
-        return self.through.start < memory.stop and memory.start < self.through.stop
-
-
-@dataclass(eq=False)
-class Memory:
-    """A `rknn_tensor_mem`: an allocation of the runtime, or a slice of one.
-
-    Attributes
-    ----------
-    runtime : Runtime
-    ctx : int
-        Handle of the context under which it was allocated.
-    domain : int
-        IOMMU domain.
-    holder : Holder
-        Whom it is for.
-    pointer : pointer to TensorMem
-    address : int
-        CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`).
-    size : int
-        Bytes.
-    start : int
-        Offset in the allocation.
-    allocation : Memory
-        What it is a slice of; itself where it is none.
-    written, synchronised : int
-        Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
-    users : int
-        Runs that are going on with it.
-    lease : weakref to Lease, or None
-        Of a buffer that is lent: to whom.
-    """
-
-    runtime: Runtime
-    ctx: int
-    domain: int
-    pointer: C._Pointer[TensorMem]
-    size: int
-    start: int = 0
-    owner: Memory | None = None
-    holder: Holder = Holder.WORKSPACES
-    closed: bool = False
-    written: int = 0
-    synchronised: int = 0
-    users: int = 0
-    lease: weakref.ref[Lease] | None = None
-    views: list[View] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    address: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        memory = self.pointer.contents
-        self.address = int(memory.virt_addr) + int(memory.offset)
-
-    @property
-    def allocation(self) -> Memory:
-        """The allocation that it is, or is a slice of."""
-        return self if self.owner is None else self.owner
-
-    @property
-    def stop(self) -> int:
-        """Offset in the allocation of the byte after the last."""
-        return self.start + self.size
-
-    def sync(self, mode: MemSyncMode) -> int:
-        """Synchronise caches, always through the whole allocation: for a slice it is reported to do nothing (Q15).
-
-        Runtimes before 1.6.0 have no such call; nothing is done there. Returns how often the runtime was called.
-        """
-        whole = self.allocation
-        if not whole.runtime.has("rknn_mem_sync"):
-            return 0
-        whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
-        return 1
-
-    def mark_written(self) -> None:
-        """Say that the CPU wrote here."""
-        self.allocation.written += 1
-
-    def flush(self) -> int:
-        """Make what the CPU wrote visible to the device; again and again while somebody can still write.
-
-        Returns how often the runtime was called for it.
-        """
-        whole = self.allocation
-        if any(view.writable for view in whole.views):
-            whole.written += 1
-        if whole.written != whole.synchronised:
-            with whole.lock:  # a second thread has to wait until it is done
-                written = whole.written
-                if written != whole.synchronised:
-                    calls = whole.sync(MemSyncMode.TO_DEVICE)
-                    whole.synchronised = written
-                    return calls
-        return 0
-
-    def living_views(self) -> list[View]:
-        """Views of the whole allocation that somebody still holds."""
-        return [view for view in self.allocation.views if view.pages() is not None]
-
-    def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
-        """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
-        whole = self.allocation
-        view = View(weakref.ref(pages, gone), self, writable)
-        with whole.lock:
-            whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
-
-    def take_ended_writers(self) -> list[View]:
-        """Forget the views that are gone; return those that somebody could write through until then.
-
-        Until this is called they count as still being written through, so that no write is missed.
-        """
-        whole = self.allocation
-        if not whole.views:
-            return []
-        with whole.lock:
-            living = whole.living_views()
-            ended = [view for view in whole.views if view.writable and view not in living]
-            whole.views = living
-            return ended
-
-    def viewed(self) -> int:
-        """How many views would dangle without it: all of an allocation; of a slice, those taken through it."""
-        return sum(self.owner is None or view.through is self for view in self.living_views())
-
-    def being_written(self) -> bool:
-        """Whether somebody holds a writable view that touches this range, or did and was not counted yet."""
-        return any(view.writable and view.touches(self) for view in self.allocation.views)
+#: Bytes that are allocated to find out whether the device is still there.
+_LITTLE = 4096
+#: So near to their limit descriptors may be the reason why nothing can be made.
+_FEW_DESCRIPTORS = 8
+#: What may be wrong where not even the smallest context can be made.
+_LOOK_AT_THE_DRIVER = (
+    "Not even the smallest context can be made: the NPU's kernel driver cannot be opened, or is too old for this "
+    "runtime (0.9.2 or newer is advised). What the runtime printed on standard error says which. Look at: the driver's "
+    "version (dmesg | grep -i rknpu, or /sys/kernel/debug/rknpu/version); whether this user may open /dev/dri/renderD* "
+    "or /dev/rknpu (in a container they have to be passed on); and whether librknnrt.so and the driver are of one age."
+)
 
 
 class Session:
@@ -219,8 +91,12 @@ class Session:
         Bytes of NPU memory that may be allocated.
     peak : int
         Most bytes that were allocated at once.
-    reclaimers : WeakSet of Reclaimer
+    reclaimers : Living of Reclaimer
         Who holds contexts and memory for reuse.
+    pid : int
+        Of the process that opened it.
+    inherited : bool
+        Whether this process is a forked child of that one.
 
     Raises
     ------
@@ -234,40 +110,43 @@ class Session:
         self.guard = threading.RLock()
         self.leases = Leases(self.lock)
         self.closed = False
-        self._depth = 0  # how deep the lock's owner is inside of release and close
+        self._lost: RknnError | None = None  # the call that failed first when the device went
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
         self.limit: int | None = None
         self.peak = 0
-        self.reclaimers: weakref.WeakSet[Reclaimer] = weakref.WeakSet()
-        self._pid = os.getpid()
-        self._anchors: dict[int, int] = {}
-        self._memories: dict[Memory, None] = {}
-        self._handles: dict[Handle, None] = {}
-        self._released: deque[Memory | Handle] = deque()
-        self.anchor(0)
+        self.reclaimers: Living[Reclaimer] = Living()
+        self.pid = os.getpid()
+        self.inherited = False
+        self._anchors: dict[int, ContextEntry] = {}
+        self._registry = Registry(runtime)
+        try:
+            self.anchor(0)
+        except RknnError as error:
+            if any(each.runtime.path == runtime.path and not each.closed for each in _open_sessions):
+                raise  # the driver serves others
+            raise type(error)(error.function, error.code, error.arguments, _LOOK_AT_THE_DRIVER) from None
         _open_sessions.add(self)
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True):
-            self.close()
-        elif getattr(self, "_released", None):
-            with self._inside():
-                self.collect()
+        registry = getattr(self, "_registry", None)
+        if registry is not None and (not self.closed or len(registry) or self._anchors):
+            with suppress(BusyError):  # a run that was given up is still going on
+                self.close()
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    @property
-    def inherited(self) -> bool:
-        """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self._pid
-
     def check_usable(self) -> None:
-        """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process."""
+        """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process.
+
+        And `DeviceLostError` where it is gone.
+        """
+        if self._lost is not None:
+            raise self._loss(self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self._pid:
+        if self.inherited:
             raise ClosedError(
-                f"the device {self.name} was opened by process {self._pid} and cannot be used after a fork; "
+                f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
             )
 
@@ -275,12 +154,19 @@ class Session:
         """Living contexts, descriptors of memory, bytes of memory."""
         with self.lock:
             allocations = self.allocations()
-            contexts = len(self._anchors) + len(self._handles)
-            return contexts, len(allocations), sum(memory.size for memory in allocations)
+            return self.count_contexts(), len(allocations), sum(memory.size for memory in allocations)
 
-    def allocations(self) -> list[Memory]:
+    def count_contexts(self) -> int:
+        """Living contexts, those under which memory is allocated included."""
+        return sum(each.exists for each in list(self._anchors.values())) + len(self._registry.contexts())
+
+    def allocations(self) -> list[MemoryEntry]:
         """Memory that is no slice of other memory."""
-        return [memory for memory in list(self._memories) if memory.owner is None]
+        return self._registry.allocations()
+
+    def memories(self) -> list[Memory]:
+        """The same, but for what nobody holds."""
+        return [memory for memory in map(_memory_of, self.allocations()) if memory is not None]
 
     def held(self, domain: int) -> dict[Holder, int]:
         """Bytes of memory in an IOMMU domain, by what holds them; empty where nothing does."""
@@ -295,10 +181,10 @@ class Session:
         with self.lock:
             if weights_used is None:
                 divided = self.runtime.has("rknn_mem_sync")
-                of_weights = [memory for memory in list(self._memories) if memory.holder is Holder.WEIGHTS]
-                weights_used = sum(memory.size for memory in of_weights if (memory.owner is not None) == divided)
+                memories = self._registry.slices() if divided else self.allocations()
+                weights_used = sum(memory.size for memory in memories if memory.holder is Holder.WEIGHTS)
             contexts, descriptors, _ = self.resources()
-            same = [each for each in list(_open_sessions) if each.name == self.name and not each.inherited]
+            same = [each for each in _open_sessions if each.name == self.name and not each.inherited]
             return MemoryStats(
                 self.name,
                 by_holder([(m.domain, m.holder, m.size) for m in self.allocations()], self.chip.memory.domain_bytes),
@@ -306,7 +192,7 @@ class Session:
                 self.limit,
                 weights_used,
                 contexts,
-                sum(len(each._anchors) + len(each._handles) for each in same),
+                sum(each.count_contexts() for each in same),
                 self.chip.memory.contexts,
                 descriptors,
                 open_descriptors(),
@@ -315,7 +201,65 @@ class Session:
 
     def viewed(self) -> int:
         """How many views of memory somebody holds."""
-        return sum(len(memory.living_views()) for memory in self._memories if memory.owner is None)
+        return sum(len(memory.living_views()) for memory in self.memories())
+
+    # ---- a device that is gone -------------------------------------------------------------------------------------
+
+    def diagnosed(self, error: RknnError) -> NpuError:
+        """What to raise for a failure of the runtime: that the device is gone, where it is; else the same error."""
+        with self.lock:
+            if self._lost is None:
+                if self.closed or self._answers():
+                    return error
+                self._lost, self.closed = error, True
+                logger.error("%s", self._loss(error))
+            return self._loss(self._lost)
+
+    def raise_if_lost(self, error: RknnError) -> None:
+        """Raise `DeviceLostError` where the device is gone."""
+        failure = self.diagnosed(error)
+        if failure is not error:
+            raise failure from failure.__cause__
+
+    def _loss(self, first: RknnError) -> DeviceLostError:
+        lost = DeviceLostError(
+            f"the device {self.name} is gone: {first.what}; since then the runtime does nothing any more, whatever it "
+            "is asked. What was on the device is lost. A new Device may work, with weights packed anew; if it does "
+            "not, the kernel's log (dmesg) may say why."
+        )
+        lost.__cause__ = first
+        return lost
+
+    def _answers(self) -> bool:
+        """Whether the device does what it can always do.
+
+        A NULL of `rknn_create_mem` and a context that is refused may mean that there is no room; a lost device fails to
+        do what needs none as well.
+        """
+        entry = MemoryEntry(0, 0, _LITTLE, Holder.WORKSPACES)
+        for anchor in [each for each in self._anchors.values() if each.exists]:
+            entry.ctx = anchor.value
+            with suppress(RknnError):
+                self.runtime.create_mem(anchor.value, _LITTLE, entry)
+            if entry.exists:
+                with suppress(RknnError):
+                    self._registry.destroy(entry)
+                return True
+        if self.runtime.has("rknn_mem_sync"):
+            for memory in self.allocations():
+                try:
+                    self.runtime.mem_sync(memory.ctx, memory.pointer, MemSyncMode.TO_DEVICE)
+                except RknnError:
+                    return False
+                return True
+        context = ContextEntry()
+        try:
+            self.runtime.matmul_create(self._smallest(0), context)
+        except RknnError:
+            return descriptor_limit() - open_descriptors() < _FEW_DESCRIPTORS
+        with suppress(RknnError):
+            self._registry.destroy(context)
+        return True
 
     # ---- creating --------------------------------------------------------------------------------------------------
 
@@ -326,25 +270,28 @@ class Session:
         never in a domain of choice (facts 7.1, 7.4).
         """
         with self.lock:
-            if domain not in self._anchors:
-                limits = self.chip.limits[MatmulType.INT8_INT8_INT32]
-                info = MatmulInfo(
-                    M=1, K=limits.k_multiple, N=limits.n_multiple, type=MatmulType.INT8_INT8_INT32.code,
-                    iommu_domain_id=domain,
-                )  # fmt: skip
-                while domain not in self._anchors:
-                    try:
-                        provide_descriptors(self.chip.memory.context_descriptors)
-                        self._anchors[domain], _ = self.runtime.matmul_create(info)
-                    except NO_ROOM:  # descriptors and memory are limited per process
-                        if not self.spare_context():
-                            raise
-                if domain:
-                    logger.info("%s: memory of IOMMU domain %d is used from now on", self.name, domain)
-            return self._anchors[domain]
+            entry = self._anchors.get(domain)
+            while entry is None or not entry.exists:
+                entry = self._anchors[domain] = ContextEntry()
+                try:
+                    provide_descriptors(self.chip.memory.context_descriptors)
+                    self.runtime.matmul_create(self._smallest(domain), entry)
+                    if domain:
+                        logger.info("%s: memory of IOMMU domain %d is used from now on", self.name, domain)
+                except NO_ROOM as error:  # descriptors and memory are limited per process
+                    if domain and isinstance(error, RknnError):
+                        self.raise_if_lost(error)
+                    if not self.spare_context():
+                        raise
+            return entry.value
+
+    def _smallest(self, domain: int) -> MatmulInfo:
+        """A context of the smallest shape."""
+        limits, mm_type = self.chip.limits[MatmulType.INT8_INT8_INT32], MatmulType.INT8_INT8_INT32
+        return MatmulInfo(M=1, K=limits.k_multiple, N=limits.n_multiple, type=mm_type.code, iommu_domain_id=domain)
 
     def allocate(self, nbytes: int, domain: int = 0, holder: Holder = Holder.WORKSPACES) -> Memory:
-        """Allocate NPU memory.
+        """Allocate NPU memory; it is given back when nobody holds it any more, or by `release`.
 
         Contexts and workspaces that are kept for reuse and idle are given up where there is no room otherwise.
 
@@ -354,62 +301,66 @@ class Session:
             If the limit is reached, the runtime has no memory, or the process no descriptors left; the message says
             what holds what.
         """
-        made: list[Memory] = []
-        try:
-            with self.lock:
-                made.append(self._allocate(nbytes, domain, holder))
-        except BaseException:
-            self.release_later(*made)  # an interrupt came when it was made
-            raise
-        return made[0]
+        with self.lock:
+            self.check_usable()
+            self.collect()
+            provide_descriptors()
+            if not self._has_room(nbytes) and not (self.reclaim() and self._has_room(nbytes)):
+                raise NpuMemoryError(
+                    f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
+                    f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
+                )
+            try:
+                memory = self._created(MemoryEntry(self.anchor(domain), domain, nbytes, holder))
+            except RknnError as error:
+                if error.function == "rknn_matmul_create":
+                    raise
+                raise NpuMemoryError(
+                    f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
+                    f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
+                    f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
+                ) from error
+            total = sum(each.size for each in self.allocations())
+            self.peak = total if total > self.peak else self.peak
+            return memory
 
-    def _allocate(self, nbytes: int, domain: int, holder: Holder) -> Memory:
-        self.check_usable()
-        self.collect()
-        provide_descriptors()
-        if not self._has_room(nbytes) and not (self.reclaim() and self._has_room(nbytes)):
-            raise NpuMemoryError(
-                f"{nbytes} bytes of NPU memory for {holder.value} are beyond the limit of {self.limit} that "
-                f"memory_limit set. Close packed weights and buffers that are not needed.\n{self.memory_stats()}"
-            )
-        ctx = self.anchor(domain)
-        try:
-            pointer = self._create_mem(ctx, nbytes, domain)
-        except RknnError as error:
-            raise NpuMemoryError(
-                f"{nbytes} bytes of NPU memory for {holder.value} could not be allocated in IOMMU domain {domain} "
-                f"({error}). Close packed weights and buffers there that are not needed any more; if the runtime "
-                f"printed 'Too many open files', raise the limit (ulimit -n).\n{self.memory_stats()}"
-            ) from error
-        try:
-            total = sum(each.size for each in self.allocations()) + nbytes
-            memory = Memory(self.runtime, ctx, domain, pointer, nbytes, holder=holder)
-        except BaseException:  # an interrupt
-            self.runtime.destroy_mem(ctx, pointer)
-            raise
-        self._memories[memory] = None
-        self.peak = total if total > self.peak else self.peak
+    def _created(self, entry: MemoryEntry) -> Memory:
+        """Allocate; where that fails, once more when what is idle has given way."""
+        memory = Memory(self.runtime, entry)
+
+        def create() -> None:
+            try:
+                self.runtime.create_mem(entry.ctx, entry.size, entry)
+            except RknnError as error:
+                self.raise_if_lost(error)
+                if not self.reclaim(entry.domain):
+                    raise
+                self.runtime.create_mem(entry.ctx, entry.size, entry)
+
+        self._make(entry, memory, create)
+        memory.made()
         return memory
 
-    def _create_mem(self, ctx: int, nbytes: int, domain: int) -> C._Pointer[TensorMem]:
+    def _make(self, entry: Entry, owner: Memory | Handle, create: Callable[[], _Result]) -> _Result:
+        """Have the runtime make what an entry is for; where that fails, or is interrupted, nothing stays."""
+        self._registry.add(entry, owner)
         try:
-            return self.runtime.create_mem(ctx, nbytes)
-        except RknnError:
-            if not self.reclaim(domain):
-                raise
-            return self.runtime.create_mem(ctx, nbytes)
+            return create()
+        except BaseException:
+            if entry.exists:
+                self._registry.drop(entry)
+            else:
+                self._registry.forget(entry)
+            raise
 
     def fits(self, nbytes: int, domain: int) -> bool:
         """Whether the runtime has so much more memory in a domain, once what is idle has given way; it is tried."""
         with self.lock:
-            ctx, pointer = self.anchor(domain), None
             try:
-                pointer = self._create_mem(ctx, nbytes, domain)
+                memory = self._created(MemoryEntry(self.anchor(domain), domain, nbytes, Holder.WORKSPACES))
             except RknnError:
                 return False
-            finally:
-                if pointer is not None:
-                    self.runtime.destroy_mem(ctx, pointer)
+            self._try_to_release(memory)
             return True
 
     def _has_room(self, nbytes: int) -> bool:
@@ -451,8 +402,9 @@ class Session:
     def reclaim(self, domain: int | None = None) -> bool:
         """Have everybody give up what is kept for reuse and idle, of one domain or of all; whether there was any."""
         with self.lock:
-            given = [each.reclaim(domain) for each in list(self.reclaimers)]
+            given = [each.reclaim(domain) for each in self.reclaimers]
             self.collect()
+            given.append(self._destroy_again())
             if any(given):
                 logger.info("%s: gave up contexts and memory that were kept for reuse", self.name)
             return any(given)
@@ -460,36 +412,66 @@ class Session:
     def spare_context(self) -> bool:
         """Have somebody give up a context that is kept for reuse; whether there was one."""
         with self.lock:
-            return any(each.spare_one() for each in list(self.reclaimers))
+            return any(each.spare_one() for each in self.reclaimers)
 
     def wrap(self, whole: Memory, start: int, nbytes: int) -> Memory:
         """A slice of an allocation; the address passed is that of the descriptor's whole memory (facts 7.1)."""
         with self.lock:
             self.check_usable()
+            self.collect()
             own = whole.pointer.contents
-            pointer = self.runtime.create_mem_from_fd(
-                whole.ctx, int(own.fd), int(own.virt_addr), nbytes, int(own.offset) + start
-            )
-            memory = Memory(self.runtime, whole.ctx, whole.domain, pointer, nbytes, start, whole, whole.holder)
-            self._memories[memory] = None
+            entry = MemoryEntry(whole.ctx, whole.domain, nbytes, whole.holder, whole.entry)
+            memory = Memory(self.runtime, entry, start, whole)
+            try:
+                self._make(
+                    entry,
+                    memory,
+                    lambda: self.runtime.create_mem_from_fd(
+                        whole.ctx, int(own.fd), int(own.virt_addr), nbytes, int(own.offset) + start, entry
+                    ),
+                )
+            except RknnError as error:
+                self.raise_if_lost(error)
+                raise
+            memory.made()
             return memory
+
+    def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
+        """A slice of a memory, always the same one: it lives as long as the allocation. The lock is held."""
+        whole, first = memory.allocation, memory.start + start
+        found = whole.parts.get((first, nbytes))
+        if found is None:
+            if len(whole.parts) >= _PARTS_MOST and not self.leases.reads(whole):
+                for part in list(whole.parts.values()):
+                    self.release(part)
+                whole.parts.clear()
+            found = whole.parts[first, nbytes] = self.wrap(whole, first, nbytes)
+        return found
 
     def create(
         self, info: MatmulInfo, shapes: list[tuple[int, int, int]] | None = None
     ) -> tuple[Handle, list[MatmulIoAttr]]:
-        """Create a context, of one shape or of several; returns the attributes of each."""
+        """Create a context, of one shape or of several; returns the attributes of each.
+
+        It is destroyed when nobody holds the handle any more, or by `release`.
+        """
         with self.lock:
             self.check_usable()
             self.collect()
             provide_descriptors(self.chip.memory.context_descriptors)
-            if shapes is None:
-                value, io_attr = self.runtime.matmul_create(info)
-                io_attrs = [io_attr]
-            else:
-                value, io_attrs = self.runtime.matmul_create_dynamic_shape(info, shapes)
-            handle = Handle(value)
-            self._handles[handle] = None
-            return handle, io_attrs
+            entry = ContextEntry()
+            handle = Handle(entry)
+
+            def create() -> list[MatmulIoAttr]:
+                if shapes is None:
+                    return [self.runtime.matmul_create(info, entry)[1]]
+                return self.runtime.matmul_create_dynamic_shape(info, shapes, entry)[1]
+
+            try:
+                return handle, self._make(entry, handle, create)
+            except RknnError as error:
+                self.raise_if_lost(error)
+                raise
 
     # ---- giving back -----------------------------------------------------------------------------------------------
 
@@ -500,92 +482,81 @@ class Session:
         ------
         BusyError
             If another thread runs with it.
+        RknnError
+            If the runtime does not destroy it. It counts until it does: `reclaim` and `close` try again.
         """
+        entry = resource.entry
         if self.inherited:  # the parent's are the parent's to destroy, and locks may be held there
             resource.closed = True
             return
-        if resource.closed and not self._holds(resource):
+        if resource.closed and entry not in self._registry:
             return
-        with self._inside():
-            if resource.closed and not self._holds(resource):  # else an interrupt came when it was given back before
-                return
-            if isinstance(resource, Memory):
-                self._release_memory(resource)
-            else:
-                self._claim([resource], [])
-                del self._handles[resource]
-                self.runtime.matmul_destroy(resource.value)
-
-    def _holds(self, resource: Memory | Handle) -> bool:
-        return resource in self._memories if isinstance(resource, Memory) else resource in self._handles
-
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        """Hold the lock, and have a garbage collector that runs meanwhile leave things for later."""
         with self.lock:
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
+            whole = isinstance(entry, MemoryEntry) and entry.whole is None
+            slices = self._registry.slices(entry) if whole else []
+            entries = [*slices, entry]
+            self._claim(entries)
+            failed: RknnError | None = None
+            for each in entries:  # again, if an interrupt came when it was given back before
+                try:
+                    self._registry.destroy(each)
+                except RknnError as error:
+                    failed = failed or error
+            if self.closed:
+                self._drop_anchors()
+                self._leave_board()
+            if failed is not None:
+                self._raise_refused(failed)
 
-    def _release_memory(self, memory: Memory) -> None:
-        slices = [] if memory.owner is not None else [other for other in self._memories if other.owner is memory]
-        self._claim([], [*slices, memory])
-        failed: RknnError | None = None
-        for each in (*slices, memory):
-            del self._memories[each]
-            try:
-                self.runtime.destroy_mem(each.ctx, each.pointer)
-            except RknnError as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-        if self.closed:
-            self._drop_anchors()
-            self._leave_board()
+    def _raise_refused(self, error: RknnError) -> None:
+        """Raise that something was not destroyed, unless the device is gone, with all that was on it."""
+        if not isinstance(self.diagnosed(error), DeviceLostError):
+            raise error
 
-    def _drop_anchors(self) -> None:
-        """Destroy the contexts under which memory was allocated, once nothing else is left."""
-        kept = {memory.domain for memory in self._memories}
-        for domain in [domain for domain in self._anchors if domain not in kept and not self._handles]:
-            self.runtime.matmul_destroy(self._anchors.pop(domain))
+    def check_idle(self, resource: Memory | Handle) -> None:
+        """Raise `BusyError` where somebody runs with a memory or a context. The lock is held."""
+        used = isinstance(resource, Memory) and (resource.in_use or self.leases.reads(resource))
+        if used or (isinstance(resource, Handle) and not is_idle(resource)):
+            raise BusyError("another thread is running with it; let that end before closing")
 
-    def _leave_board(self) -> None:
-        """Let another process have the board, once nothing of this one is left on it."""
-        if self._board is not None and self.closed and not self._anchors and not self._handles:
-            self._board.release()
-
-    def _claim(self, handles: list[Handle], memories: list[Memory]) -> None:
-        """Mark as closed, so that nobody starts to use them any more."""
+    def _claim(self, entries: Iterable[Entry]) -> None:
+        """Mark those that hold them as closed, so that nobody begins to use them any more."""
         with self.guard:
-            if any(handle.busy for handle in handles) or any(memory.users for memory in memories):
-                raise BusyError("another thread is running with it; let that end before closing")
-            for handle in handles:
-                handle.closed = True
-            for memory in memories:
-                memory.closed = True
+            owners = [owner for owner in map(_owner_of, entries) if owner is not None]
+            for owner in owners:
+                self.check_idle(owner)
+            for owner in owners:
+                owner.closed = True
 
     def release_later(self, *resources: Memory | Handle) -> None:
         """Give back at the next call; safe from a garbage collector that runs at any moment."""
-        self._released.extend(resources)
+        for resource in resources:
+            self._registry.drop(resource.entry)
         if self.closed and self.lock.acquire(blocking=False):  # no call will follow
             try:
-                if not self._depth:
-                    with self._inside():
-                        self.collect()
+                self.collect()
             finally:
                 self.lock.release()
 
     def collect(self) -> None:
-        """Give back what `release_later` was told of: memories, then contexts. The caller holds the lock."""
-        if not self._released:
+        """Give back what nobody holds, and what `release_later` was told of. The caller holds the lock."""
+        if not self._registry.has_dropped:
             return
-        for kind in (Memory, Handle):
-            for resource in [each for each in list(self._released) if isinstance(each, kind)]:
-                self._try_to_release(resource)  # twice, if an interrupt comes before it is off the list
-                with suppress(ValueError):  # a garbage collector that ran meanwhile did the same
-                    self._released.remove(resource)
+        for entry in self._registry.take_dropped():
+            owner = _owner_of(entry)
+            try:
+                if owner is not None:
+                    self.release(owner)
+                else:
+                    self._registry.destroy(entry)
+            except BusyError:
+                self._registry.drop(entry)
+            except RknnError as error:
+                logger.warning("%s: giving back failed: %s", self.name, error)
+        self._registry.settled()
+        if self.closed:
+            self._drop_anchors()
+            self._leave_board()
 
     def _try_to_release(self, resource: Memory | Handle) -> None:
         """Release, where whoever is there to be told of a failure did not ask for it."""
@@ -594,10 +565,36 @@ class Session:
         except RknnError as error:
             logger.warning("%s: giving back failed: %s", self.name, error)
 
+    def _destroy_again(self) -> bool:
+        """Try to destroy what could not be destroyed before; whether something was."""
+        done = False
+        for entry in self._registry.undestroyed():
+            with suppress(RknnError):
+                self._registry.destroy(entry)
+                done = True
+        return done
+
+    def _drop_anchors(self) -> None:
+        """Destroy the contexts under which memory was allocated, once nothing else is left."""
+        kept = {memory.domain for memory in (*self.allocations(), *self._registry.slices())}
+        contexts = self._registry.contexts()
+        for domain, anchor in [each for each in list(self._anchors.items()) if each[0] not in kept and not contexts]:
+            try:
+                self._registry.destroy(anchor)
+            except RknnError:
+                if self._lost is None:
+                    continue  # it is tried again when something else goes
+            self._anchors.pop(domain, None)
+
+    def _leave_board(self) -> None:
+        """Let another process have the board, once nothing of this one is left on it."""
+        if self._board is not None and self.closed and not self._anchors and not self._registry.contexts():
+            self._board.release()
+
     def check_closable(self, keep_viewed: bool) -> None:
         """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
         with self.guard:
-            if any(handle.busy for handle in self._handles):
+            if not all(is_idle(owner) for owner in map(_owner_of, self._registry.contexts()) if owner is not None):
                 raise BusyError(f"another thread is running on {self.name}; let that end before closing")
             if not keep_viewed and self.viewed():
                 raise BufferError(
@@ -605,7 +602,7 @@ class Session:
                 )
 
     def close(self, keep_viewed: bool = True) -> None:
-        """Give everything back. Closing twice is allowed.
+        """Give everything back. Closing twice is allowed; the second time tries again what the runtime refused.
 
         Parameters
         ----------
@@ -622,31 +619,72 @@ class Session:
         if self.inherited:
             self.closed = True
             return
-        with self._inside():
-            if not self.closed:
-                with self.guard:
+        with self.lock:
+            with self.guard:
+                if not self.closed:
                     self.check_closable(keep_viewed)
+                if not self.closed or self._lost is not None:
                     self.leases.check_idle(self.name)
-                    self.closed = True
-                logger.info("closing %s", self.name)
+                    logger.info("closing %s", self.name)
+                self.closed = True
             # for the second time, too: an interrupt may have come in the first one
-            for memory in list(self._memories):
-                if not memory.allocation.living_views():
-                    self._try_to_release(memory)
-            for handle in list(self._handles):
-                self._try_to_release(handle)
-            self.collect()
+            refused = self._destroy_all()
             self._drop_anchors()
             self._leave_board()
+            if refused:
+                logger.warning(
+                    "closing %s: the runtime did not destroy %d contexts and memories, which stay until the process "
+                    "ends or another close succeeds: %s", self.name, len(refused), refused[0],
+                )  # fmt: skip
+
+    def _destroy_all(self) -> list[RknnError]:
+        """Destroy what nobody has a view of, memories first; return what the runtime refused."""
+        refused: list[RknnError] = []
+        for entry in self._registry.in_order():
+            owner = _owner_of(entry)
+            if isinstance(owner, Memory) and owner.allocation.living_views():
+                continue
+            try:
+                self._claim([entry])
+                self._registry.destroy(entry)
+            except BusyError:
+                continue
+            except RknnError as error:
+                if self._lost is not None:
+                    self._registry.forget(entry)  # what was on the device went with it
+                else:
+                    refused.append(error)
+        return refused
 
 
-_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+def _owner_of(entry: Entry) -> Memory | Handle | None:
+    """Who holds an entry."""
+    owner = None if entry.owner is None else entry.owner()
+    assert owner is None or isinstance(owner, (Memory, Handle))
+    return owner
+
+
+def _memory_of(entry: MemoryEntry) -> Memory | None:
+    owner = _owner_of(entry)
+    return owner if isinstance(owner, Memory) else None
+
+
+_open_sessions: Living[Session] = Living()
+
+
+def _inherit_sessions() -> None:
+    """In a forked child: what was open before is the parent's."""
+    for session in list(_open_sessions):
+        session.inherited = True
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)
 
 
 @atexit.register
 def _close_sessions() -> None:
     """Close what is still open while the interpreter is whole; what is in use then, the system takes back."""
-    for session in list(_open_sessions):
+    for session in _open_sessions:
         try:
             session.close()
         except BusyError as error:

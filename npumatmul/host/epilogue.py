@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes as C
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from npumatmul.host.arrays import address_of
 from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, finish
 
 __all__ = ["FUNCTIONS", "Epilogue"]
@@ -30,6 +32,8 @@ ELEMENTS: dict[np.dtype[Any], Element] = {
     np.dtype(np.float16): Element.FLOAT16,
     np.dtype(ml_dtypes.bfloat16): Element.BFLOAT16,
 }
+_F32 = np.dtype(np.float32)
+_NO_LIMITS = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ class Epilogue:
         if np.dtype(self.dtype) not in ELEMENTS:
             raise TypeError(f"epilogue: the result can be float32, float16 or bfloat16, not {np.dtype(self.dtype)}")
 
-    @property
+    @cached_property
     def does_nothing(self) -> bool:
         """Whether the result is only cast."""
         nothing = self.bias is None and self.multiply is None and self.residual is None
@@ -145,6 +149,15 @@ class PlacedEpilogue:
     out : ndarray, shape (M, N)
         The result's array. Operands that share memory with it are copied, but for one that is `out` itself: each of
         its elements is read before it is overwritten.
+    bias : array_like, optional
+        Instead of the epilogue's.
+    fresh : bool
+        Whether nobody else knows `out`, so that nothing shares memory with it.
+
+    Attributes
+    ----------
+    reads_out : bool
+        Whether an operand is `out` itself.
 
     Raises
     ------
@@ -152,42 +165,45 @@ class PlacedEpilogue:
         If an operand's dtype or shape does not fit.
     """
 
-    def __init__(self, epilogue: Epilogue, out: NDArray[Any]) -> None:
+    def __init__(self, epilogue: Epilogue, out: NDArray[Any], bias: Any = None, *, fresh: bool = False) -> None:
         self.reads_out = False
-        self._alive: list[NDArray[Any]] = []
-        bias = None if epilogue.bias is None else self._bias(epilogue.bias, out).ctypes.data
-        self.struct = struct = EpilogueStruct(epilogue.scale, bias, FUNCTIONS[epilogue.activation])
-        if epilogue.multiply is not None:
-            struct.multiply = self._matrix("multiply", epilogue.multiply, out)
-        if epilogue.residual is not None:
-            struct.residual = self._matrix("residual", epilogue.residual, out)
-        struct.low, struct.high = (-math.inf, math.inf) if epilogue.clip is None else epilogue.clip
-        self.pointer = C.pointer(self.struct)
+        bias = epilogue.bias if bias is None else bias
+        self.struct = struct = EpilogueStruct(epilogue.scale, None, FUNCTIONS[epilogue.activation])
+        struct.low, struct.high = _NO_LIMITS if epilogue.clip is None else epilogue.clip
+        self._operands = operands = [bias]  # what stands in the struct as a bare address
+        if bias is not None:
+            usual = fresh and type(bias) is np.ndarray and bias.dtype == _F32 and bias.flags.c_contiguous
+            if not usual or bias.shape != out.shape[1:]:
+                operands[0] = bias = self._bias(bias, out)
+            struct.bias = address_of(bias)
+        for name in ("multiply", "residual"):
+            matrix: Any = getattr(epilogue, name)
+            if matrix is not None:
+                usual = fresh and type(matrix) is np.ndarray and matrix.dtype in ELEMENTS
+                if not usual or matrix.shape != out.shape or not (matrix.flags.c_contiguous and matrix.flags.aligned):
+                    matrix = self._matrix(name, matrix, out)
+                operands.append(matrix)
+                setattr(struct, name, Matrix(address_of(matrix), matrix.strides[0], ELEMENTS[matrix.dtype]))
+        self.pointer = C.pointer(struct)
 
     def _bias(self, given: ArrayLike, out: NDArray[Any]) -> NDArray[np.float32]:
         bias = _float_array("bias", given)
-        if bias.shape != (out.shape[1],):
+        if bias.shape != out.shape[1:]:
             raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
-        if bias.dtype != np.float32 or not bias.flags.c_contiguous:
-            bias = np.ascontiguousarray(bias, np.float32)
-        return self._pin(bias.copy() if np.may_share_memory(bias, out) else bias)
+        if bias.dtype != _F32 or not bias.flags.c_contiguous:
+            bias = np.ascontiguousarray(bias, _F32)
+        return bias.copy() if np.may_share_memory(bias, out) else bias
 
-    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> Matrix:
+    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> NDArray[Any]:
         array = _float_array(name, given)
         if array.shape != out.shape:
             raise ValueError(f"epilogue: {name} has shape {array.shape}, the result has {out.shape}")
-        itself = (array.ctypes.data, array.strides, array.dtype) == (out.ctypes.data, out.strides, out.dtype)
-        if itself:
+        if (address_of(array), array.strides, array.dtype) == (address_of(out), out.strides, out.dtype):
             self.reads_out = True
         elif np.may_share_memory(array, out):
             array = array.copy()
         if array.strides[1] != array.itemsize or not array.flags.aligned or array.strides[0] % array.itemsize:
             array = np.ascontiguousarray(array)
-        self._pin(array)
-        return Matrix(array.ctypes.data, array.strides[0], ELEMENTS[array.dtype])
-
-    def _pin(self, array: NDArray[Any]) -> NDArray[Any]:
-        self._alive.append(array)
         return array
 
 

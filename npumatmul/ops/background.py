@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from npumatmul.device.device import Device
+from npumatmul.device.living import Living
 from npumatmul.errors import ClosedError
 
 __all__ = ["MatmulFuture", "submit"]
@@ -84,9 +89,10 @@ class MatmulFuture(Future[Any]):
         else:
             self.set_result(result)
 
-    def give_up(self, ended: Future[None]) -> None:
-        """Cancel it when the worker's own future says that it will not get to it."""
-        if ended.cancelled() and super().cancel():
+    def give_up(self) -> None:
+        """Cancel it, since the worker will not get to it."""
+        if super().cancel():
+            self._call = None
             self.set_running_or_notify_cancel()
 
 
@@ -94,14 +100,60 @@ class _Worker:
     """The thread that computes a device's products in the background, one after the other; it starts with the first."""
 
     def __init__(self, device: Device) -> None:
-        self._pool = ThreadPoolExecutor(1, f"npumatmul {device.name}")
+        self._device = device.name
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # nothing is submitted behind what ends the thread
+        self._inbox: SimpleQueue[MatmulFuture | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        _workers.add(self)
+
+    def __del__(self) -> None:
+        self._inbox.put(None)
 
     def submit(self, future: MatmulFuture) -> None:
-        self._pool.submit(future.compute).add_done_callback(future.give_up)
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the device {self._device} is closed; open another Device")
+            if self._thread is None or not self._thread.is_alive():  # an interrupt may have come when it was to start
+                name = f"npumatmul {self._device}"
+                self._thread = threading.Thread(target=_serve, args=(self._inbox,), name=name, daemon=True)
+                self._thread.start()
+            self._inbox.put(future)
 
     def close(self) -> None:
         """End the thread after the product that it is at; the others are cancelled."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+        with suppress(Empty):
+            while True:
+                future = self._inbox.get_nowait()
+                if future is not None:
+                    future.give_up()
+        self._inbox.put(None)
+
+    def finish(self) -> None:
+        """Compute what was submitted, then end the thread; an interrupt ends the waiting."""
+        if os.getpid() == self._pid and self._thread is not None:
+            self._inbox.put(None)
+            self._thread.join()
+
+
+def _serve(inbox: SimpleQueue[MatmulFuture | None]) -> None:
+    """The worker's thread: it keeps nothing alive while it waits."""
+    while (future := inbox.get()) is not None:
+        future.compute()
+        del future
+
+
+_workers: Living[_Worker] = Living()
+
+
+@atexit.register
+def _finish() -> None:
+    """What was submitted is computed before the program ends, as by the pools of the standard library."""
+    for worker in _workers:
+        worker.finish()
 
 
 def submit(device: Device, call: Callable[[], Any]) -> MatmulFuture:

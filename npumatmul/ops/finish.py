@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
 from npumatmul.ops.shapes import Shapes
+from npumatmul.quant.schemes import FLOATS
 
 __all__ = ["Finish"]
-
-_FLOATS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.float16, np.float32, ml_dtypes.bfloat16))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +82,10 @@ class Finish:
             if dtype is not None and own not in (np.dtype(np.float32), wanted):
                 raise ValueError(f"matmul: dtype is {wanted}, but the epilogue's is {own}; give one")
             wanted = own if dtype is None else wanted
-        if wanted not in _FLOATS:
+        if wanted not in FLOATS:
             raise TypeError(
                 f"matmul: dtype is {wanted}; the result of float operands, or with an epilogue, can be "
-                f"{' or '.join(map(str, _FLOATS))}"
+                f"{' or '.join(map(str, FLOATS))}"
             )
         if epilogue is None and bias is None:
             return cls(wanted)

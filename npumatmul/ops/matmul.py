@@ -24,26 +24,26 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device.device import Device
-from npumatmul.host.epilogue import ELEMENTS, Epilogue
-from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
+from npumatmul.host.epilogue import Epilogue
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
+from npumatmul.ops.product import Product, remember
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.quant.schemes import Scheme
-from npumatmul.running.placement import Placement
 
 __all__ = ["matmul", "matmul_async"]
 
 #: One product is nobody's phase: it is logged where details are asked for.
 _ONCE = MatmulOptions(level=logging.DEBUG)
-_F32 = np.dtype(np.float32)
 
 
 def matmul(
@@ -134,18 +134,27 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
-    if type(a) is np.ndarray and isinstance(b, PackedWeight) and scheme is None and precision is None:
-        result = _at_once(a, b, out, dtype, epilogue, bias)
-        if result is not None:
-            return result
+    asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
+    usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
+    if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
+        asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
+        try:
+            prepared: Product | None = b.products.get(asked)
+        except TypeError:  # a dtype that cannot be looked up
+            prepared = asked = None
+        if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
+            if epilogue is not None or bias is not None:
+                epilogue, bias = prepared.fitted(epilogue, bias)
+            if type(a) is np.ndarray:
+                return prepared.compute(a, place, epilogue, bias)
+            if place is None and isinstance(a, NpuArray):
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+                if made is not None:
+                    return made
     if isinstance(a, PackedWeight):
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
     arrays = involves_npu_arrays(a, b, out)
-    if arrays and plain:
-        result = product_in_place(a, b, out, dtype)
-        if result is not None:
-            return result
     if settings().fallback == "numpy" and plain and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)
@@ -158,65 +167,13 @@ def matmul(
         a, b, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, options=_ONCE,
         device=device,
     )  # fmt: skip
-    return product.once(out)
-
-
-def _at_once(
-    a: NDArray[Any], b: PackedWeight, out: Out, dtype: DTypeLike | None, epilogue: Epilogue | None, bias: Any
-) -> Any:
-    """The product where there is nothing to fit, cast or correct but what the executor does; else None.
-
-    None says no more than that: whatever is wrong with the operands, `Matmul` finds and explains it.
-    """
-    how = b.ready.get(a.dtype)
-    shape, (k, n) = a.shape, b.shape
-    if how is None or not shape or shape[-1] != k or 0 in shape or _ONCE.logger.isEnabledFor(_ONCE.level):
-        return None
-    result = b.scheme.result
-    if bias is not None or epilogue is not None:
-        if bias is not None:
-            if epilogue is not None or result != _F32 or not _is_floats(bias, (n,)):
-                return None
-            epilogue = Epilogue(bias=bias)
-        if type(epilogue) is not Epilogue or dtype is not None:
-            return None
-        if not _is_fitted(epilogue, (*shape[:-1], n)):
-            return None
-        result = np.dtype(epilogue.dtype)
-    elif dtype is not None:
-        wanted = np.dtype(dtype)
-        if wanted != result and not (result == _F32 and wanted in ELEMENTS):
-            return None
-        result = wanted
-    rows = a if len(shape) == 2 else a.reshape(-1, k)
-    place = None
-    if out is not None:
-        if type(out) is not np.ndarray or out.dtype != result or out.shape != (*shape[:-1], n) or not out.flags.carray:
-            return None
-        if b.scheme.takes_any_value:  # else a row may be refused when others are in `out` already
-            place = out.reshape(-1, n)
-    if place is None:
-        place = np.empty((rows.shape[0], n), result)
-    stored = b.stored
-    assert stored is not None  # or it had nothing ready
-    Placement.of(b.device).execute(rows, stored, how, place, epilogue)
-    if out is None:
-        return place if len(shape) == 2 else place.reshape(*shape[:-1], n)
-    if not b.scheme.takes_any_value:
-        np.copyto(out, place.reshape(out.shape))
-    return out
-
-
-def _is_fitted(epilogue: Epilogue, result: tuple[int, ...]) -> bool:
-    """Whether its operands are matrices that need no broadcasting."""
-    bias = epilogue.bias
-    if len(result) != 2 or not (bias is None or _is_floats(bias, result[1:])):
-        return False
-    return all(each is None or _is_floats(each, result) for each in (epilogue.multiply, epilogue.residual))
-
-
-def _is_floats(given: Any, shape: tuple[int, ...]) -> bool:
-    return type(given) is np.ndarray and given.shape == shape and given.dtype in ELEMENTS
+    if asked is None:
+        return product.once(out)
+    result = product.execute(out)  # there is nothing to give back: the weight is the caller's
+    if product.prepared is not None:
+        assert isinstance(b, PackedWeight)
+        remember(b, asked, product.prepared)
+    return result
 
 
 def matmul_async(

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
-from npumatmul.ops.packed.weight import PackedWeight, defer_rows, finish_rows, multiply_rows, takes_deferred
+from npumatmul.ops.packed.weight import PackedWeight
+from npumatmul.ops.product import Product, finish_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
@@ -29,19 +29,45 @@ from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
 from npumatmul.running.autotune import Tuning, autotune
-from npumatmul.running.deferred import DeferredResult
 
 __all__ = ["Matmul"]
 
 
-@dataclass(frozen=True)
 class _Operands:
-    """What one execution reads; replaced as a whole, so that executions under way keep theirs."""
+    """What one execution reads; replaced as a whole, so that executions under way keep theirs.
 
-    given: tuple[Any, Any]
-    a: NDArray[Any] | NpuArray  # one that nobody read yet is looked at when it is needed
-    weights: Weights
-    finish: Finish
+    Attributes
+    ----------
+    given : (object, object)
+        What the user gave.
+    a : ndarray or NpuArray
+        One that nobody read yet is looked at when it is needed.
+    weights, finish
+    on_npu : bool
+        Whether one of both is an NpuArray.
+    plain : bool
+        Whether both are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
+    product : Product or None
+        With the one matrix of the right operand, once it is packed.
+    """
+
+    def __init__(self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish) -> None:
+        self.given, self.weights, self.finish = given, weights, finish
+        self.a: Any = a
+        self.on_npu = involves_npu_arrays(*given)
+        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
+        self.plain = not (self.on_npu or subclass)
+        self.product: Product | None = None
+        self._epilogue: Epilogue | None = None
+
+    def epilogue(self, shapes: Shapes, dtype: np.dtype[Any]) -> Epilogue | None:
+        """For all rows of the product; operands are seen as they are now."""
+        if self._epilogue is not None:
+            return self._epilogue
+        epilogue = self.finish.at((), dtype, shapes.n)
+        if len(shapes.full) == 2:  # else operands may have to be copied
+            self._epilogue = epilogue
+        return epilogue
 
 
 class Matmul:
@@ -258,7 +284,8 @@ class Matmul:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
             if self._operands.weights is operands.weights:  # else others were set meanwhile
-                self._operands = replace(self._operands, weights=weights)
+                before = self._operands
+                self._operands = _Operands(before.given, before.a, weights, before.finish)
                 operands.weights.end()
         self._log("autotuning: %r: %s", self, tuning)
         return tuning
@@ -298,82 +325,123 @@ class Matmul:
                 f"Matmul.execute: out is {given}, the result has shape {self.shape}; execute takes only where the "
                 "result goes, other operands are given to reset_operands"
             )
-        operands = self._usable()
-        with operands.weights.in_use():
+        operands = self._operands
+        if operands is None:
+            raise ClosedError(_CLOSED)
+        weights = operands.weights
+        if weights.given is not None:  # which this does not close
+            return self._execute(operands, out)
+        with weights.in_use():
             return self._execute(operands, out)
 
     def _execute(self, operands: _Operands, out: Out, cache: bool = True) -> Any:
-        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-        if isinstance(place, NpuArray):
-            self._execute(operands, place.numpy(), cache)
-            return place
-        target = checked_out(out, self.shape, self.dtype)
-        made, result = None, None
+        if not self._options.logger.isEnabledFor(self._options.level):
+            return self._multiply(operands, out, cache)
         start = time.perf_counter()
-        if target is None and self.shape and involves_npu_arrays(*operands.given):
-            made = self._unread(operands, cache)
-            if made is None:
-                made = empty(self.shape, self.dtype, device=self.device)
-                target = made.numpy()
-        if made is None or target is not None:
-            result = self._product(operands, target, cache, made is not None).reshape(self.shape)
+        result = self._multiply(operands, out, cache)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
             self, operands.a.nbytes, math.prod(self.shape) * self.dtype.itemsize, seconds * 1e3,
             2e-9 * self._shapes.macs / max(seconds, 1e-9), ", simulation" if self.device.simulated else "",
         )  # fmt: skip
-        handed_out = None if result is None else delivered(result, target, operands.given)
-        return handed_out if made is None else made
+        return result
 
-    def _unread(self, operands: _Operands, cache: bool) -> NpuArray | None:
-        """The product as an array whose values stay where the NPU leaves them; None where it has to be stored now."""
+    def _multiply(self, operands: _Operands, out: Out, cache: bool) -> Any:
+        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        if isinstance(place, NpuArray):
+            if self._by_array(operands, cache, place) is None:
+                self._store(operands, place.numpy(), cache)
+            return place
+        product, finish = operands.product, operands.finish
+        if product is not None and operands.plain:  # then there is nothing to look at any more
+            epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
+            return product.compute(operands.a, place, epilogue, finish.integer_bias)
+        if place is None and operands.on_npu and self.shape:
+            return self._as_npu_array(operands, cache)
+        result = self._store(operands, place, cache)
+        return result if place is not None else delivered(result, None, operands.given)
+
+    def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
+        """The product as an array, whose values stay where the NPU leaves them if that goes."""
+        shapes = self._shapes
+        by_array = self._by_array(operands, cache)
+        if by_array is not None:
+            return by_array
+        if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
+            product = self._product(operands, cache)
+            deferred = product.defer(self._left_now(operands, product), operands.epilogue(shapes, self.dtype))
+            if deferred is not None:
+                if not cache:
+                    operands.weights.drop(next(shapes.indices()))
+                return unread(deferred, self.shape, self.device)
+        made = empty(self.shape, self.dtype, device=self.device)
+        self._store(operands, made.numpy(), cache, owned=True)
+        return made
+
+    def _by_array(self, operands: _Operands, cache: bool, out: NpuArray | None = None) -> NpuArray | None:
+        """The product of an NpuArray that goes on as it is: in place, or deferred; None where that does not go."""
+        shapes, a = self._shapes, operands.given[0]
+        if (
+            not isinstance(a, NpuArray)
+            or shapes.matrices != 1
+            or shapes.empty
+            or operands.finish.integer_bias is not None
+        ):
+            return None
+        a._check_usable()
+        product = self._product(operands, cache)
+        made = product.with_arrays().multiply(a, operands.epilogue(shapes, self.dtype), None, out)
+        if made is not None and not cache:
+            operands.weights.drop(next(shapes.indices()))
+        return made
+
+    def _store(self, operands: _Operands, out: Out, cache: bool, *, owned: bool = False) -> NDArray[Any]:
+        """The product in an array: the one that is given, of which nobody else knows yet where it is `owned`."""
         shapes, finish = self._shapes, operands.finish
-        if shapes.empty or shapes.matrices != 1 or finish.integer_bias is not None:
-            return None
-        (index,) = shapes.indices()
-        packed = operands.weights.at(index)
-        rows = self._left_now(operands, packed)
-        rows = rows if isinstance(rows, DeferredResult) else rows.reshape(shapes.rows, shapes.k)
-        deferred = defer_rows(rows, packed, self.dtype, finish.at((), self.dtype, shapes.n))
-        if deferred is None:
-            return None
+        if shapes.empty or shapes.matrices > 1:
+            return self._stacked(operands, checked_out(out, self.shape, self.dtype), cache, owned)
+        product = self._product(operands, cache)
+        left = self._left_now(operands, product)
+        epilogue = operands.epilogue(shapes, self.dtype) if finish.epilogue is not None else None
+        result = product.compute(left, out, epilogue, finish.integer_bias, owned=owned)
         if not cache:
-            operands.weights.drop(index)
-        return unread(deferred, self.shape, self.device)
+            operands.weights.drop(next(shapes.indices()))
+        return result
 
-    def _left_now(self, operands: _Operands, packed: PackedWeight | None) -> NDArray[Any] | DeferredResult:
-        """The left operand: as it stands in C, if nobody read it yet and the one weight that it meets takes it so."""
+    def _product(self, operands: _Operands, cache: bool) -> Product:
+        """The product with the one matrix of the right operand."""
+        product = operands.product
+        if product is None:
+            (index,) = self._shapes.indices()
+            packed = operands.weights.at(index)
+            product = Product.of(packed, self._shapes, operands.a.dtype, self.dtype)
+            if cache:
+                operands.product = product
+        return product
+
+    def _left_now(self, operands: _Operands, product: Product) -> Any:
+        """The left operand: as it stands in C, if nobody read it yet and the product takes it so."""
         a = operands.a
         if not isinstance(a, NpuArray):
             return a
         deferred = a.deferred
         rows = (self._shapes.rows, self._shapes.k)
-        if (
-            deferred is not None
-            and packed is not None
-            and deferred.shape == rows
-            and takes_deferred(packed, deferred.dtype)
-        ):
+        if deferred is not None and deferred.shape == rows and product.takes_deferred:
             return deferred
         return np.asarray(host(a))
 
-    def _product(self, operands: _Operands, out: NDArray[Any] | None, cache: bool, fresh: bool) -> NDArray[Any]:
-        """The product as (..., M, N), in `out` where it can be computed there; a fresh one may change in any case."""
+    def _stacked(self, operands: _Operands, out: NDArray[Any] | None, cache: bool, owned: bool) -> NDArray[Any]:
+        """The product of a stack of matrices, one after the other, or of nothing."""
         shapes, finish = self._shapes, operands.finish
         self.device.check_usable()
-        first = operands.weights.at(next(shapes.indices())) if shapes.matrices == 1 and not shapes.empty else None
-        left = self._left_now(operands, first)
+        left = np.asarray(host(operands.a))
         direct = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
-        if fresh or self.scheme.takes_any_value:
-            read = None if isinstance(left, DeferredResult) else left
-            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, read)
+        if owned or self.scheme.takes_any_value:
+            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, left)
         result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
-        if 0 in shapes.full:
-            return result
-        whole = ((0,) * len(shapes.stack), (), left)
-        for index, where, a in [whole] if isinstance(left, DeferredResult) else shapes.rows_of(left):
+        for index, where, a in () if 0 in shapes.full else shapes.rows_of(left):
             place = result[where]
             rows = as_rows(place)
             target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
@@ -381,14 +449,18 @@ class Matmul:
             if shapes.k == 0:
                 finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
             else:
-                multiply_rows(a, operands.weights.at(index), target, epilogue)
+                of_one = Shapes.of(a.shape, (shapes.k, shapes.n))
+                Product.of(operands.weights.at(index), of_one, a.dtype, result.dtype).into(a, target, epilogue)
             if rows is None:
                 place[...] = target.reshape(place.shape)
             if not cache:
                 operands.weights.drop(index)
         if finish.integer_bias is not None:
             result += finish.integer_bias
-        return result
+        result = result.reshape(self.shape)
+        if out is not None and not np.may_share_memory(out, result):
+            np.copyto(out, result, casting="same_kind")
+        return result if out is None else out
 
     def submit(self, out: Out = None) -> MatmulFuture:
         """Compute the product in the background, by the device's worker thread.
@@ -521,6 +593,12 @@ class Matmul:
     def _log(self, message: str, *values: object) -> None:
         self._options.logger.log(self._options.level, message, *values)
 
+    @property
+    def prepared(self) -> Product | None:
+        """The product with the one matrix of the right operand, once that is packed and was multiplied."""
+        operands = self._operands
+        return None if operands is None else operands.product
+
     def once(self, out: Out = None) -> Any:
         """Execute and close; of a stack, one matrix at a time is in NPU memory."""
         operands = self._usable()
@@ -532,9 +610,10 @@ class Matmul:
 
 
 def _left(a: Any) -> NDArray[Any] | NpuArray:
-    if isinstance(a, NpuArray) and a.deferred is not None:
+    if isinstance(a, NpuArray):
+        a._check_usable()
         return a
-    return operand(a.unpack() if isinstance(a, PackedWeight) else host(a), "a", "matmul")
+    return operand(a.unpack() if isinstance(a, PackedWeight) else a, "a", "matmul")
 
 
 def _right(b: Any) -> NDArray[Any] | PackedWeight:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.quant.schemes import FLOATS
+
 __all__ = ["as_rows", "checked_out", "delivered", "in_place"]
 
-_FLOATS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.float16, np.float32, ml_dtypes.bfloat16))
 
 Out = NDArray[Any] | tuple[NDArray[Any]] | None
 
@@ -37,7 +37,7 @@ def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArr
         raise ValueError(f"matmul: out has shape {out.shape}, the result has {shape}")
     if not out.flags.writeable:
         raise ValueError("matmul: out is read-only")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
+    if out.dtype != dtype and not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(f"matmul: the result is {dtype} and cannot be cast to the {out.dtype} of out by 'same_kind'")
     return out
 
@@ -62,7 +62,7 @@ def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[A
     """
     if out is None or not out.flags.aligned or not out.dtype.isnative:
         return None
-    if out.dtype != dtype and not (dtype == np.float32 and out.dtype in _FLOATS):
+    if out.dtype != dtype and not (dtype == np.float32 and out.dtype in FLOATS):
         return None
     view = np.asarray(out).reshape(shape)
     if not np.may_share_memory(view, out):

@@ -12,11 +12,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.quant.schemes import cast_advice
+from npumatmul.quant.schemes import FLOATS, cast_advice
 
 __all__ = ["Shapes", "npu_kind", "operand", "refusal"]
 
-_FLOATS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.float16, np.float32, ml_dtypes.bfloat16))
 _INTEGERS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.int8, np.uint8, ml_dtypes.int4))
 
 
@@ -38,7 +37,7 @@ def operand(x: Any, name: str, function: str) -> NDArray[Any]:
 def npu_kind(dtype: np.dtype[Any]) -> str | None:
     """Return ``"float"`` or ``"integer"`` for dtypes that the NPU multiplies, None for others."""
     dtype = dtype.newbyteorder("=")
-    return "float" if dtype in _FLOATS else "integer" if dtype in _INTEGERS else None
+    return "float" if dtype in FLOATS else "integer" if dtype in _INTEGERS else None
 
 
 def refusal(a: np.dtype[Any], b: np.dtype[Any]) -> str:

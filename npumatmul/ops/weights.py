@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.ops.packed.weight import PackedWeight, _pack, check_activation, native_order
+from npumatmul.ops.operands import check_activation, native_order
+from npumatmul.ops.packed.pack import pack_columns
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.planning.choices import consulting
@@ -170,7 +172,7 @@ class Weights:
         if w.dtype == _I4 and self._scheme == SCHEMES["int8"]:
             w = w.astype(np.int8)
         with consulting(tuning_cache(self._device) if self._tuned else None, self._wishes):
-            return _pack(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
+            return pack_columns(w, self._scheme, self._device, column_sums=self._a_dtype == np.uint8)
 
     def drop(self, index: tuple[int, ...]) -> None:
         """Give the memory of one matrix back, unless it was packed by the user."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from npumatmul.chips import NEWEST_RUNTIME, Chip, TypeLimits
 from npumatmul.chips.layout import round_up
+from npumatmul.chips.native_rows import NativeRows
 from npumatmul.chips.timing import TIMINGS, TimingModel
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
@@ -223,6 +224,8 @@ def plan_weight(
     layouts: tuple[bool, ...] = (documented,) if ac_native is None else (ac_native,)
     if ac_native is None and documented and limits.native_rows is not None:
         layouts = (True, False) if chip.type_row(mm_type, runtime).ac_normal.value else (True,)
+    if True in layouts and limits.native_rows is not None:
+        limits = _within(limits, limits.native_rows)
     if ac_native and not documented:
         raise ValueError(f"plan_weight: no source documents native A and C of {mm_type.name} on {chip.soc} (Q6)")
     model = timings.get(chip.soc)
@@ -237,6 +240,13 @@ def plan_weight(
     if not measured_cores:
         return plan
     return replace(plan, measured_cores=tuple(sorted(measured_cores)), measured_shared=tuple(sorted(measured_shared)))
+
+
+def _within(limits: TypeLimits, rows: NativeRows) -> TypeLimits:
+    """Limits of tiles no deeper and no wider than those that were tried: beyond, one row is left at most."""
+    k = max(rows.ks[-1] // limits.k_multiple, 1) * limits.k_multiple
+    n = max(rows.ns[-1] // limits.n_multiple, 1) * limits.n_multiple
+    return replace(limits, k_max=min(limits.k_max, k), n_max=min(limits.n_max, n))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from npumatmul.errors import LibraryNotFoundError, RknnError, UnsupportedByRunti
 from npumatmul.rknn import differences
 from npumatmul.rknn import structs as S
 from npumatmul.rknn.constants import MEM_FLAG_ALLOC_NO_CONTEXT, CoreMask, MemAllocFlags, MemSyncMode, QueryCmd
+from npumatmul.rknn.notes import ContextNote, MemoryNote, noted
 from npumatmul.rknn.version import RuntimeVersion
 
 logger = logging.getLogger(__name__)
@@ -220,8 +221,13 @@ class Runtime:
         if code != 0:
             raise rknn_error(name, code, shown)
 
-    def _memory(self, name: str, *arguments: Any, **shown: Any) -> C._Pointer[S.TensorMem]:
-        memory = self._function(name)(*arguments)
+    def _noted_call(self, codes: list[int] | None, name: str, *arguments: Any, **shown: Any) -> None:
+        code = noted([] if codes is None else codes, self._function(name), *arguments)
+        if code != 0:
+            raise rknn_error(name, code, shown)
+
+    def _memory(self, note: MemoryNote | None, name: str, *arguments: Any, **shown: Any) -> C._Pointer[S.TensorMem]:
+        memory = noted([] if note is None else note.created, self._function(name), *arguments)
         if not memory:
             # The pointer-returning functions report failure with NULL only (facts 2).
             raise rknn_error(name, -4, shown)
@@ -229,39 +235,41 @@ class Runtime:
 
     # ---- matmul contexts -------------------------------------------------------------------------------------------
 
-    def matmul_create(self, info: S.MatmulInfo) -> tuple[int, S.MatmulIoAttr]:
-        """Create a context; returns its handle and the attributes of A, B and C."""
-        ctx = _CTX(0)
+    def matmul_create(self, info: S.MatmulInfo, note: ContextNote | None = None) -> tuple[int, S.MatmulIoAttr]:
+        """Create a context; returns its handle and the attributes of A, B and C. It is in the note before that."""
+        note = ContextNote() if note is None else note
         io_attr = S.MatmulIoAttr()
         told = self.check_info(info)
         self._on_chip()
-        self._call("rknn_matmul_create", C.byref(ctx), C.byref(told), C.byref(io_attr), **_show_info(info))
+        arguments = C.byref(note.handle), C.byref(told), C.byref(io_attr)
+        self._noted_call(note.created, "rknn_matmul_create", *arguments, **_show_info(info))
         if self._version is None:
-            self.identify(ctx.value)
-        return ctx.value, io_attr
+            self.identify(note.value)
+        return note.value, io_attr
 
     def matmul_create_dynamic_shape(
-        self, info: S.MatmulInfo, shapes: list[tuple[int, int, int]]
+        self, info: S.MatmulInfo, shapes: list[tuple[int, int, int]], note: ContextNote | None = None
     ) -> tuple[int, list[S.MatmulIoAttr]]:
-        """Create a context for several (M, K, N); returns its handle and the attributes of each shape."""
+        """Create a context for several (M, K, N); returns its handle and the attributes of each shape.
+
+        It is in the note before that.
+        """
         if not shapes:
             raise ValueError("matmul_create_dynamic_shape: at least one (M, K, N) is needed")
         name = "rknn_matmul_create_dynamic_shape"
         if not self.has(name):
             # 2.0.0b0's name for the same five parameters; where that is missing too, it is the first that had them
             name = "rknn_matmul_create_dyn_shape"
-        function = self._function(name)
-        ctx = _CTX(0)
+        note = ContextNote() if note is None else note
         c_shapes = (S.MatmulShape * len(shapes))(*(S.MatmulShape(*shape) for shape in shapes))
         io_attrs = (S.MatmulIoAttr * len(shapes))()
         told = self.check_info(info)
         self._on_chip()
-        code = function(C.byref(ctx), C.byref(told), len(shapes), c_shapes, io_attrs)
-        if code != 0:
-            raise rknn_error(name, code, {**_show_info(info), "shapes": shapes})
+        arguments = C.byref(note.handle), C.byref(told), len(shapes), c_shapes, io_attrs
+        self._noted_call(note.created, name, *arguments, **_show_info(info), shapes=shapes)
         if self._version is None:
-            self.identify(ctx.value)
-        return ctx.value, list(io_attrs)
+            self.identify(note.value)
+        return note.value, list(io_attrs)
 
     def matmul_set_dynamic_shape(self, ctx: int, shape: tuple[int, int, int]) -> None:
         """Choose one of the shapes that a dynamic context was created with."""
@@ -306,9 +314,9 @@ class Runtime:
         """Run the context; blocks until the NPU is done."""
         self._call("rknn_matmul_run", ctx, ctx=hex(ctx))
 
-    def matmul_destroy(self, ctx: int) -> None:
+    def matmul_destroy(self, ctx: int, note: ContextNote | None = None) -> None:
         """Destroy the context; its memories are to be destroyed before (facts 11.5)."""
-        self._call("rknn_matmul_destroy", ctx, ctx=hex(ctx))
+        self._noted_call(None if note is None else note.destroyed, "rknn_matmul_destroy", ctx, ctx=hex(ctx))
 
     def b_normal_layout_to_native_layout(
         self, b_input: int, b_output: int, k: int, n: int, info: S.MatmulInfo, tile: tuple[int, int]
@@ -339,11 +347,11 @@ class Runtime:
 
     # ---- memory ----------------------------------------------------------------------------------------------------
 
-    def create_mem(self, ctx: int, size: int) -> C._Pointer[S.TensorMem]:
+    def create_mem(self, ctx: int, size: int, note: MemoryNote | None = None) -> C._Pointer[S.TensorMem]:
         """Allocate `size` bytes of cacheable NPU memory."""
         _check_range("create_mem", "size", size, 1, 2**32 - 1)
         self._on_chip()
-        return self._memory("rknn_create_mem", ctx, size, size=size)
+        return self._memory(note, "rknn_create_mem", ctx, size, size=size)
 
     def create_mem2(self, ctx: int, size: int, flags: MemAllocFlags | int) -> C._Pointer[S.TensorMem]:
         """Allocate `size` bytes of NPU memory with allocation flags."""
@@ -351,30 +359,33 @@ class Runtime:
         self._function("rknn_create_mem2")
         differences.check_alloc_flags(int(flags), MEM_FLAG_ALLOC_NO_CONTEXT, self._newest_possible, self.path)
         self._on_chip()
-        return self._memory("rknn_create_mem2", ctx, size, int(flags), size=size, flags=int(flags))
+        return self._memory(None, "rknn_create_mem2", ctx, size, int(flags), size=size, flags=int(flags))
 
-    def create_mem_from_fd(self, ctx: int, fd: int, virt_addr: int, size: int, offset: int) -> C._Pointer[S.TensorMem]:
+    def create_mem_from_fd(
+        self, ctx: int, fd: int, virt_addr: int, size: int, offset: int, note: MemoryNote | None = None
+    ) -> C._Pointer[S.TensorMem]:
         """Wrap part of an allocation: `virt_addr` is the start of the descriptor's memory, without `offset`."""
         _check_range("create_mem_from_fd", "size", size, 1, 2**32 - 1)
         _check_range("create_mem_from_fd", "offset", offset, 0, 2**31 - 1)
         return self._memory(
-            "rknn_create_mem_from_fd", ctx, fd, virt_addr, size, offset, fd=fd, size=size, offset=offset
+            note, "rknn_create_mem_from_fd", ctx, fd, virt_addr, size, offset, fd=fd, size=size, offset=offset
         )
 
     def create_mem_from_phys(self, ctx: int, phys_addr: int, virt_addr: int, size: int) -> C._Pointer[S.TensorMem]:
         """Wrap physical memory."""
         _check_range("create_mem_from_phys", "size", size, 1, 2**32 - 1)
         return self._memory(
-            "rknn_create_mem_from_phys", ctx, phys_addr, virt_addr, size, phys_addr=hex(phys_addr), size=size
+            None, "rknn_create_mem_from_phys", ctx, phys_addr, virt_addr, size, phys_addr=hex(phys_addr), size=size
         )
 
     def create_mem_from_mb_blk(self, ctx: int, mb_blk: int, offset: int) -> C._Pointer[S.TensorMem]:
         """Wrap a media block; declared in the headers, exported by no published library."""
-        return self._memory("rknn_create_mem_from_mb_blk", ctx, mb_blk, offset, offset=offset)
+        return self._memory(None, "rknn_create_mem_from_mb_blk", ctx, mb_blk, offset, offset=offset)
 
-    def destroy_mem(self, ctx: int, memory: C._Pointer[S.TensorMem]) -> None:
+    def destroy_mem(self, ctx: int, memory: C._Pointer[S.TensorMem], note: MemoryNote | None = None) -> None:
         """Destroy what a create_mem function returned; memory that the user wrapped stays the user's."""
-        self._call("rknn_destroy_mem", ctx, memory, ctx=hex(ctx))
+        codes = None if note is None else note.destroyed
+        self._noted_call(codes, "rknn_destroy_mem", ctx, memory, ctx=hex(ctx))
 
     def mem_sync(self, ctx: int, memory: C._Pointer[S.TensorMem], mode: MemSyncMode) -> None:
         """Write the CPU's cache back (TO_DEVICE) or drop it (FROM_DEVICE)."""

@@ -28,7 +28,9 @@ from npumatmul.host.kernels import Conversion
 from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape, consulting, planned
 from npumatmul.planning.product import Share, plan_matmul
 from npumatmul.planning.weight import ROWS_MIX, WeightPlan, costs_of, plan_weight
-from npumatmul.running.placement import KSlice, Placement, StoredWeight, TileRow
+from npumatmul.running.program import Program
+from npumatmul.running.stored import KSlice, StoredWeight
+from npumatmul.running.storing import TileRow, store
 
 __all__ = ["Timed", "Trial", "Tuning", "autotune", "plan_for", "tuning_cache"]
 
@@ -133,7 +135,7 @@ class Tuning:
         By step; the first one is what the model chose. What a step chose is measured again in the next one.
     chosen : Tuned
     plan : WeightPlan
-        What `chosen` means; `Placement.store` takes it.
+        What `chosen` means; `store` takes it.
     """
 
     weight: WeightShape
@@ -375,7 +377,7 @@ class _Candidates:
         self, device: Device, weight: WeightShape, activation: Activation, out_dtype: np.dtype[Any],
         rows: tuple[int, ...], iterations: int,
     ) -> None:  # fmt: skip
-        self.placement = Placement.of(device)
+        self.device = device
         self.weight, self.activation, self.rows, self.iterations = weight, activation, rows, iterations
         self.a: NDArray[Any] = np.zeros((rows[-1], weight.k), activation.read_as)
         self.out: NDArray[Any] = np.zeros((rows[-1], weight.n), out_dtype)
@@ -406,7 +408,6 @@ class _Candidates:
                 with stored_as(way.plan) as stored:
                     shared = (1,) if way.share == "rows" else ()
                     stored.plan = replace(way.plan, measured_cores=((1, way.cores),), measured_shared=shared)
-                    stored.placed.clear()
                     way.times.append(self._seconds(way.rows, stored))
             if done >= _ROUNDS_BEFORE_DROPPING:
                 running = _promising(running)
@@ -430,7 +431,7 @@ class _Candidates:
             KSlice(span, tiles=i, column_scale=scales[i % 2], column_sums=sums, group=span)
             for i, span in enumerate(plan.k_spans)
         ]
-        stored = self.placement.store(plan, rows, slices)
+        stored = store(self.device, plan, rows, slices)
         try:
             yield stored
         finally:
@@ -438,10 +439,10 @@ class _Candidates:
 
     def _seconds(self, m: int, stored: StoredWeight) -> float:
         """Of one run, after one that finds contexts and caches as the way before left them."""
-        start = 0.0
+        program, start = Program(stored, m, self.activation, self.out.dtype), 0.0
         for _ in range(2):
             start = time.perf_counter()
-            self.placement.execute(self.a[:m], stored, self.activation, self.out[:m])
+            program.multiply(self.a[:m], self.out[:m])
         return time.perf_counter() - start
 
 

@@ -1,8 +1,7 @@
-"""What one call of the executor is given: the caller's matrices, checked, as it takes them."""
+"""What one call of the executor is given: whether weight, activation and result fit, and the caller's matrices."""
 
 from __future__ import annotations
 
-import ctypes as C
 import logging
 from typing import Any
 
@@ -10,19 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.chips.types import ElementType
-from npumatmul.device.leases import Lease
-from npumatmul.device.session import Memory
-from npumatmul.errors import NpuMemoryError
-from npumatmul.host import executor
 from npumatmul.host.activation import Activation
-from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
+from npumatmul.host.epilogue import ELEMENTS
 from npumatmul.host.executor import Element, ResultType
 from npumatmul.host.kernels import Conversion, RowScaling
-from npumatmul.running.deferred import DeferredResult, Tiles
-from npumatmul.running.pool import Workspace
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["RESULT_TYPE", "Deferral", "NoRoomError", "device_scales", "prepared", "written_to"]
+__all__ = ["RESULT_TYPE", "NoRoomError", "check_place", "device_scales", "result_element"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +47,16 @@ def _requantizes(weight: StoredWeight, activation: Activation) -> bool:
     )
 
 
-def _fitted(
-    weight: StoredWeight,
-    activation: Activation,
-    dtype: np.dtype[Any],
-    epilogue: np.dtype[Any] | None,
-    result_scale: float | None,
+def result_element(
+    weight: StoredWeight, activation: Activation, dtype: np.dtype[Any], result_scale: float | None
 ) -> Element:
-    """What the result consists of, if weight, activation and the epilogue's dtype fit together."""
+    """What the result consists of.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If weight, activation, dtype and scale do not fit together.
+    """
     if activation.transform is not None and activation.transform.features != weight.plan.k:
         raise ValueError(
             f"execute: the transform is of {activation.transform.features} features, a has {weight.plan.k}"
@@ -78,87 +73,23 @@ def _fitted(
     unscaled = activation.scaling is RowScaling.UNSCALED and weight.slices[0].column_scale is None
     fits = element is not None and (result_scale is None) == (element is not Element.INT8)
     if element is Element.INT32:
-        fits = fits and sums_are_whole and unscaled and epilogue is None
+        fits = fits and sums_are_whole and unscaled
     elif element is Element.INT8:
-        fits = fits and _requantizes(weight, activation) and epilogue is None
+        fits = fits and _requantizes(weight, activation)
     if element is None or not fits:
         raise TypeError(f"execute: the result cannot be {dtype}")
-    if epilogue is not None and epilogue != dtype:
-        raise TypeError(f"execute: the epilogue makes {epilogue}, out is {dtype}")
     return element
 
 
-def prepared(
-    a: NDArray[Any] | DeferredResult,
-    weight: StoredWeight,
-    activation: Activation,
-    dtype: np.dtype[Any],
-    epilogue: Epilogue | None,
-    result_scale: float | None = None,
-) -> tuple[executor.Call, object]:
-    """What is multiplied as the executor takes it, checked, and what has to live as long."""
-    k = weight.plan.k
-    if len(a.shape) != 2 or a.shape[0] < 1 or a.shape[1] != k:
-        raise ValueError(f"execute: {a.shape} @ {(k, weight.plan.n)} does not give a product")
-    widened = isinstance(a, DeferredResult) and activation.read_as == np.float32 and a.dtype in ELEMENTS
-    if a.dtype != activation.read_as and not widened:
-        raise TypeError(f"execute: a is {a.dtype}, the activation reads {activation.read_as}")
-    asked = activation, dtype, None if epilogue is None else np.dtype(epilogue.dtype), result_scale
-    element = weight.fitting.get(asked)
-    if element is None:
-        element = weight.fitting[asked] = _fitted(weight, *asked)
-    call = executor.Call(out_type=element)
-    if isinstance(a, DeferredResult):
-        call.a_deferred = C.pointer(a.struct)
-    else:
-        call.a, (call.a_row_stride, call.a_col_stride) = a.ctypes.data, a.strides
-    return call, a
-
-
-def written_to(
-    call: executor.Call,
-    a: NDArray[Any] | DeferredResult,
-    weight: StoredWeight,
-    out: NDArray[Any],
-    epilogue: Epilogue | None,
-) -> PlacedEpilogue | None:
-    """Have the result stored in an array; returns what has to live as long as the call."""
-    if out.shape != (a.shape[0], weight.plan.n):
-        raise ValueError(f"execute: {a.shape} @ {(weight.plan.k, weight.plan.n)} does not give {out.shape}")
+def check_place(out: NDArray[Any], shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    """Raise unless the executor can store a result in an array."""
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"execute: the result is {dtype} of shape {shape}, out {out.dtype} of shape {out.shape}")
     if out.strides[1] != out.itemsize or out.strides[0] % out.itemsize or not out.flags.aligned:
         raise ValueError("execute: rows of out have to be aligned, and its columns adjacent")
     if not out.flags.writeable:
         raise ValueError("execute: out is read-only")
-    after = None if epilogue is None or epilogue.does_nothing else PlacedEpilogue(epilogue, out)
-    call.out, call.out_row_stride = out.ctypes.data, out.strides[0]
-    if after is not None:
-        call.out_is_read, call.epilogue = after.reads_out, after.pointer
-    return after
 
 
 class NoRoomError(Exception):
-    """There is no room for a deferred result."""
-
-
-class Deferral:
-    """A result that is to be deferred: what it is made of when the plan is known."""
-
-    def __init__(
-        self, shape: tuple[int, int], dtype: np.dtype[Any], epilogue: Epilogue | None, weight: StoredWeight
-    ) -> None:
-        self._asked = shape, dtype, epilogue
-        self._weight = weight
-        self.deferred: DeferredResult | None = None
-
-    def prepare(self, tiles: Tiles, c_bytes: list[int], workspace: Workspace) -> Any:
-        """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
-        self.deferred, lease = None, Lease()
-        memories: list[Memory] = []
-        try:
-            for nbytes in c_bytes:
-                memories += workspace.acquire("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
-        except NpuMemoryError as error:
-            logger.info("a result is stored at once: %s", error)
-            raise NoRoomError from error
-        self.deferred = DeferredResult(*self._asked, tiles, memories, self._weight.slices, lease)
-        return C.pointer(self.deferred.struct)
+    """There is no room for a result to be deferred."""

@@ -1,22 +1,21 @@
-"""Contexts and buffers of a device that are kept for reuse, shared by all weights."""
+"""Contexts of a device that are kept for reuse, shared by all weights."""
 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.chips import MemoryLimits
 from npumatmul.device.budget import descriptors_within_reach
-from npumatmul.device.buffer import PAGE
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease, is_idle
-from npumatmul.device.session import NO_ROOM, Memory, Session
+from npumatmul.device.living import Living
+from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError
 
-__all__ = ["ContextPool", "TileShape", "Workspace"]
+__all__ = ["ContextPool", "PooledContext", "TileShape"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ _DYNAMIC_FUNCTIONS = (
 
 #: A context of one shape, or of several: (spec, every M). M of the spec is the first of them.
 _Key = tuple[ContextSpec, tuple[int, ...]]
-_Pooled = MatmulContext | DynamicMatmulContext
+PooledContext = MatmulContext | DynamicMatmulContext
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,10 @@ class ContextPool:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._contexts: dict[_Key, list[_Pooled]] = {}
-        self._uses = 0  # a clock: each use is an instant of its own
+        self._contexts: dict[_Key, list[PooledContext]] = {}
+        self._held = 0  # how many there are: other pools ask without this one's lock
+        #: A clock: each use is an instant of its own.
+        self.uses = 0
         self._limit = _kept_most(session.chip.memory)
         runtime = session.runtime
         makes = runtime.has("rknn_matmul_create_dynamic_shape") or runtime.has("rknn_matmul_create_dyn_shape")
@@ -73,15 +74,9 @@ class ContextPool:
         _pools.add(self)
 
     def __len__(self) -> int:
-        return sum(map(len, self._contexts.values()))
+        return 0 if self._session.closed or self._session.inherited else self._held
 
-    def static(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
-        """Contexts of one shape each, leased."""
-        found = self._get([(spec, ()) for spec in specs], lease)
-        assert all(isinstance(context, MatmulContext) for context in found)
-        return found  # type: ignore[return-value]
-
-    def for_tiles(self, tiles: Sequence[TileShape], lease: Lease) -> list[_Pooled]:
+    def for_tiles(self, tiles: Sequence[TileShape], lease: Lease) -> list[PooledContext]:
         """Contexts that have the shape of each tile, leased."""
         while True:
             try:
@@ -90,24 +85,11 @@ class ContextPool:
                 logger.warning("%s: %s; contexts of one shape each serve instead", failed.key[0], failed.__cause__)
                 self._static.add(failed.key)
 
-    def again(self, contexts: Sequence[_Pooled], lease: Lease) -> bool:
-        """Lease these contexts, if none of them is gone, broken or in use."""
-        for context in contexts:  # every product comes here: no calls that can be spared
-            ref = context.lease
-            held = None if ref is None else ref()
-            if (held is not None and not held.over) or context.struct.broken or context.closed:
-                return False
-        self._uses = uses = self._uses + 1
-        ref = lease.ref
-        for context in contexts:
-            context.lease, context.used = ref, uses
-        return True
-
-    def _lease(self, contexts: Iterable[_Pooled], lease: Lease) -> None:
-        self._uses += 1
+    def _lease(self, contexts: Iterable[PooledContext], lease: Lease) -> None:
+        self.uses += 1
         for context in contexts:
             context.lease = lease.ref
-            context.used = self._uses
+            context.used = self.uses
 
     def _key(self, tile: TileShape) -> _Key:
         if self._dynamic and len(tile.buckets) > 1 and tile.spec.m in tile.buckets:
@@ -116,32 +98,33 @@ class ContextPool:
                 return key
         return tile.spec, ()
 
-    def _get(self, keys: Sequence[_Key], lease: Lease) -> list[_Pooled]:
+    def _get(self, keys: Sequence[_Key], lease: Lease) -> list[PooledContext]:
         self.discard_broken()
         found = {key: self._idle(key) for key in dict.fromkeys(keys)}
         # what is leased now gives no way to what is made
         self._lease([context for context in found.values() if context is not None], lease)
         self._make_room(sum(context is None for context in found.values()))
-        got: dict[_Key, _Pooled] = {}
+        got: dict[_Key, PooledContext] = {}
         for key, context in found.items():
             got[key] = self._create(key) if context is None else context
             self._lease([got[key]], lease)
         return [got[key] for key in keys]
 
-    def _idle(self, key: _Key) -> _Pooled | None:
+    def _idle(self, key: _Key) -> PooledContext | None:
         """One that is idle, the same one whenever several are."""
         return next((context for context in self._contexts.get(key, ()) if is_idle(context)), None)
 
-    def _create(self, key: _Key) -> _Pooled:
+    def _create(self, key: _Key) -> PooledContext:
         spec, buckets = key
         while True:
             try:
-                context: _Pooled
+                context: PooledContext
                 if buckets:
                     context = DynamicMatmulContext(self._session, spec, [(m, spec.k, spec.n) for m in buckets])
                 else:
                     context = MatmulContext(self._session, spec)
                 self._contexts.setdefault(key, []).append(context)
+                self._held += 1
                 return context
             except (RknnError, LayoutMismatchError, NpuMemoryError) as error:
                 if buckets and _is_about_shapes(error) and self._works(spec):
@@ -161,25 +144,24 @@ class ContextPool:
         return True
 
     def _make_room(self, missing: int) -> None:
-        """Destroy the least recently used contexts until so many more fit."""
-        beyond = len(self) + missing - self._limit if missing else 0
-        for key, context in self._spares() if beyond > 0 else ():
-            if beyond <= 0:
+        """Destroy least recently used contexts, of the pool in the process that has most, until so many more fit."""
+        if not missing:
+            return
+        for _ in range(sum(map(len, _pools)) + missing - self._limit):
+            largest_first = sorted(_pools, key=len, reverse=True)
+            if not any(pool.spare_one() if pool is self else pool.spare() for pool in largest_first):
                 return
-            logger.debug("destroying the least recently used context %s", key[0])
-            self._destroy(key, context)
-            beyond -= 1
 
     def spare_one(self) -> bool:
         """Destroy the least recently used context that is idle, if there is one."""
         spares = self._spares()
         if spares:
             key, context = spares[0]
-            logger.info("no further context can be created; destroying %s", key[0])
+            logger.debug("destroying the least recently used context %s", key[0])
             self._destroy(key, context)
         return bool(spares)
 
-    def _spares(self) -> list[tuple[_Key, _Pooled]]:
+    def _spares(self) -> list[tuple[_Key, PooledContext]]:
         """Those that are idle, the least recently used first."""
         every = ((key, context) for key, copies in self._contexts.items() for context in copies)
         return sorted((each for each in every if is_idle(each[1])), key=lambda each: each[1].used)
@@ -200,15 +182,17 @@ class ContextPool:
             logger.warning("a run failed: %s is destroyed and made anew", key[0])
             self._destroy(key, context)
 
-    def _spares_broken(self) -> list[tuple[_Key, _Pooled]]:
+    def _spares_broken(self) -> list[tuple[_Key, PooledContext]]:
         every = ((key, context) for key, copies in self._contexts.items() for context in copies)
         return [each for each in every if each[1].broken and is_idle(each[1])]
 
-    def _destroy(self, key: _Key, context: _Pooled) -> None:
+    def _destroy(self, key: _Key, context: PooledContext) -> None:
         copies = self._contexts[key]
         copies.remove(context)
+        self._held -= 1
         if not copies:
             del self._contexts[key]
+        context.struct.broken = 1  # for whoever had it: it is not to be used again
         try:
             context.close()
         except RknnError as error:
@@ -220,137 +204,6 @@ class ContextPool:
         for key, context in going:
             self._destroy(key, context)
         return bool(going)
-
-
-class WorkspaceBuffers(list[Memory]):
-    """Buffers that are nobody else's until their lease is over, or nobody holds it any more.
-
-    Attributes
-    ----------
-    lease : Lease
-        By which they are held.
-    """
-
-    __slots__ = ("__weakref__", "lease")
-
-    def __init__(self, memories: Sequence[Memory], lease: Lease) -> None:
-        super().__init__(memories)
-        self.lease = lease
-
-
-class Workspace:
-    """Buffers of A and C, of a few sizes, each four times the one before; each is lent to one user at a time.
-
-    They are synchronised as a whole, so one token must not pay for what a prompt needed; but each holds a descriptor.
-    What was A is never lent as C: the NPU would write there while the CPU's caches may hold what it wrote itself. They
-    are in the IOMMU domain of the contexts that are bound to them. All that use it hold the device's lock.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._buffers: dict[tuple[str, int, int], list[Memory]] = {}  # by role, domain and size
-        #: Lent when all was cleared: freed when they come back. A callback sees to those whose buffers is dropped.
-        self._retired: dict[Memory, weakref.ref[Lease]] = {}
-
-    def __len__(self) -> int:
-        return sum(map(len, self._buffers.values()))
-
-    @staticmethod
-    def size_for(nbytes: int) -> int:
-        """Bytes of a buffer with room for `nbytes`.
-
-        Examples
-        --------
-        >>> Workspace.size_for(5000), Workspace.size_for(16384)
-        (16384, 16384)
-        """
-        size = PAGE
-        while size < nbytes:
-            size *= 4
-        return size
-
-    def acquire(
-        self, role: str, count: int, nbytes: int, lease: Lease | None = None, domain: int = 0
-    ) -> WorkspaceBuffers:
-        """Buffers that nobody else gets.
-
-        Parameters
-        ----------
-        role : str
-            ``"A"`` where the CPU writes into them, ``"C"`` where the NPU does.
-        count : int
-        nbytes : int
-            For which each has room.
-        lease : Lease, optional
-            They are lent until it is over, or nobody holds it any more; by default one that only the list holds.
-        domain : int
-            IOMMU domain.
-
-        Returns
-        -------
-        WorkspaceBuffers
-            A list of them.
-
-        Raises
-        ------
-        NpuMemoryError
-            If there is no room for them. Nothing is lent then.
-        """
-        self._free_retired()
-        size = self.size_for(nbytes)
-        buffers = WorkspaceBuffers((), lease or Lease())
-        for memory in self._buffers.get((role, domain, size), ()):
-            if len(buffers) < count and is_idle(memory) and not memory.closed:
-                memory.lease = buffers.lease.ref
-                buffers.append(memory)
-        while len(buffers) < count:
-            memory = self._session.allocate(size, domain)  # idle buffers may have to go for it
-            memory.lease = buffers.lease.ref
-            self._buffers.setdefault((role, domain, size), []).append(memory)
-            buffers.append(memory)
-        return buffers
-
-    def reacquire(self, buffers: WorkspaceBuffers, lease: Lease) -> bool:
-        """Lend the same buffers until a lease is over, if all of them are there and nobody else has one."""
-        retired = self._retired
-        for memory in buffers:  # every product comes here: no calls that can be spared
-            ref = memory.lease
-            held = None if ref is None else ref()
-            if (held is not None and not held.over) or memory.closed or (retired and memory in retired):
-                return False  # retired ones are going to be freed
-        buffers.lease = lease
-        ref = lease.ref
-        for memory in buffers:
-            memory.lease = ref
-        return True
-
-    def clear(self, domain: int | None = None) -> bool:
-        """Free those that are idle now, and those that are lent when they come back; whether there was an idle one.
-
-        Those of one IOMMU domain, or all.
-        """
-        freed = False
-        for key, kept in [each for each in self._buffers.items() if domain in (None, each[0][1])]:
-            for memory in kept:
-                if is_idle(memory):
-                    freed = freed or not memory.closed
-                    self._session.release(memory)
-                else:
-                    self._retire(memory)
-            del self._buffers[key]
-        self._free_retired()
-        return freed
-
-    def _retire(self, memory: Memory) -> None:
-        lease = memory.lease() if memory.lease else None
-        if lease is not None:
-            session = self._session
-            self._retired[memory] = weakref.ref(lease, lambda _: session.release_later(memory))
-
-    def _free_retired(self) -> None:
-        for memory in [memory for memory in self._retired if is_idle(memory)]:
-            self._session.release(memory)
-            del self._retired[memory]
 
 
 class _NotDynamicError(Exception):
@@ -377,8 +230,8 @@ def _is_about_shapes(error: Exception) -> bool:
 
 
 #: The pools of all devices in the process, which share its contexts.
-_pools: weakref.WeakSet[ContextPool] = weakref.WeakSet()
+_pools: Living[ContextPool] = Living()
 
 
 def _others(than: ContextPool) -> list[ContextPool]:
-    return [pool for pool in list(_pools) if pool is not than]
+    return [pool for pool in _pools if pool is not than]

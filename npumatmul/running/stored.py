@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
-from npumatmul.device.leases import Lease, Turn
-from npumatmul.device.session import NO_ROOM, Memory
-from npumatmul.errors import ClosedError, NpuMemoryError
-from npumatmul.host.kernels import Conversion
 from npumatmul.planning.product import Span, WeightPlan
 
-_Prepared = TypeVar("_Prepared")
-_Result = TypeVar("_Result")
-
-__all__ = ["KSlice", "StoredWeight", "TileRow"]
-
-
-@dataclass(frozen=True, eq=False)
-class TileRow:
-    """What one row of tiles, a range of K over all of N, is packed from.
-
-    Attributes
-    ----------
-    k_span : Span
-    values : ndarray, shape (N, k_span.length)
-        The weight with its columns as rows, of any strides.
-    conversion : Conversion
-        What happens to each value.
-    row_scale : ndarray of float32, shape (N,), or None
-        Scale of each row of `values` for the conversion.
-    row_zero : ndarray of int32, shape (N,), or None
-        Zero point of each row.
-    """
-
-    k_span: Span
-    values: NDArray[Any]
-    conversion: Conversion
-    row_scale: NDArray[np.float32] | None = None
-    row_zero: NDArray[np.int32] | None = None
+__all__ = ["KSlice", "StoredWeight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +101,15 @@ class StoredWeight:
         if any(piece.memory.domain != self.domain for piece in tiles):
             raise ValueError("all tiles of a weight are in one IOMMU domain")
         self.pointers = [piece.pointer for piece in tiles]
-        #: Placed matmuls by what they were made for, several where threads work with it at once.
-        self.placed: dict[Hashable, Any] = {}
-        #: What results consist of, by the activations, dtypes and scales that were found to fit it.
-        self.fitting: dict[Hashable, Any] = {}
+        #: Whether the memory was given back, or will be as soon as nobody runs with it.
+        self.closed = False
         self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
         self._finalizer.atexit = False  # at exit the device frees everything in its own order
+
+    @property
+    def images(self) -> int:
+        """Images of A that a range of rows has: slices share one where they read the same."""
+        return len({(each.k_span, each.part, each.group) for each in self.slices})
 
     @property
     def in_one_piece(self) -> bool:
@@ -152,100 +123,11 @@ class StoredWeight:
             for one, next_one in pairwise(self.tiles)
         )
 
-    @contextmanager
-    def whole(self) -> Iterator[Memory]:
-        """Memory of all tiles at once, where they are `in_one_piece`, to be bound."""
-        if len(self.tiles) == 1:
-            yield self.tiles[0].memory
-            return
-        arena = self.tiles[0].arena
-        memory = arena.session.wrap(arena.memory, self.tiles[0].start, self.nbytes)
-        try:
-            yield memory
-        finally:
-            arena.session.release(memory)
-
-    def leased(
-        self,
-        prepare: Callable[[Lease], _Prepared],
-        run: Callable[[_Prepared], _Result],
-        *,
-        stores: NDArray[Any] | None = None,
-        computes: tuple[int, int] | None = None,
-    ) -> _Result:
-        """Prepare a call under the device's lock and run it without, so that calls of other threads go on meanwhile.
-
-        Until it is over the weight keeps its memory, whoever closes it.
-
-        Parameters
-        ----------
-        prepare : callable
-            Given the lease, takes what the call needs. Called again after others are done where there is no room.
-        run : callable
-            Given what `prepare` returned.
-        stores, computes
-            Of `Lease`.
-
-        Returns
-        -------
-        object
-            What `run` returned.
-
-        Raises
-        ------
-        ClosedError
-            If weight or device are closed.
-        """
-        device = self.device
-        session = device.session
-        leases = session.leases
-        turn: Turn | None = None
-        alone = False
-        try:
-            while True:
-                lease = Lease(self.tiles, stores, computes)
-                no_room = False
-                try:
-                    with device.lock:
-                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
-                            session.check_usable()
-                        if self.closed:
-                            raise ClosedError("this packed weight is closed; pack it again")
-                        device.collect()
-                        ended = leases.ended
-                        in_the_way = leases.enter(lease)
-                        if not in_the_way:
-                            try:
-                                prepared = prepare(lease)
-                            except NO_ROOM as error:
-                                others = leases.others()
-                                if not others and leases.ended == ended:
-                                    if alone or not isinstance(error, NpuMemoryError):
-                                        raise
-                                    # contexts that it leased may still be bound to buffers that were given up
-                                    alone = lease.over = True
-                                    device.session.reclaim()
-                                    continue
-                                no_room = True
-                    if not (in_the_way or no_room):
-                        return run(prepared)
-                finally:
-                    lease.over = True
-                    leases.leave(lease)
-                if no_room:
-                    turn = turn or Turn(leases)
-                    turn.wait(others)
-                else:
-                    leases.wait_for(in_the_way)
-        finally:
-            if turn is not None:
-                turn.over = True
-                turn.leave()
-
     @property
-    def closed(self) -> bool:
-        """Whether the memory was given back."""
-        return not self._finalizer.alive
+    def whole(self) -> ArenaBlock:
+        """All tiles as one, where they are `in_one_piece`, to be bound. The device's lock is held."""
+        first = self.tiles[0]
+        return first if len(self.tiles) == 1 else first.joined(self.nbytes)
 
     def close(self) -> None:
         """Give the memory back. Closing twice is allowed.
@@ -253,11 +135,12 @@ class StoredWeight:
         Where other threads compute with it, no other product is begun, and the first call after theirs gives it back.
         """
         if self.device.session.inherited:  # by a forked child, where the lock may be held for ever
+            self.closed = True
             self._finalizer.detach()
             return
         with self.device.lock:
+            self.closed = True
             self._finalizer()
-            self.placed.clear()
             if not self.device.closed:
                 self.device.collect()
 

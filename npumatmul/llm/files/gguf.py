@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -15,9 +16,10 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError, UnusableFileError
-from npumatmul.files.reading import RegularFile
+from npumatmul.files.reading import RegularFile, shown
 from npumatmul.llm.files.gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header, subset
-from npumatmul.llm.files.source import CheckedSource, FileSource, Part, Source
+from npumatmul.llm.files.source import CheckedSource, FileSource, JoinedSource, Part, Source, sha256
+from npumatmul.llm.files.split import part_number, part_paths
 
 T = TypeVar("T", bool, int, float, str, list[Any])
 
@@ -35,12 +37,15 @@ class GGUFFile:
     Parameters
     ----------
     path : str or os.PathLike
-        Path of a GGUF file, version 2 or 3, little-endian.
+        Path of a GGUF file, version 2 or 3, little-endian; of a model that is split over several, any one, with the
+        others beside it.
 
     Attributes
     ----------
     path : pathlib.Path
-        Path of the file.
+        Path of the file; the first one's of several.
+    paths : tuple of pathlib.Path
+        Of all parts of the model.
     metadata : dict
         Metadata by key; arrays are lists, all values are plain Python objects.
     tensors : dict of str to TensorInfo
@@ -51,7 +56,8 @@ class GGUFFile:
     FileNotFoundError
         If there is no such file.
     npumatmul.errors.ModelError
-        If the file is damaged or is not a GGUF file, no regular file, or sparse.
+        If the file is damaged or is not a GGUF file, no regular file, or sparse; or if it is a part of a model and
+        another part is missing or does not belong to it.
 
     Examples
     --------
@@ -68,6 +74,15 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._parse(self._open())
+        try:
+            part = part_number(self.metadata)
+            if part is not None:
+                self._join(part_paths(self.path, *part))
+        except HeaderError as error:
+            raise self.error(str(error)) from error
+
+    def _open(self) -> FileSource:
         try:
             file = RegularFile(self.path)
         except FileNotFoundError:
@@ -78,9 +93,10 @@ class GGUFFile:
             raise ModelError(str(error)) from error
         if file.size == 0:
             raise self.error("it is empty; fetch it again")
-        self._parse(FileSource(file))
+        return FileSource(file)
 
     def _parse(self, source: Source) -> None:
+        self.paths: tuple[Path, ...] = (self.path,)
         self._source: Source | None = source
         try:
             header = parse_header(source)
@@ -91,6 +107,37 @@ class GGUFFile:
         self._header = header
         self.metadata: dict[str, GGUFValue] = header.metadata
         self.tensors: dict[str, TensorInfo] = header.tensors
+
+    def _join(self, paths: Sequence[Path]) -> None:
+        """Become all parts of a model, the first of which has its metadata."""
+        parts = [GGUFFile._part(path, number, len(paths)) for number, path in enumerate(paths, 1)]
+        joined = JoinedSource([part._file for part in parts])
+        tensors: dict[str, TensorInfo] = {}
+        for part, first in zip(parts, joined.starts, strict=True):
+            for name, info in part.tensors.items():
+                if name in tensors:
+                    raise part.error(f"tensor {shown(name)} is in an earlier part of the model, too")
+                tensors[name] = replace(info, offset=info.offset + first)
+        self.path, self.paths = paths[0], tuple(paths)
+        self._source, self.metadata, self.tensors = joined, parts[0].metadata, tensors
+        self._header = replace(parts[0]._header, tensors=tensors)
+        wanted = self.get("split.tensors.count", int, len(tensors))
+        if wanted != len(tensors):
+            raise self.error(f"its {len(paths)} parts have {len(tensors)} tensors together, it announces {wanted}")
+
+    @classmethod
+    def _part(cls, path: Path, number: int, count: int) -> GGUFFile:
+        file = cls.__new__(cls)
+        file.path = path
+        file._parse(file._open())
+        if part_number(file.metadata) != (number, count):
+            raise file.error(f"by its name it is part {number} of {count} of a split model, by its contents it is not")
+        return file
+
+    @property
+    def _file(self) -> FileSource:
+        assert isinstance(self._source, FileSource)
+        return self._source
 
     @classmethod
     def within(cls, source: Source, path: str | os.PathLike[str]) -> GGUFFile:
@@ -119,7 +166,7 @@ class GGUFFile:
         return file
 
     def sha256(self) -> str:
-        """Digest of all bytes of the file that is open, whatever has its name by now.
+        """Digest of all bytes of the file that is open, of all parts in turn, whatever has its name by now.
 
         Raises
         ------
@@ -127,9 +174,9 @@ class GGUFFile:
             If somebody wrote to it since it was opened.
         """
         source = self._opened()
-        assert isinstance(source, FileSource), "a file within a file has no digest of its own"
+        assert isinstance(source, (FileSource, JoinedSource)), "a file within a file has no digest of its own"
         try:
-            return source.file.sha256()
+            return sha256(source)
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
 
@@ -339,7 +386,7 @@ class GGUFFile:
     def _checked(self, info: TensorInfo) -> Source:
         """The bytes of a tensor, which stay what they are now."""
         source = self._opened()
-        if isinstance(source, FileSource):
+        if isinstance(source, (FileSource, JoinedSource)):
             try:
                 return CheckedSource(source.part(info.offset, info.nbytes))
             except UnusableFileError as error:

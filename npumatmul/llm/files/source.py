@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import hashlib
+import itertools
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul.files.reading import RegularFile
 
-__all__ = ["CheckedSource", "FileSource", "HeldSource", "Part", "Source"]
+__all__ = ["CheckedSource", "FileSource", "HeldSource", "JoinedSource", "Part", "Source", "sha256"]
 
 _PAGE = 1 << 12
 _PIECE = 1 << 22
@@ -62,6 +66,46 @@ class FileSource:
     def part(self, start: int, size: int) -> FileSource:
         """A part of it."""
         return FileSource(self.file, self._first + start, size)
+
+
+class JoinedSource:
+    """Whole files one behind the other, as if they were one.
+
+    Parameters
+    ----------
+    sources : sequence of FileSource
+
+    Attributes
+    ----------
+    size : int
+    files : tuple of FileSource
+    starts : tuple of int
+        Where each of them begins.
+    """
+
+    def __init__(self, sources: Sequence[FileSource]) -> None:
+        self.files = tuple(sources)
+        *starts, self.size = itertools.accumulate((each.size for each in sources), initial=0)
+        self.starts = tuple(starts)
+
+    def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        """As `Source.read`, within one of the files."""
+        source, first = self._at(start)
+        return source.read(start - first, count)
+
+    def check_unchanged(self) -> None:
+        """As `Source.check_unchanged`."""
+        for source in self.files:
+            source.check_unchanged()
+
+    def part(self, start: int, size: int) -> FileSource:
+        """A part of one of the files."""
+        source, first = self._at(start)
+        return source.part(start - first, size)
+
+    def _at(self, start: int) -> tuple[FileSource, int]:
+        index = bisect.bisect_right(self.starts, start) - 1
+        return self.files[index], self.starts[index]
 
 
 class HeldSource:
@@ -143,3 +187,25 @@ class CheckedSource:
 
     def check_unchanged(self) -> None:
         """As `Source.check_unchanged`: reading looks at every byte."""
+
+
+def sha256(source: FileSource | JoinedSource) -> str:
+    """Digest of all bytes.
+
+    Raises
+    ------
+    UnusableFileError
+        If somebody wrote to a file since it was opened.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(source):
+        digest.update(piece.data)
+    source.check_unchanged()
+    return digest.hexdigest()
+
+
+def _pieces(source: FileSource | JoinedSource) -> Iterator[NDArray[np.uint8]]:
+    files = source.files if isinstance(source, JoinedSource) else (source,)
+    for file in files:
+        for start in range(0, file.size, _PIECE):
+            yield file.read(start, min(_PIECE, file.size - start))

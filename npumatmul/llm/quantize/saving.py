@@ -124,7 +124,7 @@ def save_quantized(
     kept = [name for name in model.rest.tensors if name not in linear or name == "token_embd.weight"]
     layers: dict[str, Any] = {}
     packed: dict[str, Any] = {}
-    with TensorWriter(path, (model.path, model.rest.path)) as writer:
+    with TensorWriter(path, (model.path, *model.rest.paths)) as writer:
         for done, (name, layer) in enumerate(model.layers.items()):
             if progress is not None:
                 progress(done, len(model.layers), f"writing {name}")

@@ -1,4 +1,4 @@
-"""From a weight to rows of tiles and slices of K: what `Placement.store` takes."""
+"""From a weight to rows of tiles and slices of K: what `store` takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from npumatmul.planning.product import Span, WeightPlan
 from npumatmul.quant.params import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
-from npumatmul.running.stored import KSlice, TileRow
+from npumatmul.running.stored import KSlice
+from npumatmul.running.storing import TileRow
 
 __all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles"]
 

@@ -1,4 +1,4 @@
-"""Back from a packed weight to a plain array."""
+"""Back from tiles in device memory to a plain array."""
 
 from __future__ import annotations
 
@@ -9,33 +9,13 @@ from numpy.typing import NDArray
 
 from npumatmul.chips import layout
 from npumatmul.errors import ClosedError
-from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.planning.product import Span
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["unpacked"]
+__all__ = ["stored_floats", "stored_integers"]
 
 
-def unpacked(packed: PackedWeight, transformed: bool = False) -> NDArray[Any]:
-    """`PackedWeight.unpack`."""
-    integers = packed.scheme.integers
-    dtype: Any = np.float32 if not integers else np.uint8 if packed.zero_point else packed.scheme.weights[0]
-    if packed.stored is None:
-        packed.device.check_usable()
-        return np.zeros(packed.shape, dtype)
-    if not integers:
-        floats = _floats(packed.stored)
-        if packed.input_transform is None or transformed:
-            return floats
-        return np.ascontiguousarray(packed.input_transform.inverse_weight(floats.T).T)
-    values = _integers(packed.stored)
-    if packed.zero_point:  # uint8 less 128
-        shifted: NDArray[Any] = np.bitwise_xor(values.view(np.uint8), np.uint8(packed.zero_point))
-        return shifted
-    return values.astype(dtype, copy=False)
-
-
-def _integers(stored: StoredWeight) -> NDArray[Any]:
+def stored_integers(stored: StoredWeight) -> NDArray[Any]:
     """The integers of a weight without scales, shape (K, N), of the type that the device holds."""
     plan = stored.plan
     values: NDArray[Any] = np.empty((plan.k, plan.n), plan.mm_type.b.dtype)
@@ -46,7 +26,7 @@ def _integers(stored: StoredWeight) -> NDArray[Any]:
     return values
 
 
-def _floats(stored: StoredWeight) -> NDArray[np.float32]:
+def stored_floats(stored: StoredWeight) -> NDArray[np.float32]:
     """What the codes of a weight stand for, (q - zero point) x scale, shape (K, N), computed in float32.
 
     Where values are split, they are the sum of their parts: the part of activations that is their value, or its

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from npumatmul.files.reading import shown
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
 from npumatmul.planning.weight import largest_rows
-from npumatmul.running.placement import Placement
 from npumatmul.running.stored import KSlice, StoredWeight
+from npumatmul.running.storing import PackedRow, store
 
 __all__ = [
     "FORMAT",
@@ -153,10 +154,11 @@ def stored_from(
     if len(sums) != len(rows) * len(plan.n_spans):
         raise reader.wrong(f"it has {len(sums)} checksums for {len(rows) * len(plan.n_spans)} tiles")
 
-    def checked(index: int, nbytes: int) -> NDArray[np.uint8]:
-        return checked_tile(reader, index, nbytes, tile(index), sums)
+    def checked(first: int, index: int, nbytes: int) -> NDArray[np.uint8]:
+        return checked_tile(reader, first + index, nbytes, tile(first + index), sums)
 
-    return Placement.of(device).restore(plan, rows, checked, slices)
+    sources = [PackedRow(k, partial(checked, row * len(plan.n_spans))) for row, k in enumerate(rows)]
+    return store(device, plan, sources, slices)
 
 
 def checked_tile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import DeviceError, PackedFileError
+from npumatmul.errors import ClosedError, DeviceError, PackedFileError
 from npumatmul.files.checksums import array_checksum
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.ops.packed.files.parts import VERSION, parts_of, stored_from
@@ -113,6 +114,18 @@ def unpickled(content: Any, arrays: Any) -> PackedWeight:
         return found
 
     return restored(content, array, current_device(None), where)
+
+
+def _pickled(packed: PackedWeight) -> tuple[Callable[..., PackedWeight], tuple[Any, ...]]:
+    """Tiles as bytes; unpickling puts them onto the current device, if its layout is the same."""
+    with packed.device.lock:
+        if packed.closed:
+            raise ClosedError("a packed weight that is closed cannot be pickled")
+        content, arrays = described(packed)
+        return unpickled, (content, {name: array.copy() for name, array in arrays.items()})
+
+
+copyreg.pickle(PackedWeight, _pickled)
 
 
 def _route(reader: Reader, device: Device) -> Route:

@@ -1,0 +1,320 @@
+"""A product with one packed weight: all that follows from shapes and dtypes, worked out once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from npumatmul.host.activation import Activation
+from npumatmul.host.epilogue import ELEMENTS, Epilogue
+from npumatmul.ops.array.multiply import ArrayProduct
+from npumatmul.ops.finish import Finish
+from npumatmul.ops.operands import UINT8_SHIFT, check_activation, native_order, shifted
+from npumatmul.ops.packed.weight import PackedWeight
+from npumatmul.ops.results import Out, as_rows, checked_out, in_place
+from npumatmul.ops.shapes import Shapes
+from npumatmul.running.deferred import DeferredResult
+from npumatmul.running.program import Program
+
+__all__ = ["Product", "finish_rows", "remember"]
+
+#: Products that a weight remembers.
+_REMEMBERED = 32
+_F32, _U8, _I8, _I32 = (np.dtype(each) for each in (np.float32, np.uint8, np.int8, np.int32))
+
+
+class Product:
+    """What is multiplied with a packed weight, and what comes of it.
+
+    It holds what is in device memory, but not the weight itself, which may be dropped.
+
+    Parameters
+    ----------
+    packed : PackedWeight
+    shapes : Shapes
+        Of the product: one matrix on the right.
+    left : numpy.dtype
+        Of the left operand.
+    dtype : numpy.dtype
+        Of the result.
+
+    Attributes
+    ----------
+    shapes, dtype
+    device : Device
+    stored : StoredWeight or None
+        None where there is nothing to multiply.
+    program : Program or None
+        The same.
+    reads : numpy.dtype
+        What rows are cast to for the executor.
+    input_transform
+        Of the weight.
+
+    Raises
+    ------
+    TypeError
+        If the weight's scheme does not take the dtype.
+    """
+
+    def __init__(self, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+        self.shapes, self.dtype = shapes, dtype
+        self.device, self.stored, self._scheme = packed.device, packed.stored, packed.scheme
+        self._rows, self._matrix = (shapes.rows, shapes.k), (shapes.rows, shapes.n)
+        self._columns = (shapes.n,)
+        self._flat = shapes.result == self._matrix
+        own = left.newbyteorder("=")
+        unsigned = own == _U8 and packed.column_sums is not None
+        taken = _I8 if unsigned else own
+        check_activation(taken, packed.scheme, f"b is packed as {packed.scheme.name!r}")
+        activation = packed.activations[taken]
+        steps: list[Callable[[NDArray[Any]], NDArray[Any]]] = []
+        if not left.isnative:
+            steps.append(native_order)
+        if unsigned:
+            steps.append(shifted)
+            activation = _with_zero(activation, -UINT8_SHIFT)
+        self.input_transform = transform = packed.input_transform
+        self._left = left
+        #: Once it was asked for: what `with_arrays` gives.
+        self.of_arrays: ArrayProduct | None = None
+        if transform is not None and taken == _I8:
+            raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
+        if transform is not None and activation.transform is None:
+            steps += [_as_float32, transform.activation]
+        #: What is done to rows before they are of the type that the executor reads, but for a cast.
+        self._steps = steps
+        self._activation, self.reads = activation, activation.read_as
+        self._unsigned = unsigned or packed.zero_point != 0
+        self._chains = not steps and not self._unsigned
+        self._floats = dtype in ELEMENTS
+        self._any_value = packed.scheme.takes_any_value
+        result = packed.scheme.result_params
+        self._result_scale = None if result is None else float(result.scale)
+        #: Programs by the result's dtype; none where there is nothing to multiply.
+        self._programs: dict[np.dtype[Any], Program] = {}
+        self.program = None if shapes.empty else self._program_for(dtype)
+
+    @classmethod
+    def of(cls, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> Product:
+        """The product; the same one again where it was asked for before."""
+        key = shapes, left, dtype
+        found: Product | None = packed.products.get(key)
+        return found or remember(packed, key, cls(packed, shapes, left, dtype))
+
+    def _program_for(self, dtype: np.dtype[Any]) -> Program:
+        found = self._programs.get(dtype)
+        if found is None:
+            assert self.stored is not None  # or there is nothing to multiply
+            how = self._activation, dtype, self._result_scale
+            found = self._programs[dtype] = Program(self.stored, self.shapes.rows, *how)
+        return found
+
+    def fitted(self, epilogue: Epilogue | None, bias: ArrayLike | None) -> tuple[Epilogue | None, ArrayLike | None]:
+        """Epilogue and bias as they were given to `matmul`, checked, with arrays as `compute` takes them."""
+        fits = self._floats and (bias is None or epilogue is None or epilogue.bias is None)
+        own = None if epilogue is None else epilogue.bias
+        given: Any
+        for given in (bias, own):  # every product with an epilogue comes here: there are no calls that can be spared
+            if given is not None:
+                fits = fits and type(given) is np.ndarray and given.shape == self._columns and given.dtype in ELEMENTS
+        if epilogue is not None:
+            for given in (epilogue.multiply, epilogue.residual):
+                if given is not None:
+                    fits = fits and self._flat and type(given) is np.ndarray and given.shape == self._matrix
+                    fits = fits and given.dtype in ELEMENTS
+        if fits:
+            return epilogue, bias
+        finish = Finish.of(self._scheme.result, self.dtype, epilogue, bias, self.shapes)
+        return finish.at((), self.dtype, self.shapes.n), finish.integer_bias
+
+    def compute(
+        self,
+        a: NDArray[Any] | DeferredResult,
+        out: Out = None,
+        epilogue: Epilogue | None = None,
+        bias: ArrayLike | None = None,
+        *,
+        owned: bool = False,
+    ) -> NDArray[Any]:
+        """Multiply, as `matmul` does.
+
+        Parameters
+        ----------
+        a : ndarray or DeferredResult
+            Of the shape and dtype that the product is for; a deferred result only where `takes_deferred` says so.
+        out : ndarray, optional
+        epilogue, bias : optional
+            As `fitted` gives them; a bias of int32 is for int32 results.
+        owned : bool
+            Whether nobody else knows `out`, so that it may change even if a row turns out to be unfit.
+
+        Returns
+        -------
+        ndarray
+            `out`, or a new one.
+        """
+        program = self.program
+        if out is not None:
+            return self._compute_into(a, out, epilogue, bias, owned)
+        place: NDArray[Any] = np.empty(self._matrix, self.dtype)
+        if program is None or (bias is not None and not self._floats):
+            self._add(a, place, epilogue, bias, fresh=True)
+        else:
+            rows = a
+            if isinstance(a, np.ndarray):
+                rows = a if a.shape == self._rows else a.reshape(self._rows)
+                for step in self._steps:
+                    rows = step(rows)
+                if rows.dtype != self.reads:
+                    rows = rows.astype(self.reads)
+            program.multiply(rows, place, epilogue, bias, fresh=True)
+        return place if self._flat else place.reshape(self.shapes.result)
+
+    def _compute_into(
+        self,
+        a: NDArray[Any] | DeferredResult,
+        out: Out,
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
+        owned: bool,
+    ) -> NDArray[Any]:
+        place = checked_out(out, self.shapes.result, self.dtype)
+        assert place is not None
+        rows = None
+        # rows may turn out to be unfit when others are done, and then `out` must not have changed
+        if owned or self._any_value:
+            read = [each for each in (a, bias, *_read(epilogue)) if isinstance(each, np.ndarray)]
+            direct = in_place(place, self.shapes.full, self.dtype, *read)
+            rows = None if direct is None else as_rows(direct)
+        if rows is None:
+            place[...] = self.compute(a, None, epilogue, bias)
+            return place
+        if isinstance(a, np.ndarray) and np.may_share_memory(a, rows):
+            a = a.copy()
+        self._add(a, rows, epilogue, bias)
+        return place
+
+    def _add(
+        self,
+        a: NDArray[Any] | DeferredResult,
+        place: NDArray[Any],
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """As `into`; a bias of integers is added afterwards."""
+        if self._floats or bias is None:
+            self.into(a, place, epilogue, bias, fresh=fresh)
+        else:
+            self.into(a, place, epilogue, fresh=fresh)
+            place += np.asarray(bias)
+
+    def into(
+        self,
+        a: NDArray[Any] | DeferredResult,
+        place: NDArray[Any],
+        epilogue: Epilogue | None = None,
+        bias: ArrayLike | None = None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Multiply rows, and store the result as it comes: where a row is unfit, others may stand there already.
+
+        Parameters
+        ----------
+        a : ndarray or DeferredResult
+            A deferred result only where `takes_deferred` says so.
+        place : ndarray, shape (rows, N)
+            Its rows contiguous, of `dtype`, or of another type of floats where that is float32. It shares no memory
+            with `a`.
+        epilogue, bias : optional
+        fresh : bool
+            Whether nobody else knows `place` yet.
+        """
+        if self.program is None:
+            self.device.check_usable()
+            steps = epilogue if bias is None else replace(epilogue or Epilogue(), bias=bias, dtype=place.dtype)
+            finish_rows(np.zeros(self._matrix, self._scheme.result), place, steps)
+        else:
+            rows = a if isinstance(a, DeferredResult) else self._read(a)
+            self._program_for(place.dtype).multiply(rows, place, epilogue, bias, fresh=fresh)
+
+    def _read(self, a: NDArray[Any]) -> NDArray[Any]:
+        """Rows as the executor reads them."""
+        rows = a.reshape(self._rows)
+        for step in self._steps:
+            rows = step(rows)
+        return rows.astype(self.reads, copy=False)
+
+    def with_arrays(self) -> ArrayProduct:
+        """The same of an `NpuArray`, which gives another one."""
+        found = self.of_arrays
+        if found is None:
+            found = self.of_arrays = ArrayProduct(self, self._left)
+        return found
+
+    # ---- results that are deferred ---------------------------------------------------------------------------------
+
+    @property
+    def takes_deferred(self) -> bool:
+        """Whether rows are taken as they stand in C: nothing is to be done to them but by the executor."""
+        return self._chains and self.program is not None
+
+    def defer(self, a: NDArray[Any] | DeferredResult, epilogue: Epilogue | None = None) -> DeferredResult | None:
+        """Multiply, but leave the result where the NPU does, until it is read or multiplied further.
+
+        Parameters
+        ----------
+        a : ndarray or DeferredResult
+        epilogue : Epilogue, optional
+
+        Returns
+        -------
+        DeferredResult or None
+            None, and nothing happened, where the result has to be stored at once: an operand is uint8, the epilogue
+            reads matrices that could change until then, sums are int32, which no product reads, or there is no room.
+        """
+        reads = any(each is not None for each in _read(epilogue))
+        if self.program is None or reads or self._unsigned or self.dtype == _I32:
+            return None
+        rows = a if isinstance(a, DeferredResult) else self._read(a)
+        return self.program.defer(rows, epilogue)
+
+
+def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:
+    """Have a weight know a product by a key; the one that it has known longest may go for it."""
+    products = packed.products
+    products[key] = product
+    while len(products) > _REMEMBERED:
+        products.pop(next(iter(list(products))), None)
+    return product
+
+
+def finish_rows(sums: NDArray[Any], out: NDArray[Any], epilogue: Epilogue | None) -> None:
+    """Finish sums that stand in memory of their own in `out`, in a second pass."""
+    if epilogue is not None:
+        epilogue.apply(sums, out)
+        return
+    with np.errstate(over="ignore"):  # beyond float16's range a rounded result is an infinity, as in numpy
+        np.copyto(out, sums, casting="same_kind")
+
+
+def _read(epilogue: Epilogue | None) -> tuple[Any, ...]:
+    """Matrices that an epilogue reads."""
+    return () if epilogue is None else (epilogue.multiply, epilogue.residual)
+
+
+def _as_float32(a: NDArray[Any]) -> NDArray[np.float32]:
+    return a.astype(np.float32, copy=False)
+
+
+@lru_cache(maxsize=16)
+def _with_zero(activation: Activation, zero: int) -> Activation:
+    return replace(activation, static_zero=zero)

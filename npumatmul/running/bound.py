@@ -1,0 +1,222 @@
+"""A program bound to contexts, buffers and an executor, which runs one call at a time."""
+
+from __future__ import annotations
+
+import ctypes as C
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+from npumatmul.chips import layout
+from npumatmul.device.leases import Lease
+from npumatmul.device.memory import Memory
+from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
+from npumatmul.host import executor, kernels
+from npumatmul.host.activation import Activation
+from npumatmul.host.executor import Call, Executor, Step
+from npumatmul.planning.product import MatmulPlan, Span
+from npumatmul.rknn import TensorMem
+from npumatmul.running.call import RESULT_TYPE
+from npumatmul.running.deferred import Tiles
+from npumatmul.running.placement import Placement
+from npumatmul.running.pool import PooledContext
+from npumatmul.running.stored import KSlice, StoredWeight
+from npumatmul.running.workspace import A_BUFFERS
+
+__all__ = ["BoundProgram"]
+
+_RUNTIME_FUNCTION = {
+    Step.SYNC_A: "rknn_mem_sync",
+    Step.BIND_A: "rknn_matmul_set_io_mem",
+    Step.BIND_B: "rknn_matmul_set_io_mem",
+    Step.BIND_C: "rknn_matmul_set_io_mem",
+    Step.RUN: "rknn_matmul_run",
+    Step.SYNC_C: "rknn_mem_sync",
+    Step.SELECT: "rknn_matmul_set_dynamic_shape",
+}
+
+
+class BoundProgram:
+    """A plan with contexts, buffers and an executor: all that a call needs, ready made.
+
+    Where A and C stand in the memory of arrays (`in_place`) there are no buffers, and the weight is bound as one.
+
+    Contexts stay the same as long as they live; buffers and executor are those of the last call wherever nobody else
+    has them.
+
+    Attributes
+    ----------
+    contexts : tuple
+        Each once.
+    c_bytes : list of int
+        Bytes of C of each range of rows.
+    struct : PlacedMatmul
+    executor : Executor
+        That of the last call, or of the one that is going on.
+    call : Call
+        For whoever acquired it, with all but the addresses of `a` and `out`.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        plan: MatmulPlan,
+        weight: StoredWeight,
+        activation: Activation,
+        contexts: Sequence[PooledContext],
+        call: Call,
+        *,
+        in_place: bool = False,
+    ) -> None:
+        self.call = call
+        self._placement, self._plan, self._domain = placement, plan, weight.domain
+        self.contexts = tuple(dict.fromkeys(contexts))
+        per_range = len(contexts) // len(plan.m_spans)
+        rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
+        sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
+        self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
+        self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
+        #: Those of the last call, of A and of C, and whether the struct refers to them.
+        self._buffers: tuple[Memory, ...] = ()
+        self._complete = False
+        self.executor: Executor
+        w, slices = plan.weight, weight.slices
+        a_count = min(weight.images, A_BUFFERS)
+        self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
+        self._c_count = 0 if in_place else plan.cores
+        b = [weight.whole.pointer] if in_place else weight.pointers
+        # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
+        self._refers_to = slices, activation
+        low_first = contexts[0].int4_low_nibble_first
+        self.struct = executor.PlacedMatmul(
+            C.pointer(placement.functions),
+            activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
+            RESULT_TYPE[w.mm_type.c],
+            w.row_images,
+            weight.common_scale,
+            len(plan.m_spans),
+            len(slices),
+            len(w.n_spans),
+            plan.cores,
+            a_count,
+            _spans(plan.m_spans),
+            _spans(w.n_spans),
+            (executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
+            _cores(plan.tile_cores),
+            _cores(plan.range_cores),
+            None,
+            None,
+            (C.POINTER(TensorMem) * len(b))(*b),
+            (C.POINTER(executor.ExecutorShape) * len(contexts))(
+                *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
+            ),
+        )
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """For results that are deferred."""
+        return Tiles(self._plan.m_spans, self._plan.weight.n_spans)
+
+    @property
+    def broken(self) -> bool:
+        """Whether one of its contexts failed or is gone."""
+        return any(context.struct.broken for context in self.contexts)
+
+    def mark_broken(self) -> None:
+        """Have its contexts made anew."""
+        for context in self.contexts:
+            context.struct.broken = 1
+
+    def acquire(self, lease: Lease) -> bool:
+        """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
+        for context in self.contexts:  # every product comes here: there are no calls that can be spared
+            held = context.lease
+            holder = None if held is None else held()
+            if (holder is not None and not holder.over) or context.struct.broken:
+                return False
+        pool, ref = self._placement.contexts, lease.ref
+        pool.uses = uses = pool.uses + 1
+        for context in self.contexts:
+            context.lease, context.used = ref, uses
+        same = self._complete
+        for memory in self._buffers:
+            held = memory.lease
+            holder = None if held is None else held()
+            if (holder is not None and not holder.over) or memory.retired:
+                same = False
+        held = self.executor.lease
+        holder = None if held is None else held()
+        if not same or (holder is not None and not holder.over):
+            self.acquire_others(lease)
+            return True
+        self.executor.lease = ref
+        for memory in self._buffers:
+            memory.lease = ref
+        return True
+
+    def acquire_others(self, lease: Lease) -> None:
+        """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
+        placement, struct = self._placement, self.struct
+        self._complete = False  # until the struct refers to others, for an interrupt may come before
+        self.executor = placement.executor(lease)
+        if self._c_count:
+            a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
+            c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
+            struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
+            self._buffers = (*a, *c)
+        self._complete = True
+
+    def failure(self, repeated: bool) -> NpuError:
+        """What went wrong in the last call."""
+        report, plan = self.executor.report, self._plan
+        step, code = Step(report.step), int(report.code)
+        if code == kernels.NOT_FINITE:
+            return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")
+        if code == kernels.NO_MEMORY:
+            return NpuError("matmul: out of host memory")
+        where = {
+            "step": step.name,
+            "matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})",
+            "rows_from": report.row,
+            "slice": report.slice_index,
+            "n_tile": report.n_index,
+            "core": report.core,
+        }
+        if step not in _RUNTIME_FUNCTION:
+            return RknnError("npumm_execute", code, where)
+        failed = rknn_error(_RUNTIME_FUNCTION[step], code, where, RKNN_ERRORS.get(code, RknnError).hint)
+        return self.in_vain(failed) if repeated else failed
+
+    def in_vain(self, failed: RknnError) -> RknnError:
+        """The error of a call that was repeated, which says so."""
+        names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
+        hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {failed.hint}"
+        plan = self._plan
+        where = {"matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})", **failed.arguments}
+        return rknn_error(failed.function, failed.code, where, hint.strip())
+
+
+def _slice_struct(each: KSlice) -> executor.SliceStruct:
+    addresses = (
+        None if array is None else array.ctypes.data
+        for array in (each.column_scale, each.column_zero, each.column_sums)
+    )
+    group = executor.SpanStruct() if each.group is None else _span(each.group)
+    return executor.SliceStruct(_span(each.k_span), each.part, each.tiles, *addresses, group)
+
+
+def _span(span: Span) -> executor.SpanStruct:
+    return executor.SpanStruct(span.start, span.length)
+
+
+def _spans(spans: Iterable[Span]) -> Any:
+    values = list(map(_span, spans))
+    return (executor.SpanStruct * len(values))(*values)
+
+
+def _cores(numbers: tuple[int, ...]) -> Any:
+    return (C.c_int32 * len(numbers))(*numbers) if numbers else None
+
+
+def _pointers(memories: Sequence[Memory]) -> Any:
+    return (C.POINTER(TensorMem) * len(memories))(*(memory.pointer for memory in memories))

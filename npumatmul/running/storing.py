@@ -1,0 +1,157 @@
+"""Weights into device memory: allocated in one piece where that is of use, and filled tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.chips import layout
+from npumatmul.chips.layout import TileLayout
+from npumatmul.device.arenas import ArenaBlock
+from npumatmul.device.device import Device
+from npumatmul.host import kernels
+from npumatmul.host.kernels import Conversion
+from npumatmul.planning.product import Span, WeightPlan
+from npumatmul.running.stored import KSlice, StoredWeight
+from npumatmul.running.workspace import A_BUFFERS, Workspace
+
+__all__ = ["PackedRow", "TileRow", "store"]
+
+
+class _Row(Protocol):
+    """A row of tiles: a range of K over all of N."""
+
+    @property
+    def k_span(self) -> Span: ...
+
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+        """Fill the memory of the tile with an index in the row."""
+
+
+@dataclass(frozen=True, eq=False)
+class TileRow:
+    """What one row of tiles is packed from.
+
+    Attributes
+    ----------
+    k_span : Span
+    values : ndarray, shape (N, k_span.length)
+        The weight with its columns as rows, of any strides.
+    conversion : Conversion
+        What happens to each value.
+    row_scale : ndarray of float32, shape (N,), or None
+        Scale of each row of `values` for the conversion.
+    row_zero : ndarray of int32, shape (N,), or None
+        Zero point of each row.
+    """
+
+    k_span: Span
+    values: NDArray[Any]
+    conversion: Conversion
+    row_scale: NDArray[np.float32] | None = None
+    row_zero: NDArray[np.int32] | None = None
+
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+        """Pack a tile."""
+        kernels.pack(
+            of.tiling(),
+            layout.in_nibble_order(self.conversion, block.arena.session.runtime.int4_low_nibble_first),
+            self.values[columns],
+            block.address,
+            block.size,
+            None if self.row_scale is None else self.row_scale[columns],
+            None if self.row_zero is None else self.row_zero[columns],
+        )
+        block.mark_written()
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRow:
+    """A row of tiles that were packed before.
+
+    Attributes
+    ----------
+    k_span : Span
+    tile : callable
+        Gives the bytes of a tile, as the NPU reads them, by its index in the row and its size.
+    """
+
+    k_span: Span
+    tile: Callable[[int, int], NDArray[np.uint8]]
+
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+        """Copy a tile."""
+        block.fill(self.tile(index, block.size))
+
+
+def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequence[KSlice]) -> StoredWeight:
+    """Put a weight into device memory.
+
+    Parameters
+    ----------
+    device : Device
+    plan : WeightPlan
+    rows : sequence of TileRow or PackedRow
+    slices : sequence of KSlice
+        What a matmul runs through.
+
+    Returns
+    -------
+    StoredWeight
+
+    Raises
+    ------
+    NpuMemoryError
+        If it does not fit.
+    ClosedError
+        If the device is closed.
+    ValueError
+        If plan, rows and slices do not fit together.
+    """
+
+    def attempt() -> StoredWeight:
+        device.collect()
+        blocks: list[ArenaBlock] = []
+        try:
+            layouts = [_layouts(row.k_span, plan, device) for row in rows]
+            blocks.extend(_allocate(layouts, plan, device))
+            free = iter(blocks)
+            for row, of_row in zip(rows, layouts, strict=True):
+                for index, (n, of) in enumerate(zip(plan.n_spans, of_row, strict=True)):
+                    row.write(index, slice(n.start, n.start + n.length), of, next(free))
+            return StoredWeight(device, plan, blocks, slices)
+        except BaseException:
+            device.weights.release(blocks)
+            raise
+
+    return device.session.with_room(attempt)
+
+
+def _layouts(k: Span, plan: WeightPlan, device: Device) -> list[TileLayout]:
+    """Of the tiles of a row."""
+    padded = [(k.padded, n.padded) for n in plan.n_spans]
+    return [
+        layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, extents)
+        for n, extents in zip(plan.n_spans, padded, strict=True)
+    ]
+
+
+def _allocate(layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan, device: Device) -> list[ArenaBlock]:
+    """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
+    limits = device.chip.type_limits(plan.mm_type, device.runtime_version)
+    return device.weights.allocate(
+        [[each.nbytes for each in row] for row in layouts],
+        together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
+        beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
+    )
+
+
+def _beside(plan: WeightPlan, rows: int) -> int:
+    """Bytes of A and C that products of so many rows of the device work with."""
+    a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
+    c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))
+    return min(len(plan.k_spans), A_BUFFERS) * Workspace.size_for(a) + plan.cores * Workspace.size_for(c)
