@@ -264,8 +264,8 @@ def _reference(original: Path) -> LoadedModel:
 def _digest(path: Path) -> str | None:
     """Of a model, all its parts; None of what is none."""
     try:
-        with GGUFFile(path) as file:
-            return file.sha256()
+        with GGUFFile(path) as file, working() as progress:
+            return file.sha256(lambda done, total: progress(done, total, f"reading {path.name}"))
     except ModelError:
         return None
 

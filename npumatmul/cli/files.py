@@ -122,12 +122,7 @@ def write_output(path: Path, content: str | bytes, sources: Iterable[str | Path]
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     if path != STANDARD:
-        try:
-            write_bytes(path, data, sources)
-        except OSError as error:
-            if error.filename is None and error.strerror:  # a full disk, for one, does not say which file
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            raise
+        write_bytes(path, data, sources)
         return
     stream = getattr(sys.stdout, "buffer", None)
     if stream is None:
