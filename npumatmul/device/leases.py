@@ -62,7 +62,8 @@ class Lease:
     ) -> None:
         self.over = False
         self.ref: weakref.ref[Lease] = ref(self)
-        self.weight, self.stores, self.computes, self.memories = weight, stores, computes, memories
+        self.weight, self.stores = weight, stores
+        self.computes, self.memories = computes, memories
         self.thread = get_ident()
 
     def disturbs(self, other: Lease) -> bool:
