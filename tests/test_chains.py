@@ -201,6 +201,8 @@ def test_the_calls_of_a_chain(device: npu.Device, tmp_path: Path) -> None:
     a, layers = floats(37, 64), [layer("w8a8", 64, 96), layer("w8a8", 96, 64)]
     x = npu.asarray(a)
     chained(x, layers)
+    gc.collect()
+    device.stats()  # gives back what other tests left
     with sim.trace(tmp_path / "trace.json", device):
         result = chained(x, layers)
     events = [event for event in json.loads((tmp_path / "trace.json").read_text()) if event.get("cat") == "rknn"]
@@ -671,10 +673,12 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
                 gc.collect()  # tracebacks hold results
             np.testing.assert_array_equal(npu.matmul(halfway, layers[1][0], **layers[1][1]).numpy(), expected)
         gc.collect()
-        assert position > 300
+        assert position > 100
         assert halfway.deferred is not None
         npu.empty_cache(device)
-        assert device.stats().descriptors <= before.descriptors + sum("finalize" in each for each in dropped)
+        assert device.stats().descriptors <= before.descriptors + sum(
+            "finalize" in each or "__del__" in each for each in dropped
+        )
         assert device.stats().contexts == before.contexts
 
 

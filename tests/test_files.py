@@ -372,3 +372,27 @@ def test_one_rule_for_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_folder(environment={})
     with npu.Device("sim:rk3588") as device:  # a user without a home can compute
         assert npu.matmul(TWO, TWO, device=device).tolist() == [[4]]
+
+
+@pytest.mark.parametrize("how", ["replacing", "tensors", "lock"])
+def test_errors_name_the_file_that_was_asked_for(how: str) -> None:
+    """And not the one that it is while it is written; nobody may write into /proc, not even root."""
+    path = Path("/proc/choices.json")
+    work = {
+        "replacing": lambda: write_bytes(path, b"some"),
+        "tensors": lambda: TensorWriter(path).__enter__(),
+        "lock": lambda: locked(path).__enter__(),
+    }
+    with pytest.raises(OSError, match=r"'/proc/choices\.json'") as raised:
+        work[how]()
+    assert raised.value.filename == str(path)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/f'"):
+        write_bytes(tmp_path / "f", b"some")
+    assert list(tmp_path.iterdir()) == []
