@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.buffer import Buffer
+from npumatmul.device.memory import Memory
 from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
@@ -50,11 +52,13 @@ class BufferRows:
         self.memory = buffer._memory
         self.shape, self.strides, self.dtype = shape, strides, dtype
 
-    def address(self) -> int:
-        """Address of the first element, while nobody can close the buffer."""
+    def into(self, call: Call, _: object = None) -> Call:
+        """Have a call read them, while nobody can close the buffer."""
         if self._buffer.closed:
             raise ClosedError("this NPU buffer is closed")
-        return self.memory.address + self._offset
+        call.a = self.memory.address + self._offset
+        call.a_row_stride, call.a_col_stride = self.strides
+        return call
 
 
 class Program(Runs):
@@ -99,7 +103,7 @@ class Program(Runs):
 
     def multiply(
         self,
-        a: NDArray[Any] | DeferredResult,
+        a: NDArray[Any] | DeferredResult | BufferRows,
         out: NDArray[Any],
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
@@ -110,7 +114,7 @@ class Program(Runs):
 
         Parameters
         ----------
-        a : ndarray, shape (M, K), or DeferredResult
+        a : ndarray, shape (M, K), DeferredResult or BufferRows
             Of any strides, of the type that the activation reads. A deferred result is finished on the way into A; its
             float16 and bfloat16 may be read as float32, too.
         out : ndarray, shape (M, N)
@@ -137,22 +141,25 @@ class Program(Runs):
         """
         if not fresh:
             check_place(out, self._result, self._dtype)
-        call: Call | None = None
         after: PlacedEpilogue | None = None
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
             after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
+        begin: Call | Callable[[BoundProgram], Call] | None = None
+        memories: tuple[Memory, ...] = ()
         if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
-            call = self._call(a)
+            begin = call = self._call(a)
             call.out, call.out_row_stride = address_of(out), out.strides[0]
             if after is not None:
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
+            if isinstance(a, BufferRows):
+                begin, memories = partial(a.into, call), (a.memory,)
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out)
+        failed = self._attempt(begin, a, out, memories)
         if failed is not None:
-            self._repeat(failed, call, a, out)
+            self._repeat(failed, begin, a, out, memories)
 
     def defer(
         self,
@@ -224,9 +231,10 @@ class Program(Runs):
             call.a, call.a_deferred = None, a.slot.pointer
             return call
         assert not isinstance(a, DeferredResult)
-        call.a = a.address() if isinstance(a, BufferRows) else address_of(a)
-        call.a_row_stride, call.a_col_stride = a.strides
         call.a_deferred = None
+        if isinstance(a, BufferRows):
+            return a.into(call)
+        call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         return call
 
     def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
@@ -14,7 +14,7 @@ from npumatmul.errors import NpuMemoryError
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
 from npumatmul.ops.array.memory import dense_strides
-from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.in_place import InPlaceProgram, type_in_place
 from npumatmul.running.program import BufferRows
@@ -22,7 +22,11 @@ from npumatmul.running.program import BufferRows
 if TYPE_CHECKING:
     from npumatmul.ops.product import Product
 
-__all__ = ["ArrayProduct"]
+__all__ = ["AT_ONCE", "ArrayProduct"]
+
+#: Results up to so many bytes, which stay in a CPU's second cache, are stored at once in memory of the host: to leave
+#: them in C, and to make memory of the NPU of them when they are read, costs more than a pass over them.
+AT_ONCE = 256 * 1024
 
 
 class ArrayProduct:
@@ -45,11 +49,12 @@ class ArrayProduct:
         self._rows = rows = (shapes.rows, shapes.k)
         self._strides = dense_strides(self._shape, dtype.itemsize)
         self._row_strides = (shapes.k * a.itemsize, a.itemsize)
-        self._is_matrix = len(self._shape) == 2
+        self._columns = shapes.n
         self._room = ResultMemory.size_for(room_for(self._shape, dtype, device))
         self._defers = product.takes_deferred and dtype != np.int32
+        self._at_once = 0 < shapes.rows * shapes.n * dtype.itemsize <= AT_ONCE
         self._reads_rows = product.reads == a
-        self._unread = device.attached(Unread, Unread)
+        self._results = device.attached(UnreadResults, UnreadResults)
         stored = product.stored if product.takes_deferred and product.input_transform is None else None
         #: By which the weight is multiplied in place, if it can be.
         self._type: MatmulType | None = None if stored is None else type_in_place(stored, a, dtype)
@@ -80,20 +85,22 @@ class ArrayProduct:
             return None
         memory = a._memory
         state = memory.state if isinstance(memory, Pending) else memory
+        if self._type is None and self._at_once and out is None and isinstance(state, np.ndarray):
+            return self._at_once_of(a, state, epilogue, bias)
         if self._type is not None and epilogue is None and bias is None:
             result = self._multiply_in_place(a, state, out)
             if result is not None:
                 return result
-        if out is not None or not self._defers:
+        if out is not None:
+            return None
+        if self._at_once:
+            return self._at_once_of(a, state, epilogue, bias)
+        if not self._defers:
             return None
         if epilogue is not None and (epilogue.multiply is not None or epilogue.residual is not None):
             return None  # these matrices may change until the result is read
-        rows: DeferredResult | BufferRows
-        if type(state) is DeferredResult and state.slot is not None and state.slot.shape == self._rows:
-            rows = state
-        elif type(state) is Buffer and self._reads_rows:
-            rows = BufferRows(state, a.offset, self._rows, self._row_strides, self._a)
-        else:
+        rows = self._rows_of(a, state)
+        if rows is None:
             return None
         program = self._product.program
         assert program is not None
@@ -102,13 +109,47 @@ class ArrayProduct:
             return None
         slot = deferred.slot
         assert slot is not None
-        pending = Pending(device, deferred, self._room)
+        pending = Pending(device, deferred, self._room, self._results)
         del deferred  # nothing but the state may refer to it
-        self._unread.add(pending, slot)
+        self._results.add(pending, slot)
         return made_of(pending, device, self._shape, self._dtype, self._strides)
 
+    def _rows_of(
+        self, a: NpuArray, state: Buffer | DeferredResult | NDArray[Any] | None
+    ) -> NDArray[Any] | DeferredResult | BufferRows | None:
+        """The left operand as the executor reads it; None where that takes more."""
+        if isinstance(state, DeferredResult):
+            return state if state.slot is not None and state.slot.shape == self._rows else None
+        if not self._reads_rows or state is None:
+            return None
+        if isinstance(state, np.ndarray):
+            return a.numpy(writable=False).reshape(self._rows)
+        return BufferRows(state, a.offset, self._rows, self._row_strides, self._a)
+
+    def _at_once_of(
+        self,
+        a: NpuArray,
+        state: Buffer | DeferredResult | NDArray[Any] | None,
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
+    ) -> NpuArray | None:
+        """Multiply, and store the result in memory of the host."""
+        product, values = self._product, None
+        if isinstance(state, np.ndarray) and state.shape == a.shape:
+            values = product.compute(state, None, epilogue, bias)
+        elif self._defers:
+            rows = self._rows_of(a, state)
+            if rows is not None and product.program is not None:
+                values = np.empty((self._rows[0], self._columns), self._dtype)
+                product.program.multiply(rows, values, epilogue, bias, fresh=True)
+                values = values.reshape(self._shape)
+        if values is None:
+            return None
+        result = Pending(self._device, values, self._room, self._results)
+        return made_of(result, self._device, self._shape, self._dtype, self._strides)
+
     def _multiply_in_place(
-        self, a: NpuArray, state: Buffer | DeferredResult | None, out: NpuArray | None
+        self, a: NpuArray, state: Buffer | DeferredResult | NDArray[Any] | None, out: NpuArray | None
     ) -> NpuArray | None:
         """Multiply where a and the result stand; None where they do not stand so."""
         program = self._in_place
@@ -118,10 +159,13 @@ class ArrayProduct:
             if program is None:
                 return None
         domain = program.domain
+        if isinstance(a._memory, Pending) and a._memory.viewed():
+            return None  # the values stay in memory of the host
         try:
             buffer = state if type(state) is Buffer else a.buffer_in(domain)
-            if buffer._memory.domain != domain:  # memory of one domain means nothing in another (facts 7.4)
-                return None
+            memory = buffer._memory
+            if memory.domain != domain or memory.mirror is not None:
+                return None  # memory of one domain means nothing in another (facts 7.4)
             if out is None:
                 made = program.multiply_array(buffer, a.offset)
                 return made_of(made, self._device, self._shape, self._dtype, self._strides)
