@@ -16,7 +16,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import BusyError, ClosedError
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, empty, unread
-from npumatmul.ops.array.multiply import AT_ONCE
+from npumatmul.ops.array.multiply import is_stored_at_once
 from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
@@ -369,7 +369,7 @@ class Matmul:
         by_array = self._by_array(operands, cache)
         if by_array is not None:
             return by_array
-        if 0 < math.prod(self.shape) * self.dtype.itemsize <= AT_ONCE:
+        if is_stored_at_once(self.shape, self.dtype):
             return unread(self._store(operands, None, cache), self.shape, self.device)
         if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
             product = self._product(operands, cache)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -11,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.buffer import Buffer
-from npumatmul.device.memory import Memory
-from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.errors import NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
@@ -24,41 +22,11 @@ from npumatmul.running.deferred import DeferredResult, ResultSlot
 from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["BufferRows", "Program"]
+__all__ = ["Program"]
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = Epilogue()
-
-
-class BufferRows:
-    """Rows in the memory of an array, which the CPU reads where they stand.
-
-    Parameters
-    ----------
-    buffer : Buffer
-    offset : int
-        Bytes from the start of the buffer to the first element.
-    shape, strides : (int, int)
-    dtype : numpy.dtype
-    """
-
-    __slots__ = ("_buffer", "_offset", "dtype", "memory", "shape", "strides")
-
-    def __init__(
-        self, buffer: Buffer, offset: int, shape: tuple[int, int], strides: tuple[int, int], dtype: np.dtype[Any]
-    ) -> None:
-        self._buffer, self._offset = buffer, offset
-        self.memory = buffer._memory
-        self.shape, self.strides, self.dtype = shape, strides, dtype
-
-    def into(self, call: Call, _: object = None) -> Call:
-        """Have a call read them, while nobody can close the buffer."""
-        if self._buffer.closed:
-            raise ClosedError("this NPU buffer is closed")
-        call.a = self.memory.address + self._offset
-        call.a_row_stride, call.a_col_stride = self.strides
-        return call
 
 
 class Program(Runs):
@@ -103,18 +71,19 @@ class Program(Runs):
 
     def multiply(
         self,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         out: NDArray[Any],
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
         *,
         fresh: bool = False,
+        buffers: tuple[Buffer, ...] = (),
     ) -> None:
         """Compute ``out = epilogue(a @ weight)``.
 
         Parameters
         ----------
-        a : ndarray, shape (M, K), DeferredResult or BufferRows
+        a : ndarray, shape (M, K), or DeferredResult
             Of any strides, of the type that the activation reads. A deferred result is finished on the way into A; its
             float16 and bfloat16 may be read as float32, too.
         out : ndarray, shape (M, N)
@@ -125,6 +94,8 @@ class Program(Runs):
             Instead of the epilogue's.
         fresh : bool
             Whether nobody else knows `out` yet.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Raises
         ------
@@ -146,36 +117,37 @@ class Program(Runs):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
             after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
-        begin: Call | Callable[[BoundProgram], Call] | None = None
-        memories: tuple[Memory, ...] = ()
+        call: Call | None = None
         if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
-            begin = call = self._call(a)
+            call = self._call(a)
             call.out, call.out_row_stride = address_of(out), out.strides[0]
             if after is not None:
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
-            if isinstance(a, BufferRows):
-                begin, memories = partial(a.into, call), (a.memory,)
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(begin, a, out, memories)
+        failed = self._attempt(call, a, out, buffers)
         if failed is not None:
-            self._repeat(failed, begin, a, out, memories)
+            self._repeat(failed, call, a, out, buffers)
 
     def defer(
         self,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
+        *,
+        buffers: tuple[Buffer, ...] = (),
     ) -> DeferredResult | None:
         """As `multiply`, but leave the result in C, to be finished when it is read, or on its way into the next A.
 
         Parameters
         ----------
-        a : ndarray, DeferredResult or BufferRows
+        a : ndarray, or DeferredResult
         epilogue : Epilogue, optional
             Without `multiply` and `residual`.
         bias : array_like, optional
             Instead of the epilogue's; it is copied.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Returns
         -------
@@ -193,11 +165,10 @@ class Program(Runs):
             self._call(a)  # which says what is wrong, unless it is widened
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
-        memories = (a.memory,) if type(a) is BufferRows else ()
         try:
-            failed = self._attempt(begin, None, None, memories)
+            failed = self._attempt(begin, None, None, buffers)
             if failed is not None:
-                self._repeat(failed, begin, None, None, memories)
+                self._repeat(failed, begin, None, None, buffers)
         except NoRoomError:
             return None
         return result
@@ -205,7 +176,7 @@ class Program(Runs):
     def _begin(
         self,
         result: DeferredResult,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None,
         bias: ArrayLike | None,
         bound: BoundProgram,
@@ -232,12 +203,10 @@ class Program(Runs):
             return call
         assert not isinstance(a, DeferredResult)
         call.a_deferred = None
-        if isinstance(a, BufferRows):
-            return a.into(call)
         call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         return call
 
-    def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:
+    def _call(self, a: NDArray[Any] | DeferredResult) -> Call:
         """A call for a left operand, without a place for the result."""
         call = Call(out_type=self._element)
         fits = a.dtype == self._reads
@@ -245,7 +214,7 @@ class Program(Runs):
             fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
             assert a.slot is not None
             call.a_deferred = a.slot.pointer
-        elif not isinstance(a, BufferRows):
+        else:
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         if a.shape != self._rows or not fits:
             self._refuse(a)
@@ -261,7 +230,7 @@ class Program(Runs):
         )
         return call
 
-    def _refuse(self, a: NDArray[Any] | DeferredResult | BufferRows) -> NoReturn:
+    def _refuse(self, a: NDArray[Any] | DeferredResult) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")

@@ -459,11 +459,14 @@ def unread(values: DeferredResult | NDArray[Any], shape: tuple[int, ...], device
     return made_of(pending, device, shape, values.dtype, dense_strides(shape, values.dtype.itemsize))
 
 
+_new = NpuArray.__new__
+
+
 def made_of(
     memory: Buffer | Pending, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
 ) -> NpuArray:
     """An array of memory that has room for it, in C order from its start on; nothing is checked."""
-    made = NpuArray.__new__(NpuArray)
+    made = _new(NpuArray)
     made.device, made._memory, made.shape, made.dtype, made.strides = device, memory, shape, dtype, strides
     made.offset, made.extent, made._dense = 0, math.prod(shape) * dtype.itemsize, True
     return made

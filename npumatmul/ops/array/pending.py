@@ -168,18 +168,15 @@ class Pending:
 
     def close(self) -> None:
         """As `Buffer.close`."""
-        state = self.state
-        if isinstance(state, Buffer):
-            state.close()
-        elif not self.device.session.inherited:
+        if not isinstance(self.state, Buffer) and not self.device.session.inherited:
             with self.device.lock:  # nobody makes a buffer of it meanwhile
                 held = self.viewed()
                 if held:
                     raise BufferError(f"{held} views of this array are still held; delete them, then close")
-                state, self.state = self.state, None
-                if isinstance(state, Buffer):
-                    self.state = state
-                    state.close()
+                if not isinstance(self.state, Buffer):
+                    self.state = None
+        if isinstance(self.state, Buffer):
+            self.state.close()
 
     def leave(self) -> None:
         """As the end of a ``with`` block of a `Buffer`."""
