@@ -1,5 +1,6 @@
 """What users call: products on the NPU, with numpy's semantics."""
 
+import npumatmul.ops.array.protocols  # noqa: F401 - what numpy calls
 from npumatmul.ops.array.array import NpuArray, asarray, empty, zeros
 from npumatmul.ops.background import MatmulFuture
 from npumatmul.ops.einsum import einsum

@@ -18,11 +18,15 @@ class Operators:
     ----------
     matmul : callable
         Of ``@``: takes both operands.
+    call_ufunc, call_function : callable
+        Of ``__array_ufunc__`` and ``__array_function__``: take what numpy hands on.
     save_packed : callable
         Of `PackedWeight.save`: takes weight and path.
     """
 
     matmul: Callable[..., Any]
+    call_ufunc: Callable[..., Any]
+    call_function: Callable[..., Any]
     save_packed: Callable[..., None]
 
 

@@ -19,12 +19,13 @@ from npumatmul.ops.array.array import NpuArray, empty, unread
 from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
+from npumatmul.ops.foreign import OWN, check_kept, check_masks, check_values, handed_out
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.product import Product, finish_rows
-from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
+from npumatmul.ops.results import Out, as_rows, checked_out, fits, in_place
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
-from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
+from npumatmul.ops.weights import Weights, check_device, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
@@ -46,7 +47,7 @@ class _Operands:
     on_npu : bool
         Whether one of both is an NpuArray.
     plain : bool
-        Whether both are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
+        Whether both are neither NpuArrays nor of another class, which may make the result of its own.
     product : Product or None
         With the one matrix of the right operand, once it is packed.
     """
@@ -55,8 +56,7 @@ class _Operands:
         self.given, self.weights, self.finish = given, weights, finish
         self.a: Any = a
         self.on_npu = involves_npu_arrays(*given)
-        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
-        self.plain = not (self.on_npu or subclass)
+        self.plain = not self.on_npu and type(given[0]) in OWN and type(given[1]) in OWN
         self.product: Product | None = None
         self._epilogue: Epilogue | None = None
 
@@ -141,11 +141,13 @@ class Matmul:
         options: MatmulOptions | Mapping[str, Any] | None = None,
         device: Device | str | None = None,
     ) -> None:
+        check_values("Matmul", (a, b))
         left, right = _left(a), _right(b)
         self._shapes = Shapes.of(left.shape, right.shape)
         self._options = MatmulOptions.of(options)
         if isinstance(right, PackedWeight):
             self._options.check_uncut(right)
+            check_device(right, device)
             self.device = right.device
             self.scheme = packed_scheme(right, left.dtype, scheme, precision)
             computed = right.scheme.result
@@ -279,7 +281,7 @@ class Matmul:
             k_parts=len(plan.k_spans) if plan.mm_type.c is ElementType.INT16 and plan.k_group is None else 1,
         )
         given = operands.given[1]
-        weights = Weights(np.asarray(host(given)), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
+        weights = Weights(_right(given), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
         with self._lock:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
@@ -318,8 +320,8 @@ class Matmul:
             If it, the device or a packed weight is closed.
         """
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-        if place is not None and getattr(place, "shape", None) != self.shape:
-            shape = getattr(place, "shape", None)
+        shape = None if place is None else getattr(place, "shape", None)
+        if place is not None and shape != self.shape and not (shape and fits(shape, self.shape, self._shapes.core)):
             given = f"an object of type {type(place).__name__}" if shape is None else f"an array of shape {shape}"
             raise (TypeError if shape is None else ValueError)(
                 f"Matmul.execute: out is {given}, the result has shape {self.shape}; execute takes only where the "
@@ -353,13 +355,17 @@ class Matmul:
             self._store(operands, place.numpy(), cache)
             return place
         product, finish = operands.product, operands.finish
-        if product is not None and operands.plain:  # then there is nothing to look at any more
+        # then there is nothing to look at any more
+        if product is not None and operands.plain and (place is None or type(place) is np.ndarray):
             epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
             return product.compute(operands.a, place, epilogue, finish.integer_bias)
         if place is None and operands.on_npu and self.shape:
+            check_masks("matmul", operands.given, None)
             return self._as_npu_array(operands, cache)
-        result = self._store(operands, place, cache)
-        return result if place is not None else delivered(result, None, operands.given)
+        check_masks("matmul", operands.given, place)
+        result = handed_out(np.matmul, self._store(operands, place, cache), operands.given, place)
+        check_kept("matmul", operands.given, result)
+        return result
 
     def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
         """The product as an array, whose values stay where the NPU leaves them if that goes."""
@@ -379,7 +385,7 @@ class Matmul:
         """The product in an array: the one that is given, of which nobody else knows yet where it is `owned`."""
         shapes, finish = self._shapes, operands.finish
         if shapes.empty or shapes.matrices > 1:
-            return self._stacked(operands, checked_out(out, self.shape, self.dtype), cache, owned)
+            return self._stacked(operands, checked_out(out, self.shape, self.dtype, shapes.core), cache, owned)
         product = self._product(operands, cache)
         left = self._left_now(operands, product)
         epilogue = operands.epilogue(shapes, self.dtype) if finish.epilogue is not None else None
@@ -529,6 +535,7 @@ class Matmul:
         left = old.a if a is None else _left(a)
         _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
         weights, finish = old.weights, old.finish
+        check_values("reset_operands", (a, b))
         if b is not None:
             right = _right(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
@@ -591,11 +598,16 @@ class Matmul:
 def _left(a: Any) -> NDArray[Any] | NpuArray:
     if isinstance(a, NpuArray) and a.deferred is not None:
         return a
-    return operand(a.unpack() if isinstance(a, PackedWeight) else host(a), "a", "matmul")
+    return operand(_values(a), "a", "matmul")
 
 
 def _right(b: Any) -> NDArray[Any] | PackedWeight:
-    return b if isinstance(b, PackedWeight) else operand(host(b), "b", "matmul")
+    return b if isinstance(b, PackedWeight) else operand(_values(b), "b", "matmul")
+
+
+def _values(x: Any) -> Any:
+    """What numpy can read; a mask is what `execute` looks at."""
+    return x.view(np.ndarray) if isinstance(x, np.ma.MaskedArray) else host(x)
 
 
 _CLOSED = "this Matmul is closed; make another"

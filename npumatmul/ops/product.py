@@ -173,7 +173,7 @@ class Product:
         bias: ArrayLike | None,
         owned: bool,
     ) -> NDArray[Any]:
-        place = checked_out(out, self.shapes.result, self.dtype)
+        place = checked_out(out, self.shapes.result, self.dtype, self.shapes.core)
         direct = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
         if place is not None and (owned or self._any_value):
@@ -194,7 +194,7 @@ class Product:
         if place is None:
             return rows.reshape(self.shapes.result)
         if fresh:
-            place[...] = rows.reshape(place.shape)
+            place[...] = rows.reshape(self.shapes.result)
         return place
 
     def into(

@@ -19,6 +19,7 @@ from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
 from npumatmul.ops.array.pending import Pending
+from npumatmul.ops.shapes import check_unmasked
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.direct import padded_rows
 
@@ -504,6 +505,7 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
+        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
