@@ -17,6 +17,7 @@ __all__ = [
     "DeviceLostError",
     "LayoutMismatchError",
     "LibraryNotFoundError",
+    "MissingPackageError",
     "ModelError",
     "NotFiniteError",
     "NpuError",
@@ -98,6 +99,10 @@ class UnusableFileError(NpuError, OSError):
     """A file cannot be used: no regular one, too long, sparse, changed meanwhile, its own source, locked too long."""
 
 
+class MissingPackageError(NpuError, ModuleNotFoundError):
+    """A package is not installed that an optional part of npumatmul needs; the message says how to get it."""
+
+
 class RknnError(NpuError, RuntimeError):
     """A function of the RKNN runtime returned an error code.
 
@@ -119,10 +124,14 @@ class RknnError(NpuError, RuntimeError):
         self.function = function
         self.code = code
         self.arguments = dict(arguments or {})
-        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        text = f"{function}({shown}) returned {code} ({self.name}): {self.meaning}."
         advice = hint or self.hint
-        super().__init__(f"{text} {advice}" if advice else text)
+        super().__init__(f"{self.what}. {advice}" if advice else f"{self.what}.")
+
+    @property
+    def what(self) -> str:
+        """What happened, without advice: the call, the code, and what it means."""
+        shown = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
+        return f"{self.function}({shown}) returned {self.code} ({self.name}): {self.meaning}"
 
 
 class RknnFail(RknnError):

@@ -224,11 +224,18 @@ def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
     link = folder / "librknnrt.so"
     if link.is_symlink() and os.readlink(link) == str(library):
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder) as scratch:
-        passing = scratch / link.name
-        passing.symlink_to(library)
-        passing.replace(link)  # another process may look at the same moment
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(folder) as scratch:
+            passing = scratch / link.name
+            passing.symlink_to(library)
+            passing.replace(link)  # another process may look at the same moment
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"librknnrt.so cannot be put into {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder that can be "
+            "written",
+        ) from error
     return folder
 
 

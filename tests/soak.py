@@ -27,6 +27,7 @@ import numpy as np
 import npumatmul as npu
 from npumatmul import sim
 from npumatmul.rknn.simulator import Simulator
+from npumatmul.running import pool
 
 #: By how much resident memory, with what is free given back, may exceed its largest value of the warm-up. It moves by
 #: some MiB; a leak of one rknn_tensor_mem or context per operation would be far above.
@@ -34,8 +35,10 @@ RSS_SLACK_BYTES = 16 << 20
 #: Likewise for the long-lived device, whose weight arenas depend on the order of allocations.
 ARENAS_SLACK = 2
 
-#: Contexts that the process may have: fewer than the lasting device wants, so that they are given up and made anew.
-CONTEXTS = 150
+#: Contexts that are kept in the process: fewer than the lasting device wants, so that they are given up and made anew.
+CONTEXTS = 120
+#: Those that all devices use at once beside them, at most.
+CONTEXTS_SLACK = 30
 #: Most M, K and N: the shapes of the passing devices come to 8 contexts and their own for each.
 LASTING_EXTENTS = (40, 700, 500)
 PASSING_EXTENTS = (4, 64, 64)
@@ -162,7 +165,8 @@ def soak(minutes: int, seconds_per_round: float = 60.0) -> None:
     tally = Tally()
     history: list[Figures] = []
     descriptors_at_start, threads_at_start = len(os.listdir("/proc/self/fd")), threading.active_count()
-    with npu.Device("sim:rk3588") as device, sim.configured(device, contexts=CONTEXTS):
+    pool._KEPT_MOST = CONTEXTS
+    with npu.Device("sim:rk3588") as device:
         for minute in range(1, minutes + 1):
             until = time.monotonic() + seconds_per_round
             lasting = [
@@ -186,7 +190,7 @@ def soak(minutes: int, seconds_per_round: float = 60.0) -> None:
             if counted.contexts_now != now.contexts or counted.descriptors_now != held:
                 sys.exit(f"soak: closed devices left something behind: {counted}, the lasting device has {now}")
         simulator = Simulator(device.runtime)
-    found = check_growth(history, max(1, minutes // 5), CONTEXTS)
+    found = check_growth(history, max(1, minutes // 5), CONTEXTS + CONTEXTS_SLACK)
     left = {name: value for name, value in simulator.read_counters().items() if name.endswith("_now") and value}
     if left:
         found.append(f"the simulator still holds {left}")

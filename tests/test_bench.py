@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +15,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import npumatmul as npu
-from npumatmul.bench import Case, Step, as_csv, as_json, cases_from, describe_machine, measure, parse_shapes
+from npumatmul.bench import (
+    Case,
+    Measurement,
+    Step,
+    as_columns,
+    as_csv,
+    as_json,
+    cases_from,
+    describe_machine,
+    measure,
+    parse_shapes,
+)
 from npumatmul.bench.cases import LLM_LAYERS, SQUARES, TYPES
-from npumatmul.bench.roofline import roofline
+from npumatmul.bench.roofline import figure, roofline
 from npumatmul.chips import CHIPS, NEWEST_RUNTIME
+from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.types import ElementType
+from npumatmul.cli import benching
+from npumatmul.cli.app import app
 
 
 @pytest.mark.parametrize("layout", ["native", "normal"])
@@ -92,6 +111,7 @@ def test_the_lists_fit_the_chip() -> None:
 def test_notation_of_shapes(tmp_path: Path) -> None:
     assert parse_shapes("4,64,32;1,32,64") == [(4, 64, 32), (1, 32, 64)]
     assert parse_shapes("64,32", rows=(1, 2)) == [(1, 64, 32), (2, 64, 32)]
+    assert parse_shapes("4x64x32; 1X32x64 ;64x32", rows=(2,)) == [(4, 64, 32), (1, 32, 64), (2, 64, 32)]
     assert len(parse_shapes("llm", rows=(1, 8))) == 2 * len(LLM_LAYERS)
     assert parse_shapes("square")[0] == (SQUARES[0],) * 3
     table = tmp_path / "shapes.csv"
@@ -101,7 +121,12 @@ def test_notation_of_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("4,x,3", "'4,x,3' is not a list"), ("4", "neither M,K,N nor K,N"), ("1,2,0", "below 1"), ("", "not a list")],
+    [
+        ("4,x,3", "'4,x,3' is none of llm, square, M,K,N, MxKxN and K,N, nor the path of a .csv file"),
+        ("4", "neither M,K,N nor K,N"),
+        ("1,2,0", "below 1"),
+        ("", "'' is none of llm"),
+    ],
 )
 def test_wrong_notation(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -119,31 +144,145 @@ def test_unknown_types_and_layouts() -> None:
         cases_from(["int8"], [(1, 32, 32)], ["diagonal"])
 
 
-def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device, tmp_path: Path) -> None:
+def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device) -> None:
     results = [measure(device, case, repetitions=2) for case in cases_from(["fp16", "int8"], [(1, 64, 32)])]
-    rows = list(csv.DictReader(io.StringIO(as_csv(results))))
+    machine = describe_machine(device)
+    rows = list(csv.DictReader(io.StringIO(as_csv(results, machine))))
     assert [row["type"] for row in rows] == ["fp16", "int8"]
-    assert {row["timed_on"] for row in rows} == {"CPU simulation"}
-    assert float(rows[0]["modelled run on the chip [us]"]) > 30  # the fixed cost of a run alone is 33 us
-    content = json.loads(as_json(results, describe_machine(device)))
+    for row in rows:
+        assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in row)  # for programs
+        assert (row["device"], row["timed_on"], row["repetitions"]) == ("sim:rk3588", "CPU simulation", "2")
+        assert {f"machine_{name}": str(value) for name, value in machine.items()}.items() <= row.items()
+        assert float(row["modelled_run_us"]) > 30  # the fixed cost of a run alone is 33 us
+        assert float(row["run_min_us"]) <= float(row["run_us"]) <= float(row["run_p90_us"])
+    content = json.loads(as_json(results, machine))
     assert content["machine"]["timed_on"] == "CPU simulation of rk3588"
     assert {"runtime", "driver", "npumatmul", "cpu", "kernel"} <= set(content["machine"])
     assert len(content["cases"][0]["seconds"]["run"]) == 2
-    assert roofline(results, "rk3588").startswith(b"\x89PNG")
+    assert roofline(results, "rk3588")[:4] == b"\x89PNG"
+
+
+def test_results_can_be_measured_again(device: npu.Device, tmp_path: Path) -> None:
+    results = [measure(device, Case("int8", 4, 64, n), repetitions=1) for n in (32, 64)]
+    path = tmp_path / "results.csv"
+    path.write_text(as_csv(results, describe_machine(device)))
+    assert parse_shapes(str(path)) == [(4, 64, 32), (4, 64, 64)]
+    assert parse_shapes(";".join(result.case.label.split()[1] for result in results)) == [(4, 64, 32), (4, 64, 64)]
+
+
+def test_what_is_beyond_the_run_is_told_of_equal_cores_only() -> None:
+    seconds = {step: [1.0] for step in Step} | {Step.RUN: [0.25]}
+
+    def beyond(cores: int, used: int) -> list[str]:
+        measured = Measurement(Case("int8", 1, 64, 96, cores=cores), seconds, None, True, "sim:rk3588", used)
+        return as_columns([measured])["beyond run"]
+
+    assert beyond(1, 1) == beyond(3, 3) == ["750000"]
+    assert beyond(3, 1) == beyond(1, 2) == ["-"]
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_products_are_timed_on_the_cores_of_their_case(fresh_device: npu.Device, cores: int) -> None:
+    result = measure(fresh_device, Case("int8", 4, 2048, 2048, cores=cores), repetitions=1, warmup=0)
+    assert result.matmul_cores == cores
+    assert result.beyond_run_seconds is not None
+
+
+def test_progress_counts_repetitions(device: npu.Device) -> None:
+    calls: list[tuple[int, int]] = []
+    measure(device, Case("int8", 1, 64, 32), 2, 1, progress=lambda *call: calls.append(call))
+    assert calls == [(done, 6) for done in range(1, 7)]
+
+
+def test_roofs_are_of_as_many_cores_as_points(device: npu.Device) -> None:
+    seconds = {step: [1e-3] for step in Step}
+    results = [
+        Measurement(Case("int8", m, 1024, 1024, cores=cores), seconds, None, True, "sim:rk3588", cores)
+        for cores in (1, 3)
+        for m in (1, 64)
+    ]
+    lines = {line.get_label(): line for line in figure(results, "rk3588").axes[0].get_lines()}
+    model = TIMINGS["rk3588"]
+    for cores, name in ((1, "1 core"), (3, "3 cores")):
+        assert len(lines[f"int8, {name}, measured on: CPU simulation"].get_ydata()) == 2
+        roof = lines[f"int8, modelled roof of {name} of rk3588"]
+        x, y = np.asarray(roof.get_xdata(), float), np.asarray(roof.get_ydata(), float)
+        expected = np.minimum(cores * model.peak[ElementType.INT8], x * model.bandwidth(cores)) / 1e9
+        np.testing.assert_allclose(y, expected)
+    assert len(lines) == 4
+
+
+def bench_matmul(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = ["--types", "int8", "--repetitions", "2", "--device", "sim", *map(str, arguments)]
+    return subprocess.run(
+        [sys.executable, "-m", "npumatmul.cli", "bench", "matmul", *given],
+        capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
+    )  # fmt: skip
 
 
 def test_command(tmp_path: Path) -> None:
     saved = tmp_path / "out.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "npumatmul.cli", "bench", "matmul", "--types", "int8", "--shapes", "64,32;100,32",
-         "--rows", "1,4", "--repetitions", "2", "--device", "sim", "--json", str(saved)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = bench_matmul("--shapes", "64,32;100,32", "--rows", "1,4", "--json", saved)
     assert done.returncode == 0, done.stderr
     assert "timed on: CPU simulation" in done.stdout
-    assert "modelled run" in done.stdout
-    assert "left out int8 1x100x32 native: K = 100" in done.stderr
-    assert [(case["M"], case["K"]) for case in json.loads(saved.read_text())["cases"]] == [(1, 64), (4, 64)]
+    assert "modelled" in done.stdout
+    assert done.stderr == "left out int8 1x100x32 native, int8 4x100x32 native: K = 100 is not a multiple of 32\n"
+    assert [(case["m"], case["k"]) for case in json.loads(saved.read_text())["cases"]] == [(1, 64), (4, 64)]
+    table, _, machine = done.stdout.rpartition("┘\n")
+    assert len(table.splitlines()[-1]) > 100  # whole lines where no terminal looks on
+    assert machine.count("\n") == 1
+
+
+def test_a_dash_is_standard_output() -> None:
+    done = bench_matmul("--shapes", "1x64x32", "--csv", "-", COLUMNS="80")
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert (row["m"], row["k"], row["n"]) == ("1", "64", "32")
+    assert "int8 1x64x32" in done.stderr  # the table gives way
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--csv", "{tmp}/none/x.csv"], "there is no folder {tmp}/none"),
+        (["--json", "{tmp}"], "Is a directory"),
+        (["--plot", "{tmp}/x.docx"], "x.docx: pictures are png"),
+        (["--csv", "-", "--json", "-"], "--csv and --json are both -; each needs a file of its own"),
+        (["--csv", "{tmp}/x", "--json", "{tmp}/./x"], "--csv and --json are both"),
+        (["--cores", "1,4"], "--cores is 1,4; rk3588 has 3"),
+        (["--rows", "0"], "--rows: '0' has a value below 1"),
+    ],
+)
+def test_what_cannot_end_well_is_told_before_anything_is_measured(
+    tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benching, "measure", lambda *arguments, **named: pytest.fail("it was measured"))
+    given = [option.format(tmp=tmp_path) for option in options]
+    with pytest.raises((ValueError, OSError), match=re.escape(message.format(tmp=tmp_path))):
+        CliRunner().invoke(app, ["bench", "matmul", "--device", "sim", *given], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_was_measured_survives_what_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: type[BaseException]
+) -> None:
+    """An interrupt, or a case that fails."""
+    count = itertools.count(1)
+
+    def some(*arguments: Any, **named: Any) -> Measurement:
+        if next(count) == 3:
+            raise error
+        return measure(*arguments, **named)
+
+    monkeypatch.setattr(benching, "measure", some)
+    saved = tmp_path / "out.csv"
+    request = benching.Request("int8", "64,32", "1,4,8,12", repetitions=1, device="sim", csv=saved)
+    with pytest.raises(error):
+        benching.run(request)
+    shown = capfd.readouterr()
+    assert shown.out.count("int8 ") == 2
+    assert "2 of 4 cases were measured" in shown.err
+    assert len(list(csv.DictReader(io.StringIO(saved.read_text())))) == 2
 
 
 @pytest.mark.parametrize("name", TYPES)

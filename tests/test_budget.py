@@ -13,7 +13,10 @@ import pytest
 import npumatmul as npu
 from npumatmul import sim
 from npumatmul.chips import CHIPS
+from npumatmul.device.living import Living
 from npumatmul.errors import NpuMemoryError, RknnError
+from npumatmul.running import pool
+from npumatmul.running.placement import Placement
 
 MIB = 2**20
 
@@ -187,3 +190,22 @@ def test_contexts_end_where_descriptors_do() -> None:
     assert most - 10 < int(made) <= most
     assert message.startswith("4 more file descriptors are needed, which allocations of NPU memory and contexts hold")
     assert "ulimit -n" in message
+
+
+def test_devices_keep_contexts_within_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps most of them gives some up for the other."""
+    monkeypatch.setattr(pool, "_pools", Living())  # other tests may have devices that live
+    monkeypatch.setattr(pool, "_KEPT_MOST", 10)
+    with npu.Device("sim:rk3588") as first, npu.Device("sim:rk3576") as second:
+        mine, its = Placement.of(first).contexts, Placement.of(second).contexts
+
+        def multiply(device: npu.Device, count: int) -> tuple[int, int]:
+            for width in range(1, count + 1):
+                w = np.ones((64, 32 * width), np.int8)
+                assert (npu.matmul(np.ones((1, 64), np.int8), w, device=device) == 64).all()
+            return len(mine), len(its)
+
+        assert multiply(first, 30) == (10, 0)
+        assert multiply(second, 4) == (6, 4)
+        assert multiply(first, 30) == (6, 4), "which has most gives way"
+        assert multiply(second, 30) == (4, 6)

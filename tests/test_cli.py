@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from npumatmul.cli import app as app_module
+from npumatmul.cli.app import app
+from npumatmul.extras import EXTRAS
 from npumatmul.llm import fetch_demo_model
+
+ROOT = Path(__file__).parent.parent
 
 
 def npumatmul(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,17 +52,76 @@ def test_info_as_json() -> None:
     assert {"where": "device argument", "found": "'sim'"} in facts["looked_at"]
 
 
+#: Runs what follows as if packages were not installed.
+WITHOUT = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if {absent}:
+            raise ModuleNotFoundError("No module named " + repr(top), name=top)
+sys.meta_path.insert(0, Absent())
+"""
+ALL_BUT_WHAT_IS_NEEDED = (
+    "top not in {*sys.stdlib_module_names, 'numpy', 'ml_dtypes', 'npumatmul'} and top[:10] != '_npumatmul'"
+)
+
+
+def without(absent: str, program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(absent=absent) + program, *arguments],
+        capture_output=True, text=True, timeout=100, cwd=cwd,
+    )  # fmt: skip
+
+
+ALL_BUT_THE_COMMAND_LINE = f"top in {[package for package, extra in EXTRAS.items() if extra != 'cli']}"
+COMMAND = "from npumatmul.cli import main; main()"
+
+
 def test_info_needs_no_language_model_packages() -> None:
     """On a board the command line alone is enough to look at the device."""
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['gguf', 'tokenizers', 'jinja2', 'matplotlib'])); "
-    start = "from npumatmul.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", blocked + start, "info"], capture_output=True, text=True)
+    done = without(ALL_BUT_THE_COMMAND_LINE, COMMAND, "info")
     assert done.returncode == 0, done.stderr
     assert "sim:rk3588" in done.stdout
-    done = subprocess.run([sys.executable, "-c", blocked + start, "demo"], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("absent", "program", "arguments", "message"),
+    [
+        (ALL_BUT_WHAT_IS_NEEDED, COMMAND, ["info"], "the command line needs typer: pip install 'npumatmul[cli]'"),
+        (ALL_BUT_THE_COMMAND_LINE, COMMAND, ["demo"], "npumatmul.llm needs gguf: pip install 'npumatmul[llm]'"),
+        (
+            ALL_BUT_THE_COMMAND_LINE,
+            COMMAND,
+            ["bench", "matmul", "--plot", "x.png"],
+            "--plot needs matplotlib: pip install 'npumatmul[bench]'",
+        ),
+        (ALL_BUT_WHAT_IS_NEEDED, "import npumatmul.llm", [], "npumatmul.llm needs gguf: pip install 'npumatmul[llm]'"),
+    ],
+)
+def test_what_lacks_a_package_names_the_extra(
+    tmp_path: Path, absent: str, program: str, arguments: list[str], message: str
+) -> None:
+    done = without(absent, program, *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "pip install 'npumatmul[llm]'" in done.stderr
-    assert done.stderr.count("\n") == 1
+    if program == COMMAND:
+        assert done.stderr == f"npumatmul: {message}\n"
+    else:
+        assert done.stderr.splitlines()[-1] == f"npumatmul.errors.MissingPackageError: {message}"
+
+
+def test_extras_are_those_of_the_readme_and_the_package() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    readme = (ROOT / "README.md").read_text()
+    by_extra: dict[str, set[str]] = {}
+    for package, extra in EXTRAS.items():
+        by_extra.setdefault(extra, set()).add(package)
+    for extra, packages in by_extra.items():
+        (listed,) = re.findall(rf"^{extra} = \[(.*)\]$", project, re.MULTILINE)
+        assert packages == {name for name in re.findall(r'"([a-z0-9_]+)[>\[]', listed) if name != "npumatmul"}
+        (row,) = re.findall(rf"^\| `{extra}` \|(.*?)\|", readme, re.MULTILINE)
+        assert packages == {name.strip(" `") for name in row.split(",")} - {"cli"}
+        assert ("npumatmul[cli]" in listed) == ("`cli`" in row)
 
 
 def test_info_where_there_is_no_runtime_says_what_was_looked_at() -> None:
@@ -74,7 +141,7 @@ def test_info_where_there_is_no_runtime_says_what_was_looked_at() -> None:
         (["generate", "-m", __file__, "-p", "  "], "prompt is empty"),
         (["generate", "-m", __file__, "-p", "Hi", "--device", "tpu"], "'tpu' is not known"),
         (["generate", "-m", __file__, "-p", "Hi", "--scheme", "w3a3"], "'w3a3'"),
-        (["generate", "-m", __file__, "-p", "Hi", "--repetition-penalty", "0"], "repetition_penalty"),
+        (["generate", "-m", __file__, "-p", "Hi", "--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
@@ -145,10 +212,114 @@ def test_a_prompt_longer_than_the_context() -> None:
     assert "shorten it" in done.stderr
 
 
-def test_the_readme_example_runs() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+def test_the_readme_example_runs_with_what_its_first_line_installs(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
     example = readme.partition("```python\n")[2].partition("```")[0]
     assert len(example.splitlines()) >= 10
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=100)
+    done = without(ALL_BUT_WHAT_IS_NEEDED, example, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("(8, 1536) float32\n")
+
+
+COMMANDS = (
+    [], ["info"], ["probe"], ["generate"], ["demo"], ["perplexity"], ["analyze"], ["quantize"], ["bench"],
+    ["bench", "matmul"], ["bench", "demo"], ["sim"], ["sim", "env"], ["sim", "path"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_is_readable_on_a_narrow_terminal(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is cut, and texts have about half of the width or more."""
+    monkeypatch.setenv("COLUMNS", "60")
+    app([*command, "--help"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "…" not in shown
+    assert not re.search(r"\w\.\.\.$", shown, re.MULTILINE)  # how summaries of commands are cut
+    assert max(len(line) - len(line.lstrip()) for line in lines if line) <= 32
+
+
+def test_wrong_usage_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    done = CliRunner().invoke(app, ["generate", "-m", "x", "-n", "0"])
+    assert done.exit_code == 2
+    assert "Error: Invalid value for '-n' / '--max-tokens'" in done.output
+    assert "│" not in done.output
+    done = CliRunner().invoke(app, ["perplexity", "-f", "x", "--scheme", "w8a8,"])
+    assert done.exit_code == 2
+    assert "--scheme: a name is missing in 'w8a8,'" in done.output
+
+
+def run(*arguments: bytes | str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "npumatmul.cli", *arguments],
+        input=stdin, capture_output=True, timeout=100, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ([b"-p", b"caf\xe9"], b"", "the prompt is not UTF-8: the byte 0xe9 at position 3 belongs to no character"),
+        ([b"-p", b"a", b"--system", b"\xff"], b"", "--system is not UTF-8: the byte 0xff at position 0"),
+        ([], b"caf\xe9", "the prompt on standard input is not UTF-8: the byte 0xe9 at position 3"),
+    ],
+)
+def test_prompts_that_are_not_utf8(arguments: list[bytes], stdin: bytes, message: str) -> None:
+    """They are refused before the model is looked at."""
+    done = run(b"generate", b"-m", b"none.gguf", *arguments, stdin=stdin)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"npumatmul: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["perplexity", "-f", "{tmp}/none"], "{tmp}/none: No such file or directory"),
+        (["perplexity", "-f", "{tmp}"], "{tmp}: Is a directory"),
+        (["generate", "-m", "", "-p", "a"], "the model has no name: give the path of a file"),
+        (["generate", "-m", "x", "-p", "a", "--scheme", "q4"], "--scheme: no scheme is called 'q4'; there are"),
+        (["generate", "-m", "x", "-p", "a", "--top-p", "0"], "--top-p is 0.0; it must be above 0 and at most 1"),
+        (["generate", "-m", "x", "-p", "a", "--seed", "-1"], "--seed is -1; it must be 0 or more"),
+        (["quantize", "x", "--scheme", "q4", "-o", "y"], "--scheme: no scheme is called 'q4'"),
+        (
+            ["quantize", "x", "--scheme", "auto", "--max-bits", "5", "--candidates", "w8a8,q4", "-o", "y"],
+            "--candidates: no scheme is called 'q4'",
+        ),
+        (["quantize", "x", "--scheme", "w8a8", "-o", "-"], "--output: a quantized model cannot be written to standard"),
+        (["probe", "-o", "{tmp}/none/x.json"], "there is no folder {tmp}/none"),
+        (["info", "--capabilities", "--runtime", "9.9"], "nothing is known of runtime 9.9.0"),
+        (["sim", "env", "--set", "strikt=1"], "the simulator has no setting 'strikt' (did you mean 'strict'?)"),
+    ],
+)
+def test_messages_name_what_was_typed(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["npumatmul", *(each.format(tmp=tmp_path) for each in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        app_module.run()
+    assert str(ended.value).startswith(f"npumatmul: {message.format(tmp=tmp_path)}")
+    assert "\n" not in str(ended.value)
+    assert list(tmp_path.iterdir()) == []
+    capfd.readouterr()
+
+
+def test_settings_of_the_simulator_by_either_name() -> None:
+    by_name, by_variable = (
+        CliRunner().invoke(app, ["sim", "env", "--set", f"{name}=1"]).output
+        for name in ("strict", "NPUMATMUL_SIM_STRICT")
+    )
+    assert by_name == by_variable
+    assert "export NPUMATMUL_SIM_STRICT=1" in by_name
+
+
+def test_a_reader_that_goes_away_and_a_full_disk_are_no_stack_trace() -> None:
+    for command, code in (("info | true", 0), ("info > /dev/full", 1), ("bench demo 2 4,64,32 0 0 2000 | head -1", 0)):
+        done = subprocess.run(
+            f"{sys.executable} -m npumatmul.cli {command}", shell=True, capture_output=True, text=True, timeout=100
+        )
+        assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr
+    assert done.stderr.count("\n") <= 1

@@ -139,7 +139,7 @@ def check_all_idle(device: npu.Device) -> None:
     lent = [
         *(each for copies in placement.contexts._contexts.values() for each in copies),
         *(each for kept in placement.workspace._buffers.values() for each in kept),
-        *placement.executors._all,
+        *placement._executors._all,
         *placement._core_threads._all,
     ]
     assert len(lent) > 0

@@ -197,3 +197,17 @@ def test_blanks_are_escaped_for_the_shell(tmp_path: Path) -> None:
     words = told(["sh", "-c", f"printf '%s\\n' {printed}"]).splitlines()
     assert len(words) == 3
     assert words[0].startswith(f"-L{cache}/npumatmul/sim/")
+
+
+def test_a_cache_that_cannot_be_written_is_said_so() -> None:
+    """A file stands where the folder should be."""
+    done = subprocess.run(
+        [sys.executable, "-m", "npumatmul.cli", "sim", "libs"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": "/dev/null"},
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "librknnrt.so cannot be put into /dev/null/npumatmul/sim/" in done.stderr
+    assert "set XDG_CACHE_HOME to a folder that can be written" in done.stderr

@@ -141,7 +141,7 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
     const npumm_call call = {.a = integers ? (const void *)a_int : (const void *)a_float,
                              .a_row_stride = (int64_t)K * bytes, .a_col_stride = bytes, .out = result,
                              .out_row_stride = (int64_t)N * 4, .out_type = integers ? NPUMM_INT32 : NPUMM_FLOAT32};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     if (code == 0) code = host->execute(NULL, &placed, &call, &report);
     if (code == 0 && report.run_calls == 1) wrong = wrong_elements(of, result);
   }

@@ -39,10 +39,11 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
                   npumm_report *report) {
   if (!report) return NPUMM_BAD_ARGUMENT;
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
-  *report = nothing_done;
+  npumm_stopped_as(report, &nothing_done);
   if (!matmul_is_valid(placed) || !call_is_valid(placed, call)) {
     return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
   }
+  report->conversions += (call->a_bound ? 0 : 1) + (call->out ? 1 : 0);
   if (call->out_deferred) npumm_deferred_begin(placed, call->out_deferred);
   const int code = placed->range_cores ? npumm_share_rows(executor, placed, call, report)
                                        : npumm_run_ranges(executor, placed, call, report, NULL);

@@ -73,10 +73,7 @@ int npumm_share_rows(npumm_executor *executor, const npumm_placed_matmul *placed
   if (!code) {
     sharing shared = {.placed = placed, .call = call, .alone = alone, .reports = reports};
     npumm_crew_run(executor, placed->core_count, run_own, &shared);
-    const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
-    *report = atomic_load(&shared.stop) ? reports[shared.first_failed] : nothing_done;
-    report->run_calls = report->set_io_mem_calls = report->mem_sync_calls = report->set_dynamic_shape_calls = 0;
-    report->macs = 0;
+    if (atomic_load(&shared.stop)) npumm_stopped_as(report, &reports[shared.first_failed]);
     for (size_t core = 0; core < cores; core++) npumm_add_counts(report, &reports[core]);
     code = report->code;
   }

@@ -9,12 +9,23 @@ int npumm_fail(npumm_report *report, npumm_step step, int code) {
   return code;
 }
 
+void npumm_stopped_as(npumm_report *report, const npumm_report *other) {
+  report->step = other->step;
+  report->code = other->code;
+  report->row = other->row;
+  report->m_index = other->m_index;
+  report->slice_index = other->slice_index;
+  report->n_index = other->n_index;
+  report->core = other->core;
+}
+
 void npumm_add_counts(npumm_report *to, const npumm_report *from) {
   to->run_calls += from->run_calls;
   to->set_io_mem_calls += from->set_io_mem_calls;
   to->mem_sync_calls += from->mem_sync_calls;
   to->set_dynamic_shape_calls += from->set_dynamic_shape_calls;
   to->macs += from->macs;
+  to->conversions += from->conversions;
 }
 
 int npumm_same_image(const npumm_slice *one, const npumm_slice *other) {

@@ -55,6 +55,9 @@ int64_t npumm_out_bytes(npumm_element type);
 /* Counts and the first failure of one core; returns the code. */
 int npumm_fail(npumm_report *report, npumm_step step, int code);
 
+/* Say that a call stopped where another one did; what was counted stays. */
+void npumm_stopped_as(npumm_report *report, const npumm_report *other);
+
 /* Add what was counted in one report to another. */
 void npumm_add_counts(npumm_report *to, const npumm_report *from);
 

@@ -168,14 +168,18 @@ typedef enum {
   NPUMM_STEP_SELECT = 10
 } npumm_step;
 
-/* What happened: where it stopped, and how much was done before. */
+/*
+ * What happened: where the last call stopped, and how much was done by all that got this report. Set it to zero before the
+ * first one.
+ */
 typedef struct {
   npumm_step step; /* NPUMM_STEP_NONE on success */
   int32_t code;    /* of the runtime's function, or one of NPUMM_* */
   int64_t row;     /* first row of the range at work; for NPUMM_NOT_FINITE the row that holds the value */
   int32_t m_index, slice_index, n_index, core;
   uint64_t run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls;
-  uint64_t macs; /* multiply-accumulates of the logical matrices that went through run */
+  uint64_t macs;        /* multiply-accumulates of the logical matrices that went through run */
+  uint64_t conversions; /* passes over a left operand on its way into A, or over a result on its way out of C */
 } npumm_report;
 
 /* The threads that serve NPU cores beyond the first; they are started when there is work for them. */

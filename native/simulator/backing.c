@@ -11,13 +11,13 @@
 
 #include "counters.h"
 #include "foreign.h"
+#include "locks.h"
 
 #define LINE 64 /* bytes of a cache line */
 #define IOVA_FIRST 0x10000u
 #define IOVA_END (1ull << 32) /* an IOMMU domain spans 4 GiB (facts 7.4) */
 
 /* Guards everything below and the fields fd, holders and next of every backing. Never held while multiplying. */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sim_backing *domains[SIM_CHIPS][SIM_DOMAINS_MAX];
 static uint64_t used[SIM_CHIPS][SIM_DOMAINS_MAX];
 
@@ -72,11 +72,11 @@ static void unmap_pages(sim_backing *backing) {
 static bool map_pages(sim_backing *backing, sim_backing_kind kind) {
   const int both = PROT_READ | PROT_WRITE, private = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
   if (kind != BACKING_HIDDEN) {
-    backing->fd = memfd_create("npumm_sim", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    backing->fd = sim_file_memory("npumm_sim");
     if (backing->fd < 0) return false;
     sim_count(NOW_DESCRIPTORS, 1);
     sim_file_identify(backing->fd, &backing->file);
-    if (ftruncate(backing->fd, (off_t)backing->bytes) ||
+    if (!sim_file_resize(backing->fd, backing->bytes) ||
         fcntl(backing->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
       close_fd(backing);
       errno = ENOMEM;
@@ -124,12 +124,12 @@ static void unmake(sim_backing *backing) {
 sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_t size, sim_backing_kind kind) {
   sim_backing *backing = make(chip, domain, size);
   if (!backing) return NULL;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   errno = ENOMEM;
   bool placed = place(backing, budget);
   bool mapped = placed && map_pages(backing, kind);
   if (placed && !mapped) remove_from_domain(backing);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
   if (mapped) return backing;
   unmake(backing);
   return NULL;
@@ -140,7 +140,7 @@ sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_
 /* Of what is in some domain; a file that has changed meanwhile is another one. With one more holder. */
 static sim_backing *find(sim_file_id id, const sim_foreign *foreign) {
   sim_backing *found = NULL;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   for (size_t i = 0; i < SIM_CHIPS * SIM_DOMAINS_MAX && !found; i++) {
     for (sim_backing *b = domains[i / SIM_DOMAINS_MAX][i % SIM_DOMAINS_MAX]; b && !found; b = b->next) {
       if (b->foreign != (foreign != NULL) || !sim_file_same(b->file, id)) continue;
@@ -148,7 +148,7 @@ static sim_backing *find(sim_file_id id, const sim_foreign *foreign) {
     }
   }
   if (found) found->holders++;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
   return found;
 }
 
@@ -160,7 +160,7 @@ sim_backing *sim_backing_of_fd(int fd) {
 /* Makes what is foreign reachable: by a mapping, or by a descriptor of our own where pages may be taken away. */
 static bool reach(sim_backing *backing, const sim_foreign *foreign, int fd) {
   if (foreign->may_shrink) {
-    backing->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    backing->fd = sim_file_duplicate(fd);
     if (backing->fd >= 0) sim_count(NOW_DESCRIPTORS, 1);
     return backing->fd >= 0;
   }
@@ -182,9 +182,9 @@ sim_backing *sim_backing_wrap(int chip, int domain, uint64_t budget, int fd) {
   backing->writable = foreign.writable;
   backing->file = id;
   bool reached = reach(backing, &foreign, fd);
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   bool placed = reached && place(backing, budget);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
   if (placed) return backing;
   if (reached) errno = ENOMEM;
   unmake(backing);
@@ -202,30 +202,30 @@ bool sim_backing_write(const sim_backing *backing, size_t start, size_t bytes, c
 /* ---- holders ----------------------------------------------------------------------------------------------------- */
 
 void sim_backing_hold(sim_backing *backing) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   backing->holders++;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
 }
 
 void sim_backing_release(sim_backing *backing) {
   if (!backing) return;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   bool last = --backing->holders == 0;
   if (last) remove_from_domain(backing);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
   if (last) unmake(backing);
 }
 
 void sim_backing_close(sim_backing *backing) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   close_fd(backing);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
 }
 
 uint64_t sim_backing_used(int chip, int domain) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_BACKINGS);
   uint64_t bytes = used[chip][domain];
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_BACKINGS);
   return bytes;
 }
 

@@ -7,6 +7,32 @@
 #include "settings.h"
 #include "trace.h"
 
+static bool creates(sim_call call) {
+  switch (call) {
+    case CALL_CREATE:
+    case CALL_CREATE_DYN_SHAPE:
+    case CALL_CREATE_DYNAMIC_SHAPE:
+    case CALL_CREATE_MEM:
+    case CALL_CREATE_MEM2:
+    case CALL_CREATE_MEM_FROM_FD:
+    case CALL_CREATE_MEM_FROM_PHYS:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/* Nothing is made without a driver that the runtime can work with (facts 15). */
+static bool has_driver(sim_call call) {
+  const sim_driver driver = sim_current_settings().driver;
+  if (driver == DRIVER_MISSING) {
+    sim_log_error("%s, simulator: the kernel driver cannot be opened", sim_call_symbol(call));
+  } else if (driver == DRIVER_OLD) {
+    sim_log_error("%s, simulator: the kernel driver is too old for this runtime", sim_call_symbol(call));
+  }
+  return driver == DRIVER_OK;
+}
+
 sim_entry sim_enter_call(sim_call call) {
   sim_entry entry = {.call = call};
   sim_count_call(call);
@@ -21,6 +47,7 @@ sim_entry sim_enter_call(sim_call call) {
     return entry;
   }
   entry.result = sim_faults_inject(call);
+  if (entry.result == RKNN_SUCC && creates(call) && !has_driver(call)) entry.result = RKNN_ERR_FAIL;
   entry.refused = entry.result != RKNN_SUCC;
   return entry;
 }

@@ -1,14 +1,11 @@
 /*
  * Contexts from create to destroy.
  */
-#define _GNU_SOURCE
 #include "context.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "api.h"
 #include "counters.h"
@@ -119,8 +116,7 @@ static bool add_shapes(sim_context *context, const char *function, size_t count,
 static bool take_descriptors(sim_context *context, const char *function) {
   while (context->descriptor_count < SIM_CONTEXT_DESCRIPTORS) {
     bool first = context->descriptor_count == 0;
-    int fd = first ? memfd_create("npumm_sim_context", MFD_CLOEXEC)
-                   : fcntl(context->descriptors[0], F_DUPFD_CLOEXEC, 0);
+    int fd = first ? sim_file_memory("npumm_sim_context") : sim_file_duplicate(context->descriptors[0]);
     if (fd < 0) {
       sim_log_error("failed to convert handle(1) to fd, ret: -1, errno: %d, errstr: %s", errno, strerror(errno));
       sim_log_error("%s, simulator: a context holds %d file descriptors, and there are no more: destroy contexts and "

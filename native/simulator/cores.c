@@ -1,31 +1,30 @@
 #include "cores.h"
 
-#include <pthread.h>
 
 #include "api.h"
 #include "context.h"
+#include "locks.h"
 #include "log.h"
 #include "registry.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int runs[SIM_CHIPS][SIM_CORES_MAX];
 
 int sim_core_take(const sim_chip *chip, int core_mask) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_CORES);
   int *busy = runs[chip->index], chosen = 0;
   for (int core = 0; core < chip->cores; core++) {
     if (core_mask == 1 << core) chosen = core;
     if (core_mask == RKNN_NPU_CORE_AUTO && busy[core] < busy[chosen]) chosen = core;
   }
   busy[chosen]++;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_CORES);
   return chosen;
 }
 
 void sim_core_give(const sim_chip *chip, int core) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_CORES);
   runs[chip->index][core]--;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_CORES);
 }
 
 /* One core at a time: runtimes refuse combined masks for matmul (D12, Q19), and a single-core chip every value. */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "locks.h"
 #include "log.h"
 #include "rknn_abi.h"
 
@@ -19,17 +20,17 @@ typedef struct {
   bool applies[CALLS];
   int code;
   uint64_t delay_ms;
-  bool hang;
+  bool hang, lost;
   uint64_t after, times;
   double probability;
   uint64_t random_state;
 } rule;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static rule rules[RULES_MAX];
 static size_t rule_count;
 static uint64_t generation;  /* how often the rules were set */
+static int lost_code;        /* of every call since the device was lost; 0: it is there */
 static atomic_bool any_rules; /* spares the lock where there are none */
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */
@@ -61,6 +62,10 @@ static bool read_option(rule *to, char *option) {
     to->hang = true;
     return true;
   }
+  if (strcmp(option, "lost") == 0) {
+    to->lost = true;
+    return true;
+  }
   char *value = strchr(option, '=');
   if (!value) return false;
   *value++ = '\0';
@@ -85,7 +90,7 @@ static bool read_rule(rule *to, char *text) {
   for (char *option; known && (option = strsep(&rest, ":"));) {
     if (!read_option(to, option)) return false;
   }
-  return known && (to->code != 0 || to->delay_ms != 0 || to->hang);
+  return known && (to->code != 0 || to->delay_ms != 0 || to->hang || to->lost);
 }
 
 bool sim_faults_set(const char *text) {
@@ -98,15 +103,24 @@ bool sim_faults_set(const char *text) {
   for (char *part; (part = strsep(&rest, ";"));) {
     if (count == RULES_MAX || !read_rule(&read[count++], part)) return false;
   }
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_FAULTS);
   memcpy(rules, read, count * sizeof *read);
   rule_count = count;
   generation++;
+  lost_code = 0;
   atomic_store(&any_rules, count > 0);
   pthread_cond_broadcast(&changed);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_FAULTS);
   return true;
 }
+
+/* Whoever hangs hangs in the parent: nobody waits for the child's condition. */
+static void in_child(void) {
+  static const pthread_cond_t fresh = PTHREAD_COND_INITIALIZER;
+  memcpy(&changed, &fresh, sizeof fresh);
+}
+
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
 
 /* ---- injecting --------------------------------------------------------------------------------------------------- */
 
@@ -138,19 +152,21 @@ int sim_faults_inject(sim_call call) {
   int code = 0;
   uint64_t delay_ms = 0;
   bool hang = false;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_FAULTS);
   for (size_t i = 0; i < rule_count; i++) {
     rule *now = &rules[i];
     if (!now->applies[call] || !strikes(now)) continue;
     delay_ms += now->delay_ms;
     hang = hang || now->hang;
+    if (now->lost && lost_code == 0) lost_code = now->code ? now->code : RKNN_ERR_DEVICE_UNAVAILABLE;
     if (code == 0) code = now->code;
   }
+  if (lost_code != 0) code = lost_code;
   if (hang) {
     if (code == 0) code = RKNN_ERR_TIMEOUT;
-    for (uint64_t began = generation; began == generation;) pthread_cond_wait(&changed, &lock);
+    for (uint64_t began = generation; began == generation;) sim_wait(&changed, LOCK_FAULTS);
   }
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_FAULTS);
   if (delay_ms) wait_ms(delay_ms);
   if (code != 0) sim_log_error("%s, simulator: injected fault, code %d", sim_call_symbol(call), code);
   return code;

@@ -9,12 +9,14 @@
  *     option  = "code=" number     return it instead of doing anything (NULL where a pointer is returned); -13 .. -1
  *             | "delay_ms=" number wait before going on; up to 3600000
  *             | "hang"             do not return until the faults are set anew; then return code, or -2 without one
+ *             | "lost"             the device is gone from this call on: it and every later one, of any kind, returns code,
+ *                                  or -3 without one (NULL where a pointer is returned), until the faults are set anew
  *             | "after=" number    let that many calls pass first
  *             | "times=" number    do it that many times only
  *             | "prob=" fraction   do it with this probability; 0 .. 1
  *             | "seed=" number     of the pseudo-random numbers for prob; 1 without it
  *
- * A rule needs code, delay_ms or hang. The calls of a rule are counted from the moment it is set, over all threads and
+ * A rule needs code, delay_ms, hang or lost. The calls of a rule are counted from the moment it is set, over all threads and
  * chips. With several rules for a call, delays add up and the first code counts. Example:
  *
  *     create_mem:after=10:code=-4;run:prob=0.01:seed=7:code=-2;run:delay_ms=50

@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "file.h"
+
 /* A dma-buf tells its size to lseek only. */
 static int64_t size_by_seeking(int fd) {
   off_t now = lseek(fd, 0, SEEK_CUR), end = lseek(fd, 0, SEEK_END);
@@ -67,14 +69,5 @@ bool sim_foreign_read(int fd, size_t start, size_t bytes, void *to) {
 bool sim_foreign_write(int fd, size_t start, size_t bytes, const void *from) {
   struct stat status;
   if (fstat(fd, &status) || (uint64_t)status.st_size < start + bytes) return false;
-  const char *at = from;
-  while (bytes > 0) {
-    ssize_t done = pwrite(fd, at, bytes, (off_t)start);
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) return false;
-    at += done;
-    start += (size_t)done;
-    bytes -= (size_t)done;
-  }
-  return true;
+  return sim_file_write(fd, from, bytes, (off_t)start);
 }

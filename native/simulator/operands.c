@@ -1,9 +1,9 @@
 #include "operands.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "log.h"
+#include "scratch.h"
 
 size_t sim_bytes_inside(const sim_binding *binding, size_t bytes) {
   size_t inside = binding->memory->backing->limit - binding->start;
@@ -19,11 +19,12 @@ int sim_operand_open(const sim_binding *binding, size_t bytes, bool copied, cons
     return RKNN_SUCC;
   }
   operand->held = sim_bytes_inside(binding, bytes);
-  operand->data = operand->copy = calloc(1, bytes);
+  operand->data = operand->copy = sim_scratch_take(bytes);
   if (!operand->copy) {
     sim_log_error("%s, simulator: no memory for the run", function);
     return RKNN_ERR_MALLOC_FAIL;
   }
+  memset(operand->copy + operand->held, 0, bytes - operand->held);
   if (backing->device) {
     memcpy(operand->copy, backing->device + binding->start, operand->held);
   } else if (!sim_backing_read(backing, binding->start, operand->held, operand->copy)) {
@@ -49,6 +50,6 @@ int sim_operand_store(const sim_binding *binding, const sim_operand *operand, co
 }
 
 void sim_operand_close(sim_operand *operand) {
-  free(operand->copy);
+  sim_scratch_give(operand->copy);
   *operand = (sim_operand){0};
 }

@@ -1,8 +1,8 @@
 #include "registry.h"
 
-#include <pthread.h>
 
 #include "counters.h"
+#include "locks.h"
 #include "log.h"
 
 /* ---- contexts: a hash table of chains by serial number ----------------------------------------------------------- */
@@ -15,7 +15,6 @@ static const rknn_context handle_tag = 0x4e50ull << 48;
 static sim_context *contexts[CONTEXT_BUCKETS];
 static rknn_context created;
 static unsigned living[SIM_CHIPS];
-static pthread_mutex_t context_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static sim_context **context_link(rknn_context handle) {
   sim_context **link = &contexts[handle % CONTEXT_BUCKETS];
@@ -25,7 +24,7 @@ static sim_context **context_link(rknn_context handle) {
 
 rknn_context sim_registry_add_context(sim_context *context) {
   uint32_t most = context->settings.contexts;
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   if (most == 0 || living[context->chip->index] < most) {
     living[context->chip->index]++;
     context->handle = handle_tag | ++created;
@@ -35,41 +34,41 @@ rknn_context sim_registry_add_context(sim_context *context) {
     *bucket = context;
   }
   rknn_context handle = context->handle;
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
   return handle;
 }
 
 uint64_t sim_registry_contexts(int chip) {
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   uint64_t count = living[chip];
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
   return count;
 }
 
 int sim_registry_enter(rknn_context handle, const char *function, sim_context **context) {
   int result = RKNN_ERR_CTX_INVALID;
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   sim_context *found = *context_link(handle);
   if (found) {
     result = found->entered ? RKNN_ERR_FAIL : RKNN_SUCC;
     found->entered = true;
     *context = found;
   }
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
   if (result == RKNN_ERR_FAIL) sim_log_error("%s, simulator: another thread is using this context", function);
   return result;
 }
 
 void sim_registry_leave(rknn_context handle) {
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   sim_context *found = *context_link(handle);
   if (found) found->entered = false;
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
 }
 
 bool sim_registry_remove_context(rknn_context handle) {
   unsigned left = 1;
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   sim_context **link = context_link(handle);
   if (*link) {
     living[(*link)->chip->index]--;
@@ -77,7 +76,7 @@ bool sim_registry_remove_context(rknn_context handle) {
     left = 0;
     for (int chip = 0; chip < SIM_CHIPS; chip++) left += living[chip];
   }
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
   return left == 0;
 }
 
@@ -86,10 +85,10 @@ bool sim_registry_place(rknn_context handle, sim_place *place) {
     *place = (sim_place){.chip = sim_current_settings().chip->index, .domain = 0};
     return true;
   }
-  pthread_mutex_lock(&context_lock);
+  sim_take(LOCK_CONTEXTS);
   const sim_context *found = *context_link(handle);
   if (found) *place = (sim_place){.chip = found->chip->index, .domain = found->domain};
-  pthread_mutex_unlock(&context_lock);
+  sim_give(LOCK_CONTEXTS);
   return found != NULL;
 }
 
@@ -98,7 +97,6 @@ bool sim_registry_place(rknn_context handle, sim_place *place) {
 #define BUCKETS 1024
 
 static sim_memory *buckets[BUCKETS];
-static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Fibonacci hashing of the address; its top ten bits choose the bucket. */
 static sim_memory **bucket_of(const rknn_tensor_mem *pointer) {
@@ -112,28 +110,28 @@ static sim_memory **link_of(const rknn_tensor_mem *pointer) {
 }
 
 void sim_registry_add_memory(sim_memory *memory) {
-  pthread_mutex_lock(&memory_lock);
+  sim_take(LOCK_MEMORIES);
   sim_memory **bucket = bucket_of(&memory->shown);
   memory->next = *bucket;
   *bucket = memory;
-  pthread_mutex_unlock(&memory_lock);
+  sim_give(LOCK_MEMORIES);
   sim_count(NOW_MEMORIES, 1);
 }
 
 sim_memory *sim_registry_hold_memory(const rknn_tensor_mem *pointer) {
-  pthread_mutex_lock(&memory_lock);
+  sim_take(LOCK_MEMORIES);
   sim_memory *memory = *link_of(pointer);
   if (memory) sim_memory_hold(memory);
-  pthread_mutex_unlock(&memory_lock);
+  sim_give(LOCK_MEMORIES);
   return memory;
 }
 
 sim_memory *sim_registry_remove_memory(const rknn_tensor_mem *pointer) {
-  pthread_mutex_lock(&memory_lock);
+  sim_take(LOCK_MEMORIES);
   sim_memory **link = link_of(pointer);
   sim_memory *memory = *link;
   if (memory) *link = memory->next;
-  pthread_mutex_unlock(&memory_lock);
+  sim_give(LOCK_MEMORIES);
   if (memory) sim_uncount(NOW_MEMORIES, 1);
   return memory;
 }

@@ -1,5 +1,5 @@
 /*
- * Working memory of runs, kept from run to run. There are as many blocks as runs went on at once.
+ * Working memory of runs, kept from run to run. There are as many blocks as were in use at once.
  */
 #ifndef SIM_SCRATCH_H
 #define SIM_SCRATCH_H

@@ -2,19 +2,19 @@
 #include "settings.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "export.h"
 #include "faults.h"
+#include "locks.h"
 #include "log.h"
 #include "npumatmul_sim.h"
 #include "trace.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static sim_settings settings; /* guarded by lock */
 
 /* Also in settings; here for every call to read without the lock. */
@@ -97,6 +97,12 @@ static bool apply_contexts(const char *text) {
 
 static bool apply_domain_bytes(const char *text) { return parse_number(text, 1, 1ull << 32, &settings.domain_bytes); }
 
+static bool apply_driver(const char *text) {
+  int chosen = choice(text, (const char *const[]){"ok", "old", "missing"}, 3);
+  if (chosen >= 0) settings.driver = (sim_driver)chosen;
+  return chosen >= 0;
+}
+
 static const char *chip_name(int index) { return sim_chip_at(index) ? sim_chip_at(index)->soc : NULL; }
 
 static const char *runtime_name(int index) { return sim_runtime_at(index) ? sim_runtime_at(index)->name : NULL; }
@@ -123,6 +129,7 @@ static struct {
     {"NPUMATMUL_SIM_CONTEXTS", "none", apply_contexts, "none or a number from 1 on", NULL, NULL, ""},
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
     {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_DRIVER", "ok", apply_driver, "ok, old or missing", NULL, NULL, ""},
     {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", NULL, NULL,
      ""},
     {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", NULL, NULL, ""},
@@ -157,6 +164,17 @@ static bool apply(size_t i, const char *text) {
   return true;
 }
 
+/* A name that is misspelt would be passed over in silence otherwise. */
+static void look_for_other_names(void) {
+  static const char prefix[] = "NPUMATMUL_SIM_";
+  for (char **variable = environ; variable && *variable; variable++) {
+    if (strncmp(*variable, prefix, sizeof prefix - 1) != 0) continue;
+    size_t length = strcspn(*variable, "="), i = 0;
+    while (i < COUNT(table) && (strlen(table[i].name) != length || strncmp(*variable, table[i].name, length))) i++;
+    if (i == COUNT(table)) sim_log_hint("simulator: there is no setting %.*s", (int)length, *variable);
+  }
+}
+
 /* A malformed value leaves the default in force, and every create fails until it is corrected. */
 __attribute__((constructor)) static void read_environment(void) {
   for (size_t i = 0; i < COUNT(table); i++) {
@@ -165,12 +183,13 @@ __attribute__((constructor)) static void read_environment(void) {
     if (!text || !*text || apply(i, text)) continue;
     snprintf(table[i].malformed, sizeof table[i].malformed, "%s", text);
   }
+  look_for_other_names();
 }
 
 sim_settings sim_current_settings(void) {
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SETTINGS);
   sim_settings now = settings;
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SETTINGS);
   if (selected_chip) now.chip = selected_chip;
   return now;
 }
@@ -179,13 +198,13 @@ const sim_runtime *sim_current_runtime(void) { return atomic_load(&runtime); }
 
 bool sim_settings_usable(void) {
   bool usable = true;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SETTINGS);
   for (size_t i = 0; usable && i < COUNT(table); i++) {
     if (table[i].malformed[0] == '\0') continue;
     complain(i, table[i].malformed);
     usable = false;
   }
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SETTINGS);
   return usable;
 }
 
@@ -201,10 +220,10 @@ SIM_EXPORT int npumm_sim_configure(const char *name, const char *value) {
   size_t i = name ? find(name) : COUNT(table);
   if (i == COUNT(table)) return RKNN_ERR_PARAM_INVALID;
   const char *text = value && *value ? value : table[i].value;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SETTINGS);
   bool applied = apply(i, text);
   if (applied) table[i].malformed[0] = '\0';
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SETTINGS);
   if (!applied) complain(i, text);
   return applied ? RKNN_SUCC : RKNN_ERR_FAIL;
 }
@@ -212,9 +231,9 @@ SIM_EXPORT int npumm_sim_configure(const char *name, const char *value) {
 SIM_EXPORT size_t npumm_sim_setting(const char *name, char *buffer, size_t size) {
   size_t i = name ? find(name) : COUNT(table);
   if (i == COUNT(table)) return SIZE_MAX;
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_SETTINGS);
   int length = snprintf(buffer, buffer ? size : 0, "%s", table[i].text ? table[i].text : table[i].value);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_SETTINGS);
   return (size_t)length;
 }
 

@@ -19,6 +19,9 @@ typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
  */
 typedef enum { ROWS_REFUSED, ROWS_DEADLY, ROWS_ANY } sim_rows_limit;
 
+/* What the kernel driver is like: there, too old for the runtime, or not to be opened. */
+typedef enum { DRIVER_OK, DRIVER_OLD, DRIVER_MISSING } sim_driver;
+
 /* A context keeps the settings that it was created with. */
 typedef struct {
   const sim_chip *chip;
@@ -32,6 +35,7 @@ typedef struct {
   bool foreign; /* rknn_create_mem_from_fd takes memory that this library did not make */
   uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;
+  sim_driver driver;
 } sim_settings;
 
 /* With the chip that the calling thread selected, if any. */

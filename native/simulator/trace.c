@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "trace.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -11,10 +12,12 @@
 #include <unistd.h>
 
 #include "export.h"
+#include "file.h"
+#include "locks.h"
+#include "log.h"
 #include "npumatmul_sim.h"
 #include "rknn_abi.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int file = -1; /* guarded by lock */
 static atomic_bool tracing;
 static _Thread_local char note[256];
@@ -29,30 +32,55 @@ __attribute__((format(printf, 2, 3))) static void print(int to, const char *form
   va_start(arguments, format);
   int length = vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  for (int done = 0; length > 0 && length < (int)sizeof text && done < length;) {
-    ssize_t written = write(to, text + done, (size_t)(length - done));
-    if (written <= 0) return;
-    done += (int)written;
+  if (length > 0 && length < (int)sizeof text) sim_file_write(to, text, (size_t)length, -1);
+}
+
+static bool lock_trace(int fd) {
+  struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+  return fcntl(fd, F_SETLK, &whole) == 0 || (errno != EAGAIN && errno != EACCES); /* or there are no locks there */
+}
+
+static bool is_same_file(int first, int second) {
+  sim_file_id a, b;
+  return first >= 0 && second >= 0 && sim_file_identify(first, &a) && sim_file_identify(second, &b) &&
+         sim_file_same(a, b);
+}
+
+/*
+ * Programs that one command starts may all be told the same file: the first one has it as long as it lives, others write
+ * one beside it, with their number behind the name. The lock is the process's, and no child inherits it.
+ */
+static int open_trace(const char *path) {
+  int opened = sim_file_open(path);
+  if (opened >= 0 && !lock_trace(opened)) {
+    char own[4096];
+    close(opened);
+    snprintf(own, sizeof own, "%s.%d", path, (int)getpid());
+    sim_log_hint("simulator: another process writes its trace to %s; this one writes to %s", path, own);
+    opened = sim_file_open(own);
   }
+  if (opened >= 0) sim_file_resize(opened, 0); /* fails for what is no file, and does not matter there */
+  return opened;
 }
 
 bool sim_trace_to(const char *path) {
   int opened = -1;
   if (*path) {
-    opened = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0666); /* a pipe that nobody reads fails */
+    opened = open_trace(path);
     if (opened < 0) return false;
-    fcntl(opened, F_SETFL, O_WRONLY);
     print(opened, "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"npumatmul simulator\"}}",
           (int)getpid());
   }
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_TRACE);
   int previous = file;
   file = opened;
   atomic_store(&tracing, opened >= 0);
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_TRACE);
   if (previous >= 0) {
-    print(previous, "\n]\n");
+    bool once_more = is_same_file(previous, opened); /* then it is cut off already */
+    if (!once_more) print(previous, "\n]\n");
     close(previous);
+    if (once_more) lock_trace(opened); /* closing gave the lock back */
   }
   return true;
 }
@@ -60,18 +88,13 @@ bool sim_trace_to(const char *path) {
 __attribute__((destructor)) static void end_at_exit(void) { sim_trace_to(""); }
 
 /* A trace is its process's: a forked child has none, and leaves the file of its parent alone. */
-static void before_fork(void) { pthread_mutex_lock(&lock); }
-
-static void after_fork(void) { pthread_mutex_unlock(&lock); }
-
 static void in_child(void) {
   if (file >= 0) close(file);
   file = -1;
   atomic_store(&tracing, false);
-  pthread_mutex_unlock(&lock);
 }
 
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(before_fork, after_fork, in_child); }
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
 
 bool sim_tracing(void) { return atomic_load_explicit(&tracing, memory_order_relaxed); }
 
@@ -97,7 +120,7 @@ void sim_trace_note(const char *format, ...) {
 
 void sim_trace_end(const char *name, int64_t start_us, int result) {
   int64_t end_us = microseconds();
-  pthread_mutex_lock(&lock);
+  sim_take(LOCK_TRACE);
   if (file >= 0) {
     print(file,
           ",\n{\"name\":\"%s\",\"cat\":\"rknn\",\"ph\":\"X\",\"ts\":%lld,\"dur\":%lld,\"pid\":%d,\"tid\":%d,"
@@ -105,7 +128,7 @@ void sim_trace_end(const char *name, int64_t start_us, int result) {
           name, (long long)start_us, (long long)(end_us - start_us), (int)getpid(), (int)syscall(SYS_gettid), result,
           *note ? "," : "", note);
   }
-  pthread_mutex_unlock(&lock);
+  sim_give(LOCK_TRACE);
 }
 
 SIM_EXPORT int npumm_sim_trace_start(const char *path) {

@@ -91,6 +91,9 @@ static void test_environment(const char *self) {
   run_self(self, "NPUMATMUL_SIM_ROWS=three", text, sizeof text);
   CHECK(strstr(text, "simulator: NPUMATMUL_SIM_ROWS is \"three\", not exact or ceil4\n"), "said: %s", text);
   CHECK(strstr(text, "create: -1\nconfigure: 0\ncreate: 0\n"), "said: %s", text);
+  run_self(self, "NPUMATMUL_SIM_STRCT=1 NPUMATMUL_SIM_STRICT=1", text, sizeof text);
+  CHECK(strstr(text, "simulator: there is no setting NPUMATMUL_SIM_STRCT\n"), "said: %s", text);
+  CHECK(!strstr(text, "NPUMATMUL_SIM_STRICT"), "said: %s", text);
   run_self(self, "NPUMATMUL_SIM_SOC=rk3566 NPUMATMUL_SIM_FAULTS=create:code=-3:times=1", text, sizeof text);
   CHECK(strstr(text, "create: -3\nconfigure: 0\ncreate: 0\nrk3566\n"), "said: %s", text);
 }
@@ -177,6 +180,48 @@ static void test_hang(void) {
   CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", NULL), 0);
   pthread_join(thread, &result);
   CHECK_IS(*(int *)result, -2);
+  close_matmul(&mm);
+}
+
+static void test_lost_device(void) {
+  matmul mm;
+  rknn_matmul_ctx ctx = 99;
+  rknn_matmul_io_attr io;
+  CHECK(open_matmul(&mm, make_info(2, 1, 32, 32, 1, 0)), "not created");
+  bind_all(&mm);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", "run:after=1:lost"), 0);
+  CHECK(rknn_matmul_run(mm.ctx) == 0 && rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE) == 0, "there until then");
+  CHECK_IS(rknn_matmul_run(mm.ctx), -3);
+  CHECK_IS(rknn_matmul_run(mm.ctx), -3);
+  CHECK_IS(rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE), -3);
+  CHECK(!rknn_create_mem(mm.ctx, 64), "nothing is allocated");
+  CHECK_IS(rknn_matmul_create(&ctx, &mm.info, &io), -3);
+  CHECK_IS(rknn_destroy_mem(mm.ctx, mm.a), -3);
+  CHECK_IS(rknn_matmul_destroy(mm.ctx), -3);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", "mem_sync:lost:code=-1"), 0);
+  CHECK_IS(rknn_matmul_run(mm.ctx), 0);
+  CHECK_IS(rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE), -1);
+  CHECK_IS(rknn_matmul_run(mm.ctx), -1);
+  CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", NULL), 0);
+  CHECK_IS(rknn_matmul_run(mm.ctx), 0);
+  close_matmul(&mm);
+}
+
+static void test_driver(void) {
+  matmul mm;
+  rknn_matmul_ctx ctx = 99;
+  rknn_matmul_io_attr io;
+  rknn_matmul_shape shape = {1, 32, 32};
+  CHECK(open_matmul(&mm, make_info(2, 1, 32, 32, 1, 0)), "not created");
+  for (int i = 0; i < 2; i++) {
+    CHECK_IS(configure("NPUMATMUL_SIM_DRIVER", i ? "old" : "missing"), 0);
+    CHECK_IS(rknn_matmul_create(&ctx, &mm.info, &io), -1);
+    CHECK_IS(rknn_matmul_create_dynamic_shape(&ctx, &mm.info, 1, &shape, &io), -1);
+    CHECK(!rknn_create_mem(mm.ctx, 64) && !rknn_create_mem2(mm.ctx, 64, 0), "nothing is allocated");
+    CHECK_IS(ctx, 99);
+  }
+  CHECK_IS(configure("NPUMATMUL_SIM_DRIVER", "new"), -1);
+  CHECK_IS(configure("NPUMATMUL_SIM_DRIVER", NULL), 0);
   close_matmul(&mm);
 }
 
@@ -367,6 +412,8 @@ int main(int argc, char **argv) {
   test_environment(argv[0]);
   test_codes();
   test_hang();
+  test_lost_device();
+  test_driver();
   test_counters();
   test_trace();
   test_trace_after_fork();

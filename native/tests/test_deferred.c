@@ -68,7 +68,7 @@ static void rows_are_finished_when_they_are_read(npumm_executor *executor) {
     build(&e, i & 1, within(1, CORES), i / 2 % 2);
     if (i / 4 % 2) share_rows(&e);
     prepare(&k, &e, type);
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(defer(i % 4 ? executor : NULL, &e, &k, &report) == 0, "code %d", (int)report.code);
     const uint64_t runs = (uint64_t)(e.placed.m_count * e.placed.slice_count * e.placed.n_count);
     CHECK(report.run_calls == runs && report.set_io_mem_calls == 3 * runs, "runs %d", (int)report.run_calls);
@@ -115,7 +115,7 @@ static void rows_go_straight_into_the_next_matmul(npumm_executor *executor) {
     if (i / 32 % 2) share_rows(&two);
     const npumm_element type = i % 3 ? NPUMM_FLOAT32 : NPUMM_BFLOAT16;
     prepare(&k, &one, type);
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(defer(executor, &one, &k, &report) == 0, "code %d", (int)report.code);
     const float scale = ldexpf(1, within(8, 14));
     for (int c = 0; c < two.k; c++) divisor[c] = ldexpf(1, within(-2, 2));
@@ -170,7 +170,7 @@ static void failures_leave_what_is_deferred(npumm_executor *executor) {
   build_sized(&one, 0, 70, 40, 50, 1, 3, 0);
   build_sized(&two, CORES, 70, 50, 30, 1, 3, 0);
   prepare(&k, &one, NPUMM_FLOAT32);
-  npumm_report report;
+  npumm_report report = {.step = NPUMM_STEP_NONE};
   for (int at = 0; at < 6; at++) {
     atomic_store(&calls, 0);
     atomic_store(&fail_at, at);
@@ -220,7 +220,7 @@ static void what_does_not_fit_is_refused(npumm_executor *executor) {
   bad[6].epilogue = &reads;
   bad[7].m_count++;
   bad[8].n_ranges = NULL;
-  npumm_report report;
+  npumm_report report = {.step = NPUMM_STEP_NONE};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     k.deferred = bad[i];
     CHECK(defer(executor, &one, &k, &report) == NPUMM_BAD_ARGUMENT, "deferred %d", (int)i);

@@ -50,17 +50,19 @@ static void results_are_right(npumm_executor *executor) {
     const npumm_element types[] = {NPUMM_FLOAT32, NPUMM_BFLOAT16, NPUMM_INT32};
     build(&e, dynamic, cores, scaled_each);
     if (i / 4 % 2) share_rows(&e);
-    for (int again = 0; again < 2; again++) {
-      npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
+    for (uint64_t times = 1; times <= 2; times++) { /* counts add up */
       int wrong;
       const npumm_element type = types[within(0, scaled_each ? 1 : 2)];
       const int code = run(i % 3 ? executor : NULL, &e, type, &report, &wrong);
       CHECK(code == 0 && wrong == 0, "code %d, %d wrong: %d cores, %d slices, %d buffers, type %d, rows shared: %d",
             code, wrong, cores, e.placed.slice_count, e.placed.a_count, type, e.placed.range_cores != NULL);
       const uint64_t runs = (uint64_t)(e.placed.m_count * e.placed.slice_count * e.placed.n_count);
-      CHECK(report.run_calls == runs && report.set_io_mem_calls == 3 * runs, "runs %d", (int)report.run_calls);
-      CHECK(report.macs == (uint64_t)(e.m * e.k * e.n), "macs %d", (int)report.macs);
-      CHECK((report.set_dynamic_shape_calls == 0) == !dynamic || again, "selections");
+      CHECK(report.run_calls == times * runs && report.set_io_mem_calls == 3 * times * runs, "runs %d",
+            (int)report.run_calls);
+      CHECK(report.macs == times * (uint64_t)(e.m * e.k * e.n), "macs %d", (int)report.macs);
+      CHECK((report.set_dynamic_shape_calls == 0) == !dynamic, "selections");
+      CHECK(report.conversions == 2 * times, "conversions %d", (int)report.conversions);
     }
     take_down(&e);
   }
@@ -72,7 +74,7 @@ static void failures_are_reported(npumm_executor *executor) {
   for (int i = 0; i < 40; i++) {
     build(&e, i % 2, 1 + i % CORES, 0);
     if (i / CORES % 2) share_rows(&e);
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     int wrong;
     atomic_store(&calls, 0);
     run(executor, &e, NPUMM_INT32, &report, &wrong);
@@ -97,7 +99,7 @@ static void failures_are_reported(npumm_executor *executor) {
 static void unfit_activations_are_refused(npumm_executor *executor) {
   static example e;
   static const int32_t zeros[N_MOST];
-  npumm_report report;
+  npumm_report report = {.step = NPUMM_STEP_NONE};
   int wrong;
   build(&e, 0, 1, 0);
   const npumm_placed_matmul good = e.placed;
@@ -151,7 +153,7 @@ static void rows_are_transformed_before_they_are_packed(npumm_executor *executor
     e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 0, &transform};
     const npumm_call call = {.a = &a[0][K_MOST - 1], .a_row_stride = sizeof a[0], .a_col_stride = -(int64_t)sizeof a[0][0],
                              .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
     for (int m = 0; m < e.m; m++) {
@@ -219,7 +221,7 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
                                              127, 1, 0, 0, i % 3 ? NULL : &same};
     const npumm_call call = {.a = a, .a_row_stride = sizeof a[0], .a_col_stride = sizeof a[0][0], .out = out,
                              .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(i % 5 ? executor : NULL, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
     for (int m = 0; m < e.m; m++) {
@@ -282,7 +284,7 @@ static void codes_have_a_zero_point(npumm_executor *executor) {
     e.placed.activation = (npumm_activation){NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 0, 0, 0, zero, NULL};
     const npumm_call call = {.a = e.a, .a_row_stride = sizeof e.a[0], .a_col_stride = sizeof e.a[0][0], .out = out,
                              .out_row_stride = sizeof out[0], .out_type = NPUMM_INT32};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
     for (int m = 0; m < e.m; m++) {
@@ -301,7 +303,7 @@ static void codes_have_a_zero_point(npumm_executor *executor) {
 
 static void bad_arguments_are_refused(npumm_executor *executor) {
   static example e;
-  npumm_report report;
+  npumm_report report = {.step = NPUMM_STEP_NONE};
   int wrong;
   CHECK(npumm_execute(executor, NULL, NULL, NULL) == NPUMM_BAD_ARGUMENT, "nothing");
   CHECK(npumm_execute(executor, NULL, NULL, &report) == NPUMM_BAD_ARGUMENT, "no matmul");
@@ -349,7 +351,7 @@ static void a_child_touches_no_thread(npumm_executor *executor) {
   fflush(stdout);
   const pid_t child = fork();
   if (child == 0) {
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     int wrong;
     const int code = run(executor, &e, NPUMM_INT32, &report, &wrong);
     npumm_executor_destroy(executor);

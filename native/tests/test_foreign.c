@@ -94,6 +94,15 @@ static void test_descriptor_closed_after_wrapping(void) {
   give_up(&memory);
 }
 
+/* Whoever kept a duplicate of its descriptor has the pages still. */
+static void test_memory_of_the_library_that_was_destroyed(void) {
+  rknn_tensor_mem *before = rknn_create_mem(0, SIZE);
+  own memory = {.fd = dup(before->fd)};
+  memory.pages = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd, 0);
+  CHECK_IS(rknn_destroy_mem(0, before), 0);
+  test_products_in(memory);
+}
+
 /* ---- what is checked --------------------------------------------------------------------------------------------- */
 
 static void refused(int fd, uint32_t size, int32_t offset, const char *line) {
@@ -284,9 +293,15 @@ int main(void) {
   sigaction(SIGBUS, &own_handler, NULL); /* the program's: nothing may come to it, and nothing may replace it */
   test_products_in(own_memory(0));
   test_products_in(own_file());
-  own sealed = own_memory(MFD_ALLOW_SEALING);
-  if (fcntl(sealed.fd, F_ADD_SEALS, F_SEAL_SHRINK)) abort();
-  test_products_in(sealed);
+  npumm_sim_configure("NPUMATMUL_SIM_STRICT", "1"); /* it stays one copy */
+  test_products_in(own_memory(0));
+  for (int strict = 0; strict < 2; strict++) {
+    own sealed = own_memory(MFD_ALLOW_SEALING);
+    if (fcntl(sealed.fd, F_ADD_SEALS, F_SEAL_SHRINK)) abort();
+    test_products_in(sealed);
+    npumm_sim_configure("NPUMATMUL_SIM_STRICT", NULL);
+  }
+  test_memory_of_the_library_that_was_destroyed();
   test_descriptor_closed_after_wrapping();
   test_what_is_refused();
   test_one_domain();

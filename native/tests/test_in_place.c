@@ -61,13 +61,14 @@ static void both_are_bound_where_they_stand(npumm_executor *executor) {
     if (!synchronised) b.c.bound.whole = NULL;
     b.e.placed.a_memories = b.e.placed.c_memories = NULL; /* nothing is copied */
     const npumm_call call = {.a_bound = b.a.pointers, .out_bound = &b.c.bound};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(i % 3 ? executor : NULL, &b.e.placed, &call, &report) == 0, "code %d", (int)report.code);
     CHECK(atomic_load(&clashes) == 0, "two threads used one context");
     CHECK(wrong_sums(&b) == 0, "%d wrong of %d x %d in %d ranges", wrong_sums(&b), b.e.m, b.e.n, ranges);
     CHECK(report.run_calls == (uint64_t)ranges && report.set_io_mem_calls == 3 * (uint64_t)ranges, "runs");
     CHECK(report.mem_sync_calls == (uint64_t)synchronised, "%d synchronisations", (int)report.mem_sync_calls);
     CHECK(report.macs == (uint64_t)(b.e.m * b.e.k * b.e.n), "macs %d", (int)report.macs);
+    CHECK(report.conversions == (uint64_t)(!call.a_bound + !call.out_bound), "conversions %d", (int)report.conversions);
     take_down_bound(&b);
   }
 }
@@ -81,7 +82,7 @@ static void one_of_both_is_bound(npumm_executor *executor) {
     tiles_most = i & 1 ? 1 : TILES;
     const int shared = i / 2 % 2;
     build_bound(&b, i / 4 % 2, i & 1 && !shared ? 1 : within(1, CORES), shared);
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     if (i & 1) {
       const npumm_call call = {.a = b.e.a, .a_row_stride = K_MOST, .a_col_stride = 1, .out_bound = &b.c.bound};
       CHECK(npumm_execute(executor, &b.e.placed, &call, &report) == 0, "code %d", (int)report.code);
@@ -108,7 +109,7 @@ static void failures_are_reported(npumm_executor *executor) {
   for (int i = 0; i < 20; i++) {
     build_bound(&b, i & 1, i / 2 % 2 ? within(1, CORES) : 1, i / 2 % 2);
     const npumm_call call = {.a_bound = b.a.pointers, .out_bound = &b.c.bound};
-    npumm_report report;
+    npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(executor, &b.e.placed, &call, &report) == 0, "code %d", (int)report.code);
     const int total = (int)(report.run_calls + report.set_io_mem_calls + report.mem_sync_calls);
     for (int at = 0; at < total; at++) {
@@ -134,7 +135,7 @@ static void what_cannot_be_bound_is_refused(npumm_executor *executor) {
   static float out[M_MOST][N_MOST];
   static const int32_t zeros[N_MOST];
   static const float transform_of[K_MOST];
-  npumm_report report;
+  npumm_report report = {.step = NPUMM_STEP_NONE};
   slices_most = tiles_most = 1;
   do build_bound(&b, 0, 1, 0);
   while (b.e.placed.m_count < 2 && (take_down_bound(&b), 1));

@@ -7,15 +7,15 @@
 from npumatmul.bench.cases import Case, cases_from, parse_shapes
 from npumatmul.bench.machine import describe_machine
 from npumatmul.bench.measure import Measurement, Step, measure
-from npumatmul.bench.report import as_csv, as_json, as_table
+from npumatmul.bench.report import as_columns, as_csv, as_json
 
 __all__ = [
     "Case",
     "Measurement",
     "Step",
+    "as_columns",
     "as_csv",
     "as_json",
-    "as_table",
     "cases_from",
     "describe_machine",
     "measure",

@@ -66,6 +66,18 @@ class Case:
         t = self.mm_type
         return t.a.nbytes(self.m * self.k) + t.b.nbytes(self.k * self.n) + t.c.nbytes(self.m * self.n)
 
+    @property
+    def label(self) -> str:
+        """What it is called in tables, where native layouts and one core go without saying.
+
+        Examples
+        --------
+        >>> Case("int8", 1, 64, 32).label, Case("int8", 1, 64, 96, ac_native=False, cores=3).label
+        ('int8 1x64x32', 'int8 1x64x96 normal 3 cores')
+        """
+        on = "" if self.cores == 1 else f" {self.cores} cores"
+        return f"{self.type_name} {self.m}x{self.k}x{self.n}{'' if self.ac_native else ' normal'}{on}"
+
     def __str__(self) -> str:
         on = "" if self.cores == 1 else f" {self.cores} cores"
         return f"{self.type_name} {self.m}x{self.k}x{self.n} {'native' if self.ac_native else 'normal'}{on}"
@@ -124,8 +136,8 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
     Parameters
     ----------
     text : str
-        ``"llm"`` or ``"square"``; or ``"M,K,N;M,K,N"``, or ``"K,N;K,N"`` to be combined with `rows`; or the path of a
-        CSV file with the columns M, K, N.
+        ``"llm"`` or ``"square"``; or ``"M,K,N;M,K,N"``, or ``"K,N;K,N"`` to be combined with `rows`, also written
+        ``"MxKxN"`` as tables print it; or the path of a CSV file with the columns M, K, N, such as `as_csv` writes.
     rows : sequence of int
         Values of M where the notation gives none.
 
@@ -144,6 +156,8 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
     --------
     >>> parse_shapes("64,32;128,32", rows=(1, 4))
     [(1, 64, 32), (4, 64, 32), (1, 128, 32), (4, 128, 32)]
+    >>> parse_shapes("1x576x1536")
+    [(1, 576, 1536)]
     """
     if text == "llm":
         return [(m, k, n) for (k, n), m in itertools.product(LLM_LAYERS, rows)]
@@ -159,7 +173,7 @@ def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple
         elif len(numbers) == 2:
             shapes += [(m, numbers[0], numbers[1]) for m in rows]
         else:
-            raise ValueError(f"shapes: {part!r} is neither M,K,N nor K,N")
+            raise ValueError(f"shapes: {shown(part)} is neither M,K,N nor K,N")
     return shapes
 
 
@@ -195,9 +209,11 @@ def cases_from(
 
 def _numbers(part: str) -> list[int]:
     try:
-        numbers = [int(number) for number in part.split(",")]
+        numbers = [int(number) for number in part.strip().lower().replace("x", ",").split(",")]
     except ValueError as error:
-        raise ValueError(f"shapes: {shown(part)} is not a list of integers") from error
+        raise ValueError(
+            f"shapes: {shown(part)} is none of llm, square, M,K,N, MxKxN and K,N, nor the path of a .csv file"
+        ) from error
     if not all(1 <= number <= _LARGEST for number in numbers):
         raise ValueError(f"shapes: {shown(part)} has an extent below 1 or above {_LARGEST}")
     return numbers
@@ -209,12 +225,13 @@ def _from_csv(path: Path) -> list[tuple[int, int, int]]:
         if len(lines) > _MOST_LINES:
             raise ValueError(f"it has {len(lines)} lines; at most {_MOST_LINES} are measured")
         reader = csv.DictReader(lines)
-        missing = {"M", "K", "N"} - set(reader.fieldnames or ())
+        columns = {name.strip().upper(): name for name in reader.fieldnames or ()}
+        missing = [name for name in "MKN" if name not in columns]
         if missing:
-            raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+            raise ValueError(f"it has no column {', '.join(missing)}")
         shapes = []
         for row in reader:
-            m, k, n = _numbers(f"{row['M']},{row['K']},{row['N']}")
+            m, k, n = _numbers(",".join(str(row[columns[name]]) for name in "MKN"))
             shapes.append((m, k, n))
     except (csv.Error, ValueError) as error:
         raise ValueError(f"shapes: {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,14 @@ from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
-from npumatmul.ops import matmul, pack
+from npumatmul.ops import Matmul
 from npumatmul.rknn import MatmulLayout, MemSyncMode
 
 __all__ = ["Measurement", "Step", "measure"]
 
 
 class Step(Enum):
-    """What is timed; the values are the headings of tables."""
+    """What is timed."""
 
     CREATE = "create context"
     PACK_A = "pack A"
@@ -35,7 +36,7 @@ class Step(Enum):
     RUN = "run"
     SYNC_C = "sync C"
     UNPACK_C = "unpack C"
-    END_TO_END = "matmul() end to end"
+    END_TO_END = "Matmul.execute end to end"
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,18 @@ class Measurement:
         Modelled time of the run on the case's cores of the chip; never measured.
     simulated : bool
         Whether `seconds` are those of a CPU that simulates.
+    device : str
+        Device string.
+    matmul_cores : int
+        Cores that `Step.END_TO_END` used: the case's, or fewer where the plan has no use for them.
     """
 
     case: Case
     seconds: dict[Step, list[float]]
     modelled_seconds: float | None
     simulated: bool
+    device: str
+    matmul_cores: int
 
     def quantile(self, step: Step, q: float) -> float:
         """Seconds that a share `q` of the repetitions stayed within."""
@@ -77,16 +84,28 @@ class Measurement:
         return self.case.nbytes / self.median(Step.RUN)
 
     @property
-    def beyond_run_seconds(self) -> float:
-        """What `matmul` takes beyond the run itself: packing, binding, synchronising, unpacking, and Python."""
+    def beyond_run_seconds(self) -> float | None:
+        """What a product takes beyond the run itself: packing, binding, synchronising, unpacking, and Python.
+
+        None where it did not use as many cores as the run: then the difference says nothing.
+        """
+        if self.matmul_cores != self.case.cores:
+            return None
         return self.median(Step.END_TO_END) - self.median(Step.RUN)
 
 
-def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, seed: int = 0) -> Measurement:
+def measure(
+    device: Device,
+    case: Case,
+    repetitions: int = 30,
+    warmup: int = 3,
+    seed: int = 0,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Measurement:
     """Measure a case and check its result.
 
     On several cores the step `Step.RUN` is from the first run's start to the last one's end, the hand-over between
-    Python threads included. `Step.END_TO_END` is `matmul` with the cores that it chooses itself.
+    Python threads included. `Step.END_TO_END` is `Matmul.execute` with the case's layout and at most its cores.
 
     Parameters
     ----------
@@ -97,6 +116,8 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
     warmup : int
     seed : int
         Of the random operands.
+    progress : callable, optional
+        Called with (repetitions done, repetitions in all).
 
     Returns
     -------
@@ -120,6 +141,8 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
     if problem is not None:
         raise ValueError(f"{case}: {problem}")
     a, b = _operands(case, np.random.default_rng(seed))
+    done = itertools.count(1)
+    rounds = 2 * (warmup + repetitions)
     seconds: dict[Step, list[float]] = {step: [] for step in Step}
     runtime = device.runtime
     layouts = MatmulLayout.NATIVE, MatmulLayout.NATIVE if case.ac_native else MatmulLayout.NORM
@@ -172,10 +195,15 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
             timed(Step.RUN, run)
             timed(Step.SYNC_C, lambda: [z.memory.sync(MemSyncMode.FROM_DEVICE) for z in zs])
             result = timed(Step.UNPACK_C, lambda: [z.get(c.c) for z, c in zip(zs, contexts, strict=True)])
+            progress(next(done), rounds)
         _check(case, a, b, np.concatenate(result, axis=1))
-    with pack(b, device=device) as packed:
+    options = {"cores": case.cores, "layout": "native" if case.ac_native else "normal"}
+    with Matmul(a, b, options=options, device=device) as product:
+        plan = product.plan()
+        assert plan is not None
         for _ in range(warmup + repetitions):
-            timed(Step.END_TO_END, lambda: matmul(a, packed))
+            timed(Step.END_TO_END, product.execute)
+            progress(next(done), rounds)
     for step in Step:
         if step is not Step.CREATE:
             del seconds[step][:warmup]
@@ -183,7 +211,7 @@ def measure(device: Device, case: Case, repetitions: int = 30, warmup: int = 3, 
     modelled = None
     if model is not None:
         modelled = model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
-    return Measurement(case, seconds, modelled, device.simulated)
+    return Measurement(case, seconds, modelled, device.simulated, device.name, plan.cores)
 
 
 def _operands(case: Case, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:

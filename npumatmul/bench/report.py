@@ -5,39 +5,51 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
-
-from rich.table import Table
+from collections.abc import Mapping, Sequence
 
 from npumatmul.bench.measure import Measurement, Step
 
-__all__ = ["as_csv", "as_json", "as_table"]
+__all__ = ["as_columns", "as_csv", "as_json"]
+
+#: What steps are called in files, where a unit follows.
+STEP_NAMES = {
+    Step.CREATE: "create",
+    Step.PACK_A: "pack_a",
+    Step.SYNC_A: "sync_a",
+    Step.BIND: "bind",
+    Step.RUN: "run",
+    Step.SYNC_C: "sync_c",
+    Step.UNPACK_C: "unpack_c",
+    Step.END_TO_END: "matmul",
+}
 
 
 def _row(result: Measurement) -> dict[str, object]:
     case = result.case
-    row: dict[str, object] = {
+    beyond, modelled = result.beyond_run_seconds, result.modelled_seconds
+    return {
         "type": case.type_name,
-        "M": case.m,
-        "K": case.k,
-        "N": case.n,
+        "m": case.m,
+        "k": case.k,
+        "n": case.n,
         "layout": "native" if case.ac_native else "normal",
         "cores": case.cores,
+        "device": result.device,
         "timed_on": "CPU simulation" if result.simulated else "NPU",
+        "repetitions": len(result.seconds[Step.RUN]),
+        **{f"{name}_us": result.median(step) * 1e6 for step, name in STEP_NAMES.items()},
+        "run_min_us": result.quantile(Step.RUN, 0) * 1e6,
+        "run_p90_us": result.quantile(Step.RUN, 0.9) * 1e6,
+        "matmul_cores": result.matmul_cores,
+        "beyond_run_us": None if beyond is None else beyond * 1e6,
+        "gops": result.operations_per_second / 1e9,
+        "gb_per_s": result.bytes_per_second / 1e9,
+        "modelled_run_us": None if modelled is None else modelled * 1e6,
     }
-    for step in Step:
-        row[f"{step.value} [us]"] = result.median(step) * 1e6
-    row["run min [us]"] = result.quantile(Step.RUN, 0) * 1e6
-    row["run p90 [us]"] = result.quantile(Step.RUN, 0.9) * 1e6
-    row["GOPS"] = result.operations_per_second / 1e9
-    row["GB/s"] = result.bytes_per_second / 1e9
-    row["matmul() beyond run [us]"] = result.beyond_run_seconds * 1e6
-    row["modelled run on the chip [us]"] = None if result.modelled_seconds is None else result.modelled_seconds * 1e6
-    return row
 
 
-def as_table(results: Sequence[Measurement]) -> Table:
-    """Build a table for the terminal: the medians that matter most.
+def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
+    """Medians in microseconds as the columns of a table, the most important first.
 
     Parameters
     ----------
@@ -45,58 +57,69 @@ def as_table(results: Sequence[Measurement]) -> Table:
 
     Returns
     -------
-    rich.table.Table
+    dict of str to list of str
+        Cells by heading. docs/benchmarks.md explains each column.
     """
-    where = "CPU simulation" if any(result.simulated for result in results) else "NPU"
-    table = Table(title=f"medians in microseconds, timed on: {where}", title_justify="left")
-    headings = {
-        "case": None, "create": Step.CREATE, "pack A": Step.PACK_A, "bind": Step.BIND, "run": Step.RUN,
-        "unpack C": Step.UNPACK_C, "matmul()": Step.END_TO_END,
-    }  # fmt: skip
-    for heading in (*headings, "run min..p90", "beyond run", "GOPS", "GB/s", "modelled run"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
-    for result in results:
-        times = [f"{result.median(step) * 1e6:.0f}" for step in headings.values() if step is not None]
-        modelled = "-" if result.modelled_seconds is None else f"{result.modelled_seconds * 1e6:.0f}"
-        spread = f"{result.quantile(Step.RUN, 0) * 1e6:.0f}..{result.quantile(Step.RUN, 0.9) * 1e6:.0f}"
-        table.add_row(
-            str(result.case), *times, spread, f"{result.beyond_run_seconds * 1e6:.0f}",
-            f"{result.operations_per_second / 1e9:.1f}", f"{result.bytes_per_second / 1e9:.1f}", modelled,
-        )  # fmt: skip
-    return table
+    rows = [_row(result) for result in results]
+
+    def times(name: str) -> list[str]:
+        return ["-" if row[name] is None else f"{row[name]:.0f}" for row in rows]
+
+    return {
+        "case": [result.case.label for result in results],
+        "run": times("run_us"),
+        "modelled": times("modelled_run_us"),
+        "matmul": times("matmul_us"),
+        "beyond run": times("beyond_run_us"),
+        "GOPS": [f"{row['gops']:.1f}" for row in rows],
+        "GB/s": [f"{row['gb_per_s']:.1f}" for row in rows],
+        "run min..p90": [f"{row['run_min_us']:.0f}..{row['run_p90_us']:.0f}" for row in rows],
+        "pack A": times("pack_a_us"),
+        "sync A": times("sync_a_us"),
+        "bind": times("bind_us"),
+        "sync C": times("sync_c_us"),
+        "unpack C": times("unpack_c_us"),
+        "create": times("create_us"),
+    }
 
 
-def as_csv(results: Sequence[Measurement]) -> str:
-    """Write one line per case, with a heading.
+def as_csv(results: Sequence[Measurement], machine: Mapping[str, object]) -> str:
+    """Write one line per case, with a heading; medians in microseconds.
 
     Parameters
     ----------
     results : sequence of Measurement
+    machine : mapping
+        From `describe_machine`; a column for each fact, ``machine_<fact>``.
 
     Returns
     -------
     str
     """
     text = io.StringIO()
-    rows = [_row(result) for result in results]
+    facts = {f"machine_{name}": value for name, value in machine.items()}
+    rows = [{**_row(result), **facts} for result in results]
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def as_json(results: Sequence[Measurement], machine: dict[str, object]) -> str:
+def as_json(results: Sequence[Measurement], machine: Mapping[str, object]) -> str:
     """Write the machine, and every repetition of every case.
 
     Parameters
     ----------
     results : sequence of Measurement
-    machine : dict
+    machine : mapping
         From `describe_machine`.
 
     Returns
     -------
     str
     """
-    cases = [{**_row(result), "seconds": {step.value: result.seconds[step] for step in Step}} for result in results]
-    return json.dumps({"machine": machine, "cases": cases}, indent=1)
+    cases = [
+        {**_row(result), "seconds": {name: result.seconds[step] for step, name in STEP_NAMES.items()}}
+        for result in results
+    ]
+    return json.dumps({"machine": dict(machine), "cases": cases}, indent=1)

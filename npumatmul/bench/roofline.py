@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
 from npumatmul.chips.timing import TIMINGS
+from npumatmul.extras import check_installed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["roofline"]
 
 
 def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> bytes:
-    """Draw measured points and, where the chip has a model, its roof; both labelled.
+    """Draw measured points and, where the chip has a model, the roof of as many cores as they ran on; both labelled.
 
     Parameters
     ----------
@@ -32,32 +37,36 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackageError
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
-    import matplotlib
+    picture = io.BytesIO()
+    figure(results, soc).savefig(picture, dpi=150, format=kind)
+    return picture.getvalue()
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+def figure(results: Sequence[Measurement], soc: str) -> Figure:
+    """As `roofline`, to be drawn on."""
+    check_installed("matplotlib", "a plot")
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, 5), layout="constrained")
+    axes = drawn.subplots()
     where = "CPU simulation" if any(result.simulated for result in results) else "NPU"
     model = TIMINGS.get(soc)
-    for index, name in enumerate(dict.fromkeys(result.case.type_name for result in results)):
-        mine = [result for result in results if result.case.type_name == name]
+    groups = dict.fromkeys((result.case.type_name, result.case.cores) for result in results)
+    for index, (name, cores) in enumerate(groups):
+        mine = [result for result in results if (result.case.type_name, result.case.cores) == (name, cores)]
         intensity = [2 * result.case.macs / result.case.nbytes for result in mine]
         rates = [result.operations_per_second / 1e9 for result in mine]
-        axes.loglog(intensity, rates, "o", color=f"C{index}", label=f"{name}, measured on: {where}")
-        if model is not None:
+        on = f"{cores} core{'s' if cores > 1 else ''}"
+        axes.loglog(intensity, rates, "o", color=f"C{index}", label=f"{name}, {on}, measured on: {where}")
+        if model is not None and model.knows(TYPES[name]):
             span = np.geomspace(0.5, 5000, 50)
-            peak = model.peak[TYPES[name].a]
-            roof = np.minimum(peak, span * model.bandwidth_one_core) / 1e9
-            axes.loglog(span, roof, "--", color=f"C{index}", label=f"{name}, modelled roof of one {soc} core")
+            roof = np.minimum(cores * model.peak[TYPES[name].a], span * model.bandwidth(cores)) / 1e9
+            axes.loglog(span, roof, "--", color=f"C{index}", label=f"{name}, modelled roof of {on} of {soc}")
     axes.set_xlabel("operations per byte of A, B and C")
     axes.set_ylabel("GOPS")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format=kind)
-    pyplot.close(figure)
-    return picture.getvalue()
+    return drawn

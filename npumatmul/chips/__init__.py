@@ -7,12 +7,13 @@
 from npumatmul.chips.cells import Cell, Provenance
 from npumatmul.chips.limits import CHIPS, Chip, MemoryLimits, TypeLimits, chip, chip_here
 from npumatmul.chips.probe_file import ProbeResults, default_path, find_probe_results, load_probe_results
-from npumatmul.chips.rows import NEWEST_RUNTIME, NativeTiles, Problem
+from npumatmul.chips.rows import NEWEST_RUNTIME, OLDEST_RUNTIME, NativeTiles, Problem
 from npumatmul.chips.table import Capabilities, TypeCapabilities, capabilities
 
 __all__ = [
     "CHIPS",
     "NEWEST_RUNTIME",
+    "OLDEST_RUNTIME",
     "Capabilities",
     "Cell",
     "Chip",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 
+from npumatmul.errors import MissingPackageError
+from npumatmul.extras import explain_missing
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line; what it is built on belongs to the extra ``cli``."""
     try:
-        from npumatmul.cli.app import run
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        try:
+            from npumatmul.cli.app import run
+        except ModuleNotFoundError as error:
+            explain_missing(error, "the command line")
             raise
-        sys.exit(f"npumatmul: the command line needs {error.name}: pip install 'npumatmul[cli]'")
+    except MissingPackageError as error:
+        sys.exit(f"npumatmul: {error}")
     run()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import npumatmul
 from npumatmul.cli import info, probing, simulating
+from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Matrix multiplication on Rockchip NPUs.")
-app.add_typer(simulating.app, name="sim")
+#: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
+PLAIN: dict[str, Any] = {
+    "no_args_is_help": True, "add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False,
+}  # fmt: skip
+
+app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
+app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
 
@@ -56,9 +64,11 @@ def _options(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once())
 
 
-@app.command("info")
+@app.command("info", short_help="The device, and what was looked for where.")
 def info_command(
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -77,7 +87,7 @@ def info_command(
         info.show(device, as_json)
 
 
-@app.command("probe")
+@app.command("probe", short_help="Answer open questions about a board.")
 def probe_command(
     device: DeviceOption = None,
     questions: Annotated[
@@ -105,7 +115,7 @@ def probe_command(
     )
 
 
-@app.command("generate")
+@app.command("generate", short_help="Answer a prompt with a language model.")
 def generate_command(
     model: Annotated[
         Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")
@@ -125,6 +135,9 @@ def generate_command(
     raw: Annotated[bool, typer.Option(help="Continue the text of the prompt, without the chat format.")] = False,
     context: Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")] = None,
     stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
+    ] = False,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -143,12 +156,13 @@ def generate_command(
         system=system,
         raw=raw,
         context=context,
-        stats=stats,
+        stats=stats and not as_json,
+        as_json=as_json,
     )
     generating.answer(request)
 
 
-@app.command("demo")
+@app.command("demo", short_help="Fetch a small model and let it answer.")
 def demo_command(
     model: Annotated[
         Path | None, typer.Option("-m", "--model", help="A GGUF file or a quantized model instead of the demo's.")
@@ -175,7 +189,7 @@ def demo_command(
     generating.answer(request)
 
 
-@app.command("perplexity")
+@app.command("perplexity", short_help="Measure a model on a text.")
 def perplexity_command(
     text: TextOption,
     model: ModelArgument = None,
@@ -211,7 +225,7 @@ def perplexity_command(
     )
 
 
-@app.command("analyze")
+@app.command("analyze", short_help="Errors of each layer, or of arrays.")
 def analyze_command(
     model: ModelArgument = None,
     text: Annotated[Path | None, typer.Option("-f", "--text", help="A text file, UTF-8.")] = None,
@@ -243,7 +257,7 @@ def analyze_command(
         evaluating.Request(
             text=text,
             model=model,
-            schemes=None if scheme is None else (scheme,),
+            schemes=_names(scheme),
             device=device,
             emulate=emulate,
             context=context,
@@ -255,7 +269,7 @@ def analyze_command(
     )
 
 
-@app.command("quantize")
+@app.command("quantize", short_help="Write a quantized model.")
 def quantize_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write; by custom *.safetensors.")],
     model: ModelArgument = None,
@@ -284,6 +298,7 @@ def quantize_command(
     A model that is quantized already, with neither scheme nor recipe, is laid out for another chip.
     """
     from npumatmul.cli import quantizing
+    from npumatmul.cli.models import check_scheme
     from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
 
     if scheme is not None and recipe is not None:
@@ -298,24 +313,34 @@ def quantize_command(
             raise typer.BadParameter("--best goes with --scheme")
         chosen = Recipe.read(recipe)
     elif scheme == "auto":
-        recipes = tuple(best_recipe(name).default for name in _names(candidates) or ())
+        schemes = _names(candidates, "--candidates") or ()
+        for name in schemes:
+            check_scheme(name, "--candidates")
+        recipes = tuple(best_recipe(name).default for name in schemes)
         chosen = quantizing.Budget(recipes, max_bits, max_kl)
     elif scheme is not None:
+        check_scheme(scheme)
         chosen = best_recipe(scheme) if best else Recipe(LayerRecipe(scheme))
     elif best:
         raise typer.BadParameter("--best goes with --scheme")
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
+    """Names that are separated by commas, each once."""
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names):
+        raise typer.BadParameter(f"{option}: a name is missing in {text!r}")
+    return names
 
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure single matmuls.")
-app.add_typer(bench_app, name="bench")
+bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
+app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
 
 
-@bench_app.command("matmul")
+@bench_app.command("matmul", short_help="Time each step of a matmul.")
 def bench_matmul_command(
     types: Annotated[str, typer.Option(help="fp16, int8, int4, separated by commas.")] = "fp16,int8",
     shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
@@ -336,10 +361,11 @@ def bench_matmul_command(
     benching.run(request)
 
 
-@bench_app.command("demo")
+@bench_app.command("demo", short_help="Print what the vendor's demo prints.")
 def bench_demo_command(
     arguments: Annotated[
-        list[str], typer.Argument(help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]")
+        list[str],
+        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
     ],
     device: DeviceOption = None,
 ) -> None:
@@ -356,19 +382,31 @@ def bench_demo_command(
 
 def run() -> None:
     """Run the command line; errors that people can do something about are one line, not a stack trace."""
+    prepare_streams()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone: nobody is left to be told
+        _discard_output()  # the reader has gone: nobody is left to be told
         sys.exit(1)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        extra = {"gguf": "llm", "tokenizers": "llm", "jinja2": "llm", "matplotlib": "bench"}.get(package)
-        if extra is None:
-            raise
-        sys.exit(f"npumatmul: this needs {package}: pip install 'npumatmul[{extra}]'")
-    except (NpuError, OSError, ValueError, TypeError, RuntimeError) as error:
+    except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
-        sys.exit(f"npumatmul: {error}")
+        sys.exit(f"npumatmul: {_in_words(error)}")
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says; of the system's own, file and reason without their number."""
+    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.filename and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name and not isinstance(name, int)]
+        return f"{' and '.join(names)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _discard_output() -> None:
+    """Have what is still to be written to a pipe without a reader go nowhere, also when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

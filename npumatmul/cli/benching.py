@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
-from npumatmul.bench import as_csv, as_json, as_table, cases_from, describe_machine, measure, parse_shapes
-from npumatmul.cli.files import picture_format
+from npumatmul.bench import (
+    Case,
+    Measurement,
+    as_columns,
+    as_csv,
+    as_json,
+    cases_from,
+    describe_machine,
+    measure,
+    parse_shapes,
+)
+from npumatmul.cli.files import STANDARD, check_outputs, picture_format, write_output
+from npumatmul.cli.progress import working
+from npumatmul.cli.tables import Column, print_table
+from npumatmul.cli.terminal import notes, results, say
 from npumatmul.device.current import current_device
-from npumatmul.files.writing import check_output, write_bytes, write_text
-
-#: Progress and notes go to standard error, so that the table can be piped on.
-notes = Console(stderr=True, highlight=False)
+from npumatmul.device.device import Device
 
 
 @dataclass(frozen=True)
@@ -34,54 +42,98 @@ class Request:
     json: Path | None = None
     plot: Path | None = None
 
+    @property
+    def sources(self) -> list[str]:
+        """Files that results are made of."""
+        return [self.shapes] if self.shapes.endswith(".csv") else []
+
 
 def run(request: Request) -> None:
-    """Measure every case that the chip can run, in random order, and say which ones were left out."""
-    device = current_device(request.device)
-    sources = [request.shapes] if request.shapes.endswith(".csv") else []
-    for path in (request.csv, request.json, request.plot):
-        if path is not None:
-            check_output(path, sources)
+    """Measure every case that the chip can run, in random order, and say which ones were left out.
+
+    Whatever ends it early, what was measured until then is printed and saved.
+    """
+    check_outputs({"--csv": request.csv, "--json": request.json, "--plot": request.plot}, request.sources)
     if request.plot is not None:
         picture_format(request.plot)
-    shapes = parse_shapes(request.shapes, _integers("rows", request.rows))
-    cores = _integers("cores", request.cores)
-    cases = cases_from(request.types.split(","), shapes, request.layouts.split(","), cores)
+    shapes = parse_shapes(request.shapes, _integers("--rows", request.rows))
+    cores = _integers("--cores", request.cores)
+    types, layouts = _names(request.types), _names(request.layouts)
+    device = current_device(request.device)
+    if max(cores) > device.chip.cores:
+        raise ValueError(f"--cores is {request.cores}; {device.chip.soc} has {device.chip.cores}")
+    cases = cases_from(types, shapes, layouts, cores)
     problems = {case: case.problem(device.chip, device.runtime_version) for case in cases}
-    possible = [case for case in cases if problems[case] is None]
+    possible = [case for case, problem in problems.items() if problem is None]
+    _say_what_is_left_out(problems)
+    if not possible:
+        raise ValueError(
+            f"nothing is left to measure: none of these products is one that {device.chip.soc} runs at once"
+        )
+    found: dict[Case, Measurement] = {}
+    try:
+        _measure(device, possible, request, found)
+    finally:  # an interrupt, or a case that failed
+        if found:
+            _report([found[case] for case in possible if case in found], len(possible), device, request)
+
+
+def _measure(device: Device, cases: Sequence[Case], request: Request, found: dict[Case, Measurement]) -> None:
+    order = list(cases)
+    random.Random(request.seed).shuffle(order)  # so that a machine that warms up does not favour the first cases
+    macs = sum(case.macs for case in order)
+    before = 0
+    with working() as progress:
+        for index, case in enumerate(order, 1):
+
+            def show(done: int, total: int, case: Case = case, index: int = index, before: int = before) -> None:
+                # by work: the largest cases take most of the time
+                progress(before + case.macs * done // total, macs, f"{index} of {len(order)}, {case.label}")
+
+            show(0, 1)
+            found[case] = measure(device, case, request.repetitions, progress=show)
+            before += case.macs
+
+
+def _say_what_is_left_out(problems: Mapping[Case, str | None]) -> None:
+    by_reason: dict[str, list[str]] = {}
     for case, problem in problems.items():
         if problem is not None:
-            notes.print(f"left out {case}: {problem}")
-    if not possible:
-        raise ValueError("bench: there is nothing to measure")
-    order = list(possible)
-    random.Random(request.seed).shuffle(order)  # so that a machine that warms up does not favour the first cases
-    found = {}
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as bar:
-        task = bar.add_task("measuring", total=len(order))
-        for case in order:
-            found[case] = measure(device, case, request.repetitions)
-            bar.advance(task)
-    results = [found[case] for case in possible]
+            by_reason.setdefault(problem, []).append(str(case))
+    for problem, left_out in by_reason.items():
+        say(f"left out {', '.join(left_out)}: {problem}")
+
+
+def _report(measured: Sequence[Measurement], asked: int, device: Device, request: Request) -> None:
     machine = describe_machine(device)
-    output = Console(highlight=False, width=None if notes.is_terminal else 150)
-    output.print(as_table(results))
-    output.print(", ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
+    output = notes if STANDARD in (request.csv, request.json, request.plot) else results()
+    where = "CPU simulation" if device.simulated else "NPU"
+    title = f"medians in microseconds, timed on: {where}; columns are explained in docs/benchmarks.md"
+    names, *others = (Column(heading, cells) for heading, cells in as_columns(measured).items())
+    print_table(output, title, Column(names.heading, names.cells, left=True), others)
+    output.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if len(measured) < asked:
+        say(f"{len(measured)} of {asked} cases were measured")
     if request.csv is not None:
-        write_text(request.csv, as_csv(results), sources)
+        write_output(request.csv, as_csv(measured, machine), request.sources)
     if request.json is not None:
-        write_text(request.json, as_json(results, machine), sources)
+        write_output(request.json, as_json(measured, machine), request.sources)
     if request.plot is not None:
         from npumatmul.bench.roofline import roofline
 
-        write_bytes(request.plot, roofline(results, device.chip.soc, picture_format(request.plot)), sources)
+        picture = roofline(measured, device.chip.soc, picture_format(request.plot))
+        write_output(request.plot, picture, request.sources)
 
 
-def _integers(name: str, text: str) -> list[int]:
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _integers(option: str, text: str) -> list[int]:
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"{name}: {text!r} is not a list of integers") from error
+        raise ValueError(f"{option}: {text!r} is not a list of integers") from error
     if min(values) < 1:
-        raise ValueError(f"{name}: {text!r} has a value below 1")
-    return values
+        raise ValueError(f"{option}: {text!r} has a value below 1")
+    return list(dict.fromkeys(values))

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from npumatmul.cli.files import picture_format, read_matrix, read_text
-from npumatmul.cli.models import FLOAT32, console, fetch_model, open_model, progress_bar
+from npumatmul.cli.files import STANDARD, check_outputs, picture_format, read_matrix, write_output
+from npumatmul.cli.models import FLOAT32, check_model, check_scheme, fetch_model, open_model, read_windows
+from npumatmul.cli.progress import working
+from npumatmul.cli.tables import Column, print_table
+from npumatmul.cli.terminal import notes, results
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
-from npumatmul.files.writing import check_output, write_bytes, write_text
 from npumatmul.llm import GGUFFile, LoadedModel, npu_layers
 from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, error_plot, errors_as_csv
-from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models, text_tokens, windows
+from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models
 from npumatmul.llm.quantize import (
     LayerRecipe,
     analyze_product,
@@ -66,68 +67,62 @@ class Arrays:
 
 def perplexity(request: Request) -> None:
     """Measure every scheme on the text, and print a table or JSON."""
-    text = read_text(request.text)
-    path = fetch_model() if request.model is None else request.model
-    loaded = _load(path, request)
+    given = _given(request, request.reference and request.schemes != (FLOAT32,))
+    loaded = _load(given.path, request)
     first = next(iter(loaded.values()))
-    pieces = _pieces(first, text, request)
-    needs_reference = request.reference and set(loaded) != {FLOAT32}
-    reference = (loaded.get(FLOAT32) or _reference(path, request)) if needs_reference else None
-    found = _evaluate(loaded, reference, pieces)
+    reference = None if given.original is None else loaded.get(FLOAT32) or _reference(given.original)
+    found = _evaluate(loaded, reference, given.pieces)
     if request.as_json:
-        facts = {"model": str(path), "text": str(request.text), "windows": len(pieces), "window": request.context}
-        results = {name: evaluation.as_dict() for name, evaluation in found.items()}
-        print(json.dumps({**facts, "stride": request.stride, "schemes": results}, indent=1))
+        windows = {"windows": len(given.pieces), "window": request.context}
+        facts = {"model": str(given.path), "text": str(request.text), **windows}
+        values = {name: evaluation.as_dict() for name, evaluation in found.items()}
+        print(json.dumps({**facts, "stride": request.stride, "schemes": values}, indent=1))
         return
-    _print(evaluation_table(found, f"{first.name} on {request.text.name}, {_extent(pieces)}"))
+    print_evaluations(results(), found, f"{first.name} on {_text_name(request)}, {_extent(given.pieces)}")
 
 
 def analyze(request: Request) -> None:
     """Compare a model layer by layer and as a whole with its float32 self; print tables, save what was asked for."""
     sources = [each for each in (request.text, request.model, request.original) if each is not None]
-    for output in (request.csv, request.plot):
-        if output is not None:
-            check_output(output, sources)
-    text = read_text(request.text)
-    path = fetch_model() if request.model is None else request.model
-    loaded = _load(path, request)
-    if len(loaded) > 1:
-        raise ValueError("analyze looks at one scheme at a time")
+    check_outputs({"--csv": request.csv, "--plot": request.plot}, sources)
+    kind = None if request.plot is None else picture_format(request.plot)
+    if request.schemes is not None and len(request.schemes) > 1:
+        raise ValueError(f"--scheme: analyze looks at one scheme at a time, not at {' and '.join(request.schemes)}")
+    given = _given(request, compared=True)
+    assert given.original is not None
+    loaded = _load(given.path, request)
     ((scheme, model),) = loaded.items()
-    reference = _reference(path, request)
-    pieces = _pieces(model, text, request)
-    with progress_bar() as progress:
+    reference, pieces = _reference(given.original), given.pieces
+    with working() as progress:
         errors = analyze_layers(model.model, reference.model, pieces, progress)
     found = _evaluate(loaded, reference, pieces)
-    title = f"{model.name}, {scheme}, on {request.text.name}, {_extent(pieces)}"
+    title = f"{model.name}, {scheme}, on {_text_name(request)}, {_extent(pieces)}"
     if request.csv is not None:
-        write_text(request.csv, errors_as_csv(errors), sources)
-    if request.plot is not None:
-        write_bytes(request.plot, error_plot(errors, title, picture_format(request.plot)), sources)
-    _print(error_table(errors, title))
-    _print(evaluation_table(found, "the model as a whole"))
+        write_output(request.csv, errors_as_csv(errors), sources)
+    if request.plot is not None and kind is not None:
+        write_output(request.plot, error_plot(errors, title, kind), sources)
+    output = notes if STANDARD in (request.csv, request.plot) else results()
+    print_errors(output, errors, title)
+    print_evaluations(output, found, "the model as a whole")
 
 
 def analyze_arrays(request: Arrays) -> None:
     """Compare products of quantized arrays with the float64 product; print a table, save CSV if asked for."""
-    if request.csv is not None:
-        check_output(request.csv, (request.weight, request.activations))
+    check_outputs({"--csv": request.csv}, (request.weight, request.activations))
+    for name in request.schemes or ():
+        check_scheme(name)
     x, given = read_matrix(request.activations, "activations"), read_matrix(request.weight, "weight")
     w = given if request.transposed else given.T
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(_do_not_multiply(request, x.shape, given.shape))
     make = emulate if request.emulate else npu_layers(current_device(request.device))
     found = []
-    for name in request.schemes or ("w16a16", "w8a8", "w4a8", "w4a4"):
-        recipe = best_recipe(name).default if request.best else LayerRecipe(name)
-        found.append(analyze_product(x, w, recipe, make))
-    table = Table(title=f"activations {x.shape} @ weight {w.T.shape}, against float64", title_justify="left")
-    table.add_column("scheme")
-    table.add_column("bits per\nweight", justify="right")
-    for which in ("weight alone", "product"):
-        for name in ("cosine", "rel. error", "SNR (dB)", "max error"):
-            table.add_column(f"{which}:\n{name}", justify="right")
-    for each in found:
-        row = (each.recipe.scheme, f"{each.bits_per_weight:.2f}")
-        table.add_row(*row, *_figures(each.weight), *_figures(each.product))
+    names = request.schemes or ("w16a16", "w8a8", "w4a8", "w4a4")
+    with working() as progress:
+        for done, name in enumerate(names):
+            progress(done, len(names), name)
+            recipe = best_recipe(name).default if request.best else LayerRecipe(name)
+            found.append(analyze_product(x, w, recipe, make))
     if request.csv is not None:
         columns = ("cosine", "relative_error", "snr_db", "max_error")
         lines = [",".join(["scheme", "bits_per_weight", *(f"{a}_{b}" for a in ("weight", "product") for b in columns)])]
@@ -136,45 +131,107 @@ def analyze_arrays(request: Arrays) -> None:
             lines.append(
                 ",".join([each.recipe.scheme, *(f"{value:.9g}" for value in (each.bits_per_weight, *figures))])
             )
-        write_text(request.csv, "\n".join(lines) + "\n", (request.weight, request.activations))
-    _print(table)
+        write_output(request.csv, "\n".join(lines) + "\n", (request.weight, request.activations))
+    print_table(
+        notes if request.csv == STANDARD else results(),
+        f"activations {x.shape} @ weight {w.T.shape}, against float64",
+        Column("scheme", [each.recipe.scheme for each in found], left=True),
+        [
+            Column("bits per\nweight", [f"{each.bits_per_weight:.2f}" for each in found]),
+            *_error_columns("product", [each.product for each in found]),
+            *_error_columns("weight alone", [each.weight for each in found]),
+        ],
+    )
 
 
-def evaluation_table(found: Mapping[str, Evaluation], title: str) -> Table:
-    """Make the table of evaluations, one row for each scheme."""
-    headings = "perplexity", "float32 perplexity", "ln of their ratio", "KL divergence", "99 % of KL", "top-1 agreement"
-    table = Table(title=title, title_justify="left")
-    table.add_column("scheme")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, evaluation in found.items():
-        quantile = evaluation.kl_quantile(0.99)
-        table.add_row(
-            name,
-            _text(evaluation.perplexity, ".4f"),
-            _text(evaluation.reference_perplexity, ".4f"),
-            _text(evaluation.log_perplexity_ratio, "+.5f"),
-            _text(evaluation.mean_kl, ".6f"),
-            "" if quantile is None else f"{quantile:.5f}",
-            _text(evaluation.top1, ".2%"),
+def _do_not_multiply(request: Arrays, x: tuple[int, ...], weight: tuple[int, ...]) -> str:
+    """Why the arrays do not fit, in the orientation that they were given in."""
+    order = "(N, K)" if request.transposed else "(K, N)"
+    other = "without --transposed" if request.transposed else "with --transposed"
+    turned = f"; {other} it would" if x[1] == weight[0 if request.transposed else 1] else ""
+    return (
+        f"--activations (M, K) of shape {x} do not multiply --weight {order} of shape {weight}: K is {x[1]} there and "
+        f"{weight[1 if request.transposed else 0]} here{turned}"
+    )
+
+
+def print_evaluations(output: Console, found: Mapping[str, Evaluation], title: str) -> None:
+    """Print the table of evaluations, one row for each scheme."""
+    each = list(found.values())
+    quantiles = [evaluation.kl_quantile(0.99) for evaluation in each]
+    ratios = [evaluation.log_perplexity_ratio for evaluation in each]
+    columns = [
+        Column("perplexity", [_text(evaluation.perplexity, ".4f") for evaluation in each]),
+        Column("KL divergence", [_text(evaluation.mean_kl, ".6f") for evaluation in each]),
+        Column("top-1 agreement", [_text(evaluation.top1, ".2%") for evaluation in each]),
+        Column("99 % of KL", ["" if quantile is None else f"{quantile:.5f}" for quantile in quantiles]),
+        Column("ln of the ratio\nof perplexities", [_text(ratio, "+.5f") for ratio in ratios]),
+        Column("float32\nperplexity", [_text(evaluation.reference_perplexity, ".4f") for evaluation in each]),
+    ]
+    known = [column for column in columns if any(column.cells)]  # without a reference there is only one
+    print_table(output, title, Column("scheme", list(found), left=True), known)
+
+
+def print_errors(output: Console, errors: Sequence[LayerError], title: str) -> None:
+    """Print the table of layers: each alone, and with all before it."""
+    columns = [
+        *_error_columns("alone", [error.alone for error in errors]),
+        *_error_columns("entire", [error.entire for error in errors]),
+    ]
+    print_table(output, title, Column("layer", [error.name for error in errors], left=True), columns)
+
+
+def _error_columns(which: str, each: Sequence[ErrorSums]) -> list[Column]:
+    return [
+        Column(f"{which}:\nSNR (dB)", [f"{sums.snr_db:.1f}" for sums in each]),
+        Column(f"{which}:\ncosine", [f"{sums.cosine:.6f}" for sums in each]),
+        Column(f"{which}:\nrel. error", [f"{sums.relative_error:.3e}" for sums in each]),
+        Column(f"{which}:\nmax error", [f"{sums.max_error:.3g}" for sums in each]),
+    ]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What was found before anything of a model is loaded."""
+
+    path: Path
+    pieces: list[Window]
+    original: Path | None  # the model in float32, where it is compared with
+
+
+def _given(request: Request, compared: bool) -> _Given:
+    """Look at everything that can be wrong without loading a model."""
+    for name in request.schemes or ():
+        if name != AS_IT_IS:
+            check_scheme(name)
+    if request.model is not None:
+        check_model(request.model)
+    path = fetch_model() if request.model is None else request.model
+    if is_quantized(path) and request.schemes not in (None, (AS_IT_IS,)):
+        raise ValueError(f"{path} is quantized already and takes no --scheme")
+    original = _original(path, request) if compared else None
+    pieces = read_windows(path, request.text, request.context, stride=request.stride, limit=request.chunks)
+    return _Given(path, pieces, original)
+
+
+def _original(path: Path, request: Request) -> Path:
+    """The file itself, or the one that it was quantized from."""
+    if not is_quantized(path):
+        return path if request.original is None else request.original
+    source = load_quantized(path).source
+    original = path.parent / Path(source.name).name if request.original is None else request.original
+    if not original.is_file():
+        raise ValueError(
+            f"{path.name} was quantized from {source.name}, which is not beside it; "
+            "name that file with --original to compare with it in float32"
         )
-    return table
+    if _digest(original) != source.sha256:
+        raise ValueError(f"{original} is not the file that {path.name} was quantized from: its SHA-256 differs")
+    return original
 
 
-def error_table(errors: Sequence[LayerError], title: str) -> Table:
-    """Make the table of layers: each alone, and with all before it."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer")
-    for which in ("alone", "entire"):
-        for name in ("cosine", "rel. error", "SNR (dB)", "max error"):
-            table.add_column(f"{which}:\n{name}", justify="right")
-    for error in errors:
-        table.add_row(error.name, *_figures(error.alone), *_figures(error.entire))
-    return table
-
-
-def _figures(sums: ErrorSums) -> tuple[str, str, str, str]:
-    return f"{sums.cosine:.6f}", f"{sums.relative_error:.3e}", f"{sums.snr_db:.1f}", f"{sums.max_error:.3g}"
+def _text_name(request: Request) -> str:
+    return "standard input" if request.text == STANDARD else request.text.name
 
 
 def _load(path: Path, request: Request) -> dict[str, LoadedModel]:
@@ -189,26 +246,15 @@ def _load(path: Path, request: Request) -> dict[str, LoadedModel]:
     device = None if request.emulate or set(schemes) == {FLOAT32} else current_device(request.device)
     found = {}
     for name, scheme in schemes.items():
-        with progress_bar() as progress:
+        with working() as progress:
             found[name] = open_model(path, scheme, device, progress=progress)
     return found
 
 
-def _reference(path: Path, request: Request) -> LoadedModel:
-    """The model in float32: of the file itself, or of the file that it was quantized from."""
-    original = request.original
-    if is_quantized(path):
-        source = load_quantized(path).source
-        original = path.parent / Path(source.name).name if original is None else original
-        if not original.is_file():
-            raise ValueError(
-                f"{path.name} was quantized from {source.name}, which is not beside it; "
-                "name that file with --original to compare with it in float32"
-            )
-        if _digest(original) != source.sha256:
-            raise ValueError(f"{original} is not the file that {path.name} was quantized from: its SHA-256 differs")
-    with progress_bar() as progress:
-        return open_model(path if original is None else original, FLOAT32, None, progress=progress)
+def _reference(original: Path) -> LoadedModel:
+    """The model in float32."""
+    with working() as progress:
+        return open_model(original, FLOAT32, None, progress=progress)
 
 
 def _digest(path: Path) -> str | None:
@@ -220,32 +266,17 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _pieces(loaded: LoadedModel, text: str, request: Request) -> list[Window]:
-    return windows(
-        text_tokens(loaded.tokenizer, text),
-        request.context,
-        stride=request.stride,
-        limit=request.chunks,
-        bos_id=loaded.tokenizer.bos_id if loaded.tokenizer.add_bos else None,
-    )
-
-
 def _evaluate(
     loaded: Mapping[str, LoadedModel], reference: LoadedModel | None, pieces: Sequence[Window]
 ) -> dict[str, Evaluation]:
     first = next(iter(loaded))
-    with progress_bar() as report:
+    with working() as report:
 
         def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
-            if report is not None:
-                report(done, total, f"perplexity {found[first].perplexity.value:.4f}")
+            report(done, total, f"perplexity {found[first].perplexity.value:.4f}" if found else "perplexity")
 
         models = {name: each.model for name, each in loaded.items()}
         return evaluate_models(models, None if reference is None else reference.model, pieces, progress)
-
-
-def _print(table: Table) -> None:
-    Console(highlight=False, width=None if console.is_terminal else 150).print(table)
 
 
 def _text(estimate: Estimate | None, spec: str) -> str:

@@ -1,25 +1,43 @@
-"""Files that commands are given: texts, matrices, and pictures to be."""
+"""Files that commands are given, to read and to write; ``-`` is standard input and standard output."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
+import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.extras import check_installed
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.reading import read_text as read_any_text
+from npumatmul.files.writing import check_output, write_bytes
 
-__all__ = ["picture_format", "read_matrix", "read_text"]
+__all__ = [
+    "STANDARD",
+    "check_outputs",
+    "picture_format",
+    "read_matrix",
+    "read_standard_input",
+    "read_text",
+    "write_output",
+]
+
+#: What names standard input or output instead of a file.
+STANDARD = Path("-")
 
 #: Longer texts than any evaluation takes; and what an array may have: four gigabytes, as the largest domain of an NPU.
 _TEXT_BYTES, _ARRAY_BYTES = 1 << 30, 1 << 32
 #: An archive may become so much longer than it is, and so many bytes besides.
 _EXPANSION, _EXPANSION_BYTES = 16, 1 << 26
+#: A byte order mark, which some editors put in front of UTF-8.
+_MARK = "\ufeff"
 _PICTURES = ("png", "pdf", "svg", "jpg", "jpeg", "webp", "tif", "tiff", "eps", "ps")
 
 
@@ -33,10 +51,83 @@ def read_text(path: Path) -> str:
     ValueError
         If it is not UTF-8.
     """
+    if path == STANDARD:
+        return read_standard_input("the text")
     try:
-        return read_any_text(path, _TEXT_BYTES)
+        return read_any_text(path, _TEXT_BYTES).removeprefix(_MARK)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
+
+
+def read_standard_input(what: str) -> str:
+    """Read all of standard input as UTF-8, whatever the system takes text for: files and pipes are.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or too long.
+    """
+    stream = getattr(sys.stdin, "buffer", None)
+    data = b"" if sys.stdin is None else sys.stdin.read().encode() if stream is None else stream.read(_TEXT_BYTES + 1)
+    if len(data) > _TEXT_BYTES:
+        raise ValueError(f"{what} on standard input is longer than {_TEXT_BYTES} bytes")
+    try:
+        return data.decode("utf-8").removeprefix(_MARK)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{what} on standard input is not UTF-8: the byte 0x{data[error.start]:02x} at position {error.start} "
+            "belongs to no character"
+        ) from error
+
+
+def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[str | Path] = ()) -> None:
+    """Refuse outputs that cannot be written, before the work that is to be saved.
+
+    Parameters
+    ----------
+    outputs : mapping of str to Path or None
+        By the option that names them; None: not asked for.
+    sources : iterable of path-like
+        What they are made of.
+
+    Raises
+    ------
+    OSError, UnusableFileError
+        As `npumatmul.files.writing.check_output`.
+    ValueError
+        If two of them are the same.
+    """
+    sources = list(sources)
+    seen: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        name = str(path) if path == STANDARD else os.path.realpath(path)
+        if name in seen:
+            raise ValueError(f"{seen[name]} and {option} are both {path}; each needs a file of its own")
+        seen[name] = option
+        if path != STANDARD:
+            check_output(path, sources)
+
+
+def write_output(path: Path, content: str | bytes, sources: Iterable[str | Path] = ()) -> None:
+    """Write a file as a whole, or to standard output.
+
+    Raises
+    ------
+    OSError, UnusableFileError
+        If it cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    if path != STANDARD:
+        write_bytes(path, data, sources)
+        return
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:
+        print(data.decode("utf-8"), end="")
+        return
+    stream.write(data)
+    stream.flush()
 
 
 def read_matrix(path: Path, name: str) -> NDArray[np.float32]:
@@ -91,7 +182,10 @@ def picture_format(path: Path) -> str:
     ------
     ValueError
         If no picture can be made of it.
+    MissingPackageError
+        If pictures cannot be made at all.
     """
+    check_installed("matplotlib", "--plot")
     kind = path.suffix[1:].lower() or "png"
     if kind not in _PICTURES:
         raise ValueError(f"{path}: pictures are {', '.join(_PICTURES)}")

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
-from npumatmul.cli.models import DEFAULT_SCHEME, console, open_model, progress_bar
+from npumatmul.cli.files import read_standard_input
+from npumatmul.cli.models import DEFAULT_SCHEME, check_model, check_scheme, open_model
+from npumatmul.cli.progress import working
+from npumatmul.cli.terminal import notes
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device, DeviceStats
-from npumatmul.llm import (
-    Generation,
-    LoadedModel,
-    SamplingOptions,
-    StopReason,
-    generate,
-)
+from npumatmul.llm import Generation, LoadedModel, SamplingOptions, StopReason, generate
 from npumatmul.llm.models.llama import ContextFullError
 from npumatmul.llm.quantize import is_quantized
+from npumatmul.llm.tokenizers.bpe import not_characters
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,23 @@ class Request:
     raw: bool = False
     context: int | None = None
     stats: bool = True
+    as_json: bool = False
+
+    def sampling(self) -> SamplingOptions:
+        """How tokens are chosen; errors name the options as they are typed."""
+        given = {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+        }
+        try:
+            return SamplingOptions(**given)  # type: ignore[arg-type]
+        except ValueError as error:
+            name, space, rest = str(error).partition(" ")
+            option = f"--{name.replace('_', '-')}" if name in given else name
+            raise ValueError(f"{option}{space}{rest}") from error
 
 
 def read_prompt(given: str | None) -> str:
@@ -48,53 +66,66 @@ def read_prompt(given: str | None) -> str:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or it is no text.
     """
     prompt = given
     if prompt is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError("no prompt: give one with -p, or on standard input")
-        prompt = sys.stdin.read()
+        prompt = read_standard_input("the prompt")
     if not prompt.strip():
         raise ValueError("the prompt is empty")
     return prompt
 
 
 def answer(request: Request) -> None:
-    """Stream the answer to standard output, and a table of figures to standard error."""
-    sampling = SamplingOptions(
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-    )
+    """Stream the answer to standard output and a table of figures to standard error, or print all as JSON."""
+    for name, text in (("the prompt", request.prompt), ("--system", request.system or "")):
+        problem = not_characters(text)
+        if problem:
+            raise ValueError(f"{name} {problem}")
+    check_model(request.model)
+    sampling = request.sampling()
+    check_scheme(request.scheme)
     device = current_device(request.device)
-    with progress_bar() as progress:
+    told = request.stats  # who wants no figures wants nothing on standard error
+    with working(lines=told) as progress:
         loaded = open_model(
-            request.model, request.scheme, device, context=request.context, progress=progress, quiet=not request.stats
+            request.model, request.scheme, device, context=request.context, progress=progress, quiet=not told
         )
+    ids = _prompt_ids(loaded, request)
     before = device.stats()
-    generation = generate(
-        loaded.model,
-        loaded.tokenizer,
-        _prompt_ids(loaded, request),
-        max_new_tokens=request.max_tokens,
-        sampling=sampling,
-    )
-    interrupted = False
-    try:
-        for token in generation:
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        interrupted = True
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if request.stats:
-        console.print(_figures(device, before, loaded, generation, request))
-    if interrupted:
+    pieces: list[str] = []
+    with ExitStack() as bar:
+        progress = bar.enter_context(working(lines=told))
+        generation = generate(
+            loaded.model,
+            loaded.tokenizer,
+            ids,
+            max_new_tokens=request.max_tokens,
+            sampling=sampling,
+            progress=lambda done, total: progress(done, total, "reading the prompt"),
+        )
+        try:
+            for token in generation:
+                bar.close()  # the first one: the bar makes room for the answer
+                pieces.append(token.text)
+                _stream(token.text, request)
+        except KeyboardInterrupt:
+            bar.close()
+            generation.close()
+    _stream("\n", request)
+    if request.as_json:
+        print(json.dumps(_as_dict("".join(pieces), device, before, loaded, generation, request), indent=1))
+    elif request.stats:
+        notes.print(_table(device, before, loaded, generation, request))
+    if generation.stats.stop_reason is StopReason.INTERRUPTED:
         raise KeyboardInterrupt
+
+
+def _stream(text: str, request: Request) -> None:
+    if not request.as_json:
+        print(text, end="", flush=True)
 
 
 def _prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
@@ -103,10 +134,12 @@ def _prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
     else:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         ids = loaded.encode_chat([*messages, {"role": "user", "content": request.prompt}])
-    if len(ids) >= loaded.config.context_length:
+    length = loaded.config.context_length
+    if len(ids) >= length:
+        whose = "the model's context" if request.context is None else "--context"
+        more = "shorten it" if request.context is None else "shorten it, or give a larger --context"
         raise ContextFullError(
-            f"the prompt has {len(ids)} tokens; the model's context of {loaded.config.context_length} leaves no room "
-            "for an answer: shorten it"
+            f"the prompt has {len(ids)} tokens; {whose} of {length} leaves no room for an answer: {more}"
         )
     return ids
 
@@ -120,30 +153,71 @@ def weight_macs(loaded: LoadedModel, generation: Generation) -> int:
     return prompt + (stats.generated_tokens - 1) * loaded.model.weight_macs(1)
 
 
-def _figures(
-    device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation, request: Request
-) -> Table:
+def _scheme(request: Request) -> str:
+    return request.scheme or ("as it was quantized" if is_quantized(request.model) else DEFAULT_SCHEME)
+
+
+def _share(device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation) -> float | None:
+    """Which part of the work with weights went through the NPU; after an interrupt, with a step half done, none."""
+    total = weight_macs(loaded, generation)
+    if not total or generation.stats.stop_reason is StopReason.INTERRUPTED:
+        return None
+    return (device.stats().macs - before.macs) / total
+
+
+def _as_dict(
+    text: str, device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation, request: Request
+) -> dict[str, Any]:
+    """The answer and its figures; speeds are those of the device, which may be a simulation."""
+    stats, now = generation.stats, device.stats()
+    assert stats.stop_reason is not None
+    return {
+        "text": text,
+        "stop_reason": stats.stop_reason.value,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "prompt_seconds": stats.prompt_seconds,
+        "generate_seconds": stats.generate_seconds,
+        "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+        "tokens_per_second": stats.tokens_per_second,
+        "load_seconds": loaded.load_seconds,
+        "model": str(request.model),
+        "model_name": loaded.name,
+        "scheme": _scheme(request),
+        "device": device.name,
+        "chip": device.chip.soc,
+        "simulated": device.simulated,
+        "runtime": device.api_version,
+        "run_calls": now.run_calls - before.run_calls,
+        "contexts": now.contexts,
+        "descriptors": now.descriptors,
+        "npu_bytes": now.npu_bytes,
+        "share_of_weight_macs": _share(device, before, loaded, generation),
+        "seed": request.seed,
+    }
+
+
+def _table(device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation, request: Request) -> Table:
     stats, now = generation.stats, device.stats()
     where = f"CPU simulation of {device.chip.soc}" if device.simulated else f"NPU of {device.chip.soc}"
-    total = weight_macs(loaded, generation)
-    # after an interruption the last step was counted only in part, so the share cannot be told
-    whole = total and stats.stop_reason is not StopReason.INTERRUPTED
-    share = f"{100 * (now.macs - before.macs) / total:.2f} %" if whole else "interrupted"
-    scheme = request.scheme or ("as it was quantized" if is_quantized(request.model) else DEFAULT_SCHEME)
+    share = _share(device, before, loaded, generation)
     speed_note = " (CPU simulation)" if device.simulated else ""
     table = Table(title="npumatmul", show_header=False, title_justify="left")
     table.add_column(justify="left")
-    table.add_column(justify="right")
+    table.add_column(justify="right", overflow="fold")
     rows = [
         ("device", f"{device.name}: {where}"),
-        ("model", f"{loaded.name}, {scheme}, loaded in {loaded.load_seconds:.1f} s"),
+        ("model", f"{loaded.name}, {_scheme(request)}, loaded in {loaded.load_seconds:.1f} s"),
         (f"prompt{speed_note}", f"{stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s"),
         (f"generation{speed_note}", f"{stats.generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s"),
         ("rknn_matmul_run calls", f"{now.run_calls - before.run_calls}"),
         ("contexts", f"{now.contexts}"),
         ("file descriptors of NPU memory", f"{now.descriptors}"),
         ("NPU memory in use", f"{now.npu_bytes / 1e6:.1f} MB"),
-        ("weight multiply-accumulates through the matmul API", share),
+        (
+            "weight multiply-accumulates through the matmul API",
+            "interrupted" if share is None else f"{100 * share:.2f} %",
+        ),
         ("ended by", "an interruption" if stats.stop_reason is None else stats.stop_reason.value.replace("_", " ")),
     ]
     for row in rows:

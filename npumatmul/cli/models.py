@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+from npumatmul.cli.files import read_text
+from npumatmul.cli.progress import ProgressCallback, working
+from npumatmul.cli.terminal import say
 from npumatmul.device.device import Device
-from npumatmul.llm import GGUFFile, LoadedModel, fetch_demo_model, load_model, npu_layers, npu_pack, numpy_pack
+from npumatmul.llm import (
+    GGUFFile,
+    GGUFTokenizer,
+    LlamaConfig,
+    LoadedModel,
+    Window,
+    fetch_demo_model,
+    load_model,
+    npu_layers,
+    npu_pack,
+    numpy_pack,
+    text_tokens,
+    windows,
+)
 from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, parse_scheme, quantize_model
-
-#: Everything but results goes to standard error, so that results can be piped on.
-console = Console(stderr=True, highlight=False)
-
-ProgressCallback = Callable[[int, int, str], None]
 
 DEFAULT_SCHEME = "w16a16"
 FLOAT32 = "float32"
@@ -26,8 +32,59 @@ GGUF = "gguf"
 
 def fetch_model() -> Path:
     """The demo model, fetched on first use."""
-    with progress_bar() as progress:
+    with working() as progress:
         return fetch_demo_model(progress=progress)
+
+
+def check_scheme(name: str | None, option: str = "--scheme") -> None:
+    """Refuse what no model can be stored by, before one is opened.
+
+    Raises
+    ------
+    ValueError
+        If there is no such scheme; the message names the option.
+    """
+    if name in (None, FLOAT32):
+        return
+    try:
+        parse_scheme(name)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+def check_model(path: Path, option: str = "the model") -> None:
+    """Refuse an empty name, which would be the folder that we are in."""
+    if not str(path).strip() or path == Path():
+        raise ValueError(f"{option} has no name: give the path of a file")
+
+
+def read_windows(
+    path: Path, text: Path, context: int, *, stride: int = 0, limit: int | None = None, option: str = "--ctx"
+) -> list[Window]:
+    """Cut a text into windows of tokens of a model, of which no more than the header is read.
+
+    Raises
+    ------
+    ValueError
+        If the windows are longer than the model reads, or the text is no text or too short.
+    """
+    if is_quantized(path):
+        config, tokenizer = _reads(load_quantized(path).rest)
+    else:
+        with GGUFFile(path) as file:
+            config, tokenizer = _reads(file)
+    longest = context + stride // 2
+    if longest > config.context_length:
+        stretched = f", and half a --stride more, {longest}" if stride else ""
+        raise ValueError(
+            f"{option} is {context}{stretched}; the model reads at most {config.context_length} tokens at once"
+        )
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    return windows(text_tokens(tokenizer, read_text(text)), context, stride=stride, limit=limit, bos_id=bos)
+
+
+def _reads(file: GGUFFile) -> tuple[LlamaConfig, GGUFTokenizer]:
+    return LlamaConfig.from_gguf(file), GGUFTokenizer(file)
 
 
 def open_model(
@@ -87,19 +144,7 @@ def _say_if_rounded_again(path: Path, scheme: str) -> None:
         kinds = {info.kind.name for info in file.tensors.values() if len(info.shape) == 2}
     blocks = sorted(kind for kind in kinds if "Q" in kind)
     if blocks:
-        console.print(
+        say(
             f"note: {path.name} stores weights as {' and '.join(blocks)}; {scheme} rounds them a second time. "
             "Scheme gguf takes Q4_0, Q4_1 and Q8_0 over as they are."
         )
-
-
-@contextmanager
-def progress_bar() -> Iterator[ProgressCallback | None]:
-    """A progress bar on a terminal; elsewhere a line when a task begins."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from npumatmul.chips import default_path
+from npumatmul.cli.files import STANDARD, check_outputs, write_output
+from npumatmul.cli.progress import ProgressCallback, working
+from npumatmul.cli.terminal import say
 from npumatmul.probe import QUESTIONS, Outcome, Question, choose, find_target, markdown, probe
-
-#: The report goes to standard output, so that it can be piped on; what happens meanwhile goes here.
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 def list_questions() -> None:
@@ -33,36 +31,45 @@ def run(
     quick: bool,
     everything: bool,
 ) -> None:
-    """Probe a device; nothing is asked interactively."""
+    """Probe a device, without asking anything. The report goes to standard output, all else to standard error."""
     questions = choose(numbers, everything=everything)
+    check_outputs({"--output": output})
     target = find_target(device, timeout)
-    path = output or default_path(target.soc, target.runtime, target.simulated)
-    console.print(
+    say(
         f"Probing {target.device}: {'a simulated ' if target.simulated else ''}{target.soc}, runtime {target.runtime}, "
         f"driver {target.driver_version}. {len(questions)} questions, at most {timeout:g} s each."
     )
     if not target.simulated:
-        console.print(
+        say(
             "Stop other programs that use the NPU. Each question is a process of its own; one that hangs is killed, "
             "but an NPU that hangs may need a reboot. "
             + ("--all: expect crashes." if everything else "What may crash or hang is left out (--all asks it, too).")
         )
-    done = probe(
-        target, questions, timeout=timeout, everything=everything, quick=quick,
-        progress=lambda question, outcome: _progress(question, outcome, len(questions), questions.index(question)),
-    )  # fmt: skip
-    results = done.write(path)
-    print(markdown(done), end="")
-    console.print(f"\n{len(results.cells)} cells of the capability table are settled in {path}")
-    if output is not None:
-        console.print(f"To use them: NPUMATMUL_PROBE_FILE={path}")
+    with working(lines=False) as bar:  # every question has its lines anyway
+        done = probe(
+            target, questions, timeout=timeout, everything=everything, quick=quick,
+            progress=lambda question, outcome: _progress(bar, questions, question, outcome),
+        )  # fmt: skip
+    if output == STANDARD:
+        say(markdown(done))
+        results = done.results()
+        write_output(STANDARD, results.to_json())
+    else:
+        path = output or default_path(target.soc, target.runtime, target.simulated)
+        results = done.write(path)
+        print(markdown(done), end="")
+        say(f"\n{len(results.cells)} cells of the capability table are settled in {path}")
+        if output is not None:
+            say(f"To use them: NPUMATMUL_PROBE_FILE={path}")
     if done.interrupted:
         raise KeyboardInterrupt
 
 
-def _progress(question: Question, outcome: Outcome | None, count: int, index: int) -> None:
+def _progress(bar: ProgressCallback, questions: list[Question], question: Question, outcome: Outcome | None) -> None:
+    index, count = questions.index(question), len(questions)
     if outcome is None:
-        console.print(f"[{index + 1:2}/{count}] {question.number} {question.text}")
+        say(f"[{index + 1:2}/{count}] {question.number} {question.text}")
+        bar(index, count, question.number)
     else:
         said = outcome.text if outcome.status == "answered" else f"{outcome.status}: {outcome.text}"
-        console.print(f"        {said} ({outcome.seconds:.1f} s)")
+        say(f"        {said} ({outcome.seconds:.1f} s)")

@@ -6,15 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
-from npumatmul.cli.files import read_text
-from npumatmul.cli.models import ProgressCallback, console, fetch_model, progress_bar
+from npumatmul.cli.files import STANDARD
+from npumatmul.cli.models import check_model, fetch_model, read_windows
+from npumatmul.cli.progress import ProgressCallback, working
+from npumatmul.cli.tables import Column, print_table
+from npumatmul.cli.terminal import results, say
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import NpuError
 from npumatmul.files.writing import check_target
-from npumatmul.llm import GGUFFile, GGUFTokenizer, Window, text_tokens, windows
+from npumatmul.llm import GGUFFile, LlamaConfig
 from npumatmul.llm.quantize import (
     LayerRecipe,
     QuantizedModel,
@@ -55,16 +56,21 @@ class Request:
 
 def quantize(request: Request) -> None:
     """Quantize, write the file, and say what it holds."""
+    if request.output == STANDARD:
+        raise ValueError("--output: a quantized model cannot be written to standard output; name a file")
+    if request.model is not None:
+        check_model(request.model)
     path = fetch_model() if request.model is None else request.model
     sources = (path, request.calibration, request.recipe_file)
     check_target(request.output, [source for source in sources if source is not None])
     device = None if request.portable else chip_device(request.chip)
-    with progress_bar() as progress:
-        model = _model(path, request, progress)
+    with working() as progress:
+        model, told = _model(path, request, progress)
         save_quantized(model, request.output, device=device, progress=progress)
     for note in model.notes:
-        console.print(f"note: {note}")
-    console.print(_summary(load_quantized(request.output), request.output))
+        if note not in told:
+            say(f"note: {note}")
+    _print_summary(load_quantized(request.output), request.output)
 
 
 def chip_device(soc: str | None) -> Device:
@@ -80,8 +86,8 @@ def chip_device(soc: str | None) -> Device:
     return current_device(f"sim:{soc}")
 
 
-def _model(path: Path, request: Request, progress: ProgressCallback | None) -> QuantizedModel:
-    """Quantize, or open what is quantized already, to be laid out anew."""
+def _model(path: Path, request: Request, progress: ProgressCallback) -> tuple[QuantizedModel, tuple[str, ...]]:
+    """Quantize, or open what is quantized already, to be laid out anew; and which of its notes were told meanwhile."""
     recipe = request.recipe
     if is_quantized(path):
         if recipe is not None:
@@ -89,43 +95,44 @@ def _model(path: Path, request: Request, progress: ProgressCallback | None) -> Q
                 f"{path} is quantized already; quantize the GGUF file that it was made of, or give no scheme, "
                 "and it is laid out for another chip"
             )
-        return load_quantized(path)
+        return load_quantized(path), ()
     if recipe is None:
         raise ValueError(f"{path} is not quantized yet: give --scheme or --recipe")
-    pieces = calibration_pieces(path, request.calibration, request.context, request.chunks)
-    if isinstance(recipe, Recipe):
-        if pieces or not layers_to_calibrate(path, recipe):
-            return quantize_model(path, recipe, pieces, progress=progress)
-        count = request.chunks
-        note = f"calibrated on a text that the model wrote itself: {count} windows of {request.context} tokens"
-        console.print(f"without --calibration the model is {note}")
-        pieces = own_text(path, count, request.context, progress=progress)
-        model = quantize_model(path, recipe, pieces, progress=progress)
-        return dataclasses.replace(model, notes=(*model.notes, note))
-    bits, kl = recipe.max_bits, recipe.max_kl
-    return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress)
-
-
-def calibration_pieces(path: Path, text: Path | None, context: int, chunks: int) -> list[Window]:
-    """Cut the calibration text into windows; none without a text."""
-    if text is None:
-        return []
+    text = request.calibration
+    pieces = [] if text is None else read_windows(path, text, request.context, limit=request.chunks)
+    if isinstance(recipe, Budget):
+        if not pieces:
+            raise ValueError("--scheme auto measures each layer on a text: give --calibration")
+        bits, kl = recipe.max_bits, recipe.max_kl
+        return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress), ()
+    if pieces or not layers_to_calibrate(path, recipe):
+        return quantize_model(path, recipe, pieces, progress=progress), ()
     with GGUFFile(path) as file:
-        tokenizer = GGUFTokenizer(file)
-    bos = tokenizer.bos_id if tokenizer.add_bos else None
-    return windows(text_tokens(tokenizer, read_text(text)), context, limit=chunks, bos_id=bos)
+        length = min(request.context, LlamaConfig.from_gguf(file).context_length)
+    note = f"calibrated on a text that the model wrote itself: {request.chunks} windows of {length} tokens"
+    say(f"without --calibration the model is {note}")
+    pieces = own_text(path, request.chunks, length, progress=progress)
+    model = quantize_model(path, recipe, pieces, progress=progress)
+    return dataclasses.replace(model, notes=(*model.notes, note)), (note,)
 
 
-def _summary(model: QuantizedModel, output: Path) -> Table:
+def _print_summary(model: QuantizedModel, output: Path) -> None:
     layout = "codes, for every chip" if model.soc is None else f"packed for {model.soc}"
-    table = Table(title=f"{output}: {output.stat().st_size / 1e6:.1f} MB, {layout}", title_justify="left")
-    table.add_column("scheme")
-    for heading in ("layers", "weights", "MB", "bits per weight"):
-        table.add_column(heading, justify="right")
     sizes: dict[str, list[tuple[int, int]]] = {}
     for layer in model.layers.values():  # once: layers of a file are read when they are asked for
         sizes.setdefault(layer.recipe.scheme, []).append((layer.shape[0] * layer.shape[1], layer.nbytes))
-    for scheme, each in [*sizes.items(), ("all", [size for part in sizes.values() for size in part])]:
-        weights, stored = (sum(column) for column in zip(*each, strict=True))
-        table.add_row(scheme, f"{len(each)}", f"{weights:,}", f"{stored / 1e6:.1f}", f"{8 * stored / weights:.2f}")
-    return table
+    everything = [size for part in sizes.values() for size in part]
+    sums = {name: [sum(column) for column in zip(*each, strict=True)] for name, each in sizes.items()}
+    sums["all"] = [sum(column) for column in zip(*everything, strict=True)]
+    counts = [*(len(each) for each in sizes.values()), len(everything)]
+    print_table(
+        results(),
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {layout}",
+        Column("scheme", list(sums), left=True),
+        [
+            Column("layers", [f"{count}" for count in counts]),
+            Column("bits per weight", [f"{8 * stored / weights:.2f}" for weights, stored in sums.values()]),
+            Column("MB", [f"{stored / 1e6:.1f}" for _, stored in sums.values()]),
+            Column("weights", [f"{weights:,}" for weights, _ in sums.values()]),
+        ],
+    )

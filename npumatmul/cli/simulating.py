@@ -14,30 +14,35 @@ import typer
 from npumatmul import sim
 from npumatmul.rknn.socs import DEFAULT_SOC
 
-app = typer.Typer(no_args_is_help=True, help="The simulator for programs that are linked with librknnrt.so.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="The simulator for programs that are linked with librknnrt.so.",
+)
 
 RuntimeOption = Annotated[str, typer.Option(help="The version of the vendor's runtime to simulate.")]
 
 
-@app.command("path")
+@app.command("path", short_help="Print the library's path.")
 def path_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
     """Print the path of the simulator's library."""
     typer.echo(sim.library_path(runtime))
 
 
-@app.command("include")
+@app.command("include", short_help="Print the folder of the C headers.")
 def include_command() -> None:
     """Print the folder of the C headers."""
     typer.echo(sim.include_path())
 
 
-@app.command("cflags")
+@app.command("cflags", short_help="Print what compiling needs.")
 def cflags_command() -> None:
     """Print what compiling needs: cc $(npumatmul sim cflags) -c program.c."""
     typer.echo(_for_the_shell(sim.compile_flags()))
 
 
-@app.command("libs")
+@app.command("libs", short_help="Print what linking needs.")
 def libs_command(runtime: RuntimeOption = sim.NEWEST_RUNTIME) -> None:
     """Print what linking needs: cc program.o $(npumatmul sim libs). The program runs by itself, and follows sim env."""
     typer.echo(_for_the_shell(sim.link_flags(runtime)))
@@ -48,7 +53,7 @@ def _for_the_shell(flags: list[str]) -> str:
     return " ".join(re.sub(r"([^\w@%+=:,./-])", r"\\\1", flag) for flag in flags)
 
 
-@app.command("env", context_settings={"allow_interspersed_args": False})
+@app.command("env", short_help="Run a program with the simulator.", context_settings={"allow_interspersed_args": False})
 def env_command(
     program: Annotated[
         list[str] | None, typer.Argument(help="The program and its arguments; without it the variables are printed.")

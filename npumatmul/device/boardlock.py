@@ -132,7 +132,7 @@ def _taken(path: Path) -> int | None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         with contextlib.suppress(OSError):
-            holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
+            holder = " ".join(os.pread(descriptor, 1000, 0).decode("utf-8", "replace").split())
         os.close(descriptor)
         if not isinstance(error, (BlockingIOError, PermissionError)):
             logger.warning("%s cannot be locked (%s): nothing keeps other processes off the NPU", path, error)
@@ -166,6 +166,12 @@ def _opened(path: Path) -> int:
 def _command() -> str:
     try:
         words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-        return b" ".join(words).decode("utf-8", "replace").strip()[:200]
+        return _one_line(b" ".join(words).decode("utf-8", "replace"))
     except OSError:
-        return " ".join(sys.argv)[:200]
+        return _one_line(" ".join(sys.argv))
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks, such as the program of ``python -c``, and not too long to be read."""
+    words = " ".join(text.split())
+    return words if len(words) <= 200 else f"{words[:200]}..."

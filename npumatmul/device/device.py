@@ -22,11 +22,15 @@ from npumatmul.device.leases import Lease
 from npumatmul.device.living import Living
 from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
+from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 
 __all__ = ["Device", "DeviceStats", "open_devices"]
 
 logger = logging.getLogger(__name__)
+
+#: What contexts of users, executors and products in place count.
+_COUNTED = ("run_calls", "set_io_mem_calls", "mem_sync_calls", "set_dynamic_shape_calls", "macs")
 
 
 class _Closable(Protocol):
@@ -121,6 +125,8 @@ class Device:
         self.simulated = self.runtime.simulated_soc() is not None
         self.chip: Chip = chip(self.discovery.soc)
         self.counters = DeviceStats()
+        #: Of the device's executors, which count for themselves.
+        self.reports: list[Report] = []
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
         self.released: deque[Sequence[ArenaBlock]] = deque()
@@ -428,15 +434,12 @@ class Device:
             self.check_usable()
             self.collect()
             self.session.collect()
-            mine, users = self.counters, self.session
+            counting = [self.counters, self.session, *self.reports]
+            counts = {name: sum(getattr(each, name) for each in counting) for name in _COUNTED}
+            conversions = self.counters.conversions + sum(each.conversions for each in self.reports)
+            contexts, descriptors, nbytes = self.session.resources()
             return DeviceStats(
-                mine.run_calls + users.run_calls,
-                mine.set_io_mem_calls + users.set_io_mem_calls,
-                mine.mem_sync_calls + users.mem_sync_calls,
-                mine.set_dynamic_shape_calls + users.set_dynamic_shape_calls,
-                mine.macs + users.macs,
-                mine.conversions,
-                *self.session.resources(),
+                **counts, conversions=conversions, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes
             )
 
     def close(self) -> None:

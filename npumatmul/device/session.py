@@ -93,6 +93,8 @@ class Session:
         Who holds contexts and memory for reuse.
     pid : int
         Of the process that opened it.
+    inherited : bool
+        Whether this process is a forked child of that one.
 
     Raises
     ------
@@ -112,6 +114,7 @@ class Session:
         self.peak = 0
         self.reclaimers: Living[Reclaimer] = Living()
         self.pid = os.getpid()
+        self.inherited = False
         self._anchors: dict[int, ContextEntry] = {}
         self._registry = Registry(runtime)
         try:
@@ -130,11 +133,6 @@ class Session:
 
     # ---- state -----------------------------------------------------------------------------------------------------
 
-    @property
-    def inherited(self) -> bool:
-        """Whether the process that opened it is this one's parent."""
-        return os.getpid() != self.pid
-
     def check_usable(self) -> None:
         """Raise `ClosedError` where the device was closed, or opened by the parent of a forked process.
 
@@ -144,7 +142,7 @@ class Session:
             raise self._loss(self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
-        if os.getpid() != self.pid:
+        if self.inherited:
             raise ClosedError(
                 f"the device {self.name} was opened by process {self.pid} and cannot be used after a fork; "
                 "open a Device (and pack weights) in the child, or start it with the 'spawn' method"
@@ -211,7 +209,7 @@ class Session:
                 logger.error("%s", self._loss(error))
             return self._loss(self._lost)
 
-    def _raise_if_lost(self, error: RknnError) -> None:
+    def raise_if_lost(self, error: RknnError) -> None:
         """Raise `DeviceLostError` where the device is gone."""
         failure = self.diagnosed(error)
         if failure is not error:
@@ -219,9 +217,9 @@ class Session:
 
     def _loss(self, first: RknnError) -> DeviceLostError:
         lost = DeviceLostError(
-            f"the device {self.name} is gone: the runtime neither allocates nor makes anything any more since this "
-            f"call failed: {first} What was on the device is lost. A new Device may work, with weights packed anew; "
-            "if not, the kernel's log (dmesg) may say why."
+            f"the device {self.name} is gone: {first.what}; since then the runtime does nothing any more, whatever it "
+            "is asked. What was on the device is lost. A new Device may work, with weights packed anew; if it does "
+            "not, the kernel's log (dmesg) may say why."
         )
         lost.__cause__ = first
         return lost
@@ -276,7 +274,7 @@ class Session:
                         logger.info("%s: memory of IOMMU domain %d is used from now on", self.name, domain)
                 except NO_ROOM as error:  # descriptors and memory are limited per process
                     if domain and isinstance(error, RknnError):
-                        self._raise_if_lost(error)
+                        self.raise_if_lost(error)
                     if not self.spare_context():
                         raise
             return entry.value
@@ -328,7 +326,7 @@ class Session:
             try:
                 self.runtime.create_mem(entry.ctx, entry.size, entry)
             except RknnError as error:
-                self._raise_if_lost(error)
+                self.raise_if_lost(error)
                 if not self.reclaim(entry.domain):
                     raise
                 self.runtime.create_mem(entry.ctx, entry.size, entry)
@@ -428,7 +426,7 @@ class Session:
                     ),
                 )
             except RknnError as error:
-                self._raise_if_lost(error)
+                self.raise_if_lost(error)
                 raise
             memory.address = int(pointer.contents.virt_addr) + int(pointer.contents.offset)
             return memory
@@ -455,7 +453,7 @@ class Session:
             try:
                 return handle, self._make(entry, handle, create)
             except RknnError as error:
-                self._raise_if_lost(error)
+                self.raise_if_lost(error)
                 raise
 
     # ---- giving back -----------------------------------------------------------------------------------------------
@@ -599,12 +597,13 @@ class Session:
             self.closed = True
             return
         with self.lock:
-            if not self.closed or self._lost is not None:
-                with self.guard:
+            with self.guard:
+                if not self.closed:
                     self.check_closable(keep_viewed)
+                if not self.closed or self._lost is not None:
                     self.leases.check_idle(self.name)
-                    self.closed = True
-                logger.info("closing %s", self.name)
+                    logger.info("closing %s", self.name)
+                self.closed = True
             # for the second time, too: an interrupt may have come in the first one
             refused = self._destroy_all()
             self._drop_anchors()
@@ -648,6 +647,15 @@ def _memory_of(entry: MemoryEntry) -> Memory | None:
 
 
 _open_sessions: Living[Session] = Living()
+
+
+def _inherit_sessions() -> None:
+    """In a forked child: what was open before is the parent's."""
+    for session in list(_open_sessions):
+        session.inherited = True
+
+
+os.register_at_fork(after_in_child=_inherit_sessions)
 
 
 @atexit.register

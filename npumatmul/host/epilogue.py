@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes as C
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from npumatmul.host.arrays import address_of
 from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, finish
-from npumatmul.host.kernels import address_of
 
 __all__ = ["FUNCTIONS", "Epilogue"]
 
@@ -33,7 +34,6 @@ ELEMENTS: dict[np.dtype[Any], Element] = {
 }
 _F32 = np.dtype(np.float32)
 _NO_LIMITS = (-math.inf, math.inf)
-_NO_MATRIX = Matrix()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Epilogue:
         if np.dtype(self.dtype) not in ELEMENTS:
             raise TypeError(f"epilogue: the result can be float32, float16 or bfloat16, not {np.dtype(self.dtype)}")
 
-    @property
+    @cached_property
     def does_nothing(self) -> bool:
         """Whether the result is only cast."""
         nothing = self.bias is None and self.multiply is None and self.residual is None
@@ -165,48 +165,46 @@ class PlacedEpilogue:
         If an operand's dtype or shape does not fit.
     """
 
-    def __init__(
-        self, epilogue: Epilogue, out: NDArray[Any], bias: ArrayLike | None = None, *, fresh: bool = False
-    ) -> None:
+    def __init__(self, epilogue: Epilogue, out: NDArray[Any], bias: Any = None, *, fresh: bool = False) -> None:
         self.reads_out = False
-        self._operands: list[NDArray[Any]] = []  # what stands in the struct as a bare address
         bias = epilogue.bias if bias is None else bias
-        multiply, residual = epilogue.multiply, epilogue.residual
-        self.struct = EpilogueStruct(
-            epilogue.scale,
-            None if bias is None else self._bias(bias, out, fresh),
-            FUNCTIONS[epilogue.activation],
-            _NO_MATRIX if multiply is None else self._matrix("multiply", multiply, out, fresh),
-            _NO_MATRIX if residual is None else self._matrix("residual", residual, out, fresh),
-            *(_NO_LIMITS if epilogue.clip is None else epilogue.clip),
-        )
-        self.pointer = C.pointer(self.struct)
+        self.struct = struct = EpilogueStruct(epilogue.scale, None, FUNCTIONS[epilogue.activation])
+        struct.low, struct.high = _NO_LIMITS if epilogue.clip is None else epilogue.clip
+        self._operands = operands = [bias]  # what stands in the struct as a bare address
+        if bias is not None:
+            usual = fresh and type(bias) is np.ndarray and bias.dtype == _F32 and bias.flags.c_contiguous
+            if not usual or bias.shape != out.shape[1:]:
+                operands[0] = bias = self._bias(bias, out)
+            struct.bias = address_of(bias)
+        for name in ("multiply", "residual"):
+            matrix: Any = getattr(epilogue, name)
+            if matrix is not None:
+                usual = fresh and type(matrix) is np.ndarray and matrix.dtype in ELEMENTS
+                if not usual or matrix.shape != out.shape or not (matrix.flags.c_contiguous and matrix.flags.aligned):
+                    matrix = self._matrix(name, matrix, out)
+                operands.append(matrix)
+                setattr(struct, name, Matrix(address_of(matrix), matrix.strides[0], ELEMENTS[matrix.dtype]))
+        self.pointer = C.pointer(struct)
 
-    def _bias(self, given: ArrayLike, out: NDArray[Any], fresh: bool) -> int:
-        bias = given if type(given) is np.ndarray and given.dtype in ELEMENTS else _float_array("bias", given)
+    def _bias(self, given: ArrayLike, out: NDArray[Any]) -> NDArray[np.float32]:
+        bias = _float_array("bias", given)
         if bias.shape != out.shape[1:]:
             raise ValueError(f"epilogue: bias has shape {bias.shape}, the result has N = {out.shape[1]} columns")
         if bias.dtype != _F32 or not bias.flags.c_contiguous:
             bias = np.ascontiguousarray(bias, _F32)
-        if not fresh and np.may_share_memory(bias, out):
-            bias = bias.copy()
-        self._operands.append(bias)
-        return address_of(bias)
+        return bias.copy() if np.may_share_memory(bias, out) else bias
 
-    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any], fresh: bool) -> Matrix:
-        array = given if type(given) is np.ndarray and given.dtype in ELEMENTS else _float_array(name, given)
+    def _matrix(self, name: str, given: ArrayLike, out: NDArray[Any]) -> NDArray[Any]:
+        array = _float_array(name, given)
         if array.shape != out.shape:
             raise ValueError(f"epilogue: {name} has shape {array.shape}, the result has {out.shape}")
-        if not fresh:
-            itself = (address_of(array), array.strides, array.dtype) == (address_of(out), out.strides, out.dtype)
-            if itself:
-                self.reads_out = True
-            elif np.may_share_memory(array, out):
-                array = array.copy()
+        if (address_of(array), array.strides, array.dtype) == (address_of(out), out.strides, out.dtype):
+            self.reads_out = True
+        elif np.may_share_memory(array, out):
+            array = array.copy()
         if array.strides[1] != array.itemsize or not array.flags.aligned or array.strides[0] % array.itemsize:
             array = np.ascontiguousarray(array)
-        self._operands.append(array)
-        return Matrix(address_of(array), array.strides[0], ELEMENTS[array.dtype])
+        return array
 
 
 def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:

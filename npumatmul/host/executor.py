@@ -262,7 +262,7 @@ class Call(C.Structure):
 
 
 class Report(C.Structure):
-    """`npumm_report`: what the executor did and where it stopped."""
+    """`npumm_report`: where the last call stopped, and what all calls did."""
 
     _fields_ = (
         ("step", C.c_int),
@@ -277,6 +277,7 @@ class Report(C.Structure):
         ("mem_sync_calls", C.c_uint64),
         ("set_dynamic_shape_calls", C.c_uint64),
         ("macs", C.c_uint64),
+        ("conversions", C.c_uint64),
     )
 
 
@@ -366,10 +367,14 @@ class Executor:
     ----------
     lease : weakref or None
         Whose it is.
+    report : Report
+        What the last call met, and what all did.
     """
 
     def __init__(self) -> None:
         self.lease: weakref.ref[Any] | None = None
+        self.report = Report()
+        self._closed = False
         library = _library()
         self._address = library.npumm_executor_create()
         if not self._address:
@@ -378,12 +383,14 @@ class Executor:
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 
-    def execute(self, placed: PlacedMatmul, call: Call, report: Report) -> int:
-        """Run a placed matmul; the report says what happened."""
-        if not self._finalizer.alive:
+    def execute(self, placed: PlacedMatmul, call: Call) -> int:
+        """Run a placed matmul; zero, or the code that is in the report."""
+        if self._closed:
             raise ClosedError("the executor is closed")
-        return int(self._execute(self._address, placed, call, report))
+        code: int = self._execute(self._address, placed, call, self.report)
+        return code
 
     def close(self) -> None:
         """End the threads. Closing twice is allowed."""
+        self._closed = True
         self._finalizer()

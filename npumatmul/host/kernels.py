@@ -169,17 +169,6 @@ def instruction_set() -> str:
     return str(library().npumm_instruction_set().decode())
 
 
-_byte, _address = C.c_char.from_buffer, C.addressof
-
-
-def address_of(array: NDArray[Any]) -> int:
-    """Address of the first element: as ``array.ctypes.data``, in a fraction of its time for arrays that allow it."""
-    try:
-        return _address(_byte(array))  # type: ignore[arg-type]
-    except (TypeError, ValueError, BufferError):  # read-only, strided, without elements, or of no type that C has
-        return int(array.ctypes.data)
-
-
 def pack(
     tiling: Tiling,
     conversion: Conversion,

@@ -4,25 +4,31 @@ Load a GGUF file with `load_model`, passing the function that turns a weight int
 continue a prompt with `generate`. `model` is the whole computation in one file.
 """
 
-from npumatmul.llm.files.demo_model import fetch_demo_model
-from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
-from npumatmul.llm.measure.evaluation import (
-    Estimate,
-    Evaluation,
-    Window,
-    evaluate,
-    evaluate_models,
-    text_tokens,
-    windows,
-)
-from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
-from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
-from npumatmul.llm.run.chat import ChatTemplate, control_texts
-from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
-from npumatmul.llm.run.sampling import Sampler, SamplingOptions
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
+from npumatmul.extras import explain_missing
+
+try:
+    from npumatmul.llm.files.demo_model import fetch_demo_model
+    from npumatmul.llm.files.gguf import GGUFFile
+    from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
+    from npumatmul.llm.measure.evaluation import (
+        Estimate,
+        Evaluation,
+        Window,
+        evaluate,
+        evaluate_models,
+        text_tokens,
+        windows,
+    )
+    from npumatmul.llm.models.config import LlamaConfig
+    from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+    from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.run.chat import ChatTemplate, control_texts
+    from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
+    from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
+except ModuleNotFoundError as error:
+    explain_missing(error, "npumatmul.llm")
+    raise
 
 __all__ = [
     "Block",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import ArrayLike, DTypeLike
@@ -58,6 +59,11 @@ def linear(
     array([[0., 1.],
            [0., 1.]], dtype=float32)
     """
-    epilogue = None if activation is None else Epilogue(activation=activation)
+    epilogue = None if activation is None else _applying(activation)
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     return matmul(x, w, dtype=dtype, epilogue=epilogue, bias=bias, **how)
+
+
+@lru_cache(maxsize=32)
+def _applying(activation: str) -> Epilogue:
+    return Epilogue(activation=activation)

@@ -31,7 +31,6 @@ from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.foreign import OWN, of_others
-from npumatmul.ops.operators import operators
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
@@ -180,9 +179,6 @@ def matmul(
         assert isinstance(b, PackedWeight)
         remember(b, asked, product.prepared)
     return result
-
-
-operators.matmul = matmul
 
 
 def matmul_async(

@@ -1,6 +1,6 @@
 """What methods of weights and arrays call that is itself made of weights and arrays.
 
-The modules that define it say so here, so that the classes need not import what is built on them.
+The package puts it here when it is imported, so that the classes need not import what is built on them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Operators:
     """
 
     matmul: Callable[..., Any]
+    save_packed: Callable[..., None]
     call_ufunc: Callable[..., Any]
     call_function: Callable[..., Any]
-    save_packed: Callable[..., None]
 
 
 #: The one instance.

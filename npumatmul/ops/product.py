@@ -147,22 +147,20 @@ class Product:
             `out`, or a new one.
         """
         program = self._program
-        if (
-            out is not None
-            or program is None
-            or (bias is not None and not self._floats)
-            or isinstance(a, DeferredResult)
-        ):
+        if out is not None:
             return self._compute_into(a, out, epilogue, bias, owned)
-        rows = a
-        if isinstance(a, np.ndarray):
-            rows = a if a.shape == self._rows else a.reshape(self._rows)
-            for step in self._steps:
-                rows = step(rows)
-            if rows.dtype != self._reads:
-                rows = rows.astype(self._reads)
         place: NDArray[Any] = np.empty(self._matrix, self.dtype)
-        program.multiply(rows, place, epilogue, bias, fresh=True)
+        if program is None or (bias is not None and not self._floats):
+            self._add(a, place, epilogue, bias, fresh=True)
+        else:
+            rows = a
+            if isinstance(a, np.ndarray):
+                rows = a if a.shape == self._rows else a.reshape(self._rows)
+                for step in self._steps:
+                    rows = step(rows)
+                if rows.dtype != self._reads:
+                    rows = rows.astype(self._reads)
+            program.multiply(rows, place, epilogue, bias, fresh=True)
         return place if self._flat else place.reshape(self.shapes.result)
 
     def _compute_into(
@@ -174,28 +172,36 @@ class Product:
         owned: bool,
     ) -> NDArray[Any]:
         place = checked_out(out, self.shapes.result, self.dtype, self.shapes.core)
-        direct = None
+        assert place is not None
+        rows = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
-        if place is not None and (owned or self._any_value):
+        if owned or self._any_value:
             read = [each for each in (a, bias, *_read(epilogue)) if isinstance(each, np.ndarray)]
             direct = in_place(place, self.shapes.full, self.dtype, *read)
-        rows = None if direct is None else as_rows(direct)
-        fresh = rows is None
+            rows = None if direct is None else as_rows(direct)
         if rows is None:
-            rows = np.empty(self._matrix, self.dtype)
-        elif isinstance(a, np.ndarray) and np.may_share_memory(a, rows):
+            place[...] = self.compute(a, None, epilogue, bias)
+            return place
+        if isinstance(a, np.ndarray) and np.may_share_memory(a, rows):
             a = a.copy()
-        if self.dtype == _I32:
-            self.into(a, rows, fresh=fresh)
-            if bias is not None:
-                rows += np.asarray(bias)
-        else:
-            self.into(a, rows, epilogue, bias, fresh=fresh)
-        if place is None:
-            return rows.reshape(self.shapes.result)
-        if fresh:
-            place[...] = rows.reshape(self.shapes.result)
+        self._add(a, rows, epilogue, bias)
         return place
+
+    def _add(
+        self,
+        a: NDArray[Any] | DeferredResult,
+        place: NDArray[Any],
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """As `into`; a bias of integers is added afterwards."""
+        if self._floats or bias is None:
+            self.into(a, place, epilogue, bias, fresh=fresh)
+        else:
+            self.into(a, place, epilogue, fresh=fresh)
+            place += np.asarray(bias)
 
     def into(
         self,

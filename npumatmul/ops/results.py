@@ -52,7 +52,7 @@ def checked_out(
         raise ValueError(f"{function}: out has shape {out.shape}, the result has {shape}")
     if not out.flags.writeable:
         raise ValueError(f"{function}: out is read-only")
-    if not np.can_cast(dtype, out.dtype, "same_kind"):
+    if out.dtype != dtype and not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(
             f"{function}: the result is {dtype} and cannot be cast to the {out.dtype} of out by 'same_kind'"
         )

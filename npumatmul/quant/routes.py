@@ -9,13 +9,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from npumatmul.chips import CHIPS, NEWEST_RUNTIME, Chip
+from npumatmul.chips import CHIPS, NEWEST_RUNTIME, OLDEST_RUNTIME, Chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.host.activation import Activation
 from npumatmul.host.kernels import Conversion, RowScaling
 from npumatmul.quant.params import Granularity
 from npumatmul.quant.schemes import FLOATS, SCHEMES, Scheme
+from npumatmul.rknn.differences import type_since
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["Route", "route_for"]
@@ -117,7 +118,11 @@ def route_for(scheme: Scheme, chip: Chip, runtime: RuntimeVersion = NEWEST_RUNTI
     way = _way(scheme, chip, runtime)
     if way is None:
         wanted = _ways(scheme)[0].mm_type
-        there = [soc for soc, other in CHIPS.items() if _way(scheme, other, NEWEST_RUNTIME) is not None]
+        there = [
+            f"{soc} from runtime {oldest} on"
+            for soc, other in CHIPS.items()
+            if (oldest := _oldest_runtime(scheme, other)) is not None
+        ]
         here = [name for name, other in SCHEMES.items() if _way(other, chip, runtime) is not None]
         raise DeviceError(
             f"scheme {scheme.name!r} needs the matmul type {wanted.name}, which {chip.soc} under runtime {runtime} "
@@ -140,6 +145,12 @@ def _way(scheme: Scheme, chip: Chip, runtime: RuntimeVersion) -> _Way | None:
         if has:
             return way
     return None
+
+
+def _oldest_runtime(scheme: Scheme, chip: Chip) -> RuntimeVersion | None:
+    """The first runtime under which a chip computes a scheme, or None."""
+    versions = sorted({OLDEST_RUNTIME, *(type_since(mm_type.code) for mm_type in MatmulType)})
+    return next((version for version in versions if _way(scheme, chip, version) is not None), None)
 
 
 def _supported(chip: Chip, mm_type: MatmulType, runtime: RuntimeVersion) -> bool:

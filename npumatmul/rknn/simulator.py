@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "foreign": ("accept", "refuse"),
     "contexts": None,
     "domain_bytes": None,
+    "driver": ("ok", "old", "missing"),
     "faults": None,
     "trace": None,
 }

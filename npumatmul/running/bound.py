@@ -48,6 +48,11 @@ class BoundProgram:
         Each once.
     c_bytes : list of int
         Bytes of C of each range of rows.
+    struct : PlacedMatmul
+    executor : Executor
+        That of the last call, or of the one that is going on.
+    call : Call
+        For whoever acquired it, with all but the addresses of `a` and `out`.
     """
 
     def __init__(
@@ -57,9 +62,10 @@ class BoundProgram:
         weight: StoredWeight,
         activation: Activation,
         contexts: Sequence[PooledContext],
+        call: Call,
     ) -> None:
+        self.call = call
         self._placement, self._plan, self._domain = placement, plan, weight.domain
-        self._device = weight.device
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
@@ -68,15 +74,14 @@ class BoundProgram:
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
         #: Those of the last call, of A and of C.
         self._buffers: tuple[Memory, ...] = ()
-        self._executor: Executor | None = None
-        self._report = executor.Report()
+        self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
         self._a_count = a_count * (plan.cores if plan.range_cores else 1)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._refers_to = slices, activation
         low_first = contexts[0].int4_low_nibble_first
-        self._struct = executor.PlacedMatmul(
+        self.struct = executor.PlacedMatmul(
             C.pointer(placement.functions),
             activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
             RESULT_TYPE[w.mm_type.c],
@@ -127,45 +132,29 @@ class BoundProgram:
             holder = None if held is None else held()
             if (holder is not None and not holder.over) or memory.retired:
                 same = False
-        own = self._executor
-        held = None if own is None else own.lease
+        held = self.executor.lease
         holder = None if held is None else held()
-        if not same or own is None or (holder is not None and not holder.over):
+        if not same or (holder is not None and not holder.over):
             self.acquire_others(lease)
             return True
-        own.lease = ref
+        self.executor.lease = ref
         for memory in self._buffers:
             memory.lease = ref
         return True
 
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
-        placement, struct = self._placement, self._struct
+        placement, struct = self._placement, self.struct
         self._buffers = ()  # until the struct refers to others, for an interrupt may come before
-        self._executor = placement.executors.acquire(lease, Executor)
+        self.executor = placement.executor(lease)
         a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
         c = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
         struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
         self._buffers = (*a, *c)
 
-    def run(self, call: Call) -> int:
-        """Run a call; zero, or the code of a failure."""
-        own, report = self._executor, self._report
-        assert own is not None
-        code = own.execute(self._struct, call, report)
-        with self._device.lock:
-            counters = self._device.counters
-            counters.run_calls += report.run_calls
-            counters.set_io_mem_calls += report.set_io_mem_calls
-            counters.set_dynamic_shape_calls += report.set_dynamic_shape_calls
-            counters.mem_sync_calls += report.mem_sync_calls
-            counters.macs += report.macs
-            counters.conversions += 1 if call.out_deferred else 2  # `a`, or a deferred result, into A; C into `out`
-        return code
-
     def failure(self, repeated: bool) -> NpuError:
         """What went wrong in the last call."""
-        report, plan = self._report, self._plan
+        report, plan = self.executor.report, self._plan
         step, code = Step(report.step), int(report.code)
         if code == kernels.NOT_FINITE:
             return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from npumatmul.device.session import Memory
 from npumatmul.errors import NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
-from npumatmul.host.executor import DeferredStruct, Element, ResultType
+from npumatmul.host.executor import Call, Element, ResultType
 from npumatmul.host.kernels import Conversion, RowScaling
 from npumatmul.running.deferred import DeferredResult, Tiles
 from npumatmul.running.stored import StoredWeight
@@ -105,13 +106,19 @@ class Deferral:
     """A result that is to be deferred: what it is made of when contexts and plan are known."""
 
     def __init__(
-        self, shape: tuple[int, int], dtype: np.dtype[Any], epilogue: Epilogue | None, weight: StoredWeight
+        self,
+        call: Call,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        epilogue: Epilogue | None,
+        weight: StoredWeight,
     ) -> None:
+        self._call = call
         self._asked = shape, dtype, epilogue
         self._weight = weight
         self.result: DeferredResult | None = None
 
-    def prepare(self, tiles: Tiles, c_bytes: Sequence[int], workspace: Workspace) -> DeferredStruct:
+    def prepare(self, tiles: Tiles, c_bytes: Sequence[int], workspace: Workspace) -> None:
         """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
         self.result, lease = None, Lease()
         memories: list[Memory] = []
@@ -122,4 +129,4 @@ class Deferral:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
         self.result = DeferredResult(*self._asked, tiles, memories, self._weight.slices, lease)
-        return self.result.struct
+        self._call.out_deferred = C.pointer(self.result.struct)

@@ -321,6 +321,7 @@ def _multiply(a: Rows, m: int, weight: StoredWeight, mm_type: MatmulType, out: R
             raise
         if failed is None:
             break
+        device.session.raise_if_lost(failed)
         if first is not None:
             hint = f"It failed before, its context was made anew and all was repeated, in vain ({', '.join(broken)})."
             where = {**failed.arguments, "matmul": f"({m}, {plan.k}) @ ({plan.k}, {plan.n})"}

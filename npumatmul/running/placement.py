@@ -10,7 +10,7 @@ from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Spares
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError
-from npumatmul.host import executor
+from npumatmul.host.executor import Executor, RuntimeFunctions
 from npumatmul.running.core_threads import CoreThreads
 from npumatmul.running.pool import ContextPool
 from npumatmul.running.workspace import Workspace
@@ -27,7 +27,6 @@ class Placement:
     ----------
     contexts : ContextPool
     workspace : Workspace
-    executors : Spares of Executor
     functions : RuntimeFunctions
         The runtime's, for executors.
     has_cores : bool
@@ -39,11 +38,11 @@ class Placement:
         self.has_cores = device.chip.has_core_mask
         self.contexts = ContextPool(device.session)
         self.workspace = Workspace(device.session)
-        self.executors: Spares[executor.Executor] = Spares()
+        self._executors: Spares[Executor] = Spares()
         self._core_threads: Spares[CoreThreads] = Spares()
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
-        self.functions = executor.RuntimeFunctions(*map(address, names))
+        self.functions = RuntimeFunctions(*map(address, names))
         device.session.reclaimers.add(self)
 
     @classmethod
@@ -51,15 +50,28 @@ class Placement:
         """The placement of a device."""
         return device.attached(cls, cls)
 
+    def executor(self, lease: Lease) -> Executor:
+        """An executor, until the lease is over."""
+        return self._executors.acquire(lease, self._make_executor)
+
+    def _make_executor(self) -> Executor:
+        made = Executor()
+        self._living_device().reports.append(made.report)
+        return made
+
+    def _living_device(self) -> Device:
+        device = self._device()
+        if device is None:
+            raise ClosedError("the device is gone")
+        return device
+
     def static_contexts(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
         """Contexts of one shape each, until the lease is over."""
         return self.contexts.static(specs, lease)
 
     def core_threads(self, lease: Lease) -> CoreThreads:
         """Threads for further cores, until the lease is over."""
-        device = self._device()
-        if device is None:
-            raise ClosedError("the device is gone")
+        device = self._living_device()
         return self._core_threads.acquire(lease, lambda: CoreThreads(device))
 
     def spare_one(self) -> bool:
@@ -73,7 +85,7 @@ class Placement:
 
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
-        self.executors.close()
+        self._executors.close()
         self._core_threads.close()
         self.workspace.clear()
         self.contexts.clear()

@@ -62,6 +62,7 @@ class ContextPool:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._contexts: dict[_Key, list[PooledContext]] = {}
+        self._held = 0  # how many there are: other pools ask without this one's lock
         #: A clock: each use is an instant of its own.
         self.uses = 0
         self._limit = _kept_most(session.chip.memory)
@@ -73,7 +74,7 @@ class ContextPool:
         _pools.add(self)
 
     def __len__(self) -> int:
-        return sum(map(len, self._contexts.values()))
+        return 0 if self._session.closed or self._session.inherited else self._held
 
     def static(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
         """Contexts of one shape each, leased."""
@@ -129,6 +130,7 @@ class ContextPool:
                 else:
                     context = MatmulContext(self._session, spec)
                 self._contexts.setdefault(key, []).append(context)
+                self._held += 1
                 return context
             except (RknnError, LayoutMismatchError, NpuMemoryError) as error:
                 if buckets and _is_about_shapes(error) and self._works(spec):
@@ -148,21 +150,20 @@ class ContextPool:
         return True
 
     def _make_room(self, missing: int) -> None:
-        """Destroy the least recently used contexts until so many more fit."""
-        beyond = len(self) + missing - self._limit if missing else 0
-        for key, context in self._spares() if beyond > 0 else ():
-            if beyond <= 0:
+        """Destroy least recently used contexts, of the pool in the process that has most, until so many more fit."""
+        if not missing:
+            return
+        for _ in range(sum(map(len, _pools)) + missing - self._limit):
+            largest_first = sorted(_pools, key=len, reverse=True)
+            if not any(pool.spare_one() if pool is self else pool.spare() for pool in largest_first):
                 return
-            logger.debug("destroying the least recently used context %s", key[0])
-            self._destroy(key, context)
-            beyond -= 1
 
     def spare_one(self) -> bool:
         """Destroy the least recently used context that is idle, if there is one."""
         spares = self._spares()
         if spares:
             key, context = spares[0]
-            logger.info("no further context can be created; destroying %s", key[0])
+            logger.debug("destroying the least recently used context %s", key[0])
             self._destroy(key, context)
         return bool(spares)
 
@@ -194,6 +195,7 @@ class ContextPool:
     def _destroy(self, key: _Key, context: PooledContext) -> None:
         copies = self._contexts[key]
         copies.remove(context)
+        self._held -= 1
         if not copies:
             del self._contexts[key]
         context.struct.broken = 1  # for whoever had it: it is not to be used again

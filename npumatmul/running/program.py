@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from os import getpid
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +13,9 @@ from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
+from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Call, Element
-from npumatmul.host.kernels import address_of
 from npumatmul.planning.product import plan_matmul
 from npumatmul.rknn import MatmulLayout
 from npumatmul.running.bound import BoundProgram
@@ -104,6 +103,8 @@ class Program:
         ------
         RknnError
             If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        DeviceLostError
+            If it fails because the device is gone.
         NotFiniteError
             If a row that has to be quantized holds an inf or nan.
         ClosedError
@@ -113,20 +114,22 @@ class Program:
         """
         if not fresh:
             check_place(out, self._result, self._dtype)
-        call, after = Call(), None
+        call: Call | None = None
+        after: PlacedEpilogue | None = None
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
             after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
-            call.out_is_read, call.epilogue = after.reads_out, after.pointer
-        if isinstance(a, np.ndarray) and a.shape == self._rows and a.dtype == self._reads:
-            call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
-        else:
-            call.a_deferred = self._source(a)
-        call.out, call.out_row_stride, call.out_type = address_of(out), out.strides[0], self._element
-        failed = self._attempt(call, out)
+        if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
+            call = self._call(a)
+            call.out, call.out_row_stride = address_of(out), out.strides[0]
+            if after is not None:
+                call.out_is_read, call.epilogue = after.reads_out, after.pointer
+        elif a.shape != self._rows or a.dtype != self._reads:
+            self._refuse(a)
+        failed = self._attempt(call, a, out)
         if failed is not None:
-            self._repeat(failed, call, out)
+            self._repeat(failed, call, a, out)
 
     def defer(self, a: NDArray[Any] | DeferredResult, epilogue: Epilogue | None = None) -> DeferredResult | None:
         """As `multiply`, but leave the result in C, to be finished when it is read, or on its way into the next A.
@@ -147,39 +150,62 @@ class Program:
         RknnError, NotFiniteError, ClosedError, ValueError, TypeError
             As `multiply`.
         """
-        call = Call(out_type=self._element)
-        if isinstance(a, np.ndarray) and a.shape == self._rows and a.dtype == self._reads:
-            call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
-        else:
-            call.a_deferred = self._source(a)
-        deferral = Deferral(self._result, self._dtype, epilogue, self._weight)
+        call = self._call(a)
+        deferral = Deferral(call, self._result, self._dtype, epilogue, self._weight)
         try:
-            failed = self._attempt(call, None, deferral)
+            failed = self._attempt(call, a, None, deferral)
             if failed is not None:
-                self._repeat(failed, call, None, deferral)
+                self._repeat(failed, call, a, None, deferral)
         except NoRoomError:
             return None
         return deferral.result
 
-    def _source(self, a: NDArray[Any] | DeferredResult) -> Any:
-        """A deferred result as the left operand."""
+    def _call(self, a: NDArray[Any] | DeferredResult) -> Call:
+        """A call for a left operand, without a place for the result."""
+        call = Call(out_type=self._element)
+        fits = a.dtype == self._reads
+        if isinstance(a, DeferredResult):
+            fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
+            call.a_deferred = C.pointer(a.struct)
+        else:
+            call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
+        if a.shape != self._rows or not fits:
+            self._refuse(a)
+        return call
+
+    def _plain_call(self) -> Call:
+        """A call for rows that stand one behind the other, without addresses."""
+        call = Call(out_type=self._element)
+        call.a_col_stride = self._reads.itemsize
+        call.a_row_stride, call.out_row_stride = (
+            self._rows[1] * self._reads.itemsize,
+            self._result[1] * self._dtype.itemsize,
+        )
+        return call
+
+    def _refuse(self, a: NDArray[Any] | DeferredResult) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
-        widened = self._reads == np.float32 and a.dtype in ELEMENTS
-        if not isinstance(a, DeferredResult) or (a.dtype != self._reads and not widened):
-            raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")
-        return C.pointer(a.struct)
+        raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")
 
     def _attempt(
-        self, call: Call, out: NDArray[Any] | None, deferral: Deferral | None = None, *, repeated: bool = False
+        self,
+        call: Call | None,
+        a: Any,
+        out: Any,
+        deferral: Deferral | None = None,
+        *,
+        repeated: bool = False,
     ) -> RknnError | None:
         """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
+
+        Without a `call`, rows of `a`, and of `out`, stand one behind the other, and there is no epilogue.
 
         It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
         it is over the weight keeps its memory, whoever closes it.
         """
         weight, device, session = self._weight, self._device, self._session
-        if getpid() != session.pid:  # before the lock, which may be held for ever in a forked child
+        if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
             session.check_usable()
         leases, waiting = session.leases, None
         try:
@@ -198,19 +224,30 @@ class Program:
                         others = leases.enter(lease)
                         if not others:
                             try:
-                                bound = self._acquire(lease)
+                                if device.weights.unsynchronised:
+                                    device.weights.flush()
+                                for each in self._bound:
+                                    if each.acquire(lease):
+                                        bound = each
+                                        break
+                                else:
+                                    bound = self._bind(lease)
                                 if deferral is not None:
-                                    call.out_deferred = C.pointer(
-                                        deferral.prepare(bound.tiles, bound.c_bytes, self._placement.workspace)
-                                    )
+                                    deferral.prepare(bound.tiles, bound.c_bytes, self._placement.workspace)
                             except NO_ROOM as error:
                                 bound, waiting = None, waiting or Waiting(session)
                                 waiting.no_room(error, lease, ended)
                     if bound is not None:
-                        if bound.run(call) == 0:
+                        if call is not None:
+                            ready = call
+                        else:
+                            ready = bound.call
+                            ready.a, ready.out = address_of(a), address_of(out)
+                        if bound.executor.execute(bound.struct, ready) == 0:
                             return None
                         failed = bound.failure(repeated)
                         if not repeated and bound.broken and isinstance(failed, RknnError):
+                            session.raise_if_lost(failed)
                             return failed
                         raise failed
                 finally:
@@ -218,28 +255,33 @@ class Program:
                     leases.leave(lease)
                 waiting = waiting or Waiting(session)
                 waiting.wait(others)
+        except RknnError as error:
+            session.raise_if_lost(error)
+            raise
         finally:
             if waiting is not None:
                 waiting.end()
 
-    def _repeat(self, first: RknnError, call: Call, out: NDArray[Any] | None, deferral: Deferral | None = None) -> None:
+    def _repeat(
+        self,
+        first: RknnError,
+        call: Call | None,
+        a: Any,
+        out: Any,
+        deferral: Deferral | None = None,
+    ) -> None:
         """Repeat a call whose contexts broke: they are made anew."""
         try:
-            self._attempt(call, out, deferral, repeated=True)
+            self._attempt(call, a, out, deferral, repeated=True)
         except NpuError as error:
             raise error from first
 
-    def _acquire(self, lease: Lease) -> BoundProgram:
-        """All that a call needs, leased."""
-        if self._device.weights.unsynchronised:
-            self._device.weights.flush()
-        for bound in self._bound:
-            if bound.acquire(lease):
-                return bound
+    def _bind(self, lease: Lease) -> BoundProgram:
+        """The program bound once more: those that there are are in use or broken."""
         contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
-        bound = BoundProgram(self._placement, self._plan, self._weight, self._activation, contexts)
-        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
+        bound = BoundProgram(self._placement, self._plan, self._weight, self._activation, contexts, self._plain_call())
         bound.acquire_others(lease)
+        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound
 
     def _tiles(self) -> list[TileShape]:

@@ -16,7 +16,7 @@ from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Turn
 from npumatmul.device.session import NO_ROOM, Memory
-from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.errors import ClosedError, NpuMemoryError, RknnError
 from npumatmul.planning.product import Span, WeightPlan
 
 _Prepared = TypeVar("_Prepared")
@@ -215,6 +215,9 @@ class StoredWeight:
                     turn.wait(others)
                 else:
                     leases.wait_for(in_the_way)
+        except RknnError as error:
+            session.raise_if_lost(error)
+            raise
         finally:
             if turn is not None:
                 turn.over = True

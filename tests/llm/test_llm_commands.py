@@ -60,7 +60,10 @@ def test_perplexity_as_a_table(tiny: Any, text: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-c", "600"], "windows of 600 need 1200"),
+        (["-c", "600"], "--ctx is 600; the model reads at most 512 tokens at once"),
+        (["-c", "500", "--stride", "100"], "--ctx is 500, and half a --stride more, 550; the model reads at most 512"),
+        (["-c", "400"], "windows of 400 need 800"),
+        (["--scheme", "w8a8,q4"], "--scheme: no scheme is called 'q4'"),
         (["-c", "64", "--stride", "64"], "the stride is 64"),
         (["--scheme", "w3a3"], "'w3a3'"),
     ],
@@ -90,7 +93,7 @@ def test_analyze(tiny: Any, text: Path, tmp_path: Path) -> None:
 
 
 def test_analyze_one_scheme_only(tiny: Any, text: Path) -> None:
-    with pytest.raises(ValueError, match="'w8a8,w4a4'"):
+    with pytest.raises(ValueError, match="one scheme at a time, not at w8a8 and w4a4"):
         run("analyze", tiny.path, "-f", text, "--scheme", "w8a8,w4a4", "--emulate")
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.measure.evaluation import Window
+from npumatmul.extras import check_installed
+from npumatmul.llm.measure.evaluation import ReadTokens, Window
 from npumatmul.llm.models.llama import Float32, LlamaModel
 from npumatmul.llm.models.taps import TappedLinear
 
@@ -132,7 +133,7 @@ def analyze_layers(
     pieces : sequence of Window
         The text, see `npumatmul.llm.windows`; every token counts.
     progress : callable, optional
-        Called with windows done, windows in all, and what is being done.
+        Called with what is done, what there is to do (in tokens that either model reads), and a name.
 
     Returns
     -------
@@ -170,19 +171,19 @@ def analyze_layers(
 
     expected = reference.with_linears({n: TappedLinear(each, n, keep) for n, each in reference.linears.items()})
     tapped = model.with_linears({n: TappedLinear(each, n, compare) for n, each in linears.items()})
-    for done, piece in enumerate(pieces):
-        if progress is not None:
-            progress(done, len(pieces), "comparing layers")
+    total = 2 * sum(len(piece.tokens) for piece in pieces)
+    read = ReadTokens(lambda done: progress and progress(done, total, "comparing layers"))
+    for piece in pieces:
         caches = expected.new_cache(len(piece.tokens)), tapped.new_cache(len(piece.tokens))
         for start in range(0, len(piece.tokens), ROWS):
             tokens = piece.tokens[start : start + ROWS]
-            expected.forward(tokens, caches[0], all_logits=True)
-            tapped.forward(tokens, caches[1], all_logits=True)
+            read.forward(expected, tokens, caches[0], all_logits=True)
+            read.forward(tapped, tokens, caches[1], all_logits=True)
             for name, linear in linears.items():
                 x, y = seen[name]
                 errors[name].alone.add(y, linear(x))
     if progress is not None:
-        progress(len(pieces), len(pieces), "done")
+        progress(total, total, "done")
     return list(errors.values())
 
 
@@ -230,9 +231,10 @@ def error_plot(errors: Sequence[LayerError], title: str, kind: str = "png") -> b
 
     Raises
     ------
-    ModuleNotFoundError
+    MissingPackageError
         If matplotlib is missing: it comes with the extra ``bench``.
     """
+    check_installed("matplotlib", "a plot")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(max(8.0, 0.12 * len(errors)), 7.0), layout="constrained")

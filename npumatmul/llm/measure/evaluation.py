@@ -38,7 +38,8 @@ SOFTMAX_ROWS = 16
 Float64 = NDArray[np.float64]
 
 EvaluationProgress = Callable[[int, int, "Mapping[str, Evaluation]"], None]
-"""Called after each window with windows done, windows in all, and the evaluations so far."""
+"""Called every few layers' time with what is done, what there is to do (in tokens that models read), and the
+evaluations after the last whole window, none before the first."""
 
 
 class Estimate(NamedTuple):
@@ -324,18 +325,23 @@ def evaluate_models(
     """
     _check(models, reference, pieces)
     scores = {name: _Scores() for name in models}
-    for done, window in enumerate(pieces, 1):
-        outputs = {name: _scored_logits(model, window) for name, model in models.items()}
-        expected = _scored_logits(reference, window) if reference is not None else None
+    found: dict[str, Evaluation] = {}
+    readers = len(models) + (reference is not None)
+    total = sum(len(window.tokens) - 1 for window in pieces) * readers
+    read = ReadTokens(lambda done: progress and progress(done, total, found))
+    for window in pieces:
+        outputs = {name: _scored_logits(model, window, read) for name, model in models.items()}
+        expected = _scored_logits(reference, window, read) if reference is not None else None
         targets = window.tokens[window.first + 1 :]
         for start in range(0, window.scored, PREFILL_CHUNK):
             target = targets[start : start + PREFILL_CHUNK]
             known = None if expected is None else next(expected)
             for name, logits in outputs.items():
                 scores[name].add(next(logits), known, target)
-        if progress is not None:
-            progress(done, len(pieces), {name: score.evaluation() for name, score in scores.items()})
-    return {name: score.evaluation() for name, score in scores.items()}
+        found = {name: score.evaluation() for name, score in scores.items()}
+    if progress is not None:
+        progress(total, total, found)
+    return found
 
 
 def _check(models: Mapping[str, LlamaModel], reference: LlamaModel | None, pieces: Sequence[Window]) -> None:
@@ -353,14 +359,36 @@ def _check(models: Mapping[str, LlamaModel], reference: LlamaModel | None, piece
             )
 
 
-def _scored_logits(model: LlamaModel, window: Window) -> Iterator[Float32]:
+class ReadTokens:
+    """Counts the tokens that models read, for a progress bar.
+
+    Parameters
+    ----------
+    report : callable
+        Gets how many there are so far.
+    """
+
+    def __init__(self, report: Callable[[int], object]) -> None:
+        self._report = report
+        self._done = 0
+
+    def forward(
+        self, model: LlamaModel, tokens: NDArray[np.int64], cache: KVCache, all_logits: bool = False
+    ) -> Float32:
+        """As `LlamaModel.forward`."""
+        logits = model.forward(tokens, cache, all_logits, lambda done, total: self._report(self._done + done))
+        self._done += len(tokens)
+        return logits
+
+
+def _scored_logits(model: LlamaModel, window: Window, read: ReadTokens) -> Iterator[Float32]:
     """Logits of the predictions that count, at most `PREFILL_CHUNK` rows at a time."""
     cache: KVCache = model.new_cache(len(window.tokens))
     if window.first:
-        model.forward(window.tokens[: window.first], cache)
+        read.forward(model, window.tokens[: window.first], cache)
     for start in range(window.first, len(window.tokens) - 1, PREFILL_CHUNK):
         piece = window.tokens[start : min(start + PREFILL_CHUNK, len(window.tokens) - 1)]
-        yield model.forward(piece, cache, all_logits=True)
+        yield read.forward(model, piece, cache, all_logits=True)
 
 
 class _Scores:

@@ -35,6 +35,7 @@ __all__ = [
     "Linear",
     "LlamaModel",
     "Pack",
+    "PromptProgress",
     "layer_names",
     "rms_norm",
     "swiglu",
@@ -92,6 +93,9 @@ def layer_names(n_layers: int) -> list[str]:
     """
     return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
+
+PromptProgress = Callable[[int, int], object]
+"""Called with how many tokens have been read, and how many there are."""
 
 Attend = Callable[[Float32], Float32]
 """From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to ``(T, H D)``."""
@@ -307,7 +311,13 @@ class LlamaModel:
         *blocks, head = self.linears.values()
         return tokens * sum(math.prod(linear.shape) for linear in blocks) + logit_rows * math.prod(head.shape)
 
-    def forward(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache, all_logits: bool = False) -> Float32:
+    def forward(
+        self,
+        tokens: Sequence[int] | NDArray[np.int64],
+        cache: KVCache,
+        all_logits: bool = False,
+        progress: PromptProgress | None = None,
+    ) -> Float32:
         """Run tokens through the model, after those that are in the cache.
 
         Long inputs are worked on in chunks of `PREFILL_CHUNK` tokens, which bounds the memory. The cache grows when
@@ -321,6 +331,8 @@ class LlamaModel:
             What came before; the tokens are added to it.
         all_logits : bool, default False
             Whether to return logits after every token, not only after the last.
+        progress : callable, optional
+            Called with (tokens done, tokens in all) after each block; blocks of a chunk count for a part of its tokens.
 
         Returns
         -------
@@ -337,15 +349,19 @@ class LlamaModel:
         ids = self._checked(tokens, cache)
         rows = []
         for start in range(0, len(ids), PREFILL_CHUNK):
-            hidden = self._run_blocks(ids[start : start + PREFILL_CHUNK], cache)
+            hidden = self._run_blocks(ids[start : start + PREFILL_CHUNK], cache, len(ids), start, progress)
             if all_logits:
                 rows.append(self.logits(hidden))
         return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
 
-    def _run_blocks(self, ids: NDArray[np.int64], cache: KVCache) -> Float32:
+    def _run_blocks(
+        self, ids: NDArray[np.int64], cache: KVCache, total: int, before: int, progress: PromptProgress | None
+    ) -> Float32:
         x = self._embedding(ids)
         for layer in range(len(self._blocks)):
             x = self.run_block(layer, x, cache)
+            if progress is not None:
+                progress(before + len(ids) * (layer + 1) // len(self._blocks), total)
         cache.tokens.extend(ids.tolist())
         return x
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import LayerTensors, load_from, numpy_pack
-from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.measure.evaluation import ReadTokens, Window
 from npumatmul.llm.models.llama import Float32, Linear
 from npumatmul.llm.models.taps import TappedLinear
 
@@ -129,7 +129,7 @@ def collect_statistics(
     products : bool, default True
         Whether to collect ``x.T @ x``; if these need more than `MOMENT_BYTES`, the text is read several times.
     progress : callable, optional
-        Called with (windows done, windows in all, what is being done).
+        Called with (tokens done, tokens in all, what is being done).
 
     Returns
     -------
@@ -165,13 +165,14 @@ def collect_statistics(
     if unknown:
         raise ValueError(f"the model has no layer {unknown[0]!r}")
     passes = _passes({name: features[name] for name in chosen}, products)
-    for number, each in enumerate(passes):
+    total = len(passes) * sum(len(piece.tokens) for piece in pieces)
+    read = ReadTokens(lambda done: progress and progress(done, total, "calibrating"))
+    for each in passes:
         wanted = set(each)
         found.update({name: LayerStatistics(features[name], products) for name in each})
-        for done, piece in enumerate(pieces):
-            if progress is not None:
-                progress(number * len(pieces) + done, len(passes) * len(pieces), "calibrating")
-            model.forward(piece.tokens, model.new_cache(len(piece.tokens)), all_logits="head" in wanted)
+        for piece in pieces:
+            cache = model.new_cache(len(piece.tokens))
+            read.forward(model, piece.tokens, cache, all_logits="head" in wanted)
     return found
 
 

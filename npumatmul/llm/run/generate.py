@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel
+from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
 
@@ -103,6 +103,7 @@ class Generation(Iterator[Token]):
         sampling: SamplingOptions | None,
         stop_ids: Collection[int] | None,
         cache: KVCache | None,
+        progress: PromptProgress | None,
     ) -> None:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
@@ -114,6 +115,7 @@ class Generation(Iterator[Token]):
         self._decoder = StreamDecoder(tokenizer)
         self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
         self._max_new_tokens = max_new_tokens
+        self._progress = progress
         self.cache = model.new_cache(len(self._prompt) + max_new_tokens) if cache is None else cache
         if len(self._prompt) > self.cache.capacity:
             raise ContextFullError(
@@ -148,7 +150,7 @@ class Generation(Iterator[Token]):
         stats = self.stats
         started = time.perf_counter()
         stats.cached_tokens = _reuse(self.cache, self._prompt)
-        logits = self._model.forward(self._prompt[stats.cached_tokens :], self.cache)
+        logits = self._model.forward(self._prompt[stats.cached_tokens :], self.cache, progress=self._progress)
         history = list(self._prompt)
         while True:
             token_id = self._sampler.sample(logits, history)
@@ -190,6 +192,7 @@ def generate(
     sampling: SamplingOptions | None = None,
     stop_ids: Collection[int] | None = None,
     cache: KVCache | None = None,
+    progress: PromptProgress | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -213,6 +216,8 @@ def generate(
     cache : KVCache, optional
         A cache from an earlier call. The tokens at the start of the prompt that it holds already are not computed
         again; the rest of it is forgotten. By default a new one with just enough room.
+    progress : callable, optional
+        Called with (tokens read, tokens to read) now and then while the prompt is read, before the first token.
 
     Returns
     -------
@@ -242,6 +247,7 @@ def generate(
         sampling=sampling,
         stop_ids=stop_ids,
         cache=cache,
+        progress=progress,
     )
 
 

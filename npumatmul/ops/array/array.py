@@ -19,6 +19,7 @@ from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
 from npumatmul.ops.array.pending import Pending
+from npumatmul.ops.operators import operators
 from npumatmul.ops.shapes import check_unmasked
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.direct import padded_rows
@@ -380,17 +381,13 @@ class NpuArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         """Products run on the NPU, other ufuncs on the CPU."""
-        from npumatmul.ops.array.protocols import call_ufunc
-
-        return call_ufunc(ufunc, method, inputs, options)
+        return operators.call_ufunc(ufunc, method, inputs, options)
 
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         """Products run on the NPU, other functions on the CPU."""
-        from npumatmul.ops.array.protocols import call_function
-
-        return call_function(function, args, options)
+        return operators.call_function(function, args, options)
 
 
 def empty(

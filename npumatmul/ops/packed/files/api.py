@@ -21,7 +21,6 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, PackedFileError, UnusableFileError
 from npumatmul.files.checksums import text_checksum
 from npumatmul.files.reading import shown
-from npumatmul.ops.operators import operators
 from npumatmul.ops.packed.files.description import read_description
 from npumatmul.ops.packed.files.parts import FORMAT, VERSION
 from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
@@ -92,9 +91,6 @@ def save_packed(weights: PackedWeight | Mapping[str, PackedWeight], path: str | 
                 raise ClosedError(f"save_packed: {name!r} is closed")
         with TensorWriter(path) as writer:
             writer.finish(packed_metadata({name: add_packed(writer, name, each) for name, each in named.items()}))
-
-
-operators.save_packed = save_packed
 
 
 def add_packed(writer: TensorWriter, name: str, weight: PackedWeight) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.einsum import einsum
 from npumatmul.ops.foreign import overriding
 from npumatmul.ops.matmul import matmul
-from npumatmul.ops.operators import operators
 
 __all__ = ["call_function", "call_ufunc"]
 
@@ -68,8 +67,6 @@ def call_function(function: Callable[..., Any], args: tuple[Any, ...], options: 
         return getattr(args[0], function.__name__)
     raise TypeError(_advice(function.__name__))
 
-
-operators.call_ufunc, operators.call_function = call_ufunc, call_function
 
 #: What is asked of a packed weight without reading it.
 _QUESTIONS = frozenset({np.shape, np.ndim, np.size})
