@@ -61,14 +61,14 @@ def call_function(function: Callable[..., Any], args: tuple[Any, ...], options: 
         if overriding("__array_function__", (*args, *options.values())) is not None:
             return NotImplemented
         return _product(function, function.__name__, args, options)
-    if _holds_arrays(args) or _holds_arrays(options):
-        return _on_cpu(function, args, options)
     if function in _QUESTIONS and len(args) == 1 and not options:
         return getattr(args[0], function.__name__)
+    if _holds_arrays(args) or _holds_arrays(options):
+        return _on_cpu(function, args, options)
     raise TypeError(_advice(function.__name__))
 
 
-#: What is asked of a packed weight without reading it.
+#: What is asked of arrays and weights without reading them.
 _QUESTIONS = frozenset({np.shape, np.ndim, np.size})
 
 
@@ -89,8 +89,10 @@ def _holds_arrays(value: Any) -> bool:
 
 def _without_usual_axes(inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     """What ``a @= b`` says: that matrices are in the last axes, as they are anyhow."""
-    usual = [tuple(range(-min(np.ndim(each), 2), 0)) for each in (*inputs, *options.get("out", ()))]
-    if options.get("axes") == usual:
+    if "axes" not in options:
+        return options
+    ranks = [int(getattr(each, "ndim", -1)) for each in (*inputs, *options.get("out", ()))]
+    if options["axes"] == [tuple(range(-min(rank, 2), 0)) for rank in ranks]:
         return {name: value for name, value in options.items() if name != "axes"}
     return options
 
