@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench check-native fuzz check-aarch64 wheel-aarch64 soak clean
+.PHONY: help demo test test-fast coverage lint format bench check-readme check-native fuzz check-aarch64 wheel-aarch64 \
+  check-board-image soak clean
+
+# Processes that share the tests.
+JOBS ?= $(shell nproc)
 
 # How long to fuzz, in seconds, and to soak, in minutes.
 SECONDS ?= 60
@@ -13,13 +17,17 @@ MINUTES ?= 60
 
 help:
 	@echo "make demo    set up, fetch a small language model, let it answer a prompt (options: ARGS='-p ... --scheme w8a8')"
-	@echo "make test    set up, run all tests (options: ARGS='-k layout')"
+	@echo "make test    set up, run all tests (options: ARGS='-k layout', JOBS=1)"
+	@echo "make test-fast  the tests that are quick, with fewer random examples: for every save"
+	@echo "make coverage   run all tests, print which lines of Python and C they ran"
 	@echo "make lint    formatting, linting, types, import contracts, circles between C files"
 	@echo "make format  format the Python files"
 	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
+	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
 	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
 	@echo "make wheel-aarch64  cross-build a wheel into dist/ and check it"
+	@echo "make check-board-image  install and use that wheel on a Debian for 64-bit ARM, emulated (ARGS=--fresh: made anew)"
 	@echo "make soak    threads and devices for an hour, counting what is left (options: MINUTES=60)"
 	@echo "make fuzz    fuzz and keep what was reached in native/fuzz/corpus (options: SECONDS=60)"
 	@echo "make clean   remove what was built"
@@ -28,7 +36,13 @@ demo: $(VENV)/.installed-llm
 	$(BIN)/npumatmul demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not long" --hypothesis-profile fast $(ARGS)
+
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python tools/measure_coverage.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -44,6 +58,9 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -o addopts=-q --benchmark-columns=median,rounds bench $(ARGS)
 
+check-readme:
+	$(PYTHON) tools/check_readme.py
+
 check-native:
 	$(PYTHON) tools/c_tests.py plain address thread valgrind
 	$(PYTHON) tools/fuzz.py --seconds $(SECONDS)
@@ -56,6 +73,9 @@ check-aarch64:
 
 wheel-aarch64: $(BIN)/python
 	$(BIN)/python tools/wheel_aarch64.py
+
+check-board-image: $(VENV)/.installed-dev
+	$(BIN)/python tools/board_image.py $(ARGS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)

@@ -12,6 +12,7 @@ from npumatmul import sim
 
 # The examples of one run are those of every run; a machine under load must not fail a property.
 hypothesis.settings.register_profile("project", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.register_profile("fast", hypothesis.settings.get_profile("project"), max_examples=6)
 hypothesis.settings.load_profile("project")
 
 # What a developer's shell says must not decide what the tests test.

@@ -28,7 +28,17 @@ from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.shapes import operand
 
-__all__ = ["OWN", "as_numpy", "check_kept", "check_masks", "check_values", "handed_out", "of_others", "overriding"]
+__all__ = [
+    "OWN",
+    "as_numpy",
+    "check_kept",
+    "check_masks",
+    "check_values",
+    "handed_out",
+    "holds_masks",
+    "of_others",
+    "overriding",
+]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -100,13 +110,13 @@ def of_others(function: Callable[..., Any], args: tuple[Any, ...], options: dict
         (place,) = out
     if name == "einsum":
         operands = [x for x in (given["subscripts"], *given.get("operands", ())) if not isinstance(x, str | list)]
-        given["subscripts"] = _plain(given["subscripts"], name, others=False)
-        given["operands"] = tuple(_plain(x, name, others=False) for x in given.get("operands", ()))
+        given["subscripts"] = _plain(given["subscripts"], name)
+        given["operands"] = tuple(_plain(x, name) for x in given.get("operands", ()))
     else:
         names = list(given)[:2]
         operands = [given[each] for each in names]
         for each in names:
-            given[each] = _plain(given[each], name)
+            given[each] = _plain(given[each], name, each if each in ("a", "b") else "an operand")
     _settle_device(operands, given)
     check_masks(name, operands, place)
     if isinstance(place, np.ndarray):
@@ -144,13 +154,13 @@ def _unknown(name: str, protocol: str, decides: Any, what: str) -> str:
     )
 
 
-def _plain(x: Any, function: str, others: bool = True) -> Any:
-    """An operand as an ndarray or one of ours; `others`: also of what numpy would have to convert."""
+def _plain(x: Any, function: str, called: str | None = None) -> Any:
+    """An operand as an ndarray or one of ours; where it has a name, also of what numpy would have to convert."""
     if isinstance(x, PackedWeight):
         return x if function in _TAKES_PACKED else x.unpack()
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
-    return x if type(x) in OWN or not others else operand(x, "an operand", function)
+    return x if type(x) in OWN or called is None else operand(x, called, function)
 
 
 def _settle_device(operands: Sequence[Any], given: dict[str, Any]) -> None:
@@ -241,13 +251,14 @@ def check_values(function: str, operands: Sequence[Any]) -> None:
         raise TypeError(_unknown(function, "__array_ufunc__", decides, f"npumatmul.{function}"))
 
 
-def _masked(x: Any) -> bool:
-    return isinstance(x, np.ma.MaskedArray) and bool(np.ma.is_masked(x))
+def holds_masks(operands: Sequence[Any]) -> bool:
+    """Whether one of the operands has masked elements."""
+    return any(isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) for x in operands)
 
 
 def check_masks(name: str, operands: Sequence[Any], out: Any) -> None:
     """Raise where it is clear from the beginning that a mask would be lost."""
-    if any(map(_masked, operands)):
+    if holds_masks(operands):
         gives_arrays = name not in _UFUNCS and name not in _SUBCLASS_OF_SUMS
         elsewhere = out is not None and not (isinstance(out, np.ma.MaskedArray) and name in _UFUNCS)
         if gives_arrays or elsewhere or any(isinstance(x, NpuArray) for x in operands):
@@ -256,7 +267,7 @@ def check_masks(name: str, operands: Sequence[Any], out: Any) -> None:
 
 def check_kept(name: str, operands: Sequence[Any], result: Any) -> None:
     """Raise where a mask was lost."""
-    if any(map(_masked, operands)) and result is not np.ma.masked and np.ma.getmask(result) is np.ma.nomask:
+    if holds_masks(operands) and result is not np.ma.masked and np.ma.getmask(result) is np.ma.nomask:
         raise TypeError(_lost(name))
 
 

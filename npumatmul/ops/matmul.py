@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.foreign import OWN, of_others
 from npumatmul.ops.options import MatmulOptions
@@ -138,7 +139,8 @@ def matmul(
     """
     asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
     usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
-    if usual and type(a) is np.ndarray and type(b) is PackedWeight and (device is None or device is b.device):
+    usual = usual and (device is None or (type(b) is PackedWeight and device is b.device))
+    if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
         asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
         try:
             prepared: Product | None = b.products.get(asked)
@@ -147,7 +149,12 @@ def matmul(
         if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
-            return prepared.compute(a, place, epilogue, bias)
+            if type(a) is np.ndarray:
+                return prepared.compute(a, place, epilogue, bias)
+            if place is None and isinstance(a, NpuArray):
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+                if made is not None:
+                    return made
     if type(a) not in OWN or type(b) not in OWN or type(place) not in OWN:
         given: dict[str, Any] = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue}
         return of_others(matmul, (a, b), {"out": out, **given, "bias": bias, "device": device})
@@ -156,10 +163,6 @@ def matmul(
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
     arrays = involves_npu_arrays(a, b, out)
-    if arrays and plain:
-        result = product_in_place(a, b, out, dtype)
-        if result is not None:
-            return result
     if settings().fallback == "numpy" and plain and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)

@@ -19,7 +19,7 @@ from npumatmul.ops.array.array import NpuArray, empty, unread
 from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.finish import Finish
-from npumatmul.ops.foreign import OWN, check_kept, check_masks, check_values, handed_out
+from npumatmul.ops.foreign import OWN, check_kept, check_masks, check_values, handed_out, holds_masks
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.product import Product, finish_rows
@@ -48,6 +48,8 @@ class _Operands:
         Whether one of both is an NpuArray.
     plain : bool
         Whether both are neither NpuArrays nor of another class, which may make the result of its own.
+    masked : bool
+        Whether one of both has masked elements.
     product : Product or None
         With the one matrix of the right operand, once it is packed.
     """
@@ -56,7 +58,9 @@ class _Operands:
         self.given, self.weights, self.finish = given, weights, finish
         self.a: Any = a
         self.on_npu = involves_npu_arrays(*given)
-        self.plain = not self.on_npu and type(given[0]) in OWN and type(given[1]) in OWN
+        others = not (type(given[0]) in OWN and type(given[1]) in OWN)
+        self.plain = not self.on_npu and not others
+        self.masked = others and holds_masks(given)
         self.product: Product | None = None
         self._epilogue: Epilogue | None = None
 
@@ -351,8 +355,11 @@ class Matmul:
 
     def _multiply(self, operands: _Operands, out: Out, cache: bool) -> Any:
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
+        if operands.masked:
+            check_masks("matmul", operands.given, place)
         if isinstance(place, NpuArray):
-            self._store(operands, place.numpy(), cache)
+            if self._by_array(operands, cache, place) is None:
+                self._store(operands, place.numpy(), cache)
             return place
         product, finish = operands.product, operands.finish
         # then there is nothing to look at any more
@@ -360,16 +367,18 @@ class Matmul:
             epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
             return product.compute(operands.a, place, epilogue, finish.integer_bias)
         if place is None and operands.on_npu and self.shape:
-            check_masks("matmul", operands.given, None)
             return self._as_npu_array(operands, cache)
-        check_masks("matmul", operands.given, place)
         result = handed_out(np.matmul, self._store(operands, place, cache), operands.given, place)
-        check_kept("matmul", operands.given, result)
+        if operands.masked:
+            check_kept("matmul", operands.given, result)
         return result
 
     def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
         """The product as an array, whose values stay where the NPU leaves them if that goes."""
         shapes = self._shapes
+        by_array = self._by_array(operands, cache)
+        if by_array is not None:
+            return by_array
         if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
             product = self._product(operands, cache)
             deferred = product.defer(self._left_now(operands, product), operands.epilogue(shapes, self.dtype))
@@ -379,6 +388,23 @@ class Matmul:
                 return unread(deferred, self.shape, self.device)
         made = empty(self.shape, self.dtype, device=self.device)
         self._store(operands, made.numpy(), cache, owned=True)
+        return made
+
+    def _by_array(self, operands: _Operands, cache: bool, out: NpuArray | None = None) -> NpuArray | None:
+        """The product of an NpuArray that goes on as it is: in place, or deferred; None where that does not go."""
+        shapes, a = self._shapes, operands.given[0]
+        if (
+            not isinstance(a, NpuArray)
+            or shapes.matrices != 1
+            or shapes.empty
+            or operands.finish.integer_bias is not None
+        ):
+            return None
+        a._check_usable()
+        product = self._product(operands, cache)
+        made = product.with_arrays().multiply(a, operands.epilogue(shapes, self.dtype), None, out)
+        if made is not None and not cache:
+            operands.weights.drop(next(shapes.indices()))
         return made
 
     def _store(self, operands: _Operands, out: Out, cache: bool, *, owned: bool = False) -> NDArray[Any]:
@@ -596,7 +622,8 @@ class Matmul:
 
 
 def _left(a: Any) -> NDArray[Any] | NpuArray:
-    if isinstance(a, NpuArray) and a.deferred is not None:
+    if isinstance(a, NpuArray):
+        a._check_usable()
         return a
     return operand(_values(a), "a", "matmul")
 

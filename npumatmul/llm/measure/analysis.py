@@ -150,7 +150,7 @@ def analyze_layers(
     >>> from npumatmul.llm import fetch_demo_model, load_model, numpy_pack, text_tokens, windows
     >>> from npumatmul.llm.measure.analysis import analyze_layers
     >>> exact = load_model(fetch_demo_model(), pack=numpy_pack)
-    >>> pieces = windows(text_tokens(exact.tokenizer, "It was the best of times. " * 5), 16, limit=1)
+    >>> pieces = windows(text_tokens(exact.tokenizer, "It was the best of times. " * 3), 8, limit=1)
     >>> errors = analyze_layers(exact.model, exact.model, pieces)  # a model against itself
     >>> errors[-1].name, errors[-1].entire.snr_db
     ('head', inf)

@@ -291,7 +291,7 @@ def evaluate(
     >>> from npumatmul.llm.measure.evaluation import evaluate, text_tokens, windows
     >>> path = fetch_demo_model()
     >>> exact, packed = load_model(path, pack=numpy_pack), load_model(path, pack=npu_pack("w16a16"))
-    >>> pieces = windows(text_tokens(exact.tokenizer, "It was the best of times. " * 10), 16)
+    >>> pieces = windows(text_tokens(exact.tokenizer, "It was the best of times. " * 3), 8, limit=1)
     >>> evaluate(packed.model, exact.model, pieces).mean_kl.value < 1e-3
     True
     """
