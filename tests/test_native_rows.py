@@ -227,6 +227,8 @@ def test_an_answer_of_a_board_decides_instead() -> None:
         {"k": [512], "n": [64], "rows": [[-4]]}, {"k": [512], "n": [64], "rows": [[True]]},
         {"k": [], "n": [], "rows": []}, {"k": [0], "n": [64], "rows": [[4]]}, {"k": [512], "n": [64], "rows": [4]},
         {"k": list(range(1, 2000)), "n": [64], "rows": [[4]] * 1999},
+        # 428 rows with K 608 are fewer than 262144 / K, and deadly
+        {"k": [1024], "n": [64], "rows": [[200]]},
     ],
 )  # fmt: skip
 def test_rows_that_make_no_sense_are_refused(value: Any) -> None:
