@@ -132,7 +132,8 @@ class Buffer:
         self._memory = memory
         self._parent = parent
         self._watched: list[weakref.ref[Any]] = []
-        self._left = False  # whether it was closed, or its with block left while there were views
+        #: Whether it was closed, or its with block left while there were views.
+        self.is_left = False
         self._gone = False
         #: Whether arrays share it, so that `asarray` finds it.
         self.of_arrays = False
@@ -194,7 +195,7 @@ class Buffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left = True
+        self.is_left = True
         self._watch()
         if not self._memory.viewed():  # else the last view that goes gives it back
             self._close()
@@ -208,7 +209,7 @@ class Buffer:
             if self._gone:  # the memory is somebody else's
                 return
             session.check_idle(memory)
-            self._left = True
+            self.is_left = True
             self._give_back()
 
     @property
@@ -224,7 +225,7 @@ class Buffer:
     @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
-        return self._memory.closed or self._left
+        return self._memory.closed or self.is_left
 
     @property
     def memory(self) -> Memory:
@@ -404,12 +405,19 @@ class Buffer:
             raise BufferError(f"{held} views of this buffer are still held; delete them, then close")
         self._close()
 
+    def rows(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
+        """Rows that stand one behind the other, for a product that keeps the buffer from being closed meanwhile."""
+        memory = self._memory
+        pages = _bytes_type(memory.size).from_address(memory.address)
+        rows: NDArray[Any] = np.ndarray(shape, dtype, pages, offset)  # type: ignore[arg-type]
+        return rows
+
     # ---- for contexts ----------------------------------------------------------------------------------------------
 
     def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
         """The bytes as an object that numpy can take, and that keeps this buffer alive."""
         memory, session = self._memory, self._session
-        if memory.closed or self._left or session.closed or getpid() != session.pid:
+        if memory.closed or self.is_left or session.closed or getpid() != session.pid:
             self._check_usable()
         pages = _bytes_type(memory.size).from_address(memory.address)
         pages._buffer = self  # type: ignore[attr-defined]

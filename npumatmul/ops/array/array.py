@@ -19,8 +19,9 @@ from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
-from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
+from npumatmul.ops.shapes import check_unmasked
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -241,6 +242,11 @@ class NpuArray(NDArrayOperatorsMixin):
         """
         if self.device.closed:
             self._check_usable()
+        memory = self._memory
+        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
+            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
+            if view is not None:
+                return view
         pages = self.buffer.pages(writable=writable)
         seen: NDArray[Any] = np.ndarray(self.shape, self.dtype, pages, self.offset, self.strides)
         return seen
@@ -277,14 +283,19 @@ class NpuArray(NDArrayOperatorsMixin):
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
-        return {
+        shown = {
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
             "strides": self.strides,
-            "data": self.buffer.pages(writable=True),
             "offset": self.offset,
         }
+        memory = self._memory
+        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
+            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=True)
+            if view is not None:
+                return {**shown, "data": view, "offset": 0}
+        return {**shown, "data": self.buffer.pages(writable=True)}
 
     def __dlpack__(
         self,
@@ -439,20 +450,24 @@ def empty(
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 
-def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> NpuArray:
-    """An array of a deferred result, of the same elements in another shape; nothing is read yet."""
-    dtype, slot = deferred.dtype, deferred.slot
-    assert slot is not None
-    pending = Pending(device, deferred, ResultMemory.size_for(room_for(shape, dtype, device)))
-    device.attached(Unread, Unread).add(pending, slot)
-    return made_of(pending, device, shape, dtype, dense_strides(shape, dtype.itemsize))
+def unread(values: DeferredResult | NDArray[Any], shape: tuple[int, ...], device: Device) -> NpuArray:
+    """An array of a result that has no buffer yet, of the same elements in another shape."""
+    results = device.attached(UnreadResults, UnreadResults)
+    pending = Pending(device, values, ResultMemory.size_for(room_for(shape, values.dtype, device)), results)
+    if isinstance(values, DeferredResult):
+        assert values.slot is not None
+        results.add(pending, values.slot)
+    return made_of(pending, device, shape, values.dtype, dense_strides(shape, values.dtype.itemsize))
+
+
+_new = NpuArray.__new__
 
 
 def made_of(
     memory: Buffer | Pending, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
 ) -> NpuArray:
     """An array of memory that has room for it, in C order from its start on; nothing is checked."""
-    made = NpuArray.__new__(NpuArray)
+    made = _new(NpuArray)
     made.device, made._memory, made.shape, made.dtype, made.strides = device, memory, shape, dtype, strides
     made.offset, made.extent, made._dense = 0, math.prod(shape) * dtype.itemsize, True
     return made
@@ -522,11 +537,12 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
+        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
-            found = holding(target, values)
+            found = _holding(target, values)
             if found is not None:
                 return NpuArray(target, found[0], values.shape, wanted, values.strides, found[1])
     if copy is False:
@@ -536,6 +552,14 @@ def asarray(
     made = empty(values.shape, wanted, device=target)
     made.numpy()[...] = values.astype(wanted, copy=False)
     return made
+
+
+def _holding(device: Device, values: NDArray[Any]) -> tuple[Buffer | Pending, int] | None:
+    """What an ndarray is a view of, and where in it the ndarray starts."""
+    found = device.attached(UnreadResults, UnreadResults).whose(values)
+    if found is not None and isinstance(found.state, np.ndarray):
+        return found, start_of(values) - start_of(found.state)
+    return holding(device, values)
 
 
 def _is_basic(part: Any) -> bool:
