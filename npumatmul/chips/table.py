@@ -272,6 +272,7 @@ def capabilities(
                 "What is assumed of another one is shown where a library reports it: on its board, without naming it"
             )
         runtime = version
+    _row(soc)  # before a file is looked for under that name
     found = find_probe_results(soc, runtime, simulated) if probed else None
     return build(soc, runtime, found)
 
@@ -324,7 +325,7 @@ def broken_extents(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> tu
 
 
 def _row(soc: str) -> ChipRow:
-    if soc not in ROWS:
+    if not isinstance(soc, str) or soc not in ROWS:
         raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}")
     return ROWS[soc]
 
