@@ -272,8 +272,14 @@ def capabilities(
                 "What is assumed of another one is shown where a library reports it: on its board, without naming it"
             )
         runtime = version
-    found = find_probe_results(soc, runtime, simulated) if probed else None
-    return build(soc, runtime, found)
+    if not probed:
+        return build(soc, runtime)
+    from npumatmul.chips.contradictions import contradiction
+
+    def contradicts(results: ProbeResults) -> str | None:
+        return contradiction(build(soc, runtime, results))
+
+    return build(soc, runtime, find_probe_results(soc, runtime, simulated, contradiction=contradicts))
 
 
 def build(soc: str, runtime: RuntimeVersion, results: ProbeResults | None = None) -> Capabilities:

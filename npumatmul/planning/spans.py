@@ -83,8 +83,8 @@ def split_groups(extent: int, group: int, multiple: int, longest: int) -> tuple[
 def _check_count(count: int, extent: int) -> None:
     if count > MAX_SPANS:
         raise ValueError(
-            f"an extent of {extent} would be cut into {count} spans; at most {MAX_SPANS} are planned, which is more than "
-            "the memory of an NPU has room for: multiply by parts of it"
+            f"an extent of {extent} would be cut into {count} spans; at most {MAX_SPANS} are planned, which is more "
+            "than the memory of an NPU has room for: multiply by parts of it"
         )
 
 
