@@ -184,7 +184,7 @@ class Product:
         bias: ArrayLike | None,
         owned: bool,
     ) -> NDArray[Any]:
-        place = checked_out(out, self.shapes.result, self.dtype)
+        place = checked_out(out, self.shapes.result, self.dtype, self.shapes.core)
         assert place is not None
         rows = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed

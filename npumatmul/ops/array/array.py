@@ -21,6 +21,7 @@ from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
 from npumatmul.ops.array.pending import Pending, Unread
 from npumatmul.ops.operators import operators
+from npumatmul.ops.shapes import check_unmasked
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -522,6 +523,7 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
+        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
