@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from npumatmul.chips.table import Capabilities, TypeCapabilities
+if TYPE_CHECKING:
+    from npumatmul.chips.table import Capabilities, TypeCapabilities
 
 __all__ = ["contradiction"]
 

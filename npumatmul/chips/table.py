@@ -9,6 +9,7 @@ from typing import Any
 
 from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
+from npumatmul.chips.contradictions import contradiction
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED, ProbeResults, find_probe_results
 from npumatmul.chips.rows import NEWEST_RUNTIME, OLDEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
@@ -274,7 +275,6 @@ def capabilities(
         runtime = version
     if not probed:
         return build(soc, runtime)
-    from npumatmul.chips.contradictions import contradiction
 
     def contradicts(results: ProbeResults) -> str | None:
         return contradiction(build(soc, runtime, results))
