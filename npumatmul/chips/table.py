@@ -273,6 +273,7 @@ def capabilities(
                 "What is assumed of another one is shown where a library reports it: on its board, without naming it"
             )
         runtime = version
+    _row(soc)  # before a file is looked for under that name
     if not probed:
         return build(soc, runtime)
 
@@ -330,7 +331,7 @@ def broken_extents(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> tu
 
 
 def _row(soc: str) -> ChipRow:
-    if soc not in ROWS:
+    if not isinstance(soc, str) or soc not in ROWS:
         raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}")
     return ROWS[soc]
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, empty, unread
+from npumatmul.ops.array.multiply import is_stored_at_once
 from npumatmul.ops.array.products import host, involves_npu_arrays
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.foreign import OWN, check_kept, check_masks, handed_out, holds_masks
@@ -111,6 +112,8 @@ class Execution:
         by_array = self._by_array(cache)
         if by_array is not None:
             return by_array
+        if is_stored_at_once(shapes.result, self._dtype):
+            return unread(self._store(None, cache), shapes.result, self._device)
         if shapes.matrices == 1 and not shapes.empty and self.finish.integer_bias is None:
             product = self._product(cache)
             deferred = product.defer(self._left_now(product), self._fitted())

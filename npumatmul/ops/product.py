@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.device.buffer import Buffer
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
 from npumatmul.ops.array.multiply import ArrayProduct
@@ -55,6 +56,8 @@ class Product:
         What rows are cast to for the executor.
     input_transform
         Of the weight.
+    reads_rows : bool
+        Whether the executor reads rows of the left operand as they stand.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Product:
         #: What is done to rows before they are of the type that the executor reads, but for a cast.
         self._steps = steps
         self._activation, self.reads = activation, activation.read_as
+        self.reads_rows = not steps and self.reads == left
         self._unsigned = unsigned or packed.zero_point != 0
         self._chains = not steps and not self._unsigned
         self._floats = dtype in ELEMENTS
@@ -141,6 +145,7 @@ class Product:
         bias: ArrayLike | None = None,
         *,
         owned: bool = False,
+        buffers: tuple[Buffer, ...] = (),
     ) -> NDArray[Any]:
         """Multiply, as `matmul` does.
 
@@ -153,6 +158,8 @@ class Product:
             As `fitted` gives them; a bias of int32 is for int32 results.
         owned : bool
             Whether nobody else knows `out`, so that it may change even if a row turns out to be unfit.
+        buffers : tuple of Buffer
+            In which `a` stands, if `reads_rows`; nobody may close them meanwhile.
 
         Returns
         -------
@@ -173,7 +180,7 @@ class Product:
                     rows = step(rows)
                 if rows.dtype != self.reads:
                     rows = rows.astype(self.reads)
-            program.multiply(rows, place, epilogue, bias, fresh=True)
+            program.multiply(rows, place, epilogue, bias, fresh=True, buffers=buffers)
         return place if self._flat else place.reshape(self.shapes.result)
 
     def _compute_into(
