@@ -102,6 +102,8 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[str | Pa
     for option, path in outputs.items():
         if path is None:
             continue
+        if path == Path():  # an empty name, which would be the folder that we are in
+            raise ValueError(f"{option} names no file")
         name = str(path) if path == STANDARD else os.path.realpath(path)
         if name in seen:
             raise ValueError(f"{seen[name]} and {option} are both {path}; each needs a file of its own")
@@ -165,7 +167,10 @@ def _matrix(stream: BinaryIO, size: int) -> NDArray[np.float32]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it has version {version} of the format")
     read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_major, dtype = read(stream)
+    try:
+        shape, column_major, dtype = read(stream)
+    except Exception as error:  # numpy has Python read the header, which fails in more ways than it says
+        raise ValueError(f"its header cannot be read: {type(error).__name__}") from error
     if len(shape) != 2 or dtype.kind not in "fiu":
         raise ValueError(f"it holds {dtype} of shape {shape}; a matrix of real numbers is needed")
     if math.prod(shape) * dtype.itemsize > size - stream.tell():
@@ -186,6 +191,8 @@ def picture_format(path: Path) -> str:
         If pictures cannot be made at all.
     """
     check_installed("matplotlib", "--plot")
+    if path == STANDARD and sys.stdout is not None and sys.stdout.isatty():
+        raise ValueError("--plot -: a picture is nothing for a terminal; name a file, or redirect it")
     kind = path.suffix[1:].lower() or "png"
     if kind not in _PICTURES:
         raise ValueError(f"{path}: pictures are {', '.join(_PICTURES)}")

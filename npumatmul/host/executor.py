@@ -400,7 +400,6 @@ class Executor:
         self._execute_attended = library.npumm_execute_attended
         self._execute_proven = library.npumm_execute_proven
         self._run_attended, self._lost = library.npumm_run_attended, library.npumm_executor_lost
-        self._closed = False
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 

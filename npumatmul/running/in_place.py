@@ -17,7 +17,7 @@ from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
 from npumatmul.device.memory import Memory
-from npumatmul.errors import ClosedError, DeviceError
+from npumatmul.errors import DeviceError
 from npumatmul.host.activation import Activation
 from npumatmul.host.executor import BoundStruct, Call
 from npumatmul.host.kernels import Conversion
@@ -79,7 +79,19 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
 class _InPlaceCall:
     """One product in place at a time, and what the executor is told of it."""
 
-    __slots__ = ("_bound", "_program", "a", "a_offset", "a_parts", "c_parts", "call", "held", "made", "out", "out_offset")
+    __slots__ = (
+        "_bound",
+        "_program",
+        "a",
+        "a_offset",
+        "a_parts",
+        "c_parts",
+        "call",
+        "held",
+        "made",
+        "out",
+        "out_offset",
+    )
 
     a: Buffer
     a_offset: int
@@ -110,10 +122,6 @@ class _InPlaceCall:
             self._bound.whole = out._memory.pointer
         else:
             self._bound.whole = None  # somebody may write into other parts of it meanwhile
-            if out._left or out._memory.closed:
-                raise ClosedError("this NPU buffer is closed")
-        if a._left or a._memory.closed:
-            raise ClosedError("this NPU buffer is closed")
         bound.results = (out._memory,)
         of_a, of_c = program.parts
         self.held = []
@@ -128,6 +136,7 @@ class _InPlaceCall:
                 part = session.part(buffer._memory, offset + start, nbytes)
                 self.held.append(part)
                 into[index] = part.pointer
+        bound.results = (out._memory, *self.held)
         return self.call
 
     def start(self) -> None:
@@ -245,12 +254,12 @@ class InPlaceProgram(Runs):
         if out is None:
             dirty = memory.written != memory.synchronised or memory.views or memory.owner is not None
             given: tuple[Any, ...] = (
-                told.begin, None, None, (memory,), None, told.start if dirty else None
+                told.begin, None, None, (a,), None, told.start if dirty else None
             )  # fmt: skip
         else:
             whole = out.memory.allocation
             computes = whole.address, whole.address + whole.size - 1
-            given = told.begin, None, None, (memory, out._memory), computes, told.start, told.end
+            given = told.begin, None, None, (a, out), computes, told.start, told.end
         failed = self._attempt(*given)
         if failed is not None:
             self._repeat(failed, *given)

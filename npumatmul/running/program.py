@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.buffer import Buffer
-from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.errors import NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
@@ -22,39 +22,11 @@ from npumatmul.running.deferred import DeferredResult, ResultSlot
 from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["BufferRows", "Program"]
+__all__ = ["Program"]
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = Epilogue()
-
-
-class BufferRows:
-    """Rows in the memory of an array, which the CPU reads where they stand.
-
-    Parameters
-    ----------
-    buffer : Buffer
-    offset : int
-        Bytes from the start of the buffer to the first element.
-    shape, strides : (int, int)
-    dtype : numpy.dtype
-    """
-
-    __slots__ = ("_buffer", "_offset", "dtype", "memory", "shape", "strides")
-
-    def __init__(
-        self, buffer: Buffer, offset: int, shape: tuple[int, int], strides: tuple[int, int], dtype: np.dtype[Any]
-    ) -> None:
-        self._buffer, self._offset = buffer, offset
-        self.memory = buffer._memory
-        self.shape, self.strides, self.dtype = shape, strides, dtype
-
-    def address(self) -> int:
-        """Address of the first element, while nobody can close the buffer."""
-        if self._buffer.closed:
-            raise ClosedError("this NPU buffer is closed")
-        return self.memory.address + self._offset
 
 
 class Program(Runs):
@@ -94,6 +66,8 @@ class Program(Runs):
         self._floats = self._element not in (Element.INT32, Element.INT8)
         self._reads, self._dtype = activation.read_as, dtype
         self._rows, self._result = (m, weight.plan.k), (m, weight.plan.n)
+        #: The epilogue of the last call, if it lasts: that of the next one is often the same.
+        self._last: PlacedEpilogue | None = None
         #: Of deferred results, waiting for further ones.
         self._slots: list[ResultSlot] = []
 
@@ -105,6 +79,7 @@ class Program(Runs):
         bias: ArrayLike | None = None,
         *,
         fresh: bool = False,
+        buffers: tuple[Buffer, ...] = (),
     ) -> None:
         """Compute ``out = epilogue(a @ weight)``.
 
@@ -121,6 +96,8 @@ class Program(Runs):
             Instead of the epilogue's.
         fresh : bool
             Whether nobody else knows `out` yet.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Raises
         ------
@@ -137,38 +114,46 @@ class Program(Runs):
         """
         if not fresh:
             check_place(out, self._result, self._dtype)
-        call: Call | None = None
         after: PlacedEpilogue | None = None
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
-            after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
-        if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
+            after, epilogue = self._last, epilogue or _NOTHING
+            if after is None or not fresh or after.given[0] is not epilogue or after.given[1] is not bias:
+                after = PlacedEpilogue(epilogue, out, bias, fresh=fresh)
+                self._last = after if after.lasts else None
+        call: Call | None = None
+        usual = fresh and type(a) is np.ndarray and a.flags.c_contiguous and (after is None or after.lasts)
+        if not usual:
             call = self._call(a)
             call.out, call.out_row_stride = address_of(out), out.strides[0]
             if after is not None:
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out)
+        failed = self._attempt(call, a, out, buffers, after=after)
         if failed is not None:
-            self._repeat(failed, call, a, out)
+            self._repeat(failed, call, a, out, buffers, after=after)
 
     def defer(
         self,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
+        *,
+        buffers: tuple[Buffer, ...] = (),
     ) -> DeferredResult | None:
         """As `multiply`, but leave the result in C, to be finished when it is read, or on its way into the next A.
 
         Parameters
         ----------
-        a : ndarray, DeferredResult or BufferRows
+        a : ndarray, or DeferredResult
         epilogue : Epilogue, optional
             Without `multiply` and `residual`.
         bias : array_like, optional
             Instead of the epilogue's; it is copied.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Returns
         -------
@@ -186,11 +171,10 @@ class Program(Runs):
             self._call(a)  # which says what is wrong, unless it is widened
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
-        memories = (a.memory,) if type(a) is BufferRows else ()
         try:
-            failed = self._attempt(begin, None, None, memories)
+            failed = self._attempt(begin, None, None, buffers)
             if failed is not None:
-                self._repeat(failed, begin, None, None, memories)
+                self._repeat(failed, begin, None, None, buffers)
         except NoRoomError:
             return None
         return result
@@ -198,7 +182,7 @@ class Program(Runs):
     def _begin(
         self,
         result: DeferredResult,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None,
         bias: ArrayLike | None,
         bound: BoundProgram,
@@ -225,12 +209,11 @@ class Program(Runs):
             call.a, call.a_deferred = None, a.slot.pointer
             return call
         assert not isinstance(a, DeferredResult)
-        call.a = a.address() if isinstance(a, BufferRows) else address_of(a)
-        call.a_row_stride, call.a_col_stride = a.strides
         call.a_deferred = None
+        call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         return call
 
-    def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:
+    def _call(self, a: NDArray[Any] | DeferredResult) -> Call:
         """A call for a left operand, without a place for the result."""
         call = Call(out_type=self._element)
         fits = a.dtype == self._reads
@@ -238,7 +221,7 @@ class Program(Runs):
             fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
             assert a.slot is not None
             call.a_deferred = a.slot.pointer
-        elif not isinstance(a, BufferRows):
+        else:
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         if a.shape != self._rows or not fits:
             self._refuse(a)
@@ -254,7 +237,7 @@ class Program(Runs):
         )
         return call
 
-    def _refuse(self, a: NDArray[Any] | DeferredResult | BufferRows) -> NoReturn:
+    def _refuse(self, a: NDArray[Any] | DeferredResult) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from npumatmul.device.buffer import Buffer
 from npumatmul.device.leases import Lease
-from npumatmul.device.memory import Memory
 from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
+from npumatmul.host.epilogue import PlacedEpilogue
 from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
@@ -60,11 +61,12 @@ class Runs:
         call: Call | Callable[[BoundProgram], Call] | None,
         a: Any,
         out: Any,
-        memories: tuple[Memory, ...] = (),
+        buffers: tuple[Buffer, ...] = (),
         computes: tuple[int, int] | None = None,
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
         *,
+        after: PlacedEpilogue | None = None,
         repeated: bool = False,
     ) -> RknnError | None:
         """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
@@ -76,15 +78,17 @@ class Runs:
         ----------
         call : Call, callable or None
             What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
-            behind the other, and there is no epilogue.
+            behind the other.
         a, out : ndarray or None
             What the CPU reads, and where it stores the result.
-        memories : tuple of Memory
+        buffers : tuple of Buffer
             Of arrays that it runs with, which nobody may close meanwhile.
         computes : (int, int), optional
             Where the NPU writes the result, as of a `Lease`.
         start, end : callable, optional
             Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
+        after : PlacedEpilogue, optional
+            Without a call: the epilogue, one that lasts.
         repeated : bool
             Whether it failed before.
         """
@@ -94,7 +98,7 @@ class Runs:
         leases, waiting = session.leases, None
         try:
             while True:
-                lease = Lease(weight.tiles, out, computes, memories)
+                lease = Lease(weight.tiles, out, computes, buffers)
                 bound = None
                 try:
                     with session.lock:
@@ -102,6 +106,9 @@ class Runs:
                             session.check_usable()
                         if weight.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
+                        for buffer in buffers:
+                            if buffer.is_left or buffer._memory.closed:
+                                raise ClosedError("this NPU buffer is closed")
                         if device.released:
                             device.collect()
                         ended = leases.ended
@@ -124,6 +131,9 @@ class Runs:
                         if ready is None:
                             ready = bound.call
                             ready.a, ready.out = address_of(a), address_of(out)
+                            if bound.after is not after:
+                                ready.epilogue = None if after is None else after.pointer
+                                bound.after = after
                         try:
                             if start is not None:
                                 start()
@@ -146,7 +156,7 @@ class Runs:
                         raise failed
                 except BaseException:
                     if bound is not None and bound.executor.given_up:
-                        bound.give_up(session, weight, memories, (call, a, out))
+                        bound.give_up(session, weight, [buffer._memory for buffer in buffers], (call, a, out))
                     raise
                 finally:
                     lease.over = True
@@ -160,10 +170,10 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
-    def _repeat(self, first: RknnError, *attempt: Any) -> None:
+    def _repeat(self, first: RknnError, *attempt: Any, **how: Any) -> None:
         """Repeat a call whose contexts broke: they are made anew."""
         try:
-            self._attempt(*attempt, repeated=True)
+            self._attempt(*attempt, **how, repeated=True)
         except NpuError as error:
             raise error from first
 
