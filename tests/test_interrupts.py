@@ -306,7 +306,7 @@ def pressed(program: str, presses: int = 3) -> subprocess.CompletedProcess[str]:
         assert process.stdout.readline() == "up\n"
         for _ in range(presses):
             try:
-                process.wait(0.7)
+                process.wait(0.4)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
@@ -409,6 +409,7 @@ def test_an_interrupt_at_any_point_of_making_and_giving_back_leaves_nothing(devi
     assert position > 5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("gap", range(1, 12))
 def test_two_interrupts_in_a_row_leave_nothing_in_use(device: npu.Device, gap: int) -> None:
     """The second one comes while the first one is cleaned up after; nobody is busy then, without another thread."""

@@ -505,11 +505,13 @@ class Session:
             entries = [*slices, entry]
             self._claim(entries)
             failed: RknnError | None = None
-            for each in entries:  # again, if an interrupt came when it was given back before
+            before, self._registry.unsure = self._registry.unsure, True
+            for each in entries:
                 try:
                     self._registry.destroy(each)
                 except RknnError as error:
                     failed = failed or error
+            self._registry.unsure = before  # no interrupt came
             if self.closed:
                 self._drop_anchors()
                 self._leave_board()
@@ -534,7 +536,7 @@ class Session:
             for owner in owners:
                 self.check_idle(owner)
             for owner in owners:
-                owner.closed = True
+                owner.closed = owner.entry.unwanted = True
 
     def release_later(self, *resources: Memory | Handle) -> None:
         """Give back at the next call; safe from a garbage collector that runs at any moment."""
