@@ -24,8 +24,8 @@ import npumatmul as npu
 from npumatmul import MatmulType, sim
 from npumatmul.chips import CHIPS
 from npumatmul.errors import ClosedError, RknnTimeout
+from npumatmul.planning.in_place import padded_rows, plan_in_place, rows_of
 from npumatmul.planning.product import plan_weight
-from npumatmul.running.direct import padded_rows, share_rows
 
 DTYPES = [np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4]
 
@@ -348,7 +348,7 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
         halfway = npu.matmul(x, first, dtype=np.float16)
         return npu.matmul(halfway, second, dtype=np.float16)
 
-    chain()  # contexts are made
+    chain()  # contexts are made, and memory for results is allocated
     before = device.stats()
     with sim.trace(tmp_path / "trace.json", device):
         result = chain()
@@ -358,11 +358,10 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
     assert after.run_calls - before.run_calls == 2 * spans
     assert after.macs - before.macs == m * 64 * 96 + m * 96 * 32
     bind = [("rknn_matmul_set_io_mem", tensor) for tensor in "ABC"]
-    calls = [call for call in calls_of(tmp_path / "trace.json") if "mem_from_fd" not in call[0]]
-    calls = [call for call in calls if call[0] != "rknn_destroy_mem"]
+    others = ("rknn_matmul_set_dynamic_shape", "rknn_destroy_mem")  # memory of tests before
+    calls = [call for call in calls_of(tmp_path / "trace.json") if call[0] not in others]
     run = [*bind, ("rknn_matmul_run", None)]
-    product = [("rknn_create_mem", None), *run * spans, ("rknn_mem_sync", None)]
-    assert calls == product * 2
+    assert calls == [*run * spans, ("rknn_mem_sync", None)] * 2
     # sums of these integers are exact in float32; each product rounds once
     halfway = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)
     expected = (halfway.astype(np.float64) @ c.astype(np.float64)).astype(np.float16)
@@ -383,7 +382,7 @@ def test_plain_sums_are_written_in_place_too(device: npu.Device, dtype: Any, res
 def modelled(monkeypatch: pytest.MonkeyPatch, copying: float | None) -> None:
     """Have every product that is not made in place take so many seconds by the model; None: nobody knows."""
     plan = SimpleNamespace(modelled_seconds=copying)
-    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: plan)
+    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: plan)
 
 
 @pytest.mark.parametrize("m", [64, 100, 300, 512, 1100])
@@ -409,10 +408,10 @@ def test_cores_share_the_rows_of_a_product_in_place(
     np.testing.assert_array_equal(out.numpy(), a.astype(np.float32) @ b.astype(np.float32))
     assert fresh_device.stats().conversions == before.conversions
     assert fresh_device.stats().macs - before.macs == m * 576 * 1536
-    ranges = share_rows(m, MatmulType.FLOAT16_FLOAT16_FLOAT32, 576, 1536, CHIPS["rk3588"])
-    assert ranges is not None
-    assert ((work() - done) > 0).sum() == ranges.cores
-    assert ranges.cores > 1 or m < 512
+    plan = plan_in_place(m, w.plan, MatmulType.FLOAT16_FLOAT16_FLOAT32, CHIPS["rk3588"])
+    assert plan is not None
+    assert ((work() - done) > 0).sum() == plan.cores
+    assert plan.cores > 1 or m < 512
 
 
 def test_copying_is_preferred_where_it_is_modelled_to_be_faster(
@@ -435,17 +434,19 @@ def test_copying_is_preferred_where_it_is_modelled_to_be_faster(
 )
 def test_rows_are_shared_without_gaps_overlaps_or_odd_starts(m: int, k: int, n: int, chip: str) -> None:
     mm_type = MatmulType.FLOAT16_FLOAT16_FLOAT32
-    ranges = share_rows(m, mm_type, k, n, CHIPS[chip], padded_rows(m, CHIPS[chip]))
-    assert ranges is not None
+    plan = plan_in_place(m, plan_weight(k, n, mm_type, CHIPS[chip]), mm_type, CHIPS[chip], padded_rows(m, CHIPS[chip]))
+    assert plan is not None
     position = 0
-    for start, rows in ranges.spans:
-        assert start == position < m
-        assert start * k * 2 % 4096 == start * n * 4 % 4096 == 0
-        assert rows == 1 or rows % 4 == 0
-        position += rows
-    assert m <= position == ranges.padded <= padded_rows(m, CHIPS[chip])
-    assert ranges.spans[-1][0] < m
-    assert 1 <= ranges.cores <= CHIPS[chip].cores
+    for span in plan.m_spans:
+        assert span.start == position < m
+        assert span.start * k * 2 % 4096 == span.start * n * 4 % 4096 == 0
+        assert span.padded == 1 or span.padded % 4 == 0
+        position += span.padded
+    assert m <= position == rows_of(plan) <= padded_rows(m, CHIPS[chip])
+    assert sum(span.length for span in plan.m_spans) == m
+    assert 1 <= plan.cores <= CHIPS[chip].cores
+    assert plan.range_cores == tuple(sorted(plan.range_cores))
+    assert set(plan.range_cores or (0,)) == set(range(plan.cores))
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -453,9 +454,10 @@ def test_a_core_that_fails_is_made_good_once(failing: int, monkeypatch: pytest.M
     modelled(monkeypatch, None)
     a, b = values((300, 576), np.float16), values((576, 1536), np.float16, 1)
     expected = a.astype(np.float32) @ b.astype(np.float32)
-    ranges = share_rows(300, MatmulType.FLOAT16_FLOAT16_FLOAT32, 576, 1536, CHIPS["rk3588"])
-    assert ranges is not None
-    assert ranges.cores > 1
+    mm_type = MatmulType.FLOAT16_FLOAT16_FLOAT32
+    plan = plan_in_place(300, plan_weight(576, 1536, mm_type, CHIPS["rk3588"]), mm_type, CHIPS["rk3588"])
+    assert plan is not None
+    assert plan.cores > 1
     with npu.Device("sim:rk3588") as opened:
         x, w = npu.asarray(a, device=opened), npu.pack(b, device=opened)
         np.testing.assert_array_equal((x @ w).numpy(), expected)

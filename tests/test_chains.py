@@ -671,10 +671,12 @@ def test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind(
                 gc.collect()  # tracebacks hold results
             np.testing.assert_array_equal(npu.matmul(halfway, layers[1][0], **layers[1][1]).numpy(), expected)
         gc.collect()
-        assert position > 300
+        assert position > 100
         assert halfway.deferred is not None
         npu.empty_cache(device)
-        assert device.stats().descriptors <= before.descriptors + sum("finalize" in each for each in dropped)
+        assert device.stats().descriptors <= before.descriptors + sum(
+            "finalize" in each or "__del__" in each for each in dropped
+        )
         assert device.stats().contexts == before.contexts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import threading
 import time
@@ -20,7 +19,6 @@ from npumatmul import errors, sim
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.leases import is_idle
 from npumatmul.planning.product import plan_matmul
-from npumatmul.running.core_threads import CoreThreads
 from npumatmul.running.placement import Placement
 
 RNG = np.random.default_rng(11)
@@ -140,7 +138,6 @@ def check_all_idle(device: npu.Device) -> None:
         *(each for copies in placement.contexts._contexts.values() for each in copies),
         *(each for kept in placement.workspace._buffers.values() for each in kept),
         *placement._executors._all,
-        *placement._core_threads._all,
     ]
     assert len(lent) > 0
     assert all(map(is_idle, lent))
@@ -222,7 +219,7 @@ def test_an_interrupt_while_packing_or_giving_back_holds_no_memory(device: npu.D
 def test_an_interrupt_in_a_product_in_place_leaves_its_arrays_usable(
     device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
 ) -> None:
-    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
     a, b = (RNG.integers(-9, 9, shape).astype(np.float16) for shape in ((m, 576), (576, 1536)))
     expected = a.astype(np.float32) @ b.astype(np.float32)
     x, w, out = npu.asarray(a, device=device), npu.pack(b, device=device), npu.empty((m, 1536), device=device)
@@ -262,53 +259,6 @@ def test_an_interrupt_in_closing_a_device_keeps_nobody_from_using_or_closing_it(
         assert device.closed
         caught.clear()
     assert position > 30
-
-
-def test_an_interrupt_leaves_no_core_at_work(device: npu.Device) -> None:
-    """What the threads of other cores had begun is finished, what they had not is not begun later."""
-    threads = CoreThreads(device)
-    begun, ended = [], []
-
-    def work(core: int) -> None:
-        begun.append(core)
-        time.sleep(0.001)
-        ended.append(core)
-
-    shares = [[functools.partial(work, core)] * 2 for core in range(3)]
-    position = undone = 0
-    while interrupted_at(position, lambda: threads.run(shares)):
-        position += 1
-        assert sorted(begun[len(ended) :]) in ([], [0])  # the caller's own work may be what was interrupted
-        before = list(begun)
-        threads.run([[], [lambda: None], [lambda: None]])  # threads take what they are given in order
-        assert begun == before
-        undone += len(begun) < 6
-        begun.clear()
-        ended.clear()
-    assert position > 10
-    assert undone > 3
-    assert sorted(ended) == [0, 0, 1, 1, 2, 2]
-    threads.close()
-    assert not any("-core-" in thread.name for thread in threading.enumerate())
-
-
-def test_errors_of_every_core_arrive(device: npu.Device) -> None:
-    threads = CoreThreads(device)
-    done: list[int] = []
-
-    def fail() -> None:
-        raise ArithmeticError("core")
-
-    for failing in range(3):
-        done.clear()
-        shares: list[list[Callable[[], None]]] = [[functools.partial(done.append, core)] for core in range(3)]
-        shares[failing].insert(0, fail)
-        with pytest.raises(ArithmeticError, match="core"):
-            threads.run(shares)
-        assert failing not in done
-    threads.run([[functools.partial(done.append, 7)]])
-    assert done[-1] == 7
-    threads.close()
 
 
 # ---- numbers of rows -----------------------------------------------------------------------------------------------

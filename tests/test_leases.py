@@ -22,7 +22,6 @@ from npumatmul import errors, sim
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.leases import Lease, Leases, Spares, Turn
 from npumatmul.host.executor import Executor
-from npumatmul.rknn import Runtime
 from npumatmul.rknn.simulator import Simulator
 
 RNG = np.random.default_rng(5)
@@ -104,7 +103,7 @@ class Gate:
 
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never find copying faster."""
-    monkeypatch.setattr("npumatmul.running.direct.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
 
 
 # ---- hangs ---------------------------------------------------------------------------------------------------------
@@ -310,7 +309,7 @@ def test_what_a_user_writes_beside_a_product_in_place_is_kept(
     in_place(monkeypatch)
     with npu.pack(B, device=device) as packed:
         x, both = npu.asarray(A[:64], device=device), npu.zeros((200, 1536), np.int32, device=device)
-        gate = Gate(monkeypatch, Runtime, "matmul_run")
+        gate = Gate(monkeypatch)
         working = Working(lambda: npu.matmul(x, packed, out=both[:64]))
         assert gate.reached.wait(60)
         both.numpy()[64:] = 7

@@ -60,6 +60,8 @@ class ArenaBlock:
         self.address = self._memory.address
         self.pointer: C._Pointer[TensorMem] = self._memory.pointer
         self.closed = False
+        #: This block and those behind it as one, for who binds them so; it goes with this one.
+        self._joined: ArenaBlock | None = None
         self._finalizer = weakref.finalize(self, arena.dropped, self._memory)
         self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
@@ -67,6 +69,12 @@ class ArenaBlock:
     def memory(self) -> Memory:
         """The runtime's memory."""
         return self._memory
+
+    def joined(self, nbytes: int) -> ArenaBlock:
+        """The block and those behind it as one of so many bytes; always the same one. The device's lock is held."""
+        if self._joined is None:
+            self._joined = ArenaBlock(self.arena, self.start, nbytes, 0)
+        return self._joined
 
     def bytes(self) -> NDArray[np.uint8]:
         """Read-only view. It does not keep the memory: hold the device's lock, and the slice, while it is used."""
@@ -94,6 +102,8 @@ class ArenaBlock:
     def close(self) -> None:
         """Give the slice back to its arena. Closing twice is allowed, and again after an interrupt."""
         if not self.closed:
+            if self._joined is not None:
+                self._joined.close()
             self.arena.release(self)
             if not self.arena.undivided:
                 self.arena.session.release(self._memory)

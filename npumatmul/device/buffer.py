@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes as C
 import math
 import operator
+import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from os import getpid
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,11 @@ __all__ = ["PAGE", "Buffer", "TensorAttr"]
 PAGE = 4096
 #: `size` fields of the C API are 32 bits wide (facts 1.8).
 LARGEST_BUFFER = 2**32 - 1
+
+
+@lru_cache(maxsize=1024)
+def _bytes_type(nbytes: int) -> type[C.Array[C.c_uint8]]:
+    return C.c_uint8 * nbytes
 
 
 @dataclass(frozen=True)
@@ -109,19 +117,52 @@ class Buffer:
     4096 1.5
     """
 
+    #: Whether the memory was given back, or on to somebody else, or never came.
+    _gone = True
+
     def __init__(self, session: Session, memory: Memory, parent: Buffer | None = None) -> None:
         self._session = session
         self._memory = memory
         self._parent = parent
-        self._left = False  # whether its with block was left while there were views
+        self._watched: list[weakref.ref[Any]] = []
+        self._left = False  # whether it was closed, or its with block left while there were views
+        self._gone = False
+        #: Whether arrays share it, so that `asarray` finds it.
+        self.of_arrays = False
         # What contexts compare to know whether they have to bind anew.
         self._writes = 0
         self._results = 0
-        # All buffers of one allocation.
-        self._family: Living[Buffer] = Living() if parent is None else parent._family
-        self._family.add(self)
-        self._finalizer = weakref.finalize(self, session.release_later, memory)
-        self._finalizer.atexit = False  # at exit the session frees everything in its own order
+        #: All buffers of one allocation, where there are several.
+        self._family: Living[Buffer] | None = None
+        if parent is None:
+            memory.held_by = weakref.ref(self)
+            return
+        with memory.allocation.lock:
+            family = parent._family
+            if family is None:
+                family = Living()
+                family.add(parent)
+                parent._family = family
+        family.add(self)
+        self._family = family
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not finalizing():  # at exit the session frees everything in its own order
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Let somebody else have the memory, or the runtime; safe from a garbage collector that runs at any moment."""
+        if self._gone:
+            return
+        memory, session = self._memory, self._session
+        if memory.home is None or session.closed or self._family is not None:
+            if not memory.closed:
+                session.release_later(memory)
+            self._gone = True
+        else:  # an interrupt may come after any call: `ResultMemory` finds what is not on the list
+            self._gone = True
+            memory.held_by = None
+            memory.home.append(memory)
 
     @classmethod
     def allocate(cls, session: Session, nbytes: int, domain: int = 0) -> Buffer:
@@ -147,8 +188,21 @@ class Buffer:
 
     def __exit__(self, *_: object) -> None:
         self._left = True
+        self._watch()
         if not self._memory.viewed():  # else the last view that goes gives it back
-            self._session.release(self._memory)
+            self._close()
+
+    def _close(self) -> None:
+        memory, session = self._memory, self._session
+        if memory.home is None or self._family is not None or session.inherited or session.closed:
+            session.release(memory)
+            return
+        with session.lock:
+            if self._gone:  # the memory is somebody else's
+                return
+            session.check_idle(memory)
+            self._left = True
+            self._give_back()
 
     @property
     def nbytes(self) -> int:
@@ -326,35 +380,43 @@ class Buffer:
         BusyError
             If another thread runs with it.
         """
-        held = 0 if self._memory.closed else self._memory.viewed()
+        held = 0 if self._memory.closed or self._gone else self._memory.viewed()
         if held:
             raise BufferError(f"{held} views of this buffer are still held; delete them, then close")
-        self._session.release(self._memory)
+        self._close()
 
     # ---- for contexts ----------------------------------------------------------------------------------------------
 
     def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
         """The bytes as an object that numpy can take, and that keeps this buffer alive."""
-        self._check_usable()
-        pages = (C.c_uint8 * self.nbytes).from_address(self._memory.address)
+        memory, session = self._memory, self._session
+        if memory.closed or self._left or session.closed or getpid() != session.pid:
+            self._check_usable()
+        pages = _bytes_type(memory.size).from_address(memory.address)
         pages._buffer = self  # type: ignore[attr-defined]
+        if memory.allocation.views:
+            self.settle()
+        memory.add_view(pages, writable)
+        return pages
+
+    def _watch(self) -> None:
+        """Have the last view that goes give the memory back."""
         this = weakref.ref(self)
 
         def gone(_: object) -> None:
             """A garbage collector may call this at any moment."""
             buffer = this()
-            if buffer is not None and buffer._left and not buffer._memory.viewed():
-                buffer._session.release_later(buffer._memory)
+            if buffer is not None and not buffer._memory.viewed():
+                buffer._give_back()
 
-        self.settle()
-        self._memory.add_view(pages, writable, gone)
-        return pages
+        held = [view.pages() for view in self._memory.living_views()]
+        self._watched = [weakref.ref(pages, gone) for pages in held if pages is not None]
 
     def settle(self) -> None:
         """Count what may have been written through views that are gone; while they live every run looks by itself."""
         for view in self._memory.take_ended_writers():
             self._memory.mark_written()
-            for buffer in self._family:
+            for buffer in self._relatives():
                 if view.touches(buffer._memory):
                     buffer._writes += 1
 
@@ -373,5 +435,9 @@ class Buffer:
         for other in self._overlapping():
             other._results += 1
 
+    def _relatives(self) -> list[Buffer]:
+        """All buffers of the allocation."""
+        return [self] if self._family is None else list(self._family)
+
     def _overlapping(self) -> list[Buffer]:
-        return [self] if len(self._family) == 1 else [other for other in self._family if self.overlaps(other)]
+        return [other for other in self._relatives() if self.overlaps(other)]

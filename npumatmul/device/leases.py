@@ -45,18 +45,24 @@ class Lease:
         Where the CPU stores the result.
     computes : (int, int) or None
         First and last address of the allocation where the NPU writes the result, which is synchronised as a whole.
+    memories : tuple
+        Memory of arrays that it runs with, which nobody may close meanwhile.
     thread : int
         Whose it is.
     """
 
-    __slots__ = ("__weakref__", "computes", "over", "ref", "stores", "thread", "weight")
+    __slots__ = ("__weakref__", "computes", "memories", "over", "ref", "stores", "thread", "weight")
 
     def __init__(
-        self, weight: object = None, stores: NDArray[Any] | None = None, computes: tuple[int, int] | None = None
+        self,
+        weight: object = None,
+        stores: NDArray[Any] | None = None,
+        computes: tuple[int, int] | None = None,
+        memories: tuple[object, ...] = (),
     ) -> None:
         self.over = False
         self.ref: weakref.ref[Lease] = ref(self)
-        self.weight, self.stores, self.computes = weight, stores, computes
+        self.weight, self.stores, self.computes, self.memories = weight, stores, computes, memories
         self.thread = get_ident()
 
     def disturbs(self, other: Lease) -> bool:
@@ -154,6 +160,10 @@ class Leases:
     def uses(self, weight: object) -> bool:
         """Whether somebody runs with the memory of a weight."""
         return any(lease.weight is weight for lease in self._at_work())
+
+    def reads(self, memory: object) -> bool:
+        """Whether somebody runs with the memory of an array."""
+        return any(each is memory for lease in self._at_work() for each in lease.memories)
 
     def check_idle(self, name: str) -> None:
         """Raise `BusyError` where somebody is at work."""

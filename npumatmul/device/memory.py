@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as C
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,13 +40,22 @@ class Handle:
         return self.entry.value
 
 
-@dataclass(eq=False)
 class View:
-    """CPU access to a range of an allocation that somebody holds."""
+    """CPU access to a range of an allocation that somebody holds.
 
-    pages: weakref.ref[Any]
-    through: Memory
-    writable: bool
+    Attributes
+    ----------
+    pages : weakref
+        To what keeps the memory for them.
+    through : Memory
+        By which it was asked for: the allocation, or a slice.
+    writable : bool
+    """
+
+    __slots__ = ("pages", "through", "writable")
+
+    def __init__(self, pages: weakref.ref[Any], through: Memory, writable: bool) -> None:
+        self.pages, self.through, self.writable = pages, through, writable
 
     def touches(self, memory: Memory) -> bool:
         """Whether it shows bytes of `memory`, of the same allocation."""
@@ -67,8 +75,12 @@ class Memory:
         Offset in the allocation.
     owner : Memory or None
         What it is a slice of.
+    pointer : pointer to TensorMem
+        The runtime's struct, once it is made.
     address : int
         CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`); 0 before it is made.
+    domain, size : int
+        IOMMU domain, and bytes.
     written, synchronised : int
         Of an allocation: how often the CPU wrote into it, and up to which of these the device can see it.
     lease : weakref to Lease, or None
@@ -77,6 +89,12 @@ class Memory:
         Of a buffer that is lent: whether it is given back now or at the end of its lease, and lent to nobody else.
     users : list of weakref to Lease
         Of a buffer of a user: the calls that are at work with it.
+    held_by : weakref or None
+        The `Buffer`, or the result, that has it.
+    home : list of Memory, or None
+        Where it goes when nobody has it any more, to serve again; None: it is given back to the runtime.
+    parts : dict
+        Of an allocation: slices of it that are bound again and again, by offset and bytes.
     """
 
     runtime: Runtime
@@ -84,34 +102,35 @@ class Memory:
     start: int = 0
     owner: Memory | None = None
     address: int = 0
+    pointer: C._Pointer[TensorMem] = field(init=False)
+    domain: int = field(init=False)
+    size: int = field(init=False)
     closed: bool = False
     written: int = 0
     synchronised: int = 0
     lease: weakref.ref[Lease] | None = None
     retired: bool = False
     users: list[weakref.ref[Lease]] = field(default_factory=list)
+    held_by: weakref.ref[Any] | None = None
+    home: list[Memory] | None = None
+    parts: dict[tuple[int, int], Memory] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
     lock: AbstractContextManager[object] = field(default_factory=threading.RLock)
 
-    @property
-    def pointer(self) -> C._Pointer[TensorMem]:
-        """The runtime's struct."""
-        return self.entry.pointer
+    def __post_init__(self) -> None:
+        # plain attributes, since every product comes here
+        self.domain, self.size = self.entry.domain, self.entry.size
+
+    def made(self) -> None:
+        """Take over what the runtime said when it was made."""
+        self.pointer = self.entry.pointer
+        own = self.pointer.contents
+        self.address = int(own.virt_addr) + int(own.offset)
 
     @property
     def ctx(self) -> int:
         """Handle of the context under which it was allocated."""
         return self.entry.ctx
-
-    @property
-    def domain(self) -> int:
-        """IOMMU domain."""
-        return self.entry.domain
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.entry.size
 
     @property
     def holder(self) -> Holder:
@@ -179,12 +198,15 @@ class Memory:
         """Views of the whole allocation that somebody still holds."""
         return [view for view in self.allocation.views if view.pages() is not None]
 
-    def add_view(self, pages: Any, writable: bool, gone: Callable[[object], None]) -> None:
-        """Remember that somebody holds a view of this range as long as `pages` lives; then call `gone`."""
-        whole = self.allocation
-        view = View(weakref.ref(pages, gone), self, writable)
+    def add_view(self, pages: Any, writable: bool) -> None:
+        """Remember that somebody holds a view of this range as long as `pages` lives."""
+        whole = self.owner or self
+        view = View(weakref.ref(pages), self, writable)
         with whole.lock:
-            whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
+            if whole.views:
+                whole.views = [*(each for each in whole.views if each.writable or each.pages() is not None), view]
+            else:
+                whole.views = [view]
 
     def take_ended_writers(self) -> list[View]:
         """Forget the views that are gone; return those that somebody could write through until then.

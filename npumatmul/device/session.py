@@ -48,6 +48,8 @@ __all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+#: Slices of an allocation that `Session.part` remembers.
+_PARTS_MOST = 64
 #: What is raised where there is no memory, or no further context.
 NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 #: Bytes that are allocated to find out whether the device is still there.
@@ -162,6 +164,10 @@ class Session:
         """Memory that is no slice of other memory."""
         return self._registry.allocations()
 
+    def memories(self) -> list[Memory]:
+        """The same, but for what nobody holds."""
+        return [memory for memory in map(_memory_of, self.allocations()) if memory is not None]
+
     def held(self, domain: int) -> dict[Holder, int]:
         """Bytes of memory in an IOMMU domain, by what holds them; empty where nothing does."""
         held: dict[Holder, int] = {}
@@ -195,7 +201,7 @@ class Session:
 
     def viewed(self) -> int:
         """How many views of memory somebody holds."""
-        return sum(len(memory.living_views()) for memory in map(_memory_of, self.allocations()) if memory is not None)
+        return sum(len(memory.living_views()) for memory in self.memories())
 
     # ---- a device that is gone -------------------------------------------------------------------------------------
 
@@ -332,8 +338,7 @@ class Session:
                 self.runtime.create_mem(entry.ctx, entry.size, entry)
 
         self._make(entry, memory, create)
-        own = entry.pointer.contents
-        memory.address = int(own.virt_addr) + int(own.offset)
+        memory.made()
         return memory
 
     def _make(self, entry: Entry, owner: Memory | Handle, create: Callable[[], _Result]) -> _Result:
@@ -418,7 +423,7 @@ class Session:
             entry = MemoryEntry(whole.ctx, whole.domain, nbytes, whole.holder, whole.entry)
             memory = Memory(self.runtime, entry, start, whole)
             try:
-                pointer = self._make(
+                self._make(
                     entry,
                     memory,
                     lambda: self.runtime.create_mem_from_fd(
@@ -428,8 +433,20 @@ class Session:
             except RknnError as error:
                 self.raise_if_lost(error)
                 raise
-            memory.address = int(pointer.contents.virt_addr) + int(pointer.contents.offset)
+            memory.made()
             return memory
+
+    def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
+        """A slice of a memory, always the same one: it lives as long as the allocation. The lock is held."""
+        whole, first = memory.allocation, memory.start + start
+        found = whole.parts.get((first, nbytes))
+        if found is None:
+            if len(whole.parts) >= _PARTS_MOST and not self.leases.reads(whole):
+                for part in list(whole.parts.values()):
+                    self.release(part)
+                whole.parts.clear()
+            found = whole.parts[first, nbytes] = self.wrap(whole, first, nbytes)
+        return found
 
     def create(
         self, info: MatmulInfo, shapes: list[tuple[int, int, int]] | None = None
@@ -496,12 +513,18 @@ class Session:
         if not isinstance(self.diagnosed(error), DeviceLostError):
             raise error
 
+    def check_idle(self, resource: Memory | Handle) -> None:
+        """Raise `BusyError` where somebody runs with a memory or a context. The lock is held."""
+        used = isinstance(resource, Memory) and (resource.in_use or self.leases.reads(resource))
+        if used or (isinstance(resource, Handle) and not is_idle(resource)):
+            raise BusyError("another thread is running with it; let that end before closing")
+
     def _claim(self, entries: Iterable[Entry]) -> None:
         """Mark those that hold them as closed, so that nobody begins to use them any more."""
         with self.guard:
             owners = [owner for owner in map(_owner_of, entries) if owner is not None]
-            if any(owner.in_use if isinstance(owner, Memory) else not is_idle(owner) for owner in owners):
-                raise BusyError("another thread is running with it; let that end before closing")
+            for owner in owners:
+                self.check_idle(owner)
             for owner in owners:
                 owner.closed = True
 

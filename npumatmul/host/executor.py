@@ -328,19 +328,21 @@ def finish(sums: NDArray[Any], out: NDArray[Any], element: Element, epilogue: Ep
     assert code == 0, f"npumm_store: code {code}"
 
 
-def store_deferred(deferred: DeferredStruct, address: int, row_stride: int) -> None:
+def store_deferred(deferred: C._Pointer[DeferredStruct], rows: int, address: int, row_stride: int) -> None:
     """Finish a deferred result in memory of the host.
 
     Parameters
     ----------
-    deferred : DeferredStruct
+    deferred : pointer to DeferredStruct
         As a call of the executor left it.
+    rows : int
+        All that it has.
     address : int
         Of the first element; elements of a row are adjacent.
     row_stride : int
         In bytes.
     """
-    code = _library().npumm_deferred_store(deferred, 0, deferred.rows, address, row_stride)
+    code = _library().npumm_deferred_store(deferred, 0, rows, address, row_stride)
     assert code == 0, f"npumm_deferred_store: code {code}"
 
 
@@ -380,6 +382,7 @@ class Executor:
         if not self._address:
             raise MemoryError("no memory for an executor")
         self._execute = library.npumm_execute
+        self._closed = False
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 

@@ -28,7 +28,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu, product_in_place
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
@@ -135,7 +136,7 @@ def matmul(
     """
     asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
     usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
-    if usual and type(a) is np.ndarray and type(b) is PackedWeight:
+    if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
         asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
         try:
             prepared: Product | None = b.products.get(asked)
@@ -144,15 +145,16 @@ def matmul(
         if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
-            return prepared.compute(a, place, epilogue, bias)
+            if type(a) is np.ndarray:
+                return prepared.compute(a, place, epilogue, bias)
+            if place is None and isinstance(a, NpuArray):
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+                if made is not None:
+                    return made
     if isinstance(a, PackedWeight):
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
     arrays = involves_npu_arrays(a, b, out)
-    if arrays and plain:
-        result = product_in_place(a, b, out, dtype)
-        if result is not None:
-            return result
     if settings().fallback == "numpy" and plain and not isinstance(b, PackedWeight):
         left, right = np.asarray(a), np.asarray(b)
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)

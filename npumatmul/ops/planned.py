@@ -350,7 +350,8 @@ class Matmul:
     def _multiply(self, operands: _Operands, out: Out, cache: bool) -> Any:
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
         if isinstance(place, NpuArray):
-            self._store(operands, place.numpy(), cache)
+            if self._by_array(operands, cache, place) is None:
+                self._store(operands, place.numpy(), cache)
             return place
         product, finish = operands.product, operands.finish
         if product is not None and operands.plain:  # then there is nothing to look at any more
@@ -364,6 +365,9 @@ class Matmul:
     def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
         """The product as an array, whose values stay where the NPU leaves them if that goes."""
         shapes = self._shapes
+        by_array = self._by_array(operands, cache)
+        if by_array is not None:
+            return by_array
         if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
             product = self._product(operands, cache)
             deferred = product.defer(self._left_now(operands, product), operands.epilogue(shapes, self.dtype))
@@ -373,6 +377,23 @@ class Matmul:
                 return unread(deferred, self.shape, self.device)
         made = empty(self.shape, self.dtype, device=self.device)
         self._store(operands, made.numpy(), cache, owned=True)
+        return made
+
+    def _by_array(self, operands: _Operands, cache: bool, out: NpuArray | None = None) -> NpuArray | None:
+        """The product of an NpuArray that goes on as it is: in place, or deferred; None where that does not go."""
+        shapes, a = self._shapes, operands.given[0]
+        if (
+            not isinstance(a, NpuArray)
+            or shapes.matrices != 1
+            or shapes.empty
+            or operands.finish.integer_bias is not None
+        ):
+            return None
+        a._check_usable()
+        product = self._product(operands, cache)
+        made = product.with_arrays().multiply(a, operands.epilogue(shapes, self.dtype), None, out)
+        if made is not None and not cache:
+            operands.weights.drop(next(shapes.indices()))
         return made
 
     def _store(self, operands: _Operands, out: Out, cache: bool, *, owned: bool = False) -> NDArray[Any]:
@@ -589,9 +610,10 @@ class Matmul:
 
 
 def _left(a: Any) -> NDArray[Any] | NpuArray:
-    if isinstance(a, NpuArray) and a.deferred is not None:
+    if isinstance(a, NpuArray):
+        a._check_usable()
         return a
-    return operand(a.unpack() if isinstance(a, PackedWeight) else host(a), "a", "matmul")
+    return operand(a.unpack() if isinstance(a, PackedWeight) else a, "a", "matmul")
 
 
 def _right(b: Any) -> NDArray[Any] | PackedWeight:

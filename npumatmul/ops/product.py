@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
+from npumatmul.ops.array.multiply import ArrayProduct
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.operands import UINT8_SHIFT, check_activation, native_order, shifted
 from npumatmul.ops.packed.weight import PackedWeight
@@ -45,6 +46,15 @@ class Product:
     Attributes
     ----------
     shapes, dtype
+    device : Device
+    stored : StoredWeight or None
+        None where there is nothing to multiply.
+    program : Program or None
+        The same.
+    reads : numpy.dtype
+        What rows are cast to for the executor.
+    input_transform
+        Of the weight.
 
     Raises
     ------
@@ -54,7 +64,7 @@ class Product:
 
     def __init__(self, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> None:
         self.shapes, self.dtype = shapes, dtype
-        self._scheme, self._device, self._stored = packed.scheme, packed.device, packed.stored
+        self.device, self.stored, self._scheme = packed.device, packed.stored, packed.scheme
         self._rows, self._matrix = (shapes.rows, shapes.k), (shapes.rows, shapes.n)
         self._columns = (shapes.n,)
         self._flat = shapes.result == self._matrix
@@ -69,14 +79,17 @@ class Product:
         if unsigned:
             steps.append(shifted)
             activation = _with_zero(activation, -UINT8_SHIFT)
-        transform = packed.input_transform
+        self.input_transform = transform = packed.input_transform
+        self._left = left
+        #: Once it was asked for: what `with_arrays` gives.
+        self.of_arrays: ArrayProduct | None = None
         if transform is not None and taken == _I8:
             raise TypeError("matmul: b has an input transform, which codes cannot go through; give a as floats")
         if transform is not None and activation.transform is None:
             steps += [_as_float32, transform.activation]
         #: What is done to rows before they are of the type that the executor reads, but for a cast.
         self._steps = steps
-        self._activation, self._reads = activation, activation.read_as
+        self._activation, self.reads = activation, activation.read_as
         self._unsigned = unsigned or packed.zero_point != 0
         self._chains = not steps and not self._unsigned
         self._floats = dtype in ELEMENTS
@@ -85,7 +98,7 @@ class Product:
         self._result_scale = None if result is None else float(result.scale)
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
-        self._program = None if shapes.empty else self._program_for(dtype)
+        self.program = None if shapes.empty else self._program_for(dtype)
 
     @classmethod
     def of(cls, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> Product:
@@ -97,9 +110,9 @@ class Product:
     def _program_for(self, dtype: np.dtype[Any]) -> Program:
         found = self._programs.get(dtype)
         if found is None:
-            assert self._stored is not None  # or there is nothing to multiply
+            assert self.stored is not None  # or there is nothing to multiply
             how = self._activation, dtype, self._result_scale
-            found = self._programs[dtype] = Program(self._stored, self.shapes.rows, *how)
+            found = self._programs[dtype] = Program(self.stored, self.shapes.rows, *how)
         return found
 
     def fitted(self, epilogue: Epilogue | None, bias: ArrayLike | None) -> tuple[Epilogue | None, ArrayLike | None]:
@@ -146,7 +159,7 @@ class Product:
         ndarray
             `out`, or a new one.
         """
-        program = self._program
+        program = self.program
         if out is not None:
             return self._compute_into(a, out, epilogue, bias, owned)
         place: NDArray[Any] = np.empty(self._matrix, self.dtype)
@@ -158,8 +171,8 @@ class Product:
                 rows = a if a.shape == self._rows else a.reshape(self._rows)
                 for step in self._steps:
                     rows = step(rows)
-                if rows.dtype != self._reads:
-                    rows = rows.astype(self._reads)
+                if rows.dtype != self.reads:
+                    rows = rows.astype(self.reads)
             program.multiply(rows, place, epilogue, bias, fresh=True)
         return place if self._flat else place.reshape(self.shapes.result)
 
@@ -225,8 +238,8 @@ class Product:
         fresh : bool
             Whether nobody else knows `place` yet.
         """
-        if self._program is None:
-            self._device.check_usable()
+        if self.program is None:
+            self.device.check_usable()
             steps = epilogue if bias is None else replace(epilogue or Epilogue(), bias=bias, dtype=place.dtype)
             finish_rows(np.zeros(self._matrix, self._scheme.result), place, steps)
         else:
@@ -238,14 +251,21 @@ class Product:
         rows = a.reshape(self._rows)
         for step in self._steps:
             rows = step(rows)
-        return rows.astype(self._reads, copy=False)
+        return rows.astype(self.reads, copy=False)
+
+    def with_arrays(self) -> ArrayProduct:
+        """The same of an `NpuArray`, which gives another one."""
+        found = self.of_arrays
+        if found is None:
+            found = self.of_arrays = ArrayProduct(self, self._left)
+        return found
 
     # ---- results that are deferred ---------------------------------------------------------------------------------
 
     @property
     def takes_deferred(self) -> bool:
         """Whether rows are taken as they stand in C: nothing is to be done to them but by the executor."""
-        return self._chains and self._program is not None
+        return self._chains and self.program is not None
 
     def defer(self, a: NDArray[Any] | DeferredResult, epilogue: Epilogue | None = None) -> DeferredResult | None:
         """Multiply, but leave the result where the NPU does, until it is read or multiplied further.
@@ -262,10 +282,10 @@ class Product:
             reads matrices that could change until then, sums are int32, which no product reads, or there is no room.
         """
         reads = any(each is not None for each in _read(epilogue))
-        if self._program is None or reads or self._unsigned or self.dtype == _I32:
+        if self.program is None or reads or self._unsigned or self.dtype == _I32:
             return None
         rows = a if isinstance(a, DeferredResult) else self._read(a)
-        return self._program.defer(rows, epilogue)
+        return self.program.defer(rows, epilogue)
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

@@ -9,7 +9,7 @@ from typing import Any
 
 from npumatmul.chips import layout
 from npumatmul.device.leases import Lease
-from npumatmul.device.session import Memory
+from npumatmul.device.memory import Memory
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
@@ -39,6 +39,8 @@ _RUNTIME_FUNCTION = {
 class BoundProgram:
     """A plan with contexts, buffers and an executor: all that a call needs, ready made.
 
+    Where A and C stand in the memory of arrays (`in_place`) there are no buffers, and the weight is bound as one.
+
     Contexts stay the same as long as they live; buffers and executor are those of the last call wherever nobody else
     has them.
 
@@ -63,6 +65,8 @@ class BoundProgram:
         activation: Activation,
         contexts: Sequence[PooledContext],
         call: Call,
+        *,
+        in_place: bool = False,
     ) -> None:
         self.call = call
         self._placement, self._plan, self._domain = placement, plan, weight.domain
@@ -72,12 +76,15 @@ class BoundProgram:
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
-        #: Those of the last call, of A and of C.
+        #: Those of the last call, of A and of C, and whether the struct refers to them.
         self._buffers: tuple[Memory, ...] = ()
+        self._complete = False
         self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
-        self._a_count = a_count * (plan.cores if plan.range_cores else 1)
+        self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
+        self._c_count = 0 if in_place else plan.cores
+        b = [weight.whole.pointer] if in_place else weight.pointers
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
         self._refers_to = slices, activation
         low_first = contexts[0].int4_low_nibble_first
@@ -99,7 +106,7 @@ class BoundProgram:
             _cores(plan.range_cores),
             None,
             None,
-            (C.POINTER(TensorMem) * len(weight.pointers))(*weight.pointers),
+            (C.POINTER(TensorMem) * len(b))(*b),
             (C.POINTER(executor.ExecutorShape) * len(contexts))(
                 *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
             ),
@@ -115,6 +122,11 @@ class BoundProgram:
         """Whether one of its contexts failed or is gone."""
         return any(context.struct.broken for context in self.contexts)
 
+    def mark_broken(self) -> None:
+        """Have its contexts made anew."""
+        for context in self.contexts:
+            context.struct.broken = 1
+
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
         for context in self.contexts:  # every product comes here: there are no calls that can be spared
@@ -126,7 +138,7 @@ class BoundProgram:
         pool.uses = uses = pool.uses + 1
         for context in self.contexts:
             context.lease, context.used = ref, uses
-        same = bool(self._buffers)
+        same = self._complete
         for memory in self._buffers:
             held = memory.lease
             holder = None if held is None else held()
@@ -145,12 +157,14 @@ class BoundProgram:
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
         placement, struct = self._placement, self.struct
-        self._buffers = ()  # until the struct refers to others, for an interrupt may come before
+        self._complete = False  # until the struct refers to others, for an interrupt may come before
         self.executor = placement.executor(lease)
-        a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
-        c = placement.workspace.acquire("C", self._plan.cores, self._c_bytes, lease, self._domain)
-        struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
-        self._buffers = (*a, *c)
+        if self._c_count:
+            a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
+            c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
+            struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
+            self._buffers = (*a, *c)
+        self._complete = True
 
     def failure(self, repeated: bool) -> NpuError:
         """What went wrong in the last call."""
@@ -168,13 +182,18 @@ class BoundProgram:
             "n_tile": report.n_index,
             "core": report.core,
         }
-        if step in _RUNTIME_FUNCTION:
-            hint = RKNN_ERRORS.get(code, RknnError).hint
-            if repeated:
-                names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
-                hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {hint}"
-            return rknn_error(_RUNTIME_FUNCTION[step], code, where, hint.strip())
-        return RknnError("npumm_execute", code, where)
+        if step not in _RUNTIME_FUNCTION:
+            return RknnError("npumm_execute", code, where)
+        failed = rknn_error(_RUNTIME_FUNCTION[step], code, where, RKNN_ERRORS.get(code, RknnError).hint)
+        return self.in_vain(failed) if repeated else failed
+
+    def in_vain(self, failed: RknnError) -> RknnError:
+        """The error of a call that was repeated, which says so."""
+        names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
+        hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {failed.hint}"
+        plan = self._plan
+        where = {"matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})", **failed.arguments}
+        return rknn_error(failed.function, failed.code, where, hint.strip())
 
 
 def _slice_struct(each: KSlice) -> executor.SliceStruct:

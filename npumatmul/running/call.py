@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes as C
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.chips.types import ElementType
-from npumatmul.device.leases import Lease
-from npumatmul.device.session import Memory
-from npumatmul.errors import NpuMemoryError
 from npumatmul.host.activation import Activation
-from npumatmul.host.epilogue import ELEMENTS, Epilogue
-from npumatmul.host.executor import Call, Element, ResultType
+from npumatmul.host.epilogue import ELEMENTS
+from npumatmul.host.executor import Element, ResultType
 from npumatmul.host.kernels import Conversion, RowScaling
-from npumatmul.running.deferred import DeferredResult, Tiles
 from npumatmul.running.stored import StoredWeight
-from npumatmul.running.workspace import Workspace
 
-__all__ = ["RESULT_TYPE", "Deferral", "NoRoomError", "check_place", "device_scales", "result_element"]
+__all__ = ["RESULT_TYPE", "NoRoomError", "check_place", "device_scales", "result_element"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,33 +93,3 @@ def check_place(out: NDArray[Any], shape: tuple[int, int], dtype: np.dtype[Any])
 
 class NoRoomError(Exception):
     """There is no room for a result to be deferred."""
-
-
-class Deferral:
-    """A result that is to be deferred: what it is made of when contexts and plan are known."""
-
-    def __init__(
-        self,
-        call: Call,
-        shape: tuple[int, int],
-        dtype: np.dtype[Any],
-        epilogue: Epilogue | None,
-        weight: StoredWeight,
-    ) -> None:
-        self._call = call
-        self._asked = shape, dtype, epilogue
-        self._weight = weight
-        self.result: DeferredResult | None = None
-
-    def prepare(self, tiles: Tiles, c_bytes: Sequence[int], workspace: Workspace) -> None:
-        """Buffers for C of each tile, given its bytes per range of rows. The device's lock is held."""
-        self.result, lease = None, Lease()
-        memories: list[Memory] = []
-        try:
-            for nbytes in c_bytes:
-                memories += workspace.acquire("C", tiles.n_count, nbytes, lease, domain=self._weight.domain)
-        except NpuMemoryError as error:
-            logger.info("a result is stored at once: %s", error)
-            raise NoRoomError from error
-        self.result = DeferredResult(*self._asked, tiles, memories, self._weight.slices, lease)
-        self._call.out_deferred = C.pointer(self.result.struct)

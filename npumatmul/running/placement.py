@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 
-from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
 from npumatmul.device.leases import Lease, Spares
-from npumatmul.device.spec import ContextSpec
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host.executor import Executor, RuntimeFunctions
-from npumatmul.running.core_threads import CoreThreads
 from npumatmul.running.pool import ContextPool
 from npumatmul.running.workspace import Workspace
 
@@ -27,6 +24,7 @@ class Placement:
     ----------
     contexts : ContextPool
     workspace : Workspace
+    results : ResultMemory
     functions : RuntimeFunctions
         The runtime's, for executors.
     has_cores : bool
@@ -38,8 +36,8 @@ class Placement:
         self.has_cores = device.chip.has_core_mask
         self.contexts = ContextPool(device.session)
         self.workspace = Workspace(device.session)
+        self.results = ResultMemory(device.session)
         self._executors: Spares[Executor] = Spares()
-        self._core_threads: Spares[CoreThreads] = Spares()
         address = device.runtime.address
         names = ("rknn_matmul_set_io_mem", "rknn_matmul_run", "rknn_mem_sync", "rknn_matmul_set_dynamic_shape")
         self.functions = RuntimeFunctions(*map(address, names))
@@ -55,24 +53,12 @@ class Placement:
         return self._executors.acquire(lease, self._make_executor)
 
     def _make_executor(self) -> Executor:
-        made = Executor()
-        self._living_device().reports.append(made.report)
-        return made
-
-    def _living_device(self) -> Device:
         device = self._device()
         if device is None:
             raise ClosedError("the device is gone")
-        return device
-
-    def static_contexts(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
-        """Contexts of one shape each, until the lease is over."""
-        return self.contexts.static(specs, lease)
-
-    def core_threads(self, lease: Lease) -> CoreThreads:
-        """Threads for further cores, until the lease is over."""
-        device = self._living_device()
-        return self._core_threads.acquire(lease, lambda: CoreThreads(device))
+        made = Executor()
+        device.reports.append(made.report)
+        return made
 
     def spare_one(self) -> bool:
         """Destroy the context that was used longest ago, unless all are in use."""
@@ -86,6 +72,5 @@ class Placement:
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
         self._executors.close()
-        self._core_threads.close()
         self.workspace.clear()
         self.contexts.clear()

@@ -76,12 +76,6 @@ class ContextPool:
     def __len__(self) -> int:
         return 0 if self._session.closed or self._session.inherited else self._held
 
-    def static(self, specs: Sequence[ContextSpec], lease: Lease) -> list[MatmulContext]:
-        """Contexts of one shape each, leased."""
-        found = self._get([(spec, ()) for spec in specs], lease)
-        assert all(isinstance(context, MatmulContext) for context in found)
-        return found  # type: ignore[return-value]
-
     def for_tiles(self, tiles: Sequence[TileShape], lease: Lease) -> list[PooledContext]:
         """Contexts that have the shape of each tile, leased."""
         while True:

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-import ctypes as C
+import logging
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.device.leases import Lease
-from npumatmul.device.session import NO_ROOM
-from npumatmul.device.spec import ContextSpec
-from npumatmul.errors import ClosedError, NpuError, RknnError
+from npumatmul.device.buffer import Buffer
+from npumatmul.errors import ClosedError, NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Call, Element
 from npumatmul.planning.product import plan_matmul
-from npumatmul.rknn import MatmulLayout
 from npumatmul.running.bound import BoundProgram
-from npumatmul.running.call import Deferral, NoRoomError, check_place, device_scales, result_element
-from npumatmul.running.deferred import DeferredResult
-from npumatmul.running.placement import Placement
-from npumatmul.running.pool import TileShape
+from npumatmul.running.call import NoRoomError, check_place, device_scales, result_element
+from npumatmul.running.deferred import DeferredResult, ResultSlot
+from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
-from npumatmul.running.waiting import Waiting
 
-__all__ = ["Program"]
+__all__ = ["BufferRows", "Program"]
 
-#: A program is bound so often, each time to contexts of its own, for threads that are at work with it at once.
-_BOUND = 8
+logger = logging.getLogger(__name__)
+
 _NOTHING = Epilogue()
 
 
-class Program:
+class BufferRows:
+    """Rows in the memory of an array, which the CPU reads where they stand.
+
+    Parameters
+    ----------
+    buffer : Buffer
+    offset : int
+        Bytes from the start of the buffer to the first element.
+    shape, strides : (int, int)
+    dtype : numpy.dtype
+    """
+
+    __slots__ = ("_buffer", "_offset", "dtype", "memory", "shape", "strides")
+
+    def __init__(
+        self, buffer: Buffer, offset: int, shape: tuple[int, int], strides: tuple[int, int], dtype: np.dtype[Any]
+    ) -> None:
+        self._buffer, self._offset = buffer, offset
+        self.memory = buffer._memory
+        self.shape, self.strides, self.dtype = shape, strides, dtype
+
+    def address(self) -> int:
+        """Address of the first element, while nobody can close the buffer."""
+        if self._buffer.closed:
+            raise ClosedError("this NPU buffer is closed")
+        return self.memory.address + self._offset
+
+
+class Program(Runs):
     """A product of so many rows with a weight: checked, planned, and bound to contexts and buffers.
 
     Parameters
@@ -64,15 +88,14 @@ class Program:
         dtype: np.dtype[Any],
         result_scale: float | None = None,
     ) -> None:
+        scales = None if result_scale is None else device_scales(weight, activation, result_scale)
+        super().__init__(weight, plan_matmul(m, weight.plan, images=weight.images), activation, scales)
         self._element = result_element(weight, activation, dtype, result_scale)
         self._floats = self._element not in (Element.INT32, Element.INT8)
-        self._weight, self._device, self._session = weight, weight.device, weight.device.session
-        self._activation, self._reads, self._dtype = activation, activation.read_as, dtype
-        self._scales = None if result_scale is None else device_scales(weight, activation, result_scale)
+        self._reads, self._dtype = activation.read_as, dtype
         self._rows, self._result = (m, weight.plan.k), (m, weight.plan.n)
-        self._placement = Placement.of(weight.device)
-        self._plan = plan_matmul(m, weight.plan, images=weight.images)
-        self._bound: list[BoundProgram] = []
+        #: Of deferred results, waiting for further ones.
+        self._slots: list[ResultSlot] = []
 
     def multiply(
         self,
@@ -131,14 +154,21 @@ class Program:
         if failed is not None:
             self._repeat(failed, call, a, out)
 
-    def defer(self, a: NDArray[Any] | DeferredResult, epilogue: Epilogue | None = None) -> DeferredResult | None:
+    def defer(
+        self,
+        a: NDArray[Any] | DeferredResult | BufferRows,
+        epilogue: Epilogue | None = None,
+        bias: ArrayLike | None = None,
+    ) -> DeferredResult | None:
         """As `multiply`, but leave the result in C, to be finished when it is read, or on its way into the next A.
 
         Parameters
         ----------
-        a : ndarray or DeferredResult
+        a : ndarray, DeferredResult or BufferRows
         epilogue : Epilogue, optional
-            Without `multiply` and `residual`. Its bias is copied.
+            Without `multiply` and `residual`.
+        bias : array_like, optional
+            Instead of the epilogue's; it is copied.
 
         Returns
         -------
@@ -150,24 +180,64 @@ class Program:
         RknnError, NotFiniteError, ClosedError, ValueError, TypeError
             As `multiply`.
         """
-        call = self._call(a)
-        deferral = Deferral(call, self._result, self._dtype, epilogue, self._weight)
+        given = a.slot if type(a) is DeferredResult else a
+        assert given is not None
+        if given.shape != self._rows or given.dtype != self._reads:
+            self._call(a)  # which says what is wrong, unless it is widened
+        result = DeferredResult(self._slots)
+        begin = partial(self._begin, result, a, epilogue, bias)
+        memories = (a.memory,) if type(a) is BufferRows else ()
         try:
-            failed = self._attempt(call, a, None, deferral)
+            failed = self._attempt(begin, None, None, memories)
             if failed is not None:
-                self._repeat(failed, call, a, None, deferral)
+                self._repeat(failed, begin, None, None, memories)
         except NoRoomError:
             return None
-        return deferral.result
+        return result
 
-    def _call(self, a: NDArray[Any] | DeferredResult) -> Call:
+    def _begin(
+        self,
+        result: DeferredResult,
+        a: NDArray[Any] | DeferredResult | BufferRows,
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
+        bound: BoundProgram,
+    ) -> Call:
+        """The call that leaves a result in C, which gets memory now. The device's lock is held."""
+        slot = result.slot
+        if slot is None:
+            slots = self._slots
+            if slots:
+                slot = slots.pop()
+            else:
+                where = bound.tiles, bound.c_bytes, self._weight, self._placement.results
+                slot = ResultSlot(self._result, self._dtype, *where)
+            result.slot = slot
+        try:
+            slot.begin(result, epilogue, bias)
+        except NpuMemoryError as error:
+            logger.info("a result is stored at once: %s", error)
+            raise NoRoomError from error
+        call = slot.call
+        if type(a) is DeferredResult:
+            assert a.slot is not None
+            call.a, call.a_deferred = None, a.slot.pointer
+            return call
+        assert not isinstance(a, DeferredResult)
+        call.a = a.address() if isinstance(a, BufferRows) else address_of(a)
+        call.a_row_stride, call.a_col_stride = a.strides
+        call.a_deferred = None
+        return call
+
+    def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:
         """A call for a left operand, without a place for the result."""
         call = Call(out_type=self._element)
         fits = a.dtype == self._reads
         if isinstance(a, DeferredResult):
             fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
-            call.a_deferred = C.pointer(a.struct)
-        else:
+            assert a.slot is not None
+            call.a_deferred = a.slot.pointer
+        elif not isinstance(a, BufferRows):
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         if a.shape != self._rows or not fits:
             self._refuse(a)
@@ -183,127 +253,7 @@ class Program:
         )
         return call
 
-    def _refuse(self, a: NDArray[Any] | DeferredResult) -> NoReturn:
+    def _refuse(self, a: NDArray[Any] | DeferredResult | BufferRows) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")
-
-    def _attempt(
-        self,
-        call: Call | None,
-        a: Any,
-        out: Any,
-        deferral: Deferral | None = None,
-        *,
-        repeated: bool = False,
-    ) -> RknnError | None:
-        """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
-
-        Without a `call`, rows of `a`, and of `out`, stand one behind the other, and there is no epilogue.
-
-        It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
-        it is over the weight keeps its memory, whoever closes it.
-        """
-        weight, device, session = self._weight, self._device, self._session
-        if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
-            session.check_usable()
-        leases, waiting = session.leases, None
-        try:
-            while True:
-                lease = Lease(weight.tiles, out)
-                bound = None
-                try:
-                    with session.lock:
-                        if session.closed:
-                            session.check_usable()
-                        if weight.closed:
-                            raise ClosedError("this packed weight is closed; pack it again")
-                        if device.released:
-                            device.collect()
-                        ended = leases.ended
-                        others = leases.enter(lease)
-                        if not others:
-                            try:
-                                if device.weights.unsynchronised:
-                                    device.weights.flush()
-                                for each in self._bound:
-                                    if each.acquire(lease):
-                                        bound = each
-                                        break
-                                else:
-                                    bound = self._bind(lease)
-                                if deferral is not None:
-                                    deferral.prepare(bound.tiles, bound.c_bytes, self._placement.workspace)
-                            except NO_ROOM as error:
-                                bound, waiting = None, waiting or Waiting(session)
-                                waiting.no_room(error, lease, ended)
-                    if bound is not None:
-                        if call is not None:
-                            ready = call
-                        else:
-                            ready = bound.call
-                            ready.a, ready.out = address_of(a), address_of(out)
-                        if bound.executor.execute(bound.struct, ready) == 0:
-                            return None
-                        failed = bound.failure(repeated)
-                        if not repeated and bound.broken and isinstance(failed, RknnError):
-                            session.raise_if_lost(failed)
-                            return failed
-                        raise failed
-                finally:
-                    lease.over = True
-                    leases.leave(lease)
-                waiting = waiting or Waiting(session)
-                waiting.wait(others)
-        except RknnError as error:
-            session.raise_if_lost(error)
-            raise
-        finally:
-            if waiting is not None:
-                waiting.end()
-
-    def _repeat(
-        self,
-        first: RknnError,
-        call: Call | None,
-        a: Any,
-        out: Any,
-        deferral: Deferral | None = None,
-    ) -> None:
-        """Repeat a call whose contexts broke: they are made anew."""
-        try:
-            self._attempt(call, a, out, deferral, repeated=True)
-        except NpuError as error:
-            raise error from first
-
-    def _bind(self, lease: Lease) -> BoundProgram:
-        """The program bound once more: those that there are are in use or broken."""
-        contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
-        bound = BoundProgram(self._placement, self._plan, self._weight, self._activation, contexts, self._plain_call())
-        bound.acquire_others(lease)
-        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
-        return bound
-
-    def _tiles(self) -> list[TileShape]:
-        """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
-        weight, plan = self._weight, self._plan
-        w = plan.weight
-        return [
-            TileShape(
-                ContextSpec(
-                    w.mm_type,
-                    m_span.padded,
-                    each.k_span.padded,
-                    n.padded,
-                    MatmulLayout.NATIVE,
-                    MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=plan.core(m_index, n_index) if self._placement.has_cores else None,
-                    domain=weight.domain,
-                    scales=self._scales,
-                ),
-                w.buckets,
-            )
-            for m_index, m_span in enumerate(plan.m_spans)
-            for each in weight.slices
-            for n_index, n in enumerate(w.n_spans)
-        ]

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
-from npumatmul.device.leases import Lease, Turn
-from npumatmul.device.session import NO_ROOM, Memory
-from npumatmul.errors import ClosedError, NpuMemoryError, RknnError
 from npumatmul.planning.product import Span, WeightPlan
-
-_Prepared = TypeVar("_Prepared")
-_Result = TypeVar("_Result")
 
 __all__ = ["KSlice", "StoredWeight"]
 
@@ -130,98 +123,11 @@ class StoredWeight:
             for one, next_one in pairwise(self.tiles)
         )
 
-    @contextmanager
-    def whole(self) -> Iterator[Memory]:
-        """Memory of all tiles at once, where they are `in_one_piece`, to be bound."""
-        if len(self.tiles) == 1:
-            yield self.tiles[0].memory
-            return
-        arena = self.tiles[0].arena
-        memory = arena.session.wrap(arena.memory, self.tiles[0].start, self.nbytes)
-        try:
-            yield memory
-        finally:
-            arena.session.release(memory)
-
-    def leased(
-        self,
-        prepare: Callable[[Lease], _Prepared],
-        run: Callable[[_Prepared], _Result],
-        *,
-        stores: NDArray[Any] | None = None,
-        computes: tuple[int, int] | None = None,
-    ) -> _Result:
-        """Prepare a call under the device's lock and run it without, so that calls of other threads go on meanwhile.
-
-        Until it is over the weight keeps its memory, whoever closes it.
-
-        Parameters
-        ----------
-        prepare : callable
-            Given the lease, takes what the call needs. Called again after others are done where there is no room.
-        run : callable
-            Given what `prepare` returned.
-        stores, computes
-            Of `Lease`.
-
-        Returns
-        -------
-        object
-            What `run` returned.
-
-        Raises
-        ------
-        ClosedError
-            If weight or device are closed.
-        """
-        device = self.device
-        session = device.session
-        leases = session.leases
-        turn: Turn | None = None
-        alone = False
-        try:
-            while True:
-                lease = Lease(self.tiles, stores, computes)
-                no_room = False
-                try:
-                    with device.lock:
-                        if session.closed:  # whether it was inherited through a fork was looked at before the lock
-                            session.check_usable()
-                        if self.closed:
-                            raise ClosedError("this packed weight is closed; pack it again")
-                        device.collect()
-                        ended = leases.ended
-                        in_the_way = leases.enter(lease)
-                        if not in_the_way:
-                            try:
-                                prepared = prepare(lease)
-                            except NO_ROOM as error:
-                                others = leases.others()
-                                if not others and leases.ended == ended:
-                                    if alone or not isinstance(error, NpuMemoryError):
-                                        raise
-                                    # contexts that it leased may still be bound to buffers that were given up
-                                    alone = lease.over = True
-                                    device.session.reclaim()
-                                    continue
-                                no_room = True
-                    if not (in_the_way or no_room):
-                        return run(prepared)
-                finally:
-                    lease.over = True
-                    leases.leave(lease)
-                if no_room:
-                    turn = turn or Turn(leases)
-                    turn.wait(others)
-                else:
-                    leases.wait_for(in_the_way)
-        except RknnError as error:
-            session.raise_if_lost(error)
-            raise
-        finally:
-            if turn is not None:
-                turn.over = True
-                turn.leave()
+    @property
+    def whole(self) -> ArenaBlock:
+        """All tiles as one, where they are `in_one_piece`, to be bound. The device's lock is held."""
+        first = self.tiles[0]
+        return first if len(self.tiles) == 1 else first.joined(self.nbytes)
 
     def close(self) -> None:
         """Give the memory back. Closing twice is allowed.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from npumatmul.device.buffer import PAGE
 from npumatmul.device.leases import Lease, is_idle
-from npumatmul.device.session import Memory, Session
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 
 __all__ = ["A_BUFFERS", "Workspace", "WorkspaceBuffers"]
 

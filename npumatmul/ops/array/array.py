@@ -15,15 +15,16 @@ from npumatmul.chips.layout import round_up
 from npumatmul.device.buffer import PAGE, Buffer
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
-from npumatmul.ops.array.memory import EXTENDED, ArrayMemory, dense_strides, start_of, supported
-from npumatmul.ops.array.pending import Pending
+from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
+from npumatmul.ops.array.pending import Pending, Unread
 from npumatmul.ops.operators import operators
+from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
-from npumatmul.running.direct import padded_rows
 
-__all__ = ["NpuArray", "asarray", "empty", "room_for", "unread", "zeros"]
+__all__ = ["NpuArray", "asarray", "empty", "made_of", "room_for", "unread", "zeros"]
 
 _Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
@@ -143,7 +144,8 @@ class NpuArray(NDArrayOperatorsMixin):
     @property
     def buffer(self) -> Buffer:
         """The memory. Of a result that nobody read yet it is allocated now, and the values come into it."""
-        return self._memory if isinstance(self._memory, Buffer) else self._memory.buffer
+        memory = self._memory
+        return memory if isinstance(memory, Buffer) else memory.buffer
 
     def buffer_in(self, domain: int) -> Buffer:
         """The memory; if it is allocated now, then in this IOMMU domain."""
@@ -237,7 +239,8 @@ class NpuArray(NDArrayOperatorsMixin):
         ClosedError
             If the array or its device are closed, or inherited through a fork.
         """
-        self._check_usable()
+        if self.device.closed:
+            self._check_usable()
         pages = self.buffer.pages(writable=writable)
         seen: NDArray[Any] = np.ndarray(self.shape, self.dtype, pages, self.offset, self.strides)
         return seen
@@ -272,7 +275,8 @@ class NpuArray(NDArrayOperatorsMixin):
         """Version 3 of numpy's array interface; bfloat16 and int4 have none, numpy takes those by ``__array__``."""
         if self.dtype in EXTENDED:
             raise AttributeError(f"{self.dtype} has no array interface")
-        self._check_usable()
+        if self.device.closed:
+            self._check_usable()
         return {
             "version": 3,
             "shape": self.shape,
@@ -382,6 +386,12 @@ class NpuArray(NDArrayOperatorsMixin):
         """Products run on the NPU, other ufuncs on the CPU."""
         return operators.call_ufunc(ufunc, method, inputs, options)
 
+    def __matmul__(self, other: Any) -> Any:
+        """The product; that with a packed weight is the weight's."""
+        if getattr(type(other), "__array_ufunc__", False) is None:
+            return NotImplemented
+        return np.matmul(self, other)
+
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
@@ -425,16 +435,27 @@ def empty(
         raise ValueError(f"empty: shape {extents} has a negative extent")
     wanted = supported(dtype)
     target = current_device(device)
-    memory = target.attached(ArrayMemory, ArrayMemory)
-    buffer = memory.allocate(target, room_for(extents, wanted, target), domain)
+    buffer = allocate(target, room_for(extents, wanted, target), domain)
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 
 def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> NpuArray:
-    """An array of a result that was deferred, of the same elements in another shape; nothing is read yet."""
-    dtype = deferred.dtype  # nothing but the state may refer to what was kept
-    pending = Pending(device, deferred, lambda: room_for(shape, dtype, device))
-    return NpuArray(device, pending, shape, dtype, extent=math.prod(shape) * dtype.itemsize)
+    """An array of a deferred result, of the same elements in another shape; nothing is read yet."""
+    dtype, slot = deferred.dtype, deferred.slot
+    assert slot is not None
+    pending = Pending(device, deferred, ResultMemory.size_for(room_for(shape, dtype, device)))
+    device.attached(Unread, Unread).add(pending, slot)
+    return made_of(pending, device, shape, dtype, dense_strides(shape, dtype.itemsize))
+
+
+def made_of(
+    memory: Buffer | Pending, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
+) -> NpuArray:
+    """An array of memory that has room for it, in C order from its start on; nothing is checked."""
+    made = NpuArray.__new__(NpuArray)
+    made.device, made._memory, made.shape, made.dtype, made.strides = device, memory, shape, dtype, strides
+    made.offset, made.extent, made._dense = 0, math.prod(shape) * dtype.itemsize, True
+    return made
 
 
 def room_for(shape: tuple[int, ...], dtype: np.dtype[Any], device: Device) -> int:
@@ -505,7 +526,7 @@ def asarray(
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
-            found = target.attached(ArrayMemory, ArrayMemory).holding(values)
+            found = holding(target, values)
             if found is not None:
                 return NpuArray(target, found[0], values.shape, wanted, values.strides, found[1])
     if copy is False:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
-from npumatmul.device.living import Living
+from npumatmul.device.memory import Memory
+from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
 
-__all__ = ["DTYPES", "EXTENDED", "ArrayMemory", "dense_strides", "start_of", "supported"]
+_Made = TypeVar("_Made")
+
+__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "in_any_domain", "start_of", "supported"]
 
 #: What an array in NPU memory can hold: what products take and give.
 DTYPES: tuple[np.dtype[Any], ...] = tuple(
@@ -32,6 +38,7 @@ def supported(dtype: DTypeLike) -> np.dtype[Any]:
     return wanted
 
 
+@lru_cache(maxsize=1024)
 def dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """Strides in bytes of an array in C order.
 
@@ -52,46 +59,43 @@ def start_of(array: NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
 
-class ArrayMemory:
-    """The buffers of a device's arrays; `Device.attached` keeps the one instance."""
-
-    def __init__(self, device: Device) -> None:
-        self.buffers: Living[Buffer] = Living()
-
-    def allocate(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
-        """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
-        return device.session.with_room(lambda: self.allocate_now(device, nbytes, domain))
-
-    def allocate_now(self, device: Device, nbytes: int, domain: int | None = None) -> Buffer:
-        """As `allocate`, but without waiting for room while others are at work; the device's lock is held."""
-        buffer = _anywhere(device, nbytes) if domain is None else Buffer.allocate(device.session, nbytes, domain)
-        self.buffers.add(buffer)
-        return buffer
-
-    def holding(self, array: NDArray[Any]) -> tuple[Buffer, int] | None:
-        """The buffer that an ndarray's memory is part of, and where in it the array starts."""
-        steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
-        first = start_of(array)
-        low = first + sum(step for step in steps if step < 0)
-        high = first + sum(step for step in steps if step > 0) + array.itemsize
-        if array.size:
-            for buffer in self.buffers:
-                if not buffer.closed:
-                    address = buffer.memory.address
-                    if address <= low and high <= address + buffer.nbytes:
-                        return buffer, first - address
-        return None
-
-    def close(self) -> None:
-        """Nothing to do: the device gives the buffers back."""
+def allocate(device: Device, nbytes: int, domain: int | None = None) -> Buffer:
+    """Allocate a buffer for an array, in an IOMMU domain or in the first one that has room."""
+    session = device.session
+    if domain is not None:
+        made = session.with_room(lambda: Buffer.allocate(session, nbytes, domain))
+    else:
+        made = session.with_room(lambda: _anywhere(device, lambda each: Buffer.allocate(session, nbytes, each)))
+    made.of_arrays = True
+    return made
 
 
-def _anywhere(device: Device, nbytes: int) -> Buffer:
+def in_any_domain(device: Device, nbytes: int, results: ResultMemory) -> Memory:
+    """Memory that the CPU stores a result in, in the first IOMMU domain that has room; the device's lock is held."""
+    return _anywhere(device, lambda domain: results.take(nbytes, domain, computed=False, holder=Holder.BUFFERS))
+
+
+def holding(device: Device, array: NDArray[Any]) -> tuple[Buffer, int] | None:
+    """The buffer of an array that an ndarray's memory is part of, and where in it the ndarray starts."""
+    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    first = start_of(array)
+    low = first + sum(step for step in steps if step < 0)
+    high = first + sum(step for step in steps if step > 0) + array.itemsize
+    for memory in device.session.memories() if array.size else ():
+        if memory.address <= low and high <= memory.address + memory.size and memory.held_by is not None:
+            buffer = memory.held_by()
+            if isinstance(buffer, Buffer) and buffer.of_arrays and not buffer.closed:
+                return buffer, first - memory.address
+    return None
+
+
+def _anywhere(device: Device, make: Callable[[int], _Made]) -> _Made:
+    """Make something in the first IOMMU domain that has room."""
     refused: NpuMemoryError | None = None
     for domain in range(device.weights.domains):
         untouched = not device.session.held(domain)
         try:
-            return Buffer.allocate(device.session, nbytes, domain)
+            return make(domain)
         except NpuMemoryError as error:
             refused = refused or error
         if untouched:

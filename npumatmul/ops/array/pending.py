@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from os import getpid
 
+from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, NpuMemoryError
-from npumatmul.ops.array.memory import ArrayMemory
-from npumatmul.running.deferred import DeferredResult
+from npumatmul.ops.array.memory import in_any_domain
+from npumatmul.running.deferred import DeferredResult, ResultSlot
 
-__all__ = ["Pending"]
+__all__ = ["Pending", "Unread"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,23 +28,22 @@ class Pending:
     Attributes
     ----------
     device : Device
+    nbytes : int
+        Bytes that the buffer has room for.
+    state : DeferredResult or Buffer or None
+        What there is; None: it was closed before it became a buffer.
     """
 
-    def __init__(self, device: Device, deferred: DeferredResult, room: Callable[[], int]) -> None:
-        self.device = device
-        self._room = room
-        self._state: DeferredResult | Buffer | None = deferred  # None: closed before it became a buffer
-        device.attached(Unread, Unread).add(self)
+    __slots__ = ("__weakref__", "device", "nbytes", "state")
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the buffer has, or will have."""
-        return self._room()
+    def __init__(self, device: Device, deferred: DeferredResult, nbytes: int) -> None:
+        self.device, self.nbytes = device, nbytes
+        self.state: DeferredResult | Buffer | None = deferred
 
     @property
     def deferred(self) -> DeferredResult | None:
         """What the values can be made of, as long as nobody read them: then they may be changed."""
-        state = self._state
+        state = self.state
         return state if isinstance(state, DeferredResult) else None
 
     @property
@@ -57,54 +57,73 @@ class Pending:
         ClosedError
             If the array or its device are closed, or inherited through a fork.
         """
-        state = self._state
+        state = self.state
         return state if isinstance(state, Buffer) else self.read()
 
     def read(self, domain: int | None = None) -> Buffer:
         """As `buffer`; if it is made now, then in an IOMMU domain."""
-        return self.device.session.with_room(lambda: self.read_now(domain))
+        session = self.device.session
+        if getpid() != session.pid:  # of a forked child, where the lock may be held for ever
+            session.check_usable()
+        try:
+            with session.lock:
+                return self.read_now(domain)
+        except NpuMemoryError:
+            return session.with_room(lambda: self.read_now(domain))
 
     def read_now(self, domain: int | None = None) -> Buffer:
         """As `read`, but without waiting for room while others are at work; the device's lock is held."""
-        state, device = self._state, self.device
+        state, device = self.state, self.device
         if isinstance(state, Buffer):
             return state
+        if device.session.closed:
+            device.session.check_usable()
         if state is None:
             raise ClosedError("this NpuArray is closed")
-        buffer = device.attached(ArrayMemory, ArrayMemory).allocate_now(device, self.nbytes, domain)
-        state.store(buffer.memory.address)
-        buffer.mark_written()
+        slot = state.slot
+        assert slot is not None
+        try:
+            place = slot.domain if domain is None else domain
+            memory = slot.results.take(self.nbytes, place, computed=False, holder=Holder.BUFFERS)
+        except NpuMemoryError:
+            if domain is not None:
+                raise
+            memory = in_any_domain(device, self.nbytes, slot.results)
+        buffer = Buffer(device.session, memory)
+        buffer.of_arrays = True
+        state.store(memory.address)
+        memory.written += 1
         device.counters.conversions += 1
-        self._state = buffer
+        self.state = buffer
         return buffer
 
     @property
     def domain(self) -> int | None:
         """IOMMU domain of the buffer, once there is one."""
-        state = self._state
+        state = self.state
         return state.domain if isinstance(state, Buffer) else None
 
     @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
-        state = self._state
+        state = self.state
         return state is None or (isinstance(state, Buffer) and state.closed)
 
     def close(self) -> None:
         """As `Buffer.close`."""
-        state = self._state
+        state = self.state
         if isinstance(state, Buffer):
             state.close()
         elif not self.device.session.inherited:
             with self.device.lock:  # nobody makes a buffer of it meanwhile
-                state, self._state = self._state, None
+                state, self.state = self.state, None
                 if isinstance(state, Buffer):
-                    self._state = state
+                    self.state = state
                     state.close()
 
     def leave(self) -> None:
         """As the end of a ``with`` block of a `Buffer`."""
-        state = self._state
+        state = self.state
         if isinstance(state, Buffer):
             state.__exit__()
         else:
@@ -117,25 +136,38 @@ class Unread:
     def __init__(self, device: Device) -> None:
         self._most_bytes = device.chip.memory.domain_bytes // _PART_OF_MEMORY
         self._lock = device.lock
-        self._results: list[weakref.ref[Pending]] = []  # the oldest first
+        self._results: list[weakref.ref[Pending]] = []  # the oldest first; some were read or dropped since
+        self._buffers = self._nbytes = 0  # what they held when they were added
 
-    def add(self, result: Pending) -> None:
+    def add(self, result: Pending, slot: ResultSlot) -> None:
         """Count a result among them."""
         with self._lock:
             self._results.append(weakref.ref(result))
-            living = [pending for pending in (ref() for ref in self._results) if pending is not None]
-            held = [(pending, deferred) for pending in living if (deferred := pending.deferred) is not None]
-            self._results = [weakref.ref(pending) for pending, _ in held]
-        buffers, nbytes = sum(deferred.buffers for _, deferred in held), sum(deferred.nbytes for _, deferred in held)
+            self._buffers += len(slot.memories)
+            self._nbytes += slot.nbytes
+            if self._buffers > _BUFFERS_MOST or self._nbytes > self._most_bytes:
+                self._store_oldest()
+
+    def _store_oldest(self) -> None:
+        """Count anew, and store as many as it takes."""
+        living = [pending for pending in (ref() for ref in self._results) if pending is not None]
+        held = [(pending, deferred) for pending in living if (deferred := pending.deferred) is not None]
+        slots = [deferred.slot for _, deferred in held]
+        self._results = [weakref.ref(pending) for pending, _ in held]
+        self._buffers = sum(len(slot.memories) for slot in slots if slot is not None)
+        self._nbytes = sum(slot.nbytes for slot in slots if slot is not None)
         for pending, deferred in held[:-1]:
-            if buffers <= _BUFFERS_MOST and nbytes <= self._most_bytes:
-                break
+            if self._buffers <= _BUFFERS_MOST and self._nbytes <= self._most_bytes:
+                return
+            slot = deferred.slot
+            assert slot is not None
+            buffers, nbytes = len(slot.memories), slot.nbytes
             try:
-                with self._lock:
-                    pending.read_now()
+                pending.read_now()
             except (NpuMemoryError, ClosedError) as error:
                 logger.info("a result stays in C: %s", error)
-            buffers, nbytes = buffers - deferred.buffers, nbytes - deferred.nbytes
+            self._buffers -= buffers
+            self._nbytes -= nbytes
 
     def close(self) -> None:
         """Nothing to do: nobody can read them any more."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,12 +11,9 @@ from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.errors import NpuMemoryError
-from npumatmul.ops.array.array import NpuArray, asarray, empty, room_for
+from npumatmul.ops.array.array import NpuArray, asarray
 from npumatmul.ops.array.memory import DTYPES
-from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.shapes import operand
-from npumatmul.running.direct import Room, Rows, direct_type, multiply, ranges_in_place
 
 __all__ = [
     "as_array",
@@ -27,7 +23,6 @@ __all__ = [
     "host",
     "involves_npu_arrays",
     "on_cpu",
-    "product_in_place",
     "taking_npu_arrays",
     "turned",
 ]
@@ -107,63 +102,6 @@ def on_cpu(function: Callable[..., Any], a: Any, b: Any, options: dict[str, Any]
         options = {**options, "out": target.numpy() if isinstance(target, NpuArray) else target}
     result = function(host(a), host(b), **options)
     return target if target is not None else as_npu_array(result, device_of([a, b], None))
-
-
-def product_in_place(a: Any, b: Any, out: Any, dtype: Any) -> NpuArray | None:
-    """The product of an NpuArray and a packed weight, if the NPU can read the one and write the result where they are.
-
-    Parameters
-    ----------
-    a, b, out, dtype
-        Arguments of `npumatmul.matmul`.
-
-    Returns
-    -------
-    NpuArray or None
-        None where it has to be computed otherwise, and where an argument is wrong.
-    """
-    target = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-    if isinstance(a, NpuArray) and isinstance(b, PackedWeight) and b.input_transform is None:
-        return _in_place(a, b, target, dtype)
-    return None
-
-
-def _in_place(a: NpuArray, b: PackedWeight, out: Any, dtype: Any) -> NpuArray | None:
-    """The product if the NPU can read `a` and write the result where they are, else None."""
-    stored = b.stored
-    if stored is None or b.zero_point or not a.contiguous or a.ndim == 0 or a.size == 0 or a.shape[-1] != b.shape[0]:
-        return None
-    if a.domain not in (None, stored.domain):
-        return None
-    wanted = b.scheme.result if dtype is None else np.dtype(dtype)
-    mm_type = direct_type(stored, a.dtype, wanted) if a.dtype in b.scheme.activations else None
-    if mm_type is None:
-        return None
-    shape = (*a.shape[:-1], b.shape[1])
-    if not (
-        out is None or (isinstance(out, NpuArray) and out.contiguous and (out.shape, out.dtype) == (shape, wanted))
-    ):
-        return None
-    m = math.prod(a.shape[:-1])
-    a._check_usable()
-    readable = Room(a.offset, a.room - a.offset)
-    writable = Room(0, room_for(shape, wanted, b.device)) if out is None else _writable(out)
-    ranges = ranges_in_place(m, stored, mm_type, readable, writable)
-    if ranges is None:
-        return None  # nothing was allocated, and a result that nobody read yet stays so
-    try:
-        source = a.buffer_in(stored.domain)
-        result = empty(shape, wanted, device=b.device, domain=stored.domain) if out is None else out
-    except NpuMemoryError:
-        return None  # where it is computed otherwise it may be in another domain
-    rows_of_a, rows_of_c = Rows(source, readable), Rows(result.buffer, _writable(result))
-    return result if multiply(rows_of_a, m, stored, mm_type, rows_of_c, ranges) else None
-
-
-def _writable(result: NpuArray) -> Room:
-    """Behind the last row of the memory that arrays use there is room for rows that nobody sees."""
-    ends = result.offset + result.nbytes
-    return Room(result.offset, (result.room if ends == result.extent else ends) - result.offset)
 
 
 def device_of(given: list[Any], device: Device | str | None) -> Device:

@@ -1,0 +1,199 @@
+"""Runs of one plan with a weight: one call at a time on contexts of its own, which may wait, or be repeated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from npumatmul.device.leases import Lease
+from npumatmul.device.memory import Memory
+from npumatmul.device.session import NO_ROOM
+from npumatmul.device.spec import ContextSpec
+from npumatmul.errors import ClosedError, NpuError, RknnError
+from npumatmul.host.activation import Activation
+from npumatmul.host.arrays import address_of
+from npumatmul.host.executor import Call
+from npumatmul.planning.product import MatmulPlan
+from npumatmul.rknn import MatmulLayout
+from npumatmul.running.bound import BoundProgram
+from npumatmul.running.placement import Placement
+from npumatmul.running.pool import TileShape
+from npumatmul.running.stored import StoredWeight
+from npumatmul.running.waiting import Waiting
+
+__all__ = ["Runs"]
+
+#: A plan is bound so often, each time to contexts of its own, for threads that are at work with it at once.
+_BOUND = 8
+
+
+class Runs:
+    """What products of one plan with a weight have in common.
+
+    Parameters
+    ----------
+    weight : StoredWeight
+    plan : MatmulPlan
+    activation : Activation
+        How rows of the left operand become rows of A.
+    scales : tuple of float, optional
+        Of A, B and C, where the runtime itself applies them.
+    """
+
+    #: Whether A and C stand in the memory of arrays.
+    _in_place = False
+
+    def __init__(
+        self,
+        weight: StoredWeight,
+        plan: MatmulPlan,
+        activation: Activation,
+        scales: tuple[float, float, float] | None = None,
+    ) -> None:
+        self._weight, self._device, self._session = weight, weight.device, weight.device.session
+        self._plan, self._activation, self._scales = plan, activation, scales
+        self._placement = Placement.of(weight.device)
+        self._bound: list[BoundProgram] = []
+
+    def _attempt(
+        self,
+        call: Call | Callable[[BoundProgram], Call] | None,
+        a: Any,
+        out: Any,
+        memories: tuple[Memory, ...] = (),
+        computes: tuple[int, int] | None = None,
+        start: Callable[[], None] | None = None,
+        end: Callable[[], None] | None = None,
+        *,
+        repeated: bool = False,
+    ) -> RknnError | None:
+        """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
+
+        It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
+        it is over the weight keeps its memory, whoever closes it.
+
+        Parameters
+        ----------
+        call : Call, callable or None
+            What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
+            behind the other, and there is no epilogue.
+        a, out : ndarray or None
+            What the CPU reads, and where it stores the result.
+        memories : tuple of Memory
+            Of arrays that it runs with, which nobody may close meanwhile.
+        computes : (int, int), optional
+            Where the NPU writes the result, as of a `Lease`.
+        start, end : callable, optional
+            Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
+        repeated : bool
+            Whether it failed before.
+        """
+        weight, device, session = self._weight, self._device, self._session
+        if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
+            session.check_usable()
+        leases, waiting = session.leases, None
+        try:
+            while True:
+                lease = Lease(weight.tiles, out, computes, memories)
+                bound = None
+                try:
+                    with session.lock:
+                        if session.closed:
+                            session.check_usable()
+                        if weight.closed:
+                            raise ClosedError("this packed weight is closed; pack it again")
+                        if device.released:
+                            device.collect()
+                        ended = leases.ended
+                        others = leases.enter(lease)
+                        if not others:
+                            try:
+                                if device.weights.unsynchronised:
+                                    device.weights.flush()
+                                for each in self._bound:
+                                    if each.acquire(lease):
+                                        bound = each
+                                        break
+                                else:
+                                    bound = self._bind(lease)
+                                ready = call if call is None or isinstance(call, Call) else call(bound)
+                            except NO_ROOM as error:
+                                bound, waiting = None, waiting or Waiting(session)
+                                waiting.no_room(error, lease, ended)
+                    if bound is not None:
+                        if ready is None:
+                            ready = bound.call
+                            ready.a, ready.out = address_of(a), address_of(out)
+                        try:
+                            if start is not None:
+                                start()
+                            if bound.executor.execute(bound.struct, ready) == 0:
+                                if end is not None:
+                                    end()
+                                return None
+                        except RknnError as error:
+                            session.raise_if_lost(error)
+                            bound.mark_broken()
+                            if repeated:
+                                raise bound.in_vain(error) from error
+                            return error
+                        failed = bound.failure(repeated)
+                        if not repeated and bound.broken and isinstance(failed, RknnError):
+                            session.raise_if_lost(failed)
+                            return failed
+                        raise failed
+                finally:
+                    lease.over = True
+                    leases.leave(lease)
+                waiting = waiting or Waiting(session)
+                waiting.wait(others)
+        except RknnError as error:
+            session.raise_if_lost(error)
+            raise
+        finally:
+            if waiting is not None:
+                waiting.end()
+
+    def _repeat(self, first: RknnError, *attempt: Any) -> None:
+        """Repeat a call whose contexts broke: they are made anew."""
+        try:
+            self._attempt(*attempt, repeated=True)
+        except NpuError as error:
+            raise error from first
+
+    def _plain_call(self) -> Call:
+        """A call for rows that stand one behind the other, without addresses."""
+        return Call()
+
+    def _bind(self, lease: Lease) -> BoundProgram:
+        """The program bound once more: those that there are are in use or broken."""
+        contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
+        how = self._plan, self._weight, self._activation, contexts, self._plain_call()
+        bound = BoundProgram(self._placement, *how, in_place=self._in_place)
+        bound.acquire_others(lease)
+        self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
+        return bound
+
+    def _tiles(self) -> list[TileShape]:
+        """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
+        weight, plan = self._weight, self._plan
+        w = plan.weight
+        return [
+            TileShape(
+                ContextSpec(
+                    w.mm_type,
+                    m_span.padded,
+                    each.k_span.padded,
+                    n.padded,
+                    MatmulLayout.NATIVE,
+                    MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
+                    core=plan.core(m_index, n_index) if self._placement.has_cores else None,
+                    domain=weight.domain,
+                    scales=self._scales,
+                ),
+                w.buckets,
+            )
+            for m_index, m_span in enumerate(plan.m_spans)
+            for each in weight.slices
+            for n_index, n in enumerate(w.n_spans)
+        ]
