@@ -14,7 +14,7 @@ import pytest
 import npumatmul as npu
 from npumatmul.errors import BoardInUseError, ClosedError
 
-HOLDER = "import npumatmul as npu, sys; d = npu.Device('sim'); print('open', flush=True); sys.stdin.read()"
+HOLDER = "import npumatmul as npu, sys\nd = npu.Device('sim')\nprint('open', flush=True)\nsys.stdin.read()"
 
 
 @pytest.fixture
@@ -37,8 +37,11 @@ def other(board: Path) -> Iterator[subprocess.Popen[str]]:
 def test_another_process_is_named_and_can_be_overridden(
     other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(BoardInUseError, match=rf"process {other.pid} \(.*python.*-c.*NPUMATMUL_SHARE_BOARD=1"):
+    with pytest.raises(
+        BoardInUseError, match=rf"process {other.pid} \(.*python.*-c.*NPUMATMUL_SHARE_BOARD=1"
+    ) as raised:
         npu.Device("sim")
+    assert "\n" not in str(raised.value)  # though that program has several lines
     with npu.Device("sim", share_board=True) as device:
         assert device.usable
     monkeypatch.setenv("NPUMATMUL_SHARE_BOARD", "1")
@@ -134,6 +137,51 @@ def test_links_are_not_followed(board: Path, caplog: pytest.LogCaptureFixture) -
         pass
     assert victim.read_text() == "precious"
     assert "no lock can be taken" in caplog.text
+
+
+def test_nothing_else_is_overwritten(board: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for content in (b"precious", b"process " + bytes(10_000)):
+        board.write_bytes(content)
+        with npu.Device("sim"):
+            pass
+        assert board.read_bytes() == content
+        assert "is no lock of npumatmul" in caplog.text
+        caplog.clear()
+    board.unlink()
+    os.mkfifo(board)
+    with npu.Device("sim"):
+        pass
+    assert "is no lock of npumatmul" in caplog.text
+
+
+def test_a_program_that_closes_the_descriptor(board: Path) -> None:
+    """As those do that become daemons: the number is another file's then, and the lock is given up."""
+    first = npu.Device("sim")
+    ours = next(number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number, board))
+    victim = board.parent / "victim"
+    victim.write_text("precious")
+    theirs = os.open(victim, os.O_RDWR)
+    os.dup2(theirs, ours)
+    _in_another_process()
+    with npu.Device("sim"), pytest.raises(BoardInUseError):  # which takes it anew
+        _in_another_process()
+    with pytest.raises(BoardInUseError):
+        _in_another_process()
+    os.closerange(ours, ours + 1)
+    os.dup2(theirs, ours)
+    first.close()
+    assert victim.read_text() == "precious"
+    assert _is_open(ours, victim)
+    os.close(theirs)
+    os.close(ours)
+    _in_another_process()
+
+
+def _is_open(number: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except OSError:
+        return False
 
 
 def test_simulated_devices_take_no_lock_by_themselves(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul.device import arenas
+from npumatmul.host.arrays import address_of
 from npumatmul.llm.npu import NpuLinear
 
 RNG = np.random.default_rng(2)
@@ -81,6 +82,7 @@ BUDGETS: dict[str, tuple[int, Callable[[npu.PackedWeight], Callable[[], object]]
     "matmul": (15, lambda packed: lambda: npu.matmul(X, packed)),
     "@": (15, lambda packed: lambda: X @ packed),
     "Matmul.execute": (15, executing()),
+    "Matmul.execute of plain operands": (15, lambda p: npu.Matmul(X, W, scheme="w8a8", device=p.device).execute),
     "a vector": (15, lambda packed: lambda: X[0] @ packed),
     "a stack": (15, lambda packed: lambda: X[np.newaxis] @ packed),
     "bias": (20, lambda packed: lambda: npu.matmul(X, packed, bias=BIAS)),
@@ -113,6 +115,25 @@ def test_counting_finds_calls_and_loops() -> None:
     assert calls_of(work) == 10
     assert calls_of(partial(work)) == 11
     assert instructions_of(lambda: sum(range(9))) < instructions_of(work)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0),
+        np.arange(12.0)[3:9:2],
+        np.arange(12.0).reshape(3, 4)[::-1, ::-2],
+        np.frombuffer(b"read only", np.uint8),
+        np.zeros((2, 3), ml_dtypes.bfloat16).T,
+        np.zeros((0, 3), np.float16),
+        np.array(1, np.int8),
+        np.ma.masked_array([1, 2], [True, False]),
+        np.broadcast_to(np.float32(1), (4, 4)),
+    ],
+    ids=lambda array: f"{type(array).__name__} {array.dtype} {array.shape}",
+)
+def test_addresses_are_those_that_numpy_gives(array: np.ndarray) -> None:
+    assert address_of(array) == array.ctypes.data
 
 
 def many_arenas(device: npu.Device) -> list[Any]:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import npumatmul as npu
 from npumatmul.cli import app as app_module
 from npumatmul.cli.app import app
+from npumatmul.errors import DeviceError
 from npumatmul.extras import EXTRAS
 from npumatmul.llm import fetch_demo_model
 
@@ -290,6 +292,8 @@ def test_prompts_that_are_not_utf8(arguments: list[bytes], stdin: bytes, message
             "--candidates: no scheme is called 'q4'",
         ),
         (["quantize", "x", "--scheme", "w8a8", "-o", "-"], "--output: a quantized model cannot be written to standard"),
+        (["quantize", "x", "--scheme", "w8a8", "-o", ""], "--output names no file"),
+        (["bench", "matmul", "--csv", ""], "--csv names no file"),
         (["probe", "-o", "{tmp}/none/x.json"], "there is no folder {tmp}/none"),
         (["info", "--capabilities", "--runtime", "9.9"], "nothing is known of runtime 9.9.0"),
         (["sim", "env", "--set", "strikt=1"], "the simulator has no setting 'strikt' (did you mean 'strict'?)"),
@@ -305,6 +309,31 @@ def test_messages_name_what_was_typed(
     assert "\n" not in str(ended.value)
     assert list(tmp_path.iterdir()) == []
     capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NPUMATMUL_DEVICE", "tpu", "device 'tpu' (of NPUMATMUL_DEVICE) is not known: use 'rknn'"),
+        ("NPUMATMUL_SIM_SOC", "rk9", "device 'sim:rk9' (of NPUMATMUL_SIM_SOC) is not simulated; these are: sim:rk3588"),
+        ("NPUMATMUL_SIM_RUNTIME", "9.9", "runtime '9.9' (of NPUMATMUL_SIM_RUNTIME) is not simulated; these are: 1.5.2"),
+        ("NPUMATMUL_SIM_STRICT", "yes", "NPUMATMUL_SIM_STRICT is 'yes'; it can be 0 or 1"),
+    ],
+)
+def test_variables_that_cannot_work_are_named(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(DeviceError, match=re.escape(message)):
+        npu.Device()
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--types", "int8", "--shapes", "1x64x32", "--repetitions", "1", "--csv", "/dev/full"]
+    monkeypatch.setattr(sys, "argv", ["npumatmul", "bench", "matmul", *arguments])
+    with pytest.raises(SystemExit, match="npumatmul: /dev/full: No space left on device"):
+        app_module.run()
+    assert "int8 1x64x32" in capfd.readouterr().out
 
 
 def test_settings_of_the_simulator_by_either_name() -> None:

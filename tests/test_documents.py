@@ -95,24 +95,30 @@ def test_commands_are_ones_that_there_are(words: list[str]) -> None:
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 
-def listed_names() -> dict[str, list[str]]:
-    """The names of docs/api.md by module."""
+def listed_texts() -> dict[str, list[tuple[str, str]]]:
+    """The names of docs/api.md with what is said of them, by module."""
     sections = re.split(r"^## (\S+)$", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE)[1:]
-    rows = [re.findall(r"^\| `(\w+)` \| \S.* \|$", text, re.MULTILINE) for text in sections[1::2]]
+    rows = [re.findall(r"^\| `(\w+)` \| (\S.*) \|$", text, re.MULTILINE) for text in sections[1::2]]
     return dict(zip(sections[::2], rows, strict=True))
+
+
+def listed_names() -> dict[str, list[str]]:
+    return {module: [name for name, _ in rows] for module, rows in listed_texts().items()}
 
 
 @pytest.mark.parametrize("module", sorted(listed_names()))
 def test_every_public_name_is_documented(module: str) -> None:
-    """The list and the modules' ``__all__`` agree, and what has a docstring of its own says something there."""
+    """The list and the modules' ``__all__`` agree, and the texts are the docstrings' of what has one of its own."""
     public = importlib.import_module(module)
     listed = listed_names()[module]
     assert len(listed) == len(set(listed))
     assert set(listed) == set(public.__all__), "add the name to docs/api.md, or to __all__"
-    for name in listed:
+    for name, text in listed_texts()[module]:
         found = getattr(public, name)
         if inspect.isclass(found) or inspect.isfunction(found):
-            assert (inspect.getdoc(found) or "").strip(), f"{module}.{name} has no docstring"
+            summary = " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split()).replace("|", r"\|")
+            assert summary, f"{module}.{name} has no docstring"
+            assert summary.startswith(text.rstrip(".")), f"docs/api.md says something else of {module}.{name}"
 
 
 def test_tab_completion_shows_the_public_api_only() -> None:

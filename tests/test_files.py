@@ -120,6 +120,29 @@ def test_files_with_small_holes_are_files(tmp_path: Path) -> None:
         read_bytes(tmp_path / "f", 5)
 
 
+def test_a_program_that_closes_the_descriptor(tmp_path: Path) -> None:
+    path, other = tmp_path / "f", tmp_path / "other"
+    path.write_bytes(b"ours" * 1000)
+    other.write_bytes(b"else" * 1000)
+    file = RegularFile(path)
+    (ours,) = (number for number in map(int, os.listdir("/proc/self/fd")) if _is_open(number, path))
+    theirs = os.open(other, os.O_RDONLY)
+    os.dup2(theirs, ours)
+    with pytest.raises(UnusableFileError, match="closed its descriptor"):
+        file.read(0, 4)
+    file.close()
+    assert os.pread(ours, 4, 0) == b"else"  # not closed
+    os.close(ours)
+    os.close(theirs)
+
+
+def _is_open(number: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(number), path.stat())
+    except OSError:
+        return False
+
+
 def test_files_that_become_shorter_or_are_written_to(tmp_path: Path) -> None:
     path = tmp_path / "f"
     content = np.random.default_rng(1).integers(0, 256, 100_000, np.uint8).tobytes()
@@ -349,3 +372,27 @@ def test_one_rule_for_folders(monkeypatch: pytest.MonkeyPatch) -> None:
         cache_folder(environment={})
     with npu.Device("sim:rk3588") as device:  # a user without a home can compute
         assert npu.matmul(TWO, TWO, device=device).tolist() == [[4]]
+
+
+@pytest.mark.parametrize("how", ["replacing", "tensors", "lock"])
+def test_errors_name_the_file_that_was_asked_for(how: str) -> None:
+    """And not the one that it is while it is written; nobody may write into /proc, not even root."""
+    path = Path("/proc/choices.json")
+    work = {
+        "replacing": lambda: write_bytes(path, b"some"),
+        "tensors": lambda: TensorWriter(path).__enter__(),
+        "lock": lambda: locked(path).__enter__(),
+    }
+    with pytest.raises(OSError, match=r"'/proc/choices\.json'") as raised:
+        work[how]()
+    assert raised.value.filename == str(path)
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/f'"):
+        write_bytes(tmp_path / "f", b"some")
+    assert list(tmp_path.iterdir()) == []

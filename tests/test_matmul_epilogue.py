@@ -257,3 +257,36 @@ def test_vectors_and_nothing_to_sum(device: npu.Device) -> None:
     np.testing.assert_array_equal(nothing, np.ones((2, 3)))
     with npu.pack(np.ones((0, 3), np.float32), device=device) as packed:
         np.testing.assert_array_equal(npu.matmul(np.ones((2, 0), np.float32), packed, bias=residual), np.ones((2, 3)))
+
+
+# ---- epilogues one after the other ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    order=st.lists(st.integers(0, 7), min_size=4, max_size=12),
+    changed=st.lists(st.booleans(), min_size=12, max_size=12),
+    scheme=st.sampled_from(["w16a16", "w8a8"]),
+    rows=st.sampled_from([1, 5]),
+)
+def test_each_product_gets_the_epilogue_that_it_was_given(
+    device: npu.Device, order: list[int], changed: list[bool], scheme: str, rows: int
+) -> None:
+    """The same ones again, others, none, and arrays that changed meanwhile: as of a weight that met no other one."""
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((rows, 40)).astype(np.float32), rng.standard_normal((40, 24)).astype(np.float32)
+    bias, other = rng.standard_normal(24).astype(np.float32), rng.standard_normal((rows, 24)).astype(np.float32)
+    halves = bias.astype(np.float16)
+    silu, relu, own = Epilogue(activation="silu"), Epilogue(activation="relu"), Epilogue(bias=bias, scale=2)
+    ways: list[dict[str, Any]] = [
+        {}, {"bias": bias}, {"epilogue": silu}, {"epilogue": silu, "bias": bias}, {"epilogue": relu, "bias": halves},
+        {"epilogue": own}, {"epilogue": Epilogue(multiply=other, bias=bias)}, {"bias": bias[::-1]},
+    ]  # fmt: skip
+    with npu.pack(w, scheme, device=device) as packed:
+        for way, changes in zip(order, changed, strict=False):
+            if changes:
+                for array in (bias, other, halves):
+                    array += array.dtype.type(0.5)
+            with npu.pack(w, scheme, device=device) as fresh:
+                wanted = npu.matmul(x, fresh, **ways[way])
+            np.testing.assert_array_equal(npu.matmul(x, packed, **ways[way]), wanted)

@@ -137,10 +137,12 @@ sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_
 
 /* ---- memory by its descriptor ------------------------------------------------------------------------------------ */
 
-/* Of what is in some domain; a file that has changed meanwhile is another one. With one more holder. */
+/*
+ * Of what is in some domain; a file that has changed meanwhile is another one. With one more holder. LOCK_BACKINGS is
+ * held.
+ */
 static sim_backing *find(sim_file_id id, const sim_foreign *foreign) {
   sim_backing *found = NULL;
-  sim_take(LOCK_BACKINGS);
   for (size_t i = 0; i < SIM_CHIPS * SIM_DOMAINS_MAX && !found; i++) {
     for (sim_backing *b = domains[i / SIM_DOMAINS_MAX][i % SIM_DOMAINS_MAX]; b && !found; b = b->next) {
       if (b->foreign != (foreign != NULL) || !sim_file_same(b->file, id)) continue;
@@ -148,13 +150,16 @@ static sim_backing *find(sim_file_id id, const sim_foreign *foreign) {
     }
   }
   if (found) found->holders++;
-  sim_give(LOCK_BACKINGS);
   return found;
 }
 
 sim_backing *sim_backing_of_fd(int fd) {
   sim_file_id id;
-  return sim_file_identify(fd, &id) ? find(id, NULL) : NULL;
+  if (!sim_file_identify(fd, &id)) return NULL;
+  sim_take(LOCK_BACKINGS);
+  sim_backing *found = find(id, NULL);
+  sim_give(LOCK_BACKINGS);
+  return found;
 }
 
 /* Makes what is foreign reachable: by a mapping, or by a descriptor of our own where pages may be taken away. */
@@ -173,9 +178,11 @@ sim_backing *sim_backing_wrap(int chip, int domain, uint64_t budget, int fd) {
   sim_file_id id;
   sim_foreign foreign;
   if (!sim_file_identify(fd, &id) || !sim_foreign_examine(fd, &foreign)) return NULL;
-  sim_backing *backing = find(id, &foreign);
-  if (backing) return backing;
-  backing = make(chip, domain, foreign.size);
+  sim_take(LOCK_BACKINGS);
+  sim_backing *found = find(id, &foreign);
+  sim_give(LOCK_BACKINGS);
+  if (found) return found;
+  sim_backing *backing = make(chip, domain, foreign.size);
   if (!backing) return NULL;
   backing->limit = (size_t)foreign.size;
   backing->foreign = true;
@@ -183,20 +190,21 @@ sim_backing *sim_backing_wrap(int chip, int domain, uint64_t budget, int fd) {
   backing->file = id;
   bool reached = reach(backing, &foreign, fd);
   sim_take(LOCK_BACKINGS);
-  bool placed = reached && place(backing, budget);
+  if (reached) found = find(id, &foreign); /* another thread may have been faster */
+  bool placed = reached && !found && place(backing, budget);
   sim_give(LOCK_BACKINGS);
   if (placed) return backing;
   if (reached) errno = ENOMEM;
   unmake(backing);
-  return NULL;
+  return found;
 }
 
 bool sim_backing_read(const sim_backing *backing, size_t start, size_t bytes, void *to) {
-  return sim_foreign_read(backing->fd, start, bytes, to);
+  return sim_file_is(backing->fd, backing->file) && sim_foreign_read(backing->fd, start, bytes, to);
 }
 
 bool sim_backing_write(const sim_backing *backing, size_t start, size_t bytes, const void *from) {
-  return sim_foreign_write(backing->fd, start, bytes, from);
+  return sim_file_is(backing->fd, backing->file) && sim_foreign_write(backing->fd, start, bytes, from);
 }
 
 /* ---- holders ----------------------------------------------------------------------------------------------------- */

@@ -53,7 +53,8 @@ sim_backing *sim_backing_wrap(int chip, int domain, uint64_t budget, int fd);
 
 /*
  * Copies a part of a foreign file, or onto it, without touching pages of it: they may be gone at any time, and whoever
- * touches them then gets SIGBUS. False when the part is not there any more, or cannot be written.
+ * touches them then gets SIGBUS. False with errno set: ENODATA when the part is not there any more, EBADF when the program
+ * closed our descriptor.
  */
 bool sim_backing_read(const sim_backing *backing, size_t start, size_t bytes, void *to);
 bool sim_backing_write(const sim_backing *backing, size_t start, size_t bytes, const void *from);

@@ -1,5 +1,7 @@
 #include "calls.h"
 
+#include <pthread.h>
+
 #include "counters.h"
 #include "faults.h"
 #include "log.h"
@@ -35,6 +37,8 @@ static bool has_driver(sim_call call) {
 
 sim_entry sim_enter_call(sim_call call) {
   sim_entry entry = {.call = call};
+  /* A thread that were cancelled in the middle would leave locks taken and its context in use for ever. */
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &entry.cancelling);
   sim_count_call(call);
   if (sim_tracing()) entry.start_us = sim_trace_begin();
   const sim_runtime *runtime = sim_current_runtime();
@@ -55,6 +59,7 @@ sim_entry sim_enter_call(sim_call call) {
 int sim_leave_call(const sim_entry *entry) {
   if (entry->result != RKNN_SUCC) sim_count_failure(entry->call);
   if (entry->start_us != 0) sim_trace_end(sim_call_symbol(entry->call), entry->start_us, entry->result);
+  pthread_setcancelstate(entry->cancelling, NULL);
   return entry->result;
 }
 

@@ -15,6 +15,7 @@ typedef struct {
   bool refused; /* by version or by a fault: the function must not be carried out */
   int result;
   int64_t start_us; /* when traced */
+  int cancelling;   /* whether the thread could be cancelled before */
 } sim_entry;
 
 sim_entry sim_enter_call(sim_call call);

@@ -40,9 +40,15 @@ int sim_file_open(const char *path) {
   return fd;
 }
 
-void sim_file_close(int fd, sim_file_id id) {
+bool sim_file_is(int fd, sim_file_id id) {
   sim_file_id now;
-  if (sim_file_identify(fd, &now) && sim_file_same(now, id)) close(fd);
+  if (sim_file_identify(fd, &now) && sim_file_same(now, id)) return true;
+  errno = EBADF;
+  return false;
+}
+
+void sim_file_close(int fd, sim_file_id id) {
+  if (sim_file_is(fd, id)) close(fd);
 }
 
 /* ---- without signals: SIGXFSZ beyond the limit of sizes, SIGPIPE where nobody reads any more --------------------- */

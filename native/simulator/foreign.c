@@ -57,6 +57,7 @@ bool sim_foreign_read(int fd, size_t start, size_t bytes, void *to) {
   while (bytes > 0) {
     ssize_t done = pread(fd, at, bytes, (off_t)start);
     if (done < 0 && errno == EINTR) continue;
+    if (done == 0) errno = ENODATA;
     if (done <= 0) return false;
     at += done;
     start += (size_t)done;
@@ -68,6 +69,10 @@ bool sim_foreign_read(int fd, size_t start, size_t bytes, void *to) {
 /* The size is looked at first: pwrite would make a file that has shrunk longer again. */
 bool sim_foreign_write(int fd, size_t start, size_t bytes, const void *from) {
   struct stat status;
-  if (fstat(fd, &status) || (uint64_t)status.st_size < start + bytes) return false;
+  if (fstat(fd, &status)) return false;
+  if ((uint64_t)status.st_size < start + bytes) {
+    errno = ENODATA;
+    return false;
+  }
   return sim_file_write(fd, from, bytes, (off_t)start);
 }

@@ -18,7 +18,7 @@ typedef struct {
 /* False with errno set: EBADF (no such descriptor, or not readable), EINVAL (cannot be mapped, or has no size). */
 bool sim_foreign_examine(int fd, sim_foreign *foreign);
 
-/* Of what may shrink. False when the part is not there, or cannot be written. */
+/* Of what may shrink. False with errno set: ENODATA when the part is not there. */
 bool sim_foreign_read(int fd, size_t start, size_t bytes, void *to);
 bool sim_foreign_write(int fd, size_t start, size_t bytes, const void *from);
 

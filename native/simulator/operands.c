@@ -1,5 +1,6 @@
 #include "operands.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "log.h"
@@ -8,6 +9,20 @@
 size_t sim_bytes_inside(const sim_binding *binding, size_t bytes) {
   size_t inside = binding->memory->backing->limit - binding->start;
   return bytes < inside ? bytes : inside;
+}
+
+/* A file that is reached by system calls. */
+static void log_unreachable(const sim_binding *binding, const char *function) {
+  const int error = errno, fd = binding->memory->shown.fd;
+  if (error == ENODATA) {
+    sim_log_error("%s, simulator: the file of fd %d has shrunk below the %zu bytes that were wrapped", function, fd,
+                  binding->memory->backing->limit);
+  } else if (error == EBADF) {
+    sim_log_error("%s, simulator: the program closed the descriptor by which the library reaches the file of fd %d", function,
+                  fd);
+  } else {
+    sim_log_error("%s, simulator: the file of fd %d cannot be read and written any more: %s", function, fd, strerror(error));
+  }
 }
 
 int sim_operand_open(const sim_binding *binding, size_t bytes, bool copied, const char *function,
@@ -28,8 +43,7 @@ int sim_operand_open(const sim_binding *binding, size_t bytes, bool copied, cons
   if (backing->device) {
     memcpy(operand->copy, backing->device + binding->start, operand->held);
   } else if (!sim_backing_read(backing, binding->start, operand->held, operand->copy)) {
-    sim_log_error("%s, simulator: the file of fd %d has shrunk below the %zu bytes that were wrapped", function,
-                  binding->memory->shown.fd, backing->limit);
+    log_unreachable(binding, function);
     sim_operand_close(operand);
     return RKNN_ERR_FAIL;
   }
@@ -42,8 +56,7 @@ int sim_operand_store(const sim_binding *binding, const sim_operand *operand, co
   if (backing->device) {
     memcpy(backing->device + binding->start, operand->copy, operand->held);
   } else if (!sim_backing_write(backing, binding->start, operand->held, operand->copy)) {
-    sim_log_error("%s, simulator: the file of fd %d has shrunk, or cannot be written", function,
-                  binding->memory->shown.fd);
+    log_unreachable(binding, function);
     return RKNN_ERR_FAIL;
   }
   return RKNN_SUCC;

@@ -18,7 +18,8 @@
 #include "npumatmul_sim.h"
 #include "rknn_abi.h"
 
-static int file = -1; /* guarded by lock */
+static int file = -1; /* guarded by lock, like what it is */
+static sim_file_id file_id;
 static atomic_bool tracing;
 static _Thread_local char note[256];
 
@@ -40,12 +41,6 @@ static bool lock_trace(int fd) {
   return fcntl(fd, F_SETLK, &whole) == 0 || (errno != EAGAIN && errno != EACCES); /* or there are no locks there */
 }
 
-static bool is_same_file(int first, int second) {
-  sim_file_id a, b;
-  return first >= 0 && second >= 0 && sim_file_identify(first, &a) && sim_file_identify(second, &b) &&
-         sim_file_same(a, b);
-}
-
 /*
  * Programs that one command starts may all be told the same file: the first one has it as long as it lives, others write
  * one beside it, with their number behind the name. The lock is the process's, and no child inherits it.
@@ -63,21 +58,25 @@ static int open_trace(const char *path) {
   return opened;
 }
 
-bool sim_trace_to(const char *path) {
+static bool switch_to(const char *path) {
   int opened = -1;
+  sim_file_id opened_id = {0};
   if (*path) {
     opened = open_trace(path);
     if (opened < 0) return false;
+    sim_file_identify(opened, &opened_id);
     print(opened, "[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":%d,\"args\":{\"name\":\"npumatmul simulator\"}}",
           (int)getpid());
   }
   sim_take(LOCK_TRACE);
   int previous = file;
+  sim_file_id previous_id = file_id;
   file = opened;
+  file_id = opened_id;
   atomic_store(&tracing, opened >= 0);
   sim_give(LOCK_TRACE);
-  if (previous >= 0) {
-    bool once_more = is_same_file(previous, opened); /* then it is cut off already */
+  if (sim_file_is(previous, previous_id)) {
+    bool once_more = sim_file_same(previous_id, opened_id); /* then it is cut off already */
     if (!once_more) print(previous, "\n]\n");
     close(previous);
     if (once_more) lock_trace(opened); /* closing gave the lock back */
@@ -85,11 +84,20 @@ bool sim_trace_to(const char *path) {
   return true;
 }
 
+/* Not half of it: a thread that is cancelled in opening or writing would leave files open, and a caller's locks taken. */
+bool sim_trace_to(const char *path) {
+  int cancelling;
+  pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
+  bool switched = switch_to(path);
+  pthread_setcancelstate(cancelling, NULL);
+  return switched;
+}
+
 __attribute__((destructor)) static void end_at_exit(void) { sim_trace_to(""); }
 
 /* A trace is its process's: a forked child has none, and leaves the file of its parent alone. */
 static void in_child(void) {
-  if (file >= 0) close(file);
+  sim_file_close(file, file_id);
   file = -1;
   atomic_store(&tracing, false);
 }
@@ -121,6 +129,11 @@ void sim_trace_note(const char *format, ...) {
 void sim_trace_end(const char *name, int64_t start_us, int result) {
   int64_t end_us = microseconds();
   sim_take(LOCK_TRACE);
+  if (file >= 0 && !sim_file_is(file, file_id)) {
+    sim_log_hint("simulator: the program closed the descriptor of the trace, which ends here");
+    file = -1;
+    atomic_store(&tracing, false);
+  }
   if (file >= 0) {
     print(file,
           ",\n{\"name\":\"%s\",\"cat\":\"rknn\",\"ph\":\"X\",\"ts\":%lld,\"dur\":%lld,\"pid\":%d,\"tid\":%d,"

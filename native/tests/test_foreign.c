@@ -241,6 +241,32 @@ static void test_shrinking(own memory) {
   give_up(&memory);
 }
 
+/* Programs that become daemons close every descriptor, also those of the library; the numbers are other files' then. */
+static void test_descriptor_of_the_library_closed(void) {
+  own memory = own_file(), other = own_file();
+  matmul mm;
+  wrap_all(&mm, make_info(2, 4, 64, 32, 1, 0), &memory);
+  bind_all(&mm);
+  memset(other.pages, 'v', SIZE);
+  int kept = fcntl(other.fd, F_DUPFD, 500), log = fcntl(STDERR_FILENO, F_DUPFD, 500);
+  if (kept < 0 || log < 0) abort();
+  for (int fd = STDERR_FILENO + 1; fd < 500; fd++) {
+    if (fd != fileno(log_file) && fcntl(fd, F_GETFD) >= 0 && dup2(kept, fd) != fd) abort();
+  }
+  CHECK_IS(rknn_matmul_run(mm.ctx), -1);
+  CHECK(logged("rknn_matmul_run, simulator: the program closed the descriptor by which"), "log");
+  close_matmul(&mm);
+  for (int i = 0; i < SIZE; i++) {
+    if (other.pages[i] == 'v') continue;
+    CHECK(false, "byte %d of someone else's file was changed", i);
+    break;
+  }
+  close(kept);
+  close(log);
+  munmap(memory.pages, SIZE);
+  munmap(other.pages, SIZE);
+}
+
 typedef struct {
   int fd;
   atomic_bool stop;
@@ -287,6 +313,43 @@ static void test_growing(void) {
   give_up(&memory);
 }
 
+enum { WRAPPERS = 4, ROUNDS = 200 };
+
+typedef struct {
+  int fd;
+  pthread_barrier_t *together;
+  rknn_tensor_mem *made;
+} wrapper;
+
+static void *wrap_once(void *argument) {
+  wrapper *now = argument;
+  pthread_barrier_wait(now->together);
+  now->made = rknn_create_mem_from_fd(0, now->fd, NULL, 64, 0);
+  return NULL;
+}
+
+/* However many threads wrap a file at once, it takes its addresses once. */
+static void test_wrapped_by_threads_at_once(void) {
+  own memory = own_file();
+  uint64_t before = domain_bytes();
+  pthread_barrier_t together;
+  pthread_barrier_init(&together, NULL, WRAPPERS);
+  for (int round = 0; round < ROUNDS; round++) {
+    wrapper wrappers[WRAPPERS];
+    pthread_t threads[WRAPPERS];
+    for (int i = 0; i < WRAPPERS; i++) {
+      wrappers[i] = (wrapper){.fd = memory.fd, .together = &together};
+      if (pthread_create(&threads[i], NULL, wrap_once, &wrappers[i])) abort();
+    }
+    for (int i = 0; i < WRAPPERS; i++) pthread_join(threads[i], NULL);
+    CHECK_IS(domain_bytes() - before, SIZE);
+    for (int i = 0; i < WRAPPERS; i++) CHECK_IS(rknn_destroy_mem(0, wrappers[i].made), 0);
+    CHECK_IS(domain_bytes(), before);
+  }
+  pthread_barrier_destroy(&together);
+  give_up(&memory);
+}
+
 int main(void) {
   start_log();
   struct sigaction own_handler = {.sa_handler = count_signal};
@@ -310,6 +373,8 @@ int main(void) {
   test_shrinking(own_file());
   test_shrinking_meanwhile();
   test_growing();
+  test_wrapped_by_threads_at_once();
+  test_descriptor_of_the_library_closed();
   struct sigaction now;
   sigaction(SIGBUS, NULL, &now);
   CHECK(now.sa_handler == count_signal, "the program's handler was replaced");

@@ -1,6 +1,6 @@
 /*
  * The library in programs that do as they like with their process: they close the standard descriptors, fork while their
- * threads are at work, limit sizes of files, and start others with the same trace.
+ * threads are at work, cancel those, limit sizes of files, close all descriptors, and start others with the same trace.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -185,6 +185,31 @@ static int trace_into_a_pipe(void) {
   return unlink(path);
 }
 
+/* A program closes all descriptors, and a file of its own gets the trace's number. */
+static int trace_whose_descriptor_is_closed(void) {
+  char path[] = "/tmp/npumm_process_XXXXXX", theirs[] = "/tmp/npumm_process_XXXXXX", text[64];
+  close(mkstemp(path));
+  if (npumm_sim_trace_start(path)) return 1;
+  for (int fd = 3; fd < 500; fd++) close(fd);
+  int first = mkstemp(theirs);
+  if (write(first, "theirs", 6) != 6) return 2;
+  for (int fd = 3; fd < 500; fd++) {
+    if (fcntl(fd, F_GETFD) < 0 && dup2(first, fd) != fd) return 3;
+  }
+  rknn_create_mem(0, 0);
+  pid_t child = fork(); /* what a child gives up of the trace is not its either */
+  if (child == 0) _exit(fcntl(first, F_GETFD) < 0);
+  if (ended(child)) return 4;
+  npumm_sim_trace_stop();
+  for (int fd = 3; fd < 500; fd++) {
+    if (fcntl(fd, F_GETFD) < 0) return 5;
+  }
+  read_file(theirs, text, sizeof text);
+  unlink(theirs);
+  unlink(path);
+  return strcmp(text, "theirs") != 0 ? 6 : 0;
+}
+
 static int count(const char *text, const char *word) {
   int found = 0;
   for (const char *at = text; (at = strstr(at, word)) != NULL; at++) found++;
@@ -228,6 +253,50 @@ static void test_two_processes_with_one_trace(void) {
   unlink(path);
 }
 
+/* ---- threads that are cancelled ------------------------------------------------------------------------------------ */
+
+static matmul shared;
+
+static void *run_and_be_cancelled(void *argument) {
+  rknn_matmul_run(shared.ctx);
+  pause();
+  return argument;
+}
+
+static void *use_and_be_cancelled(void *argument) {
+  while (true) {
+    rknn_create_mem(0, 0); /* prints, which is where a thread can be cancelled */
+    rknn_matmul_run(shared.ctx);
+    npumm_sim_configure("NPUMATMUL_SIM_TRACE", "/dev/null");
+    pthread_testcancel();
+  }
+  return argument;
+}
+
+static bool cancel(void *(*what)(void *), useconds_t after) {
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, what, NULL)) return false;
+  usleep(after);
+  pthread_cancel(thread);
+  npumm_sim_configure("NPUMATMUL_SIM_FAULTS", NULL); /* whoever hangs goes on */
+  return pthread_join(thread, NULL) == 0;
+}
+
+/* A thread is cancelled between calls, never in one: no lock stays taken, and no context in use. */
+static int cancelled_threads(void) {
+  if (!open_matmul(&shared, make_info(2, 4, 64, 32, 1, 0))) return 1;
+  bind_all(&shared);
+  alarm(60); /* rather than wait for ever */
+  npumm_sim_configure("NPUMATMUL_SIM_FAULTS", "run:hang");
+  if (!cancel(run_and_be_cancelled, 10000) || rknn_matmul_run(shared.ctx)) return 2;
+  for (int i = 0; i < 50; i++) {
+    if (!cancel(use_and_be_cancelled, 200) || rknn_matmul_run(shared.ctx)) return 3;
+  }
+  npumm_sim_trace_stop();
+  close_matmul(&shared);
+  return failed;
+}
+
 static void in_a_child(const char *name, int (*what)(void)) {
   fflush(stdout);
   pid_t child = fork();
@@ -241,6 +310,8 @@ int main(void) {
   in_a_child("without standard descriptors", without_standard_descriptors);
   in_a_child("with small files", with_small_files);
   in_a_child("trace into a pipe", trace_into_a_pipe);
+  in_a_child("trace whose descriptor is closed", trace_whose_descriptor_is_closed);
+  in_a_child("cancelled threads", cancelled_threads);
   test_two_processes_with_one_trace();
   test_forks();
   return report("test_process");

@@ -397,9 +397,9 @@ def run() -> None:
 
 def _in_words(error: Exception) -> str:
     """What an error says; of the system's own, file and reason without their number."""
-    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.filename and error.strerror:
-        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name and not isinstance(name, int)]
-        return f"{' and '.join(names)}: {error.strerror}"
+    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
     return str(error) or type(error).__name__
 
 

@@ -13,7 +13,7 @@ from npumatmul.cli.files import STANDARD, check_outputs, picture_format, read_ma
 from npumatmul.cli.models import FLOAT32, check_model, check_scheme, fetch_model, open_model, read_windows
 from npumatmul.cli.progress import working
 from npumatmul.cli.tables import Column, print_table
-from npumatmul.cli.terminal import notes, results
+from npumatmul.cli.terminal import notes, results, say
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
 from npumatmul.llm import GGUFFile, LoadedModel, npu_layers
@@ -71,14 +71,16 @@ def perplexity(request: Request) -> None:
     loaded = _load(given.path, request)
     first = next(iter(loaded.values()))
     reference = None if given.original is None else loaded.get(FLOAT32) or _reference(given.original)
-    found = _evaluate(loaded, reference, given.pieces)
+    found, whole = _evaluate(loaded, reference, given.pieces)
     if request.as_json:
         windows = {"windows": len(given.pieces), "window": request.context}
         facts = {"model": str(given.path), "text": str(request.text), **windows}
         values = {name: evaluation.as_dict() for name, evaluation in found.items()}
-        print(json.dumps({**facts, "stride": request.stride, "schemes": values}, indent=1))
-        return
-    print_evaluations(results(), found, f"{first.name} on {_text_name(request)}, {_extent(given.pieces)}")
+        print(json.dumps({**facts, "stride": request.stride, "interrupted": not whole, "schemes": values}, indent=1))
+    else:
+        print_evaluations(results(), found, f"{first.name} on {_text_name(request)}, {_extent(given.pieces)}")
+    if not whole:
+        raise KeyboardInterrupt
 
 
 def analyze(request: Request) -> None:
@@ -95,7 +97,7 @@ def analyze(request: Request) -> None:
     reference, pieces = _reference(given.original), given.pieces
     with working() as progress:
         errors = analyze_layers(model.model, reference.model, pieces, progress)
-    found = _evaluate(loaded, reference, pieces)
+    found, whole = _evaluate(loaded, reference, pieces)
     title = f"{model.name}, {scheme}, on {_text_name(request)}, {_extent(pieces)}"
     if request.csv is not None:
         write_output(request.csv, errors_as_csv(errors), sources)
@@ -104,6 +106,8 @@ def analyze(request: Request) -> None:
     output = notes if STANDARD in (request.csv, request.plot) else results()
     print_errors(output, errors, title)
     print_evaluations(output, found, "the model as a whole")
+    if not whole:
+        raise KeyboardInterrupt
 
 
 def analyze_arrays(request: Arrays) -> None:
@@ -260,23 +264,34 @@ def _reference(original: Path) -> LoadedModel:
 def _digest(path: Path) -> str | None:
     """Of a model, all its parts; None of what is none."""
     try:
-        with GGUFFile(path) as file:
-            return file.sha256()
+        with GGUFFile(path) as file, working() as progress:
+            return file.sha256(lambda done, total: progress(done, total, f"reading {path.name}"))
     except ModelError:
         return None
 
 
 def _evaluate(
     loaded: Mapping[str, LoadedModel], reference: LoadedModel | None, pieces: Sequence[Window]
-) -> dict[str, Evaluation]:
+) -> tuple[Mapping[str, Evaluation], bool]:
+    """The evaluations, and whether they are whole: an interrupt leaves those of the windows before it."""
     first = next(iter(loaded))
+    latest: Mapping[str, Evaluation] = {}
     with working() as report:
 
         def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
+            nonlocal latest
+            latest = found
             report(done, total, f"perplexity {found[first].perplexity.value:.4f}" if found else "perplexity")
 
         models = {name: each.model for name, each in loaded.items()}
-        return evaluate_models(models, None if reference is None else reference.model, pieces, progress)
+        try:
+            return evaluate_models(models, None if reference is None else reference.model, pieces, progress), True
+        except KeyboardInterrupt:
+            if not latest:
+                raise
+    scored = sum(piece.scored for piece in pieces)
+    say(f"interrupted: the figures are of the first {latest[first].tokens} of {scored} tokens")
+    return latest, False
 
 
 def _text(estimate: Estimate | None, spec: str) -> str:

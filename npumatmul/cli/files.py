@@ -102,6 +102,8 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[str | Pa
     for option, path in outputs.items():
         if path is None:
             continue
+        if path == Path():  # an empty name, which would be the folder that we are in
+            raise ValueError(f"{option} names no file")
         name = str(path) if path == STANDARD else os.path.realpath(path)
         if name in seen:
             raise ValueError(f"{seen[name]} and {option} are both {path}; each needs a file of its own")
@@ -186,6 +188,8 @@ def picture_format(path: Path) -> str:
         If pictures cannot be made at all.
     """
     check_installed("matplotlib", "--plot")
+    if path == STANDARD and sys.stdout is not None and sys.stdout.isatty():
+        raise ValueError("--plot -: a picture is nothing for a terminal; name a file, or redirect it")
     kind = path.suffix[1:].lower() or "png"
     if kind not in _PICTURES:
         raise ValueError(f"{path}: pictures are {', '.join(_PICTURES)}")

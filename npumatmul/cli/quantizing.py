@@ -58,6 +58,8 @@ def quantize(request: Request) -> None:
     """Quantize, write the file, and say what it holds."""
     if request.output == STANDARD:
         raise ValueError("--output: a quantized model cannot be written to standard output; name a file")
+    if request.output == Path():
+        raise ValueError("--output names no file")
     if request.model is not None:
         check_model(request.model)
     path = fetch_model() if request.model is None else request.model

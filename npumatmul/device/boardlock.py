@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import sys
 import threading
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npumatmul.errors import BoardInUseError
+from npumatmul.files.descriptors import Descriptor
 
 __all__ = ["BoardLock", "lock_path", "wants_lock"]
 
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 #: Directories that every user can write to, the first one that is there: the name must not depend on who asks.
 _DIRECTORIES = ("/run/lock", "/var/lock", "/tmp")
 _NAME = "npumatmul.lock"
+#: How a lock that is held begins, and its most bytes.
+_FIRST, _MOST = b"process ", 1000
 
 
 def wants_lock(simulated: bool, environment: Mapping[str, str] | None = None) -> bool:
@@ -57,7 +61,7 @@ def lock_path(environment: Mapping[str, str] | None = None) -> Path:
 class _Held:
     """A lock that this process holds: the kernel counts processes, this counts the devices of one."""
 
-    descriptor: int
+    descriptor: Descriptor
     count: int
 
 
@@ -71,7 +75,7 @@ def _forget() -> None:
     _guard = threading.Lock()
     for held in _held.values():
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)  # gives up nothing of the parent's: such locks belong to a process
+            held.descriptor.close()  # gives up nothing of the parent's: such locks belong to a process
     _held.clear()
 
 
@@ -97,11 +101,11 @@ class BoardLock:
         self._pid: int | None = None
         with _guard:
             held = _held.get(self.path)
-            if held is None:
+            if held is None or not held.descriptor.is_open():  # a program that closes all descriptors gives it up
                 descriptor = _taken(self.path)
                 if descriptor is None:
                     return
-                held = _held[self.path] = _Held(descriptor, 0)
+                held = _held[self.path] = _Held(Descriptor.of(descriptor), held.count if held else 0)
             held.count += 1
             self._pid = os.getpid()
 
@@ -115,9 +119,10 @@ class BoardLock:
             held.count -= 1
             if not held.count:
                 del _held[self.path]
-                with contextlib.suppress(OSError):
-                    os.ftruncate(held.descriptor, 0)
-                os.close(held.descriptor)
+                if held.descriptor.is_open():
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(held.descriptor.number, 0)
+                    held.descriptor.close()
 
 
 def _taken(path: Path) -> int | None:
@@ -127,12 +132,16 @@ def _taken(path: Path) -> int | None:
     except OSError as error:
         logger.warning("no lock can be taken at %s (%s): nothing keeps other processes off the NPU", path, error)
         return None
+    if not _is_lock(descriptor):
+        os.close(descriptor)
+        logger.warning("%s is no lock of npumatmul: nothing keeps other processes off the NPU", path)
+        return None
     try:
         # of a process and not of the descriptor (flock), so that a forked child does not keep it for its dead parent
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         with contextlib.suppress(OSError):
-            holder = " ".join(os.pread(descriptor, 1000, 0).decode("utf-8", "replace").split())
+            holder = " ".join(os.pread(descriptor, _MOST, 0).decode("utf-8", "replace").split())
         os.close(descriptor)
         if not isinstance(error, (BlockingIOError, PermissionError)):
             logger.warning("%s cannot be locked (%s): nothing keeps other processes off the NPU", path, error)
@@ -143,8 +152,16 @@ def _taken(path: Path) -> int | None:
             f"NPU all the same. The lock is {path}."
         ) from error
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} ({_command()})\n".encode()[:1000], 0)
+    os.pwrite(descriptor, (_FIRST + f"{os.getpid()} ({_command()})\n".encode())[:_MOST], 0)
     return descriptor
+
+
+def _is_lock(descriptor: int) -> bool:
+    """Whether it may be overwritten: not if ``NPUMATMUL_LOCK_FILE`` names something else by mistake."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST:
+        return False
+    return status.st_size == 0 or os.pread(descriptor, len(_FIRST), 0) == _FIRST
 
 
 def _opened(path: Path) -> int:

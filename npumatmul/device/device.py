@@ -24,6 +24,7 @@ from npumatmul.device.session import NO_ROOM, Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
+from npumatmul.rknn.simulator import check_environment
 
 __all__ = ["Device", "DeviceStats", "open_devices"]
 
@@ -123,6 +124,8 @@ class Device:
         assert self.discovery.soc is not None
         self.name = self.discovery.device
         self.simulated = self.runtime.simulated_soc() is not None
+        if self.simulated:
+            check_environment()
         self.chip: Chip = chip(self.discovery.soc)
         self.counters = DeviceStats()
         #: Of the device's executors, which count for themselves.

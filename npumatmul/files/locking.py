@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from npumatmul.errors import UnusableFileError
+from npumatmul.files.writing import said_of
 
 __all__ = ["locked"]
 
@@ -41,7 +42,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     beside = path.parent / f".{path.name}.lock"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(beside, flags, 0o666)
+    with said_of(path):
+        descriptor = os.open(beside, flags, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnusableFileError(f"{beside} is no regular file: {path} cannot be locked")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import UnusableFileError
+from npumatmul.files.descriptors import Descriptor
 
 __all__ = ["JSON_BYTES", "RegularFile", "parse_json", "read_bytes", "read_json", "read_text", "shown"]
 
@@ -56,12 +57,12 @@ class RegularFile:
 
     def __init__(self, path: str | os.PathLike[str], most: int | None = None) -> None:
         self.path = os.fspath(path)
-        self._descriptor = -1
+        self._descriptor: Descriptor | None = None
         _check_kind(self.path, os.stat(self.path))  # before it is opened: opening some devices has consequences
         # O_NONBLOCK: what takes its place in between cannot make us wait either
-        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor = Descriptor.of(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         try:
-            status = os.fstat(self._descriptor)
+            status = os.fstat(self._descriptor.number)
             _check_kind(self.path, status)
             self.size = status.st_size
             self._state = _state(status)
@@ -83,14 +84,14 @@ class RegularFile:
 
     def close(self) -> None:
         """Close the descriptor. Twice is allowed."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            descriptor.close()
 
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._descriptor < 0
+        return self._descriptor is None
 
     def error(self, problem: str) -> UnusableFileError:
         """The error that names the file and what is wrong with it."""
@@ -102,7 +103,7 @@ class RegularFile:
         Raises
         ------
         UnusableFileError
-            If it has become shorter.
+            If it has become shorter, or somebody closed its descriptor.
         """
         if start < 0 or count < 0 or start + count > self.size:
             raise self.error(f"{count} bytes at {start} are asked for; it has {self.size}")
@@ -143,9 +144,11 @@ class RegularFile:
         return digest.hexdigest()
 
     def _open(self) -> int:
-        if self._descriptor < 0:
+        if self._descriptor is None:
             raise ValueError(f"{self.path} has been closed")
-        return self._descriptor
+        if not self._descriptor.is_open():
+            raise self.error("the program closed its descriptor; open it again")
+        return self._descriptor.number
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:

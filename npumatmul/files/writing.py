@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from npumatmul.errors import UnusableFileError
 
-__all__ = ["check_output", "check_target", "replacing", "scratch_folder", "write_bytes", "write_text"]
+__all__ = ["check_output", "check_target", "replacing", "said_of", "scratch_folder", "write_bytes", "write_text"]
 
 #: Names of what the process has open; the shell may have opened a file there, and goes on to write to it.
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/")
@@ -86,9 +86,10 @@ def replacing(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[
     target = _target(path)
     before = _existing(target)
     _clear(target.parent)
-    passing, descriptor = _locked_new(target.parent, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+    with said_of(path):
+        passing, descriptor = _locked_new(target.parent, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        with said_of(path, passing), os.fdopen(descriptor, "w+b") as file:
             if before is not None:
                 with contextlib.suppress(OSError):  # somebody else's, or a file system without permissions
                     os.fchmod(descriptor, before.st_mode & 0o777)
@@ -100,6 +101,31 @@ def replacing(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[
         with contextlib.suppress(OSError):
             os.unlink(passing)
         raise
+
+
+@contextlib.contextmanager
+def said_of(path: str | os.PathLike[str], passing: Path | None = None) -> Iterator[None]:
+    """Have errors of the system name the file that was asked for, instead of one that it is for a while, or none.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        What was asked for.
+    passing : Path, optional
+        What it is for a while; by default all errors are about that.
+
+    Raises
+    ------
+    OSError
+    """
+    try:
+        yield
+    except UnusableFileError:
+        raise
+    except OSError as error:
+        if error.errno is None or (passing is not None and error.filename not in (None, str(passing))):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
@@ -134,7 +160,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, sources: Iterable[str
         return
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for a reader
     os.set_blocking(descriptor, True)
-    with os.fdopen(descriptor, "wb") as file:
+    with said_of(path), os.fdopen(descriptor, "wb") as file:
         file.write(data)
 
 

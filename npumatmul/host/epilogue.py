@@ -156,8 +156,12 @@ class PlacedEpilogue:
 
     Attributes
     ----------
+    given : (Epilogue, array_like or None)
+        What it was made of.
     reads_out : bool
         Whether an operand is `out` itself.
+    lasts : bool
+        Whether it serves other results as well, since it reads nothing but a bias, where that stands.
 
     Raises
     ------
@@ -167,7 +171,9 @@ class PlacedEpilogue:
 
     def __init__(self, epilogue: Epilogue, out: NDArray[Any], bias: Any = None, *, fresh: bool = False) -> None:
         self.reads_out = False
+        self.given = epilogue, bias
         bias = epilogue.bias if bias is None else bias
+        self.lasts = fresh and epilogue.multiply is None and epilogue.residual is None
         self.struct = struct = EpilogueStruct(epilogue.scale, None, FUNCTIONS[epilogue.activation])
         struct.low, struct.high = _NO_LIMITS if epilogue.clip is None else epilogue.clip
         self._operands = operands = [bias]  # what stands in the struct as a bare address
@@ -175,6 +181,7 @@ class PlacedEpilogue:
             usual = fresh and type(bias) is np.ndarray and bias.dtype == _F32 and bias.flags.c_contiguous
             if not usual or bias.shape != out.shape[1:]:
                 operands[0] = bias = self._bias(bias, out)
+                self.lasts = False
             struct.bias = address_of(bias)
         for name in ("multiply", "residual"):
             matrix: Any = getattr(epilogue, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -169,6 +170,8 @@ def load_model(
         If there is no such file.
     npumatmul.errors.ModelError
         If the file is damaged or the model is not supported.
+    TypeError
+        If `pack` is no function.
     ValueError
         If `context_length` is not positive.
 
@@ -179,6 +182,8 @@ def load_model(
     >>> loaded.config.n_layers
     30
     """
+    if not callable(pack):
+        raise TypeError(f"load_model: pack is a function, such as npu_pack('w8a8') makes, not {pack!r}")
     with GGUFFile(path) as file:
         return load_from(
             file,
@@ -324,7 +329,7 @@ def layer_tensors(file: GGUFFile, config: LlamaConfig) -> dict[str, LayerTensors
 def _limited(config: LlamaConfig, context_length: int | None) -> LlamaConfig:
     if context_length is None:
         return config
-    if context_length < 1:
+    if operator.index(context_length) < 1:
         raise ValueError(f"context_length is {context_length}; it must be 1 or more")
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 

@@ -60,8 +60,9 @@ def linear(
            [0., 1.]], dtype=float32)
     """
     epilogue = None if activation is None else _applying(activation)
-    how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
-    return matmul(x, w, dtype=dtype, epilogue=epilogue, bias=bias, **how)
+    return matmul(
+        x, w, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, device=device
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)

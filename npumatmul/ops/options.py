@@ -99,6 +99,8 @@ class MatmulOptions:
         """
         if isinstance(given, MatmulOptions):
             return given
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"Matmul: options are a dict or a MatmulOptions, not {type(given).__name__}")
         known = [field.name for field in fields(cls)]
         for name in given or ():
             if name not in known:

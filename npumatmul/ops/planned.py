@@ -15,14 +15,15 @@ from npumatmul.chips.types import ElementType
 from npumatmul.device.device import Device
 from npumatmul.errors import BusyError, ClosedError
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.ops.array.array import NpuArray, empty, unread
-from npumatmul.ops.array.products import device_of, host, involves_npu_arrays
+from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.array.products import device_of, host
 from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.execution import Execution
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
-from npumatmul.ops.product import Product, finish_rows
-from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
+from npumatmul.ops.product import Product
+from npumatmul.ops.results import Out
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
 from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
@@ -31,43 +32,6 @@ from npumatmul.quant.schemes import Scheme
 from npumatmul.running.autotune import Tuning, autotune
 
 __all__ = ["Matmul"]
-
-
-class _Operands:
-    """What one execution reads; replaced as a whole, so that executions under way keep theirs.
-
-    Attributes
-    ----------
-    given : (object, object)
-        What the user gave.
-    a : ndarray or NpuArray
-        One that nobody read yet is looked at when it is needed.
-    weights, finish
-    on_npu : bool
-        Whether one of both is an NpuArray.
-    plain : bool
-        Whether both are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
-    product : Product or None
-        With the one matrix of the right operand, once it is packed.
-    """
-
-    def __init__(self, given: tuple[Any, Any], a: NDArray[Any] | NpuArray, weights: Weights, finish: Finish) -> None:
-        self.given, self.weights, self.finish = given, weights, finish
-        self.a: Any = a
-        self.on_npu = involves_npu_arrays(*given)
-        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
-        self.plain = not (self.on_npu or subclass)
-        self.product: Product | None = None
-        self._epilogue: Epilogue | None = None
-
-    def epilogue(self, shapes: Shapes, dtype: np.dtype[Any]) -> Epilogue | None:
-        """For all rows of the product; operands are seen as they are now."""
-        if self._epilogue is not None:
-            return self._epilogue
-        epilogue = self.finish.at((), dtype, shapes.n)
-        if len(shapes.full) == 2:  # else operands may have to be copied
-            self._epilogue = epilogue
-        return epilogue
 
 
 class Matmul:
@@ -165,7 +129,8 @@ class Matmul:
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
         self._left_shape, self._right_shape = left.shape, right.shape
         weights = self._weights(right, left.dtype)
-        self._operands: _Operands | None = _Operands((a, b), left, weights, finish)
+        how = self._shapes, self.scheme, self.device
+        self._operands: Execution | None = Execution((a, b), left, weights, finish, *how)
 
     def __repr__(self) -> str:
         state = ", closed" if self._operands is None else ""
@@ -284,8 +249,7 @@ class Matmul:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
             if self._operands.weights is operands.weights:  # else others were set meanwhile
-                before = self._operands
-                self._operands = _Operands(before.given, before.a, weights, before.finish)
+                self._operands = self._operands.with_weights(weights)
                 operands.weights.end()
         self._log("autotuning: %r: %s", self, tuning)
         return tuning
@@ -329,16 +293,20 @@ class Matmul:
         if operands is None:
             raise ClosedError(_CLOSED)
         weights = operands.weights
-        if weights.given is not None:  # which this does not close
-            return self._execute(operands, out)
-        with weights.in_use():
-            return self._execute(operands, out)
+        if weights.given is None:  # else they are not this one's to give back
+            weights.hold()
+        try:
+            if self._options.logger.isEnabledFor(self._options.level):
+                return self._logged(operands, out)
+            return operands.multiply(out)
+        finally:
+            if weights.given is None:
+                weights.let_go()
 
-    def _execute(self, operands: _Operands, out: Out, cache: bool = True) -> Any:
-        if not self._options.logger.isEnabledFor(self._options.level):
-            return self._multiply(operands, out, cache)
+    def _logged(self, operands: Execution, out: Out, *, cache: bool = True) -> Any:
+        """Multiply, and log it."""
         start = time.perf_counter()
-        result = self._multiply(operands, out, cache)
+        result = operands.multiply(out, cache=cache)
         seconds = time.perf_counter() - start
         self._log(
             "execution: %r: %d bytes in, %d out; %.3f ms, %.3f GOPS (host clock%s)",
@@ -346,121 +314,6 @@ class Matmul:
             2e-9 * self._shapes.macs / max(seconds, 1e-9), ", simulation" if self.device.simulated else "",
         )  # fmt: skip
         return result
-
-    def _multiply(self, operands: _Operands, out: Out, cache: bool) -> Any:
-        place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-        if isinstance(place, NpuArray):
-            if self._by_array(operands, cache, place) is None:
-                self._store(operands, place.numpy(), cache)
-            return place
-        product, finish = operands.product, operands.finish
-        if product is not None and operands.plain:  # then there is nothing to look at any more
-            epilogue = None if finish.epilogue is None else operands.epilogue(self._shapes, self.dtype)
-            return product.compute(operands.a, place, epilogue, finish.integer_bias)
-        if place is None and operands.on_npu and self.shape:
-            return self._as_npu_array(operands, cache)
-        result = self._store(operands, place, cache)
-        return result if place is not None else delivered(result, None, operands.given)
-
-    def _as_npu_array(self, operands: _Operands, cache: bool) -> NpuArray:
-        """The product as an array, whose values stay where the NPU leaves them if that goes."""
-        shapes = self._shapes
-        by_array = self._by_array(operands, cache)
-        if by_array is not None:
-            return by_array
-        if shapes.matrices == 1 and not shapes.empty and operands.finish.integer_bias is None:
-            product = self._product(operands, cache)
-            deferred = product.defer(self._left_now(operands, product), operands.epilogue(shapes, self.dtype))
-            if deferred is not None:
-                if not cache:
-                    operands.weights.drop(next(shapes.indices()))
-                return unread(deferred, self.shape, self.device)
-        made = empty(self.shape, self.dtype, device=self.device)
-        self._store(operands, made.numpy(), cache, owned=True)
-        return made
-
-    def _by_array(self, operands: _Operands, cache: bool, out: NpuArray | None = None) -> NpuArray | None:
-        """The product of an NpuArray that goes on as it is: in place, or deferred; None where that does not go."""
-        shapes, a = self._shapes, operands.given[0]
-        if (
-            not isinstance(a, NpuArray)
-            or shapes.matrices != 1
-            or shapes.empty
-            or operands.finish.integer_bias is not None
-        ):
-            return None
-        a._check_usable()
-        product = self._product(operands, cache)
-        made = product.with_arrays().multiply(a, operands.epilogue(shapes, self.dtype), None, out)
-        if made is not None and not cache:
-            operands.weights.drop(next(shapes.indices()))
-        return made
-
-    def _store(self, operands: _Operands, out: Out, cache: bool, *, owned: bool = False) -> NDArray[Any]:
-        """The product in an array: the one that is given, of which nobody else knows yet where it is `owned`."""
-        shapes, finish = self._shapes, operands.finish
-        if shapes.empty or shapes.matrices > 1:
-            return self._stacked(operands, checked_out(out, self.shape, self.dtype), cache, owned)
-        product = self._product(operands, cache)
-        left = self._left_now(operands, product)
-        epilogue = operands.epilogue(shapes, self.dtype) if finish.epilogue is not None else None
-        result = product.compute(left, out, epilogue, finish.integer_bias, owned=owned)
-        if not cache:
-            operands.weights.drop(next(shapes.indices()))
-        return result
-
-    def _product(self, operands: _Operands, cache: bool) -> Product:
-        """The product with the one matrix of the right operand."""
-        product = operands.product
-        if product is None:
-            (index,) = self._shapes.indices()
-            packed = operands.weights.at(index)
-            product = Product.of(packed, self._shapes, operands.a.dtype, self.dtype)
-            if cache:
-                operands.product = product
-        return product
-
-    def _left_now(self, operands: _Operands, product: Product) -> Any:
-        """The left operand: as it stands in C, if nobody read it yet and the product takes it so."""
-        a = operands.a
-        if not isinstance(a, NpuArray):
-            return a
-        deferred = a.deferred
-        rows = (self._shapes.rows, self._shapes.k)
-        if deferred is not None and deferred.shape == rows and product.takes_deferred:
-            return deferred
-        return np.asarray(host(a))
-
-    def _stacked(self, operands: _Operands, out: NDArray[Any] | None, cache: bool, owned: bool) -> NDArray[Any]:
-        """The product of a stack of matrices, one after the other, or of nothing."""
-        shapes, finish = self._shapes, operands.finish
-        self.device.check_usable()
-        left = np.asarray(host(operands.a))
-        direct = None
-        # rows may turn out to be unfit when others are done, and then `out` must not have changed
-        if owned or self.scheme.takes_any_value:
-            direct = in_place(out, shapes.full, self.dtype, *finish.read, finish.bias, left)
-        result: NDArray[Any] = np.empty(shapes.full, self.dtype) if direct is None else direct
-        for index, where, a in () if 0 in shapes.full else shapes.rows_of(left):
-            place = result[where]
-            rows = as_rows(place)
-            target = np.empty((shapes.rows, shapes.n), result.dtype) if rows is None else rows
-            epilogue = finish.at(where, result.dtype, shapes.n)
-            if shapes.k == 0:
-                finish_rows(np.zeros(target.shape, self._computed), target, epilogue)
-            else:
-                of_one = Shapes.of(a.shape, (shapes.k, shapes.n))
-                Product.of(operands.weights.at(index), of_one, a.dtype, result.dtype).into(a, target, epilogue)
-            if rows is None:
-                place[...] = target.reshape(place.shape)
-            if not cache:
-                operands.weights.drop(index)
-        if finish.integer_bias is not None:
-            result += finish.integer_bias
-        result = result.reshape(self.shape)
-        if out is not None and not np.may_share_memory(out, result):
-            np.copyto(out, result, casting="same_kind")
-        return result if out is None else out
 
     def submit(self, out: Out = None) -> MatmulFuture:
         """Compute the product in the background, by the device's worker thread.
@@ -498,7 +351,7 @@ class Matmul:
 
         def execute() -> Any:
             try:
-                return self._execute(operands, out)
+                return self._logged(operands, out)
             finally:
                 weights.let_go()
 
@@ -566,7 +419,8 @@ class Matmul:
         with self._lock:
             if self._operands is not old:
                 raise ClosedError(_CLOSED) if self._operands is None else BusyError(_RESET)
-            self._operands = _Operands(operands, left, weights, finish)
+            how = self._shapes, self.scheme, self.device
+            self._operands = Execution(operands, left, weights, finish, *how)
         if weights is not old.weights:
             old.weights.end()
         self._log("resetting operands: %r: %s", self, ", ".join(changed))
@@ -583,7 +437,7 @@ class Matmul:
         options = self._options
         return Weights(right, left, self.scheme, self._shapes, self.device, options.tuned, options.plan_options)
 
-    def _usable(self) -> _Operands:
+    def _usable(self) -> Execution:
         operands = self._operands
         if operands is None:
             raise ClosedError(_CLOSED)
@@ -603,7 +457,7 @@ class Matmul:
         """Execute and close; of a stack, one matrix at a time is in NPU memory."""
         operands = self._usable()
         try:
-            return self._execute(operands, out, cache=False)
+            return self._logged(operands, out, cache=False)
         finally:
             operands.weights.close()
             self._operands = None

@@ -66,13 +66,15 @@ class Discovery:
         return "\n".join(f"  {where}: {what}" for where, what in self.looked_at)
 
 
-def simulator_path(version: str | None = None) -> Path:
+def simulator_path(version: str | None = None, named_by: str = "") -> Path:
     """Path of the simulator's library inside the package.
 
     Parameters
     ----------
     version : str, optional
         Of the runtime that is simulated, such as ``"1.6.0"``: then the library with exactly that version's functions.
+    named_by : str, optional
+        For errors, what named the version.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def simulator_path(version: str | None = None) -> Path:
     prefix = "libnpumm_sim_"
     versions = sorted(each.name[len(prefix) : -len(".so")] for each in folder.glob(f"{prefix}*.so"))
     if version not in versions:
-        raise DeviceError(f"runtime {version!r} is not simulated; these are: {', '.join(versions)}")
+        raise DeviceError(f"runtime {version!r}{named_by} is not simulated; these are: {', '.join(versions)}")
     return folder / f"{prefix}{version}.so"
 
 
@@ -185,11 +187,11 @@ def discover(
         )
     environment = os.environ if environment is None else environment
     found = Discovery()
-    wanted = device
+    wanted, named_by = device, ""
     if wanted is not None:
         found.note("device argument", repr(wanted))
     elif environment.get("NPUMATMUL_DEVICE"):
-        wanted = environment["NPUMATMUL_DEVICE"]
+        wanted, named_by = environment["NPUMATMUL_DEVICE"], " (of NPUMATMUL_DEVICE)"
         found.note("NPUMATMUL_DEVICE", repr(wanted))
     else:
         found.note("NPUMATMUL_DEVICE", "not set")
@@ -200,7 +202,7 @@ def discover(
             return _simulator(found, soc, environment)
         if wanted != "rknn":
             raise DeviceError(
-                f"device {wanted!r} is not known: use 'rknn' for the board's own NPU, or "
+                f"device {wanted!r}{named_by} is not known: use 'rknn' for the board's own NPU, or "
                 + " or ".join(repr(f"sim:{name}") for name in SOCS)
             )
     library = environment.get("NPUMATMUL_LIBRARY")
@@ -222,17 +224,19 @@ def discover(
 
 
 def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Discovery:
+    named_by = ""
     if not soc:
         soc = environment.get("NPUMATMUL_SIM_SOC") or DEFAULT_SOC
         found.note("NPUMATMUL_SIM_SOC", environment.get("NPUMATMUL_SIM_SOC") or "not set")
+        named_by = " (of NPUMATMUL_SIM_SOC)"
     if soc not in SOCS:
         raise DeviceError(
-            f"device 'sim:{soc}' is not simulated; these are: {', '.join(f'sim:{each}' for each in SOCS)}"
+            f"device 'sim:{soc}'{named_by} is not simulated; these are: {', '.join(f'sim:{each}' for each in SOCS)}"
         )
     version = environment.get("NPUMATMUL_SIM_RUNTIME") or None
     if version is not None:
         found.note("NPUMATMUL_SIM_RUNTIME", version)
-    path = simulator_path(version)
+    path = simulator_path(version, " (of NPUMATMUL_SIM_RUNTIME)")
     found.note(str(path), "the simulator")
     found.device, found.soc, found.library = f"sim:{soc}", soc, path
     return found

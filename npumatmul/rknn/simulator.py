@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as C
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
@@ -45,6 +46,21 @@ class _Counters(C.Structure):
     """`npumm_sim_counters`."""
 
     _fields_ = tuple((name, C.c_uint64) for name in COUNTERS)
+
+
+def check_environment(environment: Mapping[str, str] | None = None) -> None:
+    """Refuse values of settings that no simulator takes, before one fails without saying which.
+
+    Raises
+    ------
+    DeviceError
+        The message names the variable.
+    """
+    environment = os.environ if environment is None else environment
+    for name, values in SETTINGS.items():
+        given = environment.get(VARIABLE_PREFIX + name.upper())
+        if given and values is not None and given not in values:
+            raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {given!r}; it can be {' or '.join(values)}")
 
 
 def libraries(folder: str | Path | None = None) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from npumatmul.device.memory import Memory
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
+from npumatmul.host.epilogue import PlacedEpilogue
 from npumatmul.host.executor import Call, Executor, Step
 from npumatmul.planning.product import MatmulPlan, Span
 from npumatmul.rknn import TensorMem
@@ -55,6 +56,8 @@ class BoundProgram:
         That of the last call, or of the one that is going on.
     call : Call
         For whoever acquired it, with all but the addresses of `a` and `out`.
+    after : PlacedEpilogue or None
+        The epilogue that the call refers to.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class BoundProgram:
         in_place: bool = False,
     ) -> None:
         self.call = call
+        self.after: PlacedEpilogue | None = None
         self._placement, self._plan, self._domain = placement, plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
         per_range = len(contexts) // len(plan.m_spans)

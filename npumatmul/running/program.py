@@ -94,6 +94,8 @@ class Program(Runs):
         self._floats = self._element not in (Element.INT32, Element.INT8)
         self._reads, self._dtype = activation.read_as, dtype
         self._rows, self._result = (m, weight.plan.k), (m, weight.plan.n)
+        #: The epilogue of the last call, if it lasts: that of the next one is often the same.
+        self._last: PlacedEpilogue | None = None
         #: Of deferred results, waiting for further ones.
         self._slots: list[ResultSlot] = []
 
@@ -142,17 +144,21 @@ class Program(Runs):
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
                 raise TypeError(f"execute: {self._dtype} results have no epilogue")
-            after = PlacedEpilogue(epilogue or _NOTHING, out, bias, fresh=fresh)
-        if after is not None or not fresh or not (type(a) is np.ndarray and a.flags.c_contiguous):
+            after, epilogue = self._last, epilogue or _NOTHING
+            if after is None or not fresh or after.given[0] is not epilogue or after.given[1] is not bias:
+                after = PlacedEpilogue(epilogue, out, bias, fresh=fresh)
+                self._last = after if after.lasts else None
+        usual = fresh and type(a) is np.ndarray and a.flags.c_contiguous and (after is None or after.lasts)
+        if not usual:
             call = self._call(a)
             call.out, call.out_row_stride = address_of(out), out.strides[0]
             if after is not None:
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out)
+        failed = self._attempt(call, a, out, after=after)
         if failed is not None:
-            self._repeat(failed, call, a, out)
+            self._repeat(failed, call, a, out, after=after)
 
     def defer(
         self,

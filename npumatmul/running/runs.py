@@ -12,6 +12,7 @@ from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
+from npumatmul.host.epilogue import PlacedEpilogue
 from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
@@ -65,6 +66,7 @@ class Runs:
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
         *,
+        after: PlacedEpilogue | None = None,
         repeated: bool = False,
     ) -> RknnError | None:
         """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
@@ -76,7 +78,7 @@ class Runs:
         ----------
         call : Call, callable or None
             What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
-            behind the other, and there is no epilogue.
+            behind the other.
         a, out : ndarray or None
             What the CPU reads, and where it stores the result.
         memories : tuple of Memory
@@ -85,6 +87,8 @@ class Runs:
             Where the NPU writes the result, as of a `Lease`.
         start, end : callable, optional
             Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
+        after : PlacedEpilogue, optional
+            Without a call: the epilogue, one that lasts.
         repeated : bool
             Whether it failed before.
         """
@@ -124,6 +128,9 @@ class Runs:
                         if ready is None:
                             ready = bound.call
                             ready.a, ready.out = address_of(a), address_of(out)
+                            if bound.after is not after:
+                                ready.epilogue = None if after is None else after.pointer
+                                bound.after = after
                         try:
                             if start is not None:
                                 start()
@@ -154,10 +161,10 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
-    def _repeat(self, first: RknnError, *attempt: Any) -> None:
+    def _repeat(self, first: RknnError, *attempt: Any, **how: Any) -> None:
         """Repeat a call whose contexts broke: they are made anew."""
         try:
-            self._attempt(*attempt, repeated=True)
+            self._attempt(*attempt, **how, repeated=True)
         except NpuError as error:
             raise error from first
 

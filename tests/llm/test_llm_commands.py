@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import pytest
 from prose import PROSE
 from typer.testing import CliRunner
 
+from npumatmul.cli import evaluating, generating
 from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
-from npumatmul.llm import evaluate, load_model, numpy_pack, text_tokens, windows
+from npumatmul.llm import LlamaModel, evaluate, generate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.models.llama import layer_names
 from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized, own_text, quantize_model
 
@@ -124,7 +128,10 @@ def test_analyze_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=w, b=x)
     with pytest.raises(ValueError, match=r"holds a, b; an array named 'weight'"):
         run("analyze", "--weight", tmp_path / "other.npz", "--activations", tmp_path / "x.npy", "--emulate")
-    with pytest.raises(ValueError, match="do not multiply"):
+    message = (
+        r"--activations \(M, K\) of shape \(40, 64\) do not multiply --weight \(K, N\) of shape \(48, 64\).*K is 64"
+    )
+    with pytest.raises(ValueError, match=message + r" there and 48 here; with --transposed it would"):
         run("analyze", "--weight", tmp_path / "wt.npy", "--activations", tmp_path / "x.npy", "--emulate")
     (tmp_path / "text").write_text("text")
     np.save(tmp_path / "line.npy", np.zeros(3))
@@ -208,6 +215,105 @@ def test_a_second_rounding_is_told(demo_path: Path, capsys: pytest.CaptureFixtur
     assert "stores weights as Q4_1 and Q8_0; w8a8 rounds them a second time" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_generate_as_json(tiny: Any) -> None:
+    done = runner.invoke(app, ["generate", "-m", str(tiny.path), "-p", "the", "-n", "5", "--raw", "--json"])
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    found = json.loads(done.stdout)
+    loaded = load_model(tiny.path, pack=numpy_pack)
+    ids = loaded.tokenizer.encode("the", add_special=True)
+    expected = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=5)
+    assert found["text"] == "".join(token.text for token in expected)
+    assert found["stop_reason"] == "max_tokens"
+    assert (found["prompt_tokens"], found["generated_tokens"]) == (len(ids), 5)
+    assert (found["device"], found["chip"], found["simulated"]) == ("sim:rk3588", "rk3588", True)
+    assert (found["model"], found["scheme"], found["share_of_weight_macs"]) == (str(tiny.path), "w16a16", 1)
+    for name in ("prompt_tokens_per_second", "tokens_per_second", "prompt_seconds", "generate_seconds", "load_seconds"):
+        assert found[name] > 0
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_interrupted_answer_is_kept(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], as_json: bool, after: int
+) -> None:
+    """Whether it is the prompt that is being read, or a later token."""
+    count = itertools.count()
+    forward = LlamaModel.forward
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        if next(count) == after:
+            raise KeyboardInterrupt
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(LlamaModel, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generating.answer(generating.Request(tiny.path, "the", raw=True, as_json=as_json, stats=not as_json))
+    shown = capfd.readouterr()
+    if as_json:
+        found = json.loads(shown.out)
+        assert (found["stop_reason"], found["generated_tokens"]) == ("interrupted", after)
+    else:
+        assert bool(shown.out.strip()) == bool(after)
+        assert "interrupted" in shown.err
+
+
+def test_what_was_measured_before_an_interrupt_is_shown(
+    tiny: Any, text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    measure = evaluating.evaluate_models
+
+    def interrupted(models: Any, reference: Any, pieces: Any, progress: Any) -> Any:
+        def once(done: int, total: int, found: Any) -> None:
+            progress(done, total, found)
+            if found:
+                raise KeyboardInterrupt
+
+        return measure(models, reference, pieces, once)
+
+    monkeypatch.setattr(evaluating, "evaluate_models", interrupted)
+    request = evaluating.Request(text, tiny.path, ("w16a16",), context=64, chunks=3, as_json=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.perplexity(request)
+    shown = capfd.readouterr()
+    found = json.loads(shown.out)
+    assert found["interrupted"] is True
+    assert found["schemes"]["w16a16"]["tokens"] == 31
+    assert "interrupted: the figures are of the first 31 of 93 tokens" in shown.err
+
+
+def test_progress_of_evaluations_is_that_of_tokens(tiny: Any) -> None:
+    model = load_model(tiny.path, pack=numpy_pack).model
+    pieces = windows(np.arange(200) % 250, 64, limit=2)
+    calls: list[tuple[int, int, int]] = []
+    evaluate(model, model, pieces, lambda done, total, found: calls.append((done, total, len(found))))
+    assert calls[-1] == (2 * 2 * 63, 2 * 2 * 63, 1)  # two models, and the last token of a window predicts nothing
+    assert max(b[0] - a[0] for a, b in itertools.pairwise(calls)) <= 32  # every block moves it
+    assert [found for *_, found in calls] == sorted(found for *_, found in calls)
+
+
+def test_a_text_may_come_from_standard_input(tiny: Any) -> None:
+    options = ["perplexity", str(tiny.path), "-c", "64", "--chunks", "1", "--scheme", "float32", "--json"]
+    piped = runner.invoke(app, [*options, "-f", "-"], input="\ufeff" + PROSE[:600])  # editors put a mark there
+    assert piped.exit_code == 0, piped.output
+    tokens = text_tokens(load_model(tiny.path, pack=numpy_pack).tokenizer, PROSE[:600])
+    model = load_model(tiny.path, pack=numpy_pack).model
+    expected = evaluate(model, None, windows(tokens, 64, limit=1)).perplexity.value
+    assert json.loads(piped.stdout)["schemes"]["float32"]["perplexity"]["value"] == expected
+
+
+def test_advice_of_a_file_is_given_once(make_tiny_model: Any, text: Path, tmp_path: Path) -> None:
+    """A file is opened several times: for its header, its text, its layers."""
+    path = make_tiny_model(change=lambda w: w.add_pad_token_id(9999)).path
+    options = ["--scheme", "w8a8", "--best", "-c", "32", "--chunks", "2", "-o", str(tmp_path / "x")]
+    done = subprocess.run(
+        [sys.executable, "-m", "npumatmul.cli", "quantize", str(path), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("padding_token_id") == 1
+    assert done.stderr.count("a text that the model wrote itself") == 1
 
 
 def test_demo_takes_a_model(tiny: Any) -> None:

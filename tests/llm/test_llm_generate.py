@@ -162,3 +162,28 @@ def test_plain_prompt_without_template(make_tiny_model: Callable[..., Any]) -> N
     tiny = make_tiny_model(change=lambda w: w.kv_data[0].pop("tokenizer.chat_template"))
     loaded = load_model(tiny.path, pack=numpy_pack)
     assert loaded.encode_chat([{"role": "user", "content": "the"}]) == [257]
+
+
+def test_mistaken_arguments_are_told_at_once(tiny: Any, loaded: LoadedModel) -> None:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    with pytest.raises(TypeError, match=r"prompt_ids are token numbers; tokenizer\.encode and encode_chat make them"):
+        generate(model, tokenizer, "Hello")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sampling is a SamplingOptions, not dict"):
+        generate(model, tokenizer, PROMPT, sampling={"temperature": 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="encode: a text is a str, not bytes"):
+        tokenizer.encode(b"Hello")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"pack is a function, such as npu_pack\('w8a8'\) makes, not 'w8a8'"):
+        load_model(tiny.path, pack="w8a8")  # type: ignore[arg-type]
+
+
+def test_progress_of_the_prompt(loaded: LoadedModel) -> None:
+    calls: list[tuple[int, int]] = []
+    prompt = [i % 250 for i in range(300)]
+    run = generate(
+        loaded.model, loaded.tokenizer, prompt, max_new_tokens=3, progress=lambda *call: calls.append(call), stop_ids=()
+    )
+    assert calls == []
+    next(run)
+    assert calls == [(done, 300) for done in (64, 128, 192, 256, 278, 300)]  # two blocks for each chunk of 128
+    list(run)
+    assert len(calls) == 6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -154,3 +156,17 @@ def test_unusable_logits_are_an_error(options: SamplingOptions, bad: list[float]
 def test_options_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is"):
         SamplingOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"top_p": True}, "top_p is True; it must be a number"),
+        ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
+        ({"seed": "1"}, "seed is '1'; it must be a whole number"),
+    ],
+)
+def test_options_that_are_no_numbers(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        SamplingOptions(**options)

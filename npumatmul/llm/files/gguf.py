@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -165,8 +165,18 @@ class GGUFFile:
         file._parse(source)
         return file
 
-    def sha256(self) -> str:
+    def sha256(self, progress: Callable[[int, int], object] = lambda done, total: None) -> str:
         """Digest of all bytes of the file that is open, of all parts in turn, whatever has its name by now.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with (bytes done, bytes in all).
+
+        Returns
+        -------
+        str
+            SHA-256 in hexadecimal digits.
 
         Raises
         ------
@@ -176,7 +186,7 @@ class GGUFFile:
         source = self._opened()
         assert isinstance(source, (FileSource, JoinedSource)), "a file within a file has no digest of its own"
         try:
-            return sha256(source)
+            return sha256(source, progress)
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
 

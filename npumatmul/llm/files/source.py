@@ -6,7 +6,7 @@ import bisect
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -189,8 +189,8 @@ class CheckedSource:
         """As `Source.check_unchanged`: reading looks at every byte."""
 
 
-def sha256(source: FileSource | JoinedSource) -> str:
-    """Digest of all bytes.
+def sha256(source: FileSource | JoinedSource, progress: Callable[[int, int], object] = lambda done, total: None) -> str:
+    """Digest of all bytes; `progress` gets how many were read, and how many there are.
 
     Raises
     ------
@@ -198,8 +198,11 @@ def sha256(source: FileSource | JoinedSource) -> str:
         If somebody wrote to a file since it was opened.
     """
     digest = hashlib.sha256()
+    done = 0
     for piece in _pieces(source):
         digest.update(piece.data)
+        done += len(piece)
+        progress(done, source.size)
     source.check_unchanged()
     return digest.hexdigest()
 

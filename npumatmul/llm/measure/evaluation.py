@@ -37,7 +37,7 @@ SOFTMAX_ROWS = 16
 
 Float64 = NDArray[np.float64]
 
-EvaluationProgress = Callable[[int, int, "Mapping[str, Evaluation]"], None]
+EvaluationProgress = Callable[[int, int, "Mapping[str, Evaluation]"], object]
 """Called every few layers' time with what is done, what there is to do (in tokens that models read), and the
 evaluations after the last whole window, none before the first."""
 

@@ -46,6 +46,12 @@ class Source:
     name: str
     sha256: str
 
+    @classmethod
+    def of(cls, file: GGUFFile, progress: Progress | None = None) -> Source:
+        """The source of what is made of an open file, all of which is read."""
+        name = file.path.name
+        return cls(name, file.sha256(lambda done, total: progress and progress(done, total, f"reading {name}")))
+
 
 @dataclass(frozen=True, eq=False)
 class QuantizedModel:
@@ -222,7 +228,7 @@ def quantize_model(
         )
     for note in notes:
         logger.info("%s", note)
-    return QuantizedModel(file.path, file, recipe, Source(file.path.name, file.sha256()), layers, tuple(notes))
+    return QuantizedModel(file.path, file, recipe, Source.of(file, progress), layers, tuple(notes))
 
 
 def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[str]:

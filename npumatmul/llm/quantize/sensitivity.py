@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import Progress, layer_tensors, load_model, numpy_pack
-from npumatmul.llm.measure.evaluation import Window, evaluate, log_softmax, mean_divergence
+from npumatmul.llm.measure.evaluation import EvaluationProgress, Window, evaluate, log_softmax, mean_divergence
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
@@ -247,7 +247,12 @@ def auto_quantize(
     for _ in range(CORRECTIONS):
         chosen = choose(found, max_bits=max_bits, max_kl=budget)
         changed = exact.with_linears({name: emulate(each.layer) for name, each in chosen.items()})
-        evaluation = evaluate(changed, exact, measured_on)
+        evaluation = evaluate(
+            changed,
+            exact,
+            measured_on,
+            lambda done, total, _: progress and progress(done, total, "measuring the choice"),
+        )
         assert evaluation.mean_kl is not None
         mean_kl = evaluation.mean_kl
         expected = sum(each.kl for each in chosen.values())
@@ -267,8 +272,12 @@ def auto_quantize(
         f"the sum of divergences alone is {expected:.4g}, the model's on the same windows {mean_kl:.4g}"
     )
     layers = {name: each.layer for name, each in chosen.items()}
-    source = Source(file.path.name, file.sha256())
+    source = Source.of(file, progress)
     return QuantizedModel(file.path, file, Recipe(default, overrides), source, layers, (note,))
+
+
+def _measuring(progress: Progress | None) -> EvaluationProgress:
+    return lambda done, total, _: progress and progress(done, total, "measuring the choice")
 
 
 class _Reference:

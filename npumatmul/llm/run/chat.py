@@ -1,7 +1,7 @@
 """Chat templates: from a list of messages to the prompt a model was trained on.
 
-A template is a Jinja program that comes with the model, so it runs in Jinja's sandbox, and with the same settings and
-helper functions as in Hugging Face transformers, for which templates are written.
+A template is a Jinja program that comes with the model, so it runs in Jinja's sandbox, with limits of time and memory,
+and with the same settings and helper functions as in Hugging Face transformers, for which templates are written.
 
 The result is one string in which control tokens are spelled out, and it must be encoded with ``parse_special=True``.
 A message that spells a control token therefore also becomes that token, as in transformers and llama.cpp. Whoever
@@ -12,34 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from typing import Any
 
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.run.template_budget import current_budget
+from npumatmul.llm.run.template_sandbox import BoundedTemplate, Refused
 from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
 
 Message = Mapping[str, Any]
-
-
-class _Refused(jinja2.TemplateError):
-    """Raised by a template through raise_exception()."""
-
-
-class _Generation(jinja2.ext.Extension):
-    """The ``{% generation %}`` block of transformers, which marks training data: rendered as its contents."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared so by the base class)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -57,7 +38,7 @@ class ChatTemplate:
     Raises
     ------
     npumatmul.errors.ModelError
-        If the template has a syntax error.
+        If the template has a syntax error, or is longer than any that is in use.
 
     Examples
     --------
@@ -145,34 +126,26 @@ class ChatTemplate:
         ValueError
             If the messages are malformed, or the template refuses them.
         npumatmul.errors.ModelError
-            If the template fails.
+            If the template fails, or would take too long or too much memory.
         """
-        plain = _plain_messages(messages)
+        plain, size = _plain(_checked(messages), "messages")
         if self._template is None:
             return "\n".join(str(message.get("content") or "") for message in plain)
-        try:
-            data = json.loads(json.dumps({"tools": tools, **variables}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"tools and template variables must be plain data, as in JSON: {error}") from error
+        data, more = _plain({"tools": tools, **variables}, "tools and template variables")
         context = {**self._special_tokens, "documents": None, **data}
+        context |= {"messages": plain, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(messages=plain, add_generation_prompt=add_generation_prompt, **context)
-        except _Refused as error:
+            return self._template.render(size + more, context)
+        except Refused as error:
             raise ValueError(f"the {self._origin} refuses these messages: {error}") from error
         except Exception as error:  # a template is a program of someone else's: it can fail in any way
-            raise ModelError(f"the {self._origin} fails with {type(error).__name__}: {error}") from error
+            raise ModelError(f"the {self._origin} fails with {_told(error)}") from error
 
-    def _compile(self, source: str) -> jinja2.Template:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
+    def _compile(self, source: str) -> BoundedTemplate:
         try:
-            return environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelError(f"the {self._origin} cannot be compiled: {error}") from error
+            return BoundedTemplate(source, _tojson)
+        except Exception as error:  # nor can Jinja and Python compile whatever they are given
+            raise ModelError(f"the {self._origin} cannot be compiled: {_told(error)}") from error
 
 
 def control_texts(text: str, tokenizer: GGUFTokenizer) -> list[str]:
@@ -194,34 +167,54 @@ def control_texts(text: str, tokenizer: GGUFTokenizer) -> list[str]:
     return [token for i in ids if i in tokenizer.control_ids and (token := tokenizer.token(i)) is not None]
 
 
-def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Check messages and rebuild them out of plain data, so that a template never meets a live object."""
+def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise ValueError('messages must be a list of mappings such as {"role": "user", "content": "Hello"}')
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {i} must be a mapping with a "role", such as "user", and a "content"')
+    return [dict(message) for message in messages]
+
+
+def _plain(value: Any, what: str) -> tuple[Any, int]:
+    """A value rebuilt out of plain data, so that a template never meets a live object, and its length as JSON."""
     try:
-        plain: list[dict[str, Any]] = json.loads(json.dumps([dict(message) for message in messages]))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"messages must be plain data, as in JSON: {error}") from error
-    return plain
+        text = json.dumps(value)
+        return json.loads(text), len(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be plain data, as in JSON: {error}") from error
 
 
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """Serialise as JSON; Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    budget = current_budget()
+    size = budget.weigh(value)
+    margin = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
+    between = sum(map(len, separators)) if separators is not None else 2
+    budget.fits(size * (between + 1) + (margin * _margins(value) if margin > 0 else 0))
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    made: str = budget.result(text)
+    return made
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise _Refused(message)
+def _margins(value: Any) -> int:
+    """How often lines of the value as indented JSON are indented, all together."""
+    total, rest = 0, [(value, 1)]
+    while rest:
+        each, depth = rest.pop()
+        if isinstance(each, (dict, list, tuple)):
+            total += (len(each) + 1) * depth
+            rest.extend((inner, depth + 1) for inner in (each.values() if isinstance(each, dict) else each))
+    return total
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _told(error: Exception) -> str:
+    """Kind and text of an error, which may hold whatever a template made."""
+    text = str(error)
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,13 @@ class Generation(Iterator[Token]):
         cache: KVCache | None,
         progress: PromptProgress | None,
     ) -> None:
+        if isinstance(prompt_ids, (str, bytes)):
+            raise TypeError(
+                "generate: prompt_ids are token numbers; tokenizer.encode and encode_chat make them of text"
+            )
+        if sampling is not None and not isinstance(sampling, SamplingOptions):
+            raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
+        max_new_tokens = operator.index(max_new_tokens)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
         if not len(prompt_ids):
@@ -228,6 +236,8 @@ def generate(
     ------
     ContextFullError
         If the prompt alone does not fit.
+    TypeError
+        If the prompt is a text, or `sampling` something else.
     ValueError
         If the prompt is empty or `max_new_tokens` is not positive.
 

@@ -7,6 +7,7 @@ top-k, top-p, then a draw from what is left.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class SamplingOptions:
 
     Raises
     ------
+    TypeError
+        If an option is no number.
     ValueError
         If an option is out of range.
 
@@ -54,7 +57,16 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check types and ranges."""
+        for names, kind, wanted in (
+            (("temperature", "top_p", "repetition_penalty"), numbers.Real, "a number"),
+            (("top_k", "repetition_window", "seed"), numbers.Integral, "a whole number"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                optional = name in ("repetition_window", "seed") and value is None
+                if not optional and (isinstance(value, bool) or not isinstance(value, kind)):
+                    raise TypeError(f"{name} is {value!r}; it must be {wanted}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:

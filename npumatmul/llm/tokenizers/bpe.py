@@ -233,6 +233,8 @@ class GGUFTokenizer:
         ValueError
             If the text holds half a surrogate pair, which is not a character: text that Python could not decode.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"encode: a text is a str, not {type(text).__name__}")
         problem = not_characters(text)
         if problem:
             raise ValueError(f"the text {problem}")

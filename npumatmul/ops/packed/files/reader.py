@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.files.reading import RegularFile, parse_json, shown
-from npumatmul.files.writing import check_target, replacing
+from npumatmul.files.writing import check_target, replacing, said_of
 
 __all__ = ["TensorFile", "TensorWriter", "WrongTensorFile"]
 
@@ -236,7 +236,8 @@ class TensorWriter:
 
     def __enter__(self) -> TensorWriter:
         check_target(self._target, self._sources)
-        self._data = tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._target)))
+        with said_of(self._target):
+            self._data = tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._target)))
         return self
 
     def __exit__(
