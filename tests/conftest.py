@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from long_tests import is_long
 
 import npumatmul as npu
 from npumatmul import sim
@@ -25,6 +26,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["NPUMATMUL_SHARE_BOARD"] = "1"
 # Caches are not coherent and B is copied when it is bound: a forgotten call shows as a wrong result.
 os.environ["NPUMATMUL_SIM_STRICT"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in filter(is_long, items):
+        item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session", params=["observed-exact", "documented-ceil4"])

@@ -71,7 +71,7 @@ def test_it_multiplies_as_the_newest_known(newer_library: Path, monkeypatch: pyt
 @pytest.mark.parametrize("soc", ["rk3588", "rk3576", "rk3566"])
 def test_the_table_knows_nothing_of_it(soc: str) -> None:
     """Types, limits and known problems are those of the newest known version; only its number differs."""
-    newest, newer = npu.capabilities(soc, NEWEST_RUNTIME), npu.capabilities(soc, "2.5.0")
+    newest, newer = npu.capabilities(soc, NEWEST_RUNTIME), npu.capabilities(soc, RuntimeVersion(2, 5, 0))
     assert newer.types == newest.types
     assert newer.problems == newest.problems
     assert newer.runtime == RuntimeVersion(2, 5, 0)
