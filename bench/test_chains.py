@@ -15,7 +15,7 @@ import npumatmul as npu
 
 @pytest.mark.parametrize("reference", ["ndarrays", "NpuArrays, each read"])
 @pytest.mark.parametrize("scheme", ["w8a8", "w16a16"])
-@pytest.mark.parametrize("rows", [1, 64, 512])
+@pytest.mark.parametrize("rows", [1, 8, 64, 512])
 @pytest.mark.parametrize(
     "widths", [(1024, 1024, 1024, 1024), (64, 4096, 64, 64)], ids=["square", "wide between narrow"]
 )

@@ -91,6 +91,11 @@ class TensorAttr:
         return self.layout
 
 
+def _check_attr(call: str, attr: object) -> None:
+    if not isinstance(attr, TensorAttr):
+        raise TypeError(f"{call}: attr says where elements stand, such as context.a; {type(attr).__name__} does not")
+
+
 class Buffer:
     """NPU memory that contexts can be bound to: an allocation (`Device.buffer`), or a part of one (`Buffer.slice`).
 
@@ -121,11 +126,14 @@ class Buffer:
     _gone = True
 
     def __init__(self, session: Session, memory: Memory, parent: Buffer | None = None) -> None:
+        if not isinstance(memory, Memory):
+            raise TypeError("buffers are made by Device.buffer and Buffer.slice")
         self._session = session
         self._memory = memory
         self._parent = parent
         self._watched: list[weakref.ref[Any]] = []
-        self._left = False  # whether it was closed, or its with block left while there were views
+        #: Whether it was closed, or its with block left while there were views.
+        self.is_left = False
         self._gone = False
         #: Whether arrays share it, so that `asarray` finds it.
         self.of_arrays = False
@@ -187,7 +195,7 @@ class Buffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left = True
+        self.is_left = True
         self._watch()
         if not self._memory.viewed():  # else the last view that goes gives it back
             self._close()
@@ -201,7 +209,7 @@ class Buffer:
             if self._gone:  # the memory is somebody else's
                 return
             session.check_idle(memory)
-            self._left = True
+            self.is_left = True
             self._give_back()
 
     @property
@@ -217,7 +225,7 @@ class Buffer:
     @property
     def closed(self) -> bool:
         """Whether the memory was given back."""
-        return self._memory.closed or self._left
+        return self._memory.closed or self.is_left
 
     @property
     def memory(self) -> Memory:
@@ -231,7 +239,15 @@ class Buffer:
             raise ClosedError("this NPU buffer is closed")
 
     def overlaps(self, other: Buffer) -> bool:
-        """Whether two buffers share bytes."""
+        """Whether two buffers share bytes.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no buffer.
+        """
+        if not isinstance(other, Buffer):
+            raise TypeError(f"overlaps: another Buffer is needed, not {type(other).__name__}")
         mine, theirs = self._memory, other._memory
         return mine.allocation is theirs.allocation and mine.start < theirs.stop and theirs.start < mine.stop
 
@@ -319,11 +335,12 @@ class Buffer:
         Raises
         ------
         TypeError, ValueError
-            If dtype or shape differ, or the buffer is too small; nothing was written.
+            If `attr` is no `TensorAttr`, dtype or shape differ, or the buffer is too small; nothing was written.
         LayoutMismatchError
             If no source settles the layout.
         """
         self._check_usable()
+        _check_attr("put", attr)
         if self.nbytes < attr.size:
             raise ValueError(f"put: {attr.name} needs {attr.size} bytes, the buffer has {self.nbytes}")
         layout.pack_into(values, attr.known_layout, self._memory.address, self.nbytes)
@@ -334,12 +351,15 @@ class Buffer:
 
         Raises
         ------
+        TypeError
+            If `attr` is no `TensorAttr`.
         ValueError
             If the buffer is too small.
         LayoutMismatchError
             If no source settles the layout.
         """
         self._check_usable()
+        _check_attr("get", attr)
         if self.nbytes < attr.size:
             raise ValueError(f"get: {attr.name} has {attr.size} bytes, the buffer {self.nbytes}")
         return layout.unpack(self.array[: attr.size], attr.known_layout)
@@ -385,12 +405,19 @@ class Buffer:
             raise BufferError(f"{held} views of this buffer are still held; delete them, then close")
         self._close()
 
+    def rows(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
+        """Rows that stand one behind the other, for a product that keeps the buffer from being closed meanwhile."""
+        memory = self._memory
+        pages = _bytes_type(memory.size).from_address(memory.address)
+        rows: NDArray[Any] = np.ndarray(shape, dtype, pages, offset)  # type: ignore[arg-type]
+        return rows
+
     # ---- for contexts ----------------------------------------------------------------------------------------------
 
     def _pages(self, writable: bool) -> C.Array[C.c_uint8]:
         """The bytes as an object that numpy can take, and that keeps this buffer alive."""
         memory, session = self._memory, self._session
-        if memory.closed or self._left or session.closed or getpid() != session.pid:
+        if memory.closed or self.is_left or session.closed or getpid() != session.pid:
             self._check_usable()
         pages = _bytes_type(memory.size).from_address(memory.address)
         pages._buffer = self  # type: ignore[attr-defined]

@@ -45,24 +45,25 @@ class Lease:
         Where the CPU stores the result.
     computes : (int, int) or None
         First and last address of the allocation where the NPU writes the result, which is synchronised as a whole.
-    memories : tuple
-        Memory of arrays that it runs with, which nobody may close meanwhile.
+    buffers : tuple
+        Of arrays that it runs with, which nobody may close meanwhile.
     thread : int
         Whose it is.
     """
 
-    __slots__ = ("__weakref__", "computes", "memories", "over", "ref", "stores", "thread", "weight")
+    __slots__ = ("__weakref__", "buffers", "computes", "over", "ref", "stores", "thread", "weight")
 
     def __init__(
         self,
         weight: object = None,
         stores: NDArray[Any] | None = None,
         computes: tuple[int, int] | None = None,
-        memories: tuple[object, ...] = (),
+        buffers: tuple[Any, ...] = (),
     ) -> None:
         self.over = False
         self.ref: weakref.ref[Lease] = ref(self)
-        self.weight, self.stores, self.computes, self.memories = weight, stores, computes, memories
+        self.weight, self.stores = weight, stores
+        self.computes, self.buffers = computes, buffers
         self.thread = get_ident()
 
     def disturbs(self, other: Lease) -> bool:
@@ -163,7 +164,7 @@ class Leases:
 
     def reads(self, memory: object) -> bool:
         """Whether somebody runs with the memory of an array."""
-        return any(each is memory for lease in self._at_work() for each in lease.memories)
+        return any(each._memory is memory for lease in self._at_work() for each in lease.buffers)
 
     def check_idle(self, name: str) -> None:
         """Raise `BusyError` where somebody is at work."""

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 from npumatmul.device.budget import Holder
 from npumatmul.device.leases import Lease
 from npumatmul.device.registry import ContextEntry, MemoryEntry
@@ -79,6 +81,8 @@ class Memory:
         The runtime's struct, once it is made.
     address : int
         CPU address of the first byte (facts 1.3: `virt_addr` plus `offset`); 0 before it is made.
+    device_address : int
+        Where the memory is mapped: the same, unless it has a mirror.
     domain, size : int
         IOMMU domain, and bytes.
     written, synchronised : int
@@ -93,6 +97,9 @@ class Memory:
         The `Buffer`, or the result, that has it.
     home : list of Memory, or None
         Where it goes when nobody has it any more, to serve again; None: it is given back to the runtime.
+    mirror : ndarray or None
+        Of an allocation: memory of the host of the same size that the CPU reads and writes instead, at `address`. It is
+        copied whenever caches are synchronised.
     parts : dict
         Of an allocation: slices of it that are bound again and again, by offset and bytes.
     """
@@ -103,6 +110,7 @@ class Memory:
     owner: Memory | None = None
     address: int = 0
     pointer: C._Pointer[TensorMem] = field(init=False)
+    device_address: int = field(init=False)
     domain: int = field(init=False)
     size: int = field(init=False)
     closed: bool = False
@@ -113,6 +121,7 @@ class Memory:
     users: list[weakref.ref[Lease]] = field(default_factory=list)
     held_by: weakref.ref[Any] | None = None
     home: list[Memory] | None = None
+    mirror: NDArray[Any] | None = None
     parts: dict[tuple[int, int], Memory] = field(default_factory=dict)
     views: list[View] = field(default_factory=list)
     lock: AbstractContextManager[object] = field(default_factory=threading.RLock)
@@ -125,7 +134,7 @@ class Memory:
         """Take over what the runtime said when it was made."""
         self.pointer = self.entry.pointer
         own = self.pointer.contents
-        self.address = int(own.virt_addr) + int(own.offset)
+        self.address = self.device_address = int(own.virt_addr) + int(own.offset)
 
     @property
     def ctx(self) -> int:
@@ -166,10 +175,25 @@ class Memory:
         Runtimes before 1.6.0 have no such call; nothing is done there. Returns how often the runtime was called.
         """
         whole = self.allocation
-        if not whole.runtime.has("rknn_mem_sync"):
-            return 0
-        whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
-        return 1
+        if whole.mirror is not None and mode & MemSyncMode.TO_DEVICE:
+            C.memmove(whole.device_address, whole.address, whole.size)
+        calls = int(whole.runtime.has("rknn_mem_sync"))
+        if calls:
+            whole.runtime.mem_sync(whole.ctx, whole.pointer, mode)
+        if whole.mirror is not None and mode & MemSyncMode.FROM_DEVICE:
+            C.memmove(whole.address, whole.device_address, whole.size)
+        return calls
+
+    def fill(self, values: NDArray[Any]) -> None:
+        """Write values that stand one behind the other, from the first byte on."""
+        C.memmove(self.address, values.ctypes.data, values.nbytes)
+        self.mark_written()
+
+    def mirror_in(self, values: NDArray[Any]) -> None:
+        """Have the CPU read and write an array of the same size instead, with what it holds now."""
+        whole = self.allocation
+        whole.mirror, whole.address = values, values.ctypes.data
+        self.mark_written()
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here."""
@@ -181,7 +205,7 @@ class Memory:
         Returns how often the runtime was called for it.
         """
         whole = self.allocation
-        if any(view.writable for view in whole.views):
+        if whole.mirror is not None or any(view.writable for view in whole.views):
             whole.written += 1
         if whole.written != whole.synchronised:
             with whole.lock:  # a second thread has to wait until it is done
@@ -228,7 +252,8 @@ class Memory:
 
     def being_written(self) -> bool:
         """Whether somebody holds a writable view that touches this range, or did and was not counted yet."""
-        return any(view.writable and view.touches(self) for view in self.allocation.views)
+        whole = self.allocation
+        return whole.mirror is not None or any(view.writable and view.touches(self) for view in whole.views)
 
 
 def _goes_on(ref: weakref.ref[Lease]) -> bool:

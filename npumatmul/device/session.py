@@ -434,6 +434,8 @@ class Session:
                 self.raise_if_lost(error)
                 raise
             memory.made()
+            if whole.mirror is not None:
+                memory.address = whole.address + start
             return memory
 
     def part(self, memory: Memory, start: int, nbytes: int) -> Memory:

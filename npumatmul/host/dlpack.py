@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["export", "take"]
+__all__ = ["as_ndarray", "export", "take"]
 
 _CPU = (1, 0)  # kDLCPU, device 0
 _UINT, _BFLOAT = 1, 4  # kDLUInt, kDLBfloat
@@ -88,10 +88,20 @@ def take(source: Any) -> NDArray[Any]:
         If the object is not in memory of the CPU, or numpy has no such type.
     """
     if tuple(int(part) for part in source.__dlpack_device__()) != _CPU:
-        raise BufferError(f"asarray: {type(source).__name__} is not in memory of the CPU; move it there first")
+        raise BufferError(f"this {type(source).__name__} is not in memory of the CPU; move it there first")
     capsule = source.__dlpack__()
     tensor = _tensor(capsule)
     if (tensor.code, tensor.bits, tensor.lanes) != (_BFLOAT, 16, 1):
         return np.from_dlpack(_Retyped(capsule))
     tensor.code = _UINT
     return np.from_dlpack(_Retyped(capsule)).view(_BFLOAT16)
+
+
+def as_ndarray(x: Any) -> NDArray[Any]:
+    """An ndarray of anything that numpy can make one of, and of tensors of bfloat16, which it cannot."""
+    try:
+        return np.asarray(x)
+    except TypeError:
+        if not hasattr(x, "__dlpack__"):
+            raise
+        return take(x)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.ops.array.array import NpuArray
-from npumatmul.ops.array.products import as_array, host, taking_npu_arrays, turned
+from npumatmul.ops.array.products import as_array, host, reshaped, taking_npu_arrays, turned
+from npumatmul.ops.foreign import as_numpy
 from npumatmul.ops.matmul import matmul
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
 from npumatmul.quant.schemes import Scheme
@@ -22,6 +24,7 @@ __all__ = ["einsum"]
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@as_numpy
 @taking_npu_arrays
 def einsum(
     subscripts: Any,
@@ -90,9 +93,15 @@ def einsum(
     lone = [label for label in term if label not in output]
     if lone:
         raise ValueError(_summed_alone(lone[0]))
-    result = turned(result, [term.index(label) for label in output])
+    result = (
+        host(turned(result, [term.index(label) for label in output]))
+        if len(arrays) == 1
+        else turned(result, [term.index(label) for label in output])
+    )
     if out is None:
         return result[()]
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"einsum: out has to be an ndarray, not {type(out).__name__}")
     if out.shape != result.shape:
         raise ValueError(f"einsum: out has shape {out.shape}, the result has {result.shape}")
     np.copyto(out, result, casting="same_kind")
@@ -179,6 +188,8 @@ def _computable(terms: list[str], output: str, arrays: list[NDArray[Any]]) -> bo
     summed_alone = any(
         label not in output and sum(label in term for term in terms) == 1 for term in terms for label in term
     )
+    if any(isinstance(array, PackedWeight) for array in arrays):
+        return True  # what is packed is the NPU's
     return not summed_alone and (kinds == {"float"} or (kinds == {"integer"} and len(terms) <= 2))
 
 
@@ -186,8 +197,11 @@ def _contracted(
     left: tuple[str, Any], right: tuple[str, Any], needed: str, how: dict[str, Any]
 ) -> tuple[str, NDArray[Any]]:
     """One contraction as a matmul: stacked over indices that both have and that stay, summed over those that go."""
-    if isinstance(right[1], NpuArray) and not isinstance(left[1], NpuArray):
-        left, right = right, left  # as the left operand it need not be stored first
+    if (isinstance(right[1], NpuArray) and not isinstance(left[1], NpuArray)) or isinstance(left[1], PackedWeight):
+        left, right = (
+            right,
+            left,
+        )  # arrays need not be stored first on the left, nor weights unpacked on the right
     (x_term, x), (y_term, y) = left, right
     stacked = [label for label in x_term if label in y_term and label in needed]
     summed = [label for label in x_term if label in y_term and label not in needed]
@@ -201,8 +215,8 @@ def _contracted(
     s, r, c = len(stacked), len(rows), len(columns)
     shape = x.shape[: s + r] + y.shape[y.ndim - c :]
     k = int(np.prod(x.shape[s + r :], dtype=np.int64))
-    x = x.reshape(*x.shape[:s], int(np.prod(x.shape[s : s + r], dtype=np.int64)), k)
-    y = y.reshape(*y.shape[:s], k, int(np.prod(y.shape[y.ndim - c :], dtype=np.int64)))
+    x = reshaped(x, *x.shape[:s], int(np.prod(x.shape[s : s + r], dtype=np.int64)), k)
+    y = reshaped(y, *y.shape[:s], k, int(np.prod(y.shape[y.ndim - c :], dtype=np.int64)))
     product = matmul(x, y, **how).reshape(shape)
     return "".join(stacked + rows + columns), product
 

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, empty, unread
+from npumatmul.ops.array.multiply import is_stored_at_once
 from npumatmul.ops.array.products import host, involves_npu_arrays
 from npumatmul.ops.finish import Finish
+from npumatmul.ops.foreign import OWN, check_kept, check_masks, handed_out, holds_masks
 from npumatmul.ops.product import Product, finish_rows
-from npumatmul.ops.results import Out, as_rows, checked_out, delivered, in_place
+from npumatmul.ops.results import Out, as_rows, checked_out, in_place
 from npumatmul.ops.shapes import Shapes
 from npumatmul.ops.weights import Weights
 from npumatmul.quant.schemes import Scheme
@@ -57,9 +59,10 @@ class Execution:
         self.a: Any = a
         self._shapes, self._scheme, self._device, self._dtype = shapes, scheme, device, finish.dtype
         self._on_npu = involves_npu_arrays(*given)
-        subclass = any(isinstance(each, np.ndarray) and type(each) is not np.ndarray for each in given)
-        #: Whether both operands are neither NpuArrays nor of a subclass of ndarray, which the result becomes, too.
-        self._plain = not (self._on_npu or subclass)
+        others = not (type(given[0]) in OWN and type(given[1]) in OWN)
+        #: Whether both operands are neither NpuArrays nor of another class, which may make the result of its own.
+        self._plain = not (self._on_npu or others)
+        self._masked = others and holds_masks(given)
         self.product: Product | None = None
         self._epilogue: Epilogue | None = None
 
@@ -78,17 +81,21 @@ class Execution:
         """
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
         product, finish = self.product, self.finish
-        if product is not None and self._plain and not isinstance(place, NpuArray):
+        if product is not None and self._plain and (place is None or type(place) is np.ndarray):
             epilogue = None if finish.epilogue is None else self._fitted()  # there is nothing to look at any more
             return product.compute(self.a, place, epilogue, finish.integer_bias)
+        if self._masked:
+            check_masks("matmul", self.given, place)
         if isinstance(place, NpuArray):
             if self._by_array(cache, place) is None:
                 self._store(place.numpy(), cache)
             return place
         if place is None and self._on_npu and self._shapes.result:
             return self._as_npu_array(cache)
-        result = self._store(place, cache)
-        return result if place is not None else delivered(result, None, self.given)
+        result = handed_out(np.matmul, self._store(place, cache), self.given, place)
+        if self._masked:
+            check_kept("matmul", self.given, result)
+        return result
 
     def _fitted(self) -> Epilogue | None:
         """The epilogue for all rows of the product; operands are seen as they are now."""
@@ -105,6 +112,8 @@ class Execution:
         by_array = self._by_array(cache)
         if by_array is not None:
             return by_array
+        if is_stored_at_once(shapes.result, self._dtype):
+            return unread(self._store(None, cache), shapes.result, self._device)
         if shapes.matrices == 1 and not shapes.empty and self.finish.integer_bias is None:
             product = self._product(cache)
             deferred = product.defer(self._left_now(product), self._fitted())
@@ -131,7 +140,7 @@ class Execution:
         """The product in an array: the one that is given, of which nobody else knows yet where it is `owned`."""
         shapes, finish = self._shapes, self.finish
         if shapes.empty or shapes.matrices > 1:
-            return self._stacked(checked_out(out, shapes.result, self._dtype), cache, owned)
+            return self._stacked(checked_out(out, shapes.result, self._dtype, shapes.core), cache, owned)
         product = self._product(cache)
         result = product.compute(self._left_now(product), out, self._fitted(), finish.integer_bias, owned=owned)
         if not cache:

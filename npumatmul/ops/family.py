@@ -20,11 +20,14 @@ from npumatmul.ops.array.products import (
     giving_npu_arrays,
     host,
     involves_npu_arrays,
+    reshaped,
     taking_npu_arrays,
     turned,
 )
+from npumatmul.ops.foreign import as_numpy
 from npumatmul.ops.matmul import matmul
-from npumatmul.ops.results import Out, checked_out, delivered
+from npumatmul.ops.packed.weight import PackedWeight
+from npumatmul.ops.results import Out, checked_out, fits
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind, operand
 from npumatmul.quant.schemes import Scheme
@@ -34,6 +37,7 @@ __all__ = ["dot", "inner", "matvec", "outer", "tensordot", "vdot", "vecdot", "ve
 _Where = Device | str | None
 
 
+@as_numpy
 def dot(
     a: ArrayLike,
     b: ArrayLike,
@@ -74,7 +78,7 @@ def dot(
         ranks = [each.ndim if isinstance(each, NpuArray) else np.ndim(each) for each in (a, b)]
         plain = min(ranks) > 0 and ranks[1] <= 2
         return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
-    x, y = operand(a, "a", "dot"), operand(b, "b", "dot")
+    x, y = host(as_array(a, "a", "dot")), as_array(b, "b", "dot")
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=out)
     if x.ndim == 0 or y.ndim == 0:
@@ -89,6 +93,7 @@ def dot(
 _dot_of_arrays = giving_npu_arrays(dot)
 
 
+@as_numpy
 @giving_npu_arrays
 def vdot(
     a: ArrayLike,
@@ -128,6 +133,7 @@ def vdot(
     return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
 
 
+@as_numpy
 @giving_npu_arrays
 def vecdot(
     x1: ArrayLike,
@@ -180,9 +186,10 @@ def vecdot(
         product = np.matmul(_conjugated(x)[..., np.newaxis, :], y[..., :, np.newaxis])[..., 0, 0]
     else:
         product = matmul(x[..., np.newaxis, :], y[..., :, np.newaxis], **how)[..., 0, 0]
-    return _handed_out(product, out, x1, x2)
+    return _broadcast_into(product, out, 0, "vecdot")
 
 
+@as_numpy
 @giving_npu_arrays
 def matvec(
     x1: ArrayLike,
@@ -225,9 +232,10 @@ def matvec(
         return theirs(x1, x2, out=out)
     # one matrix for all vectors: the vectors are rows
     product = matmul(y, x.T, **how) if x.ndim == 2 else matmul(x, y[..., np.newaxis], **how)[..., 0]
-    return _handed_out(product, out, x1, x2)
+    return _broadcast_into(product, out, 1, "matvec")
 
 
+@as_numpy
 @giving_npu_arrays
 def vecmat(
     x1: ArrayLike,
@@ -272,9 +280,10 @@ def vecmat(
         product = np.matmul(_conjugated(x)[..., np.newaxis, :], y)[..., 0, :]
     else:
         product = matmul(x[..., np.newaxis, :], y, **how)[..., 0, :]
-    return _handed_out(product, out, x1, x2)
+    return _broadcast_into(product, out, 1, "vecmat")
 
 
+@as_numpy
 @taking_npu_arrays
 def inner(
     a: ArrayLike,
@@ -319,6 +328,7 @@ def inner(
     return tensordot(x, y, axes=(-1, -1), **how)[()]
 
 
+@as_numpy
 @giving_npu_arrays
 def outer(
     a: ArrayLike,
@@ -363,6 +373,7 @@ def outer(
     return _into(product, out, "outer")
 
 
+@as_numpy
 @taking_npu_arrays
 def tensordot(
     a: ArrayLike,
@@ -403,13 +414,7 @@ def tensordot(
     x, y = as_array(a, "a", "tensordot"), as_array(b, "b", "tensordot")
     if _is_numpys(x, y):
         return np.tensordot(host(x), host(y), axes=axes)  # type: ignore[arg-type]
-    if isinstance(axes, Sequence):
-        if len(axes) != 2:
-            raise ValueError(f"tensordot: axes is a pair (axes of a, axes of b), not {axes!r}")
-        x_given, y_given = ([each] if isinstance(each, int) else list(each) for each in axes)
-    else:
-        count = operator.index(axes)
-        x_given, y_given = list(range(-count, 0)), list(range(count))
+    x_given, y_given = _axes_of_both(axes)
     x_axes, y_axes = _normalized(x_given, x.ndim, "a"), _normalized(y_given, y.ndim, "b")
     if len(x_axes) != len(y_axes):
         raise ValueError(f"tensordot: {len(x_axes)} axes of a and {len(y_axes)} axes of b are to be summed over")
@@ -425,20 +430,26 @@ def tensordot(
     k = int(np.prod([x.shape[i] for i in x_axes], dtype=np.int64))
     m = int(np.prod(x_shape, dtype=np.int64))
     n = int(np.prod(y_shape, dtype=np.int64))
-    rows = turned(x, x_kept + x_axes).reshape(m, k)
-    columns = turned(y, y_axes + y_kept).reshape(k, n)
+    rows = reshaped(turned(x, x_kept + x_axes), m, k)
+    columns = reshaped(turned(y, y_axes + y_kept), k, n)
     return matmul(rows, columns, **how).reshape((*x_shape, *y_shape))
 
 
 def _is_numpys(x: NDArray[Any] | NpuArray, y: NDArray[Any] | NpuArray) -> bool:
     """Whether the fallback is on and the NPU cannot multiply these."""
+    if isinstance(x, PackedWeight) or isinstance(y, PackedWeight):
+        return False
     return settings().fallback == "numpy" and (npu_kind(x.dtype) is None or npu_kind(x.dtype) != npu_kind(y.dtype))
 
 
-def _handed_out(product: Any, out: Out, *operands: Any) -> Any:
+def _broadcast_into(product: Any, out: Out, core: int, function: str) -> Any:
     """The product in `out`, or as numpy's functions of stacks hand it out."""
     result = np.asarray(product)
-    return delivered(result, checked_out(out, result.shape, result.dtype), operands)
+    place = checked_out(out, result.shape, result.dtype, core, function)
+    if place is None:
+        return result[()]
+    np.copyto(place, result, casting="same_kind")
+    return place
 
 
 def _conjugated(x: NDArray[Any]) -> NDArray[Any]:
@@ -446,10 +457,23 @@ def _conjugated(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _with_dimensions(x: ArrayLike, at_least: int, function: str) -> NDArray[Any]:
-    array = operand(x, "an operand", function)
+    array: NDArray[Any] = as_array(x, "an operand", function)
     if array.ndim < at_least:
         raise ValueError(f"{function}: an operand has {array.ndim} dimensions, at least {at_least} are needed")
     return array
+
+
+def _axes_of_both(axes: Any) -> tuple[list[Any], list[Any]]:
+    """Axes of a and of b, from all that numpy takes: a number, or a pair of numbers or of sequences of numbers."""
+    try:
+        pair = list(axes)
+    except TypeError:  # no sequence
+        count = operator.index(axes)
+        return list(range(-count, 0)), list(range(count))
+    if len(pair) != 2:
+        raise ValueError(f"tensordot: axes is a pair (axes of a, axes of b), not {axes!r}")
+    x_given, y_given = ([each] if np.ndim(each) == 0 else list(each) for each in pair)
+    return x_given, y_given
 
 
 def _normalized(axes: list[int], ndim: int, name: str) -> list[int]:
@@ -465,10 +489,13 @@ def _normalized(axes: list[int], ndim: int, name: str) -> list[int]:
 
 
 def _into(product: Any, out: NDArray[Any] | None, function: str) -> Any:
-    """The product, or `out` with the product in it; numpy's dot and outer want the exact shape."""
+    """The product, or `out` with the product in it; numpy's dot wants the exact shape, its outer can broadcast."""
     if out is None:
         return product
-    if not isinstance(out, np.ndarray) or out.shape != np.shape(product):
-        raise ValueError(f"{function}: out has shape {np.shape(out)}, the result has {np.shape(product)}")
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{function}: out has to be an ndarray, not {type(out).__name__}")
+    shape = np.shape(product)
+    if out.shape != shape and not (function == "outer" and fits(out.shape, shape, 0)):
+        raise ValueError(f"{function}: out has shape {out.shape}, the result has {shape}")
     np.copyto(out, product, casting="same_kind")
     return out

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
-from npumatmul.ops.shapes import Shapes
+from npumatmul.ops.shapes import Shapes, operand
 from npumatmul.quant.schemes import FLOATS
 
 __all__ = ["Finish"]
@@ -118,7 +118,11 @@ class Finish:
 
 
 def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:
-    array: NDArray[Any] = given if isinstance(given, np.ndarray) else np.asarray(given, np.float32)
+    array: NDArray[Any]
+    if isinstance(given, np.ndarray) or (hasattr(given, "__dlpack__") and not isinstance(given, np.generic)):
+        array = operand(given, name, "matmul")
+    else:
+        array = np.asarray(given, np.float32)
     if array.dtype.newbyteorder("=") not in ELEMENTS:
         raise TypeError(f"matmul: {name} has to be float32, float16 or bfloat16, not {array.dtype}; cast it")
     return array
@@ -131,7 +135,7 @@ def _bias(given: ArrayLike | None, shapes: Shapes) -> NDArray[Any] | None:
 
 
 def _integer_bias(given: ArrayLike, shapes: Shapes) -> NDArray[np.int32]:
-    array = np.asarray(given)
+    array = operand(given, "bias", "matmul")
     if not np.can_cast(array.dtype, np.int32, "same_kind"):
         raise TypeError(
             f"matmul: bias is {array.dtype} and the result int32: it is cast to that by 'same_kind' only; for a float "

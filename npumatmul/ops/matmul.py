@@ -31,6 +31,7 @@ from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.foreign import OWN, of_others
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
@@ -38,12 +39,14 @@ from npumatmul.ops.product import Product, remember
 from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
+from npumatmul.ops.weights import check_device
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["matmul", "matmul_async"]
 
 #: One product is nobody's phase: it is logged where details are asked for.
 _ONCE = MatmulOptions(level=logging.DEBUG)
+_is_logged = _ONCE.logger.isEnabledFor
 
 
 def matmul(
@@ -65,12 +68,13 @@ def matmul(
     ----------
     a : array_like, shape (..., M, K) or (K,), or PackedWeight
         float16, float32, bfloat16, int8, uint8 or int4, of any strides and byte order. A packed weight is unpacked
-        anew on every call (`PackedWeight.unpack`).
+        anew on every call (`PackedWeight.unpack`), and multiplied on its device.
     b : array_like, shape (..., K, N) or (K,), or PackedWeight of shape (K, N)
         Of the same kind (float or integer) as `a`. A plain array is packed and uploaded anew on every call, since its
         contents may have changed; use `pack` for a weight that stays.
     out : ndarray, optional
-        Where the result goes, of the result's shape; it may overlap the operands.
+        Where the result goes, of the result's shape, or of a larger stack that it is broadcast to; it may overlap the
+        operands.
     dtype : data-type, optional
         Type of the result: float32 (default), float16 or bfloat16 (both rounded from float32 at the end) for floats
         and with an epilogue; int32 for integers; int8 where the scheme's results are.
@@ -88,7 +92,7 @@ def matmul(
         Short for an epilogue with just this bias. For integers without an epilogue it is an integer, and added to the
         int32 result.
     device : Device or str, optional
-        The current device by default; a packed weight's own device in any case.
+        The current device by default; with a packed weight its own, and no other one.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def matmul(
         If the NPU cannot multiply these dtypes without losing information; the message says what to cast to. Within
         ``config(fallback="numpy")`` numpy computes those instead, exactly as `numpy.matmul` does.
     ValueError
-        If shapes do not fit, or `scheme` and `precision` do not go together or with a packed weight.
+        If shapes do not fit, or `scheme`, `precision` and `device` do not go together or with a packed weight.
     NotFiniteError
         If a scheme quantizes, and an operand holds an inf or nan.
     RknnError
@@ -134,15 +138,18 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
-    asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
+    asked, place = None, out
+    if type(out) is tuple and len(out) == 1:
+        place = out[0]
     usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
+    usual = usual and (device is None or (type(b) is PackedWeight and device is b.device))
     if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
         asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up
             prepared = asked = None
-        if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
+        if prepared is not None and not _is_logged(logging.DEBUG):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
             if type(a) is np.ndarray:
@@ -151,7 +158,11 @@ def matmul(
                 made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
                 if made is not None:
                     return made
+    if type(a) not in OWN or type(b) not in OWN or type(place) not in OWN:
+        given: dict[str, Any] = {"dtype": dtype, "scheme": scheme, "precision": precision, "epilogue": epilogue}
+        return of_others(matmul, (a, b), {"out": out, **given, "bias": bias, "device": device})
     if isinstance(a, PackedWeight):
+        device = a.device if device is None and not isinstance(b, PackedWeight) else device
         a = a.unpack()
     plain = all(x is None for x in (scheme, precision, epilogue, bias))
     arrays = involves_npu_arrays(a, b, out)
@@ -160,7 +171,7 @@ def matmul(
         kinds = npu_kind(left.dtype), npu_kind(right.dtype)
         if None in kinds or kinds[0] != kinds[1]:
             Shapes.of(left.shape, right.shape)  # mistakes get our messages
-            given: dict[str, Any] = {"out": out, "dtype": dtype}
+            given = {"out": out, "dtype": dtype}
             given = {name: value for name, value in given.items() if value is not None}
             return on_cpu(np.matmul, a, b, given) if arrays else np.matmul(a, b, **given)
     product = Matmul(
@@ -220,7 +231,11 @@ def matmul_async(
     >>> future.result()
     array([[11]], dtype=int32)
     """
-    target = b.device if isinstance(b, PackedWeight) else device_of([a, b, out], device)
+    if isinstance(b, PackedWeight):
+        check_device(b, device)
+        target = b.device
+    else:
+        target = device_of([a, b, out], device)
     call = partial(
         matmul, a, b, out, dtype=dtype, scheme=scheme, precision=precision, epilogue=epilogue, bias=bias, device=target
     )

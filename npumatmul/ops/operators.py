@@ -18,10 +18,10 @@ class Operators:
     ----------
     matmul : callable
         Of ``@``: takes both operands.
+    call_ufunc, call_function : callable
+        Of ``__array_ufunc__`` and ``__array_function__``: take what numpy hands on.
     save_packed : callable
         Of `PackedWeight.save`: takes weight and path.
-    call_ufunc, call_function : callable
-        Of ``NpuArray.__array_ufunc__`` and ``__array_function__``: take the function, and what it was called with.
     """
 
     matmul: Callable[..., Any]

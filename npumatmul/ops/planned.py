@@ -20,12 +20,13 @@ from npumatmul.ops.array.products import device_of, host
 from npumatmul.ops.background import MatmulFuture, submit
 from npumatmul.ops.execution import Execution
 from npumatmul.ops.finish import Finish
+from npumatmul.ops.foreign import check_values
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.product import Product
-from npumatmul.ops.results import Out
+from npumatmul.ops.results import Out, fits
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
-from npumatmul.ops.weights import Weights, chosen_scheme, packed_scheme
+from npumatmul.ops.weights import Weights, check_device, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.schemes import Scheme
@@ -105,11 +106,13 @@ class Matmul:
         options: MatmulOptions | Mapping[str, Any] | None = None,
         device: Device | str | None = None,
     ) -> None:
+        check_values("Matmul", (a, b))
         left, right = _left(a), _right(b)
         self._shapes = Shapes.of(left.shape, right.shape)
         self._options = MatmulOptions.of(options)
         if isinstance(right, PackedWeight):
             self._options.check_uncut(right)
+            check_device(right, device)
             self.device = right.device
             self.scheme = packed_scheme(right, left.dtype, scheme, precision)
             computed = right.scheme.result
@@ -244,7 +247,7 @@ class Matmul:
             k_parts=len(plan.k_spans) if plan.mm_type.c is ElementType.INT16 and plan.k_group is None else 1,
         )
         given = operands.given[1]
-        weights = Weights(np.asarray(host(given)), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
+        weights = Weights(_right(given), operands.a.dtype, self.scheme, shapes, self.device, tuned=True)
         with self._lock:
             if self._operands is None:
                 raise ClosedError(_CLOSED)
@@ -282,8 +285,8 @@ class Matmul:
             If it, the device or a packed weight is closed.
         """
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
-        if place is not None and getattr(place, "shape", None) != self.shape:
-            shape = getattr(place, "shape", None)
+        shape = None if place is None else getattr(place, "shape", None)
+        if place is not None and shape != self.shape and not (shape and fits(shape, self.shape, self._shapes.core)):
             given = f"an object of type {type(place).__name__}" if shape is None else f"an array of shape {shape}"
             raise (TypeError if shape is None else ValueError)(
                 f"Matmul.execute: out is {given}, the result has shape {self.shape}; execute takes only where the "
@@ -403,6 +406,7 @@ class Matmul:
         left = old.a if a is None else _left(a)
         _check_same("a", left.shape, left.dtype, self._left_shape, self._types[0])
         weights, finish = old.weights, old.finish
+        check_values("reset_operands", (a, b))
         if b is not None:
             right = _right(b)
             dtype = None if isinstance(right, PackedWeight) else right.dtype
@@ -467,11 +471,16 @@ def _left(a: Any) -> NDArray[Any] | NpuArray:
     if isinstance(a, NpuArray):
         a._check_usable()
         return a
-    return operand(a.unpack() if isinstance(a, PackedWeight) else a, "a", "matmul")
+    return operand(_values(a), "a", "matmul")
 
 
 def _right(b: Any) -> NDArray[Any] | PackedWeight:
-    return b if isinstance(b, PackedWeight) else operand(host(b), "b", "matmul")
+    return b if isinstance(b, PackedWeight) else operand(_values(b), "b", "matmul")
+
+
+def _values(x: Any) -> Any:
+    """What numpy can read; a mask is what `execute` looks at."""
+    return x.view(np.ndarray) if isinstance(x, np.ma.MaskedArray) else host(x)
 
 
 _CLOSED = "this Matmul is closed; make another"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.device.buffer import Buffer
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import ELEMENTS, Epilogue
 from npumatmul.ops.array.multiply import ArrayProduct
@@ -55,6 +56,8 @@ class Product:
         What rows are cast to for the executor.
     input_transform
         Of the weight.
+    reads_rows : bool
+        Whether the executor reads rows of the left operand as they stand.
 
     Raises
     ------
@@ -90,6 +93,7 @@ class Product:
         #: What is done to rows before they are of the type that the executor reads, but for a cast.
         self._steps = steps
         self._activation, self.reads = activation, activation.read_as
+        self.reads_rows = not steps and self.reads == left
         self._unsigned = unsigned or packed.zero_point != 0
         self._chains = not steps and not self._unsigned
         self._floats = dtype in ELEMENTS
@@ -141,6 +145,7 @@ class Product:
         bias: ArrayLike | None = None,
         *,
         owned: bool = False,
+        buffers: tuple[Buffer, ...] = (),
     ) -> NDArray[Any]:
         """Multiply, as `matmul` does.
 
@@ -153,6 +158,8 @@ class Product:
             As `fitted` gives them; a bias of int32 is for int32 results.
         owned : bool
             Whether nobody else knows `out`, so that it may change even if a row turns out to be unfit.
+        buffers : tuple of Buffer
+            In which `a` stands, if `reads_rows`; nobody may close them meanwhile.
 
         Returns
         -------
@@ -166,14 +173,8 @@ class Product:
         if program is None or (bias is not None and not self._floats):
             self._add(a, place, epilogue, bias, fresh=True)
         else:
-            rows = a
-            if isinstance(a, np.ndarray):
-                rows = a if a.shape == self._rows else a.reshape(self._rows)
-                for step in self._steps:
-                    rows = step(rows)
-                if rows.dtype != self.reads:
-                    rows = rows.astype(self.reads)
-            program.multiply(rows, place, epilogue, bias, fresh=True)
+            rows = a if self.reads_rows and a.shape == self._rows else self._read(a)
+            program.multiply(rows, place, epilogue, bias, fresh=True, buffers=buffers)
         return place if self._flat else place.reshape(self.shapes.result)
 
     def _compute_into(
@@ -184,7 +185,7 @@ class Product:
         bias: ArrayLike | None,
         owned: bool,
     ) -> NDArray[Any]:
-        place = checked_out(out, self.shapes.result, self.dtype)
+        place = checked_out(out, self.shapes.result, self.dtype, self.shapes.core)
         assert place is not None
         rows = None
         # rows may turn out to be unfit when others are done, and then `out` must not have changed
@@ -243,11 +244,13 @@ class Product:
             steps = epilogue if bias is None else replace(epilogue or Epilogue(), bias=bias, dtype=place.dtype)
             finish_rows(np.zeros(self._matrix, self._scheme.result), place, steps)
         else:
-            rows = a if isinstance(a, DeferredResult) else self._read(a)
+            rows = self._read(a)
             self._program_for(place.dtype).multiply(rows, place, epilogue, bias, fresh=fresh)
 
-    def _read(self, a: NDArray[Any]) -> NDArray[Any]:
-        """Rows as the executor reads them."""
+    def _read(self, a: NDArray[Any] | DeferredResult) -> Any:
+        """Rows as the executor reads them; a deferred result goes as it is."""
+        if isinstance(a, DeferredResult):
+            return a
         rows = a.reshape(self._rows)
         for step in self._steps:
             rows = step(rows)
@@ -284,8 +287,7 @@ class Product:
         reads = any(each is not None for each in _read(epilogue))
         if self.program is None or reads or self._unsigned or self.dtype == _I32:
             return None
-        rows = a if isinstance(a, DeferredResult) else self._read(a)
-        return self.program.defer(rows, epilogue)
+        return self.program.defer(self._read(a), epilogue)
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

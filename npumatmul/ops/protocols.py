@@ -1,4 +1,7 @@
-"""What numpy's functions do with an `NpuArray`: products run on the NPU, everything else on the CPU."""
+"""What numpy's functions do with an `NpuArray`: products run on the NPU, everything else on the CPU.
+
+With a `PackedWeight` they multiply, too; there is nothing else that they do with it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from npumatmul.ops import family
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.einsum import einsum
+from npumatmul.ops.foreign import overriding
 from npumatmul.ops.matmul import matmul
 
 __all__ = ["call_function", "call_ufunc"]
@@ -41,17 +45,56 @@ _register(np.linalg, "tensordot", family.tensordot, "axes")
 
 
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """``NpuArray.__array_ufunc__``."""
+    """``__array_ufunc__`` of NpuArray and PackedWeight."""
     if method == "__call__" and ufunc in _PRODUCTS:
-        return _product(ufunc, ufunc.__name__, inputs, options)
-    return _on_cpu(getattr(ufunc, method), inputs, options)
+        if overriding("__array_ufunc__", (*inputs, *options.get("out", ()))) is not None:
+            return NotImplemented  # that class knows what it means
+        return _product(ufunc, ufunc.__name__, inputs, _without_usual_axes(inputs, options))
+    if _holds_arrays(inputs) or _holds_arrays(options):
+        return _on_cpu(getattr(ufunc, method), inputs, options)
+    raise TypeError(_advice(ufunc.__name__))
 
 
 def call_function(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """``NpuArray.__array_function__``."""
+    """``__array_function__`` of NpuArray and PackedWeight."""
     if function in _PRODUCTS and not (function is np.einsum and len(args) == 2):  # of one operand: no product
+        if overriding("__array_function__", (*args, *options.values())) is not None:
+            return NotImplemented
         return _product(function, function.__name__, args, options)
-    return _on_cpu(function, args, options)
+    if function in _QUESTIONS and len(args) == 1 and not options:
+        return getattr(args[0], function.__name__)
+    if _holds_arrays(args) or _holds_arrays(options):
+        return _on_cpu(function, args, options)
+    raise TypeError(_advice(function.__name__))
+
+
+#: What is asked of arrays and weights without reading them.
+_QUESTIONS = frozenset({np.shape, np.ndim, np.size})
+
+
+def _advice(name: str) -> str:
+    return (
+        f"numpy.{name}: a PackedWeight is an operand of products and has its values in NPU memory; give p.unpack(), "
+        "which reads them back"
+    )
+
+
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_arrays, value))
+    if isinstance(value, dict):
+        return any(map(_holds_arrays, value.values()))
+    return isinstance(value, NpuArray)
+
+
+def _without_usual_axes(inputs: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """What ``a @= b`` says: that matrices are in the last axes, as they are anyhow."""
+    if "axes" not in options:
+        return options
+    ranks = [int(getattr(each, "ndim", -1)) for each in (*inputs, *options.get("out", ()))]
+    if options["axes"] == [tuple(range(-min(rank, 2), 0)) for rank in ranks]:
+        return {name: value for name, value in options.items() if name != "axes"}
+    return options
 
 
 def _product(theirs: Any, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -60,7 +103,7 @@ def _product(theirs: Any, name: str, args: tuple[Any, ...], options: dict[str, A
     if unknown:
         raise TypeError(
             f"numpy.{name}: option {unknown[0]!r} is not there for products on the NPU"
-            f"{' (there are ' + ', '.join(sorted(known)) + ')' if known else ''}; use ndarrays: x.numpy()"
+            f"{' (there are ' + ', '.join(sorted(known)) + ')' if known else ''}; use ndarrays: x.numpy(), p.unpack()"
         )
     return ours(*args, **options)
 

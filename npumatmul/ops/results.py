@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,28 @@ from numpy.typing import NDArray
 
 from npumatmul.quant.schemes import FLOATS
 
-__all__ = ["as_rows", "checked_out", "delivered", "in_place"]
+__all__ = ["Out", "as_rows", "checked_out", "fits", "in_place"]
 
 
 Out = NDArray[Any] | tuple[NDArray[Any]] | None
 
 
-def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
+def checked_out(
+    out: Out, shape: tuple[int, ...], dtype: np.dtype[Any], core: int, function: str = "matmul"
+) -> NDArray[Any] | None:
     """Check the caller's `out` against the result before anything is computed.
+
+    Parameters
+    ----------
+    out : ndarray or (ndarray,) or None
+    shape : tuple of int
+        Of the result. Where only its stack is smaller than that of `out`, it is broadcast, as numpy's ufuncs do.
+    dtype : numpy.dtype
+        Of the result.
+    core : int
+        Dimensions of the result that are not of the stack.
+    function : str
+        For error messages.
 
     Raises
     ------
@@ -27,19 +42,32 @@ def checked_out(out: Out, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArr
     """
     if isinstance(out, tuple):
         if len(out) != 1:
-            raise ValueError(f"matmul: out is a tuple of {len(out)}; there is one result")
+            raise ValueError(f"{function}: out is a tuple of {len(out)}; there is one result")
         (out,) = out
     if out is None:
         return None
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"matmul: out has to be an ndarray, not {type(out).__name__}")
-    if out.shape != shape:
-        raise ValueError(f"matmul: out has shape {out.shape}, the result has {shape}")
+        raise TypeError(f"{function}: out has to be an ndarray, not {type(out).__name__}")
+    if out.shape != shape and not fits(out.shape, shape, core):
+        raise ValueError(f"{function}: out has shape {out.shape}, the result has {shape}")
     if not out.flags.writeable:
-        raise ValueError("matmul: out is read-only")
+        raise ValueError(f"{function}: out is read-only")
     if out.dtype != dtype and not np.can_cast(dtype, out.dtype, "same_kind"):
-        raise TypeError(f"matmul: the result is {dtype} and cannot be cast to the {out.dtype} of out by 'same_kind'")
+        raise TypeError(
+            f"{function}: the result is {dtype} and cannot be cast to the {out.dtype} of out by 'same_kind'"
+        )
     return out
+
+
+def fits(place: tuple[int, ...], shape: tuple[int, ...], core: int) -> bool:
+    """Whether a result can be broadcast to a place: its stack, that is, and not its last `core` dimensions."""
+    stack = len(shape) - core
+    beyond = len(place) - len(shape)
+    return (
+        beyond >= 0
+        and place[beyond + stack :] == shape[stack:]
+        and all(size in (1, own) for size, own in zip(shape[:stack], place[beyond:], strict=False))
+    )
 
 
 def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any], *read: Any) -> NDArray[Any] | None:
@@ -49,7 +77,7 @@ def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[A
     ----------
     out : ndarray or None
     shape : tuple of int
-        (..., M, N), with as many elements as `out`.
+        (..., M, N).
     dtype : numpy.dtype
         Of the result.
     *read : ndarray or None
@@ -60,7 +88,7 @@ def in_place(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[A
     ndarray or None
         A view of shape `shape`, of the type of `out`: a float16 or bfloat16 `out` is rounded to from float32 directly.
     """
-    if out is None or not out.flags.aligned or not out.dtype.isnative:
+    if out is None or not out.flags.aligned or not out.dtype.isnative or out.size != math.prod(shape):
         return None
     if out.dtype != dtype and not (dtype == np.float32 and out.dtype in FLOATS):
         return None
@@ -84,15 +112,3 @@ def as_rows(array: NDArray[Any]) -> NDArray[Any] | None:
         len(rows) == 1 or rows.strides[0] >= rows.shape[1] * rows.itemsize
     )
     return rows if contiguous and np.may_share_memory(rows, array) else None
-
-
-def delivered(result: NDArray[Any], out: NDArray[Any] | None, operands: tuple[Any, ...]) -> Any:
-    """The result in `out`, or as numpy hands it out: of an operand's subclass, a 0-d result as a scalar."""
-    if out is not None:
-        if not np.may_share_memory(out, result):
-            np.copyto(out, result, casting="same_kind")
-        return out
-    classes = [x for x in operands if isinstance(x, np.ndarray) and type(x) is not np.ndarray]
-    if classes:
-        return max(classes, key=lambda x: x.__array_priority__).__array_wrap__(result)
-    return result[()]

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.host import dlpack
 from npumatmul.quant.schemes import FLOATS, cast_advice
 
-__all__ = ["Shapes", "npu_kind", "operand", "refusal"]
+__all__ = ["Shapes", "check_unmasked", "npu_kind", "operand", "refusal"]
 
 _INTEGERS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.int8, np.uint8, ml_dtypes.int4))
 
@@ -25,13 +26,21 @@ def operand(x: Any, name: str, function: str) -> NDArray[Any]:
     Raises
     ------
     TypeError
-        If it is none, nor a number: None, a string, an object that numpy knows nothing of.
+        If it is none, nor a number (None, a string, an object that numpy knows nothing of), or has masked elements.
     """
-    array = np.asarray(x)
+    array = x if type(x) is np.ndarray else dlpack.as_ndarray(x)
+    if array is not x:
+        check_unmasked(x, name, function)
     if array.ndim == 0 and array.dtype.kind in "OSU":
         found = "None" if x is None else f"an object of type {type(x).__name__}"
         raise TypeError(f"{function}: {name} is {found}; an array of numbers is needed")
     return array
+
+
+def check_unmasked(x: Any, name: str, function: str) -> None:
+    """Raise a `TypeError` if an operand has masked elements, whose mask an array of its values would be without."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise TypeError(f"{function}: {name} has masked elements, which would count as values; write x.filled(0)")
 
 
 def npu_kind(dtype: np.dtype[Any]) -> str | None:
@@ -94,6 +103,11 @@ class Shapes:
         return (*self.batch, self.m, self.n)
 
     @cached_property
+    def core(self) -> int:
+        """Dimensions of the result that are not of the stack."""
+        return len(self.result) - len(self.batch)
+
+    @cached_property
     def rows(self) -> int:
         """Rows that each matrix of `b` is multiplied with."""
         return self.m * math.prod(size for size, own in zip(self.batch, self.stack, strict=True) if own == 1)
@@ -147,6 +161,11 @@ def _fitted(a: tuple[int, ...], b: tuple[int, ...]) -> Shapes:
         )
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
+    except RuntimeError as error:  # of numpy, which has arrays of more dimensions than it can broadcast
+        most = max(len(a), len(b))
+        raise ValueError(
+            f"matmul: an operand has {most} dimensions, more than numpy can broadcast ({error})"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"matmul: the stacks of a and b cannot be broadcast together: {a[:-2]} and {b[:-2]} (shapes {a} and {b})"

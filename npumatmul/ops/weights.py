@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.ops.operands import check_activation, native_order
 from npumatmul.ops.packed.pack import pack_columns
@@ -19,9 +20,10 @@ from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.planning.choices import consulting
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
+from npumatmul.rknn import discover
 from npumatmul.running.autotune import tuning_cache
 
-__all__ = ["Weights", "chosen_scheme", "packed_scheme"]
+__all__ = ["Weights", "check_device", "chosen_scheme", "packed_scheme"]
 
 #: What ``precision="high"`` is called among the schemes.
 HIGH = "w16a16_high"
@@ -102,6 +104,23 @@ def packed_scheme(b: PackedWeight, a: np.dtype[Any], scheme: Scheme | str | None
     if a != np.uint8 or b.column_sums is None:
         check_activation(a.newbyteorder("="), own, f"b is packed as {own.name!r}")
     return own
+
+
+def check_device(b: PackedWeight, device: Device | str | None) -> None:
+    """Raise `ValueError` if the device that is asked for is not the weight's."""
+    if device is None or device is b.device or device == b.device.name:
+        return
+    if isinstance(device, str):
+        found = discover(device)
+        same = (found.device, found.library) == (b.device.name, b.device.runtime.path)
+    else:
+        same = not isinstance(device, Device)  # which is another mistake, with a message of its own
+        current_device(device)
+    if not same:
+        asked = device if isinstance(device, str) else device.name
+        raise ValueError(
+            f"matmul: device is {asked!r}, but b is packed on {b.device.name!r}; leave device out, or pack b there"
+        )
 
 
 def check_precision(precision: str | None) -> None:

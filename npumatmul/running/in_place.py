@@ -16,7 +16,7 @@ from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
-from npumatmul.errors import ClosedError, DeviceError
+from npumatmul.errors import DeviceError
 from npumatmul.host.activation import Activation
 from npumatmul.host.executor import BoundStruct, Call
 from npumatmul.host.kernels import Conversion
@@ -107,10 +107,6 @@ class _InPlaceCall:
             self._bound.whole = out._memory.pointer
         else:
             self._bound.whole = None  # somebody may write into other parts of it meanwhile
-            if out._left or out._memory.closed:
-                raise ClosedError("this NPU buffer is closed")
-        if a._left or a._memory.closed:
-            raise ClosedError("this NPU buffer is closed")
         of_a, of_c = program.parts
         if len(of_a) == 1 and not self.a_offset and not self.out_offset:
             self.a_parts[0], self.c_parts[0] = a._memory.pointer, out._memory.pointer
@@ -238,12 +234,12 @@ class InPlaceProgram(Runs):
         if out is None:
             dirty = memory.written != memory.synchronised or memory.views or memory.owner is not None
             given: tuple[Any, ...] = (
-                told.begin, None, None, (memory,), None, told.start if dirty else None
+                told.begin, None, None, (a,), None, told.start if dirty else None
             )  # fmt: skip
         else:
             whole = out.memory.allocation
             computes = whole.address, whole.address + whole.size - 1
-            given = told.begin, None, None, (memory, out._memory), computes, told.start, told.end
+            given = told.begin, None, None, (a, out), computes, told.start, told.end
         failed = self._attempt(*given)
         if failed is not None:
             self._repeat(failed, *given)

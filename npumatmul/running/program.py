@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.buffer import Buffer
-from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.errors import NpuMemoryError
 from npumatmul.host.activation import Activation
 from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
@@ -22,39 +22,11 @@ from npumatmul.running.deferred import DeferredResult, ResultSlot
 from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
 
-__all__ = ["BufferRows", "Program"]
+__all__ = ["Program"]
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = Epilogue()
-
-
-class BufferRows:
-    """Rows in the memory of an array, which the CPU reads where they stand.
-
-    Parameters
-    ----------
-    buffer : Buffer
-    offset : int
-        Bytes from the start of the buffer to the first element.
-    shape, strides : (int, int)
-    dtype : numpy.dtype
-    """
-
-    __slots__ = ("_buffer", "_offset", "dtype", "memory", "shape", "strides")
-
-    def __init__(
-        self, buffer: Buffer, offset: int, shape: tuple[int, int], strides: tuple[int, int], dtype: np.dtype[Any]
-    ) -> None:
-        self._buffer, self._offset = buffer, offset
-        self.memory = buffer._memory
-        self.shape, self.strides, self.dtype = shape, strides, dtype
-
-    def address(self) -> int:
-        """Address of the first element, while nobody can close the buffer."""
-        if self._buffer.closed:
-            raise ClosedError("this NPU buffer is closed")
-        return self.memory.address + self._offset
 
 
 class Program(Runs):
@@ -107,6 +79,7 @@ class Program(Runs):
         bias: ArrayLike | None = None,
         *,
         fresh: bool = False,
+        buffers: tuple[Buffer, ...] = (),
     ) -> None:
         """Compute ``out = epilogue(a @ weight)``.
 
@@ -123,6 +96,8 @@ class Program(Runs):
             Instead of the epilogue's.
         fresh : bool
             Whether nobody else knows `out` yet.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Raises
         ------
@@ -139,7 +114,6 @@ class Program(Runs):
         """
         if not fresh:
             check_place(out, self._result, self._dtype)
-        call: Call | None = None
         after: PlacedEpilogue | None = None
         if bias is not None or (epilogue is not None and not epilogue.does_nothing):
             if not self._floats:
@@ -148,6 +122,7 @@ class Program(Runs):
             if after is None or not fresh or after.given[0] is not epilogue or after.given[1] is not bias:
                 after = PlacedEpilogue(epilogue, out, bias, fresh=fresh)
                 self._last = after if after.lasts else None
+        call: Call | None = None
         usual = fresh and type(a) is np.ndarray and a.flags.c_contiguous and (after is None or after.lasts)
         if not usual:
             call = self._call(a)
@@ -156,25 +131,29 @@ class Program(Runs):
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out, after=after)
+        failed = self._attempt(call, a, out, buffers, after=after)
         if failed is not None:
-            self._repeat(failed, call, a, out, after=after)
+            self._repeat(failed, call, a, out, buffers, after=after)
 
     def defer(
         self,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
+        *,
+        buffers: tuple[Buffer, ...] = (),
     ) -> DeferredResult | None:
         """As `multiply`, but leave the result in C, to be finished when it is read, or on its way into the next A.
 
         Parameters
         ----------
-        a : ndarray, DeferredResult or BufferRows
+        a : ndarray, or DeferredResult
         epilogue : Epilogue, optional
             Without `multiply` and `residual`.
         bias : array_like, optional
             Instead of the epilogue's; it is copied.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
 
         Returns
         -------
@@ -192,11 +171,10 @@ class Program(Runs):
             self._call(a)  # which says what is wrong, unless it is widened
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
-        memories = (a.memory,) if type(a) is BufferRows else ()
         try:
-            failed = self._attempt(begin, None, None, memories)
+            failed = self._attempt(begin, None, None, buffers)
             if failed is not None:
-                self._repeat(failed, begin, None, None, memories)
+                self._repeat(failed, begin, None, None, buffers)
         except NoRoomError:
             return None
         return result
@@ -204,7 +182,7 @@ class Program(Runs):
     def _begin(
         self,
         result: DeferredResult,
-        a: NDArray[Any] | DeferredResult | BufferRows,
+        a: NDArray[Any] | DeferredResult,
         epilogue: Epilogue | None,
         bias: ArrayLike | None,
         bound: BoundProgram,
@@ -230,12 +208,11 @@ class Program(Runs):
             call.a, call.a_deferred = None, a.slot.pointer
             return call
         assert not isinstance(a, DeferredResult)
-        call.a = a.address() if isinstance(a, BufferRows) else address_of(a)
-        call.a_row_stride, call.a_col_stride = a.strides
         call.a_deferred = None
+        call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         return call
 
-    def _call(self, a: NDArray[Any] | DeferredResult | BufferRows) -> Call:
+    def _call(self, a: NDArray[Any] | DeferredResult) -> Call:
         """A call for a left operand, without a place for the result."""
         call = Call(out_type=self._element)
         fits = a.dtype == self._reads
@@ -243,7 +220,7 @@ class Program(Runs):
             fits = fits or (self._reads == np.float32 and a.dtype in ELEMENTS)
             assert a.slot is not None
             call.a_deferred = a.slot.pointer
-        elif not isinstance(a, BufferRows):
+        else:
             call.a, (call.a_row_stride, call.a_col_stride) = address_of(a), a.strides
         if a.shape != self._rows or not fits:
             self._refuse(a)
@@ -259,7 +236,7 @@ class Program(Runs):
         )
         return call
 
-    def _refuse(self, a: NDArray[Any] | DeferredResult | BufferRows) -> NoReturn:
+    def _refuse(self, a: NDArray[Any] | DeferredResult) -> NoReturn:
         if a.shape != self._rows:
             raise ValueError(f"execute: {a.shape} @ {self._weight.plan.k, self._weight.plan.n} does not give a product")
         raise TypeError(f"execute: a is {a.dtype}, the activation reads {self._reads}")

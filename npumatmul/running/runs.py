@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from npumatmul.device.buffer import Buffer
 from npumatmul.device.leases import Lease
-from npumatmul.device.memory import Memory
 from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
@@ -61,7 +61,7 @@ class Runs:
         call: Call | Callable[[BoundProgram], Call] | None,
         a: Any,
         out: Any,
-        memories: tuple[Memory, ...] = (),
+        buffers: tuple[Buffer, ...] = (),
         computes: tuple[int, int] | None = None,
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
@@ -81,7 +81,7 @@ class Runs:
             behind the other.
         a, out : ndarray or None
             What the CPU reads, and where it stores the result.
-        memories : tuple of Memory
+        buffers : tuple of Buffer
             Of arrays that it runs with, which nobody may close meanwhile.
         computes : (int, int), optional
             Where the NPU writes the result, as of a `Lease`.
@@ -98,7 +98,7 @@ class Runs:
         leases, waiting = session.leases, None
         try:
             while True:
-                lease = Lease(weight.tiles, out, computes, memories)
+                lease = Lease(weight.tiles, out, computes, buffers)
                 bound = None
                 try:
                     with session.lock:
@@ -106,6 +106,9 @@ class Runs:
                             session.check_usable()
                         if weight.closed:
                             raise ClosedError("this packed weight is closed; pack it again")
+                        for buffer in buffers:
+                            if buffer.is_left or buffer._memory.closed:
+                                raise ClosedError("this NPU buffer is closed")
                         if device.released:
                             device.collect()
                         ended = leases.ended

@@ -19,8 +19,10 @@ from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
-from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.ops.array.methods import NdarrayMethods
+from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
+from npumatmul.ops.shapes import check_unmasked
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -29,7 +31,7 @@ __all__ = ["NpuArray", "asarray", "empty", "made_of", "room_for", "unread", "zer
 _Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
 
-class NpuArray(NDArrayOperatorsMixin):
+class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     """An array whose memory is an NPU buffer; made by `empty`, `zeros`, `asarray`, and by products of such arrays.
 
     A product with an NpuArray operand runs on the NPU and gives an NpuArray (two vectors: a scalar), whether it is
@@ -37,7 +39,8 @@ class NpuArray(NDArrayOperatorsMixin):
     numpy does with it happens on the CPU and gives ndarrays.
 
     Basic slicing, `reshape`, `transpose` and `T` give NpuArrays that share the memory and keep it; other indexing gives
-    an ndarray. int4 takes a byte per element, as in numpy arrays of `ml_dtypes.int4`.
+    an ndarray, and so do the other methods of ndarrays: reductions, `ravel`, `flatten`, `squeeze`, `argsort`, ... int4
+    takes a byte per element, as in numpy arrays of `ml_dtypes.int4`.
 
     Attributes
     ----------
@@ -188,7 +191,10 @@ class NpuArray(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
+        """Scalars of one dimension; else what indices give."""
+        if not self.shape:
+            raise TypeError("iteration over an NpuArray without dimensions")
+        return iter(self.numpy(writable=False)) if self.ndim == 1 else (self[index] for index in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.numpy(writable=False))
@@ -241,6 +247,11 @@ class NpuArray(NDArrayOperatorsMixin):
         """
         if self.device.closed:
             self._check_usable()
+        memory = self._memory
+        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
+            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
+            if view is not None:
+                return view
         pages = self.buffer.pages(writable=writable)
         seen: NDArray[Any] = np.ndarray(self.shape, self.dtype, pages, self.offset, self.strides)
         return seen
@@ -277,14 +288,19 @@ class NpuArray(NDArrayOperatorsMixin):
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
-        return {
+        shown = {
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
             "strides": self.strides,
-            "data": self.buffer.pages(writable=True),
             "offset": self.offset,
         }
+        memory = self._memory
+        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
+            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=True)
+            if view is not None:
+                return {**shown, "data": view, "offset": 0}
+        return {**shown, "data": self.buffer.pages(writable=True)}
 
     def __dlpack__(
         self,
@@ -376,6 +392,10 @@ class NpuArray(NDArrayOperatorsMixin):
             return self
         return asarray(self.numpy(writable=False), dtype, copy=True, device=self.device)
 
+    def dot(self, b: Any, out: Any = None) -> Any:
+        """The product as of `npumatmul.dot`, on the NPU."""
+        return operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
+
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
         return self.numpy(writable=False).tolist()
@@ -439,20 +459,24 @@ def empty(
     return NpuArray(target, buffer, extents, wanted, extent=math.prod(extents) * wanted.itemsize or None)
 
 
-def unread(deferred: DeferredResult, shape: tuple[int, ...], device: Device) -> NpuArray:
-    """An array of a deferred result, of the same elements in another shape; nothing is read yet."""
-    dtype, slot = deferred.dtype, deferred.slot
-    assert slot is not None
-    pending = Pending(device, deferred, ResultMemory.size_for(room_for(shape, dtype, device)))
-    device.attached(Unread, Unread).add(pending, slot)
-    return made_of(pending, device, shape, dtype, dense_strides(shape, dtype.itemsize))
+def unread(values: DeferredResult | NDArray[Any], shape: tuple[int, ...], device: Device) -> NpuArray:
+    """An array of a result that has no buffer yet, of the same elements in another shape."""
+    results = device.attached(UnreadResults, UnreadResults)
+    pending = Pending(device, values, ResultMemory.size_for(room_for(shape, values.dtype, device)), results)
+    if isinstance(values, DeferredResult):
+        assert values.slot is not None
+        results.add(pending, values.slot)
+    return made_of(pending, device, shape, values.dtype, dense_strides(shape, values.dtype.itemsize))
+
+
+_new = NpuArray.__new__
 
 
 def made_of(
     memory: Buffer | Pending, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
 ) -> NpuArray:
     """An array of memory that has room for it, in C order from its start on; nothing is checked."""
-    made = NpuArray.__new__(NpuArray)
+    made = _new(NpuArray)
     made.device, made._memory, made.shape, made.dtype, made.strides = device, memory, shape, dtype, strides
     made.offset, made.extent, made._dense = 0, math.prod(shape) * dtype.itemsize, True
     return made
@@ -522,11 +546,12 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
+        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
-            found = holding(target, values)
+            found = _holding(target, values)
             if found is not None:
                 return NpuArray(target, found[0], values.shape, wanted, values.strides, found[1])
     if copy is False:
@@ -536,6 +561,14 @@ def asarray(
     made = empty(values.shape, wanted, device=target)
     made.numpy()[...] = values.astype(wanted, copy=False)
     return made
+
+
+def _holding(device: Device, values: NDArray[Any]) -> tuple[Buffer | Pending, int] | None:
+    """What an ndarray is a view of, and where in it the ndarray starts."""
+    found = device.attached(UnreadResults, UnreadResults).whose(values)
+    if found is not None and isinstance(found.state, np.ndarray):
+        return found, start_of(values) - start_of(found.state)
+    return holding(device, values)
 
 
 def _is_basic(part: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
@@ -14,15 +15,23 @@ from npumatmul.errors import NpuMemoryError
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
 from npumatmul.ops.array.memory import dense_strides
-from npumatmul.ops.array.pending import Pending, Unread
+from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.in_place import InPlaceProgram, type_in_place
-from npumatmul.running.program import BufferRows
 
 if TYPE_CHECKING:
     from npumatmul.ops.product import Product
 
-__all__ = ["ArrayProduct"]
+__all__ = ["ArrayProduct", "is_stored_at_once"]
+
+#: Results up to so many bytes, which stay in a CPU's second cache, are stored at once in memory of the host: to leave
+#: them in C, and to make memory of the NPU of them when they are read, costs more than a pass over them.
+AT_ONCE = 256 * 1024
+
+
+def is_stored_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether a result goes to memory of the host at once, unless it is computed in place."""
+    return 0 < math.prod(shape) * dtype.itemsize <= AT_ONCE
 
 
 class ArrayProduct:
@@ -39,20 +48,20 @@ class ArrayProduct:
     """
 
     def __init__(self, product: Product, a: np.dtype[Any]) -> None:
-        self._product, self._a = product, a
+        self._product, self._a, self._compute = product, a, product.compute
         shapes, device, dtype = product.shapes, product.device, product.dtype
         self._device, self._shape, self._dtype = device, shapes.result, dtype
         self._rows = rows = (shapes.rows, shapes.k)
         self._strides = dense_strides(self._shape, dtype.itemsize)
-        self._row_strides = (shapes.k * a.itemsize, a.itemsize)
-        self._is_matrix = len(self._shape) == 2
         self._room = ResultMemory.size_for(room_for(self._shape, dtype, device))
         self._defers = product.takes_deferred and dtype != np.int32
-        self._reads_rows = product.reads == a
-        self._unread = device.attached(Unread, Unread)
+        self._at_once = is_stored_at_once(shapes.result, dtype)
+        self._reads_rows = product.reads_rows
+        self._results = device.attached(UnreadResults, UnreadResults)
         stored = product.stored if product.takes_deferred and product.input_transform is None else None
         #: By which the weight is multiplied in place, if it can be.
         self._type: MatmulType | None = None if stored is None else type_in_place(stored, a, dtype)
+        self._is_stored = self._at_once and self._type is None
         self._in_place: InPlaceProgram | None = None
         if stored is not None and self._type is not None:
             self._in_place = InPlaceProgram.of(stored, rows[0], self._type)
@@ -75,53 +84,96 @@ class ArrayProduct:
         NpuArray or None
             None, and nothing happened, where the result has to be stored otherwise.
         """
-        device = self._device
+        device, memory = self._device, a._memory
         if a.device is not device or not (a._dense or a.contiguous):
             return None
-        memory = a._memory
-        state = memory.state if isinstance(memory, Pending) else memory
+        state: Any = memory.state if type(memory) is Pending else memory
+        if self._is_stored and out is None:  # there are no calls that can be spared
+            if type(state) is np.ndarray and a._dense:
+                values = self._compute(state, None, epilogue, bias)
+            elif type(state) is Buffer and self._reads_rows:
+                values = self._compute(state.rows(a.shape, self._a, a.offset), None, epilogue, bias, buffers=(state,))
+            else:
+                return self._at_once_of(a, state, epilogue, bias)
+            return made_of(
+                Pending(device, values, self._room, self._results), device, self._shape, self._dtype, self._strides
+            )
         if self._type is not None and epilogue is None and bias is None:
-            result = self._multiply_in_place(a, state, out)
+            del state  # references count as views
+            result = self._multiply_in_place(a, out)
             if result is not None:
                 return result
-        if out is not None or not self._defers:
+            state = memory.state if type(memory) is Pending else memory
+        if out is not None:
+            return None
+        if self._at_once:
+            return self._at_once_of(a, state, epilogue, bias)
+        if not self._defers:
             return None
         if epilogue is not None and (epilogue.multiply is not None or epilogue.residual is not None):
             return None  # these matrices may change until the result is read
-        rows: DeferredResult | BufferRows
-        if type(state) is DeferredResult and state.slot is not None and state.slot.shape == self._rows:
+        rows: NDArray[Any] | DeferredResult
+        buffers: tuple[Buffer, ...] = ()
+        if isinstance(state, DeferredResult):
+            if state.slot is None or state.slot.shape != self._rows:
+                return None
             rows = state
-        elif type(state) is Buffer and self._reads_rows:
-            rows = BufferRows(state, a.offset, self._rows, self._row_strides, self._a)
-        else:
+        elif state is None or not self._reads_rows:
             return None
+        elif isinstance(state, Buffer):
+            rows, buffers = state.rows(self._rows, self._a, a.offset), (state,)
+        else:
+            rows = a.numpy(writable=False).reshape(self._rows)
         program = self._product.program
         assert program is not None
-        deferred = program.defer(rows, epilogue, bias)
+        deferred = program.defer(rows, epilogue, bias, buffers=buffers)
         if deferred is None:
             return None
         slot = deferred.slot
         assert slot is not None
-        pending = Pending(device, deferred, self._room)
+        pending = Pending(device, deferred, self._room, self._results)
         del deferred  # nothing but the state may refer to it
-        self._unread.add(pending, slot)
+        self._results.add(pending, slot)
         return made_of(pending, device, self._shape, self._dtype, self._strides)
 
-    def _multiply_in_place(
-        self, a: NpuArray, state: Buffer | DeferredResult | None, out: NpuArray | None
+    def _at_once_of(
+        self,
+        a: NpuArray,
+        state: Buffer | DeferredResult | NDArray[Any] | None,
+        epilogue: Epilogue | None,
+        bias: ArrayLike | None,
     ) -> NpuArray | None:
+        """Multiply, and store the result in memory of the host."""
+        if isinstance(state, DeferredResult):
+            if not self._defers or state.slot is None or state.slot.shape != self._rows:
+                return None
+            values = self._compute(state, None, epilogue, bias)
+        elif state is None:
+            return None
+        else:
+            values = self._compute(a.numpy(writable=False), None, epilogue, bias)
+        result = Pending(self._device, values, self._room, self._results)
+        return made_of(result, self._device, self._shape, self._dtype, self._strides)
+
+    def _multiply_in_place(self, a: NpuArray, out: NpuArray | None) -> NpuArray | None:
         """Multiply where a and the result stand; None where they do not stand so."""
+        if isinstance(a._memory, Pending) and a._memory.viewed():
+            return None  # the values stay in memory of the host
+        own: Any = a._memory.state if isinstance(a._memory, Pending) else a._memory
+        state = own if type(own) is Buffer else None
+        del own
         program = self._in_place
-        room = state._memory.size if type(state) is Buffer else a.room
+        room = a.room if state is None else state._memory.size
         if out is not None or program is None or a.offset or room < program.a_bytes:
             program = self._elsewhere(a, out)
             if program is None:
                 return None
         domain = program.domain
         try:
-            buffer = state if type(state) is Buffer else a.buffer_in(domain)
-            if buffer._memory.domain != domain:  # memory of one domain means nothing in another (facts 7.4)
-                return None
+            buffer = state if state is not None else a.buffer_in(domain)
+            memory = buffer._memory
+            if memory.domain != domain or memory.mirror is not None:
+                return None  # memory of one domain means nothing in another (facts 7.4)
             if out is None:
                 made = program.multiply_array(buffer, a.offset)
                 return made_of(made, self._device, self._shape, self._dtype, self._strides)

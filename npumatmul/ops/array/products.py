@@ -13,6 +13,7 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.ops.array.array import NpuArray, asarray
 from npumatmul.ops.array.memory import DTYPES
+from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.shapes import operand
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "host",
     "involves_npu_arrays",
     "on_cpu",
+    "reshaped",
     "taking_npu_arrays",
     "turned",
 ]
@@ -31,7 +33,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def host(x: Any) -> Any:
-    """What numpy can read: an NpuArray as an ndarray that shares its memory, everything else as it is."""
+    """What numpy can read: an NpuArray as an ndarray that shares its memory, the values of a packed weight."""
+    if isinstance(x, PackedWeight):
+        return x.unpack()
     return x.numpy(writable=False) if isinstance(x, NpuArray) else x
 
 
@@ -85,13 +89,18 @@ def taking_npu_arrays(function: _Function) -> _Function:
 
 
 def as_array(x: Any, name: str, function: str) -> Any:
-    """An NpuArray as it is, everything else as an ndarray; for errors, what it is called in which function."""
-    return x if isinstance(x, NpuArray) else operand(x, name, function)
+    """NpuArrays and packed weights as they are, else an ndarray; for errors, what it is called in which function."""
+    return x if isinstance(x, NpuArray | PackedWeight) else operand(x, name, function)
 
 
 def turned(x: Any, axes: list[int]) -> Any:
-    """An array with its axes in another order, which the CPU reads an NpuArray for."""
+    """An array with its axes in another order, which the CPU reads an NpuArray or a packed weight for."""
     return x if axes == list(range(x.ndim)) else host(x).transpose(axes)
+
+
+def reshaped(x: Any, *shape: int) -> Any:
+    """An array in another shape; a packed weight, which has one only, is read where that differs."""
+    return x if x.shape == shape else (host(x) if isinstance(x, PackedWeight) else x).reshape(shape)
 
 
 def on_cpu(function: Callable[..., Any], a: Any, b: Any, options: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,36 @@ class PackedWeight:
         return 2
 
     @property
+    def size(self) -> int:
+        """Number of values, K * N."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values that `unpack` gives: what they are stored as, `scheme` says."""
+        if not self.scheme.integers:
+            return np.dtype(np.float32)
+        return np.dtype(np.uint8) if self.zero_point else self.scheme.weights[0]
+
+    @property
+    def T(self) -> NDArray[Any]:  # noqa: N802 - numpy's name
+        """The values as `unpack` gives them, transposed: an ndarray, read back on every use.
+
+        Weights are laid out for one direction; to multiply by the transpose again and again, pack it.
+        """
+        transposed: NDArray[Any] = self.unpack().T
+        return transposed
+
+    def __len__(self) -> int:
+        """K, as of an array of its shape."""
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return True
+
+    __iter__ = None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of NPU memory."""
         return 0 if self._stored is None else self._stored.nbytes
@@ -145,8 +175,7 @@ class PackedWeight:
         array([[  0.101, 100.   ],
                [ -0.2  ,  50.394]], dtype=float32)
         """
-        integers = self.scheme.integers
-        dtype: Any = np.float32 if not integers else np.uint8 if self.zero_point else self.scheme.weights[0]
+        integers, dtype = self.scheme.integers, self.dtype
         if self._stored is None:
             self.device.check_usable()
             return np.zeros(self.shape, dtype)
@@ -189,8 +218,26 @@ class PackedWeight:
         """
         return operators.matmul(self, b)
 
-    # numpy arrays leave ``array @ packed`` to __rmatmul__
-    __array_ufunc__ = None
+    # ---- numpy's protocols -----------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """Products run on the NPU; other ufuncs are refused."""
+        if ufunc is np.matmul and method == "__call__" and type(inputs[0]) is np.ndarray and not options:
+            return operators.matmul(*inputs)
+        return operators.call_ufunc(ufunc, method, inputs, options)
+
+    def __array_function__(
+        self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Products run on the NPU, `numpy.shape`, `ndim` and `size` answer; other functions are refused."""
+        return operators.call_function(function, args, options)
+
+    def __array__(self, dtype: object = None, copy: object = None) -> NDArray[Any]:
+        """Nobody reads weights back from NPU memory by accident."""
+        raise TypeError(
+            f"{self!r} is in NPU memory and becomes no ndarray by itself: p.unpack() reads its values back; for a "
+            "product write npumatmul.matmul(x, p) with x an ndarray, such as df.to_numpy() of a DataFrame"
+        )
 
 
 def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[Any], Activation]:
