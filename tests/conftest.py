@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("project")
 for name in [name for name in os.environ if name.startswith("NPUMATMUL_")]:
     del os.environ[name]
 os.environ["NPUMATMUL_PROBE_FILE"] = ""  # nor what somebody probed on this machine
+os.environ.pop("COLUMNS", None)  # nor how wide a terminal is; pytest-xdist tells its workers
 # A shell that starts the tests in the background has them ignore interrupts, which some of them wait for.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Runtimes that stand in for a board's must not wait for each other, nor for a real one.
