@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ import npumatmul as npu
 FUNCTIONS = ("matmul", "dot", "vdot", "inner", "outer", "vecdot", "matvec", "vecmat", "tensordot", "einsum")
 FUNCTIONS = tuple(name for name in FUNCTIONS if hasattr(np, name))
 SQUARE = np.arange(9, dtype=np.float32).reshape(3, 3)
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[npu.Device]:
+    """One for all: how a chip multiplies changes nothing here."""
+    with npu.Device("sim:rk3588") as opened:
+        yield opened
 
 
 class Units(np.ndarray):
@@ -326,6 +334,27 @@ def test_classes_that_decide_beside_what_is_ours(device: npu.Device) -> None:
         npu.Matmul(length, SQUARE)
     with pytest.raises(TypeError, match="nothing of bias"):
         npu.linear(length, SQUARE, SQUARE[0])
+
+
+class Measured:
+    """Hands every attribute of its values on, as pint does, and says that units are lost where it becomes an array."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._values, name)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError("the unit would be lost")
+
+
+def test_objects_are_not_read_past_what_they_say(device: npu.Device) -> None:
+    measured = Measured(SQUARE)
+    for call in (npu.asarray, npu.pack, lambda x, device: npu.matmul(x, SQUARE, device=device),
+                 lambda x, device: npu.matmul(SQUARE, SQUARE, bias=x, device=device)):  # fmt: skip
+        with pytest.raises(TypeError, match="the unit would be lost"):
+            call(measured, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
