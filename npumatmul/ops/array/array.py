@@ -392,9 +392,10 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             return self
         return asarray(self.numpy(writable=False), dtype, copy=True, device=self.device)
 
-    def dot(self, b: Any, out: Any = None) -> Any:
+    def dot(self, b: Any, out: Any = None) -> NpuArray:
         """The product as of `npumatmul.dot`, on the NPU."""
-        return operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
+        product: NpuArray = operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
+        return product
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
@@ -406,11 +407,12 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
         """Products run on the NPU, other ufuncs on the CPU."""
         return operators.call_ufunc(ufunc, method, inputs, options)
 
-    def __matmul__(self, other: Any) -> Any:
+    def __matmul__(self, other: Any) -> NpuArray:
         """The product; that with a packed weight is the weight's."""
         if getattr(type(other), "__array_ufunc__", False) is None:
             return NotImplemented
-        return np.matmul(self, other)
+        product: NpuArray = np.matmul(self, other)
+        return product
 
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
