@@ -337,12 +337,14 @@ def test_classes_that_decide_beside_what_is_ours(device: npu.Device) -> None:
 
 
 class Measured:
-    """Hands every attribute of its values on, as pint does, and says that units are lost where it becomes an array."""
+    """Hands attributes of its values on, as pint does, and says that units are lost where it becomes an array."""
 
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__array"):
+            raise AttributeError(name)
         return getattr(self._values, name)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
@@ -384,6 +386,8 @@ def test_packed_weights_in_numpys_functions(device: npu.Device) -> None:
             (x @ packed, x @ w),
             (np.dot(x, packed), x @ w),
             (np.dot(x[0], packed), x[0] @ w),
+            (np.dot(np.float32(2), packed), 2 * w),
+            (np.dot(packed, np.float32(2)), 2 * w),
             (np.inner(w.T, packed.T), w.T @ w),
             (np.tensordot(x, packed, 1), x @ w),
             (np.tensordot(packed, x, axes=(0, 1)), np.tensordot(w, x, axes=(0, 1))),
