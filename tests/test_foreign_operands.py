@@ -454,3 +454,9 @@ def test_axes_are_any_integers(device: npu.Device, integer: Any) -> None:
     np.testing.assert_array_equal(
         npu.einsum(a, labels[0], b, labels[1], labels[2], device=device), np.einsum("ijk,jk->i", a, b)
     )
+
+
+def test_options_are_any_integers() -> None:
+    options = npu.MatmulOptions(cores=np.int64(2), rows=[np.int8(4)], buckets=np.array([1, 64]))  # type: ignore[arg-type]
+    assert options == npu.MatmulOptions(cores=2, rows=(4,), buckets=(1, 64))
+    assert all(type(each) is int for each in (options.cores, *options.rows, *options.buckets))  # type: ignore[misc]
