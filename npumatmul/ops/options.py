@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from npumatmul.chips import Chip
 
@@ -57,7 +57,7 @@ class MatmulOptions:
     logger: logging.Logger = logger
     level: int = logging.INFO
     cores: int | None = None
-    layout: str = "auto"
+    layout: Literal["auto", "native", "normal"] = "auto"
     rows: Sequence[int] | None = None
     buckets: Sequence[int] | None = None
     tuned: bool | None = None
