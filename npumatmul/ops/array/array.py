@@ -549,7 +549,7 @@ def asarray(
     else:
         target = current_device(device)
         check_unmasked(a, "the array", "asarray")
-        exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
+        exchanged = hasattr(type(a), "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
