@@ -243,8 +243,8 @@ class NpuArray(NDArrayOperatorsMixin):
         if self.device.closed:
             self._check_usable()
         memory = self._memory
-        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
-            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
+        if isinstance(memory, Pending):
+            view = self._seen(memory, writable=writable)
             if view is not None:
                 return view
         pages = self.buffer.pages(writable=writable)
@@ -283,19 +283,25 @@ class NpuArray(NDArrayOperatorsMixin):
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
-        shown = {
+        memory = self._memory
+        if isinstance(memory, Pending):
+            view = memory.whole() if self._dense else self._seen(memory, writable=True)
+            if view is not None:
+                return {
+                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": view, "strides": self.strides,
+                }  # fmt: skip
+        return {
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
             "strides": self.strides,
+            "data": self.buffer.pages(writable=True),
             "offset": self.offset,
         }
-        memory = self._memory
-        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
-            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=True)
-            if view is not None:
-                return {**shown, "data": view, "offset": 0}
-        return {**shown, "data": self.buffer.pages(writable=True)}
+
+    def _seen(self, memory: Pending, *, writable: bool) -> NDArray[Any] | None:
+        """A view of values in memory of the host; None where they are not there."""
+        return memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
 
     def __dlpack__(
         self,
@@ -398,10 +404,8 @@ class NpuArray(NDArrayOperatorsMixin):
         return operators.call_ufunc(ufunc, method, inputs, options)
 
     def __matmul__(self, other: Any) -> Any:
-        """The product; that with a packed weight is the weight's."""
-        if getattr(type(other), "__array_ufunc__", False) is None:
-            return NotImplemented
-        return np.matmul(self, other)
+        """The product; with a packed weight without a way through numpy."""
+        return operators.matmul(self, other) if type(other) is operators.weight else super().__matmul__(other)
 
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
