@@ -7,6 +7,7 @@ name; `environment` returns the variables that make it so, and ``npumatmul sim e
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import os
@@ -222,6 +223,12 @@ def _folder_with_librknnrt(library: Path, inherited: Mapping[str, str]) -> Path:
     key = hashlib.sha256(str(library).encode()).hexdigest()[:12]
     folder = cache_folder("sim", f"{library.stem}-{key}", environment=inherited)
     link = folder / "librknnrt.so"
+    if ":" in str(folder) or ";" in str(folder):
+        raise OSError(
+            errno.EINVAL,
+            f"librknnrt.so cannot be put into {folder}: a loader takes ':' and ';' for the end of a folder's name; set "
+            "XDG_CACHE_HOME to a folder without them",
+        )
     if link.is_symlink() and os.readlink(link) == str(library):
         return folder
     try:

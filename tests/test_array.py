@@ -576,3 +576,88 @@ def test_older_runtimes(monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
             expected = (a[rows].astype(np.float32) @ b.astype(np.float32)).astype(np.float16)
             np.testing.assert_array_equal(got.numpy(), expected)
             x[rows] = x[rows].numpy()  # written again
+
+
+# ---- methods of ndarrays -------------------------------------------------------------------------------------------
+
+METHODS: dict[str, list[tuple[Any, ...]]] = {
+    **{name: [(), (0,), (-1,)] for name in ("sum", "prod", "mean", "std", "var", "max", "min", "argmax", "argmin")},
+    **{name: [(), (0,), (1,)] for name in ("any", "all", "cumsum", "cumprod")},
+    "trace": [(), (1,)],
+    "clip": [(2, 5), (None, 4)],
+    "round": [(), (1,)],
+    "conj": [()],
+    "conjugate": [()],
+    "ravel": [(), ("F",)],
+    "flatten": [(), ("F",)],
+    "squeeze": [(), (1,)],
+    "swapaxes": [(0, 2)],
+    "diagonal": [(), (1,)],
+    "item": [(3,), (0, 0, 1)],
+    "take": [([0, 2], 2), (5,)],
+    "repeat": [(2,), (2, 0)],
+    "nonzero": [()],
+    "argsort": [(), (0,)],
+    "searchsorted": [],
+    "tobytes": [(), ("F",)],
+    "tolist": [()],
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+def test_methods_of_ndarrays_give_what_ndarrays_give(dtype: Any) -> None:
+    plain = (np.arange(12).reshape(3, 1, 4) % 7).astype(dtype)
+    whole, part = npu.asarray(plain), npu.asarray(np.concatenate([plain, plain]))[::2]
+    for name, calls in METHODS.items():
+        for arguments in calls:
+            for array, expected in ((whole, plain), (part, np.concatenate([plain, plain])[::2])):
+                wanted, got = getattr(expected, name)(*arguments), getattr(array, name)(*arguments)
+                assert type(got) is type(wanted), name
+                np.testing.assert_array_equal(got, wanted, err_msg=name)
+                assert np.asarray(got).dtype == np.asarray(wanted).dtype, name
+    assert whole.sum(axis=(0, 2), keepdims=True).shape == (1, 1, 1)
+    assert whole.max(initial=9) == 9
+    place = np.zeros(4, dtype)
+    assert whole[:, 0].max(0, place) is place
+    assert whole.flat[3] == plain.flat[3]
+    assert npu.asarray(plain.ravel()[:4]).searchsorted(2) == 2
+    for name in (name for name in METHODS if name not in ("item", "searchsorted")):
+        with pytest.raises((TypeError, ValueError, np.exceptions.AxisError)):  # the mistakes of ndarrays, too
+            getattr(whole, name)(7, 7, 7, 7, 7, 7, 7)
+
+
+def test_views_by_methods_share_the_memory_and_changes_are_seen() -> None:
+    x = npu.asarray(np.array([[3, 1, 2]], np.float32))
+    for view in (x.ravel(), x.squeeze(), x.swapaxes(0, 1), x.real):
+        view[...] += 1
+    del view
+    assert x.tolist() == [[7, 5, 6]]
+    x.flatten()[:] = 0
+    x.sort()
+    assert x.tolist() == [[5, 6, 7]]
+    x.fill(2)
+    assert (x @ np.ones((3, 1), np.float32)).tolist() == [[6]]
+    assert x.dot(np.ones((3, 1), np.float32)).tolist() == [[6]]
+    assert isinstance(x.dot(x.T), npu.NpuArray)
+
+
+def test_iteration_membership_and_comparison() -> None:
+    plain = np.array([[3, 1, 2], [0, 1, 5]], np.int8)
+    x = npu.asarray(plain)
+    assert [row.tolist() for row in x] == plain.tolist()
+    assert list(x[0]) == [3, 1, 2]
+    assert all(type(value) is np.int8 for value in x[1])
+    assert 5 in x
+    assert 4 not in x
+    with pytest.raises(TypeError, match="without dimensions"):
+        iter(npu.zeros(()))
+    for compared in (x == plain, plain == x, x == x.copy(), x >= plain, plain <= x):
+        assert type(compared) is np.ndarray
+        assert compared.all()
+    assert not (x != plain).any()
+    assert ((x > 1) == (plain > 1)).all()
+    assert (x > 1).sum() == 3
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x == plain)
+    assert f"{npu.asarray(np.float32(1.5)):.2f}" == "1.50"
+    assert complex(npu.asarray(np.float32(1.5))) == 1.5

@@ -339,7 +339,7 @@ def test_tensors_of_pytorch(device: npu.Device, dtype: torch.dtype) -> None:
             assert result.tolist() == expected
         assert npu.dot(tensor, packed).tolist() == npu.einsum("ij,jk", tensor, packed).tolist() == expected
     if dtype is torch.bfloat16:
-        biased = npu.linear(tensor, tensor, bias=torch.ones(3, dtype=dtype), device=device)
+        biased = npu.linear(tensor, tensor, bias=torch.ones(3, dtype=dtype), transposed=False, device=device)
         assert biased.tolist() == (SQUARE @ SQUARE + 1).tolist()
         narrow = npu.matmul(tensor, tensor, dtype=ml_dtypes.bfloat16, device=device)
         assert narrow.dtype == ml_dtypes.bfloat16

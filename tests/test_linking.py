@@ -211,3 +211,11 @@ def test_a_cache_that_cannot_be_written_is_said_so() -> None:
     assert done.returncode == 1
     assert "librknnrt.so cannot be put into /dev/null/npumatmul/sim/" in done.stderr
     assert "set XDG_CACHE_HOME to a folder that can be written" in done.stderr
+
+
+def test_a_cache_that_no_search_path_can_name(tmp_path: Path) -> None:
+    """A colon in it would end the folder's name, and the program would find no library, or another one."""
+    cache = tmp_path / "a:b"
+    with pytest.raises(OSError, match="set XDG_CACHE_HOME to a folder without them"):
+        sim.environment(inherited={"XDG_CACHE_HOME": str(cache)})
+    assert not cache.exists()

@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -255,6 +256,37 @@ def test_linear(device: npu.Device) -> None:
         npu.linear(x, w, np.zeros(3, np.int32), device=device)
     with pytest.raises(TypeError, match="same_kind"):
         npu.linear(x, w, np.zeros(4, np.float32), device=device)
+
+
+def test_linear_says_which_way_round_a_weight_is(device: npu.Device) -> None:
+    rng = np.random.default_rng(1)
+    x, layer = torch.from_numpy(integers(rng, (2, 5), np.int8)).float(), torch.nn.Linear(5, 4)
+    w, bias = torch.from_numpy(integers(rng, (4, 5), np.int8)).float(), torch.arange(4.0)
+    layer.load_state_dict({"weight": w, "bias": bias})
+    expected = layer(x).detach()
+    options = {"transposed": True, "device": device}
+    for weight in (w, w.numpy(), w.tolist(), npu.asarray(w, device=device), layer.weight.detach()):
+        np.testing.assert_array_equal(npu.linear(x.numpy(), np.float32(weight), bias, **options), expected)
+    np.testing.assert_array_equal(npu.linear(x, w, bias, **options), expected)
+    np.testing.assert_array_equal(npu.linear(x, w.T, bias, device=device), expected)
+    with npu.pack(w, transposed=True, device=device) as packed:
+        np.testing.assert_array_equal(npu.linear(x, packed, bias), expected)
+        with pytest.raises(ValueError, match="w is packed"):
+            npu.linear(x, packed, bias, transposed=True)
+    with pytest.raises(ValueError, match=r"\(4, 5\) is taken as \(K, N\); it is \(N, K\): give transposed=True"):
+        npu.linear(x, w, device=device)
+    with pytest.raises(ValueError, match=r"\(5, 4\) is taken as \(N, K\); it is \(K, N\): give transposed=False"):
+        npu.linear(x, w.T, **options)
+    with pytest.raises(ValueError, match=r"w of shape .* is taken as"):
+        npu.linear(x, torch.ones(6, 7), device=device)
+    square = torch.from_numpy(integers(rng, (5, 5), np.int8)).float()
+    with pytest.raises(ValueError, match="may be either way round; say transposed=True"):
+        npu.linear(x, square, device=device)
+    np.testing.assert_array_equal(npu.linear(x, square, **options), x @ square.T)
+    np.testing.assert_array_equal(npu.linear(x, square, transposed=False, device=device), x @ square)
+    np.testing.assert_array_equal(npu.linear(x, square.numpy(), device=device), x @ square)
+    with pytest.raises(TypeError, match="True or False"):
+        npu.linear(x, square, transposed="yes", device=device)  # type: ignore[arg-type]
 
 
 def test_fallback_is_scoped_and_equals_numpy(device: npu.Device) -> None:

@@ -190,6 +190,23 @@ def test_a_view_that_does_not_fit_is_refused(device: npu.Device, dtype: Any, sha
         pass
 
 
+@pytest.mark.parametrize("other", [None, 0, "a", b"x", (1, 2), object(), np.zeros(4, np.int8)])
+def test_what_is_no_object_of_a_device_is_said_so(device: npu.Device, other: Any) -> None:
+    with device.buffer(256) as buffer:
+        for call in (buffer.get, buffer.overlaps, lambda attr: buffer.put(attr, np.zeros((4, 64), np.int8))):
+            with pytest.raises(TypeError, match=r"attr says where elements stand|another Buffer is needed"):
+                call(other)
+    with pytest.raises(TypeError, match=r"are made by Device\.buffer"):
+        Buffer(other, other)
+    for made in (MatmulContext, lambda session, spec: npu.DynamicMatmulContext(session, spec, [(1, 32, 32)])):
+        with pytest.raises(TypeError, match=r"are made by Device\.context"):
+            made(other, other)
+    with pytest.raises(TypeError, match="QuantizedWeight: "):
+        npu.QuantizedWeight(other, other)
+    with pytest.raises(npu.errors.DeviceError, match="is not known"):
+        npu.capabilities(other)
+
+
 @pytest.mark.parametrize("nbytes", [0, -1, 2**32])
 def test_sizes_that_no_buffer_has(device: npu.Device, nbytes: int) -> None:
     with pytest.raises(ValueError, match="a buffer has 1 to"):

@@ -396,7 +396,7 @@ def _set(*where: Any) -> Any:
         (_set("stored", "k_group", 1), "groups"),
         (_set("stored", "row_images", 3), "row_images"),
         (_set("stored", "slices", []), "cover"),
-        (_set("stored", "slices", 0, "tiles", 1), "missing"),
+        (_set("stored", "slices", 0, "tiles", 1), "in their order"),
         (_set("stored", "slices", 0, "part", 7), "part"),
         (_set("stored", "slices", 0, "group", [0, 32, 32]), "group"),
         (_set("stored", "slices", 0, "group", [0, 96, 96]), "group"),

@@ -46,11 +46,18 @@ __all__ = [
 def round_up(value: int, multiple: int) -> int:
     """Smallest multiple of `multiple` that is not below `value`.
 
+    Raises
+    ------
+    ValueError
+        If `multiple` is below 1.
+
     Examples
     --------
     >>> round_up(33, 32)
     64
     """
+    if multiple < 1:
+        raise ValueError(f"round_up: there are no multiples of {multiple} to round to")
     return -(-value // multiple) * multiple
 
 
@@ -197,7 +204,11 @@ def b_native_of(
 
 
 def _chip(on: Chip | str) -> Chip:
-    return chip(on) if isinstance(on, str) else on
+    if isinstance(on, Chip):
+        return on
+    if not isinstance(on, str):
+        raise TypeError(f"a chip is needed, such as chip('rk3588') or its name, not {type(on).__name__}")
+    return chip(on)
 
 
 _Tile = TypeVar("_Tile")

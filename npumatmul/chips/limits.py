@@ -251,7 +251,7 @@ def chip(soc: str) -> Chip:
     >>> chip("rk3588").cores
     3
     """
-    if soc not in CHIPS:
+    if not isinstance(soc, str) or soc not in CHIPS:
         raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(CHIPS)}")
     return CHIPS[soc]
 

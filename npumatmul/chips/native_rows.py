@@ -14,6 +14,9 @@ from typing import Any
 
 __all__ = ["ASKED", "FEW_ASKED", "RECORDED", "NativeRows"]
 
+#: Below this K the product M*K decides, as recorded; above it the rows that were tried.
+_FIRST_K = 512
+
 
 @dataclass(frozen=True, repr=False)
 class NativeRows:
@@ -26,7 +29,7 @@ class NativeRows:
     rows : tuple of tuple of int
         The largest M that was good, by `ks` and `ns`; 0: none.
     mk_max : int
-        Below the first of `ks` M*K decides.
+        Below the first of `ks`, which is at most 512, M*K decides.
 
     Examples
     --------
@@ -85,6 +88,8 @@ class NativeRows:
         if not isinstance(content, Mapping) or set(content) != {"k", "n", "rows"}:
             raise ValueError("rows of native A and C are an object of k, n and rows")
         ks, ns = _ascending(content["k"]), _ascending(content["n"])
+        if ks[0] > _FIRST_K:
+            raise ValueError(f"the first k is {ks[0]}; from {_FIRST_K} on M*K does not tell what is safe (facts 15)")
         rows = content["rows"]
         if not isinstance(rows, list) or len(rows) != len(ks):
             raise ValueError(f"rows are {len(ks)} lists, one for each k")

@@ -260,12 +260,16 @@ def load_probe_results(path: str | Path) -> ProbeResults:
 
 
 def find_probe_results(
-    soc: str, runtime: RuntimeVersion, simulated: bool = False, environment: Mapping[str, str] | None = None
+    soc: str,
+    runtime: RuntimeVersion,
+    simulated: bool = False,
+    environment: Mapping[str, str] | None = None,
+    contradiction: Callable[[ProbeResults], str | None] = lambda results: None,
 ) -> ProbeResults | None:
     """What was found on this machine for a chip and a runtime, or None.
 
     ``NPUMATMUL_PROBE_FILE`` names another file than `default_path`; empty, it turns overriding off. A file that cannot
-    be used is ignored with a warning that names it.
+    be used is ignored with a warning that names it, also where `contradiction` finds one.
     """
     environment = os.environ if environment is None else environment
     named = environment.get("NPUMATMUL_PROBE_FILE")
@@ -290,6 +294,10 @@ def find_probe_results(
             f"it is about {'the simulator of ' if results.simulated else ''}{results.soc} under {results.runtime}, "
             f"this is {'the simulator of ' if simulated else ''}{soc} under {runtime}",
         )
+        return None
+    problem = contradiction(results)
+    if problem is not None:
+        _ignored(path, f"its cells contradict each other, or the table: {problem}")
         return None
     return results
 

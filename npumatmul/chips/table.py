@@ -9,6 +9,7 @@ from typing import Any
 
 from npumatmul.chips import rows
 from npumatmul.chips.cells import Cell, Provenance, broken, documented, observed, unsettled
+from npumatmul.chips.contradictions import contradiction
 from npumatmul.chips.native_rows import RECORDED, NativeRows
 from npumatmul.chips.probe_file import AS_RECORDED, ProbeResults, find_probe_results
 from npumatmul.chips.rows import NEWEST_RUNTIME, OLDEST_RUNTIME, ROWS, ChipRow, NativeTiles, Problem
@@ -272,8 +273,14 @@ def capabilities(
                 "What is assumed of another one is shown where a library reports it: on its board, without naming it"
             )
         runtime = version
-    found = find_probe_results(soc, runtime, simulated) if probed else None
-    return build(soc, runtime, found)
+    _row(soc)  # before a file is looked for under that name
+    if not probed:
+        return build(soc, runtime)
+
+    def contradicts(results: ProbeResults) -> str | None:
+        return contradiction(build(soc, runtime, results))
+
+    return build(soc, runtime, find_probe_results(soc, runtime, simulated, contradiction=contradicts))
 
 
 def build(soc: str, runtime: RuntimeVersion, results: ProbeResults | None = None) -> Capabilities:
@@ -324,7 +331,7 @@ def broken_extents(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> tu
 
 
 def _row(soc: str) -> ChipRow:
-    if soc not in ROWS:
+    if not isinstance(soc, str) or soc not in ROWS:
         raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}")
     return ROWS[soc]
 

@@ -167,7 +167,10 @@ def _matrix(stream: BinaryIO, size: int) -> NDArray[np.float32]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it has version {version} of the format")
     read: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_major, dtype = read(stream)
+    try:
+        shape, column_major, dtype = read(stream)
+    except Exception as error:  # numpy has Python read the header, which fails in more ways than it says
+        raise ValueError(f"its header cannot be read: {type(error).__name__}") from error
     if len(shape) != 2 or dtype.kind not in "fiu":
         raise ValueError(f"it holds {dtype} of shape {shape}; a matrix of real numbers is needed")
     if math.prod(shape) * dtype.itemsize > size - stream.tell():

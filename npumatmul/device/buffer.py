@@ -91,6 +91,11 @@ class TensorAttr:
         return self.layout
 
 
+def _check_attr(call: str, attr: object) -> None:
+    if not isinstance(attr, TensorAttr):
+        raise TypeError(f"{call}: attr says where elements stand, such as context.a; {type(attr).__name__} does not")
+
+
 class Buffer:
     """NPU memory that contexts can be bound to: an allocation (`Device.buffer`), or a part of one (`Buffer.slice`).
 
@@ -121,6 +126,8 @@ class Buffer:
     _gone = True
 
     def __init__(self, session: Session, memory: Memory, parent: Buffer | None = None) -> None:
+        if not isinstance(memory, Memory):
+            raise TypeError("buffers are made by Device.buffer and Buffer.slice")
         self._session = session
         self._memory = memory
         self._parent = parent
@@ -232,7 +239,15 @@ class Buffer:
             raise ClosedError("this NPU buffer is closed")
 
     def overlaps(self, other: Buffer) -> bool:
-        """Whether two buffers share bytes."""
+        """Whether two buffers share bytes.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no buffer.
+        """
+        if not isinstance(other, Buffer):
+            raise TypeError(f"overlaps: another Buffer is needed, not {type(other).__name__}")
         mine, theirs = self._memory, other._memory
         return mine.allocation is theirs.allocation and mine.start < theirs.stop and theirs.start < mine.stop
 
@@ -320,11 +335,12 @@ class Buffer:
         Raises
         ------
         TypeError, ValueError
-            If dtype or shape differ, or the buffer is too small; nothing was written.
+            If `attr` is no `TensorAttr`, dtype or shape differ, or the buffer is too small; nothing was written.
         LayoutMismatchError
             If no source settles the layout.
         """
         self._check_usable()
+        _check_attr("put", attr)
         if self.nbytes < attr.size:
             raise ValueError(f"put: {attr.name} needs {attr.size} bytes, the buffer has {self.nbytes}")
         layout.pack_into(values, attr.known_layout, self._memory.address, self.nbytes)
@@ -335,12 +351,15 @@ class Buffer:
 
         Raises
         ------
+        TypeError
+            If `attr` is no `TensorAttr`.
         ValueError
             If the buffer is too small.
         LayoutMismatchError
             If no source settles the layout.
         """
         self._check_usable()
+        _check_attr("get", attr)
         if self.nbytes < attr.size:
             raise ValueError(f"get: {attr.name} has {attr.size} bytes, the buffer {self.nbytes}")
         return layout.unpack(self.array[: attr.size], attr.known_layout)

@@ -78,10 +78,16 @@ def _alone(
     return alone
 
 
+def _check_session(session: object) -> None:
+    if not isinstance(session, Session):
+        raise TypeError("contexts are made by Device.context and Device.dynamic_context")
+
+
 class _Context:
     """What static and dynamic contexts have in common."""
 
     def __init__(self, session: Session, spec: ContextSpec, shapes: list[tuple[int, int, int]] | None) -> None:
+        _check_session(session)
         runtime, chip = session.runtime, session.chip
         self.spec = spec
         self._session = session
@@ -436,6 +442,7 @@ class DynamicMatmulContext(_Context):
     """
 
     def __init__(self, session: Session, spec: ContextSpec, shapes: list[tuple[int, int, int]]) -> None:
+        _check_session(session)
         if spec.b_layout is not MatmulLayout.TP_NORM and len({shape[1:] for shape in shapes}) > 1:
             raise ValueError(f"shapes may differ in K and N with B in TP_NORM layout only (D16), not {shapes}")
         if len(set(shapes)) < len(shapes):

@@ -62,7 +62,8 @@ class Lease:
     ) -> None:
         self.over = False
         self.ref: weakref.ref[Lease] = ref(self)
-        self.weight, self.stores, self.computes, self.buffers = weight, stores, computes, buffers
+        self.weight, self.stores = weight, stores
+        self.computes, self.buffers = computes, buffers
         self.thread = get_ident()
 
     def disturbs(self, other: Lease) -> bool:

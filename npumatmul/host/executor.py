@@ -382,7 +382,6 @@ class Executor:
         if not self._address:
             raise MemoryError("no memory for an executor")
         self._execute = library.npumm_execute
-        self._closed = False
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 

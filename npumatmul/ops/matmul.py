@@ -46,6 +46,7 @@ __all__ = ["matmul", "matmul_async"]
 
 #: One product is nobody's phase: it is logged where details are asked for.
 _ONCE = MatmulOptions(level=logging.DEBUG)
+_is_logged = _ONCE.logger.isEnabledFor
 
 
 def matmul(
@@ -137,7 +138,9 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
-    asked, place = None, out[0] if type(out) is tuple and len(out) == 1 else out
+    asked, place = None, out
+    if type(out) is tuple and len(out) == 1:
+        place = out[0]
     usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
     usual = usual and (device is None or (type(b) is PackedWeight and device is b.device))
     if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
@@ -146,7 +149,7 @@ def matmul(
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up
             prepared = asked = None
-        if prepared is not None and not _ONCE.logger.isEnabledFor(_ONCE.level):
+        if prepared is not None and not _is_logged(logging.DEBUG):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
             if type(a) is np.ndarray:

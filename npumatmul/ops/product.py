@@ -173,13 +173,7 @@ class Product:
         if program is None or (bias is not None and not self._floats):
             self._add(a, place, epilogue, bias, fresh=True)
         else:
-            rows = a
-            if isinstance(a, np.ndarray):
-                rows = a if a.shape == self._rows else a.reshape(self._rows)
-                for step in self._steps:
-                    rows = step(rows)
-                if rows.dtype != self.reads:
-                    rows = rows.astype(self.reads)
+            rows = a if self.reads_rows and a.shape == self._rows else self._read(a)
             program.multiply(rows, place, epilogue, bias, fresh=True, buffers=buffers)
         return place if self._flat else place.reshape(self.shapes.result)
 
@@ -250,11 +244,13 @@ class Product:
             steps = epilogue if bias is None else replace(epilogue or Epilogue(), bias=bias, dtype=place.dtype)
             finish_rows(np.zeros(self._matrix, self._scheme.result), place, steps)
         else:
-            rows = a if isinstance(a, DeferredResult) else self._read(a)
+            rows = self._read(a)
             self._program_for(place.dtype).multiply(rows, place, epilogue, bias, fresh=fresh)
 
-    def _read(self, a: NDArray[Any]) -> NDArray[Any]:
-        """Rows as the executor reads them."""
+    def _read(self, a: NDArray[Any] | DeferredResult) -> Any:
+        """Rows as the executor reads them; a deferred result goes as it is."""
+        if isinstance(a, DeferredResult):
+            return a
         rows = a.reshape(self._rows)
         for step in self._steps:
             rows = step(rows)
@@ -291,8 +287,7 @@ class Product:
         reads = any(each is not None for each in _read(epilogue))
         if self.program is None or reads or self._unsigned or self.dtype == _I32:
             return None
-        rows = a if isinstance(a, DeferredResult) else self._read(a)
-        return self.program.defer(rows, epilogue)
+        return self.program.defer(self._read(a), epilogue)
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

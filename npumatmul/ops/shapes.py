@@ -161,6 +161,11 @@ def _fitted(a: tuple[int, ...], b: tuple[int, ...]) -> Shapes:
         )
     try:
         batch = np.broadcast_shapes(a[:-2], b[:-2])
+    except RuntimeError as error:  # of numpy, which has arrays of more dimensions than it can broadcast
+        most = max(len(a), len(b))
+        raise ValueError(
+            f"matmul: an operand has {most} dimensions, more than numpy can broadcast ({error})"
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"matmul: the stacks of a and b cannot be broadcast together: {a[:-2]} and {b[:-2]} (shapes {a} and {b})"

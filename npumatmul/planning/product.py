@@ -36,6 +36,8 @@ __all__ = [
 
 #: Buffers for images of A that one call of the executor takes (`NPUMM_A_MOST`).
 A_BUFFERS_MOST = 16
+#: Most ranges of rows of one product.
+MAX_RANGES = 1 << 18
 #: What each core has of its own: tiles of N, or ranges of rows with all tiles.
 Share = Literal["tiles", "rows"]
 
@@ -213,6 +215,11 @@ def plan_matmul(
     """
     if m < 1:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")
+    if m * weight.row_images > MAX_RANGES * weight.buckets[-1]:
+        raise ValueError(
+            f"plan_matmul: M = {m} is too large: at most {MAX_RANGES} ranges of {weight.buckets[-1]} rows are planned; "
+            "multiply parts of it"
+        )
     most = weight.row_cores if share == "rows" else weight.cores
     if cores is not None and not 1 <= cores <= most:
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from npumatmul.chips.layout import round_up
 
-__all__ = ["Span", "shown", "split", "split_groups"]
+__all__ = ["MAX_SPANS", "Span", "shown", "split", "split_groups"]
+
+#: Most spans of one extent. The memory of an NPU ends before: so many tiles of the deepest slices are gigabytes.
+MAX_SPANS = 1 << 13
 
 #: Spans become equally long, so that they share contexts, where that pads an extent by no more than this part of it.
 _EQUAL_WITHIN = 1 / 64
@@ -34,6 +37,11 @@ def split(extent: int, multiple: int, longest: int, parts: int = 1) -> tuple[Spa
 
     Where it pads the extent by less than a 64th, all spans are made equally long.
 
+    Raises
+    ------
+    ValueError
+        If there would be more than `MAX_SPANS`.
+
     Examples
     --------
     >>> split(100, 32, 64)
@@ -43,6 +51,7 @@ def split(extent: int, multiple: int, longest: int, parts: int = 1) -> tuple[Spa
     """
     units = round_up(extent, multiple) // multiple
     count = min(units, max(parts, -(-units // (longest // multiple))))
+    _check_count(count, extent)
     whole = -(-units // count)
     excess = whole * count - units
     equal = excess < whole and excess <= units * _EQUAL_WITHIN
@@ -56,12 +65,27 @@ def split(extent: int, multiple: int, longest: int, parts: int = 1) -> tuple[Spa
 
 
 def split_groups(extent: int, group: int, multiple: int, longest: int) -> tuple[Span, ...]:
-    """One span per group along K; a group that is longer than one context takes is cut further."""
+    """One span per group along K; a group that is longer than one context takes is cut further.
+
+    Raises
+    ------
+    ValueError
+        If there would be more than `MAX_SPANS`.
+    """
+    _check_count(-(-extent // group) * -(-min(group, extent) // longest), extent)
     spans = []
     for start in range(0, extent, group):
         inner = split(min(group, extent - start), multiple, longest)
         spans += [Span(start + span.start, span.length, span.padded) for span in inner]
     return tuple(spans)
+
+
+def _check_count(count: int, extent: int) -> None:
+    if count > MAX_SPANS:
+        raise ValueError(
+            f"an extent of {extent} would be cut into {count} spans; at most {MAX_SPANS} are planned, which is more "
+            "than the memory of an NPU has room for: multiply by parts of it"
+        )
 
 
 def shown(spans: tuple[Span, ...]) -> str:

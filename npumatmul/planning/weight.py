@@ -21,7 +21,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.planning.buckets import choose_buckets, row_buckets
 from npumatmul.planning.cost import LEAST_GAIN, TileCosts
-from npumatmul.planning.spans import Span, split, split_groups
+from npumatmul.planning.spans import MAX_SPANS, Span, split, split_groups
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = [
@@ -36,6 +36,10 @@ __all__ = [
     "weight_of",
 ]
 
+#: Most tiles of a weight; groups of 32 of the deepest layers in use make half as many.
+MAX_TILES = 1 << 16
+#: Most rows that a weight is cut for.
+MAX_ROWS = 1 << 20
 #: Numbers of rows that a weight is cut for: one token, and a prompt. What counts is the product of their times.
 ROWS_MIX = (1, 128)
 
@@ -216,8 +220,8 @@ def plan_weight(
             raise ValueError(f"plan_weight: {name} must be at least 1, got {value}")
     if row_images not in (1, 2):
         raise ValueError(f"plan_weight: row_images is 1 or 2, not {row_images}")
-    if not rows or min(rows) < 1:
-        raise ValueError(f"plan_weight: rows are numbers of at least 1, got {tuple(rows)}")
+    if not rows or min(rows) < 1 or max(rows) > MAX_ROWS:
+        raise ValueError(f"plan_weight: rows are numbers from 1 to {MAX_ROWS}, got {tuple(rows)}")
     limits = chip.type_limits(mm_type, runtime)
     # Native A and C avoid a conversion inside the runtime (facts 9.3), but only where C is documented (Q6).
     documented = mm_type.a in chip.native.a and mm_type.c in chip.native.c
@@ -296,7 +300,7 @@ class _Wanted:
             return [fewest, fewest + 1, fewest + 2]
         counts, count = [fewest], fewest
         # more slices than keep all rows on the chip bring nothing
-        while count < units and model.resident_rows(self.mm_type, -(-self.k // count)) < max(self.rows):
+        while count < min(units, MAX_SPANS) and model.resident_rows(self.mm_type, -(-self.k // count)) < max(self.rows):
             count += 1 + count // 8
             counts.append(count)
         return counts
@@ -360,11 +364,11 @@ def largest_rows(
 
 @lru_cache(maxsize=512)
 def _plan_weight(wanted: _Wanted, model: TimingModel | None) -> WeightPlan:
-    pairs = [
+    pairs = _few_tiles(wanted, [
         (k_spans, n_spans)
-        for k_spans in _distinct(wanted.k_spans(slices) for slices in wanted.slice_counts(model))
-        for n_spans in _distinct(wanted.n_spans(tiles) for tiles in wanted.tile_counts(model))
-    ]
+        for k_spans in _distinct(wanted.k_spans(slices) for slices in _planned(wanted.slice_counts(model)))
+        for n_spans in _distinct(wanted.n_spans(tiles) for tiles in _planned(wanted.tile_counts(model)))
+    ])  # fmt: skip
     avoid = wanted.limits.avoid
     sound = [pair for pair in pairs if not any(span.padded in avoid for spans in pair for span in spans)]
     if not sound:
@@ -394,6 +398,24 @@ def _plan_weight(wanted: _Wanted, model: TimingModel | None) -> WeightPlan:
         ac_native, min(wanted.cores, len(n_spans)), wanted.registered(m_max, len(n_spans), costs),
         wanted.row_images, wanted.k_group, row_cores=wanted.cores,
     )  # fmt: skip
+
+
+def _few_tiles(
+    wanted: _Wanted, pairs: list[tuple[tuple[Span, ...], tuple[Span, ...]]]
+) -> list[tuple[tuple[Span, ...], tuple[Span, ...]]]:
+    few = [pair for pair in pairs if len(pair[0]) * len(pair[1]) <= MAX_TILES]
+    if not few:
+        raise ValueError(
+            f"({wanted.k}, {wanted.n}) as {wanted.mm_type.name} would be cut into "
+            f"{min(len(k_spans) * len(n_spans) for k_spans, n_spans in pairs)} tiles; at most {MAX_TILES} are planned, "
+            "which is more than the memory of an NPU has room for: multiply by parts of it"
+        )
+    return few
+
+
+def _planned(counts: list[int]) -> list[int]:
+    """Numbers of spans, without those that are too many; or the fewest, for which cutting says so."""
+    return [count for count in counts if count <= MAX_SPANS] or [min(counts)]
 
 
 def _distinct(found: Iterable[tuple[Span, ...]]) -> list[tuple[Span, ...]]:

@@ -315,7 +315,7 @@ class QuantizedWeight:
     Raises
     ------
     TypeError
-        If codes are not int8.
+        If codes are not an array of int8, or params no `QuantParams`.
     ValueError
         If codes are not 2-D or lie outside the range of `params`, or `params` or `input_transform` do not fit them.
 
@@ -335,6 +335,10 @@ class QuantizedWeight:
 
     def __post_init__(self) -> None:
         codes, params = self.codes, self.params
+        if not isinstance(codes, np.ndarray):
+            raise TypeError(f"QuantizedWeight: codes are an array of int8, not {type(codes).__name__}")
+        if not isinstance(params, QuantParams):
+            raise TypeError(f"QuantizedWeight: params are QuantParams, not {type(params).__name__}")
         if codes.dtype != np.int8:
             raise TypeError(f"QuantizedWeight: codes are int8, not {codes.dtype}")
         if codes.ndim != 2:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as C
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ class Runtime:
         self.soc = soc
         self.api_version = self.driver_version = "unknown"
         self._version: RuntimeVersion | None = None
+        if os.path.exists(path) and not os.path.isfile(path):  # which the loader of the system would wait for
+            raise LibraryNotFoundError(f"the runtime library {path} is no file")
         try:
             self.library = C.CDLL(str(path))
         except OSError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes as C
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 from npumatmul.chips import layout
-from npumatmul.device.leases import Lease
+from npumatmul.device.leases import Lease, is_idle
 from npumatmul.device.memory import Memory
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
@@ -75,14 +76,17 @@ class BoundProgram:
         self.after: PlacedEpilogue | None = None
         self._placement, self._plan, self._domain = placement, plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
+        self._structs = tuple((context, context.struct) for context in self.contexts)
+        self._pool = placement.contexts
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
-        #: Those of the last call, of A and of C, and whether the struct refers to them.
+        #: Buffers and executor of the last call, and whether the struct refers to them.
         self._buffers: tuple[Memory, ...] = ()
         self._complete = False
+        self._lease: weakref.ref[Lease]
         self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
@@ -133,41 +137,43 @@ class BoundProgram:
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
-        for context in self.contexts:  # every product comes here: there are no calls that can be spared
-            held = context.lease
-            holder = None if held is None else held()
-            if (holder is not None and not holder.over) or context.struct.broken:
-                return False
-        pool, ref = self._placement.contexts, lease.ref
+        # Every product comes here, and nearly always finds all as its last call left it: there are no calls to spare.
+        last = self._lease
+        holder = last()
+        if holder is not None and not holder.over:
+            return False
+        for context, struct in self._structs:
+            if context.lease is not last or struct.broken:
+                if self.broken or not all(map(is_idle, self.contexts)):
+                    return False
+                break
+        pool, ref = self._pool, lease.ref
+        self._lease = ref
         pool.uses = uses = pool.uses + 1
-        for context in self.contexts:
+        for context, _ in self._structs:
             context.lease, context.used = ref, uses
-        same = self._complete
+        same, own = self._complete, self.executor
         for memory in self._buffers:
-            held = memory.lease
-            holder = None if held is None else held()
-            if (holder is not None and not holder.over) or memory.retired:
-                same = False
-        held = self.executor.lease
-        holder = None if held is None else held()
-        if not same or (holder is not None and not holder.over):
+            if memory.lease is not last or memory.retired:
+                same = same and all(is_idle(each) and not each.retired for each in self._buffers)
+                break
+        if not same or (own.lease is not last and not is_idle(own)):
             self.acquire_others(lease)
             return True
-        self.executor.lease = ref
+        own.lease = ref
         for memory in self._buffers:
             memory.lease = ref
         return True
 
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
-        placement, struct = self._placement, self.struct
+        placement, struct, self._lease = self._placement, self.struct, lease.ref
         self._complete = False  # until the struct refers to others, for an interrupt may come before
         self.executor = placement.executor(lease)
-        if self._c_count:
-            a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
-            c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
-            struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
-            self._buffers = (*a, *c)
+        a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
+        c = placement.workspace.acquire("C", self._c_count, self._c_bytes, lease, self._domain)
+        struct.a_memories, struct.c_memories = _pointers(a), _pointers(c)
+        self._buffers = (*a, *c)
         self._complete = True
 
     def failure(self, repeated: bool) -> NpuError:

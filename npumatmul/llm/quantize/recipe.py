@@ -19,6 +19,8 @@ __all__ = ["LayerRecipe", "Recipe", "parse_scheme"]
 GGUF_SCHEME = "gguf"
 """The scheme that takes over the blocks of the file."""
 
+MAX_PATTERNS, MAX_REFINE = 1000, 100
+"""Patterns of layers, of which models in use have a few hundred; rounds of refinement."""
 TRANSFORMS = ("none", "hadamard", "smooth", "smooth+hadamard", "balance", "balance+hadamard")
 ROUNDINGS = ("nearest", "gptq")
 
@@ -132,8 +134,8 @@ class LayerRecipe:
             raise ValueError(f"recipe: smooth_strength is {self.smooth_strength}; it must be from 0 to 1")
         if not 0 <= self.correction <= 1:
             raise ValueError(f"recipe: correction is {self.correction}; it must be from 0 to 1")
-        if self.refine < 0:
-            raise ValueError(f"recipe: refine is {self.refine}; it must be 0 or more")
+        if not 0 <= self.refine <= MAX_REFINE:
+            raise ValueError(f"recipe: refine is {self.refine}; it must be from 0 to {MAX_REFINE}")
         if self.rounding == "gptq" and self.parts.granularity is Granularity.LAYER:
             raise ValueError(f"recipe: gptq needs a scale per channel or group, {self.scheme} has one per layer")
         if self.scheme == GGUF_SCHEME and (self.transform != "none" or self.rounding != "nearest" or self.clip_search):
@@ -190,10 +192,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every override."""
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"recipe: the seed is {self.seed!r}; it must be a whole number, 0 or more")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"recipe: the seed is {shown(self.seed)}; it must be a whole number from 0 to 2**63 - 1")
         if not isinstance(self.sequential, bool):
             raise ValueError(f"recipe: sequential is {self.sequential!r}; it must be true or false")
+        if len(self.layers) > MAX_PATTERNS:
+            raise ValueError(f"recipe: {len(self.layers)} patterns of layers; at most {MAX_PATTERNS} are accepted")
         known = [each.name for each in dataclasses.fields(LayerRecipe)]
         for pattern, changes in self.layers.items():
             unknown = [name for name in changes if name not in known]

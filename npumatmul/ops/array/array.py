@@ -19,6 +19,7 @@ from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
 from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
+from npumatmul.ops.array.methods import NdarrayMethods
 from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
 from npumatmul.ops.shapes import check_unmasked
@@ -30,7 +31,7 @@ __all__ = ["NpuArray", "asarray", "empty", "made_of", "room_for", "unread", "zer
 _Shape = SupportsIndex | tuple[SupportsIndex, ...]
 
 
-class NpuArray(NDArrayOperatorsMixin):
+class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     """An array whose memory is an NPU buffer; made by `empty`, `zeros`, `asarray`, and by products of such arrays.
 
     A product with an NpuArray operand runs on the NPU and gives an NpuArray (two vectors: a scalar), whether it is
@@ -38,7 +39,8 @@ class NpuArray(NDArrayOperatorsMixin):
     numpy does with it happens on the CPU and gives ndarrays.
 
     Basic slicing, `reshape`, `transpose` and `T` give NpuArrays that share the memory and keep it; other indexing gives
-    an ndarray. int4 takes a byte per element, as in numpy arrays of `ml_dtypes.int4`.
+    an ndarray, and so do the other methods of ndarrays: reductions, `ravel`, `flatten`, `squeeze`, `argsort`, ... int4
+    takes a byte per element, as in numpy arrays of `ml_dtypes.int4`.
 
     Attributes
     ----------
@@ -189,7 +191,10 @@ class NpuArray(NDArrayOperatorsMixin):
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
+        """Scalars of one dimension; else what indices give."""
+        if not self.shape:
+            raise TypeError("iteration over an NpuArray without dimensions")
+        return iter(self.numpy(writable=False)) if self.ndim == 1 else (self[index] for index in range(len(self)))
 
     def __bool__(self) -> bool:
         return bool(self.numpy(writable=False))
@@ -392,6 +397,10 @@ class NpuArray(NDArrayOperatorsMixin):
         if not copy and supported(dtype) == self.dtype:
             return self
         return asarray(self.numpy(writable=False), dtype, copy=True, device=self.device)
+
+    def dot(self, b: Any, out: Any = None) -> Any:
+        """The product as of `npumatmul.dot`, on the NPU."""
+        return operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""

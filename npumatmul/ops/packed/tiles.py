@@ -21,7 +21,7 @@ from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.running.stored import KSlice
 from npumatmul.running.storing import TileRow
 
-__all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles"]
+__all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles", "of_columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def integer_tiles(
     for index, span in enumerate(plan.k_spans):
         values = codes[:, span.start : span.start + span.length]
         place = 0 if group is None else span.start // group
-        scale, zero = _of_columns(params.scale, n, place), _of_columns(params.zero_point, n, place)
+        scale, zero = of_columns(params.scale, n, place), of_columns(params.zero_point, n, place)
         sums = None
         if asymmetric_rows:
             sums = (values.sum(axis=1, dtype=np.int64) - span.length * zero.astype(np.int64)).astype(np.int32)
@@ -145,7 +145,7 @@ def _group(span: Span, size: int | None, k: int) -> Span:
 _Number = TypeVar("_Number", np.float32, np.int32)
 
 
-def _of_columns(values: NDArray[_Number], n: int, group: int) -> NDArray[_Number]:
+def of_columns(values: NDArray[_Number], n: int, group: int) -> NDArray[_Number]:
     """One value per output channel of parameters per layer, channel or group."""
     return np.ascontiguousarray(values[:, group] if values.ndim == 2 else np.broadcast_to(values, (n,)))
 

@@ -19,9 +19,12 @@ from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
 from npumatmul.files.checksums import array_checksum
 from npumatmul.files.reading import shown
+from npumatmul.ops.packed.files.consistency import check_slices
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
 from npumatmul.planning.weight import largest_rows
+from npumatmul.quant.params import QuantParams
+from npumatmul.quant.routes import Route
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.storing import PackedRow, store
 
@@ -110,7 +113,8 @@ def _of_span(span: Span) -> list[int]:
 def stored_from(
     content: Any,
     shape: tuple[int, int],
-    mm_type: MatmulType,
+    route: Route,
+    params: QuantParams | None,
     array: Callable[[str], NDArray[Any]],
     tile: Callable[[int], NDArray[np.uint8]],
     device: Device,
@@ -124,7 +128,8 @@ def stored_from(
     content : object
         Of `Parts`, as JSON gave it back.
     shape : (int, int)
-    mm_type : MatmulType
+    route : Route
+    params : QuantParams or None
         What the weight has to be.
     array, tile : callable
         Give arrays by name and tiles by index; they are asked for when they are needed.
@@ -143,12 +148,13 @@ def stored_from(
     plan = _plan(reader, device)
     if (plan.k, plan.n) != shape:
         raise reader.wrong(f"shape {shape} does not fit its tiles, of {(plan.k, plan.n)}")
-    if plan.mm_type is not mm_type:
+    if plan.mm_type is not route.mm_type:
         raise PackedFileError(
             f"{where} is for {plan.mm_type.name}, as {shown(reader.text('soc'))} computes its scheme; this is "
-            f"{device.chip.soc}, which computes it by {mm_type.name}; {again}"
+            f"{device.chip.soc}, which computes it by {route.mm_type.name}; {again}"
         )
     slices = slices_of(reader, plan.n, plan.k_spans, array)
+    check_slices(reader, route, params, plan, slices)
     rows = tile_rows_of(reader, slices)
     sums = reader.list("tile_checksums")
     if len(sums) != len(rows) * len(plan.n_spans):

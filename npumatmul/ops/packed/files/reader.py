@@ -90,7 +90,9 @@ class TensorFile:
             self._check_order()
         except BaseException as error:
             self.file.close()
-            if isinstance(error, (KeyError, TypeError, AttributeError)):
+            if isinstance(error, (KeyError, TypeError, AttributeError, ValueError)) and not isinstance(
+                error, WrongTensorFile
+            ):
                 raise WrongTensorFile(f"its header cannot be read: {error!r}") from error
             raise
         self.names = frozenset(self._places)

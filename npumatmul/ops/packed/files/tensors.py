@@ -14,6 +14,7 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, DeviceError, PackedFileError
 from npumatmul.files.checksums import array_checksum
+from npumatmul.ops.packed.files.consistency import check_params
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.ops.packed.files.parts import VERSION, parts_of, stored_from
 from npumatmul.ops.packed.weight import PackedWeight
@@ -75,6 +76,7 @@ def restored(content: Any, array: _Arrays, device: Device, where: str, again: st
         if sums.shape != (n,):
             raise reader.wrong(f"'column_sums' has shape {sums.shape}, not ({n},)")
     params, transform = params_of(reader, array, (n, k)), transform_of(reader, k)
+    check_params(reader, route, params)
     tiles = reader.get("stored")
     if tiles is None:
         if k and n:
@@ -85,7 +87,7 @@ def restored(content: Any, array: _Arrays, device: Device, where: str, again: st
     def tile(index: int) -> NDArray[np.uint8]:
         return array(f"tile.{index}")
 
-    stored = stored_from(tiles, (k, n), route.mm_type, array, tile, device, where, again)
+    stored = stored_from(tiles, (k, n), route, params, array, tile, device, where, again)
     if any(
         (zero_point and each.column_zero is None) or (sums is not None and each.column_sums is None)
         for each in stored.slices
