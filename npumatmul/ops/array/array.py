@@ -65,7 +65,7 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     float16 operands whose extents fit the NPU's are read in place, and results written in place: in a chain of
     products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is). Other results stay
     where the NPU left them until they are read; `buffer` is allocated then. A product that they are the left operand
-    of takes them from there, in one pass.
+    of takes them from there, in one pass. Results of a few rows, up to 1 MiB, are stored in memory of the host at once.
 
     Examples
     --------

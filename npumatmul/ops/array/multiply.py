@@ -26,9 +26,9 @@ _new = NpuArray.__new__
 
 __all__ = ["ArrayProduct", "is_stored_at_once"]
 
-#: Results up to so many bytes, which stay in a CPU's second cache, are stored at once in memory of the host: to leave
-#: them in C, and to make memory of the NPU of them when they are read, costs more than a pass over them.
-AT_ONCE = 256 * 1024
+#: Results up to so many bytes are stored at once in memory of the host: while they stay in a CPU's caches a second pass
+#: over them costs less than leaving them in C, and making memory of the NPU of them when they are read.
+AT_ONCE = 1024 * 1024
 
 
 def is_stored_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
