@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from long_tests import is_long
 
 import npumatmul as npu
 from npumatmul import sim
@@ -19,12 +20,19 @@ hypothesis.settings.load_profile("project")
 for name in [name for name in os.environ if name.startswith("NPUMATMUL_")]:
     del os.environ[name]
 os.environ["NPUMATMUL_PROBE_FILE"] = ""  # nor what somebody probed on this machine
+os.environ.pop("COLUMNS", None)  # nor how wide a terminal is; pytest-xdist tells its workers
 # A shell that starts the tests in the background has them ignore interrupts, which some of them wait for.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Runtimes that stand in for a board's must not wait for each other, nor for a real one.
 os.environ["NPUMATMUL_SHARE_BOARD"] = "1"
 # Caches are not coherent and B is copied when it is bound: a forgotten call shows as a wrong result.
 os.environ["NPUMATMUL_SIM_STRICT"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in filter(is_long, items):
+        item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session", params=["observed-exact", "documented-ceil4"])

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from typer.testing import CliRunner
 
+from npumatmul.cli.app import app
 from npumatmul.cli.progress import LINE_SECONDS, Pace, working
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import Once, notes, results
@@ -183,3 +185,11 @@ def test_advice_is_given_once() -> None:
     assert not passes(logging.WARNING, "%s has no %d", "a", 1)
     assert passes(logging.INFO, "packing")
     assert passes(logging.INFO, "packing")
+
+
+def test_handlers_of_a_program_that_calls_the_command_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """A filter of the command on them would swallow what that program says twice."""
+    before = [list(handler.filters) for handler in logging.getLogger().handlers]
+    assert before
+    assert CliRunner().invoke(app, ["probe", "--list"]).exit_code == 0
+    assert [list(handler.filters) for handler in logging.getLogger().handlers] == before

@@ -61,11 +61,14 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(Once())
+    # where a program that calls the command logs already, its handlers are left as they are
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.DEBUG if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        handlers=[handler],
     )
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Once())
 
 
 @app.command("info", short_help="The device, and what was looked for where.")

@@ -6,7 +6,7 @@ import ctypes as C
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +15,10 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from npumatmul.host.arrays import address_of
 from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, finish
 
-__all__ = ["FUNCTIONS", "Epilogue"]
+__all__ = ["FUNCTIONS", "Activation", "Epilogue"]
+
+#: Names of functions, for type checkers.
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2"]
 
 #: The functions by name.
 FUNCTIONS: dict[str | None, Function] = {
@@ -79,7 +82,7 @@ class Epilogue:
 
     scale: float = 1.0
     bias: ArrayLike | None = None
-    activation: str | None = None
+    activation: Activation | None = None
     multiply: ArrayLike | None = None
     residual: ArrayLike | None = None
     clip: tuple[float, float] | None = None

@@ -137,10 +137,10 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     >>> linear.shape
     (32, 32)
     """
-    scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
+    chosen = scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
     target = current_device(device)
 
     def pack_weight(weight: NDArray[np.float32], name: str = "") -> Linear:
-        return NpuLinear(pack(weight, scheme, transposed=True, device=target))
+        return NpuLinear(pack(weight, chosen, transposed=True, device=target))
 
     return pack_weight

@@ -11,16 +11,24 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from npumatmul.device.device import Device
 from npumatmul.device.living import Living
 from npumatmul.errors import ClosedError
 
-__all__ = ["MatmulFuture", "submit"]
+__all__ = ["MatmulFuture", "Result", "submit"]
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import TypeVar as _WithDefault  # of Python 3.13, but type checkers have it everywhere
+
+    Result = _WithDefault("Result", default=NDArray[Any])
+else:
+    Result = TypeVar("Result")
 
 
-class MatmulFuture(Future[Any]):
+class MatmulFuture(Future[Result]):
     """The result of a product that is computed in the background.
 
     A `concurrent.futures.Future` which can also be awaited. Made by `Matmul.submit` and `matmul_async`.
@@ -47,7 +55,7 @@ class MatmulFuture(Future[Any]):
         self._context = copy_context()
         self._pid = os.getpid()
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, Result]:
         return asyncio.wrap_future(self).__await__()
 
     def cancel(self) -> bool:
@@ -58,7 +66,7 @@ class MatmulFuture(Future[Any]):
             self._call = None  # its operands need not wait for the worker
         return cancelled
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> Result:
         """Wait for the product; see `concurrent.futures.Future.result`."""
         self._check_process()
         return super().result(timeout)
@@ -103,7 +111,7 @@ class _Worker:
         self._device = device.name
         self._pid = os.getpid()
         self._lock = threading.RLock()  # nothing is submitted behind what ends the thread
-        self._inbox: SimpleQueue[MatmulFuture | None] = SimpleQueue()
+        self._inbox: SimpleQueue[MatmulFuture[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
         _workers.add(self)
@@ -111,7 +119,7 @@ class _Worker:
     def __del__(self) -> None:
         self._inbox.put(None)
 
-    def submit(self, future: MatmulFuture) -> None:
+    def submit(self, future: MatmulFuture[Any]) -> None:
         with self._lock:
             if self._closed:
                 raise ClosedError(f"the device {self._device} is closed; open another Device")
@@ -139,7 +147,7 @@ class _Worker:
             self._thread.join()
 
 
-def _serve(inbox: SimpleQueue[MatmulFuture | None]) -> None:
+def _serve(inbox: SimpleQueue[MatmulFuture[Any] | None]) -> None:
     """The worker's thread: it keeps nothing alive while it waits."""
     while (future := inbox.get()) is not None:
         future.compute()
@@ -156,7 +164,7 @@ def _finish() -> None:
         worker.finish()
 
 
-def submit(device: Device, call: Callable[[], Any]) -> MatmulFuture:
+def submit(device: Device, call: Callable[[], Any]) -> MatmulFuture[Any]:
     """Have the worker of a device make a call.
 
     Raises

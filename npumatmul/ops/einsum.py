@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, Literal, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +17,48 @@ from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind
+from npumatmul.ops.typed import How, Operand, Place, Unpack
+from npumatmul.quant.names import Precision, SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["einsum"]
 
+#: In which order operands are contracted.
+Optimize = bool | Literal["greedy", "optimal"] | Sequence[Any]
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+@overload
+def einsum(  # type: ignore[overload-overlap]
+    subscripts: str, x: NpuArray, /, *operands: Operand, out: None = None, optimize: Optimize = "greedy",
+    **how: Unpack[How],
+) -> NpuArray: ...  # fmt: skip
+@overload
+def einsum(  # type: ignore[overload-overlap]
+    subscripts: str, x: Operand, y: NpuArray, /, *operands: Operand, out: None = None, optimize: Optimize = "greedy",
+    **how: Unpack[How],
+) -> NpuArray: ...  # fmt: skip
+@overload
+def einsum(
+    subscripts: Operand, /, *operands: Operand | Sequence[SupportsIndex | EllipsisType], out: None = None,
+    optimize: Optimize = "greedy", **how: Unpack[How],
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def einsum(
+    subscripts: Operand, /, *operands: Operand | Sequence[SupportsIndex | EllipsisType], out: Place,
+    optimize: Optimize = "greedy", **how: Unpack[How],
+) -> Place: ...  # fmt: skip
 @as_numpy
 @taking_npu_arrays
 def einsum(
-    subscripts: Any,
+    subscripts: Operand,
     /,
-    *operands: Any,
-    out: NDArray[Any] | None = None,
-    optimize: bool | str | Sequence[Any] = "greedy",
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    *operands: Operand | Sequence[SupportsIndex | EllipsisType],
+    out: NDArray[Any] | NpuArray | None = None,
+    optimize: Optimize = "greedy",
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: Device | str | None = None,
 ) -> Any:
     """Sum of products by index notation; see `numpy.einsum`.

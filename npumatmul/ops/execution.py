@@ -70,7 +70,7 @@ class Execution:
         """The same with another right operand of the same kind."""
         return Execution(self.given, self.a, weights, self.finish, self._shapes, self._scheme, self._device)
 
-    def multiply(self, out: Out, *, cache: bool = True) -> Any:
+    def multiply(self, out: Any, *, cache: bool = True) -> Any:
         """The product, as `Matmul.execute` gives it.
 
         Parameters

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex, cast, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.ops.array.array import NpuArray
@@ -27,24 +27,36 @@ from npumatmul.ops.array.products import (
 from npumatmul.ops.foreign import as_numpy
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed.weight import PackedWeight
-from npumatmul.ops.results import Out, checked_out, fits
+from npumatmul.ops.results import checked_out, fits
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import npu_kind, operand
+from npumatmul.ops.typed import How, Into, Operand, Place, Unpack
+from npumatmul.quant.names import Precision, SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["dot", "inner", "matvec", "outer", "tensordot", "vdot", "vecdot", "vecmat"]
 
 _Where = Device | str | None
+#: What `tensordot` takes as axes: a number, or those of a and of b.
+Axes = SupportsIndex | Sequence[SupportsIndex | Sequence[SupportsIndex]] | NDArray[np.integer[Any]]
 
 
+@overload
+def dot(a: NpuArray, b: Operand, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def dot(a: Operand, b: NpuArray, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def dot(a: Operand, b: Operand, out: None = None, **how: Unpack[How]) -> NDArray[Any]: ...
+@overload
+def dot(a: Operand, b: Operand, out: Place, **how: Unpack[How]) -> Place: ...
 @as_numpy
 def dot(
-    a: ArrayLike,
-    b: ArrayLike,
-    out: NDArray[Any] | None = None,
+    a: Operand,
+    b: Operand,
+    out: NDArray[Any] | NpuArray | None = None,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Sum of products over the last axis of `a` and the second last of `b`; see `numpy.dot`.
@@ -75,13 +87,14 @@ def dot(
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     if involves_npu_arrays(a, b, out):
-        ranks = [each.ndim if isinstance(each, NpuArray) else np.ndim(each) for each in (a, b)]
+        ranks = [each.ndim if isinstance(each, NpuArray) else np.ndim(host(each)) for each in (a, b)]
         plain = min(ranks) > 0 and ranks[1] <= 2
-        return matmul(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
+        return cast("Any", matmul)(a, b, out, **how) if plain else _dot_of_arrays(a, b, out=out, **how)
     x, y = host(as_array(a, "a", "dot")), as_array(b, "b", "dot")
     if _is_numpys(x, y):
-        return np.dot(x, y) if out is None else np.dot(x, y, out=out)
+        return np.dot(x, y) if out is None else np.dot(x, y, out=host(out))
     if x.ndim == 0 or y.ndim == 0:
+        y = host(y)
         product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how).reshape(x.shape or y.shape)
     elif y.ndim <= 2:
         product = matmul(x, y, **how)
@@ -90,20 +103,20 @@ def dot(
     return _into(product, out, "dot")
 
 
-_dot_of_arrays = giving_npu_arrays(dot)
+_dot_of_arrays: Any = giving_npu_arrays(dot)
 
 
 @as_numpy
 @giving_npu_arrays
 def vdot(
-    a: ArrayLike,
-    b: ArrayLike,
+    a: Operand,
+    b: Operand,
     /,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
-) -> Any:
+) -> np.number[Any]:
     """Sum of products of all elements, both operands read as vectors; see `numpy.vdot`.
 
     Parameters
@@ -130,20 +143,37 @@ def vdot(
     """
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = np.ravel(operand(a, "a", "vdot")), np.ravel(operand(b, "b", "vdot"))
-    return np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
+    product: np.number[Any] = np.vdot(x, y) if _is_numpys(x, y) else matmul(x, y, **how)
+    return product
 
 
+@overload
+def vecdot(  # type: ignore[overload-overlap]
+    x1: NpuArray, x2: Operand, /, out: None = None, *, axis: SupportsIndex = -1, **how: Unpack[How]
+) -> NpuArray: ...
+@overload
+def vecdot(  # type: ignore[overload-overlap]
+    x1: Operand, x2: NpuArray, /, out: None = None, *, axis: SupportsIndex = -1, **how: Unpack[How]
+) -> NpuArray: ...
+@overload
+def vecdot(
+    x1: Operand, x2: Operand, /, out: None = None, *, axis: SupportsIndex = -1, **how: Unpack[How]
+) -> NDArray[Any]: ...
+@overload
+def vecdot(
+    x1: Operand, x2: Operand, /, out: Place | tuple[Place], *, axis: SupportsIndex = -1, **how: Unpack[How]
+) -> Place: ...
 @as_numpy
 @giving_npu_arrays
 def vecdot(
-    x1: ArrayLike,
-    x2: ArrayLike,
+    x1: Operand,
+    x2: Operand,
     /,
-    out: Out = None,
+    out: Into = None,
     *,
-    axis: int = -1,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    axis: SupportsIndex = -1,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Sum of products over one axis, the others broadcast; see `numpy.vecdot`.
@@ -189,16 +219,24 @@ def vecdot(
     return _broadcast_into(product, out, 0, "vecdot")
 
 
+@overload
+def matvec(x1: NpuArray, x2: Operand, /, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def matvec(x1: Operand, x2: NpuArray, /, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def matvec(x1: Operand, x2: Operand, /, out: None = None, **how: Unpack[How]) -> NDArray[Any]: ...
+@overload
+def matvec(x1: Operand, x2: Operand, /, out: Place | tuple[Place], **how: Unpack[How]) -> Place: ...
 @as_numpy
 @giving_npu_arrays
 def matvec(
-    x1: ArrayLike,
-    x2: ArrayLike,
+    x1: Operand,
+    x2: Operand,
     /,
-    out: Out = None,
+    out: Into = None,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Products of matrices with vectors; see `numpy.matvec`.
@@ -235,16 +273,24 @@ def matvec(
     return _broadcast_into(product, out, 1, "matvec")
 
 
+@overload
+def vecmat(x1: NpuArray, x2: Operand, /, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def vecmat(x1: Operand, x2: NpuArray, /, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def vecmat(x1: Operand, x2: Operand, /, out: None = None, **how: Unpack[How]) -> NDArray[Any]: ...
+@overload
+def vecmat(x1: Operand, x2: Operand, /, out: Place | tuple[Place], **how: Unpack[How]) -> Place: ...
 @as_numpy
 @giving_npu_arrays
 def vecmat(
-    x1: ArrayLike,
-    x2: ArrayLike,
+    x1: Operand,
+    x2: Operand,
     /,
-    out: Out = None,
+    out: Into = None,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Products of vectors with matrices; see `numpy.vecmat`.
@@ -283,15 +329,21 @@ def vecmat(
     return _broadcast_into(product, out, 1, "vecmat")
 
 
+@overload
+def inner(a: NpuArray, b: Operand, /, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def inner(a: Operand, b: NpuArray, /, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def inner(a: Operand, b: Operand, /, **how: Unpack[How]) -> NDArray[Any]: ...
 @as_numpy
 @taking_npu_arrays
 def inner(
-    a: ArrayLike,
-    b: ArrayLike,
+    a: Operand,
+    b: Operand,
     /,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Sum of products over the last axes of both; see `numpy.inner`.
@@ -328,15 +380,23 @@ def inner(
     return tensordot(x, y, axes=(-1, -1), **how)[()]
 
 
+@overload
+def outer(a: NpuArray, b: Operand, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def outer(a: Operand, b: NpuArray, out: None = None, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def outer(a: Operand, b: Operand, out: None = None, **how: Unpack[How]) -> NDArray[Any]: ...
+@overload
+def outer(a: Operand, b: Operand, out: Place, **how: Unpack[How]) -> Place: ...
 @as_numpy
 @giving_npu_arrays
 def outer(
-    a: ArrayLike,
-    b: ArrayLike,
-    out: NDArray[Any] | None = None,
+    a: Operand,
+    b: Operand,
+    out: NDArray[Any] | NpuArray | None = None,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Products of each element of `a` with each of `b`, both read as vectors; see `numpy.outer`.
@@ -368,20 +428,26 @@ def outer(
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = operand(a, "a", "outer"), operand(b, "b", "outer")
     if _is_numpys(x, y):
-        return np.outer(x, y, out)
+        return np.outer(x, y, host(out))
     product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how)
     return _into(product, out, "outer")
 
 
+@overload
+def tensordot(a: NpuArray, b: Operand, axes: Axes = 2, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def tensordot(a: Operand, b: NpuArray, axes: Axes = 2, **how: Unpack[How]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def tensordot(a: Operand, b: Operand, axes: Axes = 2, **how: Unpack[How]) -> NDArray[Any]: ...
 @as_numpy
 @taking_npu_arrays
 def tensordot(
-    a: ArrayLike,
-    b: ArrayLike,
-    axes: int | Sequence[int | Sequence[int]] = 2,
+    a: Operand,
+    b: Operand,
+    axes: Axes = 2,
     *,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: _Where = None,
 ) -> Any:
     """Sum of products over several axes; see `numpy.tensordot`.
@@ -413,7 +479,7 @@ def tensordot(
     how: dict[str, Any] = {"scheme": scheme, "precision": precision, "device": device}
     x, y = as_array(a, "a", "tensordot"), as_array(b, "b", "tensordot")
     if _is_numpys(x, y):
-        return np.tensordot(host(x), host(y), axes=axes)  # type: ignore[arg-type]
+        return np.tensordot(host(x), host(y), axes=axes)  # type: ignore[call-overload]
     x_given, y_given = _axes_of_both(axes)
     x_axes, y_axes = _normalized(x_given, x.ndim, "a"), _normalized(y_given, y.ndim, "b")
     if len(x_axes) != len(y_axes):
@@ -442,7 +508,7 @@ def _is_numpys(x: NDArray[Any] | NpuArray, y: NDArray[Any] | NpuArray) -> bool:
     return settings().fallback == "numpy" and (npu_kind(x.dtype) is None or npu_kind(x.dtype) != npu_kind(y.dtype))
 
 
-def _broadcast_into(product: Any, out: Out, core: int, function: str) -> Any:
+def _broadcast_into(product: Any, out: Any, core: int, function: str) -> Any:
     """The product in `out`, or as numpy's functions of stacks hand it out."""
     result = np.asarray(product)
     place = checked_out(out, result.shape, result.dtype, core, function)
@@ -456,7 +522,7 @@ def _conjugated(x: NDArray[Any]) -> NDArray[Any]:
     return np.conj(x) if x.dtype.kind in "cO" else x
 
 
-def _with_dimensions(x: ArrayLike, at_least: int, function: str) -> NDArray[Any]:
+def _with_dimensions(x: Operand, at_least: int, function: str) -> NDArray[Any]:
     array: NDArray[Any] = as_array(x, "an operand", function)
     if array.ndim < at_least:
         raise ValueError(f"{function}: an operand has {array.ndim} dimensions, at least {at_least} are needed")
@@ -488,7 +554,7 @@ def _normalized(axes: list[int], ndim: int, name: str) -> list[int]:
     return result
 
 
-def _into(product: Any, out: NDArray[Any] | None, function: str) -> Any:
+def _into(product: Any, out: Any, function: str) -> Any:
     """The product, or `out` with the product in it; numpy's dot wants the exact shape, its outer can broadcast."""
     if out is None:
         return product

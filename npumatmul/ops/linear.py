@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.epilogue import Activation, Epilogue
+from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.matmul import matmul
 from npumatmul.ops.packed.weight import PackedWeight
+from npumatmul.ops.typed import How, Operand, Unpack
+from npumatmul.quant.names import Precision, SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["linear"]
 
 
+@overload
+def linear(  # type: ignore[overload-overlap]
+    x: NpuArray, w: Operand, bias: ArrayLike | None = None, activation: Activation | None = None, *,
+    transposed: bool | None = None, dtype: DTypeLike | None = None, **how: Unpack[How],
+) -> NpuArray: ...  # fmt: skip
+@overload
+def linear(
+    x: ArrayLike, w: Operand, bias: ArrayLike | None = None, activation: Activation | None = None, *,
+    transposed: bool | None = None, dtype: DTypeLike | None = None, **how: Unpack[How],
+) -> NDArray[Any]: ...  # fmt: skip
 def linear(
     x: ArrayLike,
-    w: ArrayLike | PackedWeight,
+    w: Operand,
     bias: ArrayLike | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     *,
     transposed: bool | None = None,
     dtype: DTypeLike | None = None,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     device: Device | str | None = None,
 ) -> Any:
     """Linear layer in one pass: ``activation(x @ w + bias)``, or ``activation(x @ w.T + bias)`` with `transposed`.
@@ -103,5 +116,5 @@ def _as_inputs_by_outputs(x: Any, w: Any, transposed: bool | None) -> Any:
 
 
 @lru_cache(maxsize=32)
-def _applying(activation: str) -> Epilogue:
+def _applying(activation: Activation) -> Epilogue:
     return Epilogue(activation=activation)

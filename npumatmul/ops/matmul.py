@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
@@ -36,10 +36,11 @@ from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
 from npumatmul.ops.product import Product, remember
-from npumatmul.ops.results import Out
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import Shapes, npu_kind
+from npumatmul.ops.typed import HowMatmul, Into, Operand, Place, Unpack
 from npumatmul.ops.weights import check_device
+from npumatmul.quant.names import Precision, SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["matmul", "matmul_async"]
@@ -49,15 +50,23 @@ _ONCE = MatmulOptions(level=logging.DEBUG)
 _is_logged = _ONCE.logger.isEnabledFor
 
 
+@overload
+def matmul(a: NpuArray, b: Operand, /, out: None = None, **how: Unpack[HowMatmul]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def matmul(a: Operand, b: NpuArray, /, out: None = None, **how: Unpack[HowMatmul]) -> NpuArray: ...  # type: ignore[overload-overlap]
+@overload
+def matmul(a: Operand, b: Operand, /, out: None = None, **how: Unpack[HowMatmul]) -> NDArray[Any]: ...
+@overload
+def matmul(a: Operand, b: Operand, /, out: Place | tuple[Place], **how: Unpack[HowMatmul]) -> Place: ...
 def matmul(
-    a: ArrayLike | PackedWeight,
-    b: ArrayLike | PackedWeight,
+    a: Operand,
+    b: Operand,
     /,
-    out: Out = None,
+    out: Into = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,
     device: Device | str | None = None,
@@ -138,7 +147,8 @@ def matmul(
     >>> npu.matmul(np.ones((5, 1, 2, 3), np.float16), np.ones((4, 3, 7), np.float16)).shape
     (5, 4, 2, 7)
     """
-    asked, place = None, out
+    asked: Any = None
+    place: Any = out
     if type(out) is tuple and len(out) == 1:
         place = out[0]
     usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
@@ -187,19 +197,31 @@ def matmul(
     return result
 
 
+@overload
+def matmul_async(a: NpuArray, b: Operand, /, out: None = None, **how: Unpack[HowMatmul]) -> MatmulFuture[NpuArray]: ...  # type: ignore[overload-overlap]
+@overload
+def matmul_async(a: Operand, b: NpuArray, /, out: None = None, **how: Unpack[HowMatmul]) -> MatmulFuture[NpuArray]: ...  # type: ignore[overload-overlap]
+@overload
 def matmul_async(
-    a: ArrayLike,
-    b: ArrayLike | PackedWeight,
+    a: Operand, b: Operand, /, out: None = None, **how: Unpack[HowMatmul]
+) -> MatmulFuture[NDArray[Any]]: ...
+@overload
+def matmul_async(
+    a: Operand, b: Operand, /, out: Place | tuple[Place], **how: Unpack[HowMatmul]
+) -> MatmulFuture[Place]: ...
+def matmul_async(
+    a: Operand,
+    b: Operand,
     /,
-    out: Out = None,
+    out: Into = None,
     *,
     dtype: DTypeLike | None = None,
-    scheme: Scheme | str | None = None,
-    precision: str | None = None,
+    scheme: Scheme | SchemeName | None = None,
+    precision: Precision | None = None,
     epilogue: Epilogue | None = None,
     bias: ArrayLike | None = None,
     device: Device | str | None = None,
-) -> MatmulFuture:
+) -> MatmulFuture[Any]:
     """Compute `matmul` in the background, by the device's worker thread.
 
     Parameters

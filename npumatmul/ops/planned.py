@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -17,25 +17,27 @@ from npumatmul.errors import BusyError, ClosedError
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.array.products import device_of, host
-from npumatmul.ops.background import MatmulFuture, submit
+from npumatmul.ops.background import MatmulFuture, Result, submit
 from npumatmul.ops.execution import Execution
 from npumatmul.ops.finish import Finish
 from npumatmul.ops.foreign import check_values
 from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.product import Product
-from npumatmul.ops.results import Out, fits
+from npumatmul.ops.results import fits
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
+from npumatmul.ops.typed import HowMatmul, Into, Operand, Place, Unpack
 from npumatmul.ops.weights import Weights, check_device, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
+from npumatmul.quant.names import Precision, SchemeName
 from npumatmul.quant.schemes import Scheme
 from npumatmul.running.autotune import Tuning, autotune
 
 __all__ = ["Matmul"]
 
 
-class Matmul:
+class Matmul(Generic[Result]):
     """A product of matrices on the NPU that is planned once and executed many times.
 
     The right operand is packed and uploaded by `plan`, or by the first `execute`, and stays on the NPU until
@@ -92,15 +94,30 @@ class Matmul:
     (1, np.float32(1.0), np.float32(3.0))
     """
 
+    @overload
+    def __init__(
+        self: Matmul[NpuArray], a: NpuArray, b: Operand, /, *, options: MatmulOptions | Mapping[str, Any] | None = None,
+        **how: Unpack[HowMatmul],
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: Matmul[NpuArray], a: Operand, b: NpuArray, /, *, options: MatmulOptions | Mapping[str, Any] | None = None,
+        **how: Unpack[HowMatmul],
+    ) -> None: ...  # fmt: skip
+    @overload
+    def __init__(
+        self: Matmul[NDArray[Any]], a: Operand, b: Operand, /, *,
+        options: MatmulOptions | Mapping[str, Any] | None = None, **how: Unpack[HowMatmul],
+    ) -> None: ...  # fmt: skip
     def __init__(
         self,
-        a: ArrayLike | PackedWeight,
-        b: ArrayLike | PackedWeight,
+        a: Operand,
+        b: Operand,
         /,
         *,
         dtype: DTypeLike | None = None,
-        scheme: Scheme | str | None = None,
-        precision: str | None = None,
+        scheme: Scheme | SchemeName | None = None,
+        precision: Precision | None = None,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
         options: MatmulOptions | Mapping[str, Any] | None = None,
@@ -142,7 +159,7 @@ class Matmul:
             f"Matmul({operands}, scheme={self.scheme.name!r}, dtype={self.dtype}, device={self.device.name!r}{state})"
         )
 
-    def __enter__(self) -> Matmul:
+    def __enter__(self) -> Matmul[Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,7 +276,11 @@ class Matmul:
 
     # ---- executing -------------------------------------------------------------------------------------------------
 
-    def execute(self, out: Out = None) -> Any:
+    @overload
+    def execute(self, out: None = None) -> Result: ...
+    @overload
+    def execute(self, out: Place | tuple[Place]) -> Place: ...
+    def execute(self, out: Into = None) -> Any:
         """Compute the product.
 
         Parameters
@@ -306,7 +327,7 @@ class Matmul:
             if weights.given is None:
                 weights.let_go()
 
-    def _logged(self, operands: Execution, out: Out, *, cache: bool = True) -> Any:
+    def _logged(self, operands: Execution, out: Any, *, cache: bool = True) -> Any:
         """Multiply, and log it."""
         start = time.perf_counter()
         result = operands.multiply(out, cache=cache)
@@ -318,7 +339,11 @@ class Matmul:
         )  # fmt: skip
         return result
 
-    def submit(self, out: Out = None) -> MatmulFuture:
+    @overload
+    def submit(self, out: None = None) -> MatmulFuture[Result]: ...
+    @overload
+    def submit(self, out: Place | tuple[Place]) -> MatmulFuture[Place]: ...
+    def submit(self, out: Into = None) -> MatmulFuture[Any]:
         """Compute the product in the background, by the device's worker thread.
 
         Parameters
@@ -371,8 +396,8 @@ class Matmul:
 
     def reset_operands(
         self,
-        a: ArrayLike | PackedWeight | None = None,
-        b: ArrayLike | PackedWeight | None = None,
+        a: Operand | None = None,
+        b: Operand | None = None,
         *,
         epilogue: Epilogue | None = None,
         bias: ArrayLike | None = None,
@@ -457,7 +482,7 @@ class Matmul:
         operands = self._operands
         return None if operands is None else operands.product
 
-    def once(self, out: Out = None) -> Any:
+    def once(self, out: Any = None) -> Any:
         """Execute and close; of a stack, one matrix at a time is in NPU memory."""
         operands = self._usable()
         try:

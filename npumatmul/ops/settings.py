@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from types import EllipsisType
 from typing import Any, Literal
 
 from npumatmul.device.scope import Scope
@@ -46,15 +45,17 @@ def settings() -> Settings:
 
 
 def config(
-    *, fallback: Literal["numpy"] | EllipsisType | None = ..., tuned: bool | EllipsisType = ...
+    *,
+    fallback: Literal["numpy", "unchanged"] | None = "unchanged",
+    tuned: bool | Literal["unchanged"] = "unchanged",
 ) -> Scope[Settings]:
     """Change settings within a ``with`` block, for this thread or task.
 
     Parameters
     ----------
-    fallback : {"numpy", None}, optional
-        See `Settings`. ``...``, as for the others: what holds around the block.
-    tuned : bool, optional
+    fallback : {"numpy", None, "unchanged"}
+        See `Settings`. ``"unchanged"``, as for the others: what holds around the block.
+    tuned : bool or "unchanged"
         See `Settings`.
 
     Returns
@@ -77,12 +78,12 @@ def config(
     ...     npu.matmul(np.array([[2.0]]), np.array([[3.0]]))  # float64: numpy computes it
     array([[6.]])
     """
-    if fallback not in (None, "numpy", ...):
+    if fallback not in (None, "numpy", "unchanged"):
         raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
-    if not isinstance(tuned, (bool, EllipsisType)):
+    if tuned not in ("unchanged", True, False):
         raise TypeError(f"config: tuned is {tuned!r}; it can be True or False")
     changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned}
-    changes = {name: value for name, value in changes.items() if value is not ...}
+    changes = {name: value for name, value in changes.items() if value != "unchanged"}
     return Scope(lambda: _changed(changes), "npumatmul.config")
 
 

@@ -210,13 +210,11 @@ class DeferredResult:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
         assert self.slot is not None
         return self.slot.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the finished elements."""
         assert self.slot is not None
         return self.slot.dtype
 

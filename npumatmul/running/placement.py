@@ -45,7 +45,6 @@ class Placement:
 
     @classmethod
     def of(cls, device: Device) -> Placement:
-        """The placement of a device."""
         return device.attached(cls, cls)
 
     def executor(self, lease: Lease) -> Executor:

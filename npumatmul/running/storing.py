@@ -56,7 +56,6 @@ class TileRow:
     row_zero: NDArray[np.int32] | None = None
 
     def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
-        """Pack a tile."""
         kernels.pack(
             of.tiling(),
             layout.in_nibble_order(self.conversion, block.arena.session.runtime.int4_low_nibble_first),
@@ -84,7 +83,6 @@ class PackedRow:
     tile: Callable[[int, int], NDArray[np.uint8]]
 
     def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
-        """Copy a tile."""
         block.fill(self.tile(index, block.size))
 
 
@@ -132,7 +130,6 @@ def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequen
 
 
 def _layouts(k: Span, plan: WeightPlan, device: Device) -> list[TileLayout]:
-    """Of the tiles of a row."""
     padded = [(k.padded, n.padded) for n in plan.n_spans]
     return [
         layout.b_native_of(k.length, n.length, plan.mm_type, device.chip, extents)

@@ -27,6 +27,7 @@ VERSIONS = (2, 3)
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_ARRAY_DEPTH = 4
 MAX_ARRAY_ITEMS = 1 << 22  # of all arrays: the largest vocabularies have some 2**18 tokens and 2**19 merges
+MAX_NESTED_ARRAYS = 64  # in one array; no model in use has any
 MAX_VALUES = 1 << 16
 MAX_TENSORS = 1 << 17
 MAX_STRING_BYTES = 1 << 24
@@ -274,7 +275,8 @@ def _array(cursor: _Cursor, key: str, depth: int) -> list[Any]:
     kind = _value_type(cursor.u32(what), key)
     dtype = _SCALARS.get(kind)
     smallest = dtype.itemsize if dtype is not None else (8 if kind == GGUFValueType.STRING else 12)
-    count = cursor.count(f"the length of {what}", smallest, MAX_ARRAY_ITEMS)
+    most = MAX_NESTED_ARRAYS if kind == GGUFValueType.ARRAY else MAX_ARRAY_ITEMS
+    count = cursor.count(f"the length of {what}", smallest, most)
     cursor.items -= count
     if cursor.items < 0:
         raise HeaderError(f"{what} makes it more than {MAX_ARRAY_ITEMS} items in all arrays; no more are accepted")

@@ -398,9 +398,10 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             return self
         return asarray(self.numpy(writable=False), dtype, copy=True, device=self.device)
 
-    def dot(self, b: Any, out: Any = None) -> Any:
+    def dot(self, b: Any, out: Any = None) -> NpuArray:
         """The product as of `npumatmul.dot`, on the NPU."""
-        return operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
+        product: NpuArray = operators.call_function(np.dot, (self, b), {} if out is None else {"out": out})
+        return product
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
@@ -412,9 +413,11 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
         """Products run on the NPU, other ufuncs on the CPU."""
         return operators.call_ufunc(ufunc, method, inputs, options)
 
-    def __matmul__(self, other: Any) -> Any:
+    def __matmul__(self, other: Any) -> NpuArray:
         """The product; with a packed weight without a way through numpy."""
-        return operators.matmul(self, other) if type(other) is operators.weight else super().__matmul__(other)
+        weighs = type(other) is operators.weight
+        product: NpuArray = operators.matmul(self, other) if weighs else super().__matmul__(other)
+        return product
 
     def __array_function__(
         self, function: Callable[..., Any], types: object, args: tuple[Any, ...], options: dict[str, Any]
@@ -551,7 +554,7 @@ def asarray(
     else:
         target = current_device(device)
         check_unmasked(a, "the array", "asarray")
-        exchanged = hasattr(a, "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
+        exchanged = hasattr(type(a), "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
         values = dlpack.take(a) if exchanged else np.asarray(a)
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:

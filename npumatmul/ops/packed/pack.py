@@ -18,6 +18,7 @@ from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import operand
 from npumatmul.planning.choices import consulting
+from npumatmul.quant.names import SchemeName
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def pack(
     w: ArrayLike | QuantizedWeight,
-    scheme: Scheme | str | None = None,
+    scheme: Scheme | SchemeName | None = None,
     *,
     transposed: bool = False,
     device: Device | str | None = None,

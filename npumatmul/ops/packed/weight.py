@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from npumatmul.quant.params import InputTransform, QuantParams
 from npumatmul.quant.routes import Route
 from npumatmul.quant.transforms import kernel_of
 from npumatmul.running.stored import StoredWeight
+
+if TYPE_CHECKING:
+    from npumatmul.ops.array.array import NpuArray
 
 __all__ = ["PackedWeight"]
 
@@ -206,10 +209,18 @@ class PackedWeight:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a PackedWeight is immutable: {name!r} cannot be deleted")
 
+    @overload
+    def __rmatmul__(self, a: NpuArray) -> NpuArray: ...  # type: ignore[overload-overlap]
+    @overload
+    def __rmatmul__(self, a: ArrayLike) -> NDArray[Any]: ...
     def __rmatmul__(self, a: ArrayLike) -> Any:
         """``a @ packed``."""
         return operators.matmul(a, self)
 
+    @overload
+    def __matmul__(self, b: NpuArray) -> NpuArray: ...  # type: ignore[overload-overlap]
+    @overload
+    def __matmul__(self, b: ArrayLike | PackedWeight) -> NDArray[Any]: ...
     def __matmul__(self, b: ArrayLike | PackedWeight) -> Any:
         """``packed @ b``: `unpack` as left operand, of shape (K, N) with `b` of (..., N, P).
 
@@ -232,12 +243,14 @@ class PackedWeight:
         """Products run on the NPU, `numpy.shape`, `ndim` and `size` answer; other functions are refused."""
         return operators.call_function(function, args, options)
 
-    def __array__(self, dtype: object = None, copy: object = None) -> NDArray[Any]:
-        """Nobody reads weights back from NPU memory by accident."""
-        raise TypeError(
-            f"{self!r} is in NPU memory and becomes no ndarray by itself: p.unpack() reads its values back; for a "
-            "product write npumatmul.matmul(x, p) with x an ndarray, such as df.to_numpy() of a DataFrame"
-        )
+    if not TYPE_CHECKING:  # or else checkers take it for something that becomes an ndarray
+
+        def __array__(self, dtype: object = None, copy: object = None) -> NDArray[Any]:
+            """Nobody reads weights back from NPU memory by accident."""
+            raise TypeError(
+                f"{self!r} is in NPU memory and becomes no ndarray by itself: p.unpack() reads its values back; for a "
+                "product write npumatmul.matmul(x, p) with x an ndarray, such as df.to_numpy() of a DataFrame"
+            )
 
 
 def _fused(route: Route, transform: InputTransform | None) -> Mapping[np.dtype[Any], Activation]:

@@ -66,6 +66,7 @@ def save_packed(weights: PackedWeight | Mapping[str, PackedWeight], path: str | 
     Examples
     --------
     >>> import tempfile, pathlib
+    >>> import numpy as np
     >>> import npumatmul as npu
     >>> folder = tempfile.TemporaryDirectory()
     >>> path = pathlib.Path(folder.name) / "weights.safetensors"

@@ -1,0 +1,55 @@
+"""Which tests take more than about a second of a processor: `make test-fast` leaves them out.
+
+``make test ARGS=--durations=25`` shows what is missing here.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+#: Files, and functions in files.
+LONG = frozenset(
+    {
+        "tests/conformance/test_golden_attr.py",
+        "tests/llm/test_llm_analysis.py",
+        "tests/llm/test_llm_commands.py",
+        "tests/llm/test_llm_demo_model.py",
+        "tests/llm/test_llm_evaluation.py",
+        "tests/llm/test_llm_gguf_file.py::test_whole_header_equals_gguf_reader",
+        "tests/llm/test_llm_npu.py",
+        "tests/llm/test_llm_real_model.py",
+        "tests/llm/test_llm_sensitivity.py",
+        "tests/test_autotune.py::test_processes_lose_nothing_of_each_other",
+        "tests/test_bench.py::test_command",
+        "tests/test_bench_demo.py::test_command",
+        "tests/test_boardlock.py",
+        "tests/test_budget.py::test_the_limit_of_descriptors_is_raised_when_it_is_needed",
+        "tests/test_chains.py::test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind",
+        "tests/test_chains.py::test_many_products_leave_nothing_behind",
+        "tests/test_cli.py",
+        "tests/test_domains.py",
+        "tests/test_examples.py",
+        "tests/test_failures_threads.py",
+        "tests/test_leaks.py",
+        "tests/test_linking.py",
+        "tests/test_matmul.py::test_nothing_grows_with_use",
+        "tests/test_native.py",
+        "tests/test_native_rows.py::test_products_run_where_more_rows_end_the_process",
+        "tests/test_newer_runtime.py::test_info_of_known_runtimes_does_not",
+        "tests/test_newer_runtime.py::test_info_says_once_what_it_is_used_as",
+        "tests/test_probe.py",
+        "tests/test_threads.py",
+    }
+)
+#: What is slow to set up: 98 MB to read, and the programs that it is compared with.
+DEMO_MODEL = frozenset({"demo", "demo_path", "reference_model", "reference_tokenizer"})
+
+
+def is_long(item: pytest.Item) -> bool:
+    """Whether a test is left out."""
+    file, _, rest = item.nodeid.partition("::")
+    if not LONG.isdisjoint({file, f"{file}::{rest.partition('[')[0]}"}):
+        return True
+    if isinstance(item, pytest.DoctestItem):
+        return "fetch_demo_model()" in (item.dtest.docstring or "") if item.dtest is not None else False
+    return not DEMO_MODEL.isdisjoint(getattr(item, "fixturenames", ()))
