@@ -139,11 +139,14 @@ def main() -> None:
     reference = load_model(path, pack=numpy_pack).model
     loaded = {name: model.load().model for name, model in models.items()}
 
+    written: list[Mapping[str, Evaluation]] = []
+
     def report(done: int, total: int, so_far: Mapping[str, Evaluation]) -> None:
-        progress(done, total, "windows")
-        if options.json:
+        progress(done, total, "tokens")
+        if options.json and so_far and not any(so_far is each for each in written):  # another window is done
+            written[:] = [so_far]
             interim = {name: each.as_dict() for name, each in so_far.items()}
-            Path(options.json).write_text(json.dumps({"windows": done, "of": total, "so far": interim}, indent=1))
+            Path(options.json).write_text(json.dumps({"tokens": done, "of": total, "so far": interim}, indent=1))
 
     found = evaluate_models(loaded, reference, pieces, report)
     print(HEADER)
