@@ -42,7 +42,7 @@ from npumatmul.llm.quantize import (
     own_text,
     quantize_model,
 )
-from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
+from npumatmul.llm.quantize.quantized_model import Source, layer_of_recipe
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.quant.params import QuantizedWeight
 
@@ -219,7 +219,7 @@ class Workshop:
             layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
         else:
             layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
-        return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
+        return QuantizedModel(self.path, self.file, recipe, Source.of(self.file), layers)
 
     def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
         """One layer, made if it is not there yet."""
