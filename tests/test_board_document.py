@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import sys
+from importlib.metadata import metadata
 from pathlib import Path
 
 from compiling import ROOT
@@ -91,3 +92,8 @@ def test_modelled_speeds_are_those_of_the_model() -> None:
         assert len(shown[line.partition(" | ")[0]]) == len(wanted)
         for seen, now in zip(shown[line.partition(" | ")[0]], wanted, strict=True):
             assert abs(float(seen) / float(now) - 1) < 0.25, line
+
+
+def test_every_extra_is_listed() -> None:
+    listed = {name.strip("`") for name, _ in rows("4. Installing")} - {"(none)"}
+    assert listed == set(metadata("npumatmul").get_all("Provides-Extra") or ()) - {"dev"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ import npumatmul as npu
 FUNCTIONS = ("matmul", "dot", "vdot", "inner", "outer", "vecdot", "matvec", "vecmat", "tensordot", "einsum")
 FUNCTIONS = tuple(name for name in FUNCTIONS if hasattr(np, name))
 SQUARE = np.arange(9, dtype=np.float32).reshape(3, 3)
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[npu.Device]:
+    """One for all: how a chip multiplies changes nothing here."""
+    with npu.Device("sim:rk3588") as opened:
+        yield opened
 
 
 class Units(np.ndarray):
@@ -328,6 +336,29 @@ def test_classes_that_decide_beside_what_is_ours(device: npu.Device) -> None:
         npu.linear(length, SQUARE, SQUARE[0])
 
 
+class Measured:
+    """Hands attributes of its values on, as pint does, and says that units are lost where it becomes an array."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__array"):
+            raise AttributeError(name)
+        return getattr(self._values, name)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise TypeError("the unit would be lost")
+
+
+def test_objects_are_not_read_past_what_they_say(device: npu.Device) -> None:
+    measured = Measured(SQUARE)
+    for call in (npu.asarray, npu.pack, lambda x, device: npu.matmul(x, SQUARE, device=device),
+                 lambda x, device: npu.matmul(SQUARE, SQUARE, bias=x, device=device)):  # fmt: skip
+        with pytest.raises(TypeError, match="the unit would be lost"):
+            call(measured, device=device)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
 def test_tensors_of_pytorch(device: npu.Device, dtype: torch.dtype) -> None:
     tensor = torch.arange(9).reshape(3, 3).to(dtype)
@@ -355,6 +386,8 @@ def test_packed_weights_in_numpys_functions(device: npu.Device) -> None:
             (x @ packed, x @ w),
             (np.dot(x, packed), x @ w),
             (np.dot(x[0], packed), x[0] @ w),
+            (np.dot(np.float32(2), packed), 2 * w),
+            (np.dot(packed, np.float32(2)), 2 * w),
             (np.inner(w.T, packed.T), w.T @ w),
             (np.tensordot(x, packed, 1), x @ w),
             (np.tensordot(packed, x, axes=(0, 1)), np.tensordot(w, x, axes=(0, 1))),
@@ -421,3 +454,9 @@ def test_axes_are_any_integers(device: npu.Device, integer: Any) -> None:
     np.testing.assert_array_equal(
         npu.einsum(a, labels[0], b, labels[1], labels[2], device=device), np.einsum("ijk,jk->i", a, b)
     )
+
+
+def test_options_are_any_integers() -> None:
+    options = npu.MatmulOptions(cores=np.int64(2), rows=[np.int8(4)], buckets=np.array([1, 64]))  # type: ignore[arg-type]
+    assert options == npu.MatmulOptions(cores=2, rows=(4,), buckets=(1, 64))
+    assert all(type(each) is int for each in (options.cores, *options.rows, *options.buckets))  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -422,6 +423,7 @@ def test_a_context_that_reports_something_else_is_refused(device: npu.Device, mo
         io_attr.B.size += 1
         return ctx, io_attr
 
+    gc.collect()  # contexts that earlier tests dropped must not go in between
     contexts = device.stats().contexts
     monkeypatch.setattr(device.runtime, "matmul_create", lying)
     with pytest.raises(LayoutMismatchError, match="B has dims"):

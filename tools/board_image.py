@@ -83,15 +83,13 @@ def enable_emulation() -> None:
         call(*ROOT, "update-binfmts", "--enable", "qemu-aarch64")
 
 
-def mirror() -> str:
+def mirror(apt: Path = Path("/etc/apt")) -> str:
     """The mirror of Debian that apt uses here."""
-    apt = Path("/etc/apt")
-    places = (
+    files = [
         *apt.glob("sources.list"),
-        *sorted(apt.glob("sources.list.d/*.list")),
-        *sorted(apt.glob("sources.list.d/*.sources")),
-    )
-    text = "\n".join(place.read_text() for place in places)
+        *(file for kind in ("list", "sources") for file in apt.glob(f"sources.list.d/*.{kind}")),
+    ]
+    text = "\n".join(file.read_text() for file in sorted(files))
     found = re.findall(r"^(?:URIs:|deb\s+(?:\[[^]]*\])?)\s*(\S+/debian)/?(?:\s|$)", text, re.MULTILINE)
     if not found:
         sys.exit("apt's sources name no mirror of Debian here; give one with --mirror")

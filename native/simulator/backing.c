@@ -78,8 +78,9 @@ static bool map_pages(sim_backing *backing, sim_backing_kind kind) {
     sim_file_identify(backing->fd, &backing->file);
     if (!sim_file_resize(backing->fd, backing->bytes) ||
         fcntl(backing->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+      int error = errno;
       close_fd(backing);
-      errno = ENOMEM;
+      errno = error == EFBIG ? EFBIG : ENOMEM;
       return false;
     }
   }

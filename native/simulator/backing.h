@@ -38,7 +38,8 @@ typedef enum {
   BACKING_STRICT  /* that, in two copies */
 } sim_backing_kind;
 
-/* Zeroed memory with one holder. NULL with errno set: ENOMEM (budget of the domain, or the machine's) or EMFILE. */
+/* Zeroed memory with one holder. NULL with errno set: ENOMEM (budget of the domain, or the machine's), EMFILE, or EFBIG
+ * (memory is a file here, and the process may not have such large ones). */
 sim_backing *sim_backing_allocate(int chip, int domain, uint64_t budget, uint64_t size, sim_backing_kind kind);
 
 /* The backing of own memory that a descriptor refers to, with one more holder; NULL when it is none. */

@@ -16,6 +16,7 @@ static int64_t size_by_seeking(int fd) {
   return (int64_t)end;
 }
 
+/* False with errno set: ENOMEM where the process has no room for a mapping, which says nothing of fd. */
 static bool can_be_mapped(int fd, int protection) {
   size_t page = (size_t)sysconf(_SC_PAGESIZE);
   void *pages = mmap(NULL, page, protection, MAP_SHARED, fd, 0);
@@ -39,7 +40,7 @@ bool sim_foreign_examine(int fd, sim_foreign *foreign) {
     return false;
   }
   if (!can_be_mapped(fd, PROT_READ)) {
-    errno = EINVAL;
+    if (errno != ENOMEM) errno = EINVAL;
     return false;
   }
   int seals = is_file ? fcntl(fd, F_GET_SEALS) : 0;
@@ -47,6 +48,7 @@ bool sim_foreign_examine(int fd, sim_foreign *foreign) {
   foreign->size = (uint64_t)size;
   foreign->may_shrink = is_file && !(seals & F_SEAL_SHRINK);
   foreign->writable = can_be_mapped(fd, PROT_READ | PROT_WRITE);
+  if (!foreign->writable && errno == ENOMEM) return false;
   /* pwrite appends to what is open for appending, and a file of huge pages cannot be written at all. */
   if (foreign->may_shrink && (access & O_APPEND || pwrite(fd, "", 0, 0) != 0)) foreign->writable = false;
   return true;

@@ -15,7 +15,8 @@ typedef struct {
   bool may_shrink; /* a file: its pages must not be touched, only read and written by system calls */
 } sim_foreign;
 
-/* False with errno set: EBADF (no such descriptor, or not readable), EINVAL (cannot be mapped, or has no size). */
+/* False with errno set: EBADF (no such descriptor, or not readable), EINVAL (cannot be mapped, or has no size),
+ * ENOMEM. */
 bool sim_foreign_examine(int fd, sim_foreign *foreign);
 
 /* Of what may shrink. False with errno set: ENODATA when the part is not there. */

@@ -55,6 +55,11 @@ static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, bool cacheable
     return NULL;
   }
   if (!backing) {
+    if (errno == EFBIG) {
+      sim_log_error("%s, simulator: memory is a file here, and %llu bytes are more than a file may have: raise the limit "
+                    "(ulimit -f)",
+                    function, (unsigned long long)size);
+    }
     sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
     return NULL;
   }

@@ -102,6 +102,6 @@ def as_ndarray(x: Any) -> NDArray[Any]:
     try:
         return np.asarray(x)
     except TypeError:
-        if not hasattr(x, "__dlpack__"):
+        if not hasattr(type(x), "__dlpack__"):
             raise
         return take(x)

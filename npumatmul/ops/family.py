@@ -94,6 +94,7 @@ def dot(
     if _is_numpys(x, y):
         return np.dot(x, y) if out is None else np.dot(x, y, out=host(out))
     if x.ndim == 0 or y.ndim == 0:
+        y = host(y)
         product = matmul(x.reshape(-1, 1), y.reshape(1, -1), **how).reshape(x.shape or y.shape)
     elif y.ndim <= 2:
         product = matmul(x, y, **how)

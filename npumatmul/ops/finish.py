@@ -119,7 +119,7 @@ class Finish:
 
 def _float_array(name: str, given: ArrayLike) -> NDArray[Any]:
     array: NDArray[Any]
-    if isinstance(given, np.ndarray) or (hasattr(given, "__dlpack__") and not isinstance(given, np.generic)):
+    if isinstance(given, np.ndarray) or (hasattr(type(given), "__dlpack__") and not isinstance(given, np.generic)):
         array = operand(given, name, "matmul")
     else:
         array = np.asarray(given, np.float32)

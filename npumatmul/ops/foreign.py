@@ -52,7 +52,8 @@ _SUBCLASS_OF_SUMS = frozenset({"dot", "inner"})
 _TAKES_PACKED = frozenset({"matmul", "dot", "tensordot", "einsum", "vecmat"})
 #: What numpy's functions do not have.
 _OURS = ("scheme", "precision", "epilogue", "bias", "device")
-_WRAPS_SCALARS = int(np.__version__.partition(".")[0]) >= 2
+#: Before, plain ndarrays have no say in whose ``__array_wrap__`` is called, and none is told about scalars.
+_NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
 
 
 def overriding(protocol: str, given: Sequence[Any]) -> Any:
@@ -197,7 +198,7 @@ def handed_out(ufunc: Any, result: Any, operands: Sequence[Any], out: Any = None
 
 def _wrapping(operands: Sequence[Any]) -> Any:
     """The operand whose ``__array_wrap__`` makes the result; None where it is an ndarray."""
-    least = 0.0 if any(type(x) is np.ndarray for x in operands) else -np.inf
+    least = 0.0 if _NUMPY_2 and any(type(x) is np.ndarray for x in operands) else -np.inf
     found = [x for x in operands if type(x) not in OWN and not isinstance(x, np.generic)]
     found = [x for x in found if hasattr(x, "__array_wrap__") and _priority(x) >= least]
     return max(found, key=_priority, default=None)
@@ -208,18 +209,14 @@ def _priority(x: Any) -> float:
 
 
 def _wrapped(x: Any, array: NDArray[Any], context: tuple[Any, tuple[Any, ...], int], scalar: bool = False) -> Any:
-    wrap = x.__array_wrap__
-    if not _WRAPS_SCALARS:
-        return wrap(array, context)
-    try:
-        return wrap(array, context, scalar)
-    except TypeError as error:
-        for given in ((array, context), (array,)):  # as older numpy called it, and PyTorch expects still
-            try:
-                return wrap(*given)
-            except TypeError:
-                pass
-        raise error
+    wrap, mistakes = x.__array_wrap__, []
+    calls = ((array, context, scalar), (array, context), (array,))  # the last as older numpy, and PyTorch expects still
+    for given in calls if _NUMPY_2 else calls[1:]:
+        try:
+            return wrap(*given)
+        except TypeError as error:
+            mistakes.append(error)
+    raise mistakes[0]
 
 
 def _of_subclass(result: Any, operands: Sequence[Any]) -> Any:

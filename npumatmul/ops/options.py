@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from npumatmul.chips import Chip
 
 __all__ = ["MatmulOptions"]
@@ -68,15 +71,14 @@ class MatmulOptions:
         if type(self.level) is not int:
             raise TypeError(f"Matmul: option 'level' is a number such as logging.INFO, not {self.level!r}")
         if self.cores is not None:
-            _check_numbers("cores", (self.cores,))
+            object.__setattr__(self, "cores", _numbers("cores", (self.cores,))[0])
         for name in ("rows", "buckets"):
             given = getattr(self, name)
             if given is None:
                 continue
-            if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+            if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or not len(given):
                 raise TypeError(f"Matmul: option {name!r} is a sequence of numbers of rows, not {given!r}")
-            _check_numbers(name, given)
-            object.__setattr__(self, name, tuple(given))
+            object.__setattr__(self, name, _numbers(name, given))
         if self.layout not in _LAYOUTS:
             raise ValueError(f"Matmul: option 'layout' is {self.layout!r}; it can be {', '.join(map(repr, _LAYOUTS))}")
         if self.tuned not in (None, True, False):
@@ -138,9 +140,10 @@ class MatmulOptions:
         return given if self.layout == "auto" else {**given, "ac_native": _LAYOUTS[self.layout]}
 
 
-def _check_numbers(name: str, values: Sequence[Any]) -> None:
+def _numbers(name: str, values: Sequence[Any] | NDArray[Any]) -> tuple[int, ...]:
     for value in values:
-        if type(value) is not int:
+        if type(value) is not int and not isinstance(value, np.integer):
             raise TypeError(f"Matmul: option {name!r} takes int, not {type(value).__name__}")
         if value < 1:
             raise ValueError(f"Matmul: option {name!r} takes numbers of at least 1, not {value}")
+    return tuple(map(int, values))
