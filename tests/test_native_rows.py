@@ -258,8 +258,8 @@ def creates(device: npu.Device) -> int:
 def test_a_context_is_refused_before_the_runtime_is_called(
     monkeypatch: pytest.MonkeyPatch, runtime: str, m: int, k: int, n: int, advice: str
 ) -> None:
-    monkeypatch.setenv("NPUMATMUL_LIBRARY", str(sim.library_path(runtime)))
-    with npu.Device() as device:
+    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", runtime)
+    with npu.Device("sim:rk3588") as device:
         assert str(device.runtime_version) == runtime
         sim.reset_counters(device)
         before = creates(device)

@@ -135,6 +135,8 @@ class Buffer:
         #: Whether it was closed, or its with block left while there were views.
         self.is_left = False
         self._gone = False
+        #: What `rows` was asked for last, and gave.
+        self._rows: tuple[tuple[Any, ...], NDArray[Any]] | None = None
         #: Whether arrays share it, so that `asarray` finds it.
         self.of_arrays = False
         # What contexts compare to know whether they have to bind anew.
@@ -407,10 +409,12 @@ class Buffer:
 
     def rows(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> NDArray[Any]:
         """Rows that stand one behind the other, for a product that keeps the buffer from being closed meanwhile."""
-        memory = self._memory
-        pages = _bytes_type(memory.size).from_address(memory.address)
-        rows: NDArray[Any] = np.ndarray(shape, dtype, pages, offset)  # type: ignore[arg-type]
-        return rows
+        asked, found = (shape, dtype, offset), self._rows
+        if found is None or found[0] != asked:
+            memory = self._memory
+            pages = _bytes_type(memory.size).from_address(memory.address)
+            found = self._rows = asked, np.ndarray(shape, dtype, pages, offset)  # type: ignore[arg-type]
+        return found[1]
 
     # ---- for contexts ----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from npumatmul.ops.protocols import call_function, call_ufunc
 from npumatmul.ops.settings import config, settings
 
 operators.matmul, operators.save_packed = matmul, save_packed
-operators.call_ufunc, operators.call_function = call_ufunc, call_function
+operators.call_ufunc, operators.call_function, operators.weight = call_ufunc, call_function, PackedWeight
 
 __all__ = [
     "Matmul",

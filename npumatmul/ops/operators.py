@@ -16,6 +16,8 @@ class Operators:
 
     Attributes
     ----------
+    weight : type
+        `PackedWeight`.
     matmul : callable
         Of ``@``: takes both operands.
     call_ufunc, call_function : callable
@@ -24,6 +26,7 @@ class Operators:
         Of `PackedWeight.save`: takes weight and path.
     """
 
+    weight: type
     matmul: Callable[..., Any]
     save_packed: Callable[..., None]
     call_ufunc: Callable[..., Any]

@@ -65,7 +65,7 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     float16 operands whose extents fit the NPU's are read in place, and results written in place: in a chain of
     products with ``dtype=np.float16`` nothing is copied (`DeviceStats.conversions` counts what is). Other results stay
     where the NPU left them until they are read; `buffer` is allocated then. A product that they are the left operand
-    of takes them from there, in one pass.
+    of takes them from there, in one pass. Results of a few rows, up to 1 MiB, are stored in memory of the host at once.
 
     Examples
     --------
@@ -248,8 +248,8 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
         if self.device.closed:
             self._check_usable()
         memory = self._memory
-        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
-            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
+        if isinstance(memory, Pending):
+            view = self._seen(memory, writable=writable)
             if view is not None:
                 return view
         pages = self.buffer.pages(writable=writable)
@@ -288,19 +288,25 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
-        shown = {
+        memory = self._memory
+        if isinstance(memory, Pending):
+            view = memory.whole() if self._dense else self._seen(memory, writable=True)
+            if view is not None:
+                return {
+                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": view, "strides": self.strides,
+                }  # fmt: skip
+        return {
             "version": 3,
             "shape": self.shape,
             "typestr": self.dtype.str,
             "strides": self.strides,
+            "data": self.buffer.pages(writable=True),
             "offset": self.offset,
         }
-        memory = self._memory
-        if isinstance(memory, Pending) and isinstance(memory.state, np.ndarray):
-            view = memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=True)
-            if view is not None:
-                return {**shown, "data": view, "offset": 0}
-        return {**shown, "data": self.buffer.pages(writable=True)}
+
+    def _seen(self, memory: Pending, *, writable: bool) -> NDArray[Any] | None:
+        """A view of values in memory of the host; None where they are not there."""
+        return memory.seen(self.shape, self.dtype, self.strides, self.offset, writable=writable)
 
     def __dlpack__(
         self,
@@ -408,10 +414,9 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
         return operators.call_ufunc(ufunc, method, inputs, options)
 
     def __matmul__(self, other: Any) -> NpuArray:
-        """The product; that with a packed weight is the weight's."""
-        if getattr(type(other), "__array_ufunc__", False) is None:
-            return NotImplemented
-        product: NpuArray = np.matmul(self, other)
+        """The product; with a packed weight without a way through numpy."""
+        weighs = type(other) is operators.weight
+        product: NpuArray = operators.matmul(self, other) if weighs else super().__matmul__(other)
         return product
 
     def __array_function__(

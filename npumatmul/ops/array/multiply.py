@@ -12,7 +12,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
-from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.epilogue import ELEMENTS, Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
 from npumatmul.ops.array.memory import dense_strides
 from npumatmul.ops.array.pending import Pending, UnreadResults
@@ -22,11 +22,13 @@ from npumatmul.running.in_place import InPlaceProgram, type_in_place
 if TYPE_CHECKING:
     from npumatmul.ops.product import Product
 
+_new = NpuArray.__new__
+
 __all__ = ["ArrayProduct", "is_stored_at_once"]
 
-#: Results up to so many bytes, which stay in a CPU's second cache, are stored at once in memory of the host: to leave
-#: them in C, and to make memory of the NPU of them when they are read, costs more than a pass over them.
-AT_ONCE = 256 * 1024
+#: Results up to so many bytes are stored at once in memory of the host: while they stay in a CPU's caches a second pass
+#: over them costs less than leaving them in C, and making memory of the NPU of them when they are read.
+AT_ONCE = 1024 * 1024
 
 
 def is_stored_at_once(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
@@ -62,6 +64,11 @@ class ArrayProduct:
         #: By which the weight is multiplied in place, if it can be.
         self._type: MatmulType | None = None if stored is None else type_in_place(stored, a, dtype)
         self._is_stored = self._at_once and self._type is None
+        #: Where operand and result are matrices with nothing to be done to them but by the executor.
+        usual = product.reads_rows and self._shape == (shapes.rows, shapes.n)
+        self._plain_program = product.program if usual else None
+        self._floats = dtype in ELEMENTS
+        self._extent = math.prod(self._shape) * dtype.itemsize
         self._in_place: InPlaceProgram | None = None
         if stored is not None and self._type is not None:
             self._in_place = InPlaceProgram.of(stored, rows[0], self._type)
@@ -84,20 +91,30 @@ class ArrayProduct:
         NpuArray or None
             None, and nothing happened, where the result has to be stored otherwise.
         """
+        rows: NDArray[Any] | DeferredResult
         device, memory = self._device, a._memory
         if a.device is not device or not (a._dense or a.contiguous):
             return None
         state: Any = memory.state if type(memory) is Pending else memory
         if self._is_stored and out is None:  # there are no calls that can be spared
+            buffers: tuple[Buffer, ...] = ()
             if type(state) is np.ndarray and a._dense:
-                values = self._compute(state, None, epilogue, bias)
+                rows = state
             elif type(state) is Buffer and self._reads_rows:
-                values = self._compute(state.rows(a.shape, self._a, a.offset), None, epilogue, bias, buffers=(state,))
+                rows, buffers = state.rows(a.shape, self._a, a.offset), (state,)
             else:
                 return self._at_once_of(a, state, epilogue, bias)
-            return made_of(
-                Pending(device, values, self._room, self._results), device, self._shape, self._dtype, self._strides
-            )
+            program = self._plain_program
+            if program is None or (bias is not None and not self._floats):
+                values = self._compute(rows, None, epilogue, bias, buffers=buffers)
+            else:
+                values = np.empty(self._shape, self._dtype)
+                program.multiply(rows, values, epilogue, bias, fresh=True, buffers=buffers)
+            made = _new(NpuArray)
+            made.device, made.shape, made.dtype, made.strides = device, self._shape, self._dtype, self._strides
+            made._memory = Pending(device, values, self._room, self._results)
+            made.offset, made.extent, made._dense = 0, self._extent, True
+            return made
         if self._type is not None and epilogue is None and bias is None:
             del state  # references count as views
             result = self._multiply_in_place(a, out)
@@ -112,8 +129,7 @@ class ArrayProduct:
             return None
         if epilogue is not None and (epilogue.multiply is not None or epilogue.residual is not None):
             return None  # these matrices may change until the result is read
-        rows: NDArray[Any] | DeferredResult
-        buffers: tuple[Buffer, ...] = ()
+        buffers = ()
         if isinstance(state, DeferredResult):
             if state.slot is None or state.slot.shape != self._rows:
                 return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,23 +58,34 @@ class Pending:
         state = self.state
         return state if isinstance(state, DeferredResult) else None
 
-    def seen(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int, *, writable: bool
-    ) -> NDArray[Any] | None:
-        """A view of the values in memory of the host; None where they are not there (any more)."""
-        session = self.device.session
+    def whole(self) -> NDArray[Any] | None:
+        """A view of all values in memory of the host; None where they are not there (any more)."""
+        session, results = self.device.session, self._results
         if session.inherited:  # a forked child, where the lock may be held for ever
             session.check_usable()
         with session.lock:  # else a buffer is made of them meanwhile
             values = self.state
             if not isinstance(values, np.ndarray):
                 return None
-            self._results.show(values, self)
-            whole = offset == 0 and shape == values.shape and strides == values.strides
-            view: NDArray[Any] = values.view() if whole else np.ndarray(shape, dtype, values, offset, strides)
-        if not writable:
-            view.flags.writeable = False
+            if values.base is None and len(results.shown) < _SHOWN:
+                results.shown[id(values)] = weakref.ref(self)
+            else:
+                results.show(values, self)
+            view: NDArray[Any] = values.view()
         return view
+
+    def seen(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int, *, writable: bool
+    ) -> NDArray[Any] | None:
+        """A view of the values in memory of the host; None where they are not there (any more)."""
+        values = self.whole()
+        if values is None:
+            return None
+        if offset or shape != values.shape or strides != values.strides:
+            values = np.ndarray(shape, dtype, values, offset, strides)
+        if not writable:
+            values.flags.writeable = False
+        return values
 
     @property
     def buffer(self) -> Buffer:
@@ -148,11 +160,9 @@ class Pending:
 
     def viewed(self) -> int:
         """How many views of values in memory of the host are held: numpy's views refer to who owns the memory."""
-        values = self.state
-        if not isinstance(values, np.ndarray):
+        if not isinstance(self.state, np.ndarray):
             return 0
-        held = sys.getrefcount(values) - 3  # the result's reference, this function's, and the question's
-        return held if values.base is None else held + sys.getrefcount(values.base) - 2
+        return _references(self) - (_ALONE if self.state.base is None else _ALONE_RESHAPED)
 
     @property
     def domain(self) -> int | None:
@@ -205,7 +215,7 @@ class UnreadResults:
         self._results: list[weakref.ref[Pending]] = []  # the oldest first; some were read or dropped since
         self._buffers = self._nbytes = 0  # what they held when they were added
         #: By the identity of values in memory of the host that somebody saw.
-        self._shown: dict[int, weakref.ref[Pending]] = {}
+        self.shown: dict[int, weakref.ref[Pending]] = {}
 
     def add(self, result: Pending, slot: ResultSlot) -> None:
         """Count a result among them."""
@@ -239,7 +249,7 @@ class UnreadResults:
 
     def show(self, values: NDArray[Any], result: Pending) -> None:
         """Know whose values somebody sees."""
-        shown, owner = self._shown, values if values.base is None else values.base
+        shown, owner = self.shown, values if values.base is None else values.base
         if id(owner) not in shown and len(shown) >= _SHOWN:
             for key in [key for key, ref in shown.items() if ref() is None]:
                 shown.pop(key, None)
@@ -249,7 +259,7 @@ class UnreadResults:
         """The result whose values in memory of the host an array is a view of."""
         base: Any = values
         while isinstance(base, np.ndarray | memoryview):
-            result = self._shown.get(id(base), _nobody)()
+            result = self.shown.get(id(base), _nobody)()
             state = None if result is None else result.state
             if isinstance(state, np.ndarray) and (base is state or base is state.base):
                 return result
@@ -262,3 +272,13 @@ class UnreadResults:
 
 def _nobody() -> None:
     return None
+
+
+def _references(holder: Any) -> int:
+    """References to values, and to who owns their memory; how many of them are this function's depends on Python."""
+    own = sys.getrefcount(holder.state)
+    return own if holder.state.base is None else own + sys.getrefcount(holder.state.base)
+
+
+_ALONE = _references(SimpleNamespace(state=np.empty(1)))
+_ALONE_RESHAPED = _references(SimpleNamespace(state=np.empty(2).reshape(2, 1)))
