@@ -33,9 +33,9 @@ def bare_call(product: Callable[[], Any]) -> Callable[[], None]:
     made: list[tuple[Executor, Any, Call]] = []
     execute = Executor.execute
 
-    def noted(self: Executor, placed: Any, call: Call) -> int:
+    def noted(self: Executor, placed: Any, call: Call, proven: bool = False) -> int:
         made.append((self, placed, Call.from_buffer_copy(call)))
-        return execute(self, placed, call)
+        return execute(self, placed, call, proven)
 
     product()  # what there is to prepare
     with patch.object(Executor, "execute", noted):

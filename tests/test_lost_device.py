@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ class User:
     """A device in full use: a weight with contexts, arrays, a deferred result, and a context with buffers."""
 
     def __init__(self) -> None:
-        self.device = npu.Device("sim:rk3588")
+        self.device = npu.Device()
         self.packed = npu.pack(B, device=self.device)
         for m in (1, 40):
             np.testing.assert_array_equal(A[:m] @ self.packed, EXPECTED[:m])
@@ -54,10 +56,15 @@ class User:
         }
 
 
+@pytest.fixture(scope="module")
+def own_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulator that no other test has: what is lost stays there, as on a board."""
+    return Path(shutil.copy(sim.library_path(), tmp_path_factory.mktemp("lost") / "libown.so"))
+
+
 @pytest.fixture(autouse=True)
-def _library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is lost stays in the simulator, as on a board."""
-    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "2.3.0")
+def _in_its_own_library(own_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPUMATMUL_LIBRARY", str(own_library))
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def user() -> Iterator[User]:
 
 
 def worked_again() -> None:
-    with npu.Device("sim:rk3588") as another:
+    with npu.Device() as another:
         np.testing.assert_array_equal(npu.matmul(A, B, device=another), EXPECTED)
 
 
@@ -137,8 +144,8 @@ def test_giving_back_is_no_error_where_the_device_is_gone(
 
 
 def test_the_default_device_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NPUMATMUL_DEVICE", "sim:rk3576")
     npu.set_device(None)
+    monkeypatch.setattr("npumatmul.device.current._default", None)
     first = npu.current_device()
     npu.matmul(A, B)
     with sim.configured(first, faults="run:lost"), pytest.raises(errors.DeviceLostError):
@@ -190,7 +197,7 @@ import npumatmul as npu
 from npumatmul import errors, sim
 
 a, b = np.ones((20, 600), np.int8), np.ones((600, 1000), np.int8)
-with npu.Device("sim:rk3588") as other:
+with npu.Device() as other:
     packed, x = npu.pack(b), npu.asarray(a)
     for m in (1, 5, 20):
         a[:m] @ packed
@@ -235,8 +242,8 @@ def test_a_driver_that_cannot_be_used_is_told_with_what_to_look_at(driver: str) 
 
 
 def test_no_room_for_another_device_is_not_the_drivers_fault() -> None:
-    with npu.Device("sim:rk3588") as device:
+    with npu.Device() as device:
         room = sim.counter_details(device)["chips"]["rk3588"]["contexts"]
         with sim.configured(device, contexts=room), pytest.raises(errors.RknnFail) as caught:
-            npu.Device("sim:rk3588")
+            npu.Device()
         assert "driver cannot be opened" not in str(caught.value)

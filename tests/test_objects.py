@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 import gc
 import threading
 from typing import Any
@@ -335,7 +336,7 @@ def test_what_runs_at_the_same_time(device: npu.Device, monkeypatch: pytest.Monk
             assert go_on.wait(60)
         return int(run(ctx))
 
-    monkeypatch.setitem(device.runtime._functions, "rknn_matmul_run", slow)
+    monkeypatch.setitem(device.runtime._functions, "rknn_matmul_run", C.CFUNCTYPE(C.c_int, C.c_uint64)(slow))
     thread = threading.Thread(target=context.run)
     thread.start()
     try:
@@ -401,7 +402,7 @@ def test_a_context_whose_run_failed_is_broken(device: npu.Device, monkeypatch: p
     context, buffers = bound(device)
     c = fill(context, buffers, 0)
     with monkeypatch.context() as patch:
-        patch.setitem(device.runtime._functions, "rknn_matmul_run", lambda *_: -2)
+        patch.setitem(device.runtime._functions, "rknn_matmul_run", C.CFUNCTYPE(C.c_int, C.c_uint64)(lambda _: -2))
         with pytest.raises(errors.RknnTimeout):
             context.run()
     assert context.broken

@@ -40,6 +40,7 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   if (!report) return NPUMM_BAD_ARGUMENT;
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   npumm_stopped_as(report, &nothing_done);
+  if (npumm_crew_is_abandoned(executor)) return npumm_fail(report, NPUMM_STEP_NONE, NPUMM_GIVEN_UP);
   if (!matmul_is_valid(placed) || !call_is_valid(placed, call)) {
     return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
   }
@@ -47,6 +48,6 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
   if (call->out_deferred) npumm_deferred_begin(placed, call->out_deferred);
   const int code = placed->range_cores ? npumm_share_rows(executor, placed, call, report)
                                        : npumm_run_ranges(executor, placed, call, report, NULL);
+  if (npumm_crew_is_ended(executor)) return code; /* nobody wants the result */
   return code || !call->out_bound ? code : npumm_in_place_end(placed, call->out_bound, report);
 }
-

@@ -126,7 +126,7 @@ static int run_batch(npumm_work *work, npumm_executor *executor, npumm_report *r
   const int32_t count = work->placed->core_count;
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   for (int32_t core = 0; core < count; core++) work->reports[core] = nothing_done;
-  npumm_crew_run(executor, count, run_core, work);
+  if (npumm_crew_run(executor, count, run_core, work)) return npumm_fail(report, NPUMM_STEP_RUN, NPUMM_GIVEN_UP);
   for (int32_t core = 0; core < count; core++) npumm_add_counts(report, &work->reports[core]);
   const int32_t failed = atomic_load(&work->failed_core);
   if (failed < 0) return 0;
@@ -145,7 +145,8 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   work->rows.image_first = 0;
   int code = work->rows.a ? npumm_rows_begin(&work->rows, m, &report->row) : 0;
   if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-  for (work->first_slice = 0; !code && work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
+  for (work->first_slice = 0; work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
+    if (code || npumm_work_is_over(work)) return code;
     const int fused = work->call->a_deferred && work->first_slice == 0;
     choose_batch(work);
     if (fused) code = npumm_fuse_rows(work, executor, report);
@@ -156,30 +157,51 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   return code;
 }
 
+/* What outlives its caller where runs are given up. */
+typedef struct {
+  npumm_work work;
+  npumm_call call; /* where to store */
+} lasting;
+
+static void release(void *argument) {
+  lasting *own = argument;
+  close_work(&own->work);
+  free(own);
+}
+
 int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
                      npumm_report *report, atomic_int *stop) {
-  npumm_call stored = *call;
+  lasting *own = malloc(sizeof *own);
+  if (!own) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
+  own->call = *call;
   if (call->out_deferred) { /* sums stand in its own memory */
-    stored.out = call->out_deferred->sums;
-    stored.out_row_stride = call->out_deferred->cols * 4;
-    stored.out_type = NPUMM_FLOAT32;
-    stored.out_is_read = 0;
-    stored.epilogue = NULL;
+    own->call.out = call->out_deferred->sums;
+    own->call.out_row_stride = call->out_deferred->cols * 4;
+    own->call.out_type = NPUMM_FLOAT32;
+    own->call.out_is_read = 0;
+    own->call.epilogue = NULL;
   }
-  npumm_work work = {
+  const npumm_work begun = {
       .placed = placed,
-      .call = &stored,
+      .call = &own->call,
       .longest = longest_of(placed->m_ranges, placed->m_count),
       .rows = {.a = call->a_deferred || call->a_bound ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
                .cols = columns_of(placed), .row_images = placed->row_images},
       .failed_core = -1,
       .stop = stop,
+      .crew = executor,
   };
-  int code = open_work(&work);
+  own->work = begun;
+  npumm_work *work = &own->work;
+  int code = open_work(work);
   if (code) npumm_fail(report, NPUMM_STEP_ARGUMENTS, code);
-  for (work.m_index = 0; !code && !npumm_work_is_over(&work) && work.m_index < placed->m_count; work.m_index++) {
-    code = run_rows(&work, executor, report);
+  for (work->m_index = 0; !code && !npumm_work_is_over(work) && work->m_index < placed->m_count; work->m_index++) {
+    code = run_rows(work, executor, report);
+    if (code == NPUMM_GIVEN_UP && executor) { /* not even m_index is this thread's any more */
+      npumm_crew_leave(executor, release, own);
+      return code;
+    }
   }
-  close_work(&work);
+  release(own);
   return code;
 }

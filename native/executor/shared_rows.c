@@ -11,7 +11,7 @@
 typedef struct {
   const npumm_placed_matmul *placed;
   const npumm_call *call;
-  const int32_t *alone;  /* [n_count] the cores of tiles where there is one core */
+  int32_t *alone;        /* [n_count] the cores of tiles where there is one core */
   npumm_report *reports; /* [core_count] */
   int32_t first_failed;  /* valid once stop is set */
   atomic_int stop;
@@ -33,7 +33,7 @@ static void run_own(void *argument, int32_t core) {
   int32_t first = 0, end;
   while (first < p->m_count && p->range_cores[first] != core) first++;
   for (end = first; end < p->m_count && p->range_cores[end] == core;) end++;
-  if (first == end || atomic_load(&shared->stop)) return;
+  if (first == end || atomic_load(&shared->stop) || npumm_crew_is_ended(NULL)) return;
   npumm_placed_matmul own = *p;
   own.range_cores = NULL;
   own.core_count = 1;
@@ -64,20 +64,32 @@ static void run_own(void *argument, int32_t core) {
   if (code && atomic_compare_exchange_strong(&shared->stop, &going, 1)) shared->first_failed = core;
 }
 
+static void release(void *argument) {
+  sharing *shared = argument;
+  free(shared->reports);
+  free(shared->alone);
+  free(shared);
+}
+
 int npumm_share_rows(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
                      npumm_report *report) {
   const size_t cores = (size_t)placed->core_count;
-  int32_t *alone = calloc((size_t)placed->n_count, sizeof *alone);
-  npumm_report *reports = calloc(cores, sizeof *reports);
-  int code = alone && reports ? 0 : npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
+  sharing *shared = calloc(1, sizeof *shared); /* it outlives this call where runs are given up */
+  if (!shared) return npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
+  shared->placed = placed;
+  shared->call = call;
+  shared->alone = calloc((size_t)placed->n_count, sizeof *shared->alone);
+  shared->reports = calloc(cores, sizeof *shared->reports);
+  int code = shared->alone && shared->reports ? 0 : npumm_fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_NO_MEMORY);
   if (!code) {
-    sharing shared = {.placed = placed, .call = call, .alone = alone, .reports = reports};
-    npumm_crew_run(executor, placed->core_count, run_own, &shared);
-    if (atomic_load(&shared.stop)) npumm_stopped_as(report, &reports[shared.first_failed]);
-    for (size_t core = 0; core < cores; core++) npumm_add_counts(report, &reports[core]);
+    if (npumm_crew_run(executor, placed->core_count, run_own, shared)) {
+      npumm_crew_leave(executor, release, shared);
+      return npumm_fail(report, NPUMM_STEP_RUN, NPUMM_GIVEN_UP);
+    }
+    if (atomic_load(&shared->stop)) npumm_stopped_as(report, &shared->reports[shared->first_failed]);
+    for (size_t core = 0; core < cores; core++) npumm_add_counts(report, &shared->reports[core]);
     code = report->code;
   }
-  free(reports);
-  free(alone);
+  release(shared);
   return code;
 }

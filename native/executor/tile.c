@@ -3,6 +3,8 @@
 
 #include <stddef.h>
 
+#include "crew.h"
+
 int npumm_fail(npumm_report *report, npumm_step step, int code) {
   report->step = step;
   report->code = code;
@@ -43,7 +45,9 @@ int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step st
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode) {
   if (!runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
   report->mem_sync_calls++;
+  npumm_crew_depart();
   const int code = runtime->mem_sync(context->handle, memory, mode);
+  if (npumm_crew_return()) return npumm_fail(report, step, NPUMM_GIVEN_UP);
   return code == RKNN_SUCC ? 0 : break_context(context, report, step, code);
 }
 
@@ -54,7 +58,9 @@ static int select_shape(const npumm_runtime *runtime, npumm_report *report, cons
   rknn_matmul_shape wanted = {shape->padded_m, shape->padded_k, shape->padded_n};
   report->set_dynamic_shape_calls++;
   context->selected_m = 0;
+  npumm_crew_depart();
   const int code = runtime->set_dynamic_shape(context->handle, &wanted);
+  if (npumm_crew_return()) return npumm_fail(report, NPUMM_STEP_SELECT, NPUMM_GIVEN_UP);
   if (code != RKNN_SUCC) return break_context(context, report, NPUMM_STEP_SELECT, code);
   context->selected_m = shape->padded_m;
   return 0;
@@ -63,7 +69,9 @@ static int select_shape(const npumm_runtime *runtime, npumm_report *report, cons
 static int bind(const npumm_runtime *runtime, npumm_report *report, npumm_step step, const npumm_shape *shape,
                 rknn_tensor_mem *memory, rknn_matmul_tensor_attr *attr) {
   report->set_io_mem_calls++;
+  npumm_crew_depart();
   const int code = runtime->set_io_mem(shape->context->handle, memory, attr);
+  if (npumm_crew_return()) return npumm_fail(report, step, NPUMM_GIVEN_UP);
   return code == RKNN_SUCC ? 0 : break_context(shape->context, report, step, code);
 }
 
@@ -146,9 +154,10 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
   if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
   report->run_calls++;
-  if ((code = p->runtime->run(shape->context->handle))) {
-    return break_context(shape->context, report, NPUMM_STEP_RUN, code);
-  }
+  npumm_crew_depart();
+  code = p->runtime->run(shape->context->handle);
+  if (npumm_crew_return()) return npumm_fail(report, NPUMM_STEP_RUN, NPUMM_GIVEN_UP);
+  if (code) return break_context(shape->context, report, NPUMM_STEP_RUN, code);
   report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
   if (bound) return 0; /* its allocation is synchronised once, in the end */
   /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */

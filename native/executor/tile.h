@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "activation.h"
+#include "crew.h"
 
 typedef struct npumm_fusing npumm_fusing;
 
@@ -27,11 +28,13 @@ typedef struct {
   npumm_report *reports;               /* [core_count] */
   atomic_int failed_core;              /* the first that failed, or -1 */
   atomic_int *stop;                    /* other than 0 when another core failed, of those that share rows; or NULL */
+  const npumm_crew *crew;              /* whose work it is; NULL: that of the calling thread's */
 } npumm_work;
 
-/* Whether there is nothing more to do after a failure. */
+/* Whether there is nothing more to do: after a failure, or because the caller wants it to end. */
 static inline int npumm_work_is_over(npumm_work *work) {
-  return atomic_load(&work->failed_core) >= 0 || (work->stop && atomic_load(work->stop));
+  return atomic_load(&work->failed_core) >= 0 || (work->stop && atomic_load(work->stop)) ||
+         npumm_crew_is_ended(work->crew);
 }
 
 /* Whether two slices read the same image of A. */

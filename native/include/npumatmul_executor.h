@@ -180,6 +180,7 @@ typedef struct {
   uint64_t run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls;
   uint64_t macs;        /* multiply-accumulates of the logical matrices that went through run */
   uint64_t conversions; /* passes over a left operand on its way into A, or over a result on its way out of C */
+  int64_t nanoseconds;  /* that the last call took, if it was attended */
 } npumm_report;
 
 /* The threads that serve NPU cores beyond the first; they are started when there is work for them. */
@@ -188,7 +189,10 @@ typedef struct npumm_crew npumm_executor;
 /* NULL where there is no memory. */
 NPUMM_EXPORT npumm_executor *npumm_executor_create(void);
 
-/* Waits for the threads to end. In a forked child, which has none of them, it does nothing. NULL is allowed. */
+/*
+ * Waits for the threads to end, unless one waits for the runtime in a call that was given up. In a forked child, which has
+ * none of them, it does nothing. NULL is allowed.
+ */
 NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
 
 /*
@@ -201,6 +205,30 @@ NPUMM_EXPORT void npumm_executor_destroy(npumm_executor *executor);
  */
 NPUMM_EXPORT int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
                                npumm_report *report);
+
+/*
+ * As npumm_execute, for a caller whom the runtime must not hold up. All cores are left to threads of the executor, and the
+ * calling thread asks `attend` about every 100 ms whether to go on: 0 is yes; 1: end with the runs that are going on
+ * (NPUMM_INTERRUPTED); 2: end at once. NPUMM_GIVEN_UP says that threads still wait for the runtime: the placed matmul, its
+ * contexts and all memory of the NPU that they were given belong to them, and nothing else may be done with this executor,
+ * until npumm_executor_lost says 0. What the CPU reads and writes, they touch no more.
+ */
+NPUMM_EXPORT int npumm_execute_attended(npumm_executor *executor, const npumm_placed_matmul *placed,
+                                        const npumm_call *call, npumm_report *report, int (*attend)(void));
+
+/*
+ * As npumm_execute, for a call of the main thread that is known to be short: handing it to another thread would take as
+ * long. If it does not end all the same, the third SIGINT ends the program, once a call was attended.
+ */
+NPUMM_EXPORT int npumm_execute_proven(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                                      npumm_report *report);
+
+/* One run of one context, attended. Returns what `run` does, or one of NPUMM_*. */
+NPUMM_EXPORT int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context,
+                                    npumm_report *report, int (*attend)(void));
+
+/* How many threads still wait for the runtime in a call that was given up. */
+NPUMM_EXPORT int32_t npumm_executor_lost(npumm_executor *executor);
 
 /*
  * Finish `rows` rows of a deferred result, from row `first` on, into `out`, adjacent along the columns: what npumm_execute

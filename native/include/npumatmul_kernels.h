@@ -34,7 +34,9 @@ enum {
   NPUMM_BAD_ARGUMENT = -100, /* a null pointer, or extents and tiles that do not fit together */
   NPUMM_BUFFER_TOO_SMALL = -101,
   NPUMM_NOT_FINITE = -102, /* an inf or nan where a quantized value is wanted */
-  NPUMM_NO_MEMORY = -103
+  NPUMM_NO_MEMORY = -103,
+  NPUMM_INTERRUPTED = -104, /* the caller wanted the work to end */
+  NPUMM_GIVEN_UP = -105     /* ... and did not wait for what was going on */
 };
 
 typedef struct {

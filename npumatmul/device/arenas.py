@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import ctypes as C
 import logging
-import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ from npumatmul.device.buffer import PAGE
 from npumatmul.device.living import Living
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
-from npumatmul.errors import NpuMemoryError, RknnError
+from npumatmul.errors import BusyError, NpuMemoryError, RknnError
 from npumatmul.rknn import TensorMem
 
 __all__ = ["Arena", "ArenaBlock", "WeightMemory"]
@@ -62,8 +62,6 @@ class ArenaBlock:
         self.closed = False
         #: This block and those behind it as one, for who binds them so; it goes with this one.
         self._joined: ArenaBlock | None = None
-        self._finalizer = weakref.finalize(self, arena.dropped, self._memory)
-        self._finalizer.atexit = False  # at exit the session frees everything in its own order
 
     @property
     def memory(self) -> Memory:
@@ -107,7 +105,6 @@ class ArenaBlock:
             self.arena.release(self)
             if not self.arena.undivided:
                 self.arena.session.release(self._memory)
-            self._finalizer.detach()
             self.closed = True
 
 
@@ -129,7 +126,7 @@ class Arena:
         self.undivided = not session.runtime.has("rknn_mem_sync")
         self.slices: Living[ArenaBlock] = Living()
         self._free: list[tuple[int, int]] | None = None  # forgotten while it changes, for an interrupt may come then
-        self._stale = False  # whether slices went that nobody closed
+        self._known = 0  # slices that there were when that was found out: others may be dropped at any time
         self.memory = session.allocate(size, domain, Holder.WEIGHTS)
 
     @property
@@ -149,8 +146,8 @@ class Arena:
 
     def free(self) -> list[tuple[int, int]]:
         """Ranges that no slice covers, (start, length), in order of their start."""
-        if self._stale or self._free is None:
-            self._stale = False
+        if self._free is None or self._known != len(self.slices):
+            self._known = len(self.slices)
             taken = sorted((piece.start, piece.start + piece.reserved) for piece in self.slices)
             edges = [0, *(edge for both in taken for edge in both), self.size]
             ranges = zip(edges[::2], edges[1::2], strict=True)
@@ -197,6 +194,7 @@ class Arena:
         for block in made:
             self.slices.add(block)
         rest = [part for each in free for part in _without(each, start, stop)]
+        self._known += len(made)
         self._free = rest
 
     def rounded(self, size: int) -> int:
@@ -207,32 +205,21 @@ class Arena:
         """Take a range back and join free ranges that touch. Doing it twice is allowed."""
         if piece not in self.slices:
             return
-        free, self._free = self._free, None
+        free, self._free = self.free(), None
         self.slices.discard(piece)
-        if free is None:
-            return
         joined: list[tuple[int, int]] = []
         for start, length in sorted([*free, (piece.start, piece.reserved)]):
             if joined and joined[-1][0] + joined[-1][1] == start:
                 joined[-1] = (joined[-1][0], joined[-1][1] + length)
             else:
                 joined.append((start, length))
+        self._known -= 1
         self._free = joined
-
-    def dropped(self, memory: Memory) -> None:
-        """A slice is gone that nobody closed. A garbage collector may call this at any moment."""
-        self._stale = True
-        if not self.undivided:
-            self.session.release_later(memory)
 
     def mark_written(self) -> None:
         """Say that the CPU wrote into a block."""
         self._unsynchronised.add(self)
         self.memory.mark_written()
-
-    def recount(self) -> None:
-        """Find out anew what is free."""
-        self._stale = True
 
     def close(self) -> None:
         """Give back every slice, then the memory."""
@@ -407,7 +394,7 @@ class WeightMemory:
 
     def _new_arena(self, domain: int, size: int, beside: int) -> Arena:
         """An arena with room for a slice of that size: larger, if the runtime has as much."""
-        self._release_orphans()
+        self.session.collect()  # what an interrupt left with nobody
         for arena in [arena for arena in self._arenas_in(domain) if arena.empty]:  # it is too small, and in the way
             self.arenas.remove(arena)
             arena.close()
@@ -458,12 +445,6 @@ class WeightMemory:
         for arena in [arena for arena in self.arenas if arena.empty]:
             self.arenas.remove(arena)
             arena.close()
-        self._release_orphans()
-
-    def _release_orphans(self) -> None:
-        """Free what an interrupt left with nobody: ranges that were dropped, arenas that nobody holds."""
-        for arena in self.arenas:
-            arena.recount()
         self.session.collect()
 
     def release(self, pieces: Sequence[ArenaBlock]) -> None:
@@ -483,7 +464,8 @@ class WeightMemory:
             self.unsynchronised.discard(arena)
 
     def close(self) -> None:
-        """Free everything."""
+        """Free everything but what runs that were given up still work with."""
         for arena in self.arenas:
-            arena.close()
+            with suppress(BusyError):
+                arena.close()
         self.arenas.clear()

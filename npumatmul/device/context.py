@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable
 from functools import wraps
+from threading import get_ident
 from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -16,12 +17,15 @@ from numpy.typing import ArrayLike
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.attributes import attributes, zero_points
 from npumatmul.device.buffer import Buffer, TensorAttr
+from npumatmul.device.given_up import give_up
 from npumatmul.device.leases import Lease, is_idle
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
 from npumatmul.device.spec import PER_CHANNEL, PER_GROUP, ContextSpec
 from npumatmul.errors import BusyError, ClosedError, NpuError, RknnError
 from npumatmul.host import executor
+from npumatmul.host.attending import main_thread
+from npumatmul.host.executor import Executor
 from npumatmul.rknn import (
     CoreMask,
     MatmulIoAttr,
@@ -277,7 +281,10 @@ class _Context:
                     self._bind(slot, memory, state)
             runs = 1
             try:
-                self._runtime.matmul_run(self._handle.value)
+                if get_ident() == main_thread[0]:
+                    self._run_attended(memories)
+                else:
+                    self._runtime.matmul_run(self._handle.value)
             except RknnError:
                 self.struct.broken = 1
                 raise
@@ -290,6 +297,25 @@ class _Context:
                 session.set_io_mem_calls += binds
                 session.mem_sync_calls += syncs
                 session.macs += runs * self._macs()
+
+    def hold(self, lease: Lease) -> None:
+        """Be in use by a run that was given up, until it ends after all; then there is no use for it."""
+        self.struct.broken = 1
+        self.lease = self._handle.lease = lease.ref
+
+    def _run_attended(self, memories: list[Memory]) -> None:
+        """Run where handlers of signals are waited for; one that raises twice gives the run up."""
+        session, lease = self._session, Lease()
+        with session.guard:
+            executor = session.executors.acquire(lease, Executor)
+        try:
+            self._runtime.matmul_run(self._handle.value, executor.run)
+        except BaseException:
+            if executor.given_up:
+                give_up(session.leases, session.guard, executor, [self], memories, keeps=(self, session))
+            raise
+        finally:
+            lease.over = True
 
     def _bind(self, slot: _Slot, memory: Memory, state: tuple[int, int]) -> None:
         slot.bound = None

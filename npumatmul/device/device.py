@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import operator
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from npumatmul.chips import Chip, chip, chip_here
 from npumatmul.chips.types import MatmulType
@@ -36,6 +37,18 @@ _COUNTED = ("run_calls", "set_io_mem_calls", "mem_sync_calls", "set_dynamic_shap
 
 class _Closable(Protocol):
     def close(self) -> None: ...
+
+
+class Holding(weakref.ref[Any]):
+    """The owner of weight memory.
+
+    Attributes
+    ----------
+    pieces : sequence of ArenaBlock
+    """
+
+    __slots__ = ("pieces",)
+    pieces: Sequence[ArenaBlock]
 
 
 _Attached = TypeVar("_Attached", bound=_Closable)
@@ -132,7 +145,9 @@ class Device:
         self.reports: list[Report] = []
         self._attached: dict[type, _Closable] = {}
         self._attaching = threading.RLock()
-        self.released: deque[Sequence[ArenaBlock]] = deque()
+        #: Of weights that are gone; a garbage collector adds to it at any moment, by one call of C.
+        self.released: deque[Holding] = deque()
+        self._holdings: dict[Holding, None] = {}
         board = BoardLock() if wants_lock(self.simulated) and not share_board else None
         try:
             self.session = Session(self.runtime, self.chip, self.name, board)
@@ -410,18 +425,22 @@ class Device:
             assert isinstance(found, kind)
             return found
 
-    def release_later(self, pieces: Sequence[ArenaBlock]) -> None:
-        """Take weight memory back at the next call; safe from a garbage collector that runs at any moment."""
-        self.released.append(pieces)
+    def hold(self, owner: object, pieces: Sequence[ArenaBlock]) -> Holding:
+        """Take weight memory back when its owner is dropped, or when it is among the `released`."""
+        holding = Holding(owner, self.released.append)
+        holding.pieces = pieces
+        self._holdings[holding] = None
+        return holding
 
     def collect(self) -> None:
-        """Give back what `release_later` was told of and nobody runs with. The caller holds the lock."""
+        """Give back the memory of weights that are gone and nobody runs with. The caller holds the lock."""
         for _ in range(len(self.released)):
-            pieces = self.released[0]
-            if self.session.leases.uses(pieces):
+            holding = self.released[0]
+            if self.session.leases.uses(holding.pieces):
                 self.released.rotate(-1)
             else:
-                self.weights.release(pieces)  # twice, if an interrupt comes before it is off the list
+                self.weights.release(holding.pieces)  # twice, if an interrupt comes before it is off the list
+                self._holdings.pop(holding, None)
                 self.released.popleft()
 
     def stats(self) -> DeviceStats:
@@ -495,6 +514,7 @@ class Device:
         with self.lock:
             self.closed = True
             self.released.clear()
+            self._holdings.clear()
             with self._attaching:
                 attached = list(self._attached.values())
                 self._attached.clear()

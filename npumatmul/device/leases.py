@@ -49,9 +49,11 @@ class Lease:
         Of arrays that it runs with, which nobody may close meanwhile.
     thread : int
         Whose it is.
+    given_up : bool
+        Whether nobody waits for it any more.
     """
 
-    __slots__ = ("__weakref__", "buffers", "computes", "over", "ref", "stores", "thread", "weight")
+    __slots__ = ("__weakref__", "buffers", "computes", "given_up", "over", "ref", "stores", "thread", "weight")
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Lease:
         self.weight, self.stores = weight, stores
         self.computes, self.buffers = computes, buffers
         self.thread = get_ident()
+        self.given_up = False
 
     def disturbs(self, other: Lease) -> bool:
         """Whether caches would forget, when one of both synchronises an allocation, what the other stores there."""
@@ -117,6 +120,8 @@ class Leases:
         #: Those who want to be alone: nobody enters any more until they are over.
         self._bars: list[Lease] = []
         self._waiting: deque[SimpleQueue[None]] = deque()
+        #: Of calls whose runs were given up and still go on; they are not at work.
+        self.given_up: list[Lease] = []
 
     def others(self) -> list[Lease]:
         """Calls that other threads are at."""
@@ -160,7 +165,7 @@ class Leases:
 
     def uses(self, weight: object) -> bool:
         """Whether somebody runs with the memory of a weight."""
-        return any(lease.weight is weight for lease in self._at_work())
+        return any(lease.weight is weight for lease in (*self._at_work(), *self.given_up))
 
     def reads(self, memory: object) -> bool:
         """Whether somebody runs with the memory of an array."""

@@ -49,19 +49,23 @@ class View:
     ----------
     pages : weakref
         To what keeps the memory for them.
-    through : Memory
-        By which it was asked for: the allocation, or a slice.
+    entry : MemoryEntry
+        Of the memory by which it was asked for: the allocation, or a slice.
+    start, stop : int
+        Of that in the allocation.
     writable : bool
     """
 
-    __slots__ = ("pages", "through", "writable")
+    __slots__ = ("entry", "pages", "start", "stop", "writable")
 
-    def __init__(self, pages: weakref.ref[Any], through: Memory, writable: bool) -> None:
-        self.pages, self.through, self.writable = pages, through, writable
+    def __init__(self, pages: weakref.ref[Any], memory: Memory, writable: bool) -> None:
+        self.pages, self.writable = pages, writable
+        # not the memory, which is to be given back as soon as nobody holds it
+        self.entry, self.start, self.stop = memory.entry, memory.start, memory.start + memory.size
 
     def touches(self, memory: Memory) -> bool:
         """Whether it shows bytes of `memory`, of the same allocation."""
-        return self.through.start < memory.stop and memory.start < self.through.stop
+        return self.start < memory.stop and memory.start < self.stop
 
 
 @dataclass(eq=False)
@@ -248,7 +252,7 @@ class Memory:
 
     def viewed(self) -> int:
         """How many views would dangle without it: all of an allocation; of a slice, those taken through it."""
-        return sum(self.owner is None or view.through is self for view in self.living_views())
+        return sum(self.owner is None or view.entry is self.entry for view in self.living_views())
 
     def being_written(self) -> bool:
         """Whether somebody holds a writable view that touches this range, or did and was not counted yet."""

@@ -85,7 +85,13 @@ Entry = ContextEntry | MemoryEntry
 
 
 class Registry:
-    """The entries of a session, whose lock is held by whoever makes or destroys something."""
+    """The entries of a session, whose lock is held by whoever makes or destroys something.
+
+    Attributes
+    ----------
+    unsure : bool
+        Whether an interrupt may have kept something from being destroyed: then all entries are looked at.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -94,7 +100,7 @@ class Registry:
         self._slices: dict[MemoryEntry, None] = {}
         #: Entries that nobody holds any more; a garbage collector adds to it at any moment, by one call of C.
         self._dropped: deque[_Owner] = deque()
-        self._unsure = False  # whether an interrupt may have come while they were taken from there
+        self.unsure = False
 
     def add(self, entry: Entry, owner: Any) -> None:
         """Take up an entry, before anything is made. It is held as long as `owner` lives."""
@@ -134,11 +140,11 @@ class Registry:
     @property
     def has_dropped(self) -> bool:
         """Whether something waits to be destroyed."""
-        return bool(self._dropped) or self._unsure
+        return bool(self._dropped) or self.unsure
 
     def take_dropped(self) -> list[Entry]:
         """What waits to be destroyed, in the order in which it has to go; `settled` says that it was seen to."""
-        everything, self._unsure = self._unsure, True
+        everything, self.unsure = self.unsure, True
         found: list[Entry] = []
         while self._dropped:
             found.append(self._dropped.popleft().entry)
@@ -148,7 +154,7 @@ class Registry:
 
     def settled(self) -> None:
         """Say that all of `take_dropped` was seen to."""
-        self._unsure = False
+        self.unsure = False
 
     def destroy(self, entry: Entry) -> None:
         """Destroy what exists and forget the entry; doing it twice, or again after an interrupt, is allowed.

@@ -27,7 +27,8 @@ from npumatmul.device.budget import (
     open_descriptors,
     provide_descriptors,
 )
-from npumatmul.device.leases import Leases, Turn, is_idle
+from npumatmul.device.given_up import recover
+from npumatmul.device.leases import Leases, Spares, Turn, is_idle
 from npumatmul.device.living import Living
 from npumatmul.device.memory import Handle, Memory, View
 from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry, Registry
@@ -41,6 +42,7 @@ from npumatmul.errors import (
     RknnFail,
     RknnMallocFail,
 )
+from npumatmul.host.executor import Executor
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime
 
 __all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
@@ -109,6 +111,8 @@ class Session:
         self.lock = threading.RLock()
         self.guard = threading.RLock()
         self.leases = Leases(self.lock)
+        #: For runs of contexts of users.
+        self.executors: Spares[Executor] = Spares()
         self.closed = False
         self._lost: RknnError | None = None  # the call that failed first when the device went
         self.run_calls = self.set_io_mem_calls = self.mem_sync_calls = self.set_dynamic_shape_calls = self.macs = 0
@@ -439,15 +443,17 @@ class Session:
             return memory
 
     def part(self, memory: Memory, start: int, nbytes: int) -> Memory:
-        """A slice of a memory, always the same one: it lives as long as the allocation. The lock is held."""
-        whole, first = memory.allocation, memory.start + start
-        found = whole.parts.get((first, nbytes))
+        """A slice of a memory, the same one if it is asked for again soon. The lock is held.
+
+        Whoever has its pointer used holds the slice: it may be forgotten here at any time.
+        """
+        whole, key = memory.allocation, (memory.start + start, nbytes)
+        found = whole.parts.pop(key, None)
         if found is None:
-            if len(whole.parts) >= _PARTS_MOST and not self.leases.reads(whole):
-                for part in list(whole.parts.values()):
-                    self.release(part)
-                whole.parts.clear()
-            found = whole.parts[first, nbytes] = self.wrap(whole, first, nbytes)
+            found = self.wrap(whole, *key)
+            while len(whole.parts) >= _PARTS_MOST:
+                del whole.parts[next(iter(whole.parts))]  # the one that was asked for longest ago
+        whole.parts[key] = found
         return found
 
     def create(
@@ -499,11 +505,13 @@ class Session:
             entries = [*slices, entry]
             self._claim(entries)
             failed: RknnError | None = None
-            for each in entries:  # again, if an interrupt came when it was given back before
+            before, self._registry.unsure = self._registry.unsure, True
+            for each in entries:
                 try:
                     self._registry.destroy(each)
                 except RknnError as error:
                     failed = failed or error
+            self._registry.unsure = before  # no interrupt came
             if self.closed:
                 self._drop_anchors()
                 self._leave_board()
@@ -528,7 +536,7 @@ class Session:
             for owner in owners:
                 self.check_idle(owner)
             for owner in owners:
-                owner.closed = True
+                owner.closed = owner.entry.unwanted = True
 
     def release_later(self, *resources: Memory | Handle) -> None:
         """Give back at the next call; safe from a garbage collector that runs at any moment."""
@@ -542,6 +550,8 @@ class Session:
 
     def collect(self) -> None:
         """Give back what nobody holds, and what `release_later` was told of. The caller holds the lock."""
+        if self.leases.given_up:
+            recover(self.leases)
         if not self._registry.has_dropped:
             return
         for entry in self._registry.take_dropped():
@@ -596,7 +606,7 @@ class Session:
     def check_closable(self, keep_viewed: bool) -> None:
         """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
         with self.guard:
-            if not all(is_idle(owner) for owner in map(_owner_of, self._registry.contexts()) if owner is not None):
+            if any(_is_at_work(owner) for owner in map(_owner_of, self._registry.contexts())):
                 raise BusyError(f"another thread is running on {self.name}; let that end before closing")
             if not keep_viewed and self.viewed():
                 raise BufferError(
@@ -630,9 +640,11 @@ class Session:
                     logger.info("closing %s", self.name)
                 self.closed = True
             # for the second time, too: an interrupt may have come in the first one
+            recover(self.leases)
             refused = self._destroy_all()
             self._drop_anchors()
             self._leave_board()
+            self.executors.close()
             if refused:
                 logger.warning(
                     "closing %s: the runtime did not destroy %d contexts and memories, which stay until the process "
@@ -664,6 +676,14 @@ def _owner_of(entry: Entry) -> Memory | Handle | None:
     owner = None if entry.owner is None else entry.owner()
     assert owner is None or isinstance(owner, (Memory, Handle))
     return owner
+
+
+def _is_at_work(owner: Memory | Handle | None) -> bool:
+    """Whether a thread waits for a run of a context."""
+    if not isinstance(owner, Handle) or is_idle(owner):
+        return False
+    lease = None if owner.lease is None else owner.lease()
+    return lease is not None and not lease.given_up
 
 
 def _memory_of(entry: MemoryEntry) -> Memory | None:

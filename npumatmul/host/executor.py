@@ -6,6 +6,7 @@ import ctypes as C
 import weakref
 from enum import IntEnum
 from functools import lru_cache
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ClosedError
 from npumatmul.host import kernels
+from npumatmul.host.attending import ATTEND, Attendant, main_thread
 from npumatmul.rknn.structs import Context, MatmulIoAttr, TensorMem
 
 __all__ = [
@@ -278,6 +280,7 @@ class Report(C.Structure):
         ("set_dynamic_shape_calls", C.c_uint64),
         ("macs", C.c_uint64),
         ("conversions", C.c_uint64),
+        ("nanoseconds", C.c_int64),
     )
 
 
@@ -355,9 +358,21 @@ def _library() -> Any:
     library.npumm_executor_destroy.argtypes = (C.c_void_p,)
     library.npumm_execute.restype = C.c_int
     library.npumm_execute.argtypes = (C.c_void_p, C.POINTER(PlacedMatmul), C.POINTER(Call), C.POINTER(Report))
+    library.npumm_execute_attended.restype = C.c_int
+    library.npumm_execute_attended.argtypes = (*library.npumm_execute.argtypes, ATTEND)
+    library.npumm_execute_proven.restype = C.c_int
+    library.npumm_execute_proven.argtypes = library.npumm_execute.argtypes
+    library.npumm_run_attended.restype = C.c_int
+    library.npumm_run_attended.argtypes = (C.c_void_p, C.c_void_p, Context, C.POINTER(Report), ATTEND)
+    library.npumm_executor_lost.restype = C.c_int32
+    library.npumm_executor_lost.argtypes = (C.c_void_p,)
     library.npumm_deferred_store.restype = C.c_int
     library.npumm_deferred_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
+
+
+#: Those that nobody needs just now.
+_attendants: list[Attendant] = []
 
 
 class Executor:
@@ -382,15 +397,57 @@ class Executor:
         if not self._address:
             raise MemoryError("no memory for an executor")
         self._execute = library.npumm_execute
+        self._execute_attended = library.npumm_execute_attended
+        self._execute_proven = library.npumm_execute_proven
+        self._run_attended, self._lost = library.npumm_run_attended, library.npumm_executor_lost
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
 
-    def execute(self, placed: PlacedMatmul, call: Call) -> int:
-        """Run a placed matmul; zero, or the code that is in the report."""
+    def execute(self, placed: PlacedMatmul, call: Call, proven: bool = False) -> int:
+        """Run a placed matmul; zero, or the code that is in the report.
+
+        In the main thread signals are handled meanwhile, unless the call is `proven` to be short. What a handler raises
+        ends it; where handlers raise a second time runs that do not end are given up.
+
+        Raises
+        ------
+        BaseException
+            What a handler raised first. Look whether runs are `given_up`.
+        """
         if self._closed:
             raise ClosedError("the executor is closed")
-        code: int = self._execute(self._address, placed, call, self.report)
+        code: int
+        if get_ident() != main_thread[0]:  # there no handler of a signal runs
+            code = self._execute(self._address, placed, call, self.report)
+            return code
+        if proven:
+            code = self._execute_proven(self._address, placed, call, self.report)
+            return code
+        attendant = _attendants.pop() if _attendants else Attendant()
+        code = self._execute_attended(self._address, placed, call, self.report, attendant.function)
+        _attendants.append(attendant)
+        if attendant.interrupts:
+            attendant.raise_first()
         return code
+
+    def run(self, function: int, context: int) -> int:
+        """Run a context by ``rknn_matmul_run``, given its address; signals are handled meanwhile, as by `execute`."""
+        attendant = _attendants.pop() if _attendants else Attendant()
+        code: int = self._run_attended(self._address, function, context, self.report, attendant.function)
+        _attendants.append(attendant)
+        if attendant.interrupts:
+            attendant.raise_first()
+        return code
+
+    @property
+    def given_up(self) -> bool:
+        """Whether runs of the last call were given up."""
+        return bool(self.report.code == kernels.GIVEN_UP)
+
+    @property
+    def lost(self) -> int:
+        """How many threads still wait in runs that were given up."""
+        return int(self._lost(self._address)) if self._finalizer.alive else 0
 
     def close(self) -> None:
         """End the threads. Closing twice is allowed."""

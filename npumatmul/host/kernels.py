@@ -17,6 +17,7 @@ BAD_ARGUMENT = -100
 BUFFER_TOO_SMALL = -101
 NOT_FINITE = -102
 NO_MEMORY = -103
+GIVEN_UP = -105
 
 
 class Conversion(IntEnum):

@@ -120,7 +120,10 @@ def matmul(
     NotFiniteError
         If a scheme quantizes, and an operand holds an inf or nan.
     RknnError
-        If the NPU runtime fails; what stands in `out` is undefined then. After any other exception it is unchanged.
+        If the NPU runtime fails; what stands in `out` is undefined then, as after an interrupt. After any other
+        exception it is unchanged.
+    DeviceLostError
+        If it fails because the device is gone.
 
     Notes
     -----

@@ -11,6 +11,7 @@ import ctypes as C
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -313,9 +314,20 @@ class Runtime:
         )
         return scale.value
 
-    def matmul_run(self, ctx: int) -> None:
-        """Run the context; blocks until the NPU is done."""
-        self._call("rknn_matmul_run", ctx, ctx=hex(ctx))
+    def matmul_run(self, ctx: int, through: Callable[[int, int], int] | None = None) -> None:
+        """Run the context; blocks until the NPU is done.
+
+        Parameters
+        ----------
+        ctx : int
+        through : callable, optional
+            What makes the call, given the function's address and the context.
+        """
+        name = "rknn_matmul_run"
+        function = self._function(name)
+        code = function(ctx) if through is None else through(C.cast(function, C.c_void_p).value or 0, ctx)
+        if code != 0:
+            raise rknn_error(name, code, {"ctx": hex(ctx)})
 
     def matmul_destroy(self, ctx: int, note: ContextNote | None = None) -> None:
         """Destroy the context; its memories are to be destroyed before (facts 11.5)."""

@@ -9,8 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from npumatmul.chips import layout
+from npumatmul.device.given_up import give_up
 from npumatmul.device.leases import Lease, is_idle
 from npumatmul.device.memory import Memory
+from npumatmul.device.session import Session
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
 from npumatmul.host import executor, kernels
 from npumatmul.host.activation import Activation
@@ -25,7 +27,12 @@ from npumatmul.running.pool import PooledContext
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.workspace import A_BUFFERS
 
-__all__ = ["BoundProgram"]
+__all__ = ["PROVEN", "SHORT", "BoundProgram"]
+
+#: A call is attended so often before it is known to be short,
+PROVEN = 64
+#: which it is where it takes fewer nanoseconds; longer ones are always attended.
+SHORT = 1_000_000
 
 _RUNTIME_FUNCTION = {
     Step.SYNC_A: "rknn_mem_sync",
@@ -59,6 +66,10 @@ class BoundProgram:
         For whoever acquired it, with all but the addresses of `a` and `out`.
     after : PlacedEpilogue or None
         The epilogue that the call refers to.
+    results : sequence of Memory
+        What the last result stands in, of those that are left where the NPU writes them.
+    proven : int
+        How many calls were found to be short; from `PROVEN` on they are known to be.
     """
 
     def __init__(
@@ -74,6 +85,8 @@ class BoundProgram:
     ) -> None:
         self.call = call
         self.after: PlacedEpilogue | None = None
+        self.proven = 0
+        self.results: Sequence[Memory] = ()
         self._placement, self._plan, self._domain = placement, plan, weight.domain
         self.contexts = tuple(dict.fromkeys(contexts))
         self._structs = tuple((context, context.struct) for context in self.contexts)
@@ -134,6 +147,24 @@ class BoundProgram:
         """Have its contexts made anew."""
         for context in self.contexts:
             context.struct.broken = 1
+
+    def give_up(self, session: Session, weight: StoredWeight, memories: Iterable[Memory], keeps: object) -> None:
+        """Let threads of the last call have what they were given, since they do not come back.
+
+        Parameters
+        ----------
+        session : Session
+        weight : StoredWeight
+        memories : iterable of Memory
+            Of arrays, where A or C stand there.
+        keeps : object
+            What else has to live.
+        """
+        blocks = [block for tile in weight.tiles for block in (tile.memory, tile.arena.memory)]
+        own = [each for memory in (*self.results, *memories) for each in (memory, memory.allocation)]
+        every = (*self._buffers, *own, *blocks)
+        keeps = self, weight, session, keeps
+        give_up(session.leases, session.guard, self.executor, self.contexts, every, weight.tiles, keeps)
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""

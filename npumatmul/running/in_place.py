@@ -16,6 +16,7 @@ from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.device import Device
+from npumatmul.device.memory import Memory
 from npumatmul.errors import DeviceError
 from npumatmul.host.activation import Activation
 from npumatmul.host.executor import BoundStruct, Call
@@ -78,7 +79,19 @@ def _row_major(device: Device, mm_type: MatmulType, k: int, n: int) -> bool:
 class _InPlaceCall:
     """One product in place at a time, and what the executor is told of it."""
 
-    __slots__ = ("_bound", "_program", "a", "a_offset", "a_parts", "c_parts", "call", "made", "out", "out_offset")
+    __slots__ = (
+        "_bound",
+        "_program",
+        "a",
+        "a_offset",
+        "a_parts",
+        "c_parts",
+        "call",
+        "held",
+        "made",
+        "out",
+        "out_offset",
+    )
 
     a: Buffer
     a_offset: int
@@ -92,8 +105,10 @@ class _InPlaceCall:
         self._bound = BoundStruct(self.c_parts, None)
         self.call = Call(a_bound=self.a_parts, out_bound=C.pointer(self._bound))
         self.made: Buffer | None = None
+        #: The parts, which live as long as their pointers are used.
+        self.held: list[Memory] = []
 
-    def begin(self, _: BoundProgram) -> Call:
+    def begin(self, bound: BoundProgram) -> Call:
         """The call; the device's lock is held."""
         program, a, out = self._program, self.a, self.out
         session = program.session
@@ -107,7 +122,9 @@ class _InPlaceCall:
             self._bound.whole = out._memory.pointer
         else:
             self._bound.whole = None  # somebody may write into other parts of it meanwhile
+        bound.results = (out._memory,)
         of_a, of_c = program.parts
+        self.held = []
         if len(of_a) == 1 and not self.a_offset and not self.out_offset:
             self.a_parts[0], self.c_parts[0] = a._memory.pointer, out._memory.pointer
             return self.call
@@ -116,7 +133,10 @@ class _InPlaceCall:
             (out, self.out_offset, self.c_parts, of_c),
         ):
             for index, (start, nbytes) in enumerate(parts):
-                into[index] = session.part(buffer._memory, offset + start, nbytes).pointer
+                part = session.part(buffer._memory, offset + start, nbytes)
+                self.held.append(part)
+                into[index] = part.pointer
+        bound.results = (out._memory, *self.held)
         return self.call
 
     def start(self) -> None:

@@ -202,6 +202,7 @@ class Program(Runs):
         except NpuMemoryError as error:
             logger.info("a result is stored at once: %s", error)
             raise NoRoomError from error
+        bound.results = slot.memories
         call = slot.call
         if type(a) is DeferredResult:
             assert a.slot is not None

@@ -16,7 +16,7 @@ from npumatmul.host.epilogue import PlacedEpilogue
 from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
-from npumatmul.running.bound import BoundProgram
+from npumatmul.running.bound import PROVEN, SHORT, BoundProgram
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import TileShape
 from npumatmul.running.stored import StoredWeight
@@ -137,7 +137,9 @@ class Runs:
                         try:
                             if start is not None:
                                 start()
-                            if bound.executor.execute(bound.struct, ready) == 0:
+                            if bound.executor.execute(bound.struct, ready, bound.proven >= PROVEN) == 0:
+                                if bound.proven < PROVEN:
+                                    bound.proven += 0 < bound.executor.report.nanoseconds < SHORT
                                 if end is not None:
                                     end()
                                 return None
@@ -152,6 +154,10 @@ class Runs:
                             session.raise_if_lost(failed)
                             return failed
                         raise failed
+                except BaseException:
+                    if bound is not None and bound.executor.given_up:
+                        bound.give_up(session, weight, [buffer._memory for buffer in buffers], (call, a, out))
+                    raise
                 finally:
                     lease.over = True
                     leases.leave(lease)

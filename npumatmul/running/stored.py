@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -103,8 +102,7 @@ class StoredWeight:
         self.pointers = [piece.pointer for piece in tiles]
         #: Whether the memory was given back, or will be as soon as nobody runs with it.
         self.closed = False
-        self._finalizer = weakref.finalize(self, device.release_later, self.tiles)
-        self._finalizer.atexit = False  # at exit the device frees everything in its own order
+        self._holding = device.hold(self, self.tiles)
 
     @property
     def images(self) -> int:
@@ -136,11 +134,11 @@ class StoredWeight:
         """
         if self.device.session.inherited:  # by a forked child, where the lock may be held for ever
             self.closed = True
-            self._finalizer.detach()
             return
         with self.device.lock:
-            self.closed = True
-            self._finalizer()
+            if not self.closed:
+                self.device.released.append(self._holding)
+                self.closed = True
             if not self.device.closed:
                 self.device.collect()
 
