@@ -5,7 +5,31 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-__all__ = ["Descriptor"]
+__all__ = ["Descriptor", "open_into"]
+
+
+def open_into(held: list[int], path: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
+    """Open a file and note its descriptor, without a step in between at which an interrupt could lose it.
+
+    Parameters
+    ----------
+    held : list of int
+        Where it is noted; who has the list closes it.
+    path : str or os.PathLike
+    flags, mode : int
+        As for `os.open`.
+
+    Returns
+    -------
+    int
+        The descriptor.
+
+    Raises
+    ------
+    OSError
+    """
+    held.extend(map(os.open, (path,), (flags,), (mode,)))  # all of it in C, where signals wait
+    return held[-1]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from npumatmul.errors import UnusableFileError
+from npumatmul.files.descriptors import open_into
 from npumatmul.files.writing import said_of
 
 __all__ = ["locked"]
@@ -42,9 +43,10 @@ def locked(path: Path) -> Iterator[None]:
     """
     beside = path.parent / f".{path.name}.lock"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with said_of(path):
-        descriptor = os.open(beside, flags, 0o666)
+    held: list[int] = []
     try:
+        with said_of(path):
+            descriptor = open_into(held, beside, flags)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnusableFileError(f"{beside} is no regular file: {path} cannot be locked")
         _wait(descriptor, path)
@@ -53,7 +55,8 @@ def locked(path: Path) -> Iterator[None]:
         finally:
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile holds the descriptor, too
     finally:
-        os.close(descriptor)
+        for each in held:
+            os.close(each)
 
 
 def _wait(descriptor: int, path: Path) -> None:

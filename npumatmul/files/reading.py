@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import UnusableFileError
-from npumatmul.files.descriptors import Descriptor
+from npumatmul.files.descriptors import Descriptor, open_into
 
 __all__ = ["JSON_BYTES", "RegularFile", "parse_json", "read_bytes", "read_json", "read_text", "shown"]
 
@@ -60,8 +60,10 @@ class RegularFile:
         self._descriptor: Descriptor | None = None
         _check_kind(self.path, os.stat(self.path))  # before it is opened: opening some devices has consequences
         # O_NONBLOCK: what takes its place in between cannot make us wait either
-        self._descriptor = Descriptor.of(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        held: list[int] = []
         try:
+            number = open_into(held, self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._descriptor = Descriptor.of(number)
             status = os.fstat(self._descriptor.number)
             _check_kind(self.path, status)
             self.size = status.st_size
@@ -70,6 +72,8 @@ class RegularFile:
                 raise self.error(f"it has {self.size} bytes; at most {most} are read")
             _check_holes(self)
         except BaseException:
+            if self._descriptor is None and held:
+                os.close(held[0])
             self.close()
             raise
 

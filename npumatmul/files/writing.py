@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from npumatmul.errors import UnusableFileError
+from npumatmul.files.descriptors import open_into
 
 __all__ = ["check_output", "check_target", "replacing", "said_of", "scratch_folder", "write_bytes", "write_text"]
 
 #: Names of what the process has open; the shell may have opened a file there, and goes on to write to it.
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/")
-_PREFIX, _SUFFIX = ".npumatmul-", ".part"
+_PREFIX, _SUFFIX, _LOCK = ".npumatmul-", ".part", ".lock"
 
 
 def check_target(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -87,15 +88,15 @@ def replacing(path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[
     before = _existing(target)
     _clear(target.parent)
     with said_of(path):
-        passing, descriptor = _locked_new(target.parent, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        passing, file = _locked_new(target.parent)
     try:
-        with said_of(path, passing), os.fdopen(descriptor, "w+b") as file:
+        with said_of(path, passing), file:
             if before is not None:
                 with contextlib.suppress(OSError):  # somebody else's, or a file system without permissions
-                    os.fchmod(descriptor, before.st_mode & 0o777)
+                    os.fchmod(file.fileno(), before.st_mode & 0o777)
             yield file
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
             os.replace(passing, target)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -138,12 +139,12 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         If it cannot be made.
     """
     _clear(parent)
-    folder, descriptor = _locked_new(parent, None)
+    folder, lock = _locked_folder(parent)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        lock.close()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, sources: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -202,20 +203,44 @@ def _existing(target: Path) -> os.stat_result | None:
     return status
 
 
-def _locked_new(parent: Path, flags: int | None) -> tuple[Path, int]:
-    """A new file, or folder without `flags`, and its descriptor, which holds a lock on it."""
+def _locked_new(parent: Path) -> tuple[Path, BinaryIO]:
+    """A new file, which is locked for as long as it is open; an object, so that no interrupt leaves it open."""
     while True:
         path = parent / f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}"
-        if flags is None:
-            path.mkdir()
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        else:
-            descriptor = os.open(path, flags, 0o666)
-        with contextlib.suppress(OSError):  # file systems without locks: then nobody else can take it either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if _is_still(path, descriptor):  # else another process cleared it before it was locked
-            return path, descriptor
-        os.close(descriptor)
+        try:
+            file = path.open("x+b")
+            _lock(file)
+            if _is_still(path, file.fileno()):  # else another process cleared it before it was locked
+                return path, file
+            file.close()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+
+
+def _locked_folder(parent: Path) -> tuple[Path, BinaryIO]:
+    """A new folder, locked by a file in it."""
+    while True:
+        folder = parent / f"{_PREFIX}{secrets.token_hex(6)}{_SUFFIX}"
+        try:
+            folder.mkdir()
+            lock = (folder / _LOCK).open("x+b")
+            _lock(lock)
+            if _is_still(folder / _LOCK, lock.fileno()):
+                return folder, lock
+            lock.close()
+        except FileNotFoundError:
+            if not parent.is_dir():
+                raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _lock(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # file systems without locks: then nobody else can take it either
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -235,12 +260,18 @@ def _clear(folder: Path) -> None:
 
 
 def _clear_one(path: Path) -> None:
-    if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         return  # none of ours
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    locked = path / _LOCK if stat.S_ISDIR(mode) else path
+    held: list[int] = []
     try:
+        descriptor = open_into(held, locked, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is being written
-        if _is_still(path, descriptor):
+        if _is_still(locked, descriptor):
             shutil.rmtree(path) if stat.S_ISDIR(mode) else path.unlink()
+    except FileNotFoundError:  # a folder that is not locked yet, or not any more; who has just made it makes another
+        shutil.rmtree(path, ignore_errors=True)
     finally:
-        os.close(descriptor)
+        for each in held:
+            os.close(each)

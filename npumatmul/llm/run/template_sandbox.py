@@ -182,7 +182,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if isinstance(owner, str):
                 return call_text(__self, __obj, args, given)
             __self._check_call(__obj, owner, args, given)
-        current_budget().step(1 + len(args))
+        current_budget().step(3 + len(args))
         return __context.call(__obj, *args, **kwargs)
 
     def _check_call(self, obj: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -288,8 +288,8 @@ class _Bounding(jinja2.visitor.NodeTransformer):
 
 
 def _cost(parts: Sequence[nodes.Node]) -> int:
-    """Nodes of a part of a template, and its text, without what is paid for when it is run."""
-    count, rest = 1, list(parts)
+    """Nodes of a part of a template, and its text, without what is paid for when it is run; and paying itself."""
+    count, rest = 4, list(parts)
     while rest:
         each = rest.pop()
         count += 1
