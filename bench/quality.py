@@ -42,7 +42,7 @@ from npumatmul.llm.quantize import (
     own_text,
     quantize_model,
 )
-from npumatmul.llm.quantize.quantized_model import layer_of_recipe, source_of
+from npumatmul.llm.quantize.quantized_model import Source, layer_of_recipe
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.quant.params import QuantizedWeight
 
@@ -139,11 +139,14 @@ def main() -> None:
     reference = load_model(path, pack=numpy_pack).model
     loaded = {name: model.load().model for name, model in models.items()}
 
+    written: list[Mapping[str, Evaluation]] = []
+
     def report(done: int, total: int, so_far: Mapping[str, Evaluation]) -> None:
-        progress(done, total, "windows")
-        if options.json:
+        progress(done, total, "tokens")
+        if options.json and so_far and not any(so_far is each for each in written):  # another window is done
+            written[:] = [so_far]
             interim = {name: each.as_dict() for name, each in so_far.items()}
-            Path(options.json).write_text(json.dumps({"windows": done, "of": total, "so far": interim}, indent=1))
+            Path(options.json).write_text(json.dumps({"tokens": done, "of": total, "so far": interim}, indent=1))
 
     found = evaluate_models(loaded, reference, pieces, report)
     print(HEADER)
@@ -216,7 +219,7 @@ class Workshop:
             layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
         else:
             layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
-        return QuantizedModel(self.path, self.file, recipe, source_of(self.path), layers)
+        return QuantizedModel(self.path, self.file, recipe, Source.of(self.file), layers)
 
     def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
         """One layer, made if it is not there yet."""

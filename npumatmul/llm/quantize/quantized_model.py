@@ -21,7 +21,7 @@ from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
-from npumatmul.llm.quantize.sequential import quantize_in_sequence
+from npumatmul.llm.quantize.sequential import quantize_in_sequence, weights_of
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
@@ -201,9 +201,10 @@ def quantize_model(
                 raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
             known.update(collect_statistics(path, calibration, missing, progress=progress))
         layers = {}
-        for done, (name, tensors) in enumerate(names.items()):
+        for name, tensors in names.items():
             if progress is not None:
-                progress(done, len(names), f"quantizing {name}")
+                done = weights_of(names[each] for each in layers)
+                progress(done, weights_of(names.values()), f"quantizing {name}")
             layers[name] = layer_of_recipe(file, tensors, recipes[name], known.get(name), seed=recipe.seed)
     requantized, left_out = [], []
     for name, layer in layers.items():

@@ -7,7 +7,8 @@ and biases. What is held is a row for each token, as wide as the layer's input, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def quantize_in_sequence(
     pieces : sequence of Window
         The text; every token counts.
     progress : callable, optional
-        Called before each layer with layers done, layers in all, and a name; and at the end.
+        Called before each layer, and at the end, with what is done, what there is to do (in weights, since layers take
+        as long as they are large), and a name.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def quantize_in_sequence(
 
     def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Linear, Linear]:
         if progress is not None:
-            progress(len(layers), len(tensors), f"quantizing {name}")
+            progress(weights_of(tensors[done] for done in layers), weights_of(tensors.values()), f"quantizing {name}")
         statistics = LayerStatistics(tensors[name].k)
         for x, reference in zip(given, references, strict=True):
             statistics.add(x, reference)
@@ -81,8 +83,13 @@ def quantize_in_sequence(
         streams = _block(model, block, streams, next_layer)
     next_layer("head", *([_entering_head(model, x) for x in stream] for stream in streams))
     if progress is not None:
-        progress(len(tensors), len(tensors), "done")
+        progress(weights_of(tensors.values()), weights_of(tensors.values()), "done")
     return layers
+
+
+def weights_of(layers: Iterable[LayerTensors]) -> int:
+    """How many weights layers have together."""
+    return sum(math.prod(layer.shape) for layer in layers)
 
 
 def _block(
