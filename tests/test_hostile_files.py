@@ -26,6 +26,10 @@ from npumatmul.errors import NpuError, PackedFileError
 from npumatmul.llm.quantize import LayerRecipe, Recipe
 from npumatmul.ops.packed.files.reader import TensorFile, WrongTensorFile
 from npumatmul.planning.choices import Machine, Tuned, TuningCache, WeightShape
+from npumatmul.quant import round_weight
+from npumatmul.quant.hadamard import Hadamard
+from npumatmul.quant.params import QuantizedWeight
+from npumatmul.quant.transforms import Chain, ChannelScale, Permutation, transform_from
 
 
 @contextmanager
@@ -51,7 +55,10 @@ def names(error: Exception, *texts: Any) -> None:
 def packed_kinds() -> dict[str, Callable[[npu.Device], npu.PackedWeight]]:
     rng = np.random.default_rng(0)
     w = rng.standard_normal((96, 64)).astype(np.float32)
+    rounded = round_weight(Hadamard(96, seed=3).weight(w.T))
+    turned = QuantizedWeight(rounded.codes, rounded.params, Hadamard(96, seed=3))
     return {
+        "hadamard": lambda device: npu.pack(turned, device=device),
         "w8a8": lambda device: npu.pack(w, "w8a8", device=device),
         "w4a8_g32_agroup": lambda device: npu.pack(w, "w4a8_g32_agroup", device=device),
         "w16a16": lambda device: npu.pack(w, "w16a16", device=device),
@@ -98,6 +105,22 @@ def test_bytes_of_packed_weights(tmp_path: Path) -> None:
                     np.testing.assert_array_equal(weight.unpack(), expected)
             except (PackedFileError, KeyError) as error:  # KeyError: it has another name
                 names(error, changed)
+
+
+def test_descriptions_of_transforms() -> None:
+    scale = ChannelScale(np.ones(6, np.float32))
+    chain = Chain([Hadamard(6, seed=1), Permutation(np.arange(6)), scale]).describe()
+    huge = {"kind": "hadamard", "features": (1 << 70) - 1, "block": None, "seed": 0}
+    deep: dict[str, Any] = Hadamard(4).describe()
+    for _ in range(400):
+        deep = {"kind": "chain", "transforms": [deep]}
+    with bounded(50e6):
+        for content in [huge, deep, *changed_json(chain, 300)]:
+            try:
+                made = transform_from(content)
+            except (ValueError, OverflowError, RecursionError):  # which readers of files expect
+                continue
+            assert made.features == 6 or not np.array_equal(content, chain)
 
 
 # --- safetensors

@@ -15,6 +15,8 @@ from npumatmul.quant.hadamard_matrices import factor_matrix, hadamard_factors, l
 
 __all__ = ["Hadamard"]
 
+MOST_FEATURES = 1 << 31
+
 #: A power of two is cut into factors of at most this, each a small matrix product.
 _CHUNK = 64
 
@@ -59,8 +61,8 @@ class Hadamard:
     """
 
     def __init__(self, features: int, block: int | None = None, seed: int | None = 0) -> None:
-        if features < 1:
-            raise ValueError(f"Hadamard: features is 1 or more, not {features}")
+        if not 1 <= features <= MOST_FEATURES:  # beyond, looking for divisors takes for ever
+            raise ValueError(f"Hadamard: features is from 1 to {MOST_FEATURES}, not {features}")
         self.features = int(features)
         self.block = int(block) if block is not None else largest_hadamard_block(features)
         self.seed = None if seed is None else int(seed)

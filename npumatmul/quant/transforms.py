@@ -105,7 +105,8 @@ class ChannelScale:
     """
 
     def __init__(self, scale: ArrayLike) -> None:
-        self.scale: NDArray[np.float32] = np.array(scale, np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite then, and refused
+            self.scale: NDArray[np.float32] = np.array(scale, np.float32)
         if self.scale.ndim != 1 or not (np.isfinite(self.scale) & (self.scale > 0)).all():
             raise ValueError("ChannelScale: scale has to be of shape (K,), positive and finite in float32")
         self.scale.flags.writeable = False

@@ -62,7 +62,6 @@ class ContextPool:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._contexts: dict[_Key, list[PooledContext]] = {}
-        self._held = 0  # how many there are: other pools ask without this one's lock
         #: A clock: each use is an instant of its own.
         self.uses = 0
         self._limit = _kept_most(session.chip.memory)
@@ -74,7 +73,9 @@ class ContextPool:
         _pools.add(self)
 
     def __len__(self) -> int:
-        return 0 if self._session.closed or self._session.inherited else self._held
+        if self._session.closed or self._session.inherited:
+            return 0
+        return sum(map(len, list(self._contexts.values())))  # other pools ask without this one's lock
 
     def for_tiles(self, tiles: Sequence[TileShape], lease: Lease) -> list[PooledContext]:
         """Contexts that have the shape of each tile, leased."""
@@ -124,7 +125,6 @@ class ContextPool:
                 else:
                     context = MatmulContext(self._session, spec)
                 self._contexts.setdefault(key, []).append(context)
-                self._held += 1
                 return context
             except (RknnError, LayoutMismatchError, NpuMemoryError) as error:
                 if buckets and _is_about_shapes(error) and self._works(spec):
@@ -187,16 +187,16 @@ class ContextPool:
         return [each for each in every if each[1].broken and is_idle(each[1])]
 
     def _destroy(self, key: _Key, context: PooledContext) -> None:
-        copies = self._contexts[key]
-        copies.remove(context)
-        self._held -= 1
-        if not copies:
-            del self._contexts[key]
         context.struct.broken = 1  # for whoever had it: it is not to be used again
         try:
             context.close()
         except RknnError as error:
             logger.warning("a context could not be destroyed: %s", error)
+        copies = self._contexts.get(key, [])  # it stays there until it is closed, for an interrupt may come before
+        if context in copies:
+            copies.remove(context)
+        if not copies:
+            self._contexts.pop(key, None)
 
     def clear(self, domain: int | None = None) -> bool:
         """Destroy all that are idle, or those of an IOMMU domain; whether there was one."""

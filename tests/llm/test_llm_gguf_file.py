@@ -179,6 +179,10 @@ DAMAGED = {
     "row size": (header(1, 0) + tensor(dims=(33,), kind=int(Kind.Q8_0)) + bytes(99), "not a multiple of Q8_0's 32"),
     "offset": (header(1, 0) + tensor(offset=7) + bytes(99), "not a multiple of the alignment"),
     "offset beyond": (header(1, 0) + tensor(offset=2**62) + bytes(99), "beyond the end of the file"),
+    "tensors on each other": (
+        header(2, 0) + tensor(dims=(16,)) + tensor(b"y", dims=(16,), offset=32) + bytes(199),
+        "'x' and 'y' overlap",
+    ),
     "tensor twice": (header(2, 0) + tensor() + tensor() + bytes(99), "'x' is listed twice"),
 }
 

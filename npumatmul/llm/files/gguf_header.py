@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Union
 
@@ -197,6 +197,7 @@ def parse_header(source: Source) -> Header:
         if name in tensors:
             raise HeaderError(f"tensor {shown(name)} is listed twice")
         tensors[name] = _place(name, shape, kind, offset, base, alignment, source.size)
+    _check_apart(tensors.values())
     return Header(version, metadata, metadata_span, tensors)
 
 
@@ -302,6 +303,16 @@ def _tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizati
     except ValueError:
         raise HeaderError(f"tensor {shown(name)} has the unknown storage type {raw_kind}") from None
     return name, tuple(reversed(dims)), kind, cursor.u64(f"the offset of tensor {shown(name)}")
+
+
+def _check_apart(tensors: Iterable[TensorInfo]) -> None:
+    """Refuse tensors that share bytes: a small file could be many large tensors."""
+    end, before = 0, ""
+    for info in sorted(tensors, key=lambda each: each.offset):
+        if info.nbytes and info.offset < end:
+            raise HeaderError(f"tensors {shown(before)} and {shown(info.name)} overlap in the file")
+        if info.nbytes:
+            end, before = info.offset + info.nbytes, info.name
 
 
 def _alignment(metadata: dict[str, GGUFValue]) -> int:

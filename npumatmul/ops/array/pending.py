@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -159,11 +160,9 @@ class Pending:
 
     def viewed(self) -> int:
         """How many views of values in memory of the host are held: numpy's views refer to who owns the memory."""
-        values = self.state
-        if not isinstance(values, np.ndarray):
+        if not isinstance(self.state, np.ndarray):
             return 0
-        held = sys.getrefcount(values) - 3  # the result's reference, this function's, and the question's
-        return held if values.base is None else held + sys.getrefcount(values.base) - 2
+        return _references(self) - (_ALONE if self.state.base is None else _ALONE_RESHAPED)
 
     @property
     def domain(self) -> int | None:
@@ -273,3 +272,13 @@ class UnreadResults:
 
 def _nobody() -> None:
     return None
+
+
+def _references(holder: Any) -> int:
+    """References to values, and to who owns their memory; how many of them are this function's depends on Python."""
+    own = sys.getrefcount(holder.state)
+    return own if holder.state.base is None else own + sys.getrefcount(holder.state.base)
+
+
+_ALONE = _references(SimpleNamespace(state=np.empty(1)))
+_ALONE_RESHAPED = _references(SimpleNamespace(state=np.empty(2).reshape(2, 1)))
