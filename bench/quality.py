@@ -27,6 +27,7 @@ import numpy as np
 import npumatmul
 from npumatmul.chips import chip
 from npumatmul.chips.types import MatmulType
+from npumatmul.files.writing import write_bytes, write_text
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
 from npumatmul.llm.loading import layer_tensors
 from npumatmul.llm.measure.evaluation import Evaluation, Window, evaluate_models
@@ -146,7 +147,7 @@ def main() -> None:
         if options.json and so_far and not any(so_far is each for each in written):  # another window is done
             written[:] = [so_far]
             interim = {name: each.as_dict() for name, each in so_far.items()}
-            Path(options.json).write_text(json.dumps({"tokens": done, "of": total, "so far": interim}, indent=1))
+            write_text(options.json, json.dumps({"tokens": done, "of": total, "so far": interim}, indent=1))
 
     found = evaluate_models(loaded, reference, pieces, report)
     print(HEADER)
@@ -155,7 +156,7 @@ def main() -> None:
         results.append({"row": name, **_figures(rows[name], model, found[name], len(pieces))})
         print(_line(rows[name], results[-1]), flush=True)
         if options.json:
-            Path(options.json).write_text(json.dumps(results, indent=1))
+            write_text(options.json, json.dumps(results, indent=1))
 
 
 class Calibration:
@@ -252,7 +253,7 @@ class Workshop:
         if file.exists():
             return pickle.loads(file.read_bytes())
         made = make()
-        file.write_bytes(pickle.dumps(made))
+        write_bytes(file, pickle.dumps(made))
         return made
 
 

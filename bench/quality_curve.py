@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from quality import CACHE, WINDOW, Calibration, Workshop, cpu, modelled, progress, spread, standard_errors, texts
 
+from npumatmul.files.writing import write_text
 from npumatmul.llm import GGUFFile, GGUFTokenizer, fetch_demo_model, load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import evaluate_models
 from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
@@ -120,7 +121,7 @@ def main() -> None:
                 "bits": model.bits_per_weight,
                 "runs": modelled(model, 1)[0],
             }
-            files[p].write_text(json.dumps(figures, indent=1))
+            write_text(files[p], json.dumps(figures, indent=1))
             print(f"{p.name}: {figures}", flush=True)
         print(f"{len(batch)} points: made in {made:.0f} s, all in {time.perf_counter() - began:.0f} s", flush=True)
     _table({p: json.loads(file.read_text()) for p, file in files.items() if file.exists()})

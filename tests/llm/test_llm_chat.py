@@ -159,6 +159,7 @@ DOUBLED = (
 )
 LONG = "{% set x = 'a' * 2000000 %}{% set y = 'a' * 1000000 ~ 'b' %}"
 BOMBS = [
+    "{% set n = namespace(t=(1,)) %}{% for i in range(3000) %}{% set n.t = (n.t,) %}{% endfor %}{{ {n.t: 1} }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) if false %}x{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) | map('string') %}{% break %}{% endfor %}{% endfor %}",

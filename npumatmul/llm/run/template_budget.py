@@ -21,6 +21,8 @@ _BYTES, _BYTES_PER_CHARACTER = 1 << 27, 128
 #: Characters and elements of one value, and of the prompt.
 _LARGEST, _LARGEST_PER_CHARACTER = 1 << 22, 4
 _LARGEST_BITS = 64
+#: Values in values; C code that hashes tuples goes down as far as they do, whatever the stack has room for.
+_DEEPEST = 500
 #: Characters that C code copies, compares or searches, and that it looks up one by one, in one step.
 COPIED, LOOKED_UP = 64, 4
 #: Elements that are copied in one step.
@@ -69,30 +71,37 @@ class Budget:
 
     def weigh(self, value: Any) -> int:
         """Characters and elements of a value, with all that is in it, as often as it is; each is a step."""
-        total, rest = 0, [value]
-        while rest:
-            each = rest.pop()
-            total += 1
-            if isinstance(each, str):
-                total += len(each)
-                self.step(1 + len(each) // COPIED)
-            elif isinstance(each, _NAMESPACE):
-                raise TooMuch("it makes a text of a namespace")
-            else:
-                self.step(1)
-                if isinstance(each, dict):
-                    rest.extend(each.keys())
-                    rest.extend(each.values())
-                elif isinstance(each, _CONTAINERS):
-                    rest.extend(each)
-                elif isinstance(each, range):
-                    self.step(len(each) // ELEMENTS)
-                    total += len(each)
-                elif isinstance(each, int):
-                    total += each.bit_length() // 3
-            if total + len(rest) > self.largest:
-                raise TooMuch(f"it uses a value of more than {self.largest} characters or elements")
-        return total
+        total, level = 0, [value]
+        for _ in range(_DEEPEST):
+            below: list[Any] = []
+            for each in level:
+                total += self._weigh(each, below)
+                if total + len(below) > self.largest:
+                    raise TooMuch(f"it uses a value of more than {self.largest} characters or elements")
+            if not below:
+                return total
+            level = below
+        raise TooMuch("it uses a value that is nested too deeply")
+
+    def _weigh(self, value: Any, below: list[Any]) -> int:
+        """A value itself; what is in it is added to `below`."""
+        if isinstance(value, str):
+            self.step(1 + len(value) // COPIED)
+            return 1 + len(value)
+        if isinstance(value, _NAMESPACE):
+            raise TooMuch("it makes a text of a namespace")
+        self.step(1)
+        if isinstance(value, dict):
+            below.extend(value.keys())
+            below.extend(value.values())
+        elif isinstance(value, _CONTAINERS):
+            below.extend(value)
+        elif isinstance(value, range):
+            self.step(len(value) // ELEMENTS)
+            return 1 + len(value)
+        elif isinstance(value, int):
+            return 1 + value.bit_length() // 3
+        return 1
 
     def text(self, value: Any) -> str:
         """A value as `str` gives it, once it is known not to be too long."""
