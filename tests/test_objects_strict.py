@@ -13,7 +13,7 @@ from objects import NATIVE, NORM, PAGE, K, M, N, bound, fill, operands
 
 import npumatmul as npu
 from npumatmul import Buffer, MatmulContext, MatmulLayout
-from npumatmul.device.session import Memory
+from npumatmul.device.memory import Memory
 from npumatmul.rknn import Runtime
 
 # ---- strict memory: only what was synchronised and bound anew is seen ----------------------------------------------

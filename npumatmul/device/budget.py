@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from npumatmul.errors import NpuMemoryError
+from npumatmul.errors import NpuMemoryError, RknnFail, RknnMallocFail
 
 __all__ = [
+    "NO_ROOM",
     "DomainStats",
     "Holder",
     "MemoryStats",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: What is raised where there is no memory, or no further context.
+NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
 
 #: Descriptors that are left to the rest of the process before the limit is raised or an allocation refused.
 _SPARE_DESCRIPTORS = 32

@@ -16,12 +16,12 @@ from npumatmul.chips import Chip, chip, chip_here
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.arenas import ArenaBlock, WeightMemory
 from npumatmul.device.boardlock import BoardLock, wants_lock
-from npumatmul.device.budget import MemoryStats
+from npumatmul.device.budget import NO_ROOM, MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease
 from npumatmul.device.living import Living
-from npumatmul.device.session import NO_ROOM, Session
+from npumatmul.device.session import Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import BusyError
 
+_Result = TypeVar("_Result")
+
 __all__ = ["Lease", "Leased", "Leases", "Spares", "Turn", "is_idle"]
 
 #: Seconds after which a thread that waits looks by itself: an interrupt may have kept another one from telling it.
@@ -190,6 +192,39 @@ class Leases:
     def wait_for(self, leases: Sequence[Lease]) -> None:
         """Wait until all of them are over."""
         self.wait(lambda: all(lease.over for lease in leases))
+
+    def repeated(
+        self, attempt: Callable[[], _Result], no_room: tuple[type[Exception], ...], check: Callable[[], None]
+    ) -> _Result:
+        """Make an attempt under the lock; where there is no room while others are at work, repeat it after them.
+
+        Parameters
+        ----------
+        attempt : callable
+            It holds nothing any more when it raises, and the caller does not hold the lock.
+        no_room : tuple of exception classes
+            What it raises where there is no room.
+        check : callable
+            Raises where no attempt is to be made any more.
+        """
+        turn: Turn | None = None
+        try:
+            while True:
+                with self._lock:
+                    check()
+                    ended = self.ended
+                    try:
+                        return attempt()
+                    except no_room:
+                        others = self.others()
+                        if not others and self.ended == ended:
+                            raise
+                turn = turn or Turn(self)
+                turn.wait(others)
+        finally:
+            if turn is not None:
+                turn.over = True
+                turn.leave()
 
 
 class Turn(Lease):

@@ -12,11 +12,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from npumatmul.device.budget import Holder
-from npumatmul.device.leases import Lease
-from npumatmul.device.registry import ContextEntry, MemoryEntry
+from npumatmul.device.leases import Lease, is_idle
+from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry
 from npumatmul.rknn import MemSyncMode, Runtime, TensorMem
 
-__all__ = ["Handle", "Memory", "View"]
+__all__ = ["Handle", "Memory", "View", "is_at_work", "owner_of"]
 
 
 @dataclass(eq=False)
@@ -263,3 +263,18 @@ class Memory:
 def _goes_on(ref: weakref.ref[Lease]) -> bool:
     lease = ref()
     return lease is not None and not lease.over
+
+
+def owner_of(entry: Entry) -> Memory | Handle | None:
+    """Who holds an entry."""
+    owner = None if entry.owner is None else entry.owner()
+    assert owner is None or isinstance(owner, (Memory, Handle))
+    return owner
+
+
+def is_at_work(owner: Memory | Handle | None) -> bool:
+    """Whether a thread waits for a run of a context."""
+    if not isinstance(owner, Handle) or is_idle(owner):
+        return False
+    lease = None if owner.lease is None else owner.lease()
+    return lease is not None and not lease.given_up

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from npumatmul.device.budget import Holder
+from npumatmul.errors import RknnError
 from npumatmul.rknn import Runtime
 from npumatmul.rknn.notes import ContextNote, MemoryNote
 
@@ -127,10 +129,6 @@ class Registry:
         """All entries, in the order in which they have to go (facts 11.5): memories first, and slices before them."""
         return [*self._slices, *self._allocations, *self._contexts]
 
-    def undestroyed(self) -> list[Entry]:
-        """Those that the runtime refused to destroy."""
-        return [each for each in self.in_order() if each.destroyed]
-
     def drop(self, entry: Entry) -> None:
         """Have an entry destroyed by the next call, whoever holds it; safe from a garbage collector."""
         entry.unwanted = True
@@ -176,6 +174,15 @@ class Registry:
             self.forget(entry)
         finally:
             entry.going = False
+
+    def destroy_again(self) -> bool:
+        """Try to destroy what could not be destroyed before; whether something was."""
+        done = False
+        for entry in [each for each in self.in_order() if each.destroyed]:
+            with suppress(RknnError):
+                self.destroy(entry)
+                done = True
+        return done
 
     def forget(self, entry: Entry) -> None:
         """Know an entry no more, whatever the runtime has of it."""

@@ -19,6 +19,7 @@ from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.boardlock import BoardLock
 from npumatmul.device.budget import (
+    NO_ROOM,
     Holder,
     MemoryStats,
     Reclaimer,
@@ -28,43 +29,22 @@ from npumatmul.device.budget import (
     provide_descriptors,
 )
 from npumatmul.device.given_up import recover
-from npumatmul.device.leases import Leases, Spares, Turn, is_idle
+from npumatmul.device.leases import Leases, Spares, is_idle
 from npumatmul.device.living import Living
-from npumatmul.device.memory import Handle, Memory, View
+from npumatmul.device.lost import LOOK_AT_THE_DRIVER, answers, lost_error
+from npumatmul.device.memory import Handle, Memory, is_at_work, owner_of
 from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry, Registry
-from npumatmul.errors import (
-    BusyError,
-    ClosedError,
-    DeviceLostError,
-    NpuError,
-    NpuMemoryError,
-    RknnError,
-    RknnFail,
-    RknnMallocFail,
-)
+from npumatmul.errors import BusyError, ClosedError, DeviceLostError, NpuError, NpuMemoryError, RknnError
 from npumatmul.host.executor import Executor
-from npumatmul.rknn import MatmulInfo, MatmulIoAttr, MemSyncMode, Runtime
+from npumatmul.rknn import MatmulInfo, MatmulIoAttr, Runtime
 
-__all__ = ["NO_ROOM", "Handle", "Memory", "Session", "View"]
+__all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 #: Slices of an allocation that `Session.part` remembers.
 _PARTS_MOST = 64
-#: What is raised where there is no memory, or no further context.
-NO_ROOM = (NpuMemoryError, RknnFail, RknnMallocFail)
-#: Bytes that are allocated to find out whether the device is still there.
-_LITTLE = 4096
-#: So near to their limit descriptors may be the reason why nothing can be made.
-_FEW_DESCRIPTORS = 8
-#: What may be wrong where not even the smallest context can be made.
-_LOOK_AT_THE_DRIVER = (
-    "Not even the smallest context can be made: the NPU's kernel driver cannot be opened, or is too old for this "
-    "runtime (0.9.2 or newer is advised). What the runtime printed on standard error says which. Look at: the driver's "
-    "version (dmesg | grep -i rknpu, or /sys/kernel/debug/rknpu/version); whether this user may open /dev/dri/renderD* "
-    "or /dev/rknpu (in a container they have to be passed on); and whether librknnrt.so and the driver are of one age."
-)
 
 
 class Session:
@@ -128,7 +108,7 @@ class Session:
         except RknnError as error:
             if any(each.runtime.path == runtime.path and not each.closed for each in _open_sessions):
                 raise  # the driver serves others
-            raise type(error)(error.function, error.code, error.arguments, _LOOK_AT_THE_DRIVER) from None
+            raise type(error)(error.function, error.code, error.arguments, LOOK_AT_THE_DRIVER) from None
         _open_sessions.add(self)
 
     def __del__(self) -> None:
@@ -145,7 +125,7 @@ class Session:
         And `DeviceLostError` where it is gone.
         """
         if self._lost is not None:
-            raise self._loss(self._lost)
+            raise lost_error(self.name, self._lost)
         if self.closed:
             raise ClosedError(f"the device {self.name} is closed; open another Device")
         if self.inherited:
@@ -170,7 +150,7 @@ class Session:
 
     def memories(self) -> list[Memory]:
         """The same, but for what nobody holds."""
-        return [memory for memory in map(_memory_of, self.allocations()) if memory is not None]
+        return [memory for memory in map(owner_of, self.allocations()) if isinstance(memory, Memory)]
 
     def held(self, domain: int) -> dict[Holder, int]:
         """Bytes of memory in an IOMMU domain, by what holds them; empty where nothing does."""
@@ -184,24 +164,16 @@ class Session:
         """What is held now; weights fill their slices of memory, or as many bytes as is said."""
         with self.lock:
             if weights_used is None:
-                divided = self.runtime.has("rknn_mem_sync")
-                memories = self._registry.slices() if divided else self.allocations()
+                memories = self._registry.slices() if self.runtime.has("rknn_mem_sync") else self.allocations()
                 weights_used = sum(memory.size for memory in memories if memory.holder is Holder.WEIGHTS)
             contexts, descriptors, _ = self.resources()
             same = [each for each in _open_sessions if each.name == self.name and not each.inherited]
+            in_process = sum(each.count_contexts() for each in same)
+            limits, held = self.chip.memory, [(m.domain, m.holder, m.size) for m in self.allocations()]
             return MemoryStats(
-                self.name,
-                by_holder([(m.domain, m.holder, m.size) for m in self.allocations()], self.chip.memory.domain_bytes),
-                self.peak,
-                self.limit,
-                weights_used,
-                contexts,
-                sum(each.count_contexts() for each in same),
-                self.chip.memory.contexts,
-                descriptors,
-                open_descriptors(),
-                descriptor_limit(),
-            )
+                self.name, by_holder(held, limits.domain_bytes), self.peak, self.limit, weights_used,
+                contexts, in_process, limits.contexts, descriptors, open_descriptors(), descriptor_limit(),
+            )  # fmt: skip
 
     def viewed(self) -> int:
         """How many views of memory somebody holds."""
@@ -213,57 +185,18 @@ class Session:
         """What to raise for a failure of the runtime: that the device is gone, where it is; else the same error."""
         with self.lock:
             if self._lost is None:
-                if self.closed or self._answers():
+                anchors = [each for each in self._anchors.values() if each.exists]
+                if self.closed or answers(self.runtime, self._registry, anchors, self._smallest(0)):
                     return error
                 self._lost, self.closed = error, True
-                logger.error("%s", self._loss(error))
-            return self._loss(self._lost)
+                logger.error("%s", lost_error(self.name, error))
+            return lost_error(self.name, self._lost)
 
     def raise_if_lost(self, error: RknnError) -> None:
         """Raise `DeviceLostError` where the device is gone."""
         failure = self.diagnosed(error)
         if failure is not error:
             raise failure from failure.__cause__
-
-    def _loss(self, first: RknnError) -> DeviceLostError:
-        lost = DeviceLostError(
-            f"the device {self.name} is gone: {first.what}; since then the runtime does nothing any more, whatever it "
-            "is asked. What was on the device is lost. A new Device may work, with weights packed anew; if it does "
-            "not, the kernel's log (dmesg) may say why."
-        )
-        lost.__cause__ = first
-        return lost
-
-    def _answers(self) -> bool:
-        """Whether the device does what it can always do.
-
-        A NULL of `rknn_create_mem` and a context that is refused may mean that there is no room; a lost device fails to
-        do what needs none as well.
-        """
-        entry = MemoryEntry(0, 0, _LITTLE, Holder.WORKSPACES)
-        for anchor in [each for each in self._anchors.values() if each.exists]:
-            entry.ctx = anchor.value
-            with suppress(RknnError):
-                self.runtime.create_mem(anchor.value, _LITTLE, entry)
-            if entry.exists:
-                with suppress(RknnError):
-                    self._registry.destroy(entry)
-                return True
-        if self.runtime.has("rknn_mem_sync"):
-            for memory in self.allocations():
-                try:
-                    self.runtime.mem_sync(memory.ctx, memory.pointer, MemSyncMode.TO_DEVICE)
-                except RknnError:
-                    return False
-                return True
-        context = ContextEntry()
-        try:
-            self.runtime.matmul_create(self._smallest(0), context)
-        except RknnError:
-            return descriptor_limit() - open_descriptors() < _FEW_DESCRIPTORS
-        with suppress(RknnError):
-            self._registry.destroy(context)
-        return True
 
     # ---- creating --------------------------------------------------------------------------------------------------
 
@@ -364,7 +297,10 @@ class Session:
                 memory = self._created(MemoryEntry(self.anchor(domain), domain, nbytes, Holder.WORKSPACES))
             except RknnError:
                 return False
-            self._try_to_release(memory)
+            try:
+                self.release(memory)
+            except RknnError as error:
+                self._tell_refused(error)
             return True
 
     def _has_room(self, nbytes: int) -> bool:
@@ -384,31 +320,14 @@ class Session:
             If the attempt raises it and nobody else is at work.
         """
         self.check_usable()  # of a forked child, where the lock may be held for ever
-        turn: Turn | None = None
-        try:
-            while True:
-                with self.lock:
-                    self.check_usable()
-                    ended = self.leases.ended
-                    try:
-                        return attempt()
-                    except NO_ROOM:
-                        others = self.leases.others()
-                        if not others and self.leases.ended == ended:
-                            raise
-                turn = turn or Turn(self.leases)
-                turn.wait(others)
-        finally:
-            if turn is not None:
-                turn.over = True
-                turn.leave()
+        return self.leases.repeated(attempt, NO_ROOM, self.check_usable)
 
     def reclaim(self, domain: int | None = None) -> bool:
         """Have everybody give up what is kept for reuse and idle, of one domain or of all; whether there was any."""
         with self.lock:
             given = [each.reclaim(domain) for each in self.reclaimers]
             self.collect()
-            given.append(self._destroy_again())
+            given.append(self._registry.destroy_again())
             if any(given):
                 logger.info("%s: gave up contexts and memory that were kept for reuse", self.name)
             return any(given)
@@ -515,13 +434,8 @@ class Session:
             if self.closed:
                 self._drop_anchors()
                 self._leave_board()
-            if failed is not None:
-                self._raise_refused(failed)
-
-    def _raise_refused(self, error: RknnError) -> None:
-        """Raise that something was not destroyed, unless the device is gone, with all that was on it."""
-        if not isinstance(self.diagnosed(error), DeviceLostError):
-            raise error
+            if failed is not None and not isinstance(self.diagnosed(failed), DeviceLostError):
+                raise failed
 
     def check_idle(self, resource: Memory | Handle) -> None:
         """Raise `BusyError` where somebody runs with a memory or a context. The lock is held."""
@@ -532,7 +446,7 @@ class Session:
     def _claim(self, entries: Iterable[Entry]) -> None:
         """Mark those that hold them as closed, so that nobody begins to use them any more."""
         with self.guard:
-            owners = [owner for owner in map(_owner_of, entries) if owner is not None]
+            owners = [owner for owner in map(owner_of, entries) if owner is not None]
             for owner in owners:
                 self.check_idle(owner)
             for owner in owners:
@@ -555,7 +469,7 @@ class Session:
         if not self._registry.has_dropped:
             return
         for entry in self._registry.take_dropped():
-            owner = _owner_of(entry)
+            owner = owner_of(entry)
             try:
                 if owner is not None:
                     self.release(owner)
@@ -564,27 +478,16 @@ class Session:
             except BusyError:
                 self._registry.drop(entry)
             except RknnError as error:
-                logger.warning("%s: giving back failed: %s", self.name, error)
+                self._tell_refused(error)
         self._registry.settled()
         if self.closed:
             self._drop_anchors()
             self._leave_board()
 
-    def _try_to_release(self, resource: Memory | Handle) -> None:
-        """Release, where whoever is there to be told of a failure did not ask for it."""
-        try:
-            self.release(resource)
-        except RknnError as error:
+    def _tell_refused(self, error: RknnError) -> None:
+        """Log that something was not destroyed, unless the device is gone, with all that was on it."""
+        if not isinstance(self.diagnosed(error), DeviceLostError):
             logger.warning("%s: giving back failed: %s", self.name, error)
-
-    def _destroy_again(self) -> bool:
-        """Try to destroy what could not be destroyed before; whether something was."""
-        done = False
-        for entry in self._registry.undestroyed():
-            with suppress(RknnError):
-                self._registry.destroy(entry)
-                done = True
-        return done
 
     def _drop_anchors(self) -> None:
         """Destroy the contexts under which memory was allocated, once nothing else is left."""
@@ -606,7 +509,7 @@ class Session:
     def check_closable(self, keep_viewed: bool) -> None:
         """Raise what `close` would, but for products that are at work and will end. The caller holds the lock."""
         with self.guard:
-            if any(_is_at_work(owner) for owner in map(_owner_of, self._registry.contexts())):
+            if any(is_at_work(owner) for owner in map(owner_of, self._registry.contexts())):
                 raise BusyError(f"another thread is running on {self.name}; let that end before closing")
             if not keep_viewed and self.viewed():
                 raise BufferError(
@@ -655,7 +558,7 @@ class Session:
         """Destroy what nobody has a view of, memories first; return what the runtime refused."""
         refused: list[RknnError] = []
         for entry in self._registry.in_order():
-            owner = _owner_of(entry)
+            owner = owner_of(entry)
             if isinstance(owner, Memory) and owner.allocation.living_views():
                 continue
             try:
@@ -669,26 +572,6 @@ class Session:
                 else:
                     refused.append(error)
         return refused
-
-
-def _owner_of(entry: Entry) -> Memory | Handle | None:
-    """Who holds an entry."""
-    owner = None if entry.owner is None else entry.owner()
-    assert owner is None or isinstance(owner, (Memory, Handle))
-    return owner
-
-
-def _is_at_work(owner: Memory | Handle | None) -> bool:
-    """Whether a thread waits for a run of a context."""
-    if not isinstance(owner, Handle) or is_idle(owner):
-        return False
-    lease = None if owner.lease is None else owner.lease()
-    return lease is not None and not lease.given_up
-
-
-def _memory_of(entry: MemoryEntry) -> Memory | None:
-    owner = _owner_of(entry)
-    return owner if isinstance(owner, Memory) else None
 
 
 _open_sessions: Living[Session] = Living()

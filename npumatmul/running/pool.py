@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.chips import MemoryLimits
-from npumatmul.device.budget import descriptors_within_reach
+from npumatmul.device.budget import NO_ROOM, descriptors_within_reach
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
 from npumatmul.device.leases import Lease, is_idle
 from npumatmul.device.living import Living
-from npumatmul.device.session import NO_ROOM, Session
+from npumatmul.device.session import Session
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import LayoutMismatchError, NpuMemoryError, RknnError
 

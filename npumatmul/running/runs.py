@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from npumatmul.device.budget import NO_ROOM
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.leases import Lease
-from npumatmul.device.session import NO_ROOM
 from npumatmul.device.spec import ContextSpec
 from npumatmul.errors import ClosedError, NpuError, RknnError
 from npumatmul.host.activation import Activation
