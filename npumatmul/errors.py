@@ -2,6 +2,38 @@
 
 All derive from `NpuError`; those that a caller may reasonably expect as a built-in type derive from that too, so
 ``except ValueError`` and ``except MemoryError`` work as they would with numpy.
+
+The tree, with the built-in type beside each::
+
+    NpuError
+    ├── LibraryNotFoundError (OSError)
+    ├── DeviceError (ValueError)
+    ├── ClosedError (RuntimeError)
+    ├── DeviceLostError (RuntimeError)
+    ├── BusyError (RuntimeError)
+    ├── BoardInUseError (RuntimeError)
+    ├── UnsupportedByRuntime (NotImplementedError)
+    ├── LayoutMismatchError (RuntimeError)
+    ├── NpuMemoryError (MemoryError)
+    ├── NotFiniteError (ValueError)
+    ├── ModelError (ValueError)
+    ├── PackedFileError (ValueError)
+    ├── UnusableFileError (OSError)
+    ├── MissingPackageError (ModuleNotFoundError)
+    └── RknnError (RuntimeError)
+        ├── RknnFail
+        ├── RknnTimeout
+        ├── RknnDeviceUnavailable
+        ├── RknnMallocFail (MemoryError)
+        ├── RknnParamInvalid (ValueError)
+        ├── RknnModelInvalid
+        ├── RknnContextInvalid
+        ├── RknnInputInvalid
+        ├── RknnOutputInvalid
+        ├── RknnDeviceUnmatch
+        ├── RknnIncompatiblePreCompileModel
+        ├── RknnIncompatibleOptimizationLevel
+        └── RknnTargetPlatformUnmatch
 """
 
 from __future__ import annotations

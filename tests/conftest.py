@@ -29,6 +29,10 @@ os.environ["NPUMATMUL_SHARE_BOARD"] = "1"
 os.environ["NPUMATMUL_SIM_STRICT"] = "1"
 
 
+#: Files of uses that type checkers read; running them is not meant.
+collect_ignore = ["types_uses.py"]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in filter(is_long, items):
