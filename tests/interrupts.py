@@ -1,11 +1,20 @@
-"""A KeyboardInterrupt at any point of some work."""
+"""Interrupts: at any point of some work, and by signals."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import pytest
+
+import npumatmul as npu
+from npumatmul import sim
 
 
 def interrupted_at(position: int, work: Callable[[], object], caught: list[BaseException] | None = None) -> bool:
@@ -37,3 +46,45 @@ def interrupted_at(position: int, work: Callable[[], object], caught: list[BaseE
     finally:
         sys.setprofile(None)
     return events > position
+
+
+@contextmanager
+def handling(number: signal.Signals, handler: Callable[..., Any]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def raising(before: Callable[[], object]) -> Callable[..., None]:
+    """A handler that raises `KeyboardInterrupt`."""
+
+    def handle(*_: object) -> None:
+        before()
+        raise KeyboardInterrupt
+
+    return handle
+
+
+def interrupted_until_given_up(device: npu.Device, work: Callable[[], object]) -> None:
+    """Do work whose runs hang, with a SIGINT when the first one does, and another when that was heard."""
+    heard = threading.Event()
+
+    def press() -> None:
+        while not sim.counters(device).run_calls:
+            time.sleep(0.001)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard.wait(60)
+            heard.clear()
+
+    sim.reset_counters(device)
+    with handling(signal.SIGINT, raising(heard.set)):
+        pressing = threading.Thread(target=press)
+        pressing.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        finally:
+            pressing.join()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupts import interrupted_at
+from interrupts import handling, interrupted_at, interrupted_until_given_up, raising
 
 import npumatmul as npu
 from npumatmul import errors, sim
@@ -43,15 +43,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[npu.Device]:
 
 
 @contextmanager
-def handling(number: signal.Signals, handler: Callable[..., Any]) -> Iterator[None]:
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-@contextmanager
 def signalled(device: npu.Device) -> Iterator[None]:
     """Have a SIGALRM come as soon as a device runs something, whose counters are 0."""
 
@@ -64,16 +55,6 @@ def signalled(device: npu.Device) -> Iterator[None]:
     sending.start()
     yield
     sending.join()
-
-
-def raising(before: Callable[[], object]) -> Callable[..., None]:
-    """A handler that raises `KeyboardInterrupt`."""
-
-    def handle(*_: object) -> None:
-        before()
-        raise KeyboardInterrupt
-
-    return handle
 
 
 class Ways:
@@ -197,29 +178,6 @@ def test_other_threads_are_not_asked(device: npu.Device) -> None:
 
 
 # ---- runs that hang ------------------------------------------------------------------------------------------------
-
-
-def interrupted_until_given_up(device: npu.Device, work: Callable[[], object]) -> None:
-    """Do work whose runs hang, with a SIGINT when the first one does, and another when that was heard."""
-    heard = threading.Event()
-
-    def press() -> None:
-        while not sim.counters(device).run_calls:
-            time.sleep(0.001)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            assert heard.wait(60)
-            heard.clear()
-
-    sim.reset_counters(device)
-    with handling(signal.SIGINT, raising(heard.set)):
-        pressing = threading.Thread(target=press)
-        pressing.start()
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                work()
-        finally:
-            pressing.join()
 
 
 @pytest.mark.parametrize("way", WAYS)

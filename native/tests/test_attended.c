@@ -77,8 +77,10 @@ static int go_on(void) {
 
 /* End with what is going on, which goes on when that was heard. */
 static int end(void) {
-  if (atomic_fetch_add(&asked, 1) == 0) atomic_store(&runs_when_asked, atomic_load(&runs_begun));
-  else hold_up(-1, 0);
+  if (atomic_fetch_add(&asked, 1) == 0)
+    atomic_store(&runs_when_asked, atomic_load(&runs_begun));
+  else
+    hold_up(-1, 0);
   return 1;
 }
 
@@ -87,8 +89,12 @@ static int give_up(void) { return atomic_fetch_add(&asked, 1) == 0 ? 1 : 2; }
 static int32_t out[M_MOST][N_MOST];
 
 static int call_attended(npumm_executor *executor, const example *e, int (*attend)(void)) {
-  const npumm_call call = {.a = e->a, .a_row_stride = K_MOST, .a_col_stride = 1, .out = out,
-                           .out_row_stride = sizeof out[0], .out_type = NPUMM_INT32};
+  const npumm_call call = {.a = e->a,
+                           .a_row_stride = K_MOST,
+                           .a_col_stride = 1,
+                           .out = out,
+                           .out_row_stride = sizeof out[0],
+                           .out_type = NPUMM_INT32};
   npumm_report report = {.step = NPUMM_STEP_NONE};
   atomic_store(&asked, 0);
   const int code = npumm_execute_attended(executor, &e->placed, &call, &report, attend);
@@ -145,7 +151,8 @@ static void work_ends_when_the_caller_wants_it_to(npumm_executor *executor) {
     CHECK(npumm_executor_lost(executor) == 0, "all came back");
     CHECK(atomic_load(&at_work) == 0, "a core is still at work");
     CHECK(atomic_load(&runs_begun) == atomic_load(&runs_when_asked) && atomic_load(&runs_begun) < most,
-          "%d runs, %d when the caller was asked, of %d", atomic_load(&runs_begun), atomic_load(&runs_when_asked), most);
+          "%d runs, %d when the caller was asked, of %d", atomic_load(&runs_begun), atomic_load(&runs_when_asked),
+          most);
     CHECK(call_attended(executor, &e, go_on) == 0 && wrong_sums(&e) == 0, "and again");
     take_down(&e);
   }

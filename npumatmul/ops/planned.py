@@ -27,7 +27,7 @@ from npumatmul.ops.product import Product
 from npumatmul.ops.results import fits
 from npumatmul.ops.shapes import Shapes, npu_kind, operand, refusal
 from npumatmul.ops.typed import HowMatmul, Into, Operand, Place, Unpack
-from npumatmul.ops.weights import Weights, check_device, chosen_scheme, packed_scheme
+from npumatmul.ops.weights import Hold, Weights, check_device, chosen_scheme, packed_scheme
 from npumatmul.planning.choices import WeightShape
 from npumatmul.planning.product import MatmulPlan, plan_matmul
 from npumatmul.quant.names import Precision, SchemeName
@@ -145,7 +145,7 @@ class Matmul(Generic[Result]):
         finish = Finish.of(computed, dtype, epilogue, bias, self._shapes)
         self.dtype = finish.dtype
         self._computed, self._dtype = computed, dtype
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may come back here
         self._types = left.dtype, None if isinstance(right, PackedWeight) else right.dtype
         self._left_shape, self._right_shape = left.shape, right.shape
         weights = self._weights(right, left.dtype)
@@ -189,10 +189,14 @@ class Matmul(Generic[Result]):
         if shapes.empty:
             return None
         start = time.perf_counter()
-        with operands.weights.in_use():
+        hold = Hold()
+        try:
+            operands.weights.hold(hold)
             weights = [operands.weights.at(index) for index in shapes.indices()]
             assert weights[0].plan is not None  # only a weight without elements has none
             plan = plan_matmul(shapes.rows, weights[0].plan)
+        finally:
+            operands.weights.let_go(hold)
         self._log(
             "planning: %r: %d matrices of b, %d bytes of NPU memory, %d runs; %.3f ms\n%s",
             self, shapes.matrices, operands.weights.nbytes, plan.runs * shapes.matrices,
@@ -248,8 +252,12 @@ class Matmul(Generic[Result]):
             raise ValueError(f"autotune: options say {', '.join(self._options.asked)}; leave that to what is measured")
         if shapes.empty:
             return None
-        with operands.weights.in_use():
+        hold = Hold()
+        try:
+            operands.weights.hold(hold)
             packed = operands.weights.at(next(shapes.indices()))
+        finally:
+            operands.weights.let_go(hold)
         plan = packed.plan
         assert plan is not None  # only a weight without elements has none
         left = operands.a.dtype.newbyteorder("=")
@@ -317,15 +325,16 @@ class Matmul(Generic[Result]):
         if operands is None:
             raise ClosedError(_CLOSED)
         weights = operands.weights
-        if weights.given is None:  # else they are not this one's to give back
-            weights.hold()
+        hold = None if weights.given is not None else Hold()  # else they are not this one's to give back
         try:
+            if hold is not None:
+                weights.hold(hold)
             if self._options.logger.isEnabledFor(self._options.level):
                 return self._logged(operands, out)
             return operands.multiply(out)
         finally:
-            if weights.given is None:
-                weights.let_go()
+            if hold is not None:
+                weights.let_go(hold)
 
     def _logged(self, operands: Execution, out: Any, *, cache: bool = True) -> Any:
         """Multiply, and log it."""
@@ -375,21 +384,21 @@ class Matmul(Generic[Result]):
                [3, 3]], dtype=int32)
         """
         operands = self._usable()
-        weights = operands.weights
+        weights, hold = operands.weights, Hold()
 
         def execute() -> Any:
             try:
                 return self._logged(operands, out)
             finally:
-                weights.let_go()
+                weights.let_go(hold)
 
-        weights.hold()
         try:
+            weights.hold(hold)
             future = submit(self.device, execute)
         except BaseException:
-            weights.let_go()
+            weights.let_go(hold)
             raise
-        future.add_done_callback(lambda done: weights.let_go() if done.cancelled() else None)
+        future.add_done_callback(lambda done: weights.let_go(hold) if done.cancelled() else None)
         return future
 
     # ---- other operands, and the end -------------------------------------------------------------------------------

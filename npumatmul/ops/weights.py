@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
+from weakref import ref
 
 import ml_dtypes
 import numpy as np
@@ -129,6 +129,17 @@ def check_precision(precision: str | None) -> None:
         raise ValueError(f"matmul: precision is {precision!r}; it can be 'high' or None")
 
 
+class Hold:
+    """Somebody uses weights, until it is `over` or gone."""
+
+    over = False
+
+
+def _goes_on(held: ref[Hold]) -> bool:
+    hold = held()
+    return hold is not None and not hold.over
+
+
 class Weights:
     """The matrices of a right operand, packed one by one.
 
@@ -163,9 +174,10 @@ class Weights:
         self.given = b if isinstance(b, PackedWeight) else None
         self._source = None if isinstance(b, PackedWeight) else shapes.matrices_of(b)
         self._a_dtype, self._scheme, self._device = a_dtype, scheme, device
-        self._lock = threading.Lock()
-        self._counting = threading.Lock()  # a lock of its own: packing takes long
-        self._users, self._ended = 0, False
+        self._lock = threading.RLock()  # a signal's handler may come back here
+        self._counting = threading.RLock()  # a lock of its own: packing takes long
+        self._users: list[ref[Hold]] = []
+        self._ended = False
         self._packed: dict[tuple[int, ...], PackedWeight] = {}
 
     @property
@@ -201,25 +213,18 @@ class Weights:
             if packed is not None:
                 packed.close()
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Put `end` off until the block is left."""
-        self.hold()
-        try:
-            yield
-        finally:
-            self.let_go()
-
-    def hold(self) -> None:
-        """Put `end` off until `let_go` is called as often as this."""
+    def hold(self, hold: Hold) -> None:
+        """Put `end` off until `let_go` is called, or nobody has it any more."""
         with self._counting:
-            self._users += 1
+            self._users.append(ref(hold))
 
-    def let_go(self) -> None:
-        """Take one `hold` back."""
+    def let_go(self, hold: Hold) -> None:
+        """Take one back; one that never came, too."""
+        hold.over = True
         with self._counting:
-            self._users -= 1
-            last = self._ended and self._users == 0
+            if ref(hold) in self._users:
+                self._users.remove(ref(hold))
+            last = self._ended and not any(map(_goes_on, self._users))
         if last:
             self.close()
 
@@ -227,7 +232,7 @@ class Weights:
         """Give the memory of all matrices back that were not packed by the user, as soon as nobody uses them."""
         with self._counting:
             self._ended = True
-            unused = self._users == 0
+            unused = not any(map(_goes_on, self._users))
         if unused:
             self.close()
 

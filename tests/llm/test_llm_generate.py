@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import interrupted_until_given_up
 from numpy.typing import NDArray
 
+import npumatmul as npu
+from npumatmul import sim
 from npumatmul.llm import (
     ContextFullError,
     LoadedModel,
@@ -16,6 +19,7 @@ from npumatmul.llm import (
     StopReason,
     generate,
     load_model,
+    npu_pack,
     numpy_pack,
 )
 
@@ -187,3 +191,19 @@ def test_progress_of_the_prompt(loaded: LoadedModel) -> None:
     assert calls == [(done, 300) for done in (64, 128, 192, 256, 278, 300)]  # two blocks for each chunk of 128
     list(run)
     assert len(calls) == 6
+
+
+def test_a_run_that_hangs_ends_a_generation_at_the_second_interrupt(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache is as it was, and when the run has ended after all the text goes on as if nothing had been."""
+    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "2.1.0")  # a library of its own, whose counters are this device's alone
+    with npu.Device("sim:rk3588") as device:
+        loaded = load_model(tiny.path, pack=npu_pack("w8a8", device))
+        expected = [token.id for token in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4)]
+        cache = loaded.model.new_cache()
+        run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4, cache=cache)
+        got = [next(run).id for _ in range(2)]
+        with sim.configured(device, faults="run:after=3:hang"):
+            interrupted_until_given_up(device, lambda: next(run))
+        assert run.stats.stop_reason is StopReason.INTERRUPTED
+        run = generate(loaded.model, loaded.tokenizer, [*PROMPT, *got], max_new_tokens=2, cache=cache)
+        assert [*got, *(token.id for token in run)] == expected
