@@ -288,6 +288,29 @@ def test_a_short_product_that_hangs_all_the_same_is_ended_by_the_third_interrupt
     assert "does not end" in done.stderr or "KeyboardInterrupt" in done.stderr
 
 
+def test_a_measurement_whose_run_hangs_is_ended_by_the_third_interrupt() -> None:
+    """It times the runtime's function in the main thread, without a way around."""
+    program = """
+import os, runpy, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["NPUMATMUL_SIM_FAULTS"] = "run:hang"
+from npumatmul.rknn import Runtime
+from npumatmul.rknn.discovery import simulator_path
+from npumatmul.rknn.simulator import Simulator
+
+simulator = Simulator(Runtime(simulator_path()))
+def tell():
+    while not simulator.read_counters()["run_calls"]: time.sleep(0.01)
+    print("up", flush=True)
+threading.Thread(target=tell, daemon=True).start()
+sys.argv = ["npumatmul", "bench", "matmul", "--shapes", "64,512,512", "--types", "int8", "--device", "sim:rk3588"]
+runpy.run_module("npumatmul.cli", run_name="__main__")
+"""
+    done = pressed(program, presses=4)
+    assert done.returncode == -signal.SIGINT
+    assert "does not end" in done.stderr
+
+
 # ---- nothing is left behind ----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
+from npumatmul.host.executor import run_proven
 from npumatmul.ops import Matmul
 from npumatmul.rknn import MatmulLayout, MemSyncMode
 
@@ -184,7 +185,7 @@ def measure(
 
         def run() -> None:
             jobs = [] if others is None else [others.submit(runtime.matmul_run, c.handle) for c in contexts[1:]]
-            runtime.matmul_run(contexts[0].handle)
+            runtime.matmul_run(contexts[0].handle, run_proven)
             for job in jobs:
                 job.result()
 

@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Term",
     "finish",
+    "run_proven",
     "store_deferred",
 ]
 
@@ -364,11 +365,28 @@ def _library() -> Any:
     library.npumm_execute_proven.argtypes = library.npumm_execute.argtypes
     library.npumm_run_attended.restype = C.c_int
     library.npumm_run_attended.argtypes = (C.c_void_p, C.c_void_p, Context, C.POINTER(Report), ATTEND)
+    library.npumm_run_proven.restype = C.c_int
+    library.npumm_run_proven.argtypes = (C.c_void_p, Context)
     library.npumm_executor_lost.restype = C.c_int32
     library.npumm_executor_lost.argtypes = (C.c_void_p,)
     library.npumm_deferred_store.restype = C.c_int
     library.npumm_deferred_store.argtypes = (C.POINTER(DeferredStruct), C.c_int64, C.c_int64, C.c_void_p, C.c_int64)
     return library
+
+
+def run_proven(function: int, context: int) -> int:
+    """Run a context in the main thread itself, to be timed: nothing but the call is between the clock's two readings.
+
+    Signals wait until it ends; the third SIGINT in one that does not end ends the program.
+
+    Parameters
+    ----------
+    function : int
+        Address of ``rknn_matmul_run``.
+    context : int
+    """
+    code: int = _library().npumm_run_proven(function, context)
+    return code
 
 
 #: Those that nobody needs just now.
