@@ -22,7 +22,8 @@ LOOK_AT_THE_DRIVER = (
     "Not even the smallest context can be made: the NPU's kernel driver cannot be opened, or is too old for this "
     "runtime (0.9.2 or newer is advised). What the runtime printed on standard error says which. Look at: the driver's "
     "version (dmesg | grep -i rknpu, or /sys/kernel/debug/rknpu/version); whether this user may open /dev/dri/renderD* "
-    "or /dev/rknpu (in a container they have to be passed on); and whether librknnrt.so and the driver are of one age."
+    "or /dev/rknpu (in a container they have to be passed on); and whether librknnrt.so and the driver are of one age. "
+    "docs/board.md goes through it step by step."
 )
 
 
