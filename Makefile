@@ -20,8 +20,8 @@ help:
 	@echo "make test    set up, run all tests (options: ARGS='-k layout', JOBS=1)"
 	@echo "make test-fast  the tests that are quick, with fewer random examples: for every save"
 	@echo "make coverage   run all tests, print which lines of Python and C they ran"
-	@echo "make lint    formatting, linting, types, import contracts, circles between C files"
-	@echo "make format  format the Python files"
+	@echo "make lint    formatting, linting, types, import contracts, circles between C files, clang-tidy"
+	@echo "make format  format the Python and C files"
 	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
 	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
@@ -50,10 +50,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(PYTHON) tools/c_circles.py
+	$(PYTHON) tools/lint_c.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(PYTHON) tools/lint_c.py --format
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -o addopts=-q --benchmark-columns=median,rounds bench $(ARGS)

@@ -32,13 +32,13 @@ static void *next(const char *name) {
   return found;
 }
 
-#define WRAP(name, parameters, ...)                    \
-  int name parameters {                                \
-    const int code = strikes(#name);                   \
-    int(*real) parameters = NULL;                      \
-    void *found = next(#name);                         \
-    memcpy(&real, &found, sizeof real);                \
-    return code ? code : real(__VA_ARGS__);            \
+#define WRAP(name, parameters, ...)         \
+  int name parameters {                     \
+    const int code = strikes(#name);        \
+    int(*real) parameters = NULL;           \
+    void *found = next(#name);              \
+    memcpy(&real, &found, sizeof real);     \
+    return code ? code : real(__VA_ARGS__); \
   }
 
 WRAP(rknn_matmul_create, (rknn_matmul_ctx * ctx, rknn_matmul_info *info, rknn_matmul_io_attr *io), ctx, info, io)

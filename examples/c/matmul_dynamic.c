@@ -118,8 +118,8 @@ static uint32_t larger(uint32_t one, uint32_t other) { return one > other ? one 
 static int create(request *wanted, resources *held, const example_scales *scales) {
   held->attrs = (rknn_matmul_io_attr *)calloc((size_t)wanted->shape_count, sizeof *held->attrs);
   if (!held->attrs) return -1;
-  const int code = rknn_matmul_create_dynamic_shape(&held->ctx, &wanted->info, wanted->shape_count, wanted->shapes,
-                                                    held->attrs);
+  const int code =
+      rknn_matmul_create_dynamic_shape(&held->ctx, &wanted->info, wanted->shape_count, wanted->shapes, held->attrs);
   if (code != RKNN_SUCC) {
     held->ctx = 0;
     fprintf(stderr, "rknn_matmul_create_dynamic_shape failed: %d\n", code);
@@ -136,8 +136,8 @@ static int create(request *wanted, resources *held, const example_scales *scales
   printf("----------------------------------------\n");
   /* Chips with a single core refuse every mask and run all the same. */
   (void)rknn_matmul_set_core_mask(held->ctx, (rknn_core_mask)wanted->core_mask);
-  if (example_set_scales(held->ctx, &wanted->type, &held->attrs[0], scales, wanted->max_k, wanted->max_n,
-                         GROUP_SIZE) != RKNN_SUCC) {
+  if (example_set_scales(held->ctx, &wanted->type, &held->attrs[0], scales, wanted->max_k, wanted->max_n, GROUP_SIZE) !=
+      RKNN_SUCC) {
     return -1;
   }
   held->a_memory = rknn_create_mem(held->ctx, a_size);
@@ -178,8 +178,7 @@ static int multiply(request *wanted, resources *held, const example_scales *scal
     example_print_tensor("C", start_of(held->c_memory), &attr->C);
   }
   double *c = example_read_c(start_of(held->c_memory), &attr->C, shape->M, shape->N);
-  const int correct =
-      c && example_result_is_correct(&wanted->type, scales, a, b, c, shape->M, shape->K, shape->N);
+  const int correct = c && example_result_is_correct(&wanted->type, scales, a, b, c, shape->M, shape->K, shape->N);
   free(c);
   example_print_verdict(&wanted->type, correct, shape->M, shape->K, shape->N, wanted->info.AC_layout,
                         wanted->info.B_layout);

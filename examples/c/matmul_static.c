@@ -160,10 +160,11 @@ int main(int argc, char **argv) {
   resources held;
   memset(&held, 0, sizeof held);
   if (parse(argc, argv, &wanted)) return -1;
-  printf("MatMul matmul_type = %s, M = %d, K = %d, N = %d, B_layout = %d, AC_layout = %d, loop_count = %d, "
-         "core_mask = %d, iommu_domain_id = %d\n",
-         wanted.type->name, wanted.info.M, wanted.info.K, wanted.info.N, wanted.info.B_layout, wanted.info.AC_layout,
-         wanted.loops, wanted.core_mask, wanted.info.iommu_domain_id);
+  printf(
+      "MatMul matmul_type = %s, M = %d, K = %d, N = %d, B_layout = %d, AC_layout = %d, loop_count = %d, "
+      "core_mask = %d, iommu_domain_id = %d\n",
+      wanted.type->name, wanted.info.M, wanted.info.K, wanted.info.N, wanted.info.B_layout, wanted.info.AC_layout,
+      wanted.loops, wanted.core_mask, wanted.info.iommu_domain_id);
   const int result = multiply(&wanted, &held);
   give_back(&held);
   return result;

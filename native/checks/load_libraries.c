@@ -106,8 +106,12 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
   info.B_layout = RKNN_MM_LAYOUT_NATIVE;
   info.AC_layout = RKNN_MM_LAYOUT_NATIVE;
   npumm_context context = {0, 0, 0, 0};
-  npumm_shape shape = {.context = &context, .padded_m = PADDED_M, .padded_k = PADDED_K, .padded_n = PADDED_N,
-                       .a_group = of->a_group, .c_group = 4};
+  npumm_shape shape = {.context = &context,
+                       .padded_m = PADDED_M,
+                       .padded_k = PADDED_K,
+                       .padded_n = PADDED_N,
+                       .a_group = of->a_group,
+                       .c_group = 4};
   memset(&shape.io_attr, 0, sizeof shape.io_attr);
   if (sim->create(&context.handle, &info, &shape.io_attr) != RKNN_SUCC) return -1;
   rknn_tensor_mem *a = sim->create_mem(context.handle, shape.io_attr.A.size);
@@ -117,8 +121,12 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
   int wrong = -1;
   if (a && b && c && result) {
     /* B's tiles have the columns of the matrix as rows. */
-    const npumm_tiling tiling = {.rows = N, .cols = K, .padded_rows = PADDED_N, .padded_cols = PADDED_K,
-                                 .tile_rows = of->tile_n, .tile_cols = 32};
+    const npumm_tiling tiling = {.rows = N,
+                                 .cols = K,
+                                 .padded_rows = PADDED_N,
+                                 .padded_cols = PADDED_K,
+                                 .tile_rows = of->tile_n,
+                                 .tile_cols = 32};
     const int integers = of->result == NPUMM_C_INT32;
     const void *from = integers ? (const void *)b_int : (const void *)b_float;
     const int bytes = of->element_bytes;
@@ -133,14 +141,28 @@ static int multiply(const simulator *sim, const host *host, const kind *of) {
     npumm_shape *shapes[] = {&shape};
     const npumm_placed_matmul placed = {.runtime = &sim->runtime,
                                         .activation = {.conversion = of->conversion, .scaling = of->scaling},
-                                        .c_type = of->result, .row_images = 1, .common_scale = 1, .m_count = 1,
-                                        .slice_count = 1, .n_count = 1, .core_count = 1, .a_count = 1,
-                                        .m_ranges = &rows, .n_ranges = &columns, .slices = &slice,
-                                        .tile_cores = &core, .a_memories = &a, .c_memories = &c, .b_memories = &b,
+                                        .c_type = of->result,
+                                        .row_images = 1,
+                                        .common_scale = 1,
+                                        .m_count = 1,
+                                        .slice_count = 1,
+                                        .n_count = 1,
+                                        .core_count = 1,
+                                        .a_count = 1,
+                                        .m_ranges = &rows,
+                                        .n_ranges = &columns,
+                                        .slices = &slice,
+                                        .tile_cores = &core,
+                                        .a_memories = &a,
+                                        .c_memories = &c,
+                                        .b_memories = &b,
                                         .shapes = shapes};
     const npumm_call call = {.a = integers ? (const void *)a_int : (const void *)a_float,
-                             .a_row_stride = (int64_t)K * bytes, .a_col_stride = bytes, .out = result,
-                             .out_row_stride = (int64_t)N * 4, .out_type = integers ? NPUMM_INT32 : NPUMM_FLOAT32};
+                             .a_row_stride = (int64_t)K * bytes,
+                             .a_col_stride = bytes,
+                             .out = result,
+                             .out_row_stride = (int64_t)N * 4,
+                             .out_type = integers ? NPUMM_INT32 : NPUMM_FLOAT32};
     npumm_report report = {.step = NPUMM_STEP_NONE};
     if (code == 0) code = host->execute(NULL, &placed, &call, &report);
     if (code == 0 && report.run_calls == 1) wrong = wrong_elements(of, result);

@@ -46,8 +46,8 @@ int npumm_activation_is_valid(const npumm_placed_matmul *p) {
       if (how->levels < 1 || how->levels > levels || !(how->clip > 0.0f && how->clip <= 1.0f)) return 0;
       break;
     case NPUMM_ROWS_STATIC:
-      if (levels == 0 || !(how->static_scale > 0.0f && isfinite(how->static_scale)) ||
-          how->static_zero < -levels - 1 || how->static_zero > levels) {
+      if (levels == 0 || !(how->static_scale > 0.0f && isfinite(how->static_scale)) || how->static_zero < -levels - 1 ||
+          how->static_zero > levels) {
         return 0;
       }
       break;
@@ -186,8 +186,9 @@ int npumm_rows_pack(npumm_rows_of_a *rows, const npumm_range *m, const npumm_sli
     const int code = measure_quantized(rows, m, &slice->group, at, bad);
     if (code) return code;
   }
-  const npumm_tiling tiling = {rows->image_rows * rows->row_images, k->length,       shape->padded_m, padded_k,
-                               shape->padded_m,              shape->a_group ? shape->a_group : padded_k};
+  const npumm_tiling tiling = {
+      rows->image_rows * rows->row_images,       k->length, shape->padded_m, padded_k, shape->padded_m,
+      shape->a_group ? shape->a_group : padded_k};
   /* static values have the whole range of codes, with a zero point of 0 too; codes that are there have theirs */
   const int32_t *zero = rows->how->scaling == NPUMM_ROWS_STATIC     ? rows->zero_store
                         : rows->how->scaling == NPUMM_ROWS_UNSCALED ? NULL

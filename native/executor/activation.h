@@ -7,18 +7,18 @@
 /* What is known of the rows of the range at work. Entries of the arrays are relative to its first row. */
 typedef struct {
   const npumm_activation *how;
-  const char *a;        /* NULL where they are no rows of the caller's */
+  const char *a;                            /* NULL where they are no rows of the caller's */
   int64_t a_row_stride, a_col_stride, cols; /* strides in bytes */
   int32_t row_images;
-  float *transformed;   /* rows of the range after the transform; NULL where there is none */
-  const char *first;    /* the first row of the range, transformed if need be */
+  float *transformed; /* rows of the range after the transform; NULL where there is none */
+  const char *first;  /* the first row of the range, transformed if need be */
   int64_t row_stride, col_stride;
   int64_t image_rows, image_first; /* rows of the whole image that npumm_rows_pack packs into, and the first of these */
-  int64_t longest;      /* rows of the longest range */
-  float *scale;         /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
-  double *factor;       /* by which the row of the result is multiplied; NULL where all are 1 */
+  int64_t longest;                 /* rows of the longest range */
+  float *scale;   /* by which a row is multiplied (float16) or divided (integers); NULL where rows are unscaled */
+  double *factor; /* by which the row of the result is multiplied; NULL where all are 1 */
   double *factor_store;
-  int32_t *zero;        /* zero points of rows, or NULL */
+  int32_t *zero; /* zero points of rows, or NULL */
   int32_t *zero_store;
 } npumm_rows_of_a; /* of rows that are scaled in groups, scale, factor and zero are [buffers of A][longest] */
 

@@ -56,8 +56,8 @@ static int finish_tile(const npumm_deferred *deferred, int32_t m_index, int32_t 
                        int32_t widen, char *out, int64_t out_row_stride) {
   const npumm_range *m = &deferred->m_ranges[m_index], *n = &deferred->n_ranges[n_index];
   const int64_t padded_m = deferred->padded_m[m_index], padded_n = deferred->padded_n[n_index];
-  const npumm_tiling tiling = {m->length * deferred->term.row_images, n->length, padded_m, padded_n,
-                               padded_m, deferred->c_group ? deferred->c_group : padded_n};
+  const npumm_tiling tiling = {m->length * deferred->term.row_images,           n->length, padded_m, padded_n, padded_m,
+                               deferred->c_group ? deferred->c_group : padded_n};
   npumm_term term = deferred->term;
   if (term.row_zero) term.row_zero += m->start;
   if (term.row_sum) term.row_sum += m->start;
@@ -83,8 +83,8 @@ static int finish_tile(const npumm_deferred *deferred, int32_t m_index, int32_t 
       .column = n->start,
   };
   const rknn_tensor_mem *memory = deferred->memories[m_index * deferred->n_count + n_index];
-  return npumm_store_rows(&tiling, &term, (const char *)memory->virt_addr + memory->offset, (int64_t)memory->size, first,
-                          count, deferred->sums ? &partial : NULL, &result);
+  return npumm_store_rows(&tiling, &term, (const char *)memory->virt_addr + memory->offset, (int64_t)memory->size,
+                          first, count, deferred->sums ? &partial : NULL, &result);
 }
 
 int npumm_deferred_finish(const npumm_deferred *deferred, int64_t first, int64_t rows, int32_t widen, char *out,
@@ -103,7 +103,8 @@ int npumm_deferred_finish(const npumm_deferred *deferred, int64_t first, int64_t
   return 0;
 }
 
-int npumm_deferred_store(const npumm_deferred *deferred, int64_t first, int64_t rows, void *out, int64_t out_row_stride) {
+int npumm_deferred_store(const npumm_deferred *deferred, int64_t first, int64_t rows, void *out,
+                         int64_t out_row_stride) {
   if (!deferred || !deferred->memories || !out || first < 0 || rows < 0 || first > deferred->rows - rows) {
     return NPUMM_BAD_ARGUMENT;
   }

@@ -13,7 +13,7 @@ enum { BLOCK_MOST = 32, BLOCK_LEAST = 4, BLOCK_BYTES = 128 * 1024 };
 struct npumm_fusing {
   char *scratch; /* a block of finished rows, which are transformed there */
   int code;
-  int64_t bad; /* the first row that holds an inf or nan, or -1 */
+  int64_t bad;            /* the first row that holds an inf or nan, or -1 */
   int32_t factors, zeros; /* whether any of its rows has one */
 };
 
@@ -21,7 +21,9 @@ static int32_t widens(const npumm_work *work) {
   return npumm_reads_float32(&work->placed->activation) && work->call->a_deferred->type != NPUMM_FLOAT32;
 }
 
-static int64_t bytes_read(const npumm_work *work) { return widens(work) ? 4 : npumm_out_bytes(work->call->a_deferred->type); }
+static int64_t bytes_read(const npumm_work *work) {
+  return widens(work) ? 4 : npumm_out_bytes(work->call->a_deferred->type);
+}
 
 int npumm_fuse_is_valid(const npumm_placed_matmul *p, const npumm_deferred *source) {
   if (!source->memories || source->rows != npumm_end_of(p->m_ranges, p->m_count)) return 0;
@@ -84,16 +86,16 @@ static int fuse_block(npumm_work *work, npumm_fusing *mine, int64_t first, int64
     rows->factor_store += first;
     rows->zero_store += first;
   }
-  int code = npumm_deferred_finish(work->call->a_deferred, p->m_ranges[work->m_index].start + first, count, widens(work), mine->scratch,
-                    rows->a_row_stride);
+  int code = npumm_deferred_finish(work->call->a_deferred, p->m_ranges[work->m_index].start + first, count,
+                                   widens(work), mine->scratch, rows->a_row_stride);
   if (!code) code = npumm_rows_begin(rows, &block, &mine->bad);
   for (int32_t i = 0; !code && i < work->images; i++) {
     const int32_t s = work->image_of[i];
     rknn_tensor_mem *memory = p->a_memories[i];
     const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    code = npumm_rows_pack(rows, &block, &p->slices[s], shape, i,
-                           (char *)memory->virt_addr + memory->offset, (int64_t)memory->size,
-                           work->row_sums ? work->row_sums + i * work->longest + first : NULL, &mine->bad);
+    code = npumm_rows_pack(rows, &block, &p->slices[s], shape, i, (char *)memory->virt_addr + memory->offset,
+                           (int64_t)memory->size, work->row_sums ? work->row_sums + i * work->longest + first : NULL,
+                           &mine->bad);
   }
   mine->factors |= rows->factor != NULL;
   mine->zeros |= rows->zero != NULL;
@@ -106,7 +108,8 @@ static void fuse_core(void *argument, int32_t core) {
   const npumm_range *m = &work->placed->m_ranges[work->m_index];
   mine->code = mine->factors = mine->zeros = 0;
   mine->bad = -1;
-  for (int64_t first = core * work->block; !mine->code && first < m->length; first += work->fusing_count * work->block) {
+  for (int64_t first = core * work->block; !mine->code && first < m->length;
+       first += work->fusing_count * work->block) {
     const int64_t left = m->length - first;
     npumm_rows_of_a rows = work->rows;
     mine->code = fuse_block(work, mine, first, left < work->block ? left : work->block, &rows);

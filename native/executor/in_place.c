@@ -13,7 +13,8 @@ static int range_fits(const npumm_placed_matmul *p, const npumm_call *call, int3
     const rknn_tensor_mem *a = call->a_bound ? call->a_bound[m_index] : NULL;
     if (call->a_bound && (!a || a->size < shape->io_attr.A.size)) return 0;
     const rknn_tensor_mem *c = call->out_bound ? call->out_bound->parts[m_index] : NULL;
-    if (call->out_bound && (!c || c->size < shape->io_attr.C.size || shape->padded_n != p->n_ranges[n].length)) return 0;
+    if (call->out_bound && (!c || c->size < shape->io_attr.C.size || shape->padded_n != p->n_ranges[n].length))
+      return 0;
   }
   return 1;
 }
@@ -27,7 +28,8 @@ int npumm_in_place_is_valid(const npumm_placed_matmul *p, const npumm_call *call
     return 0;
   }
   if (call->a_bound && how->conversion != NPUMM_COPY_8 && how->conversion != NPUMM_COPY_16) return 0;
-  if (call->out_bound && (!call->out_bound->parts || p->n_count != 1 || slice->column_scale || call->epilogue)) return 0;
+  if (call->out_bound && (!call->out_bound->parts || p->n_count != 1 || slice->column_scale || call->epilogue))
+    return 0;
   for (int32_t m = 0; m < p->m_count; m++) {
     if (!range_fits(p, call, m)) return 0;
   }

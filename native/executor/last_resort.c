@@ -12,10 +12,8 @@ static struct sigaction before; /* the program's own handler */
 static volatile sig_atomic_t is_inside, presses;
 
 static void on_interrupt(int number, siginfo_t *information, void *context) {
-  if (before.sa_flags & SA_SIGINFO)
-    before.sa_sigaction(number, information, context);
-  else
-    before.sa_handler(number);
+  if (before.sa_flags & SA_SIGINFO) before.sa_sigaction(number, information, context);
+  else before.sa_handler(number);
   if (!is_inside) return;
   presses = presses + 1;
   if (presses < PRESSES) return;

@@ -91,11 +91,12 @@ static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
     /* all N tiles share M and K, so the image of A serves every one of them, on every core */
     const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
     report->slice_index = s;
-    int code = is_packed ? 0
-                         : npumm_rows_pack(&work->rows, m, slice, shape, i,
-                                           (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
-                                           (int64_t)memory->size,
-                                           work->row_sums ? work->row_sums + i * work->longest : NULL, &report->row);
+    int code = is_packed
+                   ? 0
+                   : npumm_rows_pack(&work->rows, m, slice, shape, i,
+                                     (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
+                                     (int64_t)memory->size, work->row_sums ? work->row_sums + i * work->longest : NULL,
+                                     &report->row);
     if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
     code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
     if (code) return code;
@@ -185,8 +186,11 @@ int npumm_run_ranges(npumm_executor *executor, const npumm_placed_matmul *placed
       .placed = placed,
       .call = &own->call,
       .longest = longest_of(placed->m_ranges, placed->m_count),
-      .rows = {.a = call->a_deferred || call->a_bound ? NULL : call->a, .a_row_stride = call->a_row_stride, .a_col_stride = call->a_col_stride,
-               .cols = columns_of(placed), .row_images = placed->row_images},
+      .rows = {.a = call->a_deferred || call->a_bound ? NULL : call->a,
+               .a_row_stride = call->a_row_stride,
+               .a_col_stride = call->a_col_stride,
+               .cols = columns_of(placed),
+               .row_images = placed->row_images},
       .failed_core = -1,
       .stop = stop,
       .crew = executor,

@@ -97,8 +97,9 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
   const int32_t groups = npumm_scales_groups(&p->activation), scaled_each = groups || !p->common_scale;
   const int64_t rows_at = npumm_rows_of_buffer(&work->rows, buffer);
   rknn_tensor_mem *memory = p->c_memories[core];
-  const npumm_tiling tiling = {m->length * p->row_images, n->length,       shape->padded_m,
-                               shape->padded_n,           shape->padded_m, shape->c_group ? shape->c_group : shape->padded_n};
+  const npumm_tiling tiling = {m->length * p->row_images, n->length,
+                               shape->padded_m,           shape->padded_n,
+                               shape->padded_m,           shape->c_group ? shape->c_group : shape->padded_n};
   const npumm_term term = {
       .type = p->c_type,
       .row_images = p->row_images,
@@ -111,8 +112,9 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
   };
   char *out = (char *)call->out + m->start * call->out_row_stride + n->start * npumm_out_bytes(call->out_type);
   const npumm_partial partial = {
-      .data = !work->sums ? out
-              : work->sums_core_stride ? work->sums + core * work->sums_core_stride : work->sums + n->start * 4,
+      .data = !work->sums              ? out
+              : work->sums_core_stride ? work->sums + core * work->sums_core_stride
+                                       : work->sums + n->start * 4,
       .row_stride = work->sums ? work->sums_row_stride : call->out_row_stride,
       .add = !first,
       .as_float = scaled_each,

@@ -15,20 +15,20 @@ typedef struct {
   const npumm_call *call;
   npumm_rows_of_a rows;
   int32_t m_index;
-  int32_t first_slice, end_slice;      /* the slices whose images of A are packed */
-  int32_t images;                      /* how many of the buffers hold one */
-  int32_t image_of[NPUMM_A_MOST];      /* a slice with the image that the buffer holds */
-  int32_t *row_sums;                   /* [a_count][longest] or NULL */
-  int64_t longest;                     /* rows of the longest range */
-  char *sums;                          /* partial sums, or NULL where they can stand in the result */
+  int32_t first_slice, end_slice;            /* the slices whose images of A are packed */
+  int32_t images;                            /* how many of the buffers hold one */
+  int32_t image_of[NPUMM_A_MOST];            /* a slice with the image that the buffer holds */
+  int32_t *row_sums;                         /* [a_count][longest] or NULL */
+  int64_t longest;                           /* rows of the longest range */
+  char *sums;                                /* partial sums, or NULL where they can stand in the result */
   int64_t sums_row_stride, sums_core_stride; /* in bytes; no core stride where sums are as wide as the result */
-  int64_t block;                       /* rows of a deferred operand that are finished and packed at once */
-  npumm_fusing *fusing;                /* [fusing_count] */
+  int64_t block;                             /* rows of a deferred operand that are finished and packed at once */
+  npumm_fusing *fusing;                      /* [fusing_count] */
   int32_t fusing_count;
-  npumm_report *reports;               /* [core_count] */
-  atomic_int failed_core;              /* the first that failed, or -1 */
-  atomic_int *stop;                    /* other than 0 when another core failed, of those that share rows; or NULL */
-  const npumm_crew *crew;              /* whose work it is; NULL: that of the calling thread's */
+  npumm_report *reports;  /* [core_count] */
+  atomic_int failed_core; /* the first that failed, or -1 */
+  atomic_int *stop;       /* other than 0 when another core failed, of those that share rows; or NULL */
+  const npumm_crew *crew; /* whose work it is; NULL: that of the calling thread's */
 } npumm_work;
 
 /* Whether there is nothing more to do: after a failure, or because the caller wants it to end. */

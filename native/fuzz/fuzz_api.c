@@ -25,7 +25,7 @@ enum {
   CONTEXTS = 8,
   MEMORIES = 16,
   CALLS_MOST = 100,
-  HELPER_SIDE = 256,     /* most rows and columns that go through the helper that packs B */
+  HELPER_SIDE = 256,      /* most rows and columns that go through the helper that packs B */
   RUN_MACS_MOST = 1 << 16 /* a run beyond it takes its time and shows nothing new */
 };
 
@@ -47,8 +47,8 @@ static uint32_t word(void) {
 
 /* A size that makes sense, a size at some edge, or any size. */
 static int32_t extent(void) {
-  static const int32_t edges[] = {0,    -1,    1,    INT32_MAX, INT32_MIN, 4096,  8192,   8224,  10240,
-                                  10304, 10336, 65535, 65536,   65537,     33,    -32,    46368, 1 << 30};
+  static const int32_t edges[] = {0,     -1,    1,     INT32_MAX, INT32_MIN, 4096, 8192, 8224,  10240,
+                                  10304, 10336, 65535, 65536,     65537,     33,   -32,  46368, 1 << 30};
   switch (pick(8)) {
     case 0:
       return ITEM(edges);
@@ -417,6 +417,7 @@ static void call_select(void) {
 
 /* Nothing that waits: a hang would only be a hang. */
 static void call_configure(void) {
+  /* clang-format off */
   static const char *const settings[][2] = {
       {"RUNTIME", "1.5.2"},     {"RUNTIME", "1.6.0"},       {"RUNTIME", "2.0.0b0"},
       {"RUNTIME", "2.1.0"},     {"RUNTIME", "2.3.0"},       {"RUNTIME", "2.3.2"},
@@ -429,6 +430,7 @@ static void call_configure(void) {
       {"TRACE", "/dev/null"},   {"TRACE", ""},              {"TRACE", "/nowhere/trace"},
       {"SOC", "rk3576"},        {"SOC", "rk3566"},          {"NONSENSE", "1"},
   };
+  /* clang-format on */
   char name[64], text[48];
   const unsigned which = pick(sizeof settings / sizeof *settings);
   snprintf(name, sizeof name, "NPUMATMUL_SIM_%s", settings[which][0]);
@@ -459,6 +461,7 @@ static void call_set_core_mask(void) {
   rknn_matmul_set_core_mask(some_handle(), (rknn_core_mask)(pick(4) ? pick(9) : word()));
 }
 
+/* clang-format off */
 static void (*const calls[])(void) = {
     call_create,           call_create,       call_create_dynamic,       call_set_dynamic_shape,
     call_set_io_mem,       call_set_io_mem,   call_bind_all_and_run,     call_bind_all_and_run,
@@ -467,6 +470,7 @@ static void (*const calls[])(void) = {
     call_get_quant_params, call_helper,       call_query,                call_mem_sync,
     call_set_core_mask,    call_select,       call_configure,            call_counters,
 };
+/* clang-format on */
 
 static void begin(void) {
   static const char *const names[] = {"RUNTIME", "LIMITS", "BROKEN",   "OVERFLOW", "STRICT",

@@ -54,8 +54,8 @@ typedef enum {
   NPUMM_ROWS_MINMAX = 3,       /* float32 -> integers, one scale and zero point per row */
   NPUMM_ROWS_STATIC = 4,       /* float32 -> integers -levels - 1..levels with a scale and zero point that are given */
   NPUMM_ROWS_POWER_OF_TWO_HIGH = 5, /* float32 -> two float16, as near to the end of float16's range as goes */
-  NPUMM_ROWS_ABSMAX_GROUPS = 6, /* as ABSMAX, one scale per row and group of K */
-  NPUMM_ROWS_MINMAX_GROUPS = 7  /* as MINMAX, one scale and zero point per row and group of K */
+  NPUMM_ROWS_ABSMAX_GROUPS = 6,     /* as ABSMAX, one scale per row and group of K */
+  NPUMM_ROWS_MINMAX_GROUPS = 7      /* as MINMAX, one scale and zero point per row and group of K */
 } npumm_row_scaling;
 
 /* How rows of `a` become rows of A. */
@@ -63,7 +63,7 @@ typedef struct {
   npumm_conversion conversion;
   npumm_row_scaling scaling;
   int32_t levels; /* largest magnitude of a quantized value */
-  float clip; /* factor on the largest magnitude of a row: what lies beyond saturates */
+  float clip;     /* factor on the largest magnitude of a row: what lies beyond saturates */
   float static_scale;
   int32_t static_zero; /* of NPUMM_ROWS_STATIC, and of int8 that is there (NPUMM_COPY_8, NPUMM_ROWS_UNSCALED) */
   const npumm_hadamard *transform; /* of float32 rows, before all else, over the whole of K; or NULL */
@@ -74,9 +74,9 @@ typedef struct {
   npumm_range k;
   int32_t part;  /* which image of a value of `a`: 0 the whole; 1 and 2 the high and low part of one split in two */
   int32_t tiles; /* which row of tiles of B */
-  const float *column_scale;   /* one per column of the weight; NULL for 1 */
-  const int32_t *column_zero;  /* zero points of the weight's columns, or NULL */
-  const int32_t *column_sums;  /* sums over the slice of (value - zero point), or NULL: `a` has no zero points */
+  const float *column_scale;  /* one per column of the weight; NULL for 1 */
+  const int32_t *column_zero; /* zero points of the weight's columns, or NULL */
+  const int32_t *column_sums; /* sums over the slice of (value - zero point), or NULL: `a` has no zero points */
   npumm_range group; /* over which rows are measured that are scaled in groups: k is a part of it, or all of it */
 } npumm_slice;
 
@@ -92,13 +92,14 @@ typedef struct {
   int32_t a_count; /* buffers for images of A, 1 to NPUMM_A_MOST */
   const npumm_range *m_ranges, *n_ranges;
   const npumm_slice *slices;
-  const int32_t *tile_cores;            /* [n_count] the core of each N tile, below core_count; every core has one */
-  const int32_t *range_cores;           /* [m_count] instead: the core of each range of rows, which runs all tiles with it;
+  const int32_t *tile_cores;  /* [n_count] the core of each N tile, below core_count; every core has one */
+  const int32_t *range_cores; /* [m_count] instead: the core of each range of rows, which runs all tiles with it;
                                            in rising order. NULL: cores share tiles */
-  rknn_tensor_mem *const *a_memories;   /* [a_count], or [core_count][a_count] where cores share rows; NPUMM_A_MOST in all */
-  rknn_tensor_mem *const *c_memories;   /* [core_count] */
-  rknn_tensor_mem *const *b_memories;   /* [rows of tiles][n_count] */
-  npumm_shape *const *shapes;           /* [m_count][slice_count][n_count]; cores share no context */
+  rknn_tensor_mem *const
+      *a_memories; /* [a_count], or [core_count][a_count] where cores share rows; NPUMM_A_MOST in all */
+  rknn_tensor_mem *const *c_memories; /* [core_count] */
+  rknn_tensor_mem *const *b_memories; /* [rows of tiles][n_count] */
+  npumm_shape *const *shapes;         /* [m_count][slice_count][n_count]; cores share no context */
 } npumm_placed_matmul;
 
 #define NPUMM_A_MOST 16
@@ -117,7 +118,7 @@ typedef struct {
   rknn_tensor_mem *const *memories;       /* [m_count][n_count] */
   double *row_factor;                     /* [rows]; what these four point to is filled by npumm_execute */
   int32_t *row_zero, *row_sum;            /* [rows] */
-  void *sums;                             /* rows x cols of 4 bytes, of the slices before the last; NULL for one slice */
+  void *sums; /* rows x cols of 4 bytes, of the slices before the last; NULL for one slice */
   /* set by npumm_execute */
   npumm_term term;           /* of the last slice; its arrays start at the matrix's first row and column */
   int32_t c_group;           /* as in npumm_shape */
@@ -132,7 +133,7 @@ typedef struct {
  */
 typedef struct {
   rknn_tensor_mem *const *parts; /* [m_count] bound as C for each range of rows */
-  rknn_tensor_mem *whole;        /* the allocation that they are parts of, through which caches are synchronised after the
+  rknn_tensor_mem *whole; /* the allocation that they are parts of, through which caches are synchronised after the
                                     last run; NULL: the caller does that */
 } npumm_bound;
 
@@ -140,15 +141,15 @@ typedef struct {
   /* A, M x K: one of these three */
   const void *a; /* strides in bytes */
   int64_t a_row_stride, a_col_stride;
-  const npumm_deferred *a_deferred;    /* of a type that the conversion reads; those of 2 bytes are widened where it reads
+  const npumm_deferred *a_deferred; /* of a type that the conversion reads; those of 2 bytes are widened where it reads
                                           float32 */
-  rknn_tensor_mem *const *a_bound;     /* [m_count] read by the NPU where it stands, in normal layout; synchronised already.
+  rknn_tensor_mem *const *a_bound; /* [m_count] read by the NPU where it stands, in normal layout; synchronised already.
                                           K is one slice, and nothing is converted */
   /* The result, M x N: one of these three */
   void *out; /* adjacent along the columns */
   int64_t out_row_stride;
   npumm_deferred *out_deferred;
-  const npumm_bound *out_bound;        /* there is one tile of N and one slice of K, without scales and zero points */
+  const npumm_bound *out_bound;   /* there is one tile of N and one slice of K, without scales and zero points */
   npumm_element out_type;         /* NPUMM_INT8: C of int8 as the runtime scaled it; scales here are not applied */
   int32_t out_is_read;            /* whether the epilogue reads what `out` holds: sums must not stand there meanwhile */
   const npumm_epilogue *epilogue; /* or NULL */
@@ -220,8 +221,8 @@ NPUMM_EXPORT int npumm_execute_attended(npumm_executor *executor, const npumm_pl
  * As npumm_execute, for a call of the main thread that is known to be short: handing it to another thread would take as
  * long. If it does not end all the same, the third SIGINT ends the program, once a call was attended.
  */
-NPUMM_EXPORT int npumm_execute_proven(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
-                                      npumm_report *report);
+NPUMM_EXPORT int npumm_execute_proven(npumm_executor *executor, const npumm_placed_matmul *placed,
+                                      const npumm_call *call, npumm_report *report);
 
 /* One run of one context, attended. Returns what `run` does, or one of NPUMM_*. */
 NPUMM_EXPORT int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context,

@@ -59,12 +59,12 @@ typedef struct {
  * 119 would need h = 8, which int4 has not; that is why it has fewer levels than I8.
  */
 typedef enum {
-  NPUMM_COPY_8 = 0,      /* 1-byte elements as they are */
-  NPUMM_COPY_16 = 1,     /* 2-byte elements as they are */
-  NPUMM_COPY_32 = 2,     /* 4-byte elements as they are */
-  NPUMM_INT4 = 3,        /* one int4 per byte <-> two per byte, even element in the low nibble (facts 4.6) */
-  NPUMM_F32_TO_F16 = 4,  /* x * row_scale, rounded to nearest even */
-  NPUMM_F32_TO_I8 = 5,   /* quantized to int8 */
+  NPUMM_COPY_8 = 0,          /* 1-byte elements as they are */
+  NPUMM_COPY_16 = 1,         /* 2-byte elements as they are */
+  NPUMM_COPY_32 = 2,         /* 4-byte elements as they are */
+  NPUMM_INT4 = 3,            /* one int4 per byte <-> two per byte, even element in the low nibble (facts 4.6) */
+  NPUMM_F32_TO_F16 = 4,      /* x * row_scale, rounded to nearest even */
+  NPUMM_F32_TO_I8 = 5,       /* quantized to int8 */
   NPUMM_INT4_HIGH_FIRST = 6, /* as NPUMM_INT4, even element in the high nibble: runtimes up to 1.6.0 (facts 4.6) */
   NPUMM_F32_TO_I4 = 7,       /* quantized to int4, packed as NPUMM_INT4 */
   NPUMM_F32_TO_I4_HIGH_FIRST = 8,
@@ -114,8 +114,8 @@ NPUMM_EXPORT int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conve
 NPUMM_EXPORT int32_t npumm_levels(npumm_conversion conversion);
 
 /* Largest |x| of each row; -1 in place of it where the row holds an inf or a nan. */
-NPUMM_EXPORT int npumm_absmax_rows(const float *src, int64_t rows, int64_t cols, int64_t row_stride,
-                                   int64_t col_stride, float *absmax);
+NPUMM_EXPORT int npumm_absmax_rows(const float *src, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride,
+                                   float *absmax);
 
 /*
  * Scales of symmetric quantization: clip * absmax / levels per row, 1 where that is zero (a row of zeros, or of the
@@ -160,12 +160,12 @@ NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64
 enum { NPUMM_HADAMARD_DENSE = 3, NPUMM_HADAMARD_ORDER = 256 };
 typedef struct {
   int64_t features;
-  int64_t power;                              /* a power of two, 1 or more */
-  int32_t dense_count;                        /* 0..3 */
-  int32_t order[NPUMM_HADAMARD_DENSE];        /* 1..256 */
-  const float *matrix[NPUMM_HADAMARD_DENSE];  /* order * order entries, row by row, each 1 or -1 */
-  const float *prescale;                      /* per feature: signs, and what makes the product orthonormal; or NULL */
-  const float *divisor;                       /* per feature: scales that the weight was multiplied by; or NULL */
+  int64_t power;                             /* a power of two, 1 or more */
+  int32_t dense_count;                       /* 0..3 */
+  int32_t order[NPUMM_HADAMARD_DENSE];       /* 1..256 */
+  const float *matrix[NPUMM_HADAMARD_DENSE]; /* order * order entries, row by row, each 1 or -1 */
+  const float *prescale;                     /* per feature: signs, and what makes the product orthonormal; or NULL */
+  const float *divisor;                      /* per feature: scales that the weight was multiplied by; or NULL */
 } npumm_hadamard;
 
 /*

@@ -17,11 +17,11 @@ typedef struct {
   uint64_t run_calls;
   uint64_t set_io_mem_calls;
   uint64_t mem_sync_calls;
-  uint64_t macs;          /* multiply-accumulates of all runs, padding included */
-  uint64_t contexts_now;  /* living matmul contexts */
-  uint64_t memories_now;  /* living rknn_tensor_mem structs */
+  uint64_t macs;            /* multiply-accumulates of all runs, padding included */
+  uint64_t contexts_now;    /* living matmul contexts */
+  uint64_t memories_now;    /* living rknn_tensor_mem structs */
   uint64_t descriptors_now; /* file descriptors held by allocations and contexts */
-  uint64_t bytes_now;     /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
+  uint64_t bytes_now;       /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
 } npumm_sim_counters;
 
 /*

@@ -79,21 +79,21 @@ typedef struct {
 typedef struct {
   void *data;
   int64_t row_stride;
-  int add;       /* whether there is anything yet */
-  int as_float;  /* float32 sums of integers too: slices with scales of their own */
+  int add;      /* whether there is anything yet */
+  int as_float; /* float32 sums of integers too: slices with scales of their own */
 } npumm_partial;
 
 /* Where the finished sums go. */
 typedef struct {
   void *data; /* the tile's first element */
   int64_t row_stride;
-  npumm_element type;            /* NPUMM_INT32 for sums of integers without factors, scales and epilogue; NPUMM_INT8
+  npumm_element type;             /* NPUMM_INT32 for sums of integers without factors, scales and epilogue; NPUMM_INT8
                                     for one slice of NPUMM_C_INT8 without zero points and any of these */
-  const double *row_factor;      /* one per row of the tile, or NULL for 1 */
-  const float *column_scale;     /* one per column of the tile, common to all slices, or NULL for 1 */
+  const double *row_factor;       /* one per row of the tile, or NULL for 1 */
+  const float *column_scale;      /* one per column of the tile, common to all slices, or NULL for 1 */
   const npumm_epilogue *epilogue; /* or NULL */
-  int64_t row, column;           /* of the tile's first element, in the epilogue's arrays */
-  int32_t widen;                 /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
+  int64_t row, column;            /* of the tile's first element, in the epilogue's arrays */
+  int32_t widen;                  /* whether FLOAT16 and BFLOAT16 are rounded to, but written as float32 */
 } npumm_result;
 
 /*

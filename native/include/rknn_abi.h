@@ -90,11 +90,7 @@ typedef enum {
   RKNN_QUANT_TYPE_PER_GROUP_ASYM = 5
 } rknn_matmul_quant_type;
 
-typedef enum {
-  RKNN_MM_LAYOUT_NORM = 0,
-  RKNN_MM_LAYOUT_NATIVE = 1,
-  RKNN_MM_LAYOUT_TP_NORM = 2
-} rknn_matmul_layout;
+typedef enum { RKNN_MM_LAYOUT_NORM = 0, RKNN_MM_LAYOUT_NATIVE = 1, RKNN_MM_LAYOUT_TP_NORM = 2 } rknn_matmul_layout;
 
 typedef enum {
   RKNN_NPU_CORE_AUTO = 0,

@@ -58,8 +58,8 @@ typedef struct _rknn_tensor_attr {
   rknn_tensor_format fmt;
   rknn_tensor_type type;
   rknn_tensor_qnt_type qnt_type;
-  int8_t fl;    /* bits behind the point, of RKNN_TENSOR_QNT_DFP */
-  int32_t zp;   /* zero point and scale, of RKNN_TENSOR_QNT_AFFINE_ASYMMETRIC */
+  int8_t fl;  /* bits behind the point, of RKNN_TENSOR_QNT_DFP */
+  int32_t zp; /* zero point and scale, of RKNN_TENSOR_QNT_AFFINE_ASYMMETRIC */
   float scale;
   uint32_t w_stride; /* 0: the width */
   uint32_t size_with_stride;
@@ -101,7 +101,7 @@ typedef struct _rknn_init_extend {
   rknn_context ctx;
   int32_t real_model_offset;
   uint32_t real_model_size;
-  int32_t model_buffer_fd;     /* this and the next are reserved before 2.1.0 */
+  int32_t model_buffer_fd; /* this and the next are reserved before 2.1.0 */
   uint32_t model_buffer_flags;
   uint8_t reserved[112];
 } rknn_init_extend;
@@ -136,7 +136,7 @@ int rknn_set_input_shapes(rknn_context ctx, uint32_t n_inputs, rknn_tensor_attr 
 
 /* ---- for printing -------------------------------------------------------------------------------------------------- */
 static inline const char *get_type_string(rknn_tensor_type type) {
-  static const char *const names[] = {"FP32",  "FP16",  "INT8",   "UINT8", "INT16", "UINT16",
+  static const char *const names[] = {"FP32",  "FP16",   "INT8",  "UINT8", "INT16", "UINT16",
                                       "INT32", "UINT32", "INT64", "BOOL",  "INT4",  "BF16"};
   return (unsigned)type < RKNN_TENSOR_TYPE_MAX ? names[(unsigned)type] : "UNKNOW";
 }

@@ -10,6 +10,7 @@
 /* For printing, as the vendor's header has it: 15 has no name there either (facts 1.4). */
 static inline const char *get_matmul_type_string(rknn_matmul_type type) {
   switch (type) {
+    /* clang-format off */
     case RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32: return "RKNN_FLOAT16_MM_FLOAT16_TO_FLOAT32";
     case RKNN_INT8_MM_INT8_TO_INT32: return "RKNN_INT8_MM_INT8_TO_INT32";
     case RKNN_INT8_MM_INT8_TO_INT8: return "RKNN_INT8_MM_INT8_TO_INT8";
@@ -23,6 +24,7 @@ static inline const char *get_matmul_type_string(rknn_matmul_type type) {
     case RKNN_INT8_MM_INT4_TO_INT32: return "RKNN_INT8_MM_INT4_TO_INT32";
     case RKNN_FLOAT16_MM_INT4_TO_BFLOAT16: return "RKNN_FLOAT16_MM_INT4_TO_BFLOAT16";
     default: return "UNKNOW";
+      /* clang-format on */
   }
 }
 

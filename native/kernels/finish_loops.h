@@ -194,5 +194,6 @@ static void to_bf16(const float *src, int64_t n, uint16_t *dst) {
   for (int64_t i = 0; i < n; i++) dst[i] = float_to_bf16(src[i]);
 }
 
-const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu, gelu, gelu_tanh, silu,
-                                             relu2, clip, add, multiply, from_f16, from_bf16, to_bf16};
+const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu,   gelu,
+                                             gelu_tanh,   silu,        relu2,         clip,   add,
+                                             multiply,    from_f16,    from_bf16,     to_bf16};

@@ -12,7 +12,16 @@
  */
 enum { BLOCK_ROWS = 32, BLOCK_COLS = 256, FEW_ROWS = 8 };
 
-typedef enum { COPIED, INT4_PAIRS, TO_HALF, TO_HALF_HIGH, TO_HALF_LOW, QUANTIZED, QUANTIZED_PAIRS, QUANTIZED_SPLIT } kind;
+typedef enum {
+  COPIED,
+  INT4_PAIRS,
+  TO_HALF,
+  TO_HALF_HIGH,
+  TO_HALF_LOW,
+  QUANTIZED,
+  QUANTIZED_PAIRS,
+  QUANTIZED_SPLIT
+} kind;
 
 /* What a conversion is made of. */
 typedef struct {
@@ -93,8 +102,8 @@ DEFINE_GATHER(gather_1, uint8_t)
 DEFINE_GATHER(gather_2, uint16_t)
 DEFINE_GATHER(gather_4, uint32_t)
 
-static void gather(int64_t element, const char *src, int64_t row_stride, int64_t col_stride, int64_t rows,
-                   int64_t cols, void *block) {
+static void gather(int64_t element, const char *src, int64_t row_stride, int64_t col_stride, int64_t rows, int64_t cols,
+                   void *block) {
   if (row_stride == element) {
     npumm_transpose(src, col_stride, rows, cols, element, block, BLOCK_COLS * element);
     return;

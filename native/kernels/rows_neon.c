@@ -49,8 +49,8 @@ static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quanti
     /* maxnm gives the other operand for a nan */
     x = vbslq_f32(x_finite, vminq_f32(vmaxnmq_f32(vdivq_f32(x, divisor), low), high), low);
     y = vbslq_f32(y_finite, vminq_f32(vmaxnmq_f32(vdivq_f32(y, divisor), low), high), low);
-    const int16x8_t words = vcombine_s16(vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(x), zero)),
-                                         vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(y), zero)));
+    const int16x8_t words =
+        vcombine_s16(vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(x), zero)), vqmovn_s32(vaddq_s32(vcvtnq_s32_f32(y), zero)));
     vst1_s8(dst + i, vqmovn_s16(words));
   }
   const int tail_finite = npumm_rows_scalar.quantize(src + i, dst + i, n - i, how);

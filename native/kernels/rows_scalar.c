@@ -55,7 +55,8 @@ static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float sca
   for (int64_t i = 0; i < n; i++) {
     const float x = src[i] * scale;
     const uint16_t high = half_from_float(x);
-    dst[i] = (high & 0x7fffu) < 0x7c00u ? half_from_float(x - float_from_half(high)) : high; /* the difference is exact */
+    dst[i] =
+        (high & 0x7fffu) < 0x7c00u ? half_from_float(x - float_from_half(high)) : high; /* the difference is exact */
   }
 }
 

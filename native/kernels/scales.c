@@ -27,8 +27,8 @@ int32_t npumm_levels(npumm_conversion conversion) {
  * range[0] and range[1] become the least and the largest finite value of a row, and of 0; returns whether all values
  * are finite. With `magnitude`, range[1] is the largest magnitude and range[0] stays 0.
  */
-static int row_range(const npumm_row_kernels *kernels, int magnitude, const char *row, int64_t cols,
-                     int64_t col_stride, float range[2]) {
+static int row_range(const npumm_row_kernels *kernels, int magnitude, const char *row, int64_t cols, int64_t col_stride,
+                     float range[2]) {
   int finite = 1;
   float chunk[CHUNK];
   const int direct = col_stride == (int64_t)sizeof(float) && (uintptr_t)row % sizeof(float) == 0;
@@ -38,7 +38,8 @@ static int row_range(const npumm_row_kernels *kernels, int magnitude, const char
     const int64_t n = cols - c0 < step ? cols - c0 : step;
     const float *values = chunk;
     if (direct) values = (const float *)(const void *)row;
-    else for (int64_t i = 0; i < n; i++) memcpy(&chunk[i], row + (c0 + i) * col_stride, sizeof(float));
+    else
+      for (int64_t i = 0; i < n; i++) memcpy(&chunk[i], row + (c0 + i) * col_stride, sizeof(float));
     if (magnitude) {
       const float largest = kernels->absmax(values, n, &finite);
       range[1] = largest > range[1] ? largest : range[1];

@@ -72,6 +72,7 @@ static void complete(const npumm_tiling *t, const npumm_term *term, const void *
   if (term->row_images == 2) {
     piece low;
     gather(t, term->type, src, rows + r, 1, c, n, &low);
+    /* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): gather() filled n of them */
     for (int64_t i = 0; i < n; i++) whole[i] = 16u * whole[i] + low.whole[i];
   }
   if (term->row_zero && term->column_sums) {
@@ -142,8 +143,8 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
       (as_float || result->row_factor || result->column_scale || result->epilogue)) {
     return 0;
   }
-  if (result->type == NPUMM_INT8 && (term->type != NPUMM_C_INT8 || term->row_images != 1 || term->row_zero ||
-                                     term->row_sum || partial)) {
+  if (result->type == NPUMM_INT8 &&
+      (term->type != NPUMM_C_INT8 || term->row_images != 1 || term->row_zero || term->row_sum || partial)) {
     return 0;
   }
   return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);
@@ -165,7 +166,8 @@ static void store_piece(const npumm_tiling *tiling, const npumm_term *term, cons
     piece earlier;
     memcpy(earlier.whole, before, (size_t)n * 4);
     if (as_float) npumm_finish()->add(sums->floats, earlier.floats, n);
-    else for (int64_t i = 0; i < n; i++) sums->whole[i] += earlier.whole[i];
+    else
+      for (int64_t i = 0; i < n; i++) sums->whole[i] += earlier.whole[i];
   }
   if (result) write_result(result, as_float, r, at, c, n, sums);
   else memcpy(before, sums->whole, (size_t)n * 4);
@@ -175,6 +177,7 @@ int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const v
                      int64_t first, int64_t count, const npumm_partial *partial, const npumm_result *result) {
   if (!term || (term->row_images != 1 && term->row_images != 2)) return NPUMM_BAD_ARGUMENT;
   const int64_t needed = bytes_needed(tiling, term->type);
+  /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): without a tiling the bytes are -1 */
   if (needed < 0 || !src || tiling->rows % term->row_images != 0) return NPUMM_BAD_ARGUMENT;
   if (src_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   if (tiling->rows == 0 || tiling->cols == 0) return NPUMM_OK;

@@ -9,21 +9,21 @@
 #include <arm_neon.h>
 #endif
 
-#define DEFINE_SCALAR(name, type)                                                                             \
+#define DEFINE_SCALAR(name, type)                                                                              \
   static void name(const char *src, int64_t col_stride, int64_t rows, int64_t cols, char *dst, int64_t step) { \
-    for (int64_t c = 0; c < cols; c++) {                                                                      \
-      for (int64_t r = 0; r < rows; r++) {                                                                    \
-        memcpy(dst + r * step + c * (int64_t)sizeof(type), src + c * col_stride + r * (int64_t)sizeof(type),  \
-               sizeof(type));                                                                                 \
-      }                                                                                                       \
-    }                                                                                                         \
+    for (int64_t c = 0; c < cols; c++) {                                                                       \
+      for (int64_t r = 0; r < rows; r++) {                                                                     \
+        memcpy(dst + r * step + c * (int64_t)sizeof(type), src + c * col_stride + r * (int64_t)sizeof(type),   \
+               sizeof(type));                                                                                  \
+      }                                                                                                        \
+    }                                                                                                          \
   }
 DEFINE_SCALAR(scalar_1, uint8_t)
 DEFINE_SCALAR(scalar_2, uint16_t)
 DEFINE_SCALAR(scalar_4, uint32_t)
 
-void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element,
-                            char *dst, int64_t dst_row_stride) {
+void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                            int64_t dst_row_stride) {
   if (element == 1) scalar_1(src, col_stride, rows, cols, dst, dst_row_stride);
   if (element == 2) scalar_2(src, col_stride, rows, cols, dst, dst_row_stride);
   if (element == 4) scalar_4(src, col_stride, rows, cols, dst, dst_row_stride);
@@ -59,18 +59,18 @@ static inline vector high_4(vector a, vector b) { return vreinterpretq_u8_u32(vz
  * A square of 16 bytes by 16 / element: interleaving row i with row i + side/2, log2(side) times, transposes it, since
  * each time moves the highest bit of the row number to the lowest place of the element's number.
  */
-#define DEFINE_SQUARE(name, side, low, high)                                                                \
-  static void name(const char *src, int64_t col_stride, char *dst, int64_t step) {                          \
-    vector even[side], odd[side];                                                                           \
-    for (int i = 0; i < side; i++) even[i] = load(src + i * col_stride);                                    \
-    for (int done = 1; done < side; done *= 2) {                                                            \
-      for (int i = 0; i < side / 2; i++) {                                                                  \
-        odd[2 * i] = low(even[i], even[i + side / 2]);                                                      \
-        odd[2 * i + 1] = high(even[i], even[i + side / 2]);                                                 \
-      }                                                                                                     \
-      for (int i = 0; i < side; i++) even[i] = odd[i];                                                      \
-    }                                                                                                       \
-    for (int i = 0; i < side; i++) store(dst + i * step, even[i]);                                          \
+#define DEFINE_SQUARE(name, side, low, high)                                       \
+  static void name(const char *src, int64_t col_stride, char *dst, int64_t step) { \
+    vector even[side], odd[side];                                                  \
+    for (int i = 0; i < side; i++) even[i] = load(src + i * col_stride);           \
+    for (int done = 1; done < side; done *= 2) {                                   \
+      for (int i = 0; i < side / 2; i++) {                                         \
+        odd[2 * i] = low(even[i], even[i + side / 2]);                             \
+        odd[2 * i + 1] = high(even[i], even[i + side / 2]);                        \
+      }                                                                            \
+      for (int i = 0; i < side; i++) even[i] = odd[i];                             \
+    }                                                                              \
+    for (int i = 0; i < side; i++) store(dst + i * step, even[i]);                 \
   }
 DEFINE_SQUARE(square_1, 16, low_1, high_1)
 DEFINE_SQUARE(square_2, 8, low_2, high_2)

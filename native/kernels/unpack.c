@@ -19,8 +19,8 @@ static int is_copy(npumm_conversion conversion) {
   return conversion == NPUMM_COPY_8 || conversion == NPUMM_COPY_16 || conversion == NPUMM_COPY_32;
 }
 
-int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src, int64_t src_bytes,
-                 void *dst, int64_t dst_row_stride, int64_t dst_col_stride) {
+int npumm_unpack(const npumm_tiling *tiling, npumm_conversion conversion, const void *src, int64_t src_bytes, void *dst,
+                 int64_t dst_row_stride, int64_t dst_col_stride) {
   const int64_t needed = npumm_packed_bytes(tiling, conversion);
   const int is_int4 = conversion == NPUMM_INT4 || conversion == NPUMM_INT4_HIGH_FIRST;
   if (needed < 0 || !src || !(is_copy(conversion) || is_int4)) return NPUMM_BAD_ARGUMENT;

@@ -16,17 +16,17 @@
 #include "file.h"
 
 typedef struct sim_backing {
-  uint8_t *base;      /* what the CPU sees; NULL for a foreign file that may shrink: sim_backing_read and _write */
-  uint8_t *device;    /* what the NPU sees; base itself where memory is not strict */
-  uint8_t *clean;     /* strict: what the CPU's copy was when it last agreed with the device's; tells dirty lines */
+  uint8_t *base;   /* what the CPU sees; NULL for a foreign file that may shrink: sim_backing_read and _write */
+  uint8_t *device; /* what the NPU sees; base itself where memory is not strict */
+  uint8_t *clean;  /* strict: what the CPU's copy was when it last agreed with the device's; tells dirty lines */
   pthread_mutex_t sync_lock; /* guards device and clean while data is moved */
-  size_t bytes;       /* whole pages */
-  size_t limit;       /* bytes that may be used: bytes, or the size of a foreign file */
-  uint64_t iova;      /* invented; unique within its domain, below 4 GiB */
+  size_t bytes;              /* whole pages */
+  size_t limit;              /* bytes that may be used: bytes, or the size of a foreign file */
+  uint64_t iova;             /* invented; unique within its domain, below 4 GiB */
   int chip, domain;
-  int fd;             /* -1: hidden or foreign memory that is mapped, or closed by sim_backing_close */
-  sim_file_id file;   /* what fd is */
-  bool foreign;       /* made by the program; fd is then a duplicate of its descriptor */
+  int fd;           /* -1: hidden or foreign memory that is mapped, or closed by sim_backing_close */
+  sim_file_id file; /* what fd is */
+  bool foreign;     /* made by the program; fd is then a duplicate of its descriptor */
   bool writable;
   size_t holders;
   struct sim_backing *next; /* of the same domain, in rising iova */

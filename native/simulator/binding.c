@@ -71,8 +71,8 @@ static void warn_of_wrong_attr(const rknn_matmul_tensor_attr *given, const rknn_
 /* An address of one chip or domain means nothing in another; a board would fault at run. */
 static bool reachable(const sim_context *context, const sim_memory *memory) {
   if (memory->backing->chip != context->chip->index) {
-    sim_log_error("%s, simulator: memory of %s for a context on %s", function,
-                  sim_chip_at(memory->backing->chip)->soc, context->chip->soc);
+    sim_log_error("%s, simulator: memory of %s for a context on %s", function, sim_chip_at(memory->backing->chip)->soc,
+                  context->chip->soc);
     return false;
   }
   if (memory->domain != context->domain) {
@@ -107,8 +107,8 @@ static int set_io_mem(sim_context *context, sim_memory *memory, const rknn_matmu
       return RKNN_SUCC;
     case 'C':
       if (!memory->backing->writable) {
-        sim_log_error("%s, simulator: C cannot be written to fd %d, which is read-only, sealed or for appending", function,
-                      memory->shown.fd);
+        sim_log_error("%s, simulator: C cannot be written to fd %d, which is read-only, sealed or for appending",
+                      function, memory->shown.fd);
         return RKNN_ERR_PARAM_INVALID;
       }
       bind_in_place(&context->c, memory, start);
@@ -148,9 +148,10 @@ enum { TILE_MOST = 4096 };
 int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, int N, int tile_n, int tile_k) {
   if (!in || !out) return RKNN_ERR_PARAM_INVALID;
   if ((unsigned)tile_n > TILE_MOST || (unsigned)tile_k > TILE_MOST) {
-    sim_log_error("%s, simulator: subN %d and subK %d are no extents of a tile: is the program built with a header from "
-                  "2.1.0 on, whose call has five arguments?",
-                  helper, tile_n, tile_k);
+    sim_log_error(
+        "%s, simulator: subN %d and subK %d are no extents of a tile: is the program built with a header from "
+        "2.1.0 on, whose call has five arguments?",
+        helper, tile_n, tile_k);
     return RKNN_ERR_PARAM_INVALID;
   }
   sim_settings settings = sim_current_settings();
@@ -178,9 +179,10 @@ int sim_pack_b_for(rknn_matmul_type number, const void *in, void *out, int K, in
 int sim_pack_b_by_info(const rknn_matmul_info *info, const void *in, void *out, int K, int N) {
   if (!info) return RKNN_ERR_PARAM_INVALID;
   if ((uintptr_t)info <= TILE_MOST) {
-    sim_log_error("%s, simulator: info is %zu, no pointer: is the program built with the header of 2.0.0b0, whose call has "
-                  "seven arguments?",
-                  helper, (size_t)(uintptr_t)info);
+    sim_log_error(
+        "%s, simulator: info is %zu, no pointer: is the program built with the header of 2.0.0b0, whose call has "
+        "seven arguments?",
+        helper, (size_t)(uintptr_t)info);
     return RKNN_ERR_PARAM_INVALID;
   }
   return sim_pack_b_for(info->type, in, out, K, N, 0, 0);

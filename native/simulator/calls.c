@@ -28,7 +28,8 @@ static bool creates(sim_call call) {
 static bool has_driver(sim_call call) {
   const sim_driver driver = sim_current_settings().driver;
   if (driver == DRIVER_MISSING) {
-    sim_log_error("failed to open rknpu module, need to insmod rknpu dirver!"); /* as a vendor's does, see docs/board.md */
+    sim_log_error(
+        "failed to open rknpu module, need to insmod rknpu dirver!"); /* as a vendor's does, see docs/board.md */
   } else if (driver == DRIVER_OLD) {
     sim_log_error("%s, simulator: the kernel driver is too old for this runtime", sim_call_symbol(call));
   }

@@ -35,6 +35,7 @@
  * The group of a native C of halves or int8 (types 4, 8 and 3) is documented for no chip: 8 and 16 are a guess from the
  * 16 bytes that every documented group of C has (Q6).
  */
+/* clang-format off */
 static const sim_type rk3588_types[] = {
     {TYPE_1, ALIGN(32, 16, 32, 4096), TILES(8, 16, 32, 4), SCALES(PER_LAYER, PER_LAYER), .k_max_1_5_2 = 2048},
     {TYPE_2, ALIGN(32, 32, 32, 4096), TILES(16, 32, 32, 4), SCALES(PER_LAYER | PER_CHANNEL, PER_LAYER | PER_CHANNEL),
@@ -46,8 +47,10 @@ static const sim_type rk3588_types[] = {
     {TYPE_10, ALIGN(32, 64, 64, 8192), TILES(32, 64, 32, 8), SCALES(PER_LAYER, PER_LAYER),
      .native_rows = sim_int4_native_rows},
 };
+/* clang-format on */
 
 /* Type 10 is left out: the guide's table does not give it to this chip (D18, Q12). */
+/* clang-format off */
 static const sim_type rk3576_types[] = {
     {TYPE_1, ALIGN(32, 16, 32, 4096), TILES(8, 16, 32, 4), SCALES(PER_LAYER, PER_LAYER)},
     {TYPE_2, ALIGN(32, 32, 32, 4096), TILES(16, 32, 32, 4), SCALES(PER_LAYER | PER_CHANNEL, PER_LAYER | PER_CHANNEL)},
@@ -60,18 +63,23 @@ static const sim_type rk3576_types[] = {
      SCALES(PER_LAYER | PER_CHANNEL | PER_GROUP, PER_LAYER | PER_CHANNEL | PER_GROUP)},
     {TYPE_11, ALIGN(32, 32, 32, 4096), TILES(16, 32, 32, 4), SCALES(PER_LAYER | PER_CHANNEL, PER_LAYER | PER_CHANNEL)},
 };
+/* clang-format on */
 
+/* clang-format off */
 static const sim_type rk3566_types[] = {
     {TYPE_1, ALIGN(16, 8, 16, 4096), TILES(4, 8, 16, 4), SCALES(PER_LAYER, PER_LAYER), .k_max_1_5_2 = 2048},
     {TYPE_2, ALIGN(32, 16, 16, 4096), TILES(8, 16, 32, 4), SCALES(PER_LAYER | PER_CHANNEL, PER_LAYER | PER_CHANNEL),
      .k_max_1_5_2 = 4096},
 };
+/* clang-format on */
 
+/* clang-format off */
 static const sim_type rk3562_types[] = {
     {TYPE_1, ALIGN(32, 8, 16, 4096), TILES(8, 8, 32, 4), SCALES(PER_LAYER, PER_LAYER), .k_max_1_5_2 = 2048},
     {TYPE_2, ALIGN(32, 16, 16, 4096), TILES(16, 16, 32, 4), SCALES(PER_LAYER | PER_CHANNEL, PER_LAYER | PER_CHANNEL),
      .k_max_1_5_2 = 4096},
 };
+/* clang-format on */
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define TYPES(table) .type_count = COUNT(table), .types = (table)
@@ -82,6 +90,7 @@ static const sim_type rk3562_types[] = {
  */
 #define K_UNBOUNDED (1u << 20)
 
+/* clang-format off */
 static const sim_chip chips[SIM_CHIPS] = {
     {.soc = "rk3562", .index = 0, .cores = 1, .since = 152, .k_max_1_6_0 = 12352, .k_max = 12352,
      .documented_k_max = 10240, .k_segment = 0, .transposed_b = true, .domains = SIM_DOMAINS_MAX, TYPES(rk3562_types)},
@@ -97,6 +106,7 @@ static const sim_chip chips[SIM_CHIPS] = {
      .documented_k_max = K_UNBOUNDED, .k_segment = 8192, .transposed_b = true, .domains = SIM_DOMAINS_MAX,
      TYPES(rk3588_types)},
 };
+/* clang-format on */
 
 /* By number. 15 has no name in the vendor's table either (facts 1.4). */
 static const char *const type_names[SIM_TYPES_MAX] = {
@@ -115,9 +125,11 @@ static const char *const type_names[SIM_TYPES_MAX] = {
 };
 
 /* By number; 0 where no matmul uses the type. */
+/* clang-format off */
 static const uint8_t dtype_bits[RKNN_TENSOR_TYPE_MAX] = {
     [I4] = 4, [I8] = 8, [F16] = 16, [I16] = 16, [F32] = 32, [I32] = 32,
 };
+/* clang-format on */
 
 const sim_chip *sim_chip_at(int index) { return index < SIM_CHIPS ? &chips[index] : NULL; }
 

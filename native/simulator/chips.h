@@ -26,14 +26,14 @@ typedef struct {
   rknn_matmul_type type;
   sim_product product;
   rknn_tensor_type a, b, c;
-  uint32_t k_align, n_align;                       /* the header's, which recordings confirm (facts 14, D5, D6) */
-  uint32_t documented_n_align, documented_n_max;   /* the guide's, stricter (facts 3.4, D6, D7) */
-  uint32_t a_group;                                /* native A is [K / a_group, M, a_group] */
-  uint32_t b_tile_n, b_tile_k;                     /* native B is [N / b_tile_n, K / b_tile_k, b_tile_n, b_tile_k] */
-  uint32_t c_group;                                /* native C is [N / c_group, M, c_group] */
-  uint32_t k_max_1_5_2;                            /* recorded; 0 where that version does not have the type */
+  uint32_t k_align, n_align;                     /* the header's, which recordings confirm (facts 14, D5, D6) */
+  uint32_t documented_n_align, documented_n_max; /* the guide's, stricter (facts 3.4, D6, D7) */
+  uint32_t a_group;                              /* native A is [K / a_group, M, a_group] */
+  uint32_t b_tile_n, b_tile_k;                   /* native B is [N / b_tile_n, K / b_tile_k, b_tile_n, b_tile_k] */
+  uint32_t c_group;                              /* native C is [N / c_group, M, c_group] */
+  uint32_t k_max_1_5_2;                          /* recorded; 0 where that version does not have the type */
   unsigned observed_granularity, documented_granularity; /* sim_granularity bits for B (facts 5.3, D13) */
-  uint32_t (*native_rows)(uint32_t k, uint32_t n); /* largest M with native A and C; NULL: no such limit */
+  uint32_t (*native_rows)(uint32_t k, uint32_t n);       /* largest M with native A and C; NULL: no such limit */
 } sim_type;
 
 typedef struct {
@@ -42,11 +42,11 @@ typedef struct {
   int cores;
   int since;            /* number of the first runtime that knows it */
   uint32_t k_max_1_6_0; /* recorded: the largest K that create accepts (facts 14) */
-  uint32_t k_max;           /* of later runtimes */
+  uint32_t k_max;       /* of later runtimes */
   uint32_t documented_k_max;
-  uint32_t k_segment;   /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
-  bool transposed_b;    /* takes B as [N, K] (D19) */
-  int domains;          /* valid iommu_domain_id are 0 .. domains - 1 (Q23) */
+  uint32_t k_segment; /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
+  bool transposed_b;  /* takes B as [N, K] (D19) */
+  int domains;        /* valid iommu_domain_id are 0 .. domains - 1 (Q23) */
   size_t type_count;
   const sim_type *types;
 } sim_chip;

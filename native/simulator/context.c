@@ -119,9 +119,10 @@ static bool take_descriptors(sim_context *context, const char *function) {
     int fd = first ? sim_file_memory("npumm_sim_context") : sim_file_duplicate(context->descriptors[0]);
     if (fd < 0) {
       sim_log_error("failed to convert handle(1) to fd, ret: -1, errno: %d, errstr: %s", errno, strerror(errno));
-      sim_log_error("%s, simulator: a context holds %d file descriptors, and there are no more: destroy contexts and "
-                    "memories that are not needed, or raise the limit (ulimit -n)",
-                    function, SIM_CONTEXT_DESCRIPTORS);
+      sim_log_error(
+          "%s, simulator: a context holds %d file descriptors, and there are no more: destroy contexts and "
+          "memories that are not needed, or raise the limit (ulimit -n)",
+          function, SIM_CONTEXT_DESCRIPTORS);
       return false;
     }
     if (first) sim_file_identify(fd, &context->file);

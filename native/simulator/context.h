@@ -47,7 +47,7 @@ typedef struct sim_context {
   bool dynamic;
   sim_shape *shapes;
   size_t shape_count;
-  const sim_shape *now;  /* one of shapes; NULL in a dynamic context before the first set_dynamic_shape */
+  const sim_shape *now; /* one of shapes; NULL in a dynamic context before the first set_dynamic_shape */
 
   sim_binding a, b, c;
   sim_backing *packed_b; /* the hidden native copy of a B given in another layout, with room for the largest shape */

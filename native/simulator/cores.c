@@ -1,6 +1,5 @@
 #include "cores.h"
 
-
 #include "api.h"
 #include "context.h"
 #include "locks.h"

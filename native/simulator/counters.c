@@ -10,9 +10,7 @@ static _Atomic uint64_t values[COUNT_ALL];
 static _Atomic uint64_t calls[CALLS], failures[CALLS];
 static _Atomic uint64_t macs[SIM_CHIPS][SIM_TYPES_MAX][SIM_CORES_MAX];
 
-static void add(_Atomic uint64_t *to, uint64_t amount) {
-  atomic_fetch_add_explicit(to, amount, memory_order_relaxed);
-}
+static void add(_Atomic uint64_t *to, uint64_t amount) { atomic_fetch_add_explicit(to, amount, memory_order_relaxed); }
 
 static uint64_t get(_Atomic uint64_t *of) { return atomic_load_explicit(of, memory_order_relaxed); }
 

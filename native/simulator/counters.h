@@ -9,15 +9,15 @@
 #include "functions.h"
 
 typedef enum {
-  COUNT_SATURATIONS,     /* results that did not fit into int16 or int8 (Q20) */
-  COUNT_FATAL_ROWS,      /* creates of int4 with more rows than a vendor's runtime is known to survive */
-  COUNT_A_READ,          /* bytes */
+  COUNT_SATURATIONS, /* results that did not fit into int16 or int8 (Q20) */
+  COUNT_FATAL_ROWS,  /* creates of int4 with more rows than a vendor's runtime is known to survive */
+  COUNT_A_READ,      /* bytes */
   COUNT_B_READ,
   COUNT_C_WRITTEN,
-  COUNT_B_PACKED,        /* by set_io_mem into hidden copies */
-  COUNT_TO_DEVICE,       /* by synchronisation, asked for or automatic; 0 unless memory is strict */
+  COUNT_B_PACKED,  /* by set_io_mem into hidden copies */
+  COUNT_TO_DEVICE, /* by synchronisation, asked for or automatic; 0 unless memory is strict */
   COUNT_FROM_DEVICE,
-  COUNT_RESETTABLE,      /* those above are sums; those below are current values */
+  COUNT_RESETTABLE, /* those above are sums; those below are current values */
   NOW_MEMORIES = COUNT_RESETTABLE,
   NOW_DESCRIPTORS,
   NOW_BYTES,

@@ -134,8 +134,8 @@ int rknn_matmul_create_dyn_shape(rknn_matmul_ctx *ctx, rknn_matmul_info *info, i
 }
 
 /* The symbol by hand: the header has it with later versions' arguments. */
-SIM_EXPORT int pack_b_of_2_0_0(void *in, void *out, int K, int N, int subN, int subK, rknn_matmul_type type)
-    __asm__("rknn_B_normal_layout_to_native_layout");
+SIM_EXPORT int pack_b_of_2_0_0(void *in, void *out, int K, int N, int subN, int subK,
+                               rknn_matmul_type type) __asm__("rknn_B_normal_layout_to_native_layout");
 int pack_b_of_2_0_0(void *in, void *out, int K, int N, int subN, int subK, rknn_matmul_type type) {
   RETURN_CODE_OF(CALL_PACK_B_7, sim_pack_b_for(type, in, out, K, N, subN, subK));
 }

@@ -29,8 +29,8 @@ typedef struct {
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static rule rules[RULES_MAX];
 static size_t rule_count;
-static uint64_t generation;  /* how often the rules were set */
-static int lost_code;        /* of every call since the device was lost; 0: it is there */
+static uint64_t generation;   /* how often the rules were set */
+static int lost_code;         /* of every call since the device was lost; 0: it is there */
 static atomic_bool any_rules; /* spares the lock where there are none */
 
 /* ---- reading ----------------------------------------------------------------------------------------------------- */

@@ -32,7 +32,7 @@ sim_b_segment sim_b_segment_at(const sim_b_shape *shape, size_t index);
 
 /* int4 pairs: in which nibble of a byte the element with the even index is. */
 typedef struct {
-  uint32_t bits;       /* 4, 8 or 16 */
+  uint32_t bits; /* 4, 8 or 16 */
   bool int4_low_first;
 } sim_element;
 

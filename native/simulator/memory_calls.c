@@ -12,7 +12,7 @@
 #include "settings.h"
 #include "trace.h"
 
-#define ALLOC_FLAGS_KNOWN                                                                        \
+#define ALLOC_FLAGS_KNOWN                                                                          \
   (RKNN_FLAG_MEMORY_CACHEABLE | RKNN_FLAG_MEMORY_NON_CACHEABLE | RKNN_FLAG_MEMORY_TRY_ALLOC_SRAM | \
    RKNN_MEM_FLAG_ALLOC_NO_CONTEXT)
 
@@ -56,9 +56,10 @@ static rknn_tensor_mem *allocate(rknn_context ctx, uint64_t size, bool cacheable
   }
   if (!backing) {
     if (errno == EFBIG) {
-      sim_log_error("%s, simulator: memory is a file here, and %llu bytes are more than a file may have: raise the limit "
-                    "(ulimit -f)",
-                    function, (unsigned long long)size);
+      sim_log_error(
+          "%s, simulator: memory is a file here, and %llu bytes are more than a file may have: raise the limit "
+          "(ulimit -f)",
+          function, (unsigned long long)size);
     }
     sim_log_error("failed to allocate handle, ret: -1, errno: 12, errstr: Cannot allocate memory");
     return NULL;
@@ -98,8 +99,10 @@ static sim_backing *backing_of(int fd, const sim_place *place, const sim_setting
   sim_backing *backing = sim_backing_of_fd(fd);
   if (!backing && !settings->foreign) {
     sim_log_error("failed to convert fd(%d) to handle, ret: -1, errno: 22, errstr: Invalid argument", fd);
-    sim_log_error("rknn_create_mem_from_fd, simulator: fd %d is no memory of this library, and NPUMATMUL_SIM_FOREIGN is "
-                  "refuse", fd);
+    sim_log_error(
+        "rknn_create_mem_from_fd, simulator: fd %d is no memory of this library, and NPUMATMUL_SIM_FOREIGN is "
+        "refuse",
+        fd);
     return NULL;
   }
   if (!backing) backing = sim_backing_wrap(place->chip, place->domain, settings->domain_bytes, fd);
@@ -137,8 +140,7 @@ static bool can_be_wrapped(const sim_backing *backing, const sim_place *place, i
 
 /* virt_addr is the start of the fd's memory; the data begins offset bytes later. It may be a mapping of the caller's
  * own: the simulator reaches the same pages in its own way. */
-rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size,
-                                        int32_t offset) {
+rknn_tensor_mem *sim_create_mem_from_fd(rknn_context ctx, int32_t fd, void *virt_addr, uint32_t size, int32_t offset) {
   if (size == 0) {
     sim_log_error("rknn_create_mem_from_fd, invalid size: 0");
     return NULL;

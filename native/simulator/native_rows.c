@@ -7,12 +7,15 @@ static const uint32_t widths[] = {64, 128, 192, 256, 512, 1024, 8192};
 
 enum { WIDTHS = sizeof widths / sizeof widths[0] };
 
+/* clang-format off */
 #define EVERY(rows) {(rows), (rows), (rows), (rows), (rows), (rows)}
+/* clang-format on */
 
 /*
  * The largest M that create survived, by K and by N from widths (the last column stands for its last two), on rk3588
  * under runtime 1.6.0. A test compares every number with the recording.
  */
+/* clang-format off */
 static const struct {
   uint16_t k;
   uint16_t rows[WIDTHS - 1];
@@ -62,6 +65,7 @@ static const struct {
     {10016, {12, 4, 4, 4, 4, 4}}, {10112, {12, 4, 4, 4, 4, 4}}, {10176, {12, 4, 4, 4, 4, 4}},
     {10208, {12, 4, 4, 4, 4, 4}}, {10272, EVERY(4)}, {10304, EVERY(4)},
 };
+/* clang-format on */
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -70,9 +74,7 @@ static const uint32_t most_mk = 262144;
 
 static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-static uint32_t rows_of(size_t i, size_t column) {
-  return recorded[i].rows[column < WIDTHS - 1 ? column : WIDTHS - 2];
-}
+static uint32_t rows_of(size_t i, size_t column) { return recorded[i].rows[column < WIDTHS - 1 ? column : WIDTHS - 2]; }
 
 uint32_t sim_int4_native_rows(uint32_t k, uint32_t n) {
   const size_t last = COUNT(recorded) - 1;

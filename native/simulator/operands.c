@@ -18,10 +18,11 @@ static void log_unreachable(const sim_binding *binding, const char *function) {
     sim_log_error("%s, simulator: the file of fd %d has shrunk below the %zu bytes that were wrapped", function, fd,
                   binding->memory->backing->limit);
   } else if (error == EBADF) {
-    sim_log_error("%s, simulator: the program closed the descriptor by which the library reaches the file of fd %d", function,
-                  fd);
+    sim_log_error("%s, simulator: the program closed the descriptor by which the library reaches the file of fd %d",
+                  function, fd);
   } else {
-    sim_log_error("%s, simulator: the file of fd %d cannot be read and written any more: %s", function, fd, strerror(error));
+    sim_log_error("%s, simulator: the file of fd %d cannot be read and written any more: %s", function, fd,
+                  strerror(error));
   }
 }
 

@@ -77,7 +77,7 @@ INLINE int32x4_t multiply_add_plain(int32x4_t sum, int8x16_t x, int8x16_t y) {
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
 
 DOTPROD __attribute__((always_inline)) static inline int32x4_t multiply_add_dotprod(int32x4_t sum, int8x16_t x,
-                                                                                  int8x16_t y) {
+                                                                                    int8x16_t y) {
   return vdotq_s32(sum, x, y);
 }
 

@@ -27,9 +27,9 @@ uint16_t sim_float_to_half(float value) {
   memcpy(&bits, &value, sizeof bits);
   uint16_t sign = (uint16_t)(bits >> 16 & 0x8000u);
   uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7e00u;             /* NaN */
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;            /* 65520 and above */
-  if (magnitude < 0x38800000u) {                                  /* below 2^-14: subnormal */
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;  /* NaN */
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u; /* 65520 and above */
+  if (magnitude < 0x38800000u) {                       /* below 2^-14: subnormal */
     float absolute;
     memcpy(&absolute, &magnitude, sizeof absolute);
     float shifted = absolute + 0.5f; /* whose last bit is worth 2^-24, as a subnormal half's: the sum rounds */

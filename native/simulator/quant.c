@@ -63,7 +63,9 @@ static bool values_fit(const rknn_quant_params *params, size_t zp_count, rknn_te
     int32_t zp = params->zp[i];
     if (zp != 0 && (!asymmetric || !integers || zp > most || zp < -most - 1)) {
       sim_log_error("%s, simulator: zero point %zu is %d for a %s tensor", set_name, i, zp,
-                    !integers ? "float or wide" : asymmetric ? "narrow" : "symmetric");
+                    !integers    ? "float or wide"
+                    : asymmetric ? "narrow"
+                                 : "symmetric");
       return false;
     }
   }

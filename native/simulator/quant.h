@@ -10,7 +10,7 @@
 
 /* B's parameters: one for all, one per channel n, or one per group and channel at g * N + n (Q1). */
 typedef struct {
-  float *scales;       /* NULL: all 1 */
+  float *scales;        /* NULL: all 1 */
   int32_t *zero_points; /* NULL: all 0 */
 } sim_b_quant;
 
@@ -20,7 +20,8 @@ typedef struct {
   sim_b_quant b;
 } sim_quant;
 
-#define SIM_QUANT_DEFAULT {.a_scale = 1, .c_scale = 1}
+#define SIM_QUANT_DEFAULT \
+  { .a_scale = 1, .c_scale = 1 }
 
 void sim_quant_free(sim_quant *quant);
 

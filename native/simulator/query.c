@@ -43,9 +43,10 @@ static int answer(const sim_context *context, rknn_query_cmd cmd, void *info, ui
       return RKNN_SUCC;
     }
     default:
-      sim_log_error("rknn_query, simulator: no answer to command %d for a matmul context; only the matmul API is "
-                    "simulated",
-                    (int)cmd);
+      sim_log_error(
+          "rknn_query, simulator: no answer to command %d for a matmul context; only the matmul API is "
+          "simulated",
+          (int)cmd);
       return RKNN_ERR_PARAM_INVALID;
   }
 }

@@ -1,6 +1,5 @@
 #include "registry.h"
 
-
 #include "counters.h"
 #include "locks.h"
 #include "log.h"

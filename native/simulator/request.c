@@ -62,9 +62,10 @@ int sim_check_struct(const sim_settings *settings, const char *function, const v
     info_of_1 read;
     memcpy(&read, info, sizeof read);
     if (holds_quant_type(read.b_layout) || holds_quant_type(read.ac_layout)) {
-      sim_log_hint("%s, simulator: the layouts are 0x%x and 0x%x, which runtime %s takes for native: is the struct that of "
-                   "a header from 2.0.0b0 on, with quantization types?",
-                   function, (unsigned)read.b_layout, (unsigned)read.ac_layout, settings->runtime->name);
+      sim_log_hint(
+          "%s, simulator: the layouts are 0x%x and 0x%x, which runtime %s takes for native: is the struct that of "
+          "a header from 2.0.0b0 on, with quantization types?",
+          function, (unsigned)read.b_layout, (unsigned)read.ac_layout, settings->runtime->name);
     }
     return RKNN_SUCC;
   }
@@ -221,9 +222,10 @@ static bool check_quantization(const sim_settings *settings, const char *functio
 
   unsigned allowed = settings->documented_limits ? type->documented_granularity : type->observed_granularity;
   if (!(request->b_granularity & allowed) && request->b_granularity == PER_CHANNEL) {
-    sim_log_error("%s, B_quant_type = %s, only supported matmul dtype : RKNN_INT8_MM_INT8_TO_INT8 and "
-                  "RKNN_INT8_MM_INT8_TO_INT32",
-                  function, quant_types[b].name);
+    sim_log_error(
+        "%s, B_quant_type = %s, only supported matmul dtype : RKNN_INT8_MM_INT8_TO_INT8 and "
+        "RKNN_INT8_MM_INT8_TO_INT32",
+        function, quant_types[b].name);
     return false;
   }
   if (!(request->b_granularity & allowed)) {
@@ -247,8 +249,8 @@ int sim_check_options(const sim_settings *settings, const char *function, const 
     return RKNN_ERR_PARAM_INVALID;
   }
   if (request->domain < 0 || request->domain >= settings->chip->domains) {
-    sim_log_error("%s, simulator: iommu_domain_id %d is not in 0..%d: was rknn_matmul_info zeroed, " OLD_HEADER, function,
-                  request->domain, settings->chip->domains - 1);
+    sim_log_error("%s, simulator: iommu_domain_id %d is not in 0..%d: was rknn_matmul_info zeroed, " OLD_HEADER,
+                  function, request->domain, settings->chip->domains - 1);
     return RKNN_ERR_PARAM_INVALID;
   }
   return RKNN_SUCC;
@@ -259,9 +261,10 @@ static int check_native_rows(const sim_settings *settings, const char *function,
                              rknn_matmul_shape shape) {
   uint32_t most = type->native_rows((uint32_t)shape.K, (uint32_t)shape.N);
   if ((uint32_t)shape.M <= most) return RKNN_SUCC;
-  sim_log_error("%s, simulator: %s with native A and C, M %d, K %d and N %d can kill the runtime: at most %u rows are "
-                "known to be safe",
-                function, sim_type_name(type->type), shape.M, shape.K, shape.N, most);
+  sim_log_error(
+      "%s, simulator: %s with native A and C, M %d, K %d and N %d can kill the runtime: at most %u rows are "
+      "known to be safe",
+      function, sim_type_name(type->type), shape.M, shape.K, shape.N, most);
   sim_count(COUNT_FATAL_ROWS, 1);
   if (settings->rows_limit == ROWS_DEADLY) raise(SIGFPE);
   return RKNN_ERR_FAIL;

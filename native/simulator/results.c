@@ -99,8 +99,7 @@ static size_t to_int8s(const sim_context *context, const sim_sums *sums) {
     for (size_t n = 0; n < sums->width; n++) {
       double scale = (double)quant->a_scale * (double)b_scale(context, sums->first_n + n) / (double)quant->c_scale;
       bool unfit;
-      int8_t result =
-          to_int8((double)corrected(context, sums, r, n) * scale + (double)quant->c_zero_point, &unfit);
+      int8_t result = to_int8((double)corrected(context, sums, r, n) * scale + (double)quant->c_zero_point, &unfit);
       count += unfit;
       put(sums->sums, r * sums->width + n, &result, sizeof result);
     }

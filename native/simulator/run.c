@@ -46,7 +46,7 @@ typedef struct {
   const sim_products *products;
   const uint8_t *a, *b;
   uint8_t *c;
-  size_t laid_rows; /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
+  size_t laid_rows;           /* by which native A and C are strided: M, or more (NPUMATMUL_SIM_ROWS=ceil4) */
   bool row_sums, column_sums; /* are needed for zero points */
   double common_scale;        /* of a B per channel (type 2) */
 } job;
@@ -61,7 +61,7 @@ typedef struct {
   uint8_t *c_rows;    /* the chunk of one N tile, row-major: float for F16, int32 else; then the column sums */
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
-  size_t rows;        /* of a chunk */
+  size_t rows; /* of a chunk */
 } workspace;
 
 static size_t a_value_bytes(const sim_type *type) {
@@ -235,9 +235,8 @@ static size_t multiply_tile(const job *now, workspace *work, size_t rows, size_t
 /* What is reported broken: all calls succeed and C is zero (facts 11.4). */
 static bool is_broken(const sim_context *context) {
   rknn_matmul_type type = context->type->type;
-  return context->settings.broken &&
-         ((type == RKNN_INT8_MM_INT8_TO_INT32 && context->b_granularity == PER_CHANNEL) ||
-          (type == RKNN_INT8_MM_INT8_TO_FLOAT32 && context->b_granularity == PER_GROUP));
+  return context->settings.broken && ((type == RKNN_INT8_MM_INT8_TO_INT32 && context->b_granularity == PER_CHANNEL) ||
+                                      (type == RKNN_INT8_MM_INT8_TO_FLOAT32 && context->b_granularity == PER_GROUP));
 }
 
 static void scatter_rows(const job *now, workspace *work, size_t first, size_t rows, size_t n_tile) {
@@ -286,9 +285,7 @@ static size_t laid_bytes(const job *now, uint32_t size) { return size / now->sha
  * A tensor whose memory was destroyed after set_io_mem counts as unset: its pages are still held, so nothing could
  * crash, but a board's addresses would be gone and the driver would refuse the job.
  */
-static bool usable(const sim_binding *binding) {
-  return binding->memory && !atomic_load(&binding->memory->destroyed);
-}
+static bool usable(const sim_binding *binding) { return binding->memory && !atomic_load(&binding->memory->destroyed); }
 
 static bool all_set(const sim_context *context) {
   bool b_usable = context->b_layout == RKNN_MM_LAYOUT_NATIVE ? usable(&context->b) : context->packed_b_filled;
@@ -377,8 +374,9 @@ static int compute(sim_context *context, job *now, operands *found) {
 
 static int run(sim_context *context) {
   if (!all_set(context)) {
-    sim_log_error("failed to submit!, op id: 0, op name: MatMul, flags: 0x5, task start: 0, task number: 1, run task "
-                  "counter: 0, int status: 0, please try updating to the latest version of the toolkit2 and runtime");
+    sim_log_error(
+        "failed to submit!, op id: 0, op name: MatMul, flags: 0x5, task start: 0, task number: 1, run task "
+        "counter: 0, int status: 0, please try updating to the latest version of the toolkit2 and runtime");
     return RKNN_ERR_FAIL;
   }
   bool per_channel = context->b_granularity == PER_CHANNEL;

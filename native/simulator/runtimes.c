@@ -15,6 +15,7 @@
 /* In place of the vendor's hash stands what this is, beside the date of the version it follows (facts 0). */
 #define VERSION(version, date) version " (npumatmul-simulator@" date ")"
 
+/* clang-format off */
 static const sim_runtime runtimes[] = {
     {.name = "1.5.2", .number = 152, .api_version = VERSION("1.5.2", "2023-08-23T15:29:04"), .driver_version = "0.9.2",
      .info_bytes = 24, .types = TYPES_1_5_2, .named_types = TYPES_1_5_2, .int4_low_first = false, .segments = false,
@@ -36,6 +37,7 @@ static const sim_runtime runtimes[] = {
      .info_bytes = 64, .types = TYPES_2_3_2, .named_types = TYPES_2_3_0, .int4_low_first = true, .segments = true,
      .transposed_b = true, .quant_numbers = QUANT_NUMBERS_ENUM},
 };
+/* clang-format on */
 
 enum { RUNTIMES = sizeof runtimes / sizeof *runtimes };
 

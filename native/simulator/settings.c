@@ -111,7 +111,7 @@ static struct {
   const char *const name;
   const char *const value; /* where nothing is said */
   bool (*const apply)(const char *text);
-  const char *const wanted;                   /* or NULL: one of names */
+  const char *const wanted; /* or NULL: one of names */
   const char *(*const wanted_names)(int index);
   char *text;         /* in force; NULL: value */
   char malformed[64]; /* the text that was refused, or its beginning; empty: none */
@@ -170,7 +170,7 @@ static void look_for_other_names(void) {
   for (char **variable = environ; variable && *variable; variable++) {
     if (strncmp(*variable, prefix, sizeof prefix - 1) != 0) continue;
     size_t length = strcspn(*variable, "="), i = 0;
-    while (i < COUNT(table) && (strlen(table[i].name) != length || strncmp(*variable, table[i].name, length))) i++;
+    while (i < COUNT(table) && (strlen(table[i].name) != length || strncmp(*variable, table[i].name, length) != 0)) i++;
     if (i == COUNT(table)) sim_log_hint("simulator: there is no setting %.*s", (int)length, *variable);
   }
 }

@@ -20,10 +20,10 @@
 #include "rknn_abi.h"
 
 /* Compares two integers and prints both when they differ. */
-#define CHECK_IS(actual, expected)                                                                                 \
-  do {                                                                                                             \
-    long long got = (long long)(actual), want = (long long)(expected);                                             \
-    CHECK(got == want, "%s is %lld, not %lld", #actual, got, want);                                                \
+#define CHECK_IS(actual, expected)                                     \
+  do {                                                                 \
+    long long got = (long long)(actual), want = (long long)(expected); \
+    CHECK(got == want, "%s is %lld, not %lld", #actual, got, want);    \
   } while (0)
 
 static inline void *need(size_t bytes) {

@@ -77,10 +77,8 @@ static int go_on(void) {
 
 /* End with what is going on, which goes on when that was heard. */
 static int end(void) {
-  if (atomic_fetch_add(&asked, 1) == 0)
-    atomic_store(&runs_when_asked, atomic_load(&runs_begun));
-  else
-    hold_up(-1, 0);
+  if (atomic_fetch_add(&asked, 1) == 0) atomic_store(&runs_when_asked, atomic_load(&runs_begun));
+  else hold_up(-1, 0);
   return 1;
 }
 

@@ -406,10 +406,10 @@ static void test_fatal_rows(void) {
   static const struct {
     int K, N, most;
   } recorded[] = {
-      {32, 64, 8192},   {480, 64, 546},   {512, 64, 512},   {608, 64, 408},   {608, 8192, 408}, {992, 64, 220},
-      {1024, 64, 220},  {7264, 512, 32},  {7264, 1024, 24}, {7264, 576, 24},  {7712, 64, 32},   {7712, 128, 24},
-      {8160, 8192, 24}, {8192, 8192, 32}, {8224, 64, 20},   {10304, 64, 4},   {4096, 8192, 64}, {4096, 8256, 1},
-      {10304, 152064, 1},
+      {32, 64, 8192}, {480, 64, 546},   {512, 64, 512},   {608, 64, 408},     {608, 8192, 408},
+      {992, 64, 220}, {1024, 64, 220},  {7264, 512, 32},  {7264, 1024, 24},   {7264, 576, 24},
+      {7712, 64, 32}, {7712, 128, 24},  {8160, 8192, 24}, {8192, 8192, 32},   {8224, 64, 20},
+      {10304, 64, 4}, {4096, 8192, 64}, {4096, 8256, 1},  {10304, 152064, 1},
   };
   npumm_sim_reset_counters();
   unsigned refused = 0;
@@ -421,7 +421,8 @@ static void test_fatal_rows(void) {
     refused++;
   }
   CHECK(logged("rknn_matmul_create, simulator: RKNN_INT4_MM_INT4_TO_INT16 with native A and C, M 2, K 10304 and "
-               "N 152064 can kill the runtime: at most 1 rows are known to be safe"), "log");
+               "N 152064 can kill the runtime: at most 1 rows are known to be safe"),
+        "log");
   CHECK(fatal_rows_counted(refused), "%u", refused);
   CHECK_IS(int4_create(1, 10336, 64, 1), -1); /* beyond the last recorded K not even one */
   CHECK_IS(int4_create(1, 10336, 64, 0), 0);

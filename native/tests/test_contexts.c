@@ -95,10 +95,10 @@ static void test_create_codes(void) {
   CHECK_IS(create_code(make_info(2, 4, 32, 32, 3, 0)), -5);
   CHECK_IS(create_code(make_info(2, 4, 32, 32, -1, 0)), -5);
   CHECK_IS(create_code(make_info(2, 4, 32, 32, 0, 2)), -5);
-  CHECK_IS(create_code(make_info(2, INT32_MAX, 32, 32, 0, 0)), -5);         /* 64 GiB of A */
-  CHECK_IS(create_code(make_info(2, 1, 1 << 20, 1 << 30, 0, 0)), -5);       /* B */
-  CHECK_IS(create_code(make_info(2, 1 << 16, 32, 1 << 16, 0, 0)), -5);      /* C */
-  CHECK_IS(create_code(make_info(10, 1024, 256, 64, 1, 1)), 0);             /* M K = 262144 */
+  CHECK_IS(create_code(make_info(2, INT32_MAX, 32, 32, 0, 0)), -5);    /* 64 GiB of A */
+  CHECK_IS(create_code(make_info(2, 1, 1 << 20, 1 << 30, 0, 0)), -5);  /* B */
+  CHECK_IS(create_code(make_info(2, 1 << 16, 32, 1 << 16, 0, 0)), -5); /* C */
+  CHECK_IS(create_code(make_info(10, 1024, 256, 64, 1, 1)), 0);        /* M K = 262144 */
   CHECK_IS(create_code(make_info(10, 1025, 256, 64, 1, 1)), -1);
   CHECK(logged("rknn_matmul_create, simulator: RKNN_INT4_MM_INT4_TO_INT16 with native A and C"), "log");
   CHECK_IS(create_code(make_info(10, 1025, 256, 64, 1, 0)), 0);
@@ -118,17 +118,19 @@ static void test_create_codes(void) {
   /* A struct that was not zeroed, or that of an older header: a runtime does not look; the simulator tells. */
   memset(info.reserved, 1, sizeof info.reserved);
   CHECK_IS(create_code(info), 0);
-  CHECK(logged("rknn_matmul_create, simulator: reserved bytes of rknn_matmul_info are set: was it zeroed, or is it that "
-               "of a header before 2.0.0b0"),
-        "log");
+  CHECK(
+      logged("rknn_matmul_create, simulator: reserved bytes of rknn_matmul_info are set: was it zeroed, or is it that "
+             "of a header before 2.0.0b0"),
+      "log");
   npumm_sim_configure("NPUMATMUL_SIM_STRICT", "1");
   CHECK_IS(create_code(info), -5);
   CHECK(logged("rknn_matmul_create, simulator: reserved bytes of rknn_matmul_info are set"), "log");
   npumm_sim_configure("NPUMATMUL_SIM_STRICT", NULL);
   memset(&info.iommu_domain_id, 0x5a, sizeof info - offsetof(rknn_matmul_info, iommu_domain_id));
   CHECK_IS(create_code(info), -5);
-  CHECK(logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed"),
-        "log");
+  CHECK(
+      logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed"),
+      "log");
   info = make_info(2, 4, 32, 32, 1, 0);
   info.iommu_domain_id = 15;
   CHECK_IS(create_code(info), 0);
@@ -187,7 +189,8 @@ static void test_context_limit(void) {
   CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_CONTEXTS", "7"), 0);
   for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_create(&all[i], &info, &io), 0);
   CHECK_IS(rknn_matmul_create(&all[7], &info, &io), -1);
-  CHECK(logged("rknn_matmul_create, simulator: 7 contexts live already, as many as NPUMATMUL_SIM_CONTEXTS allows"), "log");
+  CHECK(logged("rknn_matmul_create, simulator: 7 contexts live already, as many as NPUMATMUL_SIM_CONTEXTS allows"),
+        "log");
   for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_destroy(all[i]), 0);
   CHECK_IS(rknn_matmul_create(&all[7], &info, &io), 0);
   for (int i = 0; i < 7; i++) CHECK_IS(rknn_matmul_run(all[i]), -7);
@@ -368,7 +371,7 @@ static void test_counters(void) {
   CHECK_IS(counters.contexts_now, 1);
   CHECK_IS(counters.memories_now, 4);
   CHECK_IS(counters.descriptors_now, 3 + 4); /* of the memories and the context */
-  CHECK_IS(counters.bytes_now, 4 * 4096); /* with the hidden copy of B, without the slice */
+  CHECK_IS(counters.bytes_now, 4 * 4096);    /* with the hidden copy of B, without the slice */
   CHECK_IS(rknn_destroy_mem(0, slice), 0);
   close_matmul(&mm);
   npumm_sim_read_counters(&counters);

@@ -190,7 +190,8 @@ static void test_lost_device(void) {
   CHECK(open_matmul(&mm, make_info(2, 1, 32, 32, 1, 0)), "not created");
   bind_all(&mm);
   CHECK_IS(configure("NPUMATMUL_SIM_FAULTS", "run:after=1:lost"), 0);
-  CHECK(rknn_matmul_run(mm.ctx) == 0 && rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE) == 0, "there until then");
+  CHECK(rknn_matmul_run(mm.ctx) == 0 && rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE) == 0,
+        "there until then");
   CHECK_IS(rknn_matmul_run(mm.ctx), -3);
   CHECK_IS(rknn_matmul_run(mm.ctx), -3);
   CHECK_IS(rknn_mem_sync(mm.ctx, mm.a, RKNN_MEMORY_SYNC_TO_DEVICE), -3);
@@ -255,8 +256,9 @@ static void test_counters(void) {
   CHECK_HAS(text, "\"rknn_matmul_set_io_mem\":3");
   CHECK_HAS(text, "\"failures\":{\"rknn_matmul_set_core_mask\":1}");
   CHECK_HAS(text, "\"a_read\":512,\"b_read\":4096,\"c_written\":1024,\"b_packed\":2048");
-  CHECK_HAS(text, "\"rk3576\":{\"contexts\":1,\"domain_bytes\":{\"5\":16384},"
-                  "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]}}");
+  CHECK_HAS(text,
+            "\"rk3576\":{\"contexts\":1,\"domain_bytes\":{\"5\":16384},"
+            "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]}}");
   CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":7,\"memory_bytes\":16384,\"macs\":16384");
   char cut[20];
   size_t length = strlen(text);

@@ -23,20 +23,28 @@ static void prepare(keeper *k, const example *e, npumm_element type) {
   memset(k, 0, sizeof *k);
   const npumm_placed_matmul *p = &e->placed;
   const npumm_shape *shape = e->shape_pointers[0];
-  for (int i = 0; i < p->m_count; i++) {
-    k->padded_m[i] = p->shapes[i * p->slice_count * p->n_count]->padded_m;
-  }
+  for (int i = 0; i < p->m_count; i++) { k->padded_m[i] = p->shapes[i * p->slice_count * p->n_count]->padded_m; }
   for (int i = 0; i < p->n_count; i++) k->padded_n[i] = shape->padded_n;
   for (int i = 0; i < p->m_count * p->n_count; i++) {
     k->memories[i] = new_memory((size_t)k->padded_m[i / p->n_count] * (size_t)shape->padded_n * 4);
   }
   for (int n = 0; n < e->n; n++) k->bias[n] = (float)within(-64, 64);
   k->epilogue = (npumm_epilogue){.scale = 2, .bias = k->bias, .low = -INFINITY, .high = INFINITY};
-  k->deferred = (npumm_deferred){.rows = e->m, .cols = e->n, .type = type, .epilogue = &k->epilogue, .m_count = p->m_count,
-                         .n_count = p->n_count, .m_ranges = e->m_ranges, .n_ranges = e->n_ranges,
-                         .padded_m = k->padded_m, .padded_n = k->padded_n, .memories = k->memories,
-                         .row_factor = k->factor, .row_zero = k->zero, .row_sum = k->sum,
-                         .sums = p->slice_count > 1 ? k->sums : NULL};
+  k->deferred = (npumm_deferred){.rows = e->m,
+                                 .cols = e->n,
+                                 .type = type,
+                                 .epilogue = &k->epilogue,
+                                 .m_count = p->m_count,
+                                 .n_count = p->n_count,
+                                 .m_ranges = e->m_ranges,
+                                 .n_ranges = e->n_ranges,
+                                 .padded_m = k->padded_m,
+                                 .padded_n = k->padded_n,
+                                 .memories = k->memories,
+                                 .row_factor = k->factor,
+                                 .row_zero = k->zero,
+                                 .row_sum = k->sum,
+                                 .sums = p->slice_count > 1 ? k->sums : NULL};
 }
 
 static void drop(keeper *k) {
@@ -49,7 +57,9 @@ static int defer(npumm_executor *executor, const example *e, keeper *k, npumm_re
 }
 
 /* What the example's result is, rounded to float32 once. */
-static double value(const example *e, const keeper *k, int m, int n) { return expected(e, m, n) * 2 + (double)k->bias[n]; }
+static double value(const example *e, const keeper *k, int m, int n) {
+  return expected(e, m, n) * 2 + (double)k->bias[n];
+}
 
 static double of_bfloat16(uint16_t bits) {
   const uint32_t wide = (uint32_t)bits << 16;
@@ -123,7 +133,8 @@ static void rows_go_straight_into_the_next_matmul(npumm_executor *executor) {
     const int divides = i % 5 == 0;
     two.placed.activation =
         (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, scale, 0, divides ? &transform : NULL};
-    const npumm_call call = {.a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+    const npumm_call call = {
+        .a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
     CHECK(npumm_execute(i % 7 ? executor : NULL, &two.placed, &call, &report) == 0, "code %d", (int)report.code);
     CHECK(atomic_load(&clashes) == 0, "two threads used one context");
     CHECK(npumm_deferred_store(&k.deferred, 0, one.m, between, sizeof between[0]) == 0, "store");
@@ -137,13 +148,18 @@ static void rows_go_straight_into_the_next_matmul(npumm_executor *executor) {
       }
       for (int n = 0; n < two.n; n++) wrong += (double)out[m][n] != expected(&two, m, n) * (double)scale;
     }
-    CHECK(wrong == 0, "%d wrong: %d rows, %d slices, %d buffers", wrong, two.m, two.placed.slice_count, two.placed.a_count);
+    CHECK(wrong == 0, "%d wrong: %d rows, %d slices, %d buffers", wrong, two.m, two.placed.slice_count,
+          two.placed.a_count);
 
     /* scales that are measured: the same bits as of the rows that were read before */
     if (type == NPUMM_FLOAT32) {
       two.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 0.9f, 0, 0, NULL};
-      const npumm_call eager = {.a = between, .a_row_stride = sizeof between[0], .a_col_stride = sizeof between[0][0],
-                                .out = again, .out_row_stride = sizeof again[0], .out_type = NPUMM_FLOAT32};
+      const npumm_call eager = {.a = between,
+                                .a_row_stride = sizeof between[0],
+                                .a_col_stride = sizeof between[0][0],
+                                .out = again,
+                                .out_row_stride = sizeof again[0],
+                                .out_type = NPUMM_FLOAT32};
       memset(out, 0, sizeof out);
       memset(again, 0, sizeof again);
       CHECK(npumm_execute(executor, &two.placed, &call, &report) == 0, "code %d", (int)report.code);
@@ -180,7 +196,8 @@ static void failures_leave_what_is_deferred(npumm_executor *executor) {
   }
   CHECK(defer(executor, &one, &k, &report) == 0, "code %d", (int)report.code);
   two.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0, NULL};
-  const npumm_call call = {.a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+  const npumm_call call = {
+      .a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
   CHECK(npumm_execute(executor, &two.placed, &call, &report) == 0, "code %d", (int)report.code);
   memcpy(before, out, sizeof out);
   for (int at = 0; at < 10; at++) {
@@ -228,7 +245,8 @@ static void what_does_not_fit_is_refused(npumm_executor *executor) {
   }
   k.deferred = good;
   CHECK(defer(executor, &one, &k, &report) == 0, "code %d", (int)report.code);
-  const npumm_call call = {.a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+  const npumm_call call = {
+      .a_deferred = &k.deferred, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
   CHECK(npumm_execute(executor, &two.placed, &call, &report) == NPUMM_BAD_ARGUMENT, "floats as they are");
   two.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_ABSMAX, 127, 1, 0, 0, NULL};
   CHECK(npumm_execute(executor, &two.placed, &call, &report) == 0, "code %d", (int)report.code);

@@ -16,8 +16,12 @@ static int run(npumm_executor *executor, const example *e, npumm_element type, n
   static float out[M_MOST][N_MOST]; /* or int32 or bfloat16 */
   memset(out, 0x7f, sizeof out);
   const npumm_epilogue epilogue = {.scale = 2, .low = -INFINITY, .high = INFINITY};
-  const npumm_call call = {.a = e->a, .a_row_stride = K_MOST, .a_col_stride = 1, .out = out,
-                           .out_row_stride = sizeof out[0], .out_type = type,
+  const npumm_call call = {.a = e->a,
+                           .a_row_stride = K_MOST,
+                           .a_col_stride = 1,
+                           .out = out,
+                           .out_row_stride = sizeof out[0],
+                           .out_type = type,
                            .epilogue = type == NPUMM_INT32 ? NULL : &epilogue};
   const int code = npumm_execute(executor, &e->placed, &call, report);
   CHECK(atomic_load(&at_work) == 0, "a core is still at work");
@@ -151,8 +155,12 @@ static void rows_are_transformed_before_they_are_packed(npumm_executor *executor
     }
     const npumm_hadamard transform = {.features = e.k, .power = 1, .divisor = divisor};
     e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, NPUMM_ROWS_STATIC, 127, 1, 1, 0, &transform};
-    const npumm_call call = {.a = &a[0][K_MOST - 1], .a_row_stride = sizeof a[0], .a_col_stride = -(int64_t)sizeof a[0][0],
-                             .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+    const npumm_call call = {.a = &a[0][K_MOST - 1],
+                             .a_row_stride = sizeof a[0],
+                             .a_col_stride = -(int64_t)sizeof a[0][0],
+                             .out = out,
+                             .out_row_stride = sizeof out[0],
+                             .out_type = NPUMM_FLOAT32};
     npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
@@ -213,14 +221,20 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
     for (int s = 0; s < slices; s++) {
       for (int n = 0; n < e.n; n++) {
         sums[s][n] = 0;
-        for (int64_t k = e.slices[s].k.start; k < e.slices[s].k.start + e.slices[s].k.length; k++) sums[s][n] += e.b[k][n];
+        for (int64_t k = e.slices[s].k.start; k < e.slices[s].k.start + e.slices[s].k.length; k++)
+          sums[s][n] += e.b[k][n];
       }
       e.slices[s].column_sums = zero_points ? sums[s] : NULL;
     }
-    e.placed.activation = (npumm_activation){NPUMM_F32_TO_I8, zero_points ? NPUMM_ROWS_MINMAX_GROUPS : NPUMM_ROWS_ABSMAX_GROUPS,
-                                             127, 1, 0, 0, i % 3 ? NULL : &same};
-    const npumm_call call = {.a = a, .a_row_stride = sizeof a[0], .a_col_stride = sizeof a[0][0], .out = out,
-                             .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
+    e.placed.activation = (npumm_activation){
+        NPUMM_F32_TO_I8,     zero_points ? NPUMM_ROWS_MINMAX_GROUPS : NPUMM_ROWS_ABSMAX_GROUPS, 127, 1, 0, 0,
+        i % 3 ? NULL : &same};
+    const npumm_call call = {.a = a,
+                             .a_row_stride = sizeof a[0],
+                             .a_col_stride = sizeof a[0][0],
+                             .out = out,
+                             .out_row_stride = sizeof out[0],
+                             .out_type = NPUMM_FLOAT32};
     npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(i % 5 ? executor : NULL, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
@@ -246,11 +260,13 @@ static void rows_are_scaled_in_groups(npumm_executor *executor) {
     const float kept = a[row][column];
     a[row][column] = INFINITY;
     CHECK(npumm_execute(executor, &e.placed, &call, &report) == NPUMM_NOT_FINITE && report.row == row &&
-          report.step == NPUMM_STEP_PACK_A, "inf");
+              report.step == NPUMM_STEP_PACK_A,
+          "inf");
     a[row][column] = kept;
     const int s = within(0, slices - 1);
     const npumm_range good = e.slices[s].group;
-    const npumm_range bad[] = {{good.start + 1, good.length}, {good.start, good.length - 1}, {good.start, e.k + 1}, {-1, e.k + 1}};
+    const npumm_range bad[] = {
+        {good.start + 1, good.length}, {good.start, good.length - 1}, {good.start, e.k + 1}, {-1, e.k + 1}};
     for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
       if (b < 2 && group_of[s] != s) continue; /* which would still hold the slice */
       if (b == 1 && s + 1 < slices && group_of[s + 1] == s) continue;
@@ -282,8 +298,12 @@ static void codes_have_a_zero_point(npumm_executor *executor) {
     }
     e.placed.common_scale = 1;
     e.placed.activation = (npumm_activation){NPUMM_COPY_8, NPUMM_ROWS_UNSCALED, 0, 0, 0, zero, NULL};
-    const npumm_call call = {.a = e.a, .a_row_stride = sizeof e.a[0], .a_col_stride = sizeof e.a[0][0], .out = out,
-                             .out_row_stride = sizeof out[0], .out_type = NPUMM_INT32};
+    const npumm_call call = {.a = e.a,
+                             .a_row_stride = sizeof e.a[0],
+                             .a_col_stride = sizeof e.a[0][0],
+                             .out = out,
+                             .out_row_stride = sizeof out[0],
+                             .out_type = NPUMM_INT32};
     npumm_report report = {.step = NPUMM_STEP_NONE};
     CHECK(npumm_execute(executor, &e.placed, &call, &report) == 0, "code %d", (int)report.code);
     int wrong = 0;
@@ -312,9 +332,10 @@ static void bad_arguments_are_refused(npumm_executor *executor) {
   const struct {
     size_t offset;
     int32_t value;
-  } bad[] = {{offsetof(npumm_placed_matmul, slice_count), 0},  {offsetof(npumm_placed_matmul, core_count), 1},
-             {offsetof(npumm_placed_matmul, a_count), 0},      {offsetof(npumm_placed_matmul, a_count), NPUMM_A_MOST + 1},
-             {offsetof(npumm_placed_matmul, row_images), 3},   {offsetof(npumm_placed_matmul, core_count), 0}};
+  } bad[] = {
+      {offsetof(npumm_placed_matmul, slice_count), 0}, {offsetof(npumm_placed_matmul, core_count), 1},
+      {offsetof(npumm_placed_matmul, a_count), 0},     {offsetof(npumm_placed_matmul, a_count), NPUMM_A_MOST + 1},
+      {offsetof(npumm_placed_matmul, row_images), 3},  {offsetof(npumm_placed_matmul, core_count), 0}};
   e.tile_cores[0] = 1;
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     e.placed = good;

@@ -127,9 +127,9 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
     r->scale_float32(x, n, row, columns ? other : NULL, two);
     CHECK(same_floats(one, two, n), "scale_float32, n %d", (int)n);
   }
-#define IN_PLACE(call_k, call_r, name)        \
+#define IN_PLACE(call_k, call_r, name)          \
   memcpy(one, x, bytes), memcpy(two, x, bytes); \
-  call_k, call_r;                             \
+  call_k, call_r;                               \
   CHECK(same_floats(one, two, n), "%s, n %d", name, (int)n)
   IN_PLACE(k->relu(one, n), r->relu(two, n), "relu");
   IN_PLACE(k->gelu(one, n), r->gelu(two, n), "gelu");

@@ -71,7 +71,7 @@ static void test_products_in(own memory) {
       CHECK_IS(mm.b->flags, RKNN_TENSOR_MEMORY_FLAGS_FROM_FD);
       CHECK(mm.b->virt_addr == memory.pages, "virt_addr is the program's");
       CHECK_IS(wrong_products(&mm, &layouts[1], 127), 0);
-      CHECK_IS(wrong_products(&mm, &layouts[1], 127), 0); /* with other numbers in the same place */
+      CHECK_IS(wrong_products(&mm, &layouts[1], 127), 0);                   /* with other numbers in the same place */
       CHECK_IS(domain_bytes() - before, SIZE + (b_layout == 1 ? 0 : 8192)); /* once, and the packed copy of B */
       close_matmul(&mm);
       CHECK_IS(domain_bytes(), before);
@@ -106,7 +106,8 @@ static void test_memory_of_the_library_that_was_destroyed(void) {
 /* ---- what is checked --------------------------------------------------------------------------------------------- */
 
 static void refused(int fd, uint32_t size, int32_t offset, const char *line) {
-  CHECK(!rknn_create_mem_from_fd(0, fd, (void *)(uintptr_t)4096, size, offset), "fd %d, %u bytes at %d", fd, size, offset);
+  CHECK(!rknn_create_mem_from_fd(0, fd, (void *)(uintptr_t)4096, size, offset), "fd %d, %u bytes at %d", fd, size,
+        offset);
   CHECK(logged(line), "no line: %s", line);
 }
 
@@ -145,7 +146,8 @@ static void test_what_is_refused(void) {
   npumm_sim_configure("NPUMATMUL_SIM_FOREIGN", "refuse");
   snprintf(line, sizeof line, "rknn_create_mem_from_fd, simulator: fd %d is no memory of this library", memory.fd);
   refused(memory.fd, 64, 0, line);
-  rknn_tensor_mem *mine = rknn_create_mem(0, 4096), *slice = rknn_create_mem_from_fd(0, mine->fd, mine->virt_addr, 64, 0);
+  rknn_tensor_mem *mine = rknn_create_mem(0, 4096),
+                  *slice = rknn_create_mem_from_fd(0, mine->fd, mine->virt_addr, 64, 0);
   CHECK(slice, "a slice of the runtime's own memory");
   npumm_sim_configure("NPUMATMUL_SIM_FOREIGN", NULL);
   CHECK_IS(rknn_destroy_mem(0, slice), 0);

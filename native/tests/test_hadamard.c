@@ -96,7 +96,8 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
   int64_t block = power;
   for (int i = 0; i < dense; i++) how.order[i] = 12, how.matrix[i] = h12, block *= 12;
   const int64_t n = how.features = block * blocks, unit = (int64_t)sizeof(float);
-  float *prescale = random_floats(n), *divisor = random_floats(n), *src = random_floats(rows * n), *dst = random_floats(rows * n);
+  float *prescale = random_floats(n), *divisor = random_floats(n), *src = random_floats(rows * n),
+        *dst = random_floats(rows * n);
   for (int64_t i = 0; i < n; i++) divisor[i] = fabsf(divisor[i]) + 0.5f;
   if (with_factors & 1) how.prescale = prescale;
   if (with_factors & 2) how.divisor = divisor;
@@ -108,8 +109,8 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
     for (int64_t i = 0; i < n; i++) {
       double sum = 0, magnitude = 0;
       for (int64_t j = i / block * block; j < (i / block + 1) * block; j++) {
-        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] * (with_factors & 1 ? (double)prescale[j] : 1.0) /
-                         (with_factors & 2 ? (double)divisor[j] : 1.0);
+        const double x = (double)src[r * n + (reversed ? n - 1 - j : j)] *
+                         (with_factors & 1 ? (double)prescale[j] : 1.0) / (with_factors & 2 ? (double)divisor[j] : 1.0);
         sum += entry(h12, dense, power, i % block, j % block) * x;
         magnitude += fabs(x);
       }

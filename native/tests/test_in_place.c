@@ -14,7 +14,8 @@ typedef struct {
 
 static void divide(rows_in_memory *rows, const example *e, int row_bytes) {
   const npumm_placed_matmul *p = &e->placed;
-  const int64_t padded = p->shapes[0]->padded_m > p->m_ranges[0].length ? p->shapes[0]->padded_m : p->m_ranges[0].length;
+  const int64_t padded =
+      p->shapes[0]->padded_m > p->m_ranges[0].length ? p->shapes[0]->padded_m : p->m_ranges[0].length;
   rows->whole = new_memory((size_t)(p->m_count * padded * row_bytes));
   for (int i = 0; i < p->m_count; i++) {
     rows->parts[i] = (rknn_tensor_mem){.virt_addr = (char *)rows->whole->virt_addr + p->m_ranges[i].start * row_bytes,
@@ -89,8 +90,8 @@ static void one_of_both_is_bound(npumm_executor *executor) {
       CHECK(wrong_sums(&b) == 0, "%d wrong", wrong_sums(&b));
     } else {
       b.e.slices[0].column_scale = b.e.scales[0];
-      const npumm_call call = {.a_bound = b.a.pointers, .out = out, .out_row_stride = sizeof out[0],
-                               .out_type = NPUMM_FLOAT32};
+      const npumm_call call = {
+          .a_bound = b.a.pointers, .out = out, .out_row_stride = sizeof out[0], .out_type = NPUMM_FLOAT32};
       CHECK(npumm_execute(executor, &b.e.placed, &call, &report) == 0, "code %d", (int)report.code);
       int wrong = 0;
       for (int m = 0; m < b.e.m; m++) {
@@ -163,7 +164,8 @@ static void what_cannot_be_bound_is_refused(npumm_executor *executor) {
     CHECK(npumm_execute(executor, &b.e.placed, &good, &report) == NPUMM_BAD_ARGUMENT, "activation %d", (int)i);
   }
   b.e.placed = placed;
-  int32_t *fields[] = {&b.e.shapes[1].a_group, &b.e.shapes[1].c_group, &b.e.shapes[1].padded_k, &b.e.shapes[1].padded_n};
+  int32_t *fields[] = {&b.e.shapes[1].a_group, &b.e.shapes[1].c_group, &b.e.shapes[1].padded_k,
+                       &b.e.shapes[1].padded_n};
   for (int i = 0; i < 4; i++) {
     *fields[i] += 4;
     CHECK(npumm_execute(executor, &b.e.placed, &good, &report) == NPUMM_BAD_ARGUMENT, "shape %d", i);

@@ -23,7 +23,7 @@ static uint32_t random_bits(void) {
 static float random_float(int kind) {
   uint32_t bits = random_bits();
   float value;
-  if (kind == 1) bits = (bits & 0x807fffffu) | ((100u + bits % 40u) << 23);       /* around float16's range */
+  if (kind == 1) bits = (bits & 0x807fffffu) | ((100u + bits % 40u) << 23);        /* around float16's range */
   if (kind == 2) bits = (bits & 0x80000000u) | 0x3f801000u | (bits & 0x007fe000u); /* ties to even */
   memcpy(&value, &bits, sizeof value);
   if (kind == 3) value = (float)((int32_t)(bits % 511u) - 255) * 0.5f; /* ties of the int8 rounding, and clamping */
@@ -37,7 +37,7 @@ static int same_half(uint16_t a, uint16_t b) {
 
 /* Steps, ranges and zero points: usual ones, and those that make quotients overflow or vanish. */
 static const npumm_quantizer quantizers[] = {
-    {1.0f, -127.0f, 127.0f, 0},     {3.7f, -7.0f, 7.0f, 0},         {1e30f, -119.0f, 119.0f, 0},
+    {1.0f, -127.0f, 127.0f, 0},        {3.7f, -7.0f, 7.0f, 0},       {1e30f, -119.0f, 119.0f, 0},
     {0.5f, -128.0f - 3.0f, 124.0f, 3}, {1e-30f, -255.0f, 0.0f, 127}, {0.0f, -127.0f, 127.0f, 0},
 };
 
@@ -113,8 +113,9 @@ static float float_of(uint32_t bits) {
 /* The value of a half by its definition, for a check over all of them. */
 static double half_value(uint16_t half) {
   const int exponent = (half >> 10) & 0x1f, mantissa = half & 0x3ff;
-  const double magnitude =
-      exponent == 31 ? INFINITY : exponent == 0 ? ldexp(mantissa, -24) : ldexp(1024 + mantissa, exponent - 25);
+  const double magnitude = exponent == 31  ? INFINITY
+                           : exponent == 0 ? ldexp(mantissa, -24)
+                                           : ldexp(1024 + mantissa, exponent - 25);
   return half & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -128,9 +129,9 @@ static void halves_by_definition(void) {
   HOLDS(half_of(-0.0f) == 0x8000);
   HOLDS((half_of(float_of(0x7fc00000u)) & 0x7e00) == 0x7e00);
   HOLDS(half_of(ldexpf(1.0f, -24)) == 0x0001);
-  HOLDS(half_of(ldexpf(1.0f, -25)) == 0x0000);          /* a tie: to even, which is zero */
+  HOLDS(half_of(ldexpf(1.0f, -25)) == 0x0000); /* a tie: to even, which is zero */
   HOLDS(half_of(ldexpf(1.0f, -25) * 1.0001f) == 0x0001);
-  HOLDS(half_of(ldexpf(3.0f, -25)) == 0x0002);          /* a tie: to even, which is two */
+  HOLDS(half_of(ldexpf(3.0f, -25)) == 0x0002); /* a tie: to even, which is two */
   int exact = 1, between = 1;
   for (uint32_t h = 0; h < 0x7c00; h++) { /* every finite positive half, and the points between two of them */
     const double value = half_value((uint16_t)h), next = half_value((uint16_t)(h + 1));
@@ -183,8 +184,13 @@ static void bad_arguments_are_refused(void) {
   const npumm_tiling good = {4, 4, 4, 4, 4, 4};
   const npumm_values copy = {.conversion = NPUMM_COPY_8}, unknown = {.conversion = (npumm_conversion)99};
   const npumm_tiling bad[] = {
-      {5, 4, 4, 4, 4, 4}, {4, 5, 4, 4, 4, 4}, {4, 4, 4, 4, 3, 4}, {4, 4, 4, 4, 4, 0},
-      {-1, 4, 4, 4, 4, 4}, {4, 4, 4, 4, -4, 4}, {1, 1, (int64_t)1 << 40, 1, 1, 1},
+      {5, 4, 4, 4, 4, 4},
+      {4, 5, 4, 4, 4, 4},
+      {4, 4, 4, 4, 3, 4},
+      {4, 4, 4, 4, 4, 0},
+      {-1, 4, 4, 4, 4, 4},
+      {4, 4, 4, 4, -4, 4},
+      {1, 1, (int64_t)1 << 40, 1, 1, 1},
   };
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     HOLDS(npumm_packed_bytes(&bad[i], NPUMM_COPY_8) == -1);
@@ -211,8 +217,8 @@ static void bad_arguments_are_refused(void) {
 }
 
 static void power_of_two_scales_by_hand(void) {
-  const float rows[6][2] = {{1.0f, -3.0f}, {65536.0f, 1.0f}, {1e-6f, 0.0f}, {0.0f, 0.0f}, {INFINITY, 1e6f},
-                            {ldexpf(1.0f, -149), 0.0f}};
+  const float rows[6][2] = {{1.0f, -3.0f}, {65536.0f, 1.0f}, {1e-6f, 0.0f},
+                            {0.0f, 0.0f},  {INFINITY, 1e6f}, {ldexpf(1.0f, -149), 0.0f}};
   float scale[6];
   HOLDS(npumm_power_of_two_scales(&rows[0][0], 6, 2, 8, 4, 0, scale) == NPUMM_OK);
   HOLDS(scale[0] == 1.0f);
@@ -227,7 +233,7 @@ static void power_of_two_scales_by_hand(void) {
 }
 
 static void quantization_scales_by_hand(void) {
-  const float rows[6][3] = {{1.0f, -3.0f, 2.0f}, {0.0f, 0.0f, 0.0f},     {-51.0f, 204.0f, 0.0f},
+  const float rows[6][3] = {{1.0f, -3.0f, 2.0f},  {0.0f, 0.0f, 0.0f},     {-51.0f, 204.0f, 0.0f},
                             {1.0f, 255.0f, 3.0f}, {1.0f, NAN, -INFINITY}, {-3e38f, 3e38f, 0.0f}};
   const float levels = 127.0f;
   float scale[6];
@@ -238,7 +244,7 @@ static void quantization_scales_by_hand(void) {
   HOLDS(scale[0] == 1.5f / 7.0f && scale[2] == 102.0f / 7.0f);
   HOLDS(npumm_asymmetric_scales(&rows[0][0], 6, 3, 12, 4, 127, 1.0f, scale, zero) == NPUMM_OK);
   HOLDS(scale[1] == 1.0f && zero[1] == -128);
-  HOLDS(scale[2] == 1.0f && zero[2] == -77); /* -51 becomes -128 and 204 becomes 127 */
+  HOLDS(scale[2] == 1.0f && zero[2] == -77);  /* -51 becomes -128 and 204 becomes 127 */
   HOLDS(scale[3] == 1.0f && zero[3] == -128); /* the range is widened to 0..255 */
   HOLDS(scale[4] == -1.0f && zero[4] == 0);
   HOLDS(scale[5] > 0.0f && isfinite(scale[5])); /* although 6e38 is beyond float32 */

@@ -113,8 +113,12 @@ static int32_t quantized(const property *p, const uint8_t *element, float scale,
 static void random_matrix(const property *p) {
   const int rows = between(1, 40), cols = between(1, 600), tile_rows = between(1, 20), tile_cols = 2 * between(1, 20);
   const int image_rows = rows * p->images;
-  const npumm_tiling t = {image_rows, cols, (image_rows + tile_rows - 1) / tile_rows * tile_rows + tile_rows,
-                          (cols + tile_cols - 1) / tile_cols * tile_cols + tile_cols, tile_rows, tile_cols};
+  const npumm_tiling t = {image_rows,
+                          cols,
+                          (image_rows + tile_rows - 1) / tile_rows * tile_rows + tile_rows,
+                          (cols + tile_cols - 1) / tile_cols * tile_cols + tile_cols,
+                          tile_rows,
+                          tile_cols};
   /* strides of either order and sign, with gaps; floats may stand at odd addresses */
   const int64_t gap = between(0, 3), inner = p->source_bytes * (between(0, 2) ? 1 : 2) + (between(0, 3) ? 0 : gap);
   int64_t row_stride = inner * cols + gap, col_stride = inner;
@@ -151,7 +155,8 @@ static void random_matrix(const property *p) {
     for (int end = rows, count; end > 0; end -= count) {
       count = between(1, end);
       const int first = end - count;
-      const npumm_values part = {p->conversion, scales + first, asymmetric ? zeros + first : NULL, summed ? sums + first : NULL};
+      const npumm_values part = {p->conversion, scales + first, asymmetric ? zeros + first : NULL,
+                                 summed ? sums + first : NULL};
       HOLDS(npumm_pack_rows(&t, &part, first, count, src + first * row_stride, row_stride, col_stride, image, needed) ==
             NPUMM_OK);
     }

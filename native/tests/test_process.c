@@ -158,8 +158,8 @@ static int with_small_files(void) {
   }
   struct rlimit small = {.rlim_cur = 4096, .rlim_max = 4096};
   setrlimit(RLIMIT_FSIZE, &small);
-  if (rknn_matmul_run(ctx) != -1) return 5;         /* C lies beyond */
-  if (rknn_create_mem(ctx, 1 << 16)) return 6;      /* so does this memory's end */
+  if (rknn_matmul_run(ctx) != -1) return 5;    /* C lies beyond */
+  if (rknn_create_mem(ctx, 1 << 16)) return 6; /* so does this memory's end */
   if (!logged("rknn_create_mem, simulator: memory is a file here, and 65536 bytes are more")) return 9;
   for (int i = 0; i < 100; i++) rknn_mem_sync(ctx, a, RKNN_MEMORY_SYNC_TO_DEVICE); /* and the end of the trace */
   struct stat status;

@@ -14,16 +14,16 @@
 
 static unsigned passed, failed;
 
-#define CHECK(condition, ...)                            \
-  do {                                                   \
-    if (condition) {                                     \
-      passed++;                                          \
-    } else {                                             \
-      failed++;                                          \
-      fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);    \
-      fprintf(stderr, __VA_ARGS__);                      \
-      fprintf(stderr, "\n");                             \
-    }                                                    \
+#define CHECK(condition, ...)                         \
+  do {                                                \
+    if (condition) {                                  \
+      passed++;                                       \
+    } else {                                          \
+      failed++;                                       \
+      fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
+      fprintf(stderr, __VA_ARGS__);                   \
+      fprintf(stderr, "\n");                          \
+    }                                                 \
   } while (0)
 
 static uint32_t random_state = 1;
@@ -43,9 +43,7 @@ static void *need(size_t bytes) {
 /* Shapes around the loops' own steps: rows in fours and rests, one tile and many, all tiles of the chips. */
 static const size_t row_counts[] = {1, 2, 3, 4, 5, 7, 8, 13};
 static const size_t tile_counts[] = {1, 2, 3, 18};
-static const struct {
-  size_t n, k;
-} tile_shapes[] = {{16, 32}, {32, 32}, {64, 32}, {8, 32}, {8, 16}, {16, 16}};
+static const struct { size_t n, k; } tile_shapes[] = {{16, 32}, {32, 32}, {64, 32}, {8, 32}, {8, 16}, {16, 16}};
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 

@@ -86,7 +86,7 @@ static void allocate(void) {
       break;
     case 1:
       memories[slot] = of && of->size ? rknn_create_mem_from_fd(some_context(), of->fd, of->virt_addr, size,
-                                                               ANY(0, 64, 4096, 1, -1, INT_MAX))
+                                                                ANY(0, 64, 4096, 1, -1, INT_MAX))
                                       : NULL;
       break;
     default:
@@ -155,13 +155,24 @@ static void ask(void) {
 
 static void change_settings(void) {
   static const char *const settings[][2] = {
-      {"NPUMATMUL_SIM_STRICT", "1"},   {"NPUMATMUL_SIM_STRICT", "0"},         {"NPUMATMUL_SIM_ROWS", "ceil4"},
-      {"NPUMATMUL_SIM_ROWS", "exact"}, {"NPUMATMUL_SIM_OVERFLOW", "wrap"},    {"NPUMATMUL_SIM_OVERFLOW", "error"},
-      {"NPUMATMUL_SIM_BROKEN", "1"},   {"NPUMATMUL_SIM_LIMITS", "documented"}, {"NPUMATMUL_SIM_LIMITS", "observed"},
-      {"NPUMATMUL_SIM_RUNTIME", "1.6.0"}, {"NPUMATMUL_SIM_RUNTIME", "2.3.2"}, {"NPUMATMUL_SIM_RUNTIME", "2.1.0"},
-      {"NPUMATMUL_SIM_FAULTS", "run:prob=0.1:code=-2;create_mem:prob=0.05:code=-4"}, {"NPUMATMUL_SIM_FAULTS", ""},
-      {"NPUMATMUL_SIM_DOMAIN_BYTES", "300000"}, {"NPUMATMUL_SIM_DOMAIN_BYTES", ""},
-      {"NPUMATMUL_SIM_INT4_ROWS", "any"}, {"NPUMATMUL_SIM_INT4_ROWS", "refused"},
+      {"NPUMATMUL_SIM_STRICT", "1"},
+      {"NPUMATMUL_SIM_STRICT", "0"},
+      {"NPUMATMUL_SIM_ROWS", "ceil4"},
+      {"NPUMATMUL_SIM_ROWS", "exact"},
+      {"NPUMATMUL_SIM_OVERFLOW", "wrap"},
+      {"NPUMATMUL_SIM_OVERFLOW", "error"},
+      {"NPUMATMUL_SIM_BROKEN", "1"},
+      {"NPUMATMUL_SIM_LIMITS", "documented"},
+      {"NPUMATMUL_SIM_LIMITS", "observed"},
+      {"NPUMATMUL_SIM_RUNTIME", "1.6.0"},
+      {"NPUMATMUL_SIM_RUNTIME", "2.3.2"},
+      {"NPUMATMUL_SIM_RUNTIME", "2.1.0"},
+      {"NPUMATMUL_SIM_FAULTS", "run:prob=0.1:code=-2;create_mem:prob=0.05:code=-4"},
+      {"NPUMATMUL_SIM_FAULTS", ""},
+      {"NPUMATMUL_SIM_DOMAIN_BYTES", "300000"},
+      {"NPUMATMUL_SIM_DOMAIN_BYTES", ""},
+      {"NPUMATMUL_SIM_INT4_ROWS", "any"},
+      {"NPUMATMUL_SIM_INT4_ROWS", "refused"},
   };
   int chosen = random_between(0, sizeof settings / sizeof *settings - 1);
   CHECK_IS(npumm_sim_configure(settings[chosen][0], settings[chosen][1]), 0);

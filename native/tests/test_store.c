@@ -139,8 +139,8 @@ static void store_one(example *e) {
   const int group = below(2) ? 4 : 8, in_place = below(2);
   const int64_t padded_rows = (e->rows * e->images + 3) / 4 * 4, padded_cols = (e->cols + group - 1) / group * group;
   const int native = below(2);
-  const npumm_tiling tiling = {e->rows * e->images, e->cols, padded_rows, padded_cols, padded_rows,
-                               native ? group : padded_cols};
+  const npumm_tiling tiling = {e->rows * e->images, e->cols,     padded_rows,
+                               padded_cols,         padded_rows, native ? group : padded_cols};
   const int widen = npumm_bytes_of(e->out_type) == 2 && below(2);
   const int64_t bytes = widen ? 4 : npumm_bytes_of(e->out_type);
   char *out = need((size_t)(e->rows * e->cols * bytes));
@@ -159,8 +159,15 @@ static void store_one(example *e) {
                              e->rows_scaled_each ? e->factor[s] : NULL};
     const npumm_partial partial = {in_place && bytes == 4 && !widen ? out : sums, e->cols * 4, s > 0, e->scaled_each};
     const int plain = e->out_type == NPUMM_INT32;
-    npumm_result result = {out, e->cols * bytes, e->out_type, plain || e->rows_scaled_each ? NULL : e->factor[0],
-                           plain || e->scaled_each ? NULL : e->scale[0], NULL, 0, 0, widen};
+    npumm_result result = {out,
+                           e->cols * bytes,
+                           e->out_type,
+                           plain || e->rows_scaled_each ? NULL : e->factor[0],
+                           plain || e->scaled_each ? NULL : e->scale[0],
+                           NULL,
+                           0,
+                           0,
+                           widen};
     const npumm_partial *so_far = e->slices == 1 ? NULL : &partial;
     if (s < e->slices - 1 || below(2)) {
       code |= npumm_store(&tiling, &term, c, size, so_far, s == e->slices - 1 ? &result : NULL);
@@ -182,7 +189,8 @@ static void store_one(example *e) {
   for (int r = 0; r < e->rows; r++) {
     for (int c = 0; c < e->cols; c++) {
       double magnitude;
-      const double want = expected(e, r, c, &magnitude), got = value_at(out, widen ? NPUMM_FLOAT32 : e->out_type, (int64_t)r * e->cols + c);
+      const double want = expected(e, r, c, &magnitude),
+                   got = value_at(out, widen ? NPUMM_FLOAT32 : e->out_type, (int64_t)r * e->cols + c);
       const double error = (e->scaled_each ? magnitude : fabs(want)) * sums_unit;
       if (e->out_type == NPUMM_FLOAT16 && fabs(want) > 65000) right &= fabs(got) > 64000;
       else right &= fabs(got - want) <= error + (fabs(want) + error) * unit;

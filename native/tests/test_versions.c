@@ -29,10 +29,10 @@ static const char *folder;
 static void *symbol(const runtime *of, const char *name) { return dlsym(of->library, name); }
 
 /* Casting through memcpy: ISO C has no conversion from an object pointer to a function pointer. */
-#define FIND(of, member, name)                           \
-  do {                                                   \
-    void *found = symbol(of, name);                      \
-    memcpy(&(of)->member, &found, sizeof found);         \
+#define FIND(of, member, name)                   \
+  do {                                           \
+    void *found = symbol(of, name);              \
+    memcpy(&(of)->member, &found, sizeof found); \
   } while (0)
 
 static bool open_runtime(runtime *of, const char *version) {
@@ -399,9 +399,10 @@ static void test_headers_of_other_versions(void) {
   CHECK(!logged(""), "a line without a reason");
   memset(info + 6, 0x5a, sizeof info - 24);
   CHECK_IS(new.create(&ctx, info, &io), -5);
-  CHECK(logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed, "
-               "or is it that of a header before 2.0.0b0"),
-        "log");
+  CHECK(
+      logged("rknn_matmul_create, simulator: iommu_domain_id 1515870810 is not in 0..15: was rknn_matmul_info zeroed, "
+             "or is it that of a header before 2.0.0b0"),
+      "log");
 
   /* 64 bytes for a runtime that reads 24: the quantization type becomes part of the layout. */
   rknn_matmul_info later = make_info(RKNN_INT8_MM_INT8_TO_INT32, 4, 64, 64, 0, 0);
@@ -413,7 +414,8 @@ static void test_headers_of_other_versions(void) {
   CHECK_IS(old.create(&ctx, &later, &io), 0);
   CHECK_IS(io.B.n_dims, 4);
   CHECK_IS(old.destroy(ctx), 0);
-  CHECK(logged("rknn_matmul_create, simulator: the layouts are 0x20000 and 0x0, which runtime 1.6.0 takes for native"), "log");
+  CHECK(logged("rknn_matmul_create, simulator: the layouts are 0x20000 and 0x0, which runtime 1.6.0 takes for native"),
+        "log");
 
   /* The helper's two forms: the fifth argument is an extent, or a pointer. */
   int (*pack_7)(void *, void *, int, int, int, int, rknn_matmul_type);
@@ -424,9 +426,10 @@ static void test_headers_of_other_versions(void) {
   memcpy(&pack_5, &found, sizeof found);
   uint8_t in[64 * 64] = {0}, out[64 * 64];
   CHECK_IS(pack_7(in, out, 64, 64, 32, 32, RKNN_INT8_MM_INT8_TO_INT32), -5);
-  CHECK(logged("rknn_B_normal_layout_to_native_layout, simulator: info is 32, no pointer: is the program built with the "
-               "header of 2.0.0b0"),
-        "log");
+  CHECK(
+      logged("rknn_B_normal_layout_to_native_layout, simulator: info is 32, no pointer: is the program built with the "
+             "header of 2.0.0b0"),
+      "log");
   CHECK_IS(pack_5(in, out, 64, 64, at_page_end(&later, sizeof later)), -5);
   CHECK(logged("rknn_B_normal_layout_to_native_layout, simulator: subN"), "log");
 }
