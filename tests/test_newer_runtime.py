@@ -14,6 +14,7 @@ import pytest
 from compiling import compile_c
 
 import npumatmul as npu
+from npumatmul import sim
 from npumatmul.chips import NEWEST_RUNTIME
 from npumatmul.rknn import RuntimeVersion
 from npumatmul.sim import library_path
@@ -65,7 +66,11 @@ def test_it_multiplies_as_the_newest_known(newer_library: Path, monkeypatch: pyt
             x = rng.standard_normal((3, 64)).astype(np.float32)
             with npu.pack(w, scheme, device=newer) as packed:
                 got = npu.matmul(x, packed, device=newer)
-            with npu.Device(f"sim:{newer.chip.soc}") as known, npu.pack(w, scheme, device=known) as packed:
+            with (
+                npu.Device(f"sim:{newer.chip.soc}") as known,
+                sim.configured(known, limits="observed"),
+                npu.pack(w, scheme, device=known) as packed,
+            ):
                 np.testing.assert_array_equal(got, npu.matmul(x, packed, device=known))
 
 

@@ -314,7 +314,7 @@ ELSEWHERE = {
     "native_rows.py": "the table itself: rows of int4",
     "buffer.py": "4096 is the size of a memory page",
     "pool.py": "4096 contexts are kept at most",
-    "session.py": "4096 bytes tell whether the device is still there",
+    "lost.py": "4096 bytes tell whether the device is still there",
     "reading.py": "4096 stretches of data in a file",
 }
 

@@ -342,7 +342,7 @@ def test_a_quantized_weight_restores_what_it_was_made_of() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Hadamard(0), "1 or more"),
+        (lambda: Hadamard(0), "from 1 to"),
         (lambda: Hadamard(12, 5), "does not divide"),
         (lambda: Hadamard(12, -4), "does not divide"),
         (lambda: Hadamard(12, 6), "no Hadamard matrix of order 6"),
