@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiling import compile_c
 from interrupts import handling, interrupted_at, interrupted_until_given_up, raising
 
 import npumatmul as npu
 from npumatmul import errors, sim
 from npumatmul.chips.types import MatmulType
 from npumatmul.device import given_up
+from npumatmul.rknn.notes import noted
 from npumatmul.running.bound import PROVEN
 
 RNG = np.random.default_rng(31)
@@ -390,6 +393,17 @@ def test_an_interrupt_at_any_point_of_making_and_giving_back_leaves_nothing(devi
         device.empty_cache()
         assert living(device) == before
     assert position > 5
+
+
+def test_what_a_c_function_returns_is_noted_before_a_signal_is_handled(tmp_path: Path) -> None:
+    """A signal that came while the function was at work is handled as soon as Python is asked for anything."""
+    source = tmp_path / "signalling.c"
+    source.write_text("#include <signal.h>\nint create(int number) { raise(SIGALRM); return number; }\n")
+    library = ctypes.CDLL(str(compile_c(tmp_path / "signalling.so", [source], "-shared", "-fPIC")))
+    said: list[int] = []
+    with handling(signal.SIGALRM, raising(lambda: None)), pytest.raises(KeyboardInterrupt):
+        noted(said, library.create, 7)
+    assert said == [7]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
