@@ -67,12 +67,12 @@ def raising(before: Callable[[], object]) -> Callable[..., None]:
     return handle
 
 
-def interrupted_until_given_up(device: npu.Device, work: Callable[[], object]) -> None:
-    """Do work whose runs hang, with a SIGINT when the first one does, and another when that was heard."""
+def interrupted_until_given_up(device: npu.Device, work: Callable[[], object], after: int = 0) -> None:
+    """Do work whose runs hang after some, with a SIGINT when the first one does, and another when that was heard."""
     heard = threading.Event()
 
     def press() -> None:
-        while not sim.counters(device).run_calls:
+        while sim.counters(device).run_calls <= after:
             time.sleep(0.001)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)

@@ -14,7 +14,7 @@ from npumatmul.rknn import MatmulInfo, MemSyncMode, Runtime
 __all__ = ["LOOK_AT_THE_DRIVER", "answers", "lost_error"]
 
 #: Bytes that are allocated to find out.
-_LITTLE = 4096
+_LITTLE = 1 << 12
 #: So near to their limit descriptors may be the reason why nothing can be made.
 _FEW_DESCRIPTORS = 8
 #: What may be wrong where not even the smallest context can be made.

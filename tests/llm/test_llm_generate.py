@@ -203,7 +203,7 @@ def test_a_run_that_hangs_ends_a_generation_at_the_second_interrupt(tiny: Any, m
         run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4, cache=cache)
         got = [next(run).id for _ in range(2)]
         with sim.configured(device, faults="run:after=3:hang"):
-            interrupted_until_given_up(device, lambda: next(run))
+            interrupted_until_given_up(device, lambda: next(run), after=3)
         assert run.stats.stop_reason is StopReason.INTERRUPTED
         run = generate(loaded.model, loaded.tokenizer, [*PROMPT, *got], max_new_tokens=2, cache=cache)
         assert [*got, *(token.id for token in run)] == expected
