@@ -18,7 +18,7 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.llama import Block, Float32, Linear, LlamaModel, Pack
 from npumatmul.llm.run.chat import ChatTemplate, Message
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 
 logger = logging.getLogger(__name__)
 

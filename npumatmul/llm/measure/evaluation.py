@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.models.llama import PREFILL_CHUNK, Float32, KVCache, LlamaModel
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 
 __all__ = [
     "Estimate",

@@ -13,7 +13,7 @@ from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.llama import LlamaModel
 from npumatmul.llm.run.lockstep import Lockstep
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 
 __all__ = ["own_text"]
 

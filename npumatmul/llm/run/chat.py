@@ -18,7 +18,7 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.run.template_budget import current_budget
 from npumatmul.llm.run.template_sandbox import BoundedTemplate, Refused
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 
 Message = Mapping[str, Any]
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+from npumatmul.llm.tokenizers.streaming import StreamDecoder
 
 
 class StopReason(str, Enum):
