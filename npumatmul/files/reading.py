@@ -94,7 +94,6 @@ class RegularFile:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
         return self._descriptor is None
 
     def error(self, problem: str) -> UnusableFileError:

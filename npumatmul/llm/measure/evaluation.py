@@ -380,7 +380,6 @@ class ReadTokens:
     def forward(
         self, model: LlamaModel, tokens: NDArray[np.int64], cache: KVCache, all_logits: bool = False
     ) -> Float32:
-        """As `LlamaModel.forward`."""
         logits = model.forward(tokens, cache, all_logits, lambda done, total: self._report(self.done + done))
         self.done += len(tokens)
         return logits

@@ -153,7 +153,6 @@ class TensorFile:
         return tuple(self._under.get(prefix, ()))
 
     def nbytes(self, names: Iterable[str]) -> int:
-        """Bytes of some tensors."""
         return sum(self._places[name][1] - self._places[name][0] for name in names)
 
 
