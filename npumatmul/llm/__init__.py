@@ -26,6 +26,7 @@ try:
     from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+    from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
     from npumatmul.llm.tokenizers.streaming import StreamDecoder
 except ModuleNotFoundError as error:
@@ -42,6 +43,7 @@ __all__ = [
     "GGUFTokenizer",
     "Generation",
     "GenerationStats",
+    "JSONTokenizer",
     "KVCache",
     "Linear",
     "LlamaConfig",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from tokenizers import AddedToken, Tokenizer, models
 
-_TEXT = "text"
+_TEXT = ""  # no token is spelled so
 
 
 class Fragments:
@@ -24,7 +24,6 @@ class Fragments:
     def __init__(
         self, special: Mapping[str, int], words: Mapping[str, int], strip_right: frozenset[str] = frozenset()
     ) -> None:
-        self._ids = {**words, **special}
         self._finder = Tokenizer(models.WordLevel({_TEXT: 0}, unk_token=_TEXT))  # all between them is one token
         for tokens, add in ((special, self._finder.add_special_tokens), (words, self._finder.add_tokens)):
             add(
@@ -33,6 +32,8 @@ class Fragments:
                     for text in tokens
                 ]
             )
+        both = {**words, **special}
+        self._ids = {self._finder.token_to_id(text): number for text, number in both.items()}
         self._lock = threading.Lock()  # each() switches a setting of the finder
 
     def each(self, text: str, parse_special: bool) -> Iterator[str | int]:
@@ -42,5 +43,5 @@ class Fragments:
         with self._lock:
             self._finder.encode_special_tokens = not parse_special
             found = self._finder.encode(text, add_special_tokens=False)
-        for number, token, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True):
-            yield text[start:end] if number == 0 else self._ids[token]
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            yield text[start:end] if number == 0 else self._ids[number]

@@ -130,6 +130,8 @@ class BaseTokenizer:
         self.stop_ids = special.stop_ids
         self.control_ids = special.control_ids
         self.leading_space = engine.leading_space
+        self._before = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        self._after = [self.eos_id] if self.add_eos and self.eos_id is not None else []
 
     def __repr__(self) -> str:
         """Return the size of the vocabulary."""
@@ -168,11 +170,7 @@ class BaseTokenizer:
         if problem:
             raise ValueError(f"the text {problem}")
         ids = self._engine.encode(text, parse_special)
-        if add_special and self.add_bos and self.bos_id is not None:
-            ids.insert(0, self.bos_id)
-        if add_special and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
-        return ids
+        return [*self._before, *ids, *self._after] if add_special else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Turn token numbers into text.

@@ -166,7 +166,7 @@ def add_unknown(ids: list[int], text: str, byte_tokens: Mapping[int, int], unk_i
 
 def squeezed(text: str) -> str:
     """A text without spaces at its ends, nor more than one anywhere."""
-    return re.sub(" {2,}", " ", text.strip(" "))
+    return re.sub(" {2,}", " ", text.lstrip(" ").rstrip(f" {SPACE}"))
 
 
 def piece_texts(tokens: Sequence[str], kinds: Sequence[int], byte_tokens: Mapping[int, int]) -> list[bytes]:
