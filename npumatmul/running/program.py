@@ -135,6 +135,20 @@ class Program(Runs):
         if failed is not None:
             self._repeat(failed, call, a, out, buffers, after=after)
 
+    def multiply_rows(self, a: NDArray[Any], out: NDArray[Any], buffers: tuple[Buffer, ...] = ()) -> None:
+        """As `multiply`, of what its caller made for it: nothing is looked at.
+
+        Parameters
+        ----------
+        a, out : ndarray, shape (M, K) and (M, N)
+            In C order, of the types that the activation reads and that the result has. Nobody else knows `out` yet.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
+        """
+        failed = self._attempt(None, a, out, buffers)
+        if failed is not None:
+            self._repeat(failed, None, a, out, buffers)
+
     def defer(
         self,
         a: NDArray[Any] | DeferredResult,
