@@ -60,7 +60,6 @@ class ModelledTime:
 
     @property
     def seconds(self) -> float:
-        """All together."""
         return self.device + self.binding + self.host
 
     @property
@@ -109,7 +108,6 @@ class TileCosts:
         return ModelledTime(what.device_seconds(rows), what.binding, rows * what.host_row, self.model.within)
 
     def seconds(self, rows: int, cores: int) -> float:
-        """All of `of` together."""
         known = self._seconds.get((rows, cores))
         if known is None:
             what = self._on(cores)
