@@ -103,7 +103,9 @@ class Gate:
 
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never find copying faster."""
-    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr(
+        "npumatmul.running.in_place.plan_matmul", lambda *_, **__: SimpleNamespace(modelled_seconds=None)
+    )
 
 
 # ---- hangs ---------------------------------------------------------------------------------------------------------

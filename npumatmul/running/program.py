@@ -61,7 +61,8 @@ class Program(Runs):
         result_scale: float | None = None,
     ) -> None:
         scales = None if result_scale is None else device_scales(weight, activation, result_scale)
-        super().__init__(weight, plan_matmul(m, weight.plan, images=weight.images), activation, scales)
+        plan = plan_matmul(m, weight.plan, images=weight.images, timings=weight.device.chip.timings)
+        super().__init__(weight, plan, activation, scales)
         self._element = result_element(weight, activation, dtype, result_scale)
         self._floats = self._element not in (Element.INT32, Element.INT8)
         self._reads, self._dtype = activation.read_as, dtype
