@@ -107,10 +107,10 @@ def answer(request: Request) -> None:
             progress=lambda done, total: progress(done, total, "reading the prompt"),
         )
         try:
-            for token in generation:
+            for piece in generation:
                 bar.close()  # the first one: the bar makes room for the answer
-                pieces.append(token.text)
-                _stream(token.text, request)
+                pieces.append(piece.text)
+                _stream(piece.text, request)
         except KeyboardInterrupt:
             bar.close()
             generation.close()

@@ -23,7 +23,7 @@ try:
     from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
+    from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
@@ -52,11 +52,11 @@ __all__ = [
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
+    "Piece",
     "Sampler",
     "SamplingOptions",
     "StopReason",
     "StreamDecoder",
-    "Token",
     "Tokenizer",
     "Window",
     "control_texts",

@@ -225,7 +225,7 @@ def test_generate_as_json(tiny: Any) -> None:
     loaded = load_model(tiny.path, pack=numpy_pack)
     ids = loaded.tokenizer.encode("the", add_special=True)
     expected = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=5)
-    assert found["text"] == "".join(token.text for token in expected)
+    assert found["text"] == "".join(piece.text for piece in expected)
     assert found["stop_reason"] == "max_tokens"
     assert (found["prompt_tokens"], found["generated_tokens"]) == (len(ids), 5)
     assert (found["device"], found["chip"], found["simulated"]) == ("sim:rk3588", "rk3588", True)
