@@ -290,10 +290,11 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             self._check_usable()
         memory = self._memory
         if isinstance(memory, Pending):
-            view = memory.whole() if self._dense else self._seen(memory, writable=True)
-            if view is not None:
+            whole = memory.whole()
+            if whole is not None:
                 return {
-                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": view, "strides": self.strides,
+                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": whole,
+                    "strides": self.strides, "offset": self.offset,
                 }  # fmt: skip
         return {
             "version": 3,
