@@ -88,6 +88,19 @@ def test_arguments_that_make_no_sense(arguments: list[str], message: str) -> Non
         parse_demo(arguments)
 
 
+def test_an_interrupt_leaves_the_average_of_the_runs_before_it(device: npu.Device) -> None:
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if sum("Elapse" in each for each in lines) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(device, parse_demo(["2", "4,64,32", "1", "1", "1000"]), say=say)
+    assert lines[-1].startswith("Average Time = ")
+
+
 def test_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "npumatmul.cli", "bench", "demo", "2", "4,64,32", "1", "1", "2", "--device", "sim"],

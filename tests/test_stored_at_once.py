@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from test_chains import KINDS, READERS, floats, layer
+from chaining import KINDS, READERS, floats, layer
 
 import npumatmul as npu
 from npumatmul import MatmulType, sim

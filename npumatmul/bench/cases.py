@@ -52,12 +52,10 @@ class Case:
 
     @property
     def mm_type(self) -> MatmulType:
-        """The matmul type."""
         return TYPES[self.type_name]
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates."""
         return self.m * self.k * self.n
 
     @property

@@ -260,15 +260,17 @@ def _run(device: Device, context: MatmulContext, loops: int, say: Say) -> None:
     context.run()  # binds; as in the demo, that is not timed
     runtime, handle = device.runtime, context.handle
     say("Begin perf ...")
-    total = 0
-    for index in range(loops):
-        start = time.perf_counter_ns()
-        runtime.matmul_run(handle)
-        microseconds = (time.perf_counter_ns() - start) // 1000
-        say(f"{index:4d}: Elapse Time = {microseconds / 1000:.2f}ms, FPS = {_per_second(microseconds):.2f}")
-        total += microseconds
-    average = total // loops
-    say(f"Average Time = {average / 1000:.2f}ms, Average FPS = {_per_second(average):.2f}")
+    times: list[int] = []
+    try:
+        for index in range(loops):
+            start = time.perf_counter_ns()
+            runtime.matmul_run(handle)
+            times.append((time.perf_counter_ns() - start) // 1000)
+            say(f"{index:4d}: Elapse Time = {times[-1] / 1000:.2f}ms, FPS = {_per_second(times[-1]):.2f}")
+    finally:  # an interrupt leaves the average of the runs before it
+        if times:
+            average = sum(times) // len(times)
+            say(f"Average Time = {average / 1000:.2f}ms, Average FPS = {_per_second(average):.2f}")
 
 
 def _per_second(microseconds: int) -> float:

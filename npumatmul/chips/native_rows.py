@@ -73,7 +73,6 @@ class NativeRows:
         return min(self.rows[i][j] for i, j in itertools.product(_around(self.ks, k), _around(self.ns, n)))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
         return {"k": list(self.ks), "n": list(self.ns), "rows": [list(each) for each in self.rows]}
 
     @classmethod

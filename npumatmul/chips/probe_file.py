@@ -143,7 +143,6 @@ class ProbeResults:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Content of the file."""
         content = {
             "format": FORMAT,
             "version": VERSION,

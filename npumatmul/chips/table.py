@@ -219,7 +219,6 @@ class Capabilities:
         }
 
     def to_json(self) -> str:
-        """The table as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
     def __str__(self) -> str:

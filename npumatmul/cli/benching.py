@@ -110,10 +110,16 @@ def _report(measured: Sequence[Measurement], asked: int, device: Device, request
     where = "CPU simulation" if device.simulated else "NPU"
     title = f"medians in microseconds, timed on: {where}; columns are explained in docs/benchmarks.md"
     names, *others = (Column(heading, cells) for heading, cells in as_columns(measured).items())
-    print_table(output, title, Column(names.heading, names.cells, left=True), others)
-    output.print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    if len(measured) < asked:
-        say(f"{len(measured)} of {asked} cases were measured")
+    try:
+        print_table(output, title, Column(names.heading, names.cells, left=True), others)
+        output.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        if len(measured) < asked:
+            say(f"{len(measured)} of {asked} cases were measured")
+    finally:  # what nobody reads can be saved
+        _save(measured, machine, device, request)
+
+
+def _save(measured: Sequence[Measurement], machine: Mapping[str, object], device: Device, request: Request) -> None:
     if request.csv is not None:
         write_output(request.csv, as_csv(measured, machine), request.sources)
     if request.json is not None:

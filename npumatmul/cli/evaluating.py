@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +21,7 @@ from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers
 from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models
 from npumatmul.llm.quantize import (
     LayerRecipe,
+    ProductError,
     analyze_product,
     best_recipe,
     emulate,
@@ -71,16 +72,23 @@ def perplexity(request: Request) -> None:
     loaded = _load(given.path, request)
     first = next(iter(loaded.values()))
     reference = None if given.original is None else loaded.get(FLOAT32) or _reference(given.original)
-    found, whole = _evaluate(loaded, reference, given.pieces)
+    kept = _Kept()
+    try:
+        _evaluate(loaded, reference, given.pieces, kept)
+    finally:  # an interrupt, or a failure of the device
+        if kept.evaluations:
+            _report_perplexity(request, given, first.name, kept)
+
+
+def _report_perplexity(request: Request, given: _Given, model: str, kept: _Kept) -> None:
     if request.as_json:
         windows = {"windows": len(given.pieces), "window": request.context}
         facts = {"model": str(given.path), "text": str(request.text), **windows}
-        values = {name: evaluation.as_dict() for name, evaluation in found.items()}
-        print(json.dumps({**facts, "stride": request.stride, "interrupted": not whole, "schemes": values}, indent=1))
+        values = {name: evaluation.as_dict() for name, evaluation in kept.evaluations.items()}
+        facts = {**facts, "stride": request.stride, "interrupted": not kept.whole}
+        print(json.dumps({**facts, "schemes": values}, indent=1))
     else:
-        print_evaluations(results(), found, f"{first.name} on {_text_name(request)}, {_extent(given.pieces)}")
-    if not whole:
-        raise KeyboardInterrupt
+        print_evaluations(results(), kept.evaluations, f"{model} on {_text_name(request)}, {_extent(given.pieces)}")
 
 
 def analyze(request: Request) -> None:
@@ -95,19 +103,23 @@ def analyze(request: Request) -> None:
     loaded = _load(given.path, request)
     ((scheme, model),) = loaded.items()
     reference, pieces = _reference(given.original), given.pieces
-    with working() as progress:
-        errors = analyze_layers(model.model, reference.model, pieces, progress)
-    found, whole = _evaluate(loaded, reference, pieces)
     title = f"{model.name}, {scheme}, on {_text_name(request)}, {_extent(pieces)}"
-    if request.csv is not None:
-        write_output(request.csv, errors_as_csv(errors), sources)
-    if request.plot is not None and kind is not None:
-        write_output(request.plot, error_plot(errors, title, kind), sources)
-    output = notes if STANDARD in (request.csv, request.plot) else results()
-    print_errors(output, errors, title)
-    print_evaluations(output, found, "the model as a whole")
-    if not whole:
-        raise KeyboardInterrupt
+    kept = _Kept()
+    try:
+        _compare_layers(model, reference, pieces, kept)
+        _evaluate(loaded, reference, pieces, kept)
+    finally:  # an interrupt, or a failure of the device
+        output = notes if STANDARD in (request.csv, request.plot) else results()
+        try:
+            if kept.errors and request.csv is not None:
+                write_output(request.csv, errors_as_csv(kept.errors), sources)
+            if kept.errors and request.plot is not None and kind is not None:
+                write_output(request.plot, error_plot(kept.errors, title, kind), sources)
+        finally:  # what cannot be saved can be shown
+            if kept.errors:
+                print_errors(output, kept.errors, title)
+            if kept.evaluations:
+                print_evaluations(output, kept.evaluations, "the model as a whole")
 
 
 def analyze_arrays(request: Arrays) -> None:
@@ -120,13 +132,22 @@ def analyze_arrays(request: Arrays) -> None:
     if x.shape[1] != w.shape[1]:
         raise ValueError(_do_not_multiply(request, x.shape, given.shape))
     make = emulate if request.emulate else npu_layers(current_device(request.device))
-    found = []
+    found: list[ProductError] = []
     names = request.schemes or ("w16a16", "w8a8", "w4a8", "w4a4")
-    with working() as progress:
-        for done, name in enumerate(names):
-            progress(done, len(names), name)
-            recipe = best_recipe(name).default if request.best else LayerRecipe(name)
-            found.append(analyze_product(x, w, recipe, make))
+    try:
+        with working() as progress:
+            for done, name in enumerate(names):
+                progress(done, len(names), name)
+                recipe = best_recipe(name).default if request.best else LayerRecipe(name)
+                found.append(analyze_product(x, w, recipe, make))
+    finally:  # an interrupt, or a scheme that failed
+        if found:
+            _report_products(request, found, f"activations {x.shape} @ weight {w.T.shape}, against float64")
+            if len(found) < len(names):
+                say(f"{len(found)} of {len(names)} schemes were measured")
+
+
+def _report_products(request: Arrays, found: Sequence[ProductError], title: str) -> None:
     if request.csv is not None:
         columns = ("cosine", "relative_error", "snr_db", "max_error")
         lines = [",".join(["scheme", "bits_per_weight", *(f"{a}_{b}" for a in ("weight", "product") for b in columns)])]
@@ -138,7 +159,7 @@ def analyze_arrays(request: Arrays) -> None:
         write_output(request.csv, "\n".join(lines) + "\n", (request.weight, request.activations))
     print_table(
         notes if request.csv == STANDARD else results(),
-        f"activations {x.shape} @ weight {w.T.shape}, against float64",
+        title,
         Column("scheme", [each.recipe.scheme for each in found], left=True),
         [
             Column("bits per\nweight", [f"{each.bits_per_weight:.2f}" for each in found]),
@@ -270,28 +291,57 @@ def _digest(path: Path) -> str | None:
         return None
 
 
+@dataclass
+class _Kept:
+    """What was measured so far, so that it can be shown whatever ends the work."""
+
+    errors: Sequence[LayerError] = ()
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    whole: bool = False
+
+
+def _compare_layers(model: LoadedModel, reference: LoadedModel, pieces: Sequence[Window], kept: _Kept) -> None:
+    tokens, every = 0, sum(len(piece.tokens) for piece in pieces)
+    try:
+        with working() as report:
+
+            def progress(done: int, total: int, found: Sequence[LayerError]) -> None:
+                nonlocal tokens
+                if found is not kept.errors:
+                    kept.errors, tokens = found, done // 2
+                report(done, total, "comparing layers")
+
+            analyze_layers(model.model, reference.model, pieces, progress)
+    except BaseException as error:
+        if tokens:
+            say(f"{_why(error)}: the errors of layers are those of the first {tokens} of {every} tokens")
+        raise
+
+
 def _evaluate(
-    loaded: Mapping[str, LoadedModel], reference: LoadedModel | None, pieces: Sequence[Window]
-) -> tuple[Mapping[str, Evaluation], bool]:
-    """The evaluations, and whether they are whole: an interrupt leaves those of the windows before it."""
+    loaded: Mapping[str, LoadedModel], reference: LoadedModel | None, pieces: Sequence[Window], kept: _Kept
+) -> None:
     first = next(iter(loaded))
-    latest: Mapping[str, Evaluation] = {}
-    with working() as report:
+    models = {name: each.model for name, each in loaded.items()}
+    try:
+        with working() as report:
 
-        def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
-            nonlocal latest
-            latest = found
-            report(done, total, f"perplexity {found[first].perplexity.value:.4f}" if found else "perplexity")
+            def progress(done: int, total: int, found: Mapping[str, Evaluation]) -> None:
+                kept.evaluations = found
+                report(done, total, f"perplexity {found[first].perplexity.value:.4f}" if found else "perplexity")
 
-        models = {name: each.model for name, each in loaded.items()}
-        try:
-            return evaluate_models(models, None if reference is None else reference.model, pieces, progress), True
-        except KeyboardInterrupt:
-            if not latest:
-                raise
-    scored = sum(piece.scored for piece in pieces)
-    say(f"interrupted: the figures are of the first {latest[first].tokens} of {scored} tokens")
-    return latest, False
+            evaluate_models(models, None if reference is None else reference.model, pieces, progress)
+            kept.whole = True
+    except BaseException as error:
+        if kept.evaluations:
+            scored = sum(piece.scored for piece in pieces)
+            say(f"{_why(error)}: the figures are of the first {kept.evaluations[first].tokens} of {scored} tokens")
+        raise
+
+
+def _why(error: BaseException) -> str:
+    """What ended the work; the error itself is told in the end."""
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
 
 
 def _text(estimate: Estimate | None, spec: str) -> str:

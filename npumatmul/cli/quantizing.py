@@ -66,9 +66,20 @@ def quantize(request: Request) -> None:
     sources = (path, request.calibration, request.recipe_file)
     check_target(request.output, [source for source in sources if source is not None])
     device = None if request.portable else chip_device(request.chip)
-    with working() as progress:
-        model, told = _model(path, request, progress)
-        save_quantized(model, request.output, device=device, progress=progress)
+    doing = "preparing"
+    try:
+        with working() as bar:
+
+            def progress(done: int, total: int, what: str) -> None:
+                nonlocal doing
+                doing = what
+                bar(done, total, what)
+
+            model, told = _model(path, request, progress)
+            save_quantized(model, request.output, device=device, progress=progress)
+    except KeyboardInterrupt:
+        say(f"interrupted ({doing}): {request.output} was not written")
+        raise
     for note in model.notes:
         if note not in told:
             say(f"note: {note}")

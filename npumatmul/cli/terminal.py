@@ -45,7 +45,6 @@ class Once(logging.Filter):
         self._seen: set[tuple[str, int, str]] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is new."""
         key = (record.name, record.levelno, record.getMessage())
         if record.levelno >= logging.WARNING and key in self._seen:
             return False

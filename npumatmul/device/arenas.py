@@ -65,7 +65,6 @@ class ArenaBlock:
 
     @property
     def memory(self) -> Memory:
-        """The runtime's memory."""
         return self._memory
 
     def joined(self, nbytes: int) -> ArenaBlock:
@@ -131,17 +130,14 @@ class Arena:
 
     @property
     def domain(self) -> int:
-        """IOMMU domain."""
         return self.memory.domain
 
     @property
     def size(self) -> int:
-        """Bytes."""
         return self.memory.size
 
     @property
     def empty(self) -> bool:
-        """Whether no slice lives."""
         return next(iter(self.slices), None) is None
 
     def free(self) -> list[tuple[int, int]]:
@@ -268,7 +264,6 @@ class WeightMemory:
 
     @property
     def bytes_used(self) -> int:
-        """Bytes of the slices."""
         return sum(piece.size for arena in self.arenas for piece in arena.slices)
 
     def allocate(

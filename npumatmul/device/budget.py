@@ -73,7 +73,6 @@ class DomainStats:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in use."""
         return self.weights + self.workspaces + self.buffers
 
 

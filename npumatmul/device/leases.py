@@ -284,6 +284,5 @@ class Spares(Generic[_Kind]):
         return each
 
     def close(self) -> None:
-        """Close them all."""
         for each in self._all:
             each.close()

@@ -35,7 +35,6 @@ class Living(Generic[_Kind]):
         self._refs[weakref.ref(thing, self._refs.pop)] = None
 
     def discard(self, thing: _Kind) -> None:
-        """Know it no more."""
         self._refs.pop(weakref.ref(thing), None)
 
     def __iter__(self) -> Iterator[_Kind]:

@@ -47,7 +47,6 @@ class ContextEntry(ContextNote):
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody holds it."""
         return self.owner is not None and self.owner() is not None
 
 
@@ -79,7 +78,6 @@ class MemoryEntry(MemoryNote):
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody holds it."""
         return self.owner is not None and self.owner() is not None
 
 
@@ -114,7 +112,6 @@ class Registry:
             (self._allocations if entry.whole is None else self._slices)[entry] = None
 
     def contexts(self) -> list[ContextEntry]:
-        """Contexts that exist."""
         return [each for each in list(self._contexts) if each.exists]
 
     def allocations(self) -> list[MemoryEntry]:

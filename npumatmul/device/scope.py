@@ -47,7 +47,6 @@ class Scope(Generic[T]):
         return self._inside.__exit__(kind, error, traceback)
 
     def __call__(self, function: _Function) -> _Function:
-        """Decorate a function."""
         self._used = True
 
         @functools.wraps(function)

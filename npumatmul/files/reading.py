@@ -46,6 +46,9 @@ class RegularFile:
     path : str
     size : int
         Bytes, when it was opened.
+    identity : tuple of int
+        Device, number, length and both times of change (nanoseconds) then: of a file that has the same ones later, the
+        bytes are the same.
 
     Raises
     ------
@@ -68,6 +71,9 @@ class RegularFile:
             _check_kind(self.path, status)
             self.size = status.st_size
             self._state = _state(status)
+            self.identity = (
+                status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            )  # fmt: skip
             if most is not None and self.size > most:
                 raise self.error(f"it has {self.size} bytes; at most {most} are read")
             _check_holes(self)
@@ -94,7 +100,6 @@ class RegularFile:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
         return self._descriptor is None
 
     def error(self, problem: str) -> UnusableFileError:

@@ -150,7 +150,6 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @lru_cache(maxsize=1)
 def library() -> C.CDLL:
-    """The loaded library."""
     path = native_directory() / "libnpumm.so"
     try:
         library = C.CDLL(str(path))

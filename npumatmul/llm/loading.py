@@ -100,7 +100,6 @@ class NumpyLinear:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(K, N)``."""
         return self._weight.shape[1], self._weight.shape[0]
 
     def __call__(self, x: Float32) -> Float32:

@@ -106,7 +106,6 @@ class Finish:
 
     @property
     def bias(self) -> Any:
-        """The epilogue's bias."""
         return None if self.epilogue is None else self.epilogue.bias
 
     def at(self, where: tuple[int | slice, ...], dtype: np.dtype[Any], n: int) -> Epilogue | None:

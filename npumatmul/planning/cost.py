@@ -57,7 +57,6 @@ class ModelledTime:
 
     @property
     def seconds(self) -> float:
-        """All together."""
         return self.device + self.binding + self.host
 
     def __add__(self, other: ModelledTime) -> ModelledTime:
@@ -100,7 +99,6 @@ class TileCosts:
         return ModelledTime(what.device_seconds(rows), what.binding, rows * what.host_row)
 
     def seconds(self, rows: int, cores: int) -> float:
-        """All of `of` together."""
         known = self._seconds.get((rows, cores))
         if known is None:
             what = self._on(cores)

@@ -76,7 +76,6 @@ class MatmulPlan:
 
     @property
     def runs(self) -> int:
-        """Calls of `rknn_matmul_run`."""
         return len(self.m_spans) * len(self.weight.k_spans) * len(self.weight.n_spans)
 
     @property

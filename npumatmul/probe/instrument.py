@@ -81,7 +81,6 @@ def to_groups(matrix: Matrix, group: int, rows: int | None = None) -> Matrix:
 
 
 def from_groups(values: Matrix, m: int, n: int, group: int, rows: int | None = None) -> Matrix:
-    """Undo `to_groups`."""
     laid = rows or m
     columns = -(-n // group) * group
     grouped = values[: laid * columns].reshape(-1, laid, group)
@@ -162,7 +161,6 @@ class Context:
             self.instrument.runtime.matmul_set_io_mem(self.handle, self.memories[name], self.attr(name))
 
     def run(self) -> None:
-        """Run."""
         self.instrument.runtime.matmul_run(self.handle)
 
     def packed_a(self, a: Matrix, rows: int | None = None) -> Bytes:
@@ -202,7 +200,6 @@ class Context:
         return self.result(rows=rows)
 
     def set_scales(self, name: str, scales: Sequence[float], zero_points: Sequence[int] | None = None) -> None:
-        """Give quantization parameters."""
         floats = (C.c_float * len(scales))(*scales)
         zeros = (C.c_int32 * len(scales))(*(zero_points or [0] * len(scales)))
         self.instrument.runtime.matmul_set_quant_params(
@@ -210,7 +207,6 @@ class Context:
         )
 
     def free(self) -> None:
-        """Give the buffers back."""
         for memory in self.memories.values():
             self.instrument.runtime.destroy_mem(self.handle, memory)
         self.memories.clear()

@@ -56,7 +56,6 @@ class Histogram:
 
     @property
     def bins(self) -> int:
-        """Bins per channel."""
         return int(self.counts.shape[1])
 
     def add(self, values: NDArray[Any]) -> None:

@@ -57,7 +57,6 @@ class Discovery:
     looked_at: list[tuple[str, str]] = field(default_factory=list)
 
     def note(self, where: str, what: str) -> None:
-        """Record one look."""
         self.looked_at.append((where, what))
         logger.debug("looked at %s: %s", where, what)
 

@@ -418,7 +418,6 @@ class _Candidates:
 
     @contextmanager
     def _stored(self, plan: WeightPlan) -> Iterator[StoredWeight]:
-        """A weight of zeros."""
         conversion, dtype = _CONVERSIONS[plan.mm_type.b]
         zeros: NDArray[Any] = np.broadcast_to(np.zeros(1, dtype), (plan.n, plan.k))
         # what a weight of the kind has beside it: scales, per group ones that differ, and sums for zero points

@@ -15,13 +15,13 @@ import pytest
 from prose import PROSE
 from typer.testing import CliRunner
 
-from npumatmul.cli import evaluating, generating
+from npumatmul.cli import evaluating, generating, quantizing
 from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
 from npumatmul.llm import LlamaModel, evaluate, generate, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.models.llama import layer_names
-from npumatmul.llm.quantize import Recipe, best_recipe, load_quantized, own_text, quantize_model
+from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe, load_quantized, own_text, quantize_model
 
 runner = CliRunner()
 
@@ -282,6 +282,133 @@ def test_what_was_measured_before_an_interrupt_is_shown(
     assert found["interrupted"] is True
     assert found["schemes"]["w16a16"]["tokens"] == 31
     assert "interrupted: the figures are of the first 31 of 93 tokens" in shown.err
+
+
+def ended_by(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException, calls: int) -> None:
+    """Have what a command measures with end with an error once so many of its reports held results."""
+    measure = getattr(evaluating, name)
+
+    def ended(*arguments: Any) -> Any:
+        *others, progress = arguments
+        left = calls
+
+        def report(done: int, total: int, found: Any) -> None:
+            nonlocal left
+            progress(done, total, found)
+            left -= bool(found)
+            if left == 0 and (found or not calls):
+                raise error
+
+        return measure(*others, report)
+
+    monkeypatch.setattr(evaluating, name, ended)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DeviceError("it is gone")])
+def test_layers_compared_before_the_end_are_shown_and_saved(
+    tiny: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:  # fmt: skip
+    """Windows of 64 tokens are one block each: here the third ends in its midst."""
+    ended_by(monkeypatch, "analyze_layers", error, 4)
+    saved, picture = tmp_path / "layers.csv", tmp_path / "layers.svg"
+    request = evaluating.Request(text, tiny.path, ("w8a8",), emulate=True, context=64, csv=saved, plot=picture)
+    with pytest.raises(type(error)):
+        evaluating.analyze(request)
+    shown = capfd.readouterr()
+    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
+    tokens = int(shown.err.partition(f"{reason}: the errors of layers are those of the first ")[2].split()[0])
+    pieces = windows(text_tokens(load_model(tiny.path, pack=numpy_pack).tokenizer, PROSE[:600]), 64)
+    assert 0 < tokens < sum(len(piece.tokens) for piece in pieces)
+    assert "the model as a whole" not in shown.out
+    assert [row["layer"] for row in csv.DictReader(saved.read_text().splitlines())] == layer_names(2)
+    assert b"<svg" in picture.read_bytes()
+    for name in layer_names(2):
+        assert name in shown.out
+    monkeypatch.undo()
+    alone = tmp_path / "alone.csv"  # the same as when only these windows are asked for
+    run(
+        "analyze",
+        tiny.path,
+        "-f",
+        text,
+        "-c",
+        64,
+        "--chunks",
+        tokens // 64,
+        "--scheme",
+        "w8a8",
+        "--emulate",
+        "--csv",
+        alone,
+    )
+    assert alone.read_text() == saved.read_text()
+
+
+@pytest.mark.parametrize("windows_measured", [0, 1])
+def test_errors_of_layers_outlive_an_interrupt_of_what_follows(
+    tiny: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    windows_measured: int,
+) -> None:  # fmt: skip
+    ended_by(monkeypatch, "evaluate_models", KeyboardInterrupt(), windows_measured)
+    saved = tmp_path / "layers.csv"
+    request = evaluating.Request(text, tiny.path, ("w8a8",), emulate=True, context=64, chunks=2, csv=saved)
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.analyze(request)
+    shown = capfd.readouterr()
+    assert [row["layer"] for row in csv.DictReader(saved.read_text().splitlines())] == layer_names(2)
+    assert "head" in shown.out
+    assert ("the model as a whole" in shown.out) == bool(windows_measured)
+
+
+def test_what_cannot_be_saved_is_shown(
+    tiny: Any, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(evaluating, "write_output", full)
+    request = evaluating.Request(text, tiny.path, ("w8a8",), emulate=True, context=64, chunks=1, csv=tmp_path / "x.csv")
+    with pytest.raises(OSError, match="no room"):
+        evaluating.analyze(request)
+    assert "head" in capfd.readouterr().out
+
+
+def test_schemes_of_arrays_measured_before_an_interrupt_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "both.npz", activations=rng.normal(size=(5, 32)), weight=rng.normal(size=(32, 8)))
+    analyze_product = evaluating.analyze_product
+
+    def interrupted(x: Any, w: Any, recipe: Any, make: Any) -> Any:
+        if recipe.scheme == "w4a4":
+            raise KeyboardInterrupt
+        return analyze_product(x, w, recipe, make)
+
+    monkeypatch.setattr(evaluating, "analyze_product", interrupted)
+    saved, both = tmp_path / "errors.csv", tmp_path / "both.npz"
+    with pytest.raises(KeyboardInterrupt):
+        evaluating.analyze_arrays(evaluating.Arrays(both, both, schemes=("w8a8", "w4a4"), emulate=True, csv=saved))
+    shown = capfd.readouterr()
+    assert [row["scheme"] for row in csv.DictReader(saved.read_text().splitlines())] == ["w8a8"]
+    assert "w8a8" in shown.out
+    assert "1 of 2 schemes were measured" in shown.err
+
+
+def test_an_interrupted_quantization_says_that_nothing_was_written(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Any, recipe: Any, pieces: Any, *, progress: Any) -> Any:
+        progress(3, 10, "quantizing blk.0.qkv")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantizing, "quantize_model", interrupted)
+    output = tmp_path / "out.npumm"
+    with pytest.raises(KeyboardInterrupt):
+        quantizing.quantize(quantizing.Request(output, tiny.path, Recipe(LayerRecipe("w8a8")), portable=True))
+    assert f"interrupted (quantizing blk.0.qkv): {output} was not written" in capfd.readouterr().err.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_of_evaluations_is_that_of_tokens(tiny: Any) -> None:

@@ -1,1 +1,1 @@
-"""Files of models: GGUF, and the small model of the demo."""
+"""Files of models: GGUF, Hugging Face folders, and the small model of the demo."""

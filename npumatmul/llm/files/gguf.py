@@ -190,6 +190,18 @@ class GGUFFile:
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
 
+    def regular_files(self) -> tuple[RegularFile, ...]:
+        """The open files that it is read from.
+
+        Returns
+        -------
+        tuple of RegularFile
+            One, or those of all parts in turn.
+        """
+        source = self._opened()
+        assert isinstance(source, (FileSource, JoinedSource)), "a file within a file is none of its own"
+        return tuple(each.file for each in (source.files if isinstance(source, JoinedSource) else (source,)))
+
     def subset(self, names: Collection[str]) -> bytes:
         """Make a GGUF file with all the metadata and some of the tensors.
 

@@ -54,17 +54,14 @@ class FileSource:
         self.size = file.size - first if size is None else size
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
-        """As `Source.read`."""
         if start + count > self.size:
             raise self.file.error(f"{count} bytes at {start} are asked for, of a part of {self.size}")
         return self.file.read(self._first + start, count)
 
     def check_unchanged(self) -> None:
-        """As `Source.check_unchanged`."""
         self.file.check_unchanged()
 
     def part(self, start: int, size: int) -> FileSource:
-        """A part of it."""
         return FileSource(self.file, self._first + start, size)
 
 
@@ -94,7 +91,6 @@ class JoinedSource:
         return source.read(start - first, count)
 
     def check_unchanged(self) -> None:
-        """As `Source.check_unchanged`."""
         for source in self.files:
             source.check_unchanged()
 
@@ -141,11 +137,9 @@ class Part:
         self._source, self._first, self.size = source, first, size
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
-        """As `Source.read`."""
         return self._source.read(self._first + start, count)
 
     def check_unchanged(self) -> None:
-        """As `Source.check_unchanged`."""
         self._source.check_unchanged()
 
 
@@ -175,7 +169,6 @@ class CheckedSource:
                 self._pages[(start + page) // _PAGE] = zlib.crc32(piece[page : page + _PAGE])
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
-        """As `Source.read`."""
         first, end = start // _PAGE, -(-(start + count) // _PAGE)
         data = self._source.read(first * _PAGE, min(end * _PAGE, self.size) - first * _PAGE)
         pages = data.data

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ __all__ = ["ErrorSums", "LayerError", "analyze_layers", "error_plot", "errors_as
 ROWS = 64
 """Tokens whose inputs and outputs of all layers are kept at a time."""
 
-Progress = Callable[[int, int, str], None]
+AnalysisProgress = Callable[[int, int, Sequence["LayerError"]], None]
+"""Called with what is done, what there is to do (in tokens that either model reads), and the errors of all layers up to
+the last token that both have read: none before there is one."""
 
 
 @dataclass
@@ -122,7 +124,7 @@ def analyze_layers(
     model: LlamaModel,
     reference: LlamaModel,
     pieces: Sequence[Window],
-    progress: Progress | None = None,
+    progress: AnalysisProgress | None = None,
 ) -> list[LayerError]:
     """Compare every layer of two models on a text.
 
@@ -133,7 +135,7 @@ def analyze_layers(
     pieces : sequence of Window
         The text, see `npumatmul.llm.windows`; every token counts.
     progress : callable, optional
-        Called with what is done, what there is to do (in tokens that either model reads), and a name.
+        See `AnalysisProgress`. What it was given last stays as it is, whatever ends the work.
 
     Returns
     -------
@@ -161,6 +163,7 @@ def analyze_layers(
         raise ValueError("models of different configurations do not compare layer by layer")
     linears = model.linears
     errors = {name: LayerError(name, linear.shape) for name, linear in linears.items()}
+    found: list[LayerError] = []
     seen: dict[str, tuple[Float32, Float32]] = {}
 
     def keep(name: str, x: Float32, y: Float32) -> None:
@@ -172,7 +175,7 @@ def analyze_layers(
     expected = reference.with_linears({n: TappedLinear(each, n, keep) for n, each in reference.linears.items()})
     tapped = model.with_linears({n: TappedLinear(each, n, compare) for n, each in linears.items()})
     total = 2 * sum(len(piece.tokens) for piece in pieces)
-    read = ReadTokens(lambda done: progress and progress(done, total, "comparing layers"))
+    read = ReadTokens(lambda done: progress and progress(done, total, found))
     for piece in pieces:
         caches = expected.new_cache(len(piece.tokens)), tapped.new_cache(len(piece.tokens))
         for start in range(0, len(piece.tokens), ROWS):
@@ -182,9 +185,10 @@ def analyze_layers(
             for name, linear in linears.items():
                 x, y = seen[name]
                 errors[name].alone.add(y, linear(x))
-    if progress is not None:
-        progress(total, total, "done")
-    return list(errors.values())
+            found = [replace(each, alone=replace(each.alone), entire=replace(each.entire)) for each in errors.values()]
+            if progress is not None:
+                progress(read.done, total, found)
+    return found
 
 
 FIGURES = ("cosine", "relative_error", "snr_db", "max_error")

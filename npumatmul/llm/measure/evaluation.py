@@ -366,18 +366,22 @@ class ReadTokens:
     ----------
     report : callable
         Gets how many there are so far.
+
+    Attributes
+    ----------
+    done : int
+        Tokens that were read.
     """
 
     def __init__(self, report: Callable[[int], object]) -> None:
         self._report = report
-        self._done = 0
+        self.done = 0
 
     def forward(
         self, model: LlamaModel, tokens: NDArray[np.int64], cache: KVCache, all_logits: bool = False
     ) -> Float32:
-        """As `LlamaModel.forward`."""
-        logits = model.forward(tokens, cache, all_logits, lambda done, total: self._report(self._done + done))
-        self._done += len(tokens)
+        logits = model.forward(tokens, cache, all_logits, lambda done, total: self._report(self.done + done))
+        self.done += len(tokens)
         return logits
 
 

@@ -33,11 +33,9 @@ class TappedLinear:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(K, N)``."""
         return self.linear.shape
 
     def __call__(self, x: Float32) -> Float32:
-        """Multiply, and show."""
         y = self.linear(x)
         self._observer(self._name, x, y)
         return y

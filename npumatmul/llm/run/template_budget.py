@@ -53,7 +53,6 @@ class Budget:
         self.largest = _LARGEST + _LARGEST_PER_CHARACTER * characters
 
     def step(self, count: int) -> None:
-        """Take steps."""
         self._steps -= count
         if self._steps < 0:
             raise TooMuch("it takes too many steps")
@@ -64,7 +63,6 @@ class Budget:
             raise TooMuch(f"it makes a value of {size} characters or elements; at most {self.largest} are accepted")
 
     def make(self, nbytes: int) -> None:
-        """Pay for bytes."""
         self._bytes -= nbytes
         if self._bytes < 0:
             raise TooMuch("it makes too many texts")

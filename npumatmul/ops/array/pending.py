@@ -177,7 +177,6 @@ class Pending:
         return state is None or (isinstance(state, Buffer) and state.closed)
 
     def close(self) -> None:
-        """As `Buffer.close`."""
         if not isinstance(self.state, Buffer) and not self.device.session.inherited:
             with self.device.lock:  # nobody makes a buffer of it meanwhile
                 held = self.viewed()

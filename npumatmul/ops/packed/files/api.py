@@ -287,7 +287,6 @@ class StoredParts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
         return self._file.nbytes(self._file.under(self._weight))
 
 

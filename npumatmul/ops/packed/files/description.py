@@ -37,7 +37,6 @@ class Reader:
         return self.content[key]
 
     def integer(self, key: str, low: int, high: int = LARGEST) -> int:
-        """An integer within bounds."""
         return self.checked_integer(self.get(key), key, low, high)
 
     def checked_integer(self, value: Any, key: str, low: int, high: int = LARGEST) -> int:
@@ -47,28 +46,24 @@ class Reader:
         return value
 
     def text(self, key: str) -> str:
-        """A text."""
         value = self.get(key)
         if not isinstance(value, str):
             raise self.wrong(f"{key!r} is no text")
         return value
 
     def dict(self, key: str) -> dict[str, Any]:
-        """An object."""
         value = self.get(key)
         if not isinstance(value, dict):
             raise self.wrong(f"{key!r} is no object")
         return value
 
     def list(self, key: str) -> list[Any]:
-        """A list."""
         value = self.get(key)
         if not isinstance(value, list):
             raise self.wrong(f"{key!r} is no list")
         return value
 
     def pair(self, key: str) -> tuple[Any, Any]:
-        """A list of two."""
         value = self.get(key)
         if not isinstance(value, list) or len(value) != 2:
             raise self.wrong(f"{key!r} is {shown(value)}; a weight has two dimensions")

@@ -139,6 +139,10 @@ class TensorFile:
             raise WrongTensorFile(f"tensor {shown(name)} is of type {dtype}, which nothing here is stored in")
         return np.dtype(_DTYPES[dtype])
 
+    def stored_as(self, name: str) -> str:
+        """Name of the type that a tensor is stored in, one of the format's."""
+        return self._places[name][2]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return self._places[name][3]
@@ -148,12 +152,15 @@ class TensorFile:
         start, stop, *_ = self._places[name]
         return self._first + start, stop - start
 
+    def in_order(self) -> tuple[str, ...]:
+        """Names of all tensors as the header lists them."""
+        return tuple(self._places)
+
     def under(self, prefix: str) -> tuple[str, ...]:
         """Names of all tensors called ``<prefix>/...``."""
         return tuple(self._under.get(prefix, ()))
 
     def nbytes(self, names: Iterable[str]) -> int:
-        """Bytes of some tensors."""
         return sum(self._places[name][1] - self._places[name][0] for name in names)
 
 
