@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
+from npumatmul.llm.models.settings import MAX_LAYERS
+
 __all__ = ["DecoderConfig", "LayerConfig", "Rotation"]
 
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
-MAX_LAYERS = 1 << 12
 
 _FACTORS = ("norm_eps", "query_scale", "attention_softcap", "logit_softcap", "embedding_scale", "residual_scale", "logit_scale")
 _SIZES = ("hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size", "vocab_size", "context_length")

@@ -70,7 +70,7 @@ def sizes(settings: Settings, *, head_dim: int | None = None, n_kv_heads: int | 
             raise settings.error(f"hidden_size is {hidden}, which cannot be divided among {heads} heads")
         head_dim = hidden // heads
     return {
-        "n_layers": settings.integer("num_hidden_layers"),
+        "n_layers": settings.layers("num_hidden_layers"),
         "hidden_size": hidden,
         "n_heads": heads,
         "n_kv_heads": settings.integer("num_key_value_heads", n_kv_heads or heads),

@@ -95,7 +95,7 @@ def sizes(settings: Settings) -> dict[str, Any]:
     if value_dim != head_dim:
         raise settings.error(f"its values have {value_dim} and its keys {head_dim} dimensions; they must be equal")
     return {
-        "n_layers": settings.integer("block_count"),
+        "n_layers": settings.layers("block_count"),
         "hidden_size": hidden,
         "n_heads": heads,
         "n_kv_heads": settings.integer("attention.head_count_kv", heads),

@@ -59,7 +59,7 @@ def config_of(source: ModelSource) -> DecoderConfig:
     Examples
     --------
     >>> from npumatmul.llm import fetch_demo_model
-    >>> from npumatmul.llm.files.model_source import open_source
+    >>> from npumatmul.llm.files.opening import open_source
     >>> from npumatmul.llm.models.registry import config_of
     >>> with open_source(fetch_demo_model()) as source:
     ...     config_of(source).n_layers

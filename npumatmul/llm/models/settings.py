@@ -18,6 +18,7 @@ __all__ = ["REQUIRED", "Settings"]
 REQUIRED: Final[Any] = object()
 """The default of a value that has to be there."""
 
+MAX_LAYERS = 1 << 12
 MAX_LIST = 1 << 16  # values in a list: as many as there are layers, or half as many as a head has values
 
 
@@ -71,6 +72,13 @@ class Settings:
         if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
             raise self._wrong(name, value, "an integer")
         return value
+
+    def layers(self, name: str) -> int:
+        """Look up the number of layers: lists of that length are made before all else is checked."""
+        value = self.integer(name)
+        if not 1 <= value <= MAX_LAYERS:
+            raise self.error(f"{self._named(name)} is {value}; n_layers must be between 1 and {MAX_LAYERS}")
+        return int(value)
 
     def number(self, name: str, default: Any = REQUIRED) -> Any:
         """Look up a finite number."""
