@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Let llama.cpp compute the small GGUF files that the tests write: do both mean the same by them?
+"""Let llama.cpp compute the small GGUF files that the tests write.
 
 Tests read GGUF files that they write themselves, so a mistake about llama.cpp's layout could be in both. This writes
 all of them with what transformers computes for a text, and has llama.cpp compute the same:
@@ -26,6 +26,7 @@ CLOSE = 2e-3  # llama.cpp keeps tables of activation functions in float16
 
 
 def write(folder: Path) -> int:
+    """Write models and what transformers computes."""
     sys.path.insert(0, str(TESTS))
     import model_zoo
 
@@ -45,6 +46,7 @@ def write(folder: Path) -> int:
 
 
 def compare(folder: Path) -> int:
+    """Compute with llama.cpp, and compare."""
     import llama_cpp
 
     given = json.loads((folder / "models.json").read_text())
@@ -67,7 +69,7 @@ def compare(folder: Path) -> int:
 def llama_logits(llama_cpp: Any, path: Path, ids: list[int]) -> np.ndarray:
     """Logits after every token, with keys and values in float32."""
     model = llama_cpp.Llama(
-        model_path=str(path), n_ctx=128, logits_all=True, verbose=False, n_threads=1, n_gpu_layers=0, type_k=0, type_v=0
+        model_path=str(path), n_ctx=128, logits_all=True, verbose=False, n_threads=1, type_k=0, type_v=0
     )
     model.eval(ids)
     logits = np.array(model.scores[: len(ids)], np.float32)

@@ -13,7 +13,15 @@ __all__ = ["DecoderConfig", "LayerConfig", "Rotation"]
 
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
 
-_FACTORS = ("norm_eps", "query_scale", "attention_softcap", "logit_softcap", "embedding_scale", "residual_scale", "logit_scale")
+_FACTORS = (
+    "norm_eps",
+    "query_scale",
+    "attention_softcap",
+    "logit_softcap",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+)
 _SIZES = ("hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size", "vocab_size", "context_length")
 
 
@@ -31,7 +39,7 @@ class Rotation:
         How frequencies are changed for long contexts, as Hugging Face's ``rope_scaling`` writes it: ``linear``,
         ``llama3``, ``yarn`` or ``longrope``.
     interleaved : bool
-        Whether neighbours make a pair, as in GGUF files of the llama family; otherwise the halves of what is rotated do.
+        Whether neighbours make a pair, as in GGUF files of the llama family, instead of values half of `dim` apart.
     factors : tuple of float, optional
         Divisors of the frequencies, as GGUF files have them instead of a scaling.
     """

@@ -31,15 +31,54 @@ ACTIVATIONS = {
 }
 
 IGNORED = frozenset(
-    """
-    architectures auto_map attention_dropout attn_implementation _attn_implementation _attn_implementation_internal
-    bos_token_id chunk_size_feed_forward default_theta dtype embd_pdrop eos_token_id embedding_dropout
-    id2label initializer_range keys_to_ignore_at_inference label2id max_sequence_length max_window_layers model_max_length
-    model_type _name_or_path _commit_hash pad_token_id pretraining_tp problem_type resid_pdrop residual_dropout
-    return_dict sep_token_id task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config
-    transformers_version use_cache use_flash_attn output_past is_llama_config unsloth_fixed unsloth_version
-    hidden_dropout decoder_start_token_id prefix cache_implementation
-    """.split()
+    {
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_implementation",
+        "auto_map",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "default_theta",
+        "dtype",
+        "embd_pdrop",
+        "embedding_dropout",
+        "eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "max_sequence_length",
+        "max_window_layers",
+        "model_max_length",
+        "model_type",
+        "output_past",
+        "pad_token_id",
+        "prefix",
+        "pretraining_tp",
+        "problem_type",
+        "resid_pdrop",
+        "residual_dropout",
+        "return_dict",
+        "sep_token_id",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+        "use_flash_attn",
+    }
 )  # none of these changes what a model computes when it continues a text
 TRAINED_WITH = "quantization_config"
 
@@ -183,9 +222,7 @@ def rotation(
     return _read(settings, given, head_dim, context_length, partial, theta, before, aliases or {})
 
 
-def rotation_of_kind(
-    settings: Settings, head_dim: int, context_length: int, theta: float, kind: str
-) -> Rotation:
+def rotation_of_kind(settings: Settings, head_dim: int, context_length: int, theta: float, kind: str) -> Rotation:
     """Read how positions are told to layers of one kind, from their own group of ``rope_parameters``.
 
     Where there is none, positions are told with the base `theta`, unscaled.
@@ -251,7 +288,9 @@ def _scaling(given: Settings, name: str, context_length: int, before: int | None
         raise given.error(f"'original_max_position_embeddings' is {before} in one place and {inside} in another")
     before = inside
     if before < 2:
-        raise given.error(f"it was trained with a context of {before} tokens before that was scaled; it must be 2 or more")
+        raise given.error(
+            f"it was trained with a context of {before} tokens before that was scaled; it must be 2 or more"
+        )
     scaling["original_max_position_embeddings"] = before
     if name == "llama3":
         return scaling

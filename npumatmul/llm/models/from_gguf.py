@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,10 @@ from npumatmul.llm.models.settings import Settings
 
 __all__ = ["GGUFSettings", "biases", "decoder_config", "rotation", "settings_of", "sizes"]
 
+T = TypeVar("T")
+
 IGNORED = frozenset(
-    """
-    attention.causal rope.scaling.finetuned tensor_data_layout use_parallel_residual
-    """.split()
+    ["attention.causal", "rope.scaling.finetuned", "tensor_data_layout", "use_parallel_residual"]
 )  # "finetuned" only says how a scaling came to be
 FROM_TOKENS = "tokenizer.ggml.tokens"
 
@@ -56,7 +56,9 @@ class GGUFSettings(Settings):
         self.norms_include_one = norms_include_one
 
 
-def settings_of(metadata: Mapping[str, Any], arch: str, error: Callable[[str], ModelError], **tensors: Any) -> GGUFSettings:
+def settings_of(
+    metadata: Mapping[str, Any], arch: str, error: Callable[[str], ModelError], **tensors: Any
+) -> GGUFSettings:
     """The values of a file that describe its model, by their names without the architecture's.
 
     Parameters
@@ -192,7 +194,7 @@ def _longrope(settings: GGUFSettings, before: int, factor: float) -> dict[str, A
     for name in ("short", "long"):
         if name not in settings.rope_factors:
             raise settings.error(
-                f"its rotary positions are scaled with 'longrope', and the tensor 'rope_factors_{name}.weight' is missing"
+                f"its rotary positions are scaled with 'longrope', and tensor 'rope_factors_{name}.weight' is missing"
             )
         lists[f"{name}_factor"] = np.ravel(settings.rope_factors[name]).tolist()
     return {
@@ -203,7 +205,7 @@ def _longrope(settings: GGUFSettings, before: int, factor: float) -> dict[str, A
     }
 
 
-def _checked(settings: Settings, make: Callable[[], Any]) -> Any:
+def _checked(settings: Settings, make: Callable[[], T]) -> T:
     try:
         return make()
     except ValueError as error:

@@ -47,9 +47,7 @@ class Settings:
     npumatmul.errors.ModelError: 'surprise' is 3, and what that means is not known; it may change what the model...
     """
 
-    def __init__(
-        self, values: Mapping[str, Any], error: Callable[[str], ModelError], *, prefix: str = ""
-    ) -> None:
+    def __init__(self, values: Mapping[str, Any], error: Callable[[str], ModelError], *, prefix: str = "") -> None:
         self._values = values
         self.error = error
         self._prefix = prefix
@@ -103,7 +101,9 @@ class Settings:
             raise self._wrong(name, value, "a string")
         return value
 
-    def sequence(self, name: str, kind: type[Any] | tuple[type[Any], ...], length: int | None = None) -> list[Any] | None:
+    def sequence(
+        self, name: str, kind: type[Any] | tuple[type[Any], ...], length: int | None = None
+    ) -> list[Any] | None:
         """Look up a list of values of a kind; None where there is none."""
         value = self._look_up(name, None)
         if value is None:
