@@ -85,6 +85,27 @@ def test_a_file_appears_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("room", [64, 4096])
+def test_a_writer_with_room_for_the_header_writes_the_same_tensors(tmp_path: Path, room: int) -> None:
+    arrays = {f"a/{i}": np.arange(i * 37, dtype=np.int32) for i in range(5)}  # a header of more than 64 bytes
+    with TensorWriter(tmp_path / "f", room=room) as writer:
+        for name, array in arrays.items():
+            writer.add(name, array)
+        writer.finish({"some": "text"})
+    theirs = load_file(tmp_path / "f")
+    assert all(theirs[name].tobytes() == array.tobytes() for name, array in arrays.items())
+    assert TensorFile(tmp_path / "f").metadata == {"some": "text"}
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+    before = (tmp_path / "f").read_bytes()
+    assert int.from_bytes(before[:8], "little") + 8 == room or room == 64
+    with TensorWriter(tmp_path / "f", room=room) as writer:
+        writer.add("a", np.zeros(3, np.uint8))
+    with pytest.raises(RuntimeError, match="mine"), TensorWriter(tmp_path / "f", room=room) as writer:
+        raise RuntimeError("mine")
+    assert (tmp_path / "f").read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+
+
 def test_what_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TensorFile(tmp_path / "none")

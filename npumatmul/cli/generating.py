@@ -20,7 +20,7 @@ from npumatmul.device.device import Device, DeviceStats
 from npumatmul.llm import Generation, LoadedModel, SamplingOptions, StopReason, generate
 from npumatmul.llm.models.decoder import ContextFullError
 from npumatmul.llm.quantize import is_quantized
-from npumatmul.llm.tokenizers.bpe import not_characters
+from npumatmul.llm.tokenizers.protocol import not_characters
 
 
 @dataclass(frozen=True)

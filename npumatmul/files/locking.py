@@ -22,17 +22,23 @@ _PAUSE = 0.01
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Keep other processes, and other threads, from changing a file, within a ``with`` block.
 
     The lock is on a file beside it, ``.<name>.lock``, which stays; the lock itself goes with the process.
+
+    Parameters
+    ----------
+    path : Path
+    patience : float
+        Seconds to wait for who holds the lock.
 
     Raises
     ------
     OSError
         If that file cannot be made.
     UnusableFileError
-        If another process holds the lock for more than ten seconds.
+        If another process holds the lock for longer.
 
     Examples
     --------
@@ -49,7 +55,7 @@ def locked(path: Path) -> Iterator[None]:
             descriptor = open_into(held, beside, flags)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise UnusableFileError(f"{beside} is no regular file: {path} cannot be locked")
-        _wait(descriptor, path)
+        _wait(descriptor, path, patience)
         try:
             yield
         finally:
@@ -59,14 +65,14 @@ def locked(path: Path) -> Iterator[None]:
             os.close(each)
 
 
-def _wait(descriptor: int, path: Path) -> None:
-    patience = time.monotonic() + _PATIENCE
+def _wait(descriptor: int, path: Path, patience: float) -> None:
+    end = time.monotonic() + patience
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > patience:
+            if time.monotonic() > end:
                 raise UnusableFileError(
-                    f"{path} cannot be changed: another process has held its lock for {_PATIENCE:g} s"
+                    f"{path} cannot be changed: another process has held its lock for {patience:g} s"
                 ) from None
         time.sleep(_PAUSE)

@@ -18,7 +18,8 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.models.config import LlamaConfig
 from npumatmul.llm.models.decoder import Block, Float32, Linear, LlamaModel, Pack
 from npumatmul.llm.run.chat import ChatTemplate, Message
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class LoadedModel:
         Sizes and constants.
     model : LlamaModel
         The model.
-    tokenizer : GGUFTokenizer
+    tokenizer : Tokenizer
         Its tokenizer.
     chat_template : ChatTemplate
         Its chat template; a plain one if it has none.
@@ -57,7 +58,7 @@ class LoadedModel:
     name: str
     config: LlamaConfig
     model: LlamaModel
-    tokenizer: GGUFTokenizer
+    tokenizer: Tokenizer
     chat_template: ChatTemplate
     load_seconds: float
 

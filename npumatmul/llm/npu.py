@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,10 @@ from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
 
-__all__ = ["NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"]
+__all__ = ["EXTRAS", "NpuLinear", "NpuQuantizedLinear", "linear_of_parts", "npu_layers", "npu_pack"]
+
+#: What a layer may have beside its packed weight, float32, by the names of attributes.
+EXTRAS = ("offset", "bias", "centre")
 
 
 class NpuLinear:
@@ -50,30 +53,47 @@ class NpuQuantizedLinear(NpuLinear):
 
     Parameters
     ----------
-    layer : QuantizedLayer or PackedLayer
-        The layer; tiles of a packed one are copied as they are.
-    device : Device
-        Where it goes.
+    weight : PackedWeight
+        Its codes.
+    offset, bias, centre : ndarray of float32, optional
+        As in `QuantizedLayer`.
     """
 
-    def __init__(self, layer: QuantizedLayer | PackedLayer, device: Device) -> None:
-        super().__init__(layer.on(device) if isinstance(layer, PackedLayer) else pack_layer(layer, device))
-        params = self.weight.params
-        self._transform = self.weight.input_transform
+    def __init__(
+        self,
+        weight: PackedWeight,
+        offset: Float32 | None = None,
+        bias: Float32 | None = None,
+        centre: Float32 | None = None,
+    ) -> None:
+        super().__init__(weight)
+        params = weight.params
+        self._transform = weight.input_transform
         self._group_size = self.shape[0] if params is None or params.group_size is None else params.group_size
-        self._offset, self._bias, self._centre = layer.offset, layer.bias, layer.centre
+        self.offset, self.bias, self.centre = offset, bias, centre
+
+    @classmethod
+    def of_layer(cls, layer: QuantizedLayer | PackedLayer, device: Device) -> NpuQuantizedLinear:
+        """Put a layer onto a device; tiles of a packed one are copied as they are."""
+        weight = layer.on(device) if isinstance(layer, PackedLayer) else pack_layer(layer, device)
+        return cls(weight, layer.offset, layer.bias, layer.centre)
 
     def __call__(self, x: Float32) -> Float32:
         """Multiply ``(M, K)`` to ``(M, N)``."""
-        if self._centre is not None:
-            x = x - self._centre
+        if self.centre is not None:
+            x = x - self.centre
         y = super().__call__(x)
-        if self._offset is not None:
+        if self.offset is not None:
             given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
-            y += group_sums(given, self._group_size) @ self._offset.T
-        if self._bias is not None:
-            y += self._bias
+            y += group_sums(given, self._group_size) @ self.offset.T
+        if self.bias is not None:
+            y += self.bias
         return y
+
+
+def linear_of_parts(weight: PackedWeight, extras: Mapping[str, Float32]) -> NpuLinear:
+    """A layer from its packed weight and those of `EXTRAS` that it has."""
+    return NpuQuantizedLinear(weight, **extras) if extras else NpuLinear(weight)
 
 
 def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:
@@ -101,7 +121,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     target = current_device(device)
 
     def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Linear:
-        return NpuQuantizedLinear(layer, target)
+        return NpuQuantizedLinear.of_layer(layer, target)
 
     return upload
 

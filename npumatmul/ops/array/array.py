@@ -18,7 +18,7 @@ from npumatmul.device.device import Device
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
-from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
+from npumatmul.ops.array.memory import TYPESTRS, allocate, dense_strides, holding, start_of, supported
 from npumatmul.ops.array.methods import NdarrayMethods
 from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
@@ -284,7 +284,8 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     @property
     def __array_interface__(self) -> Mapping[str, Any]:
         """Version 3 of numpy's array interface; bfloat16 and int4 have none, numpy takes those by ``__array__``."""
-        if self.dtype in EXTENDED:
+        typestr = TYPESTRS.get(self.dtype)
+        if typestr is None:
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
@@ -292,13 +293,12 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
         if isinstance(memory, Pending):
             view = memory.whole() if self._dense else self._seen(memory, writable=True)
             if view is not None:
-                return {
-                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": view, "strides": self.strides,
-                }  # fmt: skip
+                strides = None if self._dense else self.strides
+                return {"version": 3, "shape": self.shape, "typestr": typestr, "data": view, "strides": strides}
         return {
             "version": 3,
             "shape": self.shape,
-            "typestr": self.dtype.str,
+            "typestr": typestr,
             "strides": self.strides,
             "data": self.buffer.pages(writable=True),
             "offset": self.offset,

@@ -211,7 +211,8 @@ class TensorWriter:
     """Writes a safetensors file tensor by tensor; the file appears when `finish` is called, as a whole.
 
     The header stands first and says what follows, so tensors are collected in a file without a name in the same
-    folder: there has to be room for two.
+    folder: there has to be room for two. With `room`, tensors are written where they are to stand, behind as many bytes
+    as the header is expected to need; only if it needs more are they copied.
 
     Parameters
     ----------
@@ -219,6 +220,13 @@ class TensorWriter:
         A file that exists is replaced.
     sources : iterable of str or os.PathLike
         What the tensors come from, which is not replaced.
+    room : int, optional
+        Bytes for the header, a multiple of 64; what it does not need is filled with blanks.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of tensors so far.
 
     Raises
     ------
@@ -237,23 +245,36 @@ class TensorWriter:
     ({'of': 'nothing'}, [0, 1, 2])
     """
 
-    def __init__(self, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = ()) -> None:
-        self._target, self._sources = path, tuple(sources)
+    def __init__(
+        self, path: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]] = (), *, room: int = 0
+    ) -> None:
+        self._target, self._sources, self._room = path, tuple(sources), room
         self._places: dict[str, _Place] = {}
-        self._size = 0
+        self.size = 0
         self._data: BinaryIO | None = None
+        self._placing: contextlib.AbstractContextManager[BinaryIO] | None = None
 
     def __enter__(self) -> TensorWriter:
         check_target(self._target, self._sources)
-        with said_of(self._target):
-            self._data = tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._target)))
+        if self._room:
+            self._placing = replacing(self._target, self._sources)
+            self._data = self._placing.__enter__()
+            self._data.seek(self._room)
+        else:
+            with said_of(self._target):
+                self._data = tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(self._target)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Remove what is not finished."""
-        if self._data is not None:
+        placing, self._placing = self._placing, None
+        if placing is not None:
+            unfinished = _Unfinished()
+            with contextlib.suppress(_Unfinished, OSError):
+                placing.__exit__(_Unfinished, unfinished, None)
+        elif self._data is not None:
             with contextlib.suppress(OSError):  # what could not be written at the end is not needed
                 self._data.close()
 
@@ -268,17 +289,17 @@ class TensorWriter:
         """
         if name in self._places:
             raise ValueError(f"there is a tensor {name!r} already")
-        if self._size % _ALIGNMENT:  # the format allows no gaps
-            missing = _ALIGNMENT - self._size % _ALIGNMENT
+        if self.size % _ALIGNMENT:  # the format allows no gaps
+            missing = _ALIGNMENT - self.size % _ALIGNMENT
             self._append(f"padding/{len(self._places)}", np.zeros(missing, np.uint8))
         self._append(name, values)
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
         assert self._data is not None, "tensors are written within a with block"
         self._data.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        end = self._size + values.nbytes
-        self._places[name] = self._size, end, _NAMES[values.dtype], values.shape
-        self._size = end
+        end = self.size + values.nbytes
+        self._places[name] = self.size, end, _NAMES[values.dtype], values.shape
+        self.size = end
 
     def finish(self, metadata: Mapping[str, str]) -> None:
         """Put header and tensors together, and the file in its place."""
@@ -288,8 +309,20 @@ class TensorWriter:
             for name, (start, end, dtype, shape) in self._places.items()
         }
         header = json.dumps({"__metadata__": dict(metadata), **entries}, separators=(",", ":")).encode()
-        header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-        self._data.seek(0)
+        fits = 8 + len(header) <= self._room
+        header += b" " * (self._room - 8 - len(header) if fits else -(8 + len(header)) % _ALIGNMENT)
+        start = len(header).to_bytes(8, "little") + header
+        if fits and self._placing is not None:
+            self._data.seek(0)
+            self._data.write(start)
+            placing, self._placing = self._placing, None
+            placing.__exit__(None, None, None)
+            return
+        self._data.seek(self._room)
         with replacing(self._target, self._sources) as file:
-            file.write(len(header).to_bytes(8, "little") + header)
+            file.write(start)
             shutil.copyfileobj(self._data, file, _COPIED)
+
+
+class _Unfinished(Exception):
+    """Has a file that is not finished be removed."""
