@@ -9,6 +9,8 @@ from npumatmul.extras import explain_missing
 try:
     from npumatmul.llm.files.demo_model import fetch_demo_model
     from npumatmul.llm.files.gguf import GGUFFile
+    from npumatmul.llm.language_model import Model, Prompt
+    from npumatmul.llm.loader import load
     from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
     from npumatmul.llm.measure.evaluation import (
         Estimate,
@@ -20,7 +22,7 @@ try:
         windows,
     )
     from npumatmul.llm.models.config import LlamaConfig
-    from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+    from npumatmul.llm.models.decoder import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
@@ -49,10 +51,12 @@ __all__ = [
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
+    "Model",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
     "Piece",
+    "Prompt",
     "Sampler",
     "SamplingOptions",
     "StopReason",
@@ -64,6 +68,7 @@ __all__ = [
     "evaluate_models",
     "fetch_demo_model",
     "generate",
+    "load",
     "load_model",
     "npu_layers",
     "npu_pack",

@@ -7,16 +7,19 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.llama import Block, Float32, Linear, LlamaModel, Pack
+from npumatmul.llm.models.decoder import Block, Float32, Linear, LlamaModel, Pack
 from npumatmul.llm.run.chat import ChatTemplate, Message
 from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -62,7 +65,14 @@ class LoadedModel:
     chat_template: ChatTemplate
     load_seconds: float
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> list[int]:
         """Turn a conversation into the tokens of a prompt.
 
         Parameters
@@ -71,6 +81,10 @@ class LoadedModel:
             Each with ``role`` and ``content``.
         add_generation_prompt : bool, default True
             Whether to end with the start of an answer.
+        tools : sequence of mappings, optional
+            Descriptions of tools, for templates that know them.
+        variables : mapping, optional
+            Further variables of the template.
 
         Returns
         -------
@@ -82,7 +96,9 @@ class LoadedModel:
         ValueError
             If the messages are malformed, or the template refuses them.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        text = self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
+        )
         has_template = self.chat_template.source is not None
         return self.tokenizer.encode(text, parse_special=has_template, add_special=not has_template)
 
@@ -193,6 +209,57 @@ def load_model(
         )
 
 
+class Build(Protocol):
+    """Makes products of layers, or has them already."""
+
+    def check(self, n_layers: int) -> None:
+        """Look at what is asked for when the number of blocks is known, before anything is read."""
+        ...
+
+    def ready(self, name: str) -> Linear | None:
+        """The product of a layer, if nobody has to read its weight."""
+        ...
+
+    def __call__(self, weight: Float32, name: str) -> Linear:
+        """Make the product of a layer."""
+        ...
+
+
+def load_source(
+    source: ModelSource, build: Build, *, context_length: int | None = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a model from an open file or folder.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The model.
+    build : Build
+        Makes products of its layers.
+    context_length, progress
+        As for `load_model`.
+
+    Returns
+    -------
+    LoadedModel
+        The model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError, ValueError
+        As `load_model`.
+    """
+    if not isinstance(source, GGUFSource):
+        raise source.error("folders cannot be loaded yet")
+    build.check(LlamaConfig.from_gguf(source.file).n_layers)
+
+    def linear(layer: LayerTensors) -> Linear:
+        ready = build.ready(layer.name)
+        return build(layer.weight(source.file), layer.name) if ready is None else ready
+
+    return load_from(source.file, linear, context_length=context_length, progress=progress)
+
+
 def load_from(
     file: GGUFFile,
     linear: Callable[[LayerTensors], Linear],
@@ -241,7 +308,7 @@ class LayerTensors:
     Attributes
     ----------
     name : str
-        Name of the layer, one of `npumatmul.llm.models.llama.layer_names`.
+        Name of the layer, one of `npumatmul.llm.models.decoder.layer_names`.
     stems : tuple of str
         Names of the tensors without ``.weight``; their rows follow one another in the layer's weight.
     rows : tuple of int
@@ -300,7 +367,7 @@ def layer_tensors(file: GGUFFile, config: LlamaConfig) -> dict[str, LayerTensors
     Returns
     -------
     dict of str to LayerTensors
-        By name, in the order of `npumatmul.llm.models.llama.layer_names`.
+        By name, in the order of `npumatmul.llm.models.decoder.layer_names`.
 
     Raises
     ------

@@ -6,7 +6,7 @@ from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, parse_scheme
 
 __all__ = ["cost_of", "quick_recipe"]
 
-#: Mean KL divergence in nats and agreement of the likeliest token in per cent, of docs/quality.md: Hadamard, clip search.
+#: Mean KL divergence in nats and agreement of the likeliest token in per cent: docs/quality.md, Hadamard, clip search.
 _MEASURED = {"w4a8": (0.634, 57), "w4a4": (1.26, 43)}
 _ELSE = (0.00435, 96)
 

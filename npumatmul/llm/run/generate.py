@@ -6,13 +6,13 @@ import contextlib
 import operator
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel, PromptProgress
+from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -394,7 +394,7 @@ def generate(
     )
 
 
-def checked_ids(ids: Sequence[int], vocab_size: int, what: str) -> list[int]:
+def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
     """Token numbers as plain ints.
 
     Raises

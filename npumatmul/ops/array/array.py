@@ -291,10 +291,10 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             self._check_usable()
         memory = self._memory
         if isinstance(memory, Pending):
-            view = memory.whole() if self._dense else self._seen(memory, writable=True)
-            if view is not None:
-                strides = None if self._dense else self.strides
-                return {"version": 3, "shape": self.shape, "typestr": typestr, "data": view, "strides": strides}
+            whole = memory.whole()
+            if whole is not None:
+                described = {"version": 3, "shape": self.shape, "typestr": typestr, "data": whole, "strides": None}
+                return described if self._dense else {**described, "strides": self.strides, "offset": self.offset}
         return {
             "version": 3,
             "shape": self.shape,
