@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from npumatmul.llm.quantize import (
 )
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 
-__all__ = ["DEFAULT_SCHEME", "FLOAT32", "load", "rounded_again"]
+__all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def load(
             loaded = load_source(source, _Built(plan, None, None), context_length=context, progress=progress)
         else:
             kept = PackedCache() if cache else None
-            with packing(source, plan.how(), _Packer(plan, target), device=target, cache=kept) as pack:
+            with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
                 build = _Built(plan, target, pack)
                 loaded = load_source(source, build, context_length=context, progress=progress)
     return Model(loaded, scheme=scheme, device=target)
@@ -154,6 +154,29 @@ def rounded_again(source: ModelSource, scheme: str) -> str | None:
         f"{source.path.name} stores weights as {' and '.join(blocks)}; {scheme} rounds them a second time. "
         "Scheme gguf takes Q4_0, Q4_1 and Q8_0 over as they are."
     )
+
+
+class Packer:
+    """Quantizes weights as `quick_recipe` says and puts them onto a device: what `load` packs by.
+
+    Parameters
+    ----------
+    scheme : str or callable
+        Of all layers, or from the name of a layer to its scheme.
+    device : Device
+        Where they are put.
+    """
+
+    def __init__(self, scheme: str | Callable[[str], str], device: Device) -> None:
+        self._scheme, self._device = scheme, device
+
+    def __call__(self, weight: Float32, name: str) -> Linear:
+        """Make the product of a layer of its weight ``(N, K)``."""
+        scheme = self._scheme if isinstance(self._scheme, str) else self._scheme(name)
+        recipe = quick_recipe(scheme)
+        if recipe.parts.weight_bits == 16:
+            return npu_pack(scheme, self._device)(weight, name)
+        return NpuQuantizedLinear.of_layer(quantize_layer(weight, recipe, name=name), self._device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,20 +245,6 @@ class _Built:
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)
         return self._pack(weight, name)
-
-
-class _Packer:
-    """Quantizes a weight as `quick_recipe` says and puts it onto a device."""
-
-    def __init__(self, plan: _Plan, device: Device) -> None:
-        self._plan, self._device = plan, device
-
-    def __call__(self, weight: Float32, name: str) -> Linear:
-        scheme = self._plan.of(name)
-        recipe = quick_recipe(scheme)
-        if recipe.parts.weight_bits == 16:
-            return npu_pack(scheme, self._device)(weight, name)
-        return NpuQuantizedLinear.of_layer(quantize_layer(weight, recipe, name=name), self._device)
 
 
 def _quantized(

@@ -29,11 +29,6 @@ PROMPT = [10, 200, 30, 40]
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(scope="module")
 def model(tiny: Any) -> Iterator[Model]:
     with npumatmul.llm.load(tiny.path, "float32") as model:
