@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1, help="of the load from a full cache; the median counts")
     options = parser.parse_args()
     print(f"{options.scheme}\n")
-    print("| model | load | s | of the first | weights built | packed MB | peak MB | peak less largest layer, of packed |")
+    print(
+        "| model | load | s | of the first | weights built | packed MB | peak MB | peak less largest layer, of packed |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for path in options.models or [fetch_demo_model()]:
         with tempfile.TemporaryDirectory() as folder:

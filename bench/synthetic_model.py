@@ -58,7 +58,12 @@ def tokens() -> list[str]:
     spelled = {byte: chr(byte) for byte in plain}
     others = (byte for byte in range(256) if byte not in spelled)
     spelled.update({byte: chr(256 + i) for i, byte in enumerate(others)})
-    return [*(spelled[byte] for byte in range(256)), "<|im_end|>", *(f"<|made-up-{i}|>" for i in range(VOCAB - 257))]
+    return [
+        *(spelled[byte] for byte in range(256)),
+        "<|im_end|>",
+        "ĠĠ",
+        *(f"<|made-up-{i}|>" for i in range(VOCAB - 258)),
+    ]
 
 
 class Values:
@@ -103,7 +108,7 @@ def write_gguf(path: Path, kind: str, layers: int, architecture: str) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens())
-    writer.add_token_types([1] * 256 + [3] * (VOCAB - 256))
+    writer.add_token_types([1] * 256 + [3, 1] + [5] * (VOCAB - 258))
     writer.add_token_merges(["Ġ Ġ"])
     writer.add_eos_token_id(256)
     for _, name, shape in tensors(layers):
@@ -147,7 +152,7 @@ def write_folder(folder: Path, layers: int) -> None:
     added = [{"id": i, "content": each, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
               "normalized": False} for i, each in enumerate(listed) if i in (256,)]  # fmt: skip
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    model = {"type": "BPE", "vocab": {each: i for i, each in enumerate(listed)}, "merges": []}
+    model = {"type": "BPE", "vocab": {each: i for i, each in enumerate(listed)}, "merges": ["Ġ Ġ"]}
     content = {"version": "1.0", "added_tokens": added, "pre_tokenizer": level, "decoder": level, "model": model}
     (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
