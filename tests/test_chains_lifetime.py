@@ -94,7 +94,7 @@ def test_many_products_leave_nothing_behind(fresh_device: npu.Device) -> None:
                 elif turn % 3 == 1:
                     x.close()
 
-        run(80)
+        run(120)  # every number of rows is read, closed and dropped
         gc.collect()
         held = device.memory_stats()
         run(400)

@@ -219,7 +219,9 @@ def test_an_interrupt_while_packing_or_giving_back_holds_no_memory(device: npu.D
 def test_an_interrupt_in_a_product_in_place_leaves_its_arrays_usable(
     device: npu.Device, monkeypatch: pytest.MonkeyPatch, m: int
 ) -> None:
-    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr(
+        "npumatmul.running.in_place.plan_matmul", lambda *_, **__: SimpleNamespace(modelled_seconds=None)
+    )
     a, b = (RNG.integers(-9, 9, shape).astype(np.float16) for shape in ((m, 576), (576, 1536)))
     expected = a.astype(np.float32) @ b.astype(np.float32)
     x, w, out = npu.asarray(a, device=device), npu.pack(b, device=device), npu.empty((m, 1536), device=device)

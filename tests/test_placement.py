@@ -208,7 +208,7 @@ def test_every_core_takes_its_tiles(seed: int, cores: int) -> None:
         plan = replace(plan, n_spans=spans, cores=3)
         owners = tuple(int(core) for core in rng.integers(0, cores, len(spans)))
 
-        def by_hand(m: int, weight: WeightPlan, images: int) -> MatmulPlan:
+        def by_hand(m: int, weight: WeightPlan, images: int, timings: object) -> MatmulPlan:
             return replace(plan_matmul(m, weight, share="tiles"), cores=cores, tile_cores=owners)
 
         patch.setattr(programs, "plan_matmul", by_hand)

@@ -350,19 +350,20 @@ def test_many_rows_of_a_narrow_weight_are_shared_by_cores(k: int, n: int) -> Non
     assert sum(rows) == 4096
     assert max(rows) - min(rows) < 8 + 4, "balanced, up to the multiple of four"
     assert plan.a_bytes == 3 * max(s.padded for s in plan.m_spans) * sum(s.padded for s in weight.k_spans)
-    # A once, by all cores together; B once per core and 98304 bytes of A; start, joining and binding
+    # A once, by all cores together; B once per core and as many rows as stay on the chip; start, joining and binding
     padded_n = sum(s.padded for s in weight.n_spans)
-    fewest = 4096 * k / 28e9
+    model = TIMINGS["rk3588"]
+    fewest = 4096 * k / model.bandwidth_all_cores
     assert plan.modelled is not None
     assert plan.modelled.device > fewest
-    reads = sum(
-        -(-s.padded // (98304 // k)) for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == 0
-    )
+    resident = model.resident_rows(MatmulType.INT8_INT8_INT32, k)
+    reads = sum(-(-s.padded // resident) for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == 0)
     own = sum(s.padded for s, core in zip(plan.m_spans, plan.range_cores, strict=True) if core == 0)
     ranges = plan.range_cores.count(0)
     if (len(weight.k_spans), len(weight.n_spans)) == (1, 1):
-        traffic = (reads * k * padded_n + own * (k + 4 * padded_n)) / (28e9 / 3)
-        assert plan.modelled.device == pytest.approx(67e-6 + ranges * 33e-6 + traffic, rel=0.02)
+        traffic = (reads * k * padded_n + own * (k + 4 * padded_n)) / (model.bandwidth_all_cores / 3)
+        fixed = model.join_seconds + ranges * model.start_seconds
+        assert plan.modelled.device == pytest.approx(fixed + traffic, rel=0.02)
     assert "ranges on core 0" in str(plan)
     assert "tiles on" not in str(plan)
     assert json.loads(plan.to_json())["range_cores"] == list(plan.range_cores)
@@ -370,7 +371,7 @@ def test_many_rows_of_a_narrow_weight_are_shared_by_cores(k: int, n: int) -> Non
 
 
 def test_rows_are_shared_where_that_is_asked_for_and_goes() -> None:
-    weight = plan_weight(64, 4096, MatmulType.INT8_INT8_INT32, CHIPS["rk3588"])
+    weight = plan_weight(64, 4096, MatmulType.INT8_INT8_INT32, CHIPS["rk3588"], n_tiles=3)
     assert plan_matmul(512, weight).range_cores == (), "tiles can be shared, which is as fast"
     two = plan_matmul(20, weight, share="rows", cores=2)
     assert (two.cores, [(s.start, s.length) for s in two.m_spans], two.range_cores) == (2, [(0, 12), (12, 8)], (0, 1))
@@ -383,9 +384,9 @@ def test_rows_are_shared_where_that_is_asked_for_and_goes() -> None:
     assert plan_matmul(4096, weight, share="rows", images=6).cores == 2
     with pytest.raises(ValueError, match="1 to 3 cores"):
         plan_matmul(4096, weight, share="rows", cores=4)
-    unknown = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3576"])
-    assert plan_matmul(4096, unknown).range_cores == (), "without a model nothing is shared by rows unasked"
-    assert set(plan_matmul(4096, unknown, share="rows").range_cores) == {0, 1}
+    unknown = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3576"], timings={})
+    assert plan_matmul(4096, unknown, timings={}).range_cores == (), "without a model nothing is shared by rows unasked"
+    assert set(plan_matmul(4096, unknown, share="rows", timings={}).range_cores) == {0, 1}
     single = plan_weight(64, 32, MatmulType.INT8_INT8_INT32, CHIPS["rk3566"])
     with pytest.raises(ValueError, match="cannot be shared"):
         plan_matmul(4096, single, share="rows")

@@ -162,7 +162,9 @@ def test_eight_threads_under_faults_while_weights_come_and_go(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limited: bool
 ) -> None:
     """Every product is right or raises; nobody waits for ever; afterwards all is as it was before."""
-    monkeypatch.setattr("npumatmul.running.in_place.plan_matmul", lambda *_: SimpleNamespace(modelled_seconds=None))
+    monkeypatch.setattr(
+        "npumatmul.running.in_place.plan_matmul", lambda *_, **__: SimpleNamespace(modelled_seconds=None)
+    )
     caplog.set_level(logging.CRITICAL, "npumatmul")  # exceptions that are logged hold what their frames do
     with npu.Device("sim:rk3588") as device:
         before = device.memory_stats()

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.bench.cases import Case
-from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
@@ -208,9 +207,9 @@ def measure(
     for step in Step:
         if step is not Step.CREATE:
             del seconds[step][:warmup]
-    model = TIMINGS.get(device.chip.soc)
+    model = device.chip.timings.get(device.chip.soc)
     modelled = None
-    if model is not None:
+    if model is not None and model.knows(case.mm_type):
         modelled = model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
     return Measurement(case, seconds, modelled, device.simulated, device.name, plan.cores)
 

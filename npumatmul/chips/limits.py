@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from npumatmul.chips.cells import Cell
 from npumatmul.chips.native_rows import NativeRows
@@ -22,6 +22,7 @@ from npumatmul.chips.table import (
     build_type,
     capabilities,
 )
+from npumatmul.chips.timing import TIMINGS, TimingModel, find_timing
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.rknn.version import RuntimeVersion
@@ -141,6 +142,8 @@ class Chip:
         The version that the chip is looked at under; the newest that is known, where none was named.
     probed : ProbeResults or None
         What was found on this machine; it overrides the table for the runtime that it was found under.
+    timings : mapping of str to TimingModel
+        The constants that its time is modelled by, under its name; empty where nothing is known.
     """
 
     soc: str
@@ -151,10 +154,12 @@ class Chip:
     int4_log_level: int
     runtime: RuntimeVersion = NEWEST_RUNTIME
     probed: ProbeResults | None = None
+    timings: Mapping[str, TimingModel] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, table: Capabilities) -> Chip:
-        """Chip out of the table."""
+    def of(cls, table: Capabilities, timing: TimingModel | None = None) -> Chip:
+        """Chip out of the table, with the constants that its time is modelled by; by default those that are known."""
+        timing = TIMINGS.get(table.soc) if timing is None else timing
         limits = {
             t: TypeLimits.of(row, broken_extents(table.soc, t, table.runtime))
             for t, row in table.types.items()
@@ -177,6 +182,7 @@ class Chip:
             table.int4_log_level.value,
             table.runtime,
             table.probed,
+            {} if timing is None else {table.soc: timing},
         )
 
     @property
@@ -257,7 +263,7 @@ def chip(soc: str) -> Chip:
 
 
 def chip_here(soc: str, runtime: RuntimeVersion, simulated: bool = False) -> Chip:
-    """A chip with what `npumatmul probe` found on this machine under this runtime: what a device plans with.
+    """A chip with what was found and fitted on this machine, under this runtime: what a device plans with.
 
     Raises
     ------
@@ -269,4 +275,4 @@ def chip_here(soc: str, runtime: RuntimeVersion, simulated: bool = False) -> Chi
     >>> chip_here("rk3588", RuntimeVersion(2, 3, 2), simulated=True).soc
     'rk3588'
     """
-    return Chip.of(capabilities(soc, runtime, simulated=simulated))
+    return Chip.of(capabilities(soc, runtime, simulated=simulated), find_timing(soc, simulated))

@@ -194,7 +194,7 @@ class Matmul(Generic[Result]):
             operands.weights.hold(hold)
             weights = [operands.weights.at(index) for index in shapes.indices()]
             assert weights[0].plan is not None  # only a weight without elements has none
-            plan = plan_matmul(shapes.rows, weights[0].plan)
+            plan = plan_matmul(shapes.rows, weights[0].plan, timings=weights[0].device.chip.timings)
         finally:
             operands.weights.let_go(hold)
         self._log(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from npumatmul.chips.timing import TimingModel, Work
+from npumatmul.chips.timing import Estimate, TimingModel, Work
 from npumatmul.chips.types import MatmulType
 
 __all__ = ["LEAST_GAIN", "ModelledTime", "TileCosts", "tile_cores"]
@@ -49,18 +49,27 @@ class ModelledTime:
         `rknn_matmul_set_io_mem` of that core.
     host : float
         Packing A, storing C and adding partial sums.
+    within : float
+        The factor that nine tenths of such times are right to.
     """
 
     device: float
     binding: float
     host: float
+    within: float = 1.0
 
     @property
     def seconds(self) -> float:
         return self.device + self.binding + self.host
 
+    @property
+    def estimate(self) -> Estimate:
+        """All together, with what it may be wrong by."""
+        return Estimate.within(self.seconds, self.within)
+
     def __add__(self, other: ModelledTime) -> ModelledTime:
-        return ModelledTime(self.device + other.device, self.binding + other.binding, self.host + other.host)
+        within = max(self.within, other.within)
+        return ModelledTime(self.device + other.device, self.binding + other.binding, self.host + other.host, within)
 
 
 @dataclass
@@ -96,7 +105,7 @@ class TileCosts:
     def of(self, rows: int, cores: int) -> ModelledTime:
         """Time of `rows` rows of the device, at once, on so many cores."""
         what = self._on(cores)
-        return ModelledTime(what.device_seconds(rows), what.binding, rows * what.host_row)
+        return ModelledTime(what.device_seconds(rows), what.binding, rows * what.host_row, self.model.within)
 
     def seconds(self, rows: int, cores: int) -> float:
         known = self._seconds.get((rows, cores))
@@ -125,7 +134,8 @@ class TileCosts:
         busiest = max(sum(alone.device_seconds(rows) for rows in sizes) for sizes in shares)
         rows = sum(map(sum, shares))
         # each core packs and stores rows of its own, but how fast several do so at once is not known
-        return ModelledTime(join + busiest, max(map(len, shares)) * alone.binding, rows * alone.host_row)
+        binding = max(map(len, shares)) * alone.binding
+        return ModelledTime(join + busiest, binding, rows * alone.host_row, self.model.within)
 
     def range_seconds(self, rows: int, cores: int) -> float:
         """What a range of rows takes on its core, with all tiles, while so many cores have rows of their own."""

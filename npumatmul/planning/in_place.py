@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from npumatmul.chips import Chip
-from npumatmul.chips.timing import TIMINGS, TimingModel
+from npumatmul.chips.timing import TimingModel
 from npumatmul.chips.types import MatmulType
 from npumatmul.planning.buckets import row_buckets
 from npumatmul.planning.cost import ModelledTime
@@ -50,7 +50,7 @@ def plan_in_place(
     mm_type: MatmulType,
     chip: Chip,
     room: int | None = None,
-    timings: Mapping[str, TimingModel] = TIMINGS,
+    timings: Mapping[str, TimingModel] | None = None,
 ) -> MatmulPlan | None:
     """Cut `m` rows, at least 1, of a product in place: by modelled time, or for one core where nothing is known.
 
@@ -64,7 +64,8 @@ def plan_in_place(
     chip : Chip
     room : int, optional
         Rows that can be read and written; as many as `padded_rows` are always enough.
-    timings : mapping of str to TimingModel
+    timings : mapping of str to TimingModel, optional
+        Instead of the chip's own (`Chip.timings`).
 
     Returns
     -------
@@ -83,7 +84,7 @@ def plan_in_place(
     alignment, buckets = chip.memory.slice_alignment, _buckets(chip)
     rows_bytes = mm_type.a.nbytes(weight.k), mm_type.c.nbytes(weight.n)
     step = math.lcm(*(alignment // math.gcd(alignment, each) for each in rows_bytes))
-    model = timings.get(chip.soc)
+    model = (chip.timings if timings is None else timings).get(chip.soc)
     model = model if model is not None and model.knows(mm_type) else None
     whole = replace(
         weight, mm_type=mm_type, n_spans=(Span(0, weight.n, weight.n),), ac_native=False, buckets=buckets, cores=1,
@@ -103,9 +104,11 @@ def plan_in_place(
         for used in range(1, min(chip.cores, len(spans)) + 1):
             runs = -(-len(spans) // used)
             most = max(span.padded for span in spans)
-            start = model.start_seconds if used == 1 else model.start_seconds_all_cores
-            device = start + runs * model.work_seconds(mm_type, most, weight.k, weight.n, used)
-            time = ModelledTime(device, runs * 3 * model.bind_seconds, 0.0)
+            join = model.join_seconds if used > 1 else 0.0
+            # No conversion: normal A and C were seen to be used where they stand (facts 14), and C is as A's type is.
+            work = model.work_seconds(mm_type, most, weight.k, weight.n, used)
+            device = join + runs * (model.start_seconds + work)
+            time = ModelledTime(device, runs * 3 * model.bind_seconds, 0.0, model.within)
             better = best is None or best.modelled is None or (time.seconds, len(spans)) < (
                 best.modelled.seconds, len(best.m_spans)
             )  # fmt: skip

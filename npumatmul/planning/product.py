@@ -157,8 +157,9 @@ class MatmulPlan:
             rows.append(
                 (
                     "time",
-                    f"modelled {t.seconds * 1e3:.3f} ms on the chip, not measured: runs {t.device * 1e3:.3f}, "
-                    f"binding {t.binding * 1e3:.3f}, packing and storing {t.host * 1e3:.3f}",
+                    f"modelled {t.seconds * 1e3:.3f} ms on the chip, not measured ({t.estimate.low * 1e3:.3f} to "
+                    f"{t.estimate.high * 1e3:.3f}): runs {t.device * 1e3:.3f}, binding {t.binding * 1e3:.3f}, packing "
+                    f"and storing {t.host * 1e3:.3f}",
                 )
             )
         head = (
@@ -204,13 +205,13 @@ def plan_matmul(
     >>> from npumatmul.chips.types import MatmulType
     >>> weight = plan_weight(64, 100, MatmulType.INT8_INT8_INT32, chip("rk3588"))
     >>> print(plan_matmul(5, weight))  # doctest: +ELLIPSIS
-    (5, 64) @ (64, 100)  INT8_INT8_INT32 on rk3588: 1 runs on 1 core, 2.048x the work
-      M      5 as 8; registered 1, 4, 8, ...
+    (5, 64) @ (64, 100)  INT8_INT8_INT32 on rk3588: 1 runs on 1 core, 3.072x the work
+      M      5 as 12; registered 1, 4, 12, ...
       K      64
       N      100 as 128; tiles on core 0: 1
       layout B native, A and C native
-      bytes  B 8192 (21.9% padding), A 512, C 4096
-      time   modelled 0.049 ms on the chip, not measured: runs 0.034, binding 0.015, packing and storing 0.000
+      bytes  B 8192 (21.9% padding), A 768, C 6144
+      time   modelled 0.047 ms on the chip, not measured (0.030 to 0.072): runs 0.031, binding 0.015, packing and ...
     """
     if m < 1:
         raise ValueError(f"plan_matmul: M must be at least 1, got {m}")

@@ -161,7 +161,7 @@ def plan_weight(
     measured_cores: Sequence[tuple[int, int]] = (),
     measured_shared: Sequence[int] = (),
     rows: Sequence[int] = ROWS_MIX,
-    timings: Mapping[str, TimingModel] = TIMINGS,
+    timings: Mapping[str, TimingModel] | None = None,
 ) -> WeightPlan:
     """Cut a weight of shape (K, N), both at least 1.
 
@@ -193,9 +193,9 @@ def plan_weight(
         Those of them for which it was best that cores share rows.
     rows : sequence of int
         Numbers of rows that the weight is cut for; the product of their modelled times is what is made small.
-    timings : mapping of str to TimingModel
-        By chip. Without a model for chip and type, K and N are cut into as few spans as limits allow, N into a
-        multiple of the cores where it is wide enough, and all cores are used.
+    timings : mapping of str to TimingModel, optional
+        By chip, instead of the chip's own (`Chip.timings`). Without a model for chip and type, K and N are cut into as
+        few spans as limits allow, N into a multiple of the cores where it is wide enough, and all cores are used.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def plan_weight(
         limits = _within(limits, limits.native_rows)
     if ac_native and not documented:
         raise ValueError(f"plan_weight: no source documents native A and C of {mm_type.name} on {chip.soc} (Q6)")
-    model = timings.get(chip.soc)
+    model = (chip.timings if timings is None else timings).get(chip.soc)
     plan = _plan_weight(
         _Wanted(
             chip.soc, mm_type, k, n, limits, layouts,

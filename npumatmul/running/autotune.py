@@ -1,6 +1,6 @@
 """Measures ways to run a weight's products on the device at hand, and keeps the best.
 
-The model of `timing.py` was fitted to other people's boards. Here tiles, cores, layout and buckets are tried on the
+The model of `chips.timing` was fitted to other people's boards. Here tiles, cores, layout and buckets are tried on the
 device, beginning with what the model likes best, each step with what the step before chose.
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.chips.layout import round_up
+from npumatmul.chips.timing import TimingModel
 from npumatmul.chips.types import ElementType
 from npumatmul.device.device import Device
 from npumatmul.errors import NpuMemoryError
@@ -330,11 +331,11 @@ def _cuts(device: Device, weight: WeightShape, k_parts: int, rows: tuple[int, ..
         if slices >= least_k
     )
     found.pop(base, None)
-    return [base, *sorted(found, key=lambda plan: _modelled(plan, rows))]
+    return [base, *sorted(found, key=lambda plan: _modelled(plan, rows, device.chip.timings))]
 
 
-def _modelled(plan: WeightPlan, rows: tuple[int, ...]) -> float:
-    costs = costs_of(plan)
+def _modelled(plan: WeightPlan, rows: tuple[int, ...], timings: Mapping[str, TimingModel]) -> float:
+    costs = costs_of(plan, timings)
     if costs is None:  # as few runs as can be
         return float(len(plan.k_spans) * len(plan.n_spans))
     parts = ((m * plan.row_images, -(-m * plan.row_images // plan.m_max)) for m in rows)

@@ -217,7 +217,8 @@ class InPlaceProgram(Runs):
         # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
         if (len(in_place.m_spans) > 1 or len(weight.tiles) > 1) and not device.runtime.has("rknn_mem_sync"):
             return None
-        seconds, copying = in_place.modelled_seconds, plan_matmul(m, plan).modelled_seconds
+        copied = plan_matmul(m, plan, timings=device.chip.timings)
+        seconds, copying = in_place.modelled_seconds, copied.modelled_seconds
         return None if seconds is not None and copying is not None and seconds > copying else cls(weight, in_place)
 
     def multiply_array(self, a: Buffer, a_offset: int = 0, out: Buffer | None = None, out_offset: int = 0) -> Buffer:

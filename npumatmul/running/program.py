@@ -61,7 +61,8 @@ class Program(Runs):
         result_scale: float | None = None,
     ) -> None:
         scales = None if result_scale is None else device_scales(weight, activation, result_scale)
-        super().__init__(weight, plan_matmul(m, weight.plan, images=weight.images), activation, scales)
+        plan = plan_matmul(m, weight.plan, images=weight.images, timings=weight.device.chip.timings)
+        super().__init__(weight, plan, activation, scales)
         self._element = result_element(weight, activation, dtype, result_scale)
         self._floats = self._element not in (Element.INT32, Element.INT8)
         self._reads, self._dtype = activation.read_as, dtype
@@ -134,6 +135,20 @@ class Program(Runs):
         failed = self._attempt(call, a, out, buffers, after=after)
         if failed is not None:
             self._repeat(failed, call, a, out, buffers, after=after)
+
+    def multiply_rows(self, a: NDArray[Any], out: NDArray[Any], buffers: tuple[Buffer, ...] = ()) -> None:
+        """As `multiply`, of what its caller made for it: nothing is looked at.
+
+        Parameters
+        ----------
+        a, out : ndarray, shape (M, K) and (M, N)
+            In C order, of the types that the activation reads and that the result has. Nobody else knows `out` yet.
+        buffers : tuple of Buffer
+            In which `a` stands; nobody may close them meanwhile.
+        """
+        failed = self._attempt(None, a, out, buffers)
+        if failed is not None:
+            self._repeat(failed, None, a, out, buffers)
 
     def defer(
         self,

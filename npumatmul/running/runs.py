@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any
 
 from npumatmul.device.budget import NO_ROOM
@@ -55,6 +56,8 @@ class Runs:
         self._plan, self._activation, self._scales = plan, activation, scales
         self._placement = Placement.of(weight.device)
         self._bound: list[BoundProgram] = []
+        #: That of the last call.
+        self._last_bound: BoundProgram | None = None
 
     def _attempt(
         self,
@@ -98,8 +101,9 @@ class Runs:
         leases, waiting = session.leases, None
         try:
             while True:
-                lease = Lease(weight.tiles, out, computes, buffers)
-                bound = None
+                lease: Lease | None = None
+                bound: BoundProgram | None = None
+                others: Sequence[Lease] = ()
                 try:
                     with session.lock:
                         if session.closed:
@@ -111,18 +115,21 @@ class Runs:
                                 raise ClosedError("this NPU buffer is closed")
                         if device.released:
                             device.collect()
-                        ended = leases.ended
-                        others = leases.enter(lease)
+                        ended, last = leases.ended, self._last_bound
+                        lease = None if last is None else last.last_lease()
+                        if lease is not None and leases.enter_again(lease):  # nearly always
+                            lease.over, lease.thread = False, get_ident()
+                            lease.stores, lease.computes, lease.buffers = out, computes, buffers
+                            bound = last
+                        else:
+                            lease = Lease(weight.tiles, out, computes, buffers)
+                            others = leases.enter(lease)
                         if not others:
                             try:
                                 if device.weights.unsynchronised:
                                     device.weights.flush()
-                                for each in self._bound:
-                                    if each.acquire(lease):
-                                        bound = each
-                                        break
-                                else:
-                                    bound = self._bind(lease)
+                                if bound is None:
+                                    bound = self._acquire(lease)
                                 ready = call if call is None or isinstance(call, Call) else call(bound)
                             except NO_ROOM as error:
                                 bound, waiting = None, waiting or Waiting(session)
@@ -159,8 +166,12 @@ class Runs:
                         bound.give_up(session, weight, [buffer._memory for buffer in buffers], (call, a, out))
                     raise
                 finally:
-                    lease.over = True
-                    leases.leave(lease)
+                    if lease is not None:
+                        lease.over = True
+                        lease.stores, lease.buffers = None, ()
+                        leases.leave(lease)
+                        if lease.worn and bound is not None:
+                            bound.forget_lease(lease)
                 waiting = waiting or Waiting(session)
                 waiting.wait(others)
         except RknnError as error:
@@ -180,6 +191,15 @@ class Runs:
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
+
+    def _acquire(self, lease: Lease) -> BoundProgram:
+        """The program bound to what a lease is of from now on."""
+        for each in self._bound:
+            if each.acquire(lease):
+                self._last_bound = each
+                return each
+        self._last_bound = bound = self._bind(lease)
+        return bound
 
     def _bind(self, lease: Lease) -> BoundProgram:
         """The program bound once more: those that there are are in use or broken."""

@@ -22,7 +22,8 @@ from npumatmul.running.in_place import InPlaceProgram, type_in_place
 if TYPE_CHECKING:
     from npumatmul.ops.product import Product
 
-_new = NpuArray.__new__
+_new, _new_pending = NpuArray.__new__, Pending.__new__
+_empty, _ndarray = np.empty, np.ndarray
 
 __all__ = ["ArrayProduct", "is_stored_at_once"]
 
@@ -98,21 +99,25 @@ class ArrayProduct:
         state: Any = memory.state if type(memory) is Pending else memory
         if self._is_stored and out is None:  # there are no calls that can be spared
             buffers: tuple[Buffer, ...] = ()
-            if type(state) is np.ndarray and a._dense:
+            if type(state) is _ndarray and a._dense:
                 rows = state
             elif type(state) is Buffer and self._reads_rows:
                 rows, buffers = state.rows(a.shape, self._a, a.offset), (state,)
             else:
                 return self._at_once_of(a, state, epilogue, bias)
             program = self._plain_program
-            if program is None or (bias is not None and not self._floats):
+            if program is not None and epilogue is None and bias is None:
+                values = _empty(self._shape, self._dtype)
+                program.multiply_rows(rows, values, buffers)
+            elif program is None or (bias is not None and not self._floats):
                 values = self._compute(rows, None, epilogue, bias, buffers=buffers)
             else:
                 values = np.empty(self._shape, self._dtype)
                 program.multiply(rows, values, epilogue, bias, fresh=True, buffers=buffers)
-            made = _new(NpuArray)
+            made, pending = _new(NpuArray), _new_pending(Pending)
+            pending.device, pending.nbytes, pending._results, pending.state = device, self._room, self._results, values
             made.device, made.shape, made.dtype, made.strides = device, self._shape, self._dtype, self._strides
-            made._memory = Pending(device, values, self._room, self._results)
+            made._memory = pending
             made.offset, made.extent, made._dense = 0, self._extent, True
             return made
         if self._type is not None and epilogue is None and bias is None:
