@@ -38,7 +38,8 @@ built = []
 build = npu_pack(scheme, device)
 with open_source(path) as source:
     opened = time.perf_counter()
-    with packing(source, {"scheme": scheme}, build, device=device, cache=PackedCache() if cached == "1" else None) as pack:
+    cache = PackedCache() if cached == "1" else None
+    with packing(source, {"scheme": scheme}, build, device=device, cache=cache) as pack:
         digested = time.perf_counter()
         def linear(layer):
             found = pack.ready(layer.name)
