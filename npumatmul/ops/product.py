@@ -181,7 +181,7 @@ class Product:
             and type(a) is _ndarray
             and a.flags.c_contiguous
         ):
-            program.multiply_rows(a, place, buffers)
+            program.run(None, a, place, buffers)
         elif program is None or (bias is not None and not self._floats):
             self._add(a, place, epilogue, bias, fresh=True)
         else:

@@ -108,7 +108,7 @@ class ArrayProduct:
             program = self._plain_program
             if program is not None and epilogue is None and bias is None:
                 values = _empty(self._shape, self._dtype)
-                program.multiply_rows(rows, values, buffers)
+                program.run(None, rows, values, buffers)
             elif program is None or (bias is not None and not self._floats):
                 values = self._compute(rows, None, epilogue, bias, buffers=buffers)
             else:
