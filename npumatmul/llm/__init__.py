@@ -20,7 +20,7 @@ try:
         windows,
     )
     from npumatmul.llm.models.config import LlamaConfig
-    from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+    from npumatmul.llm.models.decoder import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.llm.models.llama import Float32, Linear, Pack
+from npumatmul.llm.models.decoder import Float32, Linear, Pack
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer

@@ -17,7 +17,7 @@ from npumatmul.errors import PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.llm.files.model_source import ModelSource
-from npumatmul.llm.models.llama import Float32, Linear, Pack
+from npumatmul.llm.models.decoder import Float32, Linear, Pack
 from npumatmul.llm.npu import EXTRAS, linear_of_parts
 from npumatmul.llm.packed_cache import LABEL, PackedCache, key_of
 from npumatmul.ops import PackedWeight

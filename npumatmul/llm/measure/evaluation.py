@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.llama import PREFILL_CHUNK, Float32, KVCache, LlamaModel
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Float32, KVCache, LlamaModel
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 __all__ = [

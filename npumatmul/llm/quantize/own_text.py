@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.llama import LlamaModel
+from npumatmul.llm.models.decoder import LlamaModel
 from npumatmul.llm.run.lockstep import Lockstep
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.tokenizers.protocol import Tokenizer

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel, PromptProgress
+from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
