@@ -663,3 +663,15 @@ def test_iteration_membership_and_comparison() -> None:
         bool(x == plain)
     assert f"{npu.asarray(np.float32(1.5)):.2f}" == "1.50"
     assert complex(npu.asarray(np.float32(1.5))) == 1.5
+
+
+def test_numpy_sees_parts_of_results_that_stand_in_memory_of_the_host() -> None:
+    with npu.Device("sim:rk3588") as device:
+        x = npu.asarray(np.arange(12, dtype=np.float32).reshape(3, 4), device=device)
+        y = x @ np.eye(4, dtype=np.float32)
+        values = np.asarray(y).copy()
+        for part in (np.s_[:, 2:], np.s_[1:, ::2], np.s_[::-1], np.s_[:, 1]):
+            seen = np.asarray(y[part])
+            np.testing.assert_array_equal(seen, values[part])
+            assert np.shares_memory(seen, np.asarray(y))
+        np.testing.assert_array_equal(np.asarray(y.T), values.T)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -494,3 +495,92 @@ def test_whoever_waits_to_be_alone_is_not_overtaken() -> None:
     turn.over = True
     turn.leave()
     assert leases.enter(late) == []
+
+
+def test_a_lease_serves_again_unless_somebody_waits_for_its_end() -> None:
+    leases, mine = Leases(threading.RLock()), Lease()
+    assert leases.enter(mine) == []
+    assert not leases.enter_again(mine)  # somebody is at work
+    mine.over = True
+    leases.leave(mine)
+    assert leases.enter_again(mine)
+    assert not mine.worn
+    mine.over = False
+    waiting = Working(lambda: leases.wait_for([mine]))
+    until(lambda: bool(leases._waiting))
+    assert not leases.enter_again(Lease())
+    mine.over = True
+    leases.leave(mine)
+    assert mine.worn
+    waiting.join()
+
+
+def test_nothing_but_the_caller_holds_operands_and_results(device: npu.Device) -> None:
+    """What serves the next call as well keeps nothing of the last one's."""
+    with npu.use_device(device):
+        weight = npu.pack(np.ones((64, 32), np.float32), "w8a8")
+        for _ in range(3):
+            x = np.ones((2, 64), np.float32)
+            y, array = x @ weight, npu.asarray(x) @ weight
+            values = np.asarray(array)
+            held = [weakref.ref(each) for each in (x, y, array, values)]
+            del x, y, array, values
+            gc.collect()
+            assert [each() for each in held] == [None] * 4
+
+
+@pytest.mark.parametrize("between", ["another weight", "cleared", "a failure", "an error"])
+def test_products_are_right_whatever_was_taken_from_the_last_one(device: npu.Device, between: str) -> None:
+    """Calls that follow each other share contexts and buffers; whatever comes between them takes some of these."""
+    a, first, second = A[:1, :64], B[:64, :32], B[64:128, :32]
+    weight, other = npu.pack(first, device=device), npu.pack(second, device=device)
+    takes: dict[str, Callable[[], object]] = {
+        "another weight": lambda: np.testing.assert_array_equal(a @ other, a.astype(np.int32) @ second),
+        "cleared": lambda: npu.empty_cache(device),
+        "a failure": lambda: fail(times=1),
+        "an error": lambda: fail(times=2),
+    }
+
+    def fail(times: int) -> None:
+        with sim.configured(device, faults=f"run:times={times}:code=-1"):
+            if times == 1:
+                np.testing.assert_array_equal(a @ weight, a.astype(np.int32) @ first)
+            else:
+                with pytest.raises(errors.RknnError, match="in vain"):
+                    a @ weight
+
+    a @ weight
+    contexts = device.stats().contexts
+    for _ in range(3):
+        for _ in range(2):
+            np.testing.assert_array_equal(a @ weight, a.astype(np.int32) @ first)
+        takes[between]()
+    a @ other
+    a @ weight
+    assert device.stats().contexts == contexts
+    assert not at_work(device)
+
+
+def test_what_is_cleared_during_a_product_goes_when_it_ends(
+    device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a further product, and though its program may run again."""
+    a, weight = A[:1, :64], npu.pack(B[:64, :32], device=device)
+    execute, held = Executor.execute, []
+
+    def workspaces() -> int:
+        device.session.collect()  # as any call does
+        return device.memory_stats().domains[0].workspaces
+
+    def clearing(*given: Any) -> int:
+        npu.empty_cache(device)
+        held.append(workspaces())
+        return execute(*given)
+
+    for _ in range(2):
+        a @ weight
+        with monkeypatch.context() as patched:
+            patched.setattr(Executor, "execute", clearing)
+            np.testing.assert_array_equal(a @ weight, a.astype(np.int32) @ B[:64, :32])
+        assert held.pop() > 0
+        assert workspaces() == 0

@@ -53,9 +53,11 @@ class Lease:
         Whose it is.
     given_up : bool
         Whether nobody waits for it any more.
+    worn : bool
+        Whether it serves no further call: somebody waits for its end, or what it is of was taken away.
     """
 
-    __slots__ = ("__weakref__", "buffers", "computes", "given_up", "over", "ref", "stores", "thread", "weight")
+    __slots__ = ("__weakref__", "buffers", "computes", "given_up", "over", "ref", "stores", "thread", "weight", "worn")
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Lease:
         self.weight, self.stores = weight, stores
         self.computes, self.buffers = computes, buffers
         self.thread = get_ident()
-        self.given_up = False
+        self.given_up = self.worn = False
 
     def disturbs(self, other: Lease) -> bool:
         """Whether caches would forget, when one of both synchronises an allocation, what the other stores there."""
@@ -150,6 +152,13 @@ class Leases:
         self._entered.add(lease)
         return []
 
+    def enter_again(self, lease: Lease) -> bool:
+        """Begin to be at work with a lease that was over; not where anybody else is at work, or waits."""
+        if self._entered or self._bars or self._waiting:
+            return False
+        self._entered.add(lease)
+        return True
+
     def bar(self, lease: Lease) -> None:
         """Let no other thread begin until a lease is over."""
         with self._lock:
@@ -160,6 +169,7 @@ class Leases:
         self.ended += 1
         self._entered.discard(lease)
         while self._waiting:
+            lease.worn = True  # else those who wait might find it in use again, and again
             try:
                 self._waiting.popleft().put(None)
             except IndexError:  # another thread was faster

@@ -47,7 +47,8 @@ __all__ = ["matmul", "matmul_async"]
 
 #: One product is nobody's phase: it is logged where details are asked for.
 _ONCE = MatmulOptions(level=logging.DEBUG)
-_is_logged = _ONCE.logger.isEnabledFor
+_is_logged, _DEBUG = _ONCE.logger.isEnabledFor, logging.DEBUG
+_ndarray = np.ndarray
 
 
 @overload
@@ -151,24 +152,30 @@ def matmul(
     (5, 4, 2, 7)
     """
     asked: Any = None
-    place: Any = out
-    if type(out) is tuple and len(out) == 1:
-        place = out[0]
-    usual = (place is None or type(place) is np.ndarray) and scheme is None and precision is None
-    usual = usual and (device is None or (type(b) is PackedWeight and device is b.device))
-    if usual and (type(a) is np.ndarray or type(a) is NpuArray) and type(b) is PackedWeight:
-        asked = a.shape, a.dtype, dtype, epilogue.dtype if isinstance(epilogue, Epilogue) else epilogue
+    left: Any = a
+    kind = type(left)
+    place: Any = out[0] if type(out) is tuple and len(out) == 1 else out
+    if (
+        type(b) is PackedWeight
+        and (kind is _ndarray or kind is NpuArray)
+        and (place is None or type(place) is _ndarray)
+        and (device is None or device is b.device)
+        and scheme is None
+        and precision is None
+    ):
+        finishes = epilogue.dtype if epilogue is not None and isinstance(epilogue, Epilogue) else epilogue
+        asked = left.shape, left.dtype, dtype, finishes
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up
             prepared = asked = None
-        if prepared is not None and not _is_logged(logging.DEBUG):
+        if prepared is not None and not _is_logged(_DEBUG):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
-            if type(a) is np.ndarray:
-                return prepared.compute(a, place, epilogue, bias)
-            if place is None and isinstance(a, NpuArray):
-                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+            if kind is _ndarray:
+                return prepared.compute(left, place, epilogue, bias)
+            if place is None:
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(left, epilogue, bias)
                 if made is not None:
                     return made
     if type(a) not in OWN or type(b) not in OWN or type(place) not in OWN:

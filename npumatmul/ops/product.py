@@ -26,6 +26,7 @@ __all__ = ["Product", "finish_rows", "remember"]
 
 #: Products that a weight remembers.
 _REMEMBERED = 32
+_empty, _ndarray = np.empty, np.ndarray
 _F32, _U8, _I8, _I32 = (np.dtype(each) for each in (np.float32, np.uint8, np.int8, np.int32))
 
 
@@ -58,6 +59,8 @@ class Product:
         Of the weight.
     reads_rows : bool
         Whether the executor reads rows of the left operand as they stand.
+    as_it_stands : bool
+        Whether there is also nothing to be done to the result but by the executor: both are matrices.
 
     Raises
     ------
@@ -100,6 +103,7 @@ class Product:
         self._any_value = packed.scheme.takes_any_value
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
+        self.as_it_stands = self.reads_rows and self._flat and not shapes.empty
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
         self.program = None if shapes.empty else self._program_for(dtype)
@@ -166,11 +170,20 @@ class Product:
         ndarray
             `out`, or a new one.
         """
-        program = self.program
         if out is not None:
             return self._compute_into(a, out, epilogue, bias, owned)
-        place: NDArray[Any] = np.empty(self._matrix, self.dtype)
-        if program is None or (bias is not None and not self._floats):
+        program = self.program
+        place: NDArray[Any] = _empty(self._matrix, self.dtype)
+        if (
+            program is not None
+            and self.as_it_stands
+            and epilogue is None
+            and bias is None
+            and type(a) is _ndarray
+            and a.flags.c_contiguous
+        ):
+            program.run(None, a, place, buffers)
+        elif program is None or (bias is not None and not self._floats):
             self._add(a, place, epilogue, bias, fresh=True)
         else:
             rows = a if self.reads_rows and a.shape == self._rows else self._read(a)

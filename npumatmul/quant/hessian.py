@@ -87,7 +87,9 @@ class Hessian:
         >>> Hessian.from_sums([[1, 2], [2, 5]], 2)
         Hessian(2, samples=2)
         """
-        sums = [np.array(each, np.float64) for each in (matrix, drift) if each is not None]
+        sums = [
+            float_array(each, "Hessian.from_sums").astype(np.float64) for each in (matrix, drift) if each is not None
+        ]
         shape = sums[0].shape
         if len(shape) != 2 or any(each.shape != (shape[0], shape[0]) for each in sums):
             raise ValueError(f"Hessian.from_sums: sums are of shape (K, K), not {[each.shape for each in sums]}")
@@ -232,7 +234,7 @@ class Hessian:
         return np.asarray(np.einsum("nk,nk->n", rows @ self.matrix.astype(np.float64), rows))
 
     def _changes(self, w: ArrayLike, method: str) -> NDArray[np.float64]:
-        rows = np.asarray(w, np.float64)
+        rows = float_array(w, f"Hessian.{method}").astype(np.float64, copy=False)
         if rows.ndim != 2 or rows.shape[1] != self.features:
             raise ValueError(f"Hessian.{method}: takes an array of shape (N, {self.features}), not {rows.shape}")
         return rows

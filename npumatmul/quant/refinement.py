@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.quant.functions import float_array
 from npumatmul.quant.hessian import Hessian
 from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
@@ -53,7 +54,7 @@ def refine(
     >>> bool(hessian.error(w - refined.dequantize()).sum() < hessian.error(w - rounded.dequantize()).sum())
     True
     """
-    wanted = np.asarray(target, np.float64)
+    wanted = float_array(target, "refine").astype(np.float64, copy=False)
     if wanted.shape != quantized.shape or hessian.features != quantized.shape[1]:
         raise ValueError(
             f"refine: the weight has shape {quantized.shape}, the target {wanted.shape}, "

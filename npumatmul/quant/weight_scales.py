@@ -239,7 +239,7 @@ def weight_2d(w: ArrayLike, function: str) -> NDArray[Any]:
 def _importance(importance: ArrayLike | None, k: int) -> NDArray[Any] | None:
     if importance is None:
         return None
-    weights = np.asarray(importance, np.float64)
+    weights = float_array(importance, "weight_params").astype(np.float64)
     if weights.shape != (k,) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError(f"weight_params: importance has to be {k} numbers, finite and not negative")
     mean = weights.mean() if k else 0

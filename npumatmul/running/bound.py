@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as C
-import weakref
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -99,7 +98,8 @@ class BoundProgram:
         #: Buffers and executor of the last call, and whether the struct refers to them.
         self._buffers: tuple[Memory, ...] = ()
         self._complete = False
-        self._lease: weakref.ref[Lease]
+        #: Of the last call. It serves the next one, unless somebody took since then what it was of.
+        self._lease: Lease
         self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
@@ -168,37 +168,46 @@ class BoundProgram:
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
-        # Every product comes here, and nearly always finds all as its last call left it: there are no calls to spare.
-        last = self._lease
-        holder = last()
-        if holder is not None and not holder.over:
+        if not self._lease.over or self.broken or not all(map(is_idle, self.contexts)):
             return False
-        for context, struct in self._structs:
-            if context.lease is not last or struct.broken:
-                if self.broken or not all(map(is_idle, self.contexts)):
-                    return False
-                break
         pool, ref = self._pool, lease.ref
-        self._lease = ref
-        pool.uses = uses = pool.uses + 1
-        for context, _ in self._structs:
-            context.lease, context.used = ref, uses
-        same, own = self._complete, self.executor
-        for memory in self._buffers:
-            if memory.lease is not last or memory.retired:
-                same = same and all(is_idle(each) and not each.retired for each in self._buffers)
-                break
-        if not same or (own.lease is not last and not is_idle(own)):
+        pool.uses += 1
+        for context in self.contexts:
+            context.lease, context.used = ref, pool.uses
+        own = self.executor
+        if not self._complete or not is_idle(own) or not all(is_idle(b) and not b.retired for b in self._buffers):
             self.acquire_others(lease)
             return True
-        own.lease = ref
+        self._lease, own.lease = lease, ref
         for memory in self._buffers:
             memory.lease = ref
         return True
 
+    def last_lease(self) -> Lease | None:
+        """The lease of the last call, if all that it was of is still as that call left it, and nobody's."""
+        # Every product comes here, and nearly always finds it so: there are no calls to spare.
+        lease = self._lease
+        if not lease.over or lease.worn or not self._complete:
+            return None
+        ref, pool = lease.ref, self._pool
+        pool.uses = uses = pool.uses + 1
+        for context, struct in self._structs:
+            if context.lease is not ref or struct.broken:
+                return None
+            context.used = uses
+        for memory in self._buffers:
+            if memory.lease is not ref:
+                return None
+        return lease if self.executor.lease is ref else None
+
+    def forget_lease(self, lease: Lease) -> None:
+        """Have a lease that is worn serve no further call, so that what waits for its end can go."""
+        if self._lease is lease:
+            self._lease = _OVER
+
     def acquire_others(self, lease: Lease) -> None:
         """Lease buffers and an executor, which those of the last call are not: somebody has them, or they are gone."""
-        placement, struct, self._lease = self._placement, self.struct, lease.ref
+        placement, struct, self._lease = self._placement, self.struct, lease
         self._complete = False  # until the struct refers to others, for an interrupt may come before
         self.executor = placement.executor(lease)
         a = placement.workspace.acquire("A", self._a_count, self._a_bytes, lease, self._domain)
@@ -235,6 +244,10 @@ class BoundProgram:
         plan = self._plan
         where = {"matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})", **failed.arguments}
         return rknn_error(failed.function, failed.code, where, hint.strip())
+
+
+_OVER = Lease()
+_OVER.over = True
 
 
 def _slice_struct(each: KSlice) -> executor.SliceStruct:

@@ -132,9 +132,7 @@ class Program(Runs):
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out, buffers, after=after)
-        if failed is not None:
-            self._repeat(failed, call, a, out, buffers, after=after)
+        self.run(call, a, out, buffers, after=after)
 
     def defer(
         self,
@@ -173,9 +171,7 @@ class Program(Runs):
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
         try:
-            failed = self._attempt(begin, None, None, buffers)
-            if failed is not None:
-                self._repeat(failed, begin, None, None, buffers)
+            self.run(begin, None, None, buffers)
         except NoRoomError:
             return None
         return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any
 
 from npumatmul.device.budget import NO_ROOM
@@ -55,8 +56,10 @@ class Runs:
         self._plan, self._activation, self._scales = plan, activation, scales
         self._placement = Placement.of(weight.device)
         self._bound: list[BoundProgram] = []
+        #: That of the last call.
+        self._last_bound: BoundProgram | None = None
 
-    def _attempt(
+    def run(
         self,
         call: Call | Callable[[BoundProgram], Call] | None,
         a: Any,
@@ -65,11 +68,9 @@ class Runs:
         computes: tuple[int, int] | None = None,
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
-        *,
         after: PlacedEpilogue | None = None,
-        repeated: bool = False,
-    ) -> RknnError | None:
-        """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
+    ) -> None:
+        """Run a call as soon as it can begin. Where contexts broke they are made anew, and it is repeated once.
 
         It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
         it is over the weight keeps its memory, whoever closes it.
@@ -78,7 +79,7 @@ class Runs:
         ----------
         call : Call, callable or None
             What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
-            behind the other.
+            behind the other: nothing is looked at.
         a, out : ndarray or None
             What the CPU reads, and where it stores the result.
         buffers : tuple of Buffer
@@ -89,17 +90,28 @@ class Runs:
             Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
         after : PlacedEpilogue, optional
             Without a call: the epilogue, one that lasts.
-        repeated : bool
-            Whether it failed before.
+
+        Raises
+        ------
+        RknnError
+            If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        DeviceLostError
+            If it fails because the device is gone.
+        NotFiniteError
+            If a row that has to be quantized holds an inf or nan.
+        ClosedError
+            If weight, device or one of the buffers are closed.
         """
         weight, device, session = self._weight, self._device, self._session
         if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
             session.check_usable()
         leases, waiting = session.leases, None
+        first: RknnError | None = None
         try:
             while True:
-                lease = Lease(weight.tiles, out, computes, buffers)
-                bound = None
+                lease: Lease | None = None
+                bound: BoundProgram | None = None
+                others: Sequence[Lease] = ()
                 try:
                     with session.lock:
                         if session.closed:
@@ -111,18 +123,21 @@ class Runs:
                                 raise ClosedError("this NPU buffer is closed")
                         if device.released:
                             device.collect()
-                        ended = leases.ended
-                        others = leases.enter(lease)
+                        ended, last = leases.ended, self._last_bound
+                        lease = None if last is None else last.last_lease()
+                        if lease is not None and leases.enter_again(lease):  # nearly always
+                            lease.over, lease.thread = False, get_ident()
+                            lease.stores, lease.computes, lease.buffers = out, computes, buffers
+                            bound = last
+                        else:
+                            lease = Lease(weight.tiles, out, computes, buffers)
+                            others = leases.enter(lease)
                         if not others:
                             try:
                                 if device.weights.unsynchronised:
                                     device.weights.flush()
-                                for each in self._bound:
-                                    if each.acquire(lease):
-                                        bound = each
-                                        break
-                                else:
-                                    bound = self._bind(lease)
+                                if bound is None:
+                                    bound = self._acquire(lease)
                                 ready = call if call is None or isinstance(call, Call) else call(bound)
                             except NO_ROOM as error:
                                 bound, waiting = None, waiting or Waiting(session)
@@ -142,44 +157,59 @@ class Runs:
                                     bound.proven += 0 < bound.executor.report.nanoseconds < SHORT
                                 if end is not None:
                                     end()
-                                return None
+                                return
                         except RknnError as error:
                             session.raise_if_lost(error)
                             bound.mark_broken()
-                            if repeated:
+                            if first is not None:
                                 raise bound.in_vain(error) from error
-                            return error
-                        failed = bound.failure(repeated)
-                        if not repeated and bound.broken and isinstance(failed, RknnError):
+                            first = error
+                        else:
+                            failed = bound.failure(repeated=first is not None)
+                            if first is not None or not bound.broken or not isinstance(failed, RknnError):
+                                raise failed
                             session.raise_if_lost(failed)
-                            return failed
-                        raise failed
+                            first = failed
                 except BaseException:
                     if bound is not None and bound.executor.given_up:
                         bound.give_up(session, weight, [buffer._memory for buffer in buffers], (call, a, out))
                     raise
                 finally:
-                    lease.over = True
-                    leases.leave(lease)
-                waiting = waiting or Waiting(session)
-                waiting.wait(others)
-        except RknnError as error:
-            session.raise_if_lost(error)
+                    if lease is not None:
+                        lease.over = True
+                        lease.stores, lease.buffers = None, ()
+                        leases.leave(lease)
+                        if lease.worn and bound is not None:
+                            bound.forget_lease(lease)
+                if bound is None:
+                    waiting = waiting or Waiting(session)
+                    waiting.wait(others)
+                elif waiting is not None:
+                    waiting.end()
+                    waiting = None
+        except NpuError as error:
+            if isinstance(error, RknnError):
+                session.raise_if_lost(error)
+            if first is not None and error is not first:
+                raise error from first
             raise
         finally:
+            first = None  # its traceback refers to this frame
             if waiting is not None:
                 waiting.end()
-
-    def _repeat(self, first: RknnError, *attempt: Any, **how: Any) -> None:
-        """Repeat a call whose contexts broke: they are made anew."""
-        try:
-            self._attempt(*attempt, **how, repeated=True)
-        except NpuError as error:
-            raise error from first
 
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
+
+    def _acquire(self, lease: Lease) -> BoundProgram:
+        """The program bound to what a lease is of from now on."""
+        for each in self._bound:
+            if each.acquire(lease):
+                self._last_bound = each
+                return each
+        self._last_bound = bound = self._bind(lease)
+        return bound
 
     def _bind(self, lease: Lease) -> BoundProgram:
         """The program bound once more: those that there are are in use or broken."""

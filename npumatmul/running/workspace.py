@@ -114,7 +114,7 @@ class Workspace:
             for memory in kept:
                 if is_idle(memory):
                     freed = freed or not memory.closed
-                    memory.retired = True
+                    self._take_away(memory)
                     self._session.release(memory)
                 else:
                     self._retire(memory)
@@ -123,11 +123,18 @@ class Workspace:
         return freed
 
     def _retire(self, memory: Memory) -> None:
-        lease = memory.lease() if memory.lease else None
+        lease = self._take_away(memory)
         if lease is not None:
-            memory.retired = True
             session = self._session
             self._retired[memory] = weakref.ref(lease, lambda _: session.release_later(memory))
+
+    def _take_away(self, memory: Memory) -> Lease | None:
+        """Have nobody use it after its lease."""
+        memory.retired = True
+        lease = memory.lease() if memory.lease else None
+        if lease is not None:
+            lease.worn = True
+        return lease
 
     def _free_retired(self) -> None:
         for memory in [memory for memory in self._retired if is_idle(memory)]:

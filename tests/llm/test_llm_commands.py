@@ -20,7 +20,7 @@ from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
 from npumatmul.llm import LlamaModel, evaluate, generate, load_model, numpy_pack, text_tokens, windows
-from npumatmul.llm.models.llama import layer_names
+from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe, load_quantized, own_text, quantize_model
 
 runner = CliRunner()

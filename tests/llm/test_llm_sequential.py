@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
 from npumatmul.llm.loading import LayerTensors
-from npumatmul.llm.models.llama import PREFILL_CHUNK, LlamaModel, layer_names
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, LlamaModel, layer_names
 from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.quantize import (
     LayerRecipe,

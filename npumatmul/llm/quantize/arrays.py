@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.measure.analysis import ErrorSums
-from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.quantize.build import quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate

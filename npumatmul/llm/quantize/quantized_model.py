@@ -13,7 +13,7 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.llama import Linear
+from npumatmul.llm.models.decoder import Linear
 from npumatmul.llm.quantize.build import centred_layer, quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate

@@ -24,7 +24,7 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import Progress, layer_tensors, load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import EvaluationProgress, Window, evaluate, log_softmax, mean_divergence
 from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.llama import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
+from npumatmul.llm.models.decoder import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer

@@ -15,7 +15,7 @@ import numpy as np
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import LayerTensors, Progress, load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.llama import BLOCK_LAYERS, Float32, Linear, LlamaModel
+from npumatmul.llm.models.decoder import BLOCK_LAYERS, Float32, Linear, LlamaModel
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer

@@ -18,11 +18,11 @@ from npumatmul.device.device import Device
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host import dlpack
-from npumatmul.ops.array.memory import EXTENDED, allocate, dense_strides, holding, start_of, supported
+from npumatmul.ops.array.memory import TYPESTRS, allocate, dense_strides, holding, start_of, supported
 from npumatmul.ops.array.methods import NdarrayMethods
 from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
-from npumatmul.ops.shapes import check_unmasked
+from npumatmul.ops.shapes import operand
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -284,21 +284,21 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
     @property
     def __array_interface__(self) -> Mapping[str, Any]:
         """Version 3 of numpy's array interface; bfloat16 and int4 have none, numpy takes those by ``__array__``."""
-        if self.dtype in EXTENDED:
+        typestr = TYPESTRS.get(self.dtype)
+        if typestr is None:
             raise AttributeError(f"{self.dtype} has no array interface")
         if self.device.closed:
             self._check_usable()
         memory = self._memory
         if isinstance(memory, Pending):
-            view = memory.whole() if self._dense else self._seen(memory, writable=True)
-            if view is not None:
-                return {
-                    "version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": view, "strides": self.strides,
-                }  # fmt: skip
+            whole = memory.whole()
+            if whole is not None:
+                described = {"version": 3, "shape": self.shape, "typestr": typestr, "data": whole, "strides": None}
+                return described if self._dense else {**described, "strides": self.strides, "offset": self.offset}
         return {
             "version": 3,
             "shape": self.shape,
-            "typestr": self.dtype.str,
+            "typestr": typestr,
             "strides": self.strides,
             "data": self.buffer.pages(writable=True),
             "offset": self.offset,
@@ -553,9 +553,8 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
-        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(type(a), "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
-        values = dlpack.take(a) if exchanged else np.asarray(a)
+        values = dlpack.take(a) if exchanged else operand(a, "the array", "asarray")
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
             found = _holding(target, values)

@@ -19,15 +19,15 @@ from npumatmul.errors import NpuMemoryError
 
 _Made = TypeVar("_Made")
 
-__all__ = ["DTYPES", "EXTENDED", "allocate", "dense_strides", "holding", "in_any_domain", "start_of", "supported"]
+__all__ = ["DTYPES", "TYPESTRS", "allocate", "dense_strides", "holding", "in_any_domain", "start_of", "supported"]
 
 #: What an array in NPU memory can hold: what products take and give.
 DTYPES: tuple[np.dtype[Any], ...] = tuple(
     np.dtype(t)
     for t in (np.float16, np.float32, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, ml_dtypes.int4)
 )
-#: Those of `ml_dtypes`, which formats of numpy's own (array interface, memoryview) cannot name.
-EXTENDED: tuple[np.dtype[Any], ...] = (np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.int4))
+#: As numpy's array interface names them; those of `ml_dtypes` it cannot name.
+TYPESTRS = {dtype: dtype.str for dtype in DTYPES if dtype.isbuiltin == 1}
 
 
 def supported(dtype: DTypeLike) -> np.dtype[Any]:
