@@ -158,7 +158,7 @@ def load_model(
     context_length: int | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a language model.
+    """Load a language model, its products made by a function.
 
     Weights are dequantized and packed one after another, so besides what `pack` keeps, only one is in memory. The
     embedding table stays in the file as it is stored, and its rows are dequantized as tokens need them: exact, and
