@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.loading import LoadedModel, load_from
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.decoder import Linear
+from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
 from npumatmul.llm.quantize.build import centred_layer, quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
@@ -22,13 +22,14 @@ from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
 from npumatmul.llm.quantize.sequential import quantize_in_sequence, weights_of
+from npumatmul.nn.product import Product
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
-MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Linear]
-"""Makes a `Linear` of a quantized layer and its name."""
+MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Product]
+"""Makes a `Product` of a quantized layer and its name."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,13 @@ class QuantizedModel:
             The model with tokenizer and chat template.
         """
 
-        def linear(tensors: LayerTensors) -> Linear:
+        def linear(tensors: LayerTensors) -> Product:
             layer = self.layers[tensors.name]
             if layer.shape != tensors.shape:
                 raise self.rest.error(f"layer {tensors.name!r} has shape {layer.shape}, {tensors.shape} is needed")
             return make(layer, tensors.name)
 
-        return load_from(self.rest, linear, context_length=context_length, progress=progress)
+        return load_from(GGUFSource.of(self.rest), linear, context_length=context_length, progress=progress)
 
 
 def quantize_model(
@@ -180,16 +181,16 @@ def quantize_model(
     >>> round(model.bits_per_weight, 2)
     8.05
     """
-    file = GGUFFile(path)
-    names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    source = GGUFSource(path)
+    file, names = source.file, layer_tensors(source)
     recipes = {name: recipe.for_layer(name) for name in names}
     needing = layers_to_calibrate(path, recipe)
     if needing and recipe.sequential:
         if not calibration:
             raise ValueError("the recipe is sequential, and calibrates as a text runs through the layers: give a text")
         layers = quantize_in_sequence(
-            file,
-            lambda tensors, seen: layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed),
+            source,
+            lambda tensors, seen: layer_of_recipe(source, tensors, recipes[tensors.name], seen, seed=recipe.seed),
             calibration,
             progress=progress,
         )
@@ -205,14 +206,16 @@ def quantize_model(
             if progress is not None:
                 done = weights_of(names[each] for each in layers)
                 progress(done, weights_of(names.values()), f"quantizing {name}")
-            layers[name] = layer_of_recipe(file, tensors, recipes[name], known.get(name), seed=recipe.seed)
+            layers[name] = layer_of_recipe(source, tensors, recipes[name], known.get(name), seed=recipe.seed)
     requantized, left_out = [], []
     for name, layer in layers.items():
         if layer.recipe.scheme == GGUF_SCHEME:
             continue
         if recipes[name].scheme == GGUF_SCHEME:
             left_out.append(name)
-        if recipes[name].parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in names[name].tensors):
+        if recipes[name].parts.weight_bits < 16 and any(
+            "Q" in source.weights.stored_as(each) for each in names[name].parameters
+        ):
             requantized.append(name)
     if progress is not None:
         progress(len(names), len(names), "done")
@@ -247,19 +250,19 @@ def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[st
     list of str
         None where no calibration text is needed.
     """
-    with GGUFFile(path) as file:
-        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    with GGUFSource(path) as source:
+        names = layer_tensors(source)
     return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
 def layer_of_recipe(
-    file: GGUFFile, tensors: LayerTensors, recipe: LayerRecipe, statistics: LayerStatistics | None, *, seed: int = 0
+    source: GGUFSource, tensors: LayerTensors, recipe: LayerRecipe, statistics: LayerStatistics | None, *, seed: int = 0
 ) -> QuantizedLayer:
     """Make one layer of a file.
 
     Parameters
     ----------
-    file : GGUFFile
+    source : GGUFSource
         The open file.
     tensors : LayerTensors
         Which of its tensors make up the layer.
@@ -277,8 +280,8 @@ def layer_of_recipe(
         The layer.
     """
     if recipe.scheme == GGUF_SCHEME:
-        taken = layer_of_blocks(file, tensors.tensors, recipe)
+        taken = layer_of_blocks(source.file, [source.weights.tensor_name(each) for each in tensors.parameters], recipe)
         if taken is not None:
-            return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
+            return centred_layer(taken, tensors.weight(source), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
-    return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
+    return quantize_layer(tensors.weight(source), recipe, statistics, name=tensors.name, seed=seed)
