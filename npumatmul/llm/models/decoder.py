@@ -94,7 +94,8 @@ class Decoder(Module):
     >>> from npumatmul.llm import Decoder, DecoderConfig
     >>> model = Decoder(DecoderConfig(2, 8, 2, 1, 4, 16, vocab_size=32, context_length=64), scheme="float32")
     >>> rng = np.random.default_rng(0)
-    >>> _ = model.load_state_dict({name: rng.standard_normal(shape) for name, shape in model.parameter_shapes().items()})
+    >>> shapes = model.parameter_shapes()
+    >>> _ = model.load_state_dict({name: rng.standard_normal(shape) for name, shape in shapes.items()})
     >>> model.forward([3, 1, 4], model.new_cache()).shape
     (32,)
     """

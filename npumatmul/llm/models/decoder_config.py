@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from npumatmul.llm.models.settings import MAX_LAYERS
@@ -172,7 +172,7 @@ class DecoderConfig:
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
     gated: bool = True
     fused: bool = False
-    tied: bool = False
+    tied: bool = field(default=False, compare=False)  # how a head is stored; models that differ in it compute the same
     query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
