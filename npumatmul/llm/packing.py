@@ -17,7 +17,7 @@ from npumatmul.errors import PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.llm.files.model_source import ModelSource
-from npumatmul.llm.npu import EXTRAS, linear_of_parts
+from npumatmul.llm.npu import EXTRAS, product_of_parts
 from npumatmul.llm.packed_cache import LABEL, PackedCache, key_of
 from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.ops import PackedWeight
@@ -275,7 +275,7 @@ class _EntryFile:
             raise PackedFileError(f"it has no layer {name!r}")
         extras = {part: self._extra(f"{name}.{part}", sum_) for part, sum_ in self._extras.get(name, {}).items()}
         parts = StoredParts(self._file, name)
-        return linear_of_parts(restored(self._descriptions[name], parts, self._device, parts.where), extras)
+        return product_of_parts(restored(self._descriptions[name], parts, self._device, parts.where), extras)
 
     def _extra(self, name: str, checksum: int) -> NDArray[np.float32]:
         array = self._file[name]
