@@ -9,9 +9,8 @@ from npumatmul.cli.progress import ProgressCallback, working
 from npumatmul.cli.terminal import say
 from npumatmul.device.device import Device
 from npumatmul.llm import (
-    GGUFFile,
+    DecoderConfig,
     GGUFTokenizer,
-    LlamaConfig,
     LoadedModel,
     Window,
     fetch_demo_model,
@@ -21,8 +20,10 @@ from npumatmul.llm import (
     text_tokens,
     windows,
 )
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.loader import DEFAULT_SCHEME, FLOAT32, Packer, rounded_again
+from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.quantize import (
     Recipe,
     is_quantized,
@@ -74,10 +75,10 @@ def read_windows(
         If the windows are longer than the model reads, or the text is no text or too short.
     """
     if is_quantized(path):
-        config, tokenizer = _reads(load_quantized(path).rest)
+        config, tokenizer = _reads(GGUFSource.of(load_quantized(path).rest))
     else:
-        with GGUFFile(path) as file:
-            config, tokenizer = _reads(file)
+        with GGUFSource(path) as source:
+            config, tokenizer = _reads(source)
     longest = context + stride // 2
     if longest > config.context_length:
         stretched = f", and half a --stride more, {longest}" if stride else ""
@@ -88,8 +89,8 @@ def read_windows(
     return windows(text_tokens(tokenizer, read_text(text)), context, stride=stride, limit=limit, bos_id=bos)
 
 
-def _reads(file: GGUFFile) -> tuple[LlamaConfig, GGUFTokenizer]:
-    return LlamaConfig.from_gguf(file), GGUFTokenizer(file)
+def _reads(source: GGUFSource) -> tuple[DecoderConfig, GGUFTokenizer]:
+    return config_of(source), GGUFTokenizer(source.file)
 
 
 def open_model(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError
 from npumatmul.llm.loading import LoadedModel
-from npumatmul.llm.models.decoder import ContextFullError, KVCache, PromptProgress
+from npumatmul.llm.models.cache import ContextFullError, KVCache
+from npumatmul.llm.models.decoder import PromptProgress
 from npumatmul.llm.run.generate import Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turns
@@ -26,9 +27,6 @@ __all__ = ["Model", "Prompt"]
 Messages = Sequence[Mapping[str, object]]
 Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 """A text to go on with, the messages of a conversation, or token numbers."""
-
-_ROOM = 256
-"""Caches get room for multiples of so many tokens, so that a conversation goes on in the one it has."""
 
 
 class Model:
@@ -416,15 +414,14 @@ class _Shared:
         self._model = model
 
     def take(self, prompt: Sequence[int], room: int) -> KVCache:
-        """The cache that was kept, if the prompt begins like it and there is room; else a new one."""
+        """The cache that was kept, if the prompt begins like it; else a new one. Memory is taken as tokens come."""
         model = self._model
-        room = min(room, model.context)
         with model._keeping:
             kept = model._kept
-            if kept is not None and kept.capacity >= room and shared_length(kept.tokens, prompt):
+            if kept is not None and shared_length(kept.tokens, prompt):
                 model._kept = None
                 return kept
-        return model._model.new_cache(min(-(-room // _ROOM) * _ROOM, model.context))
+        return model._model.new_cache()
 
     def give(self, cache: KVCache) -> None:
         """Keep the cache of the generation that ended last."""

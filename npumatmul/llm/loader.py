@@ -14,8 +14,9 @@ from npumatmul.device.device import Device
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.language_model import Model
-from npumatmul.llm.loading import Progress, load_source, numpy_pack
-from npumatmul.llm.models.decoder import Float32, Linear, layer_names
+from npumatmul.llm.loading import load_source, numpy_pack
+from npumatmul.llm.models.decoder import layer_names
+from npumatmul.llm.models.weights import Progress
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
 from npumatmul.llm.packing import Packing, packing
@@ -31,6 +32,7 @@ from npumatmul.llm.quantize import (
     quick_recipe,
 )
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.nn.product import Float32, Product
 
 __all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
@@ -170,7 +172,7 @@ class Packer:
     def __init__(self, scheme: str | Callable[[str], str], device: Device) -> None:
         self._scheme, self._device = scheme, device
 
-    def __call__(self, weight: Float32, name: str) -> Linear:
+    def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer of its weight ``(N, K)``."""
         scheme = self._scheme if isinstance(self._scheme, str) else self._scheme(name)
         recipe = quick_recipe(scheme)
@@ -236,11 +238,11 @@ class _Built:
         """Look at the plan when the layers are known, before anything is read."""
         self._plan.check_patterns(n_layers)
 
-    def ready(self, name: str) -> Linear | None:
+    def ready(self, name: str) -> Product | None:
         """The product of a layer, if nobody has to read its weight."""
         return None if self._pack is None or self._plan.of(name) == FLOAT32 else self._pack.ready(name)
 
-    def __call__(self, weight: Float32, name: str) -> Linear:
+    def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)

@@ -1,4 +1,4 @@
-"""Linear layers on the NPU: what puts a model's weights there, floats or quantized ones."""
+"""Product layers on the NPU: what puts a model's weights there, floats or quantized ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.llm.models.decoder import Float32, Linear, Pack
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
-from npumatmul.nn.product import PackedProduct, Product
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
 
@@ -24,7 +23,7 @@ EXTRAS = ("offset", "bias", "centre")
 
 
 class NpuLinear:
-    """A `Linear` whose weight stays on the NPU.
+    """A `Product` whose weight stays on the NPU.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def product_of_parts(weight: PackedWeight, extras: Mapping[str, Float32]) -> Pro
     return NpuQuantizedLinear(weight, **extras) if extras else PackedProduct(weight)
 
 
-def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:
+def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Product]:
     """Make the function that uploads each layer of a quantized model to a device.
 
     Parameters
@@ -108,7 +107,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     Returns
     -------
     callable
-        From a `QuantizedLayer` or `PackedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes.
+        From a `QuantizedLayer` or `PackedLayer` and its name to a `Product`; what `QuantizedModel.load` takes.
         Nothing is rounded again.
 
     Examples
@@ -121,7 +120,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     """
     target = current_device(device)
 
-    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Linear:
+    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
         return NpuQuantizedLinear.of_layer(layer, target)
 
     return upload
@@ -142,7 +141,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     Returns
     -------
     callable
-        From a float32 weight ``(N, K)`` and the name of its layer to a `Linear`.
+        From a float32 weight ``(N, K)`` and the name of its layer to a `Product`.
 
     Raises
     ------
@@ -161,7 +160,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     chosen = scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
     target = current_device(device)
 
-    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Linear:
+    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Product:
         return NpuLinear(pack(weight, chosen, transposed=True, device=target))
 
     return pack_weight

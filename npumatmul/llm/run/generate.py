@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
+from npumatmul.llm.models.cache import ContextFullError, KVCache
+from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -128,7 +129,7 @@ class Host(Protocol):
 class _Alone:
     """A generation that shares its model with nobody."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache | None) -> None:
+    def __init__(self, model: Decoder, cache: KVCache | None) -> None:
         self._model, self._cache = model, cache
 
     def take(self, prompt: Sequence[int], room: int) -> KVCache:
@@ -162,7 +163,7 @@ class Generation(Iterator[Piece]):
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: Decoder,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         *,
@@ -315,7 +316,7 @@ class Generation(Iterator[Piece]):
 
 
 def generate(
-    model: LlamaModel,
+    model: Decoder,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     *,
@@ -334,7 +335,7 @@ def generate(
 
     Parameters
     ----------
-    model : LlamaModel
+    model : Decoder
         The model.
     tokenizer : Tokenizer
         Its tokenizer.
@@ -430,8 +431,7 @@ def _checked_logprobs(count: int | None) -> int | None:
 def _reuse(cache: KVCache, prompt: Sequence[int]) -> int:
     """Cut the cache to what it shares with the prompt, and leave at least one token to be computed."""
     shared = shared_length(cache.tokens, prompt[:-1])
-    cache.truncate(shared)
-    return shared
+    return cache.truncate(shared)
 
 
 def shared_length(cached: Sequence[int], prompt: Sequence[int]) -> int:
