@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import resource
 import sys
 import tempfile
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     end, seed, tried, refused, found = time.monotonic() + options.seconds, options.seed, 0, 0, 0
     while time.monotonic() < end:
