@@ -84,7 +84,8 @@ def test_chips_are_listed_once() -> None:
 @pytest.mark.parametrize("name", sorted(sim.SETTINGS))
 def test_the_settings_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     """The default, in a process of its own: settings belong to a whole library."""
-    example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json")}
+    example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json"),
+               "timing_constants": "start_seconds=1e-3"}  # fmt: skip
     values = sim.SETTINGS[name] or (example[name],)
     text = (
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
