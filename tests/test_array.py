@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -361,7 +362,8 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
     others = ("rknn_matmul_set_dynamic_shape", "rknn_destroy_mem")  # memory of tests before
     calls = [call for call in calls_of(tmp_path / "trace.json") if call[0] not in others]
     run = [*bind, ("rknn_matmul_run", None)]
-    assert calls == [*run * spans, ("rknn_mem_sync", None)] * 2
+    made = [*run * spans, ("rknn_mem_sync", None)] * 2
+    assert calls == made if spans == 1 else Counter(calls) == Counter(made)  # cores run at once
     # sums of these integers are exact in float32; each product rounds once
     halfway = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)
     expected = (halfway.astype(np.float64) @ c.astype(np.float64)).astype(np.float16)
@@ -661,3 +663,15 @@ def test_iteration_membership_and_comparison() -> None:
         bool(x == plain)
     assert f"{npu.asarray(np.float32(1.5)):.2f}" == "1.50"
     assert complex(npu.asarray(np.float32(1.5))) == 1.5
+
+
+def test_numpy_sees_parts_of_results_that_stand_in_memory_of_the_host() -> None:
+    with npu.Device("sim:rk3588") as device:
+        x = npu.asarray(np.arange(12, dtype=np.float32).reshape(3, 4), device=device)
+        y = x @ np.eye(4, dtype=np.float32)
+        values = np.asarray(y).copy()
+        for part in (np.s_[:, 2:], np.s_[1:, ::2], np.s_[::-1], np.s_[:, 1]):
+            seen = np.asarray(y[part])
+            np.testing.assert_array_equal(seen, values[part])
+            assert np.shares_memory(seen, np.asarray(y))
+        np.testing.assert_array_equal(np.asarray(y.T), values.T)

@@ -330,10 +330,121 @@ def test_classes_that_decide_beside_what_is_ours(device: npu.Device) -> None:
             TypeError, match=rf"Length decides by its __array_ufunc__.* nothing of {next(iter(option))}"
         ):
             npu.matmul(length, SQUARE, **option)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"knows nothing of npumatmul\.Matmul; give the ndarray"):
+    with pytest.raises(TypeError, match=r"knows nothing of npumatmul\.Matmul; give numpy\.asarray"):
         npu.Matmul(length, SQUARE)
     with pytest.raises(TypeError, match="nothing of bias"):
         npu.linear(length, SQUARE, SQUARE[0])
+
+
+class Blocks:
+    """Parts of an array, computed when they are asked for; declines what it does not know, as dask does."""
+
+    def __init__(self, parts: list[Any], shape: tuple[int, ...], dtype: Any, splits_k: bool = False) -> None:
+        self.parts, self.shape, self.dtype, self.splits_k = parts, shape, np.dtype(dtype), splits_k
+        self.ndim = len(shape)
+
+    @classmethod
+    def of(cls, array: np.ndarray, rows: int, splits_k: bool = False) -> Blocks:
+        starts = range(0, len(array), rows)
+        parts = [lambda start=start: array[start : start + rows] for start in starts]
+        return cls(parts, array.shape, array.dtype, splits_k)
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((n,) for n in self.shape)
+
+    def rechunk(self, sizes: dict[int, int]) -> Blocks:
+        assert sizes == {self.ndim - 1: -1}
+        return Blocks(self.parts, self.shape, self.dtype)
+
+    def map_blocks(self, function: Any, *, dtype: Any, meta: Any, chunks: Any, name: str, **options: Any) -> Blocks:
+        assert not self.splits_k, "blocks have to span K"
+        assert meta.dtype == dtype
+        made = Blocks([lambda part=part: function(part(), **options) for part in self.parts],
+                      (*self.shape[:-1], *chunks[-1]), dtype)  # fmt: skip
+        assert made.ndim == len(chunks)
+        return made
+
+    def compute(self) -> np.ndarray:
+        return np.concatenate([part() for part in self.parts])
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return NotImplemented
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        return NotImplemented
+
+    def __matmul__(self, other: Any) -> Any:
+        return np.matmul(self, other)
+
+
+@pytest.mark.parametrize("kind", ["packed", "array"])
+def test_blocks_are_multiplied_when_they_are_computed(device: npu.Device, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-5, 5, (10, 32)).astype(np.float32), rng.integers(-5, 5, (32, 8)).astype(np.float32)
+    ours = npu.pack(w, device=device) if kind == "packed" else npu.asarray(w, device=device)
+    with npu.use_device(device):
+        for splits_k in (False, True):
+            blocks = Blocks.of(x, 4, splits_k)
+            for product in (npu.matmul(blocks, ours), blocks @ ours, np.matmul(blocks, ours), npu.linear(blocks, ours)):
+                assert type(product) is Blocks
+                assert (product.shape, product.dtype) == ((10, 8), np.float32)
+                runs = device.stats().run_calls
+                computed = product.compute()
+                assert type(computed) is np.ndarray
+                np.testing.assert_array_equal(computed, x @ w)
+                assert device.stats().run_calls >= runs + 3  # the blocks, and nothing before
+        assert npu.matmul(Blocks.of(x.reshape(5, 2, 32), 2), ours).compute().shape == (5, 2, 8)
+        with pytest.raises(ValueError, match="K"):
+            npu.matmul(Blocks.of(x[:, :31], 4), ours)
+        with pytest.raises(TypeError, match="float64"):
+            npu.matmul(Blocks.of(x.astype(np.float64), 4), ours)
+        for call in (lambda: npu.dot(blocks, ours), lambda: np.dot(blocks, ours), lambda: ours @ blocks,
+                     lambda: npu.einsum("mk,kn->mn", blocks, ours), lambda: np.tensordot(blocks, ours, 1)):  # fmt: skip
+            with pytest.raises(
+                TypeError, match=r"Blocks decides .* knows nothing of (PackedWeight|NpuArray); give x\.compute\(\)"
+            ):
+                call()
+
+
+class Stumbling:
+    """Takes for granted that others have what ndarrays have."""
+
+    def todense(self) -> np.ndarray:
+        return SQUARE
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        return inputs[1].strange
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        return args[1].strange
+
+
+class Sparse:
+    """Nothing that numpy knows, as scipy's matrices."""
+
+    def toarray(self) -> np.ndarray:
+        return SQUARE
+
+
+def test_classes_that_cannot_be_multiplied_say_what_to_write(device: npu.Device) -> None:
+    with npu.pack(SQUARE, device=device) as packed:
+        for function in (npu.matmul, npu.dot):
+            for ours in (packed, npu.asarray(SQUARE, device=device)):
+                with pytest.raises(TypeError, match=r"knows nothing of (PackedWeight|NpuArray); give x\.todense\(\)"):
+                    function(Stumbling(), ours)  # type: ignore[arg-type]
+            with pytest.raises(TypeError, match=r"an array of numbers is needed: x\.toarray\(\)"):
+                function(Sparse(), packed)  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):  # between others it is theirs to say
+        npu.matmul(Stumbling(), SQUARE)  # type: ignore[arg-type]
+    for call in (npu.asarray, npu.pack):
+        with pytest.raises(TypeError, match=r"x\.toarray\(\)"):
+            call(Sparse(), device=device)  # type: ignore[operator]
+        length = SQUARE.view(Length)
+        with pytest.raises(TypeError, match=r"Length, which the result would not be"):
+            call(length, device=device)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"masked arrays take operands of other shapes in no product.*filled"):
+        npu.matmul(np.ma.masked_array(SQUARE[:2]), SQUARE, device=device)
 
 
 class Measured:

@@ -20,12 +20,15 @@ try:
         windows,
     )
     from npumatmul.llm.models.config import LlamaConfig
-    from npumatmul.llm.models.llama import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+    from npumatmul.llm.models.decoder import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
-    from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
+    from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+    from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
+    from npumatmul.llm.tokenizers.protocol import Tokenizer
+    from npumatmul.llm.tokenizers.streaming import StreamDecoder
 except ModuleNotFoundError as error:
     explain_missing(error, "npumatmul.llm")
     raise
@@ -40,6 +43,7 @@ __all__ = [
     "GGUFTokenizer",
     "Generation",
     "GenerationStats",
+    "JSONTokenizer",
     "KVCache",
     "Linear",
     "LlamaConfig",
@@ -53,6 +57,7 @@ __all__ = [
     "StopReason",
     "StreamDecoder",
     "Token",
+    "Tokenizer",
     "Window",
     "control_texts",
     "evaluate",

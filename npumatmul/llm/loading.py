@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.llama import Block, Float32, Linear, LlamaModel, Pack
+from npumatmul.llm.models.decoder import Block, Float32, Linear, LlamaModel, Pack
 from npumatmul.llm.run.chat import ChatTemplate, Message
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class LoadedModel:
         Sizes and constants.
     model : LlamaModel
         The model.
-    tokenizer : GGUFTokenizer
+    tokenizer : Tokenizer
         Its tokenizer.
     chat_template : ChatTemplate
         Its chat template; a plain one if it has none.
@@ -57,7 +58,7 @@ class LoadedModel:
     name: str
     config: LlamaConfig
     model: LlamaModel
-    tokenizer: GGUFTokenizer
+    tokenizer: Tokenizer
     chat_template: ChatTemplate
     load_seconds: float
 
@@ -240,7 +241,7 @@ class LayerTensors:
     Attributes
     ----------
     name : str
-        Name of the layer, one of `npumatmul.llm.models.llama.layer_names`.
+        Name of the layer, one of `npumatmul.llm.models.decoder.layer_names`.
     stems : tuple of str
         Names of the tensors without ``.weight``; their rows follow one another in the layer's weight.
     rows : tuple of int
@@ -299,7 +300,7 @@ def layer_tensors(file: GGUFFile, config: LlamaConfig) -> dict[str, LayerTensors
     Returns
     -------
     dict of str to LayerTensors
-        By name, in the order of `npumatmul.llm.models.llama.layer_names`.
+        By name, in the order of `npumatmul.llm.models.decoder.layer_names`.
 
     Raises
     ------

@@ -27,13 +27,16 @@ from numpy.typing import NDArray
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.shapes import operand
+from npumatmul.quant.given import way_to_ndarray
 
 __all__ = [
     "OWN",
     "as_numpy",
+    "ask_others",
     "check_kept",
     "check_masks",
     "check_values",
+    "declined",
     "handed_out",
     "holds_masks",
     "of_others",
@@ -144,14 +147,56 @@ def _left_to_numpy(name: str, protocol: str, decides: Any, args: tuple[Any, ...]
     if ours or theirs is None:
         unknown = " and ".join(ours) or f"npumatmul.{name}, since this numpy has no function of that name"
         raise TypeError(_unknown(name, protocol, decides, unknown))
-    return theirs(*args, **given)
+    own = next((x for x in (*args, *given.values()) if isinstance(x, NpuArray | PackedWeight)), None)
+    try:
+        return theirs(*args, **given)
+    except ValueError:
+        raise
+    except Exception as error:
+        if own is None or _comes_of_us(error):
+            raise
+        raise TypeError(_unknown(name, protocol, decides, type(own).__name__)) from error
+
+
+def _comes_of_us(error: Exception) -> bool:
+    """Whether an error was raised in this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("npumatmul.")
+
+
+def ask_others(protocol: str, given: Sequence[Any], *call: Any, **options: Any) -> Any:
+    """What the classes that decide make of a call: the first answer, or NotImplemented.
+
+    Parameters
+    ----------
+    protocol : str
+        ``__array_ufunc__`` or ``__array_function__``.
+    given : sequence
+        Everything that was given, among it an object of a class that decides.
+    *call, **options
+        What the protocol is called with.
+    """
+    answer: Any = NotImplemented
+    for x in given:
+        if answer is NotImplemented and overriding(protocol, (x,)) is not None:
+            theirs = getattr(x, protocol)
+            answer = NotImplemented if theirs is None else theirs(*call, **options)
+    return answer
+
+
+def declined(name: str, protocol: str, given: Sequence[Any]) -> TypeError:
+    """The error for a product that no class among the operands knows."""
+    own = next(x for x in given if isinstance(x, NpuArray | PackedWeight))
+    return TypeError(_unknown(name, protocol, overriding(protocol, given), type(own).__name__))
 
 
 def _unknown(name: str, protocol: str, decides: Any, what: str) -> str:
     kind = f"{type(decides).__module__}.{type(decides).__qualname__}"
     return (
-        f"{name}: {kind} decides by its {protocol} what a product is, and it knows nothing of {what}; give the ndarray "
-        "that it holds"
+        f"{name}: {kind} decides by its {protocol} what a product is, and it knows nothing of {what}; give "
+        f"{way_to_ndarray(decides) or 'the ndarray that it holds'}"
     )
 
 
@@ -216,6 +261,13 @@ def _wrapped(x: Any, array: NDArray[Any], context: tuple[Any, tuple[Any, ...], i
             return wrap(*given)
         except TypeError as error:
             mistakes.append(error)
+        except ValueError as error:
+            if not isinstance(x, np.ma.MaskedArray):
+                raise
+            raise ValueError(
+                f"{context[0].__name__}: masked arrays take operands of other shapes in no product, as in numpy "
+                f"({error}); write x.filled(0), or use dot"
+            ) from error
     raise mistakes[0]
 
 

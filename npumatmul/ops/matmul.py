@@ -152,17 +152,19 @@ def matmul(
     (5, 4, 2, 7)
     """
     asked: Any = None
+    left: Any = a
+    kind = type(left)
     place: Any = out[0] if type(out) is tuple and len(out) == 1 else out
     if (
         type(b) is PackedWeight
-        and (type(a) is _ndarray or type(a) is NpuArray)
+        and (kind is _ndarray or kind is NpuArray)
         and (place is None or type(place) is _ndarray)
         and (device is None or device is b.device)
         and scheme is None
         and precision is None
     ):
         finishes = epilogue.dtype if epilogue is not None and isinstance(epilogue, Epilogue) else epilogue
-        asked = a.shape, a.dtype, dtype, finishes
+        asked = left.shape, left.dtype, dtype, finishes
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up
@@ -170,10 +172,10 @@ def matmul(
         if prepared is not None and not _is_logged(_DEBUG):
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
-            if type(a) is _ndarray:
-                return prepared.compute(a, place, epilogue, bias)
-            if place is None and type(a) is NpuArray:
-                made = (prepared.of_arrays or prepared.with_arrays()).multiply(a, epilogue, bias)
+            if kind is _ndarray:
+                return prepared.compute(left, place, epilogue, bias)
+            if place is None:
+                made = (prepared.of_arrays or prepared.with_arrays()).multiply(left, epilogue, bias)
                 if made is not None:
                     return made
     if type(a) not in OWN or type(b) not in OWN or type(place) not in OWN:

@@ -59,6 +59,8 @@ class Product:
         Of the weight.
     reads_rows : bool
         Whether the executor reads rows of the left operand as they stand.
+    as_it_stands : bool
+        Whether there is also nothing to be done to the result but by the executor: both are matrices.
 
     Raises
     ------
@@ -101,8 +103,7 @@ class Product:
         self._any_value = packed.scheme.takes_any_value
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
-        #: Whether operand and result are matrices with nothing to be done to them but by the executor.
-        self._as_it_stands = self.reads_rows and self._flat and not shapes.empty
+        self.as_it_stands = self.reads_rows and self._flat and not shapes.empty
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
         self.program = None if shapes.empty else self._program_for(dtype)
@@ -175,13 +176,13 @@ class Product:
         place: NDArray[Any] = _empty(self._matrix, self.dtype)
         if (
             program is not None
-            and self._as_it_stands
+            and self.as_it_stands
             and epilogue is None
             and bias is None
             and type(a) is _ndarray
             and a.flags.c_contiguous
         ):
-            program.multiply_rows(a, place, buffers)
+            program.run(None, a, place, buffers)
         elif program is None or (bias is not None and not self._floats):
             self._add(a, place, epilogue, bias, fresh=True)
         else:

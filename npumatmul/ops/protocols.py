@@ -12,8 +12,9 @@ import numpy as np
 
 from npumatmul.ops import family
 from npumatmul.ops.array.array import NpuArray
+from npumatmul.ops.blocks import multiply_blocks
 from npumatmul.ops.einsum import einsum
-from npumatmul.ops.foreign import overriding
+from npumatmul.ops.foreign import ask_others, declined, overriding
 from npumatmul.ops.matmul import matmul
 
 __all__ = ["call_function", "call_ufunc"]
@@ -47,8 +48,14 @@ _register(np.linalg, "tensordot", family.tensordot, "axes")
 def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """``__array_ufunc__`` of NpuArray and PackedWeight."""
     if method == "__call__" and ufunc in _PRODUCTS:
-        if overriding("__array_ufunc__", (*inputs, *options.get("out", ()))) is not None:
-            return NotImplemented  # that class knows what it means
+        everyone = (*inputs, *options.get("out", ()))
+        if overriding("__array_ufunc__", everyone) is not None:  # that class knows what it means
+            answer = ask_others("__array_ufunc__", everyone, ufunc, method, *inputs, **options)
+            if answer is NotImplemented and ufunc is np.matmul and not options:
+                answer = multiply_blocks(*inputs)
+            if answer is NotImplemented:
+                raise declined(ufunc.__name__, "__array_ufunc__", everyone)
+            return answer
         return _product(ufunc, ufunc.__name__, inputs, _without_usual_axes(inputs, options))
     if _holds_arrays(inputs) or _holds_arrays(options):
         return _on_cpu(getattr(ufunc, method), inputs, options)
@@ -58,8 +65,13 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: d
 def call_function(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """``__array_function__`` of NpuArray and PackedWeight."""
     if function in _PRODUCTS and not (function is np.einsum and len(args) == 2):  # of one operand: no product
-        if overriding("__array_function__", (*args, *options.values())) is not None:
-            return NotImplemented
+        everyone = (*args, *options.values())
+        if overriding("__array_function__", everyone) is not None:
+            types = {type(x) for x in everyone if hasattr(type(x), "__array_function__")}
+            answer = ask_others("__array_function__", everyone, function, types, args, options)
+            if answer is NotImplemented:
+                raise declined(function.__name__, "__array_function__", everyone)
+            return answer
         return _product(function, function.__name__, args, options)
     if function in _QUESTIONS and len(args) == 1 and not options:
         return getattr(args[0], function.__name__)

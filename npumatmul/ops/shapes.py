@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.host import dlpack
+from npumatmul.quant.given import check_whole, way_to_ndarray
 from npumatmul.quant.schemes import FLOATS, cast_advice
 
-__all__ = ["Shapes", "check_unmasked", "npu_kind", "operand", "refusal"]
+__all__ = ["Shapes", "npu_kind", "operand", "refusal"]
 
 _INTEGERS: tuple[np.dtype[Any], ...] = tuple(np.dtype(t) for t in (np.int8, np.uint8, ml_dtypes.int4))
 
@@ -26,21 +27,17 @@ def operand(x: Any, name: str, function: str) -> NDArray[Any]:
     Raises
     ------
     TypeError
-        If it is none, nor a number (None, a string, an object that numpy knows nothing of), or has masked elements.
+        If it is none, nor a number (None, a string, an object that numpy knows nothing of), or something of it would
+        be lost: see `check_whole`.
     """
     array = x if type(x) is np.ndarray else dlpack.as_ndarray(x)
     if array is not x:
-        check_unmasked(x, name, function)
+        check_whole(x, function, name)
     if array.ndim == 0 and array.dtype.kind in "OSU":
         found = "None" if x is None else f"an object of type {type(x).__name__}"
-        raise TypeError(f"{function}: {name} is {found}; an array of numbers is needed")
+        way = way_to_ndarray(x)
+        raise TypeError(f"{function}: {name} is {found}; an array of numbers is needed{f': {way}' if way else ''}")
     return array
-
-
-def check_unmasked(x: Any, name: str, function: str) -> None:
-    """Raise a `TypeError` if an operand has masked elements, whose mask an array of its values would be without."""
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise TypeError(f"{function}: {name} has masked elements, which would count as values; write x.filled(0)")
 
 
 def npu_kind(dtype: np.dtype[Any]) -> str | None:

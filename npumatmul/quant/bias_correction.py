@@ -56,15 +56,15 @@ def bias_correction(
         reference_mean = mean.reference_mean if reference_mean is None else reference_mean
         mean = mean.mean
     weight = float_array(w, "bias_correction").astype(np.float64)
-    average = np.asarray(mean, np.float64)
-    reference = average if reference_mean is None else np.asarray(reference_mean, np.float64)
+    average = float_array(mean, "bias_correction").astype(np.float64)
+    reference = average if reference_mean is None else float_array(reference_mean, "bias_correction").astype(np.float64)
     n, k = quantized.shape
     if weight.shape != (n, k) or average.shape != (k,) or reference.shape != (k,):
         raise ValueError(
             f"bias_correction: the quantized weight has shape {(n, k)}, but the weight has {weight.shape}, "
             f"the means {average.shape} and {reference.shape}"
         )
-    start = np.zeros(n) if bias is None else np.asarray(bias, np.float64)
+    start = np.zeros(n) if bias is None else float_array(bias, "bias_correction").astype(np.float64)
     if start.shape != (n,):
         raise ValueError(f"bias_correction: the bias of {n} rows has shape {start.shape}")
     return (start + weight @ reference - quantized.dequantize(np.float64) @ average).astype(np.float32)

@@ -350,7 +350,7 @@ class ClipRatio(_HistogramCalibrator):
         bins: int = BINS,
     ) -> None:
         super().__init__(bits, symmetric=symmetric, axis=axis, levels=levels, bins=bins)
-        wanted = np.geomspace(1, 0.02, 100) if ratios is None else np.asarray(ratios, np.float64)
+        wanted = np.geomspace(1, 0.02, 100) if ratios is None else float_array(ratios, "ClipRatio").astype(np.float64)
         self._ratios: NDArray[np.float64] = np.sort(wanted, axis=None)[::-1]
         if not self._ratios.size or not ((self._ratios > 0) & (self._ratios <= 1)).all():
             raise ValueError("ClipRatio: ratios lie above 0 and are at most 1")

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.errors import NotFiniteError
 from npumatmul.host import kernels
+from npumatmul.quant.given import given_array
 from npumatmul.quant.params import Granularity, QuantParams
 
 __all__ = ["dequantize", "fake_quantize", "float_array", "quantize"]
@@ -128,7 +129,7 @@ def dequantize(codes: ArrayLike, params: QuantParams, dtype: DTypeLike = np.floa
     >>> dequantize([-2, 0, 127], QuantParams(0.5, 1))
     array([-1.5, -0.5, 63. ], dtype=float32)
     """
-    given = np.asarray(codes)
+    given = given_array(codes, "dequantize", "the array of codes")
     if given.dtype.kind not in "iu" and given.dtype.name != "int4":
         raise TypeError(f"dequantize: codes are integers, not {given.dtype}")
     scale, zero_point = params.expanded(given.shape)
@@ -169,9 +170,9 @@ def float_array(x: ArrayLike, function: str) -> NDArray[Any]:
     Raises
     ------
     TypeError
-        If it does not hold real numbers.
+        If it does not hold real numbers, or is more than an array of them: see `given_array`.
     """
-    given = np.asarray(x)
+    given = given_array(x, function)
     if given.dtype.kind in "iub":
         return given.astype(np.float64)
     if given.dtype.kind != "f" and given.dtype.name not in ("bfloat16", "int4"):

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from npumatmul.quant.given import given_array
 from npumatmul.rknn.constants import QuantType
 
 __all__ = ["Granularity", "InputTransform", "QuantParams", "QuantizedWeight"]
@@ -431,7 +432,7 @@ def _check_range(bits: int, levels: int | None) -> None:
 
 
 def _scales(scale: ArrayLike, kind: Granularity) -> NDArray[np.float32]:
-    given = np.asarray(scale)
+    given = given_array(scale, "QuantParams", "scale")
     if given.dtype.kind not in "fiu" and given.dtype.name != "bfloat16":
         raise TypeError(f"QuantParams: scales are floats, not {given.dtype}")
     with np.errstate(over="ignore"):
@@ -454,7 +455,7 @@ def _scales(scale: ArrayLike, kind: Granularity) -> NDArray[np.float32]:
 
 
 def _zero_points(zero_point: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    given = np.asarray(zero_point)
+    given = given_array(zero_point, "QuantParams", "zero_point")
     if given.dtype.kind not in "iu":
         raise TypeError(f"QuantParams: zero points are integers, not {given.dtype}")
     if given.ndim and given.size != 1 and given.shape != shape:

@@ -51,7 +51,7 @@ def smooth(
     >>> smooth([256.0, 1.0], [np.ones((3, 2))], power_of_two=True).scale
     array([4.  , 0.25], dtype=float32)
     """
-    largest = np.asarray(activation_absmax, np.float64)
+    largest = float_array(activation_absmax, "smooth").astype(np.float64)
     if largest.ndim != 1 or not (np.isfinite(largest) & (largest >= 0)).all():
         raise ValueError("smooth: activation_absmax has to be of shape (K,), finite and not negative")
     if not 0 <= alpha <= 1:
@@ -175,7 +175,9 @@ def fold_into_norm(
     gain = float_array(weight, "fold_into_norm")
     if gain.ndim != 1:
         raise ValueError(f"fold_into_norm: the weight of a norm is of shape (K,), not {gain.shape}")
-    return transform.activation(gain), None if bias is None else transform.activation(np.asarray(bias))
+    return transform.activation(gain), None if bias is None else transform.activation(
+        float_array(bias, "fold_into_norm")
+    )
 
 
 def fold_into_linear(
@@ -211,4 +213,4 @@ def fold_into_linear(
     """
     before = weight_2d(weight, "fold_into_linear")
     folded = np.ascontiguousarray(transform.activation(before.T).T)
-    return folded, None if bias is None else transform.activation(np.asarray(bias))
+    return folded, None if bias is None else transform.activation(float_array(bias, "fold_into_linear"))

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array
+from npumatmul.quant.given import given_array
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.params import InputTransform
 
@@ -44,7 +45,7 @@ class Permutation:
     """
 
     def __init__(self, order: ArrayLike) -> None:
-        given = np.asarray(order)
+        given = given_array(order, "Permutation", "order")
         if given.ndim != 1 or given.dtype.kind not in "iu" or not np.array_equal(np.sort(given), np.arange(given.size)):
             raise ValueError("Permutation: order has to hold each of 0 .. K - 1 once")
         self.order: NDArray[np.int64] = given.astype(np.int64)
@@ -106,7 +107,7 @@ class ChannelScale:
 
     def __init__(self, scale: ArrayLike) -> None:
         with np.errstate(over="ignore"):  # what is too large is infinite then, and refused
-            self.scale: NDArray[np.float32] = np.array(scale, np.float32)
+            self.scale: NDArray[np.float32] = np.array(given_array(scale, "ChannelScale", "scale"), np.float32)
         if self.scale.ndim != 1 or not (np.isfinite(self.scale) & (self.scale > 0)).all():
             raise ValueError("ChannelScale: scale has to be of shape (K,), positive and finite in float32")
         self.scale.flags.writeable = False

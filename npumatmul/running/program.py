@@ -132,23 +132,7 @@ class Program(Runs):
                 call.out_is_read, call.epilogue = after.reads_out, after.pointer
         elif a.shape != self._rows or a.dtype != self._reads:
             self._refuse(a)
-        failed = self._attempt(call, a, out, buffers, after=after)
-        if failed is not None:
-            self._repeat(failed, call, a, out, buffers, after=after)
-
-    def multiply_rows(self, a: NDArray[Any], out: NDArray[Any], buffers: tuple[Buffer, ...] = ()) -> None:
-        """As `multiply`, of what its caller made for it: nothing is looked at.
-
-        Parameters
-        ----------
-        a, out : ndarray, shape (M, K) and (M, N)
-            In C order, of the types that the activation reads and that the result has. Nobody else knows `out` yet.
-        buffers : tuple of Buffer
-            In which `a` stands; nobody may close them meanwhile.
-        """
-        failed = self._attempt(None, a, out, buffers)
-        if failed is not None:
-            self._repeat(failed, None, a, out, buffers)
+        self.run(call, a, out, buffers, after=after)
 
     def defer(
         self,
@@ -187,9 +171,7 @@ class Program(Runs):
         result = DeferredResult(self._slots)
         begin = partial(self._begin, result, a, epilogue, bias)
         try:
-            failed = self._attempt(begin, None, None, buffers)
-            if failed is not None:
-                self._repeat(failed, begin, None, None, buffers)
+            self.run(begin, None, None, buffers)
         except NoRoomError:
             return None
         return result

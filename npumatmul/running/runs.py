@@ -59,7 +59,7 @@ class Runs:
         #: That of the last call.
         self._last_bound: BoundProgram | None = None
 
-    def _attempt(
+    def run(
         self,
         call: Call | Callable[[BoundProgram], Call] | None,
         a: Any,
@@ -68,11 +68,9 @@ class Runs:
         computes: tuple[int, int] | None = None,
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
-        *,
         after: PlacedEpilogue | None = None,
-        repeated: bool = False,
-    ) -> RknnError | None:
-        """Run a call as soon as it can begin; what went wrong where contexts broke in a call that can be repeated.
+    ) -> None:
+        """Run a call as soon as it can begin. Where contexts broke they are made anew, and it is repeated once.
 
         It is prepared under the device's lock and runs without, so that calls of other threads go on meanwhile. Until
         it is over the weight keeps its memory, whoever closes it.
@@ -81,7 +79,7 @@ class Runs:
         ----------
         call : Call, callable or None
             What is given a bound program under the lock makes it. Without one, rows of `a`, and of `out`, stand one
-            behind the other.
+            behind the other: nothing is looked at.
         a, out : ndarray or None
             What the CPU reads, and where it stores the result.
         buffers : tuple of Buffer
@@ -92,13 +90,23 @@ class Runs:
             Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
         after : PlacedEpilogue, optional
             Without a call: the epilogue, one that lasts.
-        repeated : bool
-            Whether it failed before.
+
+        Raises
+        ------
+        RknnError
+            If a function of the runtime fails, and fails again when all is repeated with new contexts.
+        DeviceLostError
+            If it fails because the device is gone.
+        NotFiniteError
+            If a row that has to be quantized holds an inf or nan.
+        ClosedError
+            If weight, device or one of the buffers are closed.
         """
         weight, device, session = self._weight, self._device, self._session
         if session.inherited:  # looked at before the lock, which may be held for ever in a forked child
             session.check_usable()
         leases, waiting = session.leases, None
+        first: RknnError | None = None
         try:
             while True:
                 lease: Lease | None = None
@@ -149,18 +157,19 @@ class Runs:
                                     bound.proven += 0 < bound.executor.report.nanoseconds < SHORT
                                 if end is not None:
                                     end()
-                                return None
+                                return
                         except RknnError as error:
                             session.raise_if_lost(error)
                             bound.mark_broken()
-                            if repeated:
+                            if first is not None:
                                 raise bound.in_vain(error) from error
-                            return error
-                        failed = bound.failure(repeated)
-                        if not repeated and bound.broken and isinstance(failed, RknnError):
+                            first = error
+                        else:
+                            failed = bound.failure(repeated=first is not None)
+                            if first is not None or not bound.broken or not isinstance(failed, RknnError):
+                                raise failed
                             session.raise_if_lost(failed)
-                            return failed
-                        raise failed
+                            first = failed
                 except BaseException:
                     if bound is not None and bound.executor.given_up:
                         bound.give_up(session, weight, [buffer._memory for buffer in buffers], (call, a, out))
@@ -172,21 +181,22 @@ class Runs:
                         leases.leave(lease)
                         if lease.worn and bound is not None:
                             bound.forget_lease(lease)
-                waiting = waiting or Waiting(session)
-                waiting.wait(others)
-        except RknnError as error:
-            session.raise_if_lost(error)
+                if bound is None:
+                    waiting = waiting or Waiting(session)
+                    waiting.wait(others)
+                elif waiting is not None:
+                    waiting.end()
+                    waiting = None
+        except NpuError as error:
+            if isinstance(error, RknnError):
+                session.raise_if_lost(error)
+            if first is not None and error is not first:
+                raise error from first
             raise
         finally:
+            first = None  # its traceback refers to this frame
             if waiting is not None:
                 waiting.end()
-
-    def _repeat(self, first: RknnError, *attempt: Any, **how: Any) -> None:
-        """Repeat a call whose contexts broke: they are made anew."""
-        try:
-            self._attempt(*attempt, **how, repeated=True)
-        except NpuError as error:
-            raise error from first
 
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""

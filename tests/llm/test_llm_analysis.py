@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm import Linear, load_model, numpy_pack, windows
 from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, error_plot, errors_as_csv
-from npumatmul.llm.models.llama import layer_names
+from npumatmul.llm.models.decoder import layer_names
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npumatmul.llm import Evaluation, Window, evaluate, evaluate_models, load_model, numpy_pack, text_tokens, windows
-from npumatmul.llm.models.llama import Linear, LlamaModel
+from npumatmul.llm.models.decoder import Linear, LlamaModel
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 

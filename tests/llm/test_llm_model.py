@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
 from npumatmul.llm import ContextFullError, KVCache, LlamaConfig, load_model, numpy_pack
-from npumatmul.llm.models.llama import PREFILL_CHUNK, layer_names, rms_norm, swiglu
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, layer_names, rms_norm, swiglu
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 264, 300)]
 

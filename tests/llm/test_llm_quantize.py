@@ -22,7 +22,7 @@ from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.host import kernels
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
 from npumatmul.llm.files.source import HeldSource
-from npumatmul.llm.models.llama import layer_names
+from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npumatmul.llm import Window, evaluate, load_model, numpy_pack, windows
-from npumatmul.llm.models.llama import layer_names
+from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import (
     Candidate,
     LayerRecipe,

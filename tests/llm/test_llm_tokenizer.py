@@ -16,7 +16,8 @@ from tokenizers import pre_tokenizers
 
 from npumatmul.errors import ModelError
 from npumatmul.llm import GGUFFile, GGUFTokenizer, LoadedModel, StreamDecoder
-from npumatmul.llm.tokenizers.bpe import PRE_TOKENIZERS, STOP_TOKENS
+from npumatmul.llm.tokenizers.protocol import STOP_TOKENS
+from npumatmul.llm.tokenizers.words import PRE_TOKENIZERS
 
 MIXED = [
     "",
@@ -286,7 +287,7 @@ def changed(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", "llama", "of kind 'llama'; supported: gpt2"),
+        ("model", "rwkv", "of kind 'rwkv'; supported: gpt2 .*; llama .*; t5 .*; bert"),
         ("model", None, r"'tokenizer\.ggml\.model' is missing"),
         ("pre", "martian", r"pre-tokenizer is 'martian'; supported: .*llama-bpe.*smollm"),
         ("tokens", None, r"'tokenizer\.ggml\.tokens' is missing"),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from npumatmul.extras import check_installed
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
-from npumatmul.llm.models.llama import Float32, LlamaModel
+from npumatmul.llm.models.decoder import Float32, LlamaModel
 from npumatmul.llm.models.taps import TappedLinear
 
 __all__ = ["ErrorSums", "LayerError", "analyze_layers", "error_plot", "errors_as_csv"]

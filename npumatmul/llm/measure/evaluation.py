@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.llama import PREFILL_CHUNK, Float32, KVCache, LlamaModel
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Float32, KVCache, LlamaModel
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 __all__ = [
     "Estimate",
@@ -167,12 +167,12 @@ class Evaluation:
         return found
 
 
-def text_tokens(tokenizer: GGUFTokenizer, text: str) -> NDArray[np.int64]:
+def text_tokens(tokenizer: Tokenizer, text: str) -> NDArray[np.int64]:
     """Turn a text into tokens as llama.cpp's tool does with a file.
 
     Parameters
     ----------
-    tokenizer : GGUFTokenizer
+    tokenizer : Tokenizer
         The model's tokenizer.
     text : str
         The text. One newline at its end is dropped; control tokens that it spells are plain text.

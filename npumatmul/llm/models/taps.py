@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from npumatmul.llm.models.llama import Float32, Linear, Pack
+from npumatmul.llm.models.decoder import Float32, Linear, Pack
 
 __all__ = ["Observer", "TappedLinear", "tapped"]
 

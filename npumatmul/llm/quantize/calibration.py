@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.loading import LayerTensors, load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
-from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.models.taps import TappedLinear
 
 __all__ = ["LayerStatistics", "collect_statistics"]

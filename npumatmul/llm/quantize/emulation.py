@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.llama import Float32, Linear
+from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.quant.params import Granularity

@@ -211,7 +211,7 @@ class Recipe:
         Parameters
         ----------
         name : str
-            Such as ``blk.3.qkv``; see `npumatmul.llm.models.llama.layer_names`.
+            Such as ``blk.3.qkv``; see `npumatmul.llm.models.decoder.layer_names`.
 
         Returns
         -------

@@ -18,7 +18,7 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.run.template_budget import current_budget
 from npumatmul.llm.run.template_sandbox import BoundedTemplate, Refused
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -61,14 +61,14 @@ class ChatTemplate:
         self._template = None if source is None else self._compile(source)
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, tokenizer: GGUFTokenizer) -> ChatTemplate:
+    def from_gguf(cls, file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
         """Read the template of a GGUF file.
 
         Parameters
         ----------
         file : GGUFFile
             An open file.
-        tokenizer : GGUFTokenizer
+        tokenizer : Tokenizer
             Its tokenizer, which knows how the special tokens are spelled.
 
         Returns
@@ -148,14 +148,14 @@ class ChatTemplate:
             raise ModelError(f"the {self._origin} cannot be compiled: {_told(error)}") from error
 
 
-def control_texts(text: str, tokenizer: GGUFTokenizer) -> list[str]:
+def control_texts(text: str, tokenizer: Tokenizer) -> list[str]:
     """Find the control tokens that a text spells.
 
     Parameters
     ----------
     text : str
         Text from outside, such as the content of a message.
-    tokenizer : GGUFTokenizer
+    tokenizer : Tokenizer
         The tokenizer of the model.
 
     Returns

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from npumatmul.llm.models.llama import ContextFullError, KVCache, LlamaModel, PromptProgress
+from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
-from npumatmul.llm.tokenizers.bpe import GGUFTokenizer, StreamDecoder
+from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.llm.tokenizers.streaming import StreamDecoder
 
 
 class StopReason(str, Enum):
@@ -97,7 +98,7 @@ class Generation(Iterator[Token]):
     def __init__(
         self,
         model: LlamaModel,
-        tokenizer: GGUFTokenizer,
+        tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         *,
         max_new_tokens: int,
@@ -193,7 +194,7 @@ class Generation(Iterator[Token]):
 
 def generate(
     model: LlamaModel,
-    tokenizer: GGUFTokenizer,
+    tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int = 256,
@@ -211,7 +212,7 @@ def generate(
     ----------
     model : LlamaModel
         The model.
-    tokenizer : GGUFTokenizer
+    tokenizer : Tokenizer
         Its tokenizer.
     prompt_ids : sequence of int
         The whole prompt; in a conversation, all of it so far.

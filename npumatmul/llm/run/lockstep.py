@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.models.attention import Float32, attention
-from npumatmul.llm.models.llama import ContextFullError, LlamaModel
+from npumatmul.llm.models.decoder import ContextFullError, LlamaModel
 
 __all__ = ["Lockstep"]
 

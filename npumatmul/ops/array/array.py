@@ -22,7 +22,7 @@ from npumatmul.ops.array.memory import TYPESTRS, allocate, dense_strides, holdin
 from npumatmul.ops.array.methods import NdarrayMethods
 from npumatmul.ops.array.pending import Pending, UnreadResults
 from npumatmul.ops.operators import operators
-from npumatmul.ops.shapes import check_unmasked
+from npumatmul.ops.shapes import operand
 from npumatmul.planning.in_place import padded_rows
 from npumatmul.running.deferred import DeferredResult
 
@@ -291,10 +291,10 @@ class NpuArray(NdarrayMethods, NDArrayOperatorsMixin):
             self._check_usable()
         memory = self._memory
         if isinstance(memory, Pending):
-            view = memory.whole() if self._dense else self._seen(memory, writable=True)
-            if view is not None:
-                strides = None if self._dense else self.strides
-                return {"version": 3, "shape": self.shape, "typestr": typestr, "data": view, "strides": strides}
+            whole = memory.whole()
+            if whole is not None:
+                described = {"version": 3, "shape": self.shape, "typestr": typestr, "data": whole, "strides": None}
+                return described if self._dense else {**described, "strides": self.strides, "offset": self.offset}
         return {
             "version": 3,
             "shape": self.shape,
@@ -553,9 +553,8 @@ def asarray(
         values = a.numpy(writable=False)
     else:
         target = current_device(device)
-        check_unmasked(a, "the array", "asarray")
         exchanged = hasattr(type(a), "__dlpack__") and not isinstance(a, np.ndarray | np.generic)
-        values = dlpack.take(a) if exchanged else np.asarray(a)
+        values = dlpack.take(a) if exchanged else operand(a, "the array", "asarray")
         wanted = supported(values.dtype if dtype is None else dtype)
         if not copy and wanted == values.dtype:
             found = _holding(target, values)

@@ -12,7 +12,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
-from npumatmul.host.epilogue import ELEMENTS, Epilogue
+from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
 from npumatmul.ops.array.memory import dense_strides
 from npumatmul.ops.array.pending import Pending, UnreadResults
@@ -66,10 +66,9 @@ class ArrayProduct:
         self._type: MatmulType | None = None if stored is None else type_in_place(stored, a, dtype)
         self._is_stored = self._at_once and self._type is None
         #: Where operand and result are matrices with nothing to be done to them but by the executor.
-        usual = product.reads_rows and self._shape == (shapes.rows, shapes.n)
-        self._plain_program = product.program if usual else None
-        self._floats = dtype in ELEMENTS
-        self._extent = math.prod(self._shape) * dtype.itemsize
+        self._run = product.program.run if product.as_it_stands and product.program is not None else None
+        extent = math.prod(self._shape) * dtype.itemsize
+        self._of_result = self._shape, self._strides, extent, dtype, self._room, self._results
         self._in_place: InPlaceProgram | None = None
         if stored is not None and self._type is not None:
             self._in_place = InPlaceProgram.of(stored, rows[0], self._type)
@@ -93,32 +92,30 @@ class ArrayProduct:
             None, and nothing happened, where the result has to be stored otherwise.
         """
         rows: NDArray[Any] | DeferredResult
+        buffers: tuple[Buffer, ...]
         device, memory = self._device, a._memory
         if a.device is not device or not (a._dense or a.contiguous):
             return None
         state: Any = memory.state if type(memory) is Pending else memory
         if self._is_stored and out is None:  # there are no calls that can be spared
-            buffers: tuple[Buffer, ...] = ()
             if type(state) is _ndarray and a._dense:
-                rows = state
+                rows, buffers = state, ()
             elif type(state) is Buffer and self._reads_rows:
                 rows, buffers = state.rows(a.shape, self._a, a.offset), (state,)
             else:
                 return self._at_once_of(a, state, epilogue, bias)
-            program = self._plain_program
-            if program is not None and epilogue is None and bias is None:
+            run = self._run
+            if run is not None and epilogue is None and bias is None:
                 values = _empty(self._shape, self._dtype)
-                program.multiply_rows(rows, values, buffers)
-            elif program is None or (bias is not None and not self._floats):
-                values = self._compute(rows, None, epilogue, bias, buffers=buffers)
+                run(None, rows, values, buffers)
             else:
-                values = np.empty(self._shape, self._dtype)
-                program.multiply(rows, values, epilogue, bias, fresh=True, buffers=buffers)
-            made, pending = _new(NpuArray), _new_pending(Pending)
-            pending.device, pending.nbytes, pending._results, pending.state = device, self._room, self._results, values
-            made.device, made.shape, made.dtype, made.strides = device, self._shape, self._dtype, self._strides
-            made._memory = pending
-            made.offset, made.extent, made._dense = 0, self._extent, True
+                values = self._compute(rows, None, epilogue, bias, buffers=buffers)
+            made = _new(NpuArray)
+            made._memory = pending = _new_pending(Pending)
+            pending.state = values
+            pending.device = made.device = device
+            made.shape, made.strides, made.extent, made.dtype, pending.nbytes, pending._results = self._of_result
+            made.offset, made._dense = 0, True
             return made
         if self._type is not None and epilogue is None and bias is None:
             del state  # references count as views

@@ -23,6 +23,7 @@ from npumatmul.running.placement import Placement
 __all__ = ["Pending", "UnreadResults"]
 
 logger = logging.getLogger(__name__)
+_ref, _ndarray = weakref.ref, np.ndarray
 
 #: What results that nobody read yet may hold of a device: buffers, of a descriptor each, and a part of its memory.
 _BUFFERS_MOST = 200
@@ -65,10 +66,11 @@ class Pending:
             session.check_usable()
         with session.lock:  # else a buffer is made of them meanwhile
             values = self.state
-            if not isinstance(values, np.ndarray):
+            if type(values) is not _ndarray:
                 return None
-            if values.base is None and len(results.shown) < _SHOWN:
-                results.shown[id(values)] = weakref.ref(self)
+            shown = results.shown
+            if values.base is None and len(shown) < _SHOWN:
+                shown[id(values)] = _ref(self)
             else:
                 results.show(values, self)
             view: NDArray[Any] = values.view()

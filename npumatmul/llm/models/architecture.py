@@ -1,0 +1,40 @@
+"""What the file of an architecture says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.from_gguf import GGUFSettings
+from npumatmul.llm.models.settings import Settings
+
+__all__ = ["Architecture"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A way to read the configuration of some models.
+
+    Attributes
+    ----------
+    name : str
+        What we call it.
+    model_types : tuple of str
+        ``model_type`` of the config.json that it reads.
+    from_config : callable
+        From those values to a `DecoderConfig`.
+    gguf : tuple of str
+        ``general.architecture`` of the GGUF files that it reads; none if llama.cpp does not know the architecture.
+    from_gguf : callable, optional
+        From their values to a `DecoderConfig`.
+    models : str
+        Models that people run, for lists.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    from_config: Callable[[Settings], DecoderConfig]
+    gguf: tuple[str, ...] = ()
+    from_gguf: Callable[[GGUFSettings], DecoderConfig] | None = None
+    models: str = ""

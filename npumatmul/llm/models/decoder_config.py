@@ -1,0 +1,213 @@
+"""What a decoder is made of: sizes, and the ways in which architectures differ; checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
+
+from npumatmul.llm.models.settings import MAX_LAYERS
+
+__all__ = ["DecoderConfig", "LayerConfig", "Rotation"]
+
+MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
+
+_FACTORS = (
+    "norm_eps",
+    "query_scale",
+    "attention_softcap",
+    "logit_softcap",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+)
+_SIZES = ("hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size", "vocab_size", "context_length")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How queries and keys are rotated by their positions.
+
+    Attributes
+    ----------
+    dim : int
+        Leading values of each head that are rotated; even.
+    theta : float
+        Base of the rotation frequencies.
+    scaling : mapping, optional
+        How frequencies are changed for long contexts, as Hugging Face's ``rope_scaling`` writes it: ``linear``,
+        ``llama3``, ``yarn`` or ``longrope``.
+    interleaved : bool
+        Whether neighbours make a pair, as in GGUF files of the llama family, instead of values half of `dim` apart.
+    factors : tuple of float, optional
+        Divisors of the frequencies, as GGUF files have them instead of a scaling.
+    """
+
+    dim: int
+    theta: float = 10000.0
+    scaling: Mapping[str, Any] | None = None
+    interleaved: bool = False
+    factors: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"{self.dim} values of a head are to be rotated; it must be an even number")
+        if not (math.isfinite(self.theta) and self.theta > 0):
+            raise ValueError(f"the base of the rotation frequencies is {self.theta}; it must be a positive number")
+        if self.factors is not None:
+            if len(self.factors) != self.dim // 2:
+                raise ValueError(f"there are {len(self.factors)} factors of frequencies; {self.dim // 2} are needed")
+            if not all(math.isfinite(each) and each > 0 for each in self.factors):
+                raise ValueError("the factors of frequencies must be positive numbers")
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """How one transformer block differs from the others of its model.
+
+    Attributes
+    ----------
+    rotation : Rotation or None
+        How positions are told; None where they are not.
+    window : int, optional
+        Tokens that a token looks back at, itself among them; all by default.
+    """
+
+    rotation: Rotation | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"a sliding window of {self.window} tokens holds none")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and constants of a decoder, and which of the usual parts it has.
+
+    Attributes
+    ----------
+    n_layers : int
+        Transformer blocks.
+    hidden_size : int
+        Width of the residual stream.
+    n_heads, n_kv_heads : int
+        Query heads, and the key and value heads they share; the first is a multiple of the second.
+    head_dim : int
+        Values per head.
+    ffn_size : int
+        Width inside the feed-forward network.
+    vocab_size : int
+        Rows of the embedding table.
+    context_length : int
+        Longest sequence the model was made for, in tokens.
+    layers : tuple of LayerConfig
+        One for each block. One alone, or none, is taken for all of them; none at all means positions that are rotated
+        with the usual base.
+    architecture : str
+        Its name in `npumatmul.llm.models.registry`.
+    norm_eps : float
+        Added to the mean square in normalization.
+    norm : {"rms", "layer"}
+        RMSNorm, or LayerNorm with a bias.
+    norm_offset : float
+        What is added to the weights of RMSNorm.
+    norm_places : {"before", "around", "after"}
+        Whether attention and feed-forward network have their input normalized, their output, or both.
+    qk_norm : {None, "head", "all"}
+        Whether queries and keys are normalized before they are rotated: each head, or all heads together.
+    qkv_bias, out_bias, mlp_bias : bool
+        Whether queries, keys and values have biases, what follows attention, and the feed-forward network.
+    activation : {"silu", "gelu", "gelu_tanh", "relu2"}
+        Function of the feed-forward network.
+    gated : bool
+        Whether the function is applied to a gate beside what is gated.
+    fused : bool
+        Whether checkpoints hold queries, keys and values in one matrix, and gate and up in another.
+    tied : bool
+        Whether the embedding table is the output matrix, too.
+    query_scale : float, optional
+        Factor of the scores of attention; one over the root of `head_dim` by default.
+    attention_softcap, logit_softcap : float, optional
+        Bounds that scores of attention and logits approach.
+    embedding_scale, residual_scale, logit_scale : float
+        Factors of embeddings, of what each part of a block adds, and of logits.
+
+    Raises
+    ------
+    ValueError
+        If the values do not fit together.
+
+    Examples
+    --------
+    >>> from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+    >>> config = DecoderConfig(n_layers=30, hidden_size=576, n_heads=9, n_kv_heads=3, head_dim=64, ffn_size=1536,
+    ...                        vocab_size=49152, context_length=8192, layers=(LayerConfig(Rotation(64, 1e5)),))
+    >>> config.q_size, config.kv_size
+    (576, 192)
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    context_length: int
+    _: KW_ONLY
+    layers: tuple[LayerConfig, ...] = ()
+    architecture: str = "llama"
+    norm_eps: float = 1e-5
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0
+    norm_places: Literal["before", "around", "after"] = "before"
+    qk_norm: Literal["head", "all"] | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
+    gated: bool = True
+    fused: bool = False
+    tied: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 1 <= self.n_layers <= MAX_LAYERS:
+            raise ValueError(f"n_layers is {self.n_layers}; it must be between 1 and {MAX_LAYERS}")
+        for name in _SIZES:
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 1 and {MAX_SIZE}")
+        for name in _FACTORS:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; it must be a positive number")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads is {self.n_heads}, not a multiple of n_kv_heads, which is {self.n_kv_heads}")
+        layers = self.layers or (LayerConfig(Rotation(self.head_dim)),)
+        layers = layers * self.n_layers if len(layers) == 1 else layers
+        if len(layers) != self.n_layers:
+            raise ValueError(f"{len(layers)} layers are described, and n_layers is {self.n_layers}")
+        for each in layers:
+            if each.rotation is not None and each.rotation.dim > self.head_dim:
+                raise ValueError(f"{each.rotation.dim} values of a head are to be rotated, and it has {self.head_dim}")
+        object.__setattr__(self, "layers", layers)
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads together."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads together, or of all value heads."""
+        return self.n_kv_heads * self.head_dim

@@ -1,0 +1,113 @@
+"""Which architectures there are, and from a model on disk to what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from npumatmul.errors import ModelError
+from npumatmul.files.reading import shown
+from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.models.architecture import Architecture
+from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.from_gguf import settings_of
+from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
+from npumatmul.llm.models.granite import GRANITE
+from npumatmul.llm.models.llama import LLAMA
+from npumatmul.llm.models.mistral import MINISTRAL, MISTRAL
+from npumatmul.llm.models.phi3 import PHI3
+from npumatmul.llm.models.qwen import QWEN2, QWEN3
+from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.smollm3 import SMOLLM3
+
+__all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "config_from", "config_of"]
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    LLAMA,
+    MISTRAL,
+    MINISTRAL,
+    SMOLLM3,
+    QWEN2,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    GRANITE,
+)
+MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
+GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}
+
+
+def config_of(source: ModelSource) -> DecoderConfig:
+    """Read what a model is made of.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model; only its settings are read.
+
+    Returns
+    -------
+    DecoderConfig
+        Its sizes and parts.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If the architecture is not known, or a value that may change the arithmetic is not.
+
+    Examples
+    --------
+    >>> from npumatmul.llm import fetch_demo_model
+    >>> from npumatmul.llm.files.opening import open_source
+    >>> from npumatmul.llm.models.registry import config_of
+    >>> with open_source(fetch_demo_model()) as source:
+    ...     config_of(source).n_layers
+    30
+    """
+    if source.kind == "folder":
+        return config_from(source.config, source.error)
+    architecture = GGUF_ARCHITECTURES.get(source.architecture)
+    if architecture is None or architecture.from_gguf is None:
+        raise source.error(_unknown(source.architecture, GGUF_ARCHITECTURES))
+    settings = settings_of(
+        source.config,
+        source.architecture,
+        source.error,
+        parameters=source.weights,
+        rope_factors=source.rope_factors,
+        interleaved_rope=source.interleaved_rope,
+        norms_include_one=source.norms_include_one,
+    )
+    return architecture.from_gguf(settings)
+
+
+def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = ModelError) -> DecoderConfig:
+    """Read what a model is made of from the contents of its config.json.
+
+    Parameters
+    ----------
+    config : mapping
+        The values.
+    error : callable, optional
+        Makes the exception of a message.
+
+    Returns
+    -------
+    DecoderConfig
+        Its sizes and parts.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        As `config_of`.
+    """
+    name = config.get("model_type")
+    architecture = MODEL_TYPES.get(name) if isinstance(name, str) else None
+    if architecture is None:
+        raise error(_unknown(name, MODEL_TYPES))
+    return architecture.from_config(Settings(config, error))
+
+
+def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
+    return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"

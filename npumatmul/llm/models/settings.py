@@ -1,0 +1,166 @@
+"""Values of a model's configuration: each is asked for by name and type, and what nobody asked for is refused.
+
+A value that changes the arithmetic and is not known would give a model that computes something else than it was
+trained to. So whoever reads a configuration asks for every value that it understands, and calls `finish` in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Final
+
+from npumatmul.errors import ModelError
+from npumatmul.files.reading import shown
+
+__all__ = ["REQUIRED", "Settings"]
+
+REQUIRED: Final[Any] = object()
+"""The default of a value that has to be there."""
+
+MAX_LAYERS = 1 << 12
+MAX_LIST = 1 << 16  # values in a list: as many as there are layers, or half as many as a head has values
+
+
+class Settings:
+    """The values of one configuration, as a file gives them.
+
+    Parameters
+    ----------
+    values : mapping
+        Values by name.
+    error : callable
+        Makes the exception for a problem with the model, as `ModelSource.error` does.
+    prefix : str, default ""
+        What stands before each name in the file.
+
+    Examples
+    --------
+    >>> from npumatmul.errors import ModelError
+    >>> from npumatmul.llm.models.settings import Settings
+    >>> settings = Settings({"hidden_size": 64, "surprise": 3}, ModelError)
+    >>> settings.integer("hidden_size")
+    64
+    >>> settings.finish()
+    Traceback (most recent call last):
+        ...
+    npumatmul.errors.ModelError: 'surprise' is 3, and what that means is not known; it may change what the model...
+    """
+
+    def __init__(self, values: Mapping[str, Any], error: Callable[[str], ModelError], *, prefix: str = "") -> None:
+        self._values = values
+        self.error = error
+        self._prefix = prefix
+        self._asked: set[str] = set()
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all values, of those that are null, too."""
+        return self._values.keys()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file has a value, other than null, of this name."""
+        return self._values.get(name) is not None
+
+    def integer(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up an integer."""
+        value = self._look_up(name, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
+            raise self._wrong(name, value, "an integer")
+        return value
+
+    def layers(self, name: str) -> int:
+        """Look up the number of layers: lists of that length are made before all else is checked."""
+        value = self.integer(name)
+        if not 1 <= value <= MAX_LAYERS:
+            raise self.error(f"{self._named(name)} is {value}; n_layers must be between 1 and {MAX_LAYERS}")
+        return int(value)
+
+    def number(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up a finite number."""
+        value = self._look_up(name, default)
+        if value is default:
+            return value
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise self._wrong(name, value, "a finite number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Look up a truth value."""
+        value = self._look_up(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def text(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up a string."""
+        value = self._look_up(name, default)
+        if value is not default and not isinstance(value, str):
+            raise self._wrong(name, value, "a string")
+        return value
+
+    def sequence(
+        self, name: str, kind: type[Any] | tuple[type[Any], ...], length: int | None = None
+    ) -> list[Any] | None:
+        """Look up a list of values of a kind; None where there is none."""
+        value = self._look_up(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) > MAX_LIST or not all(isinstance(each, kind) for each in value):
+            raise self._wrong(name, value, "a list of the right kind of values")
+        if length is not None and len(value) != length:
+            raise self.error(f"{self._named(name)} has {len(value)} values; {length} are needed")
+        return value
+
+    def group(self, name: str) -> Settings | None:
+        """Look up values that have a name together; None where there are none. Whoever asks finishes them, too."""
+        value = self._look_up(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise self._wrong(name, value, "a group of values")
+        return Settings(value, self.error, prefix=f"{self._prefix}{name}.")
+
+    def must_be(self, name: str, *allowed: Any) -> None:
+        """Refuse a value that is none of `allowed`; the first of them is what a missing one means."""
+        value = self._look_up(name, allowed[0])
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed):
+            choices = " or ".join(repr(each) for each in allowed)
+            raise self.error(f"{self._named(name)} is {shown(value)}; supported: {choices}")
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Note that values of these names do not change what the model computes."""
+        self._asked.update(names)
+
+    def finish(self, *, ignored: Collection[str] = ()) -> None:
+        """Refuse what nobody asked for; null, false and what is `ignored` change nothing.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If there is a value whose meaning is not known.
+        """
+        for name, value in self._values.items():
+            if value is None or value is False or name in self._asked or name in ignored:
+                continue
+            raise self.error(
+                f"{self._named(name)} is {shown(value)}, and what that means is not known; it may change what the "
+                f"model computes. Take it out of the file only if it does not"
+            )
+
+    def _look_up(self, name: str, default: Any) -> Any:
+        self._asked.add(name)
+        value = self._values.get(name)
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            raise self.error(f"{self._named(name)} is missing")
+        return default
+
+    def _wrong(self, name: str, value: object, wanted: str) -> ModelError:
+        return self.error(f"{self._named(name)} is {shown(value)}; it must be {wanted}")
+
+    def _named(self, name: str) -> str:
+        return repr(f"{self._prefix}{name}")

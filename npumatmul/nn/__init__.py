@@ -1,0 +1,44 @@
+"""Layers of transformers, on the NPU: each usable alone, with PyTorch's names for parameters.
+
+>>> import numpy as np
+>>> from npumatmul import nn
+>>> layer = nn.Linear.from_arrays(np.eye(3), np.ones(3), scheme="w16a16")
+>>> layer(np.arange(3, dtype=np.float32))
+array([1., 2., 3.], dtype=float32)
+"""
+
+from npumatmul.nn.attend import scaled_dot_product_attention
+from npumatmul.nn.attention import Attention
+from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.cache import CacheFullError, KVCache
+from npumatmul.nn.cache_rows import CachedRows
+from npumatmul.nn.embedding import Embedding
+from npumatmul.nn.linear import Linear, LinearGroup
+from npumatmul.nn.mlp import MLP, activate
+from npumatmul.nn.module import LoadResult, Module
+from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
+from npumatmul.nn.rope import RoPE
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "CacheFullError",
+    "CachedRows",
+    "Embedding",
+    "FloatProduct",
+    "KVCache",
+    "LayerNorm",
+    "Linear",
+    "LinearGroup",
+    "LoadResult",
+    "Module",
+    "Pack",
+    "PackedProduct",
+    "Product",
+    "RMSNorm",
+    "RoPE",
+    "TransformerBlock",
+    "activate",
+    "scaled_dot_product_attention",
+]

@@ -1,0 +1,267 @@
+"""`scaled_dot_product_attention`: softmax of scores of queries and keys, times values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from npumatmul.nn.module import as_floats, check_number, float32_of, rounded_to
+from npumatmul.nn.product import Float32
+from npumatmul.ops import NpuArray
+from npumatmul.ops.array.array import unread
+
+__all__ = ["Blocks", "Mask", "scaled_dot_product_attention"]
+
+Mask = Literal["causal"] | NDArray[Any] | None
+
+_F32 = np.dtype(np.float32)
+#: Floats that scores of a block of keys, and keys and values that had to be converted, take at most.
+_BLOCK_FLOATS = 1 << 21
+_LEAST_KEYS = 64
+
+
+class Blocks(Protocol):
+    """Keys or values that are not one array of floats, such as those of a cache in int8."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array, ``(..., heads, S, D)``."""
+        ...
+
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """Those of positions start to stop, ``(..., heads, stop - start, D)``, as floats."""
+        ...
+
+
+def scaled_dot_product_attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float | None = None,
+    mask: Mask = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: ArrayLike | None = None,
+) -> Any:
+    """Attention: ``softmax(scale * q @ k.T + mask) @ v`` for each head.
+
+    Parameters
+    ----------
+    q : ndarray or NpuArray, shape (..., H, T, D)
+        Queries of T tokens.
+    k, v : ndarray or NpuArray, shapes (..., G, S, D) and (..., G, S, E)
+        Keys and values of S tokens. H is a multiple of G: query heads ``h * (H / G)`` and those after it share head h
+        of the keys, without its being repeated.
+    scale : float, optional
+        ``1 / sqrt(D)`` by default.
+    mask : None, "causal" or ndarray, optional
+        None: all queries see all keys. ``"causal"``: the last query sees all keys, the one before it all but the last,
+        and so on. An array that can be broadcast to (..., H, T, S): of bool, True where a query sees a key; or of
+        floats that are added to scores.
+    window : int, optional
+        With ``"causal"``: queries see so many keys at most, the last of those that they would see.
+    softcap : float, optional
+        Scores become ``softcap * tanh(score / softcap)`` before the mask.
+    sinks : array_like, shape (H,), optional
+        For each head a score of a key that has no value: what goes to it is lost.
+
+    Returns
+    -------
+    ndarray or NpuArray, shape (..., H, T, E)
+        Of the dtype of `q`; zeros for queries that see no key.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or options do not go together.
+    TypeError
+        If an array is not of floats.
+
+    Notes
+    -----
+    Computed in float32, by blocks of keys, so that memory does not grow with T times S. With v = 2**-24, P the largest
+    ``scale * (|q| @ |k|)`` and V the largest ``|v|``, results are off by at most::
+
+        (2 (D + 4) v P + 8 v softcap + (2 S + 16) v) V
+
+    to first order in v; a float16 result is rounded once more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul import nn
+    >>> rng = np.random.default_rng(1)
+    >>> q = rng.standard_normal((1, 4, 3, 8), np.float32)
+    >>> k, v = rng.standard_normal((2, 1, 2, 5, 8), np.float32)
+    >>> nn.scaled_dot_product_attention(q, k, v, mask="causal").shape
+    (1, 4, 3, 8)
+    """
+    if type(q) is not np.ndarray:
+        return _of_other(q, k, v, scale=scale, mask=mask, window=window, softcap=softcap, sinks=sinks)
+    if type(k) is not np.ndarray or k.dtype != _F32:
+        k = _operand(k)
+    if type(v) is not np.ndarray or v.dtype != _F32:
+        v = _operand(v)
+    heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
+    group = heads // kv_heads
+    rows = q if q.dtype == _F32 else float32_of(q, _CALLED)
+    rows = rows * np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, q.shape[-1])
+    start = 0
+    if window is not None:
+        start = max(0, s - t - window + 1)
+        window = None if s - start <= window and t == 1 else window
+    if mask is not None and t == 1 and type(mask) is str:
+        mask = None
+    state: tuple[Any, Any, Any] | None = None
+    if sinks is not None:
+        state = _of_sinks(sinks, heads, rows, v.shape[-1], group, t)
+    for first, stop in _blocks(start, s, rows, k, v):
+        keys, values = _read(k, first, stop), _read(v, first, stop)
+        scores = np.matmul(rows, keys.swapaxes(-1, -2))
+        if softcap is not None:
+            scores /= np.float32(softcap)
+            np.tanh(scores, out=scores)
+            scores *= np.float32(softcap)
+        if mask is not None or window is not None:
+            _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s)
+        high = np.maximum.reduce(scores, axis=-1, keepdims=True)
+        if state is not None:
+            np.maximum(high, state[0], out=high)
+        if mask is not None:
+            high[high == -np.inf] = 0  # of queries that see none of these keys
+        scores -= high
+        np.exp(scores, out=scores)
+        total = np.add.reduce(scores, axis=-1, keepdims=True)
+        result = np.matmul(scores, values)
+        if state is not None:
+            before = np.exp(state[0] - high)
+            total += before * state[1]
+            result += before * state[2]
+        state = high, total, result
+    if state is None:
+        return np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    _, total, y = state
+    if mask is not None or s == 0:
+        total[total == 0] = 1
+    y /= total
+    y = y.reshape(*q.shape[:-1], v.shape[-1])
+    return y if q.dtype == _F32 else rounded_to(y, q.dtype)
+
+
+_CALLED = "scaled_dot_product_attention"
+
+
+def _operand(x: Any) -> Any:
+    if type(x) is np.ndarray:
+        return x if x.dtype == np.float16 else float32_of(x, _CALLED)
+    if hasattr(x, "block"):
+        return x
+    return as_floats(x.numpy(writable=False) if isinstance(x, NpuArray) else x, _CALLED)
+
+
+def _of_other(q: Any, k: Any, v: Any, **options: Any) -> Any:
+    if not isinstance(q, NpuArray):
+        return scaled_dot_product_attention(as_floats(q, _CALLED), k, v, **options)
+    y = scaled_dot_product_attention(q.numpy(writable=False), k, v, **options)
+    return unread(np.ascontiguousarray(y), y.shape, q.device)
+
+
+def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int, int, int, int]:
+    """Heads and tokens of queries and of keys; mistakes are explained."""
+    a, b, c = q.shape, k.shape, v.shape
+    fits = len(a) >= 3 and len(a) == len(b) and b[:-1] == c[:-1] and a[:-3] == b[:-3] and a[-1] == b[-1]
+    if not (fits and b[-3] and a[-3] % b[-3] == 0):
+        raise ValueError(
+            f"{_CALLED}: q of shape {a}, k of {b} and v of {c} do not fit: they are (..., H, T, D), (..., G, S, D) and "
+            "(..., G, S, E), H a multiple of G"
+        )
+    t, s = a[-2], b[-2]
+    if type(mask) is str and mask != "causal":
+        raise ValueError(f"{_CALLED}: mask is {mask!r}; it can be None, 'causal' or an array")
+    if isinstance(mask, np.ndarray):
+        wanted = (*a[:-1], s)
+        shape = (1,) * (len(wanted) - mask.ndim) + mask.shape
+        if len(shape) != len(wanted) or any(m not in (1, w) for m, w in zip(shape, wanted, strict=True)):
+            raise ValueError(
+                f"{_CALLED}: a mask of shape {mask.shape} cannot be broadcast to (..., H, T, S) = {wanted}"
+            )
+        if mask.dtype != bool and mask.dtype.kind != "f":
+            raise TypeError(f"{_CALLED}: a mask is of bool or floats, not {mask.dtype}")
+    elif mask is not None and type(mask) is not str:
+        raise TypeError(f"{_CALLED}: mask is a {type(mask).__name__}; it can be None, 'causal' or an ndarray")
+    if window is not None and (window < 1 or type(mask) is not str):
+        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more, with mask='causal'")
+    return a[-3], t, b[-3], s
+
+
+def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tuple[int, int]]:
+    """Ranges of keys whose scores, and whose float32 copies, have room."""
+    floats = rows.size // max(rows.shape[-1], 1)
+    for each in (k, v):
+        if type(each) is not np.ndarray or each.dtype != _F32:
+            floats += math.prod(each.shape) // max(each.shape[-2], 1)
+    size = max(_LEAST_KEYS, _BLOCK_FLOATS // max(floats, 1))
+    cuts: tuple[int, ...] = getattr(k, "cuts", ())
+    first = start
+    while first < stop:
+        end = min(first + size, stop)
+        for cut in cuts:
+            if first < cut < end:
+                end = cut
+                break
+        yield first, end
+        first = end
+
+
+def _read(x: Any, first: int, stop: int) -> Float32:
+    part: NDArray[Any] = x[..., first:stop, :] if type(x) is np.ndarray else x.block(first, stop)
+    return part if part.dtype == _F32 else part.astype(_F32)
+
+
+def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:
+    """Apply a mask to scores ``(..., H, T, stop - first)``."""
+    if isinstance(mask, np.ndarray):
+        part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
+        if mask.dtype == bool:
+            np.copyto(scores, -np.inf, where=~part)
+        else:
+            scores += part.astype(_F32, copy=False)
+        return
+    t = scores.shape[-2]
+    last = s - t  # the last key that the first query sees
+    if stop > last + 1:
+        keys, seen = np.arange(first, stop), np.arange(last, s)[:, None]
+        hidden = keys > seen
+        if window is not None:
+            hidden |= keys <= seen - window
+    elif window is not None and first <= s - 1 - window:
+        hidden = np.arange(first, stop) <= np.arange(last, s)[:, None] - window
+    else:
+        return
+    np.copyto(scores, -np.inf, where=hidden)
+
+
+def _of_sinks(
+    sinks: ArrayLike, heads: int, rows: Float32, width: int, group: int, t: int
+) -> tuple[Float32, Float32, Float32]:
+    """The state of a softmax that has seen one key for each head, without a value."""
+    scores = np.asarray(sinks, np.float32)
+    if scores.shape != (heads,):
+        raise ValueError(f"{_CALLED}: sinks has shape {scores.shape}; there are {heads} heads")
+    each = np.repeat(scores, t).reshape(heads // group, group * t, 1)
+    high = np.broadcast_to(each, (*rows.shape[:-1], 1)).copy()
+    return high, np.ones_like(high), np.zeros((*rows.shape[:-1], width), np.float32)
+
+
+def check_softcap(called: str, softcap: float | None) -> None:
+    """Raise if it is no positive number."""
+    if softcap is not None:
+        check_number(called, softcap=softcap)
+        if softcap <= 0:
+            raise ValueError(f"{called}: softcap is {softcap}; it has to be positive")

@@ -1,0 +1,270 @@
+"""`Attention`: projections of queries, keys and values, attention, and the projection of what was attended to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from npumatmul.device.device import Device
+from npumatmul.nn.attend import Mask, check_softcap, scaled_dot_product_attention
+from npumatmul.nn.cache import KVCache
+from npumatmul.nn.linear import Linear, LinearGroup
+from npumatmul.nn.module import Module, check_number, check_size
+from npumatmul.nn.norm import RMSNorm
+from npumatmul.nn.product import Float32
+from npumatmul.nn.rope import RoPE
+from npumatmul.ops import NpuArray
+from npumatmul.ops.array.array import unread
+from npumatmul.quant.names import SchemeName
+from npumatmul.quant.schemes import Scheme
+
+__all__ = ["Attention"]
+
+
+class Attention(Module):
+    """Attention of several heads over a sequence, or over what a cache holds of it.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of what comes in and goes out.
+    heads : int
+        Query heads.
+    kv_heads : int, optional
+        Heads of keys and values, which `heads` is a multiple of: as many by default (multi-head), fewer (grouped), or
+        one (multi-query).
+    head_dim : int, optional
+        Values of each head; ``hidden_size / heads`` by default.
+    bias : bool
+        Whether q, k and v have biases.
+    out_bias : bool, optional
+        Whether the last projection has one; as `bias` by default.
+    rope : RoPE, optional
+        Rotates queries and keys; without it nothing is.
+    scale : float, optional
+        On scores; ``1 / sqrt(head_dim)`` by default.
+    window : int, optional
+        Tokens that a token sees at most, itself among them.
+    softcap : float, optional
+        As for `scaled_dot_product_attention`.
+    qk_norm : {None, "head", "all"}
+        An RMSNorm of queries and keys before they are rotated: over each head, or over all heads together.
+    eps, norm_offset : float
+        Of these.
+    gate : {None, "sigmoid"}
+        ``"sigmoid"``: what was attended to is multiplied by ``sigmoid(gate)`` before the last projection. Rows of the
+        gate follow those of the queries, head by head, in a ``q_proj`` of twice as many rows.
+    sinks : bool
+        Whether each head has a score to which attention can go in vain.
+    fused : str, optional
+        Name of the tensor that holds q, k and v in one, such as ``"qkv_proj"``.
+    scheme, device
+        As for `Linear`.
+
+    Attributes
+    ----------
+    qkv : LinearGroup
+    o_proj : Linear
+    q_norm, k_norm : RMSNorm
+        Where there are any.
+    sinks : ndarray of float32, shape (heads,), or None
+
+    Raises
+    ------
+    ValueError
+        If sizes do not go together, or there is no such option.
+
+    Notes
+    -----
+    Parameters are named as Hugging Face's: ``q_proj.weight``, ``k_proj.weight``, ``v_proj.weight``, ``o_proj.weight``,
+    their biases, ``q_norm.weight``, ``k_norm.weight`` and ``sinks``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul import nn
+    >>> attention = nn.Attention(8, heads=4, kv_heads=2, rope=nn.RoPE(2), scheme="float32")
+    >>> shapes = attention.parameter_shapes()
+    >>> shapes
+    {'q_proj.weight': (8, 8), 'k_proj.weight': (4, 8), 'v_proj.weight': (4, 8), 'o_proj.weight': (8, 8)}
+    >>> rng = np.random.default_rng(0)
+    >>> _ = attention.load_state_dict({name: rng.standard_normal(shape) for name, shape in shapes.items()})
+    >>> x = rng.standard_normal((1, 5, 8), np.float32)
+    >>> y = attention(x)
+    >>> cache = nn.KVCache(1, 2, 2, dtype="float32")
+    >>> steps = [attention(x[:, i : i + 1], cache=cache) for i in range(5)]
+    >>> np.allclose(np.concatenate(steps, axis=1), y, atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        *,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        rope: RoPE | None = None,
+        scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        qk_norm: Literal["head", "all"] | None = None,
+        eps: float = 1e-6,
+        norm_offset: float = 0.0,
+        gate: Literal["sigmoid"] | None = None,
+        sinks: bool = False,
+        fused: str | None = None,
+        scheme: Scheme | SchemeName | str = "w16a16",
+        device: Device | str | None = None,
+    ) -> None:
+        kv_heads = heads if kv_heads is None else kv_heads
+        check_size("Attention", hidden_size=hidden_size, heads=heads, kv_heads=kv_heads)
+        if head_dim is None:
+            if hidden_size % heads:
+                raise ValueError(f"Attention: hidden_size {hidden_size} is no multiple of {heads} heads; give head_dim")
+            head_dim = hidden_size // heads
+        check_size("Attention", head_dim=head_dim, **({} if window is None else {"window": window}))
+        check_softcap("Attention", softcap)
+        if heads % kv_heads:
+            raise ValueError(f"Attention: {heads} heads cannot share {kv_heads} heads of keys evenly")
+        for name, value, allowed in (("qk_norm", qk_norm, ("head", "all")), ("gate", gate, ("sigmoid",))):
+            if value is not None and value not in allowed:
+                raise ValueError(f"Attention: {name} is {value!r}; it can be None or {' or '.join(map(repr, allowed))}")
+        if scale is not None:
+            check_number("Attention", scale=scale)
+        self._heads, self._kv_heads, self._dim = heads, kv_heads, head_dim
+        self._scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
+        self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
+        self.rope = rope
+        q, kv = heads * head_dim, kv_heads * head_dim
+        how: dict[str, Any] = {"scheme": scheme, "device": device}
+        sizes = {"q_proj": 2 * q if gate else q, "k_proj": kv, "v_proj": kv}
+        self.qkv = LinearGroup(hidden_size, sizes, bias, fused=fused, **how)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if qk_norm is not None:
+            widths = (q, kv) if qk_norm == "all" else (head_dim, head_dim)
+            self.q_norm, self.k_norm = (RMSNorm(width, eps, offset=norm_offset) for width in widths)
+        self.sinks: Float32 | None = np.zeros(heads, np.float32) if sinks else None
+        self.o_proj = Linear(q, hidden_size, bool(bias if out_bias is None else out_bias), **how)
+
+    def __repr__(self) -> str:
+        sizes = f"{self._heads} heads over {self._kv_heads} of {self._dim}"
+        return f"Attention({self.o_proj.out_features}, {sizes})"
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that a token sees at most; None: all before it."""
+        return self._window
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Mask = "causal",
+        positions: ArrayLike | None = None,
+    ) -> Any:
+        """Attend.
+
+        Parameters
+        ----------
+        x : ndarray or NpuArray, shape (T, hidden_size) or (B, T, hidden_size)
+            T tokens of each of B sequences.
+        cache : KVCache, optional
+            What came before; keys and values of the tokens go there.
+        layer : int
+            The layer's number in the cache.
+        mask : {"causal", None} or ndarray
+            As for `scaled_dot_product_attention`.
+        positions : array_like of int, shape (T,) or (B, 1, T), optional
+            For the rotation; by default they follow those in the cache.
+
+        Returns
+        -------
+        ndarray or NpuArray, of the shape and dtype of `x`
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or the cache keeps fewer tokens than are looked at.
+        CacheFullError
+            If the cache has no room.
+        """
+        parts = self.qkv(x)
+        if type(x) is not NpuArray:
+            return self.o_proj(self.attend(parts, cache=cache, layer=layer, mask=mask, positions=positions))
+        seen = [part.numpy(writable=False) for part in parts]
+        y = self.attend(seen, cache=cache, layer=layer, mask=mask, positions=positions)
+        return self.o_proj(unread(np.ascontiguousarray(y), y.shape, x.device))
+
+    def attend(
+        self,
+        parts: Sequence[NDArray[Any]],
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Mask = "causal",
+        positions: ArrayLike | None = None,
+    ) -> NDArray[Any]:
+        """Everything between the projections.
+
+        Parameters
+        ----------
+        parts : sequence of three ndarrays, shapes (..., T, n)
+            What `qkv` gave: queries, keys and values.
+        cache, layer, mask, positions
+            As for a call.
+
+        Returns
+        -------
+        ndarray, shape (..., T, heads * head_dim)
+            What goes to `o_proj`.
+        """
+        q, k, v = parts
+        lead, dim, kv_heads = q.shape[:-1], self._dim, self._kv_heads
+        if len(lead) not in (1, 2):
+            raise ValueError(f"{self!r} takes (T, hidden) or (B, T, hidden); queries have shape {q.shape}")
+        split = (1, *lead) if len(lead) == 1 else lead
+        gate = None
+        if self._gate is not None:
+            both = q.reshape(*split, self._heads, 2 * dim)
+            q, gate = both[..., :dim], both[..., dim:]
+        if self._qk_norm == "all":
+            assert self.q_norm is not None
+            assert self.k_norm is not None
+            q = self.q_norm(q.reshape(*split, self._heads * dim))
+            k = self.k_norm(k)
+        q = q.reshape(*split, self._heads, dim).swapaxes(1, 2)
+        k = k.reshape(*split, kv_heads, dim).swapaxes(1, 2)
+        v = v.reshape(*split, kv_heads, dim).swapaxes(1, 2)
+        if self._qk_norm == "head":
+            assert self.q_norm is not None
+            assert self.k_norm is not None
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            offset = 0 if cache is None else cache.offset
+            q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
+        if cache is not None:
+            kept = cache.windows[layer]
+            if kept is not None and (self._window is None or kept < self._window):
+                raise ValueError(
+                    f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
+                )
+            k, v = cache.update(layer, k, v)
+        y = scaled_dot_product_attention(
+            q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks
+        )
+        y = y.swapaxes(1, 2)
+        if gate is not None:
+            with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is wanted
+                y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
+        attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
+        return attended

@@ -1,0 +1,153 @@
+"""`TransformerBlock`: attention and a feed-forward network, with norms before and perhaps after them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from npumatmul.nn.attend import Mask
+from npumatmul.nn.attention import Attention
+from npumatmul.nn.cache import KVCache
+from npumatmul.nn.mlp import MLP
+from npumatmul.nn.module import Module, check_number
+from npumatmul.nn.norm import LayerNorm, RMSNorm
+
+__all__ = ["TransformerBlock"]
+
+
+class TransformerBlock(Module):
+    """A block of a language model: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``.
+
+    Parameters
+    ----------
+    attention : Attention
+    mlp : MLP, or Module that maps rows to rows
+    eps : float
+        Of the norms.
+    norm_offset : float
+        Of the norms: 1.0 for the gemma family.
+    post_norms : bool
+        Whether what attention and network give is normalized, too, before it is added, as in the gemma family.
+    residual_multiplier : float
+        On what is added, as in the granite family.
+    layer_norm : bool
+        Whether norms are `LayerNorm` instead of `RMSNorm`.
+
+    Attributes
+    ----------
+    self_attn : Attention
+    mlp : Module
+    input_layernorm, post_attention_layernorm : Module
+        Before attention and network; with `post_norms` the second one is after attention.
+    pre_feedforward_layernorm, post_feedforward_layernorm : Module or None
+        With `post_norms`: before and after the network.
+
+    Raises
+    ------
+    ValueError
+        If a constant is not finite.
+
+    Notes
+    -----
+    Parameters are named as Hugging Face's: ``self_attn.q_proj.weight``, ``mlp.gate_proj.weight``,
+    ``input_layernorm.weight`` and so on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul import nn
+    >>> how = {"scheme": "float32"}
+    >>> block = nn.TransformerBlock(nn.Attention(8, 2, rope=nn.RoPE(4), **how), nn.MLP(8, 16, **how))
+    >>> shapes = block.parameter_shapes()
+    >>> len(shapes), shapes["post_attention_layernorm.weight"]
+    (9, (8,))
+    >>> _ = block.load_state_dict({name: np.zeros(shape) for name, shape in shapes.items()})
+    >>> x = np.ones((3, 8), np.float32)
+    >>> bool((block(x) == x).all())  # nothing is added to it
+    True
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP | Module,
+        *,
+        eps: float = 1e-6,
+        norm_offset: float = 0.0,
+        post_norms: bool = False,
+        residual_multiplier: float = 1.0,
+        layer_norm: bool = False,
+    ) -> None:
+        check_number("TransformerBlock", eps=eps, residual_multiplier=residual_multiplier)
+        hidden = attention.o_proj.out_features
+
+        def norm() -> Module:
+            return LayerNorm(hidden, eps) if layer_norm else RMSNorm(hidden, eps, offset=norm_offset)
+
+        self._multiplier = None if residual_multiplier == 1.0 else float(residual_multiplier)
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm: Any = norm()
+        self.post_attention_layernorm: Any = norm()
+        self.pre_feedforward_layernorm: Any = norm() if post_norms else None
+        self.post_feedforward_layernorm: Any = norm() if post_norms else None
+
+    def __repr__(self) -> str:
+        return f"TransformerBlock({self.self_attn!r}, {self.mlp!r})"
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        mask: Mask = "causal",
+        positions: ArrayLike | None = None,
+    ) -> Any:
+        """Run tokens through the block.
+
+        Parameters
+        ----------
+        x : ndarray or NpuArray, shape (T, hidden) or (B, T, hidden)
+        cache, layer, mask, positions
+            As for `Attention`.
+
+        Returns
+        -------
+        ndarray or NpuArray, of the shape and dtype of `x`
+            A new array.
+
+        Raises
+        ------
+        ValueError
+            As `Attention`.
+        """
+        if type(x) is not np.ndarray:
+            return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions)
+        attended = self.self_attn(self.input_layernorm(x), cache=cache, layer=layer, mask=mask, positions=positions)
+        x = self.after_attention(x, attended)
+        return self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
+
+    def after_attention(self, x: Any, attended: Any) -> Any:
+        """The sum of what came in and what attention gave: a new array."""
+        if self.post_feedforward_layernorm is not None:
+            attended = self.post_attention_layernorm(attended)
+        if self._multiplier is not None:
+            attended = attended * self._multiplier
+        return x + attended
+
+    def before_mlp(self, x: Any) -> Any:
+        """What goes into the feed-forward network."""
+        if self.pre_feedforward_layernorm is not None:
+            return self.pre_feedforward_layernorm(x)
+        return self.post_attention_layernorm(x)
+
+    def after_mlp(self, x: Any, y: Any) -> Any:
+        """The sum with what the network gave, in the memory of `x`."""
+        if self.post_feedforward_layernorm is not None:
+            y = self.post_feedforward_layernorm(y)
+        if self._multiplier is not None:
+            y = y * self._multiplier
+        x += y
+        return x

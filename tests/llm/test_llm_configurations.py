@@ -1,0 +1,215 @@
+"""What configurations of architectures mean: the same from both formats, and nothing that is not understood."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import transformers
+from model_zoo import SIZES, VARIANTS, Variant, torch_model, write_folder, write_gguf
+
+from npumatmul.errors import ModelError
+from npumatmul.llm.files.gguf_names import ARCHITECTURES as GGUF_LAYOUTS
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.registry import ARCHITECTURES, GGUF_ARCHITECTURES, MODEL_TYPES, config_from, config_of
+
+TYPES = sorted(MODEL_TYPES)
+
+
+def settings(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {**SIZES, "model_type": model_type, "rms_norm_eps": 1e-6, **changes}
+
+
+def comparable(config: DecoderConfig) -> dict[str, Any]:
+    """A configuration without what formats say in ways of their own: the rotation as frequencies, which names are
+    used, and where the 1 of gemma's norms is.
+    """
+    values = dataclasses.asdict(config)
+    for name in ("architecture", "norm_offset", "layers"):
+        del values[name]
+    values["query_scale"] = round(config.query_scale or config.head_dim**-0.5, 6)
+    values["windows"] = [each.window for each in config.layers]
+    values["turned"] = [each.rotation and (each.rotation.dim, each.rotation.theta) for each in config.layers]
+    return values
+
+
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each.gguf], ids=lambda each: each.name)
+def test_both_formats_say_the_same(variant: Variant, tmp_path: Path) -> None:
+    model = torch_model(variant)
+    with open_source(write_folder(tmp_path / "folder", variant, model)) as folder:
+        by_folder = config_of(folder)
+    with open_source(write_gguf(tmp_path / "model.gguf", variant, model)) as file:
+        by_file = config_of(file)
+    told = comparable(by_folder)
+    assert _close(comparable(by_file), told), (by_file, by_folder)
+
+
+def _close(left: Any, right: Any) -> bool:
+    """Equal but for float32 that GGUF metadata are."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_close(left[key], right[key]) for key in left)
+    if isinstance(left, float):
+        return bool(np.isclose(left, right, rtol=1e-6))
+    if isinstance(left, (list, tuple)) and left is not None:
+        return len(left) == len(right) and all(_close(a, b) for a, b in zip(left, right, strict=True))
+    return bool(left == right)
+
+
+def test_the_formats_of_a_registry_are_those_that_files_are_read_in() -> None:
+    assert set(GGUF_ARCHITECTURES) <= set(GGUF_LAYOUTS)
+    assert len({each.name for each in ARCHITECTURES}) == len(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "mystery", "factor": 2.0}}, "'mystery'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 3}}, "rope_scaling.twist"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor"),
+        ({"hidden_act": "quick_gelu", "hidden_activation": "quick_gelu"}, "'quick_gelu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"clip_qkv": 8.0}, "clip_qkv"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"hidden_size": "64"}, "hidden_size"),
+        ({"num_hidden_layers": 1 << 30}, "n_layers"),
+        ({"num_key_value_heads": 3}, "n_kv_heads"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rope_scaling": [1]}, "rope_scaling"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_is_not_understood_is_named(model_type: str, changes: dict[str, Any], named: str) -> None:
+    values = {key: value for key, value in settings(model_type, **changes).items() if value is not None}
+    with pytest.raises(ModelError, match=named.replace(".", r"\.")):
+        config_from(values)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_values_that_change_nothing_are_passed_over(model_type: str) -> None:
+    plain = config_from(settings(model_type, tie_word_embeddings=True))
+    more = {
+        "architectures": ["X"],
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.0",
+        "use_cache": True,
+        "quantization_config": None,
+        "rope_scaling": None,
+        "some_feature": False,
+    }
+    assert config_from(settings(model_type, tie_word_embeddings=True, **more)) == plain
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_value_of_an_unknown_name_is_refused(model_type: str) -> None:
+    with pytest.raises(ModelError, match=r"'residual_gate' is 0\.5, and what that means is not known"):
+        config_from(settings(model_type, residual_gate=0.5))
+
+
+def test_no_other_architecture_of_transformers_is_read() -> None:
+    others = set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES) - set(MODEL_TYPES)
+    assert len(others) > 300
+    for name in others:
+        with pytest.raises(ModelError) as caught:
+            config_from(settings(name))
+        assert repr(name) in str(caught.value) or name[:20] in str(caught.value)
+    for value in (None, 3, ["llama"], ""):
+        with pytest.raises(ModelError, match="is not known"):
+            config_from({**SIZES, "model_type": value})
+
+
+def test_no_other_architecture_of_gguf_is_read(tmp_path: Path) -> None:
+    others = set(gguf.MODEL_ARCH_NAMES.values()) - set(GGUF_ARCHITECTURES)
+    assert len(others) > 80
+    for name in others:
+        path = tmp_path / "other.gguf"
+        writer = gguf.GGUFWriter(str(path), name)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        with pytest.raises(ModelError, match="architecture"), open_source(path) as source:
+            config_of(source)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.factor"),
+        ({"llama.rope.scaling.type": "longrope"}, "rope_factors_short"),
+        ({"llama.rope.scaling.type": "spiral"}, "'spiral'"),
+        ({"llama.rope.scaling.attn_factor": 1.2}, "attn_factor"),
+        ({"llama.expert_count": 8}, "8 experts"),
+        ({"llama.attention.clamp_kqv": 3.0}, "llama.attention.clamp_kqv"),
+        ({"llama.attention.sliding_window": 8}, "llama.attention.sliding_window"),
+        ({"llama.attention.value_length": 8}, "8 and its keys 16"),
+        ({"llama.rope.dimension_count": 7}, "even"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_metadata_that_is_not_understood_is_named(tmp_path: Path, metadata: dict[str, Any], named: str) -> None:
+    variant = VARIANTS[0]
+    path = write_gguf(tmp_path / "model.gguf", variant, torch_model(variant))
+    with open_source(path) as source:
+        config_of(source)
+        source.file.metadata.update(metadata)  # type: ignore[attr-defined]
+        with pytest.raises(ModelError, match=named.replace(".", r"\.")) as caught:
+            config_of(source)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_a_pattern_of_no_layers_is_refused(every: int) -> None:
+    with pytest.raises(ModelError, match="sliding_window_pattern"):
+        config_from(settings("gemma3_text", sliding_window_pattern=every))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0"),
+        ({"residual_scale": float("inf")}, "residual_scale is inf"),
+        ({"layers": (LayerConfig(), LayerConfig())}, "2 layers are described"),
+        ({"layers": (LayerConfig(Rotation(32)),)}, "32 values of a head are to be rotated"),
+    ],
+)
+def test_configurations_that_do_not_fit_together(values: dict[str, Any], problem: str) -> None:
+    sizes = {"n_layers": 3, "hidden_size": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "ffn_size": 96}
+    with pytest.raises(ValueError, match=problem):
+        DecoderConfig(**{**sizes, "vocab_size": 264, "context_length": 128, **values})
+
+
+def test_a_configuration_without_layers_rotates_all_of_them() -> None:
+    config = DecoderConfig(3, 64, 4, 2, 16, 96, 264, 128)
+    assert config.layers == (LayerConfig(Rotation(16)),) * 3
+
+
+def test_what_a_folder_says_is_what_transformers_reads(tmp_path: Path) -> None:
+    """Files without values that have defaults mean what transformers takes them for."""
+    for variant in VARIANTS:
+        (tmp_path / "config.json").write_text(json.dumps(settings(variant.model_type)))
+        reference = transformers.AutoConfig.from_pretrained(tmp_path)
+        config = config_from(settings(variant.model_type))
+        reference_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
+        assert config.head_dim == reference_dim
+        assert config.tied == reference.tie_word_embeddings
+        kinds = getattr(reference, "layer_types", None)
+        window = getattr(reference, "sliding_window", None)
+        slides = [kind == "sliding_attention" for kind in kinds] if kinds else [window is not None] * config.n_layers
+        assert [each.window for each in config.layers] == [window if each else None for each in slides]
+        rope = reference.rope_parameters
+        for layer, slid in zip(config.layers, slides, strict=True):
+            own = rope.get("sliding_attention" if slid else "full_attention", rope)
+            if layer.rotation is not None:
+                assert layer.rotation.theta == own["rope_theta"]

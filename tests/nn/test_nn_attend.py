@@ -1,0 +1,184 @@
+"""Attention's products and softmax against torch, within the bound that is stated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npumatmul as npu
+from npumatmul.nn import attend
+from npumatmul.nn import scaled_dot_product_attention as sdpa
+
+V = 2.0**-24
+
+
+def operands(
+    b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = (b, g * group, t, d), (b, g, s, d), (b, g, s, e)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, softcap: float = 0.0) -> float:
+    """As the docstring states it."""
+    d, s = k.shape[-1], k.shape[-2]
+    group = q.shape[-3] // k.shape[-3]
+    keys = np.abs(np.repeat(k.astype(np.float64), group, -3))
+    p = scale * (np.abs(q.astype(np.float64)) @ keys.swapaxes(-1, -2)).max(initial=0)
+    return (2 * (d + 4) * V * p + 8 * V * softcap + (2 * s + 16) * V) * np.abs(v.astype(np.float64)).max(initial=0)
+
+
+def exact(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, seen: np.ndarray | None = None,
+    softcap: float | None = None, sinks: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """In float64, with heads repeated, and every score there at once."""
+    group = q.shape[-3] // k.shape[-3]
+    q, k, v = (each.astype(np.float64) for each in (q, k, v))
+    k, v = np.repeat(k, group, -3), np.repeat(v, group, -3)
+    scores = scale * q @ k.swapaxes(-1, -2)
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    if seen is not None:
+        scores = np.where(seen, scores, -np.inf)
+    more = 0.0
+    high = scores.max(-1, keepdims=True, initial=-np.inf)
+    if sinks is not None:
+        high = np.maximum(high, sinks.astype(np.float64)[:, None, None])
+        more = np.exp(sinks.astype(np.float64)[:, None, None] - high)
+    high = np.where(high == -np.inf, 0, high)
+    p = np.exp(scores - high)
+    total = p.sum(-1, keepdims=True) + more
+    return p @ v / np.where(total == 0, 1, total)
+
+
+def causal(t: int, s: int, window: int | None = None) -> np.ndarray:
+    at, keys = np.arange(s - t, s)[:, None], np.arange(s)
+    return (keys <= at) & (keys > at - (s + t + 1 if window is None else window))
+
+
+SIZES = {
+    "b": st.integers(1, 2), "g": st.integers(1, 3), "group": st.integers(1, 3), "t": st.integers(1, 7),
+    "d": st.integers(1, 9), "e": st.integers(1, 9), "seed": st.integers(0, 99),
+}  # fmt: skip
+
+
+@given(**SIZES, s=st.integers(1, 20), masked=st.booleans(), half=st.booleans())
+def test_it_is_torchs(
+    b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, masked: bool, half: bool
+) -> None:
+    dtype = np.float16 if half else np.float32
+    q, k, v = operands(b, g, group, t, s, d, e, seed, dtype)
+    mask = np.random.default_rng(seed).random((b, 1, t, s)) < 0.7
+    mask[..., 0] = True
+    y = sdpa(q, k, v, mask=mask if masked else None)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.from_numpy(each).double() for each in (q, k, v)),
+        attn_mask=torch.from_numpy(mask) if masked else None,
+        enable_gqa=True,
+    ).numpy()
+    assert y.dtype == dtype
+    assert y.shape == (b, g * group, t, e)
+    error = bound(q, k, v, d**-0.5)
+    assert (np.abs(y - wanted) <= error + (2.0**-11 * 1.01 * np.abs(wanted) + 2.0**-25 if half else 0)).all()
+
+
+@given(
+    **SIZES,
+    s=st.integers(1, 150),
+    window=st.none() | st.integers(1, 80),
+    softcap=st.none() | st.sampled_from([0.5, 30.0]),
+    sinks=st.booleans(),
+    block=st.sampled_from([1, 7, 64]),
+)
+def test_options_go_together_in_blocks_of_any_size(
+    b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, window: int | None, softcap: float | None,
+    sinks: bool, block: int,
+) -> None:  # fmt: skip
+    q, k, v = operands(b, g, group, t, s, d, e, seed)
+    sink = np.random.default_rng(seed).standard_normal(g * group).astype(np.float32) if sinks else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "_BLOCK_FLOATS", 1)
+        patch.setattr(attend, "_LEAST_KEYS", block)
+        y = sdpa(q, k, v, scale=0.7, mask="causal", window=window, softcap=softcap, sinks=sink)
+    wanted = exact(q, k, v, scale=0.7, seen=causal(t, s, window), softcap=softcap, sinks=sink)
+    assert (np.abs(y - wanted) <= bound(q, k, v, 0.7, softcap or 0.0)).all()
+
+
+def test_memory_does_not_grow_with_what_is_looked_at() -> None:
+    import tracemalloc
+
+    q, k, v = operands(1, 1, 4, 64, 1 << 14, 16, 16, 1, np.float16)
+    tracemalloc.start()
+    try:
+        sdpa(q, k, v, mask="causal")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # scores of a block of keys and what is made of them; all would be 4 bytes x 256 x 16384, 16 MiB, several times
+    assert peak < 3 * 4 * attend._BLOCK_FLOATS
+
+
+def test_masks_of_floats_are_added() -> None:
+    q, k, v = operands(2, 2, 2, 3, 5, 4, 4, 1)
+    mask = np.random.default_rng(1).standard_normal((3, 5)).astype(np.float32)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.from_numpy(each) for each in (q, k, v)), attn_mask=torch.from_numpy(mask), enable_gqa=True
+    )
+    np.testing.assert_allclose(sdpa(q, k, v, mask=mask), wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(sdpa(q, k, v, mask=mask[:, :1]), sdpa(q, k, v), atol=1e-6)
+
+
+def test_who_sees_nothing_gets_zeros() -> None:
+    q, k, v = operands(1, 1, 1, 3, 5, 4, 4, 1)
+    mask = np.ones((3, 5), bool)
+    mask[1] = False
+    y = sdpa(q, k, v, mask=mask)
+    assert not y[0, 0, 1].any()
+    np.testing.assert_allclose(y[:, :, [0, 2]], sdpa(q, k, v)[:, :, [0, 2]], atol=1e-6)
+    assert not sdpa(q, k[:, :, :0], v[:, :, :0]).any()
+    assert not sdpa(q, k[:, :, :2], v[:, :, :2], mask="causal")[0, 0, 0].any()  # the first of three queries, two keys
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k, v = operands(1, 1, 1, 2, 4, 4, 4, 1)
+    y = sdpa(q * np.float32(1e15), k * np.float32(1e15), v)
+    best = np.argmax(q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2), axis=-1)
+    np.testing.assert_array_equal(y[0, 0], v[0, 0][best[0, 0]])
+
+
+def test_npu_arrays_and_three_dimensions() -> None:
+    q, k, v = operands(1, 2, 2, 3, 5, 4, 4, 1)
+    y = sdpa(npu.asarray(q, device="sim:rk3588"), npu.asarray(k, device="sim:rk3588"), v)
+    assert isinstance(y, npu.NpuArray)
+    np.testing.assert_array_equal(np.asarray(y), sdpa(q, k, v))
+    np.testing.assert_array_equal(sdpa(q[0], k[0], v[0]), sdpa(q, k, v)[0])
+
+
+def test_what_does_not_fit_is_explained() -> None:
+    q, k, v = operands(1, 2, 2, 3, 5, 4, 4, 1)
+    for wrong in ((q[:, :3], k, v), (q, k, v[:, :, :4]), (q[..., :3], k, v), (q[0], k, v), (q, k[:, :0], v[:, :0])):
+        with pytest.raises(ValueError, match=r"do not fit: they are \(\.\.\., H, T, D\)"):
+            sdpa(*wrong)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"mask": "casual"}, "mask is 'casual'"),
+        ({"mask": np.ones((2, 5), bool)}, r"\(2, 5\) cannot be broadcast to .* \(1, 4, 3, 5\)"),
+        ({"window": 3}, "window is 3; it has to be 1 or more, with mask='causal'"),
+        ({"window": 0, "mask": "causal"}, "window is 0"),
+        ({"sinks": np.ones(3)}, r"sinks has shape \(3,\); there are 4 heads"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            sdpa(q, k, v, **options)
+    with pytest.raises(TypeError, match="int64"):
+        sdpa(q, k, v, mask=np.ones((3, 5), np.int64))
+    with pytest.raises(TypeError, match="float64"):
+        sdpa(q.astype(np.float64), k, v)
+    with pytest.raises(TypeError, match="int8"):
+        sdpa(q, k.astype(np.int8), v)
