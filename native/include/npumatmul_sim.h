@@ -64,8 +64,7 @@ size_t npumm_sim_counters_json(char *buffer, size_t size);
 
 /*
  * Modelled seconds of a run of that matmul type on a chip, while runs are on so many of its cores, with A and C in native
- * layout or not, by the constants that are in force (NPUMATMUL_SIM_TIMING_CONSTANTS). -1 for what cannot be, or is not
- * known.
+ * layout or not, by the constants that are in force (NPUMATMUL_SIM_TIMING_CONSTANTS). -1 for what cannot be.
  */
 double npumm_sim_run_seconds(const char *soc, int type, int M, int K, int N, int cores, int native);
 

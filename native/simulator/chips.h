@@ -70,7 +70,7 @@ typedef struct {
   uint32_t k_segment; /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
   bool transposed_b;  /* takes B as [N, K] (D19) */
   int domains;        /* valid iommu_domain_id are 0 .. domains - 1 (Q23) */
-  sim_timing timing;  /* all 0: nobody has said how fast it is */
+  sim_timing timing;
   size_t type_count;
   const sim_type *types;
 } sim_chip;

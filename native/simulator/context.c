@@ -153,12 +153,6 @@ static int make_context(const sim_settings *settings, const char *function, sim_
     result = sim_check_shape_options(settings, function, type, request, shapes[i]);
   }
   if (result != RKNN_SUCC) return result;
-  const sim_timing timing = sim_timing_of(settings->chip, &settings->constants);
-  if (settings->timing != TIMING_OFF && !sim_timing_knows(&timing, type)) {
-    sim_log_error("%s, simulator: NPUMATMUL_SIM_TIMING is set, but nobody has said how fast %s is on %s", function,
-                  sim_type_name(type->type), settings->chip->soc);
-    return RKNN_ERR_FAIL;
-  }
   if (!shapes_agree(function, request, count, shapes)) return RKNN_ERR_PARAM_INVALID;
 
   sim_context *context = calloc(1, sizeof *context);
@@ -175,7 +169,7 @@ static int make_context(const sim_settings *settings, const char *function, sim_
       .b_asymmetric = request->b_asymmetric,
       .ac_asymmetric = request->ac_asymmetric,
       .quant = SIM_QUANT_DEFAULT,
-      .timing = timing,
+      .timing = sim_timing_of(settings->chip, &settings->constants),
       .shapes = calloc(count, sizeof(sim_shape)),
       .shape_count = count,
   };

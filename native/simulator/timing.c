@@ -57,10 +57,6 @@ sim_timing sim_timing_of(const sim_chip *chip, const sim_timing *instead) {
   return timing;
 }
 
-bool sim_timing_knows(const sim_timing *timing, const sim_type *type) {
-  return timing->of[START_SECONDS] != 0 && timing->of[PEAK_FLOAT16 + (int)type->product] != 0;
-}
-
 /* Rows of A that stay on the chip; whether B is read meanwhile. */
 static size_t resident_rows(const sim_timing *timing, const sim_type *type, size_t K, bool *overlap) {
   const int64_t row = (int64_t)(K * sim_dtype_bits(type->a) / 8), buffer = (int64_t)timing->of[BUFFER_BYTES];

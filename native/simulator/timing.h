@@ -30,10 +30,7 @@ bool sim_timing_read(const char *text, sim_timing *constants);
 /* The constants of a chip, where `instead` has 0, and those of `instead`. */
 sim_timing sim_timing_of(const sim_chip *chip, const sim_timing *instead);
 
-/* Whether it is known how fast a type is. */
-bool sim_timing_knows(const sim_timing *timing, const sim_type *type);
-
-/* A run of a type that is known, while runs are on so many cores, its own included. */
+/* A run of a type of the chip, while runs are on so many cores, its own included. */
 double sim_run_seconds(const sim_timing *timing, const sim_type *type, size_t M, size_t K, size_t N, int cores,
                        bool native_ac);
 

@@ -183,7 +183,7 @@ class Simulator:
             length = wanted
 
     def run_seconds(self, soc: str, mm_type: int, m: int, k: int, n: int, cores: int, ac_native: bool) -> float:
-        """Modelled seconds of a run by the constants in force, -1 where nothing is known.
+        """Modelled seconds of a run by the constants in force, -1 for what cannot be.
 
         `mm_type` is a number of `MatmulTypeCode`, `cores` how many cores are at work.
         """
