@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.errors import NotFiniteError
 from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array, quantize
+from npumatmul.quant.meter import Meter, Share
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.ranges import range_params
 
@@ -20,6 +22,8 @@ Clip = Literal["absmax", "mse"]
 
 #: Elements whose errors are searched at a time, which bounds the memory that it takes.
 _CHUNK_ELEMENTS = 1 << 19
+#: Elements of a weight that are there twice at a time, as they are and transformed.
+_TRANSFORMED_ELEMENTS = 1 << 24
 #: What each end of a range is tried at, times where it is.
 _END_RATIOS = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -35,6 +39,7 @@ def weight_params(
     levels: int | None = None,
     clip: Clip = "absmax",
     importance: ArrayLike | None = None,
+    progress: Share | None = None,
 ) -> QuantParams:
     """Choose the parameters of a weight.
 
@@ -56,6 +61,8 @@ def weight_params(
         there are zero points, and fits scales to the codes by least squares. Never worse than ``"absmax"``.
     importance : array_like, shape (K,), optional
         Weights of squared errors, not negative: for instance mean squares of activations. 1 by default.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -86,9 +93,10 @@ def weight_params(
     # checked by a stand-in with the arguments of the result, which also knows the range of codes
     codes = QuantParams(1.0, bits=bits, levels=levels)
     weights = _importance(importance, k)
+    meter = Meter(progress, weight.size)
     if kind is Granularity.LAYER:
         rows, weights = weight.reshape(1, -1), None if weights is None else np.tile(weights, n)
-        scale, zero_point = _search(rows, weights, codes, symmetric, clip)
+        scale, zero_point = _search(rows, weights, codes, symmetric, clip, meter)
         return QuantParams(scale[0], zero_point[0], kind, bits=bits, levels=levels)
     groups = -(-k // size) if k else 0
     scales = np.ones((n, groups), np.float32)
@@ -96,7 +104,7 @@ def weight_params(
     for g in range(groups):  # each group of all rows at a time: the last may be shorter
         span = slice(g * size, min((g + 1) * size, k))
         part = None if weights is None else weights[span]
-        scales[:, g], zero_points[:, g] = _search(weight[:, span], part, codes, symmetric, clip)
+        scales[:, g], zero_points[:, g] = _search(weight[:, span], part, codes, symmetric, clip, meter)
     if kind is Granularity.CHANNEL:
         return QuantParams(
             scales[:, 0] if groups else np.ones(n),
@@ -120,6 +128,7 @@ def round_weight(
     clip: Clip = "absmax",
     importance: ArrayLike | None = None,
     input_transform: InputTransform | None = None,
+    progress: Share | None = None,
 ) -> QuantizedWeight:
     """Quantize a weight by rounding each value to the nearest code.
 
@@ -127,7 +136,7 @@ def round_weight(
     ----------
     w : array_like, shape (N, K)
         As it meets activations without the transform.
-    bits, granularity, group_size, symmetric, levels, clip, importance
+    bits, granularity, group_size, symmetric, levels, clip, importance, progress
         As for `weight_params`.
     input_transform : InputTransform, optional
         Applied to the weight before it is rounded, and kept with it.
@@ -148,23 +157,37 @@ def round_weight(
            [0, 7]], dtype=int8)
     """
     weight = weight_2d(w, "round_weight")
-    if input_transform is not None:
+    choose = partial(
+        weight_params, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, levels=levels,
+        clip=clip, importance=importance,
+    )  # fmt: skip
+    if input_transform is None:
+        params = choose(weight, progress=progress)
+        return QuantizedWeight(quantize(weight, params), params)
+    n, k = weight.shape
+    step = max(1, _TRANSFORMED_ELEMENTS // max(k, 1))
+    if n <= step or Granularity(granularity) is Granularity.LAYER:
         weight = input_transform.weight(weight)
-    params = weight_params(
-        weight,
-        bits=bits,
-        granularity=granularity,
-        group_size=group_size,
-        symmetric=symmetric,
-        levels=levels,
-        clip=clip,
-        importance=importance,
-    )
-    return QuantizedWeight(quantize(weight, params), params, input_transform)
+        params = choose(weight, progress=progress)
+        return QuantizedWeight(quantize(weight, params), params, input_transform)
+    # rows have nothing to do with one another, so no more than some of them are in memory as they are transformed
+    codes, found, meter = np.empty((n, k), np.int8), [], Meter(progress, n)
+    for start in range(0, n, step):
+        part = input_transform.weight(weight[start : start + step])
+        found.append(choose(part, progress=meter.part(len(part))))
+        codes[start : start + step] = quantize(part, found[-1])
+    scale = np.concatenate([each.scale for each in found])
+    zero_point = np.concatenate([np.broadcast_to(each.zero_point, each.scale.shape) for each in found])
+    return QuantizedWeight(codes, QuantParams(scale, zero_point, **found[0].description()), input_transform)
 
 
 def _search(
-    values: NDArray[Any], importance: NDArray[Any] | None, codes: QuantParams, symmetric: bool, clip: Clip
+    values: NDArray[Any],
+    importance: NDArray[Any] | None,
+    codes: QuantParams,
+    symmetric: bool,
+    clip: Clip,
+    meter: Meter,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Scale and zero point of each row of (rows, columns)."""
     scale = np.ones(len(values), np.float32)
@@ -177,6 +200,7 @@ def _search(
         scale[rows], zero_point[rows] = range_params(low, high, codes.qmin, codes.qmax, symmetric)
         if clip == "mse":
             _improve(part, importance, codes, symmetric, low, high, scale[rows], zero_point[rows])
+        meter.add(part.size)
     return scale, zero_point
 
 
