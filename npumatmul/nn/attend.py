@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.nn.halves import widened
 from npumatmul.nn.module import as_floats, check_number, float32_of, rounded_to
 from npumatmul.nn.product import Float32
 from npumatmul.ops import NpuArray
@@ -19,8 +20,10 @@ __all__ = ["Blocks", "Mask", "scaled_dot_product_attention"]
 Mask = Literal["causal"] | NDArray[Any] | None
 
 _F32 = np.dtype(np.float32)
-#: Floats that scores of a block of keys, and keys and values that had to be converted, take at most.
+#: Floats that scores of a block of keys take at most.
 _BLOCK_FLOATS = 1 << 21
+#: Keys of a block that have to be converted, or values, at most: they stay in the caches of a core.
+_COPIED_FLOATS = 1 << 18
 _LEAST_KEYS = 64
 
 
@@ -121,8 +124,9 @@ def scaled_dot_product_attention(
     state: tuple[Any, Any, Any] | None = None
     if sinks is not None:
         state = _of_sinks(sinks, heads, rows, v.shape[-1], group, t)
+    rooms: tuple[list[Float32], list[Float32]] = [], []
     for first, stop in _blocks(start, s, rows, k, v):
-        keys, values = _read(k, first, stop), _read(v, first, stop)
+        keys, values = _read(k, first, stop, rooms[0]), _read(v, first, stop, rooms[1])
         scores = np.matmul(rows, keys.swapaxes(-1, -2))
         if softcap is not None:
             scores /= np.float32(softcap)
@@ -202,11 +206,11 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
 
 def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tuple[int, int]]:
     """Ranges of keys whose scores, and whose float32 copies, have room."""
-    floats = rows.size // max(rows.shape[-1], 1)
+    size = _BLOCK_FLOATS // max(rows.size // max(rows.shape[-1], 1), 1)
     for each in (k, v):
         if type(each) is not np.ndarray or each.dtype != _F32:
-            floats += math.prod(each.shape) // max(each.shape[-2], 1)
-    size = max(_LEAST_KEYS, _BLOCK_FLOATS // max(floats, 1))
+            size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
+    size = max(_LEAST_KEYS, size)
     cuts: tuple[int, ...] = getattr(k, "cuts", ())
     first = start
     while first < stop:
@@ -219,9 +223,16 @@ def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tu
         first = end
 
 
-def _read(x: Any, first: int, stop: int) -> Float32:
+def _read(x: Any, first: int, stop: int, room: list[Float32]) -> Float32:
+    """A block of keys or values as float32; float16 becomes that in `room`, which the next block takes again."""
     part: NDArray[Any] = x[..., first:stop, :] if type(x) is np.ndarray else x.block(first, stop)
-    return part if part.dtype == _F32 else part.astype(_F32)
+    if part.dtype == _F32:
+        return part
+    if part.dtype != np.float16:
+        return part.astype(_F32)
+    if not room or room[0].shape[-2] < stop - first:
+        room[:] = [np.empty(part.shape, _F32)]
+    return widened(part, room[0][..., : stop - first, :])
 
 
 def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import npumatmul as npu
 from npumatmul.nn import attend
 from npumatmul.nn import scaled_dot_product_attention as sdpa
+from npumatmul.nn.halves import widened
 
 V = 2.0**-24
 
@@ -182,3 +183,26 @@ def test_what_does_not_fit_is_explained() -> None:
         sdpa(q.astype(np.float64), k, v)
     with pytest.raises(TypeError, match="int8"):
         sdpa(q, k.astype(np.int8), v)
+
+
+def test_every_float16_becomes_itself() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    for values in (halves, finite, finite[::3], np.zeros(0, np.float16)):
+        wide = widened(values, np.empty(values.shape, np.float32))
+        np.testing.assert_array_equal(wide, values.astype(np.float32))
+        np.testing.assert_array_equal(np.signbit(wide), np.signbit(values))
+
+
+@given(**SIZES, s=st.integers(1, 90), block=st.sampled_from([1, 7, 64]))
+def test_keys_and_values_of_float16_are_their_values(
+    b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, block: int
+) -> None:
+    q, k, v = operands(b, g, group, t, s, d, e, seed)
+    k, v = k.astype(np.float16), v.astype(np.float16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "_COPIED_FLOATS", 1)
+        patch.setattr(attend, "_LEAST_KEYS", block)
+        y = sdpa(q, k, v, mask="causal")
+    wanted = exact(q, k, v, scale=d**-0.5, seen=causal(t, s))
+    assert (np.abs(y - wanted) <= bound(q, k, v, d**-0.5)).all()
