@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -361,7 +362,8 @@ def test_a_chain_of_float16_copies_nothing(device: npu.Device, tmp_path: Path, m
     others = ("rknn_matmul_set_dynamic_shape", "rknn_destroy_mem")  # memory of tests before
     calls = [call for call in calls_of(tmp_path / "trace.json") if call[0] not in others]
     run = [*bind, ("rknn_matmul_run", None)]
-    assert calls == [*run * spans, ("rknn_mem_sync", None)] * 2
+    made = [*run * spans, ("rknn_mem_sync", None)] * 2
+    assert calls == made if spans == 1 else Counter(calls) == Counter(made)  # cores run at once
     # sums of these integers are exact in float32; each product rounds once
     halfway = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)
     expected = (halfway.astype(np.float64) @ c.astype(np.float64)).astype(np.float16)

@@ -28,6 +28,7 @@ from npumatmul.llm.quantize import (
     is_quantized,
     load_quantized,
 )
+from npumatmul.llm.quantize.steps import Steps
 
 AS_IT_IS = "quantized"
 """Stands where the scheme of a model would stand that is quantized already."""
@@ -136,10 +137,11 @@ def analyze_arrays(request: Arrays) -> None:
     names = request.schemes or ("w16a16", "w8a8", "w4a8", "w4a4")
     try:
         with working() as progress:
+            steps = Steps(progress)
             for done, name in enumerate(names):
-                progress(done, len(names), name)
+                steps(100 * done, 100 * len(names), name)
                 recipe = best_recipe(name).default if request.best else LayerRecipe(name)
-                found.append(analyze_product(x, w, recipe, make))
+                found.append(analyze_product(x, w, recipe, make, steps.within(100)))
     finally:  # an interrupt, or a scheme that failed
         if found:
             _report_products(request, found, f"activations {x.shape} @ weight {w.T.shape}, against float64")

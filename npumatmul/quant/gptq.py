@@ -16,14 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.quant.functions import quantize
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.meter import Meter, Share
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
-from npumatmul.quant.refinement import refine
+from npumatmul.quant.refinement import refine, refine_cost
+from npumatmul.quant.systems import cholesky, factor_cost, solve_cost
 from npumatmul.quant.weight_scales import Clip, weight_2d, weight_params
 
 __all__ = ["gptq"]
 
 #: Columns that are rounded one by one before their errors reach all later ones by one matrix product.
 _BLOCK = 64
+#: What a search of ranges costs for each value, in multiply-accumulates of a product.
+_SEARCH = 500
 
 
 def gptq(
@@ -40,6 +44,7 @@ def gptq(
     strength: float = 1.0,
     rounds: int = 0,
     input_transform: InputTransform | None = None,
+    progress: Share | None = None,
 ) -> QuantizedWeight:
     """Quantize a weight with GPTQ.
 
@@ -72,6 +77,8 @@ def gptq(
         Rounds of `refine` afterwards: each costs about as much as GPTQ itself and lowers the error further.
     input_transform : InputTransform, optional
         Applied to the weight first, and kept with the result.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -101,26 +108,32 @@ def gptq(
     n, k = original.shape
     if hessian.features != k:
         raise ValueError(f"gptq: the Hessian is of {hessian.features} features, the weight of shape ({n}, {k})")
-    target = hessian.target(original, damping, strength)
+    product, search = float(n * k * k), _SEARCH * n * k
+    fitting = factor_cost(k) + solve_cost(k, min(n, k)) if hessian.has_reference and strength else 0.0
+    refining = refine_cost(n, k, rounds)
+    meter = Meter(progress, fitting + factor_cost(k) + product / 2 + 2 * search + 3 * product + refining)
+    target = hessian.target(original, damping, strength, meter.part(fitting))
     matrix = hessian.damped(damping)
     order = np.argsort(-matrix.diagonal(), kind="stable") if act_order else np.arange(k)
-    upper = _upper_factor(matrix[np.ix_(order, order)], damping)
+    upper = _upper_factor(matrix[np.ix_(order, order)], damping, meter)
     conditional = np.empty(k)
     conditional[order] = upper.diagonal() ** 2
     choice = _Choice(bits, group_size, symmetric, levels, clip, conditional)
-    static = choice.params(target)
+    static = choice.params(target, progress=meter.part(search))
     if act_order or group_size is None:
-        codes, params = _round_columns(target, upper, order, static), static
+        codes, params = _round_columns(target, upper, order, static, meter), static
     else:
-        codes, params = _round_groups(target, upper, choice, group_size)
+        codes, params = _round_groups(target, upper, choice, group_size, meter)
     plain = weight_params(
         target, bits=bits, granularity=choice.granularity, group_size=group_size, symmetric=symmetric,
-        levels=levels, clip=clip,
+        levels=levels, clip=clip, progress=meter.part(search),
     )  # fmt: skip
     rounded = ((quantize(target, each), each) for each in (static, plain))
-    result = _best_rows(target, hessian, (codes, params), *rounded)
+    result = _best_rows(target, hessian, meter, (codes, params), *rounded)
     quantized = QuantizedWeight(*result, input_transform)
-    return refine(quantized, target, hessian, rounds=rounds, damping=damping) if rounds else quantized
+    if not rounds:
+        return quantized
+    return refine(quantized, target, hessian, rounds=rounds, damping=damping, progress=meter.part(refining))
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,7 @@ class _Choice:
     def granularity(self) -> Granularity:
         return Granularity.CHANNEL if self.group_size is None else Granularity.GROUP
 
-    def params(self, values: NDArray[Any], start: int = 0) -> QuantParams:
+    def params(self, values: NDArray[Any], start: int = 0, progress: Share | None = None) -> QuantParams:
         """Parameters of columns from `start` on."""
         return weight_params(
             values,
@@ -149,13 +162,14 @@ class _Choice:
             levels=self.levels,
             clip=self.clip,
             importance=self.importance[start : start + values.shape[1]],
+            progress=progress,
         )
 
 
-def _upper_factor(matrix: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+def _upper_factor(matrix: NDArray[np.float64], damping: float, meter: Meter) -> NDArray[np.float64]:
     """U, upper triangular, with ``U @ U.T == matrix``."""
     try:
-        lower = np.asarray(np.linalg.cholesky(matrix[::-1, ::-1]), np.float64)
+        lower = cholesky(matrix[::-1, ::-1], meter)
     except np.linalg.LinAlgError:
         raise ValueError(
             f"gptq: the Hessian is not positive definite with damping={damping}; add more activations or raise damping"
@@ -169,7 +183,7 @@ def _feedback(upper: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _round_columns(
-    target: NDArray[Any], upper: NDArray[np.float64], order: NDArray[np.intp], params: QuantParams
+    target: NDArray[Any], upper: NDArray[np.float64], order: NDArray[np.intp], params: QuantParams, meter: Meter
 ) -> NDArray[np.int8]:
     """Codes (N, K) with parameters that are known."""
     values = np.ascontiguousarray(target.T[order], np.float64)
@@ -180,13 +194,14 @@ def _round_columns(
         block = slice(start, min(start + _BLOCK, len(values)))
         wanted = values[block] + feedback[block, :start] @ errors[:start]
         _round_block(block, values, wanted, feedback, errors, codes, (scale, zero_point), params)
+        meter.add((block.stop - block.start) * block.stop * values.shape[1])
     result = np.empty(target.shape, np.int8)
     result[:, order] = codes.T
     return result
 
 
 def _round_groups(
-    target: NDArray[Any], upper: NDArray[np.float64], choice: _Choice, group_size: int
+    target: NDArray[Any], upper: NDArray[np.float64], choice: _Choice, group_size: int, meter: Meter
 ) -> tuple[NDArray[np.int8], QuantParams]:
     """Codes and parameters, those of each group chosen when it is reached."""
     values = np.ascontiguousarray(target.T, np.float64)
@@ -205,6 +220,7 @@ def _round_groups(
             ready = wanted[inside] + feedback[block, group.start : start] @ errors[group.start : start]
             scale_zero = (parts[0][inside], parts[1][inside])
             _round_block(block, values, ready, feedback, errors, codes, scale_zero, params, offset=start)
+            meter.add((block.stop - block.start) * block.stop * values.shape[1])
     joined = QuantParams(
         np.concatenate([p.scale for p in chosen], axis=1),
         np.concatenate([p.zero_point for p in chosen], axis=1),
@@ -241,17 +257,22 @@ def _round_block(
 
 
 def _best_rows(
-    target: NDArray[Any], hessian: Hessian, *candidates: tuple[NDArray[np.int8], QuantParams]
+    target: NDArray[Any], hessian: Hessian, meter: Meter, *candidates: tuple[NDArray[np.int8], QuantParams]
 ) -> tuple[NDArray[np.int8], QuantParams]:
     """Row by row the one with the smallest error; the first of those where they are equal."""
+
+    def error(codes: NDArray[np.int8], params: QuantParams) -> NDArray[np.float64]:
+        change = target - QuantizedWeight(codes, params).dequantize(np.float64)
+        return hessian.error(change, meter.part(float(change.size * hessian.features)))
+
     codes, params = candidates[0]
-    least = hessian.error(target - QuantizedWeight(codes, params).dequantize(np.float64))
+    least = error(codes, params)
     for other_codes, other_params in candidates[1:]:
-        error = hessian.error(target - QuantizedWeight(other_codes, other_params).dequantize(np.float64))
-        worse = least > error
+        other = error(other_codes, other_params)
+        worse = least > other
         if not worse.any():
             continue
-        least = np.minimum(least, error)
+        least = np.minimum(least, other)
         codes = np.where(worse[:, np.newaxis], other_codes, codes)
         rows = worse.reshape((-1,) + (1,) * (params.scale.ndim - 1))
         params = QuantParams(

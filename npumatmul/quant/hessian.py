@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.errors import NotFiniteError
 from npumatmul.quant.functions import float_array
+from npumatmul.quant.meter import Meter, Share
+from npumatmul.quant.systems import cholesky, factor_cost, solve, solve_cost
 
 __all__ = ["Hessian"]
 
@@ -176,7 +178,9 @@ class Hessian:
         matrix[dead, dead] = mean if mean > 0 else 1.0
         return matrix
 
-    def target(self, w: ArrayLike, damping: float = 0.01, strength: float = 1.0) -> NDArray[np.float64]:
+    def target(
+        self, w: ArrayLike, damping: float = 0.01, strength: float = 1.0, progress: Share | None = None
+    ) -> NDArray[np.float64]:
         """The float weight that does best with the activations seen.
 
         Without references that is the weight itself. With them it is the least-squares solution of
@@ -189,6 +193,8 @@ class Hessian:
             As for `damped`.
         strength : float
             Part of the way from `w` to the solution, 0 to 1; less than 1 follows few samples less closely.
+        progress : callable, optional
+            Called with the share that is done, 0 to 1, about every second.
 
         Returns
         -------
@@ -204,26 +210,29 @@ class Hessian:
             raise ValueError(f"Hessian.target: strength lies in 0..1, not {strength}")
         if self._drift is None or strength == 0:
             return weight
+        k, drift = self.features, self._drift.astype(np.float64)
+        turned = len(weight) <= k  # of both orders the one with fewer right-hand sides
+        right = (weight @ drift).T if turned else drift.T
+        meter = Meter(progress, factor_cost(k) + solve_cost(k, right.shape[1]))
         try:
-            matrix, drift = self.damped(damping), self._drift.astype(np.float64)
-            if len(weight) > self.features:  # of both orders the one with fewer right-hand sides
-                change = weight @ np.linalg.solve(matrix, drift.T).T
-            else:
-                change = np.linalg.solve(matrix, (weight @ drift).T).T
+            solution = solve(cholesky(self.damped(damping), meter), right, meter)
         except np.linalg.LinAlgError:
             raise ValueError(
                 f"Hessian.target: the matrix is singular with damping={damping}; add more activations or raise damping"
             ) from None
+        change = solution.T if turned else weight @ solution.T
         result: NDArray[np.float64] = weight + strength * change
         return result
 
-    def error(self, change: ArrayLike) -> NDArray[np.float64]:
+    def error(self, change: ArrayLike, progress: Share | None = None) -> NDArray[np.float64]:
         """Sum over the activations of the squared error that changes of a weight make.
 
         Parameters
         ----------
         change : array_like, shape (N, K)
             Weight minus what stands for it.
+        progress : callable, optional
+            Called with the share that is done, 0 to 1, about every second.
 
         Returns
         -------
@@ -231,7 +240,11 @@ class Hessian:
             ``(change @ x)**2`` of each row, summed over all rows x.
         """
         rows = self._changes(change, "error")
-        return np.asarray(np.einsum("nk,nk->n", rows @ self.matrix.astype(np.float64), rows))
+        matrix, result = self.matrix.astype(np.float64), np.empty(len(rows))
+        meter = Meter(progress, rows.size * self.features)
+        for part in meter.slices(len(rows), self.features**2):
+            result[part] = np.einsum("nk,nk->n", rows[part] @ matrix, rows[part])
+        return result
 
     def _changes(self, w: ArrayLike, method: str) -> NDArray[np.float64]:
         rows = float_array(w, f"Hessian.{method}").astype(np.float64, copy=False)

@@ -7,15 +7,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.quant.functions import float_array
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.meter import Meter, Share
 from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
-__all__ = ["refine"]
+__all__ = ["refine", "refine_cost"]
 
 _BLOCK = 64
 
 
 def refine(
-    quantized: QuantizedWeight, target: ArrayLike, hessian: Hessian, *, rounds: int = 1, damping: float = 0.01
+    quantized: QuantizedWeight,
+    target: ArrayLike,
+    hessian: Hessian,
+    *,
+    rounds: int = 1,
+    damping: float = 0.01,
+    progress: Share | None = None,
 ) -> QuantizedWeight:
     """Lower the error over the calibration activations.
 
@@ -33,6 +40,8 @@ def refine(
     rounds : int
     damping : float
         As for `gptq`.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -67,10 +76,23 @@ def refine(
     matrix = hessian.damped(damping)
     values = np.ascontiguousarray(wanted.T)
     codes, params = np.ascontiguousarray(quantized.codes.T), quantized.params
+    meter = Meter(progress, refine_cost(wanted.shape[0], wanted.shape[1], rounds))
     for _ in range(rounds):
-        params = _fitted_scales(values, codes, params, matrix)
-        codes = _descend(values, codes, params, matrix)
+        params = _fitted_scales(values, codes, params, matrix, meter)
+        codes = _descend(values, codes, params, matrix, meter)
     return QuantizedWeight(np.ascontiguousarray(codes.T), params, quantized.input_transform)
+
+
+def refine_cost(n: int, k: int, rounds: int) -> float:
+    """Of `refine`, in multiply-accumulates: products of (K, K) by (K, N)."""
+    return 5.0 * rounds * n * k * k
+
+
+def _product(matrix: NDArray[np.float64], values: NDArray[np.float64], meter: Meter) -> NDArray[np.float64]:
+    result = np.empty((len(matrix), values.shape[1]))
+    for part in meter.slices(values.shape[1], matrix.size):
+        result[:, part] = matrix @ values[:, part]
+    return result
 
 
 def _columns(params: QuantParams, shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
@@ -80,12 +102,16 @@ def _columns(params: QuantParams, shape: tuple[int, int]) -> tuple[NDArray[np.fl
     return np.broadcast_to(scale.T, shape).astype(np.float64), np.broadcast_to(zero_point.T, shape)
 
 
-def _metric(errors: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.einsum("kn,kn->n", matrix @ errors, errors), np.float64)
+def _metric(errors: NDArray[np.float64], matrix: NDArray[np.float64], meter: Meter) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("kn,kn->n", _product(matrix, errors, meter), errors), np.float64)
 
 
 def _fitted_scales(
-    values: NDArray[np.float64], codes: NDArray[np.int8], params: QuantParams, matrix: NDArray[np.float64]
+    values: NDArray[np.float64],
+    codes: NDArray[np.int8],
+    params: QuantParams,
+    matrix: NDArray[np.float64],
+    meter: Meter,
 ) -> QuantParams:
     """Scales with the least error for these codes; rows where that gives no positive scales keep theirs."""
     k, n = values.shape
@@ -93,11 +119,11 @@ def _fitted_scales(
     spans = [slice(start, min(start + size, k)) for start in range(0, k, size)]
     scale, zero_point = _columns(params, (k, n))
     steps = (codes - zero_point).astype(np.float64)
-    wanted = matrix @ values
+    wanted = _product(matrix, values, meter)
     right = np.stack([np.einsum("kn,kn->n", steps[span], wanted[span]) for span in spans], axis=1)
     left = np.empty((n, len(spans), len(spans)))
     for column, span in enumerate(spans):
-        reach = matrix[:, span] @ steps[span]
+        reach = _product(matrix[:, span], steps[span], meter)
         for row, other in enumerate(spans[: column + 1]):
             left[:, row, column] = left[:, column, row] = np.einsum("kn,kn->n", steps[other], reach[other])
     diagonal = np.einsum("ngg->ng", left)
@@ -112,15 +138,19 @@ def _fitted_scales(
     usable = np.all((fitted >= tiny) & (fitted <= largest), axis=1, keepdims=True)
     new = np.where(usable, fitted, old).astype(np.float32)
     trial = QuantParams(new.reshape(params.scale.shape), params.zero_point, **params.description())
-    before = _metric(values - steps * scale, matrix)
-    after = _metric(values - steps * _columns(trial, (k, n))[0], matrix)
+    before = _metric(values - steps * scale, matrix, meter)
+    after = _metric(values - steps * _columns(trial, (k, n))[0], matrix, meter)
     worse = np.flatnonzero(after >= before)
     new[worse] = old[worse]
     return QuantParams(new.reshape(params.scale.shape), params.zero_point, **params.description())
 
 
 def _descend(
-    values: NDArray[np.float64], codes: NDArray[np.int8], params: QuantParams, matrix: NDArray[np.float64]
+    values: NDArray[np.float64],
+    codes: NDArray[np.int8],
+    params: QuantParams,
+    matrix: NDArray[np.float64],
+    meter: Meter,
 ) -> NDArray[np.int8]:
     """One pass of coordinate descent over the columns."""
     scale, zero_point = _columns(params, (values.shape[0], values.shape[1]))
@@ -140,4 +170,5 @@ def _descend(
             q = np.clip(np.rint((values[i] - best) / scale[i]) + zero_point[i], params.qmin, params.qmax)
             result[i] = q
             errors[i] = values[i] - (q - zero_point[i]) * scale[i]
+        meter.add(float((block.stop - block.start) * values.size))
     return result

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.errors import NotFiniteError
 from npumatmul.host import kernels
 from npumatmul.quant.functions import float_array, quantize
+from npumatmul.quant.meter import Meter, Share
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.ranges import range_params
 
@@ -35,6 +36,7 @@ def weight_params(
     levels: int | None = None,
     clip: Clip = "absmax",
     importance: ArrayLike | None = None,
+    progress: Share | None = None,
 ) -> QuantParams:
     """Choose the parameters of a weight.
 
@@ -56,6 +58,8 @@ def weight_params(
         there are zero points, and fits scales to the codes by least squares. Never worse than ``"absmax"``.
     importance : array_like, shape (K,), optional
         Weights of squared errors, not negative: for instance mean squares of activations. 1 by default.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -86,9 +90,10 @@ def weight_params(
     # checked by a stand-in with the arguments of the result, which also knows the range of codes
     codes = QuantParams(1.0, bits=bits, levels=levels)
     weights = _importance(importance, k)
+    meter = Meter(progress, weight.size)
     if kind is Granularity.LAYER:
         rows, weights = weight.reshape(1, -1), None if weights is None else np.tile(weights, n)
-        scale, zero_point = _search(rows, weights, codes, symmetric, clip)
+        scale, zero_point = _search(rows, weights, codes, symmetric, clip, meter)
         return QuantParams(scale[0], zero_point[0], kind, bits=bits, levels=levels)
     groups = -(-k // size) if k else 0
     scales = np.ones((n, groups), np.float32)
@@ -96,7 +101,7 @@ def weight_params(
     for g in range(groups):  # each group of all rows at a time: the last may be shorter
         span = slice(g * size, min((g + 1) * size, k))
         part = None if weights is None else weights[span]
-        scales[:, g], zero_points[:, g] = _search(weight[:, span], part, codes, symmetric, clip)
+        scales[:, g], zero_points[:, g] = _search(weight[:, span], part, codes, symmetric, clip, meter)
     if kind is Granularity.CHANNEL:
         return QuantParams(
             scales[:, 0] if groups else np.ones(n),
@@ -120,6 +125,7 @@ def round_weight(
     clip: Clip = "absmax",
     importance: ArrayLike | None = None,
     input_transform: InputTransform | None = None,
+    progress: Share | None = None,
 ) -> QuantizedWeight:
     """Quantize a weight by rounding each value to the nearest code.
 
@@ -127,7 +133,7 @@ def round_weight(
     ----------
     w : array_like, shape (N, K)
         As it meets activations without the transform.
-    bits, granularity, group_size, symmetric, levels, clip, importance
+    bits, granularity, group_size, symmetric, levels, clip, importance, progress
         As for `weight_params`.
     input_transform : InputTransform, optional
         Applied to the weight before it is rounded, and kept with it.
@@ -159,12 +165,18 @@ def round_weight(
         levels=levels,
         clip=clip,
         importance=importance,
+        progress=progress,
     )
     return QuantizedWeight(quantize(weight, params), params, input_transform)
 
 
 def _search(
-    values: NDArray[Any], importance: NDArray[Any] | None, codes: QuantParams, symmetric: bool, clip: Clip
+    values: NDArray[Any],
+    importance: NDArray[Any] | None,
+    codes: QuantParams,
+    symmetric: bool,
+    clip: Clip,
+    meter: Meter,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Scale and zero point of each row of (rows, columns)."""
     scale = np.ones(len(values), np.float32)
@@ -177,6 +189,7 @@ def _search(
         scale[rows], zero_point[rows] = range_params(low, high, codes.qmin, codes.qmax, symmetric)
         if clip == "mse":
             _improve(part, importance, codes, symmetric, low, high, scale[rows], zero_point[rows])
+        meter.add(part.size)
     return scale, zero_point
 
 

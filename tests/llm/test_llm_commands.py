@@ -381,10 +381,10 @@ def test_schemes_of_arrays_measured_before_an_interrupt_are_kept(
     np.savez(tmp_path / "both.npz", activations=rng.normal(size=(5, 32)), weight=rng.normal(size=(32, 8)))
     analyze_product = evaluating.analyze_product
 
-    def interrupted(x: Any, w: Any, recipe: Any, make: Any) -> Any:
+    def interrupted(x: Any, w: Any, recipe: Any, *others: Any) -> Any:
         if recipe.scheme == "w4a4":
             raise KeyboardInterrupt
-        return analyze_product(x, w, recipe, make)
+        return analyze_product(x, w, recipe, *others)
 
     monkeypatch.setattr(evaluating, "analyze_product", interrupted)
     saved, both = tmp_path / "errors.csv", tmp_path / "both.npz"

@@ -15,6 +15,7 @@ from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.recipe import LayerRecipe
+from npumatmul.quant.meter import Share
 
 __all__ = ["ProductError", "analyze_product"]
 
@@ -46,6 +47,7 @@ def analyze_product(
     weight: Float32,
     recipe: LayerRecipe,
     make: Callable[[QuantizedLayer, str], Linear] = emulate,
+    progress: Share | None = None,
 ) -> ProductError:
     """Quantize a weight, multiply, and compare with the product in float64.
 
@@ -59,6 +61,8 @@ def analyze_product(
         What to do.
     make : callable
         What computes: `emulate` (the default), or what `npumatmul.llm.npu_layers` makes.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def analyze_product(
     x = np.ascontiguousarray(activations, np.float32)
     statistics = LayerStatistics(x.shape[1])
     statistics.add(x)
-    layer = quantize_layer(np.ascontiguousarray(weight, np.float32), recipe, statistics)
+    layer = quantize_layer(np.ascontiguousarray(weight, np.float32), recipe, statistics, progress=progress)
     exact: NDArray[np.float64] = x.astype(np.float64) @ weight.astype(np.float64).T
     restored = layer.restored().astype(np.float64)
     centred = x if layer.centre is None else x.astype(np.float64) - layer.centre

@@ -16,6 +16,7 @@ from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe
 from npumatmul.quant.gptq import gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
+from npumatmul.quant.meter import Share
 from npumatmul.quant.params import Granularity, InputTransform, QuantizedWeight, QuantParams
 from npumatmul.quant.transforms import Chain, ChannelScale
 from npumatmul.quant.weight_scales import Clip, round_weight
@@ -30,6 +31,7 @@ def quantize_layer(
     *,
     name: str = "",
     seed: int = 0,
+    progress: Share | None = None,
 ) -> QuantizedLayer:
     """Quantize the weight of one layer.
 
@@ -45,6 +47,8 @@ def quantize_layer(
         For error messages, and so that layers get different random signs.
     seed : int
         Of random signs.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def quantize_layer(
             strength=recipe.correction,
             rounds=recipe.refine,
             input_transform=transform,
+            progress=progress,
         )
     else:
         quantized = round_weight(
@@ -95,6 +100,7 @@ def quantize_layer(
             clip=clip,
             importance=None if statistics is None or clip == "absmax" else _importance(statistics, transform, recipe),
             input_transform=transform,
+            progress=progress,
         )
     return centred_layer(QuantizedLayer(recipe, _with_half_scales(quantized)), weight, statistics)
 

@@ -21,7 +21,9 @@ from npumatmul.llm.quantize.gguf_blocks import layer_of_blocks
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
-from npumatmul.llm.quantize.sequential import quantize_in_sequence, weights_of
+from npumatmul.llm.quantize.sequential import SEEN, quantize_in_sequence, weights_of
+from npumatmul.llm.quantize.steps import Steps
+from npumatmul.quant.meter import Share
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
@@ -187,12 +189,13 @@ def quantize_model(
     if needing and recipe.sequential:
         if not calibration:
             raise ValueError("the recipe is sequential, and calibrates as a text runs through the layers: give a text")
-        layers = quantize_in_sequence(
-            file,
-            lambda tensors, seen: layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed),
-            calibration,
-            progress=progress,
-        )
+        steps = Steps(progress)
+
+        def make(tensors: LayerTensors, seen: LayerStatistics) -> QuantizedLayer:
+            share = steps.within(weights_of([tensors]), SEEN, 1)
+            return layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed, progress=share)
+
+        layers = quantize_in_sequence(file, make, calibration, progress=steps)
     else:
         known = dict(statistics or {})
         missing = [name for name in needing if name not in known]
@@ -200,12 +203,13 @@ def quantize_model(
             if not calibration:
                 raise ValueError(f"the recipe calibrates {len(missing)} layers, such as {missing[0]!r}: give a text")
             known.update(collect_statistics(path, calibration, missing, progress=progress))
-        layers = {}
+        layers, steps = {}, Steps(progress)
         for name, tensors in names.items():
-            if progress is not None:
-                done = weights_of(names[each] for each in layers)
-                progress(done, weights_of(names.values()), f"quantizing {name}")
-            layers[name] = layer_of_recipe(file, tensors, recipes[name], known.get(name), seed=recipe.seed)
+            steps(weights_of(names[each] for each in layers), weights_of(names.values()), f"quantizing {name}")
+            share = steps.within(weights_of([tensors]))
+            layers[name] = layer_of_recipe(
+                file, tensors, recipes[name], known.get(name), seed=recipe.seed, progress=share
+            )
     requantized, left_out = [], []
     for name, layer in layers.items():
         if layer.recipe.scheme == GGUF_SCHEME:
@@ -214,8 +218,7 @@ def quantize_model(
             left_out.append(name)
         if recipes[name].parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in names[name].tensors):
             requantized.append(name)
-    if progress is not None:
-        progress(len(names), len(names), "done")
+    steps(len(names), len(names), "done")
     notes = []
     if requantized:
         notes.append(
@@ -253,7 +256,13 @@ def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[st
 
 
 def layer_of_recipe(
-    file: GGUFFile, tensors: LayerTensors, recipe: LayerRecipe, statistics: LayerStatistics | None, *, seed: int = 0
+    file: GGUFFile,
+    tensors: LayerTensors,
+    recipe: LayerRecipe,
+    statistics: LayerStatistics | None,
+    *,
+    seed: int = 0,
+    progress: Share | None = None,
 ) -> QuantizedLayer:
     """Make one layer of a file.
 
@@ -270,6 +279,8 @@ def layer_of_recipe(
         Of its activations.
     seed : int
         Of random signs.
+    progress : callable, optional
+        Called with the share that is done, 0 to 1, about every second.
 
     Returns
     -------
@@ -281,4 +292,5 @@ def layer_of_recipe(
         if taken is not None:
             return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
-    return quantize_layer(tensors.weight(file), recipe, statistics, name=tensors.name, seed=seed)
+    weight = tensors.weight(file)
+    return quantize_layer(weight, recipe, statistics, name=tensors.name, seed=seed, progress=progress)

@@ -30,10 +30,14 @@ from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source, layer_of_recipe
 from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
+from npumatmul.llm.quantize.steps import Steps
 
 __all__ = ["Candidate", "auto_quantize", "choose", "measure_sensitivity"]
 
 logger = logging.getLogger(__name__)
+
+PARTS = 1000
+"""What making a layer in one way counts, for progress."""
 
 CORRECTIONS = 4
 """Times that a budget of quality is corrected for divergences that did not add up."""
@@ -114,17 +118,18 @@ def measure_sensitivity(
             known.update(collect_statistics(path, _unmeasured(pieces, tokens), missing, progress=progress))
     references = [_Reference(model, part) for part in _parts(pieces, tokens)]
     found: dict[str, list[Candidate]] = {}
+    steps = Steps(progress)
     with GGUFFile(path) as file:
         layers = layer_tensors(file, LlamaConfig.from_gguf(file))
         for done, (name, tensors) in enumerate(layers.items()):
             made: list[QuantizedLayer] = []
             for number, recipe in enumerate(candidates):
-                if progress is not None:
-                    progress(done * len(candidates) + number, len(layers) * len(candidates), f"{name} {recipe.scheme}")
+                at, every = done * len(candidates) + number, len(layers) * len(candidates)
+                steps(at * PARTS, every * PARTS, f"{name} {recipe.scheme}")
                 if make is not None:
                     made.append(make(name, recipe))
                 else:
-                    made.append(layer_of_recipe(file, tensors, recipe, known.get(name)))
+                    made.append(layer_of_recipe(file, tensors, recipe, known.get(name), progress=steps.within(PARTS)))
             changed = [model.with_linears({name: emulate(layer)}) for layer in made]
             kls = np.mean([reference.divergences(model, changed, name) for reference in references], axis=0)
             found[name] = [Candidate(layer, float(kl)) for layer, kl in zip(made, kls, strict=True)]

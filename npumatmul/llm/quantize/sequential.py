@@ -19,13 +19,17 @@ from npumatmul.llm.models.decoder import BLOCK_LAYERS, Float32, Linear, LlamaMod
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.steps import Steps
 
-__all__ = ["MakeLayer", "quantize_in_sequence"]
+__all__ = ["SEEN", "MakeLayer", "quantize_in_sequence"]
+
+SEEN = 0.3
+"""Share of the time of a layer, roughly, that goes into looking at its activations."""
 
 MakeLayer = Callable[[LayerTensors, LayerStatistics], QuantizedLayer]
 """Makes a quantized layer of its tensors and of what was seen of its activations."""
 
-Steps = Generator[tuple[str, Float32], Float32, Float32]
+BlockSteps = Generator[tuple[str, Float32], Float32, Float32]
 
 
 def quantize_in_sequence(
@@ -42,8 +46,8 @@ def quantize_in_sequence(
     pieces : sequence of Window
         The text; every token counts.
     progress : callable, optional
-        Called before each layer, and at the end, with what is done, what there is to do (in weights, since layers take
-        as long as they are large), and a name.
+        Called before each layer, while its activations are looked at, and at the end, with what is done, what there is
+        to do (in weights, since layers take as long as they are large), and a name.
 
     Returns
     -------
@@ -60,6 +64,7 @@ def quantize_in_sequence(
     if not pieces:
         raise ValueError("there is no calibration text")
     tensors: dict[str, LayerTensors] = {}
+    steps = Steps(progress)
 
     def exact(layer: LayerTensors) -> Linear:
         tensors[layer.name] = layer
@@ -69,11 +74,11 @@ def quantize_in_sequence(
     layers: dict[str, QuantizedLayer] = {}
 
     def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Linear, Linear]:
-        if progress is not None:
-            progress(weights_of(tensors[done] for done in layers), weights_of(tensors.values()), f"quantizing {name}")
-        statistics = LayerStatistics(tensors[name].k)
-        for x, reference in zip(given, references, strict=True):
+        steps(weights_of(tensors[done] for done in layers), weights_of(tensors.values()), f"quantizing {name}")
+        statistics, share = LayerStatistics(tensors[name].k), steps.within(weights_of([tensors[name]]), 0, SEEN)
+        for number, (x, reference) in enumerate(zip(given, references, strict=True), 1):
             statistics.add(x, reference)
+            share(number / len(given))
         layers[name] = make(tensors[name], statistics)
         return emulate(layers[name]), model.linears[name]
 
@@ -82,8 +87,7 @@ def quantize_in_sequence(
     for block in range(model.config.n_layers):
         streams = _block(model, block, streams, next_layer)
     next_layer("head", *([_entering_head(model, x) for x in stream] for stream in streams))
-    if progress is not None:
-        progress(weights_of(tensors.values()), weights_of(tensors.values()), "done")
+    steps(weights_of(tensors.values()), weights_of(tensors.values()), "done")
     return layers
 
 
@@ -100,7 +104,7 @@ def _block(
 ) -> list[list[Float32]]:
     """Take both streams through a block, layer by layer."""
     # a cache reserves room for all blocks, of which memory is taken for what is written only: this one's
-    steps: list[list[Steps]] = [
+    steps: list[list[BlockSteps]] = [
         [model.block_steps(block, x, model.attention_over(block, model.new_cache(len(x)), len(x))) for x in stream]
         for stream in streams
     ]
@@ -117,7 +121,7 @@ def _block(
     ]
 
 
-def _last(steps: Steps, result: Float32) -> Float32:
+def _last(steps: BlockSteps, result: Float32) -> Float32:
     try:
         steps.send(result)
     except StopIteration as end:
