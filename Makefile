@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format bench check-readme check-native fuzz check-aarch64 wheel-aarch64 \
+.PHONY: help demo test test-fast coverage lint format bench model-check check-readme check-native fuzz check-aarch64 wheel-aarch64 \
   check-board-image soak clean
 
 # Processes that share the tests.
@@ -23,6 +23,7 @@ help:
 	@echo "make lint    formatting, linting, types, import contracts, circles between C files, clang-tidy"
 	@echo "make format  format the Python and C files"
 	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
+	@echo "make model-check  compare the timing model with all published figures; fails where a stated target is missed"
 	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
 	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
@@ -59,6 +60,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -o addopts=-q --benchmark-columns=median,rounds bench $(ARGS)
+
+model-check: $(VENV)/.installed-dev
+	$(BIN)/python tools/model_check.py
 
 check-readme:
 	$(PYTHON) tools/check_readme.py

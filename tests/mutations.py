@@ -33,7 +33,7 @@ def _change(content: Any, rng: random.Random) -> None:
     holder, key = rng.choice(places)
     kind = rng.random()
     if kind < 0.6:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = copy.deepcopy(rng.choice(VALUES))  # the next change may go into it
     elif kind < 0.7:
         del holder[key]
     elif kind < 0.8 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):

@@ -82,6 +82,8 @@ def test_commands_are_ones_that_there_are(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     names, rest = ["npumatmul"], list(words)
     while hasattr(command, "commands"):
+        if command.invoke_without_command and (not rest or rest[0].startswith("-")):
+            break
         assert rest[:1], f"{words} names no command"
         assert rest[0] in command.commands, f"{' '.join(names)} has no command {rest[0]!r}"
         command, names, rest = command.commands[rest[0]], [*names, rest[0]], rest[1:]

@@ -13,10 +13,11 @@ from npumatmul.llm.models.decoder import Float32, Linear, Pack
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
+from npumatmul.nn.product import PackedProduct, Product
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
 
-__all__ = ["EXTRAS", "NpuLinear", "NpuQuantizedLinear", "linear_of_parts", "npu_layers", "npu_pack"]
+__all__ = ["EXTRAS", "NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack", "product_of_parts"]
 
 #: What a layer may have beside its packed weight, float32, by the names of attributes.
 EXTRAS = ("offset", "bias", "centre")
@@ -91,9 +92,9 @@ class NpuQuantizedLinear(NpuLinear):
         return y
 
 
-def linear_of_parts(weight: PackedWeight, extras: Mapping[str, Float32]) -> NpuLinear:
-    """A layer from its packed weight and those of `EXTRAS` that it has."""
-    return NpuQuantizedLinear(weight, **extras) if extras else NpuLinear(weight)
+def product_of_parts(weight: PackedWeight, extras: Mapping[str, Float32]) -> Product:
+    """The product of a layer from its packed weight and those of `EXTRAS` that it has."""
+    return NpuQuantizedLinear(weight, **extras) if extras else PackedProduct(weight)
 
 
 def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:

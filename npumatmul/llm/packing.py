@@ -17,9 +17,9 @@ from npumatmul.errors import PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.llm.files.model_source import ModelSource
-from npumatmul.llm.models.decoder import Float32, Linear, Pack
-from npumatmul.llm.npu import EXTRAS, linear_of_parts
+from npumatmul.llm.npu import EXTRAS, product_of_parts
 from npumatmul.llm.packed_cache import LABEL, PackedCache, key_of
+from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.ops import PackedWeight
 from npumatmul.ops.packed.files.api import StoredParts, add_packed, descriptions_of, packed_metadata
 from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
@@ -110,7 +110,7 @@ class Packing:
         self.device = device
         self._build, self._kept = build, kept
 
-    def ready(self, name: str) -> Linear | None:
+    def ready(self, name: str) -> Product | None:
         """The product of a layer, if it need not be built: then nobody has to read the weight.
 
         Parameters
@@ -125,7 +125,7 @@ class Packing:
         """
         return None if self._kept is None else self._kept.product(name)
 
-    def __call__(self, weight: Float32, name: str) -> Linear:
+    def __call__(self, weight: Float32, name: str) -> Product:
         """Build the product of a layer, and keep it.
 
         Parameters
@@ -150,7 +150,7 @@ class _Kept:
     def __init__(self, cache: PackedCache, key: str, device: Device, label: Mapping[str, Any]) -> None:
         self._cache, self._key, self._device, self._label = cache, key, device, label
         self._path = cache.path(key)
-        self._done: dict[str, Linear] = {}
+        self._done: dict[str, Product] = {}
         self._extras: dict[str, dict[str, int]] = {}
         self._descriptions: dict[str, Any] = {}
         self._file: _EntryFile | None = None
@@ -173,10 +173,11 @@ class _Kept:
     def __exit__(self, *_: object) -> None:
         self._give_up()
         self._done.clear()
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
-    def product(self, name: str) -> Linear | None:
+    def product(self, name: str) -> Product | None:
         if self._file is None:
             return None
         try:
@@ -187,7 +188,7 @@ class _Kept:
         self.add(name, product)
         return product
 
-    def add(self, name: str, product: Linear) -> None:
+    def add(self, name: str, product: Product) -> None:
         if self._writer is None:
             if self._file is not None:
                 self._done[name] = product
@@ -270,12 +271,12 @@ class _EntryFile:
     def close(self) -> None:
         self._file.close()
 
-    def product(self, name: str) -> Linear:
+    def product(self, name: str) -> Product:
         if name not in self._descriptions:
             raise PackedFileError(f"it has no layer {name!r}")
         extras = {part: self._extra(f"{name}.{part}", sum_) for part, sum_ in self._extras.get(name, {}).items()}
         parts = StoredParts(self._file, name)
-        return linear_of_parts(restored(self._descriptions[name], parts, self._device, parts.where), extras)
+        return product_of_parts(restored(self._descriptions[name], parts, self._device, parts.where), extras)
 
     def _extra(self, name: str, checksum: int) -> NDArray[np.float32]:
         array = self._file[name]

@@ -11,6 +11,7 @@ from npumatmul.nn.attend import scaled_dot_product_attention
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
+from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
@@ -23,6 +24,7 @@ __all__ = [
     "MLP",
     "Attention",
     "CacheFullError",
+    "CachedRows",
     "Embedding",
     "FloatProduct",
     "KVCache",

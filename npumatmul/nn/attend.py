@@ -25,21 +25,15 @@ _LEAST_KEYS = 64
 
 
 class Blocks(Protocol):
-    """Keys or values that are not one array of floats, such as those of a cache in int8.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        As of an array, ``(..., heads, S, D)``.
-    """
+    """Keys or values that are not one array of floats, such as those of a cache in int8."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array."""
+        """As of an array, ``(..., heads, S, D)``."""
         ...
 
-    def block(self, start: int, stop: int) -> Float32:
-        """Those of positions start to stop, ``(..., heads, stop - start, D)``."""
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """Those of positions start to stop, ``(..., heads, stop - start, D)``, as floats."""
         ...
 
 
@@ -109,7 +103,10 @@ def scaled_dot_product_attention(
     """
     if type(q) is not np.ndarray:
         return _of_other(q, k, v, scale=scale, mask=mask, window=window, softcap=softcap, sinks=sinks)
-    k, v = _operand(k), _operand(v)
+    if type(k) is not np.ndarray or k.dtype != _F32:
+        k = _operand(k)
+    if type(v) is not np.ndarray or v.dtype != _F32:
+        v = _operand(v)
     heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
     group = heads // kv_heads
     rows = q if q.dtype == _F32 else float32_of(q, _CALLED)
@@ -162,7 +159,7 @@ _CALLED = "scaled_dot_product_attention"
 
 def _operand(x: Any) -> Any:
     if type(x) is np.ndarray:
-        return x if x.dtype == _F32 or x.dtype == np.float16 else float32_of(x, _CALLED)
+        return x if x.dtype == np.float16 else float32_of(x, _CALLED)
     if hasattr(x, "block"):
         return x
     return as_floats(x.numpy(writable=False) if isinstance(x, NpuArray) else x, _CALLED)
@@ -210,15 +207,20 @@ def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tu
         if type(each) is not np.ndarray or each.dtype != _F32:
             floats += math.prod(each.shape) // max(each.shape[-2], 1)
     size = max(_LEAST_KEYS, _BLOCK_FLOATS // max(floats, 1))
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)
+    cuts: tuple[int, ...] = getattr(k, "cuts", ())
+    first = start
+    while first < stop:
+        end = min(first + size, stop)
+        for cut in cuts:
+            if first < cut < end:
+                end = cut
+                break
+        yield first, end
+        first = end
 
 
 def _read(x: Any, first: int, stop: int) -> Float32:
-    if type(x) is not np.ndarray:
-        block: Float32 = x.block(first, stop)
-        return block
-    part = x[..., first:stop, :]
+    part: NDArray[Any] = x[..., first:stop, :] if type(x) is np.ndarray else x.block(first, stop)
     return part if part.dtype == _F32 else part.astype(_F32)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.nn.cache_file import read_cache, write_cache
+from npumatmul.nn.cache_rows import FORMATS, LayerRows
 from npumatmul.nn.module import check_size
 
 __all__ = ["CacheFullError", "KVCache"]
-
-_DTYPES = {name: np.dtype(name) for name in ("float16", "float32")}
 
 
 class CacheFullError(ValueError):
@@ -31,7 +31,8 @@ class KVCache:
     kv_heads, head_dim : int
         Heads of keys and values, and values of each.
     dtype : str
-        As what they are kept: ``"float16"`` or ``"float32"``.
+        As what they are kept: ``"float16"``, ``"float32"``, or ``"int8"`` with a scale for each token and head, so that
+        values are off by at most 1/254 of the largest in their row.
     window : int, or sequence of int or None, optional
         How many tokens a layer looks back at most: one number for all layers, or one for each.
     chunk : int
@@ -48,6 +49,9 @@ class KVCache:
         half-way leaves the cache as it was.
     windows : tuple of int or None
         Of each layer.
+    limit : int or None
+    notes : dict of str to str
+        What a program wants to remember with the cache, such as its tokens and the model; files have it, too.
 
     Raises
     ------
@@ -80,8 +84,8 @@ class KVCache:
         limit: int | None = None,
     ) -> None:
         check_size("KVCache", layers=layers, kv_heads=kv_heads, head_dim=head_dim, chunk=chunk, batch=batch)
-        if dtype not in _DTYPES:
-            raise ValueError(f"KVCache: dtype is {dtype!r}; it can be {', '.join(map(repr, _DTYPES))}")
+        if dtype not in FORMATS:
+            raise ValueError(f"KVCache: dtype is {dtype!r}; it can be {', '.join(map(repr, FORMATS))}")
         if limit is not None:
             check_size("KVCache", limit=limit)
         windows = tuple(window) if isinstance(window, Sequence) else (window,) * layers
@@ -93,8 +97,9 @@ class KVCache:
         self.offset = 0
         self.windows = windows
         self.limit = limit
-        self._dtype, self._rows, self._last = dtype, (batch, kv_heads, head_dim), layers - 1
-        self._layers = [_Layer((batch, kv_heads, head_dim), _DTYPES[dtype], each, chunk) for each in windows]
+        self.notes: dict[str, str] = {}
+        self._dtype, self._rows, self._last, self._chunk = dtype, (batch, kv_heads, head_dim), layers - 1, chunk
+        self._layers = [LayerRows((batch, kv_heads, head_dim), FORMATS[dtype], each, chunk) for each in windows]
 
     def __repr__(self) -> str:
         _, heads, dim = self._rows
@@ -102,7 +107,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that are taken."""
+        """Bytes of memory of its own; what it shares belongs to the cache that it was forked from."""
         return sum(layer.nbytes for layer in self._layers)
 
     def update(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[Any, Any]:
@@ -117,9 +122,10 @@ class KVCache:
 
         Returns
         -------
-        k, v : ndarray, shape (batch, kv heads, S, head dim)
-            Views of all tokens up to the new ones, until the next update: of a layer with a window, of at least those
-            that the window of the first new token reaches.
+        k, v : ndarray or CachedRows, shape (batch, kv heads, S, head dim)
+            All tokens up to the new ones, until the next update: of a layer with a window, those that the window of
+            the first new token reaches. Floats in one piece of memory are views of it; what else there is, is read by
+            `scaled_dot_product_attention` block by block, and becomes an array by ``np.asarray``.
 
         Raises
         ------
@@ -127,6 +133,8 @@ class KVCache:
             If there would be more than `limit` tokens; nothing has changed then.
         ValueError
             If shapes do not fit.
+        NotFiniteError
+            If an inf or nan is to be kept as int8.
         """
         batch, heads, dim = self._rows
         if k.ndim != 4 or k.shape != v.shape or k.shape[:2] != (batch, heads) or k.shape[3] != dim:
@@ -168,53 +176,95 @@ class KVCache:
                 )
         self.offset = length
 
+    def fork(self) -> KVCache:
+        """A cache with the same tokens, which then goes its own way: for several answers to one prompt.
 
-class _Layer:
-    """Keys and values of one layer, of tokens from number `base` on."""
+        Memory of the tokens so far is shared, but for layers with a window, whose few tokens are copied.
 
-    def __init__(self, rows: tuple[int, int, int], dtype: np.dtype[Any], window: int | None, chunk: int) -> None:
-        self.base, self.window = 0, window
-        self._chunk, self._capacity = chunk, 0
-        batch, heads, dim = rows
-        self._keys: NDArray[Any] = np.empty((batch, heads, 0, dim), dtype)
-        self._values: NDArray[Any] = np.empty((batch, heads, 0, dim), dtype)
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from npumatmul import nn
+        >>> cache = nn.KVCache(1, 1, 4)
+        >>> _ = cache.update(0, np.ones((1, 1, 9, 4), np.float32), np.ones((1, 1, 9, 4), np.float32))
+        >>> other = cache.fork()
+        >>> other.nbytes, other.offset
+        (0, 9)
+        >>> _ = other.update(0, np.zeros((1, 1, 1, 4), np.float32), np.zeros((1, 1, 1, 4), np.float32))
+        >>> cache.offset, other.offset
+        (9, 10)
+        """
+        batch, heads, dim = self._rows
+        made = KVCache(
+            len(self._layers), heads, dim, dtype=self._dtype, window=self.windows, chunk=self._chunk, batch=batch,
+            limit=self.limit,
+        )  # fmt: skip
+        made._layers = [layer.fork(self.offset) for layer in self._layers]
+        made.offset, made.notes = self.offset, dict(self.notes)
+        return made
 
-    @property
-    def nbytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the cache into a file, in the safetensors format, with checksums.
 
-    def needs(self, offset: int) -> int:
-        """Number of the first token that a token of number `offset` looks at."""
-        return 0 if self.window is None else max(0, offset - self.window + 1)
+        Parameters
+        ----------
+        path : str or os.PathLike
+            A file that exists is replaced once all is written.
 
-    def update(self, offset: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        start = offset - self.base
-        stop = start + k.shape[2]
-        if stop > self._capacity:
-            self._make_room(offset, k.shape[2])
-            start = offset - self.base
-            stop = start + k.shape[2]
-        self._keys[:, :, start:stop] = k
-        self._values[:, :, start:stop] = v
-        first = 0 if self.window is None else max(0, start - self.window + 1)
-        return self._keys[:, :, first:stop], self._values[:, :, first:stop]
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        batch, heads, dim = self._rows
+        content = {
+            "layers": len(self._layers),
+            "kv_heads": heads,
+            "head_dim": dim,
+            "dtype": self._dtype,
+            "window": list(self.windows),
+            "chunk": self._chunk,
+            "batch": batch,
+            "limit": self.limit,
+            "offset": self.offset,
+            "notes": self.notes,
+        }
+        write_cache(path, content, (layer.stored(self.offset) for layer in self._layers))
 
-    def _make_room(self, offset: int, count: int) -> None:
-        """Move to the front what is still looked at; if that is not enough, into longer arrays."""
-        first = self.needs(offset)
-        kept, drop = offset - first, first - self.base
-        wanted = kept + count
-        if self.window is not None:
-            wanted = max(wanted, min(self.window + self._chunk, offset + count))
-        if wanted > self._capacity:
-            capacity = -(-wanted // self._chunk) * self._chunk
-            for name in ("_keys", "_values"):
-                before = getattr(self, name)
-                longer = np.empty((*before.shape[:2], capacity, before.shape[3]), before.dtype)
-                longer[:, :, :kept] = before[:, :, drop : drop + kept]
-                setattr(self, name, longer)
-            self._capacity = capacity
-        elif drop:
-            for array in (self._keys, self._values):
-                array[:, :, :kept] = array[:, :, drop : drop + kept]
-        self.base = first
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> KVCache:
+        """Read a cache from a file of `save`.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        UnusableFileError
+            If it is none of a cache, is damaged, or was made by a newer npumatmul.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from npumatmul import nn
+        >>> cache = nn.KVCache(1, 1, 4, dtype="int8")
+        >>> _ = cache.update(0, np.ones((1, 1, 9, 4), np.float32), np.ones((1, 1, 9, 4), np.float32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache.save(folder + "/cache.safetensors")
+        ...     nn.KVCache.load(folder + "/cache.safetensors")
+        <KVCache: 9 tokens, 1 layers of 1 x 4, int8>
+        """
+        with read_cache(path) as file:
+            options, offset, notes = file.content()
+            made = cls(**options)
+            dim, batch, heads = options["head_dim"], options["batch"], options["kv_heads"]
+            for i, layer in enumerate(made._layers):
+                count = offset - layer.needs(offset)
+                wanted = {
+                    f"{name}.{called}": ((batch, heads, count, width), dtype)
+                    for called, width, dtype in FORMATS[made._dtype].columns(dim)
+                    for name in ("keys", "values")
+                }
+                layer.restore(offset, file.arrays(i, wanted))
+        made.offset, made.notes = offset, notes
+        return made

@@ -11,7 +11,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
 from npumatmul.nn.linear import Linear
 from npumatmul.nn.module import Module, Rows, Take, check_size, floats
-from npumatmul.nn.product import Float32, Pack
+from npumatmul.nn.product import Float32, Pack, packed_by
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
@@ -176,7 +176,7 @@ class Embedding(Module):
         """
         if pack is None:
             return Linear.from_arrays(self.weight, scheme=scheme, device=device)
-        return Linear.from_product(pack(np.ascontiguousarray(self.weight, np.float32), name))
+        return Linear.from_product(packed_by(pack, lambda: self.weight, name))
 
     def own_shapes(self) -> dict[str, tuple[int, ...]]:
         """``weight``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
 from npumatmul.nn.module import Module, Take, as_floats, check_size, float32_of, floats, rounded_to
-from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, product_of
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, packed_by, product_of
 from npumatmul.ops import NpuArray, PackedWeight
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
@@ -126,11 +126,8 @@ class _Multiplying(Module):
         weight: Float32 = unpack()
         return weight
 
-    def _loaded(self, weight: NDArray[Any], bias: Float32 | None, pack: Pack | None, path: str) -> None:
-        if pack is None:
-            product = product_of(weight, self._scheme, self._device)
-        else:
-            product = pack(np.ascontiguousarray(weight, np.float32), path)
+    def _loaded(self, weight: Callable[[], NDArray[Any]], bias: Float32 | None, pack: Pack | None, path: str) -> None:
+        product = packed_by(pack, weight, path) if pack else product_of(weight(), self._scheme, self._device)
         self._use(product, bias, path or type(self).__name__)
 
 
@@ -224,7 +221,9 @@ class Linear(_Multiplying):
         if w.ndim != 2 or 0 in w.shape:
             raise ValueError(f"Linear.from_arrays: a weight is (N, K), outputs by inputs; this has shape {w.shape}")
         layer = cls(w.shape[1], w.shape[0], bias is not None, scheme=scheme, device=device)
-        layer._loaded(w, None if bias is None else _checked_bias(bias, w.shape[0], "Linear.from_arrays"), None, "")
+        layer._loaded(
+            lambda: w, None if bias is None else _checked_bias(bias, w.shape[0], "Linear.from_arrays"), None, ""
+        )
         return layer
 
     @classmethod
@@ -273,7 +272,7 @@ class Linear(_Multiplying):
         """Load the weight, the bias, or both."""
         bias = np.array(take("bias"), np.float32) if "bias" in names else self._bias
         if "weight" in names:
-            self._loaded(take("weight"), bias, pack, path)
+            self._loaded(lambda: take("weight"), bias, pack, path)
         elif self._product is not None:
             self._use(self._product, bias, path)
         else:
@@ -399,31 +398,32 @@ class LinearGroup(_Multiplying):
 
     def load_own(self, names: list[str], take: Take, pack: Pack | None, path: str) -> None:
         """Load all weights, all biases, or both."""
-        bias = self._gathered(names, "bias", take, path) if self._has_bias else None
-        bias = self._bias if bias is None else np.asarray(bias, np.float32)
-        weight = self._gathered(names, "weight", take, path)
-        if weight is not None:
-            self._loaded(weight, bias, pack, path)
+        given = {kind: self._given(names, kind, path) for kind in ("weight", "bias")}
+        bias = np.asarray(self._gathered("bias", take), np.float32) if given["bias"] else self._bias
+        if given["weight"]:
+            self._loaded(lambda: self._gathered("weight", take), bias, pack, path)
         elif self._product is not None:
             self._use(self._product, bias, path)
         else:
             self._bias = bias
 
-    def _gathered(self, names: Sequence[str], kind: str, take: Take, path: str) -> NDArray[Any] | None:
-        """The rows of all layers in one array; None where none was given."""
+    def _given(self, names: Sequence[str], kind: str, path: str) -> bool:
+        """Whether weights, or biases, were given: of all layers or of none."""
         wanted = [f"{name}.{kind}" for name in self._tensors()]
-        found = [name for name in wanted if name in names]
-        if not found:
-            return None
-        if len(found) < len(wanted):
-            lacking = ", ".join(name for name in wanted if name not in names)
-            raise ModelError(f"load_state_dict: {path or self!r} is one product and needs {lacking}, too")
-        first = take(wanted[0])
+        lacking = [name for name in wanted if name not in names]
+        if 0 < len(lacking) < len(wanted):
+            raise ModelError(f"load_state_dict: {path or self!r} is one product and needs {', '.join(lacking)}, too")
+        return not lacking
+
+    def _gathered(self, kind: str, take: Take) -> NDArray[Any]:
+        """The rows of all layers in one array."""
+        wanted = {f"{name}.{kind}": n for name, n in self._tensors().items()}
+        first = take(next(iter(wanted)))
         if len(wanted) == 1:
             return np.array(first, np.float32) if kind == "bias" else first
         rows = np.empty((self._n, *first.shape[1:]), first.dtype)
         start = 0
-        for i, (name, n) in enumerate(zip(wanted, self._tensors().values(), strict=True)):
+        for i, (name, n) in enumerate(wanted.items()):
             values = first if i == 0 else take(name)
             if values.dtype != rows.dtype:
                 rows = rows.astype(np.float32)

@@ -14,7 +14,17 @@ from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme, scheme_for
 
-__all__ = ["FLOAT32", "Float32", "FloatProduct", "Pack", "PackedProduct", "Product", "check_scheme", "product_of"]
+__all__ = [
+    "FLOAT32",
+    "Float32",
+    "FloatProduct",
+    "Pack",
+    "PackedProduct",
+    "Product",
+    "check_scheme",
+    "packed_by",
+    "product_of",
+]
 
 Float32 = NDArray[np.float32]
 
@@ -45,7 +55,9 @@ class Product(Protocol):
 
 
 Pack = Callable[[Float32, str], Product]
-"""Makes a `Product` of a weight ``(N, K)``, as PyTorch and GGUF store it, and of the layer's path in the model."""
+"""Makes a `Product` of a weight ``(N, K)``, as PyTorch and GGUF store it, and of the layer's path in the model.
+
+Where it has a method ``ready(path)`` that returns a `Product` and not None, that is used and no weight is read."""
 
 
 class PackedProduct:
@@ -137,6 +149,13 @@ def check_scheme(scheme: Scheme | SchemeName | str | None, called: str) -> Schem
     if scheme == FLOAT32:
         return FLOAT32
     return scheme_for(np.dtype(np.float32), scheme, called)
+
+
+def packed_by(pack: Pack, weight: Callable[[], NDArray[Any]], path: str) -> Product:
+    """What `pack` has ready for a layer, or makes of its weight; only then the weight is read."""
+    ready = getattr(pack, "ready", None)
+    found: Product | None = ready(path) if callable(ready) else None
+    return pack(np.ascontiguousarray(weight(), np.float32), path) if found is None else found
 
 
 def product_of(weight: NDArray[Any], scheme: Scheme | str, device: Device | str | None) -> Product:

@@ -67,6 +67,10 @@ class ModelledTime:
         """All together, with what it may be wrong by."""
         return Estimate.within(self.seconds, self.within)
 
+    def times(self, count: int) -> ModelledTime:
+        """The same so many times, one after the other."""
+        return ModelledTime(self.device * count, self.binding * count, self.host * count, self.within)
+
     def __add__(self, other: ModelledTime) -> ModelledTime:
         within = max(self.within, other.within)
         return ModelledTime(self.device + other.device, self.binding + other.binding, self.host + other.host, within)

@@ -237,3 +237,54 @@ def test_a_group_needs_all_its_weights() -> None:
     group = nn.LinearGroup(2, {"a": 1, "b": 1}, scheme="float32")
     with pytest.raises(ModelError, match=r"needs b\.weight, too"):
         group.load_state_dict({"a.weight": np.ones((1, 2))}, strict=False)
+
+
+class Ready:
+    """What packs layers, and has some ready."""
+
+    def __init__(self, **products: nn.FloatProduct) -> None:
+        self.products, self.built = products, []  # type: ignore[var-annotated]
+
+    def ready(self, path: str) -> nn.FloatProduct | None:
+        return self.products.get(path.replace(".", "_"))
+
+    def __call__(self, weight: Any, path: str) -> nn.FloatProduct:
+        self.built.append(path)
+        return nn.FloatProduct(weight)
+
+
+class Read(dict[str, Any]):
+    """Values of parameters; it notes which of them were read."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.names: list[str] = []
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return np.shape(super().__getitem__(name))
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.append(name)
+        return super().__getitem__(name)
+
+
+def test_weights_of_products_that_are_ready_are_not_read() -> None:
+    group = nn.LinearGroup(3, {"a": 2, "b": 2}, bias=True)
+    two = np.full((4, 3), 2, np.float32)
+    given = Read(
+        {f"m.{n}.{kind}": np.ones((2, 3)[: 1 + (kind == "weight")]) for n in "ab" for kind in ("weight", "bias")}
+    )
+    ready = Ready(m=nn.FloatProduct(two))
+    group.load_state_dict(given, prefix="m.", pack=ready)
+    assert given.names == ["m.a.bias", "m.b.bias"]
+    np.testing.assert_array_equal(np.concatenate(group(np.ones((1, 3), np.float32)), axis=1), np.full((1, 4), 7))
+    layer = nn.Linear(3, 4, bias=False)
+    given = Read({"x.weight": np.ones((4, 3))})
+    layer.load_state_dict(given, prefix="x.", pack=Ready(x=nn.FloatProduct(two)))
+    assert given.names == []
+    other = Ready()
+    layer.load_state_dict(given, prefix="x.", pack=other)
+    assert (given.names, other.built) == (["x.weight"], ["x"])
+    table = nn.Embedding.from_rows(4, 3, lambda ids: pytest.fail("it was read"))
+    head = table.as_linear(pack=Ready(lm_head=nn.FloatProduct(two)))
+    np.testing.assert_array_equal(head(np.ones((1, 3), np.float32)), np.full((1, 4), 6))

@@ -128,12 +128,18 @@ class TimingModel:
         Cost of one `rknn_matmul_set_io_mem` with a native B; taken for native A and C too.
     host_bandwidth : float
         Bytes per second that one CPU thread copies.
+    host_flops : float
+        Float32 operations per second of one CPU thread in a product.
+    host_exp_seconds : float
+        What one CPU thread takes for an exponential in a long array.
     normal_c_seconds : float
         What the runtime takes for an element of C in normal layout.
     peak : mapping of ElementType to float
         Operations (two per multiply-accumulate) per second and core, by the type of A.
     within : float
         The factor that nine tenths of modelled times of runs are right to.
+    models_within : float
+        The same of prompts and tokens of whole language models.
     provenance : str
         Where the constants come from.
     normal_peak : mapping of ElementType to float
@@ -151,9 +157,12 @@ class TimingModel:
     bandwidth_all_cores: float
     bind_seconds: float
     host_bandwidth: float
+    host_flops: float
+    host_exp_seconds: float
     normal_c_seconds: float
     peak: Mapping[ElementType, float] = field(hash=False)
     within: float
+    models_within: float
     provenance: str
     normal_peak: Mapping[ElementType, float] = field(default_factory=dict, hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
@@ -308,8 +317,8 @@ class TimingModel:
         for name in wanted - {"soc", "provenance", "peak", "normal_peak", "sources"}:
             if not _sensible(values[name]):
                 raise ValueError(f"{name} is no positive number")
-        if values["within"] < 1:
-            raise ValueError("within is a factor of at least 1")
+        if min(values["within"], values["models_within"]) < 1:
+            raise ValueError("within and models_within are factors of at least 1")
         sources = values["sources"]
         if not isinstance(sources, dict) or not all(isinstance(each, str) for each in sources.values()):
             raise ValueError("sources are no texts")

@@ -16,8 +16,8 @@ from npumatmul.llm.files.shards import ShardedWeights
 
 __all__ = ["FolderSource"]
 
-#: Most bytes of settings: a hundred times what any model in use has.
-_SETTINGS_BYTES = 1 << 20
+#: Most bytes of settings: a hundred times what any model in use has; and of those that list added tokens, four times.
+_SETTINGS_BYTES, _TOKENS_BYTES = 1 << 20, 1 << 22
 #: Most bytes of an index: some 150 for each tensor of the largest models, whose experts are tensors of their own.
 _INDEX_BYTES = 1 << 24
 #: Most bytes of a tokenizer: vocabularies of 262 thousand tokens with their merges have 33 MB.
@@ -153,7 +153,7 @@ class FolderSource:
     def _configured_templates(self) -> dict[str, str]:
         if not self._has("tokenizer_config.json"):
             return {}
-        given = self._settings("tokenizer_config.json", _TOKENIZER_BYTES).get("chat_template")
+        given = self._settings("tokenizer_config.json", _TOKENS_BYTES).get("chat_template")
         if given is None:
             return {}
         if isinstance(given, str):

@@ -142,6 +142,28 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise HeaderError(f"{what} before offset {self.offset} is not valid UTF-8 ({error.reason})") from error
 
+    def strings(self, count: int, what: str) -> list[str]:
+        """Read as many strings as `string` would: vocabularies have hundreds of thousands."""
+        found: list[str] = []
+        while len(found) < count:
+            found.append(self.string(what))  # brings the next window, and looks at what is unusual
+            window, at = self._window, self.offset - self._first
+            last, unpack, append = len(window) - 8, _U64.unpack_from, found.append
+            try:
+                for _ in range(count - len(found)):
+                    if at > last:
+                        break
+                    start = at + 8
+                    end = start + unpack(window, at)[0]
+                    if end > last + 8 or end - start > MAX_STRING_BYTES:
+                        break
+                    append(str(window[start:end], "utf-8"))
+                    at = end
+            except UnicodeDecodeError:
+                pass  # read again by `string`, which says where it is
+            self.offset = self._first + at
+        return found
+
     def count(self, what: str, smallest_item: int, most: int) -> int:
         """Read a count of items that each take at least `smallest_item` bytes."""
         value = self.u64(what)
@@ -285,7 +307,7 @@ def _array(cursor: _Cursor, key: str, depth: int) -> list[Any]:
         items: list[Any] = np.frombuffer(cursor.take(count * dtype.itemsize, what), dtype).tolist()
         return items
     if kind == GGUFValueType.STRING:
-        return [cursor.string(what) for _ in range(count)]
+        return cursor.strings(count, what)
     if depth + 1 >= MAX_ARRAY_DEPTH:
         raise HeaderError(f"{what} is nested more than {MAX_ARRAY_DEPTH} levels deep")
     return [_array(cursor, key, depth + 1) for _ in range(count)]

@@ -67,10 +67,16 @@ def pre_tokenizer(file: GGUFFile) -> PreTokenizer:
 def _token_bytes(tokens: Sequence[str], kinds: Sequence[int]) -> list[bytes]:
     """Return what each token adds to the text."""
     alphabet = byte_alphabet()
+    # to the characters that Latin-1 encodes as those bytes; what stands for no byte becomes one that it has not
+    table = {code: "\u0100" for code in range(256) if chr(code) not in alphabet}
+    table.update({ord(char): chr(byte) for char, byte in alphabet.items()})
     pieces = []
     for token, kind in zip(tokens, kinds, strict=True):
-        spelled = kind not in (CONTROL, USER_DEFINED) and all(char in alphabet for char in token)
-        pieces.append(bytes(alphabet[char] for char in token) if spelled else token.encode("utf-8"))
+        try:
+            spelled = kind not in (CONTROL, USER_DEFINED)
+            pieces.append(token.translate(table).encode("latin-1") if spelled else token.encode("utf-8"))
+        except UnicodeEncodeError:
+            pieces.append(token.encode("utf-8"))
     return pieces
 
 

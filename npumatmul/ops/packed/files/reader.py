@@ -46,6 +46,8 @@ _ALIGNMENT = 64
 #: A header of lists becomes objects of thirty times its size.
 _LONGEST_HEADER, _HEADER, _HEADER_PART = 100_000_000, 1 << 23, 16
 _MOST_DIMENSIONS = 32
+#: Bytes that no array can have; numpy counts them in 63 bits, also where there are none.
+_LARGEST = 1 << 56
 
 _COPIED = 1 << 24
 
@@ -202,6 +204,8 @@ def _place(name: str, entry: Any) -> _Place:
         raise WrongTensorFile(f"tensor {shown(name)} has no place")
     if type(dtype) is not str or dtype not in _SIZES:
         raise WrongTensorFile(f"tensor {shown(name)} is of type {shown(dtype)}, which is not known")
+    if math.prod(max(extent, 1) for extent in shape) * _SIZES[dtype] > _LARGEST:
+        raise WrongTensorFile(f"tensor {shown(name)} has the shape {shown(shape)}, which no array can have")
     if stop - start != math.prod(shape) * _SIZES[dtype]:
         raise WrongTensorFile(f"tensor {shown(name)} has {stop - start} bytes, not those of its shape")
     return start, stop, dtype, tuple(shape)

@@ -1,0 +1,98 @@
+"""Loading a model with and without what the cache on disk has of it: ``python bench/cached_loading.py MODEL...``.
+
+Each load is a process of its own, with a cache of its own: without a cache, with an empty one, with a full one. A load
+ends when the model could answer. Peaks of memory are those of the process (VmHWM), less what it had with the library
+imported and the device open; memory of the simulated NPU is in them. Times are those of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from npumatmul.llm import fetch_demo_model
+
+#: What a process does: prints seconds, megabytes of the peak and of NPU memory, and how many weights were built.
+CHILD = """
+import json, sys, time
+path, scheme, cached = sys.argv[1:]
+def status(key):
+    with open("/proc/self/status") as file:
+        return int(next(line.split()[1] for line in file if line.startswith(key))) * 1024
+from npumatmul.device.current import current_device
+from npumatmul.llm import npu_pack
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.loading import load_from
+from npumatmul.llm.packed_cache import PackedCache
+from npumatmul.llm.packing import packing
+device = current_device("sim:rk3588")
+before = status("VmRSS")
+start = time.perf_counter()
+built = []
+build = npu_pack(scheme, device)
+with open_source(path) as source:
+    opened = time.perf_counter()
+    cache = PackedCache() if cached == "1" else None
+    with packing(source, {"scheme": scheme}, build, device=device, cache=cache) as pack:
+        digested = time.perf_counter()
+        def linear(layer):
+            found = pack.ready(layer.name)
+            if found is None:
+                built.append(4 * layer.shape[0] * layer.shape[1])
+                found = pack(layer.weight(source.file), layer.name)
+            return found
+        loaded = load_from(source.file, linear)
+seconds = time.perf_counter() - start
+packed = device.stats().npu_bytes
+print(json.dumps({"seconds": seconds, "digest": digested - opened, "peak": status("VmHWM") - before, "packed": packed,
+                  "built": len(built), "largest": max(built, default=0)}))
+"""
+
+
+def measured(path: Path, scheme: str, cached: bool, folder: str) -> dict[str, Any]:
+    """One load in a process of its own."""
+    command = [sys.executable, "-c", CHILD, str(path), scheme, str(int(cached))]
+    environment = {**os.environ, "XDG_CACHE_HOME": folder}
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def main() -> None:
+    """Load each model in each way, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="*", help="the demo's by default")
+    parser.add_argument("--scheme", default="w8a8")
+    parser.add_argument("--turns", type=int, default=1, help="of the load from a full cache; the median counts")
+    options = parser.parse_args()
+    print(f"{options.scheme}\n")
+    print(
+        "| model | load | s | of the first | weights built | packed MB | peak MB | peak less largest layer, of packed |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for path in options.models or [fetch_demo_model()]:
+        with tempfile.TemporaryDirectory() as folder:
+            loads = {
+                "without a cache": measured(path, options.scheme, False, folder),
+                "first": measured(path, options.scheme, True, folder),
+            }
+            later = [measured(path, options.scheme, True, folder) for _ in range(options.turns)]
+            loads["later"] = sorted(later, key=lambda each: float(each["seconds"]))[len(later) // 2]
+        first = loads["first"]["seconds"]
+        for name, found in loads.items():
+            ratio = (found["peak"] - found["largest"]) / found["packed"]
+            print(
+                f"| {path.name} | {name} | {found['seconds']:.2f} | {found['seconds'] / first:.3f} | {found['built']} "
+                f"| {found['packed'] / 1e6:.0f} | {found['peak'] / 1e6:.0f} | {ratio:.2f} |"
+            )
+            print({key: found[key] for key in ("digest", "largest")}, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Files of caches: safetensors, with a description and checksums in the metadata; see `KVCache.save`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.errors import UnusableFileError
+from npumatmul.files.checksums import array_checksum, text_checksum
+from npumatmul.files.reading import parse_json, shown
+from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
+
+__all__ = ["CacheFile", "read_cache", "write_cache"]
+
+_FORMAT = "npumatmul kv cache"
+_VERSION = 1
+_SIZES = ("layers", "kv_heads", "head_dim", "chunk", "batch")
+#: Most layers, heads and so on of a file that is believed; arrays are held against the length of the file besides.
+_LARGEST = 1 << 24
+_MOST_LAYERS = 1 << 12
+#: Most values in a chunk of tokens: those of 256 tokens with a thousand heads of 1024.
+_LARGEST_CHUNK = 1 << 28
+
+
+def write_cache(
+    path: str | os.PathLike[str], content: dict[str, Any], layers: Iterable[Mapping[str, NDArray[Any]]]
+) -> None:
+    """Write a description, and arrays of one layer after the other."""
+    checksums: dict[str, int] = {}
+    with TensorWriter(path) as writer:
+        for i, arrays in enumerate(layers):
+            for name, array in arrays.items():
+                writer.add(f"layers.{i}.{name}", array)
+                checksums[f"layers.{i}.{name}"] = array_checksum(array)
+        text = json.dumps({**content, "checksums": checksums}, separators=(",", ":"), allow_nan=False)
+        writer.finish(
+            {"format": _FORMAT, "version": str(_VERSION), "description": text, "checksum": text_checksum(text)}
+        )
+
+
+def read_cache(path: str | os.PathLike[str]) -> CacheFile:
+    """Open a file of `write_cache`; nothing of its arrays is read yet."""
+    try:
+        file = TensorFile(path)
+    except WrongTensorFile as error:
+        raise UnusableFileError(f"{os.fspath(path)} cannot be used: {error}") from error
+    return CacheFile(file)
+
+
+class CacheFile:
+    """An open file of a cache; whatever it says is checked before memory is taken for it."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file = file
+        self._checksums: dict[str, Any] = {}
+
+    def __enter__(self) -> CacheFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _wrong(self, problem: str) -> UnusableFileError:
+        return self._file.file.error(problem)
+
+    def content(self) -> tuple[dict[str, Any], int, dict[str, str]]:
+        """Arguments of the cache, its tokens, and its notes."""
+        metadata = self._file.metadata
+        if metadata.get("format") != _FORMAT:
+            raise self._wrong("it is no file of KVCache.save")
+        if metadata.get("version") != str(_VERSION):
+            raise self._wrong(f"its version is {shown(metadata.get('version'))}; this npumatmul reads {_VERSION}")
+        text = metadata.get("description", "")
+        if text_checksum(text) != metadata.get("checksum"):
+            raise self._wrong("it is damaged: the checksum of its description differs")
+        try:
+            content = parse_json(text)
+        except ValueError as error:
+            raise self._wrong(f"its description is not JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise self._wrong("its description is no object")
+        options: dict[str, Any] = {name: self._integer(content, name, 1) for name in _SIZES}
+        if options["batch"] * options["kv_heads"] * options["head_dim"] * options["chunk"] > _LARGEST_CHUNK:
+            raise self._wrong("its sizes are none of a cache")
+        offset = self._integer(content, "offset", 0)
+        windows, limit, notes = content.get("window"), content.get("limit"), content.get("notes")
+        right = options["layers"] <= _MOST_LAYERS and isinstance(windows, list) and len(windows) == options["layers"]
+        if not right or not all(each is None or _is_size(each) for each in [*(windows or ()), limit]):
+            raise self._wrong("its layers, windows or limit are none")
+        if limit is not None and offset > limit:
+            raise self._wrong(f"it has {offset} tokens, more than its limit of {limit}")
+        if content.get("dtype") not in ("float16", "float32", "int8"):
+            raise self._wrong(f"its dtype is {shown(content.get('dtype'))}")
+        if not isinstance(notes, dict) or not all(isinstance(each, str) for each in notes.values()):
+            raise self._wrong("its notes are no texts")
+        checksums = content.get("checksums")
+        if not isinstance(checksums, dict):
+            raise self._wrong("it has no checksums")
+        self._checksums = checksums
+        options |= {"dtype": content["dtype"], "window": windows, "limit": limit}
+        return options, offset, notes
+
+    def _integer(self, content: dict[str, Any], name: str, low: int) -> int:
+        value = content.get(name)
+        if type(value) is not int or not low <= value <= _LARGEST:
+            raise self._wrong(f"its {name} is {shown(value)}, not an integer from {low} to {_LARGEST}")
+        return value
+
+    def arrays(
+        self, layer: int, wanted: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays of a layer, of the shapes and types that they have to be of."""
+        found = {}
+        for name, (shape, dtype) in wanted.items():
+            full = f"layers.{layer}.{name}"
+            if full not in self._file.names or self._file.shape(full) != shape:
+                raise self._wrong(f"it has no array {full} of shape {shape}")
+            try:
+                right = self._file.dtype(full) == dtype
+            except WrongTensorFile:
+                right = False
+            if not right:
+                raise self._wrong(f"its array {full} is not of type {dtype}")
+            array = self._file[full]
+            if array_checksum(array) != self._checksums.get(full):
+                raise self._wrong(f"it is damaged: the checksum of {full} differs")
+            found[name] = array
+        return found
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LARGEST
