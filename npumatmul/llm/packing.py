@@ -173,8 +173,9 @@ class _Kept:
     def __exit__(self, *_: object) -> None:
         self._give_up()
         self._done.clear()
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def product(self, name: str) -> Product | None:
         if self._file is None:

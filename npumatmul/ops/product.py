@@ -125,21 +125,30 @@ class Product:
 
     def fitted(self, epilogue: Epilogue | None, bias: ArrayLike | None) -> tuple[Epilogue | None, ArrayLike | None]:
         """Epilogue and bias as they were given to `matmul`, checked, with arrays as `compute` takes them."""
-        fits = self._floats and (bias is None or epilogue is None or epilogue.bias is None)
         own = None if epilogue is None else epilogue.bias
-        given: Any
-        for given in (bias, own):  # every product with an epilogue comes here: there are no calls that can be spared
-            if given is not None:
-                fits = fits and type(given) is np.ndarray and given.shape == self._columns and given.dtype in ELEMENTS
-        if epilogue is not None:
-            for given in (epilogue.multiply, epilogue.residual):
-                if given is not None:
-                    fits = fits and self._flat and type(given) is np.ndarray and given.shape == self._matrix
-                    fits = fits and given.dtype in ELEMENTS
-        if fits:
+        given: Any = own if bias is None else bias
+        if (  # every product with an epilogue comes here: there are no calls that can be spared
+            self._floats
+            and (bias is None or own is None)
+            and (
+                given is None or (type(given) is _ndarray and given.shape == self._columns and given.dtype in ELEMENTS)
+            )
+            and (
+                epilogue is None
+                or (epilogue.multiply is None and epilogue.residual is None)
+                or (self._fits(epilogue.multiply) and self._fits(epilogue.residual))
+            )
+        ):
             return epilogue, bias
         finish = Finish.of(self._scheme.result, self.dtype, epilogue, bias, self.shapes)
         return finish.at((), self.dtype, self.shapes.n), finish.integer_bias
+
+    def _fits(self, matrix: Any) -> bool:
+        """Whether the executor's epilogue can read a matrix as it stands; None, where there is none, fits."""
+        if matrix is None:
+            return True
+        fits = self._flat and type(matrix) is _ndarray and matrix.shape == self._matrix
+        return bool(fits and matrix.dtype in ELEMENTS)
 
     def compute(
         self,

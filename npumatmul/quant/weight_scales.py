@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ Clip = Literal["absmax", "mse"]
 
 #: Elements whose errors are searched at a time, which bounds the memory that it takes.
 _CHUNK_ELEMENTS = 1 << 19
+#: Elements of a weight that are there twice at a time, as they are and transformed.
+_TRANSFORMED_ELEMENTS = 1 << 24
 #: What each end of a range is tried at, times where it is.
 _END_RATIOS = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -154,20 +157,28 @@ def round_weight(
            [0, 7]], dtype=int8)
     """
     weight = weight_2d(w, "round_weight")
-    if input_transform is not None:
+    choose = partial(
+        weight_params, bits=bits, granularity=granularity, group_size=group_size, symmetric=symmetric, levels=levels,
+        clip=clip, importance=importance,
+    )  # fmt: skip
+    if input_transform is None:
+        params = choose(weight, progress=progress)
+        return QuantizedWeight(quantize(weight, params), params)
+    n, k = weight.shape
+    step = max(1, _TRANSFORMED_ELEMENTS // max(k, 1))
+    if n <= step or Granularity(granularity) is Granularity.LAYER:
         weight = input_transform.weight(weight)
-    params = weight_params(
-        weight,
-        bits=bits,
-        granularity=granularity,
-        group_size=group_size,
-        symmetric=symmetric,
-        levels=levels,
-        clip=clip,
-        importance=importance,
-        progress=progress,
-    )
-    return QuantizedWeight(quantize(weight, params), params, input_transform)
+        params = choose(weight, progress=progress)
+        return QuantizedWeight(quantize(weight, params), params, input_transform)
+    # rows have nothing to do with one another, so no more than some of them are in memory as they are transformed
+    codes, found, meter = np.empty((n, k), np.int8), [], Meter(progress, n)
+    for start in range(0, n, step):
+        part = input_transform.weight(weight[start : start + step])
+        found.append(choose(part, progress=meter.part(len(part))))
+        codes[start : start + step] = quantize(part, found[-1])
+    scale = np.concatenate([each.scale for each in found])
+    zero_point = np.concatenate([np.broadcast_to(each.zero_point, each.scale.shape) for each in found])
+    return QuantizedWeight(codes, QuantParams(scale, zero_point, **found[0].description()), input_transform)
 
 
 def _search(

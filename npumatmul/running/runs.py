@@ -69,6 +69,7 @@ class Runs:
         start: Callable[[], None] | None = None,
         end: Callable[[], None] | None = None,
         after: PlacedEpilogue | None = None,
+        addresses: tuple[int, int] | None = None,
     ) -> None:
         """Run a call as soon as it can begin. Where contexts broke they are made anew, and it is repeated once.
 
@@ -90,6 +91,8 @@ class Runs:
             Are called before and after the run. Where they fail contexts count as broken: caches may be wrong.
         after : PlacedEpilogue, optional
             Without a call: the epilogue, one that lasts.
+        addresses : (int, int), optional
+            Of `a` and `out`, where they are known.
 
         Raises
         ------
@@ -145,7 +148,7 @@ class Runs:
                     if bound is not None:
                         if ready is None:
                             ready = bound.call
-                            ready.a, ready.out = address_of(a), address_of(out)
+                            ready.a, ready.out = addresses or (address_of(a), address_of(out))
                             if bound.after is not after:
                                 ready.epilogue = None if after is None else after.pointer
                                 bound.after = after

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import resource
 import sys
 import tempfile
@@ -21,17 +22,66 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from npumatmul.errors import ModelError
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mutations import changed_bytes, changed_json
 
 INDEX = "model.safetensors.index.json"
+HIDDEN, FFN, VOCAB = 8, 12, 24
 CONFIG = {
-    "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "vocab_size": 16,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "rope_scaling": {"rope_type": "llama3", "factor": 2.0},
+    "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": 1, "vocab_size": VOCAB,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4, "hidden_act": "silu", "tie_word_embeddings": False,
+    "rope_scaling": {
+        "rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
 }  # fmt: skip
-TEMPLATES = {"chat_template": [{"name": "default", "template": "{{ messages }}"}, {"name": "b", "template": "x"}]}
+WEIGHTS = {
+    "model.embed_tokens.weight": ("token_embd.weight", (VOCAB, HIDDEN)),
+    "lm_head.weight": ("output.weight", (VOCAB, HIDDEN)),
+    "model.norm.weight": ("output_norm.weight", (HIDDEN,)),
+    "model.layers.0.input_layernorm.weight": ("blk.0.attn_norm.weight", (HIDDEN,)),
+    "model.layers.0.self_attn.q_proj.weight": ("blk.0.attn_q.weight", (HIDDEN, HIDDEN)),
+    "model.layers.0.self_attn.k_proj.weight": ("blk.0.attn_k.weight", (HIDDEN // 2, HIDDEN)),
+    "model.layers.0.self_attn.v_proj.weight": ("blk.0.attn_v.weight", (HIDDEN // 2, HIDDEN)),
+    "model.layers.0.self_attn.o_proj.weight": ("blk.0.attn_output.weight", (HIDDEN, HIDDEN)),
+    "model.layers.0.post_attention_layernorm.weight": ("blk.0.ffn_norm.weight", (HIDDEN,)),
+    "model.layers.0.mlp.gate_proj.weight": ("blk.0.ffn_gate.weight", (FFN, HIDDEN)),
+    "model.layers.0.mlp.up_proj.weight": ("blk.0.ffn_up.weight", (FFN, HIDDEN)),
+    "model.layers.0.mlp.down_proj.weight": ("blk.0.ffn_down.weight", (HIDDEN, FFN)),
+}
+TEMPLATES = {
+    "chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}, {"name": "b", "template": "x"}],
+    "eos_token": "<e>", "bos_token": {"content": "<s>"},
+    "added_tokens_decoder": {"1": {"content": "<e>", "special": True}},
+}  # fmt: skip
+TOKENS = ["<s>", "<e>", *"abcdefghijklmno", "\u0120", "ab", "abc", "\u0120a", "\u0120ab", "de", "def"]
+MERGES = ["a b", "ab c", "\u0120 a", "\u0120a b", "d e", "de f"]
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [
+        {"id": i, "content": TOKENS[i], "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False} for i in (0, 1)
+    ],
+    "normalizer": {
+        "type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "x"}, "content": "ab"}],
+    },
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "post_processor": {
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    },
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+    "model": {"type": "BPE", "vocab": {each: i for i, each in enumerate(TOKENS)}, "merges": MERGES, "fuse_unk": False},
+}  # fmt: skip
 
 
 def read_all(path: Path) -> None:
@@ -40,7 +90,7 @@ def read_all(path: Path) -> None:
         repr((source, source.name, dict(source.config), dict(source.rope_factors), dict(source.generation_config)))
         for name in source.weights:
             shape = source.weights.shape(name)
-            assert source.weights.stored_as(name).isupper() or source.weights.stored_as(name)[0].isupper()
+            assert source.weights.stored_as(name)[0].isupper()
             try:
                 values = source.weights[name]
             except ModelError:
@@ -54,40 +104,56 @@ def read_all(path: Path) -> None:
         assert all(isinstance(content, bytes) for content in source.tokenizer_files.values())
         assert all(isinstance(each, str) for each in source.chat_templates.values())
         assert len(source.digest()) == 64
+        config = config_of(source)
+        if isinstance(source, GGUFSource):
+            tokenizer: Tokenizer = GGUFTokenizer(source.file)
+        else:
+            tokenizer = JSONTokenizer(source.tokenizer_files, vocab_size=config.vocab_size, error=source.error)
+        ids = tokenizer.encode("ab abc def x<s>", parse_special=True, add_special=True)
+        assert all(0 <= each < tokenizer.vocab_size for each in ids)
+        assert len(tokenizer.decode(ids)) < 10_000
 
 
 def write_folder(folder: Path) -> None:
-    """A folder with everything that is read, its weights in two files and three types."""
+    """A folder with everything that is read, its weights in two files and two types."""
     rng = np.random.default_rng(0)
-    first: dict[str, Any] = {"model.embed_tokens.weight": rng.standard_normal((16, 8)).astype(np.float32)}
-    second: dict[str, Any] = {
-        "model.layers.0.mlp.up_proj.weight": rng.standard_normal((12, 8)).astype(np.float16),
-        "model.norm.weight": np.ones(8, np.float32),
-    }
-    shards = {"model-00001-of-00002.safetensors": first, "model-00002-of-00002.safetensors": second}
+    shards: dict[str, dict[str, Any]] = {f"model-0000{i}-of-00002.safetensors": {} for i in (1, 2)}
+    for i, (name, (_, shape)) in enumerate(WEIGHTS.items()):
+        tensors = shards[f"model-0000{1 + i % 2}-of-00002.safetensors"]
+        tensors[name] = (0.3 * rng.standard_normal(shape)).astype(np.float16 if i % 3 else np.float32)
     for name, tensors in shards.items():
         save_file(tensors, folder / name, {"format": "pt"})
     index = {"metadata": {"total_size": 1}, "weight_map": {name: each for each in shards for name in shards[each]}}
     files = {"config.json": CONFIG, INDEX: index, "tokenizer_config.json": TEMPLATES}
-    files |= {"generation_config.json": {"top_k": 3}, "tokenizer.json": {"model": {"type": "BPE"}}}
+    files |= {"generation_config.json": {"top_k": 3}, "tokenizer.json": TOKENIZER}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
 
 
 def write_gguf(path: Path) -> None:
-    """A GGUF file with metadata of several types, and tensors of several."""
+    """The same model as a GGUF file."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
     writer.add_block_count(1)
-    writer.add_token_list(["a", "b"])
-    writer.add_token_scores([0.5, 1.5])
-    writer.add_chat_template([{"name": "default", "template": "{{ messages }}"}])
-    writer.add_tensor("token_embd.weight", rng.standard_normal((4, 8)).astype(np.float32))
-    writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32))
-    for kind in (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.BF16, gguf.GGMLQuantizationType.Q8_0):
-        stored = gguf.quants.quantize(rng.standard_normal((2, 32)).astype(np.float32), kind)
-        writer.add_tensor(f"blk.0.{kind.name}.weight", stored, raw_dtype=kind)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template([{"name": "default", "template": "{{ messages[0].content }}"}])
+    for i, (name, shape) in enumerate(WEIGHTS.values()):
+        values = (0.3 * rng.standard_normal(shape)).astype(np.float16 if i % 3 and len(shape) == 2 else np.float32)
+        writer.add_tensor(name, values)
+    writer.add_tensor("rope_freqs.weight", np.ones(2, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -135,6 +201,7 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     options = parser.parse_args()
+    logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     end, seed, tried, refused, found = time.monotonic() + options.seconds, options.seed, 0, 0, 0
     while time.monotonic() < end:

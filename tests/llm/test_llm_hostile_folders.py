@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mutated_models import INDEX, mutated, read_all, write_folder
-from safetensors.numpy import save_file
+from mutated_models import INDEX, VOCAB, mutated, read_all, write_folder
+from safetensors.numpy import load_file, save_file
 
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.opening import open_source
+from npumatmul.ops.packed.files.reader import TensorFile
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -130,17 +131,16 @@ def test_an_index_that_names_files_without_end(folder: Path) -> None:
 def test_an_index_and_its_files_agree(folder: Path) -> None:
     whole = (folder / INDEX).read_text()
     index = json.loads(whole)
-    index["weight_map"]["model.norm.weight"] = FIRST
+    index["weight_map"]["lm_head.weight"] = FIRST
     (folder / INDEX).write_text(json.dumps(index))
-    refused(folder, "'model.norm.weight' is not in", FIRST)
+    refused(folder, "'lm_head.weight' is not in", FIRST)
     (folder / INDEX).write_text(whole)
+    second = (folder / SECOND).read_bytes()
     shutil.copy(folder / FIRST, folder / SECOND)
     refused(folder, SECOND)
-    save_file({"model.norm.weight": np.ones(8, np.float32)}, folder / FIRST)
-    write_folder(folder)
-    both = {"model.embed_tokens.weight": np.ones((16, 8), np.float32), "model.norm.weight": np.ones(8, np.float32)}
-    save_file(both, folder / FIRST)
-    refused(folder, "'model.norm.weight' is in", FIRST, SECOND)
+    (folder / SECOND).write_bytes(second)
+    save_file({**load_file(folder / FIRST), "lm_head.weight": np.ones(8, np.float32)}, folder / FIRST)
+    refused(folder, "'lm_head.weight' is in", FIRST, SECOND)
 
 
 @pytest.mark.parametrize("name", ["config.json", SECOND, INDEX, "tokenizer.json", "tokenizer_config.json"])
@@ -209,19 +209,23 @@ def test_weights_that_are_pickled_are_not_opened(folder: Path) -> None:
 def test_files_that_change_while_they_are_read(folder: Path) -> None:
     source = open_source(folder)
     rows = source.weights.rows("model.embed_tokens.weight")
-    rows(np.arange(16))
+    rows(np.arange(VOCAB))
     path = folder / FIRST
     whole = path.read_bytes()
     status = path.stat()
     with path.open("r+b") as file:  # the same file, in place
-        file.seek(len(whole) - 4)
+        file.seek(sum(TensorFile(path).place("model.embed_tokens.weight")) - 4)
         file.write(b"\0\0\0\0")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ModelError, match="changed since it was opened"):
-        rows(np.array([15]))
+        rows(np.array([VOCAB - 1]))
     with path.open("r+b") as file:
         file.truncate(len(whole) - 64)
-    for read in (lambda: source.weights["model.embed_tokens.weight"], source.digest, lambda: rows(np.array([15]))):
+    for read in (
+        lambda: source.weights["model.embed_tokens.weight"],
+        source.digest,
+        lambda: rows(np.array([VOCAB - 1])),
+    ):
         with pytest.raises(ModelError, match=r"shorter|changed"):
             read()
 

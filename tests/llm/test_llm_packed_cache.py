@@ -100,6 +100,16 @@ def test_a_second_load_reads_no_weight_and_computes_the_same(cache: PackedCache,
     assert all(key in entry.label() for key in ("path", "soc", "runtime"))
 
 
+def test_what_packs_is_of_no_use_after_its_block_and_does_no_harm(cache: PackedCache) -> None:
+    load(cache)
+    with packing(Source(), HOW, npu_pack("w8a8", DEVICE), device=DEVICE, cache=cache) as pack:  # type: ignore[arg-type]
+        pass
+    (name, weight), *_ = WEIGHTS.items()
+    assert pack.ready(name) is None
+    assert pack(weight, name).shape == (96, 64)
+    assert load(cache)[1] == 0
+
+
 def test_an_entry_is_for_one_content_scheme_chip_version_and_tuning(
     cache: PackedCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

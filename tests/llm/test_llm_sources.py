@@ -211,6 +211,12 @@ def test_a_folder_with_one_gguf_model_stands_for_it(make_gguf: Callable[..., Pat
         open_source(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_of_a_folder_is_not_the_model(folder: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="give the path of the folder"):
+        open_source(folder / name)
+
+
 def test_a_digest_is_of_what_is_in_the_files_and_is_worked_out_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

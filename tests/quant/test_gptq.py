@@ -4,6 +4,7 @@ can be, the same each time."""
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,17 @@ from hypothesis import strategies as st
 
 from npumatmul.errors import NotFiniteError
 from npumatmul.host import kernels
-from npumatmul.quant import ChannelScale, Hadamard, Hessian, dequantize, gptq, quantize, refine, round_weight
+from npumatmul.quant import (
+    ChannelScale,
+    Hadamard,
+    Hessian,
+    dequantize,
+    gptq,
+    quantize,
+    refine,
+    round_weight,
+    weight_scales,
+)
 from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.weight_scales import weight_params
 
@@ -265,6 +276,30 @@ def test_sums_of_rounded_rows(rows: int, cols: int, candidates: int) -> None:
     if rows:
         with pytest.raises(ValueError, match="do not fit together"):
             kernels.rounding_sums(values, weights, -scale, zero, -8, 7)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "group"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("clip", ["absmax", "mse"])
+def test_rows_that_are_transformed_in_parts_are_rounded_as_all_at_once(
+    granularity: str, symmetric: bool, clip: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = np.random.default_rng(3).normal(size=(13, 32)).astype(np.float32)
+    shares: list[float] = []
+    options: dict[str, Any] = {
+        "granularity": granularity, "group_size": 12 if granularity == "group" else None, "symmetric": symmetric,
+        "clip": clip, "input_transform": Hadamard(32, seed=1), "importance": np.arange(32.0),
+    }  # fmt: skip
+    whole = round_weight(w, **options)
+    monkeypatch.setattr(weight_scales, "_TRANSFORMED_ELEMENTS", 5 * 32 + 1)
+    parts = round_weight(w, **options, progress=shares.append)
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    assert parts.params.description() == whole.params.description()
+    np.testing.assert_array_equal(parts.params.scale, whole.params.scale)
+    np.testing.assert_array_equal(parts.params.zero_point, whole.params.zero_point)
+    assert parts.input_transform is whole.input_transform
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
 
 
 def test_importance_moves_the_scale() -> None:

@@ -12,6 +12,9 @@ from npumatmul.llm.files.model_source import ModelSource
 
 __all__ = ["open_source"]
 
+#: How files end of which a folder has several.
+_OF_FOLDERS = (".safetensors", ".json", ".bin")
+
 
 def open_source(path: str | os.PathLike[str]) -> ModelSource:
     """Open a model: a GGUF file, or a folder as Hugging Face has it.
@@ -44,6 +47,8 @@ def open_source(path: str | os.PathLike[str]) -> ModelSource:
     """
     target = Path(path)
     if not target.is_dir():
+        if target.suffix in _OF_FOLDERS and target.exists():
+            raise ModelError(f"{target} is a part of a model: give the path of the folder that it is in")
         return GGUFSource(target)
     if not (target / "config.json").exists():
         single = _gguf_within(target)

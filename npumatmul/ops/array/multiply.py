@@ -12,6 +12,7 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import NpuMemoryError
+from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.ops.array.array import NpuArray, made_of, room_for
 from npumatmul.ops.array.memory import dense_strides
@@ -91,30 +92,33 @@ class ArrayProduct:
         NpuArray or None
             None, and nothing happened, where the result has to be stored otherwise.
         """
-        rows: NDArray[Any] | DeferredResult
+        rows: Any
         buffers: tuple[Buffer, ...]
-        device, memory = self._device, a._memory
+        memory: Any = a._memory
+        device = self._device
         if a.device is not device or not (a._dense or a.contiguous):
             return None
         state: Any = memory.state if type(memory) is Pending else memory
         if self._is_stored and out is None:  # there are no calls that can be spared
+            run = self._run if epilogue is None and bias is None else None
             if type(state) is _ndarray and a._dense:
-                rows, buffers = state, ()
+                rows, buffers, first = state, (), memory.address or address_of(state)
             elif type(state) is Buffer and self._reads_rows:
-                rows, buffers = state.rows(a.shape, self._a, a.offset), (state,)
+                first, buffers = state._memory.address + a.offset, (state,)
+                rows = state.rows(a.shape, self._a, a.offset) if run is None else state
             else:
                 return self._at_once_of(a, state, epilogue, bias)
-            run = self._run
-            if run is not None and epilogue is None and bias is None:
+            if run is not None:
                 values = _empty(self._shape, self._dtype)
-                run(None, rows, values, buffers)
+                address = address_of(values)
+                run(None, rows, values, buffers, addresses=(first, address))
             else:
-                values = self._compute(rows, None, epilogue, bias, buffers=buffers)
+                values, address = self._compute(rows, None, epilogue, bias, buffers=buffers), 0
             made = _new(NpuArray)
-            made._memory = pending = _new_pending(Pending)
-            pending.state = values
-            pending.device = made.device = device
-            made.shape, made.strides, made.extent, made.dtype, pending.nbytes, pending._results = self._of_result
+            made._memory = own = _new_pending(Pending)
+            own.state, own.address = values, address
+            own.device = made.device = device
+            made.shape, made.strides, made.extent, made.dtype, own.nbytes, own._results = self._of_result
             made.offset, made._dense = 0, True
             return made
         if self._type is not None and epilogue is None and bias is None:

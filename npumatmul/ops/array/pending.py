@@ -43,14 +43,17 @@ class Pending:
     state : DeferredResult, ndarray, Buffer or None
         What there is: the result in C, its values in memory of the host, or the buffer; None: it was closed before it
         became one.
+    address : int
+        Of values in memory of the host; 0 where nobody asked for it yet.
     """
 
-    __slots__ = ("__weakref__", "_results", "device", "nbytes", "state")
+    __slots__ = ("__weakref__", "_results", "address", "device", "nbytes", "state")
 
     def __init__(
         self, device: Device, state: DeferredResult | NDArray[Any], nbytes: int, results: UnreadResults
     ) -> None:
         self.device, self.nbytes, self._results = device, nbytes, results
+        self.address = 0
         self.state: DeferredResult | NDArray[Any] | Buffer | None = state
 
     @property
@@ -60,12 +63,12 @@ class Pending:
         return state if isinstance(state, DeferredResult) else None
 
     def whole(self) -> NDArray[Any] | None:
-        """A view of all values in memory of the host; None where they are not there (any more)."""
+        """All values in memory of the host; None where they are not there (any more). Who holds them holds a view."""
         session, results = self.device.session, self._results
         if session.inherited:  # a forked child, where the lock may be held for ever
             session.check_usable()
         with session.lock:  # else a buffer is made of them meanwhile
-            values = self.state
+            values: Any = self.state
             if type(values) is not _ndarray:
                 return None
             shown = results.shown
@@ -73,8 +76,8 @@ class Pending:
                 shown[id(values)] = _ref(self)
             else:
                 results.show(values, self)
-            view: NDArray[Any] = values.view()
-        return view
+        whole: NDArray[Any] = values
+        return whole
 
     def seen(
         self, shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...], offset: int, *, writable: bool
@@ -83,11 +86,11 @@ class Pending:
         values = self.whole()
         if values is None:
             return None
-        if offset or shape != values.shape or strides != values.strides:
-            values = np.ndarray(shape, dtype, values, offset, strides)
+        same = offset == 0 and shape == values.shape and strides == values.strides
+        view: NDArray[Any] = values.view() if same else np.ndarray(shape, dtype, values, offset, strides)
         if not writable:
-            values.flags.writeable = False
-        return values
+            view.flags.writeable = False
+        return view
 
     @property
     def buffer(self) -> Buffer:
