@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +23,11 @@ __all__ = ["EXTRAS", "NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"
 EXTRAS = ("offset", "bias", "centre")
 
 
-class NpuLinear:
-    """A `Product` whose weight stays on the NPU.
-
-    Parameters
-    ----------
-    weight : PackedWeight
-        The packed weight.
-    """
-
-    def __init__(self, weight: PackedWeight) -> None:
-        self.weight = weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(K, N)``."""
-        return self.weight.shape
-
-    def __call__(self, x: Float32) -> Float32:
-        """Multiply ``(M, K)`` to ``(M, N)`` through `rknn_matmul_run`."""
-        y: Float32 = matmul(x, self.weight)
-        return y
+NpuLinear: TypeAlias = PackedProduct
+"""A `Product` whose weight stays on the NPU."""
 
 
-class NpuQuantizedLinear(NpuLinear):
+class NpuQuantizedLinear:
     """A quantized layer whose codes stay on the NPU.
 
     Offsets and biases are the host's: for blocks of 32 that were taken over with minima, sums of activations over each
@@ -66,11 +48,15 @@ class NpuQuantizedLinear(NpuLinear):
         bias: Float32 | None = None,
         centre: Float32 | None = None,
     ) -> None:
-        super().__init__(weight)
+        self.weight, self.bias = weight, bias
         params = weight.params
         self._transform = weight.input_transform
         self._group_size = self.shape[0] if params is None or params.group_size is None else params.group_size
-        self.offset, self.bias, self.centre = offset, bias, centre
+        self.offset, self.centre = offset, centre
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape
 
     @classmethod
     def of_layer(cls, layer: QuantizedLayer | PackedLayer, device: Device) -> NpuQuantizedLinear:
@@ -82,7 +68,7 @@ class NpuQuantizedLinear(NpuLinear):
         """Multiply ``(M, K)`` to ``(M, N)``."""
         if self.centre is not None:
             x = x - self.centre
-        y = super().__call__(x)
+        y: Float32 = matmul(x, self.weight)
         if self.offset is not None:
             given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
             y += group_sums(given, self._group_size) @ self.offset.T

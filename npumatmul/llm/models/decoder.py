@@ -166,7 +166,12 @@ class Decoder(Module):
             raise ValueError(f"the model has no layer {unknown[0]!r}")
         made = copy.copy(self)
         made.model, made._long = copy.copy(self.model), None
-        new = {name: modules[name].with_product(product) for name, product in changed.items()}
+        new = {}
+        for name, product in changed.items():
+            wanted = tuple(modules[name].product.shape)
+            if tuple(product.shape) != wanted:
+                raise ValueError(f"{name} has shape (K, N) = {tuple(product.shape)}, {wanted} is needed")
+            new[name] = modules[name].with_product(product)
         if "head" in new:
             made.lm_head = new.pop("head")  # type: ignore[assignment]
         made.model.layers = list(self.model.layers)
