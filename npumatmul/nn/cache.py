@@ -135,8 +135,12 @@ class KVCache:
             If shapes do not fit.
         NotFiniteError
             If an inf or nan is to be kept as int8.
+        OverflowError
+            If a value is beyond float16's range, and is to be kept as that.
         """
         batch, heads, dim = self._rows
+        if not 0 <= layer <= self._last:
+            raise ValueError(f"KVCache.update: there is no layer {layer}; layers are 0 to {self._last}")
         if k.ndim != 4 or k.shape != v.shape or k.shape[:2] != (batch, heads) or k.shape[3] != dim:
             raise ValueError(
                 f"KVCache.update: k of shape {k.shape} and v of {v.shape} have to be {(batch, heads, 'T', dim)}"
