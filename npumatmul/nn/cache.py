@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 from collections.abc import Sequence
@@ -198,13 +199,11 @@ class KVCache:
         >>> cache.offset, other.offset
         (9, 10)
         """
-        batch, heads, dim = self._rows
-        made = KVCache(
-            len(self._layers), heads, dim, dtype=self._dtype, window=self.windows, chunk=self._chunk, batch=batch,
-            limit=self.limit,
-        )  # fmt: skip
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict):  # also what a class that is derived of this one has
+                setattr(made, name, copy.copy(value))
         made._layers = [layer.fork(self.offset) for layer in self._layers]
-        made.offset, made.notes = self.offset, dict(self.notes)
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -333,3 +333,21 @@ def test_numbers_beyond_float16_are_refused_and_infinities_kept() -> None:
         cache.update(1, k, v)
     with pytest.raises(ValueError, match="there is no layer -1"):
         cache.update(-1, k, v)
+
+
+class Remembering(nn.KVCache):
+    """A cache of another class, with arguments and a list of its own."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__(1, 3, 4, batch=2)
+        self.tokens = tokens
+
+
+def test_a_fork_is_of_the_same_class_and_shares_no_lists() -> None:
+    cache = Remembering([1, 2])
+    other = cache.fork()
+    other.tokens.append(3)
+    other.notes["a"] = "b"
+    other.update(0, *tokens(2, 1))
+    assert isinstance(other, Remembering)
+    assert (cache.tokens, cache.notes, cache.offset) == ([1, 2], {}, 0)
