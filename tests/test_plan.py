@@ -319,6 +319,7 @@ ELSEWHERE = {
     "reading.py": "4096 stretches of data in a file",
     "gemma.py": "4096 positions are a window of attention",
     "mistral.py": "4096 positions are a window of attention",
+    "prefill.py": "2048 rows are a block of a prompt",
     "qwen.py": "4096 positions are a window of attention",
 }
 
