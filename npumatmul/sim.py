@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from npumatmul.chips.timing import TimingModel
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.device.scope import Scope
@@ -43,10 +44,22 @@ __all__ = [
     "link_flags",
     "reset_counters",
     "runtimes",
+    "timing_constants",
     "trace",
 ]
 
 NEWEST_RUNTIME = "2.3.2"
+
+_CONSTANTS = (
+    "start_seconds",
+    "join_seconds",
+    "buffer_bytes",
+    "bandwidth_one_core",
+    "bandwidth_all_cores",
+    "bind_seconds",
+    "host_bandwidth",
+    "normal_c_seconds",
+)
 
 
 def runtimes() -> tuple[str, ...]:
@@ -262,6 +275,8 @@ class Counters:
         File descriptors that allocations hold.
     bytes_now : int
         Bytes of NPU memory allocated.
+    device_nanoseconds : int
+        What all this is modelled to have taken a board, with the setting ``timing`` other than ``"off"``; else 0.
     """
 
     run_calls: int
@@ -272,6 +287,7 @@ class Counters:
     memories_now: int
     descriptors_now: int
     bytes_now: int
+    device_nanoseconds: int
 
 
 def counters(device: Device | str | None = None) -> Counters:
@@ -393,6 +409,34 @@ def _configured(simulated: Simulator, values: Mapping[str, str]) -> Iterator[Non
     finally:
         for name in values:
             simulated.configure(name, before.get(name))
+
+
+def timing_constants(model: TimingModel) -> str:
+    """Constants of a timing model, for the setting ``timing_constants``: a simulator with them is as fast as it says.
+
+    Parameters
+    ----------
+    model : TimingModel
+
+    Returns
+    -------
+    str
+        Names and values, separated by commas.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from npumatmul.chips.timing import TIMINGS
+    >>> slow = replace(TIMINGS["rk3588"], start_seconds=1e-3)
+    >>> timing_constants(slow).split(",")[0]
+    'start_seconds=0.001'
+    >>> with configured(timing="model", timing_constants=timing_constants(slow)):
+    ...     pass
+    """
+    values = {name: getattr(model, name) for name in _CONSTANTS}
+    for name in ("peak", "normal_peak"):
+        values.update({f"{name}_{element.label}": rate for element, rate in getattr(model, name).items()})
+    return ",".join(f"{name}={float(value)!r}" for name, value in values.items())
 
 
 def trace(path: str | os.PathLike[str], device: Device | str | None = None) -> Scope[None]:

@@ -153,7 +153,10 @@ def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device)
         assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in row)  # for programs
         assert (row["device"], row["timed_on"], row["repetitions"]) == ("sim:rk3588", "CPU simulation", "2")
         assert {f"machine_{name}": str(value) for name, value in machine.items()}.items() <= row.items()
-        assert float(row["modelled_run_us"]) > 30  # the fixed cost of a run alone is 33 us
+        assert float(row["modelled_run_us"]) >= 30  # the fixed cost of a run alone is 30 us
+        within = TIMINGS["rk3588"].within
+        assert float(row["modelled_high_us"]) == pytest.approx(float(row["modelled_run_us"]) * within)
+        assert float(row["modelled_low_us"]) == pytest.approx(float(row["modelled_run_us"]) / within)
         assert float(row["run_min_us"]) <= float(row["run_us"]) <= float(row["run_p90_us"])
     content = json.loads(as_json(results, machine))
     assert content["machine"]["timed_on"] == "CPU simulation of rk3588"
@@ -192,6 +195,17 @@ def test_progress_counts_repetitions(device: npu.Device) -> None:
     calls: list[tuple[int, int]] = []
     measure(device, Case("int8", 1, 64, 32), 2, 1, progress=lambda *call: calls.append(call))
     assert calls == [(done, 6) for done in range(1, 7)]
+
+
+@pytest.mark.parametrize("soc", TIMINGS)
+def test_every_chip_has_a_roof(soc: str) -> None:
+    seconds = {step: [1e-3] for step in Step}
+    for name in ("fp16", "int8"):
+        result = Measurement(Case(name, 64, 1024, 1024), seconds, None, True, f"sim:{soc}", 1)
+        lines = {line.get_label(): line for line in figure([result], soc).axes[0].get_lines()}
+        roof = np.asarray(lines[f"{name}, modelled roof of 1 core of {soc}"].get_ydata(), float)
+        assert roof[-1] == pytest.approx(TIMINGS[soc].peak[TYPES[name].a] / 1e9)
+        assert roof[0] == pytest.approx(0.5 * TIMINGS[soc].bandwidth(1) / 1e9)
 
 
 def test_roofs_are_of_as_many_cores_as_points(device: npu.Device) -> None:

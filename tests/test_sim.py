@@ -70,7 +70,7 @@ def test_the_chips_are_those_of_the_library(fresh_device: npu.Device) -> None:
 
 
 def test_chips_are_listed_once() -> None:
-    """No other code of the package names several of them: what belongs to a chip is in its row."""
+    """No other code of the package names several of them: what belongs to a chip is in its row, or constants of it."""
     package = Path(npu.__path__[-1])
     naming = {}
     for file in sorted(package.rglob("*.py")):
@@ -78,13 +78,14 @@ def test_chips_are_listed_once() -> None:
         found = {soc for soc in SOCS if soc in code}
         if len(found) > 2:
             naming[file.name] = found
-    assert set(naming) == {"socs.py", "rows.py"}, naming
+    assert set(naming) == {"socs.py", "rows.py", "constants.py"}, naming
 
 
 @pytest.mark.parametrize("name", sorted(sim.SETTINGS))
 def test_the_settings_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     """The default, in a process of its own: settings belong to a whole library."""
-    example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json")}
+    example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json"),
+               "timing_constants": "start_seconds=1e-3"}  # fmt: skip
     values = sim.SETTINGS[name] or (example[name],)
     text = (
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"

@@ -17,11 +17,12 @@ typedef struct {
   uint64_t run_calls;
   uint64_t set_io_mem_calls;
   uint64_t mem_sync_calls;
-  uint64_t macs;            /* multiply-accumulates of all runs, padding included */
-  uint64_t contexts_now;    /* living matmul contexts */
-  uint64_t memories_now;    /* living rknn_tensor_mem structs */
-  uint64_t descriptors_now; /* file descriptors held by allocations and contexts */
-  uint64_t bytes_now;       /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
+  uint64_t macs;               /* multiply-accumulates of all runs, padding included */
+  uint64_t contexts_now;       /* living matmul contexts */
+  uint64_t memories_now;       /* living rknn_tensor_mem structs */
+  uint64_t descriptors_now;    /* file descriptors held by allocations and contexts */
+  uint64_t bytes_now;          /* bytes of NPU memory allocated (wrapped memory is not counted twice) */
+  uint64_t device_nanoseconds; /* modelled time of all chips, a sum too; 0 with NPUMATMUL_SIM_TIMING=off */
 } npumm_sim_counters;
 
 /*
@@ -60,6 +61,12 @@ void npumm_sim_reset_counters(void);
  * without the NUL; call it with NULL and 0 for that.
  */
 size_t npumm_sim_counters_json(char *buffer, size_t size);
+
+/*
+ * Modelled seconds of a run of that matmul type on a chip, while runs are on so many of its cores, with A and C in native
+ * layout or not, by the constants that are in force (NPUMATMUL_SIM_TIMING_CONSTANTS). -1 for what cannot be.
+ */
+double npumm_sim_run_seconds(const char *soc, int type, int M, int K, int N, int cores, int native);
 
 /*
  * Writes a trace of all calls to a file, in the JSON format of chrome://tracing and Perfetto. Starting ends a trace

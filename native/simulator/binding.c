@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "api.h"
+#include "clock.h"
 #include "context.h"
 #include "counters.h"
 #include "log.h"
@@ -128,6 +129,7 @@ int sim_matmul_set_io_mem(rknn_matmul_ctx ctx, rknn_tensor_mem *mem, const rknn_
   sim_memory *memory = mem && attr ? sim_registry_hold_memory(mem) : NULL;
   if (memory) {
     result = set_io_mem(context, memory, attr);
+    if (result == RKNN_SUCC) sim_clock_bind(context, attr->name[0] == 'B');
     sim_memory_release(memory);
   } else {
     if (mem && attr) sim_log_error("%s, simulator: mem was not made by this library, or is destroyed", function);

@@ -90,21 +90,41 @@ static const sim_type rk3562_types[] = {
  */
 #define K_UNBOUNDED (1u << 20)
 
+/*
+ * How fast chips are taken to be: as in npumatmul/chips/timing/constants.py, which says where each constant comes from;
+ * the tests compare both. Start, joining, binding and conversion are the same for all of them, nothing being known of
+ * others than rk3588; the peaks are documented ones less the share that rk3588 falls short of its own.
+ */
+#define TIMING(banks, one_core, all_cores, host, ...)                                                         \
+  .timing.of = {                                                                                              \
+      [START_SECONDS] = 30.0e-6,           [JOIN_SECONDS] = 24.3e-6,       [BIND_SECONDS] = 4.9e-6,           \
+      [NORMAL_C_SECONDS] = 2.48e-9,        [BUFFER_BYTES] = (banks)*32768, [BANDWIDTH_ONE_CORE] = (one_core), \
+      [BANDWIDTH_ALL_CORES] = (all_cores), [HOST_BANDWIDTH] = (host),      __VA_ARGS__}
+#define SHARE 0.916
+
 /* clang-format off */
 static const sim_chip chips[SIM_CHIPS] = {
     {.soc = "rk3562", .index = 0, .cores = 1, .since = 152, .k_max_1_6_0 = 12352, .k_max = 12352,
-     .documented_k_max = 10240, .k_segment = 0, .transposed_b = true, .domains = SIM_DOMAINS_MAX, TYPES(rk3562_types)},
+     .documented_k_max = 10240, .k_segment = 0, .transposed_b = true, .domains = SIM_DOMAINS_MAX,
+     TIMING(8, 8.43e9, 8.43e9, 10.14e9 * 0.212, [PEAK_FLOAT16] = 0.5e12 * SHARE, [PEAK_INT8] = 1e12 * SHARE),
+     TYPES(rk3562_types)},
     {.soc = "rk3566", .index = 1, .cores = 1, .since = 152, .k_max_1_6_0 = 14336, .k_max = 14336,
-     .documented_k_max = 10240, .k_segment = 0, .transposed_b = false, .domains = SIM_DOMAINS_MAX, TYPES(rk3566_types)},
+     .documented_k_max = 10240, .k_segment = 0, .transposed_b = false, .domains = SIM_DOMAINS_MAX,
+     TIMING(8, 8.43e9, 8.43e9, 10.14e9 * 0.212, [PEAK_FLOAT16] = 0.46e12 * SHARE, [PEAK_INT8] = 0.92e12 * SHARE),
+     TYPES(rk3566_types)},
     /* The same NPU as rk3566, and nothing recorded of its own. */
     {.soc = "rk3568", .index = 2, .cores = 1, .since = 152, .k_max_1_6_0 = 14336, .k_max = 14336,
-     .documented_k_max = 10240, .k_segment = 0, .transposed_b = false, .domains = SIM_DOMAINS_MAX, TYPES(rk3566_types)},
+     .documented_k_max = 10240, .k_segment = 0, .transposed_b = false, .domains = SIM_DOMAINS_MAX,
+     TIMING(8, 8.43e9, 8.43e9, 10.14e9 * 0.212, [PEAK_FLOAT16] = 0.46e12 * SHARE, [PEAK_INT8] = 0.92e12 * SHARE),
+     TYPES(rk3566_types)},
     {.soc = "rk3576", .index = 3, .cores = 2, .since = 200, .k_max_1_6_0 = 0, .k_max = K_UNBOUNDED,
      .documented_k_max = K_UNBOUNDED, .k_segment = 4096, .transposed_b = true, .domains = SIM_DOMAINS_MAX,
-     TYPES(rk3576_types)},
+     TIMING(8, 11.1e9, 15.5e9, 10.14e9 * 0.443, [PEAK_FLOAT16] = 1.5e12 * SHARE, [PEAK_INT8] = 3e12 * SHARE,
+            [PEAK_INT4] = 6e12 * SHARE), TYPES(rk3576_types)},
     {.soc = "rk3588", .index = 4, .cores = 3, .since = 152, .k_max_1_6_0 = 10304, .k_max = K_UNBOUNDED,
      .documented_k_max = K_UNBOUNDED, .k_segment = 8192, .transposed_b = true, .domains = SIM_DOMAINS_MAX,
-     TYPES(rk3588_types)},
+     TIMING(12, 11.1e9, 28.6e9, 10.14e9, [PEAK_FLOAT16] = 0.938e12, [PEAK_INT8] = 1.876e12, [PEAK_INT4] = 3.752e12,
+            [NORMAL_PEAK_INT4] = 40e9), TYPES(rk3588_types)},
 };
 /* clang-format on */
 

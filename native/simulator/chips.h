@@ -36,6 +36,29 @@ typedef struct {
   uint32_t (*native_rows)(uint32_t k, uint32_t n);       /* largest M with native A and C; NULL: no such limit */
 } sim_type;
 
+/* The constants of the model of time, timing.h. */
+typedef enum {
+  START_SECONDS,      /* of a run */
+  JOIN_SECONDS,       /* of runs on several cores at once, together */
+  BUFFER_BYTES,       /* of a core */
+  BANDWIDTH_ONE_CORE, /* bytes per second */
+  BANDWIDTH_ALL_CORES,
+  BIND_SECONDS,     /* of a rknn_matmul_set_io_mem */
+  HOST_BANDWIDTH,   /* of a thread that copies, bytes per second */
+  NORMAL_C_SECONDS, /* of converting an element of C in normal layout */
+  PEAK_FLOAT16,     /* operations per second and core, by the type of A and in the order of sim_product */
+  PEAK_INT8,
+  PEAK_INT4,
+  NORMAL_PEAK_FLOAT16, /* the same with A and C in normal layout; 0: as above */
+  NORMAL_PEAK_INT8,
+  NORMAL_PEAK_INT4,
+  SIM_CONSTANTS
+} sim_constant;
+
+typedef struct {
+  double of[SIM_CONSTANTS];
+} sim_timing;
+
 typedef struct {
   const char *soc;
   int index; /* of the table */
@@ -47,6 +70,7 @@ typedef struct {
   uint32_t k_segment; /* native B with a larger K is stored in slices of this depth (facts 4.4); 0: never */
   bool transposed_b;  /* takes B as [N, K] (D19) */
   int domains;        /* valid iommu_domain_id are 0 .. domains - 1 (Q23) */
+  sim_timing timing;
   size_t type_count;
   const sim_type *types;
 } sim_chip;

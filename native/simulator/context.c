@@ -14,6 +14,7 @@
 #include "registry.h"
 #include "request.h"
 #include "scratch.h"
+#include "timing.h"
 #include "trace.h"
 
 sim_element sim_element_of(const sim_runtime *runtime, rknn_tensor_type dtype) {
@@ -168,6 +169,7 @@ static int make_context(const sim_settings *settings, const char *function, sim_
       .b_asymmetric = request->b_asymmetric,
       .ac_asymmetric = request->ac_asymmetric,
       .quant = SIM_QUANT_DEFAULT,
+      .timing = sim_timing_of(settings->chip, &settings->constants),
       .shapes = calloc(count, sizeof(sim_shape)),
       .shape_count = count,
   };

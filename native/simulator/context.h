@@ -43,6 +43,7 @@ typedef struct sim_context {
   bool b_asymmetric, ac_asymmetric;
   sim_quant quant;
   int core_mask;
+  sim_timing timing; /* the chip's, or what the settings say instead */
 
   bool dynamic;
   sim_shape *shapes;
@@ -52,7 +53,7 @@ typedef struct sim_context {
   sim_binding a, b, c;
   sim_backing *packed_b; /* the hidden native copy of a B given in another layout, with room for the largest shape */
   bool packed_b_filled;
-  int64_t last_run_us;
+  int64_t last_run_us; /* by the wall clock, or modelled where the settings say so */
 
   int descriptors[SIM_CONTEXT_DESCRIPTORS]; /* of a file of the context's own; their number is all that matters */
   int descriptor_count;

@@ -16,6 +16,8 @@ typedef enum {
   LOCK_MEMORIES,
   LOCK_BACKINGS,
   LOCK_CORES,
+  LOCK_CLOCK,
+  LOCK_PACE,
   LOCK_SCRATCH,
   LOCKS
 } sim_lock;
@@ -25,5 +27,8 @@ void sim_give(sim_lock which);
 
 /* Gives a lock that is held, waits, and takes it again. */
 void sim_wait(pthread_cond_t *until, sim_lock which);
+
+/* The same, but not beyond a moment of the condition's clock. */
+void sim_wait_until(pthread_cond_t *until, sim_lock which, const struct timespec *moment);
 
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "clock.h"
 #include "log.h"
 #include "memory.h"
 #include "registry.h"
@@ -208,7 +209,10 @@ int sim_mem_sync(rknn_context ctx, rknn_tensor_mem *mem, rknn_mem_sync_mode mode
     return RKNN_ERR_PARAM_INVALID;
   }
   bool known = (unsigned)mode >= RKNN_MEMORY_SYNC_TO_DEVICE && (unsigned)mode <= RKNN_MEMORY_SYNC_BIDIRECTIONAL;
-  if (known && mode & RKNN_MEMORY_SYNC_TO_DEVICE) sim_memory_to_device(memory, 0, memory->backing->bytes);
+  if (known && mode & RKNN_MEMORY_SYNC_TO_DEVICE) {
+    sim_memory_to_device(memory, 0, memory->backing->bytes);
+    sim_clock_sync(place.chip, place.core_mask);
+  }
   if (known && mode & RKNN_MEMORY_SYNC_FROM_DEVICE) sim_memory_from_device(memory, 0, memory->backing->bytes);
   sim_memory_release(memory);
   if (known) return RKNN_SUCC;

@@ -86,7 +86,7 @@ bool sim_registry_place(rknn_context handle, sim_place *place) {
   }
   sim_take(LOCK_CONTEXTS);
   const sim_context *found = *context_link(handle);
-  if (found) *place = (sim_place){.chip = found->chip->index, .domain = found->domain};
+  if (found) *place = (sim_place){.chip = found->chip->index, .domain = found->domain, .core_mask = found->core_mask};
   sim_give(LOCK_CONTEXTS);
   return found != NULL;
 }

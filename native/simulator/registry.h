@@ -31,6 +31,7 @@ uint64_t sim_registry_contexts(int chip);
 /* Where to allocate: chip and IOMMU domain of the context, or for handle 0 domain 0 of the thread's chip. */
 typedef struct {
   int chip, domain;
+  int core_mask; /* of the context; RKNN_NPU_CORE_AUTO without one */
 } sim_place;
 
 /* False for a handle that is none. */

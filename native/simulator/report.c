@@ -9,6 +9,7 @@
 
 #include "backing.h"
 #include "chips.h"
+#include "clock.h"
 #include "counters.h"
 #include "export.h"
 #include "npumatmul_sim.h"
@@ -31,6 +32,12 @@ static uint64_t all_contexts(void) {
   return sum;
 }
 
+static uint64_t all_nanoseconds(void) {
+  uint64_t sum = 0;
+  for (int chip = 0; chip < SIM_CHIPS; chip++) sum += sim_clock_all(chip);
+  return sum;
+}
+
 SIM_EXPORT void npumm_sim_read_counters(npumm_sim_counters *counters) {
   if (!counters) return;
   *counters = (npumm_sim_counters){
@@ -42,10 +49,14 @@ SIM_EXPORT void npumm_sim_read_counters(npumm_sim_counters *counters) {
       .memories_now = sim_counted(NOW_MEMORIES),
       .descriptors_now = sim_counted(NOW_DESCRIPTORS),
       .bytes_now = sim_counted(NOW_BYTES),
+      .device_nanoseconds = all_nanoseconds(),
   };
 }
 
-SIM_EXPORT void npumm_sim_reset_counters(void) { sim_counters_reset(); }
+SIM_EXPORT void npumm_sim_reset_counters(void) {
+  sim_counters_reset();
+  sim_clock_reset();
+}
 
 /* ---- the same and more as JSON text ------------------------------------------------------------------------------ */
 
@@ -104,7 +115,11 @@ static void append_chip(text *to, int chip) {
     }
     append(to, "]");
   }
-  append(to, "}}");
+  append(to, "},\"nanoseconds\":{\"all\":%" PRIu64 ",\"cores\":[", sim_clock_all(chip));
+  for (int core = 0; core < sim_chip_at(chip)->cores; core++) {
+    append(to, "%s%" PRIu64, core ? "," : "", sim_clock_core(chip, core));
+  }
+  append(to, "]}}");
 }
 
 SIM_EXPORT size_t npumm_sim_counters_json(char *buffer, size_t size) {

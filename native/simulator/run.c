@@ -10,11 +10,13 @@
 #include <time.h>
 
 #include "api.h"
+#include "clock.h"
 #include "context.h"
 #include "cores.h"
 #include "counters.h"
 #include "log.h"
 #include "operands.h"
+#include "pace.h"
 #include "products.h"
 #include "registry.h"
 #include "results.h"
@@ -360,14 +362,19 @@ static int compute(sim_context *context, job *now, operands *found) {
   int core = sim_core_take(context->chip, context->core_mask);
   sim_trace_note("\"soc\":\"%s\",\"type\":%d,\"M\":%zu,\"K\":%zu,\"N\":%zu,\"core\":%d", context->chip->soc,
                  (int)context->type->type, now->shape->M, now->shape->K, now->shape->N, core);
+  sim_pace pace;
+  sim_pace_begin(&pace, context, core);
   size_t unfit = multiply(now, &work);
-  sim_core_give(context->chip, core);
   sim_scratch_give(work.a_raw);
   int result = sim_operand_store(&context->c, &found->c, function);
+  sim_pace_end(&pace);
+  sim_core_give(context->chip, core);
   if (result != RKNN_SUCC) return result;
   size_t c_bytes = laid_bytes(now, now->shape->attr.C.size);
   sim_memory_from_device(context->c.memory, context->c.start, sim_bytes_inside(&context->c, c_bytes));
-  context->last_run_us = microseconds() - start;
+  const bool modelled = context->settings.timing != TIMING_OFF;
+  context->last_run_us = modelled ? sim_modelled_microseconds(context) : microseconds() - start;
+  sim_clock_run(context, core);
   count_run(context, core);
   return judge_overflow(context, unfit);
 }

@@ -13,6 +13,8 @@
 #include "locks.h"
 #include "log.h"
 #include "npumatmul_sim.h"
+#include "pace.h"
+#include "timing.h"
 #include "trace.h"
 
 static sim_settings settings; /* guarded by lock */
@@ -103,6 +105,17 @@ static bool apply_driver(const char *text) {
   return chosen >= 0;
 }
 
+/* Whatever waits for its time is let go, as runs that hang are when faults are set anew. */
+static bool apply_timing(const char *text) {
+  int chosen = choice(text, (const char *const[]){"off", "model", "realtime"}, 3);
+  if (chosen < 0) return false;
+  settings.timing = (sim_timing_mode)chosen;
+  sim_pace_let_go();
+  return true;
+}
+
+static bool apply_constants(const char *text) { return sim_timing_read(text, &settings.constants); }
+
 static const char *chip_name(int index) { return sim_chip_at(index) ? sim_chip_at(index)->soc : NULL; }
 
 static const char *runtime_name(int index) { return sim_runtime_at(index) ? sim_runtime_at(index)->name : NULL; }
@@ -130,6 +143,9 @@ static struct {
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
     {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", NULL, NULL, ""},
     {"NPUMATMUL_SIM_DRIVER", "ok", apply_driver, "ok, old or missing", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_TIMING", "off", apply_timing, "off, model or realtime", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_TIMING_CONSTANTS", "", apply_constants,
+     "constants as in docs/simulator.md, e.g. start_seconds=3e-5,peak_int8=1e12", NULL, NULL, ""},
     {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", NULL, NULL,
      ""},
     {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", NULL, NULL, ""},

@@ -22,6 +22,9 @@ typedef enum { ROWS_REFUSED, ROWS_DEADLY, ROWS_ANY } sim_rows_limit;
 /* What the kernel driver is like: there, too old for the runtime, or not to be opened. */
 typedef enum { DRIVER_OK, DRIVER_OLD, DRIVER_MISSING } sim_driver;
 
+/* What is known of the time that a board would take: nothing, counted by clock.h, and also waited for (pace.h). */
+typedef enum { TIMING_OFF, TIMING_MODEL, TIMING_REALTIME } sim_timing_mode;
+
 /* A context keeps the settings that it was created with. */
 typedef struct {
   const sim_chip *chip;
@@ -36,6 +39,8 @@ typedef struct {
   uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;
   sim_driver driver;
+  sim_timing_mode timing;
+  sim_timing constants; /* of timing, instead of the chip's; 0: the chip's own */
 } sim_settings;
 
 /* With the chip that the calling thread selected, if any. */

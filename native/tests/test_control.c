@@ -258,7 +258,7 @@ static void test_counters(void) {
   CHECK_HAS(text, "\"a_read\":512,\"b_read\":4096,\"c_written\":1024,\"b_packed\":2048");
   CHECK_HAS(text,
             "\"rk3576\":{\"contexts\":1,\"domain_bytes\":{\"5\":16384},"
-            "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]}}");
+            "\"macs\":{\"RKNN_INT8_MM_INT8_TO_INT32\":[8192,8192]},\"nanoseconds\":{\"all\":0,\"cores\":[0,0]}}");
   CHECK_HAS(text, "\"contexts\":1,\"memories\":3,\"descriptors\":7,\"memory_bytes\":16384,\"macs\":16384");
   char cut[20];
   size_t length = strlen(text);

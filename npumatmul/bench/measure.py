@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.bench.cases import Case
+from npumatmul.chips.timing import Estimate
 from npumatmul.chips.types import ElementType
 from npumatmul.device.context import MatmulContext
 from npumatmul.device.device import Device
@@ -48,7 +49,7 @@ class Measurement:
     case : Case
     seconds : dict of Step to list of float
         Every repetition.
-    modelled_seconds : float or None
+    modelled : Estimate or None
         Modelled time of the run on the case's cores of the chip; never measured.
     simulated : bool
         Whether `seconds` are those of a CPU that simulates.
@@ -60,7 +61,7 @@ class Measurement:
 
     case: Case
     seconds: dict[Step, list[float]]
-    modelled_seconds: float | None
+    modelled: Estimate | None
     simulated: bool
     device: str
     matmul_cores: int
@@ -210,7 +211,7 @@ def measure(
     model = device.chip.timings.get(device.chip.soc)
     modelled = None
     if model is not None and model.knows(case.mm_type):
-        modelled = model.run_seconds(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
+        modelled = model.run_estimate(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
     return Measurement(case, seconds, modelled, device.simulated, device.name, plan.cores)
 
 

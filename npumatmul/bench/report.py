@@ -26,7 +26,7 @@ STEP_NAMES = {
 
 def _row(result: Measurement) -> dict[str, object]:
     case = result.case
-    beyond, modelled = result.beyond_run_seconds, result.modelled_seconds
+    beyond, modelled = result.beyond_run_seconds, result.modelled
     return {
         "type": case.type_name,
         "m": case.m,
@@ -44,7 +44,9 @@ def _row(result: Measurement) -> dict[str, object]:
         "beyond_run_us": None if beyond is None else beyond * 1e6,
         "gops": result.operations_per_second / 1e9,
         "gb_per_s": result.bytes_per_second / 1e9,
-        "modelled_run_us": None if modelled is None else modelled * 1e6,
+        "modelled_run_us": None if modelled is None else modelled.seconds * 1e6,
+        "modelled_low_us": None if modelled is None else modelled.low * 1e6,
+        "modelled_high_us": None if modelled is None else modelled.high * 1e6,
     }
 
 
@@ -69,6 +71,10 @@ def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
         "case": [result.case.label for result in results],
         "run": times("run_us"),
         "modelled": times("modelled_run_us"),
+        "modelled range": [
+            "-" if row["modelled_low_us"] is None else f"{row['modelled_low_us']:.0f}..{row['modelled_high_us']:.0f}"
+            for row in rows
+        ],
         "matmul": times("matmul_us"),
         "beyond run": times("beyond_run_us"),
         "GOPS": [f"{row['gops']:.1f}" for row in rows],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npumatmul.bench.cases import TYPES
 from npumatmul.bench.measure import Measurement
-from npumatmul.chips.timing import TIMINGS
+from npumatmul.chips.timing import TIMINGS, TimingModel
 from npumatmul.extras import check_installed
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["roofline"]
 
 
-def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> bytes:
+def roofline(
+    results: Sequence[Measurement], soc: str, kind: str = "png", timings: Mapping[str, TimingModel] = TIMINGS
+) -> bytes:
     """Draw measured points and, where the chip has a model, the roof of as many cores as they ran on; both labelled.
 
     Parameters
@@ -29,6 +31,8 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
         Chip.
     kind : str
         Format of the picture, as matplotlib names it.
+    timings : mapping of str to TimingModel
+        By chip.
 
     Returns
     -------
@@ -41,11 +45,11 @@ def roofline(results: Sequence[Measurement], soc: str, kind: str = "png") -> byt
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
     picture = io.BytesIO()
-    figure(results, soc).savefig(picture, dpi=150, format=kind)
+    figure(results, soc, timings).savefig(picture, dpi=150, format=kind)
     return picture.getvalue()
 
 
-def figure(results: Sequence[Measurement], soc: str) -> Figure:
+def figure(results: Sequence[Measurement], soc: str, timings: Mapping[str, TimingModel] = TIMINGS) -> Figure:
     """As `roofline`, to be drawn on."""
     check_installed("matplotlib", "a plot")
     from matplotlib.figure import Figure
@@ -53,7 +57,7 @@ def figure(results: Sequence[Measurement], soc: str) -> Figure:
     drawn = Figure(figsize=(8, 5), layout="constrained")
     axes = drawn.subplots()
     where = "CPU simulation" if any(result.simulated for result in results) else "NPU"
-    model = TIMINGS.get(soc)
+    model = timings.get(soc)
     groups = dict.fromkeys((result.case.type_name, result.case.cores) for result in results)
     for index, (name, cores) in enumerate(groups):
         mine = [result for result in results if (result.case.type_name, result.case.cores) == (name, cores)]

@@ -340,6 +340,24 @@ def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None
     return names
 
 
+@app.command("plan", short_help="Size and modelled speed of a language model.")
+def plan_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
+    ],
+    soc: Annotated[str, typer.Option(help="The chip: rk3588, rk3576, rk3568, rk3566 or rk3562.")] = "rk3588",
+    scheme: Annotated[
+        str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how large a language model is on a chip, and how fast it is modelled to be; no weights are needed."""
+    from npumatmul.cli import planning
+
+    planning.show(model, soc, _names(scheme), as_json)
+
+
 bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
 app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
 

@@ -127,7 +127,7 @@ def _save(measured: Sequence[Measurement], machine: Mapping[str, object], device
     if request.plot is not None:
         from npumatmul.bench.roofline import roofline
 
-        picture = roofline(measured, device.chip.soc, picture_format(request.plot))
+        picture = roofline(measured, device.chip.soc, picture_format(request.plot), device.chip.timings)
         write_output(request.plot, picture, request.sources)
 
 

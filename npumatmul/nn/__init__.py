@@ -17,12 +17,14 @@ from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
 from npumatmul.nn.module import LoadResult, Module
 from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.rope import RoPE
 
 __all__ = [
     "MLP",
     "Attention",
+    "AttentionPlan",
     "CacheFullError",
     "CachedRows",
     "Embedding",
@@ -40,5 +42,6 @@ __all__ = [
     "RoPE",
     "TransformerBlock",
     "activate",
+    "plan_attention",
     "scaled_dot_product_attention",
 ]

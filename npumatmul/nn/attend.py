@@ -9,7 +9,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
+from npumatmul.nn.halves import widened
 from npumatmul.nn.module import as_floats, check_number, float32_of, rounded_to
+from npumatmul.nn.prefill import NpuProducts
 from npumatmul.nn.product import Float32
 from npumatmul.ops import NpuArray
 from npumatmul.ops.array.array import unread
@@ -19,8 +23,10 @@ __all__ = ["Blocks", "Mask", "scaled_dot_product_attention"]
 Mask = Literal["causal"] | NDArray[Any] | None
 
 _F32 = np.dtype(np.float32)
-#: Floats that scores of a block of keys, and keys and values that had to be converted, take at most.
+#: Floats that scores of a block of keys take at most.
 _BLOCK_FLOATS = 1 << 21
+#: Keys of a block that have to be converted, or values, at most: they stay in the caches of a core.
+_COPIED_FLOATS = 1 << 18
 _LEAST_KEYS = 64
 
 
@@ -47,6 +53,7 @@ def scaled_dot_product_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: ArrayLike | None = None,
+    device: Device | str | None = None,
 ) -> Any:
     """Attention: ``softmax(scale * q @ k.T + mask) @ v`` for each head.
 
@@ -69,6 +76,9 @@ def scaled_dot_product_attention(
         Scores become ``softcap * tanh(score / softcap)`` before the mask.
     sinks : array_like, shape (H,), optional
         For each head a score of a key that has no value: what goes to it is lost.
+    device : Device or str, optional
+        An NPU that makes both products, as float16 with sums in float32, whether or not that is faster
+        (`plan_attention`). By default the CPU makes them.
 
     Returns
     -------
@@ -89,7 +99,10 @@ def scaled_dot_product_attention(
 
         (2 (D + 4) v P + 8 v softcap + (2 S + 16) v) V
 
-    to first order in v; a float16 result is rounded once more.
+    to first order in v; a float16 result is rounded once more. With `device`, u = 2**-11, A the largest
+    ``|scale * q|`` and B the largest ``|k|``, they are off by at most::
+
+        (2 (2 u + (D + 2) v) P + 2**-20 D A B + 8 v softcap + 2 u + (2 S + 16) v + 2**-21 S) V
 
     Examples
     --------
@@ -102,7 +115,8 @@ def scaled_dot_product_attention(
     (1, 4, 3, 8)
     """
     if type(q) is not np.ndarray:
-        return _of_other(q, k, v, scale=scale, mask=mask, window=window, softcap=softcap, sinks=sinks)
+        how: dict[str, Any] = {"scale": scale, "mask": mask, "window": window, "softcap": softcap, "sinks": sinks}
+        return _of_other(q, k, v, device=device, **how)
     if type(k) is not np.ndarray or k.dtype != _F32:
         k = _operand(k)
     if type(v) is not np.ndarray or v.dtype != _F32:
@@ -121,9 +135,15 @@ def scaled_dot_product_attention(
     state: tuple[Any, Any, Any] | None = None
     if sinks is not None:
         state = _of_sinks(sinks, heads, rows, v.shape[-1], group, t)
-    for first, stop in _blocks(start, s, rows, k, v):
-        keys, values = _read(k, first, stop), _read(v, first, stop)
-        scores = np.matmul(rows, keys.swapaxes(-1, -2))
+    rooms: tuple[list[Float32], list[Float32]] = [], []
+    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
+    for first, stop in _blocks(start, s, rows, k, v, npu):
+        if npu is None:
+            keys, values = _read(k, first, stop, rooms[0]), _read(v, first, stop, rooms[1])
+            scores = np.matmul(rows, keys.swapaxes(-1, -2))
+        else:
+            values = _part(v, first, stop)
+            scores = npu.multiply(rows, _part(k, first, stop).swapaxes(-1, -2))
         if softcap is not None:
             scores /= np.float32(softcap)
             np.tanh(scores, out=scores)
@@ -138,7 +158,7 @@ def scaled_dot_product_attention(
         scores -= high
         np.exp(scores, out=scores)
         total = np.add.reduce(scores, axis=-1, keepdims=True)
-        result = np.matmul(scores, values)
+        result = np.matmul(scores, values) if npu is None else npu.multiply(scores, values)
         if state is not None:
             before = np.exp(state[0] - high)
             total += before * state[1]
@@ -200,13 +220,13 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
     return a[-3], t, b[-3], s
 
 
-def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tuple[int, int]]:
+def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProducts | None) -> Iterator[tuple[int, int]]:
     """Ranges of keys whose scores, and whose float32 copies, have room."""
-    floats = rows.size // max(rows.shape[-1], 1)
+    size = _BLOCK_FLOATS // max(rows.size // max(rows.shape[-1], 1), 1)
     for each in (k, v):
         if type(each) is not np.ndarray or each.dtype != _F32:
-            floats += math.prod(each.shape) // max(each.shape[-2], 1)
-    size = max(_LEAST_KEYS, _BLOCK_FLOATS // max(floats, 1))
+            size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
+    size = max(_LEAST_KEYS, size) if npu is None else npu.keys
     cuts: tuple[int, ...] = getattr(k, "cuts", ())
     first = start
     while first < stop:
@@ -219,9 +239,22 @@ def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any) -> Iterator[tu
         first = end
 
 
-def _read(x: Any, first: int, stop: int) -> Float32:
+def _read(x: Any, first: int, stop: int, room: list[Float32]) -> Float32:
+    """A block of keys or values as float32; float16 becomes that in `room`, which the next block takes again."""
     part: NDArray[Any] = x[..., first:stop, :] if type(x) is np.ndarray else x.block(first, stop)
-    return part if part.dtype == _F32 else part.astype(_F32)
+    if part.dtype == _F32:
+        return part
+    if part.dtype != np.float16:
+        return part.astype(_F32)
+    if not room or room[0].shape[-2] < stop - first:
+        room[:] = [np.empty(part.shape, _F32)]
+    return widened(part, room[0][..., : stop - first, :])
+
+
+def _part(x: Any, first: int, stop: int) -> NDArray[Any]:
+    """A block of keys or values as it stands."""
+    part: NDArray[Any] = x[..., first:stop, :] if type(x) is np.ndarray else x.block(first, stop)
+    return part
 
 
 def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:

@@ -10,19 +10,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
+from npumatmul.errors import ModelError
 from npumatmul.nn.attend import Mask, check_softcap, scaled_dot_product_attention
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import Module, check_number, check_size
 from npumatmul.nn.norm import RMSNorm
+from npumatmul.nn.prefill import NpuProducts
 from npumatmul.nn.product import Float32
 from npumatmul.nn.rope import RoPE
-from npumatmul.ops import NpuArray
+from npumatmul.ops import NpuArray, PackedWeight
 from npumatmul.ops.array.array import unread
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["Attention"]
+
+#: Queries of a sequence from which on it is asked whether the NPU should multiply them.
+_MANY = 16
 
 
 class Attention(Module):
@@ -62,6 +67,10 @@ class Attention(Module):
         Whether each head has a score to which attention can go in vain.
     fused : str, optional
         Name of the tensor that holds q, k and v in one, such as ``"qkv_proj"``.
+    products : {"auto", "cpu", "npu"}
+        Who multiplies queries, keys and values where there are many queries, as in a prompt. ``"npu"``: the NPU that
+        has the projections, as float16. ``"auto"``: it where that is modelled to be faster (`plan_attention`), on a
+        board; on a simulated one, whose times are not those of this machine, the CPU.
     scheme, device
         As for `Linear`.
 
@@ -120,6 +129,7 @@ class Attention(Module):
         gate: Literal["sigmoid"] | None = None,
         sinks: bool = False,
         fused: str | None = None,
+        products: Literal["auto", "cpu", "npu"] = "auto",
         scheme: Scheme | SchemeName | str = "w16a16",
         device: Device | str | None = None,
     ) -> None:
@@ -136,11 +146,14 @@ class Attention(Module):
         for name, value, allowed in (("qk_norm", qk_norm, ("head", "all")), ("gate", gate, ("sigmoid",))):
             if value is not None and value not in allowed:
                 raise ValueError(f"Attention: {name} is {value!r}; it can be None or {' or '.join(map(repr, allowed))}")
+        if products not in ("auto", "cpu", "npu"):
+            raise ValueError(f"Attention: products is {products!r}; it can be 'auto', 'cpu' or 'npu'")
         if scale is not None:
             check_number("Attention", scale=scale)
         self._heads, self._kv_heads, self._dim = heads, kv_heads, head_dim
         self._scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
+        self._products = products
         self.rope = rope
         q, kv = heads * head_dim, kv_heads * head_dim
         how: dict[str, Any] = {"scheme": scheme, "device": device}
@@ -259,12 +272,26 @@ class Attention(Module):
                     f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
                 )
             k, v = cache.update(layer, k, v)
+        many = split[1] >= _MANY and self._products != "cpu"
         y = scaled_dot_product_attention(
-            q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks
-        )
+            q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
+            device=self._npu_for(q.shape, k.shape) if many else None,
+        )  # fmt: skip
         y = y.swapaxes(1, 2)
         if gate is not None:
             with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is wanted
                 y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
+
+    def _npu_for(self, q: tuple[int, ...], k: tuple[int, ...]) -> Device | None:
+        """The device that multiplies queries and keys of such shapes, or None."""
+        weight = getattr(self.qkv.product, "weight", None)
+        device = weight.device if isinstance(weight, PackedWeight) else None
+        if self._products == "npu":
+            if device is None:
+                raise ModelError(f"{self!r}: products='npu', but no NPU has its projections")
+            return device
+        if device is None or device.simulated:
+            return None
+        return device if NpuProducts.of(device, q, k, always=False) is not None else None

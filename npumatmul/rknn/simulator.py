@@ -26,6 +26,8 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "contexts": None,
     "domain_bytes": None,
     "driver": ("ok", "old", "missing"),
+    "timing": ("off", "model", "realtime"),
+    "timing_constants": None,
     "faults": None,
     "trace": None,
 }
@@ -39,6 +41,7 @@ COUNTERS = (
     "memories_now",
     "descriptors_now",
     "bytes_now",
+    "device_nanoseconds",
 )
 
 
@@ -109,6 +112,7 @@ class Simulator:
             self._setting = library["npumm_sim_setting"]
             self._trace_start = library["npumm_sim_trace_start"]
             self._trace_stop = library["npumm_sim_trace_stop"]
+            self._run_seconds = library["npumm_sim_run_seconds"]
         except AttributeError as error:
             raise LibraryNotFoundError(f"{runtime.path} is an older simulator: {error}; reinstall npumatmul") from error
         self._read_counters.restype = None
@@ -125,6 +129,8 @@ class Simulator:
         self._trace_start.argtypes = (C.c_char_p,)
         self._trace_stop.restype = None
         self._trace_stop.argtypes = ()
+        self._run_seconds.restype = C.c_double
+        self._run_seconds.argtypes = (C.c_char_p, *6 * (C.c_int,))
 
     def read_counters(self) -> dict[str, int]:
         """The counters of `npumm_sim_counters`, by field."""
@@ -175,6 +181,13 @@ class Simulator:
             if wanted <= length:
                 return os.fsdecode(buffer.value)
             length = wanted
+
+    def run_seconds(self, soc: str, mm_type: int, m: int, k: int, n: int, cores: int, ac_native: bool) -> float:
+        """Modelled seconds of a run by the constants in force, -1 for what cannot be.
+
+        `mm_type` is a number of `MatmulTypeCode`, `cores` how many cores are at work.
+        """
+        return float(self._run_seconds(soc.encode(), mm_type, m, k, n, cores, ac_native))
 
     def trace_start(self, path: str | Path) -> None:
         """Write all calls from now on to `path`; ends a trace that is going on.

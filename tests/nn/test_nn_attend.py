@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nn_exact import causal, exact
 
 import npumatmul as npu
 from npumatmul.nn import attend
 from npumatmul.nn import scaled_dot_product_attention as sdpa
+from npumatmul.nn.halves import widened
 
 V = 2.0**-24
 
@@ -32,35 +34,6 @@ def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, softcap: fl
     keys = np.abs(np.repeat(k.astype(np.float64), group, -3))
     p = scale * (np.abs(q.astype(np.float64)) @ keys.swapaxes(-1, -2)).max(initial=0)
     return (2 * (d + 4) * V * p + 8 * V * softcap + (2 * s + 16) * V) * np.abs(v.astype(np.float64)).max(initial=0)
-
-
-def exact(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, seen: np.ndarray | None = None,
-    softcap: float | None = None, sinks: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
-    """In float64, with heads repeated, and every score there at once."""
-    group = q.shape[-3] // k.shape[-3]
-    q, k, v = (each.astype(np.float64) for each in (q, k, v))
-    k, v = np.repeat(k, group, -3), np.repeat(v, group, -3)
-    scores = scale * q @ k.swapaxes(-1, -2)
-    if softcap is not None:
-        scores = softcap * np.tanh(scores / softcap)
-    if seen is not None:
-        scores = np.where(seen, scores, -np.inf)
-    more = 0.0
-    high = scores.max(-1, keepdims=True, initial=-np.inf)
-    if sinks is not None:
-        high = np.maximum(high, sinks.astype(np.float64)[:, None, None])
-        more = np.exp(sinks.astype(np.float64)[:, None, None] - high)
-    high = np.where(high == -np.inf, 0, high)
-    p = np.exp(scores - high)
-    total = p.sum(-1, keepdims=True) + more
-    return p @ v / np.where(total == 0, 1, total)
-
-
-def causal(t: int, s: int, window: int | None = None) -> np.ndarray:
-    at, keys = np.arange(s - t, s)[:, None], np.arange(s)
-    return (keys <= at) & (keys > at - (s + t + 1 if window is None else window))
 
 
 SIZES = {
@@ -182,3 +155,26 @@ def test_what_does_not_fit_is_explained() -> None:
         sdpa(q.astype(np.float64), k, v)
     with pytest.raises(TypeError, match="int8"):
         sdpa(q, k.astype(np.int8), v)
+
+
+def test_every_float16_becomes_itself() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    for values in (halves, finite, finite[::3], np.zeros(0, np.float16)):
+        wide = widened(values, np.empty(values.shape, np.float32))
+        np.testing.assert_array_equal(wide, values.astype(np.float32))
+        np.testing.assert_array_equal(np.signbit(wide), np.signbit(values))
+
+
+@given(**SIZES, s=st.integers(1, 90), block=st.sampled_from([1, 7, 64]))
+def test_keys_and_values_of_float16_are_their_values(
+    b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, block: int
+) -> None:
+    q, k, v = operands(b, g, group, t, s, d, e, seed)
+    k, v = k.astype(np.float16), v.astype(np.float16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "_COPIED_FLOATS", 1)
+        patch.setattr(attend, "_LEAST_KEYS", block)
+        y = sdpa(q, k, v, mask="causal")
+    wanted = exact(q, k, v, scale=d**-0.5, seen=causal(t, s))
+    assert (np.abs(y - wanted) <= bound(q, k, v, d**-0.5)).all()

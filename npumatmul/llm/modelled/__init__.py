@@ -4,7 +4,20 @@
 what its products and all between them take, and `plan` puts that together for schemes.
 """
 
+from npumatmul.llm.modelled.described import shape_of
+from npumatmul.llm.modelled.plan import LayerPlan, ModelPlan, SchemePlan, plan_model
 from npumatmul.llm.modelled.seconds import ModelledPass, modelled_pass
 from npumatmul.llm.modelled.shape import SHAPES, LinearShape, ModelShape
 
-__all__ = ["SHAPES", "LinearShape", "ModelShape", "ModelledPass", "modelled_pass"]
+__all__ = [
+    "SHAPES",
+    "LayerPlan",
+    "LinearShape",
+    "ModelPlan",
+    "ModelShape",
+    "ModelledPass",
+    "SchemePlan",
+    "modelled_pass",
+    "plan_model",
+    "shape_of",
+]

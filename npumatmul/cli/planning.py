@@ -1,0 +1,81 @@
+"""`npumatmul plan`: how large and how fast a language model is modelled to be on a chip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from npumatmul.chips import Chip, chip
+from npumatmul.chips.timing import Estimate, find_timing
+from npumatmul.cli.tables import Column, print_table
+from npumatmul.cli.terminal import results, say
+from npumatmul.llm.modelled import ModelPlan, plan_model, shape_of
+
+
+def show(model: str, soc: str, schemes: Sequence[str] | None, as_json: bool) -> None:
+    """Print the plan of a model."""
+    plan = plan_model(shape_of(model), _chip_here(soc), schemes)
+    if as_json:
+        print(json.dumps(plan.content(), indent=1))
+        return
+    _print(plan)
+
+
+def _chip_here(soc: str) -> Chip:
+    """The chip with constants that were fitted on this machine, if any were."""
+    found = chip(soc)
+    timing = find_timing(soc)
+    return found if timing is None else replace(found, timings={soc: timing})
+
+
+def _print(plan: ModelPlan) -> None:
+    shape, output = plan.shape, results()
+    output.print(
+        f"{shape.name}: {shape.layers} layers, {_count(shape.parameters)} parameters; keys and values take "
+        f"{plan.cache_bytes / 1024:.0f} KiB a position in float16", soft_wrap=True,
+    )  # fmt: skip
+    cores = f"{plan.cores} core{'s' if plan.cores > 1 else ''}"
+    title = f"modelled for {plan.soc} ({cores}), not measured: nine tenths are taken to lie in the range"
+    names = Column("scheme", [each.scheme for each in plan.schemes], left=True)
+    columns = [
+        Column("weights\nMB", [f"{each.nbytes / 1e6:.0f}" for each in plan.schemes]),
+        Column("NPU\ncontexts", [str(each.contexts) for each in plan.schemes]),
+        Column("tokens/s", [_range(each.tokens_per_second, "{:.1f}") for each in plan.schemes]),
+        *(
+            Column(f"prompt of {rows}\nseconds", [_range(each.prompts[rows], "{:.2f}") for each in plan.schemes])
+            for rows in plan.schemes[0].prompts
+        ),
+    ]
+    print_table(output, title, names, columns)
+    first = plan.schemes[0]
+    print_table(
+        output,
+        "linear layers; tiles and MB of all that are alike",
+        Column("layer", [each.name for each in first.layers], left=True),
+        [
+            Column("K x N", [f"{each.k} x {each.n}" for each in first.layers]),
+            Column("times", [str(each.times) for each in first.layers]),
+            *(
+                Column(f"{each.scheme}\ntiles, MB", [f"{x.tiles * x.times}, {x.nbytes / 1e6:.1f}" for x in each.layers])
+                for each in plan.schemes
+            ),
+        ],
+    )
+    say(f"constants of {plan.soc}: {plan.provenance}")
+    for each in plan.schemes:
+        if each.note:
+            say(f"{each.scheme}: {each.note}")
+    for name, why in plan.left_out.items():
+        say(f"left out {name}: {why}")
+
+
+def _range(found: Estimate | None, form: str) -> str:
+    if found is None:
+        return "-"
+    seconds, low, high = (form.format(each) for each in (found.seconds, found.low, found.high))
+    return f"{seconds} ({low}-{high})"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.0f} million"
