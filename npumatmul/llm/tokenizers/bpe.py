@@ -83,10 +83,10 @@ def _token_bytes(tokens: Sequence[str], kinds: Sequence[int]) -> list[bytes]:
 def _backend(file: GGUFFile, pre: PreTokenizer, vocabulary: Vocabulary) -> Tokenizer:
     # a token without a spelling fills a gap between numbers: no text becomes it, and it adds none
     vocab = vocabulary.numbers(file, [i for i, token in enumerate(vocabulary.tokens) if token])
-    merges = [str(merge).partition(" ")[::2] for merge in file.require("tokenizer.ggml.merges", list)]
-    for left, right in merges:
+    given = file.require("tokenizer.ggml.merges", list)
+    merges = [str(merge).partition(" ")[::2] for merge in given]
+    for merge, (left, right) in zip(given, merges, strict=True):
         if left not in vocab or right not in vocab or left + right not in vocab:
-            merge = f"{left} {right}"
             raise file.error(f"merge {merge!r} of its tokenizer uses a token that is not in the vocabulary")
     try:
         backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre.whole_words))
