@@ -3,10 +3,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
-from long_tests import is_long
+from long_tests import amount, is_long
 
 import npumatmul as npu
 from npumatmul import sim
@@ -37,6 +38,16 @@ collect_ignore = ["types_uses.py"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in filter(is_long, items):
         item.add_marker(pytest.mark.long)
+    for item in items:
+        _take_fewer_examples(getattr(item, "obj", None))
+
+
+def _take_fewer_examples(test: Any) -> None:
+    """Have a test that asks for a number of examples of its own take as much fewer as the profile says."""
+    asked = getattr(test, "_hypothesis_internal_use_settings", None)
+    if asked is not None and asked.max_examples != hypothesis.settings().max_examples:
+        test = getattr(test, "__func__", test)
+        test._hypothesis_internal_use_settings = hypothesis.settings(asked, max_examples=amount(asked.max_examples))
 
 
 @pytest.fixture(scope="session", params=["observed-exact", "documented-ceil4"])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 #: Files, and functions in files.
@@ -33,19 +34,32 @@ LONG = frozenset(
         "tests/test_domains.py",
         "tests/test_examples.py",
         "tests/test_failures_threads.py",
+        "tests/test_hostile_files.py::test_headers_are_bounded_by_the_file",
+        "tests/test_import_contracts.py",
+        "tests/test_interrupts.py::test_a_program_whose_run_hangs_ends_within_three_interrupts",
+        "tests/test_interrupts.py::test_an_interrupt_ends_a_long_product_with_the_runs_that_are_going_on",
+        "tests/test_interrupts.py::test_signals_by_a_timer_leave_nothing_behind",
         "tests/test_leaks.py",
+        "tests/test_leases.py::test_a_program_ends_though_a_run_hangs",
         "tests/test_linking.py",
         "tests/test_matmul.py::test_nothing_grows_with_use",
         "tests/test_native.py",
         "tests/test_native_rows.py::test_products_run_where_more_rows_end_the_process",
         "tests/test_newer_runtime.py::test_info_of_known_runtimes_does_not",
         "tests/test_newer_runtime.py::test_info_says_once_what_it_is_used_as",
+        "tests/test_objects_lifetime.py::test_cycles_with_finalizers_are_collected",
         "tests/test_probe.py",
         "tests/test_threads.py",
+        "tests/test_types.py",
     }
 )
 #: What is slow to set up: 98 MB to read, and the programs that it is compared with.
 DEMO_MODEL = frozenset({"demo", "demo_path", "reference_model", "reference_tokenizer"})
+
+
+def amount(count: int) -> int:
+    """How many of so many examples are tried: a tenth where the profile is that of `make test-fast`."""
+    return max(1, count * hypothesis.settings().max_examples // 60)
 
 
 def is_long(item: pytest.Item) -> bool:

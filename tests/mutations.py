@@ -7,6 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from long_tests import amount
+
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, 2, 3, 7, 16, 33, -1, 64, 127, 1 << 20, 1 << 31, 1 << 40, 1 << 63, 1 << 70, 0.5, -1.0,
     1e300, float("inf"), float("nan"), "", "x", "w8a8", "w4a8_g32", "INT4_INT4_INT16", "../../etc", "é" * 300, [], [0],
@@ -17,7 +19,7 @@ VALUES: tuple[Any, ...] = (
 def changed_json(content: Any, count: int, seed: int = 0) -> Iterator[Any]:
     """Copies of a JSON value with one to three changes each: values are others, missing, repeated, exchanged."""
     rng = random.Random(seed)
-    for _ in range(count):
+    for _ in range(amount(count)):
         changed = copy.deepcopy(content)
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             _change(changed, rng)
@@ -54,7 +56,7 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
 def changed_bytes(whole: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
     """Copies of bytes with flipped bits, other bytes, pieces that are cut out, moved or put in, and ends cut off."""
     rng = random.Random(seed)
-    for _ in range(count):
+    for _ in range(amount(count)):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 1, 2, 4))):
             at, size = rng.randrange(len(data) or 1), rng.choice((1, 1, 2, 4, 8, 64))

@@ -151,7 +151,7 @@ def test_headers_as_the_package_reads_them(tmp_path: Path) -> None:
             if ours._places[name][2] in ("U8", "I8", "I32", "F16", "F32"):
                 np.testing.assert_array_equal(ours[name].view(np.uint8), array.view(np.uint8))
         accepted += 1
-    assert accepted > 20
+    assert accepted > len(files) // 35
 
 
 def test_headers_are_bounded_by_the_file(tmp_path: Path) -> None:

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from compiling import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from long_tests import LONG
+
+
+@settings(max_examples=120)
+@given(st.integers())
+def test_examples_are_as_many_as_the_profile_has(number: int) -> None:
+    """Also where a test asks for a number of its own."""
+    tried.append(number)
+
+
+def test_that_was_so() -> None:
+    assert 0 < len(tried) <= 2 * settings().max_examples
+
+
+tried: list[int] = []
 
 
 def test_every_entry_is_a_test() -> None:

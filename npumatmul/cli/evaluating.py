@@ -354,4 +354,5 @@ def _text(estimate: Estimate | None, spec: str) -> str:
 
 def _extent(pieces: Sequence[Window]) -> str:
     scored = sum(piece.scored for piece in pieces)
-    return f"{len(pieces)} windows of {len(pieces[0].tokens)} tokens, {scored} scored"
+    windows = "1 window" if len(pieces) == 1 else f"{len(pieces)} windows"
+    return f"{windows} of {len(pieces[0].tokens)} tokens, {scored} scored"

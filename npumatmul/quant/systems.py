@@ -10,7 +10,7 @@ from npumatmul.quant.meter import Meter
 __all__ = ["cholesky", "factor_cost", "solve", "solve_cost"]
 
 #: Smaller ones are factored in one call.
-_BLOCK = 1024
+_BLOCK = 512
 
 
 def factor_cost(k: int) -> float:
@@ -39,13 +39,15 @@ def cholesky(matrix: NDArray[np.float64], meter: Meter) -> NDArray[np.float64]:
     rest = np.array(matrix, np.float64)  # below what is done, what of the matrix is not accounted for yet
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
+        columns = [slice(column, min(column + _BLOCK, k)) for column in range(end, k, _BLOCK)]
+        each = (factor_cost(k - start) - factor_cost(k - end)) / (1 + len(columns))
         rest[start:end, start:end] = np.linalg.cholesky(rest[start:end, start:end])
         below = np.linalg.solve(rest[start:end, start:end], rest[end:, start:end].T)
         rest[end:, start:end] = below.T
-        for column in range(end, k, _BLOCK):
-            columns = slice(column, min(column + _BLOCK, k))
-            rest[column:, columns] -= below[:, column - end :].T @ below[:, columns.start - end : columns.stop - end]
-        meter.add(factor_cost(k - start) - factor_cost(k - end))
+        meter.add(each)
+        for part in columns:
+            rest[part.start :, part] -= below[:, part.start - end :].T @ below[:, part.start - end : part.stop - end]
+            meter.add(each)
     return np.tril(rest)
 
 
