@@ -56,6 +56,7 @@ class NpuQuantizedLinear:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """``(K, N)``."""
         return self.weight.shape
 
     @classmethod
