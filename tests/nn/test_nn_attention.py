@@ -241,3 +241,24 @@ def test_what_does_not_go_is_explained() -> None:
         nn.MLP(8, 8, gated=False, fused="x")
     with pytest.raises(ValueError, match="no activation is called 'swish'"):
         nn.activate(x, "swish")
+
+
+def test_sequences_of_different_lengths_go_together_with_positions_and_a_mask() -> None:
+    """Padding on the left, as batches of prompts have it: what is padding is not seen, and does not move positions."""
+    rng = np.random.default_rng(8)
+    ours = nn.Attention(16, 4, 2, rope=nn.RoPE(4), scheme="float32")
+    ours.load_state_dict({name: rng.standard_normal(shape) for name, shape in ours.parameter_shapes().items()})
+    long, short = rng.standard_normal((1, 6, 16), np.float32), rng.standard_normal((1, 4, 16), np.float32)
+    padded = np.concatenate([rng.standard_normal((1, 2, 16), np.float32), short], axis=1)
+    both = np.concatenate([long, padded])
+    positions = np.stack([np.arange(6), np.maximum(np.arange(6) - 2, 0)])[:, None]
+    seen = np.tril(np.ones((6, 6), bool)) & np.array([[1] * 6, [0, 0, 1, 1, 1, 1]], bool)[:, None, None]
+    y = ours(both, mask=seen, positions=positions)
+    np.testing.assert_allclose(y[:1], ours(long), atol=1e-5)
+    np.testing.assert_allclose(y[1:, 2:], ours(short), atol=1e-5)
+    cache = nn.KVCache(1, 2, 4, dtype="float32", batch=2)
+    parts = [
+        ours(both[:, i:j], cache=cache, mask=seen[:, :, i:j, :j], positions=positions[..., i:j])
+        for i, j in ((0, 3), (3, 5), (5, 6))
+    ]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[1:, 2:], y[1:, 2:], atol=1e-5)
