@@ -1,43 +1,38 @@
-"""Print how fast an RK3588 is modelled to be: single products, and all linear layers of language models.
+"""Print how fast an RK3588 is modelled to be: single products, and language models.
 
     python bench/modelled_speed.py
 
-Nothing here is measured: it is `npumatmul.chips.timing` summed up, the table of docs/board.md. What a model does beside
-its linear layers (attention, norms, sampling) runs on the CPU and is not in it.
+Nothing here is measured: it is `npumatmul.chips.timing` summed up, the tables of docs/board.md. `npumatmul plan` prints
+the same of any model and chip, with ranges.
 """
 
 from __future__ import annotations
 
 from npumatmul.chips import CHIPS
 from npumatmul.chips.types import MatmulType
+from npumatmul.llm.modelled import SHAPES, modelled_pass
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import plan_weight
 
-SOC = "rk3588"
+RK3588 = CHIPS["rk3588"]
 TYPES = {"w16a16": MatmulType.FLOAT16_FLOAT16_FLOAT32, "w8a8": MatmulType.INT8_INT8_INT32}
-#: Layers, width, width of keys and values, width of the feed-forward network, vocabulary.
-MODELS = {
-    "SmolLM2-135M": (30, 576, 192, 1536, 49152),
-    "Llama-3.2-1B": (16, 2048, 512, 8192, 128256),
-    "Qwen2.5-1.5B": (28, 1536, 256, 8960, 151936),
-}
+MODELS = ("SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-1.5B")
 PRODUCTS = ((1, 2048, 2048), (128, 2048, 2048), (512, 2048, 2048), (1, 2048, 8192), (128, 2048, 8192))
 PROMPT = 128
 
 
 def product_seconds(m: int, k: int, n: int, scheme: str) -> float:
     """Modelled time of one product, packing and storing included."""
-    seconds = plan_matmul(m, plan_weight(k, n, TYPES[scheme], CHIPS[SOC])).modelled_seconds
+    seconds = plan_matmul(m, plan_weight(k, n, TYPES[scheme], RK3588)).modelled_seconds
     assert seconds is not None
     return seconds
 
 
 def model_seconds(name: str, m: int, scheme: str) -> float:
-    """Modelled time of all linear layers of a model with M tokens; the head is applied to one of them."""
-    layers, width, kv, ffn, vocabulary = MODELS[name]
-    shapes = ((width, width), (width, kv), (width, kv), (width, width), (width, ffn), (width, ffn), (ffn, width))
-    layer = sum(product_seconds(m, k, n, scheme) for k, n in shapes)
-    return layers * layer + product_seconds(1, width, vocabulary, scheme)
+    """Modelled time of M tokens, the last of `PROMPT` or all of them."""
+    found = modelled_pass(SHAPES[name], m, PROMPT, TYPES[scheme], RK3588)
+    assert found is not None
+    return found.seconds
 
 
 def table() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npumatmul.chips import CHIPS
@@ -231,3 +231,18 @@ def test_plans_are_pure() -> None:
     chip = replace(CHIPS["rk3588"], timings={"rk3588": other()})
     plan_matmul(77, plan_weight(3000, 5000, TYPES["int8"], chip), timings=chip.timings)
     assert planned() == before
+
+
+@given(data=st.data(), k=st.integers(1, 12_000), n=st.integers(1, 12_000))
+@settings(max_examples=30)
+def test_what_is_planned_is_modelled_to_be_no_slower_than_other_cuts(data: st.DataObject, k: int, n: int) -> None:
+    """On every chip; the buckets of either may lose up to 15 % at 128 rows."""
+    chip = CHIPS[data.draw(st.sampled_from(sorted(TIMINGS)))]
+    mm_type = data.draw(st.sampled_from([each for each in TYPES.values() if each in chip.limits]))
+
+    def seconds(**options: int) -> float:
+        weight = plan_weight(k, n, mm_type, chip, **options)  # type: ignore[arg-type]
+        return math.prod(plan_matmul(m, weight).modelled_seconds or math.nan for m in (1, 128))
+
+    slices, tiles = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    assert seconds() <= 1.16 * seconds(k_slices=slices, n_tiles=tiles)

@@ -15,6 +15,7 @@ import npumatmul
 from npumatmul.cli import caching, info, probing, simulating
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
 PLAIN: dict[str, Any] = {
@@ -346,7 +347,7 @@ def plan_command(
         str,
         typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
     ],
-    soc: Annotated[str, typer.Option(help="The chip: rk3588, rk3576, rk3568, rk3566 or rk3562.")] = "rk3588",
+    soc: Annotated[str, typer.Option(help=f"The chip: {', '.join(SOCS)}.")] = "rk3588",
     scheme: Annotated[
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,

@@ -18,7 +18,7 @@ from npumatmul.cli.terminal import notes
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device, DeviceStats
 from npumatmul.llm import Generation, LoadedModel, SamplingOptions, StopReason, generate
-from npumatmul.llm.models.decoder import ContextFullError
+from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.tokenizers.protocol import not_characters
 

@@ -9,9 +9,9 @@ from npumatmul.cli.progress import ProgressCallback, working
 from npumatmul.cli.terminal import say
 from npumatmul.device.device import Device
 from npumatmul.llm import (
+    DecoderConfig,
     GGUFFile,
     GGUFTokenizer,
-    LlamaConfig,
     LoadedModel,
     Window,
     fetch_demo_model,
@@ -22,6 +22,8 @@ from npumatmul.llm import (
     text_tokens,
     windows,
 )
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, parse_scheme, quantize_model
 
 DEFAULT_SCHEME = "w16a16"
@@ -69,10 +71,10 @@ def read_windows(
         If the windows are longer than the model reads, or the text is no text or too short.
     """
     if is_quantized(path):
-        config, tokenizer = _reads(load_quantized(path).rest)
+        config, tokenizer = _reads(GGUFSource.of(load_quantized(path).rest))
     else:
-        with GGUFFile(path) as file:
-            config, tokenizer = _reads(file)
+        with GGUFSource(path) as source:
+            config, tokenizer = _reads(source)
     longest = context + stride // 2
     if longest > config.context_length:
         stretched = f", and half a --stride more, {longest}" if stride else ""
@@ -83,8 +85,8 @@ def read_windows(
     return windows(text_tokens(tokenizer, read_text(text)), context, stride=stride, limit=limit, bos_id=bos)
 
 
-def _reads(file: GGUFFile) -> tuple[LlamaConfig, GGUFTokenizer]:
-    return LlamaConfig.from_gguf(file), GGUFTokenizer(file)
+def _reads(source: GGUFSource) -> tuple[DecoderConfig, GGUFTokenizer]:
+    return config_of(source), GGUFTokenizer(source.file)
 
 
 def open_model(

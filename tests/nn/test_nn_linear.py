@@ -168,6 +168,8 @@ def test_what_does_not_fit_is_explained() -> None:
         nn.Linear.from_arrays(np.ones(3))
     with pytest.raises(TypeError, match="no PackedWeight"):
         nn.Linear.from_packed(np.ones((2, 2)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"scheme 'int8' gives int32 and takes no floats"):
+        nn.Linear.from_packed(npu.pack(np.ones((32, 32), np.int8)))
     with pytest.raises(TypeError, match="mask"):
         layer(np.ma.masked_array(np.ones((1, 3), np.float32), True))
 

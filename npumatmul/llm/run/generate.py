@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
+from npumatmul.llm.models.cache import ContextFullError, KVCache
+from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
@@ -97,7 +98,7 @@ class Generation(Iterator[Token]):
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: Decoder,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         *,
@@ -193,7 +194,7 @@ class Generation(Iterator[Token]):
 
 
 def generate(
-    model: LlamaModel,
+    model: Decoder,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     *,
@@ -210,7 +211,7 @@ def generate(
 
     Parameters
     ----------
-    model : LlamaModel
+    model : Decoder
         The model.
     tokenizer : Tokenizer
         Its tokenizer.
@@ -269,5 +270,4 @@ def _reuse(cache: KVCache, prompt: Sequence[int]) -> int:
         if cached != wanted:
             break
         shared += 1
-    cache.truncate(shared)
-    return shared
+    return cache.truncate(shared)
