@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -220,14 +219,20 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
     return a[-3], t, b[-3], s
 
 
-def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProducts | None) -> Iterator[tuple[int, int]]:
+def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProducts | None) -> list[tuple[int, int]]:
     """Ranges of keys whose scores, and whose float32 copies, have room."""
-    size = _BLOCK_FLOATS // max(rows.size // max(rows.shape[-1], 1), 1)
-    for each in (k, v):
-        if type(each) is not np.ndarray or each.dtype != _F32:
-            size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
-    size = max(_LEAST_KEYS, size) if npu is None else npu.keys
+    if npu is None:
+        size = _BLOCK_FLOATS * rows.shape[-1] // max(rows.size, 1)
+        for each in (k, v):
+            if type(each) is not np.ndarray or each.dtype != _F32:
+                size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
+        size = max(_LEAST_KEYS, size)
+    else:
+        size = npu.keys
     cuts: tuple[int, ...] = getattr(k, "cuts", ())
+    if stop - start <= size and len(cuts) < 2:
+        return [(start, stop)] if stop > start else []
+    found = []
     first = start
     while first < stop:
         end = min(first + size, stop)
@@ -235,8 +240,9 @@ def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProduc
             if first < cut < end:
                 end = cut
                 break
-        yield first, end
+        found.append((first, end))
         first = end
+    return found
 
 
 def _read(x: Any, first: int, stop: int, room: list[Float32]) -> Float32:

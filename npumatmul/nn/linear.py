@@ -384,6 +384,10 @@ class LinearGroup(_Multiplying):
         y = super().__call__(x)
         return tuple([y[part] for part in self._parts])
 
+    def whole(self, x: Any) -> Any:
+        """Multiply once, and leave the results of the layers beside each other, ``(..., N)``."""
+        return super().__call__(x)
+
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Views of the layers' results in what the product gave."""
         return tuple([y[part] for part in self._parts])
