@@ -71,7 +71,8 @@ def scaled_dot_product_attention(
         and so on. An array that can be broadcast to (..., H, T, S): of bool, True where a query sees a key; or of
         floats that are added to scores.
     window : int, optional
-        With ``"causal"``: queries see so many keys at most, the last of those that they would see.
+        With ``"causal"``: queries see so many keys at most, the last of those that they would see. Otherwise: those
+        that are fewer than so many positions before or behind them, the last query being where the last key is.
     softcap : float, optional
         Scores become ``softcap * tanh(score / softcap)`` before the mask.
     sinks : array_like, shape (H,), optional
@@ -153,7 +154,7 @@ def scaled_dot_product_attention(
         high = np.maximum.reduce(scores, axis=-1, keepdims=True)
         if state is not None:
             np.maximum(high, state[0], out=high)
-        if mask is not None:
+        if mask is not None or window is not None:
             high[high == -np.inf] = 0  # of queries that see none of these keys
         scores -= high
         np.exp(scores, out=scores)
@@ -215,8 +216,8 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
             raise TypeError(f"{_CALLED}: a mask is of bool or floats, not {mask.dtype}")
     elif mask is not None and type(mask) is not str:
         raise TypeError(f"{_CALLED}: mask is a {type(mask).__name__}; it can be None, 'causal' or an ndarray")
-    if window is not None and (window < 1 or type(mask) is not str):
-        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more, with mask='causal'")
+    if window is not None and window < 1:
+        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more")
     return a[-3], t, b[-3], s
 
 
@@ -259,14 +260,18 @@ def _part(x: Any, first: int, stop: int) -> NDArray[Any]:
 
 def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:
     """Apply a mask to scores ``(..., H, T, stop - first)``."""
-    if isinstance(mask, np.ndarray):
-        part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
-        if mask.dtype == bool:
-            np.copyto(scores, -np.inf, where=~part)
-        else:
-            scores += part.astype(_F32, copy=False)
-        return
     t = scores.shape[-2]
+    if type(mask) is not str:
+        if isinstance(mask, np.ndarray):
+            part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
+            if mask.dtype == bool:
+                np.copyto(scores, -np.inf, where=~part)
+            else:
+                scores += part.astype(_F32, copy=False)
+        if window is not None:
+            far = np.abs(np.arange(first, stop) - np.arange(s - t, s)[:, None]) >= window
+            np.copyto(scores, -np.inf, where=far)
+        return
     last = s - t  # the last key that the first query sees
     if stop > last + 1:
         keys, seen = np.arange(first, stop), np.arange(last, s)[:, None]
