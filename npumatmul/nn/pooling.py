@@ -30,11 +30,13 @@ def _max(x: Float32, seen: NDArray[np.bool_]) -> Float32:
 
 
 def _first(x: Float32, seen: NDArray[np.bool_]) -> Float32:
-    return x[np.arange(len(x)), np.argmax(seen, axis=1)].copy()
+    first: Float32 = x[np.arange(len(x)), np.argmax(seen, axis=1)]
+    return first
 
 
 def _last(x: Float32, seen: NDArray[np.bool_]) -> Float32:
-    return x[np.arange(len(x)), seen.shape[1] - 1 - np.argmax(seen[:, ::-1], axis=1)].copy()
+    last: Float32 = x[np.arange(len(x)), seen.shape[1] - 1 - np.argmax(seen[:, ::-1], axis=1)]
+    return last
 
 
 #: Ways to pool by their names.
