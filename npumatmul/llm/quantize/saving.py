@@ -290,7 +290,7 @@ def _rest(file: TensorFile, header: Mapping[str, Any], path: Path) -> GGUFFile:
             "is not noticed; quantize the model again",
             path,
         )
-    elif header["checksums"]["gguf"] != source.checksum:
+    elif header["checksums"]["gguf"] != source.checksum():
         raise _error(
             path, "it is damaged: the checksum of its GGUF part (embedding, norms, tokenizer) differs; fetch it again"
         )
