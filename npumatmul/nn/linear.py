@@ -64,8 +64,18 @@ class _Multiplying(Module):
             If its shape is not ``(K, N)``.
         """
         made = copy.copy(self)
-        made._use(product, self._bias, type(self).__name__)
+        made.use(product)
         return made
+
+    def use(self, product: Product) -> None:
+        """Multiply with another product from now on; the bias stays.
+
+        Raises
+        ------
+        ValueError
+            If its shape is not ``(K, N)``.
+        """
+        self._use(product, self._bias, type(self).__name__)
 
     def _use(self, product: Product, bias: Float32 | None, called: str) -> None:
         if tuple(product.shape) != (self._k, self._n):
@@ -373,6 +383,10 @@ class LinearGroup(_Multiplying):
         """
         y = super().__call__(x)
         return tuple([y[part] for part in self._parts])
+
+    def whole(self, x: Any) -> Any:
+        """Multiply once, and leave the results of the layers beside each other, ``(..., N)``."""
+        return super().__call__(x)
 
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Views of the layers' results in what the product gave."""

@@ -84,17 +84,20 @@ def test_mistakes_with_blocks_are_explained(options: dict[str, Any], problem: st
 
 @given(
     t=st.integers(1, 90), more=st.integers(0, 40), window=st.integers(1, 100), block=st.sampled_from([1, 7, 64]),
-    masked=st.booleans(), seed=st.integers(0, 99),
+    mask_rows=st.sampled_from([None, "one", "each"]), queries=st.sampled_from([1, 5, 256]), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_windows_reach_to_both_sides(t: int, more: int, window: int, block: int, masked: bool, seed: int) -> None:
+def test_windows_reach_to_both_sides(
+    t: int, more: int, window: int, block: int, mask_rows: str | None, queries: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     s = t + more
     q, k, v = (rng.standard_normal((2, 2, n, 4)).astype(np.float32) for n in (t, s, s))
     seen = np.abs(np.arange(s) - np.arange(s - t, s)[:, None]) < window
-    mask = rng.random((2, 1, 1, s)) < 0.7 if masked else None
+    mask = None if mask_rows is None else rng.random((2, 1, 1 if mask_rows == "one" else t, s)) < 0.7
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attend, "_BLOCK_FLOATS", 1)
         patch.setattr(attend, "_LEAST_KEYS", block)
+        patch.setattr(attend, "_QUERIES", queries)
         y = nn.scaled_dot_product_attention(q, k, v, mask=mask, window=window)
     wanted = exact(q, k, v, scale=0.5, seen=seen if mask is None else seen & mask)
     np.testing.assert_allclose(y, wanted, atol=1e-5)
@@ -140,3 +143,11 @@ def test_pooling_looks_at_tokens_alone(how: str, lengths: list[int], left: bool,
 def test_mistakes_with_pooling_are_explained(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         nn.pool(**{"x": np.ones((2, 4, 3), np.float32), **arguments})
+
+
+def test_scores_outside_of_a_window_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, multiply = [], np.matmul
+    monkeypatch.setattr(attend.np, "matmul", lambda a, b: computed.append(a.size * b.shape[-1]) or multiply(a, b))
+    q, k, v = (RNG.standard_normal((1, 1, 2048, 4)).astype(np.float32) for _ in range(3))
+    nn.scaled_dot_product_attention(q, k, v, window=9)
+    assert sum(computed) <= 2 * 4 * 2048 * (attend._QUERIES + 2 * 9)  # of every query those of its part and around

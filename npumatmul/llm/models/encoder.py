@@ -85,11 +85,13 @@ class Texts:
     def positions(self, pad_id: int | None) -> NDArray[np.int64]:
         """Numbers of positions, ``(R,)``; see `EncoderConfig.pad_id`."""
         if pad_id is None:
-            return np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
+            numbers: NDArray[np.int64] = np.arange(len(self.ids)) - np.repeat(self.starts, self.lengths)
+            return numbers
         counted = (self.ids != pad_id).astype(np.int64)
         total = np.cumsum(counted)
         before = np.repeat(total[self.starts] - counted[self.starts], self.lengths)
-        return (total - before) * counted + pad_id
+        counts: NDArray[np.int64] = (total - before) * counted + pad_id
+        return counts
 
 
 class Encoder(Module):
