@@ -35,7 +35,7 @@ DeviceOption = Annotated[
 SchemeOption = Annotated[
     str | None,
     typer.Option(
-        help="How weights and activations are stored: w8a8, w4a8_g32, ... (docs/schemes.md); by default w16a16."
+        help="How weights and activations are stored: w8a8 by default, w16a16, ... (docs/schemes.md); float32: numpy."
     ),
 ]
 ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
@@ -47,6 +47,7 @@ OriginalOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
+CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
@@ -123,7 +124,7 @@ def probe_command(
 @app.command("generate", short_help="Answer a prompt with a language model.")
 def generate_command(
     model: Annotated[
-        Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")
+        Path, typer.Option("-m", "--model", help="A GGUF file, a Hugging Face folder, or a quantized model.")
     ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
@@ -134,11 +135,14 @@ def generate_command(
     temperature: TemperatureOption = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest of this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out those below this part of the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes repetitions less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given again.")] = None,
     seed: SeedOption = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text of the prompt, without the chat format.")] = False,
     context: Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")] = None,
+    cache: CacheOption = True,
     stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
@@ -156,11 +160,14 @@ def generate_command(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
         seed=seed,
         system=system,
         raw=raw,
         context=context,
+        cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
     )
@@ -170,7 +177,7 @@ def generate_command(
 @app.command("demo", short_help="Fetch a small model and let it answer.")
 def demo_command(
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="A GGUF file or a quantized model instead of the demo's.")
+        Path | None, typer.Option("-m", "--model", help="A GGUF file, folder or quantized model instead of the demo's.")
     ] = None,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,
@@ -178,6 +185,7 @@ def demo_command(
     device: DeviceOption = None,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
+    cache: CacheOption = True,
 ) -> None:
     """Fetch a small language model (98 MB, once) and let it answer a prompt."""
     from npumatmul.cli import generating, models
@@ -190,6 +198,7 @@ def demo_command(
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        cache=cache,
     )
     generating.answer(request)
 

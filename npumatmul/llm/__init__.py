@@ -11,6 +11,8 @@ from npumatmul.extras import explain_missing
 try:
     from npumatmul.llm.files.demo_model import fetch_demo_model
     from npumatmul.llm.files.gguf import GGUFFile
+    from npumatmul.llm.language_model import Model, Prompt
+    from npumatmul.llm.loader import load
     from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
     from npumatmul.llm.measure.evaluation import (
         Estimate,
@@ -26,7 +28,7 @@ try:
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
+    from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
@@ -59,15 +61,17 @@ __all__ = [
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
+    "Model",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
+    "Piece",
     "Product",
+    "Prompt",
     "Sampler",
     "SamplingOptions",
     "StopReason",
     "StreamDecoder",
-    "Token",
     "Tokenizer",
     "Window",
     "control_texts",
@@ -75,6 +79,7 @@ __all__ = [
     "evaluate_models",
     "fetch_demo_model",
     "generate",
+    "load",
     "load_model",
     "npu_layers",
     "npu_pack",

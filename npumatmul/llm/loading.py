@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, load_decoder
 from npumatmul.llm.run.chat import ChatTemplate, Message
-from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
+from npumatmul.llm.tokenizers.opening import tokenizer_of
 from npumatmul.llm.tokenizers.protocol import Tokenizer
-from npumatmul.nn.product import FloatProduct, Pack, Product
+from npumatmul.nn.product import Float32, FloatProduct, Pack, Product
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,14 @@ class LoadedModel:
     chat_template: ChatTemplate
     load_seconds: float
 
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> list[int]:
         """Turn a conversation into the tokens of a prompt.
 
         Parameters
@@ -64,6 +73,10 @@ class LoadedModel:
             Each with ``role`` and ``content``.
         add_generation_prompt : bool, default True
             Whether to end with the start of an answer.
+        tools : sequence of mappings, optional
+            Descriptions of tools, for templates that know them.
+        variables : mapping, optional
+            Further variables of the template.
 
         Returns
         -------
@@ -75,7 +88,9 @@ class LoadedModel:
         ValueError
             If the messages are malformed, or the template refuses them.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        text = self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
+        )
         has_template = self.chat_template.source is not None
         return self.tokenizer.encode(text, parse_special=has_template, add_special=not has_template)
 
@@ -113,7 +128,7 @@ def load_model(
     context_length: int | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
-    """Load a language model.
+    """Load a language model, its products made by a function.
 
     Weights are dequantized and packed one after another, so besides what `pack` keeps, only one is in memory. The
     embedding table stays in the file as it is stored, and its rows are dequantized as tokens need them: exact, and
@@ -122,7 +137,7 @@ def load_model(
     Parameters
     ----------
     path : str or os.PathLike
-        A GGUF file.
+        A GGUF file, or a folder as Hugging Face has it.
     pack : callable
         Makes a `Product` of a float32 weight ``(N, K)`` and the layer's name (`layer_names`). It may keep the array.
     context_length : int, optional
@@ -155,7 +170,7 @@ def load_model(
     """
     if not callable(pack):
         raise TypeError(f"load_model: pack is a function, such as npu_pack('w8a8') makes, not {pack!r}")
-    with GGUFSource(path) as source:
+    with open_source(path) as source:
         return load_from(
             source,
             lambda layer: pack(layer.weight(source), layer.name),
@@ -164,8 +179,57 @@ def load_model(
         )
 
 
+class Build(Protocol):
+    """Makes products of layers, or has them already."""
+
+    def check(self, n_layers: int) -> None:
+        """Look at what is asked for when the number of blocks is known, before anything is read."""
+        ...
+
+    def ready(self, name: str) -> Product | None:
+        """The product of a layer, if nobody has to read its weight."""
+        ...
+
+    def __call__(self, weight: Float32, name: str) -> Product:
+        """Make the product of a layer."""
+        ...
+
+
+def load_source(
+    source: ModelSource, build: Build, *, context_length: int | None = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a model from an open file or folder, with products that need not be made of its weights.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The model.
+    build : Build
+        Makes products of its layers.
+    context_length, progress
+        As for `load_model`.
+
+    Returns
+    -------
+    LoadedModel
+        The model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError, ValueError
+        As `load_model`.
+    """
+    build.check(config_of(source).n_layers)
+
+    def linear(layer: LayerTensors) -> Product:
+        ready = build.ready(layer.name)
+        return build(layer.weight(source), layer.name) if ready is None else ready
+
+    return load_from(source, linear, context_length=context_length, progress=progress)
+
+
 def load_from(
-    source: GGUFSource,
+    source: ModelSource,
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
@@ -175,8 +239,8 @@ def load_from(
 
     Parameters
     ----------
-    source : GGUFSource
-        An open file with everything but, perhaps, the tensors of linear layers.
+    source : ModelSource
+        An open model with everything but, perhaps, the tensors of linear layers.
     linear : callable
         Makes the product of a layer.
     context_length, progress
@@ -194,10 +258,8 @@ def load_from(
     """
     started = time.perf_counter()
     config = config_of(source)
-    tokenizer = GGUFTokenizer(source.file)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise source.error(f"its tokenizer has {tokenizer.vocab_size} tokens, its model {config.vocab_size}")
-    template = ChatTemplate.from_gguf(source.file, tokenizer)
+    tokenizer = tokenizer_of(source, config.vocab_size)
+    template = ChatTemplate.of(source, tokenizer)
     model = load_decoder(source, linear, context_length=context_length, progress=progress)
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
