@@ -346,7 +346,9 @@ def plan_command(
         str,
         typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
     ],
-    soc: Annotated[str, typer.Option(help="The chip: rk3588, rk3576, rk3568, rk3566 or rk3562.")] = "rk3588",
+    soc: Annotated[
+        str | None, typer.Option(help="rk3588, rk3576, rk3568, rk3566 or rk3562; by default the device's chip.")
+    ] = None,
     scheme: Annotated[
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,
