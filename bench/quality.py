@@ -28,9 +28,10 @@ import npumatmul
 from npumatmul.chips import chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.files.writing import write_bytes, write_text
-from npumatmul.llm import GGUFFile, GGUFTokenizer, LlamaConfig, fetch_demo_model, load_model, numpy_pack
-from npumatmul.llm.loading import layer_tensors
+from npumatmul.llm import GGUFFile, GGUFTokenizer, fetch_demo_model, load_model, numpy_pack
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.measure.evaluation import Evaluation, Window, evaluate_models
+from npumatmul.llm.models.weights import layer_tensors
 from npumatmul.llm.quantize import (
     LayerRecipe,
     LayerStatistics,
@@ -191,8 +192,8 @@ class Workshop:
         third_text: Callable[[], list[Window]] | None = None,
     ) -> None:
         self.path = path
-        self.file = GGUFFile(path)
-        self.tensors = layer_tensors(self.file, LlamaConfig.from_gguf(self.file))
+        self.source = GGUFSource(path)
+        self.tensors = layer_tensors(self.source)
         self._calibration, self._third_text = calibration, third_text
         self._keep: Path | None = None
         self._made: dict[str, QuantizedLayer] = {}
@@ -220,7 +221,7 @@ class Workshop:
             layers = self._kept(key, lambda: quantize_model(self.path, recipe, self._calibration.windows).layers)
         else:
             layers = {name: self.layer(name, recipe.for_layer(name), recipe.seed) for name in self.tensors}
-        return QuantizedModel(self.path, self.file, recipe, Source.of(self.file), layers)
+        return QuantizedModel(self.path, self.source.file, recipe, Source.of(self.source.file), layers)
 
     def layer(self, name: str, wanted: LayerRecipe, seed: int = 0) -> QuantizedLayer:
         """One layer, made if it is not there yet."""
@@ -244,7 +245,7 @@ class Workshop:
     def _layer(self, name: str, recipe: LayerRecipe, seed: int) -> QuantizedLayer:
         progress(0, 1, name)
         statistics = self.statistics[name] if recipe.needs_calibration else None
-        return layer_of_recipe(self.file, self.tensors[name], recipe, statistics, seed=seed)
+        return layer_of_recipe(self.source, self.tensors[name], recipe, statistics, seed=seed)
 
     def _kept(self, name: str, make: Callable[[], Any]) -> Any:
         if self._keep is None:

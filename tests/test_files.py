@@ -22,7 +22,6 @@ from npumatmul.bench import parse_shapes
 from npumatmul.cli.files import read_matrix
 from npumatmul.cli.files import read_text as command_text
 from npumatmul.errors import NpuError, UnusableFileError
-from npumatmul.files import locking
 from npumatmul.files.folders import cache_folder, settings_folder
 from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile, parse_json, read_bytes, read_json, read_text, shown
@@ -315,7 +314,7 @@ def test_devices_and_pipes_are_written_to_as_they_are(tmp_path: Path) -> None:
 # --- locking
 
 
-def test_a_lock_keeps_threads_and_processes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_keeps_threads_and_processes_out(tmp_path: Path) -> None:
     path, inside, most = tmp_path / "f", 0, 0
 
     def enter() -> None:
@@ -332,8 +331,7 @@ def test_a_lock_keeps_threads_and_processes_out(tmp_path: Path, monkeypatch: pyt
     for thread in threads:
         thread.join()
     assert most == 1
-    monkeypatch.setattr(locking, "_PATIENCE", 0.05)
-    with locked(path), pytest.raises(UnusableFileError, match=r"held its lock for 0\.05 s"), locked(path):
+    with locked(path), pytest.raises(UnusableFileError, match=r"held its lock for 0\.05 s"), locked(path, 0.05):
         pass
     with pytest.raises(RuntimeError, match="own"), locked(path):
         raise RuntimeError("own")

@@ -317,6 +317,10 @@ ELSEWHERE = {
     "pool.py": "4096 contexts are kept at most",
     "lost.py": "4096 bytes tell whether the device is still there",
     "reading.py": "4096 stretches of data in a file",
+    "gemma.py": "4096 positions are a window of attention",
+    "mistral.py": "4096 positions are a window of attention",
+    "prefill.py": "2048 rows are a block of a prompt",
+    "qwen.py": "4096 positions are a window of attention",
 }
 
 

@@ -15,6 +15,7 @@ import npumatmul
 from npumatmul.cli import caching, info, probing, simulating
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
 PLAIN: dict[str, Any] = {
@@ -34,7 +35,7 @@ DeviceOption = Annotated[
 SchemeOption = Annotated[
     str | None,
     typer.Option(
-        help="How weights and activations are stored: w8a8, w4a8_g32, ... (docs/schemes.md); by default w16a16."
+        help="How weights and activations are stored: w8a8 by default, w16a16, ... (docs/schemes.md); float32: numpy."
     ),
 ]
 ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
@@ -46,6 +47,7 @@ OriginalOption = Annotated[
 ]
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
+CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
@@ -122,7 +124,7 @@ def probe_command(
 @app.command("generate", short_help="Answer a prompt with a language model.")
 def generate_command(
     model: Annotated[
-        Path, typer.Option("-m", "--model", help="A GGUF file of the llama architecture, or a quantized model.")
+        Path, typer.Option("-m", "--model", help="A GGUF file, a Hugging Face folder, or a quantized model.")
     ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
@@ -133,11 +135,14 @@ def generate_command(
     temperature: TemperatureOption = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Choose among this many likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Choose among the likeliest of this mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out those below this part of the best.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes repetitions less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given again.")] = None,
     seed: SeedOption = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text of the prompt, without the chat format.")] = False,
     context: Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")] = None,
+    cache: CacheOption = True,
     stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
@@ -155,11 +160,14 @@ def generate_command(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
         seed=seed,
         system=system,
         raw=raw,
         context=context,
+        cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
     )
@@ -169,7 +177,7 @@ def generate_command(
 @app.command("demo", short_help="Fetch a small model and let it answer.")
 def demo_command(
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="A GGUF file or a quantized model instead of the demo's.")
+        Path | None, typer.Option("-m", "--model", help="A GGUF file, folder or quantized model instead of the demo's.")
     ] = None,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,
@@ -177,6 +185,7 @@ def demo_command(
     device: DeviceOption = None,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
+    cache: CacheOption = True,
 ) -> None:
     """Fetch a small language model (98 MB, once) and let it answer a prompt."""
     from npumatmul.cli import generating, models
@@ -189,6 +198,7 @@ def demo_command(
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        cache=cache,
     )
     generating.answer(request)
 
@@ -346,9 +356,7 @@ def plan_command(
         str,
         typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
     ],
-    soc: Annotated[
-        str | None, typer.Option(help="rk3588, rk3576, rk3568, rk3566 or rk3562; by default the device's chip.")
-    ] = None,
+    soc: Annotated[str | None, typer.Option(help=f"The chip: {', '.join(SOCS)}; by default the device's.")] = None,
     scheme: Annotated[
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,

@@ -10,13 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from npumatmul.cli.files import STANDARD, check_outputs, picture_format, read_matrix, write_output
-from npumatmul.cli.models import FLOAT32, check_model, check_scheme, fetch_model, open_model, read_windows
+from npumatmul.cli.models import check_model, check_scheme, fetch_model, open_model, read_windows
 from npumatmul.cli.progress import working
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import notes, results, say
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
 from npumatmul.llm import GGUFFile, LoadedModel, npu_layers
+from npumatmul.llm.loader import FLOAT32
 from npumatmul.llm.measure.analysis import ErrorSums, LayerError, analyze_layers, error_plot, errors_as_csv
 from npumatmul.llm.measure.evaluation import Estimate, Evaluation, Window, evaluate_models
 from npumatmul.llm.quantize import (

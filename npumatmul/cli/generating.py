@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from npumatmul.cli.files import read_standard_input
-from npumatmul.cli.models import DEFAULT_SCHEME, check_model, check_scheme, open_model
+from npumatmul.cli.models import check_model, check_scheme, say_if_rounded_again
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import notes
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device, DeviceStats
-from npumatmul.llm import Generation, LoadedModel, SamplingOptions, StopReason, generate
-from npumatmul.llm.models.decoder import ContextFullError
+from npumatmul.llm import ContextFullError, Generation, Model, SamplingOptions, StopReason, load
+from npumatmul.llm.loader import DEFAULT_SCHEME
 from npumatmul.llm.quantize import is_quantized
+from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import not_characters
 
 
@@ -35,29 +38,34 @@ class Request:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     seed: int | None = None
     system: str | None = None
     raw: bool = False
     context: int | None = None
+    cache: bool = True
     stats: bool = True
     as_json: bool = False
 
-    def sampling(self) -> SamplingOptions:
+    def options(self) -> dict[str, Any]:
         """How tokens are chosen; errors name the options as they are typed."""
         given = {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "repetition_penalty": self.repetition_penalty,
-            "seed": self.seed,
+            name: getattr(self, name)
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
         }
         try:
-            return SamplingOptions(**given)  # type: ignore[arg-type]
+            SamplingOptions(**given)
         except ValueError as error:
             name, space, rest = str(error).partition(" ")
             option = f"--{name.replace('_', '-')}" if name in given else name
             raise ValueError(f"{option}{space}{rest}") from error
+        try:
+            StopTexts(self.stop)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from error
+        return {**given, "stop": self.stop, "max_tokens": self.max_tokens}
 
 
 def read_prompt(given: str | None) -> str:
@@ -85,40 +93,46 @@ def answer(request: Request) -> None:
         if problem:
             raise ValueError(f"{name} {problem}")
     check_model(request.model)
-    sampling = request.sampling()
+    options = request.options()
     check_scheme(request.scheme)
+    if request.scheme is not None and is_quantized(request.model):
+        raise ValueError(f"{request.model} is quantized already and takes no scheme, but {request.scheme!r} was given")
     device = current_device(request.device)
     told = request.stats  # who wants no figures wants nothing on standard error
+    scheme = request.scheme or DEFAULT_SCHEME
+    if told:
+        say_if_rounded_again(request.model, scheme)
     with working(lines=told) as progress:
-        loaded = open_model(
-            request.model, request.scheme, device, context=request.context, progress=progress, quiet=not told
+        model = load(
+            request.model, scheme, device=device, context=request.context, cache=request.cache, progress=progress
         )
-    ids = _prompt_ids(loaded, request)
+    with model:
+        _answer(request, model, device, options)
+
+
+def _answer(request: Request, model: Model, device: Device, options: Mapping[str, Any]) -> None:
+    told = request.stats
+    messages = _messages(request)
+    _check_length(model, request, messages)
     before = device.stats()
     pieces: list[str] = []
     with ExitStack() as bar:
         progress = bar.enter_context(working(lines=told))
-        generation = generate(
-            loaded.model,
-            loaded.tokenizer,
-            ids,
-            max_new_tokens=request.max_tokens,
-            sampling=sampling,
-            progress=lambda done, total: progress(done, total, "reading the prompt"),
-        )
+        ask = partial(model.generate, request.prompt) if request.raw else partial(model.chat, messages)
+        generation = ask(**options, progress=lambda done, total: progress(done, total, "reading the prompt"))
         try:
-            for token in generation:
+            for piece in generation:
                 bar.close()  # the first one: the bar makes room for the answer
-                pieces.append(token.text)
-                _stream(token.text, request)
+                pieces.append(piece.text)
+                _stream(piece.text, request)
         except KeyboardInterrupt:
             bar.close()
             generation.close()
     _stream("\n", request)
     if request.as_json:
-        print(json.dumps(_as_dict("".join(pieces), device, before, loaded, generation, request), indent=1))
+        print(json.dumps(_as_dict("".join(pieces), device, before, model, generation, request), indent=1))
     elif request.stats:
-        notes.print(_table(device, before, loaded, generation, request))
+        notes.print(_table(device, before, model, generation, request))
     if generation.stats.stop_reason is StopReason.INTERRUPTED:
         raise KeyboardInterrupt
 
@@ -128,45 +142,41 @@ def _stream(text: str, request: Request) -> None:
         print(text, end="", flush=True)
 
 
-def _prompt_ids(loaded: LoadedModel, request: Request) -> list[int]:
-    if request.raw:
-        ids = loaded.tokenizer.encode(request.prompt, parse_special=False, add_special=True)
-    else:
-        messages = [{"role": "system", "content": request.system}] if request.system else []
-        ids = loaded.encode_chat([*messages, {"role": "user", "content": request.prompt}])
-    length = loaded.config.context_length
-    if len(ids) >= length:
+def _messages(request: Request) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": request.system}] if request.system else []
+    return [*system, {"role": "user", "content": request.prompt}]
+
+
+def _check_length(model: Model, request: Request, messages: list[dict[str, str]]) -> None:
+    """Refuse a prompt that is too long in the words of the command."""
+    ids = model.tokenizer.encode(request.prompt) if request.raw else model.encode_chat(messages)
+    if len(ids) >= model.context:
         whose = "the model's context" if request.context is None else "--context"
         more = "shorten it" if request.context is None else "shorten it, or give a larger --context"
         raise ContextFullError(
-            f"the prompt has {len(ids)} tokens; {whose} of {length} leaves no room for an answer: {more}"
+            f"the prompt has {len(ids)} tokens; {whose} of {model.context} leaves no room for an answer: {more}"
         )
-    return ids
 
 
-def weight_macs(loaded: LoadedModel, generation: Generation) -> int:
+def weight_macs(model: Model, generation: Generation) -> int:
     """Multiply-accumulates with weights that the generation took: the prompt, then each token but the last."""
     stats = generation.stats
     if not stats.generated_tokens:
         return 0
-    prompt = loaded.model.weight_macs(stats.prompt_tokens - stats.cached_tokens)
-    return prompt + (stats.generated_tokens - 1) * loaded.model.weight_macs(1)
+    prompt = model.weight_macs(stats.prompt_tokens - stats.cached_tokens)
+    return prompt + (stats.generated_tokens - 1) * model.weight_macs(1)
 
 
-def _scheme(request: Request) -> str:
-    return request.scheme or ("as it was quantized" if is_quantized(request.model) else DEFAULT_SCHEME)
-
-
-def _share(device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation) -> float | None:
+def _share(device: Device, before: DeviceStats, model: Model, generation: Generation) -> float | None:
     """Which part of the work with weights went through the NPU; after an interrupt, with a step half done, none."""
-    total = weight_macs(loaded, generation)
+    total = weight_macs(model, generation)
     if not total or generation.stats.stop_reason is StopReason.INTERRUPTED:
         return None
     return (device.stats().macs - before.macs) / total
 
 
 def _as_dict(
-    text: str, device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation, request: Request
+    text: str, device: Device, before: DeviceStats, model: Model, generation: Generation, request: Request
 ) -> dict[str, Any]:
     """The answer and its figures; speeds are those of the device, which may be a simulation."""
     stats, now = generation.stats, device.stats()
@@ -180,10 +190,10 @@ def _as_dict(
         "generate_seconds": stats.generate_seconds,
         "prompt_tokens_per_second": stats.prompt_tokens_per_second,
         "tokens_per_second": stats.tokens_per_second,
-        "load_seconds": loaded.load_seconds,
+        "load_seconds": model.load_seconds,
         "model": str(request.model),
-        "model_name": loaded.name,
-        "scheme": _scheme(request),
+        "model_name": model.name,
+        "scheme": model.scheme,
         "device": device.name,
         "chip": device.chip.soc,
         "simulated": device.simulated,
@@ -192,22 +202,22 @@ def _as_dict(
         "contexts": now.contexts,
         "descriptors": now.descriptors,
         "npu_bytes": now.npu_bytes,
-        "share_of_weight_macs": _share(device, before, loaded, generation),
+        "share_of_weight_macs": _share(device, before, model, generation),
         "seed": request.seed,
     }
 
 
-def _table(device: Device, before: DeviceStats, loaded: LoadedModel, generation: Generation, request: Request) -> Table:
+def _table(device: Device, before: DeviceStats, model: Model, generation: Generation, request: Request) -> Table:
     stats, now = generation.stats, device.stats()
     where = f"CPU simulation of {device.chip.soc}" if device.simulated else f"NPU of {device.chip.soc}"
-    share = _share(device, before, loaded, generation)
+    share = _share(device, before, model, generation)
     speed_note = " (CPU simulation)" if device.simulated else ""
     table = Table(title="npumatmul", show_header=False, title_justify="left")
     table.add_column(justify="left")
     table.add_column(justify="right", overflow="fold")
     rows = [
         ("device", f"{device.name}: {where}"),
-        ("model", f"{loaded.name}, {_scheme(request)}, loaded in {loaded.load_seconds:.1f} s"),
+        ("model", f"{model.name}, {model.scheme}, loaded in {model.load_seconds:.1f} s"),
         (f"prompt{speed_note}", f"{stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s"),
         (f"generation{speed_note}", f"{stats.generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s"),
         ("rknn_matmul_run calls", f"{now.run_calls - before.run_calls}"),

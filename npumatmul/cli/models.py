@@ -9,24 +9,30 @@ from npumatmul.cli.progress import ProgressCallback, working
 from npumatmul.cli.terminal import say
 from npumatmul.device.device import Device
 from npumatmul.llm import (
-    GGUFFile,
+    DecoderConfig,
     GGUFTokenizer,
-    LlamaConfig,
     LoadedModel,
     Window,
     fetch_demo_model,
     load_model,
     npu_layers,
-    npu_pack,
     numpy_pack,
     text_tokens,
     windows,
 )
-from npumatmul.llm.quantize import LayerRecipe, Recipe, is_quantized, load_quantized, parse_scheme, quantize_model
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.loader import DEFAULT_SCHEME, FLOAT32, Packer, rounded_again
+from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.quantize import (
+    Recipe,
+    is_quantized,
+    load_quantized,
+    parse_scheme,
+    quantize_model,
+    quick_recipe,
+)
 
-DEFAULT_SCHEME = "w16a16"
-FLOAT32 = "float32"
-"""Where a scheme is asked for: the model computed by numpy in float32."""
 GGUF = "gguf"
 
 
@@ -69,10 +75,10 @@ def read_windows(
         If the windows are longer than the model reads, or the text is no text or too short.
     """
     if is_quantized(path):
-        config, tokenizer = _reads(load_quantized(path).rest)
+        config, tokenizer = _reads(GGUFSource.of(load_quantized(path).rest))
     else:
-        with GGUFFile(path) as file:
-            config, tokenizer = _reads(file)
+        with GGUFSource(path) as source:
+            config, tokenizer = _reads(source)
     longest = context + stride // 2
     if longest > config.context_length:
         stretched = f", and half a --stride more, {longest}" if stride else ""
@@ -83,8 +89,8 @@ def read_windows(
     return windows(text_tokens(tokenizer, read_text(text)), context, stride=stride, limit=limit, bos_id=bos)
 
 
-def _reads(file: GGUFFile) -> tuple[LlamaConfig, GGUFTokenizer]:
-    return LlamaConfig.from_gguf(file), GGUFTokenizer(file)
+def _reads(source: GGUFSource) -> tuple[DecoderConfig, GGUFTokenizer]:
+    return config_of(source), GGUFTokenizer(source.file)
 
 
 def open_model(
@@ -124,27 +130,23 @@ def open_model(
         return load_model(path, pack=numpy_pack, context_length=context, progress=progress)
     elif device is None or scheme == GGUF:
         if not quiet:
-            _say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
-        quantized = quantize_model(path, Recipe(LayerRecipe(scheme or DEFAULT_SCHEME)), progress=progress)
+            say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
+        quantized = quantize_model(path, Recipe(quick_recipe(scheme or DEFAULT_SCHEME)), progress=progress)
     else:
-        pack = npu_pack(scheme or DEFAULT_SCHEME, device)
+        pack = Packer(scheme or DEFAULT_SCHEME, device)
         if not quiet:
-            _say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
+            say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
         return load_model(path, pack=pack, context_length=context, progress=progress)
     if device is None:
         return quantized.load(context_length=context, progress=progress)
     return quantized.load(npu_layers(device), context_length=context, progress=progress)
 
 
-def _say_if_rounded_again(path: Path, scheme: str) -> None:
+def say_if_rounded_again(path: Path, scheme: str) -> None:
     """Tell people whose file holds blocks of few bits already that another rounding follows."""
-    if scheme == GGUF or parse_scheme(scheme).weight_bits == 16:
+    if is_quantized(path):
         return
-    with GGUFFile(path) as file:
-        kinds = {info.kind.name for info in file.tensors.values() if len(info.shape) == 2}
-    blocks = sorted(kind for kind in kinds if "Q" in kind)
-    if blocks:
-        say(
-            f"note: {path.name} stores weights as {' and '.join(blocks)}; {scheme} rounds them a second time. "
-            "Scheme gguf takes Q4_0, Q4_1 and Q8_0 over as they are."
-        )
+    with open_source(path) as source:
+        note = rounded_again(source, scheme)
+    if note is not None:
+        say(f"note: {note}")

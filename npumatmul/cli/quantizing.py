@@ -15,7 +15,8 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import NpuError
 from npumatmul.files.writing import check_target
-from npumatmul.llm import GGUFFile, LlamaConfig
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.quantize import (
     LayerRecipe,
     QuantizedModel,
@@ -120,8 +121,8 @@ def _model(path: Path, request: Request, progress: ProgressCallback) -> tuple[Qu
         return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress), ()
     if pieces or not layers_to_calibrate(path, recipe):
         return quantize_model(path, recipe, pieces, progress=progress), ()
-    with GGUFFile(path) as file:
-        length = min(request.context, LlamaConfig.from_gguf(file).context_length)
+    with open_source(path) as source:
+        length = min(request.context, config_of(source).context_length)
     note = f"calibrated on a text that the model wrote itself: {request.chunks} windows of {length} tokens"
     say(f"without --calibration the model is {note}")
     pieces = own_text(path, request.chunks, length, progress=progress)

@@ -1,14 +1,18 @@
 """Language models with every linear layer through the matmul API.
 
 Load a GGUF file with `load_model`, passing the function that turns a weight into something that multiplies, and
-continue a prompt with `generate`. `model` is the whole computation in one file.
+continue a prompt with `generate`. `models.decoder` is the whole computation, over the layers of `npumatmul.nn`.
 """
+
+from typing import TypeAlias
 
 from npumatmul.extras import explain_missing
 
 try:
     from npumatmul.llm.files.demo_model import fetch_demo_model
     from npumatmul.llm.files.gguf import GGUFFile
+    from npumatmul.llm.language_model import Model, Prompt
+    from npumatmul.llm.loader import load
     from npumatmul.llm.loading import LoadedModel, load_model, numpy_pack
     from npumatmul.llm.measure.evaluation import (
         Estimate,
@@ -19,24 +23,32 @@ try:
         text_tokens,
         windows,
     )
-    from npumatmul.llm.models.config import LlamaConfig
-    from npumatmul.llm.models.decoder import Block, ContextFullError, KVCache, Linear, LlamaModel, Pack
+    from npumatmul.llm.models.cache import ContextFullError, KVCache
+    from npumatmul.llm.models.decoder import Decoder
+    from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Generation, GenerationStats, StopReason, Token, generate
+    from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
     from npumatmul.llm.tokenizers.streaming import StreamDecoder
+    from npumatmul.nn.product import Pack, Product
+    from npumatmul.nn.product import Product as Linear
 except ModuleNotFoundError as error:
     explain_missing(error, "npumatmul.llm")
     raise
 
+# what they were called when there was one architecture
+LlamaModel: TypeAlias = Decoder
+LlamaConfig: TypeAlias = DecoderConfig
+
 __all__ = [
-    "Block",
     "ChatTemplate",
     "ContextFullError",
+    "Decoder",
+    "DecoderConfig",
     "Estimate",
     "Evaluation",
     "GGUFFile",
@@ -49,14 +61,17 @@ __all__ = [
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
+    "Model",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
+    "Piece",
+    "Product",
+    "Prompt",
     "Sampler",
     "SamplingOptions",
     "StopReason",
     "StreamDecoder",
-    "Token",
     "Tokenizer",
     "Window",
     "control_texts",
@@ -64,6 +79,7 @@ __all__ = [
     "evaluate_models",
     "fetch_demo_model",
     "generate",
+    "load",
     "load_model",
     "npu_layers",
     "npu_pack",

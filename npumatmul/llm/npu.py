@@ -1,19 +1,19 @@
-"""Linear layers on the NPU: what puts a model's weights there, floats or quantized ones."""
+"""Product layers on the NPU: what puts a model's weights there, floats or quantized ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
-from npumatmul.llm.models.decoder import Float32, Linear, Pack
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
-from npumatmul.nn.product import PackedProduct, Product
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
 
@@ -23,30 +23,11 @@ __all__ = ["EXTRAS", "NpuLinear", "NpuQuantizedLinear", "npu_layers", "npu_pack"
 EXTRAS = ("offset", "bias", "centre")
 
 
-class NpuLinear:
-    """A `Linear` whose weight stays on the NPU.
-
-    Parameters
-    ----------
-    weight : PackedWeight
-        The packed weight.
-    """
-
-    def __init__(self, weight: PackedWeight) -> None:
-        self.weight = weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(K, N)``."""
-        return self.weight.shape
-
-    def __call__(self, x: Float32) -> Float32:
-        """Multiply ``(M, K)`` to ``(M, N)`` through `rknn_matmul_run`."""
-        y: Float32 = matmul(x, self.weight)
-        return y
+NpuLinear: TypeAlias = PackedProduct
+"""A `Product` whose weight stays on the NPU."""
 
 
-class NpuQuantizedLinear(NpuLinear):
+class NpuQuantizedLinear:
     """A quantized layer whose codes stay on the NPU.
 
     Offsets and biases are the host's: for blocks of 32 that were taken over with minima, sums of activations over each
@@ -67,11 +48,16 @@ class NpuQuantizedLinear(NpuLinear):
         bias: Float32 | None = None,
         centre: Float32 | None = None,
     ) -> None:
-        super().__init__(weight)
+        self.weight, self.bias = weight, bias
         params = weight.params
         self._transform = weight.input_transform
         self._group_size = self.shape[0] if params is None or params.group_size is None else params.group_size
-        self.offset, self.bias, self.centre = offset, bias, centre
+        self.offset, self.centre = offset, centre
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, N)``."""
+        return self.weight.shape
 
     @classmethod
     def of_layer(cls, layer: QuantizedLayer | PackedLayer, device: Device) -> NpuQuantizedLinear:
@@ -83,7 +69,7 @@ class NpuQuantizedLinear(NpuLinear):
         """Multiply ``(M, K)`` to ``(M, N)``."""
         if self.centre is not None:
             x = x - self.centre
-        y = super().__call__(x)
+        y: Float32 = matmul(x, self.weight)
         if self.offset is not None:
             given = x if self._transform is None else np.asarray(self._transform.activation(x), np.float32)
             y += group_sums(given, self._group_size) @ self.offset.T
@@ -97,7 +83,7 @@ def product_of_parts(weight: PackedWeight, extras: Mapping[str, Float32]) -> Pro
     return NpuQuantizedLinear(weight, **extras) if extras else PackedProduct(weight)
 
 
-def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Linear]:
+def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer | PackedLayer, str], Product]:
     """Make the function that uploads each layer of a quantized model to a device.
 
     Parameters
@@ -108,7 +94,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     Returns
     -------
     callable
-        From a `QuantizedLayer` or `PackedLayer` and its name to a `Linear`; what `QuantizedModel.load` takes.
+        From a `QuantizedLayer` or `PackedLayer` and its name to a `Product`; what `QuantizedModel.load` takes.
         Nothing is rounded again.
 
     Examples
@@ -121,7 +107,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     """
     target = current_device(device)
 
-    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Linear:
+    def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
         return NpuQuantizedLinear.of_layer(layer, target)
 
     return upload
@@ -142,7 +128,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     Returns
     -------
     callable
-        From a float32 weight ``(N, K)`` and the name of its layer to a `Linear`.
+        From a float32 weight ``(N, K)`` and the name of its layer to a `Product`.
 
     Raises
     ------
@@ -161,7 +147,7 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     chosen = scheme_for(np.dtype(np.float32), scheme, "npu_pack")  # a wrong name is told before a model is opened
     target = current_device(device)
 
-    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Linear:
+    def pack_weight(weight: NDArray[np.float32], name: str = "") -> Product:
         return NpuLinear(pack(weight, chosen, transposed=True, device=target))
 
     return pack_weight

@@ -114,6 +114,7 @@ class PackedCache:
     Attributes
     ----------
     folder : Path
+        Raises `UnusableFileError` where the user has no home and no ``XDG_CACHE_HOME``.
 
     Examples
     --------
@@ -124,7 +125,12 @@ class PackedCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = cache_folder("packed") if folder is None else folder
+        self._folder = folder
+
+    @property
+    def folder(self) -> Path:
+        """Where entries are."""
+        return cache_folder("packed") if self._folder is None else self._folder
 
     def path(self, key: str) -> Path:
         """Where an entry is, or would be."""
@@ -234,7 +240,10 @@ def _limit_path() -> Path:
 
 
 def _said_limit() -> int | None:
-    path = _limit_path()
+    try:
+        path = _limit_path()
+    except UnusableFileError:  # a user without a home has said nothing
+        return None
     try:
         said = read_json(path)["limit"]
     except FileNotFoundError:

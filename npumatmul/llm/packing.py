@@ -149,7 +149,6 @@ class _Kept:
 
     def __init__(self, cache: PackedCache, key: str, device: Device, label: Mapping[str, Any]) -> None:
         self._cache, self._key, self._device, self._label = cache, key, device, label
-        self._path = cache.path(key)
         self._done: dict[str, Product] = {}
         self._extras: dict[str, dict[str, int]] = {}
         self._descriptions: dict[str, Any] = {}
@@ -160,6 +159,11 @@ class _Kept:
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> _Kept:
+        try:
+            self._path = self._cache.path(self._key)
+        except UnusableFileError as error:  # there is no folder for it
+            self._give_up(str(error))
+            return self
         try:
             self._file = _EntryFile(self._path, self._device)
             self._cache.used(self._key)
@@ -217,10 +221,10 @@ class _Kept:
         metadata = packed_metadata(self._descriptions)
         try:
             self._writer.finish({**metadata, LABEL: label, _CHECKSUM: text_checksum(label)})
+            logger.info("the packed model was put into the cache: %s", self._path)
+            self._cache.prune(keep=self._key)
         except OSError as error:
-            return self._give_up(str(error))
-        logger.info("the packed model was put into the cache: %s", self._path)
-        self._cache.prune(keep=self._key)
+            self._give_up(str(error))
 
     def _begin(self) -> None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,6 +27,8 @@ _BLOCK_FLOATS = 1 << 21
 #: Keys of a block that have to be converted, or values, at most: they stay in the caches of a core.
 _COPIED_FLOATS = 1 << 18
 _LEAST_KEYS = 64
+#: With ``"causal"`` so many queries are worked on at once, so that little is computed to be hidden.
+_QUERIES = 256
 
 
 class Blocks(Protocol):
@@ -122,21 +123,47 @@ def scaled_dot_product_attention(
     if type(v) is not np.ndarray or v.dtype != _F32:
         v = _operand(v)
     heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
+    sinks = None if sinks is None else _sinks(sinks, heads)
+    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
+    factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if t <= _QUERIES or type(mask) is not str:
+        return _attend(q, k, v, s, kv_heads, factor, mask, window, softcap, sinks, npu)
+    y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    for first in range(0, t, _QUERIES):  # each part sees keys up to its own last one
+        stop = min(first + _QUERIES, t)
+        part, seen = q[..., first:stop, :], max(s - t + stop, 0)
+        y[..., first:stop, :] = _attend(part, k, v, seen, kv_heads, factor, mask, window, softcap, sinks, npu)
+    return y
+
+
+def _attend(
+    q: NDArray[Any],
+    k: Any,
+    v: Any,
+    s: int,
+    kv_heads: int,
+    factor: np.float32,
+    mask: Mask,
+    window: int | None,
+    softcap: float | None,
+    sinks: Float32 | None,
+    npu: NpuProducts | None,
+) -> NDArray[Any]:
+    """Attention to the first `s` keys."""
+    heads, t, dim = q.shape[-3:]
     group = heads // kv_heads
     rows = q if q.dtype == _F32 else float32_of(q, _CALLED)
-    rows = rows * np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, q.shape[-1])
+    rows = rows * factor
+    rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, dim)
     start = 0
     if window is not None:
         start = max(0, s - t - window + 1)
         window = None if s - start <= window and t == 1 else window
-    if mask is not None and t == 1 and type(mask) is str:
+    if t == 1 and type(mask) is str:
         mask = None
-    state: tuple[Any, Any, Any] | None = None
-    if sinks is not None:
-        state = _of_sinks(sinks, heads, rows, v.shape[-1], group, t)
+    #: The largest score so far, the sum of exponentials of all others less that, and the sum of their values.
+    state: tuple[Any, Any, Any] | None = None if sinks is None else _of_sinks(sinks, rows, v.shape[-1], group, t)
     rooms: tuple[list[Float32], list[Float32]] = [], []
-    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
     for first, stop in _blocks(start, s, rows, k, v, npu):
         if npu is None:
             keys, values = _read(k, first, stop, rooms[0]), _read(v, first, stop, rooms[1])
@@ -150,17 +177,17 @@ def scaled_dot_product_attention(
             scores *= np.float32(softcap)
         if mask is not None or window is not None:
             _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s)
-        high = np.maximum.reduce(scores, axis=-1, keepdims=True)
+        base = high = np.maximum.reduce(scores, axis=-1, keepdims=True)
         if state is not None:
             np.maximum(high, state[0], out=high)
-        if mask is not None:
-            high[high == -np.inf] = 0  # of queries that see none of these keys
-        scores -= high
+        if mask is not None:  # there may be queries that have seen no key yet
+            base = np.where(high == -np.inf, np.float32(0), high)
+        scores -= base
         np.exp(scores, out=scores)
         total = np.add.reduce(scores, axis=-1, keepdims=True)
         result = np.matmul(scores, values) if npu is None else npu.multiply(scores, values)
         if state is not None:
-            before = np.exp(state[0] - high)
+            before = np.exp(state[0] - base)
             total += before * state[1]
             result += before * state[2]
         state = high, total, result
@@ -220,14 +247,20 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
     return a[-3], t, b[-3], s
 
 
-def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProducts | None) -> Iterator[tuple[int, int]]:
+def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProducts | None) -> list[tuple[int, int]]:
     """Ranges of keys whose scores, and whose float32 copies, have room."""
-    size = _BLOCK_FLOATS // max(rows.size // max(rows.shape[-1], 1), 1)
-    for each in (k, v):
-        if type(each) is not np.ndarray or each.dtype != _F32:
-            size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
-    size = max(_LEAST_KEYS, size) if npu is None else npu.keys
+    if npu is None:
+        size = _BLOCK_FLOATS * rows.shape[-1] // max(rows.size, 1)
+        for each in (k, v):
+            if type(each) is not np.ndarray or each.dtype != _F32:
+                size = min(size, _COPIED_FLOATS * each.shape[-2] // max(math.prod(each.shape), 1))
+        size = max(_LEAST_KEYS, size)
+    else:
+        size = npu.keys
     cuts: tuple[int, ...] = getattr(k, "cuts", ())
+    if stop - start <= size and len(cuts) < 2:
+        return [(start, stop)] if stop > start else []
+    found = []
     first = start
     while first < stop:
         end = min(first + size, stop)
@@ -235,8 +268,9 @@ def _blocks(start: int, stop: int, rows: Float32, k: Any, v: Any, npu: NpuProduc
             if first < cut < end:
                 end = cut
                 break
-        yield first, end
+        found.append((first, end))
         first = end
+    return found
 
 
 def _read(x: Any, first: int, stop: int, room: list[Float32]) -> Float32:
@@ -280,14 +314,16 @@ def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int
     np.copyto(scores, -np.inf, where=hidden)
 
 
-def _of_sinks(
-    sinks: ArrayLike, heads: int, rows: Float32, width: int, group: int, t: int
-) -> tuple[Float32, Float32, Float32]:
-    """The state of a softmax that has seen one key for each head, without a value."""
+def _sinks(sinks: ArrayLike, heads: int) -> Float32:
     scores = np.asarray(sinks, np.float32)
     if scores.shape != (heads,):
         raise ValueError(f"{_CALLED}: sinks has shape {scores.shape}; there are {heads} heads")
-    each = np.repeat(scores, t).reshape(heads // group, group * t, 1)
+    return scores
+
+
+def _of_sinks(sinks: Float32, rows: Float32, width: int, group: int, t: int) -> tuple[Float32, Float32, Float32]:
+    """The state of a softmax that has seen one key for each head, without a value."""
+    each = np.repeat(sinks, t).reshape(-1, group * t, 1)
     high = np.broadcast_to(each, (*rows.shape[:-1], 1)).copy()
     return high, np.ones_like(high), np.zeros((*rows.shape[:-1], width), np.float32)
 

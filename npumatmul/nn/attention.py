@@ -156,6 +156,9 @@ class Attention(Module):
         self._products = products
         self.rope = rope
         q, kv = heads * head_dim, kv_heads * head_dim
+        #: Whether queries and keys, which stand beside each other in one result, are only rotated.
+        self._turns_at_once = rope is not None and qk_norm is None and gate is None
+        self._q_and_k = q + kv
         how: dict[str, Any] = {"scheme": scheme, "device": device}
         sizes = {"q_proj": 2 * q if gate else q, "k_proj": kv, "v_proj": kv}
         self.qkv = LinearGroup(hidden_size, sizes, bias, fused=fused, **how)
@@ -211,16 +214,15 @@ class Attention(Module):
         CacheFullError
             If the cache has no room.
         """
-        parts = self.qkv(x)
+        qkv = self.qkv.whole(x)
         if type(x) is not NpuArray:
-            return self.o_proj(self.attend(parts, cache=cache, layer=layer, mask=mask, positions=positions))
-        seen = [part.numpy(writable=False) for part in parts]
-        y = self.attend(seen, cache=cache, layer=layer, mask=mask, positions=positions)
+            return self.o_proj(self.attend(qkv, cache=cache, layer=layer, mask=mask, positions=positions))
+        y = self.attend(qkv.numpy(writable=False), cache=cache, layer=layer, mask=mask, positions=positions)
         return self.o_proj(unread(np.ascontiguousarray(y), y.shape, x.device))
 
     def attend(
         self,
-        parts: Sequence[NDArray[Any]],
+        qkv: NDArray[Any] | Sequence[NDArray[Any]],
         *,
         cache: KVCache | None = None,
         layer: int = 0,
@@ -231,8 +233,8 @@ class Attention(Module):
 
         Parameters
         ----------
-        parts : sequence of three ndarrays, shapes (..., T, n)
-            What `qkv` gave: queries, keys and values.
+        qkv : ndarray, shape (..., T, N), or sequence of three ndarrays, shapes (..., T, n)
+            What `qkv.whole` gave, or `qkv`: queries, keys and values.
         cache, layer, mask, positions
             As for a call.
 
@@ -241,30 +243,26 @@ class Attention(Module):
         ndarray, shape (..., T, heads * head_dim)
             What goes to `o_proj`.
         """
-        q, k, v = parts
-        lead, dim, kv_heads = q.shape[:-1], self._dim, self._kv_heads
+        dim, kv_heads = self._dim, self._kv_heads
+        lead = (qkv if isinstance(qkv, np.ndarray) else qkv[0]).shape[:-1]
         if len(lead) not in (1, 2):
-            raise ValueError(f"{self!r} takes (T, hidden) or (B, T, hidden); queries have shape {q.shape}")
+            raise ValueError(
+                f"{self!r} takes (T, hidden) or (B, T, hidden); queries have shape {(*lead, self._q_and_k)}"
+            )
         split = (1, *lead) if len(lead) == 1 else lead
+        offset = 0 if cache is None else cache.offset
         gate = None
-        if self._gate is not None:
-            both = q.reshape(*split, self._heads, 2 * dim)
-            q, gate = both[..., :dim], both[..., dim:]
-        if self._qk_norm == "all":
-            assert self.q_norm is not None
-            assert self.k_norm is not None
-            q = self.q_norm(q.reshape(*split, self._heads * dim))
-            k = self.k_norm(k)
-        q = q.reshape(*split, self._heads, dim).swapaxes(1, 2)
-        k = k.reshape(*split, kv_heads, dim).swapaxes(1, 2)
+        if self._turns_at_once and isinstance(qkv, np.ndarray):
+            assert self.rope is not None
+            both = qkv[..., : self._q_and_k].reshape(*split, -1, dim).swapaxes(1, 2)
+            both = self.rope(both, offset, positions)
+            q, k, v = both[:, : self._heads], both[:, self._heads :], qkv[..., self._q_and_k :]
+        else:
+            q, k, v = self.qkv.split(qkv) if isinstance(qkv, np.ndarray) else qkv
+            q, k, gate = self._queries_and_keys(q, k, split)
+            if self.rope is not None:
+                q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
         v = v.reshape(*split, kv_heads, dim).swapaxes(1, 2)
-        if self._qk_norm == "head":
-            assert self.q_norm is not None
-            assert self.k_norm is not None
-            q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope is not None:
-            offset = 0 if cache is None else cache.offset
-            q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
         if cache is not None:
             kept = cache.windows[layer]
             if kept is not None and (self._window is None or kept < self._window):
@@ -283,6 +281,23 @@ class Attention(Module):
                 y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
+
+    def _queries_and_keys(
+        self, q: NDArray[Any], k: NDArray[Any], split: tuple[int, ...]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+        """Heads of both, normalized, and the gate."""
+        dim, gate = self._dim, None
+        if self._gate is not None:
+            both = q.reshape(*split, self._heads, 2 * dim)
+            q, gate = both[..., :dim], both[..., dim:]
+        if self._qk_norm == "all" and self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q.reshape(*split, self._heads * dim))
+            k = self.k_norm(k)
+        q = q.reshape(*split, self._heads, dim).swapaxes(1, 2)
+        k = k.reshape(*split, self._kv_heads, dim).swapaxes(1, 2)
+        if self._qk_norm == "head" and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, gate
 
     def _npu_for(self, q: tuple[int, ...], k: tuple[int, ...]) -> Device | None:
         """The device that multiplies queries and keys of such shapes, or None."""

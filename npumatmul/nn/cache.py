@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 from collections.abc import Sequence
@@ -135,8 +136,12 @@ class KVCache:
             If shapes do not fit.
         NotFiniteError
             If an inf or nan is to be kept as int8.
+        OverflowError
+            If a value is beyond float16's range, and is to be kept as that.
         """
         batch, heads, dim = self._rows
+        if not 0 <= layer <= self._last:
+            raise ValueError(f"KVCache.update: there is no layer {layer}; layers are 0 to {self._last}")
         if k.ndim != 4 or k.shape != v.shape or k.shape[:2] != (batch, heads) or k.shape[3] != dim:
             raise ValueError(
                 f"KVCache.update: k of shape {k.shape} and v of {v.shape} have to be {(batch, heads, 'T', dim)}"
@@ -194,13 +199,11 @@ class KVCache:
         >>> cache.offset, other.offset
         (9, 10)
         """
-        batch, heads, dim = self._rows
-        made = KVCache(
-            len(self._layers), heads, dim, dtype=self._dtype, window=self.windows, chunk=self._chunk, batch=batch,
-            limit=self.limit,
-        )  # fmt: skip
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict):  # also what a class that is derived of this one has
+                setattr(made, name, copy.copy(value))
         made._layers = [layer.fork(self.offset) for layer in self._layers]
-        made.offset, made.notes = self.offset, dict(self.notes)
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ from npumatmul.nn.product import Float32
 __all__ = ["FORMATS", "CachedRows", "Format", "LayerRows"]
 
 _LEVELS = np.float32(127)
+_BEYOND_HALVES = np.float32(65520)  # from here on values are rounded to an infinity
 _TINY = np.float32(np.finfo(np.float32).tiny)
 
 Parts = Sequence[NDArray[Any]]
@@ -32,11 +33,26 @@ class Format:
 
     def put(self, parts: Parts, start: int, stop: int, rows: NDArray[Any]) -> None:
         """Store rows."""
+        if self.dtype == np.float16 and rows.dtype != np.float16 and rows.size:
+            _check_halves(rows)
         parts[0][:, :, start:stop] = rows
 
     def seen(self, parts: Parts, start: int, stop: int) -> Any:
         """Rows, without a copy."""
         return parts[0][:, :, start:stop]
+
+
+def _check_halves(rows: NDArray[Any]) -> None:
+    """Raise where a number would become an infinity; infinities stay what they are."""
+    sizes = np.abs(rows.astype(np.float32, copy=False))
+    if np.maximum.reduce(sizes, axis=None) < _BEYOND_HALVES:
+        return
+    lost = sizes[np.isfinite(sizes) & (sizes >= _BEYOND_HALVES)]
+    if lost.size:
+        raise OverflowError(
+            f"KVCache.update: a key or value of {lost[0]:.4g} is beyond float16's range; make the cache with "
+            "dtype='float32'"
+        )
 
 
 class _Codes(Format):

@@ -116,7 +116,10 @@ class Embedding(Module):
             return self._table[ids].astype(np.float32, copy=False)
         if self._rows is None:
             raise ModelError(f"{self!r} has no weight yet; load_state_dict loads one")
-        return self._rows(ids)
+        rows = self._rows(ids)
+        if rows.shape != (len(ids), self._dim):
+            raise ModelError(f"{self!r}: what reads rows gave {rows.shape} instead of {(len(ids), self._dim)}")
+        return rows
 
     def __call__(self, ids: ArrayLike) -> Float32:
         """Take rows.

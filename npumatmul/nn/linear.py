@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.errors import ModelError
+from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.nn.module import Module, Take, as_floats, check_size, float32_of, floats, rounded_to
 from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, packed_by, product_of
 from npumatmul.ops import NpuArray, PackedWeight
@@ -64,8 +64,18 @@ class _Multiplying(Module):
             If its shape is not ``(K, N)``.
         """
         made = copy.copy(self)
-        made._use(product, self._bias, type(self).__name__)
+        made.use(product)
         return made
+
+    def use(self, product: Product) -> None:
+        """Multiply with another product from now on; the bias stays.
+
+        Raises
+        ------
+        ValueError
+            If its shape is not ``(K, N)``.
+        """
+        self._use(product, self._bias, type(self).__name__)
 
     def _use(self, product: Product, bias: Float32 | None, called: str) -> None:
         if tuple(product.shape) != (self._k, self._n):
@@ -127,7 +137,10 @@ class _Multiplying(Module):
         return weight
 
     def _loaded(self, weight: Callable[[], NDArray[Any]], bias: Float32 | None, pack: Pack | None, path: str) -> None:
-        product = packed_by(pack, weight, path) if pack else product_of(weight(), self._scheme, self._device)
+        try:
+            product = packed_by(pack, weight, path) if pack else product_of(weight(), self._scheme, self._device)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{path or repr(self)}: {error}") from error
         self._use(product, bias, path or type(self).__name__)
 
 
@@ -233,7 +246,7 @@ class Linear(_Multiplying):
         Raises
         ------
         TypeError
-            If it is none, or one of integers.
+            If it is none, or its scheme is one of integers.
 
         Examples
         --------
@@ -245,6 +258,11 @@ class Linear(_Multiplying):
         """
         if not isinstance(weight, PackedWeight):
             raise TypeError(f"Linear.from_packed: {type(weight).__name__} is no PackedWeight; npumatmul.pack makes one")
+        if weight.scheme.result != np.float32:
+            raise TypeError(
+                f"Linear.from_packed: scheme {weight.scheme.name!r} gives {weight.scheme.result} and takes no floats; "
+                "pack the weight as floats"
+            )
         return cls.from_product(PackedProduct(weight), bias)
 
     @classmethod
@@ -365,6 +383,10 @@ class LinearGroup(_Multiplying):
         """
         y = super().__call__(x)
         return tuple([y[part] for part in self._parts])
+
+    def whole(self, x: Any) -> Any:
+        """Multiply once, and leave the results of the layers beside each other, ``(..., N)``."""
+        return super().__call__(x)
 
     def split(self, y: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Views of the layers' results in what the product gave."""

@@ -199,7 +199,9 @@ class Module:
         ModelError
             If names or shapes do not fit: the message lists them, and nothing has changed.
         TypeError
-            If a value is no array of floats; those before it have been loaded.
+            If `mapping` is none, or a value is no array of floats; those before it have been loaded.
+        NotFiniteError
+            If a weight that is to be quantized holds an inf or nan; the message says which.
 
         Examples
         --------
@@ -210,6 +212,8 @@ class Module:
         Traceback (most recent call last):
         npumatmul.errors.ModelError: load_state_dict of Linear: 1 of 2 parameters is missing: bias; 1 name is left over: bais
         """  # noqa: E501
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"load_state_dict takes a mapping from names to arrays, not a {type(mapping).__name__}")
         shapes = self.parameter_shapes()
         missing = [name for name in shapes if prefix + name not in mapping]
         below = [name for name in mapping if name.startswith(prefix)] if prefix else list(mapping)

@@ -16,8 +16,8 @@ __all__ = ["SCALINGS", "RoPE"]
 
 _Float64 = NDArray[np.float64]
 _F32 = np.dtype(np.float32)
-#: Rows of the first table; later ones are twice as long as was asked for.
-_FIRST = 1024
+#: Rows of the first table; later ones are twice as long as was asked for, up to a limit.
+_FIRST, _LONGEST = 1024, 1 << 18
 
 
 class RoPE(Module):
@@ -149,7 +149,9 @@ class RoPE(Module):
         dim, half = self._dim, self._half
         if x.ndim < 2 or x.shape[-1] < dim:
             raise ValueError(f"{self!r} takes (..., T, D) with D of {dim} or more; the input has shape {x.shape}")
-        cos, sin = self._rows(offset, x.shape[-2], positions)
+        if out is not None and out.shape != x.shape:
+            raise ValueError(f"{self!r}: out has shape {out.shape}; the input has {x.shape}")
+        cos, sin = self._rows(offset, x.shape, positions)
         given = x if x.dtype == _F32 else float32_of(x, repr(self))
         y = np.empty(x.shape, _F32) if out is None or out.dtype != _F32 else out
         rotated = given if x.shape[-1] == dim else given[..., :dim]
@@ -171,31 +173,41 @@ class RoPE(Module):
             out[...] = y
         return out
 
-    def _rows(self, offset: int, count: int, positions: ArrayLike | None) -> tuple[Float32, Float32]:
-        """Cosines and sines of positions, ``(..., count, dim / 2)``."""
+    def _rows(self, offset: int, shape: tuple[int, ...], positions: ArrayLike | None) -> tuple[Float32, Float32]:
+        """Cosines and sines of positions, ``(..., T, dim / 2)``."""
         if positions is not None:
-            at = np.asarray(positions)
-            if at.dtype.kind not in "iu" or at.shape[-1:] != (count,):
-                raise ValueError(f"{self!r}: positions are integers (..., {count}); these are {at.dtype} of {at.shape}")
+            at = self._checked(positions, shape)
             low, stop = (int(at.min()), int(at.max()) + 1) if at.size else (0, 0)
         else:
-            low, stop = offset, offset + count
+            low, stop = offset, offset + shape[-2]
         if low < 0:
             raise ValueError(f"{self!r}: position {low} is negative")
         is_long = self._long is not None and stop > self._original
         table = self._tables.get(is_long)
         if table is None or len(table[0]) < stop:
-            table = self._grown(is_long, stop)
+            if stop > _LONGEST:
+                return self._of(np.arange(low, stop) if positions is None else at, is_long)
+            table = self._tables[is_long] = self._of(np.arange(max(_FIRST, min(2 * stop, _LONGEST))), is_long)
         cos, sin = table
         return (cos[low:stop], sin[low:stop]) if positions is None else (cos[at], sin[at])
 
-    def _grown(self, is_long: bool, stop: int) -> tuple[Float32, Float32]:
+    def _checked(self, positions: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        at = np.asarray(positions)
+        wanted = shape[:-1]
+        given = (1,) * (len(wanted) - at.ndim) + at.shape
+        fits = len(given) == len(wanted) and all(a in (1, w) for a, w in zip(given[:-1], wanted[:-1], strict=True))
+        if at.dtype.kind not in "iu" or not fits or given[-1] != wanted[-1]:
+            raise ValueError(
+                f"{self!r}: positions are integers that can be broadcast to {wanted}; these are {at.dtype} of shape "
+                f"{at.shape}"
+            )
+        return at
+
+    def _of(self, positions: NDArray[Any], is_long: bool) -> tuple[Float32, Float32]:
         chosen = self._long if is_long and self._long is not None else self._frequencies
-        angles = np.arange(max(_FIRST, 2 * stop), dtype=np.float64)[:, None] * chosen
+        angles = positions.astype(np.float64)[..., None] * chosen
         factor = self.attention_factor
-        made = (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
-        self._tables[is_long] = made
-        return made
+        return (np.cos(angles) * factor).astype(np.float32), (np.sin(angles) * factor).astype(np.float32)
 
 
 # ---- kinds of scaling ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ Clip = Literal["absmax", "mse"]
 #: Elements whose errors are searched at a time, which bounds the memory that it takes.
 _CHUNK_ELEMENTS = 1 << 19
 #: Elements of a weight that are there twice at a time, as they are and transformed.
-_TRANSFORMED_ELEMENTS = 1 << 24
+_TRANSFORMED_ELEMENTS = 1 << 21
 #: What each end of a range is tried at, times where it is.
 _END_RATIOS = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)
 _TINY, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)

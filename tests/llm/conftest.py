@@ -15,6 +15,7 @@ from llm_models import TinyModel, write_tiny_model
 from numpy.typing import NDArray
 
 from npumatmul.llm import LoadedModel, fetch_demo_model, load_model
+from npumatmul.llm.packed_cache import PackedCache
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -95,3 +96,10 @@ def make_gguf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _packed_models_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests pack is kept in no cache of the machine's."""
+    folder = tmp_path_factory.mktemp("packed")
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: PackedCache(folder))

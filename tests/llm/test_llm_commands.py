@@ -19,7 +19,7 @@ from npumatmul.cli import evaluating, generating, quantizing
 from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
-from npumatmul.llm import LlamaModel, evaluate, generate, load_model, numpy_pack, text_tokens, windows
+from npumatmul.llm import LlamaModel, evaluate, load, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe, load_quantized, own_text, quantize_model
 
@@ -222,14 +222,13 @@ def test_generate_as_json(tiny: Any) -> None:
     assert done.exit_code == 0
     assert done.stderr == ""
     found = json.loads(done.stdout)
-    loaded = load_model(tiny.path, pack=numpy_pack)
-    ids = loaded.tokenizer.encode("the", add_special=True)
-    expected = generate(loaded.model, loaded.tokenizer, ids, max_new_tokens=5)
-    assert found["text"] == "".join(token.text for token in expected)
+    with load(tiny.path) as model:
+        ids = model.tokenizer.encode("the", add_special=True)
+        assert found["text"] == "".join(piece.text for piece in model.generate("the", max_tokens=5))
     assert found["stop_reason"] == "max_tokens"
     assert (found["prompt_tokens"], found["generated_tokens"]) == (len(ids), 5)
     assert (found["device"], found["chip"], found["simulated"]) == ("sim:rk3588", "rk3588", True)
-    assert (found["model"], found["scheme"], found["share_of_weight_macs"]) == (str(tiny.path), "w16a16", 1)
+    assert (found["model"], found["scheme"], found["share_of_weight_macs"]) == (str(tiny.path), "w8a8", 1)
     for name in ("prompt_tokens_per_second", "tokens_per_second", "prompt_seconds", "generate_seconds", "load_seconds"):
         assert found[name] > 0
 
@@ -469,3 +468,27 @@ def test_quantize_mistakes(tiny: Any, tmp_path: Path) -> None:
         assert done.exit_code == 2
         assert message in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["generate", "demo"])
+def test_commands_take_the_scheme_that_load_takes(tiny: Any, command: str) -> None:
+    done = runner.invoke(app, [command, "-m", str(tiny.path), "-p", "the", "-n", "3"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "tiny, w8a8, loaded in" in done.stderr
+    with load(tiny.path) as model:
+        answer = "".join(piece.text for piece in model.chat([{"role": "user", "content": "the"}], max_tokens=3))
+    assert done.stdout == answer + "\n"
+
+
+def test_texts_that_end_an_answer_are_options(tiny: Any) -> None:
+    def text(*more: str) -> Any:
+        options = ["-p", "the", "-n", "30", "--raw", "--json", "--scheme", "float32", "--min-p", "0.1", "--no-cache"]
+        done = runner.invoke(app, ["generate", "-m", str(tiny.path), *options, *more], catch_exceptions=False)
+        return json.loads(done.stdout)
+
+    whole = text()["text"]
+    found = text("--stop", whole[9:12], "--stop", "never")
+    assert found["text"] == whole[: whole.index(whole[9:12])]
+    assert found["stop_reason"] == "stop_text"
+    with pytest.raises(ValueError, match="--stop has an empty text"):
+        text("--stop", "")

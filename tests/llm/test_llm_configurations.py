@@ -30,7 +30,7 @@ def comparable(config: DecoderConfig) -> dict[str, Any]:
     """A configuration without what formats say in ways of their own: the rotation as frequencies, which names are
     used, and where the 1 of gemma's norms is.
     """
-    values = dataclasses.asdict(config)
+    values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
     for name in ("architecture", "norm_offset", "layers"):
         del values[name]
     values["query_scale"] = round(config.query_scale or config.head_dim**-0.5, 6)

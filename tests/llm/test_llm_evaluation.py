@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npumatmul.llm import Evaluation, Window, evaluate, evaluate_models, load_model, numpy_pack, text_tokens, windows
-from npumatmul.llm.models.decoder import Linear, LlamaModel
+from npumatmul.llm.models.decoder import Decoder
+from npumatmul.nn.product import Product
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 
@@ -24,22 +25,22 @@ def truncated(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return (weight.view(np.uint32) & 0xFFF80000).view(np.float32)
 
 
-def coarse_pack(weight: NDArray[np.float32], name: str) -> Linear:
+def coarse_pack(weight: NDArray[np.float32], name: str) -> Product:
     """A model that is somewhat off."""
     return numpy_pack(truncated(weight))
 
 
 @pytest.fixture(scope="module")
-def exact(tiny: Any) -> LlamaModel:
+def exact(tiny: Any) -> Decoder:
     return load_model(tiny.path, pack=numpy_pack).model
 
 
 @pytest.fixture(scope="module")
-def coarse(tiny: Any) -> LlamaModel:
+def coarse(tiny: Any) -> Decoder:
     return load_model(tiny.path, pack=coarse_pack).model
 
 
-def test_against_transformers_and_torch(tiny: Any, exact: LlamaModel, coarse: LlamaModel) -> None:
+def test_against_transformers_and_torch(tiny: Any, exact: Decoder, coarse: Decoder) -> None:
     pieces = windows(TOKENS, 40, bos_id=262)
     assert len(pieces) == 5
     got = evaluate(coarse, exact, pieces)
@@ -70,7 +71,7 @@ def test_against_transformers_and_torch(tiny: Any, exact: LlamaModel, coarse: Ll
     assert got.perplexity.value == pytest.approx(math.exp(torch.cat(nll).mean()), rel=1e-5)
 
 
-def test_a_model_does_not_diverge_from_itself(exact: LlamaModel) -> None:
+def test_a_model_does_not_diverge_from_itself(exact: Decoder) -> None:
     got = evaluate(exact, exact, windows(TOKENS, 40))
     assert got.mean_kl == (0, 0)
     assert got.top1 == (1, 0)
@@ -78,7 +79,7 @@ def test_a_model_does_not_diverge_from_itself(exact: LlamaModel) -> None:
     assert got.perplexity == got.reference_perplexity
 
 
-def test_without_a_reference(exact: LlamaModel) -> None:
+def test_without_a_reference(exact: Decoder) -> None:
     alone = evaluate(exact, None, windows(TOKENS, 40))
     assert alone.mean_kl is None
     assert alone.top1 is None
@@ -87,7 +88,7 @@ def test_without_a_reference(exact: LlamaModel) -> None:
     assert alone.perplexity == evaluate(exact, exact, windows(TOKENS, 40)).perplexity
 
 
-def test_several_models_give_what_each_gives_alone(exact: LlamaModel, coarse: LlamaModel) -> None:
+def test_several_models_give_what_each_gives_alone(exact: Decoder, coarse: Decoder) -> None:
     pieces = windows(TOKENS, 64)
     calls: list[tuple[int, int, int]] = []
     both = evaluate_models(
@@ -106,7 +107,7 @@ def test_several_models_give_what_each_gives_alone(exact: LlamaModel, coarse: Ll
     }  # fmt: skip
 
 
-def test_windows_longer_than_a_piece_of_logits(tiny: Any, exact: LlamaModel) -> None:
+def test_windows_longer_than_a_piece_of_logits(tiny: Any, exact: Decoder) -> None:
     """Half of 400 tokens is more than the rows that are scored together."""
     tokens = np.random.default_rng(1).integers(0, 256, 800)
     got = evaluate(exact, None, windows(tokens, 400, limit=1))
@@ -181,7 +182,7 @@ def test_impossible_windows(arguments: dict[str, Any], message: str) -> None:
         windows(**arguments)
 
 
-def test_impossible_evaluations(exact: LlamaModel, demo: Any) -> None:
+def test_impossible_evaluations(exact: Decoder, demo: Any) -> None:
     with pytest.raises(ValueError, match="no windows"):
         evaluate(exact, None, [])
     with pytest.raises(ValueError, match="vocabularies of 264 and 49152"):

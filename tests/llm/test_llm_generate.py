@@ -43,8 +43,8 @@ def test_greedy_equals_transformers(tiny: Any, loaded: LoadedModel) -> None:
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=20, stop_ids=())
     tokens = list(run)
     expected = greedy_reference(tiny, PROMPT, 20)
-    assert [token.id for token in tokens] == run.ids == expected
-    assert "".join(token.text for token in tokens) == loaded.tokenizer.decode(expected)
+    assert [piece.token for piece in tokens] == run.ids == expected
+    assert "".join(piece.text for piece in tokens) == loaded.tokenizer.decode(expected)
     assert run.stats.stop_reason is StopReason.MAX_TOKENS
     assert (run.stats.prompt_tokens, run.stats.cached_tokens, run.stats.generated_tokens) == (4, 0, 20)
     assert run.stats.prompt_seconds > 0
@@ -58,9 +58,9 @@ def test_stop_token_is_the_last_and_has_no_text(tiny: Any, loaded: LoadedModel) 
     first = expected.index(stop)
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=20, stop_ids={stop})
     tokens = list(run)
-    assert [token.id for token in tokens] == expected[: first + 1]
+    assert [piece.token for piece in tokens] == expected[: first + 1]
     # also where a word ends the answer, and not a control token
-    assert "".join(token.text for token in tokens) == loaded.tokenizer.decode(expected[:first])
+    assert "".join(piece.text for piece in tokens) == loaded.tokenizer.decode(expected[:first])
     assert run.stats.stop_reason is StopReason.STOP_TOKEN
     assert run.stats.generated_tokens == first + 1
 
@@ -69,7 +69,7 @@ def test_full_context_is_a_stop_reason(tiny: Any, loaded: LoadedModel) -> None:
     cache = loaded.model.new_cache(10)
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=100, stop_ids=(), cache=cache)
     # 4 tokens of the prompt, 6 more fit, and the last one generated need not be in the cache
-    assert [token.id for token in run] == greedy_reference(tiny, PROMPT, 7)
+    assert [piece.token for piece in run] == greedy_reference(tiny, PROMPT, 7)
     assert run.stats.stop_reason is StopReason.CONTEXT_FULL
     assert cache.length == cache.capacity == 10
 
@@ -82,29 +82,29 @@ def test_prompt_longer_than_the_context(loaded: LoadedModel) -> None:
 def test_cache_is_reused_as_far_as_prompts_agree(tiny: Any, loaded: LoadedModel) -> None:
     cache = loaded.model.new_cache()
     first = list(generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=5, stop_ids=(), cache=cache))
-    longer = [*PROMPT, *(token.id for token in first), 77, 78]
+    longer = [*PROMPT, *(piece.token for piece in first), 77, 78]
     run = generate(loaded.model, loaded.tokenizer, longer, max_new_tokens=5, stop_ids=(), cache=cache)
-    assert [token.id for token in run] == greedy_reference(tiny, longer, 5)
+    assert [piece.token for piece in run] == greedy_reference(tiny, longer, 5)
     assert run.stats.cached_tokens == len(PROMPT) + 4
     other = [*PROMPT[:2], 99, 100]
     run = generate(loaded.model, loaded.tokenizer, other, max_new_tokens=5, stop_ids=(), cache=cache)
-    assert [token.id for token in run] == greedy_reference(tiny, other, 5)
+    assert [piece.token for piece in run] == greedy_reference(tiny, other, 5)
     assert run.stats.cached_tokens == 2
     run = generate(loaded.model, loaded.tokenizer, other, max_new_tokens=1, stop_ids=(), cache=cache)
-    assert [token.id for token in run] == greedy_reference(tiny, other, 1)
+    assert [piece.token for piece in run] == greedy_reference(tiny, other, 1)
     assert run.stats.cached_tokens == 3  # one token has to be computed for its logits
 
 
 def test_closing_early_leaves_a_usable_cache(tiny: Any, loaded: LoadedModel) -> None:
     cache = loaded.model.new_cache()
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=50, stop_ids=(), cache=cache)
-    got = [next(run).id for _ in range(3)]
+    got = [next(run).token for _ in range(3)]
     run.close()
     assert run.stats.stop_reason is StopReason.INTERRUPTED
     assert next(run, None) is None
     prompt = [*PROMPT, *got]
     run = generate(loaded.model, loaded.tokenizer, prompt, max_new_tokens=3, stop_ids=(), cache=cache)
-    assert [token.id for token in run] == greedy_reference(tiny, prompt, 3)
+    assert [piece.token for piece in run] == greedy_reference(tiny, prompt, 3)
 
 
 def test_keyboard_interrupt_is_noted_and_passed_on(tiny: Any) -> None:
@@ -134,7 +134,7 @@ def test_keyboard_interrupt_is_noted_and_passed_on(tiny: Any) -> None:
     assert run.stats.stop_reason is StopReason.INTERRUPTED
     assert cache.tokens == PROMPT
     run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4, stop_ids=(), cache=cache)
-    assert [token.id for token in run] == greedy_reference(tiny, PROMPT, 4)
+    assert [piece.token for piece in run] == greedy_reference(tiny, PROMPT, 4)
 
 
 def test_cut_off_character_comes_with_the_last_token(loaded: LoadedModel) -> None:
@@ -142,14 +142,14 @@ def test_cut_off_character_comes_with_the_last_token(loaded: LoadedModel) -> Non
     for seed in range(10):
         options = SamplingOptions(temperature=3.0, seed=seed)
         run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=12, sampling=options, stop_ids=())
-        text = "".join(token.text for token in run)
+        text = "".join(piece.text for piece in run)
         assert text == loaded.tokenizer.decode(run.ids)
 
 
 def test_same_seed_same_text(loaded: LoadedModel) -> None:
     def ids(seed: int) -> list[int]:
         options = SamplingOptions(temperature=1.5, seed=seed)
-        return [t.id for t in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=16, sampling=options)]
+        return [p.token for p in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=16, sampling=options)]
 
     assert ids(1) == ids(1)
     assert ids(1) != ids(2)
@@ -198,12 +198,12 @@ def test_a_run_that_hangs_ends_a_generation_at_the_second_interrupt(tiny: Any, m
     monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "2.1.0")  # a library of its own, whose counters are this device's alone
     with npu.Device("sim:rk3588") as device:
         loaded = load_model(tiny.path, pack=npu_pack("w8a8", device))
-        expected = [token.id for token in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4)]
+        expected = [piece.token for piece in generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4)]
         cache = loaded.model.new_cache()
         run = generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=4, cache=cache)
-        got = [next(run).id for _ in range(2)]
+        got = [next(run).token for _ in range(2)]
         with sim.configured(device, faults="run:after=3:hang"):
             interrupted_until_given_up(device, lambda: next(run), after=3)
         assert run.stats.stop_reason is StopReason.INTERRUPTED
         run = generate(loaded.model, loaded.tokenizer, [*PROMPT, *got], max_new_tokens=2, cache=cache)
-        assert [*got, *(token.id for token in run)] == expected
+        assert [*got, *(piece.token for piece in run)] == expected

@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npumatmul.errors import ModelError
-from npumatmul.llm import GGUFFile, LlamaConfig, load_model, numpy_pack
+from npumatmul.llm import DecoderConfig, GGUFFile, load_model, numpy_pack
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.models import registry
+from npumatmul.llm.models.decoder_config import LayerConfig, Rotation
 
 QUANTIZABLE = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1]
 
@@ -253,7 +256,7 @@ def test_random_bytes_give_model_error(folder: Path, rest: bytes, start: bytes) 
         GGUFFile(path)
 
 
-def config_of(make_gguf: Callable[..., Path], changes: dict[str, Any], arch: str = "llama") -> LlamaConfig:
+def config_of(make_gguf: Callable[..., Path], changes: dict[str, Any], arch: str = "llama") -> DecoderConfig:
     values: dict[str, Any] = {
         "block_count": 2,
         "context_length": 512,
@@ -276,13 +279,14 @@ def config_of(make_gguf: Callable[..., Path], changes: dict[str, Any], arch: str
             elif value is not None:
                 w.add_uint32(f"{arch}.{key}", value)
 
-    return LlamaConfig.from_gguf(GGUFFile(make_gguf(fill, arch)))
+    with GGUFSource(make_gguf(fill, arch)) as source:
+        return registry.config_of(source)
 
 
 def test_config_defaults(make_gguf: Callable[..., Path]) -> None:
     config = config_of(make_gguf, {})
-    assert (config.n_kv_heads, config.head_dim, config.rope_dim) == (4, 8, 8)
-    assert (config.rope_theta, config.rope_scale) == (10000.0, 1.0)
+    assert (config.n_kv_heads, config.head_dim) == (4, 8)
+    assert config.layers == (LayerConfig(Rotation(8, 10000.0, interleaved=True)),) * 2
     assert (config.q_size, config.kv_size) == (32, 32)
 
 
@@ -299,29 +303,30 @@ def test_config_values(make_gguf: Callable[..., Path]) -> None:
             "rope.scaling.factor": 2.0,
         },
     )
-    assert (config.n_kv_heads, config.head_dim, config.rope_dim) == (2, 16, 8)
-    assert (config.rope_theta, config.rope_scale) == (5e5, 2.0)
+    assert (config.n_kv_heads, config.head_dim) == (2, 16)
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    assert config.layers == (LayerConfig(Rotation(8, 5e5, scaling, interleaved=True)),) * 2
     assert (config.q_size, config.kv_size) == (64, 32)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block_count": 0}, "n_layers is 0"),
+        ({"block_count": 0}, "is 0; n_layers must be between 1"),
         ({"block_count": None}, r"'llama\.block_count' is missing"),
-        ({"block_count": "two"}, "a int is needed"),
+        ({"block_count": "two"}, "must be an integer"),
         ({"embedding_length": 33}, "33 cannot be divided among 4 heads"),
         ({"attention.head_count": 0}, "among 0 heads"),
-        ({"attention.head_count": [4, 2]}, "is a list, a int is needed"),
+        ({"attention.head_count": [4, 2]}, "it must be an integer"),
         ({"attention.head_count_kv": 3}, "n_heads is 4, not a multiple of n_kv_heads, which is 3"),
         ({"attention.value_length": 4}, "must be equal"),
-        ({"rope.dimension_count": 7}, "rope_dim is 7; it must be even"),
-        ({"rope.dimension_count": 10}, "at most head_dim, 8"),
-        ({"rope.freq_base": -1.0}, "rope_theta is -1.0"),
-        ({"attention.layer_norm_rms_epsilon": float("nan")}, "rms_eps is nan"),
-        ({"rope.scaling.type": "yarn"}, "scaled with 'yarn'; supported: none, linear"),
-        ({"expert_count": 8}, "mixture of experts"),
-        ({"vocab_size": None}, r"'tokenizer\.ggml\.tokens' is missing"),
+        ({"rope.dimension_count": 7}, "7 values of a head are to be rotated; it must be an even"),
+        ({"rope.dimension_count": 10}, "10 values of a head are to be rotated, and it has 8"),
+        ({"rope.freq_base": -1.0}, "base of the rotation frequencies is -1.0"),
+        ({"attention.layer_norm_rms_epsilon": float("nan")}, "it must be a finite number"),
+        ({"rope.scaling.type": "dynamic"}, "scaled with 'dynamic', which is not known; known: none, linear"),
+        ({"expert_count": 8}, "mixture of 8 experts"),
+        ({"vocab_size": None}, r"'llama\.vocab_size' is missing"),
         ({"vocab_size": 2**31}, "vocab_size is 2147483648"),
     ],
 )
@@ -331,8 +336,5 @@ def test_config_errors(make_gguf: Callable[..., Path], changes: dict[str, Any], 
 
 
 def test_other_architectures_are_refused(make_gguf: Callable[..., Path]) -> None:
-    """And only models that load are recommended: TinyLlama and Mistral 7B have vocabularies of another kind."""
-    with pytest.raises(ModelError, match="architecture is 'mamba'; supported: llama with a byte-level BPE") as raised:
+    with pytest.raises(ModelError, match=r"architecture is 'mamba'; supported: .*llama"):
         config_of(make_gguf, {}, arch="mamba")
-    assert "TinyLlama" not in str(raised.value)
-    assert "Mistral" not in str(raised.value)

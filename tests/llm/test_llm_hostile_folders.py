@@ -196,6 +196,14 @@ def test_templates(folder: Path, given: Any) -> None:
     refused(folder, "tokenizer_config.json")
 
 
+@pytest.mark.parametrize("number", [VOCAB, 1 << 31])
+def test_a_tokenizer_that_adds_tokens_that_there_are_not(folder: Path, number: int) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["<s>"]["ids"] = [number]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    refused(folder, "post_processor", str(number))
+
+
 def test_weights_that_are_pickled_are_not_opened(folder: Path) -> None:
     for path in folder.glob("model*"):
         path.unlink()
@@ -228,6 +236,22 @@ def test_files_that_change_while_they_are_read(folder: Path) -> None:
     ):
         with pytest.raises(ModelError, match=r"shorter|changed"):
             read()
+
+
+def test_rows_that_nobody_has_read_are_of_the_file_that_was_opened(folder: Path) -> None:
+    with open_source(folder) as source:
+        rows = source.weights.rows("model.embed_tokens.weight")
+    path = folder / FIRST
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(bytes(len(whole)))  # another file of its name does not matter
+    assert rows(np.array([3])).any()
+    write_folder(folder)
+    with open_source(folder) as source:
+        rows = source.weights.rows("model.embed_tokens.weight")
+    path.write_bytes(bytes(len(whole)))
+    with pytest.raises(ModelError, match="changed while it was read"):
+        rows(np.array([3]))
 
 
 def test_changed_models(tmp_path: Path) -> None:

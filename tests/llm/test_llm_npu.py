@@ -103,7 +103,7 @@ def test_w16a16_greedy_text(
         wanted = reference_model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=64, do_sample=False
         )[0, len(prompt) :].tolist()
-    got = [token.id for token in generate(model.model, model.tokenizer, prompt, max_new_tokens=64)]
+    got = [piece.token for piece in generate(model.model, model.tokenizer, prompt, max_new_tokens=64)]
     if got == wanted:
         return
     first = next(i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b)

@@ -20,7 +20,9 @@ from npumatmul.cli.caching import parsed_size
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
 from npumatmul.files.locking import locked
+from npumatmul.files.reading import RegularFile
 from npumatmul.llm import npu_layers, npu_pack, packed_cache
+from npumatmul.llm.files import digests
 from npumatmul.llm.packed_cache import PackedCache, key_of, set_limit
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import LayerRecipe, quantize_layer
@@ -217,6 +219,25 @@ def test_a_folder_that_cannot_be_written_costs_a_line_of_the_log(
     assert built == 3
     assert same(found, expected)
     assert "not kept" in caplog.text
+
+
+def test_a_user_without_a_home_loads_models(
+    cache: PackedCache, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert load(PackedCache())[1] == 3
+    assert "set XDG_CACHE_HOME" in caplog.text
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert load(PackedCache(tmp_path / "own"))[1] == 3
+    assert load(PackedCache(tmp_path / "own"))[1] == 0
+    (tmp_path / "f").write_bytes(b"abc")
+    monkeypatch.setattr(digests, "_SETTLED", -1e9)
+    with RegularFile(tmp_path / "f") as file:
+        assert len(digests.digest_of([file])) == 64
 
 
 def test_a_disk_that_is_full_costs_a_line_of_the_log(

@@ -55,13 +55,13 @@ def test_greedy_text_equals_transformers(demo: LoadedModel, reference_model: Any
     with torch.no_grad():
         output = reference_model.generate(torch.tensor([prompt]), max_new_tokens=32, do_sample=False)
     run = generate(demo.model, demo.tokenizer, prompt, max_new_tokens=32)
-    assert [token.id for token in run] == output[0, len(prompt) :].tolist()
+    assert [piece.token for piece in run] == output[0, len(prompt) :].tolist()
 
 
 def test_chat_answer(demo: LoadedModel) -> None:
     prompt = demo.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
     run = generate(demo.model, demo.tokenizer, prompt, max_new_tokens=20)
-    assert "Paris" in "".join(token.text for token in run)
+    assert "Paris" in "".join(piece.text for piece in run)
 
 
 def test_weight_macs_of_the_demo_model(demo: LoadedModel) -> None:

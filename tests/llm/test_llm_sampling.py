@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -17,6 +18,7 @@ from transformers.generation.logits_process import (
 )
 
 from npumatmul.llm import Sampler, SamplingOptions
+from npumatmul.llm.run.sampling import log_probabilities, most_probable
 
 HISTORY = [3, 17, 3, 250, 999, 0]
 
@@ -36,6 +38,8 @@ def reference(options: SamplingOptions, scores: NDArray[np.float32], history: li
         steps.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
         steps.append(TopPLogitsWarper(options.top_p))
+    if options.min_p:
+        steps.append(MinPLogitsWarper(options.min_p))
     result: NDArray[np.float32] = steps(torch.tensor([history]), torch.from_numpy(scores)[None].clone())[0].softmax(-1)
     return np.asarray(result)
 
@@ -52,9 +56,13 @@ def reference(options: SamplingOptions, scores: NDArray[np.float32], history: li
         SamplingOptions(temperature=1.0, top_k=10**6),
         SamplingOptions(temperature=1.0, top_p=0.9),
         SamplingOptions(temperature=1.0, top_p=0.001),
+        SamplingOptions(temperature=1.0, min_p=0.1),
+        SamplingOptions(temperature=2.0, min_p=0.02),
+        SamplingOptions(temperature=1.0, min_p=1.0),
         SamplingOptions(temperature=1.0, repetition_penalty=1.3),
         SamplingOptions(temperature=1.0, repetition_penalty=0.7),
         SamplingOptions(temperature=0.7, top_k=50, top_p=0.95, repetition_penalty=1.1),
+        SamplingOptions(temperature=0.7, top_k=50, top_p=0.95, min_p=0.05, repetition_penalty=1.1),
     ],
     ids=str,
 )
@@ -64,6 +72,35 @@ def test_distribution_equals_transformers(options: SamplingOptions, seed: int) -
     expected = reference(options, scores, HISTORY)
     np.testing.assert_array_equal(got > 0, expected > 0)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_steps_and_their_order_by_hand() -> None:
+    """Five tokens whose probabilities are 0.5, 0.25, 0.15, 0.06 and 0.04."""
+    scores = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
+    for options, expected in (
+        ({"top_p": 0.7}, [2 / 3, 1 / 3, 0, 0, 0]),
+        ({"top_k": 3}, [50 / 90, 25 / 90, 15 / 90, 0, 0]),
+        ({"top_k": 3, "top_p": 0.9}, [50 / 90, 25 / 90, 15 / 90, 0, 0]),  # 0.83 of the three, so the third is needed
+        ({"top_k": 3, "top_p": 0.8}, [2 / 3, 1 / 3, 0, 0, 0]),  # alone, 0.8 of all would have kept three
+        ({"min_p": 0.29}, [50 / 90, 25 / 90, 15 / 90, 0, 0]),
+        ({"min_p": 0.51}, [1, 0, 0, 0, 0]),
+        ({"temperature": 0.5}, np.square([0.5, 0.25, 0.15, 0.06, 0.04]) / 0.3402),
+        ({"temperature": 0.5, "min_p": 0.3}, [1, 0, 0, 0, 0]),  # of 0.25 and 0.0625: the temperature comes first
+    ):
+        got = Sampler(SamplingOptions(**{"temperature": 1.0, **options})).distribution(scores)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=str(options))
+
+
+def test_log_probabilities_equal_torch() -> None:
+    scores = logits()
+    got = log_probabilities(scores)
+    np.testing.assert_allclose(got, torch.from_numpy(scores).double().log_softmax(-1).numpy(), rtol=1e-12)
+    expected = torch.from_numpy(got).topk(7)
+    assert [token for token, _ in most_probable(got, 7)] == expected.indices.tolist()
+    assert [value for _, value in most_probable(got, 7)] == expected.values.tolist()
+    assert most_probable(got, 0) == ()
+    assert len(most_probable(got, 10**6)) == len(got)
+    assert most_probable(np.array([0.0, 1.0, 1.0, 1.0]), 2) == ((1, 1.0), (2, 1.0))
 
 
 def test_draws_follow_the_distribution() -> None:

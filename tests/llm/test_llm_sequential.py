@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
 from npumatmul.llm.loading import LayerTensors
-from npumatmul.llm.models.decoder import PREFILL_CHUNK, LlamaModel, layer_names
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder, layer_names
 from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -31,7 +31,7 @@ PIECES = windows(np.random.default_rng(0).integers(0, 256, 200), 50)
 FULL = LayerRecipe("w4a8", "balance+hadamard", centre=True, rounding="gptq", symmetric=False, correction=0.5)
 
 
-def seen_by(model: LlamaModel) -> dict[str, NDArray[np.float64]]:
+def seen_by(model: Decoder) -> dict[str, NDArray[np.float64]]:
     """What enters each layer of a model on the text."""
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.linears}
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Gemma2Config, GraniteConfig, LlamaConfig, NemotronConfig, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    GptOssConfig,
+    GraniteConfig,
+    LlamaConfig,
+    NemotronConfig,
+    Olmo2Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2RotaryEmbedding
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention, GptOssRotaryEmbedding
 from transformers.models.granite.modeling_granite import GraniteDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.nemotron.modeling_nemotron import NemotronMLP
+from transformers.models.olmo2.modeling_olmo2 import Olmo2Attention, Olmo2RotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextAttention, Qwen3NextRotaryEmbedding
 
 import npumatmul as npu
 from npumatmul import nn
@@ -241,3 +254,89 @@ def test_what_does_not_go_is_explained() -> None:
         nn.MLP(8, 8, gated=False, fused="x")
     with pytest.raises(ValueError, match="no activation is called 'swish'"):
         nn.activate(x, "swish")
+
+
+def test_sequences_of_different_lengths_go_together_with_positions_and_a_mask() -> None:
+    """Padding on the left, as batches of prompts have it: what is padding is not seen, and does not move positions."""
+    rng = np.random.default_rng(8)
+    ours = nn.Attention(16, 4, 2, rope=nn.RoPE(4), scheme="float32")
+    ours.load_state_dict({name: rng.standard_normal(shape) for name, shape in ours.parameter_shapes().items()})
+    long, short = rng.standard_normal((1, 6, 16), np.float32), rng.standard_normal((1, 4, 16), np.float32)
+    padded = np.concatenate([rng.standard_normal((1, 2, 16), np.float32), short], axis=1)
+    both = np.concatenate([long, padded])
+    positions = np.stack([np.arange(6), np.maximum(np.arange(6) - 2, 0)])[:, None]
+    seen = np.tril(np.ones((6, 6), bool)) & np.array([[1] * 6, [0, 0, 1, 1, 1, 1]], bool)[:, None, None]
+    y = ours(both, mask=seen, positions=positions)
+    np.testing.assert_allclose(y[:1], ours(long), atol=1e-5)
+    np.testing.assert_allclose(y[1:, 2:], ours(short), atol=1e-5)
+    cache = nn.KVCache(1, 2, 4, dtype="float32", batch=2)
+    parts = [
+        ours(both[:, i:j], cache=cache, mask=seen[:, :, i:j, :j], positions=positions[..., i:j])
+        for i, j in ((0, 3), (3, 5), (5, 6))
+    ]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[1:, 2:], y[1:, 2:], atol=1e-5)
+
+
+def attended_by(layer: Any, x: np.ndarray, rotary: Any, window: int | None = None) -> np.ndarray:
+    """What an attention of transformers gives, with random parameters."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, 0.0, 0.3)
+        at = torch.arange(x.shape[1])
+        hidden = at[None] > at[:, None]
+        if window is not None:
+            hidden |= at[None] <= at[:, None] - window
+        mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)[None, None]
+        given_x = torch.from_numpy(x)
+        return layer(given_x, position_embeddings=rotary(given_x, at[None]), attention_mask=mask)[0].numpy()
+
+
+def qwen3_next() -> tuple[Any, Any, dict[str, Any]]:
+    config = Qwen3NextConfig(**SIZES, partial_rotary_factor=0.25)
+    options = {"qk_norm": "head", "eps": config.rms_norm_eps, "norm_offset": 1.0, "gate": "sigmoid", "rope": nn.RoPE(4)}
+    return Qwen3NextAttention(config, 0), Qwen3NextRotaryEmbedding(config), options
+
+
+def gpt_oss() -> tuple[Any, Any, dict[str, Any]]:
+    config = GptOssConfig(**SIZES, sliding_window=4, rope_parameters={"rope_type": "default", "rope_theta": 150000.0})
+    options = {"bias": True, "sinks": True, "window": 4, "rope": nn.RoPE(16, base=150000.0)}
+    return GptOssAttention(config, 0), GptOssRotaryEmbedding(config), options
+
+
+def olmo2() -> tuple[Any, Any, dict[str, Any]]:
+    config = Olmo2Config(**SIZES)
+    options = {"qk_norm": "all", "eps": config.rms_norm_eps, "rope": nn.RoPE(16, base=10000.0)}
+    return Olmo2Attention(config, 0), Olmo2RotaryEmbedding(config), options
+
+
+@pytest.mark.parametrize("architecture", [qwen3_next, gpt_oss, olmo2])
+def test_gates_sinks_and_norms_are_those_of_transformers(architecture: Any) -> None:
+    layer, rotary, options = architecture()
+    x = np.random.default_rng(1).standard_normal((2, T, 48), np.float32)
+    wanted = attended_by(layer, x, rotary, options.get("window"))
+    ours = nn.Attention(**ATTENTION, scheme="float32", **options)
+    ours.load_state_dict(layer.state_dict())
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(ours(x), wanted, atol=2e-5 * scale)
+    cache = nn.KVCache(1, 2, 16, dtype="float32", batch=2, window=options.get("window"), chunk=4)
+    parts = [ours(x[:, i:j], cache=cache) for i, j in ((0, 3), (3, 4), (4, 9), (9, 10), (10, T))]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), wanted, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("scheme", ["float32", "w16a16"])
+def test_bfloat16_stays_bfloat16(scheme: str) -> None:
+    rng = np.random.default_rng(9)
+    how: dict[str, Any] = {"scheme": scheme, "device": "sim:rk3588"}
+    attention = nn.Attention(16, 4, 2, rope=nn.RoPE(4), qk_norm="head", gate="sigmoid", sinks=True, **how)
+    block = nn.TransformerBlock(attention, nn.MLP(16, 32, **how), post_norms=True, residual_multiplier=0.5)
+    block.load_state_dict({name: rng.standard_normal(shape) / 2 for name, shape in block.parameter_shapes().items()})
+    x = rng.standard_normal((2, 5, 16)).astype(ml_dtypes.bfloat16)
+    y, wanted = block(x), block(x.astype(np.float32))
+    assert y.dtype == ml_dtypes.bfloat16
+    np.testing.assert_allclose(y.astype(np.float32), wanted, atol=2.0**-5 * np.abs(wanted).max())
+    cache = nn.KVCache(1, 2, 4, batch=2)
+    parts = [block(x[:, i : i + 1], cache=cache) for i in range(5)]
+    assert all(part.dtype == ml_dtypes.bfloat16 for part in parts)
+    steps = np.concatenate(parts, axis=1).astype(np.float32)
+    np.testing.assert_allclose(steps, wanted, atol=2.0**-5 * np.abs(wanted).max())

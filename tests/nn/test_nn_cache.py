@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -313,3 +314,40 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         nn.KVCache.load(tmp_path / "w")
     with pytest.raises(FileNotFoundError):
         nn.KVCache.load(tmp_path / "none")
+
+
+def test_numbers_beyond_float16_are_refused_and_infinities_kept() -> None:
+    cache = nn.KVCache(1, 3, 4, batch=2)
+    k, v = tokens(2, 1)
+    k[0, 0, 0, 0] = 65519  # rounds to 65504
+    k[0, 0, 0, 1] = -np.inf
+    keys, _ = cache.update(0, k, v)
+    assert keys[0, 0, 0].tolist()[:2] == [65504, -np.inf]
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        k[0, 0, 0, 0] = -65536
+        with pytest.raises(OverflowError, match="is beyond float16's range; make the cache with dtype='float32'"):
+            cache.update(0, k.astype(dtype), v.astype(dtype))
+    assert cache.offset == 2
+    nn.KVCache(1, 3, 4, batch=2, dtype="float32").update(0, k, v)
+    with pytest.raises(ValueError, match="there is no layer 1; layers are 0 to 0"):
+        cache.update(1, k, v)
+    with pytest.raises(ValueError, match="there is no layer -1"):
+        cache.update(-1, k, v)
+
+
+class Remembering(nn.KVCache):
+    """A cache of another class, with arguments and a list of its own."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__(1, 3, 4, batch=2)
+        self.tokens = tokens
+
+
+def test_a_fork_is_of_the_same_class_and_shares_no_lists() -> None:
+    cache = Remembering([1, 2])
+    other = cache.fork()
+    other.tokens.append(3)
+    other.notes["a"] = "b"
+    other.update(0, *tokens(2, 1))
+    assert isinstance(other, Remembering)
+    assert (cache.tokens, cache.notes, cache.offset) == ([1, 2], {}, 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from npumatmul import nn
-from npumatmul.errors import ModelError
+from npumatmul.errors import ModelError, NotFiniteError
 
 RNG = np.random.default_rng(7)
 
@@ -288,3 +288,20 @@ def test_weights_of_products_that_are_ready_are_not_read() -> None:
     table = nn.Embedding.from_rows(4, 3, lambda ids: pytest.fail("it was read"))
     head = table.as_linear(pack=Ready(lm_head=nn.FloatProduct(two)))
     np.testing.assert_array_equal(head(np.ones((1, 3), np.float32)), np.full((1, 4), 6))
+
+
+def test_mistakes_are_told_with_the_path_of_the_parameter() -> None:
+    block = nn.TransformerBlock(nn.Attention(32, 2, scheme="w8a8"), nn.MLP(32, 32, scheme="w8a8"))
+    state = {name: np.ones(shape, np.float32) for name, shape in block.parameter_shapes().items()}
+    state["mlp.down_proj.weight"][3, 4] = np.nan
+    with pytest.raises(
+        NotFiniteError, match=r"^model\.mlp\.down_proj: pack: the weight holds nan in row 4 and column 3"
+    ):
+        block.load_state_dict({f"model.{name}": value for name, value in state.items()}, prefix="model.")
+    with pytest.raises(TypeError, match="takes a mapping from names to arrays, not a list"):
+        block.load_state_dict(list(state.items()))  # type: ignore[arg-type]
+
+
+def test_tables_that_are_read_wrongly_are_noticed() -> None:
+    with pytest.raises(ModelError, match=r"gave \(1, 3\) instead of \(2, 3\)"):
+        nn.Embedding.from_rows(5, 3, lambda ids: np.ones((1, 3), np.float32))([0, 1])

@@ -196,3 +196,27 @@ def test_inputs_that_do_not_fit_are_explained() -> None:
         rope(np.ones((2, 4), np.float32), positions=[0.5, 1])
     with pytest.raises(TypeError, match="float64"):
         rope(np.ones((2, 4)))
+
+
+def test_far_positions_take_no_table() -> None:
+    x = np.random.default_rng(4).standard_normal((3, 8), np.float32)
+    rope = nn.RoPE(8)
+    far = (1 << 40) + np.arange(3)
+    wanted = exact(x, rope.frequencies, far, False)
+    np.testing.assert_allclose(rope(x, 1 << 40), wanted, atol=1e-3)  # angles of float64 are that exact there
+    np.testing.assert_array_equal(rope(x, positions=far), rope(x, 1 << 40))
+    assert not rope._tables
+    near = np.array([5, 1 << 40, 2])
+    np.testing.assert_allclose(
+        rope(x, positions=near)[[0, 2]], exact(x, rope.frequencies, near, False)[[0, 2]], atol=1e-6
+    )
+
+
+def test_places_and_positions_that_do_not_fit_are_explained() -> None:
+    rope = nn.RoPE(4)
+    x = np.ones((2, 3, 5, 4), np.float32)
+    for positions in (np.arange(4), np.zeros((3, 1, 5), int), np.zeros((1, 2, 3, 5), int), 3):
+        with pytest.raises(ValueError, match=r"can be broadcast to \(2, 3, 5\)"):
+            rope(x, positions=positions)
+    with pytest.raises(ValueError, match=r"out has shape \(2, 3, 4, 4\); the input has \(2, 3, 5, 4\)"):
+        rope(x, out=np.empty((2, 3, 4, 4), np.float32))

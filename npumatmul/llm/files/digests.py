@@ -88,8 +88,8 @@ def _notes() -> dict[str, str]:
 
 def _note(new: dict[str, str]) -> None:
     """Add digests; a folder that cannot be written costs the next digest, and nothing else."""
-    path = notes_path()
     try:
+        path = notes_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             notes = {**_notes(), **new}

@@ -379,7 +379,8 @@ class GGUFFile:
     def rows(self, name: str, shape: Iterable[int] | None = None) -> RowReader:
         """Return a reader that dequantizes single rows of a two-dimensional tensor, straight from the file.
 
-        All of the tensor is read once, and rows that differ from what they were then are refused.
+        Rows that differ from what they were when they were read first are refused, and so are rows of a file that was
+        changed before.
 
         Parameters
         ----------

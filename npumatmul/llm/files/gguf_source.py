@@ -51,7 +51,17 @@ class GGUFSource:
     tokenizer_files: Mapping[str, bytes] = {}
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.file = GGUFFile(path)
+        self._read(GGUFFile(path))
+
+    @classmethod
+    def of(cls, file: GGUFFile) -> GGUFSource:
+        """The model in a GGUF file that is open already."""
+        source = cls.__new__(cls)
+        source._read(file)
+        return source
+
+    def _read(self, file: GGUFFile) -> None:
+        self.file = file
         self.architecture = self.file.require("general.architecture", str)
         layout = ARCHITECTURES.get(self.architecture)
         if layout is None:

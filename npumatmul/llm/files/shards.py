@@ -114,7 +114,7 @@ class ShardedWeights(Mapping[str, Float32]):
         return self._held[name].stored_as(name)
 
     def rows(self, name: str) -> FloatRows:
-        """As `Weights.rows`: all of the matrix is read once, and rows that differ from what they were are refused."""
+        """As `Weights.rows`; rows that differ from what they were when they were read first are refused."""
         source, kind = self._source(name)
         shape = self.shape(name)
         if len(shape) != 2 or not source.size:

@@ -144,7 +144,7 @@ class Part:
 
 
 class CheckedSource:
-    """A part of a file that is read once now, and from then on is either the same or refused, whoever writes to it.
+    """A part of a file of which every page, once read, is the same from then on or refused, whoever writes to it.
 
     That costs 4 bytes of memory for each page of 4096, and reading in pages.
 
@@ -155,28 +155,35 @@ class CheckedSource:
     Attributes
     ----------
     size : int
-    checksum : int
-        Of all bytes.
     """
 
     def __init__(self, source: FileSource) -> None:
-        self._source, self.size, self.checksum = source, source.size, 0
-        self._pages = np.empty(-(-self.size // _PAGE), np.uint32)
-        for start in range(0, self.size, _PIECE):
-            piece = source.read(start, min(_PIECE, self.size - start)).data
-            self.checksum = zlib.crc32(piece, self.checksum)
-            for page in range(0, len(piece), _PAGE):
-                self._pages[(start + page) // _PAGE] = zlib.crc32(piece[page : page + _PAGE])
+        self._source, self.size = source, source.size
+        self._pages = np.zeros(-(-self.size // _PAGE), np.uint32)
+        self._known = np.zeros(len(self._pages), np.bool_)
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
+        """As `Source.read`."""
         first, end = start // _PAGE, -(-(start + count) // _PAGE)
         data = self._source.read(first * _PAGE, min(end * _PAGE, self.size) - first * _PAGE)
+        if not self._known[first:end].all():
+            self._source.check_unchanged()
         pages = data.data
         for page in range(first, end):
             begin = (page - first) * _PAGE
-            if zlib.crc32(pages[begin : begin + _PAGE]) != self._pages[page]:
+            checksum = zlib.crc32(pages[begin : begin + _PAGE])
+            if not self._known[page]:
+                self._pages[page], self._known[page] = checksum, True
+            elif checksum != self._pages[page]:
                 raise self._source.file.error("it was changed since it was opened; open it again")
         return data[start - first * _PAGE :][:count]
+
+    def checksum(self) -> int:
+        """CRC-32 of all bytes, every one of which is read."""
+        checksum = 0
+        for start in range(0, self.size, _PIECE):
+            checksum = zlib.crc32(self.read(start, min(_PIECE, self.size - start)).data, checksum)
+        return checksum
 
     def check_unchanged(self) -> None:
         """As `Source.check_unchanged`: reading looks at every byte."""

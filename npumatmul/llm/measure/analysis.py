@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from npumatmul.extras import check_installed
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
-from npumatmul.llm.models.decoder import Float32, LlamaModel
+from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.taps import TappedLinear
+from npumatmul.nn.product import Float32
 
 __all__ = ["ErrorSums", "LayerError", "analyze_layers", "error_plot", "errors_as_csv"]
 
@@ -121,8 +122,8 @@ class LayerError:
 
 
 def analyze_layers(
-    model: LlamaModel,
-    reference: LlamaModel,
+    model: Decoder,
+    reference: Decoder,
     pieces: Sequence[Window],
     progress: AnalysisProgress | None = None,
 ) -> list[LayerError]:
@@ -130,7 +131,7 @@ def analyze_layers(
 
     Parameters
     ----------
-    model, reference : LlamaModel
+    model, reference : Decoder
         What is looked at, and what it is held against; of the same shape.
     pieces : sequence of Window
         The text, see `npumatmul.llm.windows`; every token counts.

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.decoder import PREFILL_CHUNK, Float32, KVCache, LlamaModel
+from npumatmul.llm.models.cache import KVCache
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.nn.product import Float32
 
 __all__ = [
     "Estimate",
@@ -257,8 +259,8 @@ def windows(
 
 
 def evaluate(
-    model: LlamaModel,
-    reference: LlamaModel | None,
+    model: Decoder,
+    reference: Decoder | None,
     pieces: Sequence[Window],
     progress: EvaluationProgress | None = None,
 ) -> Evaluation:
@@ -266,9 +268,9 @@ def evaluate(
 
     Parameters
     ----------
-    model : LlamaModel
+    model : Decoder
         The model.
-    reference : LlamaModel or None
+    reference : Decoder or None
         What to compare with, such as the same model with `numpy_pack`; None measures perplexity only.
     pieces : sequence of Window
         Made by `windows`.
@@ -299,8 +301,8 @@ def evaluate(
 
 
 def evaluate_models(
-    models: Mapping[str, LlamaModel],
-    reference: LlamaModel | None,
+    models: Mapping[str, Decoder],
+    reference: Decoder | None,
     pieces: Sequence[Window],
     progress: EvaluationProgress | None = None,
 ) -> dict[str, Evaluation]:
@@ -308,7 +310,7 @@ def evaluate_models(
 
     Parameters
     ----------
-    models : mapping of str to LlamaModel
+    models : mapping of str to Decoder
         Models by name; all of the same vocabulary.
     reference, pieces, progress
         As for `evaluate`.
@@ -344,7 +346,7 @@ def evaluate_models(
     return found
 
 
-def _check(models: Mapping[str, LlamaModel], reference: LlamaModel | None, pieces: Sequence[Window]) -> None:
+def _check(models: Mapping[str, Decoder], reference: Decoder | None, pieces: Sequence[Window]) -> None:
     if not pieces:
         raise ValueError("there are no windows to evaluate on")
     longest = max(len(piece.tokens) for piece in pieces)
@@ -377,15 +379,13 @@ class ReadTokens:
         self._report = report
         self.done = 0
 
-    def forward(
-        self, model: LlamaModel, tokens: NDArray[np.int64], cache: KVCache, all_logits: bool = False
-    ) -> Float32:
+    def forward(self, model: Decoder, tokens: NDArray[np.int64], cache: KVCache, all_logits: bool = False) -> Float32:
         logits = model.forward(tokens, cache, all_logits, lambda done, total: self._report(self.done + done))
         self.done += len(tokens)
         return logits
 
 
-def _scored_logits(model: LlamaModel, window: Window, read: ReadTokens) -> Iterator[Float32]:
+def _scored_logits(model: Decoder, window: Window, read: ReadTokens) -> Iterator[Float32]:
     """Logits of the predictions that count, at most `PREFILL_CHUNK` rows at a time."""
     cache: KVCache = model.new_cache(len(window.tokens))
     if window.first:

@@ -1,75 +1,44 @@
-"""A Llama model, from token numbers to logits.
+"""A decoder, from token numbers to logits, over the layers of `npumatmul.nn`: all architectures are this one.
 
-Every product with a weight matrix is a `Linear`, made by whoever loads the model, so the same lines run on an NPU, on
-its simulator or on plain numpy. What is left is done here with numpy in float32: RMSNorm, rotary positions, attention
-over the cache, and the gate of the feed-forward network.
+What they differ in is in a `DecoderConfig`. Every product with a weight matrix has a name, by which whoever loads,
+quantizes or measures a model finds it (`layer_names`), and can be replaced by any other `Product` of its shape.
 
-Matrices that take the same input are one `Linear` with their rows stacked: q, k and v; gate and up. That is exact, and
-scales per output channel are not affected.
-
-Shapes: T tokens in a call, H heads, G query heads for each key head, D values per head.
+Shapes: B sequences, T tokens of each in a call.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.attention import Float32, RotaryTable, attention
-from npumatmul.llm.models.config import LlamaConfig
+from npumatmul.device.device import Device
+from npumatmul.llm.models.cache import ContextFullError, KVCache
+from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.nn import cache as nn_cache
+from npumatmul.nn.attention import Attention
+from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.embedding import Embedding
+from npumatmul.nn.linear import Linear, LinearGroup
+from npumatmul.nn.mlp import MLP
+from npumatmul.nn.module import LoadResult, Module
+from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.product import Float32, Pack, Product
+from npumatmul.nn.rope import RoPE
+from npumatmul.quant.names import SchemeName
+from npumatmul.quant.schemes import Scheme
 
-__all__ = [
-    "BLOCK_LAYERS",
-    "PREFILL_CHUNK",
-    "Attend",
-    "Block",
-    "ContextFullError",
-    "Embedding",
-    "Float32",
-    "KVCache",
-    "Linear",
-    "LlamaModel",
-    "Pack",
-    "PromptProgress",
-    "layer_names",
-    "rms_norm",
-    "swiglu",
-]
+__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "layer_names"]
 
 PREFILL_CHUNK = 128
 BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
 
-
-class Linear(Protocol):
-    """A weight matrix, ready to be multiplied with.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        ``(K, N)``.
-    """
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(K, N)``: input and output width."""
-        ...
-
-    def __call__(self, x: Float32) -> Float32:
-        """Multiply: ``(M, K)`` to ``(M, N)``. `x` is C-contiguous; the result is read before the next call."""
-        ...
-
-
-Pack = Callable[[Float32, str], Linear]
-"""Makes a `Linear` of a weight stored ``(N, K)``, as GGUF and PyTorch store it, and of the layer's name: see
-`layer_names`."""
-
-Embedding = Callable[[NDArray[np.int64]], Float32]
-"""From token numbers ``(T,)`` to rows of the embedding table ``(T, hidden)``."""
+PromptProgress = Callable[[int, int], object]
+"""Called with how many tokens have been read, and how many there are."""
 
 
 def layer_names(n_layers: int) -> list[str]:
@@ -84,6 +53,7 @@ def layer_names(n_layers: int) -> list[str]:
     -------
     list of str
         ``blk.<i>.qkv``, ``blk.<i>.attn_out``, ``blk.<i>.gate_up`` and ``blk.<i>.down`` of every block, then ``head``.
+        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone.
 
     Examples
     --------
@@ -94,163 +64,95 @@ def layer_names(n_layers: int) -> list[str]:
     return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
-PromptProgress = Callable[[int, int], object]
-"""Called with how many tokens have been read, and how many there are."""
-
-Attend = Callable[[Float32], Float32]
-"""From q, k and v ``(T, (H + 2 H/G) D)``, biases added, nothing rotated, to what was attended to ``(T, H D)``."""
-
-
-class ContextFullError(ValueError):
-    """More tokens than the cache has room for."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """The weights of one transformer block; biases are None where the model has none."""
-
-    attn_norm: Float32
-    qkv: Linear
-    attn_out: Linear
-    ffn_norm: Float32
-    gate_up: Linear
-    down: Linear
-    qkv_bias: Float32 | None = None
-    attn_out_bias: Float32 | None = None
-
-
-class KVCache:
-    """Keys and values of the tokens seen so far.
+class Decoder(Module):
+    """A language model that continues texts.
 
     Parameters
     ----------
-    config : LlamaConfig
-        The model's configuration.
-    capacity : int
-        Tokens there is room for.
+    config : DecoderConfig
+        What it is made of.
+    scheme, device
+        As for `npumatmul.nn.Linear`: of layers that `load_state_dict` loads without a `pack`.
 
     Attributes
     ----------
-    keys, values : ndarray of float32, shape (layers, kv heads, capacity, head dim)
-        Keys are stored rotated. Only the first `length` tokens mean anything.
-    tokens : list of int
-        The tokens seen.
+    config : DecoderConfig
+        What it is made of.
+    model : Body
+        Embeddings, blocks and the last norm.
+    lm_head : Linear
+        The output matrix.
+
+    Notes
+    -----
+    Parameters are named as Hugging Face's: ``model.layers.0.self_attn.q_proj.weight``. A head that is tied to the
+    embeddings has none.
 
     Examples
     --------
-    >>> from npumatmul.llm import KVCache, LlamaConfig
-    >>> config = LlamaConfig(n_layers=2, hidden_size=8, n_heads=2, n_kv_heads=1, head_dim=4, ffn_size=16,
-    ...                      vocab_size=32, rms_eps=1e-5, rope_theta=1e4, rope_dim=4, context_length=64)
-    >>> KVCache(config, 16)
-    <KVCache: 0 of 16 tokens>
-    """
-
-    def __init__(self, config: LlamaConfig, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"the capacity of a cache is {capacity}; it must be 1 or more")
-        shape = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
-        self.keys: Float32 = np.empty(shape, np.float32)
-        self.values: Float32 = np.empty(shape, np.float32)
-        self.capacity = capacity
-        self.tokens: list[int] = []
-
-    def __repr__(self) -> str:
-        """Return how full the cache is."""
-        return f"<KVCache: {self.length} of {self.capacity} tokens>"
-
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return len(self.tokens)
-
-    def truncate(self, length: int) -> None:
-        """Forget all tokens but the first `length`.
-
-        Parameters
-        ----------
-        length : int
-            Tokens to keep.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer.
-        """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"the cache holds {self.length} tokens and cannot be cut to {length}")
-        del self.tokens[length:]
-
-
-class LlamaModel:
-    """A Llama model.
-
-    Parameters
-    ----------
-    config : LlamaConfig
-        Sizes and constants.
-    embedding : callable
-        From token numbers to rows of the embedding table.
-    blocks : sequence of Block
-        Weights of the transformer blocks.
-    output_norm : ndarray of float32, shape (hidden,)
-        Weight of the last RMSNorm.
-    head : Linear
-        The output matrix, ``(hidden, vocab)``.
-    rope_factors : ndarray of float32, shape (rope_dim / 2,), optional
-        Llama 3's divisors of the rotation frequencies.
-
-    Raises
-    ------
-    ValueError
-        If a matrix does not have the shape that the configuration asks for.
+    >>> import numpy as np
+    >>> from npumatmul.llm import Decoder, DecoderConfig
+    >>> model = Decoder(DecoderConfig(2, 8, 2, 1, 4, 16, vocab_size=32, context_length=64), scheme="float32")
+    >>> rng = np.random.default_rng(0)
+    >>> shapes = model.parameter_shapes()
+    >>> _ = model.load_state_dict({name: rng.standard_normal(shape) for name, shape in shapes.items()})
+    >>> model.forward([3, 1, 4], model.new_cache()).shape
+    (32,)
     """
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: DecoderConfig,
         *,
-        embedding: Embedding,
-        blocks: Sequence[Block],
-        output_norm: Float32,
-        head: Linear,
-        rope_factors: Float32 | None = None,
+        scheme: Scheme | SchemeName | str = "w16a16",
+        device: Device | str | None = None,
     ) -> None:
         self.config = config
-        self._embedding = embedding
-        self._blocks = tuple(blocks)
-        self._output_norm = output_norm
-        self._head = head
-        self._rope_factors = rope_factors
-        self.rope = RotaryTable(config, rope_factors)
-        self._check_shapes()
+        self.model = Body(config, scheme=scheme, device=device)
+        head = _TiedHead if config.tied else Linear
+        self.lm_head = head(config.hidden_size, config.vocab_size, False, scheme=scheme, device=device)
+        self._head_of = scheme, device
+        self._long: tuple[TransformerBlock, ...] | None = None
 
     def __repr__(self) -> str:
         """Return the main sizes."""
         c = self.config
-        return f"<LlamaModel: {c.n_layers} layers of {c.hidden_size}, {c.vocab_size} tokens>"
+        return f"<Decoder: {c.architecture}, {c.n_layers} layers of {c.hidden_size}, {c.vocab_size} tokens>"
+
+    def load_state_dict(
+        self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
+    ) -> LoadResult:
+        """As `Module.load_state_dict`; a tied head is made of the embeddings."""
+        result = super().load_state_dict(mapping, strict, prefix=prefix, pack=pack)
+        if self.config.tied:
+            scheme, device = self._head_of
+            made = self.model.embed_tokens.as_linear(scheme=scheme, device=device, pack=pack, name=f"{prefix}lm_head")
+            self.lm_head = self.lm_head.with_product(made.product)
+        return result
+
+    # ---- products with weights ---------------------------------------------------------------------------------------
+
+    def linear_modules(self) -> dict[str, Linear | LinearGroup]:
+        """The modules of the linear layers by name, in the order of `layer_names`."""
+        inside = [module for block in self.model.layers for module in _linears(block)]
+        return dict(zip(layer_names(self.config.n_layers), [*inside, self.lm_head], strict=True))
 
     @property
-    def linears(self) -> dict[str, Linear]:
-        """The linear layers by name, in the order of `layer_names`."""
-        inside = (linear for i in range(len(self._blocks)) for linear in self._linears_of(i))
-        return dict(zip(layer_names(self.config.n_layers), (*inside, self._head), strict=True))
+    def linears(self) -> dict[str, Product]:
+        """The products of the linear layers by name, in the order of `layer_names`; biases are not in them."""
+        return {name: module.product for name, module in self.linear_modules().items()}
 
-    def _linears_of(self, layer: int) -> tuple[Linear, ...]:
-        """The linear layers of a block, as `BLOCK_LAYERS` names them."""
-        block = self._blocks[layer]
-        return block.qkv, block.attn_out, block.gate_up, block.down
-
-    def with_linears(self, changed: Mapping[str, Linear]) -> LlamaModel:
-        """Make the same model with other linear layers; everything else is shared.
+    def with_linears(self, changed: Mapping[str, Product]) -> Decoder:
+        """Make the same model with other products; everything else is shared.
 
         Parameters
         ----------
-        changed : mapping of str to Linear
-            New layers by name; the others stay.
+        changed : mapping of str to Product
+            New ones by the name of their layer; the others stay.
 
         Returns
         -------
-        LlamaModel
+        Decoder
             Another model.
 
         Raises
@@ -258,40 +160,26 @@ class LlamaModel:
         ValueError
             If there is no layer of a name, or a shape differs.
         """
-        linears = self.linears
-        unknown = [name for name in changed if name not in linears]
+        modules = self.linear_modules()
+        unknown = [name for name in changed if name not in modules]
         if unknown:
             raise ValueError(f"the model has no layer {unknown[0]!r}")
-        linears.update(changed)
-
-        def with_new(i: int, block: Block) -> Block:
-            qkv, attn_out, gate_up, down = (linears[f"blk.{i}.{part}"] for part in BLOCK_LAYERS)
-            return replace(block, qkv=qkv, attn_out=attn_out, gate_up=gate_up, down=down)
-
-        return LlamaModel(
-            self.config,
-            embedding=self._embedding,
-            blocks=[with_new(i, block) for i, block in enumerate(self._blocks)],
-            output_norm=self._output_norm,
-            head=linears["head"],
-            rope_factors=self._rope_factors,
-        )
-
-    def new_cache(self, capacity: int | None = None) -> KVCache:
-        """Make an empty cache.
-
-        Parameters
-        ----------
-        capacity : int, optional
-            Tokens there is room for; by default and at most the model's context length.
-
-        Returns
-        -------
-        KVCache
-            The cache.
-        """
-        limit = self.config.context_length
-        return KVCache(self.config, limit if capacity is None else min(capacity, limit))
+        made = copy.copy(self)
+        made.model, made._long = copy.copy(self.model), None
+        new = {}
+        for name, product in changed.items():
+            wanted = tuple(modules[name].product.shape)
+            if tuple(product.shape) != wanted:
+                raise ValueError(f"{name} has shape (K, N) = {tuple(product.shape)}, {wanted} is needed")
+            new[name] = modules[name].with_product(product)
+        if "head" in new:
+            made.lm_head = new.pop("head")  # type: ignore[assignment]
+        made.model.layers = list(self.model.layers)
+        for i in sorted({int(name.split(".")[1]) for name in new}):
+            made.model.layers[i] = _with_linears(
+                self.model.layers[i], {part: new[name] for part in BLOCK_LAYERS if (name := f"blk.{i}.{part}") in new}
+            )
+        return made
 
     def weight_macs(self, tokens: int, logit_rows: int = 1) -> int:
         """Count the multiply-accumulates with weight matrices in one `forward`.
@@ -306,10 +194,31 @@ class LlamaModel:
         Returns
         -------
         int
-            Multiply-accumulates of all `Linear` calls.
+            Multiply-accumulates of all products.
         """
         *blocks, head = self.linears.values()
         return tokens * sum(math.prod(linear.shape) for linear in blocks) + logit_rows * math.prod(head.shape)
+
+    # ---- from tokens to logits ---------------------------------------------------------------------------------------
+
+    def new_cache(self, capacity: int | None = None, *, dtype: str = "float32") -> KVCache:
+        """Make an empty cache.
+
+        Parameters
+        ----------
+        capacity : int, optional
+            Tokens there is room for; by default and at most the model's context length.
+        dtype : {"float32", "float16"}
+            As what keys and values are kept.
+
+        Returns
+        -------
+        KVCache
+            The cache.
+        """
+        limit = self.config.context_length
+        capacity = limit if capacity is None else min(capacity, limit)
+        return KVCache(self.config, capacity, dtype=dtype)
 
     def forward(
         self,
@@ -328,7 +237,8 @@ class LlamaModel:
         tokens : sequence of int, length T
             Token numbers, at least one.
         cache : KVCache
-            What came before; the tokens are added to it.
+            What came before; the tokens are added to it. Where the sequence becomes longer than those for which a model
+            has other rotations (LongRoPE), what came before is computed anew.
         all_logits : bool, default False
             Whether to return logits after every token, not only after the last.
         progress : callable, optional
@@ -347,38 +257,68 @@ class LlamaModel:
             If there are no tokens, or one is not in the vocabulary.
         """
         ids = self._checked(tokens, cache)
+        wanted = len(ids)
+        cache.settle()
+        is_long = self._is_long(cache.length + wanted)
+        if cache.is_long != is_long:
+            ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
+            cache.truncate(0)
+            cache.is_long = is_long
+        total = cache.length + len(ids)
         rows = []
         for start in range(0, len(ids), PREFILL_CHUNK):
-            hidden = self._run_blocks(ids[start : start + PREFILL_CHUNK], cache, len(ids), start, progress)
-            if all_logits:
-                rows.append(self.logits(hidden))
+            chunk = ids[start : start + PREFILL_CHUNK]
+            told = None if progress is None else _told(progress, start, len(chunk), len(ids), self.config.n_layers)
+            hidden = self.run_blocks(self.embed(chunk), cache, total, told)
+            cache.tokens.extend(chunk.tolist())
+            unasked = max(0, len(ids) - wanted - start)  # of a part that is computed anew
+            if all_logits and unasked < len(chunk):
+                rows.append(self.logits(hidden[unasked:]))
         return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
-
-    def _run_blocks(
-        self, ids: NDArray[np.int64], cache: KVCache, total: int, before: int, progress: PromptProgress | None
-    ) -> Float32:
-        x = self._embedding(ids)
-        for layer in range(len(self._blocks)):
-            x = self.run_block(layer, x, cache)
-            if progress is not None:
-                progress(before + len(ids) * (layer + 1) // len(self._blocks), total)
-        cache.tokens.extend(ids.tolist())
-        return x
 
     def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Look up the embeddings of tokens, the input of the first block.
 
         Parameters
         ----------
-        tokens : sequence of int, length T
+        tokens : array_like of int, shape (...)
             Token numbers.
 
         Returns
         -------
-        ndarray of float32, shape (T, hidden)
+        ndarray of float32, shape (..., hidden)
             The embeddings.
         """
-        return self._embedding(np.asarray(tokens, np.int64))
+        x = self.model.embed_tokens(np.asarray(tokens, np.int64))
+        scale = self.config.embedding_scale
+        return x if scale == 1 else x * np.float32(scale)
+
+    def run_blocks(
+        self, x: Float32, cache: nn_cache.KVCache, total: int, progress: Callable[[int], object] | None = None
+    ) -> Float32:
+        """Run tokens through all blocks.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
+            Embeddings of the tokens that follow those in the cache.
+        cache : npumatmul.nn.KVCache
+            It grows by them.
+        total : int
+            Tokens that the sequence is to have; see `DecoderConfig.longest_short`.
+        progress : callable, optional
+            Called with the number of blocks that are done.
+
+        Returns
+        -------
+        ndarray of float32, of the shape of `x`
+            What leaves the last block, a new array.
+        """
+        for layer, block in enumerate(self._blocks(self._is_long(total))):
+            x = block(x, cache=cache, layer=layer)
+            if progress is not None:
+                progress(layer + 1)
+        return x
 
     def run_block(self, layer: int, x: Float32, cache: KVCache) -> Float32:
         """Run tokens through one block.
@@ -387,46 +327,22 @@ class LlamaModel:
         ----------
         layer : int
             Number of the block.
-        x : ndarray of float32, shape (T, hidden)
-            What enters it for the tokens that follow those in the cache; at most `PREFILL_CHUNK` of them.
+        x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
+            What enters it for the tokens that follow those in the cache.
         cache : KVCache
             Takes keys and values of this block. It does not grow: that is for whoever has run all blocks.
 
         Returns
         -------
-        ndarray of float32, shape (T, hidden)
+        ndarray of float32, of the shape of `x`
             What leaves it, a new array.
         """
-        return self.run_block_with(layer, x, self.attention_over(layer, cache, len(x)))
+        block = self._blocks(self._is_long(cache.length + x.shape[-2]))[layer]
+        result: Float32 = block(x, cache=cache, layer=layer)
+        cache.settle()
+        return result
 
-    def run_block_with(self, layer: int, x: Float32, attend: Attend) -> Float32:
-        """Run rows through one block, with attention from elsewhere.
-
-        Parameters
-        ----------
-        layer : int
-            Number of the block.
-        x : ndarray of float32, shape (T, hidden)
-            Rows.
-        attend : callable
-            See `Attend`.
-
-        Returns
-        -------
-        ndarray of float32, shape (T, hidden)
-            What leaves it, a new array.
-        """
-        linears = dict(zip(BLOCK_LAYERS, self._linears_of(layer), strict=True))
-        steps = self.block_steps(layer, x, attend)
-        try:
-            part, given = next(steps)
-            while True:
-                part, given = steps.send(linears[part](given))
-        except StopIteration as end:
-            result: Float32 = end.value
-            return result
-
-    def block_steps(self, layer: int, x: Float32, attend: Attend) -> Generator[tuple[str, Float32], Float32, Float32]:
+    def block_steps(self, layer: int, x: Float32, cache: KVCache) -> Generator[tuple[str, Float32], Float32, Float32]:
         """Run rows through one block whose products are the caller's.
 
         Many inputs can be brought to the same layer this way before any of them goes on.
@@ -437,63 +353,75 @@ class LlamaModel:
             Number of the block.
         x : ndarray of float32, shape (T, hidden)
             Rows.
-        attend : callable
-            See `Attend`.
+        cache : KVCache
+            As for `run_block`.
 
         Yields
         ------
         part : str
             One of `BLOCK_LAYERS`, in their order.
         given : ndarray of float32, shape (T, K)
-            What enters that layer. The generator is sent what leaves it, ``(T, N)``, and does not keep that.
+            What enters that layer. The generator is sent the product, ``(T, N)``, and does not keep that.
 
         Returns
         -------
         ndarray of float32, shape (T, hidden)
             What leaves the block, a new array.
         """
-        block, eps = self._blocks[layer], self.config.rms_eps
-        attended = attend(_biased((yield "qkv", rms_norm(x, block.attn_norm, eps)), block.qkv_bias))
-        x = x + _biased((yield "attn_out", attended), block.attn_out_bias)
+        block = self._blocks(self._is_long(cache.length + len(x)))[layer]
+        qkv, attn_out, gate_up, down = _linears(block)
+        parts = _split(qkv, (yield "qkv", block.input_layernorm(x)))
+        attended = block.self_attn.attend(parts, cache=cache, layer=layer)
+        cache.settle()
+        del parts
+        x = block.after_attention(x, _biased(attn_out, (yield "attn_out", attended)))
         del attended
-        x += yield "down", swiglu((yield "gate_up", rms_norm(x, block.ffn_norm, eps)))
-        return x
+        mlp: Any = block.mlp
+        inner = mlp.activate(_split(gate_up, (yield "gate_up", block.before_mlp(x))))
+        result: Float32 = block.after_mlp(x, _biased(down, (yield "down", inner)))
+        return result
 
-    def attention_over(self, layer: int, cache: KVCache, tokens: int) -> Attend:
-        """Attention of tokens to those in the cache, and to those before them among themselves.
-
-        Parameters
-        ----------
-        layer : int
-            Number of the block.
-        cache : KVCache
-            Takes their keys and values of this block; it does not grow.
-        tokens : int
-            How many there are: any number, but memory is taken in the square of it.
-
-        Returns
-        -------
-        callable
-            For `run_block_with` and `block_steps`.
-        """
-        rotation = self.rope.rows(cache.length, cache.length + tokens)
-        keys, values = cache.keys[layer, None], cache.values[layer, None]
-        return lambda qkv: attention(qkv, rotation, keys, values, cache.length, self.config)
+    def entering_head(self, x: Float32) -> Float32:
+        """What the output matrix is given, of what leaves the last block."""
+        normed: Float32 = self.model.norm(x)
+        return normed
 
     def logits(self, x: Float32) -> Float32:
         """Turn what leaves the last block into logits.
 
         Parameters
         ----------
-        x : ndarray of float32, shape (T, hidden)
+        x : ndarray of float32, shape (..., hidden)
             Rows.
 
         Returns
         -------
-        ndarray of float32, shape (T, vocab)
+        ndarray of float32, shape (..., vocab)
             Logits of the next token after each, a new array.
         """
-        return np.array(self._head(rms_norm(x, self._output_norm, self.config.rms_eps)))
+        y = np.array(self.lm_head(self.entering_head(x)))
+        c = self.config
+        if c.logit_scale != 1:
+            y *= np.float32(c.logit_scale)
+        if c.logit_softcap is not None:
+            y /= np.float32(c.logit_softcap)
+            np.tanh(y, out=y)
+            y *= np.float32(c.logit_softcap)
+        return y
+
+    def _is_long(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens is rotated otherwise than a shorter one."""
+        before = self.config.longest_short
+        return before is not None and tokens > before
+
+    def _blocks(self, is_long: bool) -> Sequence[TransformerBlock]:
+        if not is_long:
+            return self.model.layers
+        if self._long is None:
+            ropes = _Ropes(self.config, is_long=True)
+            described = zip(self.model.layers, self.config.layers, strict=True)
+            self._long = tuple(_with_rope(block, ropes.of(layer)) for block, layer in described)
+        return self._long
 
     def _checked(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
@@ -507,72 +435,154 @@ class LlamaModel:
             )
         return ids
 
-    def _check_shapes(self) -> None:
-        c = self.config
-        if len(self._blocks) != c.n_layers:
-            raise ValueError(f"there are {len(self._blocks)} blocks, the configuration says {c.n_layers}")
-        wanted = {
-            "qkv": (c.hidden_size, c.q_size + 2 * c.kv_size),
-            "attn_out": (c.q_size, c.hidden_size),
-            "gate_up": (c.hidden_size, 2 * c.ffn_size),
-            "down": (c.ffn_size, c.hidden_size),
-        }
-        for i, block in enumerate(self._blocks):
-            for name, shape in wanted.items():
-                got = tuple(getattr(block, name).shape)
-                if got != shape:
-                    raise ValueError(f"{name} of block {i} has shape (K, N) = {got}, {shape} is needed")
-        if tuple(self._head.shape) != (c.hidden_size, c.vocab_size):
-            raise ValueError(
-                f"the head has shape (K, N) = {self._head.shape}, {(c.hidden_size, c.vocab_size)} is needed"
-            )
 
-
-def rms_norm(x: Float32, weight: Float32, eps: float) -> Float32:
-    """Divide each row by the root of its mean square and multiply it by `weight`.
+class Body(Module):
+    """Embeddings, blocks and the last norm of a `Decoder`.
 
     Parameters
     ----------
-    x : ndarray of float32, shape (T, hidden)
-        Rows.
-    weight : ndarray of float32, shape (hidden,)
-        Factors.
-    eps : float
-        Added to the mean square.
+    config : DecoderConfig
+    scheme, device
+        As for `Decoder`.
 
-    Returns
-    -------
-    ndarray of float32, shape (T, hidden)
-        A new array.
-    """
-    mean_square = np.einsum("ij,ij->i", x, x) / np.float32(x.shape[1])
-    y: Float32 = x / np.sqrt(mean_square + np.float32(eps))[:, None]
-    y *= weight
-    return y
-
-
-def swiglu(gate_up: Float32) -> Float32:
-    """Multiply ``silu(gate)`` by `up`.
-
-    Parameters
+    Attributes
     ----------
-    gate_up : ndarray of float32, shape (T, 2 F)
-        The gate, then up.
-
-    Returns
-    -------
-    ndarray of float32, shape (T, F)
-        ``gate / (1 + exp(-gate)) * up``, a new array.
+    embed_tokens : Embedding
+    layers : list of TransformerBlock
+    norm : RMSNorm or LayerNorm
     """
-    size = gate_up.shape[1] // 2
-    gate, up = gate_up[:, :size], gate_up[:, size:]
-    with np.errstate(over="ignore"):  # exp of a large number is inf, and gate / inf is the 0 that is wanted
-        y: Float32 = np.exp(-gate)
-    y += np.float32(1)
-    np.divide(gate, y, out=y)
-    y *= up
-    return y
+
+    def __init__(
+        self, config: DecoderConfig, *, scheme: Scheme | SchemeName | str, device: Device | str | None
+    ) -> None:
+        c = config
+        ropes = _Ropes(c)
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
+        self.layers = [_block(c, each, ropes.of(each), scheme, device) for each in c.layers]
+        self.norm: Any = (
+            LayerNorm(c.hidden_size, c.norm_eps)
+            if c.norm == "layer"
+            else RMSNorm(c.hidden_size, c.norm_eps, offset=c.norm_offset)
+        )
 
 
-def _biased(y: Float32, bias: Float32 | None) -> Float32:
-    return y if bias is None else y + bias
+class _TiedHead(Linear):
+    """A head whose weight is that of the embeddings, and no parameter of its own."""
+
+    def own_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+
+class _Ropes:
+    """Rotations of a model's layers; those that are alike share their tables."""
+
+    def __init__(self, config: DecoderConfig, is_long: bool = False) -> None:
+        self._config, self._is_long = config, is_long
+        self._made: list[tuple[Rotation, RoPE]] = []
+
+    def of(self, layer: LayerConfig) -> RoPE | None:
+        if layer.rotation is None:
+            return None
+        for rotation, rope in self._made:
+            if rotation == layer.rotation:
+                return rope
+        rope = self._rope(layer.rotation)
+        self._made.append((layer.rotation, rope))
+        return rope
+
+    def _rope(self, rotation: Rotation) -> RoPE:
+        before = self._config.longest_short
+        return RoPE(
+            rotation.dim,
+            base=rotation.theta,
+            interleaved=rotation.interleaved,
+            scaling=rotation.scaling,
+            max_position=self._config.context_length,
+            factors=rotation.factors,
+            length=None if before is None else before + self._is_long,
+        )
+
+
+def _told(progress: PromptProgress, start: int, count: int, total: int, n_layers: int) -> Callable[[int], object]:
+    """What tells how many tokens have been read, by the blocks that are done of `count` of them."""
+    return lambda layers: progress(start + count * layers // n_layers, total)
+
+
+def _block(
+    c: DecoderConfig,
+    layer: LayerConfig,
+    rope: RoPE | None,
+    scheme: Scheme | SchemeName | str,
+    device: Device | str | None,
+) -> TransformerBlock:
+    how: dict[str, Any] = {"scheme": scheme, "device": device}
+    attention = Attention(
+        c.hidden_size,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        bias=c.qkv_bias,
+        out_bias=c.out_bias,
+        rope=rope,
+        scale=c.query_scale,
+        window=layer.window,
+        softcap=c.attention_softcap,
+        qk_norm=c.qk_norm,
+        eps=c.norm_eps,
+        norm_offset=c.norm_offset,
+        fused="qkv_proj" if c.fused else None,
+        **how,
+    )
+    mlp = MLP(
+        c.hidden_size,
+        c.ffn_size,
+        c.activation,
+        gated=c.gated,
+        bias=c.mlp_bias,
+        fused="gate_up_proj" if c.fused else None,
+        **how,
+    )
+    return TransformerBlock(
+        attention,
+        mlp,
+        eps=c.norm_eps,
+        norm_offset=c.norm_offset,
+        post_norms=c.norm_places == "around",
+        residual_multiplier=c.residual_scale,
+        layer_norm=c.norm == "layer",
+    )
+
+
+def _linears(block: TransformerBlock) -> tuple[Any, Any, Any, Any]:
+    """The linear layers of a block, as `BLOCK_LAYERS` names them."""
+    attention = block.self_attn
+    mlp: Any = block.mlp
+    return attention.qkv, attention.o_proj, mlp.gate_up or mlp.up_proj, mlp.down_proj
+
+
+def _with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> TransformerBlock:
+    made, attention = copy.copy(block), copy.copy(block.self_attn)
+    mlp: Any = copy.copy(block.mlp)
+    made.self_attn, made.mlp = attention, mlp
+    attention.qkv = new.get("qkv", attention.qkv)
+    attention.o_proj = new.get("attn_out", attention.o_proj)
+    inner = "gate_up" if mlp.gate_up is not None else "up_proj"
+    setattr(mlp, inner, new.get("gate_up", getattr(mlp, inner)))
+    mlp.down_proj = new.get("down", mlp.down_proj)
+    return made
+
+
+def _with_rope(block: TransformerBlock, rope: RoPE | None) -> TransformerBlock:
+    made = copy.copy(block)
+    made.self_attn = copy.copy(block.self_attn)
+    made.self_attn.rope = rope
+    return made
+
+
+def _biased(module: Linear | LinearGroup, y: Float32) -> Float32:
+    return y if module.bias is None else y + module.bias
+
+
+def _split(module: Linear | LinearGroup, y: Float32) -> tuple[Float32, ...]:
+    y = _biased(module, y)
+    return module.split(y) if isinstance(module, LinearGroup) else (y,)

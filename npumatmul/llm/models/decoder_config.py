@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from npumatmul.llm.models.settings import MAX_LAYERS
@@ -115,8 +115,8 @@ class DecoderConfig:
         RMSNorm, or LayerNorm with a bias.
     norm_offset : float
         What is added to the weights of RMSNorm.
-    norm_places : {"before", "around", "after"}
-        Whether attention and feed-forward network have their input normalized, their output, or both.
+    norm_places : {"before", "around"}
+        Whether attention and feed-forward network have their input normalized, or their output, too.
     qk_norm : {None, "head", "all"}
         Whether queries and keys are normalized before they are rotated: each head, or all heads together.
     qkv_bias, out_bias, mlp_bias : bool
@@ -164,7 +164,7 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0
-    norm_places: Literal["before", "around", "after"] = "before"
+    norm_places: Literal["before", "around"] = "before"
     qk_norm: Literal["head", "all"] | None = None
     qkv_bias: bool = False
     out_bias: bool = False
@@ -172,7 +172,7 @@ class DecoderConfig:
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
     gated: bool = True
     fused: bool = False
-    tied: bool = False
+    tied: bool = field(default=False, compare=False)  # how a head is stored; models that differ in it compute the same
     query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -201,6 +201,15 @@ class DecoderConfig:
             if each.rotation is not None and each.rotation.dim > self.head_dim:
                 raise ValueError(f"{each.rotation.dim} values of a head are to be rotated, and it has {self.head_dim}")
         object.__setattr__(self, "layers", layers)
+
+    @property
+    def longest_short(self) -> int | None:
+        """Tokens of the longest sequence that is rotated as a short one; None where length makes no difference."""
+        for layer in self.layers:
+            scaling = None if layer.rotation is None else layer.rotation.scaling
+            if scaling is not None and scaling["rope_type"] == "longrope":
+                return int(scaling["original_max_position_embeddings"])
+        return None
 
     @property
     def q_size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from npumatmul.llm.models.decoder import Float32, Linear, Pack
+from npumatmul.nn.product import Float32, Pack, Product
 
 __all__ = ["Observer", "TappedLinear", "tapped"]
 
@@ -14,11 +14,11 @@ overwritten later; an observer that keeps them copies them."""
 
 
 class TappedLinear:
-    """A `Linear` whose inputs and outputs are shown to an observer.
+    """A `Product` whose inputs and outputs are shown to an observer.
 
     Parameters
     ----------
-    linear : Linear
+    linear : Product
         What computes.
     name : str
         Name of the layer.
@@ -26,7 +26,7 @@ class TappedLinear:
         What looks on.
     """
 
-    def __init__(self, linear: Linear, name: str, observer: Observer) -> None:
+    def __init__(self, linear: Product, name: str, observer: Observer) -> None:
         self.linear = linear
         self._name = name
         self._observer = observer

@@ -13,6 +13,7 @@ from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.own_text import own_text
 from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.quantized_model import MakeLinear, QuantizedModel, Source, quantize_model
+from npumatmul.llm.quantize.quick import cost_of, quick_recipe
 from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe, parse_scheme
 from npumatmul.llm.quantize.saving import is_quantized, load_quantized, save_quantized
 from npumatmul.llm.quantize.sensitivity import Candidate, auto_quantize, choose, measure_sensitivity
@@ -34,6 +35,7 @@ __all__ = [
     "best_recipe",
     "choose",
     "collect_statistics",
+    "cost_of",
     "emulate",
     "is_quantized",
     "load_quantized",
@@ -42,5 +44,6 @@ __all__ = [
     "parse_scheme",
     "quantize_layer",
     "quantize_model",
+    "quick_recipe",
     "save_quantized",
 ]

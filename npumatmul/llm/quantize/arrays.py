@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.measure.analysis import ErrorSums
-from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.quantize.build import quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.recipe import LayerRecipe
+from npumatmul.nn.product import Float32, Product
 from npumatmul.quant.meter import Share
 
 __all__ = ["ProductError", "analyze_product"]
@@ -46,7 +46,7 @@ def analyze_product(
     activations: Float32,
     weight: Float32,
     recipe: LayerRecipe,
-    make: Callable[[QuantizedLayer, str], Linear] = emulate,
+    make: Callable[[QuantizedLayer, str], Product] = emulate,
     progress: Share | None = None,
 ) -> ProductError:
     """Quantize a weight, multiply, and compare with the product in float64.

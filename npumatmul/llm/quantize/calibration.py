@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import LayerTensors, load_from, numpy_pack
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.loading import load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
-from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.models.taps import TappedLinear
+from npumatmul.llm.models.weights import LayerTensors
+from npumatmul.nn.product import Float32, Product
 
 __all__ = ["LayerStatistics", "collect_statistics"]
 
@@ -148,18 +149,18 @@ def collect_statistics(
     found: dict[str, LayerStatistics] = {}
     wanted: set[str] = set()
 
-    def linear(layer: LayerTensors) -> Linear:
+    def linear(layer: LayerTensors) -> Product:
         features[layer.name] = layer.k
 
         def observe(name: str, x: Float32, y: Float32) -> None:
             if name in wanted:
                 found[name].add(x)
 
-        return TappedLinear(numpy_pack(layer.weight(file)), layer.name, observe)
+        return TappedLinear(numpy_pack(layer.weight(source)), layer.name, observe)
 
     features: dict[str, int] = {}
-    with GGUFFile(path) as file:
-        model = load_from(file, linear).model
+    with GGUFSource(path) as source:
+        model = load_from(source, linear).model
     chosen = list(features) if names is None else [name for name in features if name in names]
     unknown = sorted(set(names or ()) - set(features))
     if unknown:

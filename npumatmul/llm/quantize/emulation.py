@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.decoder import Float32, Linear
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer
+from npumatmul.nn.product import Float32, Product
 from npumatmul.quant.params import Granularity
 
 __all__ = ["EmulatedLinear", "emulate"]
@@ -25,7 +25,7 @@ EXACT_FLOAT32 = 1 << 24
 
 
 class EmulatedLinear:
-    """A quantized `Linear` computed by numpy on the host; it emulates an NPU and uses none.
+    """A quantized `Product` computed by numpy on the host; it emulates an NPU and uses none.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ class EmulatedLinear:
         return total.astype(np.float32)
 
 
-def emulate(layer: QuantizedLayer | PackedLayer, name: str = "") -> Linear:
-    """Make a `Linear` that numpy computes as the NPU would.
+def emulate(layer: QuantizedLayer | PackedLayer, name: str = "") -> Product:
+    """Make a `Product` that numpy computes as the NPU would.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def emulate(layer: QuantizedLayer | PackedLayer, name: str = "") -> Linear:
 
     Returns
     -------
-    Linear
+    Product
         Its product.
     """
     return EmulatedLinear(layer.unpacked() if isinstance(layer, PackedLayer) else layer)

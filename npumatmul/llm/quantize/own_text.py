@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.decoder import LlamaModel
+from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.run.lockstep import Lockstep
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -89,7 +89,7 @@ def own_text(
 
 
 def _write(
-    model: LlamaModel, tokenizer: Tokenizer, count: int, length: int, seed: int, report: Callable[[int], None]
+    model: Decoder, tokenizer: Tokenizer, count: int, length: int, seed: int, report: Callable[[int], None]
 ) -> NDArray[np.int64]:
     """Sequences of tokens, shape (count, length)."""
     control = sorted(tokenizer.control_ids)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import LayerTensors, LoadedModel, Progress, layer_tensors, load_from
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.loading import LoadedModel, load_from
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.decoder import Linear
+from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
 from npumatmul.llm.quantize.build import centred_layer, quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
@@ -23,14 +23,15 @@ from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
 from npumatmul.llm.quantize.sequential import SEEN, quantize_in_sequence, weights_of
 from npumatmul.llm.quantize.steps import Steps
+from npumatmul.nn.product import Product
 from npumatmul.quant.meter import Share
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
 
-MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Linear]
-"""Makes a `Linear` of a quantized layer and its name."""
+MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Product]
+"""Makes a `Product` of a quantized layer and its name."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +128,13 @@ class QuantizedModel:
             The model with tokenizer and chat template.
         """
 
-        def linear(tensors: LayerTensors) -> Linear:
+        def linear(tensors: LayerTensors) -> Product:
             layer = self.layers[tensors.name]
             if layer.shape != tensors.shape:
                 raise self.rest.error(f"layer {tensors.name!r} has shape {layer.shape}, {tensors.shape} is needed")
             return make(layer, tensors.name)
 
-        return load_from(self.rest, linear, context_length=context_length, progress=progress)
+        return load_from(GGUFSource.of(self.rest), linear, context_length=context_length, progress=progress)
 
 
 def quantize_model(
@@ -182,8 +183,8 @@ def quantize_model(
     >>> round(model.bits_per_weight, 2)
     8.05
     """
-    file = GGUFFile(path)
-    names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    source = GGUFSource(path)
+    file, names = source.file, layer_tensors(source)
     recipes = {name: recipe.for_layer(name) for name in names}
     needing = layers_to_calibrate(path, recipe)
     if needing and recipe.sequential:
@@ -193,9 +194,9 @@ def quantize_model(
 
         def make(tensors: LayerTensors, seen: LayerStatistics) -> QuantizedLayer:
             share = steps.within(weights_of([tensors]), SEEN, 1)
-            return layer_of_recipe(file, tensors, recipes[tensors.name], seen, seed=recipe.seed, progress=share)
+            return layer_of_recipe(source, tensors, recipes[tensors.name], seen, seed=recipe.seed, progress=share)
 
-        layers = quantize_in_sequence(file, make, calibration, progress=steps)
+        layers = quantize_in_sequence(source, make, calibration, progress=steps)
     else:
         known = dict(statistics or {})
         missing = [name for name in needing if name not in known]
@@ -208,7 +209,7 @@ def quantize_model(
             steps(weights_of(names[each] for each in layers), weights_of(names.values()), f"quantizing {name}")
             share = steps.within(weights_of([tensors]))
             layers[name] = layer_of_recipe(
-                file, tensors, recipes[name], known.get(name), seed=recipe.seed, progress=share
+                source, tensors, recipes[name], known.get(name), seed=recipe.seed, progress=share
             )
     requantized, left_out = [], []
     for name, layer in layers.items():
@@ -216,7 +217,9 @@ def quantize_model(
             continue
         if recipes[name].scheme == GGUF_SCHEME:
             left_out.append(name)
-        if recipes[name].parts.weight_bits < 16 and any("Q" in file.tensors[t].kind.name for t in names[name].tensors):
+        if recipes[name].parts.weight_bits < 16 and any(
+            "Q" in source.weights.stored_as(each) for each in names[name].parameters
+        ):
             requantized.append(name)
     steps(len(names), len(names), "done")
     notes = []
@@ -250,13 +253,13 @@ def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[st
     list of str
         None where no calibration text is needed.
     """
-    with GGUFFile(path) as file:
-        names = layer_tensors(file, LlamaConfig.from_gguf(file))
+    with GGUFSource(path) as source:
+        names = layer_tensors(source)
     return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
 def layer_of_recipe(
-    file: GGUFFile,
+    source: GGUFSource,
     tensors: LayerTensors,
     recipe: LayerRecipe,
     statistics: LayerStatistics | None,
@@ -268,7 +271,7 @@ def layer_of_recipe(
 
     Parameters
     ----------
-    file : GGUFFile
+    source : GGUFSource
         The open file.
     tensors : LayerTensors
         Which of its tensors make up the layer.
@@ -288,9 +291,9 @@ def layer_of_recipe(
         The layer.
     """
     if recipe.scheme == GGUF_SCHEME:
-        taken = layer_of_blocks(file, tensors.tensors, recipe)
+        taken = layer_of_blocks(source.file, [source.weights.tensor_name(each) for each in tensors.parameters], recipe)
         if taken is not None:
-            return centred_layer(taken, tensors.weight(file), statistics) if recipe.centre else taken
+            return centred_layer(taken, tensors.weight(source), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
-    weight = tensors.weight(file)
+    weight = tensors.weight(source)
     return quantize_layer(weight, recipe, statistics, name=tensors.name, seed=seed, progress=progress)

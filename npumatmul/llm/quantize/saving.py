@@ -37,9 +37,9 @@ from npumatmul.errors import ModelError, PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.reading import RegularFile, parse_json
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.source import CheckedSource, FileSource
-from npumatmul.llm.loading import Progress, layer_tensors
-from npumatmul.llm.models.config import LlamaConfig
+from npumatmul.llm.models.weights import Progress, layer_tensors
 from npumatmul.llm.quantize.layer import QuantizedLayer, offset_of
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
 from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source
@@ -116,10 +116,12 @@ def save_quantized(
     'rk3588'
     """
     target = None if device is None else current_device(device)
+    source = GGUFSource.of(model.rest)
     linear = {
-        tensor
-        for tensors in layer_tensors(model.rest, LlamaConfig.from_gguf(model.rest)).values()
-        for tensor in tensors.tensors
+        source.weights.tensor_name(each)
+        for tensors in layer_tensors(source).values()
+        for each in tensors.parameters
+        if each in source.weights
     }
     kept = [name for name in model.rest.tensors if name not in linear or name == "token_embd.weight"]
     layers: dict[str, Any] = {}
@@ -235,7 +237,7 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
             layer, _, part = name.rpartition(".")
             if layer and "/" not in name:
                 parts.setdefault(layer, {})[part] = name
-        shapes = {name: each.shape for name, each in layer_tensors(rest, LlamaConfig.from_gguf(rest)).items()}
+        shapes = {name: each.shape for name, each in layer_tensors(GGUFSource.of(rest)).items()}
         layers: Mapping[str, QuantizedLayer | PackedLayer]
         if kind == PACKED:
             make = partial(_packed_layer, file, descriptions_of(file), parts, header["layers"])
@@ -288,7 +290,7 @@ def _rest(file: TensorFile, header: Mapping[str, Any], path: Path) -> GGUFFile:
             "is not noticed; quantize the model again",
             path,
         )
-    elif header["checksums"]["gguf"] != source.checksum:
+    elif header["checksums"]["gguf"] != source.checksum():
         raise _error(
             path, "it is damaged: the checksum of its GGUF part (embedding, norms, tokenizer) differs; fetch it again"
         )

@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import Progress, layer_tensors, load_model, numpy_pack
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import EvaluationProgress, Window, evaluate, log_softmax, mean_divergence
-from npumatmul.llm.models.config import LlamaConfig
-from npumatmul.llm.models.decoder import BLOCK_LAYERS, PREFILL_CHUNK, Float32, LlamaModel
+from npumatmul.llm.models.decoder import BLOCK_LAYERS, PREFILL_CHUNK, Decoder
+from npumatmul.llm.models.weights import Progress, layer_tensors
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source, layer_of_recipe
 from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
 from npumatmul.llm.quantize.steps import Steps
+from npumatmul.nn.product import Float32
 
 __all__ = ["Candidate", "auto_quantize", "choose", "measure_sensitivity"]
 
@@ -119,8 +121,8 @@ def measure_sensitivity(
     references = [_Reference(model, part) for part in _parts(pieces, tokens)]
     found: dict[str, list[Candidate]] = {}
     steps = Steps(progress)
-    with GGUFFile(path) as file:
-        layers = layer_tensors(file, LlamaConfig.from_gguf(file))
+    with GGUFSource(path) as source:
+        layers = layer_tensors(source)
         for done, (name, tensors) in enumerate(layers.items()):
             made: list[QuantizedLayer] = []
             for number, recipe in enumerate(candidates):
@@ -129,7 +131,7 @@ def measure_sensitivity(
                 if make is not None:
                     made.append(make(name, recipe))
                 else:
-                    made.append(layer_of_recipe(file, tensors, recipe, known.get(name), progress=steps.within(PARTS)))
+                    made.append(layer_of_recipe(source, tensors, recipe, known.get(name), progress=steps.within(PARTS)))
             changed = [model.with_linears({name: emulate(layer)}) for layer in made]
             kls = np.mean([reference.divergences(model, changed, name) for reference in references], axis=0)
             found[name] = [Candidate(layer, float(kl)) for layer, kl in zip(made, kls, strict=True)]
@@ -288,7 +290,7 @@ def _measuring(progress: Progress | None) -> EvaluationProgress:
 class _Reference:
     """What the float32 model does with some tokens: what enters each block, and its distributions."""
 
-    def __init__(self, model: LlamaModel, tokens: NDArray[np.int64]) -> None:
+    def __init__(self, model: Decoder, tokens: NDArray[np.int64]) -> None:
         cache = model.new_cache(len(tokens))
         self._entering: list[Float32] = []
         x = model.embed(tokens)
@@ -298,7 +300,7 @@ class _Reference:
         self._entering.append(x)
         self._log_p = log_softmax(model.logits(x)).astype(np.float32)
 
-    def divergences(self, model: LlamaModel, changed: Sequence[LlamaModel], name: str) -> list[float]:
+    def divergences(self, model: Decoder, changed: Sequence[Decoder], name: str) -> list[float]:
         """Mean divergences where one layer is changed, in several ways: see `Candidate`."""
         block = _block_of(name, model.config.n_layers)
         if block == model.config.n_layers:

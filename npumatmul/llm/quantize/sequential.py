@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 
-import numpy as np
-
-from npumatmul.llm.files.gguf import GGUFFile
-from npumatmul.llm.loading import LayerTensors, Progress, load_from, numpy_pack
+from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.loading import load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.decoder import BLOCK_LAYERS, Float32, Linear, LlamaModel
+from npumatmul.llm.models.decoder import BLOCK_LAYERS, Decoder
+from npumatmul.llm.models.weights import LayerTensors, Progress
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.steps import Steps
+from npumatmul.nn.product import Float32, Product
 
 __all__ = ["SEEN", "MakeLayer", "quantize_in_sequence"]
 
@@ -33,13 +33,13 @@ BlockSteps = Generator[tuple[str, Float32], Float32, Float32]
 
 
 def quantize_in_sequence(
-    file: GGUFFile, make: MakeLayer, pieces: Sequence[Window], *, progress: Progress | None = None
+    source: GGUFSource, make: MakeLayer, pieces: Sequence[Window], *, progress: Progress | None = None
 ) -> dict[str, QuantizedLayer]:
     """Quantize the layers of a model in the order in which a token passes them.
 
     Parameters
     ----------
-    file : GGUFFile
+    source : GGUFSource
         The open file.
     make : callable
         Makes each layer.
@@ -66,14 +66,14 @@ def quantize_in_sequence(
     tensors: dict[str, LayerTensors] = {}
     steps = Steps(progress)
 
-    def exact(layer: LayerTensors) -> Linear:
+    def exact(layer: LayerTensors) -> Product:
         tensors[layer.name] = layer
-        return numpy_pack(layer.weight(file))
+        return numpy_pack(layer.weight(source))
 
-    model = load_from(file, exact).model
+    model = load_from(source, exact).model
     layers: dict[str, QuantizedLayer] = {}
 
-    def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Linear, Linear]:
+    def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Product, Product]:
         steps(weights_of(tensors[done] for done in layers), weights_of(tensors.values()), f"quantizing {name}")
         statistics, share = LayerStatistics(tensors[name].k), steps.within(weights_of([tensors[name]]), 0, SEEN)
         for number, (x, reference) in enumerate(zip(given, references, strict=True), 1):
@@ -86,7 +86,7 @@ def quantize_in_sequence(
     streams = [[model.embed(ids) for ids in tokens] for _ in range(2)]  # quantized, float
     for block in range(model.config.n_layers):
         streams = _block(model, block, streams, next_layer)
-    next_layer("head", *([_entering_head(model, x) for x in stream] for stream in streams))
+    next_layer("head", *([model.entering_head(x) for x in stream] for stream in streams))
     steps(weights_of(tensors.values()), weights_of(tensors.values()), "done")
     return layers
 
@@ -97,16 +97,15 @@ def weights_of(layers: Iterable[LayerTensors]) -> int:
 
 
 def _block(
-    model: LlamaModel,
+    model: Decoder,
     block: int,
     streams: list[list[Float32]],
-    next_layer: Callable[[str, Sequence[Float32], Sequence[Float32]], tuple[Linear, Linear]],
+    next_layer: Callable[[str, Sequence[Float32], Sequence[Float32]], tuple[Product, Product]],
 ) -> list[list[Float32]]:
     """Take both streams through a block, layer by layer."""
     # a cache reserves room for all blocks, of which memory is taken for what is written only: this one's
     steps: list[list[BlockSteps]] = [
-        [model.block_steps(block, x, model.attention_over(block, model.new_cache(len(x)), len(x))) for x in stream]
-        for stream in streams
+        [model.block_steps(block, x, model.new_cache(len(x))) for x in stream] for stream in streams
     ]
     given = [[next(each)[1] for each in stream] for stream in steps]
     for part in BLOCK_LAYERS[:-1]:
@@ -128,22 +127,3 @@ def _last(steps: BlockSteps, result: Float32) -> Float32:
         leaving: Float32 = end.value
         return leaving
     raise AssertionError("a block has more layers than it has names for")
-
-
-def _entering_head(model: LlamaModel, x: Float32) -> Float32:
-    """What the head is given."""
-    head = _Catch(model.linears["head"].shape)
-    model.with_linears({"head": head}).logits(x)
-    return head.given
-
-
-class _Catch:
-    """A `Linear` that keeps what it is given, and computes nothing."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self.given: Float32 = np.empty((0, shape[0]), np.float32)
-
-    def __call__(self, x: Float32) -> Float32:
-        self.given = x
-        return np.empty((len(x), 0), np.float32)

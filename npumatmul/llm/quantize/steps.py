@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from npumatmul.llm.loading import Progress
+from npumatmul.llm.models.weights import Progress
 from npumatmul.quant.meter import Share
 
 __all__ = ["Steps"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from npumatmul.errors import ModelError
-from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.run.template_budget import current_budget
 from npumatmul.llm.run.template_sandbox import BoundedTemplate, Refused
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -61,20 +61,20 @@ class ChatTemplate:
         self._template = None if source is None else self._compile(source)
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
-        """Read the template of a GGUF file.
+    def of(cls, source: ModelSource, tokenizer: Tokenizer) -> ChatTemplate:
+        """Read the template of a model.
 
         Parameters
         ----------
-        file : GGUFFile
-            An open file.
+        source : ModelSource
+            An open model.
         tokenizer : Tokenizer
             Its tokenizer, which knows how the special tokens are spelled.
 
         Returns
         -------
         ChatTemplate
-            The template, or a plain one if the file has none.
+            The template, or a plain one if the model has none.
 
         Raises
         ------
@@ -88,8 +88,7 @@ class ChatTemplate:
             "pad_token": tokenizer.pad_id,
         }
         special = {name: text for name, i in ids.items() if (text := tokenizer.token(i)) is not None}
-        source = file.get("tokenizer.chat_template", str)
-        return cls(source, special, origin=f"chat template of {file.path}")
+        return cls(source.chat_template, special, origin=f"chat template of {source.path}")
 
     def __repr__(self) -> str:
         """Return the length of the source."""

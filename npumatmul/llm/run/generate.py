@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from npumatmul.llm.models.decoder import ContextFullError, KVCache, LlamaModel, PromptProgress
-from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+from npumatmul.llm.models.cache import ContextFullError, KVCache
+from npumatmul.llm.models.decoder import Decoder, PromptProgress
+from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
+from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
+
+MOST_LOGPROBS = 1024
 
 
 class StopReason(str, Enum):
@@ -20,32 +27,19 @@ class StopReason(str, Enum):
 
     STOP_TOKEN = "stop_token"
     """The model chose a token that ends its answer."""
+    STOP_TEXT = "stop_text"
+    """The answer came to a text that ends it; that text is no part of it."""
     MAX_TOKENS = "max_tokens"
     """As many tokens were generated as had been asked for."""
     CONTEXT_FULL = "context_full"
     """The cache has no room for another token."""
     INTERRUPTED = "interrupted"
-    """The iteration was given up: a keyboard interrupt, an error, or `Generation.close`."""
-
-
-class Token(NamedTuple):
-    """A generated token.
-
-    Attributes
-    ----------
-    id : int
-        Token number.
-    text : str
-        The text that is complete with it: whole characters, possibly none. Empty for control tokens.
-    """
-
-    id: int
-    text: str
+    """It was given up: a keyboard interrupt, an error, `Generation.close` or `Generation.cancel`."""
 
 
 @dataclass
 class GenerationStats:
-    """What a generation did. Times are those of the model and sampler, not of whoever reads the tokens.
+    """What a generation did. Times are those of the model and sampler, not of whoever reads the pieces.
 
     Attributes
     ----------
@@ -61,6 +55,8 @@ class GenerationStats:
         Time for all tokens after the first.
     stop_reason : StopReason or None
         Why it ended; None while it has not.
+    stop_text : str or None
+        The text that ended it, if one did.
     """
 
     prompt_tokens: int = 0
@@ -69,6 +65,7 @@ class GenerationStats:
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
     stop_reason: StopReason | None = None
+    stop_text: str | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -82,8 +79,77 @@ class GenerationStats:
         return later / self.generate_seconds if later > 0 and self.generate_seconds else 0.0
 
 
-class Generation(Iterator[Token]):
-    """A running generation: an iterator over tokens. Made by `generate`.
+class Piece(NamedTuple):
+    """A generated token, and the text that is certain with it.
+
+    Attributes
+    ----------
+    token : int
+        Token number.
+    text : str
+        Whole characters, possibly none: a character that is not complete yet and the beginning of what may become a
+        stop are held back. Empty for control tokens.
+    logprob : float or None
+        Natural logarithm of the probability that the model gave to the token, before temperature and all else; None
+        where that was not asked for.
+    top_logprobs : tuple of (int, float)
+        The most probable tokens and their logarithms, best first, as many as were asked for.
+    stats : GenerationStats or None
+        Of the whole generation, with the last piece.
+    """
+
+    token: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    stats: GenerationStats | None = None
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why the generation ended, with the last piece."""
+        return None if self.stats is None else self.stats.stop_reason
+
+
+class Host(Protocol):
+    """Where a generation gets its cache and its turns at the model."""
+
+    def take(self, prompt: Sequence[int], room: int) -> KVCache:
+        """A cache for a prompt, which may hold the beginning of it, with room for `room` tokens if that many fit."""
+        ...
+
+    def give(self, cache: KVCache) -> None:
+        """Take back a cache, when the generation has ended."""
+        ...
+
+    def turn(self, generation: Generation) -> AbstractContextManager[object]:
+        """Wait for the model; it is this generation's while the context lasts."""
+        ...
+
+
+class _Alone:
+    """A generation that shares its model with nobody."""
+
+    def __init__(self, model: Decoder, cache: KVCache | None) -> None:
+        self._model, self._cache = model, cache
+
+    def take(self, prompt: Sequence[int], room: int) -> KVCache:
+        """A new cache, or that of the caller."""
+        return self._model.new_cache(room) if self._cache is None else self._cache
+
+    def give(self, cache: KVCache) -> None:
+        """Nobody else wants it."""
+
+    def turn(self, generation: Generation) -> AbstractContextManager[object]:
+        """There is no one to wait for."""
+        return contextlib.nullcontext()
+
+
+class _Cancelled(Exception):
+    """Ends a prompt that is being read."""
+
+
+class Generation(Iterator[Piece]):
+    """A running generation: an iterator over pieces. Made by `generate` and `Model.generate`.
 
     Attributes
     ----------
@@ -97,14 +163,18 @@ class Generation(Iterator[Token]):
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: Decoder,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int],
         *,
         max_new_tokens: int,
         sampling: SamplingOptions | None,
         stop_ids: Collection[int] | None,
-        cache: KVCache | None,
+        stop: str | Sequence[str],
+        logprobs: int | None,
+        continues: bool,
+        host: Host,
+        context: int,
         progress: PromptProgress | None,
     ) -> None:
         if isinstance(prompt_ids, (str, bytes)):
@@ -116,20 +186,20 @@ class Generation(Iterator[Token]):
         max_new_tokens = operator.index(max_new_tokens)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-        if not len(prompt_ids):
-            raise ValueError("the prompt is empty; a model needs at least one token to start from")
-        self._prompt = [int(i) for i in prompt_ids]
+        self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
+        self._logprobs = _checked_logprobs(logprobs)
         self._model = model
         self._sampler = Sampler(sampling)
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, continues=continues)
         self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
+        self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
-        self.cache = model.new_cache(len(self._prompt) + max_new_tokens) if cache is None else cache
-        if len(self._prompt) > self.cache.capacity:
-            raise ContextFullError(
-                f"the prompt has {len(self._prompt)} tokens, but there is room for {self.cache.capacity}"
-            )
+        self._host = host
+        self._cancelled = threading.Event()
+        if len(self._prompt) > context:
+            raise ContextFullError(f"the prompt has {len(self._prompt)} tokens, but there is room for {context}")
+        self._cache: KVCache | None = None
         self.ids: list[int] = []
         self.stats = GenerationStats(prompt_tokens=len(self._prompt))
         self._steps = self._run()
@@ -138,49 +208,92 @@ class Generation(Iterator[Token]):
         """Return the generation itself."""
         return self
 
-    def __next__(self) -> Token:
+    def __next__(self) -> Piece:
         """Generate a token."""
-        return next(self._steps)
+        piece = next(self._steps)
+        if piece.stats is not None:  # the last one: the cache is free even if nobody asks for another
+            self._steps.close()
+        return piece
+
+    @property
+    def cache(self) -> KVCache:
+        """The cache in use; there is one from the first piece on."""
+        if self._cache is None:
+            self._cache = self._host.take(self._prompt, len(self._prompt) + self._max_new_tokens)
+        return self._cache
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """End the generation from whatever thread, at the next token or, of a prompt, the next layer.
+
+        Whoever iterates over it gets no more pieces; it does not raise there.
+        """
+        self._cancelled.set()
 
     def close(self) -> None:
-        """End the generation early; the cache can be used on."""
+        """End the generation early, in the thread that iterates; the cache can be used on."""
         self._steps.close()
         if self.stats.stop_reason is None:
             self.stats.stop_reason = StopReason.INTERRUPTED
 
-    def _run(self) -> Generator[Token, None, None]:
+    def _run(self) -> Generator[Piece, None, None]:
         try:
-            yield from self._tokens()
-        except BaseException:  # GeneratorExit and KeyboardInterrupt too: it is only noted, and goes on
-            self.stats.stop_reason = StopReason.INTERRUPTED
-            raise
+            yield from self._pieces()
+        except _Cancelled:
+            pass
+        finally:
+            if self.stats.stop_reason is None:  # GeneratorExit and KeyboardInterrupt too
+                self.stats.stop_reason = StopReason.INTERRUPTED
+            if self._cache is not None:
+                self._host.give(self._cache)
 
-    def _tokens(self) -> Generator[Token, None, None]:
+    def _pieces(self) -> Generator[Piece, None, None]:
         stats = self.stats
-        started = time.perf_counter()
-        stats.cached_tokens = _reuse(self.cache, self._prompt)
-        logits = self._model.forward(self._prompt[stats.cached_tokens :], self.cache, progress=self._progress)
         history = list(self._prompt)
+        tokens = self._prompt
         while True:
-            token_id = self._sampler.sample(logits, history)
-            history.append(token_id)
-            self.ids.append(token_id)
+            with self._host.turn(self):
+                self._check_cancelled()
+                started = time.perf_counter()
+                if not self.ids:
+                    stats.cached_tokens = _reuse(self.cache, self._prompt)
+                    tokens = self._prompt[stats.cached_tokens :]
+                logits = self._model.forward(tokens, self.cache, progress=self._told)
+            token = self._sampler.sample(logits, history)
+            logprob: float | None = None
+            top: tuple[tuple[int, float], ...] = ()
+            if self._logprobs is not None:
+                logs = log_probabilities(logits)
+                logprob, top = float(logs[token]), most_probable(logs, self._logprobs)
+            history.append(token)
+            self.ids.append(token)
             stats.generated_tokens += 1
-            reason = self._end(token_id)
-            text = "" if reason is StopReason.STOP_TOKEN else self._decoder.push(token_id)
-            if reason is not None:
-                text += self._decoder.finish()
+            text, reason = self._text(token)
             elapsed = time.perf_counter() - started
             if stats.generated_tokens == 1:
                 stats.prompt_seconds = elapsed
             else:
                 stats.generate_seconds += elapsed
-            stats.stop_reason = reason
-            yield Token(token_id, text)
+            stats.stop_reason, stats.stop_text = reason, self._stop_texts.found
+            yield Piece(token, text, logprob, top, None if reason is None else stats)
             if reason is not None:
                 return
-            started = time.perf_counter()
-            logits = self._model.forward([token_id], self.cache)
+            tokens = [token]
+
+    def _text(self, token: int) -> tuple[str, StopReason | None]:
+        """The text that is certain with a token, and whether it is the last one."""
+        reason = self._end(token)
+        text = "" if reason is StopReason.STOP_TOKEN else self._decoder.push(token)
+        if reason is not None:
+            text += self._decoder.finish()
+        text = self._stop_texts.push(text)
+        if self._stop_texts.found is not None:
+            return text, StopReason.STOP_TEXT
+        return (text, None) if reason is None else (text + self._stop_texts.finish(), reason)
 
     def _end(self, token_id: int) -> StopReason | None:
         if token_id in self._stop_ids:
@@ -191,15 +304,27 @@ class Generation(Iterator[Token]):
             return StopReason.CONTEXT_FULL
         return None
 
+    def _told(self, done: int, total: int) -> None:
+        """Pass progress of the prompt on, and look whether somebody wants it to end."""
+        self._check_cancelled()
+        if self._progress is not None and not self.ids:
+            self._progress(done, total)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise _Cancelled
+
 
 def generate(
-    model: LlamaModel,
+    model: Decoder,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     *,
     max_new_tokens: int = 256,
     sampling: SamplingOptions | None = None,
     stop_ids: Collection[int] | None = None,
+    stop: str | Sequence[str] = (),
+    logprobs: int | None = None,
     cache: KVCache | None = None,
     progress: PromptProgress | None = None,
 ) -> Generation:
@@ -210,7 +335,7 @@ def generate(
 
     Parameters
     ----------
-    model : LlamaModel
+    model : Decoder
         The model.
     tokenizer : Tokenizer
         Its tokenizer.
@@ -222,6 +347,10 @@ def generate(
         How to choose tokens; greedy by default.
     stop_ids : collection of int, optional
         Tokens that end the answer; by default the tokenizer's. Empty means none.
+    stop : str or sequence of str, optional
+        Texts that end the answer and are no part of it, wherever tokens begin and end in them.
+    logprobs : int, optional
+        Tells the logarithm of each token's probability, and those of as many of the most probable tokens.
     cache : KVCache, optional
         A cache from an earlier call. The tokens at the start of the prompt that it holds already are not computed
         again; the rest of it is forgotten. By default a new one with just enough room.
@@ -231,23 +360,23 @@ def generate(
     Returns
     -------
     Generation
-        An iterator over `Token`, with ``stats`` about counts, times and the reason it stopped.
+        An iterator over `Piece`, with ``stats`` about counts, times and the reason it stopped.
 
     Raises
     ------
     ContextFullError
         If the prompt alone does not fit.
     TypeError
-        If the prompt is a text, or `sampling` something else.
+        If the prompt is a text, or an argument something else than it should be.
     ValueError
-        If the prompt is empty or `max_new_tokens` is not positive.
+        If the prompt is empty or has a number that no token has, or an argument is out of range.
 
     Examples
     --------
     >>> from npumatmul.llm import fetch_demo_model, generate, load_model, numpy_pack
     >>> loaded = load_model(fetch_demo_model(), pack=numpy_pack)
     >>> ids = loaded.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
-    >>> "".join(token.text for token in generate(loaded.model, loaded.tokenizer, ids))
+    >>> "".join(piece.text for piece in generate(loaded.model, loaded.tokenizer, ids))
     'The capital of France is Paris.'
     """
     return Generation(
@@ -257,17 +386,59 @@ def generate(
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         stop_ids=stop_ids,
-        cache=cache,
+        stop=stop,
+        logprobs=logprobs,
+        continues=False,
+        host=_Alone(model, cache),
+        context=model.config.context_length if cache is None else cache.capacity,
         progress=progress,
     )
 
 
+def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
+    """Token numbers as plain ints.
+
+    Raises
+    ------
+    TypeError
+        If one is no whole number.
+    ValueError
+        If there are none, or one is not in the vocabulary.
+    """
+    try:
+        numbers = [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"{what} is to be whole numbers of tokens, not {type(ids).__name__} of others") from None
+    if not numbers:
+        raise ValueError(f"{what} is empty; a model needs at least one token to start from")
+    wrong = next((i for i in numbers if not 0 <= i < vocab_size), None)
+    if wrong is not None:
+        raise ValueError(f"{what} has token {wrong}, but the model's vocabulary has {vocab_size} tokens")
+    return numbers
+
+
+def _checked_logprobs(count: int | None) -> int | None:
+    if count is None:
+        return None
+    if isinstance(count, bool):
+        raise TypeError("logprobs is how many of the most probable tokens to tell beside each, 0 or more, or None")
+    count = operator.index(count)
+    if not 0 <= count <= MOST_LOGPROBS:
+        raise ValueError(f"logprobs is {count}; it must be from 0 to {MOST_LOGPROBS}, or None")
+    return count
+
+
 def _reuse(cache: KVCache, prompt: Sequence[int]) -> int:
     """Cut the cache to what it shares with the prompt, and leave at least one token to be computed."""
+    shared = shared_length(cache.tokens, prompt[:-1])
+    return cache.truncate(shared)
+
+
+def shared_length(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
     shared = 0
-    for cached, wanted in zip(cache.tokens, prompt[:-1], strict=False):
-        if cached != wanted:
+    for one, other in zip(cached, prompt, strict=False):
+        if one != other:
             break
         shared += 1
-    cache.truncate(shared)
     return shared

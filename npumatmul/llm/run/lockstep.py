@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.llm.models.attention import Float32, attention
-from npumatmul.llm.models.decoder import ContextFullError, LlamaModel
+from npumatmul.llm.models.cache import ContextFullError
+from npumatmul.llm.models.decoder import Decoder
+from npumatmul.nn.cache import KVCache
+from npumatmul.nn.product import Float32
 
 __all__ = ["Lockstep"]
 
@@ -19,17 +20,12 @@ class Lockstep:
 
     Parameters
     ----------
-    model : LlamaModel
+    model : Decoder
         The model.
     count : int
         Sequences.
     capacity : int
         Tokens of each that there is room for.
-
-    Attributes
-    ----------
-    length : int
-        Tokens of each so far.
 
     Raises
     ------
@@ -46,19 +42,29 @@ class Lockstep:
     ((2, 49152), 1)
     """
 
-    def __init__(self, model: LlamaModel, count: int, capacity: int) -> None:
+    def __init__(self, model: Decoder, count: int, capacity: int) -> None:
         c = model.config
         if count < 1 or not 1 <= capacity <= c.context_length:
             raise ValueError(f"{count} sequences of {capacity} tokens; the model reads 1 to {c.context_length}")
         self._model = model
-        shape = (c.n_layers, count, c.n_kv_heads, capacity, c.head_dim)
-        self._keys: Float32 = np.empty(shape, np.float32)
-        self._values: Float32 = np.empty(shape, np.float32)
+        self._cache = KVCache(
+            c.n_layers,
+            c.n_kv_heads,
+            c.head_dim,
+            dtype="float32",
+            window=[layer.window for layer in c.layers],
+            chunk=capacity,
+            batch=count,
+        )
         self._count, self._capacity = count, capacity
-        self.length = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of each so far."""
+        return self._cache.offset
 
     @staticmethod
-    def bytes_per_token(model: LlamaModel) -> int:
+    def bytes_per_token(model: Decoder) -> int:
         """Bytes that a token of one sequence takes."""
         c = model.config
         return 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
@@ -88,14 +94,5 @@ class Lockstep:
             raise ValueError(f"a token of the vocabulary is needed for each of the {self._count} sequences")
         if self.length >= self._capacity:
             raise ContextFullError(f"the sequences have {self.length} tokens, and there is room for no more")
-        x = self._model.embed(ids)
-        rotation = self._model.rope.rows(self.length, self.length + 1)
-        for layer in range(self._model.config.n_layers):
-            x = self._model.run_block_with(layer, x, partial(self._attend, layer, rotation))
-        self.length += 1
-        return self._model.logits(x)
-
-    def _attend(self, layer: int, rotation: NDArray[np.complex64], qkv: Float32) -> Float32:
-        """Each row attends to its own sequence."""
-        keys, values = self._keys[layer], self._values[layer]
-        return attention(qkv, rotation, keys, values, self.length, self._model.config)
+        x = self._model.run_blocks(self._model.embed(ids[:, None]), self._cache, self._capacity)
+        return self._model.logits(x[:, 0])

@@ -1,7 +1,7 @@
 """Choosing the next token from logits.
 
 The steps, their order and their formulas are those of transformers' generation: repetition penalty, temperature,
-top-k, top-p, then a draw from what is left.
+top-k, top-p, min-p, then a draw from what is left.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ class SamplingOptions:
     Attributes
     ----------
     temperature : float, default 0
-        Logits are divided by it. 0 always takes the most probable token (greedy); `top_k`, `top_p` and `seed` then
-        have no effect.
+        Logits are divided by it. 0 always takes the most probable token (greedy); `top_k`, `top_p`, `min_p` and
+        `seed` then have no effect.
     top_k : int, default 0
         Only this many of the most probable tokens stay (more if several are equally probable); 0 keeps all.
     top_p : float, default 1
         Only the most probable tokens stay that together reach this probability; at least one does. 1 keeps all.
+    min_p : float, default 0
+        Only tokens stay that have at least this share of the probability of the most probable one; 0 keeps all.
     repetition_penalty : float, default 1
         Positive logits of tokens seen before are divided by it, negative ones multiplied; 1 has no effect.
     repetition_window : int or None, default None
@@ -52,6 +54,7 @@ class SamplingOptions:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_window: int | None = None
     seed: int | None = None
@@ -59,7 +62,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Check types and ranges."""
         for names, kind, wanted in (
-            (("temperature", "top_p", "repetition_penalty"), numbers.Real, "a number"),
+            (("temperature", "top_p", "min_p", "repetition_penalty"), numbers.Real, "a number"),
             (("top_k", "repetition_window", "seed"), numbers.Integral, "a whole number"),
         ):
             for name in names:
@@ -73,6 +76,8 @@ class SamplingOptions:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
         if self.repetition_window is not None and self.repetition_window < 1:
@@ -173,6 +178,9 @@ class Sampler:
         probabilities /= probabilities.sum()
         if self.options.top_p < 1:
             ids, probabilities = _top_p(ids, probabilities, self.options.top_p)
+        if self.options.min_p > 0:
+            kept = probabilities >= self.options.min_p * probabilities.max()
+            ids, probabilities = ids[kept], probabilities[kept] / probabilities[kept].sum()
         return ids, probabilities
 
     def _penalized(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
@@ -203,3 +211,38 @@ def _top_p(
     kept[-1] = True
     ids, probabilities = ids[order[kept]], probabilities[order[kept]]
     return ids, probabilities / probabilities.sum()
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logarithms of the probabilities that a model gives to the next token, before anything is done to choose one.
+
+    Parameters
+    ----------
+    logits : ndarray of float32, shape (vocab,)
+        Scores.
+
+    Returns
+    -------
+    ndarray of float64, shape (vocab,)
+        Natural logarithms.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_probabilities(np.zeros(2, np.float32)).round(3).tolist()
+    [-0.693, -0.693]
+    """
+    shifted = logits.astype(np.float64) - float(logits.max())
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def most_probable(logs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
+    """The most probable tokens and their logarithms, best first; of equal ones the lowest number comes first."""
+    count = min(count, len(logs))
+    if count == 0:
+        return ()
+    smallest = np.partition(logs, len(logs) - count)[len(logs) - count]
+    ids = np.flatnonzero(logs >= smallest)
+    best = ids[np.argsort(-logs[ids], kind="stable")][:count]
+    return tuple((int(i), float(logs[i])) for i in best)

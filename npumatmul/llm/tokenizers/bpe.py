@@ -83,12 +83,11 @@ def _token_bytes(tokens: Sequence[str], kinds: Sequence[int]) -> list[bytes]:
 def _backend(file: GGUFFile, pre: PreTokenizer, vocabulary: Vocabulary) -> Tokenizer:
     # a token without a spelling fills a gap between numbers: no text becomes it, and it adds none
     vocab = vocabulary.numbers(file, [i for i, token in enumerate(vocabulary.tokens) if token])
-    merges = []
-    for merge in file.require("tokenizer.ggml.merges", list):
-        left, _, right = str(merge).partition(" ")
+    given = file.require("tokenizer.ggml.merges", list)
+    merges = [str(merge).partition(" ")[::2] for merge in given]
+    for merge, (left, right) in zip(given, merges, strict=True):
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise file.error(f"merge {merge!r} of its tokenizer uses a token that is not in the vocabulary")
-        merges.append((left, right))
     try:
         backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre.whole_words))
         backend.pre_tokenizer = pre.build()

@@ -86,6 +86,11 @@ class JSONTokenizer(BaseTokenizer):
         found_in_text = control - {ids["unk_token"]}
         engine = _JSONEngine(backend, described, tokens, frozenset(added), frozenset(found_in_text), error)
         before, after = engine.around()
+        unknown = [i for i in (*before, *after) if i >= len(tokens)]
+        if unknown:
+            raise error(
+                f"the post_processor in its tokenizer.json adds token {unknown[0]}; it has {len(tokens)} tokens"
+            )
         special = SpecialTokens(
             bos_id=ids["bos_token"],
             eos_id=ids["eos_token"],

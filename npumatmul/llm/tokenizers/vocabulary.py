@@ -43,12 +43,15 @@ class Vocabulary:
         """Read the vocabulary of an open file."""
         tokens = _strings(file, "tokenizer.ggml.tokens")
         kinds = _token_types(file, tokens)
+        stops = [i for i, token in enumerate(tokens) if token in STOP_TOKENS]
         # what merging comes to is a word: Qwen's vocabulary has the end of a crossed-out text, </s>, among others
-        merged = {"".join(str(merge).split(" ", 1)) for merge in file.get("tokenizer.ggml.merges", list, [])}
-        kinds = [
-            CONTROL if token in STOP_TOKENS and not (kind == NORMAL and token in merged) else kind
-            for token, kind in zip(tokens, kinds, strict=True)
-        ]
+        words = {tokens[i] for i in stops if kinds[i] == NORMAL}
+        if words:
+            words &= {str(merge).replace(" ", "", 1) for merge in file.get("tokenizer.ggml.merges", list, [])}
+        kinds = list(kinds)
+        for i in stops:
+            if kinds[i] != NORMAL or tokens[i] not in words:
+                kinds[i] = CONTROL
         unk, cls_, sep = (_special_id(file, name, len(tokens)) for name in ("unknown", "cls", "seperator"))
         return cls(tokens, kinds, unk, cls_, sep)
 
@@ -108,14 +111,14 @@ class Vocabulary:
 
 def _strings(file: GGUFFile, key: str) -> list[str]:
     values = file.require(key, list)
-    if not values or not all(isinstance(value, str) for value in values):
+    if set(map(type, values)) != {str}:
         raise file.error(f"metadata {key!r} must be a list of strings, and not an empty one")
     return values
 
 
 def _token_types(file: GGUFFile, tokens: Sequence[str]) -> list[int]:
     kinds = file.get("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
-    if len(kinds) != len(tokens) or not all(isinstance(kind, int) for kind in kinds):
+    if len(kinds) != len(tokens) or not set(map(type, kinds)) <= {int}:
         raise file.error(
             f"metadata 'tokenizer.ggml.token_type' must hold one number for each of the {len(tokens)} tokens"
         )

@@ -1,0 +1,283 @@
+"""`load`: from a file or folder to a model that answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from npumatmul.device.current import current_device
+from npumatmul.device.device import Device
+from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.language_model import Model
+from npumatmul.llm.loading import load_source, numpy_pack
+from npumatmul.llm.models.decoder import layer_names
+from npumatmul.llm.models.weights import Progress
+from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
+from npumatmul.llm.packed_cache import PackedCache
+from npumatmul.llm.packing import Packing, packing
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    Recipe,
+    cost_of,
+    is_quantized,
+    load_quantized,
+    parse_scheme,
+    quantize_layer,
+    quantize_model,
+    quick_recipe,
+)
+from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.nn.product import Float32, Product
+
+__all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SCHEME = "w8a8"
+FLOAT32 = "float32"
+"""Where a scheme is asked for: computed by numpy in float32."""
+
+
+def load(
+    path: str | os.PathLike[str],
+    scheme: str = DEFAULT_SCHEME,
+    *,
+    policy: Mapping[str, str] | None = None,
+    device: Device | str | None = None,
+    context: int | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Model:
+    """Load a language model.
+
+    Weights are read, quantized and put onto the device one after another, so no more than one of them is in memory as
+    floats. Where activations are quantized a Hadamard rotation comes first, which costs next to nothing and makes w8a8
+    lose a ninth of what it would (docs/quality.md).
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A GGUF file (of a split model, any part), a folder as Hugging Face has it, or a file that
+        ``npumatmul quantize`` wrote.
+    scheme : str, default "w8a8"
+        How weights of layers are stored and multiplied (docs/schemes.md): ``"w8a8"`` suits the NPU, ``"w16a16"`` is
+        slower and closer, ``"gguf"`` takes blocks of a GGUF file over as they are, ``"float32"`` computes with numpy
+        and needs no NPU. Weights of 4 bits are warned of. A quantized file is taken as it is.
+    policy : mapping of str to str, optional
+        Other schemes for some layers, by patterns of their names (``blk.<i>.qkv``, ``.attn_out``, ``.gate_up``,
+        ``.down``, and ``head``; ``*`` and ``?`` as in file names); later patterns win. ``{"head": "float32"}`` leaves
+        the output matrix to numpy.
+    device : Device or str, optional
+        The current device by default.
+    context : int, optional
+        Longest sequence, in tokens; by default, and at most, the model's own.
+    cache : bool, default True
+        Whether packed weights are kept on disk, so that the next load need not make them again (``npumatmul cache``).
+    progress : callable, optional
+        Called before each matrix and at the end with (matrices done, matrices in all, name).
+
+    Returns
+    -------
+    Model
+        Close it, or use it in a ``with`` block.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing of this name.
+    npumatmul.errors.ModelError
+        If it is damaged, or of an architecture or a tokenizer that is not supported.
+    npumatmul.errors.NpuMemoryError
+        If it does not fit.
+    ValueError
+        If there is no such scheme, or a pattern matches no layer.
+
+    Examples
+    --------
+    >>> import npumatmul.llm
+    >>> with npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), device="sim:rk3588") as model:
+    ...     answer = model.chat([{"role": "user", "content": "What is the capital of France?"}])
+    ...     print("".join(piece.text for piece in answer))
+    The capital of France is Paris.
+    """
+    if not isinstance(scheme, str):
+        raise TypeError(f"load: scheme is the name of one, not {type(scheme).__name__}")
+    plan = _Plan(scheme, dict(policy or {}))
+    if is_quantized(path):
+        return _quantized(path, plan, device, context, progress)
+    for each in plan.schemes:
+        cost = None if each == FLOAT32 else cost_of(each)
+        if cost is not None:
+            logger.warning("%s", cost)
+    if scheme == GGUF_SCHEME:
+        return _blocks(path, plan, device, context, progress)
+    target = None if plan.schemes == {FLOAT32} else current_device(device)
+    with open_source(path) as source:
+        note = rounded_again(source, scheme)
+        if note is not None:
+            logger.info("%s", note)
+        if target is None:
+            loaded = load_source(source, _Built(plan, None, None), context_length=context, progress=progress)
+        else:
+            kept = PackedCache() if cache else None
+            with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
+                build = _Built(plan, target, pack)
+                loaded = load_source(source, build, context_length=context, progress=progress)
+    return Model(loaded, scheme=scheme, device=target)
+
+
+def rounded_again(source: ModelSource, scheme: str) -> str | None:
+    """What people should know whose file holds blocks of few bits already, as a sentence; None if there is nothing.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+    scheme : str
+        How it is to be stored.
+
+    Returns
+    -------
+    str or None
+        That another rounding follows.
+    """
+    if source.kind != "gguf" or scheme in (GGUF_SCHEME, FLOAT32) or parse_scheme(scheme).weight_bits == 16:
+        return None
+    names = [name for name in source.weights if len(source.weights.shape(name)) == 2]
+    blocks = sorted({kind for name in names if "Q" in (kind := source.weights.stored_as(name))})
+    if not blocks:
+        return None
+    return (
+        f"{source.path.name} stores weights as {' and '.join(blocks)}; {scheme} rounds them a second time. "
+        "Scheme gguf takes Q4_0, Q4_1 and Q8_0 over as they are."
+    )
+
+
+class Packer:
+    """Quantizes weights as `quick_recipe` says and puts them onto a device: what `load` packs by.
+
+    Parameters
+    ----------
+    scheme : str or callable
+        Of all layers, or from the name of a layer to its scheme.
+    device : Device
+        Where they are put.
+    """
+
+    def __init__(self, scheme: str | Callable[[str], str], device: Device) -> None:
+        self._scheme, self._device = scheme, device
+
+    def __call__(self, weight: Float32, name: str) -> Product:
+        """Make the product of a layer of its weight ``(N, K)``."""
+        scheme = self._scheme if isinstance(self._scheme, str) else self._scheme(name)
+        recipe = quick_recipe(scheme)
+        if recipe.parts.weight_bits == 16:
+            return npu_pack(scheme, self._device)(weight, name)
+        return NpuQuantizedLinear.of_layer(quantize_layer(weight, recipe, name=name), self._device)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Which scheme each layer has."""
+
+    scheme: str
+    policy: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        for each in self.schemes:
+            if not isinstance(each, str):
+                raise TypeError(f"load: policy gives schemes by their names, not {type(each).__name__}")
+            if each != FLOAT32:
+                parse_scheme(each)
+        if GGUF_SCHEME in self.policy.values():
+            raise ValueError("load: policy cannot choose 'gguf', which is a scheme for all layers")
+        if self.policy and self.scheme == GGUF_SCHEME:
+            raise ValueError("load: scheme 'gguf' takes a file over as it is; it goes with no policy")
+
+    @property
+    def schemes(self) -> set[str]:
+        """All that occur."""
+        return {self.scheme, *self.policy.values()}
+
+    def of(self, name: str) -> str:
+        """The scheme of a layer."""
+        found = self.scheme
+        for pattern, scheme in self.policy.items():
+            if fnmatchcase(name, pattern):
+                found = scheme
+        return found
+
+    def check_patterns(self, n_layers: int) -> None:
+        """Refuse patterns that no layer has a name for: what they were to do would be missed silently."""
+        names = layer_names(n_layers)
+        for pattern in self.policy:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"load: policy has {pattern!r}, but no layer of the model is called so; its layers are "
+                    f"blk.0.qkv, blk.0.attn_out, blk.0.gate_up, blk.0.down to blk.{n_layers - 1}.down, and head"
+                )
+
+    def how(self) -> dict[str, object]:
+        """All that packed weights depend on, as JSON."""
+        recipes = {each: dataclasses.asdict(quick_recipe(each)) for each in sorted(self.schemes) if each != FLOAT32}
+        return {"scheme": self.scheme, "policy": list(self.policy.items()), "recipes": recipes}
+
+
+class _Built:
+    """Makes products: those of numpy itself, all others by what packs for the device."""
+
+    def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None) -> None:
+        self._plan, self._device, self._pack = plan, device, pack
+
+    def check(self, n_layers: int) -> None:
+        """Look at the plan when the layers are known, before anything is read."""
+        self._plan.check_patterns(n_layers)
+
+    def ready(self, name: str) -> Product | None:
+        """The product of a layer, if nobody has to read its weight."""
+        return None if self._pack is None or self._plan.of(name) == FLOAT32 else self._pack.ready(name)
+
+    def __call__(self, weight: Float32, name: str) -> Product:
+        """Make the product of a layer."""
+        if self._pack is None or self._plan.of(name) == FLOAT32:
+            return numpy_pack(weight, name)
+        return self._pack(weight, name)
+
+
+def _quantized(
+    path: str | os.PathLike[str],
+    plan: _Plan,
+    device: Device | str | None,
+    context: int | None,
+    progress: Progress | None,
+) -> Model:
+    """Load what `npumatmul quantize` wrote."""
+    if plan.schemes != {DEFAULT_SCHEME}:
+        raise ValueError(f"load: {path} is quantized already and takes no scheme or policy")
+    quantized = load_quantized(path)
+    target = current_device(device)
+    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
+    return Model(loaded, scheme="as it was quantized", device=target)
+
+
+def _blocks(
+    path: str | os.PathLike[str],
+    plan: _Plan,
+    device: Device | str | None,
+    context: int | None,
+    progress: Progress | None,
+) -> Model:
+    """Load a GGUF file whose blocks are taken over."""
+    target = current_device(device)
+    with open_source(path) as source:
+        if source.kind != "gguf":
+            raise ValueError(f"load: scheme 'gguf' takes over blocks of a GGUF file, and {path} is a folder")
+        file = Path(source.path)
+    quantized = quantize_model(file, Recipe(LayerRecipe(plan.scheme)), progress=progress)
+    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
+    return Model(loaded, scheme=plan.scheme, device=target)

@@ -1,0 +1,243 @@
+"""From the tensors of a model on disk to a `Decoder`: each is taken once, and none may be left over."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npumatmul.files.reading import shown
+from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.models.decoder import Decoder
+from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.registry import config_of
+from npumatmul.nn.module import Module
+from npumatmul.nn.product import Float32, Product
+
+__all__ = ["LayerTensors", "Progress", "layer_tensors", "load_decoder"]
+
+Progress = Callable[[int, int, str], None]
+"""Called with what is done, what there is to do, and a name."""
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """Which tensors of a model make up a linear layer.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer, one of `npumatmul.llm.models.decoder.layer_names`.
+    parameters : tuple of str
+        Names of the weights in `ModelSource.weights`; their rows follow one another in the layer's.
+    rows : tuple of int
+        Rows of each.
+    k : int
+        Columns of all of them.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    rows: tuple[int, ...]
+    k: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(N, K)`` of the layer's weight."""
+        return sum(self.rows), self.k
+
+    def weight(self, source: ModelSource) -> Float32:
+        """Read and dequantize the layer's weight.
+
+        Parameters
+        ----------
+        source : ModelSource
+            The open model.
+
+        Returns
+        -------
+        ndarray of float32, shape (N, K)
+            The rows of all tensors.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If a tensor is missing, of another shape, or cannot be dequantized.
+        """
+        for name, n in zip(self.parameters, self.rows, strict=True):
+            _check_shape(source, name, (n, self.k))
+        parts = [source.weights[name] for name in self.parameters]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> dict[str, LayerTensors]:
+    """List a model's linear layers.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+    config : DecoderConfig, optional
+        Its configuration; read by default.
+
+    Returns
+    -------
+    dict of str to LayerTensors
+        By name, in the order of `npumatmul.llm.models.decoder.layer_names`.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If the configuration cannot be used, or names more layers than there are tensors.
+    """
+    config = config_of(source) if config is None else config
+    _check_count(source, config)
+    return _layers_of(Decoder(config))
+
+
+def load_decoder(
+    source: ModelSource,
+    linear: Callable[[LayerTensors], Product],
+    *,
+    context_length: int | None = None,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Make a model of what is on disk.
+
+    Weights are taken one after another, so besides what `linear` keeps, only one is in memory. The embedding table
+    stays in the file as it is stored, and its rows are dequantized as tokens need them: exact, and without a float32
+    copy that for some models is larger than all that `linear` keeps.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model, with everything but, perhaps, the weights of linear layers.
+    linear : callable
+        Makes the product of a layer; ``layer.weight(source)`` reads its weight.
+    context_length : int, optional
+        Longest sequence, in tokens; by default, and at most, the model's own.
+    progress : callable, optional
+        Called before each layer and at the end with (layers done, layers in all, name).
+
+    Returns
+    -------
+    Decoder
+        The model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If the architecture or one of its features is not known, a tensor is missing, left over or of another shape, or
+        cannot be dequantized.
+    ValueError
+        If `context_length` is not positive.
+    """
+    config = _limited(config_of(source), context_length)
+    _check_count(source, config)
+    model = Decoder(config)
+    layers = _layers_of(model)
+    in_products = {name for layer in layers.values() for name in layer.parameters}
+    _check_names(source, model, in_products)
+    Module.load_state_dict(model, _Beside(source, in_products), strict=False)  # a tied head comes with the others
+    for done, (name, module) in enumerate(model.linear_modules().items()):
+        if progress is not None:
+            progress(done, len(layers), name)
+        product = linear(layers[name])
+        module.use(product)
+    if progress is not None:
+        progress(len(layers), len(layers), "done")
+    return model
+
+
+def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
+    if context_length is None:
+        return config
+    if operator.index(context_length) < 1:
+        raise ValueError(f"context_length is {context_length}; it must be 1 or more")
+    return dataclasses.replace(config, context_length=min(context_length, config.context_length))
+
+
+def _check_count(source: ModelSource, config: DecoderConfig) -> None:
+    if config.n_layers > len(source.weights):  # each has several
+        raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
+
+
+def _layers_of(model: Decoder) -> dict[str, LayerTensors]:
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = {}
+    for name, module in model.linear_modules().items():
+        path = paths[id(module)]
+        stem = path if module.is_named else path.rpartition(".")[0]
+        own = {key: shape for key, shape in module.own_shapes().items() if key.endswith("weight")}
+        names = tuple(f"{stem}.{key}" for key in own) or (EMBEDDINGS,)  # a tied head has none of its own
+        shapes = list(own.values()) or [(model.config.vocab_size, model.config.hidden_size)]
+        found[name] = LayerTensors(name, names, tuple(n for n, _ in shapes), shapes[0][1])
+    return found
+
+
+def _check_names(source: ModelSource, model: Decoder, in_products: set[str]) -> None:
+    """Refuse a model that lacks a tensor or has one too many: its output would be wrong."""
+    shapes = model.parameter_shapes()
+    beside = [name for name in shapes if name not in in_products or name == EMBEDDINGS]
+    missing = [name for name in beside if name not in source.weights]
+    if missing:
+        raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
+    known = {*shapes, HEAD} if model.config.tied else set(shapes)
+    left = [name for name in source.weights if name not in known]
+    if left:
+        raise source.error(
+            f"it has {len(left)} tensors of a kind that is not supported, such as {_told(source, left[0])}"
+        )
+    for name in beside:
+        _check_shape(source, name, shapes[name])
+
+
+def _check_shape(source: ModelSource, name: str, wanted: tuple[int, ...]) -> None:
+    if name not in source.weights:
+        raise source.error(f"tensor {_told(source, name)} is missing")
+    found = tuple(source.weights.shape(name))
+    if found != wanted:
+        raise source.error(f"tensor {_told(source, name)} has shape {found}, its metadata asks for {wanted}")
+
+
+def _told(source: ModelSource, name: str) -> str:
+    """A parameter's name, and what the file calls it."""
+    called = getattr(source.weights, "tensor_name", None)
+    own = called(name) if called is not None and name in source.weights else name
+    return shown(own) if own == name else f"{shown(own)} ({name})"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what} is" if count == 1 else f"{count} {what}s are"
+
+
+class _Beside(Mapping[str, Any]):
+    """Parameters that are not in products of linear layers; the embedding table by its rows."""
+
+    def __init__(self, source: ModelSource, in_products: set[str]) -> None:
+        self._weights = source.weights
+        self._names = [name for name in source.weights if name not in in_products or name == EMBEDDINGS]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Float32:
+        return self._weights[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.shape(name)
+
+    def rows(self, name: str) -> Any:
+        return self._weights.rows(name)
