@@ -368,6 +368,22 @@ def plan_command(
     planning.show(model, soc, _names(scheme), as_json)
 
 
+@app.command("calibrate", short_help="Fit the timing model to this board.")
+def calibrate_command(
+    device: DeviceOption = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=100.0, help="About so long is spent on timing.")] = 60.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file of constants; by default one that is found again.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Store nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every run.")] = False,
+) -> None:
+    """Time runs on the board, fit the constants of the timing model to them, and plan with those from then on."""
+    from npumatmul.cli import calibrating
+
+    calibrating.run(device, seconds=seconds, output=output, dry_run=dry_run, as_json=as_json)
+
+
 bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
 app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
 
