@@ -72,7 +72,8 @@ def scaled_dot_product_attention(
         and so on. An array that can be broadcast to (..., H, T, S): of bool, True where a query sees a key; or of
         floats that are added to scores.
     window : int, optional
-        With ``"causal"``: queries see so many keys at most, the last of those that they would see.
+        With ``"causal"``: queries see so many keys at most, the last of those that they would see. Otherwise: those
+        that are fewer than so many positions before or behind them, the last query being where the last key is.
     softcap : float, optional
         Scores become ``softcap * tanh(score / softcap)`` before the mask.
     sinks : array_like, shape (H,), optional
@@ -123,16 +124,25 @@ def scaled_dot_product_attention(
     if type(v) is not np.ndarray or v.dtype != _F32:
         v = _operand(v)
     heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
+    if softcap is not None:
+        check_softcap(_CALLED, softcap)
     sinks = None if sinks is None else _sinks(sinks, heads)
     npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
     factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    if t <= _QUERIES or type(mask) is not str:
-        return _attend(q, k, v, s, kv_heads, factor, mask, window, softcap, sinks, npu)
+    causal = type(mask) is str
+    if t <= _QUERIES or not (causal or window):
+        return _attend(q, k, v, s, 0, kv_heads, factor, mask, window, softcap, sinks, npu)
     y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-    for first in range(0, t, _QUERIES):  # each part sees keys up to its own last one
+    for first in range(0, t, _QUERIES):  # each part sees keys up to its own last one, or a window behind that
         stop = min(first + _QUERIES, t)
-        part, seen = q[..., first:stop, :], max(s - t + stop, 0)
-        y[..., first:stop, :] = _attend(part, k, v, seen, kv_heads, factor, mask, window, softcap, sinks, npu)
+        part, own = q[..., first:stop, :], max(s - t + stop, 0)
+        seen = own if causal or window is None else min(own + window - 1, s)
+        rows = mask
+        if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.shape[-2] > 1:
+            rows = mask[..., first:stop, :]
+        y[..., first:stop, :] = _attend(
+            part, k, v, seen, seen - own, kv_heads, factor, rows, window, softcap, sinks, npu
+        )
     return y
 
 
@@ -141,6 +151,7 @@ def _attend(
     k: Any,
     v: Any,
     s: int,
+    ahead: int,
     kv_heads: int,
     factor: np.float32,
     mask: Mask,
@@ -149,7 +160,7 @@ def _attend(
     sinks: Float32 | None,
     npu: NpuProducts | None,
 ) -> NDArray[Any]:
-    """Attention to the first `s` keys."""
+    """Attention to the first `s` keys, of which `ahead` are behind that of the last query."""
     heads, t, dim = q.shape[-3:]
     group = heads // kv_heads
     rows = q if q.dtype == _F32 else float32_of(q, _CALLED)
@@ -157,7 +168,7 @@ def _attend(
     rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, dim)
     start = 0
     if window is not None:
-        start = max(0, s - t - window + 1)
+        start = max(0, s - ahead - t - window + 1)
         window = None if s - start <= window and t == 1 else window
     if t == 1 and type(mask) is str:
         mask = None
@@ -176,11 +187,11 @@ def _attend(
             np.tanh(scores, out=scores)
             scores *= np.float32(softcap)
         if mask is not None or window is not None:
-            _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s)
+            _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s - ahead)
         base = high = np.maximum.reduce(scores, axis=-1, keepdims=True)
         if state is not None:
             np.maximum(high, state[0], out=high)
-        if mask is not None:  # there may be queries that have seen no key yet
+        if mask is not None or window is not None:  # there may be queries that have seen no key yet
             base = np.where(high == -np.inf, np.float32(0), high)
         scores -= base
         np.exp(scores, out=scores)
@@ -194,7 +205,7 @@ def _attend(
     if state is None:
         return np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     _, total, y = state
-    if mask is not None or s == 0:
+    if mask is not None or window is not None or s == 0:
         total[total == 0] = 1
     y /= total
     y = y.reshape(*q.shape[:-1], v.shape[-1])
@@ -242,8 +253,8 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
             raise TypeError(f"{_CALLED}: a mask is of bool or floats, not {mask.dtype}")
     elif mask is not None and type(mask) is not str:
         raise TypeError(f"{_CALLED}: mask is a {type(mask).__name__}; it can be None, 'causal' or an ndarray")
-    if window is not None and (window < 1 or type(mask) is not str):
-        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more, with mask='causal'")
+    if window is not None and window < 1:
+        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more")
     return a[-3], t, b[-3], s
 
 
@@ -293,14 +304,18 @@ def _part(x: Any, first: int, stop: int) -> NDArray[Any]:
 
 def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:
     """Apply a mask to scores ``(..., H, T, stop - first)``."""
-    if isinstance(mask, np.ndarray):
-        part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
-        if mask.dtype == bool:
-            np.copyto(scores, -np.inf, where=~part)
-        else:
-            scores += part.astype(_F32, copy=False)
-        return
     t = scores.shape[-2]
+    if type(mask) is not str:
+        if isinstance(mask, np.ndarray):
+            part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
+            if mask.dtype == bool:
+                np.copyto(scores, -np.inf, where=~part)
+            else:
+                scores += part.astype(_F32, copy=False)
+        if window is not None:
+            far = np.abs(np.arange(first, stop) - np.arange(s - t, s)[:, None]) >= window
+            np.copyto(scores, -np.inf, where=far)
+        return
     last = s - t  # the last key that the first query sees
     if stop > last + 1:
         keys, seen = np.arange(first, stop), np.arange(last, s)[:, None]
