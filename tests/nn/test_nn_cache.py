@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from npumatmul import nn
 from npumatmul.errors import NotFiniteError, UnusableFileError
+from npumatmul.files.checksums import text_checksum
 
 STEPS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, max_size=12)
 
@@ -292,8 +293,6 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_descriptions_that_say_something_else_are_refused(tmp_path: Path, name: str, value: Any) -> None:
-    from npumatmul.files.checksums import text_checksum
-
     good = saved(tmp_path / "c")
     length = int.from_bytes(good[:8], "little")
     header = json.loads(good[8 : 8 + length])
@@ -304,6 +303,25 @@ def test_descriptions_that_say_something_else_are_refused(tmp_path: Path, name: 
     new = json.dumps(header).encode()
     (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
     with pytest.raises(UnusableFileError, match="cannot be used"):
+        nn.KVCache.load(tmp_path / "c")
+
+
+@pytest.mark.parametrize("what", ["version", "text", "type"])
+def test_files_of_other_versions_texts_and_types_are_refused(tmp_path: Path, what: str) -> None:
+    good = saved(tmp_path / "c")
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    if what == "version":
+        header["__metadata__"]["version"] = "2"
+    elif what == "text":
+        header["__metadata__"] |= {"description": "[", "checksum": text_checksum("[")}
+    else:
+        header["layers.0.keys.codes"]["dtype"] = "BOOL"
+    new = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
+    with pytest.raises(
+        UnusableFileError, match={"version": "version is '2'", "text": "JSON", "type": "not of type"}[what]
+    ):
         nn.KVCache.load(tmp_path / "c")
 
 
