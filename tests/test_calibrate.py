@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import npumatmul as npu
 from npumatmul import sim
-from npumatmul.calibrate import Calibration, Clock, UnfitError, calibrate, calibration, fit
+from npumatmul.calibrate import Calibration, Clock, calibrate, calibration, fit
 from npumatmul.calibrate.measure import Sample, measure_host
 from npumatmul.calibrate.points import Point, points_for
 from npumatmul.chips import NEWEST_RUNTIME, chip
 from npumatmul.chips.timing import TIMINGS, TimingModel, find_timing, keep_timing
 from npumatmul.cli import calibrating
-from npumatmul.errors import DeviceError
+from npumatmul.errors import CalibrationError, DeviceError
 
 POINTS = {soc: points_for(chip(soc), NEWEST_RUNTIME) for soc in TIMINGS}
 #: No type of the chip has an A of int4.
@@ -103,7 +103,7 @@ def test_a_constant_that_nothing_depends_on_stays() -> None:
 def test_times_that_are_none_are_refused(wrong: float) -> None:
     observed = times(TIMINGS["rk3588"])
     observed[POINTS["rk3588"][3]] = wrong
-    with pytest.raises(UnfitError, match="no time at all"):
+    with pytest.raises(CalibrationError, match="no time at all"):
         fit.fit(TIMINGS["rk3588"], observed)
 
 
@@ -112,7 +112,7 @@ def test_larger_matrices_take_longer_or_nothing_is_fitted() -> None:
     for point in observed:
         if point.m == 1:
             observed[point] = 1.0 / point.k / point.n
-    with pytest.raises(UnfitError, match="something else used the NPU"):
+    with pytest.raises(CalibrationError, match="something else used the NPU"):
         fit.fit(TIMINGS["rk3588"], observed)
 
 
@@ -187,7 +187,7 @@ def calibrated(model: TimingModel, *, spread: float = 0.01, slowdown: float = 1.
 def test_constants_that_are_no_good_are_not_stored(found: Calibration, why: str, own_settings: Path) -> None:
     kept = keep_timing(TIMINGS["rk3588"], simulated=True)
     before = kept.read_bytes()
-    with pytest.raises(UnfitError, match=f"nothing was stored: .*{why}"):
+    with pytest.raises(CalibrationError, match=f"nothing was stored: .*{why}"):
         found.keep()
     assert kept.read_bytes() == before
 
@@ -264,7 +264,7 @@ def test_a_bad_fit_is_shown_and_not_stored(command: SimpleNamespace, capsys: pyt
     kept = keep_timing(TIMINGS["rk3588"], simulated=True)
     before = kept.read_bytes()
     command.model = replace(command.model, buffer_bytes=1 << 13, normal_c_seconds=1e-6, join_seconds=1e-2)
-    with pytest.raises(UnfitError, match="nothing was stored"):
+    with pytest.raises(CalibrationError, match="nothing was stored"):
         run()
     assert kept.read_bytes() == before
     assert "start_seconds" in capsys.readouterr().out

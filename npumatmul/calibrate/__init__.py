@@ -2,6 +2,5 @@
 
 from npumatmul.calibrate.calibration import Calibration, Constant, calibrate
 from npumatmul.calibrate.clocks import Clock, modelled_clock
-from npumatmul.calibrate.fit import UnfitError
 
-__all__ = ["Calibration", "Clock", "Constant", "UnfitError", "calibrate", "modelled_clock"]
+__all__ = ["Calibration", "Clock", "Constant", "calibrate", "modelled_clock"]

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from npumatmul.calibrate.clocks import Clock, clock_of
-from npumatmul.calibrate.fit import UnfitError, errors, fit, rms, values_of
+from npumatmul.calibrate.fit import errors, fit, rms, values_of
 from npumatmul.calibrate.measure import Sample, measure_binding, measure_host, measure_point
 from npumatmul.calibrate.points import Point, points_for
 from npumatmul.chips.timing import TimingModel, keep_timing
 from npumatmul.device.device import Device
+from npumatmul.errors import CalibrationError
 
 __all__ = ["Calibration", "Constant", "calibrate"]
 
@@ -125,13 +126,13 @@ class Calibration:
 
         Raises
         ------
-        UnfitError
+        CalibrationError
             If they are not to be relied on; nothing is stored then.
         OSError, UnusableFileError
             If the file cannot be written.
         """
         if self.problem is not None:
-            raise UnfitError(f"nothing was stored: {self.problem}")
+            raise CalibrationError(f"nothing was stored: {self.problem}")
         return keep_timing(self.after, self.simulated, path, self.facts)
 
 
@@ -161,7 +162,7 @@ def calibrate(
 
     Raises
     ------
-    UnfitError
+    CalibrationError
         If what was measured contradicts the model.
     DeviceError
         If the device is a simulator without modelled time, or nothing is known of the chip.

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from npumatmul.calibrate.points import Point
 from npumatmul.chips.timing import TimingModel
-from npumatmul.errors import NpuError
+from npumatmul.errors import CalibrationError
 
-__all__ = ["Fit", "UnfitError", "errors", "fit", "rms"]
+__all__ = ["Fit", "errors", "fit", "rms"]
 
 #: How far from what was known the buffer is looked for, in steps of a fiftieth.
 _BUFFER = np.exp(np.arange(-52, 53) / 50)
@@ -26,10 +26,6 @@ _UNSURE, _LEAST_NOISE = 0.1, 0.001
 _PULL = 1e-6
 #: Buffers that are looked at more closely.
 _BEST = 6
-
-
-class UnfitError(NpuError):
-    """What was measured gives no constants that could be relied on; nothing was stored."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +98,11 @@ def fit(prior: TimingModel, observed: Mapping[Point, float]) -> Fit:
 
     Raises
     ------
-    UnfitError
+    CalibrationError
         If points contradict each other so much that constants would not be positive.
     """
     if min(observed.values()) <= 0:
-        raise UnfitError("a run took no time at all, by the clock that was used")
+        raise CalibrationError("a run took no time at all, by the clock that was used")
     base = _of_single_rows(prior, observed)
     candidates = []
     for factor in _BUFFER:
@@ -132,7 +128,7 @@ def _of_single_rows(prior: TimingModel, observed: Mapping[Point, float]) -> Timi
         lines = np.array([np.ones(len(single)), nbytes]).T / seconds[:, None]
         fixed, each = np.linalg.lstsq(lines, np.ones(len(single)), rcond=None)[0]
         if each <= 0 or fixed <= 0:
-            raise UnfitError(
+            raise CalibrationError(
                 f"runs of single rows on {cores} core{'s' if cores > 1 else ''} do not take longer the more they read: "
                 "something else used the NPU, or its clock changed"
             )

@@ -356,7 +356,7 @@ def plan_command(
         str,
         typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
     ],
-    soc: Annotated[str, typer.Option(help=f"The chip: {', '.join(SOCS)}.")] = "rk3588",
+    soc: Annotated[str | None, typer.Option(help=f"The chip: {', '.join(SOCS)}; by default the device's.")] = None,
     scheme: Annotated[
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,
