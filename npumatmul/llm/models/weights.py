@@ -97,8 +97,8 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_count(source, config)
-    return _layers_of(Decoder(config))
+    _check_sizes(source, config)
+    return _layers_of(_decoder(source, config))
 
 
 def load_decoder(
@@ -139,8 +139,8 @@ def load_decoder(
         If `context_length` is not positive.
     """
     config = _limited(config_of(source), context_length)
-    _check_count(source, config)
-    model = Decoder(config)
+    _check_sizes(source, config)
+    model = _decoder(source, config)
     layers = _layers_of(model)
     in_products = {name for layer in layers.values() for name in layer.parameters}
     _check_names(source, model, in_products)
@@ -155,6 +155,14 @@ def load_decoder(
     return model
 
 
+def _decoder(source: ModelSource, config: DecoderConfig) -> Decoder:
+    """A model without weights; layers look at what they are made with once more."""
+    try:
+        return Decoder(config)
+    except ValueError as error:
+        raise source.error(f"its configuration makes no model: {error}") from error
+
+
 def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
     if context_length is None:
         return config
@@ -163,7 +171,9 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_count(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+    """Hold what memory is taken by against the file, before there are norms of that width."""
+    _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
     if config.n_layers > len(source.weights):  # each has several
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
 
