@@ -38,9 +38,10 @@ class EncoderModel(Model):
     Examples
     --------
     >>> import npumatmul.llm
-    >>> model = npumatmul.llm.load("all-MiniLM-L6-v2")  # doctest: +SKIP
-    >>> model.embed(["A chip multiplies.", "It rains."]).shape  # doctest: +SKIP
-    (2, 384)
+    >>> with npumatmul.llm.load(npumatmul.llm.fetch_demo_encoder(), "float32") as model:
+    ...     rows = model.embed(["A cat sits on the mat.", "A kitten rests on a rug.", "Shares fell on Monday."])
+    >>> rows.shape, bool(rows[0] @ rows[1] > rows[0] @ rows[2])
+    ((3, 384), True)
     """
 
     def __init__(

@@ -30,8 +30,8 @@ _WITHOUT_GATE = frozenset(
 )  # fmt: skip
 #: Families that read texts and write none.
 _ENCODERS = frozenset(
-    ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert", "roberta",
-     "xlm-roberta")
+    ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert",
+     "roberta", "xlm-roberta")
 )  # fmt: skip
 #: Families that share the table of embeddings unless a configuration says otherwise.
 _TIED = ("gemma",)
