@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -378,3 +379,24 @@ def test_a_block_gives_the_same_for_a_prompt_at_once_and_in_any_parts(
             parts.append(block(x[:, start : start + count], cache=cache))
             start += count
         np.testing.assert_allclose(np.concatenate(parts, axis=1), wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_threads_with_caches_of_their_own_share_a_block() -> None:
+    rng = np.random.default_rng(10)
+    how: dict[str, Any] = {"scheme": "w8a8", "device": npu.Device("sim:rk3588")}
+    attention = nn.Attention(32, 4, 2, rope=nn.RoPE(8), qk_norm="head", **how)
+    block = nn.TransformerBlock(attention, nn.MLP(32, 64, **how))
+    block.load_state_dict({name: rng.standard_normal(shape) / 4 for name, shape in block.parameter_shapes().items()})
+    inputs = rng.standard_normal((6, 1, 40, 32), np.float32)
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        cache = nn.KVCache(1, 2, 8)
+        parts = [block(x[:, :25], cache=cache), *(block(x[:, i : i + 1], cache=cache) for i in range(25, 40))]
+        return np.concatenate(parts, axis=1)
+
+    attention.rope = nn.RoPE(8)  # whose table nobody has made yet
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(answer, inputs))
+    for x, y in zip(inputs, found, strict=True):
+        wanted = answer(x)  # sums of numpy may come in another order, and a code be another one for that
+        np.testing.assert_allclose(y, wanted, atol=0.02 * np.abs(wanted).max())
