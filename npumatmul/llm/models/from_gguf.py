@@ -176,13 +176,13 @@ def _scaling(settings: GGUFSettings, context_length: int) -> dict[str, Any] | No
         raise settings.error("its rotary positions are scaled with 'yarn', and 'rope.scaling.factor' is missing")
     factor = settings.number("rope.scaling.yarn_attn_factor", None)
     log_mul = settings.number("rope.scaling.yarn_log_multiplier", 0.0)
-    if log_mul not in (0.0, 1.0):
-        raise settings.error(f"'rope.scaling.yarn_log_multiplier' is {log_mul}; supported: 0 or 1")
+    if log_mul:
+        factor = yarn_factor(ratio) / yarn_factor(ratio, log_mul)
     return {
         "rope_type": "yarn",
         "factor": ratio,
         "original_max_position_embeddings": before,
-        "attention_factor": factor or (1.0 if log_mul else yarn_factor(ratio)),
+        "attention_factor": factor or yarn_factor(ratio),
         "beta_fast": settings.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": settings.number("rope.scaling.yarn_beta_slow", 1.0),
         "truncate": True,
