@@ -204,6 +204,8 @@ VARIANTS = [
         "granite",
     ),
     Variant("granite", "biases", {"attention_bias": True, "mlp_bias": True}, "granite"),
+    Variant("starcoder2", "plain", gguf="starcoder2"),
+    Variant("starcoder2", "window", {"sliding_window": 8, "use_bias": False, "tie_word_embeddings": False}),
 ]
 
 
@@ -270,7 +272,10 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    if arch == "starcoder2":
+        writer.add_layer_norm_eps(c.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if getattr(c, "head_dim", None) and arch != "phi3":
         writer.add_key_length(head_dim)

@@ -80,8 +80,16 @@ def settings_of(
     return GGUFSettings(values, error, prefix=prefix, **tensors)
 
 
-def sizes(settings: Settings) -> dict[str, Any]:
-    """Read the sizes that all of them call the same, as arguments of `DecoderConfig`."""
+def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> dict[str, Any]:
+    """Read the sizes that all of them call the same, as arguments of `DecoderConfig`.
+
+    Parameters
+    ----------
+    settings : Settings
+        The metadata.
+    eps : str
+        What they call the constant of norms.
+    """
     experts = settings.integer("expert_count", 0)
     if experts:
         raise settings.error(f"it is a mixture of {experts} experts; only dense models are supported")
@@ -105,7 +113,7 @@ def sizes(settings: Settings) -> dict[str, Any]:
         "ffn_size": settings.integer("feed_forward_length"),
         "vocab_size": settings.integer("vocab_size"),
         "context_length": settings.integer("context_length"),
-        "norm_eps": settings.number("attention.layer_norm_rms_epsilon"),
+        "norm_eps": settings.number(eps),
     }
 
 

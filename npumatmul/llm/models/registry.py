@@ -19,6 +19,7 @@ from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
+from npumatmul.llm.models.starcoder2 import STARCODER2
 
 __all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "architecture_of", "config_from", "config_of"]
 
@@ -34,6 +35,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     GEMMA3,
     PHI3,
     GRANITE,
+    STARCODER2,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}
