@@ -53,7 +53,8 @@ class Attention(Module):
     scale : float, optional
         On scores; ``1 / sqrt(head_dim)`` by default.
     window : int, optional
-        Tokens that a token sees at most, itself among them.
+        Tokens that a token sees at most, itself among them; without a causal mask, so many before it and as many behind
+        it, each time itself among them.
     softcap : float, optional
         As for `scaled_dot_product_attention`.
     qk_norm : {None, "head", "all"}

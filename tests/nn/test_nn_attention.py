@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -321,3 +322,21 @@ def test_gates_sinks_and_norms_are_those_of_transformers(architecture: Any) -> N
     cache = nn.KVCache(1, 2, 16, dtype="float32", batch=2, window=options.get("window"), chunk=4)
     parts = [ours(x[:, i:j], cache=cache) for i, j in ((0, 3), (3, 4), (4, 9), (9, 10), (10, T))]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), wanted, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("scheme", ["float32", "w16a16"])
+def test_bfloat16_stays_bfloat16(scheme: str) -> None:
+    rng = np.random.default_rng(9)
+    how: dict[str, Any] = {"scheme": scheme, "device": "sim:rk3588"}
+    attention = nn.Attention(16, 4, 2, rope=nn.RoPE(4), qk_norm="head", gate="sigmoid", sinks=True, **how)
+    block = nn.TransformerBlock(attention, nn.MLP(16, 32, **how), post_norms=True, residual_multiplier=0.5)
+    block.load_state_dict({name: rng.standard_normal(shape) / 2 for name, shape in block.parameter_shapes().items()})
+    x = rng.standard_normal((2, 5, 16)).astype(ml_dtypes.bfloat16)
+    y, wanted = block(x), block(x.astype(np.float32))
+    assert y.dtype == ml_dtypes.bfloat16
+    np.testing.assert_allclose(y.astype(np.float32), wanted, atol=2.0**-5 * np.abs(wanted).max())
+    cache = nn.KVCache(1, 2, 4, batch=2)
+    parts = [block(x[:, i : i + 1], cache=cache) for i in range(5)]
+    assert all(part.dtype == ml_dtypes.bfloat16 for part in parts)
+    steps = np.concatenate(parts, axis=1).astype(np.float32)
+    np.testing.assert_allclose(steps, wanted, atol=2.0**-5 * np.abs(wanted).max())
