@@ -227,3 +227,18 @@ def test_every_architecture_is_tried_in_every_format_that_it_has() -> None:
         assert tried, architecture.name
         for name in architecture.gguf:
             assert any(each.gguf == name for each in VARIANTS), name
+
+
+def test_the_document_lists_what_is_read_and_how_it_is_tried() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = {row[0]: row for row in rows if len(row) == 9 and row[0] != "architecture"}
+    for architecture in ARCHITECTURES:
+        row = table.pop(", ".join(architecture.model_types))
+        tried = [each for each in VARIANTS if each.model_type in architecture.model_types]
+        assert row[1] == architecture.models
+        assert row[5] == str(len(tried))
+        assert all(each.gguf in row[3] for each in tried if each.gguf)
+    assert not table
+    checked = {row[0] for row in rows if len(row) == 3}
+    assert {each.name for each in VARIANTS if each.gguf and each.llama_cpp} <= checked
