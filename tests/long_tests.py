@@ -30,6 +30,8 @@ LONG = frozenset(
         "tests/test_bench_demo.py::test_command",
         "tests/test_boardlock.py",
         "tests/test_budget.py::test_the_limit_of_descriptors_is_raised_when_it_is_needed",
+        "tests/test_calibrate.py::test_all_constants_are_found_together",
+        "tests/test_calibrate.py::test_simulators_of_other_boards",
         "tests/test_chains_lifetime.py::test_an_interrupt_anywhere_leaves_results_right_and_nothing_behind",
         "tests/test_chains_lifetime.py::test_many_products_leave_nothing_behind",
         "tests/test_cli.py",

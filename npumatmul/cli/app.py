@@ -356,7 +356,7 @@ def plan_command(
         str,
         typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
     ],
-    soc: Annotated[str, typer.Option(help=f"The chip: {', '.join(SOCS)}.")] = "rk3588",
+    soc: Annotated[str | None, typer.Option(help=f"The chip: {', '.join(SOCS)}; by default the device's.")] = None,
     scheme: Annotated[
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,
@@ -366,6 +366,22 @@ def plan_command(
     from npumatmul.cli import planning
 
     planning.show(model, soc, _names(scheme), as_json)
+
+
+@app.command("calibrate", short_help="Fit the timing model to this board.")
+def calibrate_command(
+    device: DeviceOption = None,
+    seconds: Annotated[float, typer.Option(min=1.0, max=100.0, help="About so long is spent on timing.")] = 60.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file of constants; by default one that is found again.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Store nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every run.")] = False,
+) -> None:
+    """Time runs on the board, fit the constants of the timing model to them, and plan with those from then on."""
+    from npumatmul.cli import calibrating
+
+    calibrating.run(device, seconds=seconds, output=output, dry_run=dry_run, as_json=as_json)
 
 
 bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)

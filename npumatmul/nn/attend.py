@@ -124,6 +124,8 @@ def scaled_dot_product_attention(
     if type(v) is not np.ndarray or v.dtype != _F32:
         v = _operand(v)
     heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
+    if softcap is not None:
+        check_softcap(_CALLED, softcap)
     sinks = None if sinks is None else _sinks(sinks, heads)
     npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
     factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)

@@ -151,6 +151,8 @@ class Attention(Module):
         for name, value, allowed in (("qk_norm", qk_norm, ("head", "all")), ("gate", gate, ("sigmoid",))):
             if value is not None and value not in allowed:
                 raise ValueError(f"Attention: {name} is {value!r}; it can be None or {' or '.join(map(repr, allowed))}")
+        if rope is not None and rope.dim > head_dim:
+            raise ValueError(f"Attention: rope rotates {rope.dim} values, but a head has {head_dim}")
         if products not in ("auto", "cpu", "npu"):
             raise ValueError(f"Attention: products is {products!r}; it can be 'auto', 'cpu' or 'npu'")
         if scale is not None:

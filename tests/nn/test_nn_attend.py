@@ -146,6 +146,8 @@ def test_what_does_not_fit_is_explained() -> None:
         ({"mask": np.ones((2, 5), bool)}, r"\(2, 5\) cannot be broadcast to .* \(1, 4, 3, 5\)"),
         ({"window": -1}, "window is -1; it has to be 1 or more"),
         ({"window": 0, "mask": "causal"}, "window is 0"),
+        ({"softcap": 0.0}, "softcap is 0"),
+        ({"softcap": float("nan")}, "softcap is nan"),
         ({"sinks": np.ones(3)}, r"sinks has shape \(3,\); there are 4 heads"),
     ]
     for options, message in cases:

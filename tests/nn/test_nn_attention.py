@@ -234,6 +234,7 @@ def test_what_does_not_go_is_explained() -> None:
         ({"gate": "relu"}, "gate is 'relu'"),
         ({"softcap": -1.0}, "softcap is -1"),
         ({"window": 0}, "window is 0"),
+        ({"rope": nn.RoPE(4)}, "rope rotates 4 values, but a head has 2"),
         ({"scale": float("inf")}, "scale is inf"),
     ]
     for options, message in cases:
