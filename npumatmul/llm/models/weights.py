@@ -99,7 +99,7 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
     """
     config = config_of(source) if config is None else config
     _check_count(source, config)
-    return _layers_of(Decoder(config), architecture_of(source))
+    return _layers_of(_decoder(source, config), architecture_of(source))
 
 
 def load_decoder(
@@ -141,7 +141,7 @@ def load_decoder(
     """
     config = _limited(config_of(source), context_length)
     _check_count(source, config)
-    model, architecture = Decoder(config), architecture_of(source)
+    model, architecture = _decoder(source, config), architecture_of(source)
     layers = _layers_of(model, architecture)
     in_products = {name for layer in layers.values() for name in layer.parameters}
     names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
@@ -156,6 +156,14 @@ def load_decoder(
     if progress is not None:
         progress(len(layers), len(layers), "done")
     return model
+
+
+def _decoder(source: ModelSource, config: DecoderConfig) -> Decoder:
+    """A model without weights; layers look at what they are made with once more."""
+    try:
+        return Decoder(config)
+    except ValueError as error:
+        raise source.error(f"its configuration makes no model: {error}") from error
 
 
 def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
