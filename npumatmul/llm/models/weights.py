@@ -98,7 +98,7 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_count(source, config)
+    _check_sizes(source, config)
     return _layers_of(_decoder(source, config), architecture_of(source))
 
 
@@ -140,7 +140,7 @@ def load_decoder(
         If `context_length` is not positive.
     """
     config = _limited(config_of(source), context_length)
-    _check_count(source, config)
+    _check_sizes(source, config)
     model, architecture = _decoder(source, config), architecture_of(source)
     layers = _layers_of(model, architecture)
     in_products = {name for layer in layers.values() for name in layer.parameters}
@@ -174,7 +174,9 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_count(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+    """Hold what memory is taken by against the file, before there are norms of that width."""
+    _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
     if config.n_layers > len(source.weights):  # each has several
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
 
