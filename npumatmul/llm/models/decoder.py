@@ -398,10 +398,10 @@ class Decoder(Module):
         """
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
         qkv, attn_out, gate_up, down = _linears(block)
-        parts = _split(qkv, (yield "qkv", block.input_layernorm(x)))
-        attended = block.self_attn.attend(parts, cache=cache, layer=layer)
+        whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))
+        attended = block.self_attn.attend(whole, cache=cache, layer=layer)
         cache.settle()
-        del parts
+        del whole
         x = block.after_attention(x, _biased(attn_out, (yield "attn_out", attended)))
         del attended
         mlp: Any = block.mlp
@@ -556,6 +556,7 @@ def _block(
         window=layer.window,
         softcap=c.attention_softcap,
         qk_norm=c.qk_norm,
+        query_growth=c.query_growth,
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         fused="qkv_proj" if c.fused else None,
