@@ -98,7 +98,7 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
     """
     config = config_of(source) if config is None else config
     _check_count(source, config)
-    return _layers_of(Decoder(config))
+    return _layers_of(_decoder(source, config))
 
 
 def load_decoder(
@@ -140,7 +140,7 @@ def load_decoder(
     """
     config = _limited(config_of(source), context_length)
     _check_count(source, config)
-    model = Decoder(config)
+    model = _decoder(source, config)
     layers = _layers_of(model)
     in_products = {name for layer in layers.values() for name in layer.parameters}
     _check_names(source, model, in_products)
@@ -153,6 +153,14 @@ def load_decoder(
     if progress is not None:
         progress(len(layers), len(layers), "done")
     return model
+
+
+def _decoder(source: ModelSource, config: DecoderConfig) -> Decoder:
+    """A model without weights; layers look at what they are made with once more."""
+    try:
+        return Decoder(config)
+    except ValueError as error:
+        raise source.error(f"its configuration makes no model: {error}") from error
 
 
 def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
