@@ -61,9 +61,10 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{options.scheme}\n")
     print(
-        "| model | load | s | of the first | weights built | packed MB | peak MB | peak less largest layer, of packed |"
+        "| model | load | s | of the first | processor s | of the first | weights packed | NPU MB | peak MB "
+        "| less the largest weight, of NPU |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for path in options.models or [fetch_demo_model()]:
         with tempfile.TemporaryDirectory() as folder:
             loads = {
@@ -72,13 +73,14 @@ def main() -> None:
             }
             later = [measured(path, options.scheme, True, folder) for _ in range(options.turns)]
             loads["later"] = sorted(later, key=lambda each: float(each["seconds"]))[len(later) // 2]
-        first = loads["first"]["seconds"]
+        first = loads["first"]
         for name, found in loads.items():
             ratio = (found["peak"] - found["largest"]) / found["packed"]
+            shares = [found[key] / first[key] for key in ("seconds", "processor")]
             print(
-                f"| {path.name} | {name} | {found['seconds']:.2f} | {found['seconds'] / first:.3f} "
-                f"| {found['processor']:.2f} | {found['built']} | {found['packed'] / 1e6:.0f} "
-                f"| {found['peak'] / 1e6:.0f} | {ratio:.2f} of NPU memory |"
+                f"| {path.name} | {name} | {found['seconds']:.2f} | {shares[0]:.3f} | {found['processor']:.2f} "
+                f"| {shares[1]:.3f} | {found['built']} | {found['packed'] / 1e6:.0f} | {found['peak'] / 1e6:.0f} "
+                f"| {ratio:.2f} |"
             )
 
 

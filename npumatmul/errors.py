@@ -12,6 +12,7 @@ The tree, with the built-in type beside each::
     ├── DeviceLostError (RuntimeError)
     ├── BusyError (RuntimeError)
     ├── BoardInUseError (RuntimeError)
+    ├── CalibrationError (RuntimeError)
     ├── UnsupportedByRuntime (NotImplementedError)
     ├── LayoutMismatchError (RuntimeError)
     ├── NpuMemoryError (MemoryError)
@@ -44,6 +45,7 @@ __all__ = [
     "RKNN_ERRORS",
     "BoardInUseError",
     "BusyError",
+    "CalibrationError",
     "ClosedError",
     "DeviceError",
     "DeviceLostError",
@@ -101,6 +103,10 @@ class BusyError(NpuError, RuntimeError):
 
 class BoardInUseError(NpuError, RuntimeError):
     """Another process uses the NPU of this board; the message names it and says how to go on all the same."""
+
+
+class CalibrationError(NpuError, RuntimeError):
+    """What was measured gives no constants that could be relied on; nothing was stored."""
 
 
 class UnsupportedByRuntime(NpuError, NotImplementedError):

@@ -6,6 +6,7 @@ import json
 
 import npumatmul
 from npumatmul.chips import NEWEST_RUNTIME, capabilities
+from npumatmul.chips.timing import TIMINGS, used_timing_path
 from npumatmul.device.device import Device
 from npumatmul.host import kernels
 from npumatmul.rknn import discover
@@ -26,6 +27,7 @@ def show(device_name: str | None, as_json: bool) -> None:
             "driver_version": device.driver_version,
             "runtime_used_as": str(min(device.runtime_version, NEWEST_RUNTIME)),
             "matmul_types": [mm_type.name for mm_type in device.chip.limits],
+            "timing_constants": _timing(device),
             "host_kernels": kernels.instruction_set(),
             "looked_at": [{"where": where, "found": what} for where, what in found.looked_at],
         }
@@ -46,6 +48,17 @@ def show(device_name: str | None, as_json: bool) -> None:
         lines = value if isinstance(value, list) else [str(value)]
         for index, line in enumerate(lines):
             print(f"{key.replace('_', ' ') if index == 0 else '':<{width}}  {line}")
+
+
+def _timing(device: Device) -> str:
+    """Which constants plans model time with."""
+    soc = device.chip.soc
+    if soc not in device.chip.timings:
+        return "none"
+    model, kept = device.chip.timings[soc], used_timing_path(soc, device.simulated)
+    if model == TIMINGS.get(soc):
+        return f"{model.provenance}; not calibrated on this machine"
+    return f"{model.provenance} ({kept})"
 
 
 def show_capabilities(device_name: str | None, soc: str | None, runtime: str | None, as_json: bool) -> None:

@@ -10,8 +10,9 @@ from npumatmul.cli.terminal import say
 from npumatmul.device.device import Device
 from npumatmul.llm import (
     DecoderConfig,
-    GGUFTokenizer,
     LoadedModel,
+    Pack,
+    Tokenizer,
     Window,
     fetch_demo_model,
     load_model,
@@ -21,19 +22,22 @@ from npumatmul.llm import (
     windows,
 )
 from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.loader import DEFAULT_SCHEME, FLOAT32, Packer, rounded_again
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.quantize import (
     Recipe,
+    emulate,
     is_quantized,
     load_quantized,
     parse_scheme,
+    quantize_layer,
     quantize_model,
     quick_recipe,
 )
-
-GGUF = "gguf"
+from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.llm.tokenizers.opening import tokenizer_of
 
 
 def fetch_model() -> Path:
@@ -77,7 +81,7 @@ def read_windows(
     if is_quantized(path):
         config, tokenizer = _reads(GGUFSource.of(load_quantized(path).rest))
     else:
-        with GGUFSource(path) as source:
+        with open_source(path) as source:
             config, tokenizer = _reads(source)
     longest = context + stride // 2
     if longest > config.context_length:
@@ -89,8 +93,9 @@ def read_windows(
     return windows(text_tokens(tokenizer, read_text(text)), context, stride=stride, limit=limit, bos_id=bos)
 
 
-def _reads(source: GGUFSource) -> tuple[DecoderConfig, GGUFTokenizer]:
-    return config_of(source), GGUFTokenizer(source.file)
+def _reads(source: ModelSource) -> tuple[DecoderConfig, Tokenizer]:
+    config = config_of(source)
+    return config, tokenizer_of(source, config.vocab_size)
 
 
 def open_model(
@@ -102,7 +107,7 @@ def open_model(
     progress: ProgressCallback | None = None,
     quiet: bool = False,
 ) -> LoadedModel:
-    """Open a GGUF file with a scheme, or a quantized model as it is.
+    """Open a GGUF file or a folder with a scheme, or a quantized model as it is.
 
     Parameters
     ----------
@@ -122,24 +127,26 @@ def open_model(
     ValueError
         If a scheme is given for a quantized model, or there is no such scheme.
     """
+    wanted = scheme or DEFAULT_SCHEME
     if is_quantized(path):
         if scheme is not None:
             raise ValueError(f"{path} is quantized already and takes no scheme, but {scheme!r} was given")
         quantized = load_quantized(path)
-    elif scheme == FLOAT32:
-        return load_model(path, pack=numpy_pack, context_length=context, progress=progress)
-    elif device is None or scheme == GGUF:
-        if not quiet:
-            say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
-        quantized = quantize_model(path, Recipe(quick_recipe(scheme or DEFAULT_SCHEME)), progress=progress)
+    elif wanted == GGUF_SCHEME:
+        quantized = quantize_model(path, Recipe(quick_recipe(wanted)), progress=progress)
     else:
-        pack = Packer(scheme or DEFAULT_SCHEME, device)
         if not quiet:
-            say_if_rounded_again(path, scheme or DEFAULT_SCHEME)
+            say_if_rounded_again(path, wanted)
+        pack = numpy_pack if wanted == FLOAT32 else _emulated(wanted) if device is None else Packer(wanted, device)
         return load_model(path, pack=pack, context_length=context, progress=progress)
     if device is None:
         return quantized.load(context_length=context, progress=progress)
     return quantized.load(npu_layers(device), context_length=context, progress=progress)
+
+
+def _emulated(scheme: str) -> Pack:
+    """Makes products that numpy computes as an NPU would."""
+    return lambda weight, name: emulate(quantize_layer(weight, quick_recipe(scheme), name=name))
 
 
 def say_if_rounded_again(path: Path, scheme: str) -> None:

@@ -11,9 +11,11 @@ from npumatmul.chips.timing import Estimate, find_timing
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import results, say
 from npumatmul.llm.modelled import ModelPlan, plan_model, shape_of
+from npumatmul.rknn import discover
+from npumatmul.rknn.socs import DEFAULT_SOC
 
 
-def show(model: str, soc: str, schemes: Sequence[str] | None, as_json: bool) -> None:
+def show(model: str, soc: str | None, schemes: Sequence[str] | None, as_json: bool) -> None:
     """Print the plan of a model."""
     plan = plan_model(shape_of(model), _chip_here(soc), schemes)
     if as_json:
@@ -22,10 +24,14 @@ def show(model: str, soc: str, schemes: Sequence[str] | None, as_json: bool) -> 
     _print(plan)
 
 
-def _chip_here(soc: str) -> Chip:
-    """The chip with constants that were fitted on this machine, if any were."""
+def _chip_here(soc: str | None) -> Chip:
+    """The chip, by default that of the device, with constants that were fitted on this machine, if any were."""
+    simulated = False
+    if soc is None:
+        device = discover()
+        soc, simulated = device.soc or DEFAULT_SOC, device.device.startswith("sim:")
     found = chip(soc)
-    timing = find_timing(soc)
+    timing = find_timing(soc, simulated)
     return found if timing is None else replace(found, timings={soc: timing})
 
 

@@ -13,10 +13,12 @@ from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.embedding import Embedding
+from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
 from npumatmul.nn.module import LoadResult, Module
 from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.pooling import pool
 from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.rope import RoPE
@@ -28,6 +30,7 @@ __all__ = [
     "CacheFullError",
     "CachedRows",
     "Embedding",
+    "EncoderBlock",
     "FloatProduct",
     "KVCache",
     "LayerNorm",
@@ -43,5 +46,6 @@ __all__ = [
     "TransformerBlock",
     "activate",
     "plan_attention",
+    "pool",
     "scaled_dot_product_attention",
 ]

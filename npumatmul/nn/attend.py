@@ -27,6 +27,8 @@ _BLOCK_FLOATS = 1 << 21
 #: Keys of a block that have to be converted, or values, at most: they stay in the caches of a core.
 _COPIED_FLOATS = 1 << 18
 _LEAST_KEYS = 64
+#: With ``"causal"`` so many queries are worked on at once, so that little is computed to be hidden.
+_QUERIES = 256
 
 
 class Blocks(Protocol):
@@ -70,7 +72,8 @@ def scaled_dot_product_attention(
         and so on. An array that can be broadcast to (..., H, T, S): of bool, True where a query sees a key; or of
         floats that are added to scores.
     window : int, optional
-        With ``"causal"``: queries see so many keys at most, the last of those that they would see.
+        With ``"causal"``: queries see so many keys at most, the last of those that they would see. Otherwise: those
+        that are fewer than so many positions before or behind them, the last query being where the last key is.
     softcap : float, optional
         Scores become ``softcap * tanh(score / softcap)`` before the mask.
     sinks : array_like, shape (H,), optional
@@ -121,21 +124,57 @@ def scaled_dot_product_attention(
     if type(v) is not np.ndarray or v.dtype != _F32:
         v = _operand(v)
     heads, t, kv_heads, s = _sizes(q, k, v, mask, window)
+    if softcap is not None:
+        check_softcap(_CALLED, softcap)
+    sinks = None if sinks is None else _sinks(sinks, heads)
+    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
+    factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    causal = type(mask) is str
+    if t <= _QUERIES or not (causal or window):
+        return _attend(q, k, v, s, 0, kv_heads, factor, mask, window, softcap, sinks, npu)
+    y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    for first in range(0, t, _QUERIES):  # each part sees keys up to its own last one, or a window behind that
+        stop = min(first + _QUERIES, t)
+        part, own = q[..., first:stop, :], max(s - t + stop, 0)
+        seen = own if causal or window is None else min(own + window - 1, s)
+        rows = mask
+        if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.shape[-2] > 1:
+            rows = mask[..., first:stop, :]
+        y[..., first:stop, :] = _attend(
+            part, k, v, seen, seen - own, kv_heads, factor, rows, window, softcap, sinks, npu
+        )
+    return y
+
+
+def _attend(
+    q: NDArray[Any],
+    k: Any,
+    v: Any,
+    s: int,
+    ahead: int,
+    kv_heads: int,
+    factor: np.float32,
+    mask: Mask,
+    window: int | None,
+    softcap: float | None,
+    sinks: Float32 | None,
+    npu: NpuProducts | None,
+) -> NDArray[Any]:
+    """Attention to the first `s` keys, of which `ahead` are behind that of the last query."""
+    heads, t, dim = q.shape[-3:]
     group = heads // kv_heads
     rows = q if q.dtype == _F32 else float32_of(q, _CALLED)
-    rows = rows * np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, q.shape[-1])
+    rows = rows * factor
+    rows = rows.reshape(*q.shape[:-3], kv_heads, group * t, dim)
     start = 0
     if window is not None:
-        start = max(0, s - t - window + 1)
+        start = max(0, s - ahead - t - window + 1)
         window = None if s - start <= window and t == 1 else window
-    if mask is not None and t == 1 and type(mask) is str:
+    if t == 1 and type(mask) is str:
         mask = None
-    state: tuple[Any, Any, Any] | None = None
-    if sinks is not None:
-        state = _of_sinks(sinks, heads, rows, v.shape[-1], group, t)
+    #: The largest score so far, the sum of exponentials of all others less that, and the sum of their values.
+    state: tuple[Any, Any, Any] | None = None if sinks is None else _of_sinks(sinks, rows, v.shape[-1], group, t)
     rooms: tuple[list[Float32], list[Float32]] = [], []
-    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
     for first, stop in _blocks(start, s, rows, k, v, npu):
         if npu is None:
             keys, values = _read(k, first, stop, rooms[0]), _read(v, first, stop, rooms[1])
@@ -148,25 +187,25 @@ def scaled_dot_product_attention(
             np.tanh(scores, out=scores)
             scores *= np.float32(softcap)
         if mask is not None or window is not None:
-            _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s)
-        high = np.maximum.reduce(scores, axis=-1, keepdims=True)
+            _hide(scores.reshape(*q.shape[:-2], t, stop - first), mask, window, first, stop, s - ahead)
+        base = high = np.maximum.reduce(scores, axis=-1, keepdims=True)
         if state is not None:
             np.maximum(high, state[0], out=high)
-        if mask is not None:
-            high[high == -np.inf] = 0  # of queries that see none of these keys
-        scores -= high
+        if mask is not None or window is not None:  # there may be queries that have seen no key yet
+            base = np.where(high == -np.inf, np.float32(0), high)
+        scores -= base
         np.exp(scores, out=scores)
         total = np.add.reduce(scores, axis=-1, keepdims=True)
         result = np.matmul(scores, values) if npu is None else npu.multiply(scores, values)
         if state is not None:
-            before = np.exp(state[0] - high)
+            before = np.exp(state[0] - base)
             total += before * state[1]
             result += before * state[2]
         state = high, total, result
     if state is None:
         return np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     _, total, y = state
-    if mask is not None or s == 0:
+    if mask is not None or window is not None or s == 0:
         total[total == 0] = 1
     y /= total
     y = y.reshape(*q.shape[:-1], v.shape[-1])
@@ -214,8 +253,8 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
             raise TypeError(f"{_CALLED}: a mask is of bool or floats, not {mask.dtype}")
     elif mask is not None and type(mask) is not str:
         raise TypeError(f"{_CALLED}: mask is a {type(mask).__name__}; it can be None, 'causal' or an ndarray")
-    if window is not None and (window < 1 or type(mask) is not str):
-        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more, with mask='causal'")
+    if window is not None and window < 1:
+        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more")
     return a[-3], t, b[-3], s
 
 
@@ -265,14 +304,18 @@ def _part(x: Any, first: int, stop: int) -> NDArray[Any]:
 
 def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int, s: int) -> None:
     """Apply a mask to scores ``(..., H, T, stop - first)``."""
-    if isinstance(mask, np.ndarray):
-        part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
-        if mask.dtype == bool:
-            np.copyto(scores, -np.inf, where=~part)
-        else:
-            scores += part.astype(_F32, copy=False)
-        return
     t = scores.shape[-2]
+    if type(mask) is not str:
+        if isinstance(mask, np.ndarray):
+            part = mask if mask.shape[-1] == 1 else mask[..., first:stop]
+            if mask.dtype == bool:
+                np.copyto(scores, -np.inf, where=~part)
+            else:
+                scores += part.astype(_F32, copy=False)
+        if window is not None:
+            far = np.abs(np.arange(first, stop) - np.arange(s - t, s)[:, None]) >= window
+            np.copyto(scores, -np.inf, where=far)
+        return
     last = s - t  # the last key that the first query sees
     if stop > last + 1:
         keys, seen = np.arange(first, stop), np.arange(last, s)[:, None]
@@ -286,14 +329,16 @@ def _hide(scores: Float32, mask: Mask, window: int | None, first: int, stop: int
     np.copyto(scores, -np.inf, where=hidden)
 
 
-def _of_sinks(
-    sinks: ArrayLike, heads: int, rows: Float32, width: int, group: int, t: int
-) -> tuple[Float32, Float32, Float32]:
-    """The state of a softmax that has seen one key for each head, without a value."""
+def _sinks(sinks: ArrayLike, heads: int) -> Float32:
     scores = np.asarray(sinks, np.float32)
     if scores.shape != (heads,):
         raise ValueError(f"{_CALLED}: sinks has shape {scores.shape}; there are {heads} heads")
-    each = np.repeat(scores, t).reshape(heads // group, group * t, 1)
+    return scores
+
+
+def _of_sinks(sinks: Float32, rows: Float32, width: int, group: int, t: int) -> tuple[Float32, Float32, Float32]:
+    """The state of a softmax that has seen one key for each head, without a value."""
+    each = np.repeat(sinks, t).reshape(-1, group * t, 1)
     high = np.broadcast_to(each, (*rows.shape[:-1], 1)).copy()
     return high, np.ones_like(high), np.zeros((*rows.shape[:-1], width), np.float32)
 

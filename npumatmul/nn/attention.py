@@ -53,7 +53,8 @@ class Attention(Module):
     scale : float, optional
         On scores; ``1 / sqrt(head_dim)`` by default.
     window : int, optional
-        Tokens that a token sees at most, itself among them.
+        Tokens that a token sees at most, itself among them; without a causal mask, so many before it and as many behind
+        it, each time itself among them.
     softcap : float, optional
         As for `scaled_dot_product_attention`.
     qk_norm : {None, "head", "all"}
@@ -63,6 +64,9 @@ class Attention(Module):
     gate : {None, "sigmoid"}
         ``"sigmoid"``: what was attended to is multiplied by ``sigmoid(gate)`` before the last projection. Rows of the
         gate follow those of the queries, head by head, in a ``q_proj`` of twice as many rows.
+    query_growth : tuple of float and int, optional
+        ``(beta, length)``: rotated queries at position p are multiplied by ``1 + beta * log(1 + p // length)``, so that
+        attention stays sharp over long texts, as in the third generation of Ministral.
     sinks : bool
         Whether each head has a score to which attention can go in vain.
     fused : str, optional
@@ -127,6 +131,7 @@ class Attention(Module):
         eps: float = 1e-6,
         norm_offset: float = 0.0,
         gate: Literal["sigmoid"] | None = None,
+        query_growth: tuple[float, int] | None = None,
         sinks: bool = False,
         fused: str | None = None,
         products: Literal["auto", "cpu", "npu"] = "auto",
@@ -146,6 +151,8 @@ class Attention(Module):
         for name, value, allowed in (("qk_norm", qk_norm, ("head", "all")), ("gate", gate, ("sigmoid",))):
             if value is not None and value not in allowed:
                 raise ValueError(f"Attention: {name} is {value!r}; it can be None or {' or '.join(map(repr, allowed))}")
+        if rope is not None and rope.dim > head_dim:
+            raise ValueError(f"Attention: rope rotates {rope.dim} values, but a head has {head_dim}")
         if products not in ("auto", "cpu", "npu"):
             raise ValueError(f"Attention: products is {products!r}; it can be 'auto', 'cpu' or 'npu'")
         if scale is not None:
@@ -154,6 +161,10 @@ class Attention(Module):
         self._scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
         self._products = products
+        if query_growth is not None:
+            check_number("Attention", query_growth=query_growth[0])
+            check_size("Attention", query_growth=query_growth[1])
+        self._growth = query_growth
         self.rope = rope
         q, kv = heads * head_dim, kv_heads * head_dim
         #: Whether queries and keys, which stand beside each other in one result, are only rotated.
@@ -262,6 +273,8 @@ class Attention(Module):
             q, k, gate = self._queries_and_keys(q, k, split)
             if self.rope is not None:
                 q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
+        if self._growth is not None:
+            q = q * self._growth_at(offset, split[1], positions)
         v = v.reshape(*split, kv_heads, dim).swapaxes(1, 2)
         if cache is not None:
             kept = cache.windows[layer]
@@ -281,6 +294,14 @@ class Attention(Module):
                 y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
+
+    def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
+        """Factors of queries, ``(..., T, 1)``."""
+        assert self._growth is not None
+        beta, length = self._growth
+        at = np.arange(offset, offset + count) if positions is None else np.asarray(positions)
+        factors: Float32 = (1 + beta * np.log1p(at // length)).astype(np.float32)[..., None]
+        return factors
 
     def _queries_and_keys(
         self, q: NDArray[Any], k: NDArray[Any], split: tuple[int, ...]

@@ -134,7 +134,7 @@ class TransformerBlock(Module):
         if self.post_feedforward_layernorm is not None:
             attended = self.post_attention_layernorm(attended)
         if self._multiplier is not None:
-            attended = attended * self._multiplier
+            attended = _scaled(attended, self._multiplier)
         return x + attended
 
     def before_mlp(self, x: Any) -> Any:
@@ -148,6 +148,11 @@ class TransformerBlock(Module):
         if self.post_feedforward_layernorm is not None:
             y = self.post_feedforward_layernorm(y)
         if self._multiplier is not None:
-            y = y * self._multiplier
+            y = _scaled(y, self._multiplier)
         x += y
         return x
+
+
+def _scaled(y: Any, factor: float) -> Any:
+    """A product with a number, as narrow as `y`: bfloat16 would become float32."""
+    return (y * factor).astype(y.dtype, copy=False)

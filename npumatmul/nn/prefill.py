@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.chips.layout import round_up
 from npumatmul.chips.limits import Chip
 from npumatmul.chips.timing import Estimate
 from npumatmul.device.device import Device
@@ -32,6 +33,8 @@ __all__ = ["AttentionPlan", "AttentionPlans", "NpuProducts", "plan_attention"]
 
 #: Keys of a block: what float16 products of that depth do well (facts, roofline of large K), and scores have room for.
 _BLOCKS = (256, 512, 1024, 2048)
+#: The last block is taken to be a multiple of so many keys.
+_REST = 64
 #: A value of B is read as float32 and written as float16 when it is packed; A's and C's passes are in the plans.
 _PACKED_BYTES = 6
 _MEASURED = (256, 128, 512)
@@ -173,6 +176,7 @@ class AttentionPlans:
     def _in_blocks(self, rows: int, s: int, dim: int, keys: int) -> Estimate | None:
         total = Estimate(0.0, 0.0, 0.0)
         whole, rest = divmod(s, keys)
+        rest = round_up(rest, _REST)  # so that a prompt that grows is not planned anew for each of its parts
         for count, size in ((whole, keys), (min(rest, 1), rest)):
             if count:
                 for depth, width in ((dim, size), (size, dim)):

@@ -114,6 +114,11 @@ class RoPE(Module):
         return f"RoPE({self._dim}, base={self._base:g}{order}, scaling={self._kind!r})"
 
     @property
+    def dim(self) -> int:
+        """Values of each head that are rotated."""
+        return self._dim
+
+    @property
     def frequencies(self) -> _Float64:
         """Radians per position, ``(dim / 2,)``; for longrope those of short texts, unless `length` says otherwise."""
         return self._frequencies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,35 @@ def tokenizer_metadata(writer: gguf.GGUFWriter, vocab_size: int = 264) -> None:
     writer.add_eos_token_id(261)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}")
+
+
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+
+
+def write_tokenizer(folder: Path, **config: Any) -> None:
+    """The vocabulary that the GGUF files of these tests have."""
+    tokens = [*byte_alphabet(), "th", "the", "Ġthe"]
+    special = ["<think>", "<|im_start|>", "<|im_end|>", "<bos>", "<unused>"]
+    assert len(tokens) + len(special) == 264
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    described = {
+        "version": "1.0",
+        "model": {
+            "type": "BPE",
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]],
+        },
+        "pre_tokenizer": words,
+        "decoder": words,
+        "added_tokens": [
+            {"id": len(tokens) + i, "content": text, "special": text != "<think>", "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for i, text in enumerate(special)
+        ],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    settings = {"bos_token": "<bos>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE, **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

@@ -25,9 +25,11 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.models.weights import load_decoder
 from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
 from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
 from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.nn.product import FloatProduct
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mutations import changed_bytes, changed_json
@@ -112,6 +114,10 @@ def read_all(path: Path) -> None:
         ids = tokenizer.encode("ab abc def x<s>", parse_special=True, add_special=True)
         assert all(0 <= each < tokenizer.vocab_size for each in ids)
         assert len(tokenizer.decode(ids)) < 10_000
+        model = load_decoder(source, lambda layer: FloatProduct(layer.weight(source)), context_length=32)
+        ids = ids[: model.config.context_length] or [0]
+        with np.errstate(all="ignore"):
+            assert model.forward(ids, model.new_cache(len(ids))).shape == (config.vocab_size,)
 
 
 def write_folder(folder: Path) -> None:

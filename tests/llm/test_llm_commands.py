@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llm_models import write_tokenizer
+from model_zoo import VARIANTS, torch_model, write_folder
 from prose import PROSE
 from typer.testing import CliRunner
 
@@ -492,3 +494,14 @@ def test_texts_that_end_an_answer_are_options(tiny: Any) -> None:
     assert found["stop_reason"] == "stop_text"
     with pytest.raises(ValueError, match="--stop has an empty text"):
         text("--stop", "")
+
+
+@pytest.mark.parametrize("options", [["--emulate"], []])
+def test_perplexity_of_a_folder(text: Path, tmp_path: Path, options: list[str]) -> None:
+    variant = next(each for each in VARIANTS if each.gguf == "qwen2")
+    folder = write_folder(tmp_path / "model", variant, torch_model(variant))
+    write_tokenizer(folder)
+    found = json.loads(
+        run("perplexity", folder, "-f", text, "-c", 64, "--chunks", 2, "--scheme", "w8a8", "--json", *options)
+    )
+    assert 0 < found["schemes"]["w8a8"]["mean_kl"]["value"] < 0.5

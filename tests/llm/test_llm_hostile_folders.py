@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mutated_models import INDEX, VOCAB, mutated, read_all, write_folder
+from mutated_models import CONFIG, INDEX, VOCAB, mutated, read_all, write_folder
 from safetensors.numpy import load_file, save_file
 
 from npumatmul.errors import ModelError
@@ -194,6 +194,12 @@ def test_settings(folder: Path, name: str, content: bytes) -> None:
 def test_templates(folder: Path, given: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
     refused(folder, "tokenizer_config.json")
+
+
+def test_a_configuration_that_no_layer_takes_names_the_model(folder: Path) -> None:
+    scaling = {**CONFIG["rope_scaling"], "high_freq_factor": 1.0}  # type: ignore[dict-item]
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "rope_scaling": scaling}))
+    refused(folder, "high_freq_factor")
 
 
 @pytest.mark.parametrize("number", [VOCAB, 1 << 31])

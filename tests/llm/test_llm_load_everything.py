@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llm_models import byte_alphabet
+from llm_models import write_tokenizer
 from model_zoo import VARIANTS, VOCAB, Variant, prefill_logits, torch_model, write_folder, write_gguf
 from numpy.typing import NDArray
 
@@ -19,7 +19,6 @@ from npumatmul.errors import ModelError
 from npumatmul.llm import JSONTokenizer
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 255, 24)]
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
 HELLO = [{"role": "user", "content": "hello"}]
 #: One of each architecture is enough here: what else differs is in test_llm_architectures.py.
 CASES: list[Any] = [
@@ -28,32 +27,6 @@ CASES: list[Any] = [
     for kind in ("folder", "gguf")
     if kind == "folder" or variant.gguf is not None
 ]
-
-
-def write_tokenizer(folder: Path, **config: Any) -> None:
-    """The vocabulary that the GGUF files of these tests have."""
-    tokens = [*byte_alphabet(), "th", "the", "Ġthe"]
-    special = ["<think>", "<|im_start|>", "<|im_end|>", "<bos>", "<unused>"]
-    assert len(tokens) + len(special) == VOCAB
-    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    described = {
-        "version": "1.0",
-        "model": {
-            "type": "BPE",
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": [["t", "h"], ["th", "e"], ["Ġ", "the"]],
-        },
-        "pre_tokenizer": words,
-        "decoder": words,
-        "added_tokens": [
-            {"id": len(tokens) + i, "content": text, "special": text != "<think>", "normalized": False}
-            | {"single_word": False, "lstrip": False, "rstrip": False}
-            for i, text in enumerate(special)
-        ],
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(described))
-    settings = {"bos_token": "<bos>", "eos_token": "<|im_end|>", "chat_template": TEMPLATE, **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")

@@ -275,6 +275,8 @@ def test_the_command_prints_tables_and_json(tmp_path: Path) -> None:
     assert content["shape"]["hidden"] == 96
     assert scheme["tokens_per_second"]["low"] < scheme["tokens_per_second"]["seconds"]
     assert set(scheme["prompts"]) == {"128", "512"}
+    by_device = command("smollm2-135m", "--json", "--scheme", "w8a8", NPUMATMUL_DEVICE="sim:rk3562")
+    assert json.loads(by_device.stdout)["soc"] == "rk3562"
     done = command("nosuch")
     assert done.returncode == 1
     assert "neither a file nor a model that is known by name" in done.stderr
@@ -285,7 +287,7 @@ def test_the_command_takes_constants_that_were_fitted_here(tmp_path: Path) -> No
     keep_timing(slow, path=tmp_path / "kept.json")
     speeds = []
     for file in ("", str(tmp_path / "kept.json")):
-        done = command("SmolLM2-135M", "--scheme", "w8a8", "--json", NPUMATMUL_TIMING_FILE=file)
+        done = command("SmolLM2-135M", "--soc", "rk3588", "--scheme", "w8a8", "--json", NPUMATMUL_TIMING_FILE=file)
         content = json.loads(done.stdout)
         speeds.append(content["schemes"][0]["tokens_per_second"]["seconds"])
     assert content["provenance"] == "fitted on a board"

@@ -69,16 +69,18 @@ def test_it_is_torchs(
     softcap=st.none() | st.sampled_from([0.5, 30.0]),
     sinks=st.booleans(),
     block=st.sampled_from([1, 7, 64]),
+    queries=st.sampled_from([2, 256]),
 )
 def test_options_go_together_in_blocks_of_any_size(
     b: int, g: int, group: int, t: int, s: int, d: int, e: int, seed: int, window: int | None, softcap: float | None,
-    sinks: bool, block: int,
+    sinks: bool, block: int, queries: int,
 ) -> None:  # fmt: skip
     q, k, v = operands(b, g, group, t, s, d, e, seed)
     sink = np.random.default_rng(seed).standard_normal(g * group).astype(np.float32) if sinks else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attend, "_BLOCK_FLOATS", 1)
         patch.setattr(attend, "_LEAST_KEYS", block)
+        patch.setattr(attend, "_QUERIES", queries)
         y = sdpa(q, k, v, scale=0.7, mask="causal", window=window, softcap=softcap, sinks=sink)
     wanted = exact(q, k, v, scale=0.7, seen=causal(t, s, window), softcap=softcap, sinks=sink)
     assert (np.abs(y - wanted) <= bound(q, k, v, 0.7, softcap or 0.0)).all()
@@ -142,8 +144,10 @@ def test_what_does_not_fit_is_explained() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"mask": "casual"}, "mask is 'casual'"),
         ({"mask": np.ones((2, 5), bool)}, r"\(2, 5\) cannot be broadcast to .* \(1, 4, 3, 5\)"),
-        ({"window": 3}, "window is 3; it has to be 1 or more, with mask='causal'"),
+        ({"window": -1}, "window is -1; it has to be 1 or more"),
         ({"window": 0, "mask": "causal"}, "window is 0"),
+        ({"softcap": 0.0}, "softcap is 0"),
+        ({"softcap": float("nan")}, "softcap is nan"),
         ({"sinks": np.ones(3)}, r"sinks has shape \(3,\); there are 4 heads"),
     ]
     for options, message in cases:
@@ -178,3 +182,36 @@ def test_keys_and_values_of_float16_are_their_values(
         y = sdpa(q, k, v, mask="causal")
     wanted = exact(q, k, v, scale=d**-0.5, seen=causal(t, s))
     assert (np.abs(y - wanted) <= bound(q, k, v, d**-0.5)).all()
+
+
+def test_queries_that_see_no_key_of_the_first_blocks_keep_small_scores() -> None:
+    """Whatever stands for the largest score of nothing must not be larger than scores that come later."""
+    q, k, v = operands(1, 1, 1, 4, 130, 4, 4, 1)
+    q, k = np.abs(q) * 40, -np.abs(k) * 40  # all scores are below -100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "_BLOCK_FLOATS", 1)
+        y = sdpa(q, k, v, mask="causal", window=3)
+        wanted = exact(q, k, v, scale=0.5, seen=causal(4, 130, 3))
+        np.testing.assert_allclose(y, wanted, rtol=1e-2, atol=1e-3)
+        mask = np.zeros((4, 130), bool)
+        mask[:, 100:] = True
+        wanted = exact(q, k, v, scale=0.5, seen=mask)
+        np.testing.assert_allclose(sdpa(q, k, v, mask=mask), wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_half_of_a_causal_prompt_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = 0
+    multiply = np.matmul
+
+    def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        nonlocal computed
+        y = multiply(a, b)
+        computed += a.size * b.shape[-1]
+        return y
+
+    q, k, v = operands(1, 1, 1, 1024, 1024, 8, 8, 1)
+    monkeypatch.setattr(np, "matmul", matmul)
+    y = sdpa(q, k, v, mask="causal")
+    monkeypatch.undo()
+    assert computed <= 0.7 * 2 * 1024 * 1024 * 8
+    assert np.abs(y - exact(q, k, v, scale=8**-0.5, seen=causal(1024, 1024))).max() <= bound(q, k, v, 8**-0.5)

@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_explained() -> None:
         nn.Linear(1, 1, scheme="w9a9")
     with pytest.raises(TypeError, match="int8"):
         nn.Linear(1, 1, scheme="int8")
+    with pytest.raises(TypeError, match="results of scheme 'w8a8o8' are int8; layers give floats"):
+        nn.Linear(1, 1, scheme="w8a8o8")
     with pytest.raises(ValueError, match=r"bias has shape \(3,\); the weight has N = 2"):
         nn.Linear.from_arrays(np.ones((2, 3)), np.ones(3))
     with pytest.raises(ValueError, match=r"\(N, K\)"):
@@ -211,3 +213,24 @@ def test_a_tied_head_multiplies_with_the_table() -> None:
         np.testing.assert_array_equal(packed(x), npu.matmul(x, npu.pack(values, "w8a8", transposed=True)))
         own = table.as_linear(pack=lambda w, name: nn.FloatProduct(w if name == "lm_head" else -w))
         np.testing.assert_allclose(own(x), x @ values.T, atol=1e-4)
+
+
+def test_a_chain_of_float16_layers_copies_nothing() -> None:
+    """The NPU reads what it wrote, as in products without layers."""
+    rng = np.random.default_rng(9)
+    with npu.Device("sim:rk3588") as device:
+        weights = [(rng.standard_normal((64, 64)) / 8).astype(np.float16) for _ in range(3)]
+        layers = [nn.Linear.from_arrays(each, device=device) for each in weights]
+        x = npu.asarray(rng.standard_normal((32, 64)).astype(np.float16), device=device)
+
+        def chained() -> npu.NpuArray:
+            y = x
+            for layer in layers:
+                y = layer(y)
+            return y
+
+        y = chained()
+        before = device.stats().conversions
+        again = chained()
+        assert device.stats().conversions == before
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(y))

@@ -4,7 +4,16 @@
 """
 
 from npumatmul.chips.timing.constants import TIMINGS
-from npumatmul.chips.timing.kept import default_timing_path, find_timing, keep_timing
+from npumatmul.chips.timing.kept import default_timing_path, find_timing, keep_timing, used_timing_path
 from npumatmul.chips.timing.model import Estimate, TimingModel, Work
 
-__all__ = ["TIMINGS", "Estimate", "TimingModel", "Work", "default_timing_path", "find_timing", "keep_timing"]
+__all__ = [
+    "TIMINGS",
+    "Estimate",
+    "TimingModel",
+    "Work",
+    "default_timing_path",
+    "find_timing",
+    "keep_timing",
+    "used_timing_path",
+]

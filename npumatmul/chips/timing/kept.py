@@ -19,7 +19,7 @@ from npumatmul.files.folders import settings_folder
 from npumatmul.files.reading import parse_json, read_text
 from npumatmul.files.writing import write_text
 
-__all__ = ["default_timing_path", "find_timing", "keep_timing"]
+__all__ = ["default_timing_path", "find_timing", "keep_timing", "used_timing_path"]
 
 FORMAT, VERSION = "npumatmul-timing", 1
 
@@ -42,6 +42,24 @@ def default_timing_path(soc: str, simulated: bool = False, environment: Mapping[
     return settings_folder(environment) / f"timing-{'sim-' if simulated else ''}{soc}.json"
 
 
+def used_timing_path(soc: str, simulated: bool = False, environment: Mapping[str, str] | None = None) -> Path | None:
+    """Where `find_timing` looks: ``NPUMATMUL_TIMING_FILE``, else `default_timing_path`; None where it does not look.
+
+    Examples
+    --------
+    >>> used_timing_path("rk3588", environment={"NPUMATMUL_TIMING_FILE": ""}) is None
+    True
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get("NPUMATMUL_TIMING_FILE")
+    if named is not None:
+        return Path(named) if named else None
+    try:
+        return default_timing_path(soc, simulated, environment)
+    except UnusableFileError:  # no home, so nothing was kept there
+        return None
+
+
 def find_timing(soc: str, simulated: bool = False, environment: Mapping[str, str] | None = None) -> TimingModel | None:
     """The constants to plan with on this machine, or None where nothing is known of a chip.
 
@@ -52,19 +70,14 @@ def find_timing(soc: str, simulated: bool = False, environment: Mapping[str, str
     >>> find_timing("rk3588", environment={"NPUMATMUL_TIMING_FILE": ""}) is TIMINGS["rk3588"]
     True
     """
-    environment = os.environ if environment is None else environment
     published = TIMINGS.get(soc)
-    named = environment.get("NPUMATMUL_TIMING_FILE")
-    if named == "":
-        return published
-    try:
-        path = Path(named) if named else default_timing_path(soc, simulated, environment)
-    except UnusableFileError:  # no home, so nothing was kept there
+    path = used_timing_path(soc, simulated, environment)
+    if path is None:
         return published
     try:
         kept = _read(path, soc, simulated)
     except FileNotFoundError:
-        if named:
+        if (os.environ if environment is None else environment).get("NPUMATMUL_TIMING_FILE"):
             _ignored(path, "NPUMATMUL_TIMING_FILE names it and it is not there")
         return published
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
@@ -25,7 +24,7 @@ class ByteLevelBPE:
     leading_space = False
 
     def __init__(self, file: GGUFFile, vocabulary: Vocabulary) -> None:
-        self._texts = _token_bytes(vocabulary.tokens, vocabulary.kinds)
+        self._tokens, self._kinds = vocabulary.tokens, vocabulary.kinds
         self._backend = _backend(file, pre_tokenizer(file), vocabulary)
         self._lock = threading.Lock()  # encode() switches a setting of the backend
 
@@ -37,7 +36,12 @@ class ByteLevelBPE:
 
     def piece(self, token_id: int) -> bytes:
         """As `Engine.piece`."""
-        return self._texts[token_id]
+        token = self._tokens[token_id]
+        try:
+            spelled = self._kinds[token_id] not in (CONTROL, USER_DEFINED)
+            return token.translate(_SPELLED).encode("latin-1") if spelled else token.encode("utf-8")
+        except UnicodeEncodeError:
+            return token.encode("utf-8")
 
 
 def byte_alphabet() -> dict[str, int]:
@@ -45,6 +49,11 @@ def byte_alphabet() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+#: To the characters that Latin-1 encodes as the bytes; what stands for no byte becomes one that it has not.
+_SPELLED = {code: "\u0100" for code in range(256) if chr(code) not in byte_alphabet()}
+_SPELLED.update({ord(char): chr(byte) for char, byte in byte_alphabet().items()})
 
 
 def pre_tokenizer(file: GGUFFile) -> PreTokenizer:
@@ -62,22 +71,6 @@ def pre_tokenizer(file: GGUFFile) -> PreTokenizer:
     if name not in PRE_TOKENIZERS:
         raise file.error(f"its pre-tokenizer is {name!r}; supported: {', '.join(sorted(PRE_TOKENIZERS))}")
     return PRE_TOKENIZERS[name]
-
-
-def _token_bytes(tokens: Sequence[str], kinds: Sequence[int]) -> list[bytes]:
-    """Return what each token adds to the text."""
-    alphabet = byte_alphabet()
-    # to the characters that Latin-1 encodes as those bytes; what stands for no byte becomes one that it has not
-    table = {code: "\u0100" for code in range(256) if chr(code) not in alphabet}
-    table.update({ord(char): chr(byte) for char, byte in alphabet.items()})
-    pieces = []
-    for token, kind in zip(tokens, kinds, strict=True):
-        try:
-            spelled = kind not in (CONTROL, USER_DEFINED)
-            pieces.append(token.translate(table).encode("latin-1") if spelled else token.encode("utf-8"))
-        except UnicodeEncodeError:
-            pieces.append(token.encode("utf-8"))
-    return pieces
 
 
 def _backend(file: GGUFFile, pre: PreTokenizer, vocabulary: Vocabulary) -> Tokenizer:

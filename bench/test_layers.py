@@ -1,0 +1,90 @@
+"""Layers without their products: a token's way through a block, and attention beside the same written out in numpy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Beside
+
+from npumatmul import nn
+
+RNG = np.random.default_rng(0)
+HEADS, KV_HEADS, DIM = 32, 8, 64
+
+
+class Ready:
+    """A product that is computed already."""
+
+    def __init__(self, k: int, n: int) -> None:
+        self.shape = k, n
+        self.result = RNG.standard_normal((1, n), np.float32)
+
+    def __call__(self, x: Any) -> Any:
+        """Return it."""
+        return self.result
+
+
+def loaded(module: Any, pack: Any = None) -> Any:
+    """A module with random parameters."""
+    shapes = module.parameter_shapes().items()
+    module.load_state_dict({name: RNG.standard_normal(shape, np.float32) for name, shape in shapes}, pack=pack)
+    return module
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("tokens", [16, 1024])
+def test_block_of_one_token(beside: Beside, dtype: str, tokens: int) -> None:
+    """All that a block does but its products, beside these in float32 by numpy; on an NPU they take a share of that."""
+    hidden, inner = HEADS * DIM, 8192
+
+    def block(pack: Any = None) -> Any:
+        attention = nn.Attention(hidden, HEADS, KV_HEADS, rope=nn.RoPE(DIM), scheme="float32")
+        return loaded(nn.TransformerBlock(attention, nn.MLP(hidden, inner, scheme="float32")), pack)
+
+    layers = block(lambda w, _: Ready(w.shape[1], w.shape[0]))
+    cache = nn.KVCache(1, KV_HEADS, DIM, dtype=dtype)
+    cache.update(0, *RNG.standard_normal((2, 1, KV_HEADS, tokens, DIM), np.float32))
+    x = RNG.standard_normal((1, hidden), np.float32)
+    products = [each.product for each in (block().self_attn.qkv, block().self_attn.o_proj)]
+    mlp = block().mlp
+    products += [mlp.gate_up.product, mlp.down_proj.product]
+    rows = [RNG.standard_normal((1, each.shape[0]), np.float32) for each in products]
+
+    def token() -> None:
+        layers(x, cache=cache)
+        cache.trim(1)
+
+    def multiplied() -> None:
+        for product, row in zip(products, rows, strict=True):
+            product(row)
+
+    beside(f"block of 1 token after {tokens}, {dtype}", token, "its products by numpy", multiplied)
+
+
+def written_out(q: Any, k: Any, v: Any) -> Any:
+    """Attention with heads repeated and all scores at once."""
+    k, v = (np.repeat(each.astype(np.float32), HEADS // KV_HEADS, 1) for each in (k, v))
+    t, s = q.shape[2], k.shape[2]
+    scores = q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(DIM))
+    if t > 1:
+        scores = np.where(np.arange(s) <= np.arange(s - t, s)[:, None], scores, np.float32(-np.inf))
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores @ v / scores.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("tokens", "keys"), [(1, 1024), (128, 1024), (512, 512)])
+def test_attention(beside: Beside, tokens: int, keys: int, dtype: Any) -> None:
+    """A token, a part of a prompt, and a prompt."""
+    q = RNG.standard_normal((1, HEADS, tokens, DIM), np.float32)
+    k, v = RNG.standard_normal((2, 1, KV_HEADS, keys, DIM), np.float32).astype(dtype)
+    what = f"attention of {tokens} to {keys}, {np.dtype(dtype)}"
+    beside(
+        what,
+        lambda: nn.scaled_dot_product_attention(q, k, v, mask="causal"),
+        "written out",
+        lambda: written_out(q, k, v),
+    )
