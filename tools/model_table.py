@@ -23,9 +23,18 @@ from model_zoo import VARIANTS, Variant, prefill_logits, torch_model, write_fold
 from npumatmul.llm import npu_pack, numpy_pack  # noqa: E402
 from npumatmul.llm.models.registry import ARCHITECTURES  # noqa: E402
 
+TOKENIZERS = {
+    "llama": "SentencePiece (2), BPE (3)",
+    "mistral": "SentencePiece, BPE",
+    "gemma2": "SentencePiece",
+    "gemma3_text": "SentencePiece",
+    "phi3": "SentencePiece (3), BPE (4)",
+}
+"""What vocabularies its models have; BPE of bytes where nothing is said."""
+
 HEADER = """\
-| architecture | models | safetensors | GGUF | variants | prefill, float32 | decode, float32 | cosine, w16a16 |
-|---|---|---|---|---|---|---|---|"""
+| architecture | models | safetensors | GGUF | tokenizer | variants | prefill, float32 | decode, float32 | cosine |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> int:
@@ -35,9 +44,10 @@ def main() -> int:
         variants = [each for each in VARIANTS if each.model_type in architecture.model_types]
         found = np.array([row for each in variants for row in measured(each)])
         prefill, decode = found[:, :2].max(axis=0)
-        formats = "yes", ", ".join(sorted({each.gguf for each in variants if each.gguf})) or "llama.cpp has none"
+        gguf = ", ".join(sorted({each.gguf for each in variants if each.gguf})) or "llama.cpp has none"
+        vocabulary = TOKENIZERS.get(architecture.model_types[0], "BPE")
         print(
-            f"| {', '.join(architecture.model_types)} | {architecture.models} | {formats[0]} | {formats[1]} | "
+            f"| {', '.join(architecture.model_types)} | {architecture.models} | yes | {gguf} | {vocabulary} | "
             f"{len(variants)} | {prefill:.0e} | {decode:.0e} | {np.floor(found[:, 2].min() * 1e7) / 1e7:.7f} |",
             flush=True,
         )

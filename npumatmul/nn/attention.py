@@ -64,6 +64,9 @@ class Attention(Module):
     gate : {None, "sigmoid"}
         ``"sigmoid"``: what was attended to is multiplied by ``sigmoid(gate)`` before the last projection. Rows of the
         gate follow those of the queries, head by head, in a ``q_proj`` of twice as many rows.
+    query_growth : tuple of float and int, optional
+        ``(beta, length)``: rotated queries at position p are multiplied by ``1 + beta * log(1 + p // length)``, so that
+        attention stays sharp over long texts, as in the third generation of Ministral.
     sinks : bool
         Whether each head has a score to which attention can go in vain.
     fused : str, optional
@@ -128,6 +131,7 @@ class Attention(Module):
         eps: float = 1e-6,
         norm_offset: float = 0.0,
         gate: Literal["sigmoid"] | None = None,
+        query_growth: tuple[float, int] | None = None,
         sinks: bool = False,
         fused: str | None = None,
         products: Literal["auto", "cpu", "npu"] = "auto",
@@ -157,6 +161,10 @@ class Attention(Module):
         self._scale = 1 / math.sqrt(head_dim) if scale is None else float(scale)
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
         self._products = products
+        if query_growth is not None:
+            check_number("Attention", query_growth=query_growth[0])
+            check_size("Attention", query_growth=query_growth[1])
+        self._growth = query_growth
         self.rope = rope
         q, kv = heads * head_dim, kv_heads * head_dim
         #: Whether queries and keys, which stand beside each other in one result, are only rotated.
@@ -265,6 +273,8 @@ class Attention(Module):
             q, k, gate = self._queries_and_keys(q, k, split)
             if self.rope is not None:
                 q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
+        if self._growth is not None:
+            q = q * self._growth_at(offset, split[1], positions)
         v = v.reshape(*split, kv_heads, dim).swapaxes(1, 2)
         if cache is not None:
             kept = cache.windows[layer]
@@ -284,6 +294,14 @@ class Attention(Module):
                 y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
+
+    def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
+        """Factors of queries, ``(..., T, 1)``."""
+        assert self._growth is not None
+        beta, length = self._growth
+        at = np.arange(offset, offset + count) if positions is None else np.asarray(positions)
+        factors: Float32 = (1 + beta * np.log1p(at // length)).astype(np.float32)[..., None]
+        return factors
 
     def _queries_and_keys(
         self, q: NDArray[Any], k: NDArray[Any], split: tuple[int, ...]

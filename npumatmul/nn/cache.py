@@ -174,7 +174,7 @@ class KVCache:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")
         length = self.offset - count
         for layer in self._layers:
-            if layer.needs(length) < layer.base:
+            if layer.window is not None and layer.needs(length) < layer.base:
                 raise ValueError(
                     f"KVCache.trim: a layer with a window of {layer.window} keeps the last tokens only, from number "
                     f"{layer.base} on; {count} cannot be forgotten any more"

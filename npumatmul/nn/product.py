@@ -144,11 +144,14 @@ def check_scheme(scheme: Scheme | SchemeName | str | None, called: str) -> Schem
     ValueError
         If there is no such scheme.
     TypeError
-        If it does not take floats.
+        If it does not take floats, or gives something else.
     """
     if scheme == FLOAT32:
         return FLOAT32
-    return scheme_for(np.dtype(np.float32), scheme, called)
+    chosen = scheme_for(np.dtype(np.float32), scheme, called)
+    if chosen.result != np.float32:
+        raise TypeError(f"{called}: results of scheme {chosen.name!r} are {chosen.result}; layers give floats")
+    return chosen
 
 
 def packed_by(pack: Pack, weight: Callable[[], NDArray[Any]], path: str) -> Product:

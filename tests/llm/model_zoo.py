@@ -49,6 +49,9 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
+PERMUTED = ("llama", "mistral3", "smollm3", "granite")
+
+
 def longrope(pairs: int) -> dict[str, Any]:
     return {
         "rope_type": "longrope",
@@ -125,6 +128,22 @@ VARIANTS = [
         "layer_types",
         {"sliding_window": 8, "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
     ),
+    Variant(
+        "ministral3",
+        "yarn",
+        {
+            "head_dim": 32,
+            "rope_parameters": {
+                **YARN,
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+        "mistral3",
+    ),
     Variant("smollm3", "plain", {"num_hidden_layers": 4}, "smollm3"),
     Variant(
         "smollm3",
@@ -185,6 +204,8 @@ VARIANTS = [
         "granite",
     ),
     Variant("granite", "biases", {"attention_bias": True, "mlp_bias": True}, "granite"),
+    Variant("starcoder2", "plain", gguf="starcoder2"),
+    Variant("starcoder2", "window", {"sliding_window": 8, "use_bias": False, "tie_word_embeddings": False}),
 ]
 
 
@@ -251,7 +272,10 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    if arch == "starcoder2":
+        writer.add_layer_norm_eps(c.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if getattr(c, "head_dim", None) and arch != "phi3":
         writer.add_key_length(head_dim)
@@ -259,7 +283,7 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     rope = c.rope_parameters.get("full_attention", c.rope_parameters)
     if arch != "gemma2":
         writer.add_rope_freq_base(rope["rope_theta"])
-    if arch in ("llama", "smollm3", "granite"):
+    if arch in PERMUTED:
         writer.add_vocab_size(c.vocab_size)
         writer.add_rope_dimension_count(head_dim)
     if rope["rope_type"] == "linear":
@@ -269,6 +293,9 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if arch == "mistral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if arch == "gemma3" and "sliding_attention" in c.rope_parameters:
         writer.add_rope_freq_base_swa(c.rope_parameters["sliding_attention"]["rope_theta"])
     if arch in ("gemma2", "gemma3"):
@@ -308,7 +335,7 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
         if tied and name == "lm_head.weight":
             continue
         value = tensor.numpy()
-        if arch in ("llama", "smollm3", "granite") and name.split(".")[-2] in ("q_proj", "k_proj"):
+        if arch in PERMUTED and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             value = interleaved(value, heads)
         if "gemma" in arch and name.endswith("norm.weight"):

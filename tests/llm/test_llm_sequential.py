@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from npumatmul.llm import GGUFFile, evaluate, load_model, numpy_pack, windows
+from npumatmul.llm import evaluate, load_model, numpy_pack, windows
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import LayerTensors
 from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder, layer_names
 from npumatmul.llm.models.taps import TappedLinear
@@ -47,13 +48,13 @@ def seen_by(model: Decoder) -> dict[str, NDArray[np.float64]]:
 def test_layers_see_the_quantized_model_so_far(tiny: Any) -> None:
     collected: dict[str, LayerStatistics] = {}
     calls: list[tuple[int, int]] = []
-    with GGUFFile(tiny.path) as file:
+    with GGUFSource(tiny.path) as source:
 
         def make(tensors: LayerTensors, statistics: LayerStatistics) -> QuantizedLayer:
             collected[tensors.name] = statistics
-            return layer_of_recipe(file, tensors, LayerRecipe("w4a8"), statistics)
+            return layer_of_recipe(source, tensors, LayerRecipe("w4a8"), statistics)
 
-        layers = quantize_in_sequence(file, make, PIECES, progress=lambda done, total, _: calls.append((done, total)))
+        layers = quantize_in_sequence(source, make, PIECES, progress=lambda done, total, _: calls.append((done, total)))
     assert list(layers) == list(collected) == layer_names(2)
     exact = load_model(tiny.path, pack=numpy_pack).model
     sizes = [math.prod(linear.shape) for linear in exact.linears.values()]
@@ -149,9 +150,10 @@ def test_whole_windows_pass_a_block_as_parts_of_them_do(tiny: Any) -> None:
     x, whole = model.embed(tokens), model.embed(tokens)
     parts, cache, once = [], model.new_cache(len(tokens)), model.new_cache(len(tokens))
     for start in (0, PREFILL_CHUNK):
-        parts.append(model.run_block(0, x[start : start + PREFILL_CHUNK], cache))
+        parts.append(model.run_blocks(x[start : start + PREFILL_CHUNK], cache, len(tokens)))
         cache.tokens.extend(tokens[start : start + PREFILL_CHUNK].tolist())
-    np.testing.assert_allclose(model.run_block(0, whole, once), np.concatenate(parts), rtol=1e-4, atol=1e-4)
+    at_once = model.run_block(1, model.run_block(0, whole, once), once)
+    np.testing.assert_allclose(at_once, np.concatenate(parts), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_sequential_recipe_needs(tiny: Any) -> None:

@@ -162,6 +162,8 @@ def test_what_does_not_fit_is_explained() -> None:
         nn.Linear(1, 1, scheme="w9a9")
     with pytest.raises(TypeError, match="int8"):
         nn.Linear(1, 1, scheme="int8")
+    with pytest.raises(TypeError, match="results of scheme 'w8a8o8' are int8; layers give floats"):
+        nn.Linear(1, 1, scheme="w8a8o8")
     with pytest.raises(ValueError, match=r"bias has shape \(3,\); the weight has N = 2"):
         nn.Linear.from_arrays(np.ones((2, 3)), np.ones(3))
     with pytest.raises(ValueError, match=r"\(N, K\)"):

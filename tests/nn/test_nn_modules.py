@@ -305,3 +305,60 @@ def test_mistakes_are_told_with_the_path_of_the_parameter() -> None:
 def test_tables_that_are_read_wrongly_are_noticed() -> None:
     with pytest.raises(ModelError, match=r"gave \(1, 3\) instead of \(2, 3\)"):
         nn.Embedding.from_rows(5, 3, lambda ids: np.ones((1, 3), np.float32))([0, 1])
+
+
+def test_weights_on_the_npu_are_read_back_as_they_are_stored() -> None:
+    rng = np.random.default_rng(11)
+    w = {name: rng.standard_normal((8, 32), np.float32) for name in ("a.weight", "b.weight")}
+    biases = {name: rng.standard_normal(8, np.float32) for name in ("a.bias", "b.bias")}
+    for scheme, error in (("w16a16", 2.0**-11), ("w8a8", 0.5 / 127)):
+        group = nn.LinearGroup(32, {"a": 8, "b": 8}, bias=True, scheme=scheme, device="sim:rk3588")
+        group.load_state_dict({**w, **biases})
+        found = group.state_dict()
+        assert list(found) == ["a.weight", "a.bias", "b.weight", "b.bias"]
+        for name, value in w.items():
+            most = np.abs(value).max(axis=1, keepdims=True)
+            assert (np.abs(found[name] - value) <= error * 1.001 * most).all()
+        for name, value in biases.items():
+            np.testing.assert_array_equal(found[name], value)
+        again = nn.LinearGroup(32, {"a": 8, "b": 8}, bias=True, scheme=scheme, device="sim:rk3588")
+        again.load_state_dict(found)
+        for name, value in again.state_dict().items():
+            np.testing.assert_allclose(value, found[name], atol=1e-6)
+
+
+class Opaque:
+    """A product whose weight nobody can look at."""
+
+    shape = (2, 3)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return np.zeros((len(x), 3), np.float32)
+
+
+def test_what_cannot_be_read_back_is_said() -> None:
+    holder = Model()
+    holder.linear = nn.Linear.from_product(Opaque())  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="the weight of 'linear' cannot be read back from a Opaque"):
+        holder.linear.own_values("weight", "linear")  # type: ignore[attr-defined]
+    unloaded = nn.Linear(2, 3)
+    unloaded.load_state_dict({"bias": np.ones(3)}, strict=False)
+    np.testing.assert_array_equal(unloaded.own_values("bias", ""), np.ones(3))
+    for layer in (nn.Linear(2, 3), nn.LinearGroup(2, {"a": 3}, bias=True)):
+        with pytest.raises(ModelError, match="was not loaded yet"):
+            layer.own_values("bias" if isinstance(layer, nn.Linear) else "a.bias", "")
+
+
+def test_layers_say_what_they_are() -> None:
+    rng = np.random.default_rng(12)
+    packed = nn.Linear.from_arrays(rng.standard_normal((2, 3), np.float32), device="sim:rk3588")
+    assert (packed.in_features, packed.out_features) == (3, 2)
+    assert repr(packed.product).startswith("PackedProduct(PackedWeight(shape=(3, 2)")
+    assert repr(nn.FloatProduct(np.ones((2, 3), np.float32))) == "FloatProduct((2, 3))"
+    block = small_block(rope=nn.RoPE(2))
+    assert repr(block) == ("TransformerBlock(Attention(8, 4 heads over 2 of 2), MLP(8, 12, 'silu', gated=True))")
+    assert repr(block.self_attn.rope) == "RoPE(2, base=10000, scaling='default')"
+    assert repr(nn.RMSNorm(8, offset=1.0)) == "RMSNorm(8, eps=1e-06, offset=1)"
+    with pytest.raises(ValueError, match="out_features names no layers"):
+        nn.LinearGroup(2, {})
+    np.testing.assert_array_equal(nn.RMSNorm(2)([[3.0, 3.0]]), nn.RMSNorm(2)(np.full((1, 2), 3, np.float32)))

@@ -82,6 +82,9 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "gemma2": Layout(_FOUR_NORMS, norms_include_one=True),
     "gemma3": Layout({**_FOUR_NORMS, **_HEAD_NORMS}, norms_include_one=True),
     "phi3": Layout(_FUSED),
+    "starcoder2": Layout(
+        {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+    ),
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.from_gguf import GGUFSettings
@@ -28,6 +28,8 @@ class Architecture:
         ``general.architecture`` of the GGUF files that it reads; none if llama.cpp does not know the architecture.
     from_gguf : callable, optional
         From their values to a `DecoderConfig`.
+    names : mapping of str to str
+        Parts of blocks by the names that their parameters have in `Decoder`, where checkpoints have others.
     models : str
         Models that people run, for lists.
     """
@@ -37,4 +39,12 @@ class Architecture:
     from_config: Callable[[Settings], DecoderConfig]
     gguf: tuple[str, ...] = ()
     from_gguf: Callable[[GGUFSettings], DecoderConfig] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     models: str = ""
+
+    def in_checkpoint(self, name: str) -> str:
+        """What checkpoints call a parameter of a `Decoder`."""
+        for ours, theirs in self.names.items():
+            if f".{ours}." in name:
+                return name.replace(f".{ours}.", f".{theirs}.")
+        return name

@@ -276,6 +276,34 @@ class Decoder(Module):
                 rows.append(self.logits(hidden[unasked:]))
         return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
 
+    def states(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
+        """Compute the last states of a text: what enters the output matrix.
+
+        Parameters
+        ----------
+        tokens : sequence of int, length T
+            Token numbers, at least one.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            Normalized as the model does it.
+
+        Raises
+        ------
+        ContextFullError, ValueError
+            As `forward`.
+        """
+        cache = self.new_cache(max(len(tokens), 1))
+        ids = self._checked(tokens, cache)
+        cache.is_long = self._is_long(len(ids))
+        rows = []
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = ids[start : start + PREFILL_CHUNK]
+            rows.append(self.run_blocks(self.embed(chunk), cache, len(ids)))
+            cache.tokens.extend(chunk.tolist())
+        return self.entering_head(np.concatenate(rows))
+
     def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Look up the embeddings of tokens, the input of the first block.
 
@@ -370,10 +398,10 @@ class Decoder(Module):
         """
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
         qkv, attn_out, gate_up, down = _linears(block)
-        parts = _split(qkv, (yield "qkv", block.input_layernorm(x)))
-        attended = block.self_attn.attend(parts, cache=cache, layer=layer)
+        whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))
+        attended = block.self_attn.attend(whole, cache=cache, layer=layer)
         cache.settle()
-        del parts
+        del whole
         x = block.after_attention(x, _biased(attn_out, (yield "attn_out", attended)))
         del attended
         mlp: Any = block.mlp
@@ -528,6 +556,7 @@ def _block(
         window=layer.window,
         softcap=c.attention_softcap,
         qk_norm=c.qk_norm,
+        query_growth=c.query_growth,
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         fused="qkv_proj" if c.fused else None,

@@ -131,6 +131,8 @@ class DecoderConfig:
         Whether the embedding table is the output matrix, too.
     query_scale : float, optional
         Factor of the scores of attention; one over the root of `head_dim` by default.
+    query_growth : tuple of float and int, optional
+        By what queries grow with their position; see `npumatmul.nn.Attention`.
     attention_softcap, logit_softcap : float, optional
         Bounds that scores of attention and logits approach.
     embedding_scale, residual_scale, logit_scale : float
@@ -174,6 +176,7 @@ class DecoderConfig:
     fused: bool = False
     tied: bool = field(default=False, compare=False)  # how a head is stored; models that differ in it compute the same
     query_scale: float | None = None
+    query_growth: tuple[float, int] | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     embedding_scale: float = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
@@ -193,6 +193,7 @@ def rotation(
     *,
     kind: str | None = None,
     aliases: Mapping[str, str] | None = None,
+    beside: Collection[str] = (),
 ) -> Rotation:
     """Read how positions are told, from today's ``rope_parameters`` or from ``rope_theta`` and ``rope_scaling``.
 
@@ -210,6 +211,8 @@ def rotation(
         Which of the groups of ``rope_parameters`` to read, where layers of several kinds have one each.
     aliases : mapping of str to str, optional
         Kinds of scaling that this architecture calls otherwise.
+    beside : collection of str
+        Values of the group that the architecture reads itself.
     """
     theta = settings.number("rope_theta", theta)
     partial = settings.number("partial_rotary_factor", 1.0)
@@ -219,7 +222,7 @@ def rotation(
         return rotation_of_kind(settings, head_dim, context_length, theta, kind)
     if given is None:
         return _made(settings, head_dim, partial, theta, None)
-    return _read(settings, given, head_dim, context_length, partial, theta, before, aliases or {})
+    return _read(settings, given, head_dim, context_length, partial, theta, before, aliases or {}, beside)
 
 
 def rotation_of_kind(settings: Settings, head_dim: int, context_length: int, theta: float, kind: str) -> Rotation:
@@ -234,7 +237,7 @@ def rotation_of_kind(settings: Settings, head_dim: int, context_length: int, the
     assert given is not None
     given.ignore(("full_attention", "sliding_attention"))
     given.finish()
-    return _read(settings, own, head_dim, context_length, 1.0, theta, None, {})
+    return _read(settings, own, head_dim, context_length, 1.0, theta, None, {}, ())
 
 
 def _given(settings: Settings) -> Settings | None:
@@ -252,6 +255,7 @@ def _read(
     theta: float,
     before: int | None,
     aliases: Mapping[str, str],
+    beside: Collection[str],
 ) -> Rotation:
     theta = given.number("rope_theta", theta)
     partial = given.number("partial_rotary_factor", partial)
@@ -259,7 +263,7 @@ def _read(
     name = aliases.get(name, name)
     given.integer("original_max_position_embeddings", None)  # means nothing where nothing is scaled
     scaling = None if name == "default" else _scaling(given, name, context_length, before)
-    given.finish()
+    given.finish(ignored=beside)
     return _made(settings, head_dim, partial, theta, scaling)
 
 

@@ -80,8 +80,16 @@ def settings_of(
     return GGUFSettings(values, error, prefix=prefix, **tensors)
 
 
-def sizes(settings: Settings) -> dict[str, Any]:
-    """Read the sizes that all of them call the same, as arguments of `DecoderConfig`."""
+def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> dict[str, Any]:
+    """Read the sizes that all of them call the same, as arguments of `DecoderConfig`.
+
+    Parameters
+    ----------
+    settings : Settings
+        The metadata.
+    eps : str
+        What they call the constant of norms.
+    """
     experts = settings.integer("expert_count", 0)
     if experts:
         raise settings.error(f"it is a mixture of {experts} experts; only dense models are supported")
@@ -105,7 +113,7 @@ def sizes(settings: Settings) -> dict[str, Any]:
         "ffn_size": settings.integer("feed_forward_length"),
         "vocab_size": settings.integer("vocab_size"),
         "context_length": settings.integer("context_length"),
-        "norm_eps": settings.number("attention.layer_norm_rms_epsilon"),
+        "norm_eps": settings.number(eps),
     }
 
 
@@ -176,13 +184,13 @@ def _scaling(settings: GGUFSettings, context_length: int) -> dict[str, Any] | No
         raise settings.error("its rotary positions are scaled with 'yarn', and 'rope.scaling.factor' is missing")
     factor = settings.number("rope.scaling.yarn_attn_factor", None)
     log_mul = settings.number("rope.scaling.yarn_log_multiplier", 0.0)
-    if log_mul not in (0.0, 1.0):
-        raise settings.error(f"'rope.scaling.yarn_log_multiplier' is {log_mul}; supported: 0 or 1")
+    if log_mul:
+        factor = yarn_factor(ratio) / yarn_factor(ratio, log_mul)
     return {
         "rope_type": "yarn",
         "factor": ratio,
         "original_max_position_embeddings": before,
-        "attention_factor": factor or (1.0 if log_mul else yarn_factor(ratio)),
+        "attention_factor": factor or yarn_factor(ratio),
         "beta_fast": settings.number("rope.scaling.yarn_beta_fast", 32.0),
         "beta_slow": settings.number("rope.scaling.yarn_beta_slow", 1.0),
         "truncate": True,

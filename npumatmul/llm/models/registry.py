@@ -14,18 +14,20 @@ from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.llama import LLAMA
-from npumatmul.llm.models.mistral import MINISTRAL, MISTRAL
+from npumatmul.llm.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
+from npumatmul.llm.models.starcoder2 import STARCODER2
 
-__all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "config_from", "config_of"]
+__all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "architecture_of", "config_from", "config_of"]
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     LLAMA,
     MISTRAL,
     MINISTRAL,
+    MINISTRAL3,
     SMOLLM3,
     QWEN2,
     QWEN3,
@@ -33,6 +35,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     GEMMA3,
     PHI3,
     GRANITE,
+    STARCODER2,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}
@@ -65,11 +68,10 @@ def config_of(source: ModelSource) -> DecoderConfig:
     ...     config_of(source).n_layers
     30
     """
+    architecture = architecture_of(source)
     if source.kind == "folder":
-        return config_from(source.config, source.error)
-    architecture = GGUF_ARCHITECTURES.get(source.architecture)
-    if architecture is None or architecture.from_gguf is None:
-        raise source.error(_unknown(source.architecture, GGUF_ARCHITECTURES))
+        return architecture.from_config(Settings(source.config, source.error))
+    assert architecture.from_gguf is not None
     settings = settings_of(
         source.config,
         source.architecture,
@@ -80,6 +82,31 @@ def config_of(source: ModelSource) -> DecoderConfig:
         norms_include_one=source.norms_include_one,
     )
     return architecture.from_gguf(settings)
+
+
+def architecture_of(source: ModelSource) -> Architecture:
+    """Find out which architecture a model has.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+
+    Returns
+    -------
+    Architecture
+        How its configuration is read.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If it is not known.
+    """
+    known = MODEL_TYPES if source.kind == "folder" else GGUF_ARCHITECTURES
+    found = known.get(source.architecture)
+    if found is None:
+        raise source.error(_unknown(source.architecture, known))
+    return found
 
 
 def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = ModelError) -> DecoderConfig:

@@ -53,6 +53,12 @@ class Settings:
         self._prefix = prefix
         self._asked: set[str] = set()
 
+    def with_default(self, name: str, value: Any) -> Settings:
+        """The same values, and one more where there is none of its name."""
+        made = Settings({name: value, **self._values}, self.error, prefix=self._prefix)
+        made._asked = self._asked
+        return made
+
     @property
     def names(self) -> Collection[str]:
         """Names of all values, of those that are null, too."""

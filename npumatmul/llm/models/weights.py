@@ -12,9 +12,10 @@ import numpy as np
 
 from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
-from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
 
@@ -97,8 +98,8 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_count(source, config)
-    return _layers_of(_decoder(source, config))
+    _check_sizes(source, config)
+    return _layers_of(_decoder(source, config), architecture_of(source))
 
 
 def load_decoder(
@@ -139,12 +140,14 @@ def load_decoder(
         If `context_length` is not positive.
     """
     config = _limited(config_of(source), context_length)
-    _check_count(source, config)
-    model = _decoder(source, config)
-    layers = _layers_of(model)
+    _check_sizes(source, config)
+    model, architecture = _decoder(source, config), architecture_of(source)
+    layers = _layers_of(model, architecture)
     in_products = {name for layer in layers.values() for name in layer.parameters}
-    _check_names(source, model, in_products)
-    Module.load_state_dict(model, _Beside(source, in_products), strict=False)  # a tied head comes with the others
+    names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
+    beside = {ours: theirs for ours, theirs in names.items() if theirs not in in_products or theirs == EMBEDDINGS}
+    _check_names(source, model, names, beside)
+    Module.load_state_dict(model, _Beside(source, beside), strict=False)  # a tied head comes with the others
     for done, (name, module) in enumerate(model.linear_modules().items()):
         if progress is not None:
             progress(done, len(layers), name)
@@ -171,39 +174,42 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_count(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+    """Hold what memory is taken by against the file, before there are norms of that width."""
+    _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
     if config.n_layers > len(source.weights):  # each has several
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
 
 
-def _layers_of(model: Decoder) -> dict[str, LayerTensors]:
+def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTensors]:
     paths = {id(module): path for path, module in model.named_modules()}
     found = {}
     for name, module in model.linear_modules().items():
         path = paths[id(module)]
         stem = path if module.is_named else path.rpartition(".")[0]
         own = {key: shape for key, shape in module.own_shapes().items() if key.endswith("weight")}
-        names = tuple(f"{stem}.{key}" for key in own) or (EMBEDDINGS,)  # a tied head has none of its own
+        names = tuple(architecture.in_checkpoint(f"{stem}.{key}") for key in own) or (
+            EMBEDDINGS,
+        )  # a tied head has none of its own
         shapes = list(own.values()) or [(model.config.vocab_size, model.config.hidden_size)]
         found[name] = LayerTensors(name, names, tuple(n for n, _ in shapes), shapes[0][1])
     return found
 
 
-def _check_names(source: ModelSource, model: Decoder, in_products: set[str]) -> None:
+def _check_names(source: ModelSource, model: Decoder, names: Mapping[str, str], beside: Mapping[str, str]) -> None:
     """Refuse a model that lacks a tensor or has one too many: its output would be wrong."""
-    shapes = model.parameter_shapes()
-    beside = [name for name in shapes if name not in in_products or name == EMBEDDINGS]
-    missing = [name for name in beside if name not in source.weights]
+    missing = [name for name in beside.values() if name not in source.weights]
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
-    known = {*shapes, HEAD} if model.config.tied else set(shapes)
+    known = {*names.values(), HEAD} if model.config.tied else set(names.values())
     left = [name for name in source.weights if name not in known]
     if left:
         raise source.error(
             f"it has {len(left)} tensors of a kind that is not supported, such as {_told(source, left[0])}"
         )
-    for name in beside:
-        _check_shape(source, name, shapes[name])
+    shapes = model.parameter_shapes()
+    for ours, theirs in beside.items():
+        _check_shape(source, theirs, shapes[ours])
 
 
 def _check_shape(source: ModelSource, name: str, wanted: tuple[int, ...]) -> None:
@@ -228,9 +234,8 @@ def _counted(count: int, what: str) -> str:
 class _Beside(Mapping[str, Any]):
     """Parameters that are not in products of linear layers; the embedding table by its rows."""
 
-    def __init__(self, source: ModelSource, in_products: set[str]) -> None:
-        self._weights = source.weights
-        self._names = [name for name in source.weights if name not in in_products or name == EMBEDDINGS]
+    def __init__(self, source: ModelSource, names: Mapping[str, str]) -> None:
+        self._weights, self._names = source.weights, names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -242,10 +247,10 @@ class _Beside(Mapping[str, Any]):
         return name in self._names
 
     def __getitem__(self, name: str) -> Float32:
-        return self._weights[name]
+        return self._weights[self._names[name]]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._weights.shape(name)
+        return self._weights.shape(self._names[name])
 
     def rows(self, name: str) -> Any:
-        return self._weights.rows(name)
+        return self._weights.rows(self._names[name])
