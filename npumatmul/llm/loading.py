@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, load_decoder
 from npumatmul.llm.run.chat import ChatTemplate, Message
 from npumatmul.llm.tokenizers.opening import tokenizer_of
@@ -47,6 +48,8 @@ class LoadedModel:
         Its chat template; a plain one if it has none.
     load_seconds : float
         How long loading took.
+    sentence : SentenceConfig
+        How its states become embeddings.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     load_seconds: float
+    sentence: SentenceConfig = field(default_factory=SentenceConfig)
 
     def encode_chat(
         self,
@@ -260,7 +264,8 @@ def load_from(
     config = config_of(source)
     tokenizer = tokenizer_of(source, config.vocab_size)
     template = ChatTemplate.of(source, tokenizer)
+    sentence = sentence_config_of(source)
     model = load_decoder(source, linear, context_length=context_length, progress=progress)
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
-    return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds)
+    return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds, sentence)
