@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,9 +35,9 @@ Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 class Model:
     """A language model; `load` makes it.
 
-    Several threads may use it at once. They are served in turns, token by token, in the order in which they came; each
-    generation has a cache of its own. The cache of the last one that ended is kept: a prompt that begins as that
-    conversation went on is not read again so far.
+    Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
+    the order in which they came; each generation has a cache of its own. The cache of the last one that ended is kept:
+    a prompt that begins as that conversation went on is not read again so far.
 
     Attributes
     ----------
@@ -549,7 +549,7 @@ class _Shared:
             self._model._kept = None if self._model.closed else cache
 
     @contextmanager
-    def turn(self, generation: Generation) -> Iterator[None]:
+    def turn(self, generation: Generation) -> Iterator[Callable[[], None]]:
         """As `Host.turn`."""
-        with self._model._turns.turn(lambda: generation.cancelled):
-            yield
+        with self._model._turns.turn(lambda: generation.cancelled) as pass_on:
+            yield pass_on
