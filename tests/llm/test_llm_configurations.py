@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import transformers
 from model_zoo import SIZES, VARIANTS, Variant, torch_model, write_folder, write_gguf
+from published_configs import PUBLISHED
 
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf_names import ARCHITECTURES as GGUF_LAYOUTS
@@ -169,6 +170,17 @@ def test_metadata_that_is_not_understood_is_named(tmp_path: Path, metadata: dict
         assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_configurations_of_published_models_are_read_as_by_transformers(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    reference = transformers.AutoConfig.from_pretrained(tmp_path)
+    config = config_from(PUBLISHED[name])
+    read_alike(config, reference)
+    reference.save_pretrained(tmp_path)  # as versions of today write them
+    again = config_from(json.loads((tmp_path / "config.json").read_text()))
+    assert again == config
+
+
 @pytest.mark.parametrize("every", [0, -1])
 def test_a_pattern_of_no_layers_is_refused(every: int) -> None:
     with pytest.raises(ModelError, match="sliding_window_pattern"):
@@ -202,15 +214,20 @@ def test_what_a_folder_says_is_what_transformers_reads(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(settings(variant.model_type)))
         reference = transformers.AutoConfig.from_pretrained(tmp_path)
         config = config_from(settings(variant.model_type))
-        reference_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
-        assert config.head_dim == reference_dim
-        assert config.tied == reference.tie_word_embeddings
-        kinds = getattr(reference, "layer_types", None)
-        window = getattr(reference, "sliding_window", None)
-        slides = [kind == "sliding_attention" for kind in kinds] if kinds else [window is not None] * config.n_layers
-        assert [each.window for each in config.layers] == [window if each else None for each in slides]
-        rope = reference.rope_parameters
-        for layer, slid in zip(config.layers, slides, strict=True):
-            own = rope.get("sliding_attention" if slid else "full_attention", rope)
-            if layer.rotation is not None:
-                assert layer.rotation.theta == own["rope_theta"]
+        read_alike(config, reference)
+
+
+def read_alike(config: DecoderConfig, reference: Any) -> None:
+    """Compare what is read with what transformers reads."""
+    reference_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
+    assert config.head_dim == reference_dim
+    assert config.tied == reference.tie_word_embeddings
+    kinds = getattr(reference, "layer_types", None)
+    window = getattr(reference, "sliding_window", None)
+    slides = [kind == "sliding_attention" for kind in kinds] if kinds else [window is not None] * config.n_layers
+    assert [each.window for each in config.layers] == [window if each else None for each in slides]
+    rope = reference.rope_parameters
+    for layer, slid in zip(config.layers, slides, strict=True):
+        own = rope.get("sliding_attention" if slid else "full_attention", rope)
+        if layer.rotation is not None:
+            assert layer.rotation.theta == own["rope_theta"]

@@ -19,6 +19,8 @@ def _from_config(settings: Settings) -> DecoderConfig:
     n_layers = sizes["n_layers"]
     window = settings.integer("sliding_window", None)
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"], aliases={"yarn": "longrope"})
+    settings.must_be("full_attn_mod", 1)
+    settings.must_be("interpolate_factor", 1)
     return from_folder.decoder_config(
         settings,
         **sizes,
