@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupts import interrupted_until_given_up
 
 import npumatmul as npu
 from npumatmul import sim
@@ -98,9 +99,10 @@ def test_a_product_takes_what_its_plan_says(timed: npu.Device, rows: int, cores:
         modelled = plan.modelled
         assert modelled is not None
         product.execute()
+        expected = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
         for _ in range(3):
             before = elapsed(timed)
-            np.testing.assert_array_equal(product.execute(), a.astype(np.int32) @ b.astype(np.int32))
+            np.testing.assert_array_equal(product.execute(), expected)
             assert elapsed(timed) - before == pytest.approx(modelled.device + modelled.binding, rel=1e-4)
 
 
@@ -133,3 +135,18 @@ def test_constants_that_are_none_are_refused(text: str, fresh_device: npu.Device
     with pytest.raises(ValueError, match="NPUMATMUL_SIM_TIMING_CONSTANTS"), \
             sim.configured(fresh_device, timing_constants=text):  # fmt: skip
         pass
+
+
+# ---- runs that take their time -------------------------------------------------------------------------------------
+
+
+def test_runs_that_would_last_for_ever_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As runs that hang are; where the simulator lets them go they end, and new contexts compute as ever."""
+    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "2.0.0b0")  # a library of its own, whose settings are changed here
+    a, b = (np.random.default_rng(0).integers(-9, 9, shape).astype(np.int8) for shape in ((64, 512), (512, 1536)))
+    with npu.Device("sim:rk3588") as device:
+        packed = npu.pack(b, device=device)
+        with sim.configured(device, timing="realtime", timing_constants="start_seconds=1e15"):
+            interrupted_until_given_up(device, lambda: a @ packed)
+        np.testing.assert_array_equal(a @ packed, a.astype(np.int32) @ b.astype(np.int32))
+        packed.close()

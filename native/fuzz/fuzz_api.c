@@ -429,6 +429,7 @@ static void call_configure(void) {
       {"FAULTS", "set_io_mem:times=2:code=-5;create:after=2:times=1:code=-3"},
       {"TRACE", "/dev/null"},   {"TRACE", ""},              {"TRACE", "/nowhere/trace"},
       {"SOC", "rk3576"},        {"SOC", "rk3566"},          {"NONSENSE", "1"},
+      {"TIMING", "model"},      {"TIMING", "off"},          {"TIMING_CONSTANTS", "start_seconds=9e17,buffer_bytes=1e-9"},
   };
   /* clang-format on */
   char name[64], text[48];
@@ -440,9 +441,10 @@ static void call_configure(void) {
     while (length < sizeof text - 1 && length < pick(48)) text[length++] = (char)byte();
     text[length] = '\0';
     const int waits = strstr(text, "hang") || strstr(text, "delay");
-    if (!waits && strcmp(settings[which][0], "TRACE") != 0 && strcmp(settings[which][0], "DOMAIN_BYTES") != 0) {
-      value = text;
-    }
+    static const char *const kept[] = {"TRACE", "DOMAIN_BYTES", "TIMING"}; /* which could become "realtime" */
+    int is_kept = 0;
+    for (int i = 0; i < 3; i++) is_kept |= strcmp(settings[which][0], kept[i]) == 0;
+    if (!waits && !is_kept) value = text;
   }
   npumm_sim_configure(name, value);
 }
@@ -473,8 +475,8 @@ static void (*const calls[])(void) = {
 /* clang-format on */
 
 static void begin(void) {
-  static const char *const names[] = {"RUNTIME", "LIMITS", "BROKEN",   "OVERFLOW", "STRICT",
-                                      "ROWS",    "SOC",    "CONTEXTS", "FAULTS",   "TRACE"};
+  static const char *const names[] = {"RUNTIME", "LIMITS",   "BROKEN", "OVERFLOW", "STRICT", "ROWS",
+                                      "SOC",     "CONTEXTS", "FAULTS", "TRACE",    "TIMING", "TIMING_CONSTANTS"};
   char name[64];
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     snprintf(name, sizeof name, "NPUMATMUL_SIM_%s", names[i]);

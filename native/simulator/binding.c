@@ -59,6 +59,7 @@ static int pack_now(sim_context *context, sim_memory *memory, size_t start) {
   }
   context->packed_b_filled = true;
   sim_count(COUNT_B_PACKED, context->now->attr.B.size);
+  sim_clock_bind(context, context->now->attr.B.size);
   return RKNN_SUCC;
 }
 
@@ -105,6 +106,7 @@ static int set_io_mem(sim_context *context, sim_memory *memory, const rknn_matmu
   switch (attr->name[0]) {
     case 'A':
       bind_in_place(&context->a, memory, start);
+      sim_clock_bind(context, 0);
       return RKNN_SUCC;
     case 'C':
       if (!memory->backing->writable) {
@@ -113,11 +115,13 @@ static int set_io_mem(sim_context *context, sim_memory *memory, const rknn_matmu
         return RKNN_ERR_PARAM_INVALID;
       }
       bind_in_place(&context->c, memory, start);
+      sim_clock_bind(context, 0);
       return RKNN_SUCC;
     default:
       if (context->b_layout != RKNN_MM_LAYOUT_NATIVE) return pack_now(context, memory, start);
       sim_memory_to_device(memory, start, own->size); /* recorded (facts 14); not for slices (Q15) */
       bind_in_place(&context->b, memory, start);
+      sim_clock_bind(context, 0);
       return RKNN_SUCC;
   }
 }
@@ -129,7 +133,6 @@ int sim_matmul_set_io_mem(rknn_matmul_ctx ctx, rknn_tensor_mem *mem, const rknn_
   sim_memory *memory = mem && attr ? sim_registry_hold_memory(mem) : NULL;
   if (memory) {
     result = set_io_mem(context, memory, attr);
-    if (result == RKNN_SUCC) sim_clock_bind(context, attr->name[0] == 'B');
     sim_memory_release(memory);
   } else {
     if (mem && attr) sim_log_error("%s, simulator: mem was not made by this library, or is destroyed", function);

@@ -22,7 +22,12 @@ typedef struct {
 
 static chip_clock clocks[SIM_CHIPS]; /* guarded by LOCK_CLOCK */
 
-static uint64_t picoseconds(double seconds) { return (uint64_t)llround(seconds * 1e12); }
+/* Sums of what takes longer than this mean nothing, but they must stay numbers. */
+#define LONGEST_SECONDS 1e6
+
+static uint64_t picoseconds(double seconds) {
+  return (uint64_t)llround((seconds < LONGEST_SECONDS ? seconds : LONGEST_SECONDS) * 1e12);
+}
 
 /* Adds a batch up; what its cores ran is added to cores, if that is not NULL. */
 static uint64_t length_of(const batch *of, uint64_t *cores) {
@@ -42,7 +47,10 @@ static double seconds_of(const sim_context *context, int cores) {
   return sim_run_seconds(&context->timing, context->type, shape->M, shape->K, shape->N, cores, context->native_ac);
 }
 
-int64_t sim_modelled_microseconds(const sim_context *context) { return llround(seconds_of(context, 1) * 1e6); }
+int64_t sim_modelled_microseconds(const sim_context *context) {
+  const double seconds = seconds_of(context, 1);
+  return llround((seconds < LONGEST_SECONDS ? seconds : LONGEST_SECONDS) * 1e6);
+}
 
 void sim_clock_run(const sim_context *context, int core) {
   if (context->settings.timing == TIMING_OFF) return;
@@ -67,10 +75,9 @@ static int core_of(int core_mask) {
   return -1;
 }
 
-void sim_clock_bind(const sim_context *context, bool is_b) {
+void sim_clock_bind(const sim_context *context, size_t packed_bytes) {
   if (context->settings.timing == TIMING_OFF) return;
-  const bool packed = is_b && context->b_layout != RKNN_MM_LAYOUT_NATIVE;
-  const double seconds = sim_bind_seconds(&context->timing, packed ? context->now->attr.B.size : 0);
+  const double seconds = sim_bind_seconds(&context->timing, packed_bytes);
   const int core = core_of(context->core_mask);
   sim_take(LOCK_CLOCK);
   clocks[context->chip->index].now.binding[core < 0 ? 0 : core] += picoseconds(seconds);

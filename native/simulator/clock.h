@@ -29,8 +29,8 @@
 /* A run of the context's present shape has ended. */
 void sim_clock_run(const sim_context *context, int core);
 
-/* A tensor was bound; whether it is B, which may have been packed. */
-void sim_clock_bind(const sim_context *context, bool is_b);
+/* A tensor was bound, and so many bytes of it packed. */
+void sim_clock_bind(const sim_context *context, size_t packed_bytes);
 
 /* A synchronisation to the device through a context with that core mask, or RKNN_NPU_CORE_AUTO. */
 void sim_clock_sync(int chip, int core_mask);

@@ -173,6 +173,10 @@ static void change_settings(void) {
       {"NPUMATMUL_SIM_DOMAIN_BYTES", ""},
       {"NPUMATMUL_SIM_INT4_ROWS", "any"},
       {"NPUMATMUL_SIM_INT4_ROWS", "refused"},
+      {"NPUMATMUL_SIM_TIMING", "model"},
+      {"NPUMATMUL_SIM_TIMING", "off"},
+      {"NPUMATMUL_SIM_TIMING_CONSTANTS", "start_seconds=9e17,bandwidth_one_core=1e-17,buffer_bytes=1"},
+      {"NPUMATMUL_SIM_TIMING_CONSTANTS", ""},
   };
   int chosen = random_between(0, sizeof settings / sizeof *settings - 1);
   CHECK_IS(npumm_sim_configure(settings[chosen][0], settings[chosen][1]), 0);

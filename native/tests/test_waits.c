@@ -62,6 +62,18 @@ static void test_runs(void) {
     pthread_join(thread, NULL);
   }
   close_matmul(&mm);
+
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_TIMING", "realtime"), 0);
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_TIMING_CONSTANTS", "start_seconds=1e9"), 0);
+  CHECK(open_matmul(&mm, make_info(2, 64, 512, 512, 1, 1)), "not created");
+  bind_all(&mm);
+  pthread_t thread;
+  clockid_t clock;
+  if (pthread_create(&thread, NULL, run_once, &mm.ctx) || pthread_getcpuclockid(thread, &clock)) abort();
+  CHECK(comes_to_rest(clock), "a run that takes its time");
+  CHECK_IS(npumm_sim_configure("NPUMATMUL_SIM_TIMING", NULL), 0);
+  pthread_join(thread, NULL);
+  close_matmul(&mm);
 }
 
 /* ---- the executor's threads -------------------------------------------------------------------------------------- */

@@ -174,6 +174,54 @@ def generate_command(
     generating.answer(request)
 
 
+@app.command("embed", short_help="Embeddings of texts, or their scores for a query.")
+def embed_command(
+    model: Annotated[
+        Path, typer.Option("-m", "--model", help="A folder with an encoder, or any model whose states are pooled.")
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; else each line of --file, or of standard input, is one.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="A file with a text in each line, UTF-8.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="*.npy: an array of float32; else lines of JSON, '-' prints them.")
+    ] = Path("-"),
+    query: Annotated[
+        str | None, typer.Option("-q", "--query", help="Scores for this query by a cross-encoder, not embeddings.")
+    ] = None,
+    scheme: SchemeOption = None,
+    device: DeviceOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that are computed together at most.")] = 32,
+    normalize: Annotated[
+        bool | None, typer.Option(help="Divide embeddings by their lengths; by default as the model says.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Name of what precedes each text, such as 'query'.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max; by default as the model says.")] = None,
+    cache: CacheOption = True,
+) -> None:
+    """Compute embeddings of texts, or with a query how well each fits it."""
+    from npumatmul.cli import embedding
+
+    if query is not None and not (normalize is None and prompt is None and pooling is None):
+        raise typer.BadParameter("--normalize, --prompt and --pooling are for embeddings; --query gives scores")
+    embedding.run(
+        embedding.Request(
+            model=model,
+            texts=tuple(texts or ()),
+            file=file,
+            output=output,
+            query=query,
+            scheme=scheme,
+            device=device,
+            batch_size=batch_size,
+            normalize=normalize,
+            prompt=prompt,
+            pooling=pooling,
+            cache=cache,
+        )
+    )
+
+
 @app.command("demo", short_help="Fetch a small model and let it answer.")
 def demo_command(
     model: Annotated[
@@ -313,7 +361,7 @@ def quantize_command(
     """
     from npumatmul.cli import quantizing
     from npumatmul.cli.models import check_scheme
-    from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
+    from npumatmul.llm.quantize import Recipe, best_recipe, quick_recipe
 
     if scheme is not None and recipe is not None:
         raise typer.BadParameter("give either --scheme or --recipe")
@@ -334,7 +382,7 @@ def quantize_command(
         chosen = quantizing.Budget(recipes, max_bits, max_kl)
     elif scheme is not None:
         check_scheme(scheme)
-        chosen = best_recipe(scheme) if best else Recipe(LayerRecipe(scheme))
+        chosen = best_recipe(scheme) if best else Recipe(quick_recipe(scheme))
     elif best:
         raise typer.BadParameter("--best goes with --scheme")
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))

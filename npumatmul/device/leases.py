@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import Empty, SimpleQueue
 from threading import get_ident
 from typing import Any, Generic, Protocol, TypeVar
@@ -53,11 +53,15 @@ class Lease:
         Whose it is.
     given_up : bool
         Whether nobody waits for it any more.
+    left : bool
+        Whether whoever set it `over` is done with it, so that it may serve a further call.
     worn : bool
         Whether it serves no further call: somebody waits for its end, or what it is of was taken away.
     """
 
-    __slots__ = ("__weakref__", "buffers", "computes", "given_up", "over", "ref", "stores", "thread", "weight", "worn")
+    __slots__ = (
+        "__weakref__", "buffers", "computes", "given_up", "left", "over", "ref", "stores", "thread", "weight", "worn",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -71,7 +75,7 @@ class Lease:
         self.weight, self.stores = weight, stores
         self.computes, self.buffers = computes, buffers
         self.thread = get_ident()
-        self.given_up = self.worn = False
+        self.given_up = self.left = self.worn = False
 
     def disturbs(self, other: Lease) -> bool:
         """Whether caches would forget, when one of both synchronises an allocation, what the other stores there."""
@@ -153,9 +157,13 @@ class Leases:
         return []
 
     def enter_again(self, lease: Lease) -> bool:
-        """Begin to be at work with a lease that was over; not where anybody else is at work, or waits."""
+        """Begin to be at work with a lease that was left; not where anybody else is at work, or waits.
+
+        The lease is still `over`: an interrupt that comes before its new holder has it leaves nothing at work.
+        """
         if self._entered or self._bars or self._waiting:
             return False
+        lease.left = False
         self._entered.add(lease)
         return True
 
@@ -165,15 +173,14 @@ class Leases:
             self._bars.append(lease)
 
     def leave(self, lease: Lease) -> None:
-        """Forget a lease that is over and wake those who wait."""
+        """Forget a lease that is over and wake those who wait. Whoever calls it does no more with the lease."""
         self.ended += 1
         self._entered.discard(lease)
         while self._waiting:
             lease.worn = True  # else those who wait might find it in use again, and again
-            try:
+            with suppress(IndexError):  # another thread was faster
                 self._waiting.popleft().put(None)
-            except IndexError:  # another thread was faster
-                return
+        lease.left = True  # at last: from here on it may be the lease of another thread's call
 
     def uses(self, weight: object) -> bool:
         """Whether somebody runs with the memory of a weight."""

@@ -9,6 +9,8 @@ from typing import TypeAlias
 from npumatmul.extras import explain_missing
 
 try:
+    from npumatmul.llm.encoder_model import EncoderModel
+    from npumatmul.llm.files.demo_encoder import fetch_demo_encoder
     from npumatmul.llm.files.demo_model import fetch_demo_model
     from npumatmul.llm.files.gguf import GGUFFile
     from npumatmul.llm.language_model import Model, Prompt
@@ -49,6 +51,7 @@ __all__ = [
     "ContextFullError",
     "Decoder",
     "DecoderConfig",
+    "EncoderModel",
     "Estimate",
     "Evaluation",
     "GGUFFile",
@@ -77,6 +80,7 @@ __all__ = [
     "control_texts",
     "evaluate",
     "evaluate_models",
+    "fetch_demo_encoder",
     "fetch_demo_model",
     "generate",
     "load",

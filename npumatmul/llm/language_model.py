@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.errors import ClosedError
+from npumatmul.errors import ClosedError, ModelError
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
+from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
+from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.nn.pooling import pool
 from npumatmul.ops import PackedWeight
 
 __all__ = ["Model", "Prompt"]
@@ -32,9 +35,9 @@ Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 class Model:
     """A language model; `load` makes it.
 
-    Several threads may use it at once. They are served in turns, token by token, in the order in which they came; each
-    generation has a cache of its own. The cache of the last one that ended is kept: a prompt that begins as that
-    conversation went on is not read again so far.
+    Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
+    the order in which they came; each generation has a cache of its own. The cache of the last one that ended is kept:
+    a prompt that begins as that conversation went on is not read again so far.
 
     Attributes
     ----------
@@ -76,6 +79,7 @@ class Model:
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
+        self._sentence = loaded.sentence
         self._turns = Turns(f"the model {self.name}")
         self._kept: KVCache | None = None
         self._keeping = threading.Lock()
@@ -316,6 +320,116 @@ class Model:
         with self._turns.turn():
             return self._model.forward(numbers, self._model.new_cache(len(numbers)), all_logits=True)
 
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        normalize: bool | None = None,
+        prompt: str | None = None,
+        pooling: str | None = None,
+        progress: TextProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Compute embeddings of texts.
+
+        What belongs to it is read from the files of sentence-transformers that a model's folder has: pooling,
+        normalization, prompts, and how many tokens of a text are read (the end of longer ones is left out). Encoders
+        compute texts of like length together; a decoder, such as Qwen3-Embedding, one after another.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            n texts. Names of control tokens in them are ordinary text.
+        batch_size : int, default 32
+            Texts that are computed together at most.
+        normalize : bool, optional
+            Whether embeddings are divided by their length; by default as the model says, and not if it says nothing.
+        prompt : str, optional
+            Name of what precedes each text, such as ``"query"``; by default as the model says.
+        pooling : str, optional
+            As for `npumatmul.nn.pool`; by default as the model says.
+        progress : callable, optional
+            Called with (texts done, texts in all).
+
+        Returns
+        -------
+        ndarray of float32, shape (n, dim)
+            In the order of the texts.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If neither the model nor `pooling` says how to pool.
+        npumatmul.errors.ClosedError
+            If the model is closed.
+        TypeError, ValueError
+            If an argument cannot be used.
+
+        Examples
+        --------
+        >>> import npumatmul.llm
+        >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
+        >>> rows = model.embed(["a cat", "a kitten"], pooling="mean", normalize=True)
+        >>> rows.shape
+        (2, 576)
+        """
+        if self.closed:
+            raise ClosedError(f"the model {self.name} is closed")
+        said = self._sentence
+        given, how = prepared(texts, said, prompt=prompt, pooling=pooling, batch_size=batch_size, name=self.name)
+        longest = self.context if said.longest is None else min(self.context, said.longest)
+        tokens = [fitted(self.tokenizer, each, longest) for each in given]
+
+        def compute(ids: list[list[int]]) -> NDArray[np.float32]:
+            return np.concatenate([pool(self._model.states(each)[None], how=how) for each in ids])
+
+        width = self._loaded.config.hidden_size
+        made = embedded(tokens, compute, width, 1, self._turns.turn, progress)
+        return normalized(made) if (said.normalize if normalize is None else normalize) else made
+
+    def rerank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        batch_size: int = BATCH_SIZE,
+        progress: TextProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Score how well texts fit a query, with a model whose head was trained to: a cross-encoder.
+
+        Scores are between 0 and 1, by the sigmoid that sentence-transformers applies, unless the model's config.json
+        asks for none. Of pairs that are too long the end of the longer text is left out.
+
+        Parameters
+        ----------
+        query : str
+            What is looked for.
+        texts : sequence of str
+            n texts.
+        batch_size : int, default 32
+            Texts that are computed together at most.
+        progress : callable, optional
+            Called with (texts done, texts in all).
+
+        Returns
+        -------
+        ndarray of float32, shape (n,)
+            In the order of the texts; larger fits better.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If the model has no such head.
+        npumatmul.errors.ClosedError
+            If the model is closed.
+        TypeError, ValueError
+            If an argument cannot be used.
+        """
+        raise ModelError(
+            f"the model {self.name} continues texts and has no head that scores pairs of them; rerank needs a "
+            "cross-encoder, such as BertForSequenceClassification"
+        )
+
     def weight_macs(self, tokens: int) -> int:
         """Count the multiply-accumulates with weights that reading some tokens takes, and choosing one after them.
 
@@ -337,9 +451,8 @@ class Model:
         Whoever waits for a turn gets a `ClosedError`; a token that is being computed is waited for.
         """
         self._turns.close()
-        with self._keeping:
-            self._kept = None
-        for product in self._model.linears.values():
+        self._forget()
+        for product in self._products():
             weight = getattr(product, "weight", None)
             if isinstance(weight, PackedWeight):
                 weight.close()
@@ -353,6 +466,13 @@ class Model:
     ) -> None:
         """Close it."""
         self.close()
+
+    def _forget(self) -> None:
+        with self._keeping:
+            self._kept = None
+
+    def _products(self) -> list[object]:
+        return list(self._model.linears.values())
 
     def _ids(self, prompt: Prompt) -> tuple[Sequence[int], bool]:
         """Token numbers of a prompt, and whether the answer goes on with its text."""
@@ -429,7 +549,7 @@ class _Shared:
             self._model._kept = None if self._model.closed else cache
 
     @contextmanager
-    def turn(self, generation: Generation) -> Iterator[None]:
+    def turn(self, generation: Generation) -> Iterator[Callable[[], None]]:
         """As `Host.turn`."""
-        with self._model._turns.turn(lambda: generation.cancelled):
-            yield
+        with self._model._turns.turn(lambda: generation.cancelled) as pass_on:
+            yield pass_on

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
+from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
 from npumatmul.llm.models.weights import Progress
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
@@ -53,7 +55,7 @@ def load(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a language model.
+    """Load a language model, or an encoder that makes embeddings or scores of texts.
 
     Weights are read, quantized and put onto the device one after another, so no more than one of them is in memory as
     floats. Where activations are quantized a Hadamard rotation comes first, which costs next to nothing and makes w8a8
@@ -84,7 +86,7 @@ def load(
     Returns
     -------
     Model
-        Close it, or use it in a ``with`` block.
+        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`.
 
     Raises
     ------
@@ -121,14 +123,19 @@ def load(
         note = rounded_again(source, scheme)
         if note is not None:
             logger.info("%s", note)
+
+        def loaded(build: _Built) -> Model:
+            if encoder_architecture(source) is None:
+                model = load_source(source, build, context_length=context, progress=progress)
+                return Model(model, scheme=scheme, device=target)
+            build.check(encoder_config_of(source).n_layers, head=False)
+            return load_encoder_model(source, build, scheme=scheme, device=target, context=context, progress=progress)
+
         if target is None:
-            loaded = load_source(source, _Built(plan, None, None), context_length=context, progress=progress)
-        else:
-            kept = PackedCache() if cache else None
-            with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
-                build = _Built(plan, target, pack)
-                loaded = load_source(source, build, context_length=context, progress=progress)
-    return Model(loaded, scheme=scheme, device=target)
+            return loaded(_Built(plan, None, None))
+        kept = PackedCache() if cache else None
+        with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
+            return loaded(_Built(plan, target, pack))
 
 
 def rounded_again(source: ModelSource, scheme: str) -> str | None:
@@ -212,14 +219,15 @@ class _Plan:
                 found = scheme
         return found
 
-    def check_patterns(self, n_layers: int) -> None:
+    def check_patterns(self, n_layers: int, head: bool) -> None:
         """Refuse patterns that no layer has a name for: what they were to do would be missed silently."""
-        names = layer_names(n_layers)
+        names = layer_names(n_layers) if head else layer_names(n_layers)[:-1]
         for pattern in self.policy:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f"load: policy has {pattern!r}, but no layer of the model is called so; its layers are "
-                    f"blk.0.qkv, blk.0.attn_out, blk.0.gate_up, blk.0.down to blk.{n_layers - 1}.down, and head"
+                    f"blk.0.qkv, blk.0.attn_out, blk.0.gate_up, blk.0.down to blk.{n_layers - 1}.down"
+                    + (", and head" if head else "")
                 )
 
     def how(self) -> dict[str, object]:
@@ -234,9 +242,9 @@ class _Built:
     def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None) -> None:
         self._plan, self._device, self._pack = plan, device, pack
 
-    def check(self, n_layers: int) -> None:
+    def check(self, n_layers: int, *, head: bool = True) -> None:
         """Look at the plan when the layers are known, before anything is read."""
-        self._plan.check_patterns(n_layers)
+        self._plan.check_patterns(n_layers, head)
 
     def ready(self, name: str) -> Product | None:
         """The product of a layer, if nobody has to read its weight."""

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, load_decoder
 from npumatmul.llm.run.chat import ChatTemplate, Message
 from npumatmul.llm.tokenizers.opening import tokenizer_of
@@ -25,6 +26,9 @@ from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.product import Float32, FloatProduct, Pack, Product
 
 logger = logging.getLogger(__name__)
+
+TEMPLATE_ARGUMENTS = frozenset({"self", "messages", "add_generation_prompt", "tools"})
+"""What has an argument of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class LoadedModel:
         Its chat template; a plain one if it has none.
     load_seconds : float
         How long loading took.
+    sentence : SentenceConfig
+        How its states become embeddings.
     """
 
     path: Path
@@ -56,6 +62,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     chat_template: ChatTemplate
     load_seconds: float
+    sentence: SentenceConfig = field(default_factory=SentenceConfig)
 
     def encode_chat(
         self,
@@ -88,9 +95,11 @@ class LoadedModel:
         ValueError
             If the messages are malformed, or the template refuses them.
         """
-        text = self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
-        )
+        given = dict(variables or {})
+        wrong = [name for name in given if not isinstance(name, str) or name in TEMPLATE_ARGUMENTS]
+        if wrong:
+            raise ValueError(f"variables of a chat template cannot be called {wrong[0]!r}")
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **given)
         has_template = self.chat_template.source is not None
         return self.tokenizer.encode(text, parse_special=has_template, add_special=not has_template)
 
@@ -260,7 +269,8 @@ def load_from(
     config = config_of(source)
     tokenizer = tokenizer_of(source, config.vocab_size)
     template = ChatTemplate.of(source, tokenizer)
+    sentence = sentence_config_of(source)
     model = load_decoder(source, linear, context_length=context_length, progress=progress)
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
-    return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds)
+    return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds, sentence)

@@ -187,7 +187,7 @@ class BoundProgram:
         """The lease of the last call, if all that it was of is still as that call left it, and nobody's."""
         # Every product comes here, and nearly always finds it so: there are no calls to spare.
         lease = self._lease
-        if not lease.over or lease.worn or not self._complete:
+        if not lease.left or lease.worn or not self._complete:
             return None
         ref, pool = lease.ref, self._pool
         pool.uses = uses = pool.uses + 1

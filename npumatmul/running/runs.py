@@ -27,6 +27,8 @@ __all__ = ["Runs"]
 
 #: A plan is bound so often, each time to contexts of its own, for threads that are at work with it at once.
 _BOUND = 8
+#: Of a bound program whose call may refer to one epilogue or another.
+_UNKNOWN: Any = object()
 
 
 class Runs:
@@ -127,11 +129,11 @@ class Runs:
                         if device.released:
                             device.collect()
                         ended, last = leases.ended, self._last_bound
-                        lease = None if last is None else last.last_lease()
-                        if lease is not None and leases.enter_again(lease):  # nearly always
+                        same = None if last is None else last.last_lease()
+                        if same is not None and leases.enter_again(same):  # nearly always
+                            lease, bound = same, last  # it is this call's own from here on, and not before
                             lease.over, lease.thread = False, get_ident()
                             lease.stores, lease.computes, lease.buffers = out, computes, buffers
-                            bound = last
                         else:
                             lease = Lease(weight.tiles, out, computes, buffers)
                             others = leases.enter(lease)
@@ -150,6 +152,7 @@ class Runs:
                             ready = bound.call
                             ready.a, ready.out = addresses or (address_of(a), address_of(out))
                             if bound.after is not after:
+                                bound.after = _UNKNOWN  # until the call has it, for an interrupt may come before
                                 ready.epilogue = None if after is None else after.pointer
                                 bound.after = after
                         try:
@@ -182,7 +185,7 @@ class Runs:
                         lease.over = True
                         lease.stores, lease.buffers = None, ()
                         leases.leave(lease)
-                        if lease.worn and bound is not None:
+                        if bound is not None and lease.worn:
                             bound.forget_lease(lease)
                 if bound is None:
                     waiting = waiting or Waiting(session)

@@ -313,6 +313,9 @@ def test_the_templates_variables(make_tiny_model: Callable[..., Any]) -> None:
         assert model.tokenizer.decode(ids) == "hello2slow"
         with pytest.raises(ValueError, match="plain data"):
             model.chat(HELLO, variables={"mode": object()})
+        for name in ("tools", "messages", 7):
+            with pytest.raises(ValueError, match=f"variables of a chat template cannot be called {name!r}"):
+                model.chat(HELLO, variables={name: 1})  # type: ignore[dict-item]
 
 
 # Pieces
@@ -477,12 +480,48 @@ def test_closing_tells_those_who_wait_and_waits_for_who_works() -> None:
         pass
 
 
+def test_who_works_long_lets_others_go_first() -> None:
+    turns, done = Turns("it"), list[str]()
+    with turns.turn() as pass_on:
+        pass_on()  # nobody waits
+        done.append("one part")
+        threads = line_of(turns, "ab", done)
+        pass_on()
+        done.append("another")
+        pass_on()
+        for thread in threads:
+            thread.join()
+    assert done == ["one part", "a", "b", "another"]
+    assert turns.waiting == 0
+
+
+def test_a_long_prompt_holds_nobody_up(tiny: Any, model: Model) -> None:
+    """Another generation gets all of its tokens between two blocks of the prompt."""
+    seen: list[str] = []
+    other = model.generate(PROMPT, max_tokens=5, stop_ids=())
+    thread = threading.Thread(target=lambda: seen.extend(str(piece.token) for piece in other))
+    prompt = [i % 250 for i in range(500)]  # eight blocks
+
+    def progress(done: int, total: int) -> None:
+        seen.append("block")
+        if len(seen) == 1:
+            thread.start()
+        while thread.is_alive() and model._turns.waiting < 2:  # until the other one waits, or is done
+            threading.Event().wait(0.001)
+
+    long = model.generate(prompt, max_tokens=2, stop_ids=(), progress=progress)
+    assert [piece.token for piece in long] == greedy(tiny, prompt, 2)
+    thread.join()
+    assert [each for each in seen if each != "block"] == [str(token) for token in greedy(tiny, PROMPT, 5)]
+    assert seen[-1] == "block"  # the prompt was not done yet
+
+
 def test_an_interrupt_anywhere_leaves_the_line_moving() -> None:
     turns, position = Turns("it"), 0
 
     def use() -> None:
-        with turns.turn():
-            pass
+        with turns.turn() as pass_on:
+            pass_on()
 
     while interrupted_at(position, use):
         position += 1

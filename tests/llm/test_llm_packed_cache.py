@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import npumatmul as npu
+from npumatmul import llm
 from npumatmul.cli.app import app
 from npumatmul.cli.caching import parsed_size
 from npumatmul.device.current import current_device
@@ -23,6 +25,7 @@ from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import npu_layers, npu_pack, packed_cache
 from npumatmul.llm.files import digests
+from npumatmul.llm.files.gguf_source import GGUFWeights
 from npumatmul.llm.packed_cache import PackedCache, key_of, set_limit
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import LayerRecipe, quantize_layer
@@ -110,6 +113,36 @@ def test_what_packs_is_of_no_use_after_its_block_and_does_no_harm(cache: PackedC
     assert pack.ready(name) is None
     assert pack(weight, name).shape == (96, 64)
     assert load(cache)[1] == 0
+
+
+def test_one_layer_at_a_time_is_floats(tiny: Any, cache: PackedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, Any]] = []
+    take = GGUFWeights.__getitem__
+
+    def noted(weights: GGUFWeights, name: str) -> NDArray[np.float32]:
+        alive = {each.rpartition(".")[0] for each, array in read if array() is not None}
+        assert {stem.rpartition(".")[0] for stem in alive} <= {name.rpartition(".")[0].rpartition(".")[0]}, (
+            name,
+            alive,
+        )
+        values = take(weights, name)
+        if values.ndim == 2:  # norms stay
+            read.append((name, weakref.ref(values)))
+        return values
+
+    monkeypatch.setattr(GGUFWeights, "__getitem__", noted)
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: cache)
+    with llm.load(tiny.path, device=DEVICE) as model:
+        expected = model.logits([1, 104, 105])
+    assert len(read) == 15
+    read.clear()
+    with llm.load(tiny.path, device=DEVICE) as model:
+        np.testing.assert_array_equal(model.logits([1, 104, 105]), expected)
+    assert read == []
+    with llm.load(tiny.path, device=DEVICE, cache=False) as model:
+        np.testing.assert_array_equal(model.logits([1, 104, 105]), expected)
+    assert len(read) == 15
+    assert [each.label()["scheme"] for each in cache.entries()] == ["w8a8"]
 
 
 def test_an_entry_is_for_one_content_scheme_chip_version_and_tuning(

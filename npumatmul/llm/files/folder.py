@@ -122,6 +122,16 @@ class FolderSource:
                 found[name.removesuffix(".jinja")] = self._text(f"{more.name}/{name}", _TEMPLATE_BYTES)
         return found
 
+    def beside(self, name: str) -> Any:
+        """The contents of another JSON file of the folder, such as ``1_Pooling/config.json``; None if there is none.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If it cannot be read, or leads out of the folder.
+        """
+        return self._json(name, _TOKENS_BYTES) if self._has(name) else None
+
     def digest(self, progress: Digested = lambda done, total: None) -> str:
         """As `ModelSource.digest`: of config.json and the weights."""
         with self._opened(_CONFIG, _SETTINGS_BYTES) as config:
@@ -219,15 +229,18 @@ class FolderSource:
 
     def _settings(self, name: str, most: int = _SETTINGS_BYTES) -> dict[str, Any]:
         """The object in a JSON file."""
+        content = self._json(name, most)
+        if not isinstance(content, dict):
+            raise self.error(f"its {name} is {shown(content)}; an object is needed")
+        return content
+
+    def _json(self, name: str, most: int) -> Any:
         try:
-            content = parse_json(self._text(name, most))
+            return parse_json(self._text(name, most))
         except ValueError as error:
             if isinstance(error, ModelError):
                 raise
             raise self.error(f"its {name} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise self.error(f"its {name} is {shown(content)}; an object is needed")
-        return content
 
     def _text(self, name: str, most: int) -> str:
         try:

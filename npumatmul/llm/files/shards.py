@@ -22,6 +22,8 @@ _PIECE = 1 << 22
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 #: Buffers that old checkpoints stored, and that every model computes: no parameters.
 _COMPUTED = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
+#: Models of embeddings are saved without the head, and then without what names of all but the head begin with.
+_BODY, _BODY_ALONE, _BESIDE = "model.", "embed_tokens.weight", ("lm_head.weight",)
 
 
 class ShardedWeights(Mapping[str, Float32]):
@@ -57,6 +59,9 @@ class ShardedWeights(Mapping[str, Float32]):
         except BaseException:
             self.close()
             raise
+        self._stored = {name: name for name in self._held}
+        if _BODY_ALONE in self._held and f"{_BODY}{_BODY_ALONE}" not in self._held:
+            self._stored = {name if name in _BESIDE else _BODY + name: name for name in self._held}
 
     def _add(self, shard: str, path: Path, listed: Sequence[str] | None) -> None:
         try:
@@ -80,13 +85,17 @@ class ShardedWeights(Mapping[str, Float32]):
                 self._held[name] = file
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._stored)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._held)
+        return iter(self._stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._held
+        return name in self._stored
+
+    def tensor_name(self, name: str) -> str:
+        """What the file calls a tensor."""
+        return self._stored[name]
 
     def __getitem__(self, name: str) -> Float32:
         """As `Weights.__getitem__`."""
@@ -107,11 +116,13 @@ class ShardedWeights(Mapping[str, Float32]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As `Weights.shape`."""
-        return self._held[name].shape(name)
+        stored = self._stored[name]
+        return self._held[stored].shape(stored)
 
     def stored_as(self, name: str) -> str:
         """As `Weights.stored_as`."""
-        return self._held[name].stored_as(name)
+        stored = self._stored[name]
+        return self._held[stored].stored_as(stored)
 
     def rows(self, name: str) -> FloatRows:
         """As `Weights.rows`; rows that differ from what they were when they were read first are refused."""
@@ -130,17 +141,18 @@ class ShardedWeights(Mapping[str, Float32]):
 
     def close(self) -> None:
         """Close the files for all but those that read rows."""
-        self._files, self._held = [], {}
+        self._files, self._held, self._stored = [], {}, {}
 
     def _source(self, name: str) -> tuple[FileSource, str]:
-        file = self._held[name]
-        kind = file.stored_as(name)
+        stored = self._stored[name]
+        file = self._held[stored]
+        kind = file.stored_as(stored)
         if kind not in _BYTES:
             raise self._error(
                 f"tensor {shown(name)} is stored as {kind}; F32, F16 and BF16 are read. Use the model before it was "
                 "quantized, or a GGUF file"
             )
-        return FileSource(file.file, *file.place(name)), kind
+        return FileSource(file.file, *file.place(stored)), kind
 
 
 class FloatRows:

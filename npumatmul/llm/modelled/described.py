@@ -28,6 +28,11 @@ _WITHOUT_GATE = frozenset(
     ("bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "nemotron", "opt", "phi", "phi2",
      "starcoder2")
 )  # fmt: skip
+#: Families that read texts and write none.
+_ENCODERS = frozenset(
+    ("albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "nomic_bert",
+     "roberta", "xlm-roberta")
+)  # fmt: skip
 #: Families that share the table of embeddings unless a configuration says otherwise.
 _TIED = ("gemma",)
 _MOE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -85,6 +90,8 @@ def _of_config(path: Path) -> ModelShape:
     if isinstance(text, dict):
         config = {**text, "tie_word_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings"))}
     family = config.get("model_type")
+    if family in _ENCODERS:
+        raise wrong(f"{family} is an encoder, which generates nothing; docs/embeddings.md has modelled times of some")
     if family in _WITHOUT_GATE:
         raise wrong(f"models of the kind {family} have no gate in their feed-forward network, which is not modelled")
     experts = next((config[key] for key in _MOE_KEYS if config.get(key)), None)

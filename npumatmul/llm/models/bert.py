@@ -33,7 +33,7 @@ NAMES = (
 def _from_config(settings: Settings) -> EncoderConfig:
     n_layers = settings.layers("num_hidden_layers")
     settings.must_be("position_embedding_type", "absolute")
-    positions = settings.integer("max_position_embeddings")
+    positions, types = settings.integer("max_position_embeddings"), settings.integer("type_vocab_size", 2)
     return encoder_config(
         settings,
         architecture="bert",
@@ -47,7 +47,8 @@ def _from_config(settings: Settings) -> EncoderConfig:
         norm_eps=settings.number("layer_norm_eps", 1e-12),
         activation=from_folder.activation(settings, default="gelu"),
         positions=positions,
-        types=settings.integer("type_vocab_size", 2),
+        types=types,
+        pair_types=types > 1,
         head=head_of(settings) if is_classifier(settings) else None,
     )
 

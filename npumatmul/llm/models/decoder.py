@@ -276,6 +276,34 @@ class Decoder(Module):
                 rows.append(self.logits(hidden[unasked:]))
         return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
 
+    def states(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
+        """Compute the last states of a text: what enters the output matrix.
+
+        Parameters
+        ----------
+        tokens : sequence of int, length T
+            Token numbers, at least one.
+
+        Returns
+        -------
+        ndarray of float32, shape (T, hidden)
+            Normalized as the model does it.
+
+        Raises
+        ------
+        ContextFullError, ValueError
+            As `forward`.
+        """
+        cache = self.new_cache(max(len(tokens), 1))
+        ids = self._checked(tokens, cache)
+        cache.is_long = self._is_long(len(ids))
+        rows = []
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = ids[start : start + PREFILL_CHUNK]
+            rows.append(self.run_blocks(self.embed(chunk), cache, len(ids)))
+            cache.tokens.extend(chunk.tolist())
+        return self.entering_head(np.concatenate(rows))
+
     def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Look up the embeddings of tokens, the input of the first block.
 

@@ -26,7 +26,7 @@ from npumatmul.nn.mlp import MLP, activate
 from npumatmul.nn.module import Module
 from npumatmul.nn.norm import LayerNorm
 from npumatmul.nn.pooling import pool
-from npumatmul.nn.product import FLOAT32, Float32
+from npumatmul.nn.product import FLOAT32, Float32, Product
 from npumatmul.nn.rope import RoPE
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
@@ -151,6 +151,11 @@ class Encoder(Module):
             inside = (block.self_attn.qkv, block.self_attn.o_proj, mlp.gate_up or mlp.up_proj, mlp.down_proj)
             found.update((f"blk.{i}.{part}", module) for part, module in zip(_PARTS, inside, strict=True))
         return found
+
+    @property
+    def linears(self) -> dict[str, Product]:
+        """The products of the linear layers by name; biases are not in them."""
+        return {name: module.product for name, module in self.linear_modules().items()}
 
     def states(
         self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None

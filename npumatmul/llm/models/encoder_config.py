@@ -93,6 +93,8 @@ class EncoderConfig:
         by default positions begin with 0.
     types : int
         Rows of the table of types of tokens; 0 where there is none.
+    pair_types : bool
+        Whether tokens of the second text of a pair have the type that the tokenizer says, and not 0.
     head : HeadConfig, optional
         What makes scores of states.
 
@@ -122,6 +124,7 @@ class EncoderConfig:
     positions: int = 0
     pad_id: int | None = None
     types: int = 0
+    pair_types: bool = False
     head: HeadConfig | None = None
 
     def __post_init__(self) -> None:

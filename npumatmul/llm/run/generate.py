@@ -6,7 +6,7 @@ import contextlib
 import operator
 import threading
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -121,8 +121,8 @@ class Host(Protocol):
         """Take back a cache, when the generation has ended."""
         ...
 
-    def turn(self, generation: Generation) -> AbstractContextManager[object]:
-        """Wait for the model; it is this generation's while the context lasts."""
+    def turn(self, generation: Generation) -> AbstractContextManager[Callable[[], None]]:
+        """Wait for the model; it is this generation's while the context lasts, or until it calls what that gives."""
         ...
 
 
@@ -139,9 +139,9 @@ class _Alone:
     def give(self, cache: KVCache) -> None:
         """Nobody else wants it."""
 
-    def turn(self, generation: Generation) -> AbstractContextManager[object]:
+    def turn(self, generation: Generation) -> AbstractContextManager[Callable[[], None]]:
         """There is no one to wait for."""
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(lambda: None)
 
 
 class _Cancelled(Exception):
@@ -197,6 +197,8 @@ class Generation(Iterator[Piece]):
         self._progress = progress
         self._host = host
         self._cancelled = threading.Event()
+        self._pass_on: Callable[[], None] = lambda: None
+        self._waited = 0.0
         if len(self._prompt) > context:
             raise ContextFullError(f"the prompt has {len(self._prompt)} tokens, but there is room for {context}")
         self._cache: KVCache | None = None
@@ -256,9 +258,10 @@ class Generation(Iterator[Piece]):
         history = list(self._prompt)
         tokens = self._prompt
         while True:
-            with self._host.turn(self):
+            with self._host.turn(self) as self._pass_on:
                 self._check_cancelled()
                 started = time.perf_counter()
+                self._waited = 0.0
                 if not self.ids:
                     stats.cached_tokens = _reuse(self.cache, self._prompt)
                     tokens = self._prompt[stats.cached_tokens :]
@@ -273,7 +276,7 @@ class Generation(Iterator[Piece]):
             self.ids.append(token)
             stats.generated_tokens += 1
             text, reason = self._text(token)
-            elapsed = time.perf_counter() - started
+            elapsed = time.perf_counter() - started - self._waited
             if stats.generated_tokens == 1:
                 stats.prompt_seconds = elapsed
             else:
@@ -305,10 +308,15 @@ class Generation(Iterator[Piece]):
         return None
 
     def _told(self, done: int, total: int) -> None:
-        """Pass progress of the prompt on, and look whether somebody wants it to end."""
+        """Pass progress of the prompt on, and look whether somebody wants it to end, or waits."""
         self._check_cancelled()
-        if self._progress is not None and not self.ids:
+        if self.ids:
+            return
+        if self._progress is not None:
             self._progress(done, total)
+        before = time.perf_counter()
+        self._pass_on()  # between blocks of a prompt, which takes long, others may have a token
+        self._waited += time.perf_counter() - before
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():

@@ -38,7 +38,7 @@ class Turns:
             return sum(1 for each in self._line if (place := each()) is not None and not place.over)
 
     @contextmanager
-    def turn(self, unwanted: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def turn(self, unwanted: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], None]]:
         """Wait for a turn, which lasts as long as the context.
 
         Parameters
@@ -46,11 +46,32 @@ class Turns:
         unwanted : callable
             Asked while waiting; the wait is over when it says so, and the context is entered at once.
 
+        Yields
+        ------
+        callable
+            Lets those go first who wait by now, and waits for another turn; for places where work may rest.
+
         Raises
         ------
         npumatmul.errors.ClosedError
-            If the line was closed.
+            If the line was closed; from `pass_on` too.
         """
+        place = self._wait(unwanted)
+
+        def pass_on() -> None:
+            nonlocal place
+            with self._changed:
+                alone = self._last() is place
+            if not alone:
+                self._leave(place)
+                place = self._wait(unwanted)
+
+        try:
+            yield pass_on
+        finally:
+            self._leave(place)
+
+    def _wait(self, unwanted: Callable[[], bool]) -> _Place:
         place = _Place()
         try:
             with self._changed:
@@ -59,18 +80,22 @@ class Turns:
                     self._changed.wait(_LOOK_AGAIN)
                 if self.closed:
                     raise ClosedError(f"{self._what} is closed")
-            yield
-        finally:
-            place.over = True
-            with self._changed:
-                self._changed.notify_all()
+        except BaseException:
+            self._leave(place)
+            raise
+        return place
+
+    def _leave(self, place: _Place) -> None:
+        place.over = True
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Let nobody begin any more, and wait until the one whose turn it is has ended."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
-            while self._working():
+            while self._first() is not None:
                 self._changed.wait(_LOOK_AGAIN)
 
     def _first(self) -> _Place | None:
@@ -81,8 +106,13 @@ class Turns:
             self._line.popleft()
         return None
 
-    def _working(self) -> bool:
-        return self._first() is not None
+    def _last(self) -> _Place | None:
+        while self._line:
+            place = self._line[-1]()
+            if place is not None and not place.over:
+                return place
+            self._line.pop()
+        return None
 
 
 class _Place:

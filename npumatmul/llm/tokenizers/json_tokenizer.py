@@ -44,6 +44,8 @@ class JSONTokenizer(BaseTokenizer):
         generation_config.json.
     error : callable, optional
         Makes the exception for a problem, whose text says where the tokenizer is.
+    answers : bool, default True
+        Whether the model answers: then it is warned of that there is no token which ends an answer.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class JSONTokenizer(BaseTokenizer):
         vocab_size: int | None = None,
         stop_ids: Iterable[int] = (),
         error: Problem = ModelError,
+        answers: bool = True,
     ) -> None:
         if "tokenizer.json" not in files:
             raise error(_without(files))
@@ -81,9 +84,10 @@ class JSONTokenizer(BaseTokenizer):
         stops = {i for i in control if tokens[i] in STOP_TOKENS} | {i for i in stop_ids if 0 <= i < len(tokens)}
         if ids["eos_token"] is not None:
             stops.add(ids["eos_token"])
-        if not stops:
+        if answers and not stops:
             logger.warning("the tokenizer names no token that ends an answer: answers go on to their greatest length")
-        found_in_text = control - {ids["unk_token"]}
+        unknown = getattr(backend.model, "unk_token", None)  # which texts have, whether or not it is named
+        found_in_text = control - {ids["unk_token"], None if unknown is None else backend.token_to_id(unknown)}
         engine = _JSONEngine(backend, described, tokens, frozenset(added), frozenset(found_in_text), error)
         before, after = engine.around()
         unknown = [i for i in (*before, *after) if i >= len(tokens)]
@@ -103,6 +107,56 @@ class JSONTokenizer(BaseTokenizer):
         )
         super().__init__(engine, tokens, special)
         self._before, self._after = before, after
+        self._pair = engine.around_two()
+
+    def encode_pair(self, first: str, second: str, longest: int | None = None) -> tuple[list[int], list[int]]:
+        """Turn two texts that belong together into token numbers, as the post-processor of tokenizer.json says.
+
+        Parameters
+        ----------
+        first, second : str
+            The texts; names of control tokens in them are ordinary text.
+        longest : int, optional
+            Tokens at most: the end of the longer text is left out, then that of both.
+
+        Returns
+        -------
+        ids, types : list of int
+            Token numbers, and of which text each is: 0 or 1, or whatever the post-processor says.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If the post-processor takes no pairs, or has no place for two texts in so few tokens.
+        TypeError, ValueError
+            As `encode`.
+        """
+        if self._pair is None:
+            raise ModelError("this tokenizer says nothing of pairs of texts")
+        parts = [self.encode(each, add_special=False) for each in (first, second)]
+        if longest is not None:
+            room = longest - sum(len(tokens) for tokens, _ in self._pair if tokens is not None)
+            if room < 2:
+                raise ModelError(f"{longest} tokens have no room for two texts")
+            parts = [
+                tokens[:kept] for tokens, kept in zip(parts, _kept(len(parts[0]), len(parts[1]), room), strict=True)
+            ]
+        texts = iter(parts)
+        ids, types = [], []
+        for tokens, kind in self._pair:
+            here = next(texts) if tokens is None else tokens
+            ids += here
+            types += [kind] * len(here)
+        return ids, types
+
+
+def _kept(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens that stay of two texts, where one after another goes from the longer one."""
+    short, long = min(first, second), max(first, second)
+    long = min(long, short if short > room else max(short, room - short))
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
 
 
 class _JSONEngine:
@@ -146,6 +200,28 @@ class _JSONEngine:
             if bare and whole[start : start + len(bare)] == bare:
                 return whole[:start], whole[start + len(bare) :]
         return [], []
+
+    def around_two(self) -> list[tuple[list[int] | None, int]] | None:
+        """What the post-processor makes of two texts: tokens, or None where a text goes, and their type."""
+        bare = self._encode(_ANCHOR, False, False)
+        with self._lock:
+            try:
+                whole = self._backend.encode(_ANCHOR, _ANCHOR, add_special_tokens=True)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # the tokenizers package raises plain Exception, or panics
+                return None
+        ids, types, texts = list(whole.ids), list(whole.type_ids), 0
+        parts: list[tuple[list[int] | None, int]] = []
+        at = 0
+        while at < len(ids):
+            if bare and texts < 2 and ids[at : at + len(bare)] == bare:
+                parts.append((None, types[at]))
+                at, texts = at + len(bare), texts + 1
+            else:
+                parts.append(([ids[at]], types[at]))
+                at += 1
+        return parts if texts == 2 else None
 
     def _encode(self, text: str, parse_special: bool, add_special: bool) -> list[int]:
         with self._lock:
