@@ -23,7 +23,15 @@ from npumatmul.cli.models import open_model
 from npumatmul.errors import DeviceError
 from npumatmul.llm import LlamaModel, evaluate, load, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.models.decoder import layer_names
-from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe, load_quantized, own_text, quantize_model
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    Recipe,
+    best_recipe,
+    load_quantized,
+    own_text,
+    quantize_model,
+    quick_recipe,
+)
 
 runner = CliRunner()
 
@@ -191,7 +199,8 @@ def test_without_a_text_the_model_writes_one(tiny: Any, tmp_path: Path) -> None:
     for name, layer in expected.layers.items():
         np.testing.assert_array_equal(model.layers[name].restored(), layer.restored())
     run("quantize", tiny.path, "--scheme", "w8a8", "-o", target)
-    assert load_quantized(target).notes == ()  # plain rounding needs no text, and none is written
+    assert load_quantized(target).notes == ()  # what load does needs no text, and none is written
+    assert load_quantized(target).recipe == Recipe(quick_recipe("w8a8"))
 
 
 def test_quantize_within_a_budget(tiny: Any, text: Path, tmp_path: Path) -> None:

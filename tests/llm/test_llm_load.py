@@ -313,6 +313,9 @@ def test_the_templates_variables(make_tiny_model: Callable[..., Any]) -> None:
         assert model.tokenizer.decode(ids) == "hello2slow"
         with pytest.raises(ValueError, match="plain data"):
             model.chat(HELLO, variables={"mode": object()})
+        for name in ("tools", "messages", 7):
+            with pytest.raises(ValueError, match=f"variables of a chat template cannot be called {name!r}"):
+                model.chat(HELLO, variables={name: 1})  # type: ignore[dict-item]
 
 
 # Pieces

@@ -40,6 +40,7 @@ CONFIGS = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 4, "tie_word_embeddings": True}),
     "phi3": ("Phi3Config", {}),
     "mistral3": ("MistralConfig", {}),
+    "starcoder2": ("Starcoder2Config", {}),
 }
 TYPES = sorted(gguf.quants._type_traits, key=lambda kind: kind.name)  # all that the package can dequantize
 TYPES += [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16]
