@@ -18,6 +18,8 @@ LONG = frozenset(
         "tests/llm/test_llm_evaluation.py",
         "tests/llm/test_llm_minilm.py::test_real_embeddings_are_those_of_transformers",
         "tests/llm/test_llm_gguf_file.py::test_whole_header_equals_gguf_reader",
+        "tests/llm/test_llm_hostile_folders.py::test_changed_models",
+        "tests/llm/test_llm_hostile_folders.py::test_files_of_weights",
         "tests/llm/test_llm_npu.py",
         "tests/llm/test_llm_quantized_npu.py::test_zero_points_and_centres",
         "tests/llm/test_llm_real_model.py",

@@ -361,7 +361,7 @@ def quantize_command(
     """
     from npumatmul.cli import quantizing
     from npumatmul.cli.models import check_scheme
-    from npumatmul.llm.quantize import LayerRecipe, Recipe, best_recipe
+    from npumatmul.llm.quantize import Recipe, best_recipe, quick_recipe
 
     if scheme is not None and recipe is not None:
         raise typer.BadParameter("give either --scheme or --recipe")
@@ -382,7 +382,7 @@ def quantize_command(
         chosen = quantizing.Budget(recipes, max_bits, max_kl)
     elif scheme is not None:
         check_scheme(scheme)
-        chosen = best_recipe(scheme) if best else Recipe(LayerRecipe(scheme))
+        chosen = best_recipe(scheme) if best else Recipe(quick_recipe(scheme))
     elif best:
         raise typer.BadParameter("--best goes with --scheme")
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))

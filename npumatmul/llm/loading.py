@@ -27,6 +27,9 @@ from npumatmul.nn.product import Float32, FloatProduct, Pack, Product
 
 logger = logging.getLogger(__name__)
 
+TEMPLATE_ARGUMENTS = frozenset({"self", "messages", "add_generation_prompt", "tools"})
+"""What has an argument of its own."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -92,9 +95,11 @@ class LoadedModel:
         ValueError
             If the messages are malformed, or the template refuses them.
         """
-        text = self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
-        )
+        given = dict(variables or {})
+        wrong = [name for name in given if not isinstance(name, str) or name in TEMPLATE_ARGUMENTS]
+        if wrong:
+            raise ValueError(f"variables of a chat template cannot be called {wrong[0]!r}")
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **given)
         has_template = self.chat_template.source is not None
         return self.tokenizer.encode(text, parse_special=has_template, add_special=not has_template)
 

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from npumatmul.chips.layout import round_up
 from npumatmul.chips.limits import Chip
 from npumatmul.chips.timing import Estimate
+from npumatmul.chips.types import MatmulType
 from npumatmul.device.device import Device
+from npumatmul.errors import DeviceError
 from npumatmul.nn.module import check_number, check_size
 from npumatmul.nn.product import Float32
 from npumatmul.ops import matmul
@@ -31,7 +33,7 @@ from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["AttentionPlan", "AttentionPlans", "NpuProducts", "plan_attention"]
 
-#: Keys of a block: what float16 products of that depth do well (facts, roofline of large K), and scores have room for.
+#: Keys of a block: depths at which float16 products do not collapse yet (`npumatmul.chips.timing`); scores have room.
 _BLOCKS = (256, 512, 1024, 2048)
 #: The last block is taken to be a multiple of so many keys.
 _REST = 64
@@ -122,7 +124,10 @@ class AttentionPlans:
 
     def __init__(self, chip: Chip, runtime: RuntimeVersion | None = None) -> None:
         self._chip, self._runtime = chip, chip.runtime if runtime is None else runtime
-        self._type = route_for(Scheme.parse("w16a16"), chip, self._runtime).mm_type
+        try:
+            self._type: MatmulType | None = route_for(Scheme.parse("w16a16"), chip, self._runtime).mm_type
+        except DeviceError:  # the chip, or its runtime, has no products of float16
+            self._type = None
         self._products: dict[tuple[int, int, int], Estimate | None] = {}
         self._heads: dict[tuple[int, int, int, float], tuple[int, Estimate | None]] = {}
         self._measured: tuple[float, float] | None = None
@@ -131,6 +136,12 @@ class AttentionPlans:
     def of(cls, device: Device) -> AttentionPlans:
         """Those of a device."""
         return device.attached(cls, lambda device: cls(device.chip, device.runtime_version))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a model of the chip's float16 products."""
+        model = self._chip.timings.get(self._chip.soc)
+        return self._type is not None and model is not None and model.knows(self._type)
 
     def close(self) -> None:
         """There is nothing to be given back."""
@@ -193,7 +204,7 @@ class AttentionPlans:
         chip = self._chip
         model = chip.timings.get(chip.soc)
         estimate = None
-        if model is not None and model.knows(self._type):
+        if self._type is not None and model is not None and model.knows(self._type):
             plan = plan_matmul(m, plan_weight(k, n, self._type, chip, self._runtime), timings=chip.timings)
             if plan.modelled is not None:
                 packing = Estimate.within(k * n * _PACKED_BYTES / model.host_bandwidth, model.within)
@@ -246,6 +257,8 @@ class NpuProducts:
     def of(cls, device: Device, q: Sequence[int], k: Sequence[int], always: bool = True) -> NpuProducts | None:
         """Products of such queries and keys; None where they would be slower than on the CPU, unless `always`."""
         plans = AttentionPlans.of(device)
+        if not (always or plans.known):
+            return None
         flops, seconds = plans.measured(device)
         plan = plans.plan(q, k, cpu_flops=flops, pack_seconds=seconds)
         return cls(device, plan.keys) if always or plan.pays else None

@@ -313,6 +313,9 @@ def test_the_templates_variables(make_tiny_model: Callable[..., Any]) -> None:
         assert model.tokenizer.decode(ids) == "hello2slow"
         with pytest.raises(ValueError, match="plain data"):
             model.chat(HELLO, variables={"mode": object()})
+        for name in ("tools", "messages", 7):
+            with pytest.raises(ValueError, match=f"variables of a chat template cannot be called {name!r}"):
+                model.chat(HELLO, variables={name: 1})  # type: ignore[dict-item]
 
 
 # Pieces
@@ -354,7 +357,7 @@ def test_seeds_repeat(model: Model) -> None:
     assert ids(5) != ids(6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     pieces=st.lists(st.text(alphabet="abAB\n", max_size=4), max_size=12),
     stops=st.lists(st.text(alphabet="abAB\n", min_size=1, max_size=5), max_size=3),

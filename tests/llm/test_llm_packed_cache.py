@@ -6,15 +6,18 @@ import json
 import multiprocessing
 import os
 import random
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from model_zoo import VARIANTS, torch_model, write_gguf
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import npumatmul as npu
+from npumatmul import llm
 from npumatmul.cli.app import app
 from npumatmul.cli.caching import parsed_size
 from npumatmul.device.current import current_device
@@ -23,6 +26,7 @@ from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import npu_layers, npu_pack, packed_cache
 from npumatmul.llm.files import digests
+from npumatmul.llm.files.gguf_source import GGUFWeights
 from npumatmul.llm.packed_cache import PackedCache, key_of, set_limit
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import LayerRecipe, quantize_layer
@@ -110,6 +114,53 @@ def test_what_packs_is_of_no_use_after_its_block_and_does_no_harm(cache: PackedC
     assert pack.ready(name) is None
     assert pack(weight, name).shape == (96, 64)
     assert load(cache)[1] == 0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w16a16"])
+def test_biases_are_added_alike_in_both_loads(
+    scheme: str, cache: PackedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: cache)
+    variant = next(each for each in VARIANTS if each.gguf == "qwen2")  # its q, k and v have biases
+    path = write_gguf(tmp_path / "m.gguf", variant, torch_model(variant))
+
+    def logits() -> NDArray[np.float32]:
+        with llm.load(path, scheme, device=DEVICE) as model:
+            return model.logits([1, 104, 105])
+
+    first = logits()
+    np.testing.assert_array_equal(logits(), first)
+    assert len(cache.entries()) == 1
+
+
+def test_one_layer_at_a_time_is_floats(tiny: Any, cache: PackedCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[str, Any]] = []
+    take = GGUFWeights.__getitem__
+
+    def noted(weights: GGUFWeights, name: str) -> NDArray[np.float32]:
+        alive = {each.rpartition(".")[0] for each, array in read if array() is not None}
+        assert {stem.rpartition(".")[0] for stem in alive} <= {name.rpartition(".")[0].rpartition(".")[0]}, (
+            name,
+            alive,
+        )
+        values = take(weights, name)
+        if values.ndim == 2:  # norms stay
+            read.append((name, weakref.ref(values)))
+        return values
+
+    monkeypatch.setattr(GGUFWeights, "__getitem__", noted)
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: cache)
+    with llm.load(tiny.path, device=DEVICE) as model:
+        expected = model.logits([1, 104, 105])
+    assert len(read) == 15
+    read.clear()
+    with llm.load(tiny.path, device=DEVICE) as model:
+        np.testing.assert_array_equal(model.logits([1, 104, 105]), expected)
+    assert read == []
+    with llm.load(tiny.path, device=DEVICE, cache=False) as model:
+        np.testing.assert_array_equal(model.logits([1, 104, 105]), expected)
+    assert len(read) == 15
+    assert [each.label()["scheme"] for each in cache.entries()] == ["w8a8"]
 
 
 def test_an_entry_is_for_one_content_scheme_chip_version_and_tuning(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,44 @@ def test_wordpiece_equals_the_tokenizers_package(make_gguf: Callable[..., Path])
     assert tokenizer.encode("[SEP] the", parse_special=True, add_special=False) == [2, vocab["the"]]
     assert 2 not in tokenizer.encode("[SEP] the", add_special=False)
     assert tokenizer.decode(tokenizer.encode("The unbelievable foxes jumps.")) == "the unbelievable foxes jumps."
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5", "bert"])
+def test_vocabularies_that_do_not_go_together(make_gguf: Callable[..., Path], kind: str) -> None:
+    """Whatever is changed in one: it is refused as a model that cannot be used, or texts survive it."""
+    pieces = [("\u2581", -1.0), ("a", -2.0), ("b", -3.0), ("ab", -4.0), ("\u2581ab", -5.0), ("abab", -6.0)]
+    tokens = [*SPECIAL, *BYTES, *((text, score, T.NORMAL) for text, score in pieces)]
+    rng, told = random.Random(kind), list[str]()
+    for _ in range(60):
+
+        def change(w: gguf.GGUFWriter) -> None:
+            values = w.kv_data[0]
+            for key in rng.sample(["tokens", "scores", "token_type"], rng.choice((1, 2))):
+                held = values[f"tokenizer.ggml.{key}"]
+                if rng.random() < 0.2:
+                    held.value = held.value[: rng.randrange(len(held.value) + 1)]
+                    continue
+                for _ in range(rng.choice((1, 3, 30))):
+                    wild: list[Any] = {
+                        "tokens": ["", "a", "\u2581", "<0x41>", "<0xZZ>", "a" * 5000, "\U0001f642", "##", "</s>", " "],
+                        "scores": [0.0, -1e38, 1e38, float("inf"), float("nan"), -5.0],
+                        "token_type": [0, 1, 2, 3, 4, 5, 6, 7, -1, 2**31 - 1],
+                    }[key]
+                    if held.value:
+                        held.value[rng.randrange(len(held.value))] = rng.choice(wild)
+            if rng.random() < 0.3:
+                name = rng.choice(["bos", "eos", "unknown"])
+                values[f"tokenizer.ggml.{name}_token_id"].value = rng.choice([0, 5, 264, 10**6])
+
+        try:
+            tokenizer = gguf_tokenizer(make_gguf, tokens, kind, change)
+        except ModelError as error:
+            told.append(str(error))
+            continue
+        for text in ("", "ab abab \U0001f642 </s> \u2581\u2581", "a" * 300):
+            ids = tokenizer.encode(text, parse_special=True)
+            assert all(0 <= i < tokenizer.vocab_size for i in ids)
+            tokenizer.decode(ids)
+            assert tokenizer.control_ids <= set(range(tokenizer.vocab_size))
+    assert 5 < len(told) < 55
+    assert not any("\n" in each for each in told)

@@ -14,7 +14,7 @@ import npumatmul as npu
 from npumatmul import nn
 from npumatmul.chips import CHIPS, chip
 from npumatmul.chips.types import MatmulType
-from npumatmul.errors import ModelError
+from npumatmul.errors import DeviceError, ModelError
 from npumatmul.nn import prefill
 from npumatmul.nn import scaled_dot_product_attention as sdpa
 from npumatmul.planning.product import plan_matmul, plan_weight
@@ -188,3 +188,28 @@ def test_figures_of_this_machine_are_numbers() -> None:
     for wrong in ({"cpu_flops": 0.0}, {"pack_seconds": -1.0}, {"cpu_flops": float("nan")}):
         with pytest.raises(ValueError, match="plan_attention"):
             nn.plan_attention((1, 1, 1), (1, 1, 1), chip("rk3588"), **{**HOST, **wrong})
+
+
+def test_chips_without_a_model_or_without_float16_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a board that knows neither, a prompt is the CPU's, and nothing is tried out."""
+
+    def refused(*_: Any) -> Any:
+        raise DeviceError("there are no products of float16")
+
+    def measured(*_: Any) -> Any:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(prefill.AttentionPlans, "measured", measured)
+    x = np.random.default_rng(4).standard_normal((1, 32, 64), np.float32)
+    for change in ("float16", "model"):
+        device = npu.Device("sim:rk3588")
+        attention = loaded(device=device, scheme="w8a8")
+        monkeypatch.setattr(device, "simulated", False)
+        with monkeypatch.context() as patch:
+            if change == "float16":
+                patch.setattr(prefill, "route_for", refused)
+            else:
+                patch.setattr(prefill.AttentionPlans, "known", False)
+            before = device.stats().run_calls
+            attention(x)
+            assert device.stats().run_calls - before == 2

@@ -17,7 +17,7 @@ from npumatmul.llm.tokenizers.fragments import Fragments
 from npumatmul.llm.tokenizers.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 SPACE = "\u2581"
-_WORDS_KEPT = 1 << 14
+_WORDS_KEPT, _LONGEST_KEPT = 1 << 14, 64
 _BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -48,11 +48,14 @@ class Merger:
         neighbours = self._neighbours
         for i in range(1, len(text)):  # no piece reaches over two characters that stand together in none
             if text[i - 1 : i + 1] not in neighbours:
-                parts += self._merged(text[start:i])
+                parts += self._word(text[start:i])
                 start = i
         if text:
-            parts += self._merged(text[start:])
+            parts += self._word(text[start:])
         return parts
+
+    def _word(self, text: str) -> tuple[str, ...]:
+        return self._merged(text) if len(text) <= _LONGEST_KEPT else self._merge(text)
 
     def _merge(self, text: str) -> tuple[str, ...]:
         """Merge the best pair until there is none: a chain of symbols, and a queue of pairs of neighbours."""
