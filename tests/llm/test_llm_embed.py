@@ -275,6 +275,19 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
         model.rerank("a", TEXTS)
 
 
+def test_who_wants_a_text_of_an_encoder_is_told_what_takes_it(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, "bert-plain")
+    with pytest.raises(
+        ModelError, match=r"it is an encoder \(bert\), which continues no texts: load and npumatmul embed"
+    ):
+        npumatmul.llm.load_model(path, pack=npumatmul.llm.numpy_pack)
+    edit(path / "config.json", lambda config: config.update(model_type="mpnet"))
+    with pytest.raises(
+        ModelError, match=r"is 'mpnet', which is not known; known: llama, .*; and for embeddings bert, rob"
+    ):
+        npumatmul.llm.load(path, "float32")
+
+
 def test_a_head_of_several_labels_does_not_rank(tmp_path: Path) -> None:
     path, _ = folder(tmp_path, "bert-labels")
     with (

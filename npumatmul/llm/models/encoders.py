@@ -15,10 +15,10 @@ from npumatmul.llm.models.roberta import ROBERTA
 from npumatmul.llm.models.settings import Settings
 from npumatmul.nn.product import Float32, FloatProduct, Pack, Product
 
-__all__ = ["ENCODERS", "encoder_architecture", "encoder_config_of", "load_encoder"]
+__all__ = ["ENCODERS", "ENCODER_TYPES", "encoder_architecture", "encoder_config_of", "load_encoder"]
 
 ENCODERS: tuple[EncoderArchitecture, ...] = (BERT, ROBERTA, MODERNBERT)
-_BY_TYPE: Mapping[str, EncoderArchitecture] = {name: each for each in ENCODERS for name in each.model_types}
+ENCODER_TYPES: Mapping[str, EncoderArchitecture] = {name: each for each in ENCODERS for name in each.model_types}
 _PARTS = {
     "self_attn.qkv": "qkv",
     "self_attn.o_proj": "attn_out",
@@ -32,7 +32,7 @@ Progress = Callable[[int, int, str], None]
 
 def encoder_architecture(source: ModelSource) -> EncoderArchitecture | None:
     """The architecture of a folder that holds an encoder; None if it holds something else."""
-    return _BY_TYPE.get(source.architecture) if source.kind == "folder" else None
+    return ENCODER_TYPES.get(source.architecture) if source.kind == "folder" else None
 
 
 def encoder_config_of(source: ModelSource) -> EncoderConfig:
@@ -45,7 +45,7 @@ def encoder_config_of(source: ModelSource) -> EncoderConfig:
     """
     architecture = encoder_architecture(source)
     if architecture is None:
-        raise source.error(f"{shown(source.architecture)} is no encoder; known: {', '.join(_BY_TYPE)}")
+        raise source.error(f"{shown(source.architecture)} is no encoder; known: {', '.join(ENCODER_TYPES)}")
     return architecture.from_config(Settings(source.config, source.error))
 
 
@@ -78,7 +78,7 @@ def load_encoder(source: ModelSource, pack: Pack, *, progress: Progress | None =
     config = encoder_config_of(source)
     if config.n_layers > len(source.weights):
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
-    architecture = _BY_TYPE[source.architecture]
+    architecture = ENCODER_TYPES[source.architecture]
     model = Encoder(config)
     names = _stored_names(source, architecture, model)
     total = 4 * config.n_layers

@@ -10,6 +10,7 @@ from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.granite import GRANITE
@@ -137,4 +138,11 @@ def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = Model
 
 
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
-    return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"
+    if known is not MODEL_TYPES:
+        return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"
+    if name in ENCODER_TYPES:
+        return f"it is an encoder ({name}), which continues no texts: load and npumatmul embed take it"
+    return (
+        f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "
+        f"{', '.join(ENCODER_TYPES)}"
+    )
