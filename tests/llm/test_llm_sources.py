@@ -41,6 +41,7 @@ CONFIGS = {
     "phi3": ("Phi3Config", {}),
     "mistral3": ("MistralConfig", {}),
     "starcoder2": ("Starcoder2Config", {}),
+    "bert": ("BertConfig", {}),
 }
 TYPES = sorted(gguf.quants._type_traits, key=lambda kind: kind.name)  # all that the package can dequantize
 TYPES += [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16]
@@ -50,6 +51,8 @@ def tiny_torch_model(architecture: str) -> Any:
     name, options = CONFIGS[architecture]
     torch.manual_seed(0)
     config = getattr(transformers, name)(**{**SIZES, **options})
+    if architecture == "bert":
+        return transformers.BertModel(config, add_pooling_layer=False)
     return transformers.AutoModelForCausalLM.from_config(config)
 
 

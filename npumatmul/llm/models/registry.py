@@ -138,11 +138,10 @@ def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = Model
 
 
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
-    if known is not MODEL_TYPES:
-        return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"
-    if name in ENCODER_TYPES:
-        return f"it is an encoder ({name}), which continues no texts: load and npumatmul embed take it"
+    if isinstance(name, str) and name in ENCODER_TYPES:
+        return f"its architecture is an encoder, {name}, which continues no texts: load and npumatmul embed take it"
+    encoders = ENCODER_TYPES if known is MODEL_TYPES else ("bert",)
     return (
         f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "
-        f"{', '.join(ENCODER_TYPES)}"
+        f"{', '.join(encoders)}"
     )
