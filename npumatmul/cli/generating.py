@@ -100,7 +100,7 @@ def answer(request: Request) -> None:
     device = current_device(request.device)
     told = request.stats  # who wants no figures wants nothing on standard error
     scheme = request.scheme or DEFAULT_SCHEME
-    if told:
+    if told and request.scheme is not None:  # what is usual needs no remark
         say_if_rounded_again(request.model, scheme)
     with working(lines=told) as progress:
         model = load(

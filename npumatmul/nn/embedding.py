@@ -35,9 +35,9 @@ class Embedding(Module):
 
     Notes
     -----
-    The parameter is ``weight``, ``(num_embeddings, embedding_dim)``, kept as wide as it came. If the mapping given to
-    `load_state_dict` has a method ``rows(name)`` that makes a function from row numbers to float32 rows, the table
-    stays where that function finds it, and rows are read when they are needed.
+    The parameter is ``weight``, ``(num_embeddings, embedding_dim)``, kept as wide as it came and not copied. If the
+    mapping given to `load_state_dict` has a method ``rows(name)`` that makes a function from row numbers to float32
+    rows, the table stays where that function finds it, and rows are read when they are needed.
 
     Examples
     --------

@@ -166,8 +166,8 @@ class Linear(_Multiplying):
     Notes
     -----
     Parameters are ``weight``, ``(N, K)`` as of `torch.nn.Linear`, and ``bias``, ``(N,)``. There is no weight before
-    `load_state_dict`, `from_arrays` or `from_packed`. The bounds of errors are those of `npumatmul.matmul`; a float16
-    result is rounded once more, by 2**-11 of itself.
+    `load_state_dict`, `from_arrays` or `from_packed`; with scheme ``"float32"`` one of float32 is not copied. Bounds
+    of errors are those of `npumatmul.matmul`; a float16 result is rounded once more, by 2**-11 of itself.
 
     Examples
     --------

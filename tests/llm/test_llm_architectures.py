@@ -193,6 +193,7 @@ def test_a_cache_follows_rotations_that_depend_on_the_length(tmp_path: Path) -> 
     variant = next(each for each in VARIANTS if each.name == "phi3-longrope")
     reference = torch_model(variant)
     model = load(write_folder(tmp_path, variant, reference), numpy_pack)
+    shapes = model.parameter_shapes()
     cache = model.new_cache()
     for start, stop in ((0, 10), (10, 24), (24, 25), (25, 40)):
         got = model.forward(IDS[start:stop], cache, all_logits=True)
@@ -202,6 +203,7 @@ def test_a_cache_follows_rotations_that_depend_on_the_length(tmp_path: Path) -> 
     got = model.forward(IDS[12:20], cache, all_logits=True)
     np.testing.assert_allclose(got, prefill_logits(reference, IDS[:20])[12:], rtol=0, atol=1e-4)
     assert cache.tokens == IDS[:20]
+    assert model.parameter_shapes() == shapes
 
 
 @pytest.mark.parametrize("variant", [each for each in VARIANTS if not each.older], ids=lambda each: each.name)

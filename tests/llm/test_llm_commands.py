@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from npumatmul.cli import evaluating, generating, quantizing
 from npumatmul.cli.app import app
 from npumatmul.cli.models import open_model
-from npumatmul.errors import DeviceError
+from npumatmul.errors import DeviceError, ModelError
 from npumatmul.llm import LlamaModel, evaluate, load, load_model, numpy_pack, text_tokens, windows
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import (
@@ -505,12 +505,29 @@ def test_texts_that_end_an_answer_are_options(tiny: Any) -> None:
         text("--stop", "")
 
 
-@pytest.mark.parametrize("options", [["--emulate"], []])
-def test_perplexity_of_a_folder(text: Path, tmp_path: Path, options: list[str]) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     variant = next(each for each in VARIANTS if each.gguf == "qwen2")
-    folder = write_folder(tmp_path / "model", variant, torch_model(variant))
-    write_tokenizer(folder)
-    found = json.loads(
-        run("perplexity", folder, "-f", text, "-c", 64, "--chunks", 2, "--scheme", "w8a8", "--json", *options)
-    )
+    path = write_folder(tmp_path / "model", variant, torch_model(variant))
+    write_tokenizer(path)
+    return path
+
+
+def test_generate_takes_folders(folder: Path) -> None:
+    options = ["-p", "the", "-n", "4", "--device", "sim:rk3576", "--json"]
+    done = runner.invoke(app, ["generate", "-m", str(folder), *options], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert (found["scheme"], found["device"], found["share_of_weight_macs"]) == ("w8a8", "sim:rk3576", 1)
+    with load(folder, device="sim:rk3576") as model:
+        answer = model.chat([{"role": "user", "content": "the"}], max_tokens=4)
+        assert found["text"] == "".join(piece.text for piece in answer)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"it has no tokenizer\.json: fetch"):
+        run("generate", "-m", folder, "-p", "the")
+
+
+@pytest.mark.parametrize("options", [["--emulate"], []])
+def test_perplexity_of_a_folder(folder: Path, text: Path, options: list[str]) -> None:
+    measured = ["-f", text, "-c", 64, "--chunks", 2, "--scheme", "w8a8", "--json"]
+    found = json.loads(run("perplexity", folder, *measured, *options))
     assert 0 < found["schemes"]["w8a8"]["mean_kl"]["value"] < 0.5

@@ -357,7 +357,7 @@ def test_seeds_repeat(model: Model) -> None:
     assert ids(5) != ids(6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     pieces=st.lists(st.text(alphabet="abAB\n", max_size=4), max_size=12),
     stops=st.lists(st.text(alphabet="abAB\n", min_size=1, max_size=5), max_size=3),

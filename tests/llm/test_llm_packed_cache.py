@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_zoo import VARIANTS, torch_model, write_gguf
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -113,6 +114,23 @@ def test_what_packs_is_of_no_use_after_its_block_and_does_no_harm(cache: PackedC
     assert pack.ready(name) is None
     assert pack(weight, name).shape == (96, 64)
     assert load(cache)[1] == 0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w16a16"])
+def test_biases_are_added_alike_in_both_loads(
+    scheme: str, cache: PackedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: cache)
+    variant = next(each for each in VARIANTS if each.gguf == "qwen2")  # its q, k and v have biases
+    path = write_gguf(tmp_path / "m.gguf", variant, torch_model(variant))
+
+    def logits() -> NDArray[np.float32]:
+        with llm.load(path, scheme, device=DEVICE) as model:
+            return model.logits([1, 104, 105])
+
+    first = logits()
+    np.testing.assert_array_equal(logits(), first)
+    assert len(cache.entries()) == 1
 
 
 def test_one_layer_at_a_time_is_floats(tiny: Any, cache: PackedCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from npumatmul.llm.models import from_folder
-from npumatmul.llm.models.decoder_config import MAX_SIZE, LayerConfig
+from npumatmul.llm.models.decoder_config import LayerConfig
 from npumatmul.llm.models.encoder_config import EncoderArchitecture, EncoderConfig
 from npumatmul.llm.models.encoder_settings import encoder_config, head_of, is_classifier
 from npumatmul.llm.models.from_gguf import GGUFSettings
-from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.settings import MAX_SIZE, Settings
 
 __all__ = ["BERT", "NAMES"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from npumatmul.llm.models.decoder_config import MAX_SIZE, LayerConfig
+from npumatmul.llm.models.decoder_config import LayerConfig
 from npumatmul.llm.models.from_gguf import GGUFSettings
-from npumatmul.llm.models.settings import MAX_LAYERS, Settings
+from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE, Settings
 
 __all__ = ["EncoderArchitecture", "EncoderConfig", "HeadConfig"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from npumatmul.errors import ModelError
@@ -71,8 +71,9 @@ def config_of(source: ModelSource) -> DecoderConfig:
     """
     architecture = architecture_of(source)
     if source.kind == "folder":
-        return architecture.from_config(Settings(source.config, source.error))
-    assert architecture.from_gguf is not None
+        return _read(lambda: architecture.from_config(Settings(source.config, source.error)), source.error)
+    read = architecture.from_gguf
+    assert read is not None
     settings = settings_of(
         source.config,
         source.architecture,
@@ -82,7 +83,7 @@ def config_of(source: ModelSource) -> DecoderConfig:
         interleaved_rope=source.interleaved_rope,
         norms_include_one=source.norms_include_one,
     )
-    return architecture.from_gguf(settings)
+    return _read(lambda: read(settings), source.error)
 
 
 def architecture_of(source: ModelSource) -> Architecture:
@@ -110,7 +111,7 @@ def architecture_of(source: ModelSource) -> Architecture:
     return found
 
 
-def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = ModelError) -> DecoderConfig:
+def config_from(config: Mapping[str, Any], error: Callable[[str], ModelError] = ModelError) -> DecoderConfig:
     """Read what a model is made of from the contents of its config.json.
 
     Parameters
@@ -134,7 +135,17 @@ def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = Model
     architecture = MODEL_TYPES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise error(_unknown(name, MODEL_TYPES))
-    return architecture.from_config(Settings(config, error))
+    return _read(lambda: architecture.from_config(Settings(config, error)), error)
+
+
+def _read(read: Callable[[], DecoderConfig], error: Callable[[str], ModelError]) -> DecoderConfig:
+    """Read a configuration; values that fit nothing are the file's fault, wherever that is noticed."""
+    try:
+        return read()
+    except ModelError:
+        raise
+    except (ValueError, ArithmeticError) as problem:
+        raise error(f"its configuration makes no model: {problem}") from problem
 
 
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
