@@ -127,7 +127,9 @@ def scaled_dot_product_attention(
     if softcap is not None:
         check_softcap(_CALLED, softcap)
     sinks = None if sinks is None else _sinks(sinks, heads)
-    npu = None if device is None or 0 in (t, s) else NpuProducts.of(current_device(device), q.shape, k.shape)
+    if t == 0:
+        return np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    npu = None if device is None or s == 0 else NpuProducts.of(current_device(device), q.shape, k.shape)
     factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     causal = type(mask) is str
     if t <= _QUERIES or not (causal or window):
@@ -135,8 +137,8 @@ def scaled_dot_product_attention(
     y = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
     for first in range(0, t, _QUERIES):  # each part sees keys up to its own last one, or a window behind that
         stop = min(first + _QUERIES, t)
-        part, own = q[..., first:stop, :], max(s - t + stop, 0)
-        seen = own if causal or window is None else min(own + window - 1, s)
+        part, own = q[..., first:stop, :], s - t + stop  # none where there are more queries than keys
+        seen = max(0, own if causal or window is None else min(own + window - 1, s))
         rows = mask
         if isinstance(mask, np.ndarray) and mask.ndim > 1 and mask.shape[-2] > 1:
             rows = mask[..., first:stop, :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -18,6 +19,7 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf_names import ARCHITECTURES as GGUF_LAYOUTS
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.encoders import ENCODERS
 from npumatmul.llm.models.registry import ARCHITECTURES, GGUF_ARCHITECTURES, MODEL_TYPES, config_from, config_of
 
 TYPES = sorted(MODEL_TYPES)
@@ -64,7 +66,7 @@ def _close(left: Any, right: Any) -> bool:
 
 
 def test_the_formats_of_a_registry_are_those_that_files_are_read_in() -> None:
-    assert set(GGUF_ARCHITECTURES) == set(GGUF_LAYOUTS)
+    assert {*GGUF_ARCHITECTURES, *(name for each in ENCODERS for name in each.gguf)} == set(GGUF_LAYOUTS)
     assert len({each.name for each in ARCHITECTURES}) == len(ARCHITECTURES)
 
 
@@ -231,3 +233,82 @@ def read_alike(config: DecoderConfig, reference: Any) -> None:
         own = rope.get("sliding_attention" if slid else "full_attention", rope)
         if layer.rotation is not None:
             assert layer.rotation.theta == own["rope_theta"]
+
+
+HOSTILE: list[Any] = [
+    0, -1, 7, 1 << 40, 1 << 5000, 1e308, -1e308, 5e-324, float("nan"), float("inf"), "", "x" * 10000, True, [], [1],
+    [[]], {}, {"rope_type": "yarn"}, {"rope_type": "longrope", "short_factor": [0.0], "long_factor": [1]}, {"type": 3},
+    {"rope_type": "llama3", "factor": 0.0, "low_freq_factor": 0, "high_freq_factor": 0}, {"full_attention": {"x": 1}},
+    {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1},
+]  # fmt: skip
+MORE = (
+    "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "sliding_window",
+    "layer_types", "original_max_position_embeddings",
+    "query_pre_attn_scalar", "attention_bias", "hidden_act", "hidden_activation",
+    "tie_word_embeddings", "no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "max_window_layers",
+    "sliding_window_pattern", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "use_bias", "norm_type",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_hostile_values_give_a_configuration_or_a_model_error(model_type: str) -> None:
+    usual, messages = settings(model_type, use_sliding_window=True), []
+    for name in (*usual, *MORE):
+        for value in HOSTILE:
+            try:
+                config = config_from({**usual, name: value})
+            except ModelError as error:
+                messages.append(str(error))
+            else:
+                assert len(config.layers) == config.n_layers
+    assert messages
+    assert max(map(len, messages)) < 1000
+
+
+GGUF_KEYS = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count", "vocab_size",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon", "attention.scale", "attention.sliding_window", "attention.sliding_window_pattern",
+    "attention.temperature_scale", "rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scale_linear",
+    "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_attn_factor", "attn_logit_softcapping", "logit_scale",
+    "final_logit_softcapping", "embedding_scale", "residual_scale", "expert_count",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(GGUF_ARCHITECTURES))
+def test_hostile_metadata_give_a_configuration_or_a_model_error(name: str) -> None:
+    usual = {
+        "block_count": 46,
+        "context_length": 128,
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "attention.head_count": 4,
+        "vocab_size": 264,
+        "attention.layer_norm_epsilon" if name == "starcoder2" else "attention.layer_norm_rms_epsilon": 1e-6,
+        "logit_scale" if name == "granite" else "rope.scaling.factor": 2.0,
+    }
+    messages = []
+    for kind in (None, "linear", "yarn", "longrope"):
+        for key in GGUF_KEYS:
+            for value in HOSTILE:
+                values = {**usual, **({} if kind is None else {"rope.scaling.type": kind}), key: value}
+                source: Any = SimpleNamespace(
+                    kind="gguf",
+                    architecture=name,
+                    config={f"{name}.{each}": given for each, given in values.items()},
+                    weights=(),
+                    rope_factors={"long": np.ones(8), "short": np.full(8, value if value == 0 else 1.0)},
+                    interleaved_rope=False,
+                    norms_include_one=True,
+                    error=ModelError,
+                )
+                try:
+                    config = config_of(source)
+                except ModelError as error:
+                    messages.append(str(error))
+                else:
+                    assert len(config.layers) == config.n_layers
+    assert messages
+    assert max(map(len, messages)) < 1000

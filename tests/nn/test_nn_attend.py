@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nn_exact import causal, exact
 
 import npumatmul as npu
-from npumatmul.nn import attend
+from npumatmul.nn import KVCache, attend
 from npumatmul.nn import scaled_dot_product_attention as sdpa
 from npumatmul.nn.halves import widened
 
@@ -215,3 +215,52 @@ def test_half_of_a_causal_prompt_is_not_computed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     assert computed <= 0.7 * 2 * 1024 * 1024 * 8
     assert np.abs(y - exact(q, k, v, scale=8**-0.5, seen=causal(1024, 1024))).max() <= bound(q, k, v, 8**-0.5)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3), st.integers(0, 24)),
+    s=st.integers(0, 80),
+    kind=st.sampled_from(["none", "causal", "bool", "float"]),
+    window=st.none() | st.integers(1, 30),
+    options=st.tuples(st.none() | st.sampled_from([0.5, 30.0]), st.booleans()),
+    shared=st.booleans(),
+    limits=st.tuples(st.sampled_from([1, 3, 256]), st.sampled_from([1, 5, 64])),
+    seed=st.integers(0, 999),
+)
+def test_any_mask_and_window_in_any_parts(
+    sizes: tuple[int, int, int, int], s: int, kind: str, window: int | None, options: tuple[float | None, bool],
+    shared: bool, limits: tuple[int, int], seed: int,
+) -> None:  # fmt: skip
+    """More queries than keys, none of either, whole rows that see nothing, and keys in two stretches of memory."""
+    (b, g, group, t), (softcap, with_sinks) = sizes, options
+    rng = np.random.default_rng(seed)
+    q, k, v = operands(b, g, group, t, s, 4, 4, seed)
+    at, keys = np.arange(s - t, s)[:, None], np.arange(s)
+    seen, mask = np.ones((t, s), bool), None
+    if kind == "causal":
+        seen, mask = causal(t, s, window), "causal"
+    elif window is not None:
+        seen = np.abs(keys - at) < window
+    if kind == "bool":
+        mask = rng.random((b, 1, t, s)) < 0.6
+        seen = seen & mask
+    elif kind == "float":
+        mask = np.where(rng.random((t, s)) < 0.3, -np.inf, 0).astype(np.float32)
+        seen = seen & (mask == 0)
+    sinks = rng.standard_normal(g * group).astype(np.float32) if with_sinks else None
+    rows = k, v
+    if shared and s > 1:
+        cache = KVCache(1, g, 4, dtype="float32", batch=b, chunk=4)
+        cache.update(0, k[:, :, : s // 2], v[:, :, : s // 2])
+        rows = cache.fork().update(0, k[:, :, s // 2 :], v[:, :, s // 2 :])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attend, "_BLOCK_FLOATS", 1)
+        patch.setattr(attend, "_QUERIES", limits[0])
+        patch.setattr(attend, "_LEAST_KEYS", limits[1])
+        y = sdpa(q, *rows, mask=mask, window=window, softcap=softcap, sinks=sinks)
+    assert y.shape == q.shape
+    if s and t:
+        wanted = exact(q, k, v, scale=0.5, seen=seen, softcap=softcap, sinks=sinks)
+        assert (np.abs(y - wanted) <= bound(q, k, v, 0.5, softcap or 0.0)).all()
+    else:
+        assert not y.any()

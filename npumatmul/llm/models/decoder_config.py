@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
-from npumatmul.llm.models.settings import MAX_LAYERS
+from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
 
 __all__ = ["DecoderConfig", "LayerConfig", "Rotation"]
 
-MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
 
 _FACTORS = (
     "norm_eps",

@@ -101,22 +101,22 @@ def sizes(settings: Settings, *, head_dim: int | None = None, n_kv_heads: int | 
     head_dim, n_kv_heads : int, optional
         What the architecture takes missing ones for; by default the width divided by the heads, and all heads.
     """
-    hidden = settings.integer("hidden_size")
-    heads = settings.integer("num_attention_heads")
-    head_dim = settings.integer("head_dim", head_dim)
+    hidden = settings.size("hidden_size")
+    heads = settings.size("num_attention_heads")
+    head_dim = settings.size("head_dim", head_dim)
     if head_dim is None:
-        if heads < 1 or hidden % heads:
+        if hidden % heads:
             raise settings.error(f"hidden_size is {hidden}, which cannot be divided among {heads} heads")
         head_dim = hidden // heads
     return {
         "n_layers": settings.layers("num_hidden_layers"),
         "hidden_size": hidden,
         "n_heads": heads,
-        "n_kv_heads": settings.integer("num_key_value_heads", n_kv_heads or heads),
+        "n_kv_heads": settings.size("num_key_value_heads", n_kv_heads or heads),
         "head_dim": head_dim,
-        "ffn_size": settings.integer("intermediate_size"),
-        "vocab_size": settings.integer("vocab_size"),
-        "context_length": settings.integer("max_position_embeddings"),
+        "ffn_size": settings.size("intermediate_size"),
+        "vocab_size": settings.size("vocab_size"),
+        "context_length": settings.size("max_position_embeddings"),
     }
 
 
@@ -215,8 +215,8 @@ def rotation(
         Values of the group that the architecture reads itself.
     """
     theta = settings.number("rope_theta", theta)
-    partial = settings.number("partial_rotary_factor", 1.0)
-    before = settings.integer("original_max_position_embeddings", None)
+    partial = settings.positive("partial_rotary_factor", 1.0)
+    before = settings.size("original_max_position_embeddings", None)
     given = _given(settings)
     if given is not None and kind is not None and kind in given:
         return rotation_of_kind(settings, head_dim, context_length, theta, kind)
@@ -258,10 +258,10 @@ def _read(
     beside: Collection[str],
 ) -> Rotation:
     theta = given.number("rope_theta", theta)
-    partial = given.number("partial_rotary_factor", partial)
+    partial = given.positive("partial_rotary_factor", partial)
     name = given.text("rope_type", given.text("type", "default"))
     name = aliases.get(name, name)
-    given.integer("original_max_position_embeddings", None)  # means nothing where nothing is scaled
+    given.size("original_max_position_embeddings", None)  # means nothing where nothing is scaled
     scaling = None if name == "default" else _scaling(given, name, context_length, before)
     given.finish(ignored=beside)
     return _made(settings, head_dim, partial, theta, scaling)
@@ -271,7 +271,7 @@ def _made(
     settings: Settings, head_dim: int, partial: float, theta: float, scaling: Mapping[str, Any] | None
 ) -> Rotation:
     try:
-        return Rotation(int(head_dim * partial), theta, scaling)
+        return Rotation(int(head_dim * min(partial, 2.0)), theta, scaling)  # more than 1 is refused with the layers
     except ValueError as error:
         raise settings.error(str(error)) from error
 
@@ -287,7 +287,7 @@ def _scaling(given: Settings, name: str, context_length: int, before: int | None
         scaling[key] = given.number(key, default)
     if name == "linear":
         return scaling
-    inside = given.integer("original_max_position_embeddings", context_length if before is None else before)
+    inside = given.size("original_max_position_embeddings", context_length if before is None else before)
     if before not in (None, inside):
         raise given.error(f"'original_max_position_embeddings' is {before} in one place and {inside} in another")
     before = inside
@@ -298,7 +298,7 @@ def _scaling(given: Settings, name: str, context_length: int, before: int | None
     scaling["original_max_position_embeddings"] = before
     if name == "llama3":
         return scaling
-    ratio = given.number("factor", None) or context_length / before
+    ratio = given.positive("factor", None) or context_length / before
     factor = given.number("attention_factor", None)
     if name == "yarn":
         scaling["factor"] = ratio

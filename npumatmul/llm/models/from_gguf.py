@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
+from npumatmul.files.reading import shown
 from npumatmul.llm.models.decoder_config import DecoderConfig, Rotation
 from npumatmul.llm.models.from_folder import yarn_factor
 from npumatmul.llm.models.settings import Settings
@@ -92,27 +93,27 @@ def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> 
     """
     experts = settings.integer("expert_count", 0)
     if experts:
-        raise settings.error(f"it is a mixture of {experts} experts; only dense models are supported")
+        raise settings.error(f"it is a mixture of {shown(experts)} experts; only dense models are supported")
     settings.ignore(("expert_used_count",))
-    hidden = settings.integer("embedding_length")
-    heads = settings.integer("attention.head_count")
-    head_dim = settings.integer("attention.key_length", None)
+    hidden = settings.size("embedding_length")
+    heads = settings.size("attention.head_count")
+    head_dim = settings.size("attention.key_length", None)
     if head_dim is None:
-        if heads < 1 or hidden % heads:
+        if hidden % heads:
             raise settings.error(f"its width {hidden} cannot be divided among {heads} heads")
         head_dim = hidden // heads
-    value_dim = settings.integer("attention.value_length", head_dim)
+    value_dim = settings.size("attention.value_length", head_dim)
     if value_dim != head_dim:
         raise settings.error(f"its values have {value_dim} and its keys {head_dim} dimensions; they must be equal")
     return {
         "n_layers": settings.layers("block_count"),
         "hidden_size": hidden,
         "n_heads": heads,
-        "n_kv_heads": settings.integer("attention.head_count_kv", heads),
+        "n_kv_heads": settings.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "ffn_size": settings.integer("feed_forward_length"),
-        "vocab_size": settings.integer("vocab_size"),
-        "context_length": settings.integer("context_length"),
+        "ffn_size": settings.size("feed_forward_length"),
+        "vocab_size": settings.size("vocab_size"),
+        "context_length": settings.size("context_length"),
         "norm_eps": settings.number(eps),
     }
 
@@ -150,7 +151,7 @@ def rotation(settings: GGUFSettings, head_dim: int, context_length: int) -> Rota
     head_dim, context_length : int
         Values per head, and the longest sequence.
     """
-    dim = settings.integer("rope.dimension_count", head_dim)
+    dim = settings.size("rope.dimension_count", head_dim)
     theta = settings.number("rope.freq_base", 10000.0)
     scaling = _scaling(settings, context_length)
     factors = settings.rope_factors.get("freqs")
@@ -164,7 +165,7 @@ def _scaling(settings: GGUFSettings, context_length: int) -> dict[str, Any] | No
     kind = settings.text("rope.scaling.type", None)
     older = settings.number("rope.scale_linear", 0.0)
     ratio = settings.number("rope.scaling.factor", 0.0) or older
-    before = settings.integer("rope.scaling.original_context_length", context_length)
+    before = settings.size("rope.scaling.original_context_length", context_length)
     factor = settings.number("rope.scaling.attn_factor", 1.0)
     if kind == "longrope" or "long" in settings.rope_factors or "short" in settings.rope_factors:
         return _longrope(settings, before, factor)

@@ -40,7 +40,7 @@ def _common(settings: Settings, sizes: dict[str, Any]) -> dict[str, Any]:
         "qkv_bias": bias,
         "out_bias": bias,
         "tied": settings.flag("tie_word_embeddings", True),
-        "query_scale": settings.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        "query_scale": settings.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         "embedding_scale": math.sqrt(sizes["hidden_size"]),
     }
 
@@ -49,7 +49,7 @@ def _gemma2_from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings, head_dim=256, n_kv_heads=4)
     n_layers = sizes["n_layers"]
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
-    window = settings.integer("sliding_window", 4096)
+    window = settings.window("sliding_window", 4096)
     windows = from_folder.layer_windows(settings, n_layers, _sliding(n_layers, GEMMA2_EVERY), window)
     return from_folder.decoder_config(
         settings,
@@ -65,10 +65,8 @@ def _gemma2_from_config(settings: Settings) -> DecoderConfig:
 def _gemma3_from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings, head_dim=256, n_kv_heads=4)
     n_layers, head_dim = sizes["n_layers"], sizes["head_dim"]
-    every = settings.integer("sliding_window_pattern", settings.integer("_sliding_window_pattern", GEMMA3_EVERY))
-    if every < 1:
-        raise settings.error(f"'sliding_window_pattern' is {every}; it must be 1 or more")
-    window = settings.integer("sliding_window", 4096)
+    every = settings.size("sliding_window_pattern", settings.size("_sliding_window_pattern", GEMMA3_EVERY))
+    window = settings.window("sliding_window", 4096)
     windows = from_folder.layer_windows(settings, n_layers, _sliding(n_layers, every), window)
     whole = from_folder.rotation(settings, head_dim, sizes["context_length"], 1e6, kind="full_attention")
     theta = settings.number("rope_local_base_freq", LOCAL_THETA)
@@ -89,10 +87,8 @@ def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
     sizes = from_gguf.sizes(settings)
     n_layers, head_dim, heads = sizes["n_layers"], sizes["head_dim"], sizes["n_heads"]
     whole = from_gguf.rotation(settings, head_dim, sizes["context_length"])
-    window = settings.integer("attention.sliding_window", 4096 if name == "gemma2" else 0)
-    every = settings.integer("attention.sliding_window_pattern", GEMMA2_EVERY if name == "gemma2" else GEMMA3_EVERY)
-    if every < 1:
-        raise settings.error(f"'attention.sliding_window_pattern' is {every}; it must be 1 or more")
+    window = settings.window("attention.sliding_window", 4096 if name == "gemma2" else 0)
+    every = settings.size("attention.sliding_window_pattern", GEMMA2_EVERY if name == "gemma2" else GEMMA3_EVERY)
     windows = [window if window and slides else None for slides in _sliding(n_layers, every)]
     theta = settings.number("rope.freq_base_swa", whole.theta if name == "gemma2" else LOCAL_THETA)
     same = whole.scaling if name == "gemma2" else None
@@ -106,7 +102,7 @@ def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
         norm_places="around",
         qk_norm="head" if name == "gemma3" else None,
         activation="gelu_tanh",
-        query_scale=(sizes["hidden_size"] // heads if largest and heads > 0 else head_dim) ** -0.5,
+        query_scale=(sizes["hidden_size"] // heads if largest and sizes["hidden_size"] >= heads else head_dim) ** -0.5,
         embedding_scale=math.sqrt(sizes["hidden_size"]),
         attention_softcap=settings.number("attn_logit_softcapping", 50.0 if name == "gemma2" else None),
         logit_softcap=settings.number("final_logit_softcapping", 30.0 if name == "gemma2" else None),

@@ -20,7 +20,7 @@ def _from_config(settings: Settings, name: str) -> DecoderConfig:
     sizes = from_folder.sizes(settings)
     n_layers = sizes["n_layers"]
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
-    window = settings.integer("sliding_window", None)
+    window = settings.window("sliding_window", None)
     if window is None and "sliding_window" not in settings.names:
         window = 4096  # what both architectures take a missing value for; null means none
     sliding = [window is not None] * n_layers
@@ -82,7 +82,7 @@ def _ministral3_from_config(settings: Settings) -> DecoderConfig:
 def _ministral3_from_gguf(settings: GGUFSettings) -> DecoderConfig:
     sizes = from_gguf.sizes(settings)
     turned = from_gguf.rotation(settings, sizes["head_dim"], sizes["context_length"])
-    before = settings.integer("rope.scaling.original_context_length", sizes["context_length"])
+    before = settings.size("rope.scaling.original_context_length", sizes["context_length"])
     return from_gguf.decoder_config(
         settings,
         **sizes,

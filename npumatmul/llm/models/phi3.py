@@ -17,7 +17,7 @@ __all__ = ["PHI3"]
 def _from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings)
     n_layers = sizes["n_layers"]
-    window = settings.integer("sliding_window", None)
+    window = settings.window("sliding_window", None)
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"], aliases={"yarn": "longrope"})
     settings.must_be("full_attn_mod", 1)
     settings.must_be("interpolate_factor", 1)
@@ -36,7 +36,7 @@ def _from_config(settings: Settings) -> DecoderConfig:
 def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
     sizes = from_gguf.sizes(settings)
     turned = from_gguf.rotation(settings, sizes["head_dim"], sizes["context_length"])
-    window = settings.integer("attention.sliding_window", 0) or None
+    window = settings.window("attention.sliding_window", 0) or None
     return from_gguf.decoder_config(
         settings,
         **sizes,

@@ -16,7 +16,7 @@ __all__ = ["QWEN2", "QWEN3"]
 
 
 def _windows(settings: Settings, n_layers: int) -> list[int | None]:
-    window = settings.integer("sliding_window", 4096)
+    window = settings.window("sliding_window", 4096)
     if not settings.flag("use_sliding_window", False):
         window = None
     first = settings.integer("max_window_layers", 28)

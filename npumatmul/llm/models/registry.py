@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from npumatmul.errors import ModelError
@@ -10,6 +10,7 @@ from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.granite import GRANITE
@@ -70,8 +71,9 @@ def config_of(source: ModelSource) -> DecoderConfig:
     """
     architecture = architecture_of(source)
     if source.kind == "folder":
-        return architecture.from_config(Settings(source.config, source.error))
-    assert architecture.from_gguf is not None
+        return _read(lambda: architecture.from_config(Settings(source.config, source.error)), source.error)
+    read = architecture.from_gguf
+    assert read is not None
     settings = settings_of(
         source.config,
         source.architecture,
@@ -81,7 +83,7 @@ def config_of(source: ModelSource) -> DecoderConfig:
         interleaved_rope=source.interleaved_rope,
         norms_include_one=source.norms_include_one,
     )
-    return architecture.from_gguf(settings)
+    return _read(lambda: read(settings), source.error)
 
 
 def architecture_of(source: ModelSource) -> Architecture:
@@ -109,7 +111,7 @@ def architecture_of(source: ModelSource) -> Architecture:
     return found
 
 
-def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = ModelError) -> DecoderConfig:
+def config_from(config: Mapping[str, Any], error: Callable[[str], ModelError] = ModelError) -> DecoderConfig:
     """Read what a model is made of from the contents of its config.json.
 
     Parameters
@@ -133,8 +135,24 @@ def config_from(config: Mapping[str, Any], error: type[ModelError] | Any = Model
     architecture = MODEL_TYPES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise error(_unknown(name, MODEL_TYPES))
-    return architecture.from_config(Settings(config, error))
+    return _read(lambda: architecture.from_config(Settings(config, error)), error)
+
+
+def _read(read: Callable[[], DecoderConfig], error: Callable[[str], ModelError]) -> DecoderConfig:
+    """Read a configuration; values that fit nothing are the file's fault, wherever that is noticed."""
+    try:
+        return read()
+    except ModelError:
+        raise
+    except (ValueError, ArithmeticError) as problem:
+        raise error(f"its configuration makes no model: {problem}") from problem
 
 
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
-    return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"
+    if isinstance(name, str) and name in ENCODER_TYPES:
+        return f"its architecture is an encoder, {name}, which continues no texts: load and npumatmul embed take it"
+    encoders = ENCODER_TYPES if known is MODEL_TYPES else ("bert",)
+    return (
+        f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "
+        f"{', '.join(encoders)}"
+    )

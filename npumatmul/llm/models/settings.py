@@ -19,6 +19,7 @@ REQUIRED: Final[Any] = object()
 """The default of a value that has to be there."""
 
 MAX_LAYERS = 1 << 12
+MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
 MAX_LIST = 1 << 16  # values in a list: as many as there are layers, or half as many as a head has values
 
 
@@ -81,8 +82,29 @@ class Settings:
         """Look up the number of layers: lists of that length are made before all else is checked."""
         value = self.integer(name)
         if not 1 <= value <= MAX_LAYERS:
-            raise self.error(f"{self._named(name)} is {value}; n_layers must be between 1 and {MAX_LAYERS}")
+            raise self.error(f"{self._named(name)} is {shown(value)}; n_layers must be between 1 and {MAX_LAYERS}")
         return int(value)
+
+    def size(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up an integer between 1 and more than any size of a model."""
+        value = self.integer(name, default)
+        if value is not default and not 1 <= value <= MAX_SIZE:
+            raise self.error(f"{self._named(name)} is {shown(value)}; it must be between 1 and {MAX_SIZE}")
+        return value
+
+    def window(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up how many tokens a layer looks back at."""
+        value = self.integer(name, default)
+        if value is not default and value < 0:
+            raise self.error(f"{self._named(name)} is {shown(value)}; it cannot be negative")
+        return value
+
+    def positive(self, name: str, default: Any = REQUIRED) -> Any:
+        """Look up a finite number above 0."""
+        value = self.number(name, default)
+        if value is not default and value <= 0:
+            raise self.error(f"{self._named(name)} is {value}; it must be a positive number")
+        return value
 
     def number(self, name: str, default: Any = REQUIRED) -> Any:
         """Look up a finite number."""

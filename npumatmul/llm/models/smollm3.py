@@ -18,13 +18,13 @@ def _from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings)
     n_layers = sizes["n_layers"]
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"], THETA)
-    interval = settings.integer("no_rope_layer_interval", INTERVAL)
+    interval = settings.size("no_rope_layer_interval", INTERVAL)
     told = settings.sequence("no_rope_layers", int)  # 1 where positions are told
     if told is None:
-        told = [] if interval < 1 else _told(n_layers, interval)
+        told = _told(n_layers, interval)
     if len(told) < n_layers or not {0, 1}.issuperset(told):
         raise settings.error(f"'no_rope_layers' must have a 0 or a 1 for each of the {n_layers} layers")
-    window = settings.integer("sliding_window", None)
+    window = settings.window("sliding_window", None)
     slides = settings.flag("use_sliding_window", False) and window is not None
     windows = from_folder.layer_windows(settings, n_layers, [slides and not each for each in told[:n_layers]], window)
     bias = settings.flag("attention_bias", False)

@@ -14,7 +14,7 @@ __all__ = ["STARCODER2"]
 def _from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings)
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
-    window = settings.integer("sliding_window", None)
+    window = settings.window("sliding_window", None)
     bias = settings.flag("use_bias", True)
     settings.must_be("norm_type", "layer_norm")
     settings.must_be("mlp_type", "default")
