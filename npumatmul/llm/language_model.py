@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
@@ -32,7 +33,7 @@ Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 """A text to go on with, the messages of a conversation, or token numbers."""
 
 
-class Model:
+class Model(Uncopied):
     """A language model; `load` makes it.
 
     Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
@@ -82,7 +83,7 @@ class Model:
         self._sentence = loaded.sentence
         self._turns = Turns(f"the model {self.name}")
         self._kept: KVCache | None = None
-        self._keeping = threading.Lock()
+        self._keeping = threading.RLock()  # the collector may end a dropped generation inside it
 
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""

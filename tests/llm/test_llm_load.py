@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -273,8 +276,17 @@ def test_prompts_that_cannot_be_used(model: Model, prompt: Any, kind: type[Excep
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"max_tokens": 0}, ValueError, "max_new_tokens is 0"),
-        ({"max_tokens": 1.5}, TypeError, "float"),
+        ({"max_tokens": 0}, ValueError, "max_tokens .* is 0"),
+        ({"max_tokens": 1.5}, TypeError, "max_tokens .* is 1.5; it must be a whole number"),
+        ({"max_tokens": None}, TypeError, "max_tokens .* is None"),
+        ({"max_tokens": True}, TypeError, "max_tokens .* is True"),
+        ({"stop": None}, TypeError, "stop is a text or a list of texts, not NoneType"),
+        ({"stop": b"x"}, TypeError, "not bytes"),
+        ({"stop_ids": 5}, TypeError, "stop_ids are numbers of tokens, not int"),
+        ({"stop_ids": "ab"}, TypeError, "texts that end an answer are stop"),
+        ({"stop_ids": ["a"]}, TypeError, "one of stop_ids is 'a'"),
+        ({"stop_ids": [1.5]}, TypeError, "one of stop_ids is 1.5"),
+        ({"logprobs": "a"}, TypeError, "logprobs.* is 'a'; it must be a whole number"),
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'"),
         ({"min_p": 2}, ValueError, "min_p is 2; it must be from 0 to 1"),
@@ -283,7 +295,7 @@ def test_prompts_that_cannot_be_used(model: Model, prompt: Any, kind: type[Excep
         ({"stop": ["a", 3]}, TypeError, "stop is a text or a list of texts; 3 is none"),
         ({"stop": ["a"] * 65}, ValueError, "at most 64"),
         ({"logprobs": -1}, ValueError, "logprobs is -1"),
-        ({"logprobs": True}, TypeError, "logprobs is how many"),
+        ({"logprobs": True}, TypeError, "logprobs.* is True"),
     ],
 )
 def test_options_that_cannot_be_used(
@@ -528,6 +540,45 @@ def test_an_interrupt_anywhere_leaves_the_line_moving() -> None:
         assert turns.waiting == 0
         use()
     assert position > 5
+
+
+def test_a_thread_never_waits_for_itself(tiny: Any) -> None:
+    """What a callback asks of its own model is refused, or it would hang; the model goes on."""
+    said: list[str] = []
+
+    def progress(done: int, total: int) -> None:
+        for ask in (lambda: list(model.generate(PROMPT)), lambda: model.logits(PROMPT), model.close):
+            with pytest.raises(RuntimeError, match="at work in this very thread") as caught:
+                ask()
+            said.append(str(caught.value))
+
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        answer = [piece.token for piece in model.generate(PROMPT, max_tokens=3, stop_ids=(), progress=progress)]
+        assert answer == greedy(tiny, PROMPT, 3)
+        assert len(said) >= 3
+        assert not model.closed
+
+
+def test_a_dropped_generation_may_end_while_the_kept_cache_is_looked_at(tiny: Any) -> None:
+    """The collector ends a generation in whatever thread, at whatever place."""
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        left = model.generate(PROMPT, max_tokens=5)
+        next(left)
+        with model._keeping:
+            left.close()
+        assert [piece.token for piece in model.generate(PROMPT, max_tokens=2, stop_ids=())] == greedy(tiny, PROMPT, 2)
+
+
+@pytest.mark.parametrize("double", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_models_and_generations_are_not_doubled(tiny: Any, double: Callable[[object], object]) -> None:
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        running = model.generate(PROMPT, max_tokens=3, stop_ids=())
+        first = next(running).token
+        for each in (model, running):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                double(each)
+        gc.collect()
+        assert [first, *(piece.token for piece in running)] == greedy(tiny, PROMPT, 3)
 
 
 def test_closing_a_model_that_is_waited_for(tiny: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
@@ -148,7 +149,7 @@ class _Cancelled(Exception):
     """Ends a prompt that is being read."""
 
 
-class Generation(Iterator[Piece]):
+class Generation(Uncopied, Iterator[Piece]):
     """A running generation: an iterator over pieces. Made by `generate` and `Model.generate`.
 
     Attributes
@@ -183,15 +184,15 @@ class Generation(Iterator[Piece]):
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
-        max_new_tokens = operator.index(max_new_tokens)
+        max_new_tokens = _whole("max_new_tokens (max_tokens of a model)", max_new_tokens)
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+            raise ValueError(f"max_new_tokens (max_tokens of a model) is {max_new_tokens}; it must be 1 or more")
         self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._model = model
         self._sampler = Sampler(sampling)
         self._decoder = StreamDecoder(tokenizer, continues=continues)
-        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
+        self._stop_ids = _checked_stop_ids(tokenizer.stop_ids if stop_ids is None else stop_ids)
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
@@ -425,12 +426,23 @@ def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
     return numbers
 
 
+def _whole(what: str, value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} is {value!r}; it must be a whole number")
+    return operator.index(value)
+
+
+def _checked_stop_ids(ids: Iterable[int]) -> frozenset[int]:
+    """Tokens that end an answer; one that no answer can have does no harm, what is no token would never end one."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise TypeError(f"stop_ids are numbers of tokens, not {type(ids).__name__}; texts that end an answer are stop")
+    return frozenset(_whole("one of stop_ids", each) for each in ids)
+
+
 def _checked_logprobs(count: int | None) -> int | None:
     if count is None:
         return None
-    if isinstance(count, bool):
-        raise TypeError("logprobs is how many of the most probable tokens to tell beside each, 0 or more, or None")
-    count = operator.index(count)
+    count = _whole("logprobs, of how many tokens to tell it,", count)
     if not 0 <= count <= MOST_LOGPROBS:
         raise ValueError(f"logprobs is {count}; it must be from 0 to {MOST_LOGPROBS}, or None")
     return count

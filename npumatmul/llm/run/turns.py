@@ -55,6 +55,8 @@ class Turns:
         ------
         npumatmul.errors.ClosedError
             If the line was closed; from `pass_on` too.
+        RuntimeError
+            If the thread has a turn already, so that it would wait for itself.
         """
         place = self._wait(unwanted)
 
@@ -75,6 +77,7 @@ class Turns:
         place = _Place()
         try:
             with self._changed:
+                self._refuse_own("wait for it")
                 self._line.append(weakref.ref(place))
                 while not self.closed and not unwanted() and self._first() is not place:
                     self._changed.wait(_LOOK_AGAIN)
@@ -91,12 +94,28 @@ class Turns:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody begin any more, and wait until the one whose turn it is has ended."""
+        """Let nobody begin any more, and wait until the one whose turn it is has ended.
+
+        Raises
+        ------
+        RuntimeError
+            If that is the thread that calls: then nothing is closed.
+        """
         with self._changed:
+            self._refuse_own("close it")
             self.closed = True
             self._changed.notify_all()
             while self._first() is not None:
                 self._changed.wait(_LOOK_AGAIN)
+
+    def _refuse_own(self, what: str) -> None:
+        """Raise where a thread would wait for itself, as in a callback or a handler of signals."""
+        first = self._first()
+        if first is not None and first.thread == threading.get_ident():
+            raise RuntimeError(
+                f"{self._what} is at work in this very thread, which cannot {what} meanwhile: a callback of progress or"
+                " a handler of signals may cancel a generation, and do the rest when it has ended"
+            )
 
     def _first(self) -> _Place | None:
         while self._line:
@@ -118,7 +137,8 @@ class Turns:
 class _Place:
     """A place in the line."""
 
-    __slots__ = ("__weakref__", "over")
+    __slots__ = ("__weakref__", "over", "thread")
 
     def __init__(self) -> None:
         self.over = False
+        self.thread = threading.get_ident()
