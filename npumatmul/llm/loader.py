@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -128,7 +128,7 @@ def load(
             if encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress)
                 return Model(model, scheme=scheme, device=target)
-            build.check(encoder_config_of(source).n_layers, head=False)
+            build.check(layer_names(encoder_config_of(source).n_layers)[:-1])
             return load_encoder_model(source, build, scheme=scheme, device=target, context=context, progress=progress)
 
         if target is None:
@@ -219,15 +219,14 @@ class _Plan:
                 found = scheme
         return found
 
-    def check_patterns(self, n_layers: int, head: bool) -> None:
+    def check_patterns(self, names: Sequence[str]) -> None:
         """Refuse patterns that no layer has a name for: what they were to do would be missed silently."""
-        names = layer_names(n_layers) if head else layer_names(n_layers)[:-1]
+        inside = [name for name in names if name != "head"]
         for pattern in self.policy:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f"load: policy has {pattern!r}, but no layer of the model is called so; its layers are "
-                    f"blk.0.qkv, blk.0.attn_out, blk.0.gate_up, blk.0.down to blk.{n_layers - 1}.down"
-                    + (", and head" if head else "")
+                    f"{', '.join(names[:4])} to {inside[-1]}" + (", and head" if len(inside) < len(names) else "")
                 )
 
     def how(self) -> dict[str, object]:
@@ -242,9 +241,9 @@ class _Built:
     def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None) -> None:
         self._plan, self._device, self._pack = plan, device, pack
 
-    def check(self, n_layers: int, *, head: bool = True) -> None:
+    def check(self, names: Sequence[str]) -> None:
         """Look at the plan when the layers are known, before anything is read."""
-        self._plan.check_patterns(n_layers, head)
+        self._plan.check_patterns(names)
 
     def ready(self, name: str) -> Product | None:
         """The product of a layer, if nobody has to read its weight."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -335,7 +336,40 @@ class GGUFFile:
             If there is no such tensor, its shape is another one, its storage type cannot be dequantized, or it holds
             NaN or infinity.
         """
-        info = self._info(name, shape)
+        return self._values(self._info(name, shape))
+
+    def matrix(self, name: str, number: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Read and dequantize rows of one matrix of a stack, and nothing else of it.
+
+        Parameters
+        ----------
+        name : str
+            Name of the tensor, which has three dimensions.
+        number : int
+            Of the matrix.
+        start, stop : int
+            Its rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, columns)
+            As of `tensor`.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            As `tensor`.
+        """
+        info = self._info(name, None)
+        count, rows, columns = info.shape
+        if not (0 <= number < count and 0 <= start <= stop <= rows):
+            raise ValueError(f"rows {start} to {stop} of matrix {number} are not in a stack of shape {info.shape}")
+        row_bytes = info.nbytes // (count * rows)
+        offset = info.offset + (number * rows + start) * row_bytes
+        shape = (stop - start, columns)
+        return self._values(dataclasses.replace(info, shape=shape, offset=offset, nbytes=shape[0] * row_bytes))
+
+    def _values(self, info: TensorInfo) -> NDArray[np.float32]:
         values = np.empty(info.shape, np.float32)
         if info.nbytes == 0:
             return values
@@ -347,7 +381,7 @@ class GGUFFile:
             part = flat[done * block : (done + count) * block]
             part[:] = self._dequantize(info, _joined(piece, count, block_bytes)).reshape(-1)
             if not (np.isfinite(part.min()) and np.isfinite(part.max())):
-                raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
+                raise self.error(f"tensor {info.name!r} holds NaN or infinity; fetch or convert the file again")
             done += count
         return values
 

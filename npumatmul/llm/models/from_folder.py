@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
 from npumatmul.llm.models.settings import REQUIRED, Settings
 
 __all__ = [
     "activation",
     "alike",
     "decoder_config",
+    "experts",
     "layer_windows",
     "no_windows",
     "number_or_none",
@@ -50,6 +51,8 @@ IGNORED = frozenset(
         "embedding_dropout",
         "eos_token_id",
         "hidden_dropout",
+        "output_router_logits",
+        "router_aux_loss_coef",
         "id2label",
         "initializer_range",
         "is_llama_config",
@@ -143,6 +146,27 @@ def activation(settings: Settings, name: str = "hidden_act", default: str = "sil
     """Read the function of the feed-forward network."""
     settings.must_be(name, default, *(each for each in ACTIVATIONS if each != default))
     return ACTIVATIONS[settings.text(name, default)]
+
+
+def experts(settings: Settings, *, size: str, softmax: Literal["all", "chosen"], normalize: bool) -> Experts:
+    """Read how many experts there are, and how they are chosen.
+
+    Parameters
+    ----------
+    settings : Settings
+        The configuration.
+    size : str
+        What the width inside an expert is called.
+    softmax, normalize
+        As of `Experts`.
+    """
+    count, other = settings.size("num_experts", None), settings.size("num_local_experts", None)
+    if count is None and other is None:
+        raise settings.error("'num_experts' is missing")
+    if None not in (count, other) and count != other:
+        raise settings.error(f"'num_experts' is {count} and 'num_local_experts' {other}; both name the same")
+    number = other if count is None else count
+    return Experts(number, settings.size("num_experts_per_tok"), settings.size(size), softmax, normalize)
 
 
 def layer_windows(settings: Settings, n_layers: int, sliding: list[bool], window: int | None) -> list[int | None]:

@@ -177,8 +177,10 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
 def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    if config.n_layers > len(source.weights):  # each has several
-        raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
+    held = len(source.weights)  # each layer has several, and so has each expert
+    for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
+        if count > held:
+            raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")
 
 
 def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTensors]:
