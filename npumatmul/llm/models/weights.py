@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from npumatmul.files.reading import shown
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder import Decoder
@@ -169,8 +169,7 @@ def _decoder(source: ModelSource, config: DecoderConfig) -> Decoder:
 def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
     if context_length is None:
         return config
-    if operator.index(context_length) < 1:
-        raise ValueError(f"context_length is {context_length}; it must be 1 or more")
+    count_from_one(context_length, "context_length", "load_model")
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
