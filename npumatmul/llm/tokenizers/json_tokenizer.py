@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import parse_json, shown
 from npumatmul.llm.tokenizers.bpe import byte_alphabet
-from npumatmul.llm.tokenizers.json_checks import check_steps, decoder_steps
+from npumatmul.llm.tokenizers.json_checks import PARTS, check_steps, decoder_steps
 from npumatmul.llm.tokenizers.protocol import STOP_TOKENS, BaseTokenizer, SpecialTokens
 
 logger = logging.getLogger(__name__)
@@ -290,19 +290,21 @@ def _parsed(content: bytes, name: str, error: Problem) -> dict[str, Any]:
 
 
 def _backend(content: bytes, error: Problem) -> tuple[Tokenizer, dict[str, Any]]:
-    described = _parsed(content, "tokenizer.json", error)
-    check_steps(described, error)
+    """The tokenizer, and what its parts but the model are, as JSON has them."""
     try:
         backend = Tokenizer.from_str(content.decode("utf-8"))
         backend.no_truncation()
         backend.no_padding()
         if getattr(backend.model, "dropout", None) is not None:
             backend.model.dropout = None  # for training: it makes the same text other tokens each time
+        parts = {name: getattr(backend, name) for name in PARTS}
+        described = {name: None if part is None else parse_json(part.__getstate__()) for name, part in parts.items()}
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as failure:  # the tokenizers package raises plain Exception, or panics
         raise error(f"its tokenizer.json is damaged: {shown(str(failure))}") from failure
-    return backend, {key: described.get(key) for key in ("decoder",)}
+    check_steps(described, error)
+    return backend, described
 
 
 def _add_tokens(backend: Tokenizer, config: Mapping[str, Any], error: Problem) -> None:
