@@ -90,6 +90,21 @@ def test_noise_does_not_matter_much() -> None:
     assert fit.rms(fit.errors(found.model, observed)) < 0.025
 
 
+def test_runs_that_were_disturbed_decide_nothing() -> None:
+    """One run in ten takes up to half as long again, as where something else came in between."""
+    rng = np.random.default_rng(2)
+    truth = scaled("rk3588", {"start_seconds": 0.7, "bandwidth_one_core": 1.2, "peak int8": 0.8, "buffer_bytes": 0.8})
+    observed = {
+        point: seconds * math.exp(0.01 * rng.standard_normal()) * (1 + rng.uniform(0.2, 0.5) * (rng.random() < 0.1))
+        for point, seconds in times(truth).items()
+    }
+    found = fit.fit(TIMINGS["rk3588"], observed)
+    values, wanted = fit.values_of(found.model), fit.values_of(truth)
+    for name in found.noticed:
+        assert abs(math.log(values[name] / wanted[name])) < 0.05, name
+    assert {"start_seconds", "bandwidth_one_core", "buffer_bytes", "peak int8"} <= found.noticed
+
+
 def test_a_constant_that_nothing_depends_on_stays() -> None:
     """Such fast products that every run waits for memory: the peak is at least what it was."""
     truth = scaled("rk3562", {"peak float16": 50.0})

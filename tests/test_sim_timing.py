@@ -137,6 +137,24 @@ def test_constants_that_are_none_are_refused(text: str, fresh_device: npu.Device
         pass
 
 
+def test_a_version_without_synchronisation_has_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding A begins them, so that a product on one core does not share its memory with one before on three."""
+    monkeypatch.setenv("NPUMATMUL_SIM_RUNTIME", "1.5.2")
+    b = np.ones((1024, 3072), np.int8)
+    with npu.Device("sim:rk3588") as device, sim.configured(device, timing="model"):
+        for cores in (3, 1):
+            with npu.Matmul(np.ones((1, 1024), np.int8), b, options={"cores": cores}, device=device) as product:
+                plan = product.plan()
+                assert plan is not None
+                assert plan.modelled is not None
+                assert plan.cores == cores
+                product.execute()
+                before = elapsed(device)
+                product.execute()
+                modelled = plan.modelled.device + plan.modelled.binding
+                assert elapsed(device) - before == pytest.approx(modelled, rel=1e-4)
+
+
 # ---- runs that take their time -------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@
 #include "clock.h"
 #include "context.h"
 #include "counters.h"
+#include "functions.h"
 #include "log.h"
 #include "operands.h"
 #include "registry.h"
@@ -106,6 +107,10 @@ static int set_io_mem(sim_context *context, sim_memory *memory, const rknn_matmu
   switch (attr->name[0]) {
     case 'A':
       bind_in_place(&context->a, memory, start);
+      /* What tells of new operands where nothing is synchronised. */
+      if (!sim_call_exists(CALL_MEM_SYNC, context->settings.runtime)) {
+        sim_clock_sync(context->chip->index, context->core_mask);
+      }
       sim_clock_bind(context, 0);
       return RKNN_SUCC;
     case 'C':

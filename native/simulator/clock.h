@@ -6,6 +6,7 @@
  *
  *   - Runs come in batches. rknn_mem_sync to the device ends a batch if the core of its context has run in it, and if that
  *     context leaves the core to the runtime, or there is none, if any core has: new operands are made of old results.
+ *     In a version that has no such call, set_io_mem of A is what ends it.
  *   - In a batch, runs on one core follow one another, and those on different cores overlap: as many cores as have runs
  *     in the batch share the memory during all of it.
  *   - set_io_mem takes the time of whoever serves the core, between its runs.
@@ -32,7 +33,7 @@ void sim_clock_run(const sim_context *context, int core);
 /* A tensor was bound, and so many bytes of it packed. */
 void sim_clock_bind(const sim_context *context, size_t packed_bytes);
 
-/* A synchronisation to the device through a context with that core mask, or RKNN_NPU_CORE_AUTO. */
+/* New operands through a context with that core mask, or RKNN_NPU_CORE_AUTO. */
 void sim_clock_sync(int chip, int core_mask);
 
 /* Whether no run of the core has ended in the present batch. */

@@ -15,6 +15,7 @@
 static pthread_cond_t changed;
 static sim_pace *going_on;
 static uint64_t let_go; /* how often */
+static bool may_wait;
 
 static int64_t nanoseconds(void) {
   struct timespec now;
@@ -60,6 +61,7 @@ void sim_pace_begin(sim_pace *pace, const sim_context *context, int core) {
   sim_take(LOCK_PACE);
   pace->since = nanoseconds();
   settle(pace->since);
+  pace->began = let_go;
   pace->next = going_on;
   going_on = pace;
   pthread_cond_broadcast(&changed);
@@ -69,7 +71,7 @@ void sim_pace_begin(sim_pace *pace, const sim_context *context, int core) {
 void sim_pace_end(sim_pace *pace) {
   if (!pace->waits) return;
   sim_take(LOCK_PACE);
-  for (uint64_t before = let_go; before == let_go;) {
+  while (may_wait && pace->began == let_go) {
     const double left = present_seconds(pace) * (1 - pace->done); /* from since on */
     const int64_t end = pace->since + (int64_t)((left < LONGEST_WAIT ? left : LONGEST_WAIT) * 1e9), now = nanoseconds();
     if (now >= end && left < LONGEST_WAIT) break;
@@ -85,8 +87,9 @@ void sim_pace_end(sim_pace *pace) {
   sim_give(LOCK_PACE);
 }
 
-void sim_pace_let_go(void) {
+void sim_pace_set(bool may) {
   sim_take(LOCK_PACE);
+  may_wait = may;
   let_go++;
   pthread_cond_broadcast(&changed);
   sim_give(LOCK_PACE);

@@ -110,7 +110,7 @@ static bool apply_timing(const char *text) {
   int chosen = choice(text, (const char *const[]){"off", "model", "realtime"}, 3);
   if (chosen < 0) return false;
   settings.timing = (sim_timing_mode)chosen;
-  sim_pace_let_go();
+  sim_pace_set(settings.timing == TIMING_REALTIME);
   return true;
 }
 

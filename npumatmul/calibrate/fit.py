@@ -24,6 +24,8 @@ _NUDGE, _NOTICED = 1.1, 0.005
 _UNSURE, _LEAST_NOISE = 0.1, 0.001
 #: What pulls a constant that no point depends on to where the fit began.
 _PULL = 1e-6
+#: From here on an error is taken to be a disturbance's.
+_LARGE = 0.03
 #: Buffers that are looked at more closely.
 _BEST = 6
 
@@ -73,6 +75,12 @@ def errors(model: TimingModel, observed: Mapping[Point, float]) -> NDArray[np.fl
     return np.array([math.log(point.seconds(model) / seconds) for point, seconds in observed.items()])
 
 
+def _muted(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Errors whose squares grow like errors where they are large: a run that was disturbed decides nothing."""
+    scale = _LARGE
+    return np.asarray(np.sign(values) * scale * np.sqrt(2 * (np.sqrt(1 + (values / scale) ** 2) - 1)))
+
+
 def rms(values: NDArray[np.float64]) -> float:
     """Root mean square."""
     return float(np.sqrt(np.mean(values**2)))
@@ -107,10 +115,10 @@ def fit(prior: TimingModel, observed: Mapping[Point, float]) -> Fit:
     candidates = []
     for factor in _BUFFER:
         model = _with_peaks(with_values(base, {"buffer_bytes": prior.buffer_bytes * float(factor)}), observed)
-        candidates.append((rms(errors(model, observed)), model.buffer_bytes, model))
+        candidates.append((rms(_muted(errors(model, observed))), model.buffer_bytes, model))
     best = min(
         (_polished(model, observed) for _, _, model in sorted(candidates, key=lambda each: each[:2])[:_BEST]),
-        key=lambda model: rms(errors(model, observed)),
+        key=lambda model: rms(_muted(errors(model, observed))),
     )
     best = _polished(_middle_of_buffers(best, observed), observed)
     return _cautious(prior, best, observed)
@@ -185,7 +193,7 @@ def _polished(model: TimingModel, observed: Mapping[Point, float]) -> TimingMode
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         other = with_values(model, dict(zip(names, np.exp(logs).tolist(), strict=True)))
-        return np.append(errors(other, observed), _PULL * (logs - first))
+        return np.append(_muted(errors(other, observed)), _PULL * (logs - first))
 
     logs = _least_squares(residuals, first)
     return with_values(model, dict(zip(names, np.exp(logs).tolist(), strict=True)))
@@ -221,7 +229,7 @@ def _middle_of_buffers(model: TimingModel, observed: Mapping[Point, float]) -> T
         with_values(model, {"buffer_bytes": model.buffer_bytes * factor})
         for factor in np.exp(np.arange(-40, 41) / 1000)
     ]
-    found = [rms(errors(each, observed)) for each in near]
+    found = [rms(_muted(errors(each, observed))) for each in near]
     least = min(found)
     same = [each for each, error in zip(near, found, strict=True) if error <= least * (1 + 1e-6) + 1e-12]
     return same[len(same) // 2]
@@ -234,6 +242,7 @@ def _cautious(prior: TimingModel, fitted: TimingModel, observed: Mapping[Point, 
     so high.
     """
     now, known, slopes = errors(fitted, observed), [], []
+    noise = max(1.48 * float(np.median(np.abs(now))), _LEAST_NOISE)  # the deviation, but for what was disturbed
     values, old = values_of(fitted), values_of(prior)
 
     def moved(name: str, factor: float) -> NDArray[np.float64]:
@@ -246,12 +255,12 @@ def _cautious(prior: TimingModel, fitted: TimingModel, observed: Mapping[Point, 
             slopes.append((up - down) / (2 * math.log(_NUDGE)))
     if known:
         square = np.array(slopes) @ np.array(slopes).T
-        deviations = max(rms(now), _LEAST_NOISE) * np.sqrt(np.diag(np.linalg.pinv(square)))
+        deviations = noise * np.sqrt(np.diag(np.linalg.pinv(square)))
         known = [name for name, deviation in zip(known, deviations, strict=True) if deviation < _UNSURE]
     for name in set(values) - set(known):
         for value in (old[name], max(old[name], values[name])):
             other = with_values(fitted, {name: value})
-            if float(np.max(np.abs(errors(other, observed) - now))) <= max(_NOTICED, rms(now)):
+            if float(np.max(np.abs(errors(other, observed) - now))) <= max(_NOTICED, noise):
                 fitted = other
                 break
     return Fit(fitted, frozenset(known))

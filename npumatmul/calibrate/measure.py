@@ -106,14 +106,17 @@ def _bound(device: Device, point: Point) -> Iterator[tuple[MatmulContext, tuple[
 def _alone(device: Device, point: Point, clock: Clock, budget: float) -> Sample:
     runtime = device.runtime
     with _bound(device, point) as (context, (a, _, _)):
-        return _sample(lambda: runtime.matmul_run(context.handle, run_proven), lambda: _refresh(a), clock, budget)
+        return _sample(
+            lambda: runtime.matmul_run(context.handle, run_proven), lambda: _refresh(device, context, a), clock, budget
+        )
 
 
-def _refresh(a: Buffer) -> None:
-    """New operands: what is measured next does not belong to what was measured before."""
+def _refresh(device: Device, context: MatmulContext, a: Buffer) -> None:
+    """New operands: what is timed next does not belong to what was timed before."""
     with a.write():
         pass
     a.memory.flush()
+    device.runtime.matmul_set_io_mem(context.handle, a.memory.pointer, context.a.struct)
 
 
 def _together(device: Device, point: Point, clock: Clock, budget: float) -> Sample:
@@ -154,7 +157,7 @@ def measure_binding(device: Device, clock: Clock, budget: float) -> Sample:
                 for struct, pointer in pairs:
                     runtime.matmul_set_io_mem(context.handle, pointer, struct)
 
-        all_of_them = _sample(bind, lambda: _refresh(buffers[0]), clock, budget)
+        all_of_them = _sample(bind, lambda: _refresh(device, context, buffers[0]), clock, budget)
     return Sample(all_of_them.seconds / (3 * _BINDINGS), all_of_them.spread)
 
 

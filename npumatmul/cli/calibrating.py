@@ -72,8 +72,8 @@ def _show(found: Calibration) -> None:
             Column("before", [_figure(each.before) for each in constants]),
             Column("after", [_figure(each.after) for each in constants]),
             Column("ratio", [f"{each.after / each.before:.2f}" for each in constants]),
-            Column("", ["" if each.noticed else "as before: nothing timed depends on it" if each.before == each.after
-                        else "at least" for each in constants], left=True),
+            Column("", ["" if each.noticed else "as before: no run decides it" if each.before == each.after
+                        else "unsure, or at least so much" for each in constants], left=True),
         ],
     )  # fmt: skip
     before, after = found.error(found.before), found.error(found.after)

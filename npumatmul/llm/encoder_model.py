@@ -22,6 +22,8 @@ from npumatmul.llm.run.embedding import BATCH_SIZE, batches, checked_texts, embe
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.turns import Turns
 from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
+from npumatmul.llm.tokenizers.opening import tokenizer_of
+from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.product import Pack
 
@@ -49,7 +51,7 @@ class EncoderModel(Model):
         self,
         source: ModelSource,
         encoder: Encoder,
-        tokenizer: JSONTokenizer,
+        tokenizer: Tokenizer,
         sentence: SentenceConfig,
         *,
         scheme: str,
@@ -62,7 +64,7 @@ class EncoderModel(Model):
         self.tokenizer, self.context = tokenizer, context
         self.vocab_size = encoder.config.vocab_size
         self.load_seconds = load_seconds
-        self._encoder, self._pairs, self._sentence = encoder, tokenizer, sentence
+        self._encoder, self._sentence = encoder, sentence
         self._turns = Turns(f"the model {self.name}")
 
     def embed(
@@ -108,7 +110,10 @@ class EncoderModel(Model):
             raise ModelError(f"the model {self.name} gives {config.head.labels} scores for a text; rerank needs one")
         (asked,), given = checked_texts([query], "rerank: the query"), checked_texts(texts, "rerank")
         count_from_one(batch_size, "batch_size", "rerank")
-        pairs = [self._pairs.encode_pair(asked, each, self.context) for each in given]
+        tokenizer = self.tokenizer
+        if not isinstance(tokenizer, JSONTokenizer):
+            raise ModelError(f"the model {self.name} has a tokenizer that knows no pairs of texts")
+        pairs = [tokenizer.encode_pair(asked, each, self.context) for each in given]
         made = np.empty(len(pairs), np.float32)
         done = 0
         for batch in batches([len(ids) for ids, _ in pairs], batch_size):
@@ -182,7 +187,7 @@ def load_encoder_model(
     sentence = sentence_config_of(source)
     encoder = load_encoder(source, pack, progress=progress)
     config = encoder.config
-    tokenizer = JSONTokenizer(source.tokenizer_files, vocab_size=config.vocab_size, error=source.error, answers=False)
+    tokenizer = _tokenizer(source, config.vocab_size)
     limits = (config.context_length, sentence.longest, context)
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
@@ -196,3 +201,9 @@ def load_encoder_model(
         context=min(each for each in limits if each is not None),
         load_seconds=seconds,
     )
+
+
+def _tokenizer(source: ModelSource, vocab_size: int) -> Tokenizer:
+    if source.kind == "gguf":
+        return tokenizer_of(source, vocab_size)
+    return JSONTokenizer(source.tokenizer_files, vocab_size=vocab_size, error=source.error, answers=False)

@@ -59,11 +59,12 @@ class NpuQuantizedLinear:
         """``(K, N)``."""
         return self.weight.shape
 
-    @classmethod
-    def of_layer(cls, layer: QuantizedLayer | PackedLayer, device: Device) -> NpuQuantizedLinear:
+    @staticmethod
+    def of_layer(layer: QuantizedLayer | PackedLayer, device: Device) -> Product:
         """Put a layer onto a device; tiles of a packed one are copied as they are."""
         weight = layer.on(device) if isinstance(layer, PackedLayer) else pack_layer(layer, device)
-        return cls(weight, layer.offset, layer.bias, layer.centre)
+        extras = {part: array for part in EXTRAS if (array := getattr(layer, part)) is not None}
+        return product_of_parts(weight, extras)
 
     def __call__(self, x: Float32) -> Float32:
         """Multiply ``(M, K)`` to ``(M, N)``."""

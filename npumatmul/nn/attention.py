@@ -265,7 +265,7 @@ class Attention(Module):
         gate = None
         if self._turns_at_once and isinstance(qkv, np.ndarray):
             assert self.rope is not None
-            both = qkv[..., : self._q_and_k].reshape(*split, -1, dim).swapaxes(1, 2)
+            both = qkv[..., : self._q_and_k].reshape(*split, self._heads + kv_heads, dim).swapaxes(1, 2)
             both = self.rope(both, offset, positions)
             q, k, v = both[:, : self._heads], both[:, self._heads :], qkv[..., self._q_and_k :]
         else:

@@ -33,7 +33,7 @@ from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["AttentionPlan", "AttentionPlans", "NpuProducts", "plan_attention"]
 
-#: Keys of a block: what float16 products of that depth do well (facts, roofline of large K), and scores have room for.
+#: Keys of a block: depths at which float16 products do not collapse yet (`npumatmul.chips.timing`); scores have room.
 _BLOCKS = (256, 512, 1024, 2048)
 #: The last block is taken to be a multiple of so many keys.
 _REST = 64

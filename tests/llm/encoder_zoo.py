@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -143,4 +144,51 @@ def sentence_folder(path: Path, *, pooling: str = "mean", normalize: bool = Fals
     if longest is not None:
         described = {"max_seq_length": longest, "do_lower_case": False}
         (path / "sentence_bert_config.json").write_text(json.dumps(described))
+    return path
+
+
+# ---- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+def write_gguf(path: Path, model: Any, *, pooling: int = 1, **metadata: Any) -> Path:
+    """Write a BERT, or an XLM-RoBERTa's states, as llama.cpp's converter does."""
+    c = model.config
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_block_count(c.num_hidden_layers)
+    unused = 0 if c.model_type == "bert" else c.pad_token_id + 1
+    writer.add_context_length(c.max_position_embeddings - unused)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_layer_norm_eps(c.layer_norm_eps)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(gguf.PoolingType(pooling))
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    for key, value in metadata.items():
+        writer.add_uint32(f"bert.{key}", value)
+    tokens = sorted(json.loads(word_tokenizer().to_str())["model"]["vocab"].items(), key=lambda each: each[1])
+    spelled = [
+        name if name in SPECIAL else name[2:] if name.startswith("##") else f"\u2581{name}" for name, _ in tokens
+    ]
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(spelled)
+    writer.add_token_types([3 if name in SPECIAL else 1 for name, _ in tokens])
+    writer.add_token_type_count(c.type_vocab_size)
+    for name, number in (("padding", 0), ("unknown", 1), ("cls", 2), ("seperator", 3)):
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(3)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, c.num_hidden_layers)
+    for name, value in model.state_dict().items():
+        if name.startswith("pooler.") or name.endswith("position_ids"):
+            continue
+        array = value.numpy()
+        if "position_embeddings" in name:
+            array = array[unused:]
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path

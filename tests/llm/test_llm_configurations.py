@@ -19,6 +19,7 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf_names import ARCHITECTURES as GGUF_LAYOUTS
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.encoders import ENCODERS
 from npumatmul.llm.models.registry import ARCHITECTURES, GGUF_ARCHITECTURES, MODEL_TYPES, config_from, config_of
 
 TYPES = sorted(MODEL_TYPES)
@@ -65,7 +66,7 @@ def _close(left: Any, right: Any) -> bool:
 
 
 def test_the_formats_of_a_registry_are_those_that_files_are_read_in() -> None:
-    assert set(GGUF_ARCHITECTURES) == set(GGUF_LAYOUTS)
+    assert {*GGUF_ARCHITECTURES, *(name for each in ENCODERS for name in each.gguf)} == set(GGUF_LAYOUTS)
     assert len({each.name for each in ARCHITECTURES}) == len(ARCHITECTURES)
 
 

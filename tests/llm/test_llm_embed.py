@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoder_zoo import VARIANTS, edit, sentence_folder, torch_model, word_tokenizer, write_folder
+from encoder_zoo import VARIANTS, Variant, edit, sentence_folder, torch_model, word_tokenizer, write_folder, write_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 from model_zoo import VARIANTS as DECODERS
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 import npumatmul.llm
 from npumatmul.errors import ClosedError, ModelError
 from npumatmul.llm.encoder_model import EncoderModel
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.models.encoders import load_encoder
 from npumatmul.llm.run import embedding
 from npumatmul.llm.run.embedding import batches
 from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
@@ -275,6 +277,19 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
         model.rerank("a", TEXTS)
 
 
+def test_who_wants_a_text_of_an_encoder_is_told_what_takes_it(tmp_path: Path) -> None:
+    path, _ = folder(tmp_path, "bert-plain")
+    with pytest.raises(
+        ModelError, match=r"its architecture is an encoder, bert, which continues no texts: load and npumatmul embed"
+    ):
+        npumatmul.llm.load_model(path, pack=npumatmul.llm.numpy_pack)
+    edit(path / "config.json", lambda config: config.update(model_type="mpnet"))
+    with pytest.raises(
+        ModelError, match=r"is 'mpnet', which is not known; known: llama, .*; and for embeddings bert, rob"
+    ):
+        npumatmul.llm.load(path, "float32")
+
+
 def test_a_head_of_several_labels_does_not_rank(tmp_path: Path) -> None:
     path, _ = folder(tmp_path, "bert-labels")
     with (
@@ -340,3 +355,40 @@ def test_a_batch_has_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         model.embed(TEXTS, progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 1
     assert seen[-1] == (len(TEXTS), len(TEXTS))
+
+
+# ---- GGUF -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pooling", "number"), [("mean", 1), ("cls", 2), ("last", 3)])
+def test_gguf_files_of_bert_give_the_same_embeddings(tmp_path: Path, pooling: str, number: int) -> None:
+    reference = torch_model(NAMED["bert-plain"])
+    path = write_gguf(tmp_path / "model.gguf", reference, pooling=number)
+    wanted = theirs(reference, TEXTS, pooling)
+    with npumatmul.llm.load(path, "float32") as model:
+        assert isinstance(model, EncoderModel)
+        np.testing.assert_allclose(model.embed(TEXTS), wanted, rtol=0, atol=1e-4 * float(np.abs(wanted).max()))
+        with pytest.raises(ModelError, match="has no head that gives scores"):
+            model.rerank("a", TEXTS)
+
+
+def test_gguf_files_of_xlm_roberta_begin_positions_with_the_first_that_is_used(tmp_path: Path) -> None:
+    reference = torch_model(Variant("xlm-roberta", "gelu", {"pad_token_id": 1, "type_vocab_size": 1}))
+    path = write_gguf(tmp_path / "model.gguf", reference, pooling=2)
+    ids = [2, *range(5, 50), 3]
+    with open_source(path) as source:
+        model = load_encoder(source, npumatmul.llm.numpy_pack)
+    assert model.config.context_length == 62
+    with torch.no_grad():
+        wanted = reference(torch.tensor([ids])).last_hidden_state[0].numpy()
+    np.testing.assert_allclose(model.states([ids])[0], wanted, rtol=0, atol=2e-5 * float(np.abs(wanted).max()))
+
+
+def test_gguf_files_with_what_is_not_known_are_refused(tmp_path: Path) -> None:
+    reference = torch_model(NAMED["bert-plain"])
+    path = write_gguf(tmp_path / "model.gguf", reference, surprise=3)
+    with pytest.raises(ModelError, match=r"'bert\.surprise' is 3"):
+        npumatmul.llm.load(path, "float32")
+    path = write_gguf(tmp_path / "none.gguf", reference, pooling=0)
+    with npumatmul.llm.load(path, "float32") as model, pytest.raises(ModelError, match="does not say how"):
+        model.embed(TEXTS)

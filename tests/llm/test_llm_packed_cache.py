@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_zoo import VARIANTS, torch_model, write_gguf
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -29,7 +30,7 @@ from npumatmul.llm.files.gguf_source import GGUFWeights
 from npumatmul.llm.packed_cache import PackedCache, key_of, set_limit
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import LayerRecipe, quantize_layer
-from npumatmul.ops.packed.files.reader import TensorFile
+from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter
 from npumatmul.running.autotune import tuning_cache
 
 DEVICE = "sim:rk3588"
@@ -113,6 +114,23 @@ def test_what_packs_is_of_no_use_after_its_block_and_does_no_harm(cache: PackedC
     assert pack.ready(name) is None
     assert pack(weight, name).shape == (96, 64)
     assert load(cache)[1] == 0
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w16a16"])
+def test_biases_are_added_alike_in_both_loads(
+    scheme: str, cache: PackedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npumatmul.llm.loader.PackedCache", lambda: cache)
+    variant = next(each for each in VARIANTS if each.gguf == "qwen2")  # its q, k and v have biases
+    path = write_gguf(tmp_path / "m.gguf", variant, torch_model(variant))
+
+    def logits() -> NDArray[np.float32]:
+        with llm.load(path, scheme, device=DEVICE) as model:
+            return model.logits([1, 104, 105])
+
+    first = logits()
+    np.testing.assert_array_equal(logits(), first)
+    assert len(cache.entries()) == 1
 
 
 def test_one_layer_at_a_time_is_floats(tiny: Any, cache: PackedCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +236,34 @@ def test_what_is_no_file_in_the_place_of_an_entry_is_made_anew(cache: PackedCach
     assert built == 3
     assert same(found, expected)
     assert load(cache)[1] == 0
+
+
+def test_an_entry_by_the_name_of_another_is_made_anew(cache: PackedCache, caplog: pytest.LogCaptureFixture) -> None:
+    """Layers of other models have the same names and shapes."""
+    expected, _ = load(cache)
+    (own,), before = cache.entries(), dict(WEIGHTS)
+    WEIGHTS.update({name: weight + weight for name, weight in WEIGHTS.items()})
+    try:
+        load(cache, "b")
+        (other,) = (each for each in cache.entries() if each.key != own.key)
+    finally:
+        WEIGHTS.update(before)
+    own.path.write_bytes(other.path.read_bytes())
+    found, built = load(cache)
+    assert built == 3
+    assert same(found, expected)
+    assert f"is the entry '{other.key}' by another name" in caplog.text
+    assert load(cache)[1] == 0
+
+
+def test_a_label_of_nothing_but_brackets_is_that_of_a_damaged_entry(cache: PackedCache) -> None:
+    load(cache)
+    (entry,) = cache.entries()
+    with TensorWriter(entry.path) as writer:
+        writer.add("some", np.zeros(3, np.int32))
+        writer.finish({packed_cache.LABEL: "[" * 100_000})
+    assert cache.entries()[0].label() == {}
+    assert load(cache)[1] == 3
 
 
 def test_an_entry_without_a_layer_is_made_anew(cache: PackedCache) -> None:

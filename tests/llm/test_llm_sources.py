@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import encoder_zoo
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize, quantize
+from model_zoo import VARIANTS as VARIANTS_OF_ALL
+from model_zoo import torch_model
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
@@ -22,40 +25,17 @@ from npumatmul.llm.files.gguf_names import ARCHITECTURES, parameter_name
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import transformers
-
-SIZES = {
-    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
-}  # fmt: skip
-CONFIGS = {
-    "llama": ("LlamaConfig", {"attention_bias": True}),
-    "smollm3": ("SmolLM3Config", {}),
-    "granite": ("GraniteConfig", {}),
-    "qwen2": ("Qwen2Config", {}),
-    "qwen3": ("Qwen3Config", {"head_dim": 4}),
-    "gemma2": ("Gemma2Config", {"head_dim": 4, "tie_word_embeddings": True}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 4, "tie_word_embeddings": True}),
-    "phi3": ("Phi3Config", {}),
-    "mistral3": ("MistralConfig", {}),
-    "starcoder2": ("Starcoder2Config", {}),
-}
+TABLE = "model.embed_tokens.weight"
+#: A small model of each architecture that GGUF files have.
+VARIANTS = {variant.gguf: variant for variant in reversed(VARIANTS_OF_ALL) if variant.gguf is not None}
+ENCODERS = {"bert": next(each for each in encoder_zoo.VARIANTS if each.name == "bert-plain")}
 TYPES = sorted(gguf.quants._type_traits, key=lambda kind: kind.name)  # all that the package can dequantize
 TYPES += [gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16]
 
 
-def tiny_torch_model(architecture: str) -> Any:
-    name, options = CONFIGS[architecture]
-    torch.manual_seed(0)
-    config = getattr(transformers, name)(**{**SIZES, **options})
-    return transformers.AutoModelForCausalLM.from_config(config)
-
-
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return tiny_torch_model("llama")
+    return torch_model(VARIANTS["llama"])
 
 
 @pytest.fixture
@@ -64,22 +44,18 @@ def folder(llama: Any, tmp_path: Path) -> Path:
     return tmp_path / "tiny"
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tensors_of_gguf_files_are_called_as_the_parameters_that_become_them(architecture: str) -> None:
-    model = tiny_torch_model(architecture)
-    names = gguf.get_tensor_name_map(
-        next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), SIZES["num_hidden_layers"]
-    )
-    parameters = {name for name, _ in model.named_parameters()}
-    assert len(parameters) > 2 * 6
+    encoder = ENCODERS.get(architecture)
+    model = torch_model(VARIANTS[architecture]) if encoder is None else encoder_zoo.torch_model(encoder)
+    kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    parameters = {name for name, _ in model.named_parameters() if not name.startswith("pooler.")}
+    assert len(parameters) > 6 * model.config.num_hidden_layers
     for parameter in parameters:
         tensor = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         assert tensor is not None
         assert parameter_name(tensor, ARCHITECTURES[architecture]) == parameter
-
-
-def test_every_architecture_has_a_model_that_checks_its_names() -> None:
-    assert CONFIGS.keys() == ARCHITECTURES.keys()
 
 
 def finite_blocks(kind: gguf.GGMLQuantizationType, blocks: int) -> NDArray[np.uint8]:
@@ -139,12 +115,16 @@ def test_an_architecture_that_is_not_known_is_named(make_gguf: Callable[..., Pat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shard", ["1GB", "4KB"])
 def test_a_folder_has_the_values_that_were_saved(llama: Any, dtype: Any, shard: str, tmp_path: Path) -> None:
-    model = tiny_torch_model("llama").to(dtype)
+    model = copy.deepcopy(llama).to(dtype)
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (shard == "4KB") == (tmp_path / "model.safetensors.index.json").exists()
     expected = {name: each.detach().to(torch.float32).numpy() for name, each in model.state_dict().items()}
     with open_source(tmp_path) as source:
-        assert (source.kind, source.architecture, source.config["hidden_size"]) == ("folder", "llama", 16)
+        assert (source.kind, source.architecture, source.config["hidden_size"]) == (
+            "folder",
+            "llama",
+            llama.config.hidden_size,
+        )
         assert not source.interleaved_rope
         assert set(source.weights) == expected.keys()
         for name, values in expected.items():
@@ -152,10 +132,10 @@ def test_a_folder_has_the_values_that_were_saved(llama: Any, dtype: Any, shard: 
             assert found.dtype == np.float32
             assert source.weights.shape(name) == values.shape
             np.testing.assert_array_equal(found, values)
-        reader = source.weights.rows("lm_head.weight")
-    np.testing.assert_array_equal(reader(np.array([31, 0, 31])), expected["lm_head.weight"][[31, 0, 31]])
+        reader = source.weights.rows(TABLE)
+    np.testing.assert_array_equal(reader(np.array([31, 0, 31])), expected[TABLE][[31, 0, 31]])
     with pytest.raises(KeyError):
-        source.weights["lm_head.weight"]
+        source.weights[TABLE]
 
 
 def test_templates_settings_and_tokenizer_files_of_a_folder(folder: Path) -> None:
@@ -198,7 +178,7 @@ def test_a_snapshot_of_the_cache_of_hugging_face_is_a_folder(folder: Path, tmp_p
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
     with open_source(snapshot) as source:
         assert source.name == "some/tiny"
-        assert source.weights["lm_head.weight"].shape == (32, 16)
+        assert source.weights[TABLE].shape == source.weights.shape(TABLE)
 
 
 def test_a_folder_with_one_gguf_model_stands_for_it(make_gguf: Callable[..., Path], tmp_path: Path) -> None:

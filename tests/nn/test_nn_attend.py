@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nn_exact import causal, exact
 
 import npumatmul as npu
-from npumatmul.nn import attend
+from npumatmul.nn import KVCache, attend
 from npumatmul.nn import scaled_dot_product_attention as sdpa
 from npumatmul.nn.halves import widened
 
@@ -250,7 +250,7 @@ def test_any_mask_and_window_in_any_parts(
     sinks = rng.standard_normal(g * group).astype(np.float32) if with_sinks else None
     rows = k, v
     if shared and s > 1:
-        cache = nn.KVCache(1, g, 4, dtype="float32", batch=b, chunk=4)
+        cache = KVCache(1, g, 4, dtype="float32", batch=b, chunk=4)
         cache.update(0, k[:, :, : s // 2], v[:, :, : s // 2])
         rows = cache.fork().update(0, k[:, :, s // 2 :], v[:, :, s // 2 :])
     with pytest.MonkeyPatch.context() as patch:

@@ -400,3 +400,21 @@ def test_threads_with_caches_of_their_own_share_a_block() -> None:
     for x, y in zip(inputs, found, strict=True):
         wanted = answer(x)  # sums of numpy may come in another order, and a code be another one for that
         np.testing.assert_allclose(y, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("scheme", ["float32", "w8a8"])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": "head", "gate": "sigmoid", "sinks": True}, {"qk_norm": "all"}])
+def test_no_tokens_and_no_sequences_give_nothing(scheme: str, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(13)
+    how: dict[str, Any] = {"scheme": scheme, "device": "sim:rk3588"}
+    for act, gated in (("silu", True), ("gelu", False)):
+        attention = nn.Attention(16, 4, 2, rope=nn.RoPE(4), window=3, **options, **how)
+        block = nn.TransformerBlock(attention, nn.MLP(16, 24, act, gated=gated, **how), post_norms=True)
+        block.load_state_dict({name: rng.standard_normal(shape) for name, shape in block.parameter_shapes().items()})
+        for shape in ((0, 16), (2, 0, 16), (0, 3, 16)):
+            assert block(np.ones(shape, np.float32)).shape == shape
+        cache = nn.KVCache(1, 2, 4, batch=2)
+        x = rng.standard_normal((2, 3, 16), np.float32)
+        block(x[:, :2], cache=cache)
+        assert block(x[:, :0], cache=cache).shape == (2, 0, 16)
+        np.testing.assert_allclose(block(x[:, 2:], cache=cache), block(x)[:, 2:], rtol=0.05, atol=0.1)

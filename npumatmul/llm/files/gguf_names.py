@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["ARCHITECTURES", "COMPUTED", "ROPE_FACTORS", "Layout", "parameter_name"]
 
@@ -48,6 +48,23 @@ _FUSED = {
     "ffn_down": "mlp.down_proj",
 }
 
+_BERT = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+_BERT_OUTSIDE = {
+    "token_embd": "embeddings.word_embeddings",
+    "position_embd": "embeddings.position_embeddings",
+    "token_types": "embeddings.token_type_embeddings",
+    "token_embd_norm": "embeddings.LayerNorm",
+}
+
 _BLOCK = re.compile(r"blk\.(?P<layer>0|[1-9]\d{0,5})\.(?P<stem>\w+)\.(?P<ending>weight|bias)")
 _WHOLE = re.compile(r"(?P<stem>\w+)\.(?P<ending>weight|bias)")
 
@@ -64,11 +81,17 @@ class Layout:
         Whether rows of query and key are permuted.
     norms_include_one : bool
         Whether 1 was added to weights of norms.
+    outside : mapping of str to str
+        As `block`, for what belongs to no block.
+    blocks : str
+        What names of parameters of blocks begin with.
     """
 
     block: Mapping[str, str]
     interleaved_rope: bool = False
     norms_include_one: bool = False
+    outside: Mapping[str, str] = field(default_factory=lambda: _OUTSIDE)
+    blocks: str = "model.layers"
 
 
 #: By ``general.architecture``.
@@ -85,6 +108,7 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "starcoder2": Layout(
         {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
     ),
+    "bert": Layout(_BERT, outside=_BERT_OUTSIDE, blocks="encoder.layer"),
 }
 
 
@@ -101,7 +125,7 @@ def parameter_name(tensor: str, layout: Layout) -> str | None:
     found = _BLOCK.fullmatch(tensor)
     if found is not None:
         stem = layout.block.get(found["stem"])
-        return None if stem is None else f"model.layers.{found['layer']}.{stem}.{found['ending']}"
+        return None if stem is None else f"{layout.blocks}.{found['layer']}.{stem}.{found['ending']}"
     found = _WHOLE.fullmatch(tensor)
-    stem = None if found is None else _OUTSIDE.get(found["stem"])
+    stem = None if found is None else layout.outside.get(found["stem"])
     return None if found is None or stem is None else f"{stem}.{found['ending']}"

@@ -5,11 +5,14 @@ So are MiniLM, BGE, E5, GTE and most other models of embeddings that are called 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from npumatmul.llm.models import from_folder
 from npumatmul.llm.models.decoder_config import LayerConfig
 from npumatmul.llm.models.encoder_config import EncoderArchitecture, EncoderConfig
 from npumatmul.llm.models.encoder_settings import encoder_config, head_of, is_classifier
-from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.from_gguf import GGUFSettings
+from npumatmul.llm.models.settings import MAX_SIZE, Settings
 
 __all__ = ["BERT", "NAMES"]
 
@@ -53,6 +56,33 @@ def _from_config(settings: Settings) -> EncoderConfig:
     )
 
 
+def _from_gguf(settings: GGUFSettings, rows: Callable[[str], int]) -> EncoderConfig:
+    """Of llama.cpp's ``bert``: XLM-RoBERTa too, from whose positions its converter takes the first, unused ones."""
+    n_layers = settings.layers("block_count")
+    settings.ignore(("attention.causal", "pooling_type", "classifier.output_labels"))
+    if settings.flag("attention.causal", False):
+        raise settings.error("'bert.attention.causal' is True; encoders see what follows a token")
+    hidden, types = settings.integer("embedding_length"), rows("embeddings.token_type_embeddings.weight")
+    settings.must_be("attention.head_count_kv", settings.integer("attention.head_count"))
+    return encoder_config(
+        settings,
+        architecture="bert",
+        n_layers=n_layers,
+        hidden_size=hidden,
+        n_heads=settings.integer("attention.head_count"),
+        ffn_size=settings.integer("feed_forward_length"),
+        vocab_size=settings.integer("vocab_size"),
+        context_length=min(
+            settings.integer("context_length"), rows("embeddings.position_embeddings.weight") or MAX_SIZE
+        ),
+        layers=(LayerConfig(),) * n_layers,
+        norm_eps=settings.number("attention.layer_norm_epsilon"),
+        positions=rows("embeddings.position_embeddings.weight"),
+        types=types,
+        pair_types=types > 1,
+    )
+
+
 BERT = EncoderArchitecture(
     "bert",
     model_types=("bert",),
@@ -61,5 +91,7 @@ BERT = EncoderArchitecture(
     names=NAMES,
     head_names=(("head.dense.", "bert.pooler.dense."), ("head.out.", "classifier.")),
     others=("embeddings.position_ids", "pooler.", "cls."),
+    gguf=("bert",),
+    from_gguf=_from_gguf,
     models="MiniLM, BGE, E5, GTE, ms-marco cross-encoders",
 )

@@ -17,18 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
+from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
-from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.nn import cache as nn_cache
-from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
-from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.linear import Linear, LinearGroup
-from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import LoadResult, Module
-from npumatmul.nn.norm import LayerNorm, RMSNorm
 from npumatmul.nn.product import Float32, Pack, Product
-from npumatmul.nn.rope import RoPE
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
@@ -112,7 +108,7 @@ class Decoder(Module):
         head = _TiedHead if config.tied else Linear
         self.lm_head = head(config.hidden_size, config.vocab_size, False, scheme=scheme, device=device)
         self._head_of = scheme, device
-        self._long: tuple[TransformerBlock, ...] | None = None
+        self._long: dict[str, list[TransformerBlock]] = {}  # the same blocks, rotating as long sequences are rotated
 
     def __repr__(self) -> str:
         """Return the main sizes."""
@@ -134,7 +130,7 @@ class Decoder(Module):
 
     def linear_modules(self) -> dict[str, Linear | LinearGroup]:
         """The modules of the linear layers by name, in the order of `layer_names`."""
-        inside = [module for block in self.model.layers for module in _linears(block)]
+        inside = [module for block in self.model.layers for module in linears_of(block)]
         return dict(zip(layer_names(self.config.n_layers), [*inside, self.lm_head], strict=True))
 
     @property
@@ -165,7 +161,7 @@ class Decoder(Module):
         if unknown:
             raise ValueError(f"the model has no layer {unknown[0]!r}")
         made = copy.copy(self)
-        made.model, made._long = copy.copy(self.model), None
+        made.model, made._long = copy.copy(self.model), {}
         new = {}
         for name, product in changed.items():
             wanted = tuple(modules[name].product.shape)
@@ -176,7 +172,7 @@ class Decoder(Module):
             made.lm_head = new.pop("head")  # type: ignore[assignment]
         made.model.layers = list(self.model.layers)
         for i in sorted({int(name.split(".")[1]) for name in new}):
-            made.model.layers[i] = _with_linears(
+            made.model.layers[i] = with_linears(
                 self.model.layers[i], {part: new[name] for part in BLOCK_LAYERS if (name := f"blk.{i}.{part}") in new}
             )
         return made
@@ -208,7 +204,7 @@ class Decoder(Module):
         ----------
         capacity : int, optional
             Tokens there is room for; by default and at most the model's context length.
-        dtype : {"float32", "float16"}
+        dtype : {"float32", "float16", "int8"}
             As what keys and values are kept.
 
         Returns
@@ -397,7 +393,7 @@ class Decoder(Module):
             What leaves the block, a new array.
         """
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
-        qkv, attn_out, gate_up, down = _linears(block)
+        qkv, attn_out, gate_up, down = linears_of(block)
         whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))
         attended = block.self_attn.attend(whole, cache=cache, layer=layer)
         cache.settle()
@@ -445,11 +441,11 @@ class Decoder(Module):
     def _blocks(self, is_long: bool) -> Sequence[TransformerBlock]:
         if not is_long:
             return self.model.layers
-        if self._long is None:
-            ropes = _Ropes(self.config, is_long=True)
+        if "blocks" not in self._long:
+            ropes = Ropes(self.config, is_long=True)
             described = zip(self.model.layers, self.config.layers, strict=True)
-            self._long = tuple(_with_rope(block, ropes.of(layer)) for block, layer in described)
-        return self._long
+            self._long["blocks"] = [with_rope(block, ropes.of(layer)) for block, layer in described]
+        return self._long["blocks"]
 
     def _checked(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
@@ -464,36 +460,6 @@ class Decoder(Module):
         return ids
 
 
-class Body(Module):
-    """Embeddings, blocks and the last norm of a `Decoder`.
-
-    Parameters
-    ----------
-    config : DecoderConfig
-    scheme, device
-        As for `Decoder`.
-
-    Attributes
-    ----------
-    embed_tokens : Embedding
-    layers : list of TransformerBlock
-    norm : RMSNorm or LayerNorm
-    """
-
-    def __init__(
-        self, config: DecoderConfig, *, scheme: Scheme | SchemeName | str, device: Device | str | None
-    ) -> None:
-        c = config
-        ropes = _Ropes(c)
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
-        self.layers = [_block(c, each, ropes.of(each), scheme, device) for each in c.layers]
-        self.norm: Any = (
-            LayerNorm(c.hidden_size, c.norm_eps)
-            if c.norm == "layer"
-            else RMSNorm(c.hidden_size, c.norm_eps, offset=c.norm_offset)
-        )
-
-
 class _TiedHead(Linear):
     """A head whose weight is that of the embeddings, and no parameter of its own."""
 
@@ -501,111 +467,9 @@ class _TiedHead(Linear):
         return {}
 
 
-class _Ropes:
-    """Rotations of a model's layers; those that are alike share their tables."""
-
-    def __init__(self, config: DecoderConfig, is_long: bool = False) -> None:
-        self._config, self._is_long = config, is_long
-        self._made: list[tuple[Rotation, RoPE]] = []
-
-    def of(self, layer: LayerConfig) -> RoPE | None:
-        if layer.rotation is None:
-            return None
-        for rotation, rope in self._made:
-            if rotation == layer.rotation:
-                return rope
-        rope = self._rope(layer.rotation)
-        self._made.append((layer.rotation, rope))
-        return rope
-
-    def _rope(self, rotation: Rotation) -> RoPE:
-        before = self._config.longest_short
-        return RoPE(
-            rotation.dim,
-            base=rotation.theta,
-            interleaved=rotation.interleaved,
-            scaling=rotation.scaling,
-            max_position=self._config.context_length,
-            factors=rotation.factors,
-            length=None if before is None else before + self._is_long,
-        )
-
-
 def _told(progress: PromptProgress, start: int, count: int, total: int, n_layers: int) -> Callable[[int], object]:
     """What tells how many tokens have been read, by the blocks that are done of `count` of them."""
     return lambda layers: progress(start + count * layers // n_layers, total)
-
-
-def _block(
-    c: DecoderConfig,
-    layer: LayerConfig,
-    rope: RoPE | None,
-    scheme: Scheme | SchemeName | str,
-    device: Device | str | None,
-) -> TransformerBlock:
-    how: dict[str, Any] = {"scheme": scheme, "device": device}
-    attention = Attention(
-        c.hidden_size,
-        c.n_heads,
-        c.n_kv_heads,
-        c.head_dim,
-        bias=c.qkv_bias,
-        out_bias=c.out_bias,
-        rope=rope,
-        scale=c.query_scale,
-        window=layer.window,
-        softcap=c.attention_softcap,
-        qk_norm=c.qk_norm,
-        query_growth=c.query_growth,
-        eps=c.norm_eps,
-        norm_offset=c.norm_offset,
-        fused="qkv_proj" if c.fused else None,
-        **how,
-    )
-    mlp = MLP(
-        c.hidden_size,
-        c.ffn_size,
-        c.activation,
-        gated=c.gated,
-        bias=c.mlp_bias,
-        fused="gate_up_proj" if c.fused else None,
-        **how,
-    )
-    return TransformerBlock(
-        attention,
-        mlp,
-        eps=c.norm_eps,
-        norm_offset=c.norm_offset,
-        post_norms=c.norm_places == "around",
-        residual_multiplier=c.residual_scale,
-        layer_norm=c.norm == "layer",
-    )
-
-
-def _linears(block: TransformerBlock) -> tuple[Any, Any, Any, Any]:
-    """The linear layers of a block, as `BLOCK_LAYERS` names them."""
-    attention = block.self_attn
-    mlp: Any = block.mlp
-    return attention.qkv, attention.o_proj, mlp.gate_up or mlp.up_proj, mlp.down_proj
-
-
-def _with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> TransformerBlock:
-    made, attention = copy.copy(block), copy.copy(block.self_attn)
-    mlp: Any = copy.copy(block.mlp)
-    made.self_attn, made.mlp = attention, mlp
-    attention.qkv = new.get("qkv", attention.qkv)
-    attention.o_proj = new.get("attn_out", attention.o_proj)
-    inner = "gate_up" if mlp.gate_up is not None else "up_proj"
-    setattr(mlp, inner, new.get("gate_up", getattr(mlp, inner)))
-    mlp.down_proj = new.get("down", mlp.down_proj)
-    return made
-
-
-def _with_rope(block: TransformerBlock, rope: RoPE | None) -> TransformerBlock:
-    made = copy.copy(block)
-    made.self_attn = copy.copy(block.self_attn)
-    made.self_attn.rope = rope
-    return made
 
 
 def _biased(module: Linear | LinearGroup, y: Float32) -> Float32:

@@ -187,7 +187,8 @@ class Encoder(Module):
         longest = int(texts.lengths.max())
         if longest > self.config.context_length:
             raise ValueError(f"a text has {longest} tokens; the model reads at most {self.config.context_length}")
-        x = self.word(texts.ids)
+        words, which = np.unique(texts.ids, return_inverse=True)  # each is read from the file once
+        x = self.word(words)[which]
         if self.type is not None:
             x += self.type(texts.types)
         if self.position is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from npumatmul.llm.models.decoder_config import LayerConfig
+from npumatmul.llm.models.from_gguf import GGUFSettings
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE, Settings
 
 __all__ = ["EncoderArchitecture", "EncoderConfig", "HeadConfig"]
@@ -170,6 +171,10 @@ class EncoderArchitecture:
         Parameters of the head, which have no prefix but what is given here.
     others : tuple of str
         Beginnings of names that checkpoints have for other tasks than this, after the prefix.
+    gguf : tuple of str
+        ``general.architecture`` of the GGUF files that it reads.
+    from_gguf : callable, optional
+        From their values to an `EncoderConfig`, and rows of tables that only the tensors tell.
     models : str
         Models that people run, for lists.
     """
@@ -181,6 +186,8 @@ class EncoderArchitecture:
     names: tuple[tuple[str, str], ...]
     head_names: tuple[tuple[str, str], ...]
     others: tuple[str, ...] = ()
+    gguf: tuple[str, ...] = ()
+    from_gguf: Callable[[GGUFSettings, Callable[[str], int]], EncoderConfig] | None = None
     models: str = ""
 
     def stored_name(self, name: str, prefix: str) -> str:

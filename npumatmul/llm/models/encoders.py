@@ -1,4 +1,4 @@
-"""Which encoders there are, and from a folder to an `Encoder`: each tensor is taken once, and none may be left over."""
+"""Which encoders there are, and from a model on disk to an `Encoder`: no tensor may be left over."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.bert import BERT
 from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoder_config import EncoderArchitecture, EncoderConfig
+from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.modernbert import MODERNBERT
 from npumatmul.llm.models.roberta import ROBERTA
 from npumatmul.llm.models.settings import Settings
 from npumatmul.nn.product import Float32, FloatProduct, Pack, Product
 
-__all__ = ["ENCODERS", "encoder_architecture", "encoder_config_of", "load_encoder"]
+__all__ = ["ENCODERS", "ENCODER_TYPES", "encoder_architecture", "encoder_config_of", "load_encoder"]
 
 ENCODERS: tuple[EncoderArchitecture, ...] = (BERT, ROBERTA, MODERNBERT)
-_BY_TYPE: Mapping[str, EncoderArchitecture] = {name: each for each in ENCODERS for name in each.model_types}
+ENCODER_TYPES: Mapping[str, EncoderArchitecture] = {name: each for each in ENCODERS for name in each.model_types}
+_OF_GGUF: Mapping[str, EncoderArchitecture] = {name: each for each in ENCODERS for name in each.gguf}
 _PARTS = {
     "self_attn.qkv": "qkv",
     "self_attn.o_proj": "attn_out",
@@ -31,8 +33,8 @@ Progress = Callable[[int, int, str], None]
 
 
 def encoder_architecture(source: ModelSource) -> EncoderArchitecture | None:
-    """The architecture of a folder that holds an encoder; None if it holds something else."""
-    return _BY_TYPE.get(source.architecture) if source.kind == "folder" else None
+    """The architecture of a folder or GGUF file that holds an encoder; None if it holds something else."""
+    return (ENCODER_TYPES if source.kind == "folder" else _OF_GGUF).get(source.architecture)
 
 
 def encoder_config_of(source: ModelSource) -> EncoderConfig:
@@ -45,12 +47,16 @@ def encoder_config_of(source: ModelSource) -> EncoderConfig:
     """
     architecture = encoder_architecture(source)
     if architecture is None:
-        raise source.error(f"{shown(source.architecture)} is no encoder; known: {', '.join(_BY_TYPE)}")
-    return architecture.from_config(Settings(source.config, source.error))
+        raise source.error(f"{shown(source.architecture)} is no encoder; known: {', '.join(ENCODER_TYPES)}")
+    if source.kind == "folder":
+        return architecture.from_config(Settings(source.config, source.error))
+    assert architecture.from_gguf is not None
+    settings = settings_of(source.config, source.architecture, source.error, parameters=source.weights)
+    return architecture.from_gguf(settings, lambda name: source.weights.shape(name)[0] if name in source.weights else 0)
 
 
 def load_encoder(source: ModelSource, pack: Pack, *, progress: Progress | None = None) -> Encoder:
-    """Make an encoder of a folder.
+    """Make an encoder of a folder or GGUF file.
 
     Weights are taken one after another, so besides what `pack` keeps, only one is in memory. The table of words stays
     in the file, and its rows are read as tokens need them.
@@ -58,7 +64,7 @@ def load_encoder(source: ModelSource, pack: Pack, *, progress: Progress | None =
     Parameters
     ----------
     source : ModelSource
-        The open folder.
+        The open model.
     pack : callable
         Makes a product of a float32 weight ``(N, K)`` and the layer's name, ``blk.<i>.qkv``, ``.attn_out``,
         ``.gate_up`` or ``.down``; where it has a method ``ready(name)`` that gives one, no weight is read.
@@ -78,7 +84,8 @@ def load_encoder(source: ModelSource, pack: Pack, *, progress: Progress | None =
     config = encoder_config_of(source)
     if config.n_layers > len(source.weights):
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
-    architecture = _BY_TYPE[source.architecture]
+    architecture = encoder_architecture(source)
+    assert architecture is not None
     model = Encoder(config)
     names = _stored_names(source, architecture, model)
     total = 4 * config.n_layers

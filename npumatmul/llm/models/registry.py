@@ -10,6 +10,7 @@ from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.granite import GRANITE
@@ -148,4 +149,10 @@ def _read(read: Callable[[], DecoderConfig], error: Callable[[str], ModelError])
 
 
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
-    return f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}"
+    if isinstance(name, str) and name in ENCODER_TYPES:
+        return f"its architecture is an encoder, {name}, which continues no texts: load and npumatmul embed take it"
+    encoders = ENCODER_TYPES if known is MODEL_TYPES else ("bert",)
+    return (
+        f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "
+        f"{', '.join(encoders)}"
+    )

@@ -1,0 +1,153 @@
+"""What a `Decoder` is built of: embeddings, blocks and rotations, from its configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from npumatmul.device.device import Device
+from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.nn.attention import Attention
+from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.embedding import Embedding
+from npumatmul.nn.mlp import MLP
+from npumatmul.nn.module import Module
+from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.rope import RoPE
+from npumatmul.quant.names import SchemeName
+from npumatmul.quant.schemes import Scheme
+
+__all__ = ["Body", "Ropes", "linears_of", "with_linears", "with_rope"]
+
+
+class Body(Module):
+    """Embeddings, blocks and the last norm of a `Decoder`.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+    scheme, device
+        As for `Decoder`.
+
+    Attributes
+    ----------
+    embed_tokens : Embedding
+    layers : list of TransformerBlock
+    norm : RMSNorm or LayerNorm
+    """
+
+    def __init__(
+        self, config: DecoderConfig, *, scheme: Scheme | SchemeName | str, device: Device | str | None
+    ) -> None:
+        c = config
+        ropes = Ropes(c)
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
+        self.layers = [_block(c, each, ropes.of(each), scheme, device) for each in c.layers]
+        self.norm: Any = (
+            LayerNorm(c.hidden_size, c.norm_eps)
+            if c.norm == "layer"
+            else RMSNorm(c.hidden_size, c.norm_eps, offset=c.norm_offset)
+        )
+
+
+class Ropes:
+    """Rotations of a model's layers; those that are alike share their tables."""
+
+    def __init__(self, config: DecoderConfig, is_long: bool = False) -> None:
+        self._config, self._is_long = config, is_long
+        self._made: list[tuple[Rotation, RoPE]] = []
+
+    def of(self, layer: LayerConfig) -> RoPE | None:
+        if layer.rotation is None:
+            return None
+        for rotation, rope in self._made:
+            if rotation == layer.rotation:
+                return rope
+        rope = self._rope(layer.rotation)
+        self._made.append((layer.rotation, rope))
+        return rope
+
+    def _rope(self, rotation: Rotation) -> RoPE:
+        before = self._config.longest_short
+        return RoPE(
+            rotation.dim,
+            base=rotation.theta,
+            interleaved=rotation.interleaved,
+            scaling=rotation.scaling,
+            max_position=self._config.context_length,
+            factors=rotation.factors,
+            length=None if before is None else before + self._is_long,
+        )
+
+
+def _block(
+    c: DecoderConfig,
+    layer: LayerConfig,
+    rope: RoPE | None,
+    scheme: Scheme | SchemeName | str,
+    device: Device | str | None,
+) -> TransformerBlock:
+    how: dict[str, Any] = {"scheme": scheme, "device": device}
+    attention = Attention(
+        c.hidden_size,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        bias=c.qkv_bias,
+        out_bias=c.out_bias,
+        rope=rope,
+        scale=c.query_scale,
+        window=layer.window,
+        softcap=c.attention_softcap,
+        qk_norm=c.qk_norm,
+        query_growth=c.query_growth,
+        eps=c.norm_eps,
+        norm_offset=c.norm_offset,
+        fused="qkv_proj" if c.fused else None,
+        **how,
+    )
+    mlp = MLP(
+        c.hidden_size,
+        c.ffn_size,
+        c.activation,
+        gated=c.gated,
+        bias=c.mlp_bias,
+        fused="gate_up_proj" if c.fused else None,
+        **how,
+    )
+    return TransformerBlock(
+        attention,
+        mlp,
+        eps=c.norm_eps,
+        norm_offset=c.norm_offset,
+        post_norms=c.norm_places == "around",
+        residual_multiplier=c.residual_scale,
+        layer_norm=c.norm == "layer",
+    )
+
+
+def linears_of(block: TransformerBlock) -> tuple[Any, Any, Any, Any]:
+    """The linear layers of a block, as `BLOCK_LAYERS` names them."""
+    attention = block.self_attn
+    mlp: Any = block.mlp
+    return attention.qkv, attention.o_proj, mlp.gate_up or mlp.up_proj, mlp.down_proj
+
+
+def with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> TransformerBlock:
+    made, attention = copy.copy(block), copy.copy(block.self_attn)
+    mlp: Any = copy.copy(block.mlp)
+    made.self_attn, made.mlp = attention, mlp
+    attention.qkv = new.get("qkv", attention.qkv)
+    attention.o_proj = new.get("attn_out", attention.o_proj)
+    inner = "gate_up" if mlp.gate_up is not None else "up_proj"
+    setattr(mlp, inner, new.get("gate_up", getattr(mlp, inner)))
+    mlp.down_proj = new.get("down", mlp.down_proj)
+    return made
+
+
+def with_rope(block: TransformerBlock, rope: RoPE | None) -> TransformerBlock:
+    made = copy.copy(block)
+    made.self_attn = copy.copy(block.self_attn)
+    made.self_attn.rope = rope
+    return made
