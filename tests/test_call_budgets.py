@@ -104,6 +104,21 @@ def test_a_product_whose_like_was_computed_takes_few_calls(packed: npu.PackedWei
     assert calls_of(make(packed)) <= most
 
 
+@pytest.mark.parametrize("what", [what for what, (_, make) in BUDGETS.items() if not what.startswith("Matmul.execute")])
+def test_products_with_weights_in_turns_take_few_calls(what: str) -> None:
+    """As layers of a model do: each finds the contexts and buffers as another left them."""
+    most, make = BUDGETS[what]
+    with npu.Device("sim:rk3588") as device:
+        works = [make(npu.pack(W * sign, "w8a8", device=device)) for sign in (1, -1)]
+
+        def in_turns() -> None:
+            for work in works:
+                work()
+
+        # a lease, and to look whether what it is of is idle
+        assert calls_of(in_turns) <= 2 * (most + 4)
+
+
 def test_counting_finds_calls_and_loops() -> None:
     def called() -> None:
         pass

@@ -22,7 +22,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import UnusableFileError
 from npumatmul.files.folders import cache_folder, settings_folder
 from npumatmul.files.locking import locked
-from npumatmul.files.reading import read_json
+from npumatmul.files.reading import parse_json, read_json
 from npumatmul.files.writing import write_text
 from npumatmul.ops.packed.files.parts import VERSION
 from npumatmul.ops.packed.files.reader import TensorFile, WrongTensorFile
@@ -97,7 +97,7 @@ class Entry:
         """What its maker says of it: ``model``, ``scheme``, ``soc`` and so on; empty if it cannot be read."""
         try:
             with contextlib.closing(TensorFile(self.path)) as file:
-                content = json.loads(file.metadata.get(LABEL, "{}"))
+                content = parse_json(file.metadata.get(LABEL, "{}"))
         except (OSError, WrongTensorFile, ValueError):
             return {}
         return {str(name): str(value) for name, value in content.items()} if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.locking import locked
+from npumatmul.files.reading import parse_json, shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.npu import EXTRAS, product_of_parts
 from npumatmul.llm.packed_cache import LABEL, PackedCache, key_of
@@ -165,7 +166,7 @@ class _Kept:
             self._give_up(str(error))
             return self
         try:
-            self._file = _EntryFile(self._path, self._device)
+            self._file = _EntryFile(self._path, self._device, self._key)
             self._cache.used(self._key)
             logger.info("the packed model is in the cache: %s", self._path)
         except (FileNotFoundError, NotADirectoryError):
@@ -217,7 +218,7 @@ class _Kept:
         """Put a new entry in its place."""
         if self._writer is None or not self._descriptions:
             return
-        label = json.dumps({**self._label, "extras": self._extras})
+        label = json.dumps({**self._label, "key": self._key, "extras": self._extras})
         metadata = packed_metadata(self._descriptions)
         try:
             self._writer.finish({**metadata, LABEL: label, _CHECKSUM: text_checksum(label)})
@@ -259,7 +260,7 @@ class _Kept:
 class _EntryFile:
     """An entry that is open for reading."""
 
-    def __init__(self, path: Any, device: Device) -> None:
+    def __init__(self, path: Any, device: Device, key: str) -> None:
         self._device = device
         self._file = TensorFile(path)
         try:
@@ -267,7 +268,10 @@ class _EntryFile:
             label = self._file.metadata[LABEL]
             if self._file.metadata[_CHECKSUM] != text_checksum(label):
                 raise PackedFileError(f"{path} is damaged: the checksum of its label differs")
-            self._extras: dict[str, dict[str, int]] = json.loads(label)["extras"]
+            content = parse_json(label)
+            if content["key"] != key:  # it was copied there, or is called otherwise than its maker called it
+                raise PackedFileError(f"{path} is the entry {shown(content['key'])} by another name")
+            self._extras: dict[str, dict[str, int]] = content["extras"]
         except BaseException:
             self._file.close()
             raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from npumatmul.chips import layout
 from npumatmul.device.given_up import give_up
-from npumatmul.device.leases import Lease, is_idle
+from npumatmul.device.leases import Lease
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
@@ -168,19 +168,36 @@ class BoundProgram:
 
     def acquire(self, lease: Lease) -> bool:
         """Lease all that a call needs; nothing where one of the contexts is in use, broken or gone."""
-        if not self._lease.over or self.broken or not all(map(is_idle, self.contexts)):
+        # Products of a model come here in turns: whether things are idle is looked at without calls of functions.
+        if not self._lease.over:
             return False
+        for context, struct in self._structs:
+            if struct.broken:
+                return False
+            ref = context.lease
+            if ref is not None and not ((held := ref()) is None or held.over):
+                return False
         pool, ref = self._pool, lease.ref
-        pool.uses += 1
-        for context in self.contexts:
-            context.lease, context.used = ref, pool.uses
-        own = self.executor
-        if not self._complete or not is_idle(own) or not all(is_idle(b) and not b.retired for b in self._buffers):
+        pool.uses = uses = pool.uses + 1
+        for context, _ in self._structs:
+            context.lease, context.used = ref, uses
+        if not self._complete or not self._has_its_own():
             self.acquire_others(lease)
             return True
-        self._lease, own.lease = lease, ref
+        self._lease, self.executor.lease = lease, ref
         for memory in self._buffers:
             memory.lease = ref
+        return True
+
+    def _has_its_own(self) -> bool:
+        """Whether nobody is at work with the executor and the buffers of the last call, and they are still there."""
+        ref = self.executor.lease
+        if ref is not None and not ((held := ref()) is None or held.over):
+            return False
+        for memory in self._buffers:
+            ref = memory.lease
+            if memory.retired or (ref is not None and not ((held := ref()) is None or held.over)):
+                return False
         return True
 
     def last_lease(self) -> Lease | None:

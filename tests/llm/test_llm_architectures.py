@@ -17,8 +17,9 @@ from model_zoo import VARIANTS, VOCAB, Variant, prefill_logits, torch_model, wri
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from npumatmul.errors import ModelError
-from npumatmul.llm import npu_pack, numpy_pack
+from npumatmul import nn
+from npumatmul.errors import ModelError, UnusableFileError
+from npumatmul.llm import KVCache, npu_pack, numpy_pack
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import BLOCK_LAYERS, Decoder, layer_names
 from npumatmul.llm.models.registry import ARCHITECTURES, MODEL_TYPES, config_from
@@ -134,8 +135,10 @@ def test_tensors_are_taken_all_and_none_too_many(tmp_path: Path, model_type: str
     state = load_file(path / "model.safetensors")
     for name in state:
         save_file({each: value for each, value in state.items() if each != name}, path / "model.safetensors")
+        packed: list[str] = []
         with pytest.raises(ModelError, match=re.escape(name)):
-            load(path, numpy_pack)
+            load(path, lambda weight, layer, packed=packed: packed.append(layer) or numpy_pack(weight))
+        assert not packed, "names are looked at before weights are read"
     added = "model.layers.0.self_attn.mystery.weight"
     save_file({**state, added: np.ones(4, np.float32)}, path / "model.safetensors")
     with pytest.raises(ModelError, match=f"1 tensors of a kind that is not supported, such as '{re.escape(added)}'"):
@@ -204,6 +207,35 @@ def test_a_cache_follows_rotations_that_depend_on_the_length(tmp_path: Path) -> 
     np.testing.assert_allclose(got, prefill_logits(reference, IDS[:20])[12:], rtol=0, atol=1e-4)
     assert cache.tokens == IDS[:20]
     assert model.parameter_shapes() == shapes
+
+
+@pytest.mark.parametrize("name", ["llama-plain", "mistral-window", "phi3-longrope"])
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1 - 1e-6), ("float16", 0.99999), ("int8", 0.999)])
+def test_caches_are_forked_saved_and_kept_in_few_bits(tmp_path: Path, name: str, dtype: str, least: float) -> None:
+    variant = next(each for each in VARIANTS if each.name == name)
+    model = load(write_folder(tmp_path, variant, torch_model(variant)), numpy_pack)
+    expected = model.forward(IDS, model.new_cache(), all_logits=True)[30:]
+    cache = model.new_cache(60, dtype=dtype)
+    model.forward(IDS[:30], cache)
+    cache.save(tmp_path / "cache.safetensors")
+    loaded = KVCache.load(tmp_path / "cache.safetensors")
+    assert (loaded.tokens, loaded.capacity, loaded.is_long) == (IDS[:30], 60, name == "phi3-longrope")
+    for each in (cache.fork(), loaded, cache):
+        assert cosines(model.forward(IDS[30:], each, all_logits=True), expected).min() >= least
+        assert each.tokens == IDS
+        each.truncate(5)
+        assert cosines(model.forward(IDS[5:], each), expected[-1]) >= least
+
+
+def test_files_of_other_caches_are_refused(tmp_path: Path) -> None:
+    nn.KVCache(1, 1, 4).save(tmp_path / "cache.safetensors")
+    with pytest.raises(UnusableFileError, match="has no tokens"):
+        KVCache.load(tmp_path / "cache.safetensors")
+    other = nn.KVCache(1, 1, 4, limit=9)
+    other.notes = {"tokens": "[1, 2]", "is_long": "false"}
+    other.save(tmp_path / "cache.safetensors")
+    with pytest.raises(UnusableFileError, match="not those of its keys"):
+        KVCache.load(tmp_path / "cache.safetensors")
 
 
 @pytest.mark.parametrize("variant", [each for each in VARIANTS if not each.older], ids=lambda each: each.name)

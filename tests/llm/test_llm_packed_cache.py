@@ -30,7 +30,7 @@ from npumatmul.llm.files.gguf_source import GGUFWeights
 from npumatmul.llm.packed_cache import PackedCache, key_of, set_limit
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import LayerRecipe, quantize_layer
-from npumatmul.ops.packed.files.reader import TensorFile
+from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter
 from npumatmul.running.autotune import tuning_cache
 
 DEVICE = "sim:rk3588"
@@ -236,6 +236,34 @@ def test_what_is_no_file_in_the_place_of_an_entry_is_made_anew(cache: PackedCach
     assert built == 3
     assert same(found, expected)
     assert load(cache)[1] == 0
+
+
+def test_an_entry_by_the_name_of_another_is_made_anew(cache: PackedCache, caplog: pytest.LogCaptureFixture) -> None:
+    """Layers of other models have the same names and shapes."""
+    expected, _ = load(cache)
+    (own,), before = cache.entries(), dict(WEIGHTS)
+    WEIGHTS.update({name: weight + weight for name, weight in WEIGHTS.items()})
+    try:
+        load(cache, "b")
+        (other,) = (each for each in cache.entries() if each.key != own.key)
+    finally:
+        WEIGHTS.update(before)
+    own.path.write_bytes(other.path.read_bytes())
+    found, built = load(cache)
+    assert built == 3
+    assert same(found, expected)
+    assert f"is the entry '{other.key}' by another name" in caplog.text
+    assert load(cache)[1] == 0
+
+
+def test_a_label_of_nothing_but_brackets_is_that_of_a_damaged_entry(cache: PackedCache) -> None:
+    load(cache)
+    (entry,) = cache.entries()
+    with TensorWriter(entry.path) as writer:
+        writer.add("some", np.zeros(3, np.int32))
+        writer.finish({packed_cache.LABEL: "[" * 100_000})
+    assert cache.entries()[0].label() == {}
+    assert load(cache)[1] == 3
 
 
 def test_an_entry_without_a_layer_is_made_anew(cache: PackedCache) -> None:

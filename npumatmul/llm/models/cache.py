@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
+
+from npumatmul.errors import UnusableFileError
+from npumatmul.files.reading import parse_json
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.nn import cache as nn_cache
 
 __all__ = ["ContextFullError", "KVCache"]
 
 CHUNK = 256
+TOKENS, LONG = "tokens", "is_long"
+"""Names of notes in files."""
 
 
 class ContextFullError(ValueError):
@@ -23,7 +30,7 @@ class KVCache(nn_cache.KVCache):
         The model's configuration.
     capacity : int
         Tokens there is room for. Memory is taken as they come.
-    dtype : {"float32", "float16"}
+    dtype : {"float32", "float16", "int8"}
         As what keys and values are kept.
 
     Attributes
@@ -52,24 +59,61 @@ class KVCache(nn_cache.KVCache):
     def __init__(self, config: DecoderConfig, capacity: int, *, dtype: str = "float32") -> None:
         if capacity < 1:
             raise ValueError(f"the capacity of a cache is {capacity}; it must be 1 or more")
-        self._config = config
-        self._kept_as = dtype
+        super().__init__(
+            config.n_layers,
+            config.n_kv_heads,
+            config.head_dim,
+            dtype=dtype,
+            window=[layer.window for layer in config.layers],
+            chunk=min(CHUNK, capacity),
+            limit=capacity,
+        )
         self.capacity = capacity
         self.tokens: list[int] = []
-        self._empty()
+        self.is_long = False
 
     def _empty(self) -> None:
-        c = self._config
+        _, heads, dim = self._rows
         super().__init__(
-            c.n_layers,
-            c.n_kv_heads,
-            c.head_dim,
-            dtype=self._kept_as,
-            window=[layer.window for layer in c.layers],
-            chunk=min(CHUNK, self.capacity),
-            limit=self.capacity,
+            len(self.windows),
+            heads,
+            dim,
+            dtype=self._dtype,
+            window=self.windows,
+            chunk=self._chunk,
+            limit=self.limit,
         )
         self.is_long = False
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As `npumatmul.nn.KVCache.save`; the tokens are in the file, too."""
+        self.settle()
+        self.notes = {**self.notes, TOKENS: json.dumps(self.tokens), LONG: json.dumps(self.is_long)}
+        super().save(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> KVCache:
+        """Read a cache from a file of `save`; it is of use to the model that it was saved of.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        npumatmul.errors.UnusableFileError
+            If it is none of such a cache, is damaged, or was made by a newer npumatmul.
+        """
+        read = nn_cache.KVCache.load(path)
+        try:
+            tokens, is_long = (parse_json(read.notes.pop(name)) for name in (TOKENS, LONG))
+        except (KeyError, ValueError) as error:
+            raise UnusableFileError(f"{path} has no tokens, so it is no cache of a language model") from error
+        right = isinstance(tokens, list) and all(type(each) is int and each >= 0 for each in tokens)
+        if not right or len(tokens) != read.offset or type(is_long) is not bool or read.limit is None:
+            raise UnusableFileError(f"the tokens in {path} are not those of its keys")
+        made = cls.__new__(cls)
+        vars(made).update(vars(read))
+        made.capacity, made.tokens, made.is_long = read.limit, tokens, is_long
+        return made
 
     def __repr__(self) -> str:
         """Return how full the cache is."""

@@ -204,7 +204,7 @@ class Decoder(Module):
         ----------
         capacity : int, optional
             Tokens there is room for; by default and at most the model's context length.
-        dtype : {"float32", "float16"}
+        dtype : {"float32", "float16", "int8"}
             As what keys and values are kept.
 
         Returns

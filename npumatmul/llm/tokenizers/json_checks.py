@@ -1,4 +1,4 @@
-"""What of a tokenizer.json is looked at before the ``tokenizers`` package gets it.
+"""What of a tokenizer.json is looked at before texts are given to the ``tokenizers`` package.
 
 The package parses what it is given, bounds how deeply it is nested, and gives up a regular expression that tries too
 long at one place of a text. What it does not bound is how much a text may grow.
@@ -12,6 +12,7 @@ from typing import Any
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 
+PARTS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
 MOST_STEPS = 64
 MOST_GROWTH = 64
 _DECODERS = frozenset({"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"})
@@ -27,7 +28,7 @@ def check_steps(described: Mapping[str, Any], error: Problem) -> None:
     npumatmul.errors.ModelError
         If it does, or has more steps than any that is in use.
     """
-    for part in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
+    for part in PARTS:
         growth = 1.0
         for count, step in enumerate(_steps(described.get(part)), 1):
             if count > MOST_STEPS:
