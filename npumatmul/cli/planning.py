@@ -84,4 +84,4 @@ def _range(found: Estimate | None, form: str) -> str:
 
 
 def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.0f} million"
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 0.9995e9 else f"{parameters / 1e6:.0f} million"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
@@ -515,7 +516,7 @@ class Model:
             self._model,
             self.tokenizer,
             ids,
-            max_new_tokens=max_tokens,
+            max_new_tokens=count_from_one(max_tokens, "max_tokens", "generate"),
             sampling=options,
             stop_ids=stop_ids,
             stop=stop,

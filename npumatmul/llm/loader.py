@@ -11,9 +11,11 @@ from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.files.paths import model_path
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
@@ -109,7 +111,15 @@ def load(
     """
     if not isinstance(scheme, str):
         raise TypeError(f"load: scheme is the name of one, not {type(scheme).__name__}")
+    if policy is not None and not isinstance(policy, Mapping):
+        raise TypeError(
+            'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
+            f"not {type(policy).__name__}"
+        )
     plan = _Plan(scheme, dict(policy or {}))
+    path = model_path(path, "load")
+    if context is not None:
+        context = count_from_one(context, "context", "load")
     if is_quantized(path):
         return _quantized(path, plan, device, context, progress)
     for each in plan.schemes:
@@ -196,6 +206,9 @@ class _Plan:
     policy: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        for pattern in self.policy:
+            if not isinstance(pattern, str):
+                raise TypeError(f"load: policy has patterns of the names of layers, not {type(pattern).__name__}")
         for each in self.schemes:
             if not isinstance(each, str):
                 raise TypeError(f"load: policy gives schemes by their names, not {type(each).__name__}")

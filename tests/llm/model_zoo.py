@@ -115,6 +115,12 @@ def _older_gemma3(config: dict[str, Any]) -> None:
     del config["layer_types"]
 
 
+def _without_lists(config: dict[str, Any]) -> None:
+    """Which layers slide a window or tell positions by the rule of the architecture."""
+    for name in ("layer_types", "no_rope_layers"):
+        config.pop(name, None)
+
+
 VARIANTS = [
     Variant("llama", "plain", gguf="llama"),
     Variant("llama", "mha-tied", {"num_key_value_heads": 4, "tie_word_embeddings": True}, "llama"),
@@ -151,16 +157,27 @@ VARIANTS = [
         "smollm3",
         "window",
         {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8, "tie_word_embeddings": False},
+        older=_without_lists,
     ),
     Variant("qwen2", "plain", gguf="qwen2"),
     Variant("qwen2", "yarn-tied", {"rope_parameters": YARN, "tie_word_embeddings": True}, "qwen2"),
     Variant("qwen2", "yarn-older", {"rope_parameters": YARN}, older=_older_scaling),
-    Variant("qwen2", "window", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    Variant(
+        "qwen2",
+        "window",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        older=_without_lists,
+    ),
     Variant("qwen3", "plain", {"head_dim": 32}, "qwen3"),
     Variant("qwen3", "tied-mqa", {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 1}, "qwen3"),
     Variant("qwen3", "biases", {"head_dim": 16, "attention_bias": True}),
     Variant("gemma2", "softcaps", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}, "gemma2"),
-    Variant("gemma2", "query-scale", {**GEMMA, "query_pre_attn_scalar": 40, "attn_logit_softcapping": None}),
+    Variant(
+        "gemma2",
+        "query-scale",
+        {**GEMMA, "query_pre_attn_scalar": 40, "attn_logit_softcapping": None},
+        older=_without_lists,
+    ),
     Variant("gemma3_text", "plain", {**GEMMA, "num_hidden_layers": 6}, "gemma3"),
     Variant(
         "gemma3_text",

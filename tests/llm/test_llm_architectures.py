@@ -136,11 +136,11 @@ def test_tensors_are_taken_all_and_none_too_many(tmp_path: Path, model_type: str
     for name in state:
         others = {each: value for each, value in state.items() if each != name}
         save_file(others, path / "model.safetensors")
-        lacking = set(nn.unstacked(state)) - set(
-            nn.unstacked(others)
-        )  # a stack is as many parameters as it has experts
+        lacking = set(nn.unstacked(state)) - set(nn.unstacked(others))  # of a stack, as many as it has matrices
+        packed: list[str] = []
         with pytest.raises(ModelError, match="|".join(re.escape(each) for each in lacking)):
-            load(path, numpy_pack)
+            load(path, lambda weight, layer, packed=packed: packed.append(layer) or numpy_pack(weight))
+        assert not packed, "names are looked at before weights are read"
     added = "model.layers.0.self_attn.mystery.weight"
     save_file({**state, added: np.ones(4, np.float32)}, path / "model.safetensors")
     with pytest.raises(ModelError, match=f"1 tensors of a kind that is not supported, such as '{re.escape(added)}'"):

@@ -160,7 +160,7 @@ def test_mistaken_arguments_of_load(tiny: Any, tmp_path: Path) -> None:
         npumatmul.llm.load(tmp_path / "missing.gguf")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         npumatmul.llm.load(tmp_path)
-    with pytest.raises(ValueError, match="context_length is 0"):
+    with pytest.raises(ValueError, match="load: context is 0"):
         npumatmul.llm.load(tiny.path, "float32", context=0)
     with pytest.raises(ValueError, match="martian"):
         npumatmul.llm.load(tiny.path, device="martian")
@@ -273,8 +273,8 @@ def test_prompts_that_cannot_be_used(model: Model, prompt: Any, kind: type[Excep
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"max_tokens": 0}, ValueError, "max_new_tokens is 0"),
-        ({"max_tokens": 1.5}, TypeError, "float"),
+        ({"max_tokens": 0}, ValueError, "generate: max_tokens is 0"),
+        ({"max_tokens": 1.5}, TypeError, "generate: max_tokens is a whole number"),
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'"),
         ({"min_p": 2}, ValueError, "min_p is 2; it must be from 0 to 1"),

@@ -12,6 +12,7 @@ from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile, parse_json, shown
 from npumatmul.llm.files.digests import digest_of
 from npumatmul.llm.files.model_source import Digested
+from npumatmul.llm.files.paths import missing
 from npumatmul.llm.files.shards import ShardedWeights
 from npumatmul.nn.expert_names import unstacked
 
@@ -69,7 +70,7 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise FileNotFoundError(f"there is no model {self.path}")
+            raise missing(self.path)
         self._root = Path(os.path.realpath(self.path))
         if not self._has(_CONFIG):
             raise self.error("it has no config.json: give a folder as Hugging Face has it, or the path of a GGUF file")

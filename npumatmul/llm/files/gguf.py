@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile, shown
-from npumatmul.llm.files.gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header, subset
+from npumatmul.llm.files.gguf_header import MAGIC, GGUFValue, HeaderError, TensorInfo, parse_header, subset
+from npumatmul.llm.files.paths import KINDS, missing, model_path
 from npumatmul.llm.files.source import CheckedSource, FileSource, JoinedSource, Part, Source, sha256
 from npumatmul.llm.files.split import part_number, part_paths
 
@@ -74,7 +75,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = model_path(path, "GGUFFile")
         self._parse(self._open())
         try:
             part = part_number(self.metadata)
@@ -87,13 +88,16 @@ class GGUFFile:
         try:
             file = RegularFile(self.path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no model file {self.path}") from None
+            raise missing(self.path) from None
         except IsADirectoryError:
             raise self.error("it is a folder; give the path of a .gguf file") from None
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
         if file.size == 0:
             raise self.error("it is empty; fetch it again")
+        start = file.read(0, min(9, file.size)).tobytes()
+        if start[:4] != MAGIC and start[8:] == b"{":
+            raise self.error("it is a safetensors file; give the GGUF file that the model was made of, or its folder")
         return FileSource(file)
 
     def _parse(self, source: Source) -> None:
@@ -102,7 +106,8 @@ class GGUFFile:
         try:
             header = parse_header(source)
         except HeaderError as error:
-            raise self.error(f"{error}; fetch or convert it again") from error
+            advice = "fetch or convert it again" if self.path.suffix == ".gguf" else f"a model is {KINDS}"
+            raise self.error(f"{error}; {advice}") from error
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
         self._header = header

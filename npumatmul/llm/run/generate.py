@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from npumatmul.files.reading import shown
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
-from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer, token_numbers
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
 
 MOST_LOGPROBS = 1024
@@ -183,9 +185,7 @@ class Generation(Iterator[Piece]):
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
-        max_new_tokens = operator.index(max_new_tokens)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
+        max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
         self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._model = model
@@ -205,6 +205,11 @@ class Generation(Iterator[Piece]):
         self.ids: list[int] = []
         self.stats = GenerationStats(prompt_tokens=len(self._prompt))
         self._steps = self._run()
+
+    def __repr__(self) -> str:
+        """Return how far it is, and why it ended."""
+        reason = self.stats.stop_reason
+        return f"<Generation: {len(self.ids)} tokens{', to be continued' if reason is None else f', {reason.value}'}>"
 
     def __iter__(self) -> Generation:
         """Return the generation itself."""
@@ -413,10 +418,7 @@ def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
     ValueError
         If there are none, or one is not in the vocabulary.
     """
-    try:
-        numbers = [operator.index(i) for i in ids]
-    except TypeError:
-        raise TypeError(f"{what} is to be whole numbers of tokens, not {type(ids).__name__} of others") from None
+    numbers = token_numbers(ids, what)
     if not numbers:
         raise ValueError(f"{what} is empty; a model needs at least one token to start from")
     wrong = next((i for i in numbers if not 0 <= i < vocab_size), None)
@@ -430,7 +432,10 @@ def _checked_logprobs(count: int | None) -> int | None:
         return None
     if isinstance(count, bool):
         raise TypeError("logprobs is how many of the most probable tokens to tell beside each, 0 or more, or None")
-    count = operator.index(count)
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise TypeError(f"logprobs is a whole number from 0 to {MOST_LOGPROBS}, or None, not {shown(count)}") from None
     if not 0 <= count <= MOST_LOGPROBS:
         raise ValueError(f"logprobs is {count}; it must be from 0 to {MOST_LOGPROBS}, or None")
     return count

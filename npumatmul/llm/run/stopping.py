@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 MOST_STOPS = 64
 
@@ -30,6 +30,8 @@ class StopTexts:
     """
 
     def __init__(self, stops: str | Sequence[str] = ()) -> None:
+        if not isinstance(stops, Iterable):
+            raise TypeError(f"stop is a text or a list of texts, not {stops!r}")
         listed = [stops] if isinstance(stops, str) else list(stops)
         for each in listed:
             if not isinstance(each, str):
