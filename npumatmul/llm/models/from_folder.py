@@ -148,25 +148,38 @@ def activation(settings: Settings, name: str = "hidden_act", default: str = "sil
     return ACTIVATIONS[settings.text(name, default)]
 
 
-def experts(settings: Settings, *, size: str, softmax: Literal["all", "chosen"], normalize: bool) -> Experts:
-    """Read how many experts there are, and how they are chosen.
+def experts(
+    settings: Settings,
+    count: int,
+    chosen: int,
+    size: tuple[str, int | None],
+    *,
+    softmax: Literal["all", "chosen"] = "all",
+    normalize: bool = False,
+) -> Experts:
+    """Read how many experts there are.
 
     Parameters
     ----------
     settings : Settings
         The configuration.
-    size : str
-        What the width inside an expert is called.
+    count, chosen : int
+        What the architecture takes missing numbers for.
+    size : tuple of str and int
+        What the width inside an expert is called, and what a missing one means; None where there has to be one.
     softmax, normalize
         As of `Experts`.
     """
-    count, other = settings.size("num_experts", None), settings.size("num_local_experts", None)
-    if count is None and other is None:
-        raise settings.error("'num_experts' is missing")
-    if None not in (count, other) and count != other:
-        raise settings.error(f"'num_experts' is {count} and 'num_local_experts' {other}; both name the same")
-    number = other if count is None else count
-    return Experts(number, settings.size("num_experts_per_tok"), settings.size(size), softmax, normalize)
+    names = [name for name in ("num_experts", "num_local_experts") if name in settings]
+    counts = [settings.size(name) for name in names] or [count]
+    if len(set(counts)) > 1:
+        raise settings.error(f"'num_experts' is {counts[0]} and 'num_local_experts' {counts[1]}")
+    chosen = settings.size("num_experts_per_tok", chosen)
+    width = settings.size(size[0], REQUIRED if size[1] is None else size[1])
+    try:
+        return Experts(counts[0], chosen, width, softmax, normalize)
+    except ValueError as error:
+        raise settings.error(str(error)) from error
 
 
 def layer_windows(settings: Settings, n_layers: int, sliding: list[bool], window: int | None) -> list[int | None]:

@@ -16,7 +16,7 @@ def _from_config(settings: Settings) -> DecoderConfig:
     sizes = from_folder.sizes(settings)
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
     bias = settings.flag("attention_bias", False)
-    experts = from_folder.experts(settings, size="intermediate_size", softmax="chosen", normalize=False)
+    experts = from_folder.experts(settings, 8, 2, ("intermediate_size", None), softmax="chosen")
     from_folder.no_windows(settings, sizes["n_layers"])
     return from_folder.decoder_config(
         settings,

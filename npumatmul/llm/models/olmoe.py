@@ -16,7 +16,7 @@ def _from_config(settings: Settings) -> DecoderConfig:
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
     bias = settings.flag("attention_bias", False)
     normalize = settings.flag("norm_topk_prob", False)
-    experts = from_folder.experts(settings, size="intermediate_size", softmax="all", normalize=normalize)
+    experts = from_folder.experts(settings, 64, 8, ("intermediate_size", None), normalize=normalize)
     from_folder.no_windows(settings, sizes["n_layers"])
     return from_folder.decoder_config(
         settings,

@@ -17,7 +17,7 @@ def _from_config(settings: Settings) -> DecoderConfig:
     turned = from_folder.rotation(settings, sizes["head_dim"], sizes["context_length"])
     bias = settings.flag("attention_bias", False)
     normalize = settings.flag("norm_topk_prob", False)
-    experts = from_folder.experts(settings, size="moe_intermediate_size", softmax="all", normalize=normalize)
+    experts = from_folder.experts(settings, 128, 8, ("moe_intermediate_size", 768), normalize=normalize)
     step, dense = settings.size("decoder_sparse_step", 1), settings.sequence("mlp_only_layers", int) or []
     window = settings.window("sliding_window", 4096)
     if not settings.flag("use_sliding_window", False):
