@@ -11,8 +11,11 @@ from typing import Any
 
 import model_zoo
 import pytest
+from llm_models import write_tokenizer
+from typer.testing import CliRunner
 
 import npumatmul.llm
+from npumatmul.cli.app import app
 from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import GGUFFile, Model
@@ -207,3 +210,29 @@ def test_a_generation_shows_how_far_it_is(model: Model) -> None:
     next(generation)
     generation.close()
     assert repr(generation) == "<Generation: 1 tokens, interrupted>"
+
+
+def test_a_generation_belongs_to_one_thread_at_a_time(model: Model) -> None:
+    """Asked from within a piece that is being made, as another thread would."""
+    seen: list[str] = []
+
+    def meddle(done: int, total: int) -> None:
+        for call in (generation.__next__, generation.close):
+            with pytest.raises(RuntimeError, match=r"one thread iterates .* cancel\(\)") as caught:
+                call()
+            seen.append(str(caught.value))
+
+    generation = model.generate("hello", max_tokens=2, progress=meddle)
+    assert len(list(generation)) == 2
+    assert seen
+
+
+# The command line
+
+
+def test_the_folder_that_we_are_in_is_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(folder)
+    monkeypatch.chdir(folder)
+    for command in ("generate", "demo"):
+        given = [command, "-m", ".", "-p", "a", "-n", "1", "--scheme", "float32"]
+        assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0
