@@ -142,6 +142,7 @@ def test_what_models_have_beside_the_schemes_of_arrays_is_told(tiny: Any) -> Non
         ({"context": 1.5}, TypeError, "load: context is a whole number"),
         ({"context": True}, TypeError, "load: context is a whole number"),
         ({"context": 0}, ValueError, "load: context is 0"),
+        ({"cache": "no"}, TypeError, "load: cache is True or False, not 'no'"),
         ({"policy": "w8a8"}, TypeError, "load: policy is a mapping"),
         ({"policy": ["head"]}, TypeError, "load: policy is a mapping"),
         ({"policy": {1: "w8a8"}}, TypeError, "load: policy has patterns of the names of layers, not int"),
@@ -165,6 +166,8 @@ def test_settings_are_named_as_they_were_given(
         ({"max_tokens": True}, TypeError, "generate: max_tokens is a whole number"),
         ({"max_tokens": -1}, ValueError, "generate: max_tokens is -1"),
         ({"stop": 5}, TypeError, "stop is a text or a list of texts, not 5"),
+        ({"stop_ids": 2}, TypeError, "stop_ids is to be whole numbers of tokens"),
+        ({"stop_ids": ["</s>"]}, TypeError, "stop_ids is to be whole numbers of tokens"),
         ({"logprobs": "3"}, TypeError, "logprobs is a whole number from 0"),
     ],
 )
@@ -187,11 +190,18 @@ def test_a_conversation_has_a_message(model: Model) -> None:
         model.chat([])
 
 
+def test_a_text_by_another_name_is_not_left_out(model: Model) -> None:
+    with pytest.raises(ValueError, match=r"message 1 has no \"content\".*it has 'role', 'text'"):
+        model.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "text": "hello"}])
+    with pytest.raises(ValueError, match="tools are a list of mappings"):
+        model.chat([{"role": "user", "content": "hello"}], tools="weather")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("message", "what"),
     [
         ({"role": "user", "content": None}, "missing or None"),
-        ({"role": "user"}, "missing or None"),
+        ({"role": "assistant"}, "missing or None"),
         ({"role": "user", "content": [{"type": "text", "text": "hi"}]}, "a list"),
     ],
 )

@@ -192,7 +192,7 @@ class Generation(Iterator[Piece]):
         self._model = model
         self._sampler = Sampler(sampling)
         self._decoder = StreamDecoder(tokenizer, continues=continues)
-        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
+        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else token_numbers(stop_ids, "stop_ids"))
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
