@@ -88,7 +88,7 @@ class Model:
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
         where = "numpy" if self.device is None else self.device.name
-        return f"<Model {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
+        return f"<{type(self).__name__} {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
 
     @property
     def closed(self) -> bool:

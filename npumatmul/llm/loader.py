@@ -116,6 +116,8 @@ def load(
             'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
             f"not {type(policy).__name__}"
         )
+    if not isinstance(cache, bool):
+        raise TypeError(f"load: cache is True or False, not {cache!r}")
     plan = _Plan(scheme, dict(policy or {}))
     path = model_path(path, "load")
     if context is not None:

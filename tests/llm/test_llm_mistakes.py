@@ -11,8 +11,11 @@ from typing import Any
 
 import model_zoo
 import pytest
+from llm_models import write_tokenizer
+from typer.testing import CliRunner
 
 import npumatmul.llm
+from npumatmul.cli.app import app
 from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import GGUFFile, Model
@@ -139,6 +142,7 @@ def test_what_models_have_beside_the_schemes_of_arrays_is_told(tiny: Any) -> Non
         ({"context": 1.5}, TypeError, "load: context is a whole number"),
         ({"context": True}, TypeError, "load: context is a whole number"),
         ({"context": 0}, ValueError, "load: context is 0"),
+        ({"cache": "no"}, TypeError, "load: cache is True or False, not 'no'"),
         ({"policy": "w8a8"}, TypeError, "load: policy is a mapping"),
         ({"policy": ["head"]}, TypeError, "load: policy is a mapping"),
         ({"policy": {1: "w8a8"}}, TypeError, "load: policy has patterns of the names of layers, not int"),
@@ -162,6 +166,8 @@ def test_settings_are_named_as_they_were_given(
         ({"max_tokens": True}, TypeError, "generate: max_tokens is a whole number"),
         ({"max_tokens": -1}, ValueError, "generate: max_tokens is -1"),
         ({"stop": 5}, TypeError, "stop is a text or a list of texts, not 5"),
+        ({"stop_ids": 2}, TypeError, "stop_ids is to be whole numbers of tokens"),
+        ({"stop_ids": ["</s>"]}, TypeError, "stop_ids is to be whole numbers of tokens"),
         ({"logprobs": "3"}, TypeError, "logprobs is a whole number from 0"),
     ],
 )
@@ -184,11 +190,18 @@ def test_a_conversation_has_a_message(model: Model) -> None:
         model.chat([])
 
 
+def test_a_text_by_another_name_is_not_left_out(model: Model) -> None:
+    with pytest.raises(ValueError, match=r"message 1 has no \"content\".*it has 'role', 'text'"):
+        model.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "text": "hello"}])
+    with pytest.raises(ValueError, match="tools are a list of mappings"):
+        model.chat([{"role": "user", "content": "hello"}], tools="weather")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("message", "what"),
     [
         ({"role": "user", "content": None}, "missing or None"),
-        ({"role": "user"}, "missing or None"),
+        ({"role": "assistant"}, "missing or None"),
         ({"role": "user", "content": [{"type": "text", "text": "hi"}]}, "a list"),
     ],
 )
@@ -207,3 +220,29 @@ def test_a_generation_shows_how_far_it_is(model: Model) -> None:
     next(generation)
     generation.close()
     assert repr(generation) == "<Generation: 1 tokens, interrupted>"
+
+
+def test_a_generation_belongs_to_one_thread_at_a_time(model: Model) -> None:
+    """Asked from within a piece that is being made, as another thread would."""
+    seen: list[str] = []
+
+    def meddle(done: int, total: int) -> None:
+        for call in (generation.__next__, generation.close):
+            with pytest.raises(RuntimeError, match=r"one thread iterates .* cancel\(\)") as caught:
+                call()
+            seen.append(str(caught.value))
+
+    generation = model.generate("hello", max_tokens=2, progress=meddle)
+    assert len(list(generation)) == 2
+    assert seen
+
+
+# The command line
+
+
+def test_the_folder_that_we_are_in_is_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tokenizer(folder)
+    monkeypatch.chdir(folder)
+    for command in ("generate", "demo"):
+        given = [command, "-m", ".", "-p", "a", "-n", "1", "--scheme", "float32"]
+        assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0

@@ -90,7 +90,7 @@ class GGUFFile:
         except FileNotFoundError:
             raise missing(self.path) from None
         except IsADirectoryError:
-            raise self.error("it is a folder; give the path of a .gguf file") from None
+            raise self.error("it is a folder, and only a GGUF file is read here: give the path of one") from None
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
         if file.size == 0:

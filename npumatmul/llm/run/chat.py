@@ -128,6 +128,8 @@ class ChatTemplate:
             If the template fails, or would take too long or too much memory.
         """
         plain, size = _plain(_checked(messages), "messages")
+        if tools is not None and (isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence)):
+            raise ValueError(f"tools are a list of mappings that describe one each, not {type(tools).__name__}")
         if self._template is None:
             return "\n".join(str(message.get("content") or "") for message in plain)
         data, more = _plain({"tools": tools, **variables}, "tools and template variables")
@@ -179,6 +181,9 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {i} must be a mapping with a "role", such as "user", and a "content"')
+        if message["role"] in ("user", "system") and "content" not in message:  # answers may have tool calls instead
+            keys = ", ".join(map(repr, message))
+            raise ValueError(f'message {i} has no "content", which would leave its text out; it has {keys}')
     if not messages:
         raise ValueError("messages is empty: a conversation has a message that is to be answered")
     return [dict(message) for message in messages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 import threading
 import time
@@ -191,7 +192,7 @@ class Generation(Iterator[Piece]):
         self._model = model
         self._sampler = Sampler(sampling)
         self._decoder = StreamDecoder(tokenizer, continues=continues)
-        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else stop_ids)
+        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else token_numbers(stop_ids, "stop_ids"))
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
@@ -217,7 +218,11 @@ class Generation(Iterator[Piece]):
 
     def __next__(self) -> Piece:
         """Generate a token."""
-        piece = next(self._steps)
+        try:
+            piece = next(self._steps)
+        except ValueError as error:
+            self._refuse_two(error)
+            raise
         if piece.stats is not None:  # the last one: the cache is free even if nobody asks for another
             self._steps.close()
         return piece
@@ -243,9 +248,21 @@ class Generation(Iterator[Piece]):
 
     def close(self) -> None:
         """End the generation early, in the thread that iterates; the cache can be used on."""
-        self._steps.close()
+        try:
+            self._steps.close()
+        except ValueError as error:
+            self._refuse_two(error)
+            raise
         if self.stats.stop_reason is None:
             self.stats.stop_reason = StopReason.INTERRUPTED
+
+    def _refuse_two(self, error: ValueError) -> None:
+        """Say what Python says of a generator that is at work in another thread, of what people have."""
+        if inspect.getgeneratorstate(self._steps) == inspect.GEN_RUNNING:
+            raise RuntimeError(
+                "another thread is waiting for a piece of this generation: one thread iterates over it and closes it, "
+                "and any may end it by cancel()"
+            ) from error
 
     def _run(self) -> Generator[Piece, None, None]:
         try:
