@@ -20,6 +20,7 @@ LONG = frozenset(
         "tests/llm/test_llm_commands.py",
         "tests/llm/test_llm_demo_model.py",
         "tests/llm/test_llm_evaluation.py",
+        "tests/llm/test_llm_hostile_encoders.py",
         "tests/llm/test_llm_minilm.py::test_real_embeddings_are_those_of_transformers",
         "tests/llm/test_llm_gguf_file.py::test_whole_header_equals_gguf_reader",
         "tests/llm/test_llm_hostile_folders.py::test_changed_models",

@@ -283,6 +283,8 @@ def test_prompts_that_are_not_utf8(arguments: list[bytes], stdin: bytes, message
         (["perplexity", "-f", "{tmp}/none"], "{tmp}/none: No such file or directory"),
         (["perplexity", "-f", "{tmp}"], "{tmp}: Is a directory"),
         (["generate", "-m", "", "-p", "a"], "the model has no name: give the path of a file"),
+        (["demo", "-m", ""], "the model has no name: give the path of a file"),
+        (["quantize", "", "--scheme", "w8a8", "-o", "y"], "the model has no name: give the path of a file"),
         (["generate", "-m", "x", "-p", "a", "--scheme", "q4"], "--scheme: no scheme is called 'q4'; there are"),
         (["generate", "-m", "x", "-p", "a", "--top-p", "0"], "--top-p is 0.0; it must be above 0 and at most 1"),
         (["generate", "-m", "x", "-p", "a", "--seed", "-1"], "--seed is -1; it must be 0 or more"),

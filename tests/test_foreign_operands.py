@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import npumatmul as npu
+from npumatmul.quant import round_weight
 
 FUNCTIONS = ("matmul", "dot", "vdot", "inner", "outer", "vecdot", "matvec", "vecmat", "tensordot", "einsum")
 FUNCTIONS = tuple(name for name in FUNCTIONS if hasattr(np, name))
@@ -571,3 +572,21 @@ def test_options_are_any_integers() -> None:
     options = npu.MatmulOptions(cores=np.int64(2), rows=[np.int8(4)], buckets=np.array([1, 64]))  # type: ignore[arg-type]
     assert options == npu.MatmulOptions(cores=2, rows=(4,), buckets=(1, 64))
     assert all(type(each) is int for each in (options.cores, *options.rows, *options.buckets))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.ones(3, 3).to_sparse(), r"to_dense\(\)"),
+        (torch.ones(3, 3, device="meta"), "meta"),
+        ([[1], [1, 2]], "shape"),
+    ],
+    ids=["sparse", "without values", "ragged"],
+)
+def test_what_cannot_become_an_ndarray_is_named_with_what_its_class_says(
+    device: npu.Device, given: Any, said: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"matmul: a cannot become an ndarray: .*{said}"):
+        npu.matmul(given, SQUARE, device=device)
+    with pytest.raises((TypeError, ValueError), match=f"round_weight: the array cannot become an ndarray: .*{said}"):
+        round_weight(given, bits=8)

@@ -13,6 +13,7 @@ import typer
 
 import npumatmul
 from npumatmul.cli import caching, info, probing, simulating
+from npumatmul.cli.files import path
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
 from npumatmul.rknn.socs import SOCS
@@ -39,7 +40,10 @@ SchemeOption = Annotated[
     ),
 ]
 ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
-ModelArgument = Annotated[Path | None, typer.Argument(help="A GGUF file or a quantized model; the demo's by default.")]
+ModelArgument = Annotated[
+    Path | None,
+    typer.Argument(parser=path, help="A GGUF file or a quantized model; the demo's by default."),
+]
 TextOption = Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")]
 EmulateOption = Annotated[bool, typer.Option("--emulate", help="Compute on the host what an NPU would, without one.")]
 OriginalOption = Annotated[
@@ -124,7 +128,14 @@ def probe_command(
 @app.command("generate", short_help="Answer a prompt with a language model.")
 def generate_command(
     model: Annotated[
-        Path, typer.Option("-m", "--model", help="A GGUF file, a Hugging Face folder, or a quantized model.")
+        Path,
+        typer.Option(
+            "-m",
+            "--model",
+            parser=path,
+            metavar="<path>",
+            help="A GGUF file, a Hugging Face folder, or a quantized model.",
+        ),
     ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="The prompt; read from standard input without it.")
@@ -177,7 +188,14 @@ def generate_command(
 @app.command("embed", short_help="Embeddings of texts, or their scores for a query.")
 def embed_command(
     model: Annotated[
-        Path, typer.Option("-m", "--model", help="A folder with an encoder, or any model whose states are pooled.")
+        Path,
+        typer.Option(
+            "-m",
+            "--model",
+            parser=path,
+            metavar="<path>",
+            help="A folder with an encoder, or any model whose states are pooled.",
+        ),
     ],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; else each line of --file, or of standard input, is one.")
@@ -225,7 +243,14 @@ def embed_command(
 @app.command("demo", short_help="Fetch a small model and let it answer.")
 def demo_command(
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="A GGUF file, folder or quantized model instead of the demo's.")
+        Path | None,
+        typer.Option(
+            "-m",
+            "--model",
+            parser=path,
+            metavar="<path>",
+            help="A GGUF file, folder or quantized model instead of the demo's.",
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt.")] = DEMO_PROMPT,
     max_tokens: TokensOption = 128,

@@ -197,3 +197,8 @@ def picture_format(path: Path) -> str:
     if kind not in _PICTURES:
         raise ValueError(f"{path}: pictures are {', '.join(_PICTURES)}")
     return kind
+
+
+def path(text: str) -> Path:
+    """A path on the command line, of which an empty one stays empty: pathlib takes it for the folder that we are in."""
+    return Path(text or " ")

@@ -64,7 +64,7 @@ def check_scheme(name: str | None, option: str = "--scheme") -> None:
 
 def check_model(path: Path, option: str = "the model") -> None:
     """Refuse an empty name, which would be the folder that we are in."""
-    if not str(path).strip() or path == Path():
+    if not str(path).strip():
         raise ValueError(f"{option} has no name: give the path of a file")
 
 

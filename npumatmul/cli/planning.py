@@ -84,4 +84,6 @@ def _range(found: Estimate | None, form: str) -> str:
 
 
 def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.0f} million"
+    if parameters >= 0.9995e9:
+        return f"{parameters / 1e9:.2f} billion"
+    return f"{parameters / 1e6:.0f} million" if parameters >= 0.9995e6 else f"{parameters / 1e3:.0f} thousand"

@@ -60,8 +60,8 @@ class RegularFile(Uncopied):
     """
 
     def __init__(self, path: str | os.PathLike[str], most: int | None = None) -> None:
+        self._descriptor: Descriptor | None = None  # first: `close` is called of a file that never came to be, too
         self.path = os.fspath(path)
-        self._descriptor: Descriptor | None = None
         _check_kind(self.path, os.stat(self.path))  # before it is opened: opening some devices has consequences
         # O_NONBLOCK: what takes its place in between cannot make us wait either
         held: list[int] = []

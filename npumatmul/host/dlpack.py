@@ -7,6 +7,7 @@ a version are another struct and are never asked for here).
 from __future__ import annotations
 
 import ctypes as C
+from contextlib import suppress
 from typing import Any
 
 import ml_dtypes
@@ -97,11 +98,26 @@ def take(source: Any) -> NDArray[Any]:
     return np.from_dlpack(_Retyped(capsule)).view(_BFLOAT16)
 
 
-def as_ndarray(x: Any) -> NDArray[Any]:
-    """An ndarray of anything that numpy can make one of, and of tensors of bfloat16, which it cannot."""
+def as_ndarray(x: Any, called: str) -> NDArray[Any]:
+    """An ndarray of anything that numpy can make one of, and of tensors of bfloat16, which it cannot.
+
+    Parameters
+    ----------
+    x : array_like
+    called : str
+        Function and argument, for errors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no way from `x` to an ndarray: what numpy, or the object's own class, says about it.
+    """
     try:
         return np.asarray(x)
-    except TypeError:
-        if not hasattr(type(x), "__dlpack__"):
-            raise
-        return take(x)
+    except TypeError as error:
+        if hasattr(type(x), "__dlpack__"):
+            with suppress(BufferError, ValueError):  # sparse, or on another device: its class has said so already
+                return take(x)
+        raise TypeError(f"{called} cannot become an ndarray: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{called} cannot become an ndarray: {error}") from error

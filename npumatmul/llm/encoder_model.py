@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.models.encoder import Encoder, Texts
@@ -108,8 +109,7 @@ class EncoderModel(Model):
         if config.head.labels != 1:
             raise ModelError(f"the model {self.name} gives {config.head.labels} scores for a text; rerank needs one")
         (asked,), given = checked_texts([query], "rerank: the query"), checked_texts(texts, "rerank")
-        if batch_size < 1:
-            raise ValueError(f"rerank: batch_size is {batch_size}; it must be 1 or more")
+        count_from_one(batch_size, "batch_size", "rerank")
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, JSONTokenizer):
             raise ModelError(f"the model {self.name} has a tokenizer that knows no pairs of texts")
@@ -182,8 +182,8 @@ def load_encoder_model(
         If `context` is not positive.
     """
     started = time.perf_counter()
-    if context is not None and context < 1:
-        raise ValueError(f"context_length is {context}; it must be 1 or more")
+    if context is not None:
+        count_from_one(context, "context", "load")
     sentence = sentence_config_of(source)
     encoder = load_encoder(source, pack, progress=progress)
     config = encoder.config

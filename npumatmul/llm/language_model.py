@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
 from npumatmul.files.uncopied import Uncopied
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
@@ -21,7 +21,7 @@ from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
-from npumatmul.llm.run.turns import Turns
+from npumatmul.llm.run.turns import Turn, Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.ops import PackedWeight
@@ -88,7 +88,7 @@ class Model(Uncopied):
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
         where = "numpy" if self.device is None else self.device.name
-        return f"<Model {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
+        return f"<{type(self).__name__} {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
 
     @property
     def closed(self) -> bool:
@@ -516,7 +516,7 @@ class Model(Uncopied):
             self._model,
             self.tokenizer,
             ids,
-            max_new_tokens=max_tokens,
+            max_new_tokens=count_from_one(max_tokens, "max_tokens", "generate"),
             sampling=options,
             stop_ids=stop_ids,
             stop=stop,
@@ -549,8 +549,6 @@ class _Shared:
         with self._model._keeping:
             self._model._kept = None if self._model.closed else cache
 
-    @contextmanager
-    def turn(self, generation: Generation) -> Iterator[Callable[[], None]]:
+    def turn(self, generation: Generation) -> Turn:
         """As `Host.turn`."""
-        with self._model._turns.turn(lambda: generation.cancelled) as pass_on:
-            yield pass_on
+        return self._model._turns.turn(lambda: generation.cancelled)

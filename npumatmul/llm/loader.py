@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.files.paths import model_path
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
@@ -109,7 +111,17 @@ def load(
     """
     if not isinstance(scheme, str):
         raise TypeError(f"load: scheme is the name of one, not {type(scheme).__name__}")
+    if policy is not None and not isinstance(policy, Mapping):
+        raise TypeError(
+            'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
+            f"not {type(policy).__name__}"
+        )
+    if not isinstance(cache, bool):
+        raise TypeError(f"load: cache is True or False, not {cache!r}")
     plan = _Plan(scheme, dict(policy or {}))
+    path = model_path(path, "load")
+    if context is not None:
+        context = count_from_one(context, "context", "load")
     if is_quantized(path):
         return _quantized(path, plan, device, context, progress)
     for each in plan.schemes:
@@ -128,7 +140,7 @@ def load(
             if encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress)
                 return Model(model, scheme=scheme, device=target)
-            build.check(encoder_config_of(source).n_layers, head=False)
+            build.check(layer_names(encoder_config_of(source).n_layers)[:-1])
             return load_encoder_model(source, build, scheme=scheme, device=target, context=context, progress=progress)
 
         if target is None:
@@ -196,6 +208,9 @@ class _Plan:
     policy: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        for pattern in self.policy:
+            if not isinstance(pattern, str):
+                raise TypeError(f"load: policy has patterns of the names of layers, not {type(pattern).__name__}")
         for each in self.schemes:
             if not isinstance(each, str):
                 raise TypeError(f"load: policy gives schemes by their names, not {type(each).__name__}")
@@ -219,15 +234,14 @@ class _Plan:
                 found = scheme
         return found
 
-    def check_patterns(self, n_layers: int, head: bool) -> None:
+    def check_patterns(self, names: Sequence[str]) -> None:
         """Refuse patterns that no layer has a name for: what they were to do would be missed silently."""
-        names = layer_names(n_layers) if head else layer_names(n_layers)[:-1]
+        inside = [name for name in names if name != "head"]
         for pattern in self.policy:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f"load: policy has {pattern!r}, but no layer of the model is called so; its layers are "
-                    f"blk.0.qkv, blk.0.attn_out, blk.0.gate_up, blk.0.down to blk.{n_layers - 1}.down"
-                    + (", and head" if head else "")
+                    f"{', '.join(names[:4])} to {inside[-1]}" + (", and head" if len(inside) < len(names) else "")
                 )
 
     def how(self) -> dict[str, object]:
@@ -242,9 +256,9 @@ class _Built:
     def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None) -> None:
         self._plan, self._device, self._pack = plan, device, pack
 
-    def check(self, n_layers: int, *, head: bool = True) -> None:
+    def check(self, names: Sequence[str]) -> None:
         """Look at the plan when the layers are known, before anything is read."""
-        self._plan.check_patterns(n_layers, head)
+        self._plan.check_patterns(names)
 
     def ready(self, name: str) -> Product | None:
         """The product of a layer, if nobody has to read its weight."""

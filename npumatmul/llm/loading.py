@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
-from npumatmul.llm.models.decoder import Decoder
+from npumatmul.llm.models.decoder import Decoder, layer_names
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
@@ -191,8 +191,8 @@ def load_model(
 class Build(Protocol):
     """Makes products of layers, or has them already."""
 
-    def check(self, n_layers: int) -> None:
-        """Look at what is asked for when the number of blocks is known, before anything is read."""
+    def check(self, names: Sequence[str]) -> None:
+        """Look at what is asked for when the names of layers are known, before anything is read."""
         ...
 
     def ready(self, name: str) -> Product | None:
@@ -228,7 +228,8 @@ def load_source(
     npumatmul.errors.ModelError, ValueError
         As `load_model`.
     """
-    build.check(config_of(source).n_layers)
+    config = config_of(source)
+    build.check(layer_names(config.n_layers, config.expert_counts))
 
     def linear(layer: LayerTensors) -> Product:
         ready = build.ready(layer.name)

@@ -272,6 +272,9 @@ class _EntryFile:
             if content["key"] != key:  # it was copied there, or is called otherwise than its maker called it
                 raise PackedFileError(f"{path} is the entry {shown(content['key'])} by another name")
             self._extras: dict[str, dict[str, int]] = content["extras"]
+        except KeyError as error:
+            self._file.close()
+            raise PackedFileError(f"{path} says nothing of {error}, as files of another version do not") from error
         except BaseException:
             self._file.close()
             raise

@@ -14,6 +14,8 @@ from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
+from npumatmul.nn.expert_names import unstacked
+from npumatmul.nn.experts import MixtureOfExperts, Router
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
 from npumatmul.nn.module import LoadResult, Module
@@ -37,15 +39,18 @@ __all__ = [
     "Linear",
     "LinearGroup",
     "LoadResult",
+    "MixtureOfExperts",
     "Module",
     "Pack",
     "PackedProduct",
     "Product",
     "RMSNorm",
     "RoPE",
+    "Router",
     "TransformerBlock",
     "activate",
     "plan_attention",
     "pool",
     "scaled_dot_product_attention",
+    "unstacked",
 ]

@@ -104,6 +104,11 @@ class Module:
     #: Whether paths of its parameters begin with the name by which its parent has it.
     is_named: ClassVar[bool] = True
 
+    def __repr__(self) -> str:
+        """Return the class and what it holds, as PyTorch shows it."""
+        lines = [f"  ({name}): {each!r}".replace("\n", "\n  ") for name, each in self.children()]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"]) if lines else f"{type(self).__name__}()"
+
     # ---- what there is -----------------------------------------------------------------------------------------------
 
     def children(self) -> Iterator[tuple[str, Module]]:

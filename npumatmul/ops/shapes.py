@@ -30,7 +30,7 @@ def operand(x: Any, name: str, function: str) -> NDArray[Any]:
         If it is none, nor a number (None, a string, an object that numpy knows nothing of), or something of it would
         be lost: see `check_whole`.
     """
-    array = x if type(x) is np.ndarray else dlpack.as_ndarray(x)
+    array = x if type(x) is np.ndarray else dlpack.as_ndarray(x, f"{function}: {name}")
     if array is not x:
         check_whole(x, function, name)
     if array.ndim == 0 and array.dtype.kind in "OSU":

@@ -42,7 +42,7 @@ def given_array(x: ArrayLike, function: str, name: str = "the array") -> NDArray
         means_more = hasattr(type(x), "__array_ufunc__") and not hasattr(type(x), "__array_interface__")
     if means_more:
         raise TypeError(f"{function}: {name} is of class {_class_of(x)}, which the result would not be; {_advice(x)}")
-    array = dlpack.as_ndarray(x)
+    array = dlpack.as_ndarray(x, f"{function}: {name}")
     if array.dtype == object and array.ndim == 0:
         raise TypeError(f"{function}: {name} is of class {_class_of(x)}, which numpy makes no array of; {_advice(x)}")
     return array

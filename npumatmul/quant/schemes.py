@@ -21,6 +21,7 @@ zero points. ``int8`` and ``int4`` take integers as they are; their products are
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Scheme:
         if found is None:
             raise ValueError(
                 f"no scheme is called {name!r}; there are {', '.join(map(repr, SCHEMES))}, and quantized ones with "
-                f"_layer or _g<group size>, _wasym, _aasym and _static or _agroup after their bits"
+                f"_layer or _g<group size>, _wasym, _aasym and _static or _agroup after their bits{_meant(name)}"
             )
         try:
             return cls._found(found)
@@ -299,6 +300,23 @@ SCHEMES: Mapping[str, Scheme] = {
     name: Scheme.parse(name)
     for name in ("w16a16", "w16a16_high", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "int8", "int4")
 }
+
+#: What others call what some schemes do.
+_ELSEWHERE = {
+    **dict.fromkeys(("fp16", "float16", "f16", "half"), "w16a16"),
+    **dict.fromkeys(("w8", "q8", "8bit"), "w8a8"),
+    **dict.fromkeys(("w4", "q4", "4bit"), "w4a8"),
+}
+
+
+def _meant(name: str) -> str:
+    """What was perhaps meant by a name that is none, as the end of a message; "" if nothing is like it."""
+    plain = name.strip().lower().replace("-", "_")
+    found = _ELSEWHERE.get(plain, plain)
+    if found not in SCHEMES and _NAME.fullmatch(found) is None:
+        found = next(iter(difflib.get_close_matches(found, SCHEMES, n=1)), "")
+    return f"; did you mean {found!r}?" if found else ""
+
 
 _BY_DTYPE = {_F16: "w16a16", _F32: "w16a16", _BF16: "w16a16", _I8: "int8", _I4: "int4"}
 

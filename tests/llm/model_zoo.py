@@ -49,7 +49,9 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
-PERMUTED = ("llama", "mistral3", "smollm3", "granite")
+PERMUTED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
+EXPERT_COUNTS = {"qwen3moe": "num_experts", "olmoe": "num_experts", "granitemoe": "num_local_experts"}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
 
 def longrope(pairs: int) -> dict[str, Any]:
@@ -113,6 +115,12 @@ def _older_gemma3(config: dict[str, Any]) -> None:
     del config["layer_types"]
 
 
+def _without_lists(config: dict[str, Any]) -> None:
+    """Which layers slide a window or tell positions by the rule of the architecture."""
+    for name in ("layer_types", "no_rope_layers"):
+        config.pop(name, None)
+
+
 VARIANTS = [
     Variant("llama", "plain", gguf="llama"),
     Variant("llama", "mha-tied", {"num_key_value_heads": 4, "tie_word_embeddings": True}, "llama"),
@@ -149,16 +157,27 @@ VARIANTS = [
         "smollm3",
         "window",
         {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8, "tie_word_embeddings": False},
+        older=_without_lists,
     ),
     Variant("qwen2", "plain", gguf="qwen2"),
     Variant("qwen2", "yarn-tied", {"rope_parameters": YARN, "tie_word_embeddings": True}, "qwen2"),
     Variant("qwen2", "yarn-older", {"rope_parameters": YARN}, older=_older_scaling),
-    Variant("qwen2", "window", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    Variant(
+        "qwen2",
+        "window",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+        older=_without_lists,
+    ),
     Variant("qwen3", "plain", {"head_dim": 32}, "qwen3"),
     Variant("qwen3", "tied-mqa", {"head_dim": 16, "tie_word_embeddings": True, "num_key_value_heads": 1}, "qwen3"),
     Variant("qwen3", "biases", {"head_dim": 16, "attention_bias": True}),
     Variant("gemma2", "softcaps", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}, "gemma2"),
-    Variant("gemma2", "query-scale", {**GEMMA, "query_pre_attn_scalar": 40, "attn_logit_softcapping": None}),
+    Variant(
+        "gemma2",
+        "query-scale",
+        {**GEMMA, "query_pre_attn_scalar": 40, "attn_logit_softcapping": None},
+        older=_without_lists,
+    ),
     Variant("gemma3_text", "plain", {**GEMMA, "num_hidden_layers": 6}, "gemma3"),
     Variant(
         "gemma3_text",
@@ -206,6 +225,42 @@ VARIANTS = [
     Variant("granite", "biases", {"attention_bias": True, "mlp_bias": True}, "granite"),
     Variant("starcoder2", "plain", gguf="starcoder2"),
     Variant("starcoder2", "window", {"sliding_window": 8, "use_bias": False, "tie_word_embeddings": False}),
+    Variant(
+        "qwen3_moe",
+        "plain",
+        {**EXPERTS, "head_dim": 32, "moe_intermediate_size": 48, "norm_topk_prob": True},
+        "qwen3moe",
+    ),
+    Variant(
+        "qwen3_moe",
+        "dense-layers",
+        {
+            **EXPERTS,
+            "num_hidden_layers": 4,
+            "moe_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Variant("olmoe", "plain", {**EXPERTS, "num_key_value_heads": 4}, "olmoe"),
+    Variant("olmoe", "normalized-grouped", {**EXPERTS, "num_experts_per_tok": 3, "norm_topk_prob": True}),
+    Variant(
+        "granitemoe",
+        "multipliers",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.3,
+            "attention_multiplier": 0.1,
+            "tie_word_embeddings": True,
+        },
+        "granitemoe",
+    ),
 ]
 
 
@@ -220,8 +275,8 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
         for name, value in model.named_parameters():
             with torch.no_grad():
-                if value.ndim == 2:
-                    value.normal_(0, 1 if "embed" in name else value.shape[1] ** -0.5)
+                if value.ndim >= 2:
+                    value.normal_(0, 1 if "embed" in name else value.shape[-1] ** -0.5)
                 elif "gemma" in variant.model_type or name.endswith("bias"):
                     value.normal_(0, 0.2)
                 else:
@@ -313,7 +368,12 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(
                 math.sqrt(1 + math.log(ratio) / math.log(c.original_max_position_embeddings))
             )
-    if arch == "granite":
+    if arch in EXPERT_COUNTS:
+        writer.add_expert_count(getattr(c, EXPERT_COUNTS[arch]))
+        writer.add_expert_used_count(c.num_experts_per_tok)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if arch in ("granite", "granitemoe"):
         writer.add_attention_scale(c.attention_multiplier)
         writer.add_embedding_scale(c.embedding_multiplier)
         writer.add_residual_scale(c.residual_multiplier)
@@ -340,7 +400,21 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
             value = interleaved(value, heads)
         if "gemma" in arch and name.endswith("norm.weight"):
             value = value + np.float32(1)
+        if ".experts." in name:
+            yield from stacks(name.split(".")[2], name, np.ascontiguousarray(value))
+            continue
+        name = name.replace("block_sparse_moe.router.weight", "block_sparse_moe.router.layer.weight")
         yield names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(value)
+
+
+def stacks(layer: str, name: str, value: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Experts of a layer, gate and up apart, as llama.cpp's converter has them."""
+    if name.endswith("down_proj"):
+        yield f"blk.{layer}.ffn_down_exps.weight", value
+        return
+    half = value.shape[1] // 2
+    yield f"blk.{layer}.ffn_gate_exps.weight", np.ascontiguousarray(value[:, :half])
+    yield f"blk.{layer}.ffn_up_exps.weight", np.ascontiguousarray(value[:, half:])
 
 
 def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

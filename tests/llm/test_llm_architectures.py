@@ -134,9 +134,13 @@ def test_tensors_are_taken_all_and_none_too_many(tmp_path: Path, model_type: str
     path = write_folder(tmp_path, variant, torch_model(variant))
     state = load_file(path / "model.safetensors")
     for name in state:
-        save_file({each: value for each, value in state.items() if each != name}, path / "model.safetensors")
-        with pytest.raises(ModelError, match=re.escape(name)):
-            load(path, numpy_pack)
+        others = {each: value for each, value in state.items() if each != name}
+        save_file(others, path / "model.safetensors")
+        lacking = set(nn.unstacked(state)) - set(nn.unstacked(others))  # of a stack, as many as it has matrices
+        packed: list[str] = []
+        with pytest.raises(ModelError, match="|".join(re.escape(each) for each in lacking)):
+            load(path, lambda weight, layer, packed=packed: packed.append(layer) or numpy_pack(weight))
+        assert not packed, "names are looked at before weights are read"
     added = "model.layers.0.self_attn.mystery.weight"
     save_file({**state, added: np.ones(4, np.float32)}, path / "model.safetensors")
     with pytest.raises(ModelError, match=f"1 tensors of a kind that is not supported, such as '{re.escape(added)}'"):
@@ -150,13 +154,18 @@ def test_tensors_are_taken_all_and_none_too_many(tmp_path: Path, model_type: str
 @pytest.mark.parametrize("variant", [each for each in VARIANTS if each.gguf], ids=lambda each: each.name)
 def test_layers_of_every_architecture_have_names_and_can_be_exchanged(tmp_path: Path, variant: Variant) -> None:
     model = load(write_gguf(tmp_path / "model.gguf", variant, torch_model(variant)), numpy_pack)
-    assert list(model.linears) == layer_names(model.config.n_layers)
+    assert list(model.linears) == layer_names(model.config.n_layers, model.config.expert_counts)
     seen: list[str] = []
     tapped = {
         name: TappedLinear(linear, name, lambda name, x, y: seen.append(name)) for name, linear in model.linears.items()
     }
     expected = model.forward(IDS, model.new_cache())
     np.testing.assert_array_equal(model.with_linears(tapped).forward(IDS, model.new_cache()), expected)
+    if any(model.config.expert_counts):
+        assert seen == [name for name in model.linears if name in seen]
+        with pytest.raises(ModelError, match="one linear layer after another"):
+            next(model.block_steps(0, model.embed(IDS), model.new_cache()))
+        return
     assert seen == list(model.linears)
     cache = model.new_cache()
     x = model.embed(IDS)

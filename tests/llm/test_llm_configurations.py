@@ -80,7 +80,7 @@ def test_the_formats_of_a_registry_are_those_that_files_are_read_in() -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor"),
         ({"hidden_act": "quick_gelu", "hidden_activation": "quick_gelu"}, "'quick_gelu'"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"n_routed_experts": 8}, "n_routed_experts"),
         ({"clip_qkv": 8.0}, "clip_qkv"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
@@ -248,6 +248,8 @@ MORE = (
     "tie_word_embeddings", "no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "max_window_layers",
     "sliding_window_pattern", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
     "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "use_bias", "norm_type",
+    "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
+    "decoder_sparse_step", "mlp_only_layers",
 )  # fmt: skip
 
 
@@ -274,6 +276,7 @@ GGUF_KEYS = (
     "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scale_linear",
     "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_attn_factor", "attn_logit_softcapping", "logit_scale",
     "final_logit_softcapping", "embedding_scale", "residual_scale", "expert_count",
+    "expert_used_count", "expert_feed_forward_length", "expert_gating_func", "expert_weights_scale",
 )  # fmt: skip
 
 
@@ -287,8 +290,10 @@ def test_hostile_metadata_give_a_configuration_or_a_model_error(name: str) -> No
         "attention.head_count": 4,
         "vocab_size": 264,
         "attention.layer_norm_epsilon" if name == "starcoder2" else "attention.layer_norm_rms_epsilon": 1e-6,
-        "logit_scale" if name == "granite" else "rope.scaling.factor": 2.0,
+        "logit_scale" if name in ("granite", "granitemoe") else "rope.scaling.factor": 2.0,
     }
+    if "moe" in name:
+        usual.update(expert_count=8, expert_used_count=2, expert_feed_forward_length=32)
     messages = []
     for kind in (None, "linear", "yarn", "longrope"):
         for key in GGUF_KEYS:

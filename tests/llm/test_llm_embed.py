@@ -240,7 +240,7 @@ def test_mistakes_are_explained(tmp_path: Path) -> None:
         ValueError, match=r"policy has 'head', but no layer of the model is called so; its layers are .*down$"
     ):
         npumatmul.llm.load(path, "float32", policy={"head": "float32"})
-    with pytest.raises(ValueError, match="context_length is 0"):
+    with pytest.raises(ValueError, match="load: context is 0"):
         npumatmul.llm.load(path, "float32", context=0)
     model = npumatmul.llm.load(path, "float32", context=10)
     assert model.context == 10

@@ -146,6 +146,8 @@ def test_positions_stand_still_at_padding_tokens(made: Callable[[Variant], Made]
         ("bert-scores", {"sentence_transformers": {"activation_fn": "os.system"}}, "scores are made by 'os.system'"),
         ("bert-scores", {"sentence_transformers": {"more": 1}}, "'sentence_transformers.more' is 1"),
         ("roberta-plain", {"pad_token_id": 70}, "context_length is -7"),
+        ("bert-plain", {"layer_norm_eps": 1e300}, "norm_eps is 1e\\+300; it must be between 0 and 1"),
+        ("modernbert-plain", {"local_attention": -2}, "'local_attention' is -2; it must be 0 or more"),
         ("modernbert-plain", {"rope_scaling": {"rope_type": "yarn"}}, "scaled \\('rope_scaling'\\)"),
         ("modernbert-plain", {"layer_types": ["full_attention"]}, "'layer_types' names 1 layers; there are 4"),
         (

@@ -158,7 +158,7 @@ def test_same_seed_same_text(loaded: LoadedModel) -> None:
 def test_arguments(loaded: LoadedModel) -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         generate(loaded.model, loaded.tokenizer, [])
-    with pytest.raises(ValueError, match="max_new_tokens .* is 0"):
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
         generate(loaded.model, loaded.tokenizer, PROMPT, max_new_tokens=0)
 
 

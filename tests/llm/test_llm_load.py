@@ -163,7 +163,7 @@ def test_mistaken_arguments_of_load(tiny: Any, tmp_path: Path) -> None:
         npumatmul.llm.load(tmp_path / "missing.gguf")
     with pytest.raises(ModelError, match=r"has no config\.json"):
         npumatmul.llm.load(tmp_path)
-    with pytest.raises(ValueError, match="context_length is 0"):
+    with pytest.raises(ValueError, match="load: context is 0"):
         npumatmul.llm.load(tiny.path, "float32", context=0)
     with pytest.raises(ValueError, match="martian"):
         npumatmul.llm.load(tiny.path, device="martian")
@@ -276,17 +276,8 @@ def test_prompts_that_cannot_be_used(model: Model, prompt: Any, kind: type[Excep
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"max_tokens": 0}, ValueError, "max_tokens .* is 0"),
-        ({"max_tokens": 1.5}, TypeError, "max_tokens .* is 1.5; it must be a whole number"),
-        ({"max_tokens": None}, TypeError, "max_tokens .* is None"),
-        ({"max_tokens": True}, TypeError, "max_tokens .* is True"),
-        ({"stop": None}, TypeError, "stop is a text or a list of texts, not NoneType"),
-        ({"stop": b"x"}, TypeError, "not bytes"),
-        ({"stop_ids": 5}, TypeError, "stop_ids are numbers of tokens, not int"),
-        ({"stop_ids": "ab"}, TypeError, "texts that end an answer are stop"),
-        ({"stop_ids": ["a"]}, TypeError, "one of stop_ids is 'a'"),
-        ({"stop_ids": [1.5]}, TypeError, "one of stop_ids is 1.5"),
-        ({"logprobs": "a"}, TypeError, "logprobs.* is 'a'; it must be a whole number"),
+        ({"max_tokens": 0}, ValueError, "generate: max_tokens is 0"),
+        ({"max_tokens": 1.5}, TypeError, "generate: max_tokens is a whole number"),
         ({"temperature": -1}, ValueError, "temperature is -1"),
         ({"temperature": "hot"}, TypeError, "temperature is 'hot'"),
         ({"min_p": 2}, ValueError, "min_p is 2; it must be from 0 to 1"),
@@ -295,7 +286,7 @@ def test_prompts_that_cannot_be_used(model: Model, prompt: Any, kind: type[Excep
         ({"stop": ["a", 3]}, TypeError, "stop is a text or a list of texts; 3 is none"),
         ({"stop": ["a"] * 65}, ValueError, "at most 64"),
         ({"logprobs": -1}, ValueError, "logprobs is -1"),
-        ({"logprobs": True}, TypeError, "logprobs.* is True"),
+        ({"logprobs": True}, TypeError, "logprobs is how many"),
     ],
 )
 def test_options_that_cannot_be_used(
@@ -539,7 +530,27 @@ def test_an_interrupt_anywhere_leaves_the_line_moving() -> None:
         position += 1
         assert turns.waiting == 0
         use()
+        kept: list[BaseException] = []
+        interrupted_at(position, use, kept)
+        use()  # while somebody still looks at the interrupt, whose frames may hold the place
     assert position > 5
+
+
+def test_an_interrupt_anywhere_leaves_a_model_that_answers(tiny: Any) -> None:
+    """Also while its traceback is kept, and with it the frames of whoever had the turn."""
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+
+        def answer() -> list[int]:
+            return [piece.token for piece in model.generate(PROMPT, max_tokens=2, stop_ids=())]
+
+        expected, position = greedy(tiny, PROMPT, 2), 0
+        assert answer() == expected
+        kept: list[BaseException] = []
+        while interrupted_at(position, answer, kept):
+            assert answer() == expected
+            kept.clear()
+            position += 7 if position > 100 else 1  # the second token is made as the first one was
+        assert position > 100
 
 
 def test_a_thread_never_waits_for_itself(tiny: Any) -> None:

@@ -22,6 +22,7 @@ from npumatmul.cli.app import app
 from npumatmul.cli.caching import parsed_size
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
+from npumatmul.files.checksums import text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import npu_layers, npu_pack, packed_cache
@@ -264,6 +265,26 @@ def test_a_label_of_nothing_but_brackets_is_that_of_a_damaged_entry(cache: Packe
         writer.finish({packed_cache.LABEL: "[" * 100_000})
     assert cache.entries()[0].label() == {}
     assert load(cache)[1] == 3
+
+
+def test_an_entry_of_another_version_is_told_in_a_sentence(
+    cache: PackedCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = load(cache)
+    (entry,) = cache.entries()
+    file = TensorFile(entry.path)
+    metadata, label = dict(file.metadata), json.dumps({"extras": {}})
+    arrays = {name: file[name] for name in file.names}
+    file.close()
+    with TensorWriter(entry.path) as writer:
+        for name, array in arrays.items():
+            writer.add(name, array)
+        metadata |= {packed_cache.LABEL: label, f"{packed_cache.LABEL}.checksum": text_checksum(label)}
+        writer.finish(metadata)
+    found, built = load(cache)
+    assert built == 3
+    assert same(found, expected)
+    assert "says nothing of 'key', as files of another version do not" in caplog.text
 
 
 def test_an_entry_without_a_layer_is_made_anew(cache: PackedCache) -> None:

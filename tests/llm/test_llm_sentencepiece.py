@@ -311,3 +311,14 @@ def test_vocabularies_that_do_not_go_together(make_gguf: Callable[..., Path], ki
             assert tokenizer.control_ids <= set(range(tokenizer.vocab_size))
     assert 5 < len(told) < 55
     assert not any("\n" in each for each in told)
+
+
+@pytest.mark.parametrize("table", [b"x", b"\xff" * 4, b"\x08\0\0\0" + b"\xff" * 8, bytes(range(200)), b"\0" * 64])
+def test_damaged_tables_of_replaced_characters(make_gguf: Callable[..., Path], table: bytes) -> None:
+    tokens = [*SPECIAL, ("\u2581", -1.0, T.NORMAL), ("a", -2.0, T.NORMAL)]
+    try:
+        tokenizer = gguf_tokenizer(make_gguf, tokens, "t5", lambda w: w.add_precompiled_charsmap(table))
+        ids = tokenizer.encode("a a é ﬁ 人 🙂")
+    except ModelError:
+        return
+    assert all(0 <= i < 5 for i in ids)

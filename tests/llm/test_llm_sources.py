@@ -53,6 +53,9 @@ def test_tensors_of_gguf_files_are_called_as_the_parameters_that_become_them(arc
     parameters = {name for name, _ in model.named_parameters() if not name.startswith("pooler.")}
     assert len(parameters) > 6 * model.config.num_hidden_layers
     for parameter in parameters:
+        if ".experts." in parameter:
+            continue  # stacks that are cut otherwise: whole files are read in test_llm_architectures
+        parameter = parameter.replace("block_sparse_moe.router", "mlp.gate")
         tensor = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
         assert tensor is not None
         assert parameter_name(tensor, ARCHITECTURES[architecture]) == parameter

@@ -313,3 +313,17 @@ def test_repeated_token_is_damage(make_gguf: Callable[..., Path]) -> None:
 
     with pytest.raises(ModelError, match="tokens 0 and 2 of its vocabulary are the same, 'a'"):
         GGUFTokenizer(GGUFFile(make_gguf(fill)))
+
+
+def test_a_text_that_tries_the_expressions_too_long_is_an_error(make_gguf: Callable[..., Path]) -> None:
+    """What panics in the tokenizers package is no Exception; ours is."""
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        tokenizer_metadata(w)
+        w.kv_data[0].pop("tokenizer.ggml.pre")
+        w.add_tokenizer_pre("gpt-4o")
+
+    tokenizer = GGUFTokenizer(GGUFFile(make_gguf(fill)))
+    assert len(tokenizer.encode("A" * 10_000, add_special=False)) == 10_000
+    with pytest.raises(ValueError, match=r"the text cannot be cut into words: .*retry-limit"):
+        tokenizer.encode("A" * 10_100_000)

@@ -362,3 +362,19 @@ def test_layers_say_what_they_are() -> None:
     with pytest.raises(ValueError, match="out_features names no layers"):
         nn.LinearGroup(2, {})
     np.testing.assert_array_equal(nn.RMSNorm(2)([[3.0, 3.0]]), nn.RMSNorm(2)(np.full((1, 2), 3, np.float32)))
+
+
+def test_modules_show_what_they_hold() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            self.blocks = [nn.LayerNorm(4), Inner()]
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            self.down = nn.Linear(4, 2)
+
+    assert repr(Pair()) == (
+        "Pair(\n  (blocks.0): LayerNorm(4, eps=1e-05, bias=True)\n  (blocks.1): Inner(\n"
+        "    (down): Linear(4, 2, bias=True)\n  )\n)"
+    )
+    assert repr(nn.Module()) == "Module()"

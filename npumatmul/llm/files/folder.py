@@ -12,7 +12,9 @@ from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile, parse_json, shown
 from npumatmul.llm.files.digests import digest_of
 from npumatmul.llm.files.model_source import Digested
+from npumatmul.llm.files.paths import missing
 from npumatmul.llm.files.shards import ShardedWeights
+from npumatmul.nn.expert_names import unstacked
 
 __all__ = ["FolderSource"]
 
@@ -68,7 +70,7 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise FileNotFoundError(f"there is no model {self.path}")
+            raise missing(self.path)
         self._root = Path(os.path.realpath(self.path))
         if not self._has(_CONFIG):
             raise self.error("it has no config.json: give a folder as Hugging Face has it, or the path of a GGUF file")
@@ -77,7 +79,8 @@ class FolderSource:
         if not isinstance(architecture, str):
             raise self.error(f"model_type in its {_CONFIG} is {shown(architecture)}; it has to name the model")
         self.architecture = architecture
-        self.weights = ShardedWeights(self._shards(), self._file, self.error)
+        self._stored = ShardedWeights(self._shards(), self._file, self.error)
+        self.weights = unstacked(self._stored)
 
     @property
     def name(self) -> str:
@@ -136,7 +139,7 @@ class FolderSource:
         """As `ModelSource.digest`: of config.json and the weights."""
         with self._opened(_CONFIG, _SETTINGS_BYTES) as config:
             try:
-                return digest_of([config, *self.weights.regular_files()], progress)
+                return digest_of([config, *self._stored.regular_files()], progress)
             except UnusableFileError as error:
                 raise ModelError(str(error)) from error
 
@@ -146,7 +149,7 @@ class FolderSource:
 
     def close(self) -> None:
         """As `ModelSource.close`."""
-        self.weights.close()
+        self._stored.close()
 
     def __enter__(self) -> FolderSource:
         """Return the source itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile, shown
-from npumatmul.llm.files.gguf_header import GGUFValue, HeaderError, TensorInfo, parse_header, subset
+from npumatmul.llm.files.gguf_header import MAGIC, GGUFValue, HeaderError, TensorInfo, parse_header, subset
+from npumatmul.llm.files.paths import KINDS, missing, model_path
 from npumatmul.llm.files.source import CheckedSource, FileSource, JoinedSource, Part, Source, sha256
 from npumatmul.llm.files.split import part_number, part_paths
 
@@ -73,7 +75,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = model_path(path, "GGUFFile")
         self._parse(self._open())
         try:
             part = part_number(self.metadata)
@@ -86,13 +88,16 @@ class GGUFFile:
         try:
             file = RegularFile(self.path)
         except FileNotFoundError:
-            raise FileNotFoundError(f"there is no model file {self.path}") from None
+            raise missing(self.path) from None
         except IsADirectoryError:
-            raise self.error("it is a folder; give the path of a .gguf file") from None
+            raise self.error("it is a folder, and only a GGUF file is read here: give the path of one") from None
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
         if file.size == 0:
             raise self.error("it is empty; fetch it again")
+        start = file.read(0, min(9, file.size)).tobytes()
+        if start[:4] != MAGIC and start[8:] == b"{":
+            raise self.error("it is a safetensors file; give the GGUF file that the model was made of, or its folder")
         return FileSource(file)
 
     def _parse(self, source: Source) -> None:
@@ -101,7 +106,8 @@ class GGUFFile:
         try:
             header = parse_header(source)
         except HeaderError as error:
-            raise self.error(f"{error}; fetch or convert it again") from error
+            advice = "fetch or convert it again" if self.path.suffix == ".gguf" else f"a model is {KINDS}"
+            raise self.error(f"{error}; {advice}") from error
         except UnusableFileError as error:
             raise ModelError(str(error)) from error
         self._header = header
@@ -335,7 +341,40 @@ class GGUFFile:
             If there is no such tensor, its shape is another one, its storage type cannot be dequantized, or it holds
             NaN or infinity.
         """
-        info = self._info(name, shape)
+        return self._values(self._info(name, shape))
+
+    def matrix(self, name: str, number: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Read and dequantize rows of one matrix of a stack, and nothing else of it.
+
+        Parameters
+        ----------
+        name : str
+            Name of the tensor, which has three dimensions.
+        number : int
+            Of the matrix.
+        start, stop : int
+            Its rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, columns)
+            As of `tensor`.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            As `tensor`.
+        """
+        info = self._info(name, None)
+        count, rows, columns = info.shape
+        if not (0 <= number < count and 0 <= start <= stop <= rows):
+            raise ValueError(f"rows {start} to {stop} of matrix {number} are not in a stack of shape {info.shape}")
+        row_bytes = info.nbytes // (count * rows)
+        offset = info.offset + (number * rows + start) * row_bytes
+        shape = (stop - start, columns)
+        return self._values(dataclasses.replace(info, shape=shape, offset=offset, nbytes=shape[0] * row_bytes))
+
+    def _values(self, info: TensorInfo) -> NDArray[np.float32]:
         values = np.empty(info.shape, np.float32)
         if info.nbytes == 0:
             return values
@@ -347,7 +386,7 @@ class GGUFFile:
             part = flat[done * block : (done + count) * block]
             part[:] = self._dequantize(info, _joined(piece, count, block_bytes)).reshape(-1)
             if not (np.isfinite(part.min()) and np.isfinite(part.max())):
-                raise self.error(f"tensor {name!r} holds NaN or infinity; fetch or convert the file again")
+                raise self.error(f"tensor {info.name!r} holds NaN or infinity; fetch or convert the file again")
             done += count
         return values
 

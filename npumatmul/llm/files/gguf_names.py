@@ -32,6 +32,14 @@ _ATTENTION = {
 _FEED_FORWARD = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 _USUAL = {**_ATTENTION, **_FEED_FORWARD, "ffn_norm": "post_attention_layernorm"}
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_EXPERTS = {
+    **_ATTENTION,
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
 _FOUR_NORMS = {
     **_ATTENTION,
     **_FEED_FORWARD,
@@ -102,6 +110,9 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "granite": Layout(_USUAL, interleaved_rope=True),
     "qwen2": Layout(_USUAL),
     "qwen3": Layout({**_USUAL, **_HEAD_NORMS}),
+    "qwen3moe": Layout({**_FEED_FORWARD, **_EXPERTS, **_HEAD_NORMS}),
+    "olmoe": Layout({**_EXPERTS, **_HEAD_NORMS}),
+    "granitemoe": Layout(_EXPERTS, interleaved_rope=True),
     "gemma2": Layout(_FOUR_NORMS, norms_include_one=True),
     "gemma3": Layout({**_FOUR_NORMS, **_HEAD_NORMS}, norms_include_one=True),
     "phi3": Layout(_FUSED),

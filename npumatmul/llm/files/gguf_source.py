@@ -14,6 +14,7 @@ from npumatmul.llm.files.digests import digest_of
 from npumatmul.llm.files.gguf import GGUFFile, RowReader
 from npumatmul.llm.files.gguf_names import ARCHITECTURES, COMPUTED, ROPE_FACTORS, Layout, parameter_name
 from npumatmul.llm.files.model_source import Digested, Float32
+from npumatmul.nn.expert_names import unstacked
 
 __all__ = ["GGUFSource", "GGUFWeights"]
 
@@ -32,7 +33,7 @@ class GGUFSource:
     ----------
     file : GGUFFile
         The file itself, for what only GGUF files have.
-    weights : GGUFWeights
+    weights : GGUFWeights or Unstacked
 
     Notes
     -----
@@ -69,7 +70,7 @@ class GGUFSource:
                 f"its architecture is {shown(self.architecture)}; supported: {', '.join(sorted(ARCHITECTURES))}"
             )
         self.interleaved_rope, self.norms_include_one = layout.interleaved_rope, layout.norms_include_one
-        self.weights = GGUFWeights(self.file, layout)
+        self.weights = unstacked(GGUFWeights(self.file, layout))
 
     @property
     def path(self) -> Path:
@@ -165,6 +166,10 @@ class GGUFWeights(Mapping[str, Float32]):
     def __getitem__(self, name: str) -> Float32:
         """As `Weights.__getitem__`."""
         return self._file.tensor(self._names[name])
+
+    def matrix(self, name: str, number: int, start: int, stop: int) -> Float32:
+        """Read rows of one matrix of a tensor of three dimensions, and nothing else of it."""
+        return self._file.matrix(self._names[name], number, start, stop)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As `Weights.shape`."""

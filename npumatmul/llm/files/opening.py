@@ -9,11 +9,9 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.files.folder import FolderSource
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.model_source import ModelSource
+from npumatmul.llm.files.paths import model_path, refuse_part
 
 __all__ = ["open_source"]
-
-#: How files end of which a folder has several.
-_OF_FOLDERS = (".safetensors", ".json", ".bin")
 
 
 def open_source(path: str | os.PathLike[str]) -> ModelSource:
@@ -45,10 +43,9 @@ def open_source(path: str | os.PathLike[str]) -> ModelSource:
     ...     source.kind, source.architecture, source.weights.shape("model.layers.0.self_attn.q_proj.weight")
     ('gguf', 'llama', (576, 576))
     """
-    target = Path(path)
+    target = model_path(path, "open_source")
     if not target.is_dir():
-        if target.suffix in _OF_FOLDERS and target.exists():
-            raise ModelError(f"{target} is a part of a model: give the path of the folder that it is in")
+        refuse_part(target)
         return GGUFSource(target)
     if not (target / "config.json").exists():
         single = _gguf_within(target)

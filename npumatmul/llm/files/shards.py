@@ -100,7 +100,22 @@ class ShardedWeights(Mapping[str, Float32]):
     def __getitem__(self, name: str) -> Float32:
         """As `Weights.__getitem__`."""
         source, kind = self._source(name)
-        values = np.empty(self.shape(name), np.float32)
+        return self._values(name, source, kind, self.shape(name))
+
+    def matrix(self, name: str, number: int, start: int, stop: int) -> Float32:
+        """Read rows of one matrix of a tensor of three dimensions, and nothing else of it."""
+        source, kind = self._source(name)
+        count, rows, columns = self.shape(name)
+        if not (0 <= number < count and 0 <= start <= stop <= rows):
+            raise ValueError(
+                f"rows {start} to {stop} of matrix {number} are not in a stack of {(count, rows, columns)}"
+            )
+        row_bytes = columns * _BYTES[kind]
+        part = source.part((number * rows + start) * row_bytes, (stop - start) * row_bytes)
+        return self._values(name, part, kind, (stop - start, columns))
+
+    def _values(self, name: str, source: FileSource, kind: str, shape: tuple[int, ...]) -> Float32:
+        values = np.empty(shape, np.float32)
         flat, width = values.reshape(-1), _BYTES[kind]
         try:
             for start in range(0, source.size, _PIECE):  # no more than the values themselves is in memory

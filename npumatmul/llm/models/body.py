@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from npumatmul.device.device import Device
-from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.embedding import Embedding
+from npumatmul.nn.experts import MixtureOfExperts
 from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import Module
 from npumatmul.nn.norm import LayerNorm, RMSNorm
@@ -107,18 +108,9 @@ def _block(
         fused="qkv_proj" if c.fused else None,
         **how,
     )
-    mlp = MLP(
-        c.hidden_size,
-        c.ffn_size,
-        c.activation,
-        gated=c.gated,
-        bias=c.mlp_bias,
-        fused="gate_up_proj" if c.fused else None,
-        **how,
-    )
     return TransformerBlock(
         attention,
-        mlp,
+        _network(c, layer.experts, how),
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         post_norms=c.norm_places == "around",
@@ -127,22 +119,52 @@ def _block(
     )
 
 
-def linears_of(block: TransformerBlock) -> tuple[Any, Any, Any, Any]:
-    """The linear layers of a block, as `BLOCK_LAYERS` names them."""
+def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) -> Module:
+    if experts is None:
+        fused = "gate_up_proj" if c.fused else None
+        return MLP(c.hidden_size, c.ffn_size, c.activation, gated=c.gated, bias=c.mlp_bias, fused=fused, **how)
+    return MixtureOfExperts(
+        c.hidden_size,
+        experts.size,
+        experts.count,
+        experts.chosen,
+        act=c.activation,
+        softmax=experts.softmax,
+        normalize=experts.normalize,
+        **how,
+    )
+
+
+def linears_of(block: TransformerBlock) -> list[Any]:
+    """The linear layers of a block, in the order of `npumatmul.llm.models.decoder.block_layers`."""
     attention = block.self_attn
-    mlp: Any = block.mlp
-    return attention.qkv, attention.o_proj, mlp.gate_up or mlp.up_proj, mlp.down_proj
+    networks = block.mlp.experts if isinstance(block.mlp, MixtureOfExperts) else [block.mlp]
+    return [attention.qkv, attention.o_proj, *(each for mlp in networks for each in _inside(mlp))]
+
+
+def _inside(mlp: Any) -> tuple[Any, Any]:
+    return mlp.gate_up or mlp.up_proj, mlp.down_proj
 
 
 def with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> TransformerBlock:
+    """The same block with other linear layers, by their names without the block's."""
     made, attention = copy.copy(block), copy.copy(block.self_attn)
-    mlp: Any = copy.copy(block.mlp)
-    made.self_attn, made.mlp = attention, mlp
+    made.self_attn = attention
     attention.qkv = new.get("qkv", attention.qkv)
     attention.o_proj = new.get("attn_out", attention.o_proj)
+    if isinstance(block.mlp, MixtureOfExperts):
+        mixture = made.mlp = copy.copy(block.mlp)
+        mixture.experts = [_with_inside(mlp, new, f"expert.{i}.") for i, mlp in enumerate(mixture.experts)]
+    else:
+        made.mlp = _with_inside(block.mlp, new, "")
+    return made
+
+
+def _with_inside(mlp: Any, new: Mapping[str, Any], stem: str) -> Any:
+    made = copy.copy(mlp)
     inner = "gate_up" if mlp.gate_up is not None else "up_proj"
-    setattr(mlp, inner, new.get("gate_up", getattr(mlp, inner)))
-    mlp.down_proj = new.get("down", mlp.down_proj)
+    setattr(made, inner, new.get(f"{stem}gate_up", getattr(mlp, inner)))
+    made.down_proj = new.get(f"{stem}down", mlp.down_proj)
     return made
 
 

@@ -17,18 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
+from npumatmul.errors import ModelError
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
 from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "layer_names"]
+__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "block_layers", "layer_names"]
 
 PREFILL_CHUNK = 128
 BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
@@ -37,19 +39,36 @@ PromptProgress = Callable[[int, int], object]
 """Called with how many tokens have been read, and how many there are."""
 
 
-def layer_names(n_layers: int) -> list[str]:
+def block_layers(experts: int = 0) -> list[str]:
+    """Names of a block's linear layers without the block's own.
+
+    Parameters
+    ----------
+    experts : int
+        How many experts the block has.
+    """
+    if not experts:
+        return list(BLOCK_LAYERS)
+    attention, network = BLOCK_LAYERS[:2], BLOCK_LAYERS[2:]
+    return [*attention, *(f"expert.{i}.{part}" for i in range(experts) for part in network)]
+
+
+def layer_names(n_layers: int, experts: Sequence[int] = ()) -> list[str]:
     """Names of a model's linear layers, in the order in which a token passes them.
 
     Parameters
     ----------
     n_layers : int
         Transformer blocks.
+    experts : sequence of int
+        How many experts each block has (`DecoderConfig.expert_counts`); none by default.
 
     Returns
     -------
     list of str
         ``blk.<i>.qkv``, ``blk.<i>.attn_out``, ``blk.<i>.gate_up`` and ``blk.<i>.down`` of every block, then ``head``.
-        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone.
+        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone. Of a block with experts
+        the last two are ``blk.<i>.expert.<e>.gate_up`` and ``blk.<i>.expert.<e>.down`` of each of them.
 
     Examples
     --------
@@ -57,7 +76,8 @@ def layer_names(n_layers: int) -> list[str]:
     >>> layer_names(1)
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
-    return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
+    counts = experts or [0] * n_layers
+    return [f"blk.{i}.{part}" for i, count in enumerate(counts) for part in block_layers(count)] + ["head"]
 
 
 class Decoder(Module):
@@ -119,7 +139,7 @@ class Decoder(Module):
         self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
     ) -> LoadResult:
         """As `Module.load_state_dict`; a tied head is made of the embeddings."""
-        result = super().load_state_dict(mapping, strict, prefix=prefix, pack=pack)
+        result = super().load_state_dict(unstacked(mapping), strict, prefix=prefix, pack=pack)
         if self.config.tied:
             scheme, device = self._head_of
             made = self.model.embed_tokens.as_linear(scheme=scheme, device=device, pack=pack, name=f"{prefix}lm_head")
@@ -128,10 +148,15 @@ class Decoder(Module):
 
     # ---- products with weights ---------------------------------------------------------------------------------------
 
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the linear layers; see the function `layer_names`."""
+        return layer_names(self.config.n_layers, self.config.expert_counts)
+
     def linear_modules(self) -> dict[str, Linear | LinearGroup]:
         """The modules of the linear layers by name, in the order of `layer_names`."""
         inside = [module for block in self.model.layers for module in linears_of(block)]
-        return dict(zip(layer_names(self.config.n_layers), [*inside, self.lm_head], strict=True))
+        return dict(zip(self.layer_names, [*inside, self.lm_head], strict=True))
 
     @property
     def linears(self) -> dict[str, Product]:
@@ -172,9 +197,9 @@ class Decoder(Module):
             made.lm_head = new.pop("head")  # type: ignore[assignment]
         made.model.layers = list(self.model.layers)
         for i in sorted({int(name.split(".")[1]) for name in new}):
-            made.model.layers[i] = with_linears(
-                self.model.layers[i], {part: new[name] for part in BLOCK_LAYERS if (name := f"blk.{i}.{part}") in new}
-            )
+            stem = f"blk.{i}."
+            own = {name.removeprefix(stem): module for name, module in new.items() if name.startswith(stem)}
+            made.model.layers[i] = with_linears(self.model.layers[i], own)
         return made
 
     def weight_macs(self, tokens: int, logit_rows: int = 1) -> int:
@@ -190,10 +215,14 @@ class Decoder(Module):
         Returns
         -------
         int
-            Multiply-accumulates of all products.
+            Multiply-accumulates of all products; of experts, those that are chosen.
         """
-        *blocks, head = self.linears.values()
-        return tokens * sum(math.prod(linear.shape) for linear in blocks) + logit_rows * math.prod(head.shape)
+        each = 0
+        for block, layer in zip(self.model.layers, self.config.layers, strict=True):
+            sizes = [math.prod(module.product.shape) for module in linears_of(block)]
+            passed = len(sizes) if layer.experts is None else 2 + 2 * layer.experts.chosen  # experts are alike
+            each += sum(sizes[:passed])
+        return tokens * each + logit_rows * math.prod(self.lm_head.product.shape)
 
     # ---- from tokens to logits ---------------------------------------------------------------------------------------
 
@@ -391,7 +420,14 @@ class Decoder(Module):
         -------
         ndarray of float32, shape (T, hidden)
             What leaves the block, a new array.
+
+        Raises
+        ------
+        npumatmul.errors.ModelError
+            If the block has experts: each of them gets rows of its own.
         """
+        if self.config.layers[layer].experts is not None:
+            raise ModelError("blocks with experts cannot be taken one linear layer after another")
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
         qkv, attn_out, gate_up, down = linears_of(block)
         whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))

@@ -8,8 +8,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
+from npumatmul.nn.expert_names import MAX_EXPERTS
 
-__all__ = ["DecoderConfig", "LayerConfig", "Rotation"]
+__all__ = ["DecoderConfig", "Experts", "LayerConfig", "Rotation"]
 
 
 _FACTORS = (
@@ -63,6 +64,40 @@ class Rotation:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Networks of a block, of which each token passes a few.
+
+    Attributes
+    ----------
+    count : int
+        How many there are.
+    chosen : int
+        How many a token passes.
+    size : int
+        Width inside each.
+    softmax : {"all", "chosen"}
+        Over whose scores the softmax is taken.
+    normalize : bool
+        Whether weights of the chosen ones are divided by their sum.
+    """
+
+    count: int
+    chosen: int
+    size: int
+    softmax: Literal["all", "chosen"] = "all"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 1 <= self.count <= MAX_EXPERTS:
+            raise ValueError(f"there are {self.count} experts; there must be between 1 and {MAX_EXPERTS}")
+        if not 1 <= self.chosen <= self.count:
+            raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
+        if not 1 <= self.size <= MAX_SIZE:
+            raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """How one transformer block differs from the others of its model.
 
@@ -72,10 +107,13 @@ class LayerConfig:
         How positions are told; None where they are not.
     window : int, optional
         Tokens that a token looks back at, itself among them; all by default.
+    experts : Experts, optional
+        What takes the place of the feed-forward network.
     """
 
     rotation: Rotation | None = None
     window: int | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -212,6 +250,11 @@ class DecoderConfig:
             if scaling is not None and scaling["rope_type"] == "longrope":
                 return int(scaling["original_max_position_embeddings"])
         return None
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """How many experts each layer has; 0 where it has one network."""
+        return tuple(0 if each.experts is None else each.experts.count for each in self.layers)
 
     @property
     def q_size(self) -> int:

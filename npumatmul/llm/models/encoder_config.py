@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -138,8 +137,8 @@ class EncoderConfig:
             raise ValueError(f"there are {self.n_layers} blocks, and {len(self.layers)} are described")
         if self.hidden_size % self.n_heads:
             raise ValueError(f"hidden_size is {self.hidden_size}, which cannot be divided among {self.n_heads} heads")
-        if not (math.isfinite(self.norm_eps) and self.norm_eps >= 0):
-            raise ValueError(f"norm_eps is {self.norm_eps}; it must be 0 or more")
+        if not 0 <= self.norm_eps <= 1:
+            raise ValueError(f"norm_eps is {self.norm_eps}; it must be between 0 and 1")
         if not (0 <= self.positions <= MAX_SIZE and 0 <= self.types <= MAX_SIZE):
             raise ValueError(f"there are {self.positions} positions and {self.types} types of tokens")
         if self.pad_id is not None and not 0 <= self.pad_id < self.vocab_size:

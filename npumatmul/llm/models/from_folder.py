@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
-from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
 from npumatmul.llm.models.settings import REQUIRED, Settings
 
 __all__ = [
     "activation",
     "alike",
     "decoder_config",
+    "experts",
     "layer_windows",
     "no_windows",
     "number_or_none",
@@ -50,6 +51,8 @@ IGNORED = frozenset(
         "embedding_dropout",
         "eos_token_id",
         "hidden_dropout",
+        "output_router_logits",
+        "router_aux_loss_coef",
         "id2label",
         "initializer_range",
         "is_llama_config",
@@ -143,6 +146,40 @@ def activation(settings: Settings, name: str = "hidden_act", default: str = "sil
     """Read the function of the feed-forward network."""
     settings.must_be(name, default, *(each for each in ACTIVATIONS if each != default))
     return ACTIVATIONS[settings.text(name, default)]
+
+
+def experts(
+    settings: Settings,
+    count: int,
+    chosen: int,
+    size: tuple[str, int | None],
+    *,
+    softmax: Literal["all", "chosen"] = "all",
+    normalize: bool = False,
+) -> Experts:
+    """Read how many experts there are.
+
+    Parameters
+    ----------
+    settings : Settings
+        The configuration.
+    count, chosen : int
+        What the architecture takes missing numbers for.
+    size : tuple of str and int
+        What the width inside an expert is called, and what a missing one means; None where there has to be one.
+    softmax, normalize
+        As of `Experts`.
+    """
+    names = [name for name in ("num_experts", "num_local_experts") if name in settings]
+    counts = [settings.size(name) for name in names] or [count]
+    if len(set(counts)) > 1:
+        raise settings.error(f"'num_experts' is {counts[0]} and 'num_local_experts' {counts[1]}")
+    chosen = settings.size("num_experts_per_tok", chosen)
+    width = settings.size(size[0], REQUIRED if size[1] is None else size[1])
+    try:
+        return Experts(counts[0], chosen, width, softmax, normalize)
+    except ValueError as error:
+        raise settings.error(str(error)) from error
 
 
 def layer_windows(settings: Settings, n_layers: int, sliding: list[bool], window: int | None) -> list[int | None]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
-from npumatmul.llm.models.decoder_config import DecoderConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, Rotation
 from npumatmul.llm.models.from_folder import yarn_factor
 from npumatmul.llm.models.settings import Settings
 
-__all__ = ["GGUFSettings", "biases", "decoder_config", "rotation", "settings_of", "sizes"]
+__all__ = ["GGUFSettings", "biases", "decoder_config", "experts", "rotation", "settings_of", "sizes"]
 
 T = TypeVar("T")
 
@@ -81,7 +81,9 @@ def settings_of(
     return GGUFSettings(values, error, prefix=prefix, **tensors)
 
 
-def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> dict[str, Any]:
+def sizes(
+    settings: Settings, eps: str = "attention.layer_norm_rms_epsilon", *, has_experts: bool = False
+) -> dict[str, Any]:
     """Read the sizes that all of them call the same, as arguments of `DecoderConfig`.
 
     Parameters
@@ -90,11 +92,14 @@ def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> 
         The metadata.
     eps : str
         What they call the constant of norms.
+    has_experts : bool
+        Whether the architecture is a mixture of experts, which `experts` reads.
     """
-    experts = settings.integer("expert_count", 0)
-    if experts:
-        raise settings.error(f"it is a mixture of {shown(experts)} experts; only dense models are supported")
-    settings.ignore(("expert_used_count",))
+    if not has_experts:
+        count = settings.integer("expert_count", 0)
+        if count:
+            raise settings.error(f"it is a mixture of {shown(count)} experts, and its architecture has none")
+        settings.ignore(("expert_used_count",))
     hidden = settings.size("embedding_length")
     heads = settings.size("attention.head_count")
     head_dim = settings.size("attention.key_length", None)
@@ -116,6 +121,31 @@ def sizes(settings: Settings, eps: str = "attention.layer_norm_rms_epsilon") -> 
         "context_length": settings.size("context_length"),
         "norm_eps": settings.number(eps),
     }
+
+
+def experts(
+    settings: GGUFSettings, *, size: str, softmax: Literal["all", "chosen"] = "all", normalize: bool = False
+) -> Experts:
+    """Read how many experts there are.
+
+    Parameters
+    ----------
+    settings : GGUFSettings
+        The metadata.
+    size : str
+        What the width inside an expert is called.
+    softmax, normalize
+        As of `Experts`: what llama.cpp does for the architecture.
+    """
+    settings.must_be("expert_gating_func", 1)  # softmax; others are sigmoids
+    settings.must_be("expert_weights_norm", normalize or softmax == "chosen")
+    settings.must_be("expert_weights_scale", 1.0, 0.0)
+    settings.must_be("expert_shared_count", 0)
+    settings.must_be("expert_group_count", 0, 1)
+    settings.ignore(("expert_group_used_count",))
+    count, chosen = settings.size("expert_count"), settings.size("expert_used_count")
+    width = settings.size(size)
+    return _checked(settings, lambda: Experts(count, chosen, width, softmax, normalize))
 
 
 def biases(settings: GGUFSettings) -> dict[str, Any]:

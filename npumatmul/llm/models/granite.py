@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from npumatmul.llm.models import from_folder, from_gguf
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig
 from npumatmul.llm.models.from_gguf import GGUFSettings
 from npumatmul.llm.models.settings import Settings
 
-__all__ = ["GRANITE"]
+__all__ = ["GRANITE", "factors_of_config", "factors_of_gguf"]
 
 
 def _from_config(settings: Settings) -> DecoderConfig:
@@ -26,10 +28,7 @@ def _from_config(settings: Settings) -> DecoderConfig:
         out_bias=bias,
         mlp_bias=settings.flag("mlp_bias", False),
         tied=settings.flag("tie_word_embeddings", False),
-        query_scale=settings.number("attention_multiplier", 1.0),
-        embedding_scale=settings.number("embedding_multiplier", 1.0),
-        residual_scale=settings.number("residual_multiplier", 1.0),
-        logit_scale=_inverse(settings, "logits_scaling", settings.number("logits_scaling", 1.0)),
+        **factors_of_config(settings),
     )
 
 
@@ -43,11 +42,28 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
         **from_gguf.biases(settings),
         architecture="granite",
         layers=(LayerConfig(turned),),
-        query_scale=settings.number("attention.scale", 0.0) or None,
-        embedding_scale=settings.number("embedding_scale", 0.0) or 1.0,
-        residual_scale=settings.number("residual_scale", 0.0) or 1.0,
-        logit_scale=_inverse(settings, "logit_scale", settings.number("logit_scale")),
+        **factors_of_gguf(settings),
     )
+
+
+def factors_of_config(settings: Settings) -> dict[str, Any]:
+    """The factors in a config.json, as arguments of `DecoderConfig`."""
+    return {
+        "query_scale": settings.number("attention_multiplier", 1.0),
+        "embedding_scale": settings.number("embedding_multiplier", 1.0),
+        "residual_scale": settings.number("residual_multiplier", 1.0),
+        "logit_scale": _inverse(settings, "logits_scaling", settings.number("logits_scaling", 1.0)),
+    }
+
+
+def factors_of_gguf(settings: GGUFSettings) -> dict[str, Any]:
+    """The factors in a GGUF file, as arguments of `DecoderConfig`."""
+    return {
+        "query_scale": settings.number("attention.scale", 0.0) or None,
+        "embedding_scale": settings.number("embedding_scale", 0.0) or 1.0,
+        "residual_scale": settings.number("residual_scale", 0.0) or 1.0,
+        "logit_scale": _inverse(settings, "logit_scale", settings.number("logit_scale")),
+    }
 
 
 def _inverse(settings: Settings, name: str, divisor: float) -> float:

@@ -47,7 +47,10 @@ def _from_config(settings: Settings) -> EncoderConfig:
     every = settings.integer("global_attn_every_n_layers", 3)
     if every < 1:
         raise settings.error(f"'global_attn_every_n_layers' is {every}; it must be 1 or more")
-    window = settings.integer("local_attention", 128) // 2 + 1  # so many before a token, itself among them
+    local = settings.integer("local_attention", 128)
+    if local < 0:
+        raise settings.error(f"'local_attention' is {local}; it must be 0 or more")
+    window = local // 2 + 1  # so many before a token, itself among them
     rule = [bool(i % every) for i in range(n_layers)]
     windows = from_folder.layer_windows(settings, n_layers, rule, window)
     bias, norm_bias = settings.flag("attention_bias", False), settings.flag("norm_bias", False)

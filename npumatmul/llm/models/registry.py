@@ -14,10 +14,13 @@ from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.granite import GRANITE
+from npumatmul.llm.models.granitemoe import GRANITEMOE
 from npumatmul.llm.models.llama import LLAMA
 from npumatmul.llm.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
+from npumatmul.llm.models.olmoe import OLMOE
 from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
+from npumatmul.llm.models.qwen3_moe import QWEN3_MOE
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
 from npumatmul.llm.models.starcoder2 import STARCODER2
@@ -37,6 +40,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     PHI3,
     GRANITE,
     STARCODER2,
+    QWEN3_MOE,
+    OLMOE,
+    GRANITEMOE,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}

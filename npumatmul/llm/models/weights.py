@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from npumatmul.files.reading import shown
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder import Decoder
@@ -147,6 +147,7 @@ def load_decoder(
     names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
     beside = {ours: theirs for ours, theirs in names.items() if theirs not in in_products or theirs == EMBEDDINGS}
     _check_names(source, model, names, beside)
+    _check_products(source, layers.values())
     Module.load_state_dict(model, _Beside(source, beside), strict=False)  # a tied head comes with the others
     for done, (name, module) in enumerate(model.linear_modules().items()):
         if progress is not None:
@@ -169,16 +170,17 @@ def _decoder(source: ModelSource, config: DecoderConfig) -> Decoder:
 def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig:
     if context_length is None:
         return config
-    if operator.index(context_length) < 1:
-        raise ValueError(f"context_length is {context_length}; it must be 1 or more")
+    count_from_one(context_length, "context_length", "load_model")
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
 def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    if config.n_layers > len(source.weights):  # each has several
-        raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
+    held = len(source.weights)  # each layer has several, and so has each expert
+    for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
+        if count > held:
+            raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")
 
 
 def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTensors]:
@@ -210,6 +212,14 @@ def _check_names(source: ModelSource, model: Decoder, names: Mapping[str, str], 
     shapes = model.parameter_shapes()
     for ours, theirs in beside.items():
         _check_shape(source, theirs, shapes[ours])
+
+
+def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None:
+    """Look at names and shapes of weights before the first is read; a quantized model has none of them here."""
+    wanted = {name: (n, layer.k) for layer in layers for name, n in zip(layer.parameters, layer.rows, strict=True)}
+    if any(name in source.weights for name in wanted if name != EMBEDDINGS):
+        for name, shape in wanted.items():
+            _check_shape(source, name, shape)
 
 
 def _check_shape(source: ModelSource, name: str, wanted: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import LoadedModel, load_from
 from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
 from npumatmul.llm.quantize.build import centred_layer, quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
@@ -255,6 +256,11 @@ def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[st
     """
     with GGUFSource(path) as source:
         names = layer_tensors(source)
+        if any(config_of(source).expert_counts):
+            raise source.error(
+                "it is a mixture of experts, which are not quantized into files yet; npumatmul.llm.load quantizes them "
+                "as it packs them"
+            )
     return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 

@@ -53,8 +53,14 @@ def parse_scheme(name: str) -> Scheme:
     """
     if name == GGUF_SCHEME:
         return Scheme(8, 8, Granularity.GROUP, 32, activation_granularity=Granularity.GROUP)
-    scheme = Scheme.parse(name)
-    if scheme.integers or scheme.high or scheme.static:
+    try:
+        scheme = Scheme.parse(name)
+    except ValueError as error:
+        raise ValueError(f"{error} (models have 'gguf', too, and 'float32' where they run on numpy)") from None
+    if scheme.integers:
+        raise ValueError(f"scheme {name!r} takes integers, and the weights of a model are floats; did you mean "
+                         f"'w{scheme.weight_bits}a8', which quantizes them?")  # fmt: skip
+    if scheme.high or scheme.static:
         raise ValueError(f"scheme {name!r} is not one for recipes: floats are taken, activations quantized per token")
     if not (scheme.symmetric and scheme.activation_symmetric):
         raise ValueError(

@@ -38,6 +38,7 @@ from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.reading import RegularFile, parse_json
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.paths import missing, model_path, refuse_part
 from npumatmul.llm.files.source import CheckedSource, FileSource
 from npumatmul.llm.models.weights import Progress, layer_tensors
 from npumatmul.llm.quantize.layer import QuantizedLayer, offset_of
@@ -213,11 +214,11 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
     >>> load_quantized(path).layers["blk.0.qkv"].recipe.scheme
     'gguf'
     """
-    target = Path(path)
+    target = model_path(path, "load_quantized")
     try:
         file = TensorFile(target)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no model file {target}") from None
+        raise missing(target) from None
     except IsADirectoryError:
         raise _error(target, "it is a folder; give the path of a file") from None
     except UnusableFileError as error:
@@ -263,6 +264,8 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
 def _header(file: TensorFile, path: Path) -> dict[str, Any]:
     """Our part of the metadata."""
     if KEY not in file.metadata:
+        if (path.parent / "config.json").exists():
+            refuse_part(path)
         raise _error(path, "it is a safetensors file without a quantized model; make one with `npumatmul quantize`")
     text = file.metadata[KEY]
     checksum = file.metadata.get(CHECKSUM)  # files of format 1 did not always have one

@@ -128,6 +128,8 @@ class ChatTemplate:
             If the template fails, or would take too long or too much memory.
         """
         plain, size = _plain(_checked(messages), "messages")
+        if tools is not None and (isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence)):
+            raise ValueError(f"tools are a list of mappings that describe one each, not {type(tools).__name__}")
         if self._template is None:
             return "\n".join(str(message.get("content") or "") for message in plain)
         data, more = _plain({"tools": tools, **variables}, "tools and template variables")
@@ -138,6 +140,13 @@ class ChatTemplate:
         except Refused as error:
             raise ValueError(f"the {self._origin} refuses these messages: {error}") from error
         except Exception as error:  # a template is a program of someone else's: it can fail in any way
+            for i, message in enumerate(plain):
+                content = message.get("content")
+                if not isinstance(content, str):  # some templates know parts and answers without a text, most do not
+                    raise ValueError(
+                        f"the {self._origin} fails with {_told(error)}; the content of message {i} is "
+                        f"{_kind(content)}: give a text, which every template takes"
+                    ) from error
             raise ModelError(f"the {self._origin} fails with {_told(error)}") from error
 
     def _compile(self, source: str) -> BoundedTemplate:
@@ -172,7 +181,16 @@ def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(f'message {i} must be a mapping with a "role", such as "user", and a "content"')
+        if message["role"] in ("user", "system") and "content" not in message:  # answers may have tool calls instead
+            keys = ", ".join(map(repr, message))
+            raise ValueError(f'message {i} has no "content", which would leave its text out; it has {keys}')
+    if not messages:
+        raise ValueError("messages is empty: a conversation has a message that is to be answered")
     return [dict(message) for message in messages]
+
+
+def _kind(content: object) -> str:
+    return "missing or None" if content is None else f"a {type(content).__name__}"
 
 
 def _plain(value: Any, what: str) -> tuple[Any, int]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.sentence import SentenceConfig
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import POOLINGS
@@ -55,8 +56,7 @@ def prepared(
         If neither the model nor `pooling` says how to pool.
     """
     given = checked_texts(texts, "embed")
-    if batch_size < 1:
-        raise ValueError(f"embed: batch_size is {batch_size}; it must be 1 or more")
+    count_from_one(batch_size, "batch_size", "embed")
     chosen = config.pooling if pooling is None else pooling
     if chosen is None:
         raise ModelError(

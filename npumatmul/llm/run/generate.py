@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 import threading
 import time
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from npumatmul.files.reading import shown
 from npumatmul.files.uncopied import Uncopied
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
-from npumatmul.llm.tokenizers.protocol import Tokenizer
+from npumatmul.llm.tokenizers.protocol import Tokenizer, token_numbers
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
 
 MOST_LOGPROBS = 1024
@@ -184,15 +187,13 @@ class Generation(Uncopied, Iterator[Piece]):
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
-        max_new_tokens = _whole("max_new_tokens (max_tokens of a model)", max_new_tokens)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens (max_tokens of a model) is {max_new_tokens}; it must be 1 or more")
+        max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
         self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._model = model
         self._sampler = Sampler(sampling)
         self._decoder = StreamDecoder(tokenizer, continues=continues)
-        self._stop_ids = _checked_stop_ids(tokenizer.stop_ids if stop_ids is None else stop_ids)
+        self._stop_ids = frozenset(tokenizer.stop_ids if stop_ids is None else token_numbers(stop_ids, "stop_ids"))
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
@@ -207,13 +208,22 @@ class Generation(Uncopied, Iterator[Piece]):
         self.stats = GenerationStats(prompt_tokens=len(self._prompt))
         self._steps = self._run()
 
+    def __repr__(self) -> str:
+        """Return how far it is, and why it ended."""
+        reason = self.stats.stop_reason
+        return f"<Generation: {len(self.ids)} tokens{', to be continued' if reason is None else f', {reason.value}'}>"
+
     def __iter__(self) -> Generation:
         """Return the generation itself."""
         return self
 
     def __next__(self) -> Piece:
         """Generate a token."""
-        piece = next(self._steps)
+        try:
+            piece = next(self._steps)
+        except ValueError as error:
+            self._refuse_two(error)
+            raise
         if piece.stats is not None:  # the last one: the cache is free even if nobody asks for another
             self._steps.close()
         return piece
@@ -239,9 +249,21 @@ class Generation(Uncopied, Iterator[Piece]):
 
     def close(self) -> None:
         """End the generation early, in the thread that iterates; the cache can be used on."""
-        self._steps.close()
+        try:
+            self._steps.close()
+        except ValueError as error:
+            self._refuse_two(error)
+            raise
         if self.stats.stop_reason is None:
             self.stats.stop_reason = StopReason.INTERRUPTED
+
+    def _refuse_two(self, error: ValueError) -> None:
+        """Say what Python says of a generator that is at work in another thread, of what people have."""
+        if inspect.getgeneratorstate(self._steps) == inspect.GEN_RUNNING:
+            raise RuntimeError(
+                "another thread is waiting for a piece of this generation: one thread iterates over it and closes it, "
+                "and any may end it by cancel()"
+            ) from error
 
     def _run(self) -> Generator[Piece, None, None]:
         try:
@@ -414,10 +436,7 @@ def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
     ValueError
         If there are none, or one is not in the vocabulary.
     """
-    try:
-        numbers = [operator.index(i) for i in ids]
-    except TypeError:
-        raise TypeError(f"{what} is to be whole numbers of tokens, not {type(ids).__name__} of others") from None
+    numbers = token_numbers(ids, what)
     if not numbers:
         raise ValueError(f"{what} is empty; a model needs at least one token to start from")
     wrong = next((i for i in numbers if not 0 <= i < vocab_size), None)
@@ -426,23 +445,15 @@ def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
     return numbers
 
 
-def _whole(what: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what} is {value!r}; it must be a whole number")
-    return operator.index(value)
-
-
-def _checked_stop_ids(ids: Iterable[int]) -> frozenset[int]:
-    """Tokens that end an answer; one that no answer can have does no harm, what is no token would never end one."""
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise TypeError(f"stop_ids are numbers of tokens, not {type(ids).__name__}; texts that end an answer are stop")
-    return frozenset(_whole("one of stop_ids", each) for each in ids)
-
-
 def _checked_logprobs(count: int | None) -> int | None:
     if count is None:
         return None
-    count = _whole("logprobs, of how many tokens to tell it,", count)
+    if isinstance(count, bool):
+        raise TypeError("logprobs is how many of the most probable tokens to tell beside each, 0 or more, or None")
+    try:
+        count = operator.index(count)
+    except TypeError:
+        raise TypeError(f"logprobs is a whole number from 0 to {MOST_LOGPROBS}, or None, not {shown(count)}") from None
     if not 0 <= count <= MOST_LOGPROBS:
         raise ValueError(f"logprobs is {count}; it must be from 0 to {MOST_LOGPROBS}, or None")
     return count

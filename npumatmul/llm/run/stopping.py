@@ -30,8 +30,8 @@ class StopTexts:
     """
 
     def __init__(self, stops: str | Sequence[str] = ()) -> None:
-        if isinstance(stops, bytes) or not isinstance(stops, Iterable):
-            raise TypeError(f"stop is a text or a list of texts, not {type(stops).__name__}; an empty list is none")
+        if not isinstance(stops, Iterable):
+            raise TypeError(f"stop is a text or a list of texts, not {stops!r}")
         listed = [stops] if isinstance(stops, str) else list(stops)
         for each in listed:
             if not isinstance(each, str):

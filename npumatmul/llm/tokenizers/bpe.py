@@ -12,6 +12,7 @@ import threading
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 from npumatmul.llm.tokenizers.words import PRE_TOKENIZERS, PreTokenizer
 
@@ -32,7 +33,8 @@ class ByteLevelBPE:
         """As `Engine.encode`."""
         with self._lock:
             self._backend.encode_special_tokens = not parse_special
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            with failures_as(lambda told: ValueError(f"the text cannot be cut into words: {told}")):
+                return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def piece(self, token_id: int) -> bytes:
         """As `Engine.piece`."""
@@ -81,7 +83,7 @@ def _backend(file: GGUFFile, pre: PreTokenizer, vocabulary: Vocabulary) -> Token
     for merge, (left, right) in zip(given, merges, strict=True):
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise file.error(f"merge {merge!r} of its tokenizer uses a token that is not in the vocabulary")
-    try:
+    with failures_as(lambda told: file.error(f"its tokenizer is damaged: {told}")):
         backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre.whole_words))
         backend.pre_tokenizer = pre.build()
         backend.decoder = decoders.ByteLevel()
@@ -90,6 +92,4 @@ def _backend(file: GGUFFile, pre: PreTokenizer, vocabulary: Vocabulary) -> Token
                 AddedToken(vocabulary.tokens[i], normalized=False, special=special) for i in vocabulary.of_kind(*kinds)
             ]
             (backend.add_special_tokens if special else backend.add_tokens)(added)
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise file.error(f"its tokenizer is damaged: {error}") from error
     return backend

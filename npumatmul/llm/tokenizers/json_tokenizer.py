@@ -15,6 +15,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import parse_json, shown
 from npumatmul.llm.tokenizers.bpe import byte_alphabet
 from npumatmul.llm.tokenizers.json_checks import PARTS, check_steps, decoder_steps
+from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.protocol import STOP_TOKENS, BaseTokenizer, SpecialTokens
 
 logger = logging.getLogger(__name__)
@@ -226,12 +227,8 @@ class _JSONEngine:
     def _encode(self, text: str, parse_special: bool, add_special: bool) -> list[int]:
         with self._lock:
             self._backend.encode_special_tokens = not parse_special
-            try:
+            with failures_as(lambda told: self._error(f"its tokenizer.json fails on this text: {told}")):
                 return list(self._backend.encode(text, add_special_tokens=add_special).ids)
-            except (KeyboardInterrupt, SystemExit):
-                raise
-            except BaseException as failure:  # the tokenizers package raises plain Exception, or panics
-                raise self._error(f"its tokenizer.json fails on this text: {failure}") from failure
 
     def _characters(self, token_id: int) -> list[int]:
         """Tokens of the single characters of one."""
@@ -291,7 +288,7 @@ def _parsed(content: bytes, name: str, error: Problem) -> dict[str, Any]:
 
 def _backend(content: bytes, error: Problem) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, and what its parts but the model are, as JSON has them."""
-    try:
+    with failures_as(lambda told: error(f"its tokenizer.json is damaged: {shown(told)}")):
         backend = Tokenizer.from_str(content.decode("utf-8"))
         backend.no_truncation()
         backend.no_padding()
@@ -299,10 +296,6 @@ def _backend(content: bytes, error: Problem) -> tuple[Tokenizer, dict[str, Any]]
             backend.model.dropout = None  # for training: it makes the same text other tokens each time
         parts = {name: getattr(backend, name) for name in PARTS}
         described = {name: None if part is None else parse_json(part.__getstate__()) for name, part in parts.items()}
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as failure:  # the tokenizers package raises plain Exception, or panics
-        raise error(f"its tokenizer.json is damaged: {shown(str(failure))}") from failure
     check_steps(described, error)
     return backend, described
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
+
+from npumatmul.files.reading import shown
 
 STOP_TOKENS = frozenset(
     {
@@ -34,6 +37,22 @@ STOP_TOKENS = frozenset(
 )
 """Tokens that end an answer, and are control tokens, whatever the metadata says of them: the names that llama.cpp
 knows. Converters have written them as words, and then answers went on past their end."""
+
+
+def token_numbers(ids: Iterable[int], what: str) -> list[int]:
+    """Token numbers as plain ints.
+
+    Raises
+    ------
+    TypeError
+        If it is no sequence of whole numbers.
+    """
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(
+            f"{what} is to be whole numbers of tokens, as tokenizer.encode makes them of a text, not {shown(ids)}"
+        ) from None
 
 
 class Tokenizer(Protocol):
@@ -193,7 +212,7 @@ class BaseTokenizer:
         ValueError
             If a number is not in the vocabulary.
         """
-        data = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
+        data = b"".join(self.token_bytes(i, skip_special=skip_special) for i in token_numbers(ids, "decode: ids"))
         if self.leading_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")

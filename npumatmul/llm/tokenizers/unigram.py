@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers
 
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.sentencepiece import (
     SPACE,
     add_unknown,
@@ -38,6 +39,7 @@ class Unigram:
         self.leading_space = file.get("tokenizer.ggml.add_space_prefix", bool, True)
         self._squeeze = file.get("tokenizer.ggml.remove_extra_whitespaces", bool, True)
         self._normalizer = _normalizer(file)
+        self._error = lambda told: file.error(f"its table of replaced characters fails on this text: {told}")
         self._texts = piece_texts(vocabulary.tokens, vocabulary.kinds, self._bytes)
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
@@ -56,7 +58,8 @@ class Unigram:
 
     def _encode_text(self, text: str) -> list[int]:
         if self._normalizer is not None:
-            text = self._normalizer.normalize_str(text)
+            with failures_as(self._error):
+                text = self._normalizer.normalize_str(text)
         if self._squeeze:
             text = squeezed(text)
         if self.leading_space and text:
@@ -77,7 +80,5 @@ def _normalizer(file: GGUFFile) -> normalizers.Normalizer | None:
     table = file.get("tokenizer.ggml.precompiled_charsmap", list, [])
     if not table:
         return None
-    try:
+    with failures_as(lambda told: file.error(f"metadata 'tokenizer.ggml.precompiled_charsmap' is damaged: {told}")):
         return normalizers.Precompiled(bytes(number % 256 for number in table))
-    except Exception as error:  # the tokenizers package raises plain Exception
-        raise file.error(f"metadata 'tokenizer.ggml.precompiled_charsmap' is damaged: {error}") from error

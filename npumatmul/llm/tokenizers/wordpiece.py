@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.sentencepiece import SPACE, gguf_fragments
 from npumatmul.llm.tokenizers.vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
@@ -31,9 +32,10 @@ class WordPiece:
                 vocab[token[1:] if token.startswith(SPACE) else f"##{token}"] = i
         lower = file.get("tokenizer.ggml.normalizer.lowercase", bool, True)
         accents = file.get("tokenizer.ggml.normalizer.strip_accents", bool, lower)
-        self._model = Tokenizer(
-            models.WordPiece(vocab=vocab, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD)
-        )
+        with failures_as(lambda told: file.error(f"its tokenizer is damaged: {told}")):
+            self._model = Tokenizer(
+                models.WordPiece(vocab=vocab, unk_token=unknown, max_input_chars_per_word=_LONGEST_WORD)
+            )
         self._model.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=accents)
         self._model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._fragments = gguf_fragments(file, vocabulary)

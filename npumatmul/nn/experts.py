@@ -1,0 +1,242 @@
+"""`MixtureOfExperts`: feed-forward networks of which a router chooses a few for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npumatmul.device.device import Device
+from npumatmul.nn.expert_names import unstacked
+from npumatmul.nn.mlp import MLP, ActivationName
+from npumatmul.nn.module import LoadResult, Module, check_size, float32_of, rounded_to
+from npumatmul.nn.product import Float32, Pack
+from npumatmul.quant.names import SchemeName
+from npumatmul.quant.schemes import Scheme
+
+__all__ = ["MixtureOfExperts", "Router"]
+
+
+class Router(Module):
+    """Chooses experts for rows, and says with what weight each of them counts.
+
+    It is computed in float32 by numpy whatever the scheme of the experts is: a rounded score may choose another one.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of rows.
+    experts : int
+        How many there are.
+    top_k : int
+        How many are chosen for each row.
+    softmax : {"all", "chosen"}
+        Over whose scores the softmax is taken: those of all experts, or those of the chosen ones.
+    normalize : bool
+        Whether weights of the chosen ones are divided by their sum; after a softmax of the chosen ones it is 1 already.
+
+    Attributes
+    ----------
+    weight : ndarray of float32, shape (experts, hidden_size)
+
+    Raises
+    ------
+    ValueError
+        If there are fewer experts than are to be chosen.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul import nn
+    >>> router = nn.Router(2, 3, 2, normalize=True)
+    >>> _ = router.load_state_dict({"weight": np.array([[1, 0], [0, 1], [-1, -1]])  * 1.0})
+    >>> chosen, weights = router(np.array([[0, 2]], np.float32))
+    >>> chosen, weights.round(3)
+    (array([[1, 0]]), array([[0.881, 0.119]], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        experts: int,
+        top_k: int,
+        *,
+        softmax: Literal["all", "chosen"] = "all",
+        normalize: bool = False,
+    ) -> None:
+        check_size("Router", hidden_size=hidden_size, experts=experts, top_k=top_k)
+        if top_k > experts:
+            raise ValueError(f"Router: {top_k} experts are to be chosen, and there are {experts}")
+        if softmax not in ("all", "chosen"):
+            raise ValueError(f"Router: softmax is {softmax!r}; it is taken over 'all' scores or the 'chosen' ones")
+        self._top_k, self._softmax, self._normalize = top_k, softmax, normalize
+        self.weight = np.zeros((experts, hidden_size), np.float32)
+
+    def __repr__(self) -> str:
+        experts, hidden = self.weight.shape
+        return f"Router({hidden}, {experts}, {self._top_k}, softmax={self._softmax!r}, normalize={self._normalize})"
+
+    def __call__(self, x: Float32) -> tuple[NDArray[np.int64], Float32]:
+        """Choose experts.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (T, hidden_size)
+
+        Returns
+        -------
+        chosen : ndarray of int, shape (T, top_k)
+            Numbers of experts, the best one first; of equal ones the first.
+        weights : ndarray of float32, shape (T, top_k)
+            With what their results are multiplied.
+        """
+        scores: Float32 = x @ self.weight.T
+        if self._softmax == "all":
+            scores = _softmax(scores)
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
+        weights: Float32 = np.take_along_axis(scores, chosen, axis=1)
+        if self._softmax == "chosen":
+            weights = _softmax(weights)
+        elif self._normalize:
+            weights /= weights.sum(axis=1, keepdims=True)
+        return chosen, weights
+
+
+class MixtureOfExperts(Module):
+    """A feed-forward network in many parts, of which each token passes the few that a router chooses.
+
+    Rows of all tokens that chose an expert are multiplied with it in one product, and no others are. An expert that no
+    token chose is not touched.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of what comes in and goes out.
+    intermediate_size : int
+        Width inside each expert.
+    experts, top_k, softmax, normalize
+        As for `Router`.
+    act : str
+        As for `MLP`; experts are gated.
+    shared_size : int, optional
+        Width inside a further expert that all tokens pass; by default there is none.
+    shared_gate : bool
+        Whether what that one gives is multiplied by the sigmoid of a product with each row.
+    scheme, device
+        As for `Linear`: of the experts.
+
+    Attributes
+    ----------
+    gate : Router
+    experts : list of MLP
+    shared_expert : MLP or None
+    shared_expert_gate : Module or None
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, fewer experts are there than are to be chosen, or there is no such activation.
+
+    Notes
+    -----
+    Parameters are ``gate.weight``, ``experts.0.gate_proj.weight`` and so on, as files have them. `load_state_dict`
+    takes stacks of all experts, too: ``experts.gate_up_proj`` and ``experts.down_proj``, as transformers holds them in
+    memory, and other names that `unstacked` knows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from npumatmul import nn
+    >>> mlp = nn.MixtureOfExperts(8, 16, experts=4, top_k=2, scheme="float32")
+    >>> rng = np.random.default_rng(0)
+    >>> shapes = {"gate.weight": (4, 8), "experts.gate_up_proj": (4, 32, 8), "experts.down_proj": (4, 8, 16)}
+    >>> mlp.load_state_dict({name: rng.standard_normal(shape) for name, shape in shapes.items()})
+    LoadResult(missing_keys=[], unexpected_keys=[])
+    >>> mlp(np.ones((5, 8), np.float32)).shape
+    (5, 8)
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        experts: int,
+        top_k: int,
+        *,
+        act: ActivationName | str = "silu",
+        softmax: Literal["all", "chosen"] = "all",
+        normalize: bool = False,
+        shared_size: int | None = None,
+        shared_gate: bool = False,
+        scheme: Scheme | SchemeName | str = "w16a16",
+        device: Device | str | None = None,
+    ) -> None:
+        if shared_gate and shared_size is None:
+            raise ValueError("MixtureOfExperts: without a shared expert there is nothing for a shared gate")
+        how: dict[str, Any] = {"scheme": scheme, "device": device}
+        self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize)
+        self.experts = [MLP(hidden_size, intermediate_size, act, **how) for _ in range(experts)]
+        self.shared_expert = None if shared_size is None else MLP(hidden_size, shared_size, act, **how)
+        self.shared_expert_gate = _SharedGate(hidden_size) if shared_gate else None
+        self._hidden = hidden_size
+
+    def __repr__(self) -> str:
+        return f"MixtureOfExperts({len(self.experts)} of {self.experts[0]!r}, {self.gate!r})"
+
+    def load_state_dict(
+        self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
+    ) -> LoadResult:
+        """As `Module.load_state_dict`, of stacked experts, too."""
+        return super().load_state_dict(unstacked(mapping), strict, prefix=prefix, pack=pack)
+
+    def __call__(self, x: Any) -> Any:
+        """Compute it.
+
+        Parameters
+        ----------
+        x : ndarray or NpuArray, shape (..., hidden_size)
+
+        Returns
+        -------
+        ndarray or NpuArray, of the shape and dtype of `x`
+
+        Raises
+        ------
+        ValueError
+            If `x` has another width.
+        """
+        if type(x) is not np.ndarray:
+            return self._of_other(x)
+        if x.shape[-1:] != (self._hidden,):
+            raise ValueError(f"MixtureOfExperts takes (..., {self._hidden}); the input has shape {x.shape}")
+        rows = np.ascontiguousarray(float32_of(x, "MixtureOfExperts").reshape(-1, self._hidden))
+        y = np.zeros_like(rows)
+        if len(rows):
+            chosen, weights = self.gate(rows)
+            for number in np.unique(chosen).tolist():
+                tokens, places = np.nonzero(chosen == number)
+                y[tokens] += self.experts[number](rows[tokens]) * weights[tokens, places, None]
+            if self.shared_expert is not None:
+                shared = self.shared_expert(rows)
+                y += shared if self.shared_expert_gate is None else shared * self.shared_expert_gate(rows)
+        return rounded_to(y, x.dtype).reshape(x.shape)
+
+
+class _SharedGate(Module):
+    """How much of a shared expert each row gets."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self.weight = np.zeros((1, hidden_size), np.float32)
+
+    def __call__(self, x: Float32) -> Float32:
+        with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf is the 0 that is wanted
+            y: Float32 = 1 / (1 + np.exp(-(x @ self.weight.T)))
+        return y
+
+
+def _softmax(scores: Float32) -> Float32:
+    y: Float32 = np.exp(scores - scores.max(axis=1, keepdims=True))
+    y /= y.sum(axis=1, keepdims=True)
+    return y

@@ -1,0 +1,102 @@
+"""Models with experts beyond what they compute: counts, schemes by policy, what is refused, what is read."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from model_zoo import VARIANTS, torch_model, write_folder, write_gguf
+from safetensors.numpy import load_file, save_file
+
+from npumatmul import llm, nn
+from npumatmul.errors import ModelError
+from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.models.weights import load_decoder
+from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model
+from npumatmul.nn.product import FloatProduct
+
+PLAIN = {each.model_type: each for each in VARIANTS if each.name in ("qwen3_moe-plain", "olmoe-plain")}
+IDS = [5, 3, 8, 13, 21, 34]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    variant = PLAIN["qwen3_moe"]
+    return write_gguf(tmp_path_factory.mktemp("experts") / "model.gguf", variant, torch_model(variant))
+
+
+def test_a_policy_gives_experts_a_scheme_of_their_own(file: Path) -> None:
+    exact = llm.load(file, "float32")
+    with llm.load(file, "w8a8", policy={"blk.*.expert.*": "w16a16"}, device="sim:rk3588", cache=False) as model:
+        schemes = {name: product.weight.scheme.name for name, product in model._model.linears.items()}
+        assert {scheme for name, scheme in schemes.items() if ".expert." in name} == {"w16a16"}
+        assert {scheme for name, scheme in schemes.items() if ".expert." not in name} == {"w8a8"}
+        assert schemes.keys() == exact._model.linears.keys()
+    with pytest.raises(ValueError, match=r"no layer of the model is called so; its layers are blk\.0\.qkv, .*expert"):
+        llm.load(file, "w8a8", policy={"blk.*.experts.*": "w16a16"}, cache=False)
+
+
+def test_multiply_accumulates_count_the_chosen_experts(file: Path) -> None:
+    with open_source(file) as source:
+        rows: list[tuple[int, int]] = []
+
+        class Counted(FloatProduct):
+            def __call__(self, x: np.ndarray) -> np.ndarray:
+                rows.append((len(x), math.prod(self.shape)))
+                return super().__call__(x)
+
+        model = load_decoder(source, lambda layer: Counted(layer.weight(source)))
+    model.forward(IDS, model.new_cache())
+    assert model.weight_macs(len(IDS)) == sum(tokens * size for tokens, size in rows)
+
+
+def test_quantizing_into_files_is_refused(file: Path) -> None:
+    with pytest.raises(ModelError, match=r"mixture of experts.*npumatmul\.llm\.load quantizes"):
+        quantize_model(file, Recipe(LayerRecipe("w8a8")))
+
+
+def test_folders_of_stacks_and_of_matrices_are_the_same_model(tmp_path: Path) -> None:
+    variant = PLAIN["olmoe"]
+    reference = torch_model(variant)
+    path = write_folder(tmp_path, variant, reference)
+    with open_source(path) as source:
+        expected = dict(load_decoder(source, lambda layer: FloatProduct(layer.weight(source))).named_parameters())
+    stored = load_file(path / "model.safetensors")
+    stacks = {name: value.numpy() for name, value in reference.state_dict().items()}
+    assert any(name.endswith("experts.gate_up_proj") for name in stacks)
+    assert not any(name.endswith("experts.gate_up_proj") for name in stored)
+    save_file(stacks, path / "model.safetensors")
+    with open_source(path) as source:
+        assert set(source.weights) == set(stored)
+        model = load_decoder(source, lambda layer: FloatProduct(layer.weight(source)))
+    for name, value in model.named_parameters():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1 << 12, 2), (9, 2), (7, 2), (8, 9)])
+def test_counts_of_experts_that_the_file_has_not_are_refused(tmp_path: Path, count: int, chosen: int) -> None:
+    variant = PLAIN["qwen3_moe"]
+    path = write_folder(tmp_path, variant, torch_model(variant))
+    config = json.loads((path / "config.json").read_text())
+    for name in ("num_experts", "num_local_experts"):
+        if name in config:
+            config[name] = count
+    config["num_experts_per_tok"] = chosen
+    (path / "config.json").write_text(json.dumps(config))
+    with open_source(path) as source, pytest.raises(ModelError, match="expert"):
+        load_decoder(source, lambda layer: FloatProduct(layer.weight(source)))
+
+
+def test_a_stack_of_gguf_is_read_one_matrix_at_a_time(file: Path) -> None:
+    with open_source(file) as source:
+        assert isinstance(source.weights, nn.expert_names.Unstacked)
+        name = "model.layers.1.mlp.experts.3.down_proj.weight"
+        assert source.weights.tensor_name(name) == "blk.1.ffn_down_exps.weight"
+        whole = source.file.tensor("blk.1.ffn_down_exps.weight")
+        np.testing.assert_array_equal(source.weights[name], whole[3])
+        np.testing.assert_array_equal(source.file.matrix("blk.1.ffn_down_exps.weight", 3, 5, 9), whole[3, 5:9])
+        with pytest.raises(ValueError, match="matrix 8 are not in a stack"):
+            source.file.matrix("blk.1.ffn_down_exps.weight", 8, 0, 1)
