@@ -536,6 +536,7 @@ def test_an_interrupt_anywhere_leaves_the_line_moving() -> None:
     assert position > 5
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of generators that are dropped
 def test_an_interrupt_anywhere_leaves_a_model_that_answers(tiny: Any) -> None:
     """Also while its traceback is kept, and with it the frames of whoever had the turn."""
     with npumatmul.llm.load(tiny.path, "float32") as model:
