@@ -72,9 +72,7 @@ class SamplingOptions:
                 optional = name in ("repetition_window", "seed") and value is None
                 if not optional and (isinstance(value, bool) or not isinstance(value, kind)):
                     raise TypeError(f"{name} is {value!r}; it must be {wanted}")
-                if kind is numbers.Real:  # fractions, which numpy computes nothing with, and whole numbers
-                    object.__setattr__(self, name, _float(value))
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if not (math.isfinite(_float(self.temperature)) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (all tokens) or more")
@@ -91,9 +89,11 @@ class SamplingOptions:
             raise ValueError(f"repetition_window is {self.repetition_window}; it must be 1 or more, or None")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # fractions are nothing that numpy computes with
 
 
-def _float(value: numbers.Real) -> float:
+def _float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
