@@ -25,6 +25,7 @@ from npumatmul.device.living import Living
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
 from npumatmul.errors import ClosedError, LayoutMismatchError
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.rknn import MatmulTensorAttr
 
 __all__ = ["PAGE", "Buffer", "TensorAttr"]
@@ -96,7 +97,7 @@ def _check_attr(call: str, attr: object) -> None:
         raise TypeError(f"{call}: attr says where elements stand, such as context.a; {type(attr).__name__} does not")
 
 
-class Buffer:
+class Buffer(Uncopied):
     """NPU memory that contexts can be bound to: an allocation (`Device.buffer`), or a part of one (`Buffer.slice`).
 
     Reading goes through `array` or `get`, writing through `write` or `put`. What was written reaches the NPU with the

@@ -23,6 +23,7 @@ from npumatmul.device.leases import Lease
 from npumatmul.device.living import Living
 from npumatmul.device.session import Session
 from npumatmul.device.spec import ContextSpec
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.host.executor import Report
 from npumatmul.rknn import Discovery, MatmulLayout, QuantType, Runtime, RuntimeVersion, discover, load
 from npumatmul.rknn.simulator import check_environment
@@ -87,7 +88,7 @@ class DeviceStats:
     npu_bytes: int = 0
 
 
-class Device:
+class Device(Uncopied):
     """An NPU, of this board or simulated.
 
     Parameters

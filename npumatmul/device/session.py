@@ -35,6 +35,7 @@ from npumatmul.device.lost import LOOK_AT_THE_DRIVER, answers, lost_error
 from npumatmul.device.memory import Handle, Memory, is_at_work, owner_of
 from npumatmul.device.registry import ContextEntry, Entry, MemoryEntry, Registry
 from npumatmul.errors import BusyError, ClosedError, DeviceLostError, NpuError, NpuMemoryError, RknnError
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.host.executor import Executor
 from npumatmul.rknn import MatmulInfo, MatmulIoAttr, Runtime
 
@@ -47,7 +48,7 @@ _Result = TypeVar("_Result")
 _PARTS_MOST = 64
 
 
-class Session:
+class Session(Uncopied):
     """An opened runtime on one chip, and all that was created through it.
 
     Parameters

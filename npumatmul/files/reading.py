@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from npumatmul.errors import UnusableFileError
 from npumatmul.files.descriptors import Descriptor, open_into
+from npumatmul.files.uncopied import Uncopied
 
 __all__ = ["JSON_BYTES", "RegularFile", "parse_json", "read_bytes", "read_json", "read_text", "shown"]
 
@@ -32,7 +33,7 @@ _STRETCHES = 4096
 _PIECE = 1 << 22
 
 
-class RegularFile:
+class RegularFile(Uncopied):
     """A file that is open for reading, through a descriptor of its own; a lock or a new file of its name do not matter.
 
     Parameters

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
@@ -21,7 +21,7 @@ from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
-from npumatmul.llm.run.turns import Turns
+from npumatmul.llm.run.turns import Turn, Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.residency import Residency
@@ -34,7 +34,7 @@ Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 """A text to go on with, the messages of a conversation, or token numbers."""
 
 
-class Model:
+class Model(Uncopied):
     """A language model; `load` makes it.
 
     Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
@@ -89,7 +89,7 @@ class Model:
         self._sentence = loaded.sentence
         self._turns = Turns(f"the model {self.name}")
         self._kept: KVCache | None = None
-        self._keeping = threading.Lock()
+        self._keeping = threading.RLock()  # the collector may end a dropped generation inside it
 
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
@@ -557,8 +557,6 @@ class _Shared:
         with self._model._keeping:
             self._model._kept = None if self._model.closed else cache
 
-    @contextmanager
-    def turn(self, generation: Generation) -> Iterator[Callable[[], None]]:
+    def turn(self, generation: Generation) -> Turn:
         """As `Host.turn`."""
-        with self._model._turns.turn(lambda: generation.cancelled) as pass_on:
-            yield pass_on
+        return self._model._turns.turn(lambda: generation.cancelled)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.memory import Memory
 from npumatmul.device.result_memory import ResultMemory
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.host import executor
 from npumatmul.host.epilogue import ELEMENTS, Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Element
@@ -176,7 +177,7 @@ class ResultSlot:
                     memory.home.append(memory)
 
 
-class DeferredResult:
+class DeferredResult(Uncopied):
     """A result in C of its last slice of K, with what is needed to finish it: scales, zero points, sums so far.
 
     It lives as long as somebody refers to it; then its memory is idle again. `Program.defer` makes it.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -527,7 +530,67 @@ def test_an_interrupt_anywhere_leaves_the_line_moving() -> None:
         position += 1
         assert turns.waiting == 0
         use()
+        kept: list[BaseException] = []
+        interrupted_at(position, use, kept)
+        use()  # while somebody still looks at the interrupt, whose frames may hold the place
     assert position > 5
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of generators that are dropped
+def test_an_interrupt_anywhere_leaves_a_model_that_answers(tiny: Any) -> None:
+    """Also while its traceback is kept, and with it the frames of whoever had the turn."""
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+
+        def answer() -> list[int]:
+            return [piece.token for piece in model.generate(PROMPT, max_tokens=2, stop_ids=())]
+
+        expected, position = greedy(tiny, PROMPT, 2), 0
+        assert answer() == expected
+        kept: list[BaseException] = []
+        while interrupted_at(position, answer, kept):
+            assert answer() == expected
+            kept.clear()
+            position += 7 if position > 100 else 1  # the second token is made as the first one was
+        assert position > 100
+
+
+def test_a_thread_never_waits_for_itself(tiny: Any) -> None:
+    """What a callback asks of its own model is refused, or it would hang; the model goes on."""
+    said: list[str] = []
+
+    def progress(done: int, total: int) -> None:
+        for ask in (lambda: list(model.generate(PROMPT)), lambda: model.logits(PROMPT), model.close):
+            with pytest.raises(RuntimeError, match="at work in this very thread") as caught:
+                ask()
+            said.append(str(caught.value))
+
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        answer = [piece.token for piece in model.generate(PROMPT, max_tokens=3, stop_ids=(), progress=progress)]
+        assert answer == greedy(tiny, PROMPT, 3)
+        assert len(said) >= 3
+        assert not model.closed
+
+
+def test_a_dropped_generation_may_end_while_the_kept_cache_is_looked_at(tiny: Any) -> None:
+    """The collector ends a generation in whatever thread, at whatever place."""
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        left = model.generate(PROMPT, max_tokens=5)
+        next(left)
+        with model._keeping:
+            left.close()
+        assert [piece.token for piece in model.generate(PROMPT, max_tokens=2, stop_ids=())] == greedy(tiny, PROMPT, 2)
+
+
+@pytest.mark.parametrize("double", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_models_and_generations_are_not_doubled(tiny: Any, double: Callable[[object], object]) -> None:
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        running = model.generate(PROMPT, max_tokens=3, stop_ids=())
+        first = next(running).token
+        for each in (model, running):
+            with pytest.raises(TypeError, match="cannot be copied or pickled"):
+                double(each)
+        gc.collect()
+        assert [first, *(piece.token for piece in running)] == greedy(tiny, PROMPT, 3)
 
 
 def test_closing_a_model_that_is_waited_for(tiny: Any) -> None:

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from npumatmul.files.reading import shown
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
@@ -151,7 +152,7 @@ class _Cancelled(Exception):
     """Ends a prompt that is being read."""
 
 
-class Generation(Iterator[Piece]):
+class Generation(Uncopied, Iterator[Piece]):
     """A running generation: an iterator over pieces. Made by `generate` and `Model.generate`.
 
     Attributes

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from npumatmul.errors import ClosedError
 
@@ -37,8 +37,7 @@ class Turns:
         with self._changed:
             return sum(1 for each in self._line if (place := each()) is not None and not place.over)
 
-    @contextmanager
-    def turn(self, unwanted: Callable[[], bool] = lambda: False) -> Iterator[Callable[[], None]]:
+    def turn(self, unwanted: Callable[[], bool] = lambda: False) -> Turn:
         """Wait for a turn, which lasts as long as the context.
 
         Parameters
@@ -46,57 +45,76 @@ class Turns:
         unwanted : callable
             Asked while waiting; the wait is over when it says so, and the context is entered at once.
 
-        Yields
-        ------
-        callable
-            Lets those go first who wait by now, and waits for another turn; for places where work may rest.
+        Returns
+        -------
+        Turn
+            A context, which gives a callable: it lets those go first who wait by now, and waits for another turn; for
+            places where work may rest.
 
         Raises
         ------
         npumatmul.errors.ClosedError
-            If the line was closed; from `pass_on` too.
+            If the line was closed; from the callable too.
+        RuntimeError
+            If the thread has a turn already, so that it would wait for itself.
         """
-        place = self._wait(unwanted)
+        return Turn(self, unwanted)
 
-        def pass_on() -> None:
-            nonlocal place
-            with self._changed:
-                alone = self._last() is place
-            if not alone:
-                self._leave(place)
-                place = self._wait(unwanted)
-
-        try:
-            yield pass_on
-        finally:
-            self._leave(place)
-
-    def _wait(self, unwanted: Callable[[], bool]) -> _Place:
-        place = _Place()
+    def wait(self, unwanted: Callable[[], bool], frame: int) -> _Place:
+        """Join the line, and wait until the place is the first."""
+        place = _Place(frame)
         try:
             with self._changed:
+                self._refuse_own("wait for it")
                 self._line.append(weakref.ref(place))
                 while not self.closed and not unwanted() and self._first() is not place:
                     self._changed.wait(_LOOK_AGAIN)
                 if self.closed:
                     raise ClosedError(f"{self._what} is closed")
         except BaseException:
-            self._leave(place)
+            self.leave(place)
             raise
         return place
 
-    def _leave(self, place: _Place) -> None:
+    def pass_on(self, place: _Place, unwanted: Callable[[], bool]) -> _Place:
+        """Leave a place for one behind all others, unless nobody waits."""
+        with self._changed:
+            if self._last() is place:
+                return place
+        self.leave(place)
+        return self.wait(unwanted, place.frame)
+
+    def leave(self, place: _Place) -> None:
         place.over = True
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody begin any more, and wait until the one whose turn it is has ended."""
+        """Let nobody begin any more, and wait until the one whose turn it is has ended.
+
+        Raises
+        ------
+        RuntimeError
+            If that is the thread that calls: then nothing is closed.
+        """
         with self._changed:
+            self._refuse_own("close it")
             self.closed = True
             self._changed.notify_all()
             while self._first() is not None:
                 self._changed.wait(_LOOK_AGAIN)
+
+    def _refuse_own(self, what: str) -> None:
+        """Raise where a thread would wait for itself, as in a callback or a handler of signals."""
+        first = self._first()
+        while first is not None and first.thread == threading.get_ident() and not _runs(first.frame):
+            first.over = True  # an interrupt came before it could leave, and somebody keeps the traceback
+            first = self._first()
+        if first is not None and first.thread == threading.get_ident():
+            raise RuntimeError(
+                f"{self._what} is at work in this very thread, which cannot {what} meanwhile: a callback of progress or"
+                " a handler of signals may cancel a generation, and do the rest when it has ended"
+            )
 
     def _first(self) -> _Place | None:
         while self._line:
@@ -115,10 +133,41 @@ class Turns:
         return None
 
 
+class Turn:
+    """The context of a turn; see `Turns.turn`."""
+
+    def __init__(self, line: Turns, unwanted: Callable[[], bool]) -> None:
+        self._line, self._unwanted = line, unwanted
+        self._place: _Place | None = None
+
+    def __enter__(self) -> Callable[[], None]:
+        self._place = self._line.wait(self._unwanted, id(sys._getframe(1)))
+        return self._pass_on
+
+    def __exit__(self, *_: object) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            self._line.leave(place)
+
+    def _pass_on(self) -> None:
+        if self._place is not None:
+            self._place = self._line.pass_on(self._place, self._unwanted)
+
+
+def _runs(frame: int) -> bool:
+    """Whether a function with this frame, by its id, is being executed in this thread."""
+    each = sys._getframe(1)
+    while each is not None and id(each) != frame:
+        each = each.f_back  # type: ignore[assignment]
+    return each is not None
+
+
 class _Place:
     """A place in the line."""
 
-    __slots__ = ("__weakref__", "over")
+    __slots__ = ("__weakref__", "frame", "over", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, frame: int) -> None:
         self.over = False
+        self.frame = frame
+        self.thread = threading.get_ident()
