@@ -72,6 +72,8 @@ class Model(Uncopied):
      Paris
     """
 
+    experts: Residency | None = None
+
     def __init__(
         self, loaded: LoadedModel, *, scheme: str, device: Device | None, experts: Residency | None = None
     ) -> None:
