@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -206,4 +207,29 @@ def test_options_are_checked(name: str, value: float) -> None:
 )
 def test_options_that_are_no_numbers(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=message):
+        SamplingOptions(**options)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 5e-324}, {"temperature": 1e308}, {"repetition_penalty": 1e4}])
+@pytest.mark.filterwarnings("error")
+def test_extreme_options_overflow_nothing(options: dict[str, Any]) -> None:
+    logits = np.array([3e4, -3e4, 2.0, -np.inf], np.float32)
+    chances = Sampler(SamplingOptions(**({"temperature": 1.0} | options))).distribution(logits, [0, 1])
+    assert chances.sum() == pytest.approx(1)
+    assert chances[3] == 0
+
+
+def test_fractions_are_numbers() -> None:
+    logits = np.linspace(-1, 1, 20, dtype=np.float32)
+    half = Fraction(1, 2)
+    given = SamplingOptions(temperature=half, top_p=half, min_p=half, repetition_penalty=half)  # type: ignore[arg-type]
+    plain = SamplingOptions(temperature=0.5, top_p=0.5, min_p=0.5, repetition_penalty=0.5)
+    np.testing.assert_array_equal(Sampler(given).distribution(logits, [3]), Sampler(plain).distribution(logits, [3]))
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 10**400}, {"repetition_penalty": 1e300}, {"repetition_penalty": 1e-40}]
+)
+def test_numbers_beyond_what_is_computed_with_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
         SamplingOptions(**options)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_PENALTY = 1e4  # beyond it nothing is left of a logit, and products leave float32
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -70,6 +72,8 @@ class SamplingOptions:
                 optional = name in ("repetition_window", "seed") and value is None
                 if not optional and (isinstance(value, bool) or not isinstance(value, kind)):
                     raise TypeError(f"{name} is {value!r}; it must be {wanted}")
+                if kind is numbers.Real:  # fractions, which numpy computes nothing with, and whole numbers
+                    object.__setattr__(self, name, _float(value))
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature}; it must be 0 or more")
         if self.top_k < 0:
@@ -78,12 +82,22 @@ class SamplingOptions:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}; it must be from 0 to 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        if not 1 / MOST_PENALTY <= self.repetition_penalty <= MOST_PENALTY:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be from {1 / MOST_PENALTY:g} to "
+                f"{MOST_PENALTY:g}"
+            )
         if self.repetition_window is not None and self.repetition_window < 1:
             raise ValueError(f"repetition_window is {self.repetition_window}; it must be 1 or more, or None")
         if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # which no option may be
 
 
 class Sampler:
@@ -173,7 +187,9 @@ class Sampler:
             return np.array([best]), np.ones(1)
         ids = self._top_k(scores)
         # the largest score becomes 0 before it is divided, so that a tiny temperature cannot overflow it
-        probabilities = (scores[ids].astype(np.float64) - float(scores[best])) / self.options.temperature
+        probabilities = scores[ids].astype(np.float64) - float(scores[best])
+        with np.errstate(over="ignore"):  # what becomes -inf has no probability
+            probabilities /= self.options.temperature
         np.exp(probabilities, out=probabilities)
         probabilities /= probabilities.sum()
         if self.options.top_p < 1:
