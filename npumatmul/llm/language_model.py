@@ -24,6 +24,7 @@ from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turn, Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
+from npumatmul.nn.residency import Residency
 from npumatmul.ops import PackedWeight
 
 __all__ = ["Model", "Prompt"]
@@ -50,6 +51,8 @@ class Model(Uncopied):
         How its weights are stored.
     device : Device or None
         What computes its products; None where numpy does.
+    experts : Residency or None
+        Which experts are on the device, and how often one was brought in, where ``expert_memory`` limits them.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
     context : int
@@ -69,13 +72,18 @@ class Model(Uncopied):
      Paris
     """
 
-    def __init__(self, loaded: LoadedModel, *, scheme: str, device: Device | None) -> None:
+    experts: Residency | None = None
+
+    def __init__(
+        self, loaded: LoadedModel, *, scheme: str, device: Device | None, experts: Residency | None = None
+    ) -> None:
         self._loaded = loaded
         self._model = loaded.model
         self.name = loaded.name
         self.path: Path = loaded.path
         self.scheme = scheme
         self.device = device
+        self.experts = experts
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
@@ -457,6 +465,8 @@ class Model(Uncopied):
             weight = getattr(product, "weight", None)
             if isinstance(weight, PackedWeight):
                 weight.close()
+        if self.experts is not None:
+            self.experts.close()
 
     def __enter__(self) -> Model:
         """Return the model itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -20,6 +21,7 @@ from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
+from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import Progress
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
@@ -37,6 +39,7 @@ from npumatmul.llm.quantize import (
 )
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.nn.product import Float32, Product
+from npumatmul.nn.residency import Residency
 
 __all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
@@ -55,6 +58,8 @@ def load(
     device: Device | str | None = None,
     context: int | None = None,
     cache: bool = True,
+    expert_memory: int | None = None,
+    expert_folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a language model, or an encoder that makes embeddings or scores of texts.
@@ -82,6 +87,11 @@ def load(
         Longest sequence, in tokens; by default, and at most, the model's own.
     cache : bool, default True
         Whether packed weights are kept on disk, so that the next load need not make them again (``npumatmul cache``).
+    expert_memory : int, optional
+        Of a mixture of experts: bytes of experts on the device at a time. The others wait in the host's memory, and are
+        brought in when tokens choose them (`Model.experts` counts); by default all of them are on the device.
+    expert_folder : str or os.PathLike, optional
+        Where experts wait instead, in files that `Model.close` removes; with `expert_memory`.
     progress : callable, optional
         Called before each matrix and at the end with (matrices done, matrices in all, name).
 
@@ -118,10 +128,14 @@ def load(
         )
     if not isinstance(cache, bool):
         raise TypeError(f"load: cache is True or False, not {cache!r}")
+    if expert_folder is not None and expert_memory is None:
+        raise ValueError("load: expert_folder is where experts beyond expert_memory wait; give both")
     plan = _Plan(scheme, dict(policy or {}))
     path = model_path(path, "load")
     if context is not None:
         context = count_from_one(context, "context", "load")
+    if expert_memory is not None and (is_quantized(path) or scheme == GGUF_SCHEME):
+        raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
     if is_quantized(path):
         return _quantized(path, plan, device, context, progress)
     for each in plan.schemes:
@@ -131,7 +145,12 @@ def load(
     if scheme == GGUF_SCHEME:
         return _blocks(path, plan, device, context, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
-    with open_source(path) as source:
+    with contextlib.ExitStack() as undo, open_source(path) as source:
+        experts = None
+        if expert_memory is not None:
+            _check_experts(source, target)
+            experts = Residency(expert_memory, expert_folder)
+            undo.callback(experts.close)
         note = rounded_again(source, scheme)
         if note is not None:
             logger.info("%s", note)
@@ -139,15 +158,24 @@ def load(
         def loaded(build: _Built) -> Model:
             if encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress)
-                return Model(model, scheme=scheme, device=target)
+                undo.pop_all()
+                return Model(model, scheme=scheme, device=target, experts=experts)
             build.check(layer_names(encoder_config_of(source).n_layers)[:-1])
             return load_encoder_model(source, build, scheme=scheme, device=target, context=context, progress=progress)
 
         if target is None:
-            return loaded(_Built(plan, None, None))
+            return loaded(_Built(plan, None, None, None))
         kept = PackedCache() if cache else None
         with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
-            return loaded(_Built(plan, target, pack))
+            return loaded(_Built(plan, target, pack, experts))
+
+
+def _check_experts(source: ModelSource, target: Device | None) -> None:
+    """Refuse a limit of experts where there are none on a device."""
+    if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
+        raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
+    if target is None:
+        raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")
 
 
 def rounded_again(source: ModelSource, scheme: str) -> str | None:
@@ -253,8 +281,8 @@ class _Plan:
 class _Built:
     """Makes products: those of numpy itself, all others by what packs for the device."""
 
-    def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None) -> None:
-        self._plan, self._device, self._pack = plan, device, pack
+    def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None, experts: Residency | None) -> None:
+        self._plan, self._device, self._pack, self._experts = plan, device, pack, experts
 
     def check(self, names: Sequence[str]) -> None:
         """Look at the plan when the layers are known, before anything is read."""
@@ -262,13 +290,19 @@ class _Built:
 
     def ready(self, name: str) -> Product | None:
         """The product of a layer, if nobody has to read its weight."""
-        return None if self._pack is None or self._plan.of(name) == FLOAT32 else self._pack.ready(name)
+        if self._pack is None or self._plan.of(name) == FLOAT32:
+            return None
+        found = self._pack.ready(name)
+        return None if found is None else self._kept(found, name)
 
     def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)
-        return self._pack(weight, name)
+        return self._kept(self._pack(weight, name), name)
+
+    def _kept(self, product: Product, name: str) -> Product:
+        return product if self._experts is None or ".expert." not in name else self._experts.keep(product)
 
 
 def _quantized(

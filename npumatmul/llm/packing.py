@@ -201,6 +201,8 @@ class _Kept:
         weight = getattr(product, "weight", None)
         if not isinstance(weight, PackedWeight):
             return self._give_up(f"{name} is no packed weight")
+        if weight.closed:  # an expert that is not on the device any more, when an entry is made anew
+            return self._give_up(f"{name} is not on the device any more")
         if self._writer.size + weight.nbytes > self._limit:
             return self._give_up(f"it has more than {self._limit} bytes, the limit of the cache")
         try:

@@ -23,12 +23,14 @@ from npumatmul.nn.norm import LayerNorm, RMSNorm
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
+from npumatmul.nn.residency import BroughtProduct, Residency
 from npumatmul.nn.rope import RoPE
 
 __all__ = [
     "MLP",
     "Attention",
     "AttentionPlan",
+    "BroughtProduct",
     "CacheFullError",
     "CachedRows",
     "Embedding",
@@ -45,6 +47,7 @@ __all__ = [
     "PackedProduct",
     "Product",
     "RMSNorm",
+    "Residency",
     "RoPE",
     "Router",
     "TransformerBlock",

@@ -100,3 +100,54 @@ def test_a_stack_of_gguf_is_read_one_matrix_at_a_time(file: Path) -> None:
         np.testing.assert_array_equal(source.file.matrix("blk.1.ffn_down_exps.weight", 3, 5, 9), whole[3, 5:9])
         with pytest.raises(ValueError, match="matrix 8 are not in a stack"):
             source.file.matrix("blk.1.ffn_down_exps.weight", 8, 0, 1)
+
+
+@pytest.mark.parametrize("in_files", [False, True])
+def test_a_model_larger_than_the_memory_for_its_experts_answers_the_same(
+    file: Path, tmp_path: Path, in_files: bool
+) -> None:
+    how = {"scheme": "w8a8", "device": "sim:rk3588", "cache": False}
+    with llm.load(file, **how) as whole:
+        sizes = [each.weight.nbytes for name, each in whole._model.linears.items() if ".expert." in name]
+        expected = whole.logits(IDS)
+        assert whole.experts is None
+    folder = {"expert_folder": tmp_path} if in_files else {}
+    with llm.load(file, **how, expert_memory=sum(sizes) // 4, **folder) as model:
+        np.testing.assert_array_equal(model.logits(IDS), expected)
+        experts = model.experts
+        assert experts is not None
+        assert experts.waiting == sum(sizes)
+        assert 0 < experts.nbytes <= experts.limit < sum(sizes)
+        assert experts.brought > len(sizes) // 4
+        assert any(tmp_path.iterdir()) == in_files
+    assert experts.nbytes == 0
+    assert not any(tmp_path.iterdir())
+
+
+def test_experts_come_from_the_cache_of_packed_models_too(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    logits = []
+    for _ in range(2):
+        with llm.load(file, "w8a8", device="sim:rk3588", expert_memory=20000) as model:
+            logits.append(model.logits(IDS))
+            assert model.experts is not None
+            assert model.experts.nbytes <= 20000
+    np.testing.assert_array_equal(*logits)
+
+
+def test_limits_of_experts_that_limit_nothing_are_refused(file: Path, tmp_path: Path) -> None:
+    dense = next(each for each in VARIANTS if each.name == "llama-plain")
+    other = write_gguf(tmp_path / "dense.gguf", dense, torch_model(dense))
+    with pytest.raises(ValueError, match="has no experts"):
+        llm.load(other, "w8a8", device="sim:rk3588", expert_memory=1000)
+    with pytest.raises(ValueError, match="numpy computes all layers"):
+        llm.load(file, "float32", expert_memory=1000)
+    with pytest.raises(ValueError, match="give both"):
+        llm.load(file, "w8a8", expert_folder=tmp_path)
+    with pytest.raises(ValueError, match="in no quantized file"):
+        llm.load(file, "gguf", expert_memory=1000)
+    with pytest.raises(ValueError, match="larger than the limit"):
+        llm.load(file, "w8a8", device="sim:rk3588", cache=False, expert_memory=10, expert_folder=tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["dense.gguf"]

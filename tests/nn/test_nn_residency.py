@@ -1,0 +1,145 @@
+"""Weights that are brought to the device by use: how many are there, which give way, and that nothing else changes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import npumatmul as npu
+from npumatmul import nn
+from npumatmul.errors import ClosedError, NpuMemoryError
+
+DEVICE = "sim:rk3588"
+X = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+
+
+def packed(seed: int, scheme: Any = "w16a16") -> npu.PackedWeight:
+    return npu.pack(np.random.default_rng(seed).standard_normal((64, 32)).astype(np.float32), scheme, device=DEVICE)
+
+
+def kept(count: int, here: int, folder: Path | None = None, scheme: Any = "w16a16") -> Any:
+    """As many products of which some fit, what each gives, and the residency."""
+    weights = [packed(seed, scheme) for seed in range(count)]
+    residency = nn.Residency(here * weights[0].nbytes, folder)
+    expected: list[NDArray[np.float32]] = [np.array(nn.PackedProduct(weight)(X)) for weight in weights]
+    return [residency.keep(nn.PackedProduct(weight)) for weight in weights], expected, residency
+
+
+@given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 5))
+def test_what_was_used_longest_ago_gives_way(uses: list[int], here: int) -> None:
+    products, expected, residency = kept(5, here)
+    model: OrderedDict[int, None] = OrderedDict()
+    brought = 0
+    for each in uses:
+        brought += each not in model
+        model[each] = None
+        model.move_to_end(each)
+        if len(model) > here:
+            model.popitem(last=False)
+        np.testing.assert_array_equal(products[each](X), expected[each])
+        assert residency.nbytes <= residency.limit
+    assert (residency.brought, residency.found) == (brought, len(uses) - brought)
+    residency.close()
+
+
+@pytest.mark.parametrize("scheme", ["w16a16", "w8a8", "w4a8_g32"])
+@pytest.mark.parametrize("in_files", [False, True])
+def test_results_are_bit_for_bit_those_of_weights_that_stay(tmp_path: Path, scheme: str, in_files: bool) -> None:
+    products, expected, residency = kept(3, 1, tmp_path if in_files else None, scheme)
+    for _ in range(2):
+        for product, y in zip(products, expected, strict=True):
+            np.testing.assert_array_equal(product(X), y)
+    assert residency.brought == 6
+    np.testing.assert_array_equal(products[1].unpack(), np.asarray(packed(1, scheme).unpack().T, np.float32))
+    assert any(tmp_path.iterdir()) == in_files
+    residency.close()
+    assert not any(tmp_path.iterdir())
+
+
+def test_memory_of_the_device_is_that_of_those_that_are_there() -> None:
+    with npu.Device(DEVICE) as device:
+        weights = [npu.pack(np.ones((64, 32), np.float32), device=device) for _ in range(4)]
+        size = weights[0].nbytes
+        assert device.weights.bytes_used == 4 * size
+        residency = nn.Residency(2 * size)
+        products = [residency.keep(nn.PackedProduct(weight)) for weight in weights]
+        assert device.weights.bytes_used == residency.nbytes == 0
+        assert residency.waiting == 4 * size
+        for product in products:
+            product(X)
+        assert device.weights.bytes_used == residency.nbytes == 2 * size
+        residency.close()
+        assert device.weights.bytes_used == residency.nbytes == residency.waiting == 0
+
+
+def test_others_give_way_where_the_device_has_less_room_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    products, expected, residency = kept(3, 3)
+    bring = residency._bring[2]
+
+    def scarce() -> npu.PackedWeight:
+        if residency._here:
+            raise NpuMemoryError("no room")
+        weight: npu.PackedWeight = bring()
+        return weight
+
+    residency._bring[2] = scarce
+    for product, y in zip(products, expected, strict=True):
+        np.testing.assert_array_equal(product(X), y)
+    assert residency.nbytes == residency.limit // 3
+
+    def full() -> npu.PackedWeight:
+        raise NpuMemoryError("no room")
+
+    residency._bring[0] = full
+    with pytest.raises(NpuMemoryError):
+        products[0](X)
+    np.testing.assert_array_equal(products[1](X), expected[1])
+    residency.close()
+
+
+def test_threads_take_turns() -> None:
+    products, expected, residency = kept(4, 2)
+    wrong: list[int] = []
+
+    def run(start: int) -> None:
+        for i in range(20):
+            each = (start + i) % 4
+            if not np.array_equal(products[each](X), expected[each]):
+                wrong.append(each)
+
+    threads = [threading.Thread(target=run, args=(start,)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert residency.brought + residency.found == 60
+    residency.close()
+
+
+def test_mistakes_are_told() -> None:
+    for limit in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="1 or more"):
+            nn.Residency(limit)  # type: ignore[arg-type]
+    weight = packed(0)
+    residency = nn.Residency(weight.nbytes - 1)
+    with pytest.raises(ValueError, match="larger than the limit"):
+        residency.keep(nn.PackedProduct(weight))
+    assert not weight.closed
+    with pytest.raises(TypeError, match="FloatProduct has no packed weight"):
+        residency.keep(nn.FloatProduct(X))
+    products, _, residency = kept(1, 1)
+    residency.close()
+    residency.close()
+    with pytest.raises(ClosedError):
+        products[0](X)
+    with pytest.raises(ClosedError):
+        residency.keep(nn.PackedProduct(packed(1)))
