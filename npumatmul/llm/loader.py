@@ -12,6 +12,7 @@ from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.llm.arguments import check_flags, check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
@@ -126,8 +127,8 @@ def load(
             'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
             f"not {type(policy).__name__}"
         )
-    if not isinstance(cache, bool):
-        raise TypeError(f"load: cache is True or False, not {cache!r}")
+    check_flags("load", cache=cache)
+    check_progress("load", progress)
     if expert_folder is not None and expert_memory is None:
         raise ValueError("load: expert_folder is where experts beyond expert_memory wait; give both")
     plan = _Plan(scheme, dict(policy or {}))

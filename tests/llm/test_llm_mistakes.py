@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +246,65 @@ def test_the_folder_that_we_are_in_is_a_model(folder: Path, monkeypatch: pytest.
     for command in ("generate", "demo"):
         given = [command, "-m", ".", "-p", "a", "-n", "1", "--scheme", "float32"]
         assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0
+
+
+# Truth values, progress and numbers of tokens
+
+
+@pytest.mark.parametrize("value", ["yes", "no", 1, 0, None, 1.0])
+def test_what_is_neither_true_nor_false(model: Model, value: Any) -> None:
+    tokenizer = model.tokenizer
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("encode: parse_special", lambda: tokenizer.encode("ab", parse_special=value)),
+        ("encode: add_special", lambda: tokenizer.encode("ab", add_special=value)),
+        ("decode: skip_special", lambda: tokenizer.decode([], skip_special=value)),
+        ("token_bytes: skip_special", lambda: tokenizer.token_bytes(1, skip_special=value)),
+        ("load: cache", lambda: npumatmul.llm.load(model.path, "float32", cache=value)),
+    ]
+    if value is not None:  # which is what the model says
+        calls.append(("embed: normalize", lambda: model.embed([], pooling="mean", normalize=value)))
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named} is True or False, not {re.escape(repr(value))}$"):
+            call()
+
+
+@pytest.mark.parametrize("value", [3, True, "bar"])
+def test_progress_that_cannot_be_called_is_refused_before_anything_is_done(model: Model, value: Any) -> None:
+    path, recipe = model.path, Recipe(LayerRecipe("w8a8"))
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("load", lambda: npumatmul.llm.load("nowhere", progress=value)),
+        ("load_model", lambda: npumatmul.llm.load_model("nowhere", pack=npumatmul.llm.numpy_pack, progress=value)),
+        ("generate", lambda: model.generate("ab", progress=value)),
+        ("generate", lambda: model.generate([1, 2], progress=value)),
+        ("embed", lambda: model.embed(["ab"], pooling="mean", progress=value)),
+        ("quantize_model", lambda: quantize_model(path, recipe, progress=value)),
+        ("save_quantized", lambda: save_quantized(None, "nowhere", progress=value)),  # type: ignore[arg-type]
+        ("fetch_demo_model", lambda: npumatmul.llm.fetch_demo_model("nowhere", progress=value)),
+        ("fetch_demo_encoder", lambda: npumatmul.llm.fetch_demo_encoder("nowhere", progress=value)),
+    ]
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named}: progress is called with how far it is"):
+            call()
+
+
+@pytest.mark.parametrize("value", [1.5, "1", [1], b"1"])
+def test_what_is_no_number_of_a_token(model: Model, value: Any) -> None:
+    tokenizer = model.tokenizer
+    for call in (tokenizer.token_bytes, tokenizer.token):
+        with pytest.raises(TypeError, match=f"^{call.__name__}: token_id is the whole number of a token"):
+            call(value)
+    for given in ([value], None, 3, 1.5):
+        with pytest.raises(TypeError, match=r"^decode: ids is to be whole numbers of tokens"):
+            tokenizer.decode(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 40, 10**400])
+def test_a_number_of_no_token(model: Model, number: int) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: model.tokenizer.token(number),
+        lambda: model.tokenizer.token_bytes(number),
+        lambda: model.tokenizer.decode([number]),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="is not in the vocabulary of"):
+            call()
