@@ -41,6 +41,7 @@ from npumatmul.llm.quantize import (
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.nn.product import Float32, Product
 from npumatmul.nn.residency import Residency
+from npumatmul.quant.routes import route_for
 
 __all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
@@ -139,14 +140,11 @@ def load(
         raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
     if is_quantized(path):
         return _quantized(path, plan, device, context, progress)
-    for each in plan.schemes:
-        cost = None if each == FLOAT32 else cost_of(each)
-        if cost is not None:
-            logger.warning("%s", cost)
     if scheme == GGUF_SCHEME:
         return _blocks(path, plan, device, context, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
     with contextlib.ExitStack() as undo, open_source(path) as source:
+        plan.check_chip(target)
         experts = None
         if expert_memory is not None:
             _check_experts(source, target)
@@ -254,6 +252,17 @@ class _Plan:
     def schemes(self) -> set[str]:
         """All that occur."""
         return {self.scheme, *self.policy.values()}
+
+    def check_chip(self, device: Device | None) -> None:
+        """Refuse schemes that the device does not compute; then say what those cost that it does."""
+        packed = sorted(self.schemes - {FLOAT32})
+        for each in packed:
+            if device is not None:
+                route_for(parse_scheme(each), device.chip, device.runtime_version)
+        for each in packed:
+            cost = cost_of(each)
+            if cost is not None:
+                logger.warning("%s", cost)
 
     def of(self, name: str) -> str:
         """The scheme of a layer."""

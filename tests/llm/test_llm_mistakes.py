@@ -16,11 +16,19 @@ from typer.testing import CliRunner
 
 import npumatmul.llm
 from npumatmul.cli.app import app
-from npumatmul.errors import ModelError, UnusableFileError
+from npumatmul.errors import DeviceError, ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import GGUFFile, Model
 from npumatmul.llm.files.opening import open_source
-from npumatmul.llm.quantize import LayerRecipe, Recipe, load_quantized, parse_scheme, quantize_model, save_quantized
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    Recipe,
+    cost_of,
+    load_quantized,
+    parse_scheme,
+    quantize_model,
+    save_quantized,
+)
 from npumatmul.llm.run.chat import ChatTemplate
 from npumatmul.quant.schemes import Scheme
 
@@ -308,3 +316,26 @@ def test_a_number_of_no_token(model: Model, number: int) -> None:
     for call in calls:
         with pytest.raises(ValueError, match="is not in the vocabulary of"):
             call()
+
+
+# Schemes of other chips
+
+
+@pytest.mark.parametrize(
+    ("scheme", "policy"), [("w4a16", None), ("w8a16", None), ("w4a4", {"head": "w4a16"}), ("float32", {"*": "w4a16"})]
+)
+def test_a_scheme_that_the_chip_lacks_is_refused_before_anything_is_said_of_its_cost(
+    model: Model, scheme: str, policy: dict[str, str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+    with pytest.raises(DeviceError, match=r"which rk3588 under runtime .* does not have"):
+        npumatmul.llm.load(
+            model.path, scheme, policy=policy, device="sim:rk3588", progress=lambda *each: told.append(each)
+        )
+    assert not told
+    assert not caplog.records
+
+
+def test_what_a_scheme_costs_is_told_where_the_chip_has_it(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    npumatmul.llm.load(model.path, "w4a16", device="sim:rk3576", cache=False).close()
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [cost_of("w4a16")]
