@@ -420,3 +420,11 @@ def test_plans_ask_for_as_many_buffers_as_the_executor_takes() -> None:
     header = (Path(__file__).parent.parent / "native" / "include" / "npumatmul_executor.h").read_text()
     (most,) = re.findall(r"#define NPUMM_A_MOST (\d+)", header)
     assert int(most) == A_BUFFERS_MOST
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 0.0])
+@pytest.mark.parametrize("rows", [1, 5, 129, 1000])
+def test_buckets_cover_all_rows_whatever_their_times_are(seconds: float, rows: int) -> None:
+    found = Cover((1, 4, 128), lambda size: seconds).of(rows)
+    assert sum(found) >= rows
+    assert set(found) <= {1, 4, 128}

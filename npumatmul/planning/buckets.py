@@ -139,7 +139,7 @@ class Cover:
             return self._known[rows][0]
         times = self._times
         covering = (size for size in self._buckets if size >= rows)
-        best, choice = min(((times[size], size) for size in covering), default=(float("inf"), 0))
+        best, choice = min(((times[size], size) for size in covering), default=(float("inf"), self._buckets[-1]))
         for size in reversed(self._buckets):
             # passed over where it cannot end earlier even if all that it leaves ran at the best time per row
             if size < rows and times[size] + (rows - size) * self._per_row < best:
