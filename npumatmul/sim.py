@@ -27,7 +27,7 @@ from npumatmul.files.writing import scratch_folder
 from npumatmul.rknn import simulator
 from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.simulator import SETTINGS, VARIABLE_PREFIX, Simulator
-from npumatmul.rknn.socs import DEFAULT_SOC, SOCS
+from npumatmul.rknn.socs import DEFAULT_SOC, SOCS, meant, plain_name
 
 __all__ = [
     "NEWEST_RUNTIME",
@@ -199,8 +199,9 @@ def environment(
     >>> variables["NPUMATMUL_SIM_SOC"], variables["NPUMATMUL_SIM_STRICT"]
     ('rk3576', '1')
     """
+    soc = plain_name(soc) if isinstance(soc, str) else soc
     if soc not in SOCS:
-        raise DeviceError(f"chip {soc!r} is not simulated; these are: {', '.join(SOCS)}")
+        raise DeviceError(f"chip {soc!r} is not simulated; these are: {', '.join(SOCS)}{meant(str(soc))}")
     inherited = os.environ if inherited is None else inherited
     library = library_path(runtime)
     variables = {"NPUMATMUL_SIM_SOC": soc, "NPUMATMUL_SIM_RUNTIME": runtime}

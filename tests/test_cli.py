@@ -320,6 +320,13 @@ def test_messages_name_what_was_typed(
         ("NPUMATMUL_SIM_SOC", "rk9", "device 'sim:rk9' (of NPUMATMUL_SIM_SOC) is not simulated; these are: sim:rk3588"),
         ("NPUMATMUL_SIM_RUNTIME", "9.9", "runtime '9.9' (of NPUMATMUL_SIM_RUNTIME) is not simulated; these are: 1.5.2"),
         ("NPUMATMUL_SIM_STRICT", "yes", "NPUMATMUL_SIM_STRICT is 'yes'; it can be 0 or 1"),
+        ("NPUMATMUL_SIM_TIMING", "MODEL", "NPUMATMUL_SIM_TIMING is 'MODEL'; it can be off or model or realtime"),
+        *(
+            ("NPUMATMUL_SIM_TIMING_CONSTANTS", value, f"NPUMATMUL_SIM_TIMING_CONSTANTS is {value!r}; it can be const")
+            for value in ("start_seconds", "start_seconds=nan", "start_seconds=-1", "start_seconds=0x10", ",", "=1")
+        ),
+        ("NPUMATMUL_SIM_CONTEXTS", "0", "NPUMATMUL_SIM_CONTEXTS is '0'; it can be none or a number from 1 on"),
+        ("NPUMATMUL_SIM_DOMAIN_BYTES", "-1", "NPUMATMUL_SIM_DOMAIN_BYTES is '-1'; it can be a number from 1 to"),
     ],
 )
 def test_variables_that_cannot_work_are_named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from compiling import compile_c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from npumatmul import sim
+from npumatmul.chips import capabilities, chip
 from npumatmul.errors import DeviceError, LibraryNotFoundError, UnsupportedByRuntime
 from npumatmul.rknn import MatmulInfo, Runtime, RuntimeVersion
 from npumatmul.rknn.discovery import discover, load, simulator_path
@@ -193,3 +196,36 @@ def test_version_strings(text: str, version: tuple[int, int, int]) -> None:
 def test_any_version_string_is_survived(text: str) -> None:
     found = RuntimeVersion.parse(text)
     assert found is None or found >= RuntimeVersion(0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["sim:RK3588", "SIM:rk3588", "Sim:Rk3588"])
+def test_names_of_devices_are_taken_however_they_are_capitalized(name: str) -> None:
+    found = discover(name, {})
+    assert (found.device, found.soc) == ("sim:rk3588", "rk3588")
+    assert discover("RKNN", {}, "/nowhere", ()).device == "rknn"
+    assert discover(None, {"NPUMATMUL_SOC": "RK3576"}, "/nowhere", ()).soc == "rk3576"
+    assert chip("RK3588") is chip("rk3588")
+    assert capabilities("RK3588") == capabilities("rk3588")
+    assert sim.environment("RK3576") == sim.environment("rk3576")
+
+
+@pytest.mark.parametrize(
+    ("name", "question"),
+    [
+        ("rk3588", "did you mean 'sim:rk3588', or on a board 'rknn'?"),
+        ("RK3576", "did you mean 'sim:rk3576', or on a board 'rknn'?"),
+        ("sim:rk3558", "did you mean 'sim:rk3588'?"),
+        ("sim:RK3588S", "did you mean 'sim:rk3588'?"),
+        ("sin:rk3566", "did you mean 'sim:rk3566'?"),
+    ],
+)
+def test_what_a_device_was_perhaps_to_be(name: str, question: str) -> None:
+    with pytest.raises(DeviceError, match=re.escape(question)):
+        discover(name, {})
+
+
+@pytest.mark.parametrize("name", ["tpu", "sim:tpu", "x" * 1000])
+def test_nothing_is_guessed_of_what_is_like_no_device(name: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        discover(name, {})
+    assert "did you mean" not in str(caught.value)

@@ -324,6 +324,8 @@ ELSEWHERE = {
     "mistral.py": "4096 positions are a window of attention",
     "prefill.py": "2048 rows are a block of a prompt",
     "qwen.py": "4096 positions are a window of attention",
+    "qwen3_moe.py": "4096 positions are a window of attention",
+    "qwen3_moe.py": "4096 positions are a window of attention",
 }
 
 
@@ -420,3 +422,9 @@ def test_plans_ask_for_as_many_buffers_as_the_executor_takes() -> None:
     header = (Path(__file__).parent.parent / "native" / "include" / "npumatmul_executor.h").read_text()
     (most,) = re.findall(r"#define NPUMM_A_MOST (\d+)", header)
     assert int(most) == A_BUFFERS_MOST
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
+def test_times_that_are_no_numbers_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="are finite"):
+        Cover((1, 4, 128), lambda size: seconds)

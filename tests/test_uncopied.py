@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llm_models import write_tokenizer
 
 import npumatmul as npu
 from npumatmul.files.reading import RegularFile
+from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
 
 DOUBLE = [copy.copy, copy.deepcopy, pickle.dumps]
 
@@ -40,3 +42,12 @@ def test_open_files(tmp_path: Path, double: Callable[[object], object]) -> None:
             double(file)
         gc.collect()
         assert file.read(0, 3).tobytes() == b"abc"
+
+
+@pytest.mark.parametrize("double", DOUBLE)
+def test_tokenizers(tmp_path: Path, double: Callable[[object], object]) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = JSONTokenizer({"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()})
+    with pytest.raises(TypeError, match="JSONTokenizer cannot be copied or pickled"):
+        double(tokenizer)
+    assert tokenizer.decode(tokenizer.encode("ab")) == "ab"

@@ -25,6 +25,7 @@ from npumatmul.chips.table import (
 from npumatmul.chips.timing import TIMINGS, TimingModel, find_timing
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
+from npumatmul.rknn.socs import meant, plain_name
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["CHIPS", "Chip", "MemoryLimits", "TypeLimits", "chip", "chip_here"]
@@ -257,9 +258,10 @@ def chip(soc: str) -> Chip:
     >>> chip("rk3588").cores
     3
     """
-    if not isinstance(soc, str) or soc not in CHIPS:
-        raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(CHIPS)}")
-    return CHIPS[soc]
+    found = CHIPS.get(plain_name(soc)) if isinstance(soc, str) else None
+    if found is None:
+        raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(CHIPS)}{meant(str(soc))}")
+    return found
 
 
 def chip_here(soc: str, runtime: RuntimeVersion, simulated: bool = False) -> Chip:

@@ -17,6 +17,7 @@ from npumatmul.chips.text import as_text
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.errors import DeviceError
 from npumatmul.rknn.differences import type_since
+from npumatmul.rknn.socs import meant, plain_name
 from npumatmul.rknn.version import RuntimeVersion
 
 __all__ = ["Capabilities", "TypeCapabilities", "broken_extents", "build", "build_type", "capabilities"]
@@ -272,6 +273,7 @@ def capabilities(
                 "What is assumed of another one is shown where a library reports it: on its board, without naming it"
             )
         runtime = version
+    soc = plain_name(soc) if isinstance(soc, str) else soc
     _row(soc)  # before a file is looked for under that name
     if not probed:
         return build(soc, runtime)
@@ -331,7 +333,7 @@ def broken_extents(soc: str, mm_type: MatmulType, runtime: RuntimeVersion) -> tu
 
 def _row(soc: str) -> ChipRow:
     if not isinstance(soc, str) or soc not in ROWS:
-        raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}")
+        raise DeviceError(f"chip {soc!r} is not known; known are {', '.join(ROWS)}{meant(str(soc))}")
     return ROWS[soc]
 
 

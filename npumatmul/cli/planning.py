@@ -31,8 +31,8 @@ def _chip_here(soc: str | None) -> Chip:
         device = discover()
         soc, simulated = device.soc or DEFAULT_SOC, device.device.startswith("sim:")
     found = chip(soc)
-    timing = find_timing(soc, simulated)
-    return found if timing is None else replace(found, timings={soc: timing})
+    timing = find_timing(found.soc, simulated)
+    return found if timing is None else replace(found, timings={found.soc: timing})
 
 
 def _print(plan: ModelPlan) -> None:

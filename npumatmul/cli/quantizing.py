@@ -29,6 +29,7 @@ from npumatmul.llm.quantize import (
     save_quantized,
 )
 from npumatmul.llm.quantize.quantized_model import layers_to_calibrate
+from npumatmul.rknn.socs import plain_name
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def chip_device(soc: str | None) -> Device:
         return current_device()
     try:
         here = current_device()
-        if here.chip.soc == soc:
+        if here.chip.soc == plain_name(soc):
             return here
     except NpuError:  # without a library a chip can still be simulated
         pass

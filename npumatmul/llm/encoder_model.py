@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.language_model import Model
@@ -81,7 +82,16 @@ class EncoderModel(Model):
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
         said = self._sentence
-        given, how = prepared(texts, said, prompt=prompt, pooling=pooling, batch_size=batch_size, name=self.name)
+        given, how = prepared(
+            texts,
+            said,
+            prompt=prompt,
+            pooling=pooling,
+            batch_size=batch_size,
+            normalize=normalize,
+            progress=progress,
+            name=self.name,
+        )
         tokens = [fitted(self.tokenizer, each, self.context) for each in given]
 
         def compute(ids: list[list[int]]) -> NDArray[np.float32]:
@@ -110,6 +120,7 @@ class EncoderModel(Model):
             raise ModelError(f"the model {self.name} gives {config.head.labels} scores for a text; rerank needs one")
         (asked,), given = checked_texts([query], "rerank: the query"), checked_texts(texts, "rerank")
         count_from_one(batch_size, "batch_size", "rerank")
+        check_progress("rerank", progress)
         tokenizer = self.tokenizer
         if not isinstance(tokenizer, JSONTokenizer):
             raise ModelError(f"the model {self.name} has a tokenizer that knows no pairs of texts")

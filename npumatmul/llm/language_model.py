@@ -385,7 +385,16 @@ class Model(Uncopied):
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
         said = self._sentence
-        given, how = prepared(texts, said, prompt=prompt, pooling=pooling, batch_size=batch_size, name=self.name)
+        given, how = prepared(
+            texts,
+            said,
+            prompt=prompt,
+            pooling=pooling,
+            batch_size=batch_size,
+            normalize=normalize,
+            progress=progress,
+            name=self.name,
+        )
         longest = self.context if said.longest is None else min(self.context, said.longest)
         tokens = [fitted(self.tokenizer, each, longest) for each in given]
 
@@ -460,6 +469,8 @@ class Model(Uncopied):
         Whoever waits for a turn gets a `ClosedError`; a token that is being computed is waited for.
         """
         self._turns.close()
+        if self._turns.inherited:  # what there is belongs to the parent
+            return
         self._forget()
         for product in self._products():
             weight = getattr(product, "weight", None)
@@ -547,6 +558,8 @@ class _Shared:
     def take(self, prompt: Sequence[int], room: int) -> KVCache:
         """The cache that was kept, if the prompt begins like it; else a new one. Memory is taken as tokens come."""
         model = self._model
+        if model._turns.inherited:  # by a forked child, where the lock may be held for ever
+            return model._model.new_cache()
         with model._keeping:
             kept = model._kept
             if kept is not None and shared_length(kept.tokens, prompt):
@@ -556,6 +569,8 @@ class _Shared:
 
     def give(self, cache: KVCache) -> None:
         """Keep the cache of the generation that ended last."""
+        if self._model._turns.inherited:
+            return
         with self._model._keeping:
             self._model._kept = None if self._model.closed else cache
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.llm.arguments import check_flags, check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
@@ -40,6 +41,7 @@ from npumatmul.llm.quantize import (
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.nn.product import Float32, Product
 from npumatmul.nn.residency import Residency
+from npumatmul.quant.routes import route_for
 
 __all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
@@ -126,8 +128,8 @@ def load(
             'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
             f"not {type(policy).__name__}"
         )
-    if not isinstance(cache, bool):
-        raise TypeError(f"load: cache is True or False, not {cache!r}")
+    check_flags("load", cache=cache)
+    check_progress("load", progress)
     if expert_folder is not None and expert_memory is None:
         raise ValueError("load: expert_folder is where experts beyond expert_memory wait; give both")
     plan = _Plan(scheme, dict(policy or {}))
@@ -138,14 +140,11 @@ def load(
         raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
     if is_quantized(path):
         return _quantized(path, plan, device, context, progress)
-    for each in plan.schemes:
-        cost = None if each == FLOAT32 else cost_of(each)
-        if cost is not None:
-            logger.warning("%s", cost)
     if scheme == GGUF_SCHEME:
         return _blocks(path, plan, device, context, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
     with contextlib.ExitStack() as undo, open_source(path) as source:
+        plan.check_chip(target)
         experts = None
         if expert_memory is not None:
             _check_experts(source, target)
@@ -253,6 +252,17 @@ class _Plan:
     def schemes(self) -> set[str]:
         """All that occur."""
         return {self.scheme, *self.policy.values()}
+
+    def check_chip(self, device: Device | None) -> None:
+        """Refuse schemes that the device does not compute; then say what those cost that it does."""
+        packed = sorted(self.schemes - {FLOAT32})
+        for each in packed:
+            if device is not None:
+                route_for(parse_scheme(each), device.chip, device.runtime_version)
+        for each in packed:
+            cost = cost_of(each)
+            if cost is not None:
+                logger.warning("%s", cost)
 
     def of(self, name: str) -> str:
         """The scheme of a layer."""

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import Decoder, layer_names
@@ -177,6 +178,7 @@ def load_model(
     >>> loaded.config.n_layers
     30
     """
+    check_progress("load_model", progress)
     if not callable(pack):
         raise TypeError(f"load_model: pack is a function, such as npu_pack('w8a8') makes, not {pack!r}")
     with open_source(path) as source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
+from npumatmul.files.reading import shown
 from npumatmul.host import dlpack
 from npumatmul.nn.product import Pack
 from npumatmul.ops import NpuArray
@@ -361,5 +362,9 @@ def check_size(called: str, **sizes: int) -> None:
 def check_number(called: str, **numbers: float) -> None:
     """Raise if one of a layer's constants is no finite number."""
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-            raise ValueError(f"{called}: {name} is {value!r}; it has to be a finite number")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float | np.number)
+            or not abs(value) <= sys.float_info.max
+        ):
+            raise ValueError(f"{called}: {name} is {shown(value)}; it has to be a finite number")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,11 @@ from npumatmul.ops.packed.files.api import load_packed, save_packed
 from npumatmul.ops.packed.files.tensors import described, restored
 
 __all__ = ["BroughtProduct", "Residency"]
+
+
+def _remove(folder: Path | None, pid: int) -> None:
+    if folder is not None and os.getpid() == pid:  # a forked child has the names of its parent's files
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Residency:
@@ -70,7 +77,8 @@ class Residency:
             raise ValueError(f"Residency: limit is {limit!r}; it has to be a number of bytes, 1 or more")
         self.limit = limit
         self.nbytes = self.waiting = self.brought = self.found = 0
-        self._folder = None if folder is None else tempfile.TemporaryDirectory(prefix="experts-", dir=os.fspath(folder))
+        self._folder = None if folder is None else Path(tempfile.mkdtemp(prefix="experts-", dir=os.fspath(folder)))
+        self._cleanup = weakref.finalize(self, _remove, self._folder, os.getpid())
         self._bring: list[Callable[[], PackedWeight]] = []
         self._sizes: list[int] = []
         self._here: OrderedDict[int, PackedWeight] = OrderedDict()  # those that were used last are at the end
@@ -155,8 +163,7 @@ class Residency:
                 self._give_up_one()
             self._bring.clear()
             self._closed, self.waiting = True, 0
-            if self._folder is not None:
-                self._folder.cleanup()
+            self._cleanup()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -188,7 +195,7 @@ class Residency:
         """What brings a weight in again."""
         device = weight.device
         if self._folder is not None:
-            path = Path(self._folder.name) / f"{len(self._bring)}.safetensors"
+            path = self._folder / f"{len(self._bring)}.safetensors"
             save_packed(weight, path)
             return lambda: load_packed(path, device=device)
         with device.lock:

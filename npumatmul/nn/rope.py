@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.files.reading import shown
 from npumatmul.nn.module import Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import Float32
 
@@ -18,6 +20,11 @@ _Float64 = NDArray[np.float64]
 _F32 = np.dtype(np.float32)
 #: Rows of the first table; later ones are twice as long as was asked for, up to a limit.
 _FIRST, _LONGEST = 1024, 1 << 18
+#: Radians per position at most: then float64 has digits left of the angles of all positions.
+_FASTEST = 1 << 20
+#: What rotated values are multiplied by at most: scores, products of two of them, stay within float32.
+_STRONGEST = 1 << 16
+_LARGEST = sys.float_info.max
 
 
 class RoPE(Module):
@@ -86,22 +93,25 @@ class RoPE(Module):
         if dim % 2 or base <= 0:
             raise ValueError(f"RoPE: dim is {dim} and base {base}; dim has to be even, and base positive")
         self._dim, self._half, self._base, self._interleaved = dim, dim // 2, float(base), bool(interleaved)
-        plain = self._base ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-        self._kind = _kind(scaling)
-        found = _Given(self._kind, scaling or {}, plain, self._base, dim, max_position)
-        self._frequencies, self.attention_factor = SCALINGS[self._kind](found)
-        self._long: _Float64 | None = None
-        self._original = 0
-        if self._kind == "longrope":
-            self._original = int(found.number("original_max_position_embeddings"))
-            self._long = plain / found.factors("long_factor")
-        found.check_all_used()
-        if factors is not None:
-            divisors = np.asarray(factors, np.float64)
-            if divisors.shape != (self._half,) or not (np.isfinite(divisors) & (divisors > 0)).all():
-                raise ValueError(f"RoPE: factors are {self._half} positive numbers; these have shape {divisors.shape}")
-            self._frequencies = self._frequencies / divisors
-            self._long = None if self._long is None else self._long / divisors
+        with np.errstate(all="ignore"):  # what comes of absurd numbers is looked at in the end
+            plain = self._base ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+            self._kind = _kind(scaling)
+            found = _Given(self._kind, scaling or {}, plain, self._base, dim, max_position)
+            try:
+                self._frequencies, self.attention_factor = SCALINGS[self._kind](found)
+            except ArithmeticError as error:
+                raise ValueError(f"RoPE: numbers of {self._kind} scaling do not fit together: {error}") from error
+            self._long: _Float64 | None = None
+            self._original = 0
+            if self._kind == "longrope":
+                self._original = int(found.number("original_max_position_embeddings"))
+                self._long = plain / found.factors("long_factor")
+            found.check_all_used()
+            if factors is not None:
+                divisors = _positive(factors, self._half, "factors are")
+                self._frequencies = self._frequencies / divisors
+                self._long = None if self._long is None else self._long / divisors
+        self._check_frequencies()
         if length is not None:
             check_size("RoPE", length=length)
             if self._long is not None and length > self._original:
@@ -112,6 +122,19 @@ class RoPE(Module):
     def __repr__(self) -> str:
         order = ", interleaved" if self._interleaved else ""
         return f"RoPE({self._dim}, base={self._base:g}{order}, scaling={self._kind!r})"
+
+    def _check_frequencies(self) -> None:
+        for each in (self._frequencies, self._long):
+            if each is not None and not (each <= _FASTEST).all():
+                raise ValueError(
+                    f"RoPE: values turn by up to {each.max():.3g} radians per position; more than {_FASTEST} are no"
+                    f" angles any more: base is {self._base:g}, scaling {self._kind!r}"
+                )
+        if not 1 / _STRONGEST <= self.attention_factor <= _STRONGEST:
+            raise ValueError(
+                f"RoPE: attention_factor of {self._kind} scaling is {self.attention_factor:.3g}; it has to be between "
+                f"1 / {_STRONGEST} and {_STRONGEST}"
+            )
 
     @property
     def dim(self) -> int:
@@ -221,6 +244,17 @@ class RoPE(Module):
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
+def _positive(values: Any, count: int, what: str) -> _Float64:
+    """Divisors of frequencies, one for each; `what` begins a message."""
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"RoPE: {what} {count} positive numbers, not {shown(values)}") from None
+    if array.shape != (count,) or not (np.isfinite(array) & (array > 0)).all():
+        raise ValueError(f"RoPE: {what} {count} positive numbers; these have shape {array.shape}")
+    return array
+
+
 class _Given:
     """What a configuration says of a scaling; keys are noted that were used."""
 
@@ -231,7 +265,7 @@ class _Given:
         self.plain, self.base, self.dim = plain, base, dim
         self._used: set[str] = set(_COMMON)
         theta = values.get("rope_theta")
-        if theta is not None and float(theta) != base:
+        if theta is not None and theta != base:
             raise ValueError(f"RoPE: base is {base}, but scaling says rope_theta {theta}; they have to be the same")
 
     def optional(self, key: str) -> float | None:
@@ -240,8 +274,8 @@ class _Given:
         value = self._values.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-            raise ValueError(f"RoPE: {key} of {self._kind} scaling is {value!r}; it has to be a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+            raise ValueError(f"RoPE: {key} of {self._kind} scaling is {shown(value)}; it has to be a positive number")
         return float(value)
 
     def number(self, key: str) -> float:
@@ -273,10 +307,7 @@ class _Given:
         if not isinstance(values, Sequence | np.ndarray) or len(values) != wanted:
             found = f"{len(values)} values" if isinstance(values, Sequence | np.ndarray) else repr(values)
             raise ValueError(f"RoPE: {key} of {self._kind} scaling has to be {wanted} numbers, not {found}")
-        array = np.asarray(values, np.float64)
-        if not (np.isfinite(array) & (array > 0)).all():
-            raise ValueError(f"RoPE: {key} of {self._kind} scaling has values that are not positive numbers")
-        return array
+        return _positive(values, wanted, f"{key} of {self._kind} scaling has to be")
 
     def check_all_used(self) -> None:
         """Raise for keys that nothing was made of: they may change the angles."""
@@ -327,7 +358,10 @@ def _yarn(given: _Given) -> tuple[_Float64, float]:
 
     def number_of(rotations: float) -> float:
         """Of the frequency that turns so often in a text of the original length."""
-        return given.dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(given.base))
+        turns = original / (rotations * 2 * math.pi)
+        if turns == 0 or math.isinf(turns):
+            raise ArithmeticError(f"a length of {original:g} and {rotations:g} turns")
+        return given.dim * math.log(turns) / (2 * math.log(given.base))
 
     first, last = number_of(fast), number_of(slow)
     if given.flag("truncate", True):

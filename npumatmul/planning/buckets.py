@@ -7,6 +7,7 @@ native A and C a bucket is 1 or a multiple of four (`NativeTiles.row_multiple`).
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 
 __all__ = ["Cover", "choose_buckets", "row_buckets", "simple_cover"]
@@ -117,6 +118,8 @@ class Cover:
     def __init__(self, buckets: Sequence[int], seconds: Callable[[int], float]) -> None:
         self._buckets = tuple(buckets)
         self._times = {size: seconds(size) for size in buckets}
+        if not all(map(math.isfinite, self._times.values())):
+            raise ValueError("modelled times of numbers of rows are finite; constants of a chip are wrong")
         self._most_efficient = min(buckets, key=lambda size: (self._times[size] / size, -size))
         self._per_row = self._times[self._most_efficient] / self._most_efficient
         self._known: dict[int, tuple[float, int]] = {}  # time, and the bucket to begin with, by number of rows

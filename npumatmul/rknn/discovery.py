@@ -17,7 +17,7 @@ from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.rknn.runtime import Runtime
-from npumatmul.rknn.socs import COMPATIBLE, DEFAULT_SOC, SOCS
+from npumatmul.rknn.socs import COMPATIBLE, DEFAULT_SOC, SOCS, meant, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +114,11 @@ def board_soc(
     named = (os.environ if environment is None else environment).get("NPUMATMUL_SOC")
     if named:
         found.note("NPUMATMUL_SOC", repr(named))
+        named = plain_name(named)
         if named not in SOCS:
-            raise DeviceError(f"NPUMATMUL_SOC is {named!r}; chips with the matmul API are: {', '.join(SOCS)}")
+            raise DeviceError(
+                f"NPUMATMUL_SOC is {named!r}; chips with the matmul API are: {', '.join(SOCS)}{meant(named)}"
+            )
     seen = _device_tree_soc(found, device_tree)
     if named and seen not in (None, named):
         raise DeviceError(
@@ -197,12 +200,13 @@ def discover(
 
     if wanted is not None:
         kind, _, soc = wanted.partition(":")
-        if kind == "sim":
-            return _simulator(found, soc, environment)
-        if wanted != "rknn":
+        if kind.lower() == "sim":
+            return _simulator(found, plain_name(soc), environment)
+        if wanted.lower() != "rknn":
             raise DeviceError(
                 f"device {wanted!r}{named_by} is not known: use 'rknn' for the board's own NPU, or "
                 + " or ".join(repr(f"sim:{name}") for name in SOCS)
+                + _meant(wanted)
             )
     library = environment.get("NPUMATMUL_LIBRARY")
     found.note("NPUMATMUL_LIBRARY", repr(library) if library else "not set")
@@ -222,6 +226,12 @@ def discover(
     return found
 
 
+def _meant(wanted: str) -> str:
+    """What a device was perhaps to be: the name of a chip alone may be the board's or a simulated one."""
+    soc = plain_name(wanted)
+    return f"; did you mean 'sim:{soc}', or on a board 'rknn'?" if soc in SOCS else meant(wanted, "sim:")
+
+
 def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Discovery:
     named_by = ""
     if not soc:
@@ -231,6 +241,7 @@ def _simulator(found: Discovery, soc: str, environment: Mapping[str, str]) -> Di
     if soc not in SOCS:
         raise DeviceError(
             f"device 'sim:{soc}'{named_by} is not simulated; these are: {', '.join(f'sim:{each}' for each in SOCS)}"
+            + meant(f"sim:{soc}", "sim:")
         )
     version = environment.get("NPUMATMUL_SIM_RUNTIME") or None
     if version is not None:

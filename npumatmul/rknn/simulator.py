@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes as C
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from npumatmul.errors import DeviceError, LibraryNotFoundError
+from npumatmul.files.reading import shown
 from npumatmul.rknn.discovery import native_directory
 from npumatmul.rknn.runtime import Runtime
 from npumatmul.rknn.version import RuntimeVersion
@@ -30,6 +32,33 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "timing_constants": None,
     "faults": None,
     "trace": None,
+}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and text.strip("0") != ""
+
+
+def _are_constants(text: str) -> bool:
+    for each in text.split(","):
+        name, _, value = each.partition("=")
+        try:
+            fits = name.isidentifier() and 0 < float(value) < math.inf and value == value.strip()
+        except ValueError:
+            return False
+        if not fits:
+            return False
+    return True
+
+
+#: Settings that hold numbers: whether a text is one of their values, and what those are.
+_NUMBERS: dict[str, tuple[Callable[[str], bool], str]] = {
+    "contexts": (lambda text: text == "none" or _is_number(text), "none or a number from 1 on"),
+    "domain_bytes": (_is_number, "a number from 1 to 4294967296"),
+    "timing_constants": (
+        _are_constants,
+        "constants as in docs/simulator.md, such as start_seconds=3e-5,peak_int8=1e12",
+    ),
 }
 
 COUNTERS = (
@@ -63,7 +92,11 @@ def check_environment(environment: Mapping[str, str] | None = None) -> None:
     for name, values in SETTINGS.items():
         given = environment.get(VARIABLE_PREFIX + name.upper())
         if given and values is not None and given not in values:
-            raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {given!r}; it can be {' or '.join(values)}")
+            raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {shown(given)}; it can be {' or '.join(values)}")
+        if given and name in _NUMBERS:
+            fits, wanted = _NUMBERS[name]
+            if not fits(given):
+                raise DeviceError(f"{VARIABLE_PREFIX}{name.upper()} is {shown(given)}; it can be {wanted}")
 
 
 def libraries(folder: str | Path | None = None) -> dict[str, Path]:

@@ -14,15 +14,18 @@ import pytest
 import transformers
 from model_zoo import SIZES, VARIANTS, Variant, torch_model, write_folder, write_gguf
 from published_configs import PUBLISHED
+from transformers.models.auto import modeling_auto
 
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.gguf_names import ARCHITECTURES as GGUF_LAYOUTS
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
-from npumatmul.llm.models.encoders import ENCODERS
+from npumatmul.llm.models.encoders import ENCODER_TYPES, ENCODERS
 from npumatmul.llm.models.registry import ARCHITECTURES, GGUF_ARCHITECTURES, MODEL_TYPES, config_from, config_of
+from npumatmul.llm.models.weights import _decoder
 
 TYPES = sorted(MODEL_TYPES)
+MASKED = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def settings(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -103,15 +106,81 @@ def test_what_is_not_understood_is_named(model_type: str, changes: dict[str, Any
 def test_values_that_change_nothing_are_passed_over(model_type: str) -> None:
     plain = config_from(settings(model_type, tie_word_embeddings=True))
     more = {
-        "architectures": ["X"],
+        "architectures": [],
         "torch_dtype": "bfloat16",
         "transformers_version": "4.40.0",
         "use_cache": True,
         "quantization_config": None,
         "rope_scaling": None,
-        "some_feature": False,
+        "output_attentions": False,
     }
     assert config_from(settings(model_type, tie_word_embeddings=True, **more)) == plain
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_what_is_false_may_change_the_arithmetic(model_type: str) -> None:
+    for name in ("is_causal", "residual_gate", "scale_attn_weights"):
+        with pytest.raises(ModelError, match=f"'{name}' is False"):
+            config_from(settings(model_type, **{name: False}))
+    assert config_from(settings(model_type, is_causal=True)) == config_from(settings(model_type))
+
+
+@pytest.mark.parametrize("kind", sorted({*MODEL_TYPES, *ENCODER_TYPES}))
+def test_architectures_that_are_computed_are_those_of_transformers(kind: str) -> None:
+    """The model alone, and with the head that guesses tokens; its decoder where it is one, else its encoder."""
+    of = {**MODEL_TYPES, **ENCODER_TYPES}[kind].classes
+    heads = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind in MODEL_TYPES else MASKED
+    assert {heads[kind], modeling_auto.MODEL_MAPPING_NAMES[kind]} <= set(of)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_architectures_that_contradict_the_type_of_a_model_are_refused(model_type: str) -> None:
+    plain, classes = config_from(settings(model_type)), MODEL_TYPES[model_type].classes
+    for name in (*classes, classes[0].upper()):
+        assert config_from(settings(model_type, architectures=[name])) == plain
+    stem = classes[0].removesuffix("ForCausalLM")
+    other = "GemmaForCausalLM" if model_type == "llama" else "LlamaForCausalLM"
+    tasks = [stem + each for each in ("ForSequenceClassification", "ForTokenClassification", "ForRewardModel")]
+    for name in ("BertModel", other, *tasks, "", "x" * 10000):
+        with pytest.raises(ModelError, match=f"'architectures' names '{name[:20]}.*supported: {classes[0]}") as caught:
+            config_from(settings(model_type, architectures=[classes[0], name]))
+        assert len(str(caught.value)) < 1000
+    for value in ("LlamaForCausalLM", [1], {"a": 1}):
+        with pytest.raises(ModelError, match="'architectures' is "):
+            config_from(settings(model_type, architectures=value))
+
+
+ABSURD = [
+    ({"rope_scaling": {"rope_type": "linear", "factor": 1e-320}}, "rope_scaling.factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, "rope_scaling.factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 1e-30}}, "radians per position"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e300}}, "attention_factor"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e30}}, "attention_factor"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale": 1e30, "mscale_all_dim": 1.0}}, "attention_factor"),
+    ({"rope_theta": 1.0, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"rope_theta": 10**400}, "rope_theta"),
+    ({"rope_theta": 1e-30}, "radians per position"),
+    (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [10**400] * 8, "long_factor": [1.0] * 8}},
+        "short_factor",
+    ),
+    (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [True] * 8, "long_factor": [1.0] * 8}},
+        "short_factor",
+    ),
+    ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+    ({"hidden_size": 10**400}, "hidden_size"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), ABSURD, ids=str)
+def test_absurd_numbers_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    """None of them gives a warning of numpy's, here or when layers are made."""
+    source: Any = SimpleNamespace(
+        kind="folder", architecture="llama", config=settings("llama", **changes), error=ModelError, weights={}
+    )
+    with pytest.raises(ModelError, match=named):
+        _decoder(source, config_of(source))
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -158,6 +227,8 @@ def test_no_other_architecture_of_gguf_is_read(tmp_path: Path) -> None:
         ({"llama.attention.sliding_window": 8}, "llama.attention.sliding_window"),
         ({"llama.attention.value_length": 8}, "8 and its keys 16"),
         ({"llama.rope.dimension_count": 7}, "even"),
+        ({"llama.attention.causal": False}, "attention.causal"),
+        ({"llama.some_gate": False}, "some_gate"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,19 @@ from typer.testing import CliRunner
 
 import npumatmul.llm
 from npumatmul.cli.app import app
-from npumatmul.errors import ModelError, UnusableFileError
+from npumatmul.errors import DeviceError, ModelError, UnusableFileError
 from npumatmul.files.reading import RegularFile
 from npumatmul.llm import GGUFFile, Model
 from npumatmul.llm.files.opening import open_source
-from npumatmul.llm.quantize import LayerRecipe, Recipe, load_quantized, parse_scheme, quantize_model, save_quantized
+from npumatmul.llm.quantize import (
+    LayerRecipe,
+    Recipe,
+    cost_of,
+    load_quantized,
+    parse_scheme,
+    quantize_model,
+    save_quantized,
+)
 from npumatmul.llm.run.chat import ChatTemplate
 from npumatmul.quant.schemes import Scheme
 
@@ -246,3 +254,88 @@ def test_the_folder_that_we_are_in_is_a_model(folder: Path, monkeypatch: pytest.
     for command in ("generate", "demo"):
         given = [command, "-m", ".", "-p", "a", "-n", "1", "--scheme", "float32"]
         assert CliRunner().invoke(app, given, catch_exceptions=False).exit_code == 0
+
+
+# Truth values, progress and numbers of tokens
+
+
+@pytest.mark.parametrize("value", ["yes", "no", 1, 0, None, 1.0])
+def test_what_is_neither_true_nor_false(model: Model, value: Any) -> None:
+    tokenizer = model.tokenizer
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("encode: parse_special", lambda: tokenizer.encode("ab", parse_special=value)),
+        ("encode: add_special", lambda: tokenizer.encode("ab", add_special=value)),
+        ("decode: skip_special", lambda: tokenizer.decode([], skip_special=value)),
+        ("token_bytes: skip_special", lambda: tokenizer.token_bytes(1, skip_special=value)),
+        ("load: cache", lambda: npumatmul.llm.load(model.path, "float32", cache=value)),
+    ]
+    if value is not None:  # which is what the model says
+        calls.append(("embed: normalize", lambda: model.embed([], pooling="mean", normalize=value)))
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named} is True or False, not {re.escape(repr(value))}$"):
+            call()
+
+
+@pytest.mark.parametrize("value", [3, True, "bar"])
+def test_progress_that_cannot_be_called_is_refused_before_anything_is_done(model: Model, value: Any) -> None:
+    path, recipe = model.path, Recipe(LayerRecipe("w8a8"))
+    calls: list[tuple[str, Callable[[], object]]] = [
+        ("load", lambda: npumatmul.llm.load("nowhere", progress=value)),
+        ("load_model", lambda: npumatmul.llm.load_model("nowhere", pack=npumatmul.llm.numpy_pack, progress=value)),
+        ("generate", lambda: model.generate("ab", progress=value)),
+        ("generate", lambda: model.generate([1, 2], progress=value)),
+        ("embed", lambda: model.embed(["ab"], pooling="mean", progress=value)),
+        ("quantize_model", lambda: quantize_model(path, recipe, progress=value)),
+        ("save_quantized", lambda: save_quantized(None, "nowhere", progress=value)),  # type: ignore[arg-type]
+        ("fetch_demo_model", lambda: npumatmul.llm.fetch_demo_model("nowhere", progress=value)),
+        ("fetch_demo_encoder", lambda: npumatmul.llm.fetch_demo_encoder("nowhere", progress=value)),
+    ]
+    for named, call in calls:
+        with pytest.raises(TypeError, match=f"^{named}: progress is called with how far it is"):
+            call()
+
+
+@pytest.mark.parametrize("value", [1.5, "1", [1], b"1"])
+def test_what_is_no_number_of_a_token(model: Model, value: Any) -> None:
+    tokenizer = model.tokenizer
+    for call in (tokenizer.token_bytes, tokenizer.token):
+        with pytest.raises(TypeError, match=f"^{call.__name__}: token_id is the whole number of a token"):
+            call(value)
+    for given in ([value], None, 3, 1.5):
+        with pytest.raises(TypeError, match=r"^decode: ids is to be whole numbers of tokens"):
+            tokenizer.decode(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 40, 10**400])
+def test_a_number_of_no_token(model: Model, number: int) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: model.tokenizer.token(number),
+        lambda: model.tokenizer.token_bytes(number),
+        lambda: model.tokenizer.decode([number]),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="is not in the vocabulary of"):
+            call()
+
+
+# Schemes of other chips
+
+
+@pytest.mark.parametrize(
+    ("scheme", "policy"), [("w4a16", None), ("w8a16", None), ("w4a4", {"head": "w4a16"}), ("float32", {"*": "w4a16"})]
+)
+def test_a_scheme_that_the_chip_lacks_is_refused_before_anything_is_said_of_its_cost(
+    model: Model, scheme: str, policy: dict[str, str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+    with pytest.raises(DeviceError, match=r"which rk3588 under runtime .* does not have"):
+        npumatmul.llm.load(
+            model.path, scheme, policy=policy, device="sim:rk3588", progress=lambda *each: told.append(each)
+        )
+    assert not told
+    assert not caplog.records
+
+
+def test_what_a_scheme_costs_is_told_where_the_chip_has_it(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    npumatmul.llm.load(model.path, "w4a16", device="sim:rk3576", cache=False).close()
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [cost_of("w4a16")]

@@ -143,6 +143,9 @@ def test_a_gguf_file_gives_the_same_dimensions(tmp_path: Path) -> None:
         ({"num_local_experts": 8}, "mixture of experts"),
         ({"layer_types": ["linear_attention", "full_attention"]}, "recurrent state"),
         ({"model_type": "gpt2"}, "no gate"),
+        ({"model_type": ["llama"]}, "model_type is .*, which is no name"),
+        ({"model_type": {"a": 1}}, "model_type is .*, which is no name"),
+        ({"model_type": "bert"}, "bert is an encoder"),
         ({"hidden_size": None}, "does not say hidden_size"),
         ({"hidden_size": "wide"}, "hidden_size is"),
         ({"hidden_size": 1 << 40, "head_dim": 16}, "no size of a model"),
@@ -159,7 +162,19 @@ def test_what_is_not_modelled_is_refused(tmp_path: Path, change: dict[str, Any],
     assert "config.json" in str(caught.value)
 
 
+def test_encoders_in_gguf_files_are_no_models_that_write(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "bert.gguf"), "bert")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="bert is an encoder, which generates nothing"):
+        shape_of(tmp_path / "bert.gguf")
+
+
 def test_what_is_neither_a_file_nor_a_name_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="the name of a model is empty"):
+        shape_of("")
     with pytest.raises(FileNotFoundError, match=r"did you mean Qwen2\.5-1\.5B"):
         shape_of("qwen2.5-1.5")
     with pytest.raises(ModelError, match=r"no config\.json"):

@@ -161,6 +161,29 @@ def test_npu_arrays_give_npu_arrays() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"base": 10**400}, "base is 1000"),
+        ({"base": 5e-324}, "radians per position"),
+        ({"factors": [1e-320] * 4}, "up to inf radians per position"),
+        ({"factors": [10**400] * 4}, "factors are 4 positive numbers"),
+        ({"scaling": {"rope_type": "linear", "factor": 1e-320}}, "up to inf radians per position"),
+        ({"scaling": {"rope_type": "linear", "factor": 10**400}}, "factor of linear scaling is 1000"),
+        ({"scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e300}}, "attention_factor of yarn"),
+        ({"scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 1e-300}}, "attention_factor of yarn"),
+        ({"scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1e308}}, "do not fit together: a length of 64"),
+        ({"base": 1.0, "scaling": {"rope_type": "yarn", "factor": 2.0}}, "do not fit together"),
+    ],
+    ids=str,
+)
+def test_absurd_numbers_are_refused_without_warnings(options: dict[str, Any], named: str) -> None:
+    if options.get("scaling", {}).get("rope_type") == "yarn":
+        options["scaling"]["original_max_position_embeddings"] = 64
+    with pytest.raises(ValueError, match=named):
+        nn.RoPE(8, **options)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dim": 3}, "dim is 3"),
@@ -179,7 +202,7 @@ def test_npu_arrays_give_npu_arrays() -> None:
         ({"scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "truncate": 1}},
          "truncate of yarn scaling is 1"),
         ({"scaling": {"type": "longrope", "factor": 2.0, "original_max_position_embeddings": 8,
-                      "short_factor": [1.0, -1.0], "long_factor": [1.0, 1.0]}}, "values that are not positive numbers"),
+                      "short_factor": [1.0, -1.0], "long_factor": [1.0, 1.0]}}, "has to be 2 positive numbers"),
         ({"scaling": {"type": "llama3", "factor": 2.0, "original_max_position_embeddings": 8, "low_freq_factor": 4.0,
                       "high_freq_factor": 4.0}}, "high_freq_factor of llama3 scaling is 4, not above"),
         ({"factors": np.ones(3)}, "2 positive numbers"),

@@ -30,13 +30,16 @@ from typing import Any, NamedTuple
 
 from npumatmul.chips.rows import ROWS
 from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.files.reading import shown
 
 __all__ = ["Estimate", "TimingModel", "Work"]
 
 #: Fewer rows than these beside two groups of B, and the second group gives way to rows of A: a guess.
 _FEWEST_ROWS = 4
-#: What no constant of a chip is beyond.
-_LARGEST = 1e18
+#: Bytes or operations per second.
+_RATES = 1.0, 1e18
+#: What constants of other kinds are between, by the last word of their names.
+_RANGES = {"seconds": (1e-18, 1e6), "cores": (1, 64), "bytes": (1, 1 << 40), "within": (1, 1e6)}
 
 
 @dataclass(frozen=True)
@@ -314,24 +317,30 @@ class TimingModel:
                 raise ValueError(f"{name} is no whole number")
         for name in ("peak", "normal_peak"):
             values[name] = _rates(name, values[name])
-        for name in wanted - {"soc", "provenance", "peak", "normal_peak", "sources"}:
-            if not _sensible(values[name]):
-                raise ValueError(f"{name} is no positive number")
-        if min(values["within"], values["models_within"]) < 1:
-            raise ValueError("within and models_within are factors of at least 1")
+        for name in sorted(wanted - {"soc", "provenance", "peak", "normal_peak", "sources"}):
+            low, high = _range(name)
+            if not _between(values[name], low, high):
+                raise ValueError(f"{name} is {shown(values[name])}; it must be a number between {low:g} and {high:g}")
         sources = values["sources"]
         if not isinstance(sources, dict) or not all(isinstance(each, str) for each in sources.values()):
             raise ValueError("sources are no texts")
         return cls(**values)
 
 
-def _sensible(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LARGEST
+def _between(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _range(name: str) -> tuple[float, float]:
+    """What a constant may be: further out sums of times and their quotients leave the numbers of a computer."""
+    return _RANGES.get(name.rpartition("_")[2], _RATES) if "bandwidth" not in name else _RATES
 
 
 def _rates(name: str, content: object) -> dict[ElementType, float]:
     known = {element.label: element for element in ElementType}
-    if not isinstance(content, dict) or not all(key in known and _sensible(rate) for key, rate in content.items()):
+    if not isinstance(content, dict) or not all(
+        key in known and _between(rate, *_RATES) for key, rate in content.items()
+    ):
         raise ValueError(f"{name} has no rates by element type")
     return {known[key]: float(rate) for key, rate in content.items()}
 

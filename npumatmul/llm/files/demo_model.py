@@ -20,6 +20,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.folders import cache_folder
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.writing import scratch_folder
+from npumatmul.llm.arguments import check_progress
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def fetch_demo_model(cache_dir: str | os.PathLike[str] | None = None, progress: 
     >>> fetch_demo_model().name
     'SmolLM2-135M-Instruct.Q4_1.gguf'
     """
+    check_progress("fetch_demo_model", progress)
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
     target = folder / FILE_NAME
     if target.exists():

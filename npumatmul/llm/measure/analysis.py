@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.extras import check_installed
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.taps import TappedLinear
@@ -158,6 +159,7 @@ def analyze_layers(
     >>> errors[-1].name, errors[-1].entire.snr_db
     ('head', inf)
     """
+    check_progress("analyze_layers", progress)
     if not pieces:
         raise ValueError("there is no text to analyze on")
     if model.config != reference.config:

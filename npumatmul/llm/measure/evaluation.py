@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -325,6 +326,7 @@ def evaluate_models(
     ValueError
         As for `evaluate`.
     """
+    check_progress("evaluate_models", progress)
     _check(models, reference, pieces)
     scores = {name: _Scores() for name in models}
     found: dict[str, Evaluation] = {}

@@ -58,6 +58,8 @@ def shape_of(what: str | os.PathLike[str]) -> ModelShape:
     >>> shape_of("qwen3-0.6b").ffn
     3072
     """
+    if what == "":
+        raise FileNotFoundError("the name of a model is empty; give a GGUF file, a folder or a name")
     path = Path(what)
     if path.is_dir():
         path = path / "config.json"
@@ -90,10 +92,9 @@ def _of_config(path: Path) -> ModelShape:
     if isinstance(text, dict):
         config = {**text, "tie_word_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings"))}
     family = config.get("model_type")
-    if family in _ENCODERS:
-        raise wrong(f"{family} is an encoder, which generates nothing; docs/embeddings.md has modelled times of some")
-    if family in _WITHOUT_GATE:
-        raise wrong(f"models of the kind {family} have no gate in their feed-forward network, which is not modelled")
+    if family is not None and not isinstance(family, str):
+        raise wrong(f"its model_type is {shown(family)}, which is no name")
+    _refuse_family(str(family), wrong)
     experts = next((config[key] for key in _MOE_KEYS if config.get(key)), None)
     kinds = config.get("layer_types")
     _refuse(experts not in (None, 1), isinstance(kinds, list) and "linear_attention" in kinds, wrong)
@@ -120,8 +121,7 @@ def _of_config(path: Path) -> ModelShape:
 def _of_gguf(path: Path) -> ModelShape:
     with GGUFFile(path) as file:
         family = file.require("general.architecture", str)
-        if family in _WITHOUT_GATE:
-            raise file.error(f"models of the kind {family} have no gate in their feed-forward network: not modelled")
+        _refuse_family(family, file.error)
 
         def optional(key: str) -> int | None:
             return file.get(f"{family}.{key}", int)
@@ -143,6 +143,13 @@ def _of_gguf(path: Path) -> ModelShape:
             sizes |= {"kv_rank": kv_rank, **{n: file.require(f"{family}.{key}", int) for n, key in latent.items()}}
         named = file.get("general.name", str) or path.stem
         return _checked(named, family, sizes, "output.weight" not in file.tensors, file.error)
+
+
+def _refuse_family(family: str, wrong: Any) -> None:
+    if family in _ENCODERS:
+        raise wrong(f"{family} is an encoder, which generates nothing; docs/embeddings.md has modelled times of some")
+    if family in _WITHOUT_GATE:
+        raise wrong(f"models of the kind {family} have no gate in their feed-forward network, which is not modelled")
 
 
 def _refuse(experts: bool, recurrent: bool, wrong: Any) -> None:

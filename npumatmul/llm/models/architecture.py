@@ -28,6 +28,8 @@ class Architecture:
         ``general.architecture`` of the GGUF files that it reads; none if llama.cpp does not know the architecture.
     from_gguf : callable, optional
         From their values to a `DecoderConfig`.
+    classes : tuple of str
+        Classes of transformers whose checkpoints it reads, as ``architectures`` of the config.json names them.
     names : mapping of str to str
         Parts of blocks by the names that their parameters have in `Decoder`, where checkpoints have others.
     models : str
@@ -39,6 +41,7 @@ class Architecture:
     from_config: Callable[[Settings], DecoderConfig]
     gguf: tuple[str, ...] = ()
     from_gguf: Callable[[GGUFSettings], DecoderConfig] | None = None
+    classes: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     models: str = ""
 

@@ -86,6 +86,7 @@ def _from_gguf(settings: GGUFSettings, rows: Callable[[str], int]) -> EncoderCon
 BERT = EncoderArchitecture(
     "bert",
     model_types=("bert",),
+    classes=("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"),
     from_config=_from_config,
     prefix="bert.",
     names=NAMES,

@@ -174,6 +174,8 @@ class EncoderArchitecture:
         ``general.architecture`` of the GGUF files that it reads.
     from_gguf : callable, optional
         From their values to an `EncoderConfig`, and rows of tables that only the tensors tell.
+    classes : tuple of str
+        Classes of transformers whose checkpoints it reads, as ``architectures`` of the config.json names them.
     models : str
         Models that people run, for lists.
     """
@@ -187,6 +189,7 @@ class EncoderArchitecture:
     others: tuple[str, ...] = ()
     gguf: tuple[str, ...] = ()
     from_gguf: Callable[[GGUFSettings, Callable[[str], int]], EncoderConfig] | None = None
+    classes: tuple[str, ...] = ()
     models: str = ""
 
     def stored_name(self, name: str, prefix: str) -> str:

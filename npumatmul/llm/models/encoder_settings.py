@@ -39,6 +39,7 @@ def encoder_config(settings: Settings, **values: Any) -> EncoderConfig:
             f"its weights are quantized ({TRAINED_WITH!r}); use the folder of the model before it was quantized"
         )
     settings.must_be("is_decoder", False)
+    settings.must_be("is_causal", False)
     settings.finish(ignored=_IGNORED)
     try:
         return EncoderConfig(**values)

@@ -8,6 +8,7 @@ from typing import Any
 from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.bert import BERT
+from npumatmul.llm.models.class_names import check_classes
 from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoder_config import EncoderArchitecture, EncoderConfig
 from npumatmul.llm.models.from_gguf import settings_of
@@ -49,7 +50,9 @@ def encoder_config_of(source: ModelSource) -> EncoderConfig:
     if architecture is None:
         raise source.error(f"{shown(source.architecture)} is no encoder; known: {', '.join(ENCODER_TYPES)}")
     if source.kind == "folder":
-        return architecture.from_config(Settings(source.config, source.error))
+        described = Settings(source.config, source.error)
+        check_classes(described, architecture.classes)
+        return architecture.from_config(described)
     assert architecture.from_gguf is not None
     settings = settings_of(source.config, source.architecture, source.error, parameters=source.weights)
     return architecture.from_gguf(settings, lambda name: source.weights.shape(name)[0] if name in source.weights else 0)
@@ -86,7 +89,10 @@ def load_encoder(source: ModelSource, pack: Pack, *, progress: Progress | None =
         raise source.error(f"it says that it has {config.n_layers} layers, but holds {len(source.weights)} tensors")
     architecture = encoder_architecture(source)
     assert architecture is not None
-    model = Encoder(config)
+    try:
+        model = Encoder(config)
+    except ValueError as error:  # layers look at what they are made with once more
+        raise source.error(f"its configuration makes no model: {error}") from error
     names = _stored_names(source, architecture, model)
     total = 4 * config.n_layers
     model.load_state_dict(_Renamed(source, names), pack=_ByLayer(pack, total, progress))

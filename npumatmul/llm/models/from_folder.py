@@ -34,10 +34,11 @@ ACTIVATIONS = {
 IGNORED = frozenset(
     {
         "_attn_implementation",
+        "_attn_implementation_autoset",
         "_attn_implementation_internal",
         "_commit_hash",
         "_name_or_path",
-        "architectures",
+        "architectures",  # looked at by `check_classes`
         "attention_dropout",
         "attn_implementation",
         "auto_map",
@@ -135,6 +136,7 @@ def decoder_config(settings: Settings, **values: Any) -> DecoderConfig:
         raise settings.error(
             f"its weights are quantized ({TRAINED_WITH!r}); use the folder of the model before it was quantized"
         )
+    settings.must_be("is_causal", True)
     settings.finish(ignored=IGNORED)
     try:
         return DecoderConfig(**values)

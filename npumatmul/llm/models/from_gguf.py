@@ -19,7 +19,7 @@ __all__ = ["GGUFSettings", "biases", "decoder_config", "experts", "rotation", "s
 T = TypeVar("T")
 
 IGNORED = frozenset(
-    ["attention.causal", "rope.scaling.finetuned", "tensor_data_layout", "use_parallel_residual"]
+    ["rope.scaling.finetuned", "tensor_data_layout", "use_parallel_residual"]
 )  # "finetuned" only says how a scaling came to be
 FROM_TOKENS = "tokenizer.ggml.tokens"
 
@@ -167,6 +167,7 @@ def decoder_config(settings: Settings, **values: Any) -> DecoderConfig:
     npumatmul.errors.ModelError
         If there are values whose meaning is not known, or values do not fit together.
     """
+    settings.must_be("attention.causal", True)
     settings.finish(ignored=IGNORED)
     return _checked(settings, lambda: DecoderConfig(**values))
 

@@ -117,6 +117,7 @@ def _by_window(whole: Rotation, local: Rotation, windows: list[int | None]) -> t
 GEMMA2 = Architecture(
     "gemma2",
     model_types=("gemma2",),
+    classes=("Gemma2ForCausalLM", "Gemma2Model"),
     from_config=_gemma2_from_config,
     gguf=("gemma2",),
     from_gguf=lambda settings: _from_gguf(settings, "gemma2"),
@@ -125,6 +126,7 @@ GEMMA2 = Architecture(
 GEMMA3 = Architecture(
     "gemma3",
     model_types=("gemma3_text",),
+    classes=("Gemma3ForCausalLM", "Gemma3TextModel"),
     from_config=_gemma3_from_config,
     gguf=("gemma3",),
     from_gguf=lambda settings: _from_gguf(settings, "gemma3"),

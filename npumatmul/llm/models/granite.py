@@ -75,6 +75,7 @@ def _inverse(settings: Settings, name: str, divisor: float) -> float:
 GRANITE = Architecture(
     "granite",
     model_types=("granite",),
+    classes=("GraniteForCausalLM", "GraniteModel"),
     from_config=_from_config,
     gguf=("granite",),
     from_gguf=_from_gguf,

@@ -51,6 +51,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 GRANITEMOE = Architecture(
     "granitemoe",
     model_types=("granitemoe",),
+    classes=("GraniteMoeForCausalLM", "GraniteMoeModel"),
     from_config=_from_config,
     gguf=("granitemoe",),
     from_gguf=_from_gguf,

@@ -44,6 +44,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 LLAMA = Architecture(
     "llama",
     model_types=("llama",),
+    classes=("LlamaForCausalLM", "LlamaModel"),
     from_config=_from_config,
     gguf=("llama",),
     from_gguf=_from_gguf,

@@ -100,18 +100,21 @@ def _growth(beta: float, length: int) -> tuple[float, int] | None:
 MISTRAL = Architecture(
     "mistral",
     model_types=("mistral",),
+    classes=("MistralForCausalLM", "MistralModel"),
     from_config=lambda settings: _from_config(settings, "mistral"),
     models="Mistral 7B, Mistral Nemo, Mistral Small (text)",
 )
 MINISTRAL = Architecture(
     "ministral",
     model_types=("ministral",),
+    classes=("MinistralForCausalLM", "MinistralModel"),
     from_config=lambda settings: _from_config(settings, "ministral"),
     models="Ministral 8B",
 )
 MINISTRAL3 = Architecture(
     "ministral3",
     model_types=("ministral3",),
+    classes=("Ministral3ForCausalLM", "Ministral3Model"),
     from_config=_ministral3_from_config,
     gguf=("mistral3",),
     from_gguf=_ministral3_from_gguf,

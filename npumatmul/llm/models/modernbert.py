@@ -92,6 +92,7 @@ def _from_config(settings: Settings) -> EncoderConfig:
 MODERNBERT = EncoderArchitecture(
     "modernbert",
     model_types=("modernbert",),
+    classes=("ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
     from_config=_from_config,
     prefix="model.",
     names=(

@@ -51,6 +51,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 OLMOE = Architecture(
     "olmoe",
     model_types=("olmoe",),
+    classes=("OlmoeForCausalLM", "OlmoeModel"),
     from_config=_from_config,
     gguf=("olmoe",),
     from_gguf=_from_gguf,

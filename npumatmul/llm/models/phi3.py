@@ -50,6 +50,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 PHI3 = Architecture(
     "phi3",
     model_types=("phi3",),
+    classes=("Phi3ForCausalLM", "Phi3Model"),
     from_config=_from_config,
     gguf=("phi3",),
     from_gguf=_from_gguf,

@@ -74,6 +74,7 @@ def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
 QWEN2 = Architecture(
     "qwen2",
     model_types=("qwen2",),
+    classes=("Qwen2ForCausalLM", "Qwen2Model"),
     from_config=_qwen2_from_config,
     gguf=("qwen2",),
     from_gguf=lambda settings: _from_gguf(settings, "qwen2"),
@@ -82,6 +83,7 @@ QWEN2 = Architecture(
 QWEN3 = Architecture(
     "qwen3",
     model_types=("qwen3",),
+    classes=("Qwen3ForCausalLM", "Qwen3Model"),
     from_config=_qwen3_from_config,
     gguf=("qwen3",),
     from_gguf=lambda settings: _from_gguf(settings, "qwen3"),

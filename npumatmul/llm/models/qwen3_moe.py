@@ -58,6 +58,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 QWEN3_MOE = Architecture(
     "qwen3_moe",
     model_types=("qwen3_moe",),
+    classes=("Qwen3MoeForCausalLM", "Qwen3MoeModel"),
     from_config=_from_config,
     gguf=("qwen3moe",),
     from_gguf=_from_gguf,

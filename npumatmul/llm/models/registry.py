@@ -9,6 +9,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
+from npumatmul.llm.models.class_names import check_classes
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
@@ -77,7 +78,7 @@ def config_of(source: ModelSource) -> DecoderConfig:
     """
     architecture = architecture_of(source)
     if source.kind == "folder":
-        return _read(lambda: architecture.from_config(Settings(source.config, source.error)), source.error)
+        return _from_folder(architecture, Settings(source.config, source.error))
     read = architecture.from_gguf
     assert read is not None
     settings = settings_of(
@@ -141,7 +142,12 @@ def config_from(config: Mapping[str, Any], error: Callable[[str], ModelError] = 
     architecture = MODEL_TYPES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise error(_unknown(name, MODEL_TYPES))
-    return _read(lambda: architecture.from_config(Settings(config, error)), error)
+    return _from_folder(architecture, Settings(config, error))
+
+
+def _from_folder(architecture: Architecture, settings: Settings) -> DecoderConfig:
+    check_classes(settings, architecture.classes)
+    return _read(lambda: architecture.from_config(settings), settings.error)
 
 
 def _read(read: Callable[[], DecoderConfig], error: Callable[[str], ModelError]) -> DecoderConfig:

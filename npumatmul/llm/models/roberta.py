@@ -39,6 +39,17 @@ def _from_config(settings: Settings) -> EncoderConfig:
 ROBERTA = EncoderArchitecture(
     "roberta",
     model_types=("roberta", "xlm-roberta", "camembert"),
+    classes=(
+        "RobertaModel",
+        "RobertaForMaskedLM",
+        "RobertaForSequenceClassification",
+        "XLMRobertaModel",
+        "XLMRobertaForMaskedLM",
+        "XLMRobertaForSequenceClassification",
+        "CamembertModel",
+        "CamembertForMaskedLM",
+        "CamembertForSequenceClassification",
+    ),
     from_config=_from_config,
     prefix="roberta.",
     names=NAMES,

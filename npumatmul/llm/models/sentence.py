@@ -20,6 +20,7 @@ _POOLINGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
 }
+_NOT_COMPUTED = ("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 _BY_NAME = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
 _OF_GGUF = {1: "mean", 2: "cls", 3: "last"}
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -159,7 +160,9 @@ def _pooling(settings: Settings, has_prompts: bool) -> str:
     if None in chosen:
         raise settings.error(f"'pooling_mode' is {shown(named)}; supported: {', '.join(_BY_NAME)}")
     chosen += [how for name, how in _POOLINGS.items() if settings.flag(name, False)]
-    settings.finish()  # other ways to pool are refused by their names, if they are not false
+    for name in _NOT_COMPUTED:
+        settings.must_be(name, False)
+    settings.finish()
     if len(set(chosen)) != 1:
         several = " and ".join(sorted(str(each) for each in set(chosen))) or "none"
         raise settings.error(f"its ways to pool are {several}; one is needed")

@@ -6,21 +6,66 @@ trained to. So whoever reads a configuration asks for every value that it unders
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 
-__all__ = ["REQUIRED", "Settings"]
+__all__ = ["REQUIRED", "Settings", "is_float32"]
 
 REQUIRED: Final[Any] = object()
 """The default of a value that has to be there."""
 
 MAX_LAYERS = 1 << 12
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
+MAX_WINDOW = 1 << 31  # what some say who mean all tokens
+SMALLEST: Final = 2.0**-126  # a normal float32; models compute with no other numbers
+LARGEST: Final = 2.0**128 - 2.0**104
 MAX_LIST = 1 << 16  # values in a list: as many as there are layers, or half as many as a head has values
+
+_OFF: Final = frozenset(
+    {
+        "add_cross_attention",
+        "alibi",
+        "attention_bias",
+        "bias",
+        "do_sample",
+        "early_stopping",
+        "finetuned",
+        "gradient_checkpointing",
+        "is_decoder",
+        "is_encoder_decoder",
+        "lm_head_bias",
+        "mlp_bias",
+        "moe",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "parallel_attn",
+        "qk_layernorm",
+        "qk_norm",
+        "qkv_bias",
+        "remove_invalid_values",
+        "return_dict_in_generate",
+        "rope_interleaved",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "use_bfloat16",
+        "use_bias",
+        "use_bidirectional_attention",
+        "use_mrope",
+        "use_parallel_residual",
+        "use_qk_norm",
+        "use_qkv_bias",
+        "use_sliding_window",
+    }
+)  # parts that a model may have, or habits of a program: false says that it has them not, as where nothing is said
+
+
+def is_float32(value: float) -> bool:
+    """Whether a number keeps its digits in the arithmetic of models: it is 0 or a normal float32."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 class Settings:
@@ -95,15 +140,15 @@ class Settings:
     def window(self, name: str, default: Any = REQUIRED) -> Any:
         """Look up how many tokens a layer looks back at."""
         value = self.integer(name, default)
-        if value is not default and value < 0:
-            raise self.error(f"{self._named(name)} is {shown(value)}; it cannot be negative")
+        if value is not default and not 0 <= value <= MAX_WINDOW:
+            raise self.error(f"{self._named(name)} is {shown(value)}; it must be between 0 and {MAX_WINDOW}")
         return value
 
     def positive(self, name: str, default: Any = REQUIRED) -> Any:
         """Look up a finite number above 0."""
         value = self.number(name, default)
         if value is not default and value <= 0:
-            raise self.error(f"{self._named(name)} is {value}; it must be a positive number")
+            raise self.error(f"{self._named(name)} is {shown(value)}; it must be a positive number")
         return value
 
     def number(self, name: str, default: Any = REQUIRED) -> Any:
@@ -111,8 +156,8 @@ class Settings:
         value = self._look_up(name, default)
         if value is default:
             return value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise self._wrong(name, value, "a finite number")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not is_float32(value):
+            raise self._wrong(name, value, f"a finite number, 0 or between {SMALLEST:.2g} and {LARGEST:.2g} in size")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -136,7 +181,11 @@ class Settings:
         value = self._look_up(name, None)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) > MAX_LIST or not all(isinstance(each, kind) for each in value):
+        if (
+            not isinstance(value, list)
+            or len(value) > MAX_LIST
+            or not all(isinstance(each, kind) and not isinstance(each, bool) for each in value)
+        ):
             raise self._wrong(name, value, "a list of the right kind of values")
         if length is not None and len(value) != length:
             raise self.error(f"{self._named(name)} has {len(value)} values; {length} are needed")
@@ -163,7 +212,9 @@ class Settings:
         self._asked.update(names)
 
     def finish(self, *, ignored: Collection[str] = ()) -> None:
-        """Refuse what nobody asked for; null, false and what is `ignored` change nothing.
+        """Refuse what nobody asked for; null, parts that are off and what is `ignored` change nothing.
+
+        False is nothing where it leaves a part out; of other names it may say more, as of ``is_causal``.
 
         Raises
         ------
@@ -171,7 +222,7 @@ class Settings:
             If there is a value whose meaning is not known.
         """
         for name, value in self._values.items():
-            if value is None or value is False or name in self._asked or name in ignored:
+            if value is None or name in self._asked or name in ignored or (value is False and name in _OFF):
                 continue
             raise self.error(
                 f"{self._named(name)} is {shown(value)}, and what that means is not known; it may change what the "

@@ -63,6 +63,7 @@ def _layers(turned: Rotation, told: list[int], windows: list[int | None]) -> tup
 SMOLLM3 = Architecture(
     "smollm3",
     model_types=("smollm3",),
+    classes=("SmolLM3ForCausalLM", "SmolLM3Model"),
     from_config=_from_config,
     gguf=("smollm3",),
     from_gguf=_from_gguf,

@@ -53,6 +53,7 @@ def _from_gguf(settings: GGUFSettings) -> DecoderConfig:
 STARCODER2 = Architecture(
     "starcoder2",
     model_types=("starcoder2",),
+    classes=("Starcoder2ForCausalLM", "Starcoder2Model"),
     from_config=_from_config,
     gguf=("starcoder2",),
     from_gguf=_from_gguf,

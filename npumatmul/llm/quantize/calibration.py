@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import ReadTokens, Window
@@ -144,6 +145,7 @@ def collect_statistics(
     npumatmul.errors.ModelError
         If the file cannot be used.
     """
+    check_progress("collect_statistics", progress)
     if not pieces:
         raise ValueError("there is no calibration text")
     found: dict[str, LayerStatistics] = {}

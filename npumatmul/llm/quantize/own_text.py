@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.decoder import Decoder
@@ -70,6 +71,7 @@ def own_text(
     >>> window.tokens.shape, window.first
     ((4,), 0)
     """
+    check_progress("own_text", progress)
     if windows < 1 or length < 2:
         raise ValueError(f"own_text: {windows} windows of {length} tokens; 1 and 2 are the fewest")
     loaded = load_model(path, pack=numpy_pack)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import LoadedModel, load_from
@@ -128,6 +129,7 @@ class QuantizedModel:
         LoadedModel
             The model with tokenizer and chat template.
         """
+        check_progress("load", progress)
 
         def linear(tensors: LayerTensors) -> Product:
             layer = self.layers[tensors.name]
@@ -184,6 +186,7 @@ def quantize_model(
     >>> round(model.bits_per_weight, 2)
     8.05
     """
+    check_progress("quantize_model", progress)
     source = GGUFSource(path)
     file, names = source.file, layer_tensors(source)
     recipes = {name: recipe.for_layer(name) for name in names}

@@ -36,6 +36,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, PackedFileError, UnusableFileError
 from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.reading import RegularFile, parse_json
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.paths import missing, model_path, refuse_part
@@ -116,6 +117,7 @@ def save_quantized(
     >>> load_quantized(path).soc
     'rk3588'
     """
+    check_progress("save_quantized", progress)
     target = None if device is None else current_device(device)
     source = GGUFSource.of(model.rest)
     linear = {

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import load_model, numpy_pack
@@ -108,6 +109,7 @@ def measure_sensitivity(
     ValueError
         If there are no candidates, or no text.
     """
+    check_progress("measure_sensitivity", progress)
     if not candidates:
         raise ValueError("there is nothing to choose from")
     if not pieces:
@@ -245,6 +247,7 @@ def auto_quantize(
     ValueError
         If the limit cannot be met.
     """
+    check_progress("auto_quantize", progress)
     found = measure_sensitivity(path, candidates, pieces, make=make, tokens=tokens, progress=progress)
     file = GGUFFile(path)
     exact = load_model(path, pack=numpy_pack).model

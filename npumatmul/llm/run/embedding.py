@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
+from npumatmul.llm.arguments import check_flags, check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.sentence import SentenceConfig
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -44,7 +45,15 @@ def checked_texts(texts: object, called: str) -> list[str]:
 
 
 def prepared(
-    texts: object, config: SentenceConfig, *, prompt: str | None, pooling: str | None, batch_size: int, name: str
+    texts: object,
+    config: SentenceConfig,
+    *,
+    prompt: str | None,
+    pooling: str | None,
+    batch_size: int,
+    normalize: bool | None,
+    progress: Progress | None,
+    name: str,
 ) -> tuple[list[str], str]:
     """Check arguments of an embedding; texts with what precedes them, and how they are pooled.
 
@@ -57,6 +66,8 @@ def prepared(
     """
     given = checked_texts(texts, "embed")
     count_from_one(batch_size, "batch_size", "embed")
+    check_flags("embed", normalize=config.normalize if normalize is None else normalize)
+    check_progress("embed", progress)
     chosen = config.pooling if pooling is None else pooling
     if chosen is None:
         raise ModelError(

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from npumatmul.files.reading import shown
 from npumatmul.files.uncopied import Uncopied
+from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
@@ -187,6 +188,7 @@ class Generation(Uncopied, Iterator[Piece]):
             )
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
+        check_progress("generate", progress)
         max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
         self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)

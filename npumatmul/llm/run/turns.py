@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -23,13 +24,23 @@ class Turns:
     ----------
     what : str
         What is waited for, for messages.
+
+    Attributes
+    ----------
+    closed : bool
+        Whether `close` was called.
+    inherited : bool
+        Whether this process is a forked child of the one that made it: those in the line are not there.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._changed = threading.Condition()
         self._line: deque[weakref.ref[_Place]] = deque()
+        self._pid = os.getpid()
+        self.inherited = False
         self.closed = False
+        _all.add(self)
 
     @property
     def waiting(self) -> int:
@@ -54,7 +65,7 @@ class Turns:
         Raises
         ------
         npumatmul.errors.ClosedError
-            If the line was closed; from the callable too.
+            If the line was closed, or inherited through a fork; from the callable too.
         RuntimeError
             If the thread has a turn already, so that it would wait for itself.
         """
@@ -62,6 +73,11 @@ class Turns:
 
     def wait(self, unwanted: Callable[[], bool], frame: int) -> _Place:
         """Join the line, and wait until the place is the first."""
+        if self.inherited:
+            raise ClosedError(
+                f"{self._what} was loaded by process {self._pid} and cannot be used after a fork; load it in the "
+                f"child, or start that with the 'spawn' method"
+            )
         place = _Place(frame)
         try:
             with self._changed:
@@ -79,7 +95,7 @@ class Turns:
     def pass_on(self, place: _Place, unwanted: Callable[[], bool]) -> _Place:
         """Leave a place for one behind all others, unless nobody waits."""
         with self._changed:
-            if self._last() is place:
+            if self._last() is place and not self.inherited:
                 return place
         self.leave(place)
         return self.wait(unwanted, place.frame)
@@ -103,6 +119,12 @@ class Turns:
             self._changed.notify_all()
             while self._first() is not None:
                 self._changed.wait(_LOOK_AGAIN)
+
+    def inherit(self) -> None:
+        """Be what a forked child has: nobody is in the line, nor holds its lock."""
+        self.inherited = True
+        self._changed = threading.Condition()
+        self._line.clear()
 
     def _refuse_own(self, what: str) -> None:
         """Raise where a thread would wait for itself, as in a callback or a handler of signals."""
@@ -171,3 +193,14 @@ class _Place:
         self.over = False
         self.frame = frame
         self.thread = threading.get_ident()
+
+
+_all: weakref.WeakSet[Turns] = weakref.WeakSet()
+
+
+def _inherit() -> None:
+    for each in list(_all):
+        each.inherit()
+
+
+os.register_at_fork(after_in_child=_inherit)

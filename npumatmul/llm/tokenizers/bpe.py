@@ -7,11 +7,11 @@ It is what Llama 3, SmolLM, Qwen, Mistral Nemo and most newer models use. The me
 from __future__ import annotations
 
 import logging
-import threading
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from npumatmul.llm.files.gguf import GGUFFile
+from npumatmul.llm.tokenizers.lock import Lock
 from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 from npumatmul.llm.tokenizers.words import PRE_TOKENIZERS, PreTokenizer
@@ -27,7 +27,7 @@ class ByteLevelBPE:
     def __init__(self, file: GGUFFile, vocabulary: Vocabulary) -> None:
         self._tokens, self._kinds = vocabulary.tokens, vocabulary.kinds
         self._backend = _backend(file, pre_tokenizer(file), vocabulary)
-        self._lock = threading.Lock()  # encode() switches a setting of the backend
+        self._lock = Lock()  # encode() switches a setting of the backend
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """As `Engine.encode`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 
 from tokenizers import AddedToken, Tokenizer, models
+
+from npumatmul.llm.tokenizers.lock import Lock
 
 _TEXT = ""  # no token is spelled so
 
@@ -34,7 +35,7 @@ class Fragments:
             )
         both = {**words, **special}
         self._ids = {self._finder.token_to_id(text): number for text, number in both.items()}
-        self._lock = threading.Lock()  # each() switches a setting of the finder
+        self._lock = Lock()  # each() switches a setting of the finder
 
     def each(self, text: str, parse_special: bool) -> Iterator[str | int]:
         """Texts between added tokens, and the numbers of these, in order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,6 +14,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import parse_json, shown
 from npumatmul.llm.tokenizers.bpe import byte_alphabet
 from npumatmul.llm.tokenizers.json_checks import PARTS, check_steps, decoder_steps
+from npumatmul.llm.tokenizers.lock import Lock
 from npumatmul.llm.tokenizers.package import failures_as
 from npumatmul.llm.tokenizers.protocol import STOP_TOKENS, BaseTokenizer, SpecialTokens
 
@@ -177,7 +177,7 @@ class _JSONEngine:
         self._tokens = tokens
         self._added = added
         self._error = error
-        self._lock = threading.Lock()  # encode() switches a setting of the backend
+        self._lock = Lock()  # encode() switches a setting of the backend
         self._alphabet = byte_alphabet()
         steps = decoder_steps(described.get("decoder"), error)
         self._byte_level = "ByteLevel" in steps

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from npumatmul.files.reading import shown
+from npumatmul.files.uncopied import Uncopied
+from npumatmul.llm.arguments import check_flags
 
 STOP_TOKENS = frozenset(
     {
@@ -133,7 +135,7 @@ class Engine(Protocol):
         ...
 
 
-class BaseTokenizer:
+class BaseTokenizer(Uncopied):
     """A `Tokenizer` made of an engine and special tokens."""
 
     def __init__(self, engine: Engine, tokens: list[str], special: SpecialTokens) -> None:
@@ -185,6 +187,7 @@ class BaseTokenizer:
         """
         if not isinstance(text, str):
             raise TypeError(f"encode: a text is a str, not {type(text).__name__}")
+        check_flags("encode", parse_special=parse_special, add_special=add_special)
         problem = not_characters(text)
         if problem:
             raise ValueError(f"the text {problem}")
@@ -212,6 +215,7 @@ class BaseTokenizer:
         ValueError
             If a number is not in the vocabulary.
         """
+        check_flags("decode", skip_special=skip_special)
         data = b"".join(self.token_bytes(i, skip_special=skip_special) for i in token_numbers(ids, "decode: ids"))
         if self.leading_space:
             data = data.removeprefix(b" ")
@@ -237,8 +241,8 @@ class BaseTokenizer:
         ValueError
             If the number is not in the vocabulary.
         """
-        if not 0 <= token_id < self.vocab_size:
-            raise ValueError(f"token {token_id} is not in the vocabulary of {self.vocab_size} tokens")
+        token_id = self._number(token_id, "token_bytes")
+        check_flags("token_bytes", skip_special=skip_special)
         if skip_special and token_id in self.control_ids:
             return b""
         return self._engine.piece(token_id)
@@ -255,8 +259,23 @@ class BaseTokenizer:
         -------
         str or None
             The entry of the vocabulary, in its own spelling.
+
+        Raises
+        ------
+        ValueError
+            If the number is not in the vocabulary.
         """
-        return None if token_id is None else self._tokens[token_id]
+        return None if token_id is None else self._tokens[self._number(token_id, "token")]
+
+    def _number(self, token_id: int, call: str) -> int:
+        """A number of a token as a plain int."""
+        try:
+            number = operator.index(token_id)
+        except TypeError:
+            raise TypeError(f"{call}: token_id is the whole number of a token, not {shown(token_id)}") from None
+        if not 0 <= number < self.vocab_size:
+            raise ValueError(f"token {shown(number)} is not in the vocabulary of {self.vocab_size} tokens")
+        return number
 
 
 def not_characters(text: str) -> str | None:
