@@ -325,7 +325,6 @@ ELSEWHERE = {
     "prefill.py": "2048 rows are a block of a prompt",
     "qwen.py": "4096 positions are a window of attention",
     "qwen3_moe.py": "4096 positions are a window of attention",
-    "qwen3_moe.py": "4096 positions are a window of attention",
 }
 
 
