@@ -179,3 +179,15 @@ def write_tiny_model(
     writer.write_tensors_to_file()
     writer.close()
     return TinyModel(path, model)
+
+
+def text_of(generation: Any) -> str:
+    return "".join(piece.text for piece in generation)
+
+
+def greedy(tiny: Any, prompt: list[int], count: int) -> list[int]:
+    """What PyTorch continues a prompt with."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(np.argmax(tiny.torch_logits(ids)[-1])))
+    return ids[len(prompt) :]
