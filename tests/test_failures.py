@@ -153,16 +153,17 @@ def test_one_failure_of_a_product_in_place_is_made_good(
 
 def test_a_context_that_cannot_be_made_anew(faulty: tuple[npu.Device, Arm]) -> None:
     device, arm = faulty
+    a, expected = A[:4], EXPECTED[:4]  # on one core, whose calls come in one order
     with npu.pack(B, device=device) as packed:
-        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        np.testing.assert_array_equal(a @ packed, expected)
         library_calls = device.stats().contexts
         arm("rknn_matmul_*", 5, -5, ALWAYS)  # a binding fails, then the creation of the next context
         with pytest.raises(errors.RknnParamInvalid, match="create") as caught:
-            A @ packed
+            a @ packed
         assert isinstance(caught.value.__cause__, errors.RknnParamInvalid)
         assert caught.value.__cause__.function == "rknn_matmul_set_io_mem"
         arm("", 0, 0)
-        np.testing.assert_array_equal(A @ packed, EXPECTED)
+        np.testing.assert_array_equal(a @ packed, expected)
         assert device.stats().contexts == library_calls
 
 
