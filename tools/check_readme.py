@@ -1,4 +1,6 @@
-"""Follow README.md on a machine that has nothing of npumatmul: its first install line, then its Python programs.
+"""Follow README.md on a machine that has nothing of npumatmul: its install lines, each with the programs it is for.
+
+The first line suffices for the first Python program, all of them together for the others.
 
     python3 tools/check_readme.py
 
@@ -19,12 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def install_line(text: str) -> list[str]:
-    """The arguments of the first ``pip install``."""
-    found = re.search(r"^pip install (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
-    if found is None:
+def install_lines(text: str) -> list[list[str]]:
+    """The arguments of each ``pip install``."""
+    found = re.findall(r"^pip install (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    if not found:
         raise SystemExit("README.md has no line that begins with pip install")
-    return shlex.split(found[1])
+    return [shlex.split(line) for line in found]
 
 
 def main() -> None:
@@ -37,14 +39,16 @@ def main() -> None:
         folder = Path(name)
         python = folder / "venv" / "bin" / "python"
         subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        line = install_line(text)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, *line], check=True, cwd=ROOT)
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("NPUMATMUL_", "PYTHON"))}
-        done = subprocess.run([str(python), "-c", "\n".join(blocks)], cwd=folder, env=clean)
-    if done.returncode != 0:
-        raise SystemExit(f"README.md's programs fail after 'pip install {shlex.join(line)}'")
-    print(f"README.md: {len(blocks)} programs run after 'pip install {shlex.join(line)}'")
+        first, *others = install_lines(text)
+        for lines, programs in (([first], blocks[:1]), (others, blocks)):
+            for line in lines:
+                subprocess.run([*pip, *line], check=True, cwd=ROOT)
+            done = subprocess.run([str(python), "-c", "\n".join(programs)], cwd=folder, env=clean)
+            if done.returncode != 0:
+                raise SystemExit(f"README.md's programs fail after 'pip install {shlex.join(lines[-1])}'")
+    print(f"README.md: {len(blocks)} programs run, the first after 'pip install {shlex.join(first)}'")
 
 
 if __name__ == "__main__":
