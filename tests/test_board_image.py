@@ -44,10 +44,11 @@ def test_what_fails_ends_the_check_with_what_was_printed() -> None:
         board_image.call("sh", "-c", "echo why; exit 3")
 
 
-def test_the_install_line_is_the_first_of_readme() -> None:
-    assert check_readme.install_line("```sh\npip install '.[save]'    # this\npip install '.[llm]'\n```\n") == [
-        ".[save]"
+def test_the_install_lines_are_those_of_readme() -> None:
+    assert check_readme.install_lines("```sh\npip install .    # this\npip install '.[llm]'\n```\n") == [
+        ["."],
+        [".[llm]"],
     ]
-    assert check_readme.install_line((ROOT / "README.md").read_text())
+    assert check_readme.install_lines((ROOT / "README.md").read_text())
     with pytest.raises(SystemExit):
-        check_readme.install_line("make install\n")
+        check_readme.install_lines("make install\n")
