@@ -11,6 +11,7 @@ from npumatmul.nn.attend import scaled_dot_product_attention
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
@@ -31,6 +32,7 @@ __all__ = [
     "Attention",
     "AttentionPlan",
     "BroughtProduct",
+    "CacheBatch",
     "CacheFullError",
     "CachedRows",
     "Embedding",

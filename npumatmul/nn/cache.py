@@ -111,6 +111,19 @@ class KVCache:
         """Bytes of memory of its own; what it shares belongs to the cache that it was forked from."""
         return sum(layer.nbytes for layer in self._layers)
 
+    def memory(self) -> dict[int, int]:
+        """Bytes of each array that keys and values stand in, also of those that other caches share, by its identity."""
+        return {id(part): part.nbytes for layer in self._layers for part in layer.parts()}
+
+    @property
+    def trimmable(self) -> bool:
+        """Whether any number of the last tokens can be forgotten.
+
+        They cannot where a layer with a window has given up what it looked at before. Who may want to go back forks the
+        cache first.
+        """
+        return all(isinstance(layer, LayerRows) and not (layer.window and layer.base) for layer in self._layers)
+
     def update(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[Any, Any]:
         """Store keys and values of the tokens after `offset`, and return what the layer's queries look at.
 

@@ -23,6 +23,7 @@ from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
@@ -347,7 +348,11 @@ class Decoder(Module):
         return x if scale == 1 else x * np.float32(scale)
 
     def run_blocks(
-        self, x: Float32, cache: nn_cache.KVCache, total: int, progress: Callable[[int], object] | None = None
+        self,
+        x: Float32,
+        cache: nn_cache.KVCache | CacheBatch,
+        total: int,
+        progress: Callable[[int], object] | None = None,
     ) -> Float32:
         """Run tokens through all blocks.
 
@@ -355,7 +360,7 @@ class Decoder(Module):
         ----------
         x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
             Embeddings of the tokens that follow those in the cache.
-        cache : npumatmul.nn.KVCache
+        cache : npumatmul.nn.KVCache or npumatmul.nn.CacheBatch
             It grows by them.
         total : int
             Tokens that the sequence is to have; see `DecoderConfig.longest_short`.
