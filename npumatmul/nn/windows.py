@@ -40,8 +40,9 @@ def padded(x: NDArray[Any], sides: Sequence[tuple[int, int]], mode: PaddingMode,
         y = np.zeros(
             (len(x), *(n + b + e for n, (b, e) in zip(x.shape[1:-1], sides, strict=True)), x.shape[-1]), x.dtype
         )
-        inside = tuple(slice(b, b + n) for n, (b, _) in zip(x.shape[1:-1], sides, strict=True))
-        y[(slice(None), *inside)] = x
+        inside = [slice(None)]
+        inside += [slice(before, before + n) for n, (before, _) in zip(x.shape[1:-1], sides, strict=True)]
+        y[tuple(inside)] = x
         return y
     how: Any = PADDING_MODES[mode]
     return np.ascontiguousarray(np.pad(x, ((0, 0), *sides, (0, 0)), how))
