@@ -31,9 +31,13 @@ try:
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.run.batch import BatchGeneration
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import generate
+    from npumatmul.llm.run.generation import Generation
+    from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.speculation import Speculation
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -49,6 +53,7 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "BatchGeneration",
     "ChatTemplate",
     "Constraint",
     "ContextFullError",
@@ -78,6 +83,7 @@ __all__ = [
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Speculation",
     "StopReason",
     "StreamDecoder",
     "Tokenizer",

@@ -6,7 +6,7 @@ import copy
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,8 @@ from npumatmul.nn.cache_rows import FORMATS, LayerRows
 from npumatmul.nn.module import check_size
 
 __all__ = ["CacheFullError", "KVCache"]
+
+_Cache = TypeVar("_Cache", bound="KVCache")
 
 
 class CacheFullError(ValueError):
@@ -194,7 +196,7 @@ class KVCache:
                 )
         self.offset = length
 
-    def fork(self) -> KVCache:
+    def fork(self: _Cache) -> _Cache:
         """A cache with the same tokens, which then goes its own way: for several answers to one prompt.
 
         Memory of the tokens so far is shared, but for layers with a window, whose few tokens are copied.

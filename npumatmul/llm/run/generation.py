@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Generation(Uncopied, Iterator[Piece]):
         The cache in use. It holds the prompt and all generated tokens but the last.
     ids : list of int
         Tokens generated so far.
+    driven : bool
+        Whether somebody else computes its steps, which `advance` gives.
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class Generation(Uncopied, Iterator[Piece]):
         on_full: OnFull = "error",
         keep: int = 0,
         drafts: Drafts | None = None,
-        driven: bool = False,
     ) -> None:
         if isinstance(prompt_ids, (str, bytes)):
             raise TypeError(
@@ -83,7 +84,8 @@ class Generation(Uncopied, Iterator[Piece]):
         self._constraint = constraint
         self._host = host
         self._keep = check_window(on_full, keep, context)
-        self._drafts, self._driven = drafts, driven
+        self._drafts = drafts
+        self.driven = False
         self._cancelled = threading.Event()
         self._cache: KVCache | None = None
         self._step: Step | None = None
@@ -189,7 +191,7 @@ class Generation(Uncopied, Iterator[Piece]):
             before = None if self._may_go_back(draft) else self.cache.fork()
             cache = self.cache if self._history[len(self._prompt) :] else self._first_cache
             step = self._step = Step(wanted, 1 + len(draft.tokens), cache, self._told, id(self))
-            if self._driven:
+            if self.driven:
                 yield step
             else:
                 self._host.compute([step], self._cancelled.is_set)

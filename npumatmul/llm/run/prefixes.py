@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ __all__ = ["KeptCaches"]
 
 #: A cache that has at most so many tokens beyond what is shared is taken; one with more is forked, and stays.
 _FEW = 16
+#: So many tokens have to be shared before a cache is forked, whose rows are read in one more stretch from then on.
+_WORTH = 16
 
 
 class KeptCaches:
@@ -32,6 +35,7 @@ class KeptCaches:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._lock = threading.RLock()  # the collector may end a dropped generation inside it
+        _all.add(self)
         self._kept: list[KVCache] = []
         self._running: list[weakref.ref[KVCache]] = []
 
@@ -54,10 +58,6 @@ class KeptCaches:
         with self._lock:
             return _bytes(self._kept)
 
-    def inherit(self) -> None:
-        """Be what a forked child has: nobody holds the lock."""
-        self._lock = threading.RLock()
-
     def take(self, prompt: Sequence[int]) -> KVCache | None:
         """The cache that holds the longest beginning of a prompt, of those kept and those in use.
 
@@ -79,10 +79,11 @@ class KeptCaches:
                 self._kept = [each for each in self._kept if each is not best]
                 self._running.append(weakref.ref(best))
                 return best
+            if most < _WORTH:
+                return None
             if kept:  # it was of use
                 self._kept = [best, *(each for each in self._kept if each is not best)]
             made = best.fork()
-            assert isinstance(made, KVCache)
             self._running.append(weakref.ref(made))
             return made
 
@@ -117,6 +118,16 @@ def _usable(cache: KVCache, prompt: Sequence[int]) -> int:
 def _within(one: KVCache, other: KVCache) -> bool:
     """Whether one has no tokens that the other one cannot give, too."""
     return other.trimmable and one.tokens == other.tokens[: one.length]
+
+
+def _inherit() -> None:
+    for each in list(_all):
+        each._lock = threading.RLock()  # in a forked child nobody is there who could give it back
+
+
+_all: weakref.WeakSet[KeptCaches] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inherit)
 
 
 def _bytes(caches: Sequence[KVCache]) -> int:

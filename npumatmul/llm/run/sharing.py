@@ -41,26 +41,26 @@ class Shared:
 
     def __init__(self, model: Decoder, turns: Turns, kept: KeptCaches) -> None:
         self._model, self._turns, self._kept = model, turns, kept
-        self._lock = threading.RLock()  # the collector may end a dropped generation inside it
         #: Owners of the last steps, whose next ones are expected, and their threads.
         self._expected: dict[int, int] = {}
         self._seconds = 0.0
-
-    def inherit(self) -> None:
-        """Be what a forked child has."""
-        self._lock = threading.RLock()
 
     def take(self, prompt: Sequence[int], room: int) -> KVCache:
         """A cache that holds as much of the prompt as any that is known. Memory is taken as tokens come."""
         if self._turns.inherited:  # by a forked child, where locks may be held for ever
             return self._model.new_cache()
-        return self._kept.take(prompt) or self._model.new_cache()
+        cache = self._kept.take(prompt)
+        if cache is None:
+            cache = self._model.new_cache()
+            self._kept.runs(cache)
+        return cache
 
     def give(self, cache: KVCache, owner: int) -> None:
         """Keep the cache of a generation that has ended."""
         if self._turns.inherited:
             return
-        self._expected.pop(owner, None)
+        if self._expected.pop(owner, None) is not None:
+            self._turns.look_again()
         if not self._turns.closed:
             self._kept.give(cache)
 
@@ -87,6 +87,8 @@ class Shared:
     def _lead(self, own: Sequence[Step]) -> None:
         """Compute own steps, as many as go together, and with them those of others."""
         first = own[0]
+        if first.alone:
+            return self._alone(first, None)
         first.claimed = False
         steps = [first]
         rotated = is_long(self._model, first.cache, len(first.tokens()))
@@ -112,10 +114,13 @@ class Shared:
 
         for each in own[1:]:
             fits([each])
+        for each in steps:  # an interrupt of this thread leaves nobody at work on them
+            each.claimed = False
         if rotated is None:
             return self._alone(first, None)
         patience = min(PATIENCE * self._seconds, MOST_PATIENCE)
         places = self._turns.claim(fits, lambda offers: self._missing(own, offers), patience)
+        self._expected = {each.owner: each.thread for each in steps}  # who did not come in time is not waited for again
         if len(steps) == 1:
             return self._alone(first, None)
         try:
@@ -133,10 +138,9 @@ class Shared:
 
     def _note(self, steps: Sequence[Step]) -> None:
         """Expect the next steps of these owners."""
-        if not steps[0].is_prompt:
+        if not steps[0].is_prompt or not self._seconds:
             self._seconds = steps[0].seconds
-        now = {each.owner: each.thread for each in steps if not each.withdrawn}
-        self._expected = {**self._expected, **now}
+        self._expected = {**self._expected, **{each.owner: each.thread for each in steps if not each.withdrawn}}
 
     def _missing(self, own: Sequence[Step], offers: Collection[Collection[Step]]) -> bool:
         """Whether others are expected that did not come yet; those of this very thread do not come meanwhile."""

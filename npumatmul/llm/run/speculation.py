@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions
 from npumatmul.llm.run.steps import Step, shared_length
 
-__all__ = ["Costs", "Draft", "DraftModel", "Drafts", "Lookup", "Proposer"]
+__all__ = ["Costs", "Draft", "DraftModel", "Drafts", "Lookup", "Proposer", "Speculation"]
 
 #: What is believed of proposals before there were any, and how many proposals that counts for.
 _PRIOR, _PRIOR_WEIGHT = 0.6, 4.0
@@ -28,6 +28,7 @@ _PRIOR, _PRIOR_WEIGHT = 0.6, 4.0
 _FADING = 0.98
 #: By how much speculation has to be faster before it is used, as times vary.
 _MARGIN = 1.05
+MOST_DRAFTS = 32
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,62 @@ class Draft:
 
     tokens: Sequence[int] = ()
     distributions: Sequence[NDArray[np.float64]] = ()
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """How tokens are proposed, several of which the model checks in one step.
+
+    Attributes
+    ----------
+    drafts : int
+        Tokens that are proposed at once, at most.
+    match : int
+        Without `model`: what followed when the last tokens stood together before is proposed; so many tokens are looked
+        for first, then fewer. That suits answers that repeat parts of their prompt.
+    least : int
+        Without `model`: so many tokens are looked for at least.
+    model : Model or None
+        A smaller model with the same vocabulary, which proposes instead. It stays open as long as it is used.
+    when : {"auto", "always"}
+        ``"auto"``: as many tokens are proposed as pay by what steps of more rows take, as measured, and by how often
+        proposals were right; ``"always"``: wherever there are any.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option cannot be used.
+
+    Examples
+    --------
+    >>> from npumatmul.llm import Speculation
+    >>> Speculation(drafts=4).match
+    6
+    """
+
+    drafts: int = 8
+    match: int = 6
+    least: int = 2
+    model: Any = None
+    when: Literal["auto", "always"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        for name in ("drafts", "match", "least"):
+            count_from_one(getattr(self, name), name, "Speculation")
+        if self.drafts > MOST_DRAFTS:
+            raise ValueError(f"Speculation: drafts is {self.drafts}; {MOST_DRAFTS} tokens are checked at once at most")
+        if self.when not in ("auto", "always"):
+            raise ValueError(f"Speculation: when is {self.when!r}; it can be 'auto' or 'always'")
+
+    @classmethod
+    def of(cls, given: object) -> Speculation | None:
+        """What an argument `speculation` stands for: one of these, None, ``"auto"`` or ``"lookup"``."""
+        if given is None or isinstance(given, cls):
+            return given
+        if given in ("auto", "lookup"):
+            return cls(when="auto" if given == "auto" else "always")
+        raise ValueError(f"speculation is {given!r}; it can be None, 'auto', 'lookup' or a Speculation")
 
 
 class Proposer(Protocol):
@@ -82,9 +139,9 @@ class Lookup:
                     self._ends[tuple(sequence[end + 1 - size : end + 1])] = end + 1
         self._known = sequence[: max(len(sequence) - 1, 0)]
         for size in range(min(self.match, len(sequence)), self.least - 1, -1):
-            end = self._ends.get(tuple(sequence[-size:]))
-            if end is not None:
-                return Draft(self._followed(sequence, end, most))
+            start = self._ends.get(tuple(sequence[-size:]))
+            if start is not None:
+                return Draft(self._followed(sequence, start, most))
         return Draft()
 
     @staticmethod
@@ -144,7 +201,7 @@ class Costs:
         simulated device, whose times are not those of a chip.
     """
 
-    modelled: Callable[[int], float] | None = None
+    modelled: Callable[[int], float | None] | None = None
     measured: dict[int, float] = field(default_factory=dict)
 
     def note(self, rows: int, seconds: float) -> None:
@@ -175,7 +232,7 @@ class Drafts:
     """
 
     def __init__(self, proposer: Proposer, most: int, costs: Costs | None = None) -> None:
-        self._proposer, self._most, self._costs = proposer, count_from_one(most, "drafts", "speculation"), costs
+        self._proposer, self._most, self._costs = proposer, most, costs
         self._right, self._tried = 0.0, 0.0
 
     def propose(self, sequence: list[int], room: int, options: SamplingOptions) -> Draft:

@@ -1,6 +1,7 @@
 """Whose turn it is: threads that want the same model are served one after another, in the order in which they came.
 
-Who waits may say what for (`turn`'s `offer`): then whoever has the turn may do it with its own work, and that wait is over.
+Who waits may say what for (`turn`'s `offer`): then whoever has the turn may do it with its own work, and that wait is
+over.
 """
 
 from __future__ import annotations
@@ -159,6 +160,12 @@ class Turns:
                     taken.append(place)
             return taken
 
+    def look_again(self) -> None:
+        """Have whoever waits for others in `claim` ask anew who is missing."""
+        if self._gathering:
+            with self._changed:
+                self._changed.notify_all()
+
     def serve(self, places: Collection[_Place]) -> None:
         """End the waits of those whose offers were taken and are done."""
         with self._changed:
@@ -207,8 +214,11 @@ class Turns:
             )
 
     def _drop_the_gone(self) -> None:
-        """Go on without a first place whose function has ended: an interrupt came before it could leave, and somebody
-        keeps the traceback. Functions are looked for while their thread runs, so one look is not relied on."""
+        """Go on without a first place whose function has ended.
+
+        An interrupt came before it could leave, and somebody keeps the traceback. Functions are looked for while their
+        thread runs, so one look is not relied on.
+        """
         first = self._first()
         if first is None:
             return
