@@ -12,6 +12,9 @@ from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
+from npumatmul.nn.causal_conv import CausalConv
+from npumatmul.nn.delta_net import GatedDeltaNet
+from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.expert_names import unstacked
@@ -25,6 +28,7 @@ from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.residency import BroughtProduct, Residency
 from npumatmul.nn.rope import RoPE
+from npumatmul.nn.short_conv import ShortConv
 
 __all__ = [
     "MLP",
@@ -33,9 +37,11 @@ __all__ = [
     "BroughtProduct",
     "CacheFullError",
     "CachedRows",
+    "CausalConv",
     "Embedding",
     "EncoderBlock",
     "FloatProduct",
+    "GatedDeltaNet",
     "KVCache",
     "LayerNorm",
     "Linear",
@@ -50,8 +56,10 @@ __all__ = [
     "Residency",
     "RoPE",
     "Router",
+    "ShortConv",
     "TransformerBlock",
     "activate",
+    "gated_delta_rule",
     "plan_attention",
     "pool",
     "scaled_dot_product_attention",
