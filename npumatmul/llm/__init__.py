@@ -30,7 +30,7 @@ try:
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
@@ -48,6 +48,7 @@ LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
     "ChatTemplate",
+    "Constraint",
     "ContextFullError",
     "Decoder",
     "DecoderConfig",

@@ -9,10 +9,13 @@ array([1., 2., 3.], dtype=float32)
 
 from npumatmul.nn.attend import scaled_dot_product_attention
 from npumatmul.nn.attention import Attention
+from npumatmul.nn.batch_norm import BatchNorm1d, BatchNorm2d, fold_batch_norm
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
-from npumatmul.nn.causal_conv import CausalConv
+from npumatmul.nn.conv_transpose import ConvTranspose1d
+from npumatmul.nn.convolution import Conv1d, Conv2d
+from npumatmul.nn.cross_attention import CrossAttention, KeysAndValues
 from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.embedding import Embedding
@@ -34,15 +37,21 @@ __all__ = [
     "MLP",
     "Attention",
     "AttentionPlan",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "BroughtProduct",
     "CacheFullError",
     "CachedRows",
-    "CausalConv",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "CrossAttention",
     "Embedding",
     "EncoderBlock",
     "FloatProduct",
     "GatedDeltaNet",
     "KVCache",
+    "KeysAndValues",
     "LayerNorm",
     "Linear",
     "LinearGroup",
@@ -59,6 +68,7 @@ __all__ = [
     "ShortConv",
     "TransformerBlock",
     "activate",
+    "fold_batch_norm",
     "gated_delta_rule",
     "plan_attention",
     "pool",

@@ -136,6 +136,7 @@ def _mixer(
         softcap=c.attention_softcap,
         qk_norm=c.qk_norm,
         query_growth=c.query_growth,
+        sinks=c.sinks,
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         gate=c.attention_gate,
@@ -158,6 +159,8 @@ def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) 
         normalize=experts.normalize,
         shared_size=experts.shared_size,
         shared_gate=experts.shared_size is not None,
+        bias=experts.bias,
+        clamp=experts.clamp,
         **how,
     )
 

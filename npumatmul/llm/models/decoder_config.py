@@ -86,6 +86,10 @@ class Experts:
         Whether weights of the chosen ones are divided by their sum.
     shared_size : int, optional
         Width inside a further one that all tokens pass, with a gate of its own.
+    bias : bool
+        Whether projections and scores have biases.
+    clamp : tuple of float, optional
+        ``(alpha, limit)`` of gpt-oss's network; see `npumatmul.nn.MLP`.
     """
 
     count: int
@@ -94,6 +98,8 @@ class Experts:
     softmax: Literal["all", "chosen"] = "all"
     normalize: bool = False
     shared_size: int | None = None
+    bias: bool = False
+    clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -105,6 +111,8 @@ class Experts:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
         if self.shared_size is not None and not 1 <= self.shared_size <= MAX_SIZE:
             raise ValueError(f"the shared expert is {self.shared_size} wide; it must be between 1 and {MAX_SIZE}")
+        if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):
+            raise ValueError(f"alpha and limit of experts are {self.clamp}; they must be positive numbers")
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,8 @@ class DecoderConfig:
         As `gate` of `npumatmul.nn.Attention`.
     qkv_bias, out_bias, mlp_bias : bool
         Whether queries, keys and values have biases, what follows attention, and the feed-forward network.
+    sinks : bool
+        Whether heads have a score to which attention can go in vain.
     activation : {"silu", "gelu", "gelu_tanh", "relu2"}
         Function of the feed-forward network.
     gated : bool
@@ -237,6 +247,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    sinks: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
     gated: bool = True
     fused: bool = False
