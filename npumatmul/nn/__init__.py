@@ -9,9 +9,13 @@ array([1., 2., 3.], dtype=float32)
 
 from npumatmul.nn.attend import scaled_dot_product_attention
 from npumatmul.nn.attention import Attention
+from npumatmul.nn.batch_norm import BatchNorm1d, BatchNorm2d, fold_batch_norm
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
+from npumatmul.nn.conv_transpose import ConvTranspose1d
+from npumatmul.nn.convolution import Conv1d, Conv2d
+from npumatmul.nn.cross_attention import CrossAttention, KeysAndValues
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.expert_names import unstacked
@@ -30,13 +34,20 @@ __all__ = [
     "MLP",
     "Attention",
     "AttentionPlan",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "BroughtProduct",
     "CacheFullError",
     "CachedRows",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "CrossAttention",
     "Embedding",
     "EncoderBlock",
     "FloatProduct",
     "KVCache",
+    "KeysAndValues",
     "LayerNorm",
     "Linear",
     "LinearGroup",
@@ -52,6 +63,7 @@ __all__ = [
     "Router",
     "TransformerBlock",
     "activate",
+    "fold_batch_norm",
     "plan_attention",
     "pool",
     "scaled_dot_product_attention",

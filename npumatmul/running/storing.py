@@ -19,7 +19,7 @@ from npumatmul.planning.product import Span, WeightPlan
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.workspace import A_BUFFERS, Workspace
 
-__all__ = ["PackedRow", "TileRow", "store"]
+__all__ = ["PackedRow", "TileRow", "store", "workspace_bytes"]
 
 
 class _Row(Protocol):
@@ -143,11 +143,11 @@ def _allocate(layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan, device:
     return device.weights.allocate(
         [[each.nbytes for each in row] for row in layouts],
         together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
-        beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
+        beside=(workspace_bytes(plan, plan.buckets[0]), workspace_bytes(plan, plan.buckets[-1])),
     )
 
 
-def _beside(plan: WeightPlan, rows: int) -> int:
+def workspace_bytes(plan: WeightPlan, rows: int) -> int:
     """Bytes of A and C that products of so many rows of the device work with."""
     a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
     c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))

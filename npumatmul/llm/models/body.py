@@ -103,6 +103,7 @@ def _block(
         softcap=c.attention_softcap,
         qk_norm=c.qk_norm,
         query_growth=c.query_growth,
+        sinks=c.sinks,
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         fused="qkv_proj" if c.fused else None,
@@ -131,6 +132,8 @@ def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) 
         act=c.activation,
         softmax=experts.softmax,
         normalize=experts.normalize,
+        bias=experts.bias,
+        clamp=experts.clamp,
         **how,
     )
 

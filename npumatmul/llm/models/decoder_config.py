@@ -79,6 +79,10 @@ class Experts:
         Over whose scores the softmax is taken.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum.
+    bias : bool
+        Whether projections and scores have biases.
+    clamp : tuple of float, optional
+        ``(alpha, limit)`` of gpt-oss's network; see `npumatmul.nn.MLP`.
     """
 
     count: int
@@ -86,6 +90,8 @@ class Experts:
     size: int
     softmax: Literal["all", "chosen"] = "all"
     normalize: bool = False
+    bias: bool = False
+    clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -95,6 +101,8 @@ class Experts:
             raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+        if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):
+            raise ValueError(f"alpha and limit of experts are {self.clamp}; they must be positive numbers")
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,8 @@ class DecoderConfig:
         Whether queries and keys are normalized before they are rotated: each head, or all heads together.
     qkv_bias, out_bias, mlp_bias : bool
         Whether queries, keys and values have biases, what follows attention, and the feed-forward network.
+    sinks : bool
+        Whether heads have a score to which attention can go in vain.
     activation : {"silu", "gelu", "gelu_tanh", "relu2"}
         Function of the feed-forward network.
     gated : bool
@@ -208,6 +218,7 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    sinks: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
     gated: bool = True
     fused: bool = False
