@@ -63,7 +63,7 @@ PUBLISHED = {
     "ChatGLM3-6B": 6.244, "Qwen2.5-7B": 7.616, "Llama-2-7B": 6.738, "Llama-3.1-8B": 8.030, "Phi-4-14B": 14.66,
     "SmolLM3-3B": 3.075, "Phi-4-mini-3.8B": 3.836, "Granite-3.3-2B": 2.534, "StarCoder2-3B": 3.030,
     "Mistral-7B-v0.3": 7.248, "Ministral-8B": 8.020, "Granite-3.1-1B-A400M": 1.335, "OLMoE-1B-7B": 6.919,
-    "Qwen3-30B-A3B": 30.53, "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
+    "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91, "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
     "ModernBERT-base": 0.1496,
 }  # fmt: skip
 
@@ -243,7 +243,7 @@ OTHER = {"model_type": "internlm2"}  # of an architecture that `load` does not k
     ("change", "said"),
     [
         ({"num_local_experts": 8}, "num_local_experts"),
-        ({**OTHER, "num_local_experts": 8}, "mixture of experts of an architecture that is not known"),
+        ({**OTHER, "num_local_experts": 8}, "mixture of experts, of an architecture that is not known"),
         ({**OTHER, "layer_types": ["linear_attention", "full_attention"]}, "recurrent state"),
         ({"model_type": "gpt2"}, "no gate"),
         ({"model_type": ["llama"]}, "model_type is .*, which is no name"),

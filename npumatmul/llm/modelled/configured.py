@@ -122,14 +122,9 @@ def refuse_family(family: str, wrong: Wrong) -> None:
 def refuse_parts(experts: bool, recurrent: bool, wrong: Wrong) -> None:
     """Refuse parts whose arrangement is not known."""
     if experts:
-        raise wrong(f"it is a mixture of experts of an architecture that is not known; known are {', '.join(_mixed())}")
+        raise wrong("it is a mixture of experts, of an architecture that is not known")
     if recurrent:
         raise wrong("it has layers with a recurrent state, of an architecture that is not known")
-
-
-def _mixed() -> list[str]:
-    """Architectures with experts: by the names of transformers."""
-    return [name for name in MODEL_TYPES if "moe" in name]
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
