@@ -311,11 +311,15 @@ class Attention(Module):
         first = qkv if isinstance(qkv, np.ndarray) else qkv[0]
         if first.ndim != 2 or positions is not None or not isinstance(mask, str):
             raise ValueError(f"{self!r}: with a CacheBatch x is (T, hidden), and positions and mask are not given")
-        done = []
-        for cache, rows in batch.parts(len(first)):
-            own = qkv[rows] if isinstance(qkv, np.ndarray) else [each[rows] for each in qkv]
-            done.append(self.attend(own, cache=cache, layer=layer, mask=mask))
-        return np.concatenate(done)
+        return batch.each(
+            len(first),
+            lambda cache, rows: self.attend(
+                qkv[rows] if isinstance(qkv, np.ndarray) else [each[rows] for each in qkv],
+                cache=cache,
+                layer=layer,
+                mask=mask,
+            ),
+        )
 
     def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
         """Factors of queries, ``(..., T, 1)``."""

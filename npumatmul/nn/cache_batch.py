@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from npumatmul.nn.cache import KVCache
 
@@ -56,14 +60,17 @@ class CacheBatch:
     def __repr__(self) -> str:
         return f"<CacheBatch: {sum(self.counts)} tokens of {len(self.caches)} sequences>"
 
-    def parts(self, rows: int) -> Iterator[tuple[KVCache, slice]]:
-        """Each cache with its rows.
+    def each(self, rows: int, compute: Callable[[KVCache, slice], NDArray[Any]]) -> NDArray[Any]:
+        """What is computed of each cache and its rows, one after the other.
 
         Raises
         ------
         ValueError
             If there are not as many rows as new tokens.
         """
+        return np.concatenate([compute(cache, own) for cache, own in self._parts(rows)])
+
+    def _parts(self, rows: int) -> Iterator[tuple[KVCache, slice]]:
         if rows != sum(self.counts):
             raise ValueError(f"there are {rows} rows, but {sum(self.counts)} new tokens in {self!r}")
         start = 0
