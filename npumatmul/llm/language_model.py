@@ -290,7 +290,7 @@ class Model(Answering):
         self._turns.close()
         if self._turns.inherited:  # what there is belongs to the parent
             return
-        self.prefixes.clear()
+        self._forget()
         for product in self._products():
             weight = getattr(product, "weight", None)
             if isinstance(weight, PackedWeight):
@@ -307,6 +307,9 @@ class Model(Answering):
     ) -> None:
         """Close it."""
         self.close()
+
+    def _forget(self) -> None:
+        self.prefixes.clear()
 
     def _products(self) -> list[object]:
         return list(self._model.linears.values())
