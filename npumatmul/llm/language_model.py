@@ -19,7 +19,7 @@ from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
-from npumatmul.llm.run.generate import Generation, checked_ids, shared_length
+from npumatmul.llm.run.generate import Constraint, Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turn, Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -118,6 +118,7 @@ class Model(Uncopied):
         seed: int | None = None,
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Go on with a prompt.
 
@@ -149,6 +150,9 @@ class Model(Uncopied):
             Tells the logarithm of each token's probability, and those of as many of the most probable tokens.
         progress : callable, optional
             Called with (tokens read, tokens to read) while the prompt is read.
+        constraint : Constraint, optional
+            What the answer has to obey: an object with ``allowed(logits)``, which sets scores to ``-inf``, and
+            ``accept(token)``. It serves one generation.
 
         Returns
         -------
@@ -191,6 +195,7 @@ class Model(Uncopied):
             stop_ids=stop_ids,
             logprobs=logprobs,
             progress=progress,
+            constraint=constraint,
             continues=continues,
         )
 
@@ -211,6 +216,7 @@ class Model(Uncopied):
         seed: int | None = None,
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Answer the last message of a conversation.
 
@@ -225,7 +231,9 @@ class Model(Uncopied):
             Descriptions of tools, for templates that know them.
         variables : mapping, optional
             Further variables of the template, such as ``{"enable_thinking": False}``.
-        max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, stop_ids, seed, logprobs, progress
+        max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, stop_ids, seed, logprobs
+            As for `generate`.
+        progress, constraint
             As for `generate`.
 
         Returns
@@ -264,6 +272,7 @@ class Model(Uncopied):
             stop_ids=stop_ids,
             logprobs=logprobs,
             progress=progress,
+            constraint=constraint,
             continues=False,
         )
 
@@ -524,6 +533,7 @@ class Model(Uncopied):
         stop_ids: Collection[int] | None,
         logprobs: int | None,
         progress: PromptProgress | None,
+        constraint: Constraint | None,
         continues: bool,
     ) -> Generation:
         if self.closed:
@@ -546,6 +556,7 @@ class Model(Uncopied):
             host=_Shared(self),
             context=self.context,
             progress=progress,
+            constraint=constraint,
         )
 
 

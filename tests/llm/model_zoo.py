@@ -50,7 +50,12 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_pos
 
 
 PERMUTED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
-EXPERT_COUNTS = {"qwen3moe": "num_experts", "olmoe": "num_experts", "granitemoe": "num_local_experts"}
+EXPERT_COUNTS = {
+    "qwen3moe": "num_experts",
+    "olmoe": "num_experts",
+    "granitemoe": "num_local_experts",
+    "gpt-oss": "num_local_experts",
+}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
 
@@ -261,6 +266,26 @@ VARIANTS = [
         },
         "granitemoe",
     ),
+    Variant(
+        "gpt_oss",
+        "plain",
+        {
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "num_hidden_layers": 3,
+            "sliding_window": 8,
+            "swiglu_limit": 1.5,
+            "rope_parameters": {**YARN, "truncate": False},
+        },
+    ),
+    Variant(
+        "gpt_oss",
+        "usual",
+        {"num_local_experts": 4, "num_experts_per_tok": 3, "head_dim": 32, "sliding_window": 8},
+        "gpt-oss",
+        llama_cpp=False,
+    ),
 ]
 
 
@@ -373,6 +398,9 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_expert_used_count(c.num_experts_per_tok)
     if arch == "qwen3moe":
         writer.add_expert_feed_forward_length(c.moe_intermediate_size)
+    if arch == "gpt-oss":
+        writer.add_expert_feed_forward_length(c.intermediate_size)
+        writer.add_sliding_window(c.sliding_window)
     if arch in ("granite", "granitemoe"):
         writer.add_attention_scale(c.attention_multiplier)
         writer.add_embedding_scale(c.embedding_multiplier)
@@ -400,6 +428,11 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
             value = interleaved(value, heads)
         if "gemma" in arch and name.endswith("norm.weight"):
             value = value + np.float32(1)
+        if name.endswith("sinks"):
+            name += ".weight"
+        if arch == "gpt-oss" and ".experts." in name:
+            yield from gpt_oss_stacks(name, value)
+            continue
         if ".experts." in name:
             yield from stacks(name.split(".")[2], name, np.ascontiguousarray(value))
             continue
@@ -415,6 +448,15 @@ def stacks(layer: str, name: str, value: NDArray[np.float32]) -> Iterator[tuple[
     half = value.shape[1] // 2
     yield f"blk.{layer}.ffn_gate_exps.weight", np.ascontiguousarray(value[:, :half])
     yield f"blk.{layer}.ffn_up_exps.weight", np.ascontiguousarray(value[:, half:])
+
+
+def gpt_oss_stacks(name: str, value: NDArray[np.float32]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Experts of a layer of gpt-oss: matrices the other way round, and gate and up taken in turns."""
+    ending = "bias" if name.endswith("_bias") else "weight"
+    value = value if ending == "bias" else value.swapaxes(1, 2)
+    parts = {"down": value} if "down_proj" in name else {"gate": value[:, 0::2], "up": value[:, 1::2]}
+    for part, each in parts.items():
+        yield f"blk.{name.split('.')[2]}.ffn_{part}_exps.{ending}", np.ascontiguousarray(each)
 
 
 def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

@@ -124,7 +124,12 @@ def sizes(
 
 
 def experts(
-    settings: GGUFSettings, *, size: str, softmax: Literal["all", "chosen"] = "all", normalize: bool = False
+    settings: GGUFSettings,
+    *,
+    size: str,
+    softmax: Literal["all", "chosen"] = "all",
+    normalize: bool = False,
+    **more: Any,
 ) -> Experts:
     """Read how many experts there are.
 
@@ -134,10 +139,10 @@ def experts(
         The metadata.
     size : str
         What the width inside an expert is called.
-    softmax, normalize
+    softmax, normalize, **more
         As of `Experts`: what llama.cpp does for the architecture.
     """
-    settings.must_be("expert_gating_func", 1)  # softmax; others are sigmoids
+    settings.must_be("expert_gating_func", 1, *((3,) if softmax == "chosen" else ()))  # others are sigmoids
     settings.must_be("expert_weights_norm", normalize or softmax == "chosen")
     settings.must_be("expert_weights_scale", 1.0, 0.0)
     settings.must_be("expert_shared_count", 0)
@@ -145,7 +150,7 @@ def experts(
     settings.ignore(("expert_group_used_count",))
     count, chosen = settings.size("expert_count"), settings.size("expert_used_count")
     width = settings.size(size)
-    return _checked(settings, lambda: Experts(count, chosen, width, softmax, normalize))
+    return _checked(settings, lambda: Experts(count, chosen, width, softmax, normalize, **more))
 
 
 def biases(settings: GGUFSettings) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from npumatmul.files.reading import shown
 from npumatmul.files.uncopied import Uncopied
 from npumatmul.llm.arguments import check_progress
@@ -23,6 +25,7 @@ from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabiliti
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer, token_numbers
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
+from npumatmul.nn.product import Float32
 
 MOST_LOGPROBS = 1024
 
@@ -115,6 +118,18 @@ class Piece(NamedTuple):
         return None if self.stats is None else self.stats.stop_reason
 
 
+class Constraint(Protocol):
+    """What an answer has to obey, such as a grammar: asked before each token is chosen, told which one was."""
+
+    def allowed(self, logits: Float32, /) -> None:
+        """Set the scores of tokens that must not come next to ``-inf``, in place; shape (vocab,)."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """Go on behind a token; those that end the answer come here, too."""
+        ...
+
+
 class Host(Protocol):
     """Where a generation gets its cache and its turns at the model."""
 
@@ -181,6 +196,7 @@ class Generation(Uncopied, Iterator[Piece]):
         host: Host,
         context: int,
         progress: PromptProgress | None,
+        constraint: Constraint | None = None,
     ) -> None:
         if isinstance(prompt_ids, (str, bytes)):
             raise TypeError(
@@ -189,6 +205,7 @@ class Generation(Uncopied, Iterator[Piece]):
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
         check_progress("generate", progress)
+        check_constraint(constraint)
         max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
         self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
@@ -199,6 +216,7 @@ class Generation(Uncopied, Iterator[Piece]):
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
+        self._constraint = constraint
         self._host = host
         self._cancelled = threading.Event()
         self._pass_on: Callable[[], None] = lambda: None
@@ -291,11 +309,11 @@ class Generation(Uncopied, Iterator[Piece]):
                     stats.cached_tokens = _reuse(self.cache, self._prompt)
                     tokens = self._prompt[stats.cached_tokens :]
                 logits = self._model.forward(tokens, self.cache, progress=self._told)
-            token = self._sampler.sample(logits, history)
+            logs = None if self._logprobs is None else log_probabilities(logits)
+            token = self._chosen(logits, history)
             logprob: float | None = None
             top: tuple[tuple[int, float], ...] = ()
-            if self._logprobs is not None:
-                logs = log_probabilities(logits)
+            if logs is not None and self._logprobs is not None:
                 logprob, top = float(logs[token]), most_probable(logs, self._logprobs)
             history.append(token)
             self.ids.append(token)
@@ -311,6 +329,19 @@ class Generation(Uncopied, Iterator[Piece]):
             if reason is not None:
                 return
             tokens = [token]
+
+    def _chosen(self, logits: Float32, history: Sequence[int]) -> int:
+        """The next token, among those that the constraint allows."""
+        if self._constraint is None:
+            return self._sampler.sample(logits, history)
+        self._constraint.allowed(logits)
+        if logits.max() == -np.inf:
+            raise ValueError(
+                "the constraint allows no token; where nothing may follow, it has to allow one that ends the answer"
+            )
+        token = self._sampler.sample(logits, history)
+        self._constraint.accept(token)
+        return token
 
     def _text(self, token: int) -> tuple[str, StopReason | None]:
         """The text that is certain with a token, and whether it is the last one."""
@@ -360,6 +391,7 @@ def generate(
     logprobs: int | None = None,
     cache: KVCache | None = None,
     progress: PromptProgress | None = None,
+    constraint: Constraint | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -389,6 +421,8 @@ def generate(
         again; the rest of it is forgotten. By default a new one with just enough room.
     progress : callable, optional
         Called with (tokens read, tokens to read) now and then while the prompt is read, before the first token.
+    constraint : Constraint, optional
+        What the answer has to obey; it serves one generation.
 
     Returns
     -------
@@ -425,7 +459,17 @@ def generate(
         host=_Alone(model, cache),
         context=model.config.context_length if cache is None else cache.capacity,
         progress=progress,
+        constraint=constraint,
     )
+
+
+def check_constraint(constraint: object) -> None:
+    """Raise if it has not the methods of a `Constraint`."""
+    if constraint is not None and not all(callable(getattr(constraint, name, None)) for name in ("allowed", "accept")):
+        raise TypeError(
+            f"constraint is a {type(constraint).__name__}; it needs methods allowed(logits), which sets scores to "
+            "-inf, and accept(token)"
+        )
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:
