@@ -14,8 +14,10 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
+    "starlette": "server",
     "tokenizers": "llm",
     "typer": "cli",
+    "uvicorn": "server",
 }
 
 

@@ -19,6 +19,7 @@ from npumatmul.device.boardlock import BoardLock, wants_lock
 from npumatmul.device.budget import NO_ROOM, MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
+from npumatmul.device.host_blocks import HostBlock
 from npumatmul.device.leases import Lease
 from npumatmul.device.living import Living
 from npumatmul.device.session import Session
@@ -45,11 +46,11 @@ class Holding(weakref.ref[Any]):
 
     Attributes
     ----------
-    pieces : sequence of ArenaBlock
+    pieces : sequence of ArenaBlock or HostBlock
     """
 
     __slots__ = ("pieces",)
-    pieces: Sequence[ArenaBlock]
+    pieces: Sequence[ArenaBlock | HostBlock]
 
 
 _Attached = TypeVar("_Attached", bound=_Closable)
@@ -426,7 +427,7 @@ class Device(Uncopied):
             assert isinstance(found, kind)
             return found
 
-    def hold(self, owner: object, pieces: Sequence[ArenaBlock]) -> Holding:
+    def hold(self, owner: object, pieces: Sequence[ArenaBlock | HostBlock]) -> Holding:
         """Take weight memory back when its owner is dropped, or when it is among the `released`."""
         holding = Holding(owner, self.released.append)
         holding.pieces = pieces

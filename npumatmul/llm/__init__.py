@@ -9,6 +9,8 @@ from typing import TypeAlias
 from npumatmul.extras import explain_missing
 
 try:
+    from npumatmul.llm.constrain.constraint import Format, FormatConstraint
+    from npumatmul.llm.constrain.forms import json_format
     from npumatmul.llm.encoder_model import EncoderModel
     from npumatmul.llm.files.demo_encoder import fetch_demo_encoder
     from npumatmul.llm.files.demo_model import fetch_demo_model
@@ -57,6 +59,8 @@ __all__ = [
     "EncoderModel",
     "Estimate",
     "Evaluation",
+    "Format",
+    "FormatConstraint",
     "GGUFFile",
     "GGUFTokenizer",
     "Generation",
@@ -86,6 +90,7 @@ __all__ = [
     "fetch_demo_encoder",
     "fetch_demo_model",
     "generate",
+    "json_format",
     "load",
     "load_model",
     "npu_layers",

@@ -166,8 +166,8 @@ class RoPE(Module):
         offset : int
             Position of the first of the T.
         positions : array_like of int, shape (..., T), or with `sections` (3, ..., T), optional
-            All positions, instead of `offset`; leading dimensions are broadcast to those of `x`. Without them, positions
-            on all axes are the same.
+            All positions, instead of `offset`; leading dimensions are broadcast to those of `x`. Without them,
+            positions on all axes are the same.
         out : ndarray, shape (..., T, D), optional
             Where the result goes, such as a place in a cache.
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from npumatmul.chips import layout
+from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.given_up import give_up
 from npumatmul.device.leases import Lease
 from npumatmul.device.memory import Memory
@@ -160,7 +161,8 @@ class BoundProgram:
         keeps : object
             What else has to live.
         """
-        blocks = [block for tile in weight.tiles for block in (tile.memory, tile.arena.memory)]
+        tiles = [tile for tile in weight.tiles if isinstance(tile, ArenaBlock)]
+        blocks = [block for tile in tiles for block in (tile.memory, tile.arena.memory)]
         own = [each for memory in (*self.results, *memories) for each in (memory, memory.allocation)]
         every = (*self._buffers, *own, *blocks)
         keeps = self, weight, session, keeps

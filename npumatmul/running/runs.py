@@ -229,6 +229,12 @@ class Runs:
     def _tiles(self) -> list[TileShape]:
         """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
         weight, plan = self._weight, self._plan
+        if weight.in_host_memory:
+            raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
+
+        def core(number: int) -> int:
+            return number if weight.cores is None else weight.cores[number]
+
         w = plan.weight
         return [
             TileShape(
@@ -239,7 +245,7 @@ class Runs:
                     n.padded,
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=plan.core(m_index, n_index) if self._placement.has_cores else None,
+                    core=core(plan.core(m_index, n_index)) if self._placement.has_cores else None,
                     domain=weight.domain,
                     scales=self._scales,
                 ),

@@ -174,7 +174,8 @@ def test_positions_are_those_of_get_rope_index(case: Callable[[str], Case], kind
         prompt = filled(given.prompt, given.pictures, loaded._model.config)
         cache = loaded._model.new_cache()
         placing = prompt.rows.placing(np.array(prompt), cache)
-        assert placing is not None and placing.positions is not None
+        assert placing is not None
+        assert placing.positions is not None
         np.testing.assert_array_equal(placing.positions, expected[:, 0].numpy())
         loaded._model.forward(prompt, cache, embeddings=prompt.rows)
         assert cache.shift == int(delta)

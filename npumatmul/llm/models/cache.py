@@ -84,23 +84,11 @@ class KVCache(nn_cache.KVCache):
             window=[layer.window for layer in config.layers],
             chunk=min(CHUNK, capacity),
             limit=capacity,
+            states=config.states,
         )
         self.capacity = capacity
         self.tokens: list[int] = []
         self.stretches: list[Stretch] = []
-        self.is_long = False
-
-    def _empty(self) -> None:
-        _, heads, dim = self._rows
-        super().__init__(
-            len(self.windows),
-            heads,
-            dim,
-            dtype=self._dtype,
-            window=self.windows,
-            chunk=self._chunk,
-            limit=self.limit,
-        )
         self.is_long = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -163,6 +151,8 @@ class KVCache(nn_cache.KVCache):
         """Forget keys and values of tokens that did not come to be part of the cache: an interrupt ended their run."""
         if self.offset > len(self.tokens):
             self.trim(self.offset - len(self.tokens))
+        if self.stretches:
+            self._forget_pictures()
 
     def truncate(self, length: int) -> int:
         """Forget all tokens but the first `length`.
@@ -175,7 +165,8 @@ class KVCache(nn_cache.KVCache):
         Returns
         -------
         int
-            How many are left: none where a layer with a sliding window has given up what they would look at.
+            How many are left: none where a layer with a sliding window has given up what they would look at, or one has
+            a state, which holds all tokens in one.
 
         Raises
         ------
@@ -187,14 +178,19 @@ class KVCache(nn_cache.KVCache):
         self.settle()
         try:
             self.trim(self.length - length)
-        except ValueError:  # it is of windows, and they are of no use without what came before
+        except ValueError:  # it has windows or states, which are of no use without what came before
             length = 0
-            self._empty()
+            self.clear()
+            self.is_long = False
         del self.tokens[length:]
-        while self.stretches and self.stretches[-1].stop > length:
+        self._forget_pictures()
+        return length
+
+    def _forget_pictures(self) -> None:
+        """Forget those whose last row is not there."""
+        while self.stretches and self.stretches[-1].stop > len(self.tokens):
             self.stretches.pop()
         self.shift = self.stretches[-1].shift if self.stretches else 0
-        return length
 
 
 def _are_stretches(found: object, tokens: int) -> bool:

@@ -33,8 +33,8 @@ class Embedded:
         What enters the first block there. Rows are taken as they are: factors that a model has for embeddings of tokens
         are not applied.
     grid : tuple of int, optional
-        ``(frames, height, width)`` of a picture or video in rows, after an encoder merged patches, so that their product
-        is n; rows follow one another line by line. For models that tell positions on three axes (Qwen-VL). By default
+        ``(frames, height, width)`` of a picture or video in rows, after an encoder merged patches, so that their
+        product is n; rows follow one another line by line. For models that tell positions on three axes (Qwen-VL). By default
         positions go on as those of text.
     deep : sequence of array_like, each (n, hidden), optional
         What is added behind the first blocks, one for each: the ``deepstack`` features of Qwen3-VL.

@@ -127,8 +127,13 @@ class PackedWeight:
     __iter__ = None
 
     @property
+    def memory(self) -> str:
+        """``"npu"``, or ``"host"``: it stands in ordinary memory, for products that the CPU computes."""
+        return "host" if self._stored is not None and self._stored.in_host_memory else "npu"
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of NPU memory."""
+        """Bytes of NPU memory, or of ordinary memory where it is there."""
         return 0 if self._stored is None else self._stored.nbytes
 
     @property
