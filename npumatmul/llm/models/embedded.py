@@ -34,8 +34,8 @@ class Embedded:
         are not applied.
     grid : tuple of int, optional
         ``(frames, height, width)`` of a picture or video in rows, after an encoder merged patches, so that their
-        product is n; rows follow one another line by line. For models that tell positions on three axes (Qwen-VL). By default
-        positions go on as those of text.
+        product is n; rows follow one another line by line. For models that tell positions on three axes (Qwen-VL); by
+        default positions go on as those of text.
     deep : sequence of array_like, each (n, hidden), optional
         What is added behind the first blocks, one for each: the ``deepstack`` features of Qwen3-VL.
     interval : float
