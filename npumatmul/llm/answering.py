@@ -14,9 +14,10 @@ from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
+from npumatmul.llm.models.embedded import Embedded, filled
 from npumatmul.llm.run.batch import BatchGeneration
 from npumatmul.llm.run.full import OnFull
-from npumatmul.llm.run.generation import Generation
+from npumatmul.llm.run.generation import Generation, checked_ids
 from npumatmul.llm.run.pieces import Constraint
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.sharing import Shared
@@ -24,11 +25,13 @@ from npumatmul.llm.run.speculation import Costs, DraftModel, Drafts, Lookup, Spe
 from npumatmul.llm.run.steps import Step, shared_length
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 
-__all__ = ["Answering", "Messages", "Prompt"]
+__all__ = ["Answering", "Embeddings", "Messages", "Prompt"]
 
 Messages = Sequence[Mapping[str, object]]
 Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 """A text to go on with, the messages of a conversation, or token numbers."""
+Embeddings = Mapping[int, Embedded] | Sequence[Embedded]
+"""Rows from outside, by their first place or in the order of placeholders."""
 
 
 class Answering(Uncopied):
@@ -64,6 +67,7 @@ class Answering(Uncopied):
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
         constraint: Constraint | None = None,
+        embeddings: Embeddings | None = None,
         on_full: OnFull = "error",
         keep: int | None = None,
         speculation: Speculation | Literal["auto", "lookup"] | None = None,
@@ -101,6 +105,9 @@ class Answering(Uncopied):
         constraint : Constraint, optional
             What the answer has to obey: an object with ``allowed(logits)``, which sets scores to ``-inf``, and
             ``accept(token)``. It serves one generation.
+        embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+            Rows for places of the prompt, such as what an encoder made of pictures (docs/embedded.md): by where the
+            first row of each goes, one token being replaced by each row; or in the order of the prompt's placeholders.
         on_full : {"error", "window"}
             What happens where the context is full. ``"error"``: a prompt without room for an answer is refused, and an
             answer ends. ``"window"``: what is between the first `keep` tokens and the newest ones is left out, half a
@@ -146,6 +153,7 @@ class Answering(Uncopied):
             seed=seed,
         )
         ids, continues = self._ids(prompt)
+        ids = self._filled(ids, embeddings)
         return self._generation(
             ids,
             max_tokens,
@@ -175,7 +183,7 @@ class Answering(Uncopied):
             Each as for `generate`; messages are answered as by `chat`.
         **options
             As for `generate`, for all of them; with a `seed` each has its own random numbers, made of it and its place.
-            A constraint serves one generation only and is refused.
+            `constraint` and `embeddings` serve one generation and are refused.
 
         Returns
         -------
@@ -198,8 +206,9 @@ class Answering(Uncopied):
         """
         if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not len(prompts):
             raise TypeError("generate_batch: prompts are a list of at least one prompt; generate takes a single one")
-        if options.get("constraint") is not None:
-            raise ValueError("generate_batch: a constraint serves one generation; call generate for each of them")
+        for name in ("constraint", "embeddings"):
+            if options.get(name) is not None:
+                raise ValueError(f"generate_batch: {name} serves one generation; call generate for each of them")
         seed = options.pop("seed", None)
         made = []
         for number, prompt in enumerate(prompts):
@@ -227,6 +236,7 @@ class Answering(Uncopied):
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
         constraint: Constraint | None = None,
+        embeddings: Embeddings | None = None,
         on_full: OnFull = "error",
         keep: int | None = None,
         speculation: Speculation | Literal["auto", "lookup"] | None = None,
@@ -246,7 +256,7 @@ class Answering(Uncopied):
             Further variables of the template, such as ``{"enable_thinking": False}``.
         max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, stop_ids, seed, logprobs
             As for `generate`.
-        progress, constraint, on_full, keep, speculation
+        progress, constraint, embeddings, on_full, keep, speculation
             As for `generate`.
 
         Returns
@@ -278,7 +288,7 @@ class Answering(Uncopied):
             seed=seed,
         )
         return self._generation(
-            self.encode_chat(messages, tools=tools, variables=variables),
+            self._filled(self.encode_chat(messages, tools=tools, variables=variables), embeddings),
             max_tokens,
             options,
             stop=stop,
@@ -336,6 +346,12 @@ class Answering(Uncopied):
         if prompt and all(isinstance(each, Mapping) for each in prompt):
             return self.encode_chat(prompt), False  # type: ignore[arg-type]
         return prompt, True  # type: ignore[return-value]
+
+    def _filled(self, ids: Sequence[int], embeddings: Embeddings | None) -> Sequence[int]:
+        """A prompt with rows from outside, if there are any."""
+        if embeddings is None:
+            return ids
+        return filled(checked_ids(ids, self.vocab_size, "the prompt"), embeddings, self._loaded.config)
 
     def _system_tokens(
         self,

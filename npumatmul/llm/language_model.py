@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
-from npumatmul.llm.answering import Answering, Prompt
+from npumatmul.llm.answering import Answering, Embeddings, Prompt
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError
+from npumatmul.llm.models.embedded import FilledPrompt
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generation import checked_ids
@@ -112,13 +113,17 @@ class Model(Answering):
         """Whether `close` was called."""
         return self._turns.closed
 
-    def logits(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+    def logits(
+        self, ids: Sequence[int] | NDArray[np.integer], embeddings: Embeddings | None = None
+    ) -> NDArray[np.float32]:
         """Compute the scores of the next token after every one of a sequence.
 
         Parameters
         ----------
         ids : sequence of int, length T
             Token numbers.
+        embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+            As for `generate`; where placeholders become several rows, T is the number of all rows.
 
         Returns
         -------
@@ -142,11 +147,12 @@ class Model(Answering):
         >>> logits.shape, model.tokenizer.decode([int(logits[-1].argmax())])
         ((5, 49152), ' Paris')
         """
-        numbers = checked_ids(ids, self.vocab_size, "ids")
+        numbers = self._filled(checked_ids(ids, self.vocab_size, "ids"), embeddings)
+        rows = numbers.rows if isinstance(numbers, FilledPrompt) else None
         if len(numbers) > self.context:
             raise ContextFullError(f"there are {len(numbers)} tokens; the model reads at most {self.context} at once")
         with self._turns.turn():
-            return self._model.forward(numbers, self._model.new_cache(len(numbers)), all_logits=True)
+            return self._model.forward(numbers, self._model.new_cache(len(numbers)), all_logits=True, embeddings=rows)
 
     def embed(
         self,

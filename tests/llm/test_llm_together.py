@@ -316,5 +316,5 @@ def test_mistaken_batches(model: Model) -> None:
             model.generate_batch(given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the prompt is empty"):
         model.generate_batch(["ab", ""])
-    with pytest.raises(ValueError, match="a constraint serves one generation"):
+    with pytest.raises(ValueError, match="constraint serves one generation"):
         model.generate_batch(["ab"], constraint=object())

@@ -58,7 +58,7 @@ def forward_together(
     total = max(cache.length + count for cache, count in zip(caches, counts, strict=True))
     hidden = model.run_blocks(x, CacheBatch(caches, counts), total)
     for cache, new in zip(caches, tokens, strict=True):
-        cache.tokens.extend(new)
+        cache.extend(list(new))
     ends = np.cumsum(counts)
     wanted = [hidden[end - count : end] for end, count in zip(ends, rows, strict=True)]
     logits = model.logits(np.concatenate(wanted))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
-from npumatmul.llm.run.generation import Generation
+from npumatmul.llm.models.embedded import Embedded, filled
+from npumatmul.llm.run.generation import Generation, checked_ids
 from npumatmul.llm.run.pieces import Constraint
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.steps import Alone
@@ -28,6 +29,7 @@ def generate(
     cache: KVCache | None = None,
     progress: PromptProgress | None = None,
     constraint: Constraint | None = None,
+    embeddings: Mapping[int, Embedded] | Sequence[Embedded] | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -59,6 +61,8 @@ def generate(
         Called with (tokens read, tokens to read) now and then while the prompt is read, before the first token.
     constraint : Constraint, optional
         What the answer has to obey; it serves one generation.
+    embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+        Rows for places of the prompt, as for `Model.generate`.
 
     Returns
     -------
@@ -82,6 +86,8 @@ def generate(
     >>> "".join(piece.text for piece in generate(loaded.model, loaded.tokenizer, ids))
     'The capital of France is Paris.'
     """
+    if embeddings is not None:
+        prompt_ids = filled(checked_ids(prompt_ids, model.config.vocab_size, "the prompt"), embeddings, model.config)
     return Generation(
         model,
         tokenizer,

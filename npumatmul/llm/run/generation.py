@@ -15,6 +15,7 @@ from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
+from npumatmul.llm.models.embedded import EmbeddedRows, FilledPrompt
 from npumatmul.llm.run.full import OnFull, check_window, slid
 from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason, check_constraint
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
@@ -74,7 +75,13 @@ class Generation(Uncopied, Iterator[Piece]):
         check_progress("generate", progress)
         check_constraint(constraint)
         self._max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
-        self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
+        self._embeddings: EmbeddedRows | None = None
+        if isinstance(prompt_ids, FilledPrompt):  # its tokens were checked before it got numbers of rows
+            self._prompt, self._embeddings = list(prompt_ids), prompt_ids.rows
+            if on_full != "error":
+                raise ValueError("on_full='window': a window does not slide over embeddings; let it be 'error'")
+        else:
+            self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._sampler = Sampler(sampling)
         self._decoder = StreamDecoder(tokenizer, continues=continues)
@@ -94,7 +101,8 @@ class Generation(Uncopied, Iterator[Piece]):
         self._sequence = self._fitting(list(self._prompt), context - 1)
         if len(self._sequence) > context:
             raise ContextFullError(f"the prompt has {len(self._prompt)} tokens, but there is room for {context}")
-        self._history = list(self._prompt)
+        self._history = [each for each in self._prompt if each >= 0]
+        self._produced = 0
         self.ids: list[int] = []
         self.stats = GenerationStats(
             prompt_tokens=len(self._sequence), dropped_tokens=len(self._prompt) - len(self._sequence)
@@ -189,8 +197,8 @@ class Generation(Uncopied, Iterator[Piece]):
             self._check_cancelled()
             wanted = self._sequence if not draft.tokens else [*self._sequence, *draft.tokens]
             before = None if self._may_go_back(draft) else self.cache.fork()
-            cache = self.cache if self._history[len(self._prompt) :] else self._first_cache
-            step = self._step = Step(wanted, 1 + len(draft.tokens), cache, self._told, id(self))
+            cache = self.cache if self._produced else self._first_cache
+            step = self._step = Step(wanted, 1 + len(draft.tokens), cache, self._told, id(self), self._embeddings)
             if self.driven:
                 yield step
             else:
@@ -243,8 +251,7 @@ class Generation(Uncopied, Iterator[Piece]):
         """Tokens that are checked with the next step, as many as there is room for."""
         if self._drafts is None:
             return Draft()
-        produced = len(self._history) - len(self._prompt)
-        room = min(self._max_new_tokens - produced - 1, self.cache.capacity - len(self._sequence))
+        room = min(self._max_new_tokens - self._produced - 1, self.cache.capacity - len(self._sequence))
         return self._drafts.propose(self._sequence, room, self._sampler.options) if room > 0 else Draft()
 
     def _taken(self, step: Step, draft: Draft) -> list[Piece]:
@@ -276,6 +283,7 @@ class Generation(Uncopied, Iterator[Piece]):
         if logs is not None and self._logprobs is not None:
             logprob, top = float(logs[token]), most_probable(logs, self._logprobs)
         self._history.append(token)
+        self._produced += 1
         self._sequence.append(token)
         text, self._reason = self._text(token)
         return token, Piece(token, text, logprob, top, None if self._reason is None else self.stats)
@@ -310,7 +318,7 @@ class Generation(Uncopied, Iterator[Piece]):
     def _end(self, token_id: int) -> StopReason | None:
         if token_id in self._stop_ids:
             return StopReason.STOP_TOKEN
-        if len(self._history) - len(self._prompt) >= self._max_new_tokens:
+        if self._produced >= self._max_new_tokens:
             return StopReason.MAX_TOKENS
         if self._keep is None and len(self._sequence) > self.cache.capacity:
             return StopReason.CONTEXT_FULL
@@ -319,7 +327,7 @@ class Generation(Uncopied, Iterator[Piece]):
     def _told(self, done: int, total: int) -> None:
         """Pass progress of the prompt on, and look whether somebody wants it to end."""
         self._check_cancelled()
-        if self._progress is not None and len(self._history) == len(self._prompt):
+        if self._progress is not None and not self._produced:
             self._progress(done, total)
 
     def _check_cancelled(self) -> None:

@@ -15,7 +15,7 @@ __all__ = ["KeptCaches"]
 #: A cache that has at most so many tokens beyond what is shared is taken; one with more is forked, and stays.
 _FEW = 16
 #: So many tokens have to be shared before a cache is forked, whose rows are read in one more stretch from then on.
-_WORTH = 16
+_WORTH = 8
 
 
 class KeptCaches:

@@ -91,7 +91,7 @@ class Shared:
             return self._alone(first, None)
         first.claimed = False
         steps = [first]
-        rotated = is_long(self._model, first.cache, len(first.tokens()))
+        rotated = self._rotated(first)
         rows = len(first.tokens())
 
         def fits(offer: Collection[Step]) -> bool:
@@ -103,7 +103,7 @@ class Shared:
                     each.claimed = False
                     return False
             tokens = sum(len(each.tokens()) for each in wanted)
-            alike = all(is_long(self._model, each.cache, len(each.tokens())) == rotated for each in wanted)
+            alike = all(self._rotated(each) == rotated for each in wanted)
             if not wanted or not alike or rows + tokens > MOST_ROWS:
                 for each in wanted:
                     each.claimed = False
@@ -135,6 +135,11 @@ class Shared:
             each.claimed = False
         self._turns.serve(places)
         return None
+
+    def _rotated(self, step: Step) -> bool | None:
+        """How its sequence is rotated; None where it cannot be computed with others."""
+        tokens = step.tokens()
+        return None if min(tokens) < 0 else is_long(self._model, step.cache, len(tokens))
 
     def _note(self, steps: Sequence[Step]) -> None:
         """Expect the next steps of these owners."""

@@ -148,7 +148,9 @@ class Lookup:
     def _followed(sequence: list[int], start: int, most: int) -> list[int]:
         """What followed then; where that comes to the end of the sequence it is taken to go round."""
         period = len(sequence) - start
-        return [sequence[start + i % period] for i in range(most)]
+        found = [sequence[start + i % period] for i in range(most)]
+        outside = next((i for i, each in enumerate(found) if each < 0), most)  # rows of pictures are no tokens
+        return found[:outside]
 
 
 class DraftModel:
@@ -167,6 +169,8 @@ class DraftModel:
 
     def propose(self, sequence: list[int], most: int, options: SamplingOptions) -> Draft:
         """As `Proposer.propose`."""
+        if min(sequence) < 0:  # rows of pictures, which that model does not know
+            return Draft()
         cache = self._cache
         cache.truncate(shared_length(cache.tokens, sequence[:-1]))
         most = min(most, cache.capacity - len(sequence))

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import Decoder
+from npumatmul.llm.models.embedded import EmbeddedRows
 from npumatmul.llm.models.together import forward_together
 from npumatmul.nn.product import Float32
 
@@ -34,6 +35,8 @@ class Step:
         Called with (tokens done, tokens in all) between layers; what it raises ends the step.
     owner : int
         Whose step it is; steps of one owner follow each other.
+    embeddings : EmbeddedRows, optional
+        What negative numbers among the tokens stand for.
 
     Attributes
     ----------
@@ -60,8 +63,9 @@ class Step:
         cache: KVCache | Callable[[], KVCache],
         told: Callable[[int, int], object],
         owner: int,
+        embeddings: EmbeddedRows | None = None,
     ) -> None:
-        self.sequence, self.rows, self.told, self.owner = sequence, rows, told, owner
+        self.sequence, self.rows, self.told, self.owner, self.embeddings = sequence, rows, told, owner, embeddings
         self.is_prompt = not isinstance(cache, KVCache)
         self._cache = cache
         self.thread = threading.get_ident()
@@ -146,9 +150,9 @@ def compute_alone(model: Decoder, step: Step, rest: Callable[[], object] | None 
     try:
         tokens = step.tokens()
         if step.rows == 1:
-            step.logits = model.forward(tokens, step.cache, progress=told)[None]
+            step.logits = model.forward(tokens, step.cache, progress=told, embeddings=step.embeddings)[None]
         else:
-            step.logits = model.forward(tokens, step.cache, True, told)[-step.rows :]
+            step.logits = model.forward(tokens, step.cache, True, told, step.embeddings)[-step.rows :]
     except Exception as error:
         step.error = error
     step.seconds = time.perf_counter() - started - waited
