@@ -163,6 +163,8 @@ class Attention(Module):
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
         self._products = products
         if query_growth is not None:
+            if not isinstance(query_growth, Sequence) or len(query_growth) != 2:
+                raise ValueError(f"Attention: query_growth is {query_growth!r}; it has to be (beta, length)")
             check_number("Attention", query_growth=query_growth[0])
             check_size("Attention", query_growth=query_growth[1])
         self._growth = query_growth

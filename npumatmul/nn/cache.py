@@ -280,6 +280,8 @@ class KVCache:
             If there are fewer, or a layer with a window has given up what it would have to look at then, or one has a
             state: it can only go back to where the last call began.
         """
+        if isinstance(count, bool):
+            raise ValueError(f"KVCache.trim: count is {count}; it has to be a number of tokens")
         count = operator.index(count)
         if not 0 <= count <= self.offset:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")

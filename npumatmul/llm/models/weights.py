@@ -233,6 +233,12 @@ def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None
     """Look at names and shapes of weights before the first is read; a quantized model has none of them here."""
     wanted = {name: (n, layer.k) for layer in layers for name, n in zip(layer.parameters, layer.rows, strict=True)}
     if any(name in source.weights for name in wanted if name != EMBEDDINGS):
+        if HEAD in wanted and HEAD not in source.weights:
+            raise source.error(
+                f"it has no output matrix ({HEAD}), and does not say that the embedding table is it "
+                "(tie_word_embeddings): it was saved from a class without a head, and continues no texts; save it from "
+                "the class with one, whose name ends with ForCausalLM"
+            )
         for name, shape in wanted.items():
             _check_shape(source, name, shape)
 
