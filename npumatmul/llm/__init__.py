@@ -30,6 +30,7 @@ try:
     from npumatmul.llm.models.cache import ContextFullError, KVCache
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
+    from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
@@ -57,6 +58,7 @@ __all__ = [
     "ContextFullError",
     "Decoder",
     "DecoderConfig",
+    "Embedded",
     "EncoderModel",
     "Estimate",
     "Evaluation",
