@@ -39,6 +39,9 @@ try:
     from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.run.speculation import Speculation
+    from npumatmul.llm.speech.transcript import Segment, Transcription
+    from npumatmul.llm.speech.wave_file import read_wave
+    from npumatmul.llm.speech_model import SpeechModel
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -85,10 +88,13 @@ __all__ = [
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Segment",
     "Speculation",
+    "SpeechModel",
     "StopReason",
     "StreamDecoder",
     "Tokenizer",
+    "Transcription",
     "Window",
     "control_texts",
     "evaluate",
@@ -102,6 +108,7 @@ __all__ = [
     "npu_layers",
     "npu_pack",
     "numpy_pack",
+    "read_wave",
     "text_tokens",
     "windows",
 ]

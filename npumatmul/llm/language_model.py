@@ -23,6 +23,7 @@ from npumatmul.llm.run.prefixes import KeptCaches
 from npumatmul.llm.run.sharing import Shared
 from npumatmul.llm.run.speculation import Costs
 from npumatmul.llm.run.turns import Turns
+from npumatmul.llm.speech.hearing import Hearing
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.residency import Residency
@@ -34,7 +35,7 @@ PREFIX_MEMORY = 1 << 29
 """Bytes of caches that a model keeps between calls, unless something else is said."""
 
 
-class Model(Answering):
+class Model(Answering, Hearing):
     """A language model; `load` makes it.
 
     Several threads may use it at once. Their generations share the steps of the model: each weight is read once for the
