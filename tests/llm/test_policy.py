@@ -17,8 +17,9 @@ from npumatmul.chips.types import MatmulType
 from npumatmul.errors import NpuMemoryError
 from npumatmul.llm.fitting import LayerShape, Room, product_seconds
 from npumatmul.llm.placement import ModelPlacement, place_layers
-from npumatmul.llm.policy import DECODE_ROWS, Policy
+from npumatmul.llm.policy import Policy
 from npumatmul.planning.weight import plan_weight
+from npumatmul.running.where import DECODE_ROWS
 
 INT8 = MatmulType.INT8_INT8_INT32
 RK3588 = chip("rk3588")
