@@ -52,6 +52,12 @@ OriginalOption = Annotated[
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
 CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
+ExpertMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
@@ -413,6 +419,16 @@ def quantize_command(
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
+def _bytes(option: str, text: str | None) -> int | None:
+    """A size that is given as text."""
+    if text is None:
+        return None
+    try:
+        return caching.parsed_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
 def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
     """Names that are separated by commas, each once."""
     if text is None:
@@ -423,7 +439,7 @@ def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None
     return names
 
 
-@app.command("plan", short_help="Size and modelled speed of a language model.")
+@app.command("plan", short_help="Size and modelled speed of a model.")
 def plan_command(
     model: Annotated[
         str,
@@ -434,11 +450,12 @@ def plan_command(
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    expert_memory: ExpertMemoryOption = None,
 ) -> None:
-    """Show how large a language model is on a chip, and how fast it is modelled to be; no weights are needed."""
+    """Show how large a model is on a chip, and how fast it is modelled to be; no weights are needed."""
     from npumatmul.cli import planning
 
-    planning.show(model, soc, _names(scheme), as_json)
+    planning.show(model, soc, _names(scheme), as_json, _bytes("--expert-memory", expert_memory))
 
 
 @app.command("calibrate", short_help="Fit the timing model to this board.")

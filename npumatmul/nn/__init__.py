@@ -16,6 +16,8 @@ from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.conv_transpose import ConvTranspose1d
 from npumatmul.nn.convolution import Conv1d, Conv2d
 from npumatmul.nn.cross_attention import CrossAttention, KeysAndValues
+from npumatmul.nn.delta_net import GatedDeltaNet
+from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.expert_names import unstacked
@@ -29,6 +31,7 @@ from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.residency import BroughtProduct, Residency
 from npumatmul.nn.rope import RoPE
+from npumatmul.nn.short_conv import ShortConv
 
 __all__ = [
     "MLP",
@@ -46,6 +49,7 @@ __all__ = [
     "Embedding",
     "EncoderBlock",
     "FloatProduct",
+    "GatedDeltaNet",
     "KVCache",
     "KeysAndValues",
     "LayerNorm",
@@ -61,9 +65,11 @@ __all__ = [
     "Residency",
     "RoPE",
     "Router",
+    "ShortConv",
     "TransformerBlock",
     "activate",
     "fold_batch_norm",
+    "gated_delta_rule",
     "plan_attention",
     "pool",
     "scaled_dot_product_attention",

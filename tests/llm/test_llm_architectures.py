@@ -21,7 +21,7 @@ from npumatmul import nn
 from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.llm import KVCache, npu_pack, numpy_pack
 from npumatmul.llm.files.opening import open_source
-from npumatmul.llm.models.decoder import BLOCK_LAYERS, Decoder, layer_names
+from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.registry import ARCHITECTURES, MODEL_TYPES, config_from
 from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.models.weights import load_decoder
@@ -154,7 +154,7 @@ def test_tensors_are_taken_all_and_none_too_many(tmp_path: Path, model_type: str
 @pytest.mark.parametrize("variant", [each for each in VARIANTS if each.gguf], ids=lambda each: each.name)
 def test_layers_of_every_architecture_have_names_and_can_be_exchanged(tmp_path: Path, variant: Variant) -> None:
     model = load(write_gguf(tmp_path / "model.gguf", variant, torch_model(variant)), numpy_pack)
-    assert list(model.linears) == layer_names(model.config.n_layers, model.config.expert_counts)
+    assert list(model.linears) == model.config.layer_names
     seen: list[str] = []
     tapped = {
         name: TappedLinear(linear, name, lambda name, x, y: seen.append(name)) for name, linear in model.linears.items()
@@ -172,7 +172,7 @@ def test_layers_of_every_architecture_have_names_and_can_be_exchanged(tmp_path: 
     for layer in range(model.config.n_layers):
         by_steps = model.block_steps(layer, x, model.new_cache())
         part, given = next(by_steps)
-        for _ in BLOCK_LAYERS:
+        for _ in model.config.layers[layer].parts:
             try:
                 part, given = by_steps.send(model.linears[f"blk.{layer}.{part}"](np.ascontiguousarray(given)))
             except StopIteration as end:

@@ -67,22 +67,10 @@ class KVCache(nn_cache.KVCache):
             window=[layer.window for layer in config.layers],
             chunk=min(CHUNK, capacity),
             limit=capacity,
+            states=config.states,
         )
         self.capacity = capacity
         self.tokens: list[int] = []
-        self.is_long = False
-
-    def _empty(self) -> None:
-        _, heads, dim = self._rows
-        super().__init__(
-            len(self.windows),
-            heads,
-            dim,
-            dtype=self._dtype,
-            window=self.windows,
-            chunk=self._chunk,
-            limit=self.limit,
-        )
         self.is_long = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -140,7 +128,8 @@ class KVCache(nn_cache.KVCache):
         Returns
         -------
         int
-            How many are left: none where a layer with a sliding window has given up what they would look at.
+            How many are left: none where a layer with a sliding window has given up what they would look at, or one has
+            a state, which holds all tokens in one.
 
         Raises
         ------
@@ -152,8 +141,9 @@ class KVCache(nn_cache.KVCache):
         self.settle()
         try:
             self.trim(self.length - length)
-        except ValueError:  # it is of windows, and they are of no use without what came before
+        except ValueError:  # it has windows or states, which are of no use without what came before
             length = 0
-            self._empty()
+            self.clear()
+            self.is_long = False
         del self.tokens[length:]
         return length

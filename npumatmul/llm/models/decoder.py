@@ -20,8 +20,9 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
-from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
 from npumatmul.nn import cache as nn_cache
+from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
@@ -30,45 +31,34 @@ from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "block_layers", "layer_names"]
+__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "layer_names"]
 
 PREFILL_CHUNK = 128
-BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
 
 PromptProgress = Callable[[int, int], object]
 """Called with how many tokens have been read, and how many there are."""
 
 
-def block_layers(experts: int = 0) -> list[str]:
-    """Names of a block's linear layers without the block's own.
-
-    Parameters
-    ----------
-    experts : int
-        How many experts the block has.
-    """
-    if not experts:
-        return list(BLOCK_LAYERS)
-    attention, network = BLOCK_LAYERS[:2], BLOCK_LAYERS[2:]
-    return [*attention, *(f"expert.{i}.{part}" for i in range(experts) for part in network)]
-
-
-def layer_names(n_layers: int, experts: Sequence[int] = ()) -> list[str]:
-    """Names of a model's linear layers, in the order in which a token passes them.
+def layer_names(n_layers: int) -> list[str]:
+    """Names of the linear layers of a model whose blocks have one of each, in the order in which a token passes them.
 
     Parameters
     ----------
     n_layers : int
         Transformer blocks.
-    experts : sequence of int
-        How many experts each block has (`DecoderConfig.expert_counts`); none by default.
 
     Returns
     -------
     list of str
         ``blk.<i>.qkv``, ``blk.<i>.attn_out``, ``blk.<i>.gate_up`` and ``blk.<i>.down`` of every block, then ``head``.
-        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone. Of a block with experts
-        the last two are ``blk.<i>.expert.<e>.gate_up`` and ``blk.<i>.expert.<e>.down`` of each of them.
+        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone.
+
+    Notes
+    -----
+    `DecoderConfig.layer_names` has those of any model. Of a block with experts the last two are
+    ``blk.<i>.expert.<e>.gate_up`` and ``blk.<i>.expert.<e>.down`` of each of them, and ``blk.<i>.shared.gate_up`` and
+    ``blk.<i>.shared.down`` of one that all tokens pass; without attention the first two are ``blk.<i>.in_proj`` and
+    ``blk.<i>.out_proj``.
 
     Examples
     --------
@@ -76,8 +66,7 @@ def layer_names(n_layers: int, experts: Sequence[int] = ()) -> list[str]:
     >>> layer_names(1)
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
-    counts = experts or [0] * n_layers
-    return [f"blk.{i}.{part}" for i, count in enumerate(counts) for part in block_layers(count)] + ["head"]
+    return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
 class Decoder(Module):
@@ -151,7 +140,7 @@ class Decoder(Module):
     @property
     def layer_names(self) -> list[str]:
         """Names of the linear layers; see the function `layer_names`."""
-        return layer_names(self.config.n_layers, self.config.expert_counts)
+        return self.config.layer_names
 
     def linear_modules(self) -> dict[str, Linear | LinearGroup]:
         """The modules of the linear layers by name, in the order of `layer_names`."""
@@ -220,8 +209,9 @@ class Decoder(Module):
         each = 0
         for block, layer in zip(self.model.layers, self.config.layers, strict=True):
             sizes = [math.prod(module.product.shape) for module in linears_of(block)]
-            passed = len(sizes) if layer.experts is None else 2 + 2 * layer.experts.chosen  # experts are alike
-            each += sum(sizes[:passed])
+            if layer.experts is not None:  # which are alike
+                del sizes[2 + 2 * layer.experts.chosen : 2 + 2 * layer.experts.count]
+            each += sum(sizes)
         return tokens * each + logit_rows * math.prod(self.lm_head.product.shape)
 
     # ---- from tokens to logits ---------------------------------------------------------------------------------------
@@ -412,7 +402,7 @@ class Decoder(Module):
         Yields
         ------
         part : str
-            One of `BLOCK_LAYERS`, in their order.
+            One of `LayerConfig.parts`, in their order.
         given : ndarray of float32, shape (T, K)
             What enters that layer. The generator is sent the product, ``(T, N)``, and does not keep that.
 
@@ -429,13 +419,14 @@ class Decoder(Module):
         if self.config.layers[layer].experts is not None:
             raise ModelError("blocks with experts cannot be taken one linear layer after another")
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
-        qkv, attn_out, gate_up, down = linears_of(block)
-        whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))
-        attended = block.self_attn.attend(whole, cache=cache, layer=layer)
+        into, out, gate_up, down = linears_of(block)
+        entering, leaving = self.config.layers[layer].parts[:2]
+        mixer = block.mixer
+        between = mixer.attend if isinstance(mixer, Attention) else mixer.mix
+        mixed = between(_biased(into, (yield entering, block.input_layernorm(x))), cache=cache, layer=layer)
         cache.settle()
-        del whole
-        x = block.after_attention(x, _biased(attn_out, (yield "attn_out", attended)))
-        del attended
+        x = block.after_attention(x, _biased(out, (yield leaving, mixed)))
+        del mixed
         mlp: Any = block.mlp
         inner = mlp.activate(_split(gate_up, (yield "gate_up", block.before_mlp(x))))
         result: Float32 = block.after_mlp(x, _biased(down, (yield "down", inner)))

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
+from npumatmul.llm.models.mixers import Mixer
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
 from npumatmul.nn.expert_names import MAX_EXPERTS
 
-__all__ = ["DecoderConfig", "Experts", "LayerConfig", "Rotation"]
+__all__ = ["BLOCK_LAYERS", "DecoderConfig", "Experts", "LayerConfig", "Rotation"]
 
+BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
+"""Names of the linear layers of most blocks, without the block's own."""
+
+_MIXER_LAYERS = ("in_proj", "out_proj")
 
 _FACTORS = (
     "norm_eps",
@@ -79,6 +84,8 @@ class Experts:
         Over whose scores the softmax is taken.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum.
+    shared_size : int, optional
+        Width inside a further one that all tokens pass, with a gate of its own.
     bias : bool
         Whether projections and scores have biases.
     clamp : tuple of float, optional
@@ -90,6 +97,7 @@ class Experts:
     size: int
     softmax: Literal["all", "chosen"] = "all"
     normalize: bool = False
+    shared_size: int | None = None
     bias: bool = False
     clamp: tuple[float, float] | None = None
 
@@ -101,6 +109,8 @@ class Experts:
             raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+        if self.shared_size is not None and not 1 <= self.shared_size <= MAX_SIZE:
+            raise ValueError(f"the shared expert is {self.shared_size} wide; it must be between 1 and {MAX_SIZE}")
         if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):
             raise ValueError(f"alpha and limit of experts are {self.clamp}; they must be positive numbers")
 
@@ -117,16 +127,32 @@ class LayerConfig:
         Tokens that a token looks back at, itself among them; all by default.
     experts : Experts, optional
         What takes the place of the feed-forward network.
+    mixer : DeltaNet or ShortConv, optional
+        What takes the place of attention; it has neither rotation nor window.
     """
 
     rotation: Rotation | None = None
     window: int | None = None
     experts: Experts | None = None
+    mixer: Mixer | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.window is not None and self.window < 1:
             raise ValueError(f"a sliding window of {self.window} tokens holds none")
+        if self.mixer is not None and (self.rotation is not None or self.window is not None):
+            raise ValueError("a layer without attention has positions or a sliding window")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the block's linear layers without the block's own, in the order in which a token passes them."""
+        before = BLOCK_LAYERS[:2] if self.mixer is None else _MIXER_LAYERS
+        after = BLOCK_LAYERS[2:]
+        if self.experts is None:
+            return (*before, *after)
+        stems = [f"expert.{i}" for i in range(self.experts.count)]
+        stems += [] if self.experts.shared_size is None else ["shared"]
+        return (*before, *(f"{stem}.{part}" for stem in stems for part in after))
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,8 @@ class DecoderConfig:
         Whether attention and feed-forward network have their input normalized, or their output, too.
     qk_norm : {None, "head", "all"}
         Whether queries and keys are normalized before they are rotated: each head, or all heads together.
+    attention_gate : {None, "sigmoid"}
+        As `gate` of `npumatmul.nn.Attention`.
     qkv_bias, out_bias, mlp_bias : bool
         Whether queries, keys and values have biases, what follows attention, and the feed-forward network.
     sinks : bool
@@ -215,6 +243,7 @@ class DecoderConfig:
     norm_offset: float = 0.0
     norm_places: Literal["before", "around"] = "before"
     qk_norm: Literal["head", "all"] | None = None
+    attention_gate: Literal["sigmoid"] | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -261,6 +290,16 @@ class DecoderConfig:
             if scaling is not None and scaling["rope_type"] == "longrope":
                 return int(scaling["original_max_position_embeddings"])
         return None
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the linear layers; see `npumatmul.llm.models.decoder.layer_names`."""
+        return [f"blk.{i}.{part}" for i, layer in enumerate(self.layers) for part in layer.parts] + ["head"]
+
+    @property
+    def states(self) -> tuple[tuple[tuple[int, ...], ...] | None, ...]:
+        """Shapes of what a cache keeps of each layer that has a state instead of keys and values; None for others."""
+        return tuple(None if each.mixer is None else each.mixer.state_shapes(self.hidden_size) for each in self.layers)
 
     @property
     def expert_counts(self) -> tuple[int, ...]:
