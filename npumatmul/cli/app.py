@@ -16,6 +16,7 @@ from npumatmul.cli import caching, info, probing, simulating
 from npumatmul.cli.files import path
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -424,7 +425,7 @@ def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return caching.parsed_size(text)
+        return parsed_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}") from error
 

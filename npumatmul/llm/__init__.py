@@ -31,9 +31,12 @@ try:
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.placement import LayerPlace, ModelPlacement
+    from npumatmul.llm.policy import Policy
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.sequence import TokenSequence
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -65,21 +68,25 @@ __all__ = [
     "GenerationStats",
     "JSONTokenizer",
     "KVCache",
+    "LayerPlace",
     "Linear",
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
     "Model",
+    "ModelPlacement",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
     "Piece",
+    "Policy",
     "Product",
     "Prompt",
     "Sampler",
     "SamplingOptions",
     "StopReason",
     "StreamDecoder",
+    "TokenSequence",
     "Tokenizer",
     "Window",
     "control_texts",

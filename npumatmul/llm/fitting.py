@@ -121,7 +121,8 @@ class Fact:
     @property
     def is_npus(self) -> bool:
         """Whether the NPU computes any product of it."""
-        return "npu" in (self.where.computed_by(1), self.where.computed_by(DECODE_ROWS + 1))
+        rows = self.shape.rows(1), self.shape.rows(PROMPT_ROWS)
+        return any(self.where.computed_by(each) == "npu" for each in rows)
 
 
 def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: RuntimeVersion) -> list[Fact]:
@@ -177,7 +178,7 @@ def _compared(layer: LayerShape, plan: WeightPlan, policy: Policy, chip: Chip) -
         else "npu",
     )
     if not known:  # nothing says that the CPU is faster
-        return where, float(plan.nbytes) if "npu" in (where.computed_by(1), where.computed_by(PROMPT_ROWS)) else 0.0
+        return where, float(plan.nbytes)
     gain = 0.0
     for count, tokens in ((PROMPT_BLOCKS, PROMPT_ROWS), (TOKENS, 1)):
         rows = layer.rows(tokens)
@@ -241,13 +242,13 @@ def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> d
     candidates = [each for each in facts if each.plan is not None]
     filled, found = _Filled(room), {}
     if wanted is None:
-        gaining = sorted((each for each in candidates if each.gain > 0), key=lambda each: -each.gain / each.nbytes)
-        for fact in gaining:
+        ranked = sorted((each for each in candidates if each.is_npus), key=lambda each: -each.gain / each.nbytes)
+        for fact in ranked:
             domain = filled.put(fact)
             if domain is not None:
                 found[fact.shape.name] = domain
-        if gaining and not found:
-            raise ValueError(_too_little(gaining, room))
+        if ranked and not found:
+            raise ValueError(_too_little(ranked, room))
         return found
     chosen = set(wanted)
     for fact in candidates:
@@ -261,8 +262,8 @@ def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> d
     return found
 
 
-def _too_little(gaining: Sequence[Fact], room: Room) -> str:
-    smallest = min(gaining, key=lambda each: each.nbytes + each.least_beside)
+def _too_little(ranked: Sequence[Fact], room: Room) -> str:
+    smallest = min(ranked, key=lambda each: each.nbytes + each.least_beside)
     least = -(-(smallest.nbytes + smallest.least_beside) * _LOST // (_LOST - 1)) + 1
     held = f", beside {room.held} bytes that the device holds already" if room.held else ""
     if room.limit is None:

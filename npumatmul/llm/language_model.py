@@ -17,10 +17,14 @@ from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
+from npumatmul.llm.models.part import Part
+from npumatmul.llm.placement import ModelPlacement
+from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Constraint, Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
+from npumatmul.llm.run.sequence import TokenSequence
 from npumatmul.llm.run.turns import Turn, Turns
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
@@ -53,6 +57,10 @@ class Model(Uncopied):
         What computes its products; None where numpy does.
     experts : Residency or None
         Which experts are on the device, and how often one was brought in, where ``expert_memory`` limits them.
+    placement : ModelPlacement or None
+        Where its layers are, where it was loaded with a `Policy`; printed, it is a table.
+    part : Part or None
+        Which blocks of the model these are, where only a part of it was loaded.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
     context : int
@@ -73,9 +81,17 @@ class Model(Uncopied):
     """
 
     experts: Residency | None = None
+    part: Part | None = None
+    _placing: Placing | None = None
 
     def __init__(
-        self, loaded: LoadedModel, *, scheme: str, device: Device | None, experts: Residency | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        scheme: str,
+        device: Device | None,
+        experts: Residency | None = None,
+        placing: Placing | None = None,
     ) -> None:
         self._loaded = loaded
         self._model = loaded.model
@@ -84,6 +100,8 @@ class Model(Uncopied):
         self.scheme = scheme
         self.device = device
         self.experts = experts
+        self.part = loaded.config.part
+        self._placing = placing
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
@@ -96,7 +114,14 @@ class Model(Uncopied):
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
         where = "numpy" if self.device is None else self.device.name
-        return f"<{type(self).__name__} {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
+        part = "" if self.part is None else f", {self.part}"
+        state = ", closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.name!r}{part}: {self.scheme} on {where}{state}>"
+
+    @property
+    def placement(self) -> ModelPlacement | None:
+        """Where its layers are, where it was loaded with a `Policy`."""
+        return None if self._placing is None else self._placing.placement
 
     @property
     def closed(self) -> bool:
@@ -332,6 +357,7 @@ class Model(Uncopied):
         >>> logits.shape, model.tokenizer.decode([int(logits[-1].argmax())])
         ((5, 49152), ' Paris')
         """
+        self._check_whole("logits")
         numbers = checked_ids(ids, self.vocab_size, "ids")
         if len(numbers) > self.context:
             raise ContextFullError(f"there are {len(numbers)} tokens; the model reads at most {self.context} at once")
@@ -393,6 +419,7 @@ class Model(Uncopied):
         """
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
+        self._check_whole("embed")
         said = self._sentence
         given, how = prepared(
             texts,
@@ -457,6 +484,31 @@ class Model(Uncopied):
             "cross-encoder, such as BertForSequenceClassification"
         )
 
+    def sequence(self, capacity: int | None = None) -> TokenSequence:
+        """Begin a sequence whose states go from one part of a model to the next (``Policy(layers=...)``).
+
+        Parameters
+        ----------
+        capacity : int, optional
+            Tokens that it may have at most; by default as many as the model reads.
+
+        Returns
+        -------
+        TokenSequence
+            Its ``run`` takes tokens, or states of the part before, and gives states, or logits.
+
+        Raises
+        ------
+        npumatmul.errors.ClosedError
+            If the model is closed.
+        TypeError, ValueError
+            If `capacity` is no number of tokens.
+        """
+        if self.closed:
+            raise ClosedError(f"the model {self.name} is closed")
+        limit = self.context if capacity is None else count_from_one(capacity, "capacity", "sequence")
+        return TokenSequence(self._model, self.name, min(limit, self.context), self._turns.turn)
+
     def weight_macs(self, tokens: int) -> int:
         """Count the multiply-accumulates with weights that reading some tokens takes, and choosing one after them.
 
@@ -487,6 +539,8 @@ class Model(Uncopied):
                 weight.close()
         if self.experts is not None:
             self.experts.close()
+        if self._placing is not None:
+            self._placing.undo()
 
     def __enter__(self) -> Model:
         """Return the model itself."""
@@ -497,6 +551,14 @@ class Model(Uncopied):
     ) -> None:
         """Close it."""
         self.close()
+
+    def _check_whole(self, call: str) -> None:
+        """Refuse what a part of a model cannot do alone."""
+        if self.part is not None:
+            raise ModelError(
+                f"{call}: this is a part of {self.name}, {self.part}; its sequence() takes tokens or states, and gives "
+                "what the next part takes, or logits"
+            )
 
     def _forget(self) -> None:
         with self._keeping:
@@ -538,6 +600,7 @@ class Model(Uncopied):
     ) -> Generation:
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
+        self._check_whole("generate")
         if len(ids) >= self.context:
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens; the context of {self.context} leaves no room for an answer: "
