@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from npumatmul.chips import Chip
 from npumatmul.chips.layout import round_up
-from npumatmul.chips.timing.host import HOST_TIMINGS
+from npumatmul.chips.timing import CPUS
 from npumatmul.errors import NpuMemoryError
 from npumatmul.files.sizes import size_in_words
 from npumatmul.llm.policy import Policy
 from npumatmul.nn.product import FLOAT32
+from npumatmul.planning.on_cpu import cpu_seconds
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import WeightPlan, plan_weight
 from npumatmul.quant.params import Granularity
@@ -160,11 +161,10 @@ def _weight_plan(k: int, n: int, name: str, chip: Chip, runtime: RuntimeVersion)
 
 def product_seconds(plan: WeightPlan, rows: int, chip: Chip) -> tuple[float, float] | None:
     """Modelled seconds of a product on the NPU and on the CPU; None where nothing is known of the chip."""
-    host = HOST_TIMINGS.get(chip.soc)
-    modelled = plan_matmul(rows, plan, timings=chip.timings).modelled
-    if modelled is None or host is None:
-        return None
-    return modelled.seconds, host.seconds(plan.mm_type, rows, plan.k, plan.n)
+    timing = CPUS.get(chip.soc)
+    planned = plan_matmul(rows, plan, timings=chip.timings)
+    on_cpu = None if timing is None else cpu_seconds(planned, timing)
+    return None if planned.modelled is None or on_cpu is None else (planned.modelled.seconds, on_cpu)
 
 
 def _compared(layer: LayerShape, plan: WeightPlan, policy: Policy, chip: Chip) -> tuple[Where, float]:

@@ -63,6 +63,8 @@ class Placing:
 
     def __init__(self, policy: Policy, device: Device, layers: Iterable[LayerShape]) -> None:
         self._device = device
+        if policy.memory_limit is not None or device.session.limit is not None:
+            device.empty_cache()  # what is idle would count as held
         held = device.memory_stats()
         room = Room.of(device.chip, policy, domains=device.weights.domains, held=held.nbytes)
         if held.limit is not None and (room.limit is None or held.limit < room.limit):

@@ -40,6 +40,11 @@ class Where:
     crossover: int = 0
     prefill: Literal["npu", "cpu"] = "npu"
 
+    @property
+    def decides(self) -> bool:
+        """Whether it says anything of who multiplies."""
+        return self.memory == "host" or self.crossover > 0 or self.prefill == "cpu"
+
     def computed_by(self, rows: int) -> Literal["npu", "cpu"]:
         """Who computes a product of so many rows.
 
