@@ -375,7 +375,7 @@ def _quantized(
 ) -> Model:
     """Load what `npumatmul quantize` wrote."""
     if plan.schemes != {DEFAULT_SCHEME} or plan.policy:
-        raise ValueError(f"load: {path} is quantized already and takes no scheme, nor a policy with schemes")
+        raise ValueError(f"load: {path} is quantized already and takes no scheme or policy with schemes")
     return _of_layers(load_quantized(path), "as it was quantized", policy, device, context, progress)
 
 

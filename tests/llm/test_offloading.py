@@ -313,7 +313,7 @@ def test_policies_that_do_not_go_with_a_model(tiny: Any, device: npu.Device, tmp
         load(Policy(schemes={"head": "w8a8"}), "gguf")
     quantized = tmp_path / "q.safetensors"
     save_quantized(quantize_model(tiny.path, Recipe(LayerRecipe("w8a8"))), quantized)
-    with pytest.raises(ValueError, match="is quantized already and takes no scheme, nor a policy with schemes"):
+    with pytest.raises(ValueError, match="is quantized already and takes no scheme or policy with schemes"):
         load(Policy(schemes={"head": "w8a8"}), path=quantized)
     with pytest.raises(ValueError, match="a part of a model that was not quantized yet"):
         load(Policy(layers=(0, 1)), path=quantized)
