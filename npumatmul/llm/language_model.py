@@ -23,6 +23,7 @@ from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Constraint, Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turn, Turns
+from npumatmul.llm.speech.hearing import Hearing
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.residency import Residency
@@ -37,7 +38,7 @@ Embeddings = Mapping[int, Embedded] | Sequence[Embedded]
 """Rows from outside, by their first place or in the order of placeholders."""
 
 
-class Model(Uncopied):
+class Model(Hearing, Uncopied):
     """A language model; `load` makes it.
 
     Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
