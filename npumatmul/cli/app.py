@@ -59,6 +59,9 @@ ExpertMemoryOption = Annotated[
         help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
     ),
 ]
+ExpertFolderOption = Annotated[
+    Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
@@ -165,6 +168,8 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
     ] = False,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -188,6 +193,8 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
+        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_folder=expert_folder,
     )
     generating.answer(request)
 

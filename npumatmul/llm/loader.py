@@ -29,6 +29,8 @@ from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_o
 from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import Progress, layer_tensors
+from npumatmul.llm.models.whisper import speech_layer_names
+from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
 from npumatmul.llm.packing import Packing, packing
@@ -49,6 +51,7 @@ from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, stored_scheme
 from npumatmul.llm.quantize.quantized_model import QuantizedModel
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.llm.speech_model import load_speech_model
 from npumatmul.nn.product import Float32, Product
 from npumatmul.nn.residency import Residency
 from npumatmul.quant.routes import route_for
@@ -76,7 +79,7 @@ def load(
     expert_folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a language model, or an encoder that makes embeddings or scores of texts.
+    """Load a language model, an encoder that makes embeddings or scores of texts, or a model of speech.
 
     Weights are read, quantized and put onto the device one after another, so no more than one of them is in memory as
     floats. Where activations are quantized a Hadamard rotation comes first, which costs next to nothing and makes w8a8
@@ -113,7 +116,8 @@ def load(
     Returns
     -------
     Model
-        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`.
+        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`;
+        of one that holds a Whisper, a `SpeechModel`.
 
     Raises
     ------
@@ -170,6 +174,11 @@ def load(
             logger.info("%s", note)
 
         def loaded(build: _Built) -> Model:
+            if is_speech(source):
+                build.check(speech_layer_names(whisper_config_of(source)))
+                return load_speech_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress
+                )
             if encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress, layers=layers)
                 made = Model(model, scheme=scheme, device=target, experts=experts, placing=placing)
@@ -196,6 +205,8 @@ def load(
 
 def _shapes(source: ModelSource, plan: _Plan, policy: Policy) -> list[LayerShape]:
     """The layers of a model, or of a part of it, before anything of them is read."""
+    if is_speech(source):
+        raise ValueError(f"load: {source.name} is a model of speech, which takes a mapping of schemes for a policy")
     if encoder_architecture(source) is not None:
         if policy.layers is not None:
             raise ValueError(f"load: layers are a part of a decoder, and {source.name} is an encoder")

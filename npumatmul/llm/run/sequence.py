@@ -13,7 +13,7 @@ from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.models.part import Part
-from npumatmul.llm.run.generate import checked_ids
+from npumatmul.llm.run.generation import checked_ids
 from npumatmul.nn.product import Float32
 
 __all__ = ["TokenSequence"]
