@@ -55,6 +55,8 @@ class Model(Uncopied):
         Which experts are on the device, and how often one was brought in, where ``expert_memory`` limits them.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
+    chat_template : ChatTemplate
+        What makes a prompt of messages; encoders have none.
     context : int
         Longest sequence, in tokens.
     vocab_size : int
@@ -85,6 +87,7 @@ class Model(Uncopied):
         self.device = device
         self.experts = experts
         self.tokenizer: Tokenizer = loaded.tokenizer
+        self.chat_template = loaded.chat_template
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
