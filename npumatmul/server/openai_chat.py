@@ -106,12 +106,12 @@ class ChatCompletions:
         text, calls = part.text, list[ToolCall]()
         if choice.reader is not None:
             text, calls = choice.reader.push(text)
-        if part.stats is not None:
-            if choice.reader is not None:
+            if part.stats is not None:
                 rest, more = choice.reader.finish()
                 text, calls = text + rest, calls + more
-            if not request.parallel_calls:
-                calls = calls[: max(0, 1 - len(choice.calls))]
+        if not request.parallel_calls:
+            calls = calls[: max(0, 1 - len(choice.calls))]
+        if part.stats is not None:
             choice.reason = "tool_calls" if choice.calls or calls else ended_by(part.stats)
         choice.text += text
         choice.calls += calls

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from encoder_zoo import VARIANTS, sentence_folder, torch_model, write_folder
 from llm_models import write_tiny_model
 from serving import serving
 
@@ -23,10 +23,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    from encoder_zoo import VARIANTS, write_variant
-
-    folder = write_variant(tmp_path_factory.mktemp("encoder"), VARIANTS[0])
-    with npumatmul.llm.load(Path(folder), "float32") as loaded:
+    folder = write_folder(tmp_path_factory.mktemp("served") / "encoder", VARIANTS[0], torch_model(VARIANTS[0]))
+    sentence_folder(folder)
+    with npumatmul.llm.load(folder, "float32") as loaded:
         yield loaded
 
 

@@ -15,7 +15,8 @@ from npumatmul.server import Server, Settings
 TOOLS_TEMPLATE = (
     "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools> answer in <tool_call>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.keys() | list | tojson }}</tool_call>{% endfor %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.keys() | list | tojson }}</tool_call>"
+    "{% endfor %}"
     "<|im_end|>{% endfor %}{% if enable_thinking is defined %}thinking={{ enable_thinking }}{% endif %}"
 )
 
