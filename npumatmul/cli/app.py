@@ -18,6 +18,7 @@ from npumatmul.cli.options import (
     CacheOption,
     DeviceOption,
     EmulateOption,
+    ExpertFolderOption,
     ExpertMemoryOption,
     ModelArgument,
     OriginalOption,
@@ -30,6 +31,7 @@ from npumatmul.cli.options import (
 from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -147,6 +149,8 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
     ] = False,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -170,6 +174,8 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
+        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_folder=expert_folder,
     )
     generating.answer(request)
 
@@ -410,7 +416,7 @@ def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return caching.parsed_size(text)
+        return parsed_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}") from error
 

@@ -37,4 +37,7 @@ ExpertMemoryOption = Annotated[
         help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
     ),
 ]
+ExpertFolderOption = Annotated[
+    Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
