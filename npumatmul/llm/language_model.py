@@ -65,6 +65,8 @@ class Model(Answering, Hearing):
         Which blocks of the model these are, where only a part of it was loaded.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
+    chat_template : ChatTemplate
+        What makes a prompt of messages; encoders have none.
     prefixes : KeptCaches
         Caches that are kept: ``limit`` in bytes, ``nbytes``, ``tokens``, ``len``.
     context : int
@@ -107,6 +109,7 @@ class Model(Answering, Hearing):
         self.part = loaded.config.part
         self._placing = placing
         self.tokenizer: Tokenizer = loaded.tokenizer
+        self.chat_template = loaded.chat_template
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
