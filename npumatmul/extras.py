@@ -14,6 +14,8 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
+    "skops": "sklearn",
+    "sklearn": "sklearn",
     "tokenizers": "llm",
     "typer": "cli",
 }
