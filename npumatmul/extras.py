@@ -14,10 +14,15 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
+<<<<<<< HEAD
     "skops": "sklearn",
     "sklearn": "sklearn",
+=======
+    "starlette": "server",
+>>>>>>> main
     "tokenizers": "llm",
     "typer": "cli",
+    "uvicorn": "server",
 }
 
 

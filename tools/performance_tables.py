@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Container, Iterator
 
 import model_check
 
-from npumatmul.chips import CHIPS
+from npumatmul.chips import CHIPS, chip
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType, MatmulType
+from npumatmul.llm.modelled import SHAPES, ModelShape, modelled_pass, modelled_texts
+from npumatmul.llm.modelled.published import published_config
+from npumatmul.llm.models.encoders import ENCODER_TYPES
+from npumatmul.llm.models.registry import MODEL_TYPES
 from npumatmul.planning.product import plan_matmul, plan_weight
 
 INT8, FP16, INT4 = MatmulType.INT8_INT8_INT32, MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT4_INT4_INT16
 RK3588 = TIMINGS["rk3588"]
+#: Chips whose models are shown.
+SHOWN = ("rk3588", "rk3576")
 #: K and N of a layer.
 LAYER = 2048, 6144
 
@@ -101,7 +108,58 @@ def models() -> list[str]:
     return lines
 
 
-TABLES = (chips, rows, slices, layouts, cores, models)
+def decoders() -> list[str]:
+    """Language models of every architecture that is loaded, in w8a8."""
+    lines = [
+        "| model | `model_type` | parameters | config.json of | "
+        + " | ".join(f"{soc.upper()}: tokens/s | prompt of 128, s" for soc in SHOWN)
+        + " |",
+        "|---|---|---|---|" + "---|---|" * len(SHOWN),
+    ]
+    for name, of, kind in _published(MODEL_TYPES):
+        shape = SHAPES[name]
+        cells = []
+        for soc in SHOWN:
+            token, prompt = (modelled_pass(shape, rows, 128, INT8, chip(soc)) for rows in (1, 128))
+            assert token is not None
+            assert prompt is not None
+            cells += [f"{1 / token.seconds:.1f}", f"{prompt.seconds:.2f}"]
+        lines.append(f"| {name} | {kind} | {_billions(shape)} | {of} | {' | '.join(cells)} |")
+    return lines
+
+
+def encoders() -> list[str]:
+    """Encoders of every architecture that is loaded, in w8a8: milliseconds for each text."""
+    lines = [
+        "| model | `model_type` | parameters | config.json of | "
+        + " | ".join(f"{soc.upper()}: one text of 16, ms | of eight of 128, ms each" for soc in SHOWN)
+        + " |",
+        "|---|---|---|---|" + "---|---|" * len(SHOWN),
+    ]
+    for name, of, kind in _published(ENCODER_TYPES):
+        cells = []
+        for soc in SHOWN:
+            for lengths in ([16], [128] * 8):
+                found = modelled_texts(SHAPES[name], lengths, INT8, chip(soc))
+                assert found is not None
+                cells.append(f"{1e3 * found.seconds / len(lengths):.3g}")
+        lines.append(f"| {name} | {kind} | {_billions(SHAPES[name])} | {of} | {' | '.join(cells)} |")
+    return lines
+
+
+def _published(kinds: Container[str]) -> Iterator[tuple[str, str, str]]:
+    for name in SHAPES:
+        of, config = published_config(name)
+        if config["model_type"] in kinds:
+            yield name, of, config["model_type"]
+
+
+def _billions(shape: ModelShape) -> str:
+    everything, active = (f"{each / 1e9:.3g} B" for each in (shape.parameters, shape.active_parameters))
+    return everything if everything == active else f"{everything}, {active} active"
+
+
+TABLES = (chips, rows, slices, layouts, cores, models, decoders, encoders)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from npumatmul.cli import caching, estimators, info, probing, simulating
 from npumatmul.cli.files import path
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -53,6 +54,15 @@ OriginalOption = Annotated[
 TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
 CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
+ExpertMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
+    ),
+]
+ExpertFolderOption = Annotated[
+    Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
@@ -159,6 +169,8 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
     ] = False,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -182,6 +194,8 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
+        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_folder=expert_folder,
     )
     generating.answer(request)
 
@@ -414,6 +428,16 @@ def quantize_command(
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
+def _bytes(option: str, text: str | None) -> int | None:
+    """A size that is given as text."""
+    if text is None:
+        return None
+    try:
+        return parsed_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
 def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
     """Names that are separated by commas, each once."""
     if text is None:
@@ -424,7 +448,7 @@ def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None
     return names
 
 
-@app.command("plan", short_help="Size and modelled speed of a language model.")
+@app.command("plan", short_help="Size and modelled speed of a model.")
 def plan_command(
     model: Annotated[
         str,
@@ -435,11 +459,12 @@ def plan_command(
         str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    expert_memory: ExpertMemoryOption = None,
 ) -> None:
-    """Show how large a language model is on a chip, and how fast it is modelled to be; no weights are needed."""
+    """Show how large a model is on a chip, and how fast it is modelled to be; no weights are needed."""
     from npumatmul.cli import planning
 
-    planning.show(model, soc, _names(scheme), as_json)
+    planning.show(model, soc, _names(scheme), as_json, _bytes("--expert-memory", expert_memory))
 
 
 @app.command("calibrate", short_help="Fit the timing model to this board.")

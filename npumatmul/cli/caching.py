@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import results, say
+from npumatmul.files.sizes import parsed_size, size_in_words
 
 if TYPE_CHECKING:
     from npumatmul.llm.packed_cache import PackedCache
@@ -21,10 +21,6 @@ app = typer.Typer(
     invoke_without_command=True,
     help="The packed models that are kept on disk, so that a second load is quick.",
 )
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-_UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_SIZE = re.compile(r"(?P<number>\d{1,15}(\.\d{1,6})?) *(?P<unit>[a-z]*)", re.IGNORECASE | re.ASCII)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -82,7 +78,7 @@ def list_command(as_json: JsonOption = False) -> None:
             Column("used last", [_when(each.used) for each, _ in entries], left=True),
         ]
         print_table(results(), "", Column("entry", [each.key for each, _ in entries], left=True), columns)
-    said = f"{_in_words(cache.nbytes())} of at most {_in_words(cache.limit())}" if entries else "empty"
+    said = f"{size_in_words(cache.nbytes())} of at most {size_in_words(cache.limit())}" if entries else "empty"
     say(f"{cache.folder}: {said}")
 
 
@@ -107,7 +103,7 @@ def remove_command(
 def clear_command() -> None:
     """Remove all entries."""
     cache = _cache()
-    say(f"{cache.folder}: {_in_words(cache.clear())} freed")
+    say(f"{cache.folder}: {size_in_words(cache.clear())} freed")
 
 
 @app.command("where", short_help="Print the folder.")
@@ -122,32 +118,8 @@ def _set_limit(text: str) -> None:
     set_limit(None if text == "usual" else parsed_size(text))
     cache = _cache()
     for each in cache.prune():
-        say(f"removed {each.key}, {_in_words(each.nbytes)}")
-    say(f"{cache.folder}: at most {_in_words(cache.limit())}{' as usual' if text == 'usual' else ''}")
-
-
-def parsed_size(text: str) -> int:
-    """Bytes, from a number with or without a unit.
-
-    Raises
-    ------
-    ValueError
-        If it is something else.
-
-    Examples
-    --------
-    >>> parsed_size("1.5 GB"), parsed_size("2MiB")
-    (1500000000, 2097152)
-    """
-    found = _SIZE.fullmatch(text.strip())
-    unit = None if found is None else _UNITS.get(found["unit"].lower())
-    if found is None or unit is None:
-        raise ValueError(f"{text[:40]!r} is no size: write a number of bytes, or such as 500MB, 20GB or 8GiB")
-    return int(float(found["number"]) * unit)
-
-
-def _in_words(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 10**9 else f"{nbytes / 1e6:.1f} MB"
+        say(f"removed {each.key}, {size_in_words(each.nbytes)}")
+    say(f"{cache.folder}: at most {size_in_words(cache.limit())}{' as usual' if text == 'usual' else ''}")
 
 
 def _when(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`npumatmul plan`: how large and how fast a language model is modelled to be on a chip."""
+"""`npumatmul plan`: how large and how fast a model is modelled to be on a chip."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from npumatmul.rknn import discover
 from npumatmul.rknn.socs import DEFAULT_SOC
 
 
-def show(model: str, soc: str | None, schemes: Sequence[str] | None, as_json: bool) -> None:
+def show(
+    model: str, soc: str | None, schemes: Sequence[str] | None, as_json: bool, expert_memory: int | None = None
+) -> None:
     """Print the plan of a model."""
-    plan = plan_model(shape_of(model), _chip_here(soc), schemes)
+    plan = plan_model(shape_of(model), _chip_here(soc), schemes, expert_memory=expert_memory)
     if as_json:
         print(json.dumps(plan.content(), indent=1))
         return
@@ -36,24 +38,11 @@ def _chip_here(soc: str | None) -> Chip:
 
 
 def _print(plan: ModelPlan) -> None:
-    shape, output = plan.shape, results()
-    output.print(
-        f"{shape.name}: {shape.layers} layers, {_count(shape.parameters)} parameters; keys and values take "
-        f"{plan.cache_bytes / 1024:.0f} KiB a position in float16", soft_wrap=True,
-    )  # fmt: skip
+    output = results()
+    output.print(_about(plan), soft_wrap=True)
     cores = f"{plan.cores} core{'s' if plan.cores > 1 else ''}"
     title = f"modelled for {plan.soc} ({cores}), not measured: nine tenths are taken to lie in the range"
-    names = Column("scheme", [each.scheme for each in plan.schemes], left=True)
-    columns = [
-        Column("weights\nMB", [f"{each.nbytes / 1e6:.0f}" for each in plan.schemes]),
-        Column("NPU\ncontexts", [str(each.contexts) for each in plan.schemes]),
-        Column("tokens/s", [_range(each.tokens_per_second, "{:.1f}") for each in plan.schemes]),
-        *(
-            Column(f"prompt of {rows}\nseconds", [_range(each.prompts[rows], "{:.2f}") for each in plan.schemes])
-            for rows in plan.schemes[0].prompts
-        ),
-    ]
-    print_table(output, title, names, columns)
+    print_table(output, title, Column("scheme", [each.scheme for each in plan.schemes], left=True), _speeds(plan))
     first = plan.schemes[0]
     print_table(
         output,
@@ -68,6 +57,16 @@ def _print(plan: ModelPlan) -> None:
             ),
         ],
     )
+    if first.expert_bytes:
+        say(
+            "assumed of experts: tokens choose independently and every expert alike, and each chosen one has the mean "
+            "number of rows; real models have favourites, which is faster"
+        )
+    if plan.expert_memory is not None:
+        say(
+            "assumed of experts that are brought in: they wait in the host's memory and are copied by one thread; from "
+            "files it takes as long as these need to be read"
+        )
     say(f"constants of {plan.soc}: {plan.provenance}")
     for each in plan.schemes:
         if each.note:
@@ -76,10 +75,40 @@ def _print(plan: ModelPlan) -> None:
         say(f"left out {name}: {why}")
 
 
-def _range(found: Estimate | None, form: str) -> str:
+def _about(plan: ModelPlan) -> str:
+    shape = plan.shape
+    size = f"{_count(shape.parameters)} parameters"
+    if shape.active_parameters != shape.parameters:
+        size += f", of which a token passes {_count(shape.active_parameters)}"
+    kept = f"; keys and values take {plan.cache_bytes / 1024:.0f} KiB a position in float16" if plan.cache_bytes else ""
+    return f"{shape.name}: {shape.layers} layers, {size}{kept}"
+
+
+def _speeds(plan: ModelPlan) -> list[Column]:
+    schemes = plan.schemes
+    columns = [Column("weights\nMB", [f"{each.nbytes / 1e6:.0f}" for each in schemes])]
+    if plan.expert_memory is not None:
+        here = [each.nbytes - max(0, each.expert_bytes - plan.expert_memory) for each in schemes]
+        columns.append(Column("in NPU memory\nMB", [f"{each / 1e6:.0f}" for each in here]))
+    columns.append(Column("NPU\ncontexts", [str(each.contexts) for each in schemes]))
+    if plan.shape.kind == "encoder":
+        for texts in schemes[0].texts:
+            cells = [_range(each.texts[texts], "{:.0f}", 1e3) for each in schemes]
+            columns.append(Column(f"{texts} tokens\nmilliseconds", cells))
+        return columns
+    if plan.expert_memory is not None:
+        columns.append(Column("brought in\nMB a token", [f"{(each.brought or 0) / 1e6:.0f}" for each in schemes]))
+    columns.append(Column("tokens/s", [_range(each.tokens_per_second, "{:.1f}") for each in schemes]))
+    for rows in schemes[0].prompts:
+        cells = [_range(each.prompts[rows], "{:.2f}") for each in schemes]
+        columns.append(Column(f"prompt of {rows}\nseconds", cells))
+    return columns
+
+
+def _range(found: Estimate | None, form: str, unit: float = 1.0) -> str:
     if found is None:
         return "-"
-    seconds, low, high = (form.format(each) for each in (found.seconds, found.low, found.high))
+    seconds, low, high = (form.format(each * unit) for each in (found.seconds, found.low, found.high))
     return f"{seconds} ({low}-{high})"
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from npumatmul.chips.layout import round_up
 from npumatmul.device.budget import Holder
 from npumatmul.device.buffer import PAGE
+from npumatmul.device.host_blocks import HostBlock
 from npumatmul.device.living import Living
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
@@ -66,6 +67,10 @@ class ArenaBlock:
     @property
     def memory(self) -> Memory:
         return self._memory
+
+    @property
+    def session(self) -> Session:
+        return self.arena.session
 
     def joined(self, nbytes: int) -> ArenaBlock:
         """The block and those behind it as one of so many bytes; always the same one. The device's lock is held."""
@@ -267,7 +272,12 @@ class WeightMemory:
         return sum(piece.size for arena in self.arenas for piece in arena.slices)
 
     def allocate(
-        self, rows: Sequence[Sequence[int]], *, together: bool = False, beside: tuple[int, int] = (0, 0)
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        together: bool = False,
+        beside: tuple[int, int] = (0, 0),
+        domains: int | None = None,
     ) -> list[ArenaBlock]:
         """Slices for the tiles of a weight, all in one domain: the first one where there is room.
 
@@ -280,6 +290,8 @@ class WeightMemory:
         beside : (int, int)
             Bytes of A and C that its products work with, those of the fewest rows and those of the most at once. Room
             for the most is left if that goes in one of the domains, for the fewest in any case.
+        domains : int, optional
+            Only the first so many of the domains.
 
         Returns
         -------
@@ -299,13 +311,14 @@ class WeightMemory:
                 "parts, and put their products side by side."
             )
         refused: NpuMemoryError | None = None
+        most = self.domains if domains is None else min(domains, self.domains)
         for much in (1, 0):
-            for domain in self._with_room(needed, max(map(max, rows)), beside, much):
-                least, most = map(max, zip(beside, self._beside.get(domain, (0, 0)), strict=True))
-                self._beside[domain] = least, most
+            for domain in self._with_room(most, needed, max(map(max, rows)), beside, much):
+                least, largest = map(max, zip(beside, self._beside.get(domain, (0, 0)), strict=True))
+                self._beside[domain] = least, largest
                 untouched = not self.session.held(domain)
                 try:
-                    return self._fill(domain, rows, together, most if much else least)
+                    return self._fill(domain, rows, together, largest if much else least)
                 except NpuMemoryError as error:
                     refused = refused or error
                     if untouched:
@@ -317,20 +330,20 @@ class WeightMemory:
                     self.domains = domain
         if refused is not None:
             raise refused
-        where = f"any of {self.domains} IOMMU domains" if self.domains > 1 else "the one IOMMU domain there is"
+        where = f"any of {most} IOMMU domains" if most > 1 else "the one IOMMU domain there is"
         raise NpuMemoryError(
             f"a weight of {needed} bytes does not fit into {where}, of {self.capacity} bytes each; all of a weight has "
             f"to be in one. Close packed weights and buffers that are not needed any more.\n"
             f"{self.session.memory_stats(self.bytes_used)}"
         )
 
-    def _with_room(self, needed: int, largest: int, beside: tuple[int, int], much: int) -> list[int]:
-        """Domains with so many bytes, for tiles of up to `largest`, beside those that A and C need.
+    def _with_room(self, most: int, needed: int, largest: int, beside: tuple[int, int], much: int) -> list[int]:
+        """Domains of the first `most` with so many bytes, for tiles of up to `largest`, beside those that A and C need.
 
         Only one of those that hold nothing is among them: where that is refused, others would be.
         """
         found = []
-        for domain in range(self.domains):
+        for domain in range(most):
             held = self.session.held(domain)
             if not held:
                 self._beside.pop(domain, None)
@@ -442,7 +455,7 @@ class WeightMemory:
             arena.close()
         self.session.collect()
 
-    def release(self, pieces: Sequence[ArenaBlock]) -> None:
+    def release(self, pieces: Sequence[ArenaBlock | HostBlock]) -> None:
         """Take slices back; arenas that are empty are freed but for one, which serves the next weight."""
         for piece in pieces:
             piece.close()

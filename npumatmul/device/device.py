@@ -19,6 +19,7 @@ from npumatmul.device.boardlock import BoardLock, wants_lock
 from npumatmul.device.budget import NO_ROOM, MemoryStats
 from npumatmul.device.buffer import Buffer
 from npumatmul.device.context import DynamicMatmulContext, MatmulContext
+from npumatmul.device.host_blocks import HostBlock
 from npumatmul.device.leases import Lease
 from npumatmul.device.living import Living
 from npumatmul.device.session import Session
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: What contexts of users, executors and products in place count.
 _COUNTED = ("run_calls", "set_io_mem_calls", "mem_sync_calls", "set_dynamic_shape_calls", "macs")
+#: What products of this library alone count.
+_COUNTED_BY_EXECUTORS = ("conversions", "cpu_macs")
 
 
 class _Closable(Protocol):
@@ -45,11 +48,11 @@ class Holding(weakref.ref[Any]):
 
     Attributes
     ----------
-    pieces : sequence of ArenaBlock
+    pieces : sequence of ArenaBlock or HostBlock
     """
 
     __slots__ = ("pieces",)
-    pieces: Sequence[ArenaBlock]
+    pieces: Sequence[ArenaBlock | HostBlock]
 
 
 _Attached = TypeVar("_Attached", bound=_Closable)
@@ -66,6 +69,8 @@ class DeviceStats:
         Calls of the runtime's functions.
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
+    cpu_macs : int
+        Those that the CPU made, of weights in NPU memory (``config(processor="cpu")``).
     conversions : int
         Passes of the CPU over an operand on its way into A, or over a result on its way out of C, or both at once. A
         product whose arrays the NPU reads and writes in place makes none.
@@ -82,6 +87,7 @@ class DeviceStats:
     mem_sync_calls: int = 0
     set_dynamic_shape_calls: int = 0
     macs: int = 0
+    cpu_macs: int = 0
     conversions: int = 0
     contexts: int = 0
     descriptors: int = 0
@@ -426,7 +432,7 @@ class Device(Uncopied):
             assert isinstance(found, kind)
             return found
 
-    def hold(self, owner: object, pieces: Sequence[ArenaBlock]) -> Holding:
+    def hold(self, owner: object, pieces: Sequence[ArenaBlock | HostBlock]) -> Holding:
         """Take weight memory back when its owner is dropped, or when it is among the `released`."""
         holding = Holding(owner, self.released.append)
         holding.pieces = pieces
@@ -459,11 +465,10 @@ class Device(Uncopied):
             self.session.collect()
             counting = [self.counters, self.session, *self.reports]
             counts = {name: sum(getattr(each, name) for each in counting) for name in _COUNTED}
-            conversions = self.counters.conversions + sum(each.conversions for each in self.reports)
+            ours = [self.counters, *self.reports]
+            counts |= {name: sum(getattr(each, name) for each in ours) for name in _COUNTED_BY_EXECUTORS}
             contexts, descriptors, nbytes = self.session.resources()
-            return DeviceStats(
-                **counts, conversions=conversions, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes
-            )
+            return DeviceStats(**counts, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes)
 
     def close(self) -> None:
         """Free memory, then contexts (facts 11.5): all buffers and contexts of the device. Twice is allowed.

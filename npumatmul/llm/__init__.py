@@ -9,6 +9,8 @@ from typing import TypeAlias
 from npumatmul.extras import explain_missing
 
 try:
+    from npumatmul.llm.constrain.constraint import Format, FormatConstraint
+    from npumatmul.llm.constrain.forms import json_format
     from npumatmul.llm.encoder_model import EncoderModel
     from npumatmul.llm.files.demo_encoder import fetch_demo_encoder
     from npumatmul.llm.files.demo_model import fetch_demo_model
@@ -28,9 +30,10 @@ try:
     from npumatmul.llm.models.cache import ContextFullError, KVCache
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
+    from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
@@ -48,12 +51,16 @@ LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
     "ChatTemplate",
+    "Constraint",
     "ContextFullError",
     "Decoder",
     "DecoderConfig",
+    "Embedded",
     "EncoderModel",
     "Estimate",
     "Evaluation",
+    "Format",
+    "FormatConstraint",
     "GGUFFile",
     "GGUFTokenizer",
     "Generation",
@@ -83,6 +90,7 @@ __all__ = [
     "fetch_demo_encoder",
     "fetch_demo_model",
     "generate",
+    "json_format",
     "load",
     "load_model",
     "npu_layers",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
-from npumatmul.llm.models.decoder import Decoder, layer_names
+from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
@@ -231,7 +231,7 @@ def load_source(
         As `load_model`.
     """
     config = config_of(source)
-    build.check(layer_names(config.n_layers, config.expert_counts))
+    build.check(config.layer_names)
 
     def linear(layer: LayerTensors) -> Product:
         ready = build.ready(layer.name)

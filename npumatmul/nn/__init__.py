@@ -9,9 +9,15 @@ array([1., 2., 3.], dtype=float32)
 
 from npumatmul.nn.attend import scaled_dot_product_attention
 from npumatmul.nn.attention import Attention
+from npumatmul.nn.batch_norm import BatchNorm1d, BatchNorm2d, fold_batch_norm
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_rows import CachedRows
+from npumatmul.nn.conv_transpose import ConvTranspose1d
+from npumatmul.nn.convolution import Conv1d, Conv2d
+from npumatmul.nn.cross_attention import CrossAttention, KeysAndValues
+from npumatmul.nn.delta_net import GatedDeltaNet
+from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.expert_names import unstacked
@@ -25,18 +31,27 @@ from npumatmul.nn.prefill import AttentionPlan, plan_attention
 from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.residency import BroughtProduct, Residency
 from npumatmul.nn.rope import RoPE
+from npumatmul.nn.short_conv import ShortConv
 
 __all__ = [
     "MLP",
     "Attention",
     "AttentionPlan",
+    "BatchNorm1d",
+    "BatchNorm2d",
     "BroughtProduct",
     "CacheFullError",
     "CachedRows",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "CrossAttention",
     "Embedding",
     "EncoderBlock",
     "FloatProduct",
+    "GatedDeltaNet",
     "KVCache",
+    "KeysAndValues",
     "LayerNorm",
     "Linear",
     "LinearGroup",
@@ -50,8 +65,11 @@ __all__ = [
     "Residency",
     "RoPE",
     "Router",
+    "ShortConv",
     "TransformerBlock",
     "activate",
+    "fold_batch_norm",
+    "gated_delta_rule",
     "plan_attention",
     "pool",
     "scaled_dot_product_attention",

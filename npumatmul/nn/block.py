@@ -1,4 +1,4 @@
-"""`TransformerBlock`: attention and a feed-forward network, with norms before and perhaps after them."""
+"""`TransformerBlock`: attention, or what takes its place, and a feed-forward network, with norms around them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import Module, check_number
 from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.short_conv import ShortConv
 
 __all__ = ["TransformerBlock"]
 
@@ -22,7 +24,7 @@ class TransformerBlock(Module):
 
     Parameters
     ----------
-    attention : Attention
+    attention : Attention, GatedDeltaNet or ShortConv
     mlp : MLP, or Module that maps rows to rows
     eps : float
         Of the norms.
@@ -37,7 +39,10 @@ class TransformerBlock(Module):
 
     Attributes
     ----------
-    self_attn : Attention
+    mixer : Attention, GatedDeltaNet or ShortConv
+        What it was given as `attention`.
+    self_attn, linear_attn, conv : Module or None
+        The same, by the name that its parameters have, and None twice.
     mlp : Module
     input_layernorm, post_attention_layernorm : Module
         Before attention and network; with `post_norms` the second one is after attention.
@@ -71,7 +76,7 @@ class TransformerBlock(Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: Attention | GatedDeltaNet | ShortConv,
         mlp: MLP | Module,
         *,
         eps: float = 1e-6,
@@ -81,20 +86,35 @@ class TransformerBlock(Module):
         layer_norm: bool = False,
     ) -> None:
         check_number("TransformerBlock", eps=eps, residual_multiplier=residual_multiplier)
-        hidden = attention.o_proj.out_features
+        last = attention.o_proj if isinstance(attention, Attention) else attention.out_proj
+        hidden = last.out_features
 
         def norm() -> Module:
             return LayerNorm(hidden, eps) if layer_norm else RMSNorm(hidden, eps, offset=norm_offset)
 
         self._multiplier = None if residual_multiplier == 1.0 else float(residual_multiplier)
-        self.self_attn, self.mlp = attention, mlp
+        self.use(attention)
+        self.mlp = mlp
         self.input_layernorm: Any = norm()
         self.post_attention_layernorm: Any = norm()
         self.pre_feedforward_layernorm: Any = norm() if post_norms else None
         self.post_feedforward_layernorm: Any = norm() if post_norms else None
 
     def __repr__(self) -> str:
-        return f"TransformerBlock({self.self_attn!r}, {self.mlp!r})"
+        return f"TransformerBlock({self.mixer!r}, {self.mlp!r})"
+
+    def use(self, attention: Attention | GatedDeltaNet | ShortConv) -> None:
+        """Mix tokens with another module from now on."""
+        self.self_attn: Attention | None = attention if isinstance(attention, Attention) else None
+        self.linear_attn: GatedDeltaNet | None = attention if isinstance(attention, GatedDeltaNet) else None
+        self.conv: ShortConv | None = attention if isinstance(attention, ShortConv) else None
+
+    @property
+    def mixer(self) -> Attention | GatedDeltaNet | ShortConv:
+        """What mixes tokens with those before them."""
+        found = self.self_attn or self.linear_attn or self.conv
+        assert found is not None
+        return found
 
     def __call__(
         self,
@@ -111,7 +131,7 @@ class TransformerBlock(Module):
         ----------
         x : ndarray or NpuArray, shape (T, hidden) or (B, T, hidden)
         cache, layer, mask, positions
-            As for `Attention`.
+            As for `Attention`. Where something else takes its place, the mask is causal, and positions mean nothing.
 
         Returns
         -------
@@ -121,11 +141,17 @@ class TransformerBlock(Module):
         Raises
         ------
         ValueError
-            As `Attention`.
+            As `Attention`, or if something else takes its place and the mask is not causal.
         """
         if type(x) is not np.ndarray:
             return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions)
-        attended = self.self_attn(self.input_layernorm(x), cache=cache, layer=layer, mask=mask, positions=positions)
+        mixer, normed = self.mixer, self.input_layernorm(x)
+        if isinstance(mixer, Attention):
+            attended = mixer(normed, cache=cache, layer=layer, mask=mask, positions=positions)
+        elif isinstance(mask, str) and mask == "causal":
+            attended = mixer(normed, cache=cache, layer=layer)
+        else:
+            raise ValueError(f"{self!r} looks back at all tokens and never ahead; mask has to be 'causal'")
         x = self.after_attention(x, attended)
         return self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""`KVCache`: keys and values of the tokens that a model has seen."""
+"""`KVCache`: keys and values of the tokens that a model has seen, and states of layers that have these instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from npumatmul.nn.cache_file import read_cache, write_cache
 from npumatmul.nn.cache_rows import FORMATS, LayerRows
+from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes
 from npumatmul.nn.module import check_size
+from npumatmul.nn.product import Float32
 
 __all__ = ["CacheFullError", "KVCache"]
 
@@ -24,7 +26,8 @@ class CacheFullError(ValueError):
 class KVCache:
     """Keys and values of the tokens so far, of all layers of a model.
 
-    Memory grows by `chunk` tokens. Of a layer with a sliding window no more than that window and a chunk are kept.
+    Memory grows by `chunk` tokens. Of a layer with a sliding window no more than that window and a chunk are kept. A
+    layer such as `GatedDeltaNet` has a state instead: it is kept as of the last token, and as of before the last call.
 
     Parameters
     ----------
@@ -42,12 +45,18 @@ class KVCache:
         Sequences, all of the same length.
     limit : int, optional
         Tokens that there may be.
+    states : sequence of None or of sequences of tuples of int, optional
+        For each layer None, or the shapes of the float32 arrays that it keeps of each sequence instead of keys and
+        values.
 
     Attributes
     ----------
     offset : int
         Tokens that all layers have seen. It grows when the last layer is given its keys, so that whatever ends a model
         half-way leaves the cache as it was.
+    shift : int
+        What is added to `offset` where positions of the next tokens are told: not 0 after pictures, whose rows have
+        positions of their own.
     windows : tuple of int or None
         Of each layer.
     limit : int or None
@@ -83,6 +92,7 @@ class KVCache:
         chunk: int = 256,
         batch: int = 1,
         limit: int | None = None,
+        states: Sequence[Shapes | None] | None = None,
     ) -> None:
         check_size("KVCache", layers=layers, kv_heads=kv_heads, head_dim=head_dim, chunk=chunk, batch=batch)
         if dtype not in FORMATS:
@@ -95,21 +105,50 @@ class KVCache:
         for each in windows:
             if each is not None:
                 check_size("KVCache", window=each)
-        self.offset = 0
+        given = [None] * layers if states is None else list(states)
+        if len(given) != layers:
+            raise ValueError(f"KVCache: there are {layers} layers, but states for {len(given)}")
+        self.shift = 0
         self.windows = windows
         self.limit = limit
         self.notes: dict[str, str] = {}
         self._dtype, self._rows, self._last, self._chunk = dtype, (batch, kv_heads, head_dim), layers - 1, chunk
-        self._layers = [LayerRows((batch, kv_heads, head_dim), FORMATS[dtype], each, chunk) for each in windows]
+        self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all tokens, and give their memory back."""
+        self.offset = 0
+        batch = self._rows[0]
+        self._layers: list[LayerRows | LayerState] = [
+            LayerRows(self._rows, FORMATS[self._dtype], window, self._chunk)
+            if shapes is None
+            else LayerState(batch, shapes)
+            for window, shapes in zip(self.windows, self._states, strict=True)
+        ]
 
     def __repr__(self) -> str:
         _, heads, dim = self._rows
         return f"<KVCache: {self.offset} tokens, {len(self._layers)} layers of {heads} x {dim}, {self._dtype}>"
 
     @property
+    def position(self) -> int:
+        """Position of the next token: `offset` and `shift`."""
+        return self.offset + self.shift
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory of its own; what it shares belongs to the cache that it was forked from."""
         return sum(layer.nbytes for layer in self._layers)
+
+    @property
+    def trimmable(self) -> bool:
+        """Whether any number of the last tokens can be forgotten.
+
+        They cannot where a layer has a state, or where one with a window has given up what it looked at before. Who may
+        want to go back forks the cache first.
+        """
+        return all(isinstance(layer, LayerRows) and not (layer.window and layer.base) for layer in self._layers)
 
     def update(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[Any, Any]:
         """Store keys and values of the tokens after `offset`, and return what the layer's queries look at.
@@ -140,21 +179,86 @@ class KVCache:
             If a value is beyond float16's range, and is to be kept as that.
         """
         batch, heads, dim = self._rows
-        if not 0 <= layer <= self._last:
-            raise ValueError(f"KVCache.update: there is no layer {layer}; layers are 0 to {self._last}")
+        rows = self._layer(layer, "KVCache.update")
+        if not isinstance(rows, LayerRows):
+            raise ValueError(f"KVCache.update: layer {layer} has a state, and no keys; set_state takes it")
         if k.ndim != 4 or k.shape != v.shape or k.shape[:2] != (batch, heads) or k.shape[3] != dim:
             raise ValueError(
                 f"KVCache.update: k of shape {k.shape} and v of {v.shape} have to be {(batch, heads, 'T', dim)}"
             )
         count = k.shape[2]
-        if self.limit is not None and self.offset + count > self.limit:
-            raise CacheFullError(
-                f"KVCache.update: {count} more tokens do not fit: there are {self.offset}, and may be {self.limit}"
-            )
-        seen = self._layers[layer].update(self.offset, k, v)
+        self._check_room(count, "KVCache.update")
+        seen = rows.update(self.offset, k, v)
         if layer == self._last:
             self.offset += count
         return seen
+
+    def state(self, layer: int) -> tuple[Float32, ...]:
+        """The state of a layer after the tokens so far.
+
+        Parameters
+        ----------
+        layer : int
+            One that has a state.
+
+        Returns
+        -------
+        tuple of ndarray of float32
+            Arrays of the shapes that the cache was made with, with the batch first; zeros before the first token. They
+            are not to be written to.
+
+        Raises
+        ------
+        ValueError
+            If the layer has no state, or was not given one with the last tokens.
+        """
+        kept = self._state(layer, "KVCache.state")
+        if not kept.has(self.offset):
+            raise ValueError(f"KVCache.state: layer {layer} was given no state after {self.offset} tokens")
+        return kept.get(self.offset)
+
+    def set_state(self, layer: int, count: int, arrays: Sequence[Float32]) -> None:
+        """Store the state of a layer after more tokens.
+
+        Parameters
+        ----------
+        layer : int
+            Layers come in order; with the last one the tokens belong to the cache.
+        count : int
+            How many tokens follow those before `offset`.
+        arrays : sequence of ndarray of float32
+            As `state` gives them. They belong to the cache from now on, and cannot be written to any more.
+
+        Raises
+        ------
+        CacheFullError
+            If there would be more than `limit` tokens; nothing has changed then.
+        ValueError
+            If the layer has no state, or shapes do not fit.
+        """
+        kept = self._state(layer, "KVCache.set_state")
+        check_size("KVCache.set_state", count=count)
+        self._check_room(count, "KVCache.set_state")
+        kept.put(self.offset, count, arrays)
+        if layer == self._last:
+            self.offset += count
+
+    def _layer(self, layer: int, called: str) -> LayerRows | LayerState:
+        if not 0 <= layer <= self._last:
+            raise ValueError(f"{called}: there is no layer {layer}; layers are 0 to {self._last}")
+        return self._layers[layer]
+
+    def _state(self, layer: int, called: str) -> LayerState:
+        kept = self._layer(layer, called)
+        if not isinstance(kept, LayerState):
+            raise ValueError(f"{called}: layer {layer} has keys and values, and no state; make the cache with states")
+        return kept
+
+    def _check_room(self, count: int, called: str) -> None:
+        if self.limit is not None and self.offset + count > self.limit:
+            raise CacheFullError(
+                f"{called}: {count} more tokens do not fit: there are {self.offset}, and may be {self.limit}"
+            )
 
     def trim(self, count: int) -> None:
         """Forget the last tokens.
@@ -167,14 +271,23 @@ class KVCache:
         Raises
         ------
         ValueError
-            If there are fewer, or a layer with a window has given up what it would have to look at then.
+            If there are fewer, or a layer with a window has given up what it would have to look at then, or one has a
+            state: it can only go back to where the last call began.
         """
+        if isinstance(count, bool):
+            raise ValueError(f"KVCache.trim: count is {count}; it has to be a number of tokens")
         count = operator.index(count)
         if not 0 <= count <= self.offset:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")
         length = self.offset - count
-        for layer in self._layers:
-            if layer.window is not None and layer.needs(length) < layer.base:
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer, LayerState):
+                if count and not layer.has(length):
+                    raise ValueError(
+                        f"KVCache.trim: layer {i} has a state, which cannot forget single tokens; fork the cache before"
+                        " tokens that may have to be forgotten are added"
+                    )
+            elif layer.window is not None and layer.needs(length) < layer.base:
                 raise ValueError(
                     f"KVCache.trim: a layer with a window of {layer.window} keeps the last tokens only, from number "
                     f"{layer.base} on; {count} cannot be forgotten any more"
@@ -220,7 +333,7 @@ class KVCache:
             If the file cannot be written.
         """
         batch, heads, dim = self._rows
-        content = {
+        content: dict[str, Any] = {
             "layers": len(self._layers),
             "kv_heads": heads,
             "head_dim": dim,
@@ -232,6 +345,8 @@ class KVCache:
             "offset": self.offset,
             "notes": self.notes,
         }
+        if any(self._states):
+            content["states"] = self._states
         write_cache(path, content, (layer.stored(self.offset) for layer in self._layers))
 
     @classmethod
@@ -260,14 +375,7 @@ class KVCache:
         with read_cache(path) as file:
             options, offset, notes = file.content()
             made = cls(**options)
-            dim, batch, heads = options["head_dim"], options["batch"], options["kv_heads"]
             for i, layer in enumerate(made._layers):
-                count = offset - layer.needs(offset)
-                wanted = {
-                    f"{name}.{called}": ((batch, heads, count, width), dtype)
-                    for called, width, dtype in FORMATS[made._dtype].columns(dim)
-                    for name in ("keys", "values")
-                }
-                layer.restore(offset, file.arrays(i, wanted))
+                layer.restore(offset, file.arrays(i, layer.wanted(offset)))
         made.offset, made.notes = offset, notes
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,13 +19,16 @@ from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTen
 __all__ = ["CacheFile", "read_cache", "write_cache"]
 
 _FORMAT = "npumatmul kv cache"
-_VERSION = 1
+#: Files of caches with states are of the second version, which older readers refuse.
+_VERSION, _WITH_STATES = "1", "2"
 _SIZES = ("layers", "kv_heads", "head_dim", "chunk", "batch")
 #: Most layers, heads and so on of a file that is believed; arrays are held against the length of the file besides.
 _LARGEST = 1 << 24
 _MOST_LAYERS = 1 << 12
 #: Most values in a chunk of tokens: those of 256 tokens with a thousand heads of 1024.
 _LARGEST_CHUNK = 1 << 28
+#: Most arrays in the state of a layer, and most dimensions of each.
+_MOST_ARRAYS = 8
 
 
 def write_cache(
@@ -38,9 +42,8 @@ def write_cache(
                 writer.add(f"layers.{i}.{name}", array)
                 checksums[f"layers.{i}.{name}"] = array_checksum(array)
         text = json.dumps({**content, "checksums": checksums}, separators=(",", ":"), allow_nan=False)
-        writer.finish(
-            {"format": _FORMAT, "version": str(_VERSION), "description": text, "checksum": text_checksum(text)}
-        )
+        version = _WITH_STATES if "states" in content else _VERSION
+        writer.finish({"format": _FORMAT, "version": version, "description": text, "checksum": text_checksum(text)})
 
 
 def read_cache(path: str | os.PathLike[str]) -> CacheFile:
@@ -73,8 +76,9 @@ class CacheFile:
         metadata = self._file.metadata
         if metadata.get("format") != _FORMAT:
             raise self._wrong("it is no file of KVCache.save")
-        if metadata.get("version") != str(_VERSION):
-            raise self._wrong(f"its version is {shown(metadata.get('version'))}; this npumatmul reads {_VERSION}")
+        version = metadata.get("version")
+        if version not in (_VERSION, _WITH_STATES):
+            raise self._wrong(f"its version is {shown(version)}; this npumatmul reads {_VERSION} and {_WITH_STATES}")
         text = metadata.get("description", "")
         if text_checksum(text) != metadata.get("checksum"):
             raise self._wrong("it is damaged: the checksum of its description differs")
@@ -103,7 +107,15 @@ class CacheFile:
             raise self._wrong("it has no checksums")
         self._checksums = checksums
         options |= {"dtype": content["dtype"], "window": windows, "limit": limit}
+        if version == _WITH_STATES:
+            options["states"] = self._states(content.get("states"), options["layers"], options["batch"])
         return options, offset, notes
+
+    def _states(self, states: Any, layers: int, batch: int) -> list[Any]:
+        right = isinstance(states, list) and len(states) == layers
+        if not right or not all(each is None or _are_shapes(each, batch) for each in states):
+            raise self._wrong("its states have shapes that are none")
+        return list(states)
 
     def _integer(self, content: dict[str, Any], name: str, low: int) -> int:
         value = content.get(name)
@@ -131,6 +143,18 @@ class CacheFile:
                 raise self._wrong(f"it is damaged: the checksum of {full} differs")
             found[name] = array
         return found
+
+
+def _are_shapes(shapes: Any, batch: int) -> bool:
+    """Whether a value describes arrays of a layer, of a size that memory may be taken for."""
+    if not isinstance(shapes, list) or not 1 <= len(shapes) <= _MOST_ARRAYS:
+        return False
+    for shape in shapes:
+        if not isinstance(shape, list) or not 1 <= len(shape) <= _MOST_ARRAYS or not all(map(_is_size, shape)):
+            return False
+        if batch * math.prod(shape) > _LARGEST_CHUNK:
+            return False
+    return True
 
 
 def _is_size(value: Any) -> bool:

@@ -271,6 +271,16 @@ class LayerRows:
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
+    def wanted(self, offset: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Names, shapes and types of what `stored` gives."""
+        batch, heads, dim = self._rows
+        count = offset - self.needs(offset)
+        return {
+            f"{name}.{called}": ((batch, heads, count, width), dtype)
+            for called, width, dtype in self._format.columns(dim)
+            for name in ("keys", "values")
+        }
+
     def stored(self, offset: int) -> dict[str, NDArray[Any]]:
         """Parts of the rows that tokens from number `offset` on look at, by name."""
         if offset < self.base and self.window is None:

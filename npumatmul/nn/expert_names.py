@@ -18,10 +18,10 @@ MAX_EXPERTS = 1 << 12
 
 _PLACE = r"(?P<stem>(?:.+\.)?)"
 _STACK = re.compile(
-    _PLACE + r"(?P<part>experts\.(?:gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?"
-    r"|input_linear\.weight|output_linear\.weight)"
+    _PLACE + r"(?P<part>experts\.(?:gate_up_proj|gate_proj|up_proj|down_proj)|input_linear(?=\.weight)"
+    r"|output_linear(?=\.weight))(?P<ending>\.weight|[._]bias|)"
 )
-_ROUTER = re.compile(_PLACE + r"(?:router(?:\.layer)?|gate)\.weight")
+_ROUTER = re.compile(_PLACE + r"(?:router(?:\.layer)?|gate)\.(?P<ending>weight|bias)")
 #: What a stack holds of each expert, below one another.
 _PARTS = {
     "experts.gate_up_proj": ("gate_proj", "up_proj"),
@@ -35,12 +35,13 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class _Slice:
-    """Rows of a stack that are one matrix."""
+    """Rows of a stack that are one matrix, or values that are one bias."""
 
     name: str
     expert: int
-    start: int
-    stop: int
+    rows: slice
+    shape: tuple[int, ...]
+    is_transposed: bool = False
 
 
 def unstacked(mapping: T) -> T | Unstacked:
@@ -52,14 +53,15 @@ def unstacked(mapping: T) -> T | Unstacked:
         Names of stacks end with ``experts.gate_up_proj`` and ``experts.down_proj`` (transformers), with
         ``experts.gate_proj.weight``, ``experts.up_proj.weight`` and ``experts.down_proj.weight`` (GGUF), or with
         ``input_linear.weight``, ``output_linear.weight`` and ``router.layer.weight`` (Granite), which are
-        ``(experts, N, K)`` all.
+        ``(experts, N, K)`` all. Where ``experts.gate_up_proj_bias`` stands beside them, they are gpt-oss's: rows of
+        gate and up alternate, and what is not called ``weight`` is ``(experts, K, N)``. Biases are ``(experts, N)``.
 
     Returns
     -------
     mapping
         A view in which ``experts.<number>.gate_proj.weight``, ``up_proj`` and ``down_proj`` take the place of stacks,
-        and ``gate.weight`` that of the router; ``block_sparse_moe`` is called ``mlp``. No value is read before it is
-        asked for. The mapping itself where there is no stack.
+        biases that of biases, and ``gate.weight`` that of the router; ``block_sparse_moe`` is called ``mlp``. No value
+        is read before it is asked for. The mapping itself where there is no stack.
 
     Examples
     --------
@@ -94,30 +96,40 @@ class Unstacked(Mapping[str, Any]):
     def __init__(self, mapping: Any) -> None:
         self._mapping = mapping
         self._found: dict[str, str | _Slice] = {}
+        self._bias: tuple[str, Any] = "", None  # the stack that was read last
         self.stacks = 0
         for name in mapping:
             found = _STACK.fullmatch(name)
-            slices = {} if found is None else self._slices(name, found["stem"], found["part"].removesuffix(".weight"))
+            slices = {} if found is None else self._slices(name, found["stem"], found["part"], found["ending"])
             self.stacks += bool(slices)
             for called, place in (slices or {self._renamed(name): name}).items():
                 # a name that is there twice is left over, by the name that the mapping has for it
                 self._found[name if called in self._found else called] = place
 
-    def _slices(self, name: str, stem: str, part: str) -> dict[str, str | _Slice]:
+    def _slices(self, name: str, stem: str, part: str, ending: str) -> dict[str, str | _Slice]:
         shape, parts = self._shape(name), _PARTS[part]
-        if len(shape) != 3 or 0 in shape or shape[0] > MAX_EXPERTS or shape[1] % len(parts):
+        is_bias = ending.endswith("bias")
+        alternate = f"{stem}{part}_bias" in self._mapping
+        is_transposed = alternate and ending == ""
+        if len(shape) != 3 - is_bias or 0 in shape or shape[0] > MAX_EXPERTS:
             return {}
-        rows = shape[1] // len(parts)
-        return {
-            f"{_usual(stem)}experts.{e}.{each}.weight": _Slice(name, e, i * rows, (i + 1) * rows)
-            for e in range(shape[0])
-            for i, each in enumerate(parts)
-        }
+        count, columns = shape[2 if is_transposed else 1], () if is_bias else (shape[1 if is_transposed else 2],)
+        rows, left = divmod(count, len(parts))
+        if left:
+            return {}
+        kind = "bias" if is_bias else "weight"
+        made: dict[str, str | _Slice] = {}
+        for e in range(shape[0]):
+            for i, each in enumerate(parts):
+                own = slice(i, count, len(parts)) if alternate else slice(i * rows, (i + 1) * rows)
+                place = _Slice(name, e, own, (rows, *columns), is_transposed)
+                made[f"{_usual(stem)}experts.{e}.{each}.{kind}"] = place
+        return made
 
     @staticmethod
     def _renamed(name: str) -> str:
         found = _ROUTER.fullmatch(name)
-        return name if found is None else f"{_usual(found['stem'])}gate.weight"
+        return name if found is None else f"{_usual(found['stem'])}gate.{found['ending']}"
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape_of = getattr(self._mapping, "shape", None)
@@ -137,18 +149,25 @@ class Unstacked(Mapping[str, Any]):
         found = self._found[name]
         if not isinstance(found, _Slice):
             return self._mapping[found]
+        if len(found.shape) == 1:  # experts of a layer take theirs one after another
+            if self._bias[0] != found.name:
+                self._bias = found.name, self._mapping[found.name]
+            return self._bias[1][found.expert, found.rows]
         read = getattr(self._mapping, "matrix", None)
-        if callable(read):
-            return read(found.name, found.expert, found.start, found.stop)
-        values: NDArray[Any] = self._mapping[found.name][found.expert, found.start : found.stop]
-        return values
+        if not callable(read):
+            matrix = self._mapping[found.name][found.expert]
+        elif found.is_transposed or found.rows.step is not None:
+            count = self._shape(found.name)[1]
+            matrix = read(found.name, found.expert, 0, count)
+        else:
+            return read(found.name, found.expert, found.rows.start, found.rows.stop)
+        values: NDArray[Any] = (matrix.T if found.is_transposed else matrix)[found.rows]
+        return np.ascontiguousarray(values) if found.is_transposed else values
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a matrix, without reading it."""
+        """Shape of a matrix or a bias, without reading it."""
         found = self._found[name]
-        if not isinstance(found, _Slice):
-            return self._shape(found)
-        return found.stop - found.start, self._shape(found.name)[2]
+        return found.shape if isinstance(found, _Slice) else self._shape(found)
 
     def stored_as(self, name: str) -> str:
         """As `npumatmul.llm.files.model_source.Weights.stored_as`, of mappings that have it."""

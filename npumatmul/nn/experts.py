@@ -36,10 +36,13 @@ class Router(Module):
         Over whose scores the softmax is taken: those of all experts, or those of the chosen ones.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum; after a softmax of the chosen ones it is 1 already.
+    bias : bool
+        Whether scores have one.
 
     Attributes
     ----------
     weight : ndarray of float32, shape (experts, hidden_size)
+    bias : ndarray of float32, shape (experts,), or None
 
     Raises
     ------
@@ -65,6 +68,7 @@ class Router(Module):
         *,
         softmax: Literal["all", "chosen"] = "all",
         normalize: bool = False,
+        bias: bool = False,
     ) -> None:
         check_size("Router", hidden_size=hidden_size, experts=experts, top_k=top_k)
         if top_k > experts:
@@ -73,6 +77,7 @@ class Router(Module):
             raise ValueError(f"Router: softmax is {softmax!r}; it is taken over 'all' scores or the 'chosen' ones")
         self._top_k, self._softmax, self._normalize = top_k, softmax, normalize
         self.weight = np.zeros((experts, hidden_size), np.float32)
+        self.bias: Float32 | None = np.zeros(experts, np.float32) if bias else None
 
     def __repr__(self) -> str:
         experts, hidden = self.weight.shape
@@ -93,6 +98,8 @@ class Router(Module):
             With what their results are multiplied.
         """
         scores: Float32 = x @ self.weight.T
+        if self.bias is not None:
+            scores += self.bias
         if self._softmax == "all":
             scores = _softmax(scores)
         chosen = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
@@ -120,6 +127,10 @@ class MixtureOfExperts(Module):
         As for `Router`.
     act : str
         As for `MLP`; experts are gated.
+    bias : bool
+        Whether projections of experts, and scores of the router, have biases.
+    clamp : tuple of float, optional
+        As for `MLP`.
     shared_size : int, optional
         Width inside a further expert that all tokens pass; by default there is none.
     shared_gate : bool
@@ -166,6 +177,8 @@ class MixtureOfExperts(Module):
         top_k: int,
         *,
         act: ActivationName | str = "silu",
+        bias: bool = False,
+        clamp: tuple[float, float] | None = None,
         softmax: Literal["all", "chosen"] = "all",
         normalize: bool = False,
         shared_size: int | None = None,
@@ -173,11 +186,13 @@ class MixtureOfExperts(Module):
         scheme: Scheme | SchemeName | str = "w16a16",
         device: Device | str | None = None,
     ) -> None:
+        shared = {} if shared_size is None else {"shared_size": shared_size}
+        check_size("MixtureOfExperts", hidden_size=hidden_size, intermediate_size=intermediate_size, **shared)
         if shared_gate and shared_size is None:
             raise ValueError("MixtureOfExperts: without a shared expert there is nothing for a shared gate")
         how: dict[str, Any] = {"scheme": scheme, "device": device}
-        self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize)
-        self.experts = [MLP(hidden_size, intermediate_size, act, **how) for _ in range(experts)]
+        self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize, bias=bias)
+        self.experts = [MLP(hidden_size, intermediate_size, act, bias=bias, clamp=clamp, **how) for _ in range(experts)]
         self.shared_expert = None if shared_size is None else MLP(hidden_size, shared_size, act, **how)
         self.shared_expert_gate = _SharedGate(hidden_size) if shared_gate else None
         self._hidden = hidden_size

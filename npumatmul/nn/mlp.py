@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
 from npumatmul.nn.linear import Linear, LinearGroup
-from npumatmul.nn.module import Module, check_size, float32_of, rounded_to
+from npumatmul.nn.module import Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import Float32
 from npumatmul.ops import NpuArray
 from npumatmul.ops.array.array import unread
@@ -117,6 +117,9 @@ class MLP(Module):
         Whether projections have biases.
     fused : str, optional
         Name of the tensor that holds gate and up in one, in this order, such as ``"gate_up_proj"``.
+    clamp : tuple of float, optional
+        ``(alpha, limit)``: the network is gpt-oss's, ``down(gate * sigmoid(alpha * gate) * (up + 1))`` with gates of
+        at most `limit` and ups within it.
     scheme, device
         As for `Linear`.
 
@@ -159,6 +162,7 @@ class MLP(Module):
         gated: bool = True,
         bias: bool = False,
         fused: str | None = None,
+        clamp: tuple[float, float] | None = None,
         scheme: Scheme | SchemeName | str = "w16a16",
         device: Device | str | None = None,
     ) -> None:
@@ -167,8 +171,14 @@ class MLP(Module):
             raise ValueError(f"MLP: no activation is called {act!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
         if fused is not None and not gated:
             raise ValueError("MLP: without a gate there is nothing to be fused")
+        if clamp is not None:
+            check_number("MLP", alpha=clamp[0], limit=clamp[1])
+            if not gated or act != "silu" or clamp[1] <= 0:
+                raise ValueError(
+                    f"MLP: clamp is {clamp}, act {act!r} and gated {gated}; a positive limit goes with a gated silu"
+                )
         how: dict[str, Any] = {"scheme": scheme, "device": device}
-        self._act = act
+        self._act, self._clamp = act, clamp
         self.gate_up: LinearGroup | None = None
         self.up_proj: Linear | None = None
         if gated:
@@ -210,4 +220,18 @@ class MLP(Module):
 
     def activate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """What stands between the projections: from what `gate_up` or `up_proj` gave to what `down_proj` takes."""
+        if self._clamp is not None:
+            return _clamped(parts[0], parts[1], *self._clamp)
         return activate(parts[0], self._act, parts[1] if len(parts) == 2 else None)
+
+
+def _clamped(gate: NDArray[Any], up: NDArray[Any], alpha: float, limit: float) -> NDArray[Any]:
+    """The gated network of gpt-oss, in float32."""
+    most = np.float32(limit)
+    x: Float32 = np.minimum(float32_of(gate, "MLP"), most)
+    with np.errstate(over="ignore"):  # as in silu
+        y: Float32 = np.exp(np.float32(-alpha) * x)
+    y += _ONE
+    np.divide(x, y, out=y)
+    y *= np.clip(float32_of(up, "MLP"), -most, most) + _ONE
+    return rounded_to(y, gate.dtype)

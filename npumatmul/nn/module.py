@@ -105,6 +105,9 @@ class Module:
     #: Whether paths of its parameters begin with the name by which its parent has it.
     is_named: ClassVar[bool] = True
 
+    #: Names of its own that checkpoints hold beside parameters, and that no result depends on.
+    unused: ClassVar[frozenset[str]] = frozenset()
+
     def __repr__(self) -> str:
         """Return the class and what it holds, as PyTorch shows it."""
         lines = [f"  ({name}): {each!r}".replace("\n", "\n  ") for name, each in self.children()]
@@ -223,7 +226,8 @@ class Module:
         shapes = self.parameter_shapes()
         missing = [name for name in shapes if prefix + name not in mapping]
         below = [name for name in mapping if name.startswith(prefix)] if prefix else list(mapping)
-        left = [name for name in below if name[len(prefix) :] not in shapes]
+        unused = {f"{stem}{name}" for stem, _, module in self._owners() for name in module.unused}
+        left = [name for name in below if name[len(prefix) :] not in shapes and name[len(prefix) :] not in unused]
         if strict and (missing or left):
             raise ModelError(f"load_state_dict of {type(self).__name__}: {_unmatched(missing, left, prefix, shapes)}")
         given = [name for name in shapes if prefix + name in mapping]

@@ -67,7 +67,7 @@ class ModelledTime:
         """All together, with what it may be wrong by."""
         return Estimate.within(self.seconds, self.within)
 
-    def times(self, count: int) -> ModelledTime:
+    def times(self, count: float) -> ModelledTime:
         """The same so many times, one after the other."""
         return ModelledTime(self.device * count, self.binding * count, self.host * count, self.within)
 

@@ -221,7 +221,10 @@ class Runs:
         """The program bound once more: those that there are are in use or broken."""
         contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
         how = self._plan, self._weight, self._activation, contexts, self._plain_call()
-        bound = BoundProgram(self._placement, *how, in_place=self._in_place)
+        return self._bound_once_more(BoundProgram(self._placement, *how, in_place=self._in_place), lease)
+
+    def _bound_once_more(self, bound: BoundProgram, lease: Lease) -> BoundProgram:
+        """Remember what was bound, with all that a call of the lease needs."""
         bound.acquire_others(lease)
         self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound
@@ -229,6 +232,12 @@ class Runs:
     def _tiles(self) -> list[TileShape]:
         """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
         weight, plan = self._weight, self._plan
+        if weight.in_host_memory:
+            raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
+
+        def core(number: int) -> int:
+            return number if weight.cores is None else weight.cores[number]
+
         w = plan.weight
         return [
             TileShape(
@@ -239,7 +248,7 @@ class Runs:
                     n.padded,
                     MatmulLayout.NATIVE,
                     MatmulLayout.NATIVE if w.ac_native else MatmulLayout.NORM,
-                    core=plan.core(m_index, n_index) if self._placement.has_cores else None,
+                    core=core(plan.core(m_index, n_index)) if self._placement.has_cores else None,
                     domain=weight.domain,
                     scales=self._scales,
                 ),

@@ -1,4 +1,4 @@
-"""Weights in device memory: rows of tiles, and the slices of K that a matmul runs through."""
+"""Weights in device memory, or beside it: rows of tiles, and the slices of K that a matmul runs through."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
+from npumatmul.device.host_blocks import HostBlock
 from npumatmul.planning.product import Span, WeightPlan
 
 __all__ = ["KSlice", "StoredWeight"]
@@ -60,7 +61,7 @@ _DEEPEST_INT32_SUM = (2**31 - 1) // 255**2
 
 
 class StoredWeight:
-    """A weight in device memory.
+    """A weight in device memory, or in ordinary memory for products that the CPU alone computes.
 
     Attributes
     ----------
@@ -73,9 +74,13 @@ class StoredWeight:
         Whether all slices have the same column_scale.
     nbytes : int
         Bytes of NPU memory.
+    in_host_memory : bool
+        Whether its tiles stand in ordinary memory.
+    cores : tuple of int or None
+        The cores that may run its products; None: all.
     domain : int
         IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
-    tiles : tuple of ArenaBlock
+    tiles : tuple of ArenaBlock or HostBlock
         Its memory: row of tiles by row of tiles, each from the first columns on.
 
     Raises
@@ -84,7 +89,14 @@ class StoredWeight:
         If slices, tiles and plan do not fit together.
     """
 
-    def __init__(self, device: Device, plan: WeightPlan, tiles: list[ArenaBlock], slices: Sequence[KSlice]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        plan: WeightPlan,
+        tiles: Sequence[ArenaBlock | HostBlock],
+        slices: Sequence[KSlice],
+        cores: tuple[int, ...] | None = None,
+    ) -> None:
         self.device = device
         self.plan = plan
         self.slices = tuple(_checked(each, plan, len(tiles) // len(plan.n_spans)) for each in slices)
@@ -96,9 +108,13 @@ class StoredWeight:
         self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
-        self.domain = tiles[0].memory.domain
-        if any(piece.memory.domain != self.domain for piece in tiles):
+        self.cores = cores
+        domains = {None if isinstance(piece, HostBlock) else piece.memory.domain for piece in tiles}
+        if len(domains) != 1:
             raise ValueError("all tiles of a weight are in one IOMMU domain")
+        (domain,) = domains
+        self.in_host_memory = domain is None
+        self.domain = domain or 0
         self.pointers = [piece.pointer for piece in tiles]
         #: Whether the memory was given back, or will be as soon as nobody runs with it.
         self.closed = False
@@ -116,8 +132,11 @@ class StoredWeight:
         Tiles of N are the outermost ones of the native layout of B: then they are one image of the whole weight, if K
         is one slice (facts 4.3).
         """
-        return all(
-            one.arena is next_one.arena and one.start + one.size == next_one.start
+        return not self.in_host_memory and all(
+            isinstance(one, ArenaBlock)
+            and isinstance(next_one, ArenaBlock)
+            and one.arena is next_one.arena
+            and one.start + one.size == next_one.start
             for one, next_one in pairwise(self.tiles)
         )
 
@@ -125,6 +144,7 @@ class StoredWeight:
     def whole(self) -> ArenaBlock:
         """All tiles as one, where they are `in_one_piece`, to be bound. The device's lock is held."""
         first = self.tiles[0]
+        assert isinstance(first, ArenaBlock)
         return first if len(self.tiles) == 1 else first.joined(self.nbytes)
 
     def close(self) -> None:

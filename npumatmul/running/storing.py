@@ -13,13 +13,15 @@ from npumatmul.chips import layout
 from npumatmul.chips.layout import TileLayout
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
+from npumatmul.device.host_blocks import HostBlock, host_blocks
 from npumatmul.host import kernels
 from npumatmul.host.kernels import Conversion
 from npumatmul.planning.product import Span, WeightPlan
 from npumatmul.running.stored import KSlice, StoredWeight
+from npumatmul.running.where import where
 from npumatmul.running.workspace import A_BUFFERS, Workspace
 
-__all__ = ["PackedRow", "TileRow", "store"]
+__all__ = ["PackedRow", "TileRow", "store", "workspace_bytes"]
 
 
 class _Row(Protocol):
@@ -28,7 +30,7 @@ class _Row(Protocol):
     @property
     def k_span(self) -> Span: ...
 
-    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
         """Fill the memory of the tile with an index in the row."""
 
 
@@ -55,10 +57,10 @@ class TileRow:
     row_scale: NDArray[np.float32] | None = None
     row_zero: NDArray[np.int32] | None = None
 
-    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
         kernels.pack(
             of.tiling(),
-            layout.in_nibble_order(self.conversion, block.arena.session.runtime.int4_low_nibble_first),
+            layout.in_nibble_order(self.conversion, block.session.runtime.int4_low_nibble_first),
             self.values[columns],
             block.address,
             block.size,
@@ -82,12 +84,12 @@ class PackedRow:
     k_span: Span
     tile: Callable[[int, int], NDArray[np.uint8]]
 
-    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock) -> None:
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
         block.fill(self.tile(index, block.size))
 
 
 def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequence[KSlice]) -> StoredWeight:
-    """Put a weight into device memory.
+    """Put a weight into device memory, or into ordinary one where that holds (`where`).
 
     Parameters
     ----------
@@ -110,18 +112,20 @@ def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequen
     ValueError
         If plan, rows and slices do not fit together.
     """
+    chosen = where()
+    limited = chosen.limited(plan)
 
     def attempt() -> StoredWeight:
         device.collect()
-        blocks: list[ArenaBlock] = []
+        blocks: Sequence[ArenaBlock | HostBlock] = ()
         try:
             layouts = [_layouts(row.k_span, plan, device) for row in rows]
-            blocks.extend(_allocate(layouts, plan, device))
+            blocks = _allocate(layouts, limited, device)
             free = iter(blocks)
             for row, of_row in zip(rows, layouts, strict=True):
                 for index, (n, of) in enumerate(zip(plan.n_spans, of_row, strict=True)):
                     row.write(index, slice(n.start, n.start + n.length), of, next(free))
-            return StoredWeight(device, plan, blocks, slices)
+            return StoredWeight(device, limited, blocks, slices, chosen.cores)
         except BaseException:
             device.weights.release(blocks)
             raise
@@ -137,17 +141,22 @@ def _layouts(k: Span, plan: WeightPlan, device: Device) -> list[TileLayout]:
     ]
 
 
-def _allocate(layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan, device: Device) -> list[ArenaBlock]:
+def _allocate(
+    layouts: Sequence[Sequence[TileLayout]], plan: WeightPlan, device: Device
+) -> Sequence[ArenaBlock | HostBlock]:
     """Memory for rows of tiles, in one domain; in one piece where one context could take a row as its B."""
+    if where().memory == "host":
+        return host_blocks(device.session, [each.nbytes for row in layouts for each in row])
     limits = device.chip.type_limits(plan.mm_type, device.runtime_version)
     return device.weights.allocate(
         [[each.nbytes for each in row] for row in layouts],
         together=len(plan.k_spans) == 1 and plan.n <= limits.n_max,
-        beside=(_beside(plan, plan.buckets[0]), _beside(plan, plan.buckets[-1])),
+        domains=where().domains,
+        beside=(workspace_bytes(plan, plan.buckets[0]), workspace_bytes(plan, plan.buckets[-1])),
     )
 
 
-def _beside(plan: WeightPlan, rows: int) -> int:
+def workspace_bytes(plan: WeightPlan, rows: int) -> int:
     """Bytes of A and C that products of so many rows of the device work with."""
     a = plan.mm_type.a.nbytes(rows * max(span.padded for span in plan.k_spans))
     c = plan.mm_type.c.nbytes(rows * max(span.padded for span in plan.n_spans))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from encoder_zoo import VARIANTS, torch_model, write_folder, write_gguf
 
 from npumatmul.chips import chip
 from npumatmul.chips.types import MatmulType
-from npumatmul.errors import ModelError
-from npumatmul.llm.modelled import shape_of
-from npumatmul.llm.modelled.encoder import encoder_linears, modelled_texts
-from npumatmul.llm.models.decoder_config import LayerConfig
-from npumatmul.llm.models.encoder_config import EncoderConfig
+from npumatmul.llm.modelled import SHAPES, modelled_texts, plan_model, shape_of
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import plan_weight
 
@@ -21,16 +17,11 @@ INT8, FLOAT16 = MatmulType.INT8_INT8_INT32, MatmulType.FLOAT16_FLOAT16_FLOAT32
 PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"
 
 
-def sized(layers: int, hidden: int, heads: int, ffn: int, **options: Any) -> EncoderConfig:
-    options = {"positions": 512, **options}
-    return EncoderConfig("bert", layers, hidden, heads, ffn, 30522, 512, (LayerConfig(),) * layers, **options)
-
-
 MODELS = {
-    "all-MiniLM-L6-v2": sized(6, 384, 12, 1536),
-    "bge-base-en": sized(12, 768, 12, 3072),
-    "bge-m3, bge-reranker-v2-m3": sized(24, 1024, 16, 4096),
-    "ModernBERT-base": sized(22, 768, 12, 1152, positions=0, gated=True),
+    "all-MiniLM-L6-v2": SHAPES["all-MiniLM-L6-v2"],
+    "bge-base-en": SHAPES["bge-base-en"],
+    "bge-m3, bge-reranker-v2-m3": SHAPES["bge-m3"],
+    "ModernBERT-base": SHAPES["ModernBERT-base"],
 }
 
 
@@ -61,7 +52,7 @@ def test_products_are_those_of_the_plans() -> None:
         wanted += 22 * plan.modelled.seconds
     assert found.linear.seconds == pytest.approx(wanted)
     assert found.rows == 40
-    assert [each.times for each in encoder_linears(config)] == [22] * 4
+    assert [each.times for each in config.linears] == [22] * 4
 
 
 def test_texts_of_like_length_take_less_time_between_products() -> None:
@@ -73,7 +64,23 @@ def test_texts_of_like_length_take_less_time_between_products() -> None:
     assert even.between < uneven.between  # attention has
 
 
-def test_plans_of_decoders_refuse_encoders(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 6}')
-    with pytest.raises(ModelError, match="bert is an encoder, which generates nothing"):
-        shape_of(tmp_path)
+def test_a_plan_of_an_encoder_has_times_of_texts() -> None:
+    (scheme,) = plan_model(MODELS["all-MiniLM-L6-v2"], chip("rk3588"), ["w8a8"]).schemes
+    assert scheme.token is scheme.tokens_per_second is None
+    assert scheme.prompts == {}
+    assert list(scheme.texts) == ["1 x 16", "1 x 128", "8 x 128", "32 x 128", "1 x 512"]
+    alone = modelled_texts(MODELS["all-MiniLM-L6-v2"], [128] * 8, INT8, chip("rk3588"))
+    assert alone is not None
+    assert scheme.texts["8 x 128"] == alone.estimate
+    assert "head" not in [layer.name for layer in scheme.layers]
+    assert 10.6e6 < scheme.nbytes < 1.06 * 10.7e6  # six blocks of 12 * 384**2
+
+
+def test_encoders_in_gguf_files_are_planned(tmp_path: Path) -> None:
+    variant = next(each for each in VARIANTS if each.model_type == "bert")
+    model = torch_model(variant)
+    path = write_gguf(tmp_path / "encoder.gguf", model)
+    folder = write_folder(tmp_path / "folder", variant, model)
+    found, other = shape_of(path), shape_of(folder)
+    assert found.kind == "encoder"
+    assert (found.linears, found.hidden) == (other.linears, other.hidden)

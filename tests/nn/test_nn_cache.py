@@ -312,7 +312,7 @@ def test_files_of_other_versions_texts_and_types_are_refused(tmp_path: Path, wha
     length = int.from_bytes(good[:8], "little")
     header = json.loads(good[8 : 8 + length])
     if what == "version":
-        header["__metadata__"]["version"] = "2"
+        header["__metadata__"]["version"] = "3"
     elif what == "text":
         header["__metadata__"] |= {"description": "[", "checksum": text_checksum("[")}
     else:
@@ -320,7 +320,7 @@ def test_files_of_other_versions_texts_and_types_are_refused(tmp_path: Path, wha
     new = json.dumps(header).encode()
     (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
     with pytest.raises(
-        UnusableFileError, match={"version": "version is '2'", "text": "JSON", "type": "not of type"}[what]
+        UnusableFileError, match={"version": "version is '3'", "text": "JSON", "type": "not of type"}[what]
     ):
         nn.KVCache.load(tmp_path / "c")
 

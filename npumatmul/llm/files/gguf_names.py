@@ -40,6 +40,10 @@ _EXPERTS = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
+_GPT_OSS = {**_EXPERTS, "post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks"}
+del _GPT_OSS["ffn_norm"]
+#: Tensors of parameters whose names end without ``weight``.
+_BARE = frozenset({"attn_sinks"})
 _FOUR_NORMS = {
     **_ATTENTION,
     **_FEED_FORWARD,
@@ -110,9 +114,12 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "granite": Layout(_USUAL, interleaved_rope=True),
     "qwen2": Layout(_USUAL),
     "qwen3": Layout({**_USUAL, **_HEAD_NORMS}),
+    "qwen2vl": Layout(_USUAL),
+    "qwen3vl": Layout({**_USUAL, **_HEAD_NORMS}),
     "qwen3moe": Layout({**_FEED_FORWARD, **_EXPERTS, **_HEAD_NORMS}),
     "olmoe": Layout({**_EXPERTS, **_HEAD_NORMS}),
     "granitemoe": Layout(_EXPERTS, interleaved_rope=True),
+    "gpt-oss": Layout(_GPT_OSS),
     "gemma2": Layout(_FOUR_NORMS, norms_include_one=True),
     "gemma3": Layout({**_FOUR_NORMS, **_HEAD_NORMS}, norms_include_one=True),
     "phi3": Layout(_FUSED),
@@ -136,7 +143,8 @@ def parameter_name(tensor: str, layout: Layout) -> str | None:
     found = _BLOCK.fullmatch(tensor)
     if found is not None:
         stem = layout.block.get(found["stem"])
-        return None if stem is None else f"{layout.blocks}.{found['layer']}.{stem}.{found['ending']}"
+        ending = "" if found["stem"] in _BARE else f".{found['ending']}"
+        return None if stem is None else f"{layout.blocks}.{found['layer']}.{stem}{ending}"
     found = _WHOLE.fullmatch(tensor)
     stem = None if found is None else layout.outside.get(found["stem"])
     return None if found is None or stem is None else f"{stem}.{found['ending']}"

@@ -1,13 +1,15 @@
-"""How large and how fast a language model is on a chip, by the timing model and without its weights.
+"""How large and how fast a model is on a chip, by the timing model and without its weights.
 
-`shape` has the dimensions of a model and a table of some by name, `described` reads them from files, `seconds` adds up
-what its products and all between them take, and `plan` puts that together for schemes.
+`shape` has what is asked of a model, `built` makes that of the modules that its configuration gives, `described` finds
+the configuration in files or, by name, among those of `published`; `seconds` adds up what products and all between them
+take, and `plan` puts that together for schemes.
 """
 
 from npumatmul.llm.modelled.described import shape_of
 from npumatmul.llm.modelled.plan import LayerPlan, ModelPlan, SchemePlan, plan_model
-from npumatmul.llm.modelled.seconds import ModelledPass, modelled_pass
-from npumatmul.llm.modelled.shape import SHAPES, LinearShape, ModelShape
+from npumatmul.llm.modelled.published import SHAPES
+from npumatmul.llm.modelled.seconds import ModelledPass, modelled_pass, modelled_texts
+from npumatmul.llm.modelled.shape import LinearShape, ModelShape
 
 __all__ = [
     "SHAPES",
@@ -18,6 +20,7 @@ __all__ = [
     "ModelledPass",
     "SchemePlan",
     "modelled_pass",
+    "modelled_texts",
     "plan_model",
     "shape_of",
 ]

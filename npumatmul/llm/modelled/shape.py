@@ -1,14 +1,13 @@
-"""The dimensions of a decoder language model, and a table of models by name."""
+"""What a model is as far as its size and speed go: its linear layers, and what the CPU does between them."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import NamedTuple
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-__all__ = ["SHAPES", "LinearShape", "ModelShape"]
+__all__ = ["BlockShape", "HostWork", "LinearShape", "ModelShape"]
 
 #: No dimension of a real model comes near: keeps a damaged file from asking for years of planning.
 _LARGEST = 1 << 24
@@ -24,133 +23,183 @@ class LinearShape(NamedTuple):
     k, n : int
         Inputs and outputs.
     times : int
-        How many the model has.
+        How many there are.
+    experts, chosen : int
+        Where they are parts of experts: how many of these a block has, and how many of them a token passes; else 0.
+
+    Examples
+    --------
+    >>> expert = LinearShape("expert.down", 768, 2048, 128, experts=128, chosen=8)
+    >>> expert.touched(1), round(expert.touched(128), 2), round(expert.rows(128), 2)
+    (8.0, 127.97, 8.0)
     """
 
     name: str
     k: int
     n: int
     times: int
+    experts: int = 0
+    chosen: int = 0
+
+    def touched(self, rows: int) -> float:
+        """Of how many of them a product is computed for so many tokens.
+
+        All of them, but of experts those that at least one token is expected to choose. Tokens are taken to choose
+        independently of one another and all experts alike: real ones have favourites, so they touch fewer.
+        """
+        if not self.experts:
+            return float(self.times)
+        return self.times * (1 - (1 - self.chosen / self.experts) ** rows)
+
+    def rows(self, tokens: int) -> float:
+        """How many rows each of those products has, on average."""
+        if not self.experts:
+            return float(tokens)
+        return tokens * self.chosen * (self.times / self.experts) / self.touched(tokens)
+
+    def whole_rows(self, tokens: int) -> int:
+        """As `rows`, rounded up: what a product is planned for."""
+        return math.ceil(self.rows(tokens) - 1e-9)
+
+
+@dataclass(frozen=True)
+class HostWork:
+    """What one thread of the CPU does in a block, beside products with weights.
+
+    Attributes
+    ----------
+    copied : float
+        Values per row that go through memory, each read and written once as by a copy.
+    exponentials : float
+        Per row.
+    operations : float
+        Of float32 products per row.
+    heads, key_size, value_size : int
+        Of attention: query heads, and the widths of a key and of a value of one head.
+    window : int or None
+        Positions that are seen at most.
+    cached : int
+        Values that are kept for each position.
+    state : int
+        Values that are kept instead for a sequence, whatever its length; all are read and written by each row.
+    """
+
+    copied: float
+    exponentials: float
+    operations: float
+    heads: int = 0
+    key_size: int = 0
+    value_size: int = 0
+    window: int | None = None
+    cached: int = 0
+    state: int = 0
+
+    def seen(self, keys: int) -> int:
+        """How many of so many positions are seen."""
+        return keys if self.window is None else min(keys, self.window)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Blocks that are alike.
+
+    Attributes
+    ----------
+    times : int
+        How many of them the model has.
+    linears : tuple of LinearShape
+        Of one block; matrices with one input are one product.
+    work : HostWork
+        Of one block.
+    """
+
+    times: int
+    linears: tuple[LinearShape, ...]
+    work: HostWork
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Dimensions of a decoder whose feed-forward network has a gate.
+    """Dimensions of a model.
 
     Attributes
     ----------
     name : str
-    layers, hidden, heads, kv_heads, head_dim, ffn, vocab : int
-        `ffn` is the width of gate and up each.
-    tied : bool
-        Whether the output matrix is the embedding table.
-    norms : int
-        Of the hidden state, per layer.
-    qk_norm : bool
-        Whether queries and keys are normalised, too.
-    q_rank, kv_rank, rope_dim, value_dim : int or None
-        Of latent attention: ranks of queries and of keys with values, the part of each head that is rotated, and the
-        width of a head's values; None elsewhere.
+    kind : {"decoder", "encoder"}
+    hidden, vocab : int
+    blocks : tuple of BlockShape
+    head : LinearShape or None
+        The output matrix; None where there is none.
+    tables : int
+        Values of tables of embeddings that no product is computed with.
 
     Raises
     ------
     ValueError
-        If the numbers do not fit together.
+        If a number is no size of a model.
 
     Examples
     --------
-    >>> [tuple(each) for each in SHAPES["SmolLM2-135M"].linears]
-    [('qkv', 576, 960, 30), ('attn_out', 576, 576, 30), ('gate_up', 576, 3072, 30), ('down', 1536, 576, 30)]
+    >>> from npumatmul.llm.modelled.published import SHAPES
+    >>> for each in SHAPES["SmolLM2-135M"].linears:
+    ...     print(each.name, each.k, each.n, each.times)
+    qkv 576 960 30
+    attn_out 576 576 30
+    gate_up 576 3072 30
+    down 1536 576 30
     """
 
     name: str
-    layers: int
+    kind: Literal["decoder", "encoder"]
     hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
     vocab: int
-    tied: bool
-    norms: int = 2
-    qk_norm: bool = False
-    q_rank: int | None = None
-    kv_rank: int | None = None
-    rope_dim: int | None = None
-    value_dim: int | None = None
+    blocks: tuple[BlockShape, ...]
+    head: LinearShape | None
+    tables: int
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and not 1 <= value <= (_MOST_LAYERS if field.name == "layers" else _LARGEST):
-                raise ValueError(f"{self.name}: {field.name} is {value}; that is no size of a model")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.name}: {self.heads} heads are no multiple of {self.kv_heads} key heads")
-        latent = [self.q_rank, self.kv_rank, self.rope_dim, self.value_dim]
-        if any(each is None for each in latent) != all(each is None for each in latent):
-            raise ValueError(f"{self.name}: latent attention has two ranks, a rotated part and a width of values")
+        if not 1 <= self.layers <= _MOST_LAYERS:
+            raise ValueError(f"{self.name}: it has {self.layers} layers; that is no size of a model")
+        for each in (*self.linears, *self._heads):
+            if not (1 <= each.k <= _LARGEST and 1 <= each.n <= _LARGEST):
+                raise ValueError(f"{self.name}: {each.name} is {each.k} x {each.n}; that is no size of a model")
 
     @property
-    def q_size(self) -> int:
-        """Width of all query heads together."""
-        return self.heads * self.head_dim
-
-    @property
-    def values(self) -> int:
-        """Width of what attention gives, all heads together."""
-        return self.heads * (self.head_dim if self.value_dim is None else self.value_dim)
-
-    @property
-    def cached(self) -> int:
-        """Values that are kept per layer and position: keys and values, or what both are made of."""
-        if self.kv_rank is not None and self.rope_dim is not None:
-            return self.kv_rank + self.rope_dim
-        return 2 * self.kv_heads * self.head_dim
+    def layers(self) -> int:
+        """How many blocks."""
+        return sum(block.times for block in self.blocks)
 
     @property
     def linears(self) -> tuple[LinearShape, ...]:
-        """Linear layers of all blocks; matrices with one input are one product."""
-        attention: tuple[tuple[str, int, int], ...]
-        if self.q_rank is None or self.kv_rank is None or self.rope_dim is None or self.value_dim is None:
-            attention = (("qkv", self.hidden, self.q_size + 2 * self.kv_heads * self.head_dim),)
-        else:
-            kv = self.heads * (self.head_dim - self.rope_dim + self.value_dim)
-            attention = (
-                ("q_kv_down", self.hidden, self.q_rank + self.kv_rank + self.rope_dim),
-                ("q_up", self.q_rank, self.q_size),
-                ("kv_up", self.kv_rank, kv),
-            )
-        every = (
-            *attention,
-            ("attn_out", self.values, self.hidden),
-            ("gate_up", self.hidden, 2 * self.ffn),
-            ("down", self.ffn, self.hidden),
-        )
-        return tuple(LinearShape(name, k, n, self.layers) for name, k, n in every)
+        """Linear layers of all blocks, those that are alike together."""
+        found: dict[LinearShape, int] = {}
+        for block in self.blocks:
+            for each in block.linears:
+                like = each._replace(times=0)
+                found[like] = found.get(like, 0) + block.times * each.times
+        return tuple(like._replace(times=times) for like, times in found.items())
 
     @property
-    def head(self) -> LinearShape:
-        """The output matrix."""
-        return LinearShape("head", self.hidden, self.vocab, 1)
+    def _heads(self) -> Iterable[LinearShape]:
+        return () if self.head is None else (self.head,)
+
+    @property
+    def every_linear(self) -> tuple[LinearShape, ...]:
+        """`linears`, and the output matrix at the end."""
+        return (*self.linears, *self._heads)
+
+    @property
+    def cached(self) -> int:
+        """Values that all blocks together keep for each position."""
+        return sum(block.times * block.work.cached for block in self.blocks)
 
     @property
     def parameters(self) -> int:
         """Weights of linear layers and tables of embeddings."""
-        tables = self.hidden * self.vocab * (1 if self.tied else 2)
-        return tables + sum(each.k * each.n * each.times for each in self.linears)
+        return self.tables + sum(each.k * each.n * each.times for each in self.every_linear)
 
-
-def _table() -> dict[str, ModelShape]:
-    found = {}
-    with (Path(__file__).parent / "shapes.csv").open() as file:
-        for row in csv.DictReader(file):
-            name = row.pop("name")
-            flags = {key: row.pop(key) == "yes" for key in ("tied", "qk_norm")}
-            sizes = {key: int(value) for key, value in row.items() if value}
-            found[name] = ModelShape(name=name, **sizes, **flags)  # type: ignore[arg-type]
-    return found
-
-
-#: Models by name, from their published configurations as remembered: check against a config.json where one is at hand.
-SHAPES: Mapping[str, ModelShape] = _table()
+    @property
+    def active_parameters(self) -> int:
+        """Of these, what a token passes."""
+        return self.tables + sum(round(each.k * each.n * each.touched(1)) for each in self.every_linear)

@@ -8,14 +8,17 @@ from typing import Any
 
 from npumatmul.device.device import Device
 from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
+from npumatmul.llm.models.mixers import DeltaNet
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.experts import MixtureOfExperts
 from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import Module
 from npumatmul.nn.norm import LayerNorm, RMSNorm
 from npumatmul.nn.rope import RoPE
+from npumatmul.nn.short_conv import ShortConv
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
@@ -79,6 +82,8 @@ class Ropes:
             max_position=self._config.context_length,
             factors=rotation.factors,
             length=None if before is None else before + self._is_long,
+            sections=rotation.sections,
+            alternate=rotation.alternate,
         )
 
 
@@ -90,7 +95,37 @@ def _block(
     device: Device | str | None,
 ) -> TransformerBlock:
     how: dict[str, Any] = {"scheme": scheme, "device": device}
-    attention = Attention(
+    return TransformerBlock(
+        _mixer(c, layer, rope, how),
+        _network(c, layer.experts, how),
+        eps=c.norm_eps,
+        norm_offset=c.norm_offset,
+        post_norms=c.norm_places == "around",
+        residual_multiplier=c.residual_scale,
+        layer_norm=c.norm == "layer",
+    )
+
+
+def _mixer(
+    c: DecoderConfig, layer: LayerConfig, rope: RoPE | None, how: Mapping[str, Any]
+) -> Attention | GatedDeltaNet | ShortConv:
+    mixer = layer.mixer
+    if isinstance(mixer, DeltaNet):
+        return GatedDeltaNet(
+            c.hidden_size,
+            mixer.key_heads,
+            mixer.value_heads,
+            mixer.key_dim,
+            mixer.value_dim,
+            kernel=mixer.kernel,
+            eps=c.norm_eps,
+            fused=mixer.fused,
+            tiled=mixer.tiled,
+            **how,
+        )
+    if mixer is not None:
+        return ShortConv(c.hidden_size, mixer.kernel, bias=mixer.bias, **how)
+    return Attention(
         c.hidden_size,
         c.n_heads,
         c.n_kv_heads,
@@ -103,19 +138,12 @@ def _block(
         softcap=c.attention_softcap,
         qk_norm=c.qk_norm,
         query_growth=c.query_growth,
+        sinks=c.sinks,
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
+        gate=c.attention_gate,
         fused="qkv_proj" if c.fused else None,
         **how,
-    )
-    return TransformerBlock(
-        attention,
-        _network(c, layer.experts, how),
-        eps=c.norm_eps,
-        norm_offset=c.norm_offset,
-        post_norms=c.norm_places == "around",
-        residual_multiplier=c.residual_scale,
-        layer_norm=c.norm == "layer",
     )
 
 
@@ -131,15 +159,22 @@ def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) 
         act=c.activation,
         softmax=experts.softmax,
         normalize=experts.normalize,
+        shared_size=experts.shared_size,
+        shared_gate=experts.shared_size is not None,
+        bias=experts.bias,
+        clamp=experts.clamp,
         **how,
     )
 
 
 def linears_of(block: TransformerBlock) -> list[Any]:
-    """The linear layers of a block, in the order of `npumatmul.llm.models.decoder.block_layers`."""
-    attention = block.self_attn
-    networks = block.mlp.experts if isinstance(block.mlp, MixtureOfExperts) else [block.mlp]
-    return [attention.qkv, attention.o_proj, *(each for mlp in networks for each in _inside(mlp))]
+    """The linear layers of a block, in the order of `npumatmul.llm.models.decoder_config.LayerConfig.parts`."""
+    mixer, mlp = block.mixer, block.mlp
+    around = (mixer.qkv, mixer.o_proj) if isinstance(mixer, Attention) else (mixer.in_proj, mixer.out_proj)
+    networks = [mlp]
+    if isinstance(mlp, MixtureOfExperts):
+        networks = [*mlp.experts, *([] if mlp.shared_expert is None else [mlp.shared_expert])]
+    return [*around, *(each for network in networks for each in _inside(network))]
 
 
 def _inside(mlp: Any) -> tuple[Any, Any]:
@@ -148,13 +183,18 @@ def _inside(mlp: Any) -> tuple[Any, Any]:
 
 def with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> TransformerBlock:
     """The same block with other linear layers, by their names without the block's."""
-    made, attention = copy.copy(block), copy.copy(block.self_attn)
-    made.self_attn = attention
-    attention.qkv = new.get("qkv", attention.qkv)
-    attention.o_proj = new.get("attn_out", attention.o_proj)
+    made = copy.copy(block)
+    mixer: Any = copy.copy(block.mixer)
+    if isinstance(mixer, Attention):
+        mixer.qkv, mixer.o_proj = new.get("qkv", mixer.qkv), new.get("attn_out", mixer.o_proj)
+    else:
+        mixer.in_proj, mixer.out_proj = new.get("in_proj", mixer.in_proj), new.get("out_proj", mixer.out_proj)
+    made.use(mixer)
     if isinstance(block.mlp, MixtureOfExperts):
         mixture = made.mlp = copy.copy(block.mlp)
         mixture.experts = [_with_inside(mlp, new, f"expert.{i}.") for i, mlp in enumerate(mixture.experts)]
+        if mixture.shared_expert is not None:
+            mixture.shared_expert = _with_inside(mixture.shared_expert, new, "shared.")
     else:
         made.mlp = _with_inside(block.mlp, new, "")
     return made
@@ -169,6 +209,9 @@ def _with_inside(mlp: Any, new: Mapping[str, Any], stem: str) -> Any:
 
 
 def with_rope(block: TransformerBlock, rope: RoPE | None) -> TransformerBlock:
+    """The same block whose attention, if it has that, rotates otherwise."""
+    if block.self_attn is None:
+        return block
     made = copy.copy(block)
     made.self_attn = copy.copy(block.self_attn)
     made.self_attn.rope = rope

@@ -20,8 +20,10 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
-from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
+from npumatmul.llm.models.embedded import EmbeddedRows, Placing
 from npumatmul.nn import cache as nn_cache
+from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
@@ -30,45 +32,34 @@ from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "block_layers", "layer_names"]
+__all__ = ["BLOCK_LAYERS", "PREFILL_CHUNK", "Decoder", "PromptProgress", "layer_names"]
 
 PREFILL_CHUNK = 128
-BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
 
 PromptProgress = Callable[[int, int], object]
 """Called with how many tokens have been read, and how many there are."""
 
 
-def block_layers(experts: int = 0) -> list[str]:
-    """Names of a block's linear layers without the block's own.
-
-    Parameters
-    ----------
-    experts : int
-        How many experts the block has.
-    """
-    if not experts:
-        return list(BLOCK_LAYERS)
-    attention, network = BLOCK_LAYERS[:2], BLOCK_LAYERS[2:]
-    return [*attention, *(f"expert.{i}.{part}" for i in range(experts) for part in network)]
-
-
-def layer_names(n_layers: int, experts: Sequence[int] = ()) -> list[str]:
-    """Names of a model's linear layers, in the order in which a token passes them.
+def layer_names(n_layers: int) -> list[str]:
+    """Names of the linear layers of a model whose blocks have one of each, in the order in which a token passes them.
 
     Parameters
     ----------
     n_layers : int
         Transformer blocks.
-    experts : sequence of int
-        How many experts each block has (`DecoderConfig.expert_counts`); none by default.
 
     Returns
     -------
     list of str
         ``blk.<i>.qkv``, ``blk.<i>.attn_out``, ``blk.<i>.gate_up`` and ``blk.<i>.down`` of every block, then ``head``.
-        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone. Of a block with experts
-        the last two are ``blk.<i>.expert.<e>.gate_up`` and ``blk.<i>.expert.<e>.down`` of each of them.
+        Matrices that take the same input are one layer: q, k and v; gate and up, or up alone.
+
+    Notes
+    -----
+    `DecoderConfig.layer_names` has those of any model. Of a block with experts the last two are
+    ``blk.<i>.expert.<e>.gate_up`` and ``blk.<i>.expert.<e>.down`` of each of them, and ``blk.<i>.shared.gate_up`` and
+    ``blk.<i>.shared.down`` of one that all tokens pass; without attention the first two are ``blk.<i>.in_proj`` and
+    ``blk.<i>.out_proj``.
 
     Examples
     --------
@@ -76,8 +67,7 @@ def layer_names(n_layers: int, experts: Sequence[int] = ()) -> list[str]:
     >>> layer_names(1)
     ['blk.0.qkv', 'blk.0.attn_out', 'blk.0.gate_up', 'blk.0.down', 'head']
     """
-    counts = experts or [0] * n_layers
-    return [f"blk.{i}.{part}" for i, count in enumerate(counts) for part in block_layers(count)] + ["head"]
+    return [f"blk.{i}.{part}" for i in range(n_layers) for part in BLOCK_LAYERS] + ["head"]
 
 
 class Decoder(Module):
@@ -151,7 +141,7 @@ class Decoder(Module):
     @property
     def layer_names(self) -> list[str]:
         """Names of the linear layers; see the function `layer_names`."""
-        return layer_names(self.config.n_layers, self.config.expert_counts)
+        return self.config.layer_names
 
     def linear_modules(self) -> dict[str, Linear | LinearGroup]:
         """The modules of the linear layers by name, in the order of `layer_names`."""
@@ -220,8 +210,9 @@ class Decoder(Module):
         each = 0
         for block, layer in zip(self.model.layers, self.config.layers, strict=True):
             sizes = [math.prod(module.product.shape) for module in linears_of(block)]
-            passed = len(sizes) if layer.experts is None else 2 + 2 * layer.experts.chosen  # experts are alike
-            each += sum(sizes[:passed])
+            if layer.experts is not None:  # which are alike
+                del sizes[2 + 2 * layer.experts.chosen : 2 + 2 * layer.experts.count]
+            each += sum(sizes)
         return tokens * each + logit_rows * math.prod(self.lm_head.product.shape)
 
     # ---- from tokens to logits ---------------------------------------------------------------------------------------
@@ -251,6 +242,7 @@ class Decoder(Module):
         cache: KVCache,
         all_logits: bool = False,
         progress: PromptProgress | None = None,
+        embeddings: EmbeddedRows | None = None,
     ) -> Float32:
         """Run tokens through the model, after those that are in the cache.
 
@@ -268,6 +260,8 @@ class Decoder(Module):
             Whether to return logits after every token, not only after the last.
         progress : callable, optional
             Called with (tokens done, tokens in all) after each block; blocks of a chunk count for a part of its tokens.
+        embeddings : EmbeddedRows, optional
+            Rows that negative numbers among the tokens stand for; see `npumatmul.llm.Embedded`.
 
         Returns
         -------
@@ -281,12 +275,16 @@ class Decoder(Module):
         ValueError
             If there are no tokens, or one is not in the vocabulary.
         """
-        ids = self._checked(tokens, cache)
+        ids = self._checked(tokens, cache, embeddings)
         wanted = len(ids)
         cache.settle()
         is_long = self._is_long(cache.length + wanted)
         if cache.is_long != is_long:
-            ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
+            before = np.array(cache.tokens, np.int64)
+            lost = [each for each in before[before < 0].tolist() if embeddings is None or each not in embeddings]
+            if lost:
+                raise ValueError("the text has grown so long that it is computed anew: give all embeddings again")
+            ids = np.concatenate([before, ids])
             cache.truncate(0)
             cache.is_long = is_long
         total = cache.length + len(ids)
@@ -294,8 +292,15 @@ class Decoder(Module):
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             told = None if progress is None else _told(progress, start, len(chunk), len(ids), self.config.n_layers)
-            hidden = self.run_blocks(self.embed(chunk), cache, total, told)
-            cache.tokens.extend(chunk.tolist())
+            placing = None if embeddings is None else embeddings.placing(chunk, cache)
+            if embeddings is None or placing is None:
+                hidden = self.run_blocks(self.embed(chunk), cache, total, told)
+                cache.extend(chunk.tolist())
+            else:
+                x = self.embed(np.maximum(chunk, 0))
+                embeddings.put(chunk, x)
+                hidden = self.run_blocks(x, cache, total, told, placing)
+                cache.extend(chunk.tolist(), placing.stretches)
             unasked = max(0, len(ids) - wanted - start)  # of a part that is computed anew
             if all_logits and unasked < len(chunk):
                 rows.append(self.logits(hidden[unasked:]))
@@ -326,7 +331,7 @@ class Decoder(Module):
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             rows.append(self.run_blocks(self.embed(chunk), cache, len(ids)))
-            cache.tokens.extend(chunk.tolist())
+            cache.extend(chunk.tolist())
         return self.entering_head(np.concatenate(rows))
 
     def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
@@ -347,7 +352,12 @@ class Decoder(Module):
         return x if scale == 1 else x * np.float32(scale)
 
     def run_blocks(
-        self, x: Float32, cache: nn_cache.KVCache, total: int, progress: Callable[[int], object] | None = None
+        self,
+        x: Float32,
+        cache: nn_cache.KVCache,
+        total: int,
+        progress: Callable[[int], object] | None = None,
+        placing: Placing | None = None,
     ) -> Float32:
         """Run tokens through all blocks.
 
@@ -361,6 +371,8 @@ class Decoder(Module):
             Tokens that the sequence is to have; see `DecoderConfig.longest_short`.
         progress : callable, optional
             Called with the number of blocks that are done.
+        placing : Placing, optional
+            Where some of the rows are from outside.
 
         Returns
         -------
@@ -368,7 +380,9 @@ class Decoder(Module):
             What leaves the last block, a new array.
         """
         for layer, block in enumerate(self._blocks(self._is_long(total))):
-            x = block(x, cache=cache, layer=layer)
+            x = block(x, cache=cache, layer=layer, positions=None if placing is None else placing.positions)
+            if placing is not None and layer < len(placing.deep):
+                x += placing.deep[layer]
             if progress is not None:
                 progress(layer + 1)
         return x
@@ -412,7 +426,7 @@ class Decoder(Module):
         Yields
         ------
         part : str
-            One of `BLOCK_LAYERS`, in their order.
+            One of `LayerConfig.parts`, in their order.
         given : ndarray of float32, shape (T, K)
             What enters that layer. The generator is sent the product, ``(T, N)``, and does not keep that.
 
@@ -429,13 +443,14 @@ class Decoder(Module):
         if self.config.layers[layer].experts is not None:
             raise ModelError("blocks with experts cannot be taken one linear layer after another")
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
-        qkv, attn_out, gate_up, down = linears_of(block)
-        whole = _biased(qkv, (yield "qkv", block.input_layernorm(x)))
-        attended = block.self_attn.attend(whole, cache=cache, layer=layer)
+        into, out, gate_up, down = linears_of(block)
+        entering, leaving = self.config.layers[layer].parts[:2]
+        mixer = block.mixer
+        between = mixer.attend if isinstance(mixer, Attention) else mixer.mix
+        mixed = between(_biased(into, (yield entering, block.input_layernorm(x))), cache=cache, layer=layer)
         cache.settle()
-        del whole
-        x = block.after_attention(x, _biased(attn_out, (yield "attn_out", attended)))
-        del attended
+        x = block.after_attention(x, _biased(out, (yield leaving, mixed)))
+        del mixed
         mlp: Any = block.mlp
         inner = mlp.activate(_split(gate_up, (yield "gate_up", block.before_mlp(x))))
         result: Float32 = block.after_mlp(x, _biased(down, (yield "down", inner)))
@@ -483,11 +498,14 @@ class Decoder(Module):
             self._long["blocks"] = [with_rope(block, ropes.of(layer)) for block, layer in described]
         return self._long["blocks"]
 
-    def _checked(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache) -> NDArray[np.int64]:
+    def _checked(
+        self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache, embeddings: EmbeddedRows | None = None
+    ) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.ndim != 1 or not len(ids):
             raise ValueError(f"tokens has shape {ids.shape}; one or more token numbers are needed")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        known = [] if embeddings is None else [each for each in ids[ids < 0].tolist() if each in embeddings]
+        if np.count_nonzero(ids < 0) > len(known) or ids.max() >= self.config.vocab_size:
             raise ValueError(f"a token is outside 0 to {self.config.vocab_size - 1}, the vocabulary")
         if cache.length + len(ids) > cache.capacity:
             raise ContextFullError(

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
+from npumatmul.llm.models.mixers import Mixer
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
 from npumatmul.nn.expert_names import MAX_EXPERTS
 
-__all__ = ["DecoderConfig", "Experts", "LayerConfig", "Rotation"]
+__all__ = ["BLOCK_LAYERS", "DecoderConfig", "Experts", "LayerConfig", "Rotation"]
 
+BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
+"""Names of the linear layers of most blocks, without the block's own."""
+
+_MIXER_LAYERS = ("in_proj", "out_proj")
 
 _FACTORS = (
     "norm_eps",
@@ -42,6 +47,10 @@ class Rotation:
         Whether neighbours make a pair, as in GGUF files of the llama family, instead of values half of `dim` apart.
     factors : tuple of float, optional
         Divisors of the frequencies, as GGUF files have them instead of a scaling.
+    sections : tuple of int, optional
+        Frequencies of time, height and width, where positions are told on three axes.
+    alternate : bool
+        Whether frequencies of the axes take turns.
     """
 
     dim: int
@@ -49,6 +58,8 @@ class Rotation:
     scaling: Mapping[str, Any] | None = None
     interleaved: bool = False
     factors: tuple[float, ...] | None = None
+    sections: tuple[int, int, int] | None = None
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -61,6 +72,10 @@ class Rotation:
                 raise ValueError(f"there are {len(self.factors)} factors of frequencies; {self.dim // 2} are needed")
             if not all(math.isfinite(each) and each > 0 for each in self.factors):
                 raise ValueError("the factors of frequencies must be positive numbers")
+        if self.sections is not None and (min(self.sections) < 0 or sum(self.sections) != self.dim // 2):
+            raise ValueError(
+                f"frequencies of three axes are {self.sections}; together there must be {self.dim // 2} of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,12 @@ class Experts:
         Over whose scores the softmax is taken.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum.
+    shared_size : int, optional
+        Width inside a further one that all tokens pass, with a gate of its own.
+    bias : bool
+        Whether projections and scores have biases.
+    clamp : tuple of float, optional
+        ``(alpha, limit)`` of gpt-oss's network; see `npumatmul.nn.MLP`.
     """
 
     count: int
@@ -86,6 +107,9 @@ class Experts:
     size: int
     softmax: Literal["all", "chosen"] = "all"
     normalize: bool = False
+    shared_size: int | None = None
+    bias: bool = False
+    clamp: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -95,6 +119,10 @@ class Experts:
             raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+        if self.shared_size is not None and not 1 <= self.shared_size <= MAX_SIZE:
+            raise ValueError(f"the shared expert is {self.shared_size} wide; it must be between 1 and {MAX_SIZE}")
+        if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):
+            raise ValueError(f"alpha and limit of experts are {self.clamp}; they must be positive numbers")
 
 
 @dataclass(frozen=True)
@@ -109,16 +137,32 @@ class LayerConfig:
         Tokens that a token looks back at, itself among them; all by default.
     experts : Experts, optional
         What takes the place of the feed-forward network.
+    mixer : DeltaNet or ShortConv, optional
+        What takes the place of attention; it has neither rotation nor window.
     """
 
     rotation: Rotation | None = None
     window: int | None = None
     experts: Experts | None = None
+    mixer: Mixer | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.window is not None and self.window < 1:
             raise ValueError(f"a sliding window of {self.window} tokens holds none")
+        if self.mixer is not None and (self.rotation is not None or self.window is not None):
+            raise ValueError("a layer without attention has positions or a sliding window")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the block's linear layers without the block's own, in the order in which a token passes them."""
+        before = BLOCK_LAYERS[:2] if self.mixer is None else _MIXER_LAYERS
+        after = BLOCK_LAYERS[2:]
+        if self.experts is None:
+            return (*before, *after)
+        stems = [f"expert.{i}" for i in range(self.experts.count)]
+        stems += [] if self.experts.shared_size is None else ["shared"]
+        return (*before, *(f"{stem}.{part}" for stem in stems for part in after))
 
 
 @dataclass(frozen=True)
@@ -156,8 +200,12 @@ class DecoderConfig:
         Whether attention and feed-forward network have their input normalized, or their output, too.
     qk_norm : {None, "head", "all"}
         Whether queries and keys are normalized before they are rotated: each head, or all heads together.
+    attention_gate : {None, "sigmoid"}
+        As `gate` of `npumatmul.nn.Attention`.
     qkv_bias, out_bias, mlp_bias : bool
         Whether queries, keys and values have biases, what follows attention, and the feed-forward network.
+    sinks : bool
+        Whether heads have a score to which attention can go in vain.
     activation : {"silu", "gelu", "gelu_tanh", "relu2"}
         Function of the feed-forward network.
     gated : bool
@@ -172,6 +220,10 @@ class DecoderConfig:
         By what queries grow with their position; see `npumatmul.nn.Attention`.
     attention_softcap, logit_softcap : float, optional
         Bounds that scores of attention and logits approach.
+    deep_layers : int
+        Behind how many of the first blocks something is added to rows from outside.
+    placeholders : tuple of int
+        Tokens that stand for rows from outside.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what each part of a block adds, and of logits.
 
@@ -205,9 +257,11 @@ class DecoderConfig:
     norm_offset: float = 0.0
     norm_places: Literal["before", "around"] = "before"
     qk_norm: Literal["head", "all"] | None = None
+    attention_gate: Literal["sigmoid"] | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    sinks: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh", "relu2"] = "silu"
     gated: bool = True
     fused: bool = False
@@ -216,6 +270,8 @@ class DecoderConfig:
     query_growth: tuple[float, int] | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    deep_layers: int = 0
+    placeholders: tuple[int, ...] = field(default=(), compare=False)
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -233,6 +289,8 @@ class DecoderConfig:
                 raise ValueError(f"{name} is {value}; it must be a positive number")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads is {self.n_heads}, not a multiple of n_kv_heads, which is {self.n_kv_heads}")
+        if not 0 <= self.deep_layers <= MAX_LAYERS:
+            raise ValueError(f"deep_layers is {self.deep_layers}; it must be between 0 and {MAX_LAYERS}")
         layers = self.layers or (LayerConfig(Rotation(self.head_dim)),)
         layers = layers * self.n_layers if len(layers) == 1 else layers
         if len(layers) != self.n_layers:
@@ -243,6 +301,11 @@ class DecoderConfig:
         object.__setattr__(self, "layers", layers)
 
     @property
+    def has_axes(self) -> bool:
+        """Whether positions are told on three axes."""
+        return any(each.rotation is not None and each.rotation.sections is not None for each in self.layers)
+
+    @property
     def longest_short(self) -> int | None:
         """Tokens of the longest sequence that is rotated as a short one; None where length makes no difference."""
         for layer in self.layers:
@@ -250,6 +313,16 @@ class DecoderConfig:
             if scaling is not None and scaling["rope_type"] == "longrope":
                 return int(scaling["original_max_position_embeddings"])
         return None
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the linear layers; see `npumatmul.llm.models.decoder.layer_names`."""
+        return [f"blk.{i}.{part}" for i, layer in enumerate(self.layers) for part in layer.parts] + ["head"]
+
+    @property
+    def states(self) -> tuple[tuple[tuple[int, ...], ...] | None, ...]:
+        """Shapes of what a cache keeps of each layer that has a state instead of keys and values; None for others."""
+        return tuple(None if each.mixer is None else each.mixer.state_shapes(self.hidden_size) for each in self.layers)
 
     @property
     def expert_counts(self) -> tuple[int, ...]:

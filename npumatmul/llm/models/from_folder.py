@@ -124,15 +124,25 @@ def sizes(settings: Settings, *, head_dim: int | None = None, n_kv_heads: int | 
     }
 
 
-def decoder_config(settings: Settings, **values: Any) -> DecoderConfig:
+def decoder_config(settings: Settings, *, quantized: str | None = None, **values: Any) -> DecoderConfig:
     """Make the configuration, after refusing what nobody asked for.
+
+    Parameters
+    ----------
+    settings : Settings
+        The configuration.
+    quantized : str, optional
+        ``quant_method`` of quantized weights that are read.
+    **values
+        Of the configuration.
 
     Raises
     ------
     npumatmul.errors.ModelError
         If there are values whose meaning is not known, or values do not fit together.
     """
-    if TRAINED_WITH in settings:
+    given = settings.group(TRAINED_WITH)
+    if given is not None and (quantized is None or given.text("quant_method", None) != quantized):
         raise settings.error(
             f"its weights are quantized ({TRAINED_WITH!r}); use the folder of the model before it was quantized"
         )
@@ -157,7 +167,7 @@ def experts(
     size: tuple[str, int | None],
     *,
     softmax: Literal["all", "chosen"] = "all",
-    normalize: bool = False,
+    **more: Any,
 ) -> Experts:
     """Read how many experts there are.
 
@@ -169,7 +179,7 @@ def experts(
         What the architecture takes missing numbers for.
     size : tuple of str and int
         What the width inside an expert is called, and what a missing one means; None where there has to be one.
-    softmax, normalize
+    softmax, **more
         As of `Experts`.
     """
     names = [name for name in ("num_experts", "num_local_experts") if name in settings]
@@ -179,7 +189,7 @@ def experts(
     chosen = settings.size("num_experts_per_tok", chosen)
     width = settings.size(size[0], REQUIRED if size[1] is None else size[1])
     try:
-        return Experts(counts[0], chosen, width, softmax, normalize)
+        return Experts(counts[0], chosen, width, softmax, **more)
     except ValueError as error:
         raise settings.error(str(error)) from error
 

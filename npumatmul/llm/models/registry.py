@@ -14,6 +14,7 @@ from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
+from npumatmul.llm.models.gpt_oss import GPT_OSS
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.granitemoe import GRANITEMOE
 from npumatmul.llm.models.llama import LLAMA
@@ -22,6 +23,7 @@ from npumatmul.llm.models.olmoe import OLMOE
 from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
 from npumatmul.llm.models.qwen3_moe import QWEN3_MOE
+from npumatmul.llm.models.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
 from npumatmul.llm.models.starcoder2 import STARCODER2
@@ -44,6 +46,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     QWEN3_MOE,
     OLMOE,
     GRANITEMOE,
+    GPT_OSS,
+    QWEN2_VL,
+    QWEN2_5_VL,
+    QWEN3_VL,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}

@@ -25,7 +25,7 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import load_model, numpy_pack
 from npumatmul.llm.measure.evaluation import EvaluationProgress, Window, evaluate, log_softmax, mean_divergence
-from npumatmul.llm.models.decoder import BLOCK_LAYERS, PREFILL_CHUNK, Decoder
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.models.weights import Progress, layer_tensors
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
@@ -322,8 +322,7 @@ class _Reference:
 
 def _block_of(name: str, n_layers: int) -> int:
     """Number of the block of a layer; the head follows the last."""
-    prefix, _, part = name.rpartition(".")
-    return int(prefix.removeprefix("blk.")) if part in BLOCK_LAYERS else n_layers
+    return n_layers if name == "head" else int(name.split(".")[1])
 
 
 def _parts(pieces: Sequence[Window], tokens: int) -> list[NDArray[np.int64]]:

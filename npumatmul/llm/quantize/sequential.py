@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.decoder import BLOCK_LAYERS, Decoder
+from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.weights import LayerTensors, Progress
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.emulation import emulate
@@ -108,12 +108,13 @@ def _block(
         [model.block_steps(block, x, model.new_cache(len(x))) for x in stream] for stream in streams
     ]
     given = [[next(each)[1] for each in stream] for stream in steps]
-    for part in BLOCK_LAYERS[:-1]:
+    parts = model.config.layers[block].parts
+    for part in parts[:-1]:
         linears = next_layer(f"blk.{block}.{part}", *given)
         for stream, inputs, linear in zip(steps, given, linears, strict=True):
             for i, each in enumerate(stream):
                 inputs[i] = each.send(linear(inputs[i]))[1]
-    linears = next_layer(f"blk.{block}.{BLOCK_LAYERS[-1]}", *given)
+    linears = next_layer(f"blk.{block}.{parts[-1]}", *given)
     return [
         [_last(each, linear(x)) for each, x in zip(stream, inputs, strict=True)]
         for stream, inputs, linear in zip(steps, given, linears, strict=True)

@@ -7,11 +7,13 @@ import inspect
 import operator
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from npumatmul.files.reading import shown
 from npumatmul.files.uncopied import Uncopied
@@ -19,10 +21,12 @@ from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
+from npumatmul.llm.models.embedded import Embedded, EmbeddedRows, FilledPrompt, filled
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer, token_numbers
 from npumatmul.llm.tokenizers.streaming import StreamDecoder
+from npumatmul.nn.product import Float32
 
 MOST_LOGPROBS = 1024
 
@@ -115,6 +119,18 @@ class Piece(NamedTuple):
         return None if self.stats is None else self.stats.stop_reason
 
 
+class Constraint(Protocol):
+    """What an answer has to obey, such as a grammar: asked before each token is chosen, told which one was."""
+
+    def allowed(self, logits: Float32, /) -> None:
+        """Set the scores of tokens that must not come next to ``-inf``, in place; shape (vocab,)."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """Go on behind a token; those that end the answer come here, too."""
+        ...
+
+
 class Host(Protocol):
     """Where a generation gets its cache and its turns at the model."""
 
@@ -181,6 +197,7 @@ class Generation(Uncopied, Iterator[Piece]):
         host: Host,
         context: int,
         progress: PromptProgress | None,
+        constraint: Constraint | None = None,
     ) -> None:
         if isinstance(prompt_ids, (str, bytes)):
             raise TypeError(
@@ -189,8 +206,13 @@ class Generation(Uncopied, Iterator[Piece]):
         if sampling is not None and not isinstance(sampling, SamplingOptions):
             raise TypeError(f"generate: sampling is a SamplingOptions, not {type(sampling).__name__}")
         check_progress("generate", progress)
+        check_constraint(constraint)
         max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
-        self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
+        self._embeddings: EmbeddedRows | None = None
+        if isinstance(prompt_ids, FilledPrompt):  # its tokens were checked before it got numbers of rows
+            self._prompt, self._embeddings = list(prompt_ids), prompt_ids.rows
+        else:
+            self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._model = model
         self._sampler = Sampler(sampling)
@@ -199,6 +221,7 @@ class Generation(Uncopied, Iterator[Piece]):
         self._stop_texts = StopTexts(stop)
         self._max_new_tokens = max_new_tokens
         self._progress = progress
+        self._constraint = constraint
         self._host = host
         self._cancelled = threading.Event()
         self._pass_on: Callable[[], None] = lambda: None
@@ -280,7 +303,7 @@ class Generation(Uncopied, Iterator[Piece]):
 
     def _pieces(self) -> Generator[Piece, None, None]:
         stats = self.stats
-        history = list(self._prompt)
+        history = [each for each in self._prompt if each >= 0]
         tokens = self._prompt
         while True:
             with self._host.turn(self) as self._pass_on:
@@ -290,12 +313,12 @@ class Generation(Uncopied, Iterator[Piece]):
                 if not self.ids:
                     stats.cached_tokens = _reuse(self.cache, self._prompt)
                     tokens = self._prompt[stats.cached_tokens :]
-                logits = self._model.forward(tokens, self.cache, progress=self._told)
-            token = self._sampler.sample(logits, history)
+                logits = self._model.forward(tokens, self.cache, progress=self._told, embeddings=self._embeddings)
+            logs = None if self._logprobs is None else log_probabilities(logits)
+            token = self._chosen(logits, history)
             logprob: float | None = None
             top: tuple[tuple[int, float], ...] = ()
-            if self._logprobs is not None:
-                logs = log_probabilities(logits)
+            if logs is not None and self._logprobs is not None:
                 logprob, top = float(logs[token]), most_probable(logs, self._logprobs)
             history.append(token)
             self.ids.append(token)
@@ -311,6 +334,19 @@ class Generation(Uncopied, Iterator[Piece]):
             if reason is not None:
                 return
             tokens = [token]
+
+    def _chosen(self, logits: Float32, history: Sequence[int]) -> int:
+        """The next token, among those that the constraint allows."""
+        if self._constraint is None:
+            return self._sampler.sample(logits, history)
+        self._constraint.allowed(logits)
+        if logits.max() == -np.inf:
+            raise ValueError(
+                "the constraint allows no token; where nothing may follow, it has to allow one that ends the answer"
+            )
+        token = self._sampler.sample(logits, history)
+        self._constraint.accept(token)
+        return token
 
     def _text(self, token: int) -> tuple[str, StopReason | None]:
         """The text that is certain with a token, and whether it is the last one."""
@@ -360,6 +396,8 @@ def generate(
     logprobs: int | None = None,
     cache: KVCache | None = None,
     progress: PromptProgress | None = None,
+    constraint: Constraint | None = None,
+    embeddings: Mapping[int, Embedded] | Sequence[Embedded] | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -389,6 +427,10 @@ def generate(
         again; the rest of it is forgotten. By default a new one with just enough room.
     progress : callable, optional
         Called with (tokens read, tokens to read) now and then while the prompt is read, before the first token.
+    constraint : Constraint, optional
+        What the answer has to obey; it serves one generation.
+    embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+        Rows for places of the prompt, as for `Model.generate`.
 
     Returns
     -------
@@ -412,6 +454,8 @@ def generate(
     >>> "".join(piece.text for piece in generate(loaded.model, loaded.tokenizer, ids))
     'The capital of France is Paris.'
     """
+    if embeddings is not None:
+        prompt_ids = filled(checked_ids(prompt_ids, model.config.vocab_size, "the prompt"), embeddings, model.config)
     return Generation(
         model,
         tokenizer,
@@ -425,7 +469,17 @@ def generate(
         host=_Alone(model, cache),
         context=model.config.context_length if cache is None else cache.capacity,
         progress=progress,
+        constraint=constraint,
     )
+
+
+def check_constraint(constraint: object) -> None:
+    """Raise if it has not the methods of a `Constraint`."""
+    if constraint is not None and not all(callable(getattr(constraint, name, None)) for name in ("allowed", "accept")):
+        raise TypeError(
+            f"constraint is a {type(constraint).__name__}; it needs methods allowed(logits), which sets scores to "
+            "-inf, and accept(token)"
+        )
 
 
 def checked_ids(ids: Iterable[int], vocab_size: int, what: str) -> list[int]:

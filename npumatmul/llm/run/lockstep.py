@@ -55,6 +55,7 @@ class Lockstep:
             window=[layer.window for layer in c.layers],
             chunk=capacity,
             batch=count,
+            states=c.states,
         )
         self._count, self._capacity = count, capacity
 
@@ -67,7 +68,7 @@ class Lockstep:
     def bytes_per_token(model: Decoder) -> int:
         """Bytes that a token of one sequence takes."""
         c = model.config
-        return 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
+        return 2 * 4 * c.states.count(None) * c.n_kv_heads * c.head_dim
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Add a token to each sequence.

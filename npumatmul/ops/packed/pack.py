@@ -191,4 +191,4 @@ def _stored(
     if route.note:
         logger.info("pack: %s on %s: %s", route.scheme.name, target.name, route.note)
     stored = store(target, laid.plan, laid.rows, laid.slices)
-    return PackedWeight(shape, route, target, laid.plan, stored, zero_point, column_sums, params, input_transform)
+    return PackedWeight(shape, route, target, stored.plan, stored, zero_point, column_sums, params, input_transform)

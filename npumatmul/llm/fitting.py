@@ -1,0 +1,296 @@
+"""What the place of a layer depends on: which layers gain by the NPU, which fit into its memory, and what would."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from npumatmul.chips import Chip
+from npumatmul.chips.layout import round_up
+from npumatmul.chips.timing.host import HOST_TIMINGS
+from npumatmul.errors import NpuMemoryError
+from npumatmul.files.sizes import size_in_words
+from npumatmul.llm.policy import DECODE_ROWS, Policy
+from npumatmul.nn.product import FLOAT32
+from npumatmul.planning.product import plan_matmul
+from npumatmul.planning.weight import WeightPlan, plan_weight
+from npumatmul.quant.params import Granularity
+from npumatmul.quant.routes import route_for
+from npumatmul.quant.schemes import Scheme
+from npumatmul.rknn.version import RuntimeVersion
+from npumatmul.running.storing import workspace_bytes
+
+__all__ = ["Fact", "LayerShape", "Room", "computed_by", "facts_of", "fitted", "product_seconds"]
+
+#: What layers are compared by: a prompt in blocks of so many tokens, and tokens that are generated.
+PROMPT_ROWS, PROMPT_BLOCKS, TOKENS = 128, 4, 128
+#: Numbers of rows at which the CPU and the NPU are compared.
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+#: Of what there is, the part that arenas may lose to weights that do not fill them.
+_LOST = 64
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A linear layer that is to be placed.
+
+    Attributes
+    ----------
+    name : str
+    k, n : int
+    scheme : str
+        ``"float32"``: numpy computes it.
+    share : float
+        Which part of all rows it meets: of an expert, how many are chosen of how many.
+    """
+
+    name: str
+    k: int
+    n: int
+    scheme: str
+    share: float = 1.0
+
+    def rows(self, tokens: int) -> int:
+        """Rows that it meets where so many tokens are computed; the output matrix meets one."""
+        return 1 if self.name == "head" else max(1, math.ceil(tokens * self.share))
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is for weights.
+
+    Attributes
+    ----------
+    domains : int
+        IOMMU domains.
+    domain_bytes : int
+        Bytes of each.
+    limit : int or None
+        Bytes of all of them together that may be held.
+    held : int
+        Bytes that are held already.
+    """
+
+    domains: int
+    domain_bytes: int
+    limit: int | None = None
+    held: int = 0
+
+    @classmethod
+    def of(cls, chip: Chip, policy: Policy, *, domains: int | None = None, held: int = 0) -> Room:
+        """The room that a policy leaves on a chip, or on a device of it that has so many domains."""
+        there = chip.memory.domains if domains is None else domains
+        if policy.domains is not None and policy.domains > there:
+            raise ValueError(
+                f"Policy: domains is {policy.domains}; here there {'is' if there == 1 else 'are'} {there} of "
+                f"{size_in_words(chip.memory.domain_bytes)}"
+            )
+        limit = policy.memory_limit
+        assert limit is None or isinstance(limit, int)
+        return cls(policy.domains or there, chip.memory.domain_bytes, limit, held)
+
+
+def computed_by(rows: int, prefill: str, crossover: int) -> str:
+    """Who computes a product of so many rows with a weight in NPU memory."""
+    if rows <= crossover:
+        return "cpu"
+    return prefill if rows > DECODE_ROWS else "npu"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A layer with what its place depends on.
+
+    Attributes
+    ----------
+    shape : LayerShape
+    plan : WeightPlan or None
+        None where numpy computes it.
+    nbytes : int
+    prefill : str
+    crossover : int
+    gain : float
+        Modelled seconds that it saves in NPU memory.
+    least_beside, most_beside : int
+        Bytes of A and C of its products.
+    """
+
+    shape: LayerShape
+    plan: WeightPlan | None
+    nbytes: int
+    prefill: str
+    crossover: int
+    gain: float
+    least_beside: int = 0
+    most_beside: int = 0
+
+
+def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: RuntimeVersion) -> list[Fact]:
+    """What there is to know of each layer; those that are alike are looked at once."""
+    known: dict[LayerShape, Fact] = {}
+    found = []
+    for each in layers:
+        kind = replace(each, name="head" if each.name == "head" else "")
+        if kind not in known:
+            known[kind] = _fact_of(kind, policy, chip, runtime)
+        found.append(replace(known[kind], shape=each))
+    return found
+
+
+def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> Fact:
+    if layer.scheme == FLOAT32:
+        return Fact(layer, None, 4 * layer.k * layer.n, "cpu", DECODE_ROWS, 0.0)
+    plan = _weight_plan(layer.k, layer.n, layer.scheme, chip, runtime)
+    alignment = chip.memory.slice_alignment
+    nbytes = sum(
+        round_up(plan.mm_type.b.nbytes(k.padded * n.padded), alignment) for k in plan.k_spans for n in plan.n_spans
+    )
+    cores = len(policy.cores) if isinstance(policy.cores, tuple) else None
+    prefill, crossover, gain = _compared(layer, plan, policy, chip, cores)
+    beside = workspace_bytes(plan, plan.buckets[0]), workspace_bytes(plan, plan.buckets[-1])
+    return Fact(layer, plan, nbytes, prefill, crossover, gain, *beside)
+
+
+def _weight_plan(k: int, n: int, name: str, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
+    scheme = Scheme.parse(name)
+    route = route_for(scheme, chip, runtime)
+    group = scheme.group_size if scheme.granularity is Granularity.GROUP else None
+    return plan_weight(k, n, route.mm_type, chip, runtime, k_group=group, row_images=route.row_images)
+
+
+def product_seconds(plan: WeightPlan, rows: int, chip: Chip, cores: int | None = None) -> tuple[float, float] | None:
+    """Modelled seconds of a product on the NPU and on the CPU; None where nothing is known of the chip."""
+    host = HOST_TIMINGS.get(chip.soc)
+    most = None if cores is None or cores >= plan.cores else cores
+    modelled = plan_matmul(rows, plan, cores=most, timings=chip.timings).modelled
+    if modelled is None or host is None:
+        return None
+    return modelled.seconds, host.seconds(plan.mm_type, rows, plan.k, plan.n)
+
+
+def _compared(
+    layer: LayerShape, plan: WeightPlan, policy: Policy, chip: Chip, cores: int | None
+) -> tuple[str, int, float]:
+    """Who computes prompts, up to how many rows the CPU computes, and what NPU memory saves."""
+    times = {rows: product_seconds(plan, rows, chip, cores) for rows in _ROWS}
+    known = {rows: both for rows, both in times.items() if both is not None}
+    if not known:  # nothing says that the CPU is faster
+        prefill = "npu" if policy.prefill == "auto" else policy.prefill
+        crossover = DECODE_ROWS if policy.decode == "cpu" else 0
+        both_cpu = prefill == "cpu" and crossover
+        return prefill, crossover, 0.0 if both_cpu else float(plan.nbytes)
+    prefill = policy.prefill
+    if prefill == "auto":
+        npu, cpu = known[PROMPT_ROWS]
+        prefill = "cpu" if cpu < npu else "npu"
+    crossover = {"npu": 0, "cpu": DECODE_ROWS}.get(policy.decode, 0)
+    if policy.decode == "auto":
+        for rows in _ROWS:
+            npu, cpu = known[rows]
+            if cpu >= npu or (rows > DECODE_ROWS and policy.prefill == "npu"):
+                break
+            crossover = rows
+    gain = 0.0
+    for count, tokens in ((PROMPT_BLOCKS, PROMPT_ROWS), (TOKENS, 1)):
+        rows = layer.rows(tokens)
+        npu, cpu = known.get(rows) or product_seconds(plan, rows, chip, cores) or (0.0, 0.0)
+        if computed_by(rows, prefill, crossover) == "npu":
+            gain += count * layer.share * (cpu - npu) if rows == 1 else count * (cpu - npu)
+    return prefill, crossover, gain
+
+
+class _Filled:
+    """Domains while layers are put into them, the first one that has room first."""
+
+    def __init__(self, room: Room) -> None:
+        self._free = [room.domain_bytes] * room.domains
+        self._beside = [0] * room.domains
+        total = sum(self._free) if room.limit is None else max(0, room.limit - room.held)
+        self._left = total - total // _LOST
+        self._most_beside = 0
+
+    def put(self, fact: Fact) -> int | None:
+        """The domain that takes a layer; None where no domain has room for it."""
+        beside = max(self._most_beside, fact.least_beside)
+        if fact.nbytes + beside > self._left:
+            return None
+        for domain, free in enumerate(self._free):
+            if fact.nbytes + max(self._beside[domain], fact.least_beside) <= free:
+                self._free[domain] -= fact.nbytes
+                self._beside[domain] = max(self._beside[domain], fact.least_beside)
+                self._left, self._most_beside = self._left - fact.nbytes, beside
+                return domain
+        return None
+
+
+def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> dict[str, int]:
+    """The domain of each layer that is in NPU memory, by name.
+
+    Raises
+    ------
+    ValueError
+        If the limit has no room for a single layer.
+    NpuMemoryError
+        If layers that are asked for do not fit.
+    """
+    candidates = [each for each in facts if each.plan is not None]
+    filled, found = _Filled(room), {}
+    if wanted is None:
+        gaining = sorted((each for each in candidates if each.gain > 0), key=lambda each: -each.gain / each.nbytes)
+        for fact in gaining:
+            domain = filled.put(fact)
+            if domain is not None:
+                found[fact.shape.name] = domain
+        if gaining and not found:
+            raise ValueError(_too_little(gaining, room))
+        return found
+    chosen = set(wanted)
+    for fact in candidates:
+        if fact.shape.name in chosen and not (fact.prefill == "cpu" and fact.crossover):
+            domain = filled.put(fact)
+            if domain is None:
+                raise NpuMemoryError(
+                    _not_fitting(fact, [each for each in candidates if each.shape.name in chosen], found, room)
+                )
+            found[fact.shape.name] = domain
+    return found
+
+
+def _too_little(gaining: Sequence[Fact], room: Room) -> str:
+    smallest = min(gaining, key=lambda each: each.nbytes + each.least_beside)
+    least = -(-(smallest.nbytes + smallest.least_beside) * _LOST // (_LOST - 1)) + 1
+    held = f", beside {room.held} bytes that the device holds already" if room.held else ""
+    if room.limit is None:
+        return (
+            f"no layer fits into a domain of {room.domain_bytes} bytes: the smallest, {smallest.shape.name}, needs "
+            f"{least} bytes with A and C"
+        )
+    return (
+        f"Policy: memory_limit of {room.limit} bytes has no room for any layer{held}: the smallest, "
+        f"{smallest.shape.name}, needs {least} with A and C of its products. Give at least {least + room.held}, or "
+        "npu_layers=0 for none"
+    )
+
+
+def _not_fitting(fact: Fact, chosen: Sequence[Fact], found: dict[str, int], room: Room) -> str:
+    needed = sum(each.nbytes for each in chosen)
+    beside = max(each.least_beside for each in chosen)
+    total = room.domains * room.domain_bytes
+    if room.limit is not None:
+        there = f"memory_limit is {room.limit} bytes" + (
+            f", of which {room.held} are held already" if room.held else ""
+        )
+    else:
+        there = (
+            f"{room.domains} IOMMU domain{'s' * (room.domains > 1)} of {size_in_words(room.domain_bytes)} hold {total}"
+        )
+    least = -(-(needed + beside) * _LOST // (_LOST - 1)) + 1 + room.held
+    more = (
+        f"memory_limit={least} has room for all" if room.limit is not None and least <= total else "fewer bits a weight"
+    )
+    return (
+        f"{len(chosen)} layers are asked for on the NPU and need {needed} bytes, with A and C {needed + beside}; "
+        f"{there}. {fact.shape.name} is the first that does not fit, after {len(found)}. What would fit: "
+        f"npu_layers='auto', fewer layers, {more}"
+    )
