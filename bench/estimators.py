@@ -11,9 +11,13 @@ here is a time.
 from __future__ import annotations
 
 import argparse
+import statistics
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +36,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
+import npumatmul as npu
 from npumatmul.sklearn import offload
 
 CLASSIFIERS: dict[str, Callable[[int], Any]] = {
@@ -139,14 +144,62 @@ def add(pooled: Pooled, estimator: Any, made: Any, rows: Any, y: Any) -> None:
     pooled.before.append(before)
 
 
+def calls_of(function: Callable[[], object]) -> int:
+    """Python functions that a call enters, itself included."""
+    count = 0
+
+    def seen(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(seen)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def print_costs(rounds: int = 301) -> None:
+    """What a prediction of one row costs on this host: medians of calls that take turns, and Python calls."""
+    x, y = datasets.load_digits(return_X_y=True)
+    x, row = x / 16, x[:1] / 16
+    print(
+        f"{'one row of digits, microseconds':<32}{'scikit-learn':>14}{'offloaded':>11}{'products':>10}"
+        f"{'Python calls':>22}"
+    )
+    for name in ("LogisticRegression", "MLPClassifier", "SVC (rbf)", "KNeighbors"):
+        estimator = CLASSIFIERS[name](0).fit(x, y)
+        made = offload(estimator)
+        ready = [(each.packed, np.ones((1, each.shape[0]), np.float32)) for each in made.computation.products]
+        functions: list[Callable[[], object]] = [
+            partial(estimator.predict, row),
+            partial(made.predict, row),
+            lambda ready=ready: [npu.matmul(a, weight) for weight, a in ready],
+        ]
+        times: list[list[float]] = [[] for _ in functions]
+        for _ in range(rounds):
+            for each, found in zip(functions, times, strict=True):
+                start = time.perf_counter()
+                each()
+                found.append(time.perf_counter() - start)
+        micros = [1e6 * statistics.median(found) for found in times]
+        counts = " / ".join(str(calls_of(each)) for each in functions)
+        print(f"{name:<32}{micros[0]:>14.0f}{micros[1]:>11.0f}{micros[2]:>10.0f}{counts:>22}")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--schemes", default="w16a16,w8a8")
     parser.add_argument("--only", default="", help="part of an estimator's name")
+    parser.add_argument("--costs", action="store_true", help="only what a call costs")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
+    if given.costs:
+        print_costs()
+        return
     schemes = tuple(given.schemes.split(","))
     pooled = measure(given.seeds, schemes, given.only)
     print(f"scikit-learn {sklearn.__version__}, numpy {np.__version__}; {given.seeds} seeds x 5 folds, rows pooled\n")

@@ -14,12 +14,9 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
-<<<<<<< HEAD
-    "skops": "sklearn",
     "sklearn": "sklearn",
-=======
+    "skops": "sklearn",
     "starlette": "server",
->>>>>>> main
     "tokenizers": "llm",
     "typer": "cli",
     "uvicorn": "server",
