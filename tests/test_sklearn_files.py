@@ -13,12 +13,27 @@ from typing import Any
 import numpy as np
 import pytest
 import skops.io
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_wine
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
+from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    LogisticRegressionCV,
+    Perceptron,
+    RidgeClassifierCV,
+    RidgeCV,
+)
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestNeighbors
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC, SVR, LinearSVC, NuSVC, NuSVR
 from typer.testing import CliRunner
 
 from npumatmul.cli import app
@@ -41,6 +56,27 @@ def test_what_is_loaded_predicts_the_same(tmp_path: Path, scheme: str) -> None:
         method = "predict_proba" if hasattr(made, "predict_proba") else "transform"
         np.testing.assert_array_equal(getattr(again, method)(X), getattr(made, method)(X))
     assert sorted(os.listdir(tmp_path / "out")) == ["estimator.skops", "npumatmul.json"]
+
+
+ALL = [
+    LinearRegression(), RidgeCV(), LogisticRegression(max_iter=9), LogisticRegressionCV(cv=2, max_iter=9), LinearSVC(),
+    RidgeClassifierCV(), Perceptron(), LinearDiscriminantAnalysis(), MLPClassifier((9,), max_iter=9),
+    MLPRegressor(hidden_layer_sizes=(9,), max_iter=9, solver="lbfgs"), PCA(2), TruncatedSVD(2), KMeans(3), MiniBatchKMeans(3),
+    NearestNeighbors(algorithm="ball_tree"), KNeighborsClassifier(metric="cosine"), KNeighborsRegressor(), SVC(),
+    NuSVC(), SVR(), NuSVR(), RBFSampler(), Nystroem(n_components=9), GridSearchCV(LinearSVC(), {"C": [1, 2]}, cv=2),
+    GaussianProcessRegressor(ConstantKernel() * RBF() + Matern() + WhiteKernel(), optimizer=None),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", ALL, ids=lambda each: type(each).__name__)
+def test_every_estimator_that_is_offered_can_be_saved(tmp_path: Path, estimator: Any) -> None:
+    x = (X - X.mean(axis=0)) / X.std(axis=0)
+    made = offload(estimator.fit(x, Y))
+    save(made, tmp_path)
+    again = load(tmp_path)
+    method = next(each for each in ("predict", "transform", "kneighbors") if hasattr(made, each))
+    np.testing.assert_array_equal(getattr(again, method)(x), getattr(made, method)(x))
 
 
 def test_only_what_was_offloaded_is_saved(tmp_path: Path) -> None:

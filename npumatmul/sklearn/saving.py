@@ -37,6 +37,14 @@ _FORMAT = 1
 #: What is read at most, unpacked: more than any estimator that fits into an NPU.
 _MOST_BYTES = 1 << 32
 _SETTINGS_BYTES = 1 << 28
+#: Kernels of Gaussian processes that are offloaded: objects with numbers in them, which skops does not know.
+_KERNELS = tuple(
+    f"sklearn.gaussian_process.kernels.{name}"
+    for name in (
+        "ConstantKernel", "DotProduct", "Exponentiation", "Matern", "Product", "RBF", "RationalQuadratic", "Sum",
+        "WhiteKernel",
+    )
+)  # fmt: skip
 
 
 def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
@@ -129,7 +137,7 @@ def read_skops(path: Path, trusted: Sequence[str] = ()) -> Any:
     if size > _MOST_BYTES:
         raise UnusableFileError(f"{path} would take {size} bytes of memory; at most {_MOST_BYTES} are read")
     try:
-        return skops.io.load(path, trusted=list(trusted))
+        return skops.io.load(path, trusted=[*_KERNELS, *trusted])
     except UntrustedTypesFoundException as error:
         found = ", ".join(skops.io.get_untrusted_types(file=path))
         raise UnusableFileError(
@@ -166,18 +174,21 @@ def _offloaded(estimator: Any, path: str) -> Iterator[tuple[str, NpuEstimator]]:
 def _original(estimator: Any) -> Any:
     """The same with scikit-learn's own estimators."""
     if isinstance(estimator, NpuEstimator):
-        return _without_tree(estimator.estimator_)
+        return _for_predicting(estimator.estimator_)
     if isinstance(estimator, Pipeline):
         return Pipeline([(name, _original(step)) for name, step in estimator.steps])
     return estimator
 
 
-def _without_tree(estimator: Any) -> Any:
-    """The same without a tree of neighbours, which we do not search and skops does not trust."""
-    if getattr(estimator, "_tree", None) is None:
+def _for_predicting(estimator: Any) -> Any:
+    """The same without what only fitting goes on with, or another way to search: skops does not trust these types."""
+    given = vars(estimator)
+    if given.get("_tree") is None and "_optimizer" not in given:
         return estimator
     made = copy.copy(estimator)
-    made._tree, made._fit_method = None, "brute"
+    vars(made).pop("_optimizer", None)
+    if given.get("_tree") is not None:
+        made._tree, made._fit_method = None, "brute"
     return made
 
 
