@@ -61,7 +61,7 @@ def test_what_is_loaded_predicts_the_same(tmp_path: Path, scheme: str) -> None:
 ALL = [
     LinearRegression(), RidgeCV(), LogisticRegression(max_iter=9), LogisticRegressionCV(cv=2, max_iter=9), LinearSVC(),
     RidgeClassifierCV(), Perceptron(), LinearDiscriminantAnalysis(), MLPClassifier((9,), max_iter=9),
-    MLPRegressor(hidden_layer_sizes=(9,), max_iter=9, solver="lbfgs"), PCA(2), TruncatedSVD(2), KMeans(3), MiniBatchKMeans(3),
+    MLPRegressor(hidden_layer_sizes=(9,), max_iter=9), PCA(2), TruncatedSVD(2), KMeans(3), MiniBatchKMeans(3),
     NearestNeighbors(algorithm="ball_tree"), KNeighborsClassifier(metric="cosine"), KNeighborsRegressor(), SVC(),
     NuSVC(), SVR(), NuSVR(), RBFSampler(), Nystroem(n_components=9), GridSearchCV(LinearSVC(), {"C": [1, 2]}, cv=2),
     GaussianProcessRegressor(ConstantKernel() * RBF() + Matern() + WhiteKernel(), optimizer=None),
