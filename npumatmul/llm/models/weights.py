@@ -80,7 +80,9 @@ class LayerTensors:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> dict[str, LayerTensors]:
+def layer_tensors(
+    source: ModelSource, config: DecoderConfig | None = None, *, elsewhere: int = 0
+) -> dict[str, LayerTensors]:
     """List a model's linear layers.
 
     Parameters
@@ -89,6 +91,8 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         The open model.
     config : DecoderConfig, optional
         Its configuration; read by default.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
 
     Returns
     -------
@@ -101,7 +105,7 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_sizes(source, config)
+    _check_sizes(source, config, elsewhere)
     return _layers_of(_decoder(source, config), architecture_of(source))
 
 
@@ -110,6 +114,7 @@ def load_decoder(
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
+    elsewhere: int = 0,
     progress: Progress | None = None,
 ) -> Decoder:
     """Make a model of what is on disk.
@@ -126,6 +131,8 @@ def load_decoder(
         Makes the product of a layer; ``layer.weight(source)`` reads its weight.
     context_length : int, optional
         Longest sequence, in tokens; by default, and at most, the model's own.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     progress : callable, optional
         Called before each layer and at the end with (layers done, layers in all, name).
 
@@ -143,7 +150,7 @@ def load_decoder(
         If `context_length` is not positive.
     """
     config = _limited(config_of(source), context_length)
-    _check_sizes(source, config)
+    _check_sizes(source, config, elsewhere)
     model, architecture = _decoder(source, config), architecture_of(source)
     layers = _layers_of(model, architecture)
     in_products = {name for layer in layers.values() for name in layer.parameters}
@@ -177,10 +184,10 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig, elsewhere: int) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    held = len(source.weights)  # each layer has several, and so has each expert
+    held = len(source.weights) + elsewhere  # each layer has several, and so has each expert
     for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
         if count > held:
             raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")
