@@ -8,22 +8,22 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.llm.arguments import check_flags, check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.files.paths import model_path
 from npumatmul.llm.language_model import Model
-from npumatmul.llm.loading import load_source, numpy_pack
+from npumatmul.llm.loading import load_from, load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
 from npumatmul.llm.models.registry import config_of
-from npumatmul.llm.models.weights import Progress
+from npumatmul.llm.models.weights import LayerTensors, Progress
 from npumatmul.llm.models.whisper import speech_layer_names
 from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
@@ -31,15 +31,14 @@ from npumatmul.llm.packed_cache import PackedCache
 from npumatmul.llm.packing import Packing, packing
 from npumatmul.llm.quantize import (
     LayerRecipe,
-    Recipe,
     cost_of,
     is_quantized,
     load_quantized,
     parse_scheme,
     quantize_layer,
-    quantize_model,
     quick_recipe,
 )
+from npumatmul.llm.quantize.quantized_model import layer_of_recipe
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.llm.speech_model import load_speech_model
 from npumatmul.nn.product import Float32, Product
@@ -140,20 +139,15 @@ def load(
     path = model_path(path, "load")
     if context is not None:
         context = count_from_one(context, "context", "load")
-    if expert_memory is not None and (is_quantized(path) or scheme == GGUF_SCHEME):
-        raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
+    waiting = None if expert_memory is None else _Waiting(expert_memory, expert_folder)
     if is_quantized(path):
-        return _quantized(path, plan, device, context, progress)
+        return _quantized(path, plan, device, context, waiting, progress)
     if scheme == GGUF_SCHEME:
-        return _blocks(path, plan, device, context, progress)
+        return _blocks(path, plan, device, context, waiting, cache, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
     with contextlib.ExitStack() as undo, open_source(path) as source:
         plan.check_chip(target)
-        experts = None
-        if expert_memory is not None:
-            _check_experts(source, target)
-            experts = Residency(expert_memory, expert_folder)
-            undo.callback(experts.close)
+        experts = None if waiting is None else waiting.experts(source, target, undo)
         note = rounded_again(source, scheme)
         if note is not None:
             logger.info("%s", note)
@@ -178,12 +172,33 @@ def load(
             return loaded(_Built(plan, target, pack, experts))
 
 
-def _check_experts(source: ModelSource, target: Device | None) -> None:
-    """Refuse a limit of experts where there are none on a device."""
-    if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
-        raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
-    if target is None:
-        raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """How much memory experts have on the device, and where the others wait."""
+
+    memory: int
+    folder: str | os.PathLike[str] | None
+
+    def experts(self, source: ModelSource, target: Device | None, undo: contextlib.ExitStack) -> Residency:
+        """Where experts of a model are kept; `undo` closes it.
+
+        Raises
+        ------
+        ValueError
+            If it has none, or they are not on a device.
+        """
+        if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
+            raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
+        if target is None:
+            raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")
+        found = Residency(self.memory, self.folder)
+        undo.callback(found.close)
+        return found
+
+
+def _kept(product: Product, name: str, experts: Residency | None) -> Product:
+    """A product, off the device if it is an expert's and these wait elsewhere."""
+    return product if experts is None or ".expert." not in name else experts.keep(product)
 
 
 def rounded_again(source: ModelSource, scheme: str) -> str | None:
@@ -312,16 +327,13 @@ class _Built:
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return None
         found = self._pack.ready(name)
-        return None if found is None else self._kept(found, name)
+        return None if found is None else _kept(found, name, self._experts)
 
     def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)
-        return self._kept(self._pack(weight, name), name)
-
-    def _kept(self, product: Product, name: str) -> Product:
-        return product if self._experts is None or ".expert." not in name else self._experts.keep(product)
+        return _kept(self._pack(weight, name), name, self._experts)
 
 
 def _quantized(
@@ -329,6 +341,7 @@ def _quantized(
     plan: _Plan,
     device: Device | str | None,
     context: int | None,
+    waiting: _Waiting | None,
     progress: Progress | None,
 ) -> Model:
     """Load what `npumatmul quantize` wrote."""
@@ -336,8 +349,15 @@ def _quantized(
         raise ValueError(f"load: {path} is quantized already and takes no scheme or policy")
     quantized = load_quantized(path)
     target = current_device(device)
-    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
-    return Model(loaded, scheme="as it was quantized", device=target)
+    upload = npu_layers(target)
+    with contextlib.ExitStack() as undo:
+        source = GGUFSource.of(quantized.rest)
+        experts = None if waiting is None else waiting.experts(source, target, undo)
+        loaded = quantized.load(
+            lambda layer, name: _kept(upload(layer, name), name, experts), context_length=context, progress=progress
+        )
+        undo.pop_all()
+    return Model(loaded, scheme="as it was quantized", device=target, experts=experts)
 
 
 def _blocks(
@@ -345,14 +365,35 @@ def _blocks(
     plan: _Plan,
     device: Device | str | None,
     context: int | None,
+    waiting: _Waiting | None,
+    cache: bool,
     progress: Progress | None,
 ) -> Model:
-    """Load a GGUF file whose blocks are taken over."""
+    """Load a GGUF file whose blocks are taken over, layer by layer."""
     target = current_device(device)
-    with open_source(path) as source:
-        if source.kind != "gguf":
+    recipe = LayerRecipe(plan.scheme)
+    others: list[str] = []
+    how, kept = {"scheme": plan.scheme, "recipe": dataclasses.asdict(recipe)}, PackedCache() if cache else None
+    with contextlib.ExitStack() as undo, open_source(path) as source:
+        if not isinstance(source, GGUFSource):
             raise ValueError(f"load: scheme 'gguf' takes over blocks of a GGUF file, and {path} is a folder")
-        file = Path(source.path)
-    quantized = quantize_model(file, Recipe(LayerRecipe(plan.scheme)), progress=progress)
-    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
-    return Model(loaded, scheme=plan.scheme, device=target)
+        experts = None if waiting is None else waiting.experts(source, target, undo)
+
+        def linear(tensors: LayerTensors) -> Product:
+            name, product = tensors.name, pack.ready(tensors.name)
+            if product is None:
+                layer = layer_of_recipe(source, tensors, recipe, None)
+                others.extend([] if layer.recipe.scheme == plan.scheme else [name])
+                product = pack.add(NpuQuantizedLinear.of_layer(layer, target), name)
+            return _kept(product, name, experts)
+
+        with packing(source, how, numpy_pack, device=target, cache=kept) as pack:
+            loaded = load_from(source, linear, context_length=context, progress=progress)
+        undo.pop_all()
+    if others:
+        logger.info(
+            "%d layers, such as %r, are stored in types whose blocks cannot be taken over; they are w8a8 instead",
+            len(others),
+            others[0],
+        )
+    return Model(loaded, scheme=plan.scheme, device=target, experts=experts)
