@@ -13,10 +13,9 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from npumatmul.llm.files.gguf_source import GGUFSource
+from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.recipe import LayerRecipe
-from npumatmul.nn.expert_names import Unstacked
 from npumatmul.quant.params import Granularity, QuantizedWeight, QuantParams
 
 __all__ = ["BLOCK", "TAKEN_OVER", "layer_of_blocks"]
@@ -29,31 +28,34 @@ Parts = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]
 """Codes (N, K), scales and offsets (N, K / 32)."""
 
 
-def layer_of_blocks(source: GGUFSource, parameters: Sequence[str], recipe: LayerRecipe) -> QuantizedLayer | None:
+def layer_of_blocks(
+    file: GGUFFile, tensors: Sequence[str], recipe: LayerRecipe, rows: Sequence[slice | None] | None = None
+) -> QuantizedLayer | None:
     """Take over the blocks of a layer's tensors.
 
     Parameters
     ----------
-    source : GGUFSource
+    file : GGUFFile
         The open file.
-    parameters : sequence of str
-        Names of the parameters whose rows, one after another, are the layer's weight.
+    tensors : sequence of str
+        Names of the tensors whose rows, one after another, are the layer's weight.
     recipe : LayerRecipe
         What to note as the layer's recipe.
+    rows : sequence of slice or None, optional
+        Which rows of each tensor; all by default.
 
     Returns
     -------
     QuantizedLayer or None
         The layer, int4 where all its tensors are; None if one is of a type whose blocks cannot be taken over.
     """
-    file, weights = source.file, source.weights
-    tensors = [weights.tensor_name(name) for name in parameters]
-    if any(file.tensors[name].kind not in TAKEN_OVER for name in tensors):
-        return None
-    stored = [
-        file.stored(tensor, rows=weights.rows_of(name) if isinstance(weights, Unstacked) else None)
-        for name, tensor in zip(parameters, tensors, strict=True)
-    ]
+    wanted = [None] * len(tensors) if rows is None else rows
+    stored = []
+    for name, part in zip(tensors, wanted, strict=True):
+        kind, blocks = file.stored(name, rows=part)
+        if kind not in TAKEN_OVER:
+            return None
+        stored.append((kind, blocks))
     parts = [_read(kind, blocks) for kind, blocks in stored]
     codes, scale, offset = (np.concatenate(each) for each in zip(*parts, strict=True))
     if not (np.isfinite(scale).all() and np.isfinite(offset).all()):

@@ -24,6 +24,7 @@ from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
 from npumatmul.llm.quantize.sequential import SEEN, quantize_in_sequence, weights_of
 from npumatmul.llm.quantize.steps import Steps
+from npumatmul.nn.expert_names import Unstacked
 from npumatmul.nn.product import Product
 from npumatmul.quant.meter import Share
 
@@ -310,7 +311,10 @@ def layer_of_recipe(
         The layer.
     """
     if recipe.scheme == GGUF_SCHEME:
-        taken = layer_of_blocks(source, tensors.parameters, recipe)
+        weights = source.weights
+        names = [weights.tensor_name(each) for each in tensors.parameters]
+        rows = [weights.rows_of(each) if isinstance(weights, Unstacked) else None for each in tensors.parameters]
+        taken = layer_of_blocks(source.file, names, recipe, rows)
         if taken is not None:
             return centred_layer(taken, tensors.weight(source), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
