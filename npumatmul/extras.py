@@ -14,6 +14,8 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
+    "sklearn": "sklearn",
+    "skops": "sklearn",
     "starlette": "server",
     "tokenizers": "llm",
     "typer": "cli",
