@@ -32,9 +32,13 @@ try:
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.run.batch import BatchGeneration
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import generate
+    from npumatmul.llm.run.generation import Generation
+    from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.speculation import Speculation
     from npumatmul.llm.speech.transcript import Segment, Transcription
     from npumatmul.llm.speech.wave_file import read_wave
     from npumatmul.llm.speech_model import SpeechModel
@@ -53,6 +57,7 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "BatchGeneration",
     "ChatTemplate",
     "Constraint",
     "ContextFullError",
@@ -84,6 +89,7 @@ __all__ = [
     "Sampler",
     "SamplingOptions",
     "Segment",
+    "Speculation",
     "SpeechModel",
     "StopReason",
     "StreamDecoder",

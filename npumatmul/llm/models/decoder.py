@@ -25,6 +25,7 @@ from npumatmul.llm.models.embedded import EmbeddedRows, Placing
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
@@ -354,7 +355,7 @@ class Decoder(Module):
     def run_blocks(
         self,
         x: Float32,
-        cache: nn_cache.KVCache,
+        cache: nn_cache.KVCache | CacheBatch,
         total: int,
         progress: Callable[[int], object] | None = None,
         placing: Placing | None = None,
@@ -365,7 +366,7 @@ class Decoder(Module):
         ----------
         x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
             Embeddings of the tokens that follow those in the cache.
-        cache : npumatmul.nn.KVCache
+        cache : npumatmul.nn.KVCache or npumatmul.nn.CacheBatch
             It grows by them.
         total : int
             Tokens that the sequence is to have; see `DecoderConfig.longest_short`.
