@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, info, probing, simulating
+from npumatmul.cli import caching, estimators, info, probing, simulating
 from npumatmul.cli.files import path
 from npumatmul.cli.options import (
     CacheOption,
@@ -42,6 +42,7 @@ PLAIN: dict[str, Any] = {
 app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
 app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 app.add_typer(caching.app, name="cache", short_help="The packed models that are kept on disk.")
+app.add_typer(estimators.app, name="sklearn", short_help="Estimators of scikit-learn.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
 

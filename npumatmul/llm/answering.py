@@ -15,6 +15,7 @@ from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
 from npumatmul.llm.models.embedded import Embedded, filled
+from npumatmul.llm.models.part import Part
 from npumatmul.llm.run.batch import BatchGeneration
 from npumatmul.llm.run.full import OnFull
 from npumatmul.llm.run.generation import Generation, checked_ids
@@ -38,6 +39,7 @@ class Answering(Uncopied):
     """What `Model` is asked; see there."""
 
     name: str
+    part: Part | None = None
     tokenizer: Tokenizer
     context: int
     vocab_size: int
@@ -50,6 +52,14 @@ class Answering(Uncopied):
     def closed(self) -> bool:
         """Whether `close` was called."""
         raise NotImplementedError
+
+    def _check_whole(self, call: str) -> None:
+        """Refuse what a part of a model cannot do alone."""
+        if self.part is not None:
+            raise ModelError(
+                f"{call}: this is a part of {self.name}, {self.part}; its sequence() takes tokens or states, and gives "
+                "what the next part takes, or logits"
+            )
 
     def generate(
         self,
@@ -384,6 +394,7 @@ class Answering(Uncopied):
     ) -> Generation:
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
+        self._check_whole("generate")
         if len(ids) >= self.context and on_full == "error":
             raise ContextFullError(
                 f"the prompt has {len(ids)} tokens; the context of {self.context} leaves no room for an answer: "
