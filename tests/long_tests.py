@@ -33,6 +33,8 @@ LONG = frozenset(
         "tests/llm/test_modelled.py::test_the_command_prints_tables_and_json",
         "tests/llm/test_modelled.py::test_the_command_takes_constants_that_were_fitted_here",
         "tests/quant/test_gptq.py::test_columns_are_those_of_the_published_algorithm",
+        "tests/server/test_server_command.py",
+        "tests/server/test_server_faults.py::test_nothing_is_left_after_requests_of_all_kinds",
         "tests/test_autotune.py::test_processes_lose_nothing_of_each_other",
         "tests/test_bench.py::test_command",
         "tests/test_bench_demo.py::test_command",

@@ -40,7 +40,7 @@ TOKENS = 6
 #: By how much figures may grow all the same. Memory of a process moves by some MiB; a number of answers at once that
 #: did not come before has contexts and buffers of its own. What a request leaves behind would be far above.
 SLACK = {"rss": 24 << 20, "contexts": 20, "npu_bytes": 1 << 20, "descriptors": 2}
-FAULT = "run:after={after}:times=400:code=-2"
+FAULT = "run:after={after}:times=80:code=-2"
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Soak:
     problems: list[str] = field(default_factory=list)
     expected: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    failing: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, outcome: str) -> None:
         with self.lock:
@@ -193,7 +194,7 @@ def work(soak: Soak, numbers: range, seed: int) -> None:
             if chance.random() < 0.05:
                 after = chance.randrange(20)
                 soak.note("faults")
-                with contextlib.suppress(Exception), sim.configured(soak.device, faults=FAULT.format(after=after)):
+                with soak.failing, sim.configured(soak.device, faults=FAULT.format(after=after)):
                     plain(soak, client, number)
 
 
