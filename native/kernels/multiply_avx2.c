@@ -12,8 +12,9 @@
 
 #define VECTOR __m256
 #define PARTS 2
-#define WIDE_COLUMNS 4
-#define WIDE_ROWS 2
+#define ROWS 2
+#define COLUMNS 2
+#define ALONE 4
 
 INLINE __m256 load_floats(const float *p) { return _mm256_loadu_ps(p); }
 INLINE __m256 zero_floats(void) { return _mm256_setzero_ps(); }

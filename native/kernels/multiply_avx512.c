@@ -12,8 +12,9 @@
 
 #define VECTOR __m512
 #define PARTS 1
-#define WIDE_COLUMNS 8
-#define WIDE_ROWS 8
+#define ROWS 4
+#define COLUMNS 4
+#define ALONE 8
 
 INLINE __m512 load_floats(const float *p) { return _mm512_loadu_ps(p); }
 INLINE __m512 zero_floats(void) { return _mm512_setzero_ps(); }

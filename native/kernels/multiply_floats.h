@@ -2,7 +2,8 @@
  * The loops over float lanes, written once for all instruction sets. Before it is included:
  *   INLINE      what makes a function part of its caller, for the instruction set
  *   VECTOR      a vector of floats; PARTS of them are the 16 lanes
- *   WIDE_COLUMNS, WIDE_ROWS    columns of B that one row takes at once; rows that take two columns at once
+ *   ROWS, COLUMNS    rows of A and columns of B that are taken at once
+ *   ALONE            columns that one row alone takes at once; it and COLUMNS divide 8
  *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, parts), sum_lanes(parts)
  */
 #ifndef NPUMATMUL_MULTIPLY_FLOATS_H
@@ -49,18 +50,14 @@ INLINE void floats_block(const int kind, const float *a, int64_t a_stride, npumm
 INLINE void floats(const int kind, const float *a, int64_t a_stride, int64_t rows, npumm_tile_column tiles, float *c,
                    int64_t c_stride) {
   int64_t r = 0;
-  for (; r + WIDE_ROWS <= rows; r += WIDE_ROWS) {
-    for (int64_t n = 0; n < tiles.tile_n; n += 2) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, WIDE_ROWS, 2);
+  for (; r + ROWS <= rows; r += ROWS) {
+    for (int64_t n = 0; n < tiles.tile_n; n += COLUMNS) {
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, ROWS, COLUMNS);
     }
   }
   for (; r < rows; r++) {
-    int64_t n = 0;
-    for (; n + WIDE_COLUMNS <= tiles.tile_n; n += WIDE_COLUMNS) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, WIDE_COLUMNS);
-    }
-    for (; n < tiles.tile_n; n += 2) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 2);
+    for (int64_t n = 0; n < tiles.tile_n; n += ALONE) {
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, ALONE);
     }
   }
 }

@@ -7,8 +7,9 @@
 
 #define VECTOR float32x4_t
 #define PARTS 4
-#define WIDE_COLUMNS 4
-#define WIDE_ROWS 2
+#define ROWS 2
+#define COLUMNS 2
+#define ALONE 4
 
 INLINE float32x4_t load_floats(const float *p) { return vld1q_f32(p); }
 INLINE float32x4_t zero_floats(void) { return vdupq_n_f32(0); }

@@ -21,7 +21,8 @@ from npumatmul.device.leases import Lease
 from npumatmul.host import executor
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.host.executor import Call, OnCpu, Operands, ResultType
+from npumatmul.host.executor import Call, OnCpu, ResultType
+from npumatmul.host.multiply import Operands
 from npumatmul.host.processors import fast_processors
 from npumatmul.planning.on_cpu import CpuPlan, plan_on_cpu
 from npumatmul.planning.product import A_BUFFERS_MOST, MatmulPlan
