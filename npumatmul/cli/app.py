@@ -16,6 +16,7 @@ from npumatmul.cli import caching, info, probing, simulating
 from npumatmul.cli.files import path
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -57,6 +58,9 @@ ExpertMemoryOption = Annotated[
     typer.Option(
         help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
     ),
+]
+ExpertFolderOption = Annotated[
+    Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
@@ -164,6 +168,8 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
     ] = False,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -187,6 +193,8 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
+        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_folder=expert_folder,
     )
     generating.answer(request)
 
@@ -424,7 +432,7 @@ def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return caching.parsed_size(text)
+        return parsed_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}") from error
 

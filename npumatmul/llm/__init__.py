@@ -30,10 +30,14 @@ try:
     from npumatmul.llm.models.cache import ContextFullError, KVCache
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
+    from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.speech.transcript import Segment, Transcription
+    from npumatmul.llm.speech.wave_file import read_wave
+    from npumatmul.llm.speech_model import SpeechModel
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -54,6 +58,7 @@ __all__ = [
     "ContextFullError",
     "Decoder",
     "DecoderConfig",
+    "Embedded",
     "EncoderModel",
     "Estimate",
     "Evaluation",
@@ -78,9 +83,12 @@ __all__ = [
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Segment",
+    "SpeechModel",
     "StopReason",
     "StreamDecoder",
     "Tokenizer",
+    "Transcription",
     "Window",
     "control_texts",
     "evaluate",
@@ -94,6 +102,7 @@ __all__ = [
     "npu_layers",
     "npu_pack",
     "numpy_pack",
+    "read_wave",
     "text_tokens",
     "windows",
 ]

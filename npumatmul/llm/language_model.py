@@ -17,11 +17,13 @@ from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import PromptProgress
+from npumatmul.llm.models.embedded import Embedded, FilledPrompt, filled
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generate import Constraint, Generation, checked_ids, shared_length
 from npumatmul.llm.run.sampling import SamplingOptions
 from npumatmul.llm.run.turns import Turn, Turns
+from npumatmul.llm.speech.hearing import Hearing
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.residency import Residency
@@ -32,9 +34,11 @@ __all__ = ["Model", "Prompt"]
 Messages = Sequence[Mapping[str, object]]
 Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
 """A text to go on with, the messages of a conversation, or token numbers."""
+Embeddings = Mapping[int, Embedded] | Sequence[Embedded]
+"""Rows from outside, by their first place or in the order of placeholders."""
 
 
-class Model(Uncopied):
+class Model(Hearing, Uncopied):
     """A language model; `load` makes it.
 
     Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
@@ -119,6 +123,7 @@ class Model(Uncopied):
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
         constraint: Constraint | None = None,
+        embeddings: Embeddings | None = None,
     ) -> Generation:
         """Go on with a prompt.
 
@@ -150,6 +155,9 @@ class Model(Uncopied):
             Tells the logarithm of each token's probability, and those of as many of the most probable tokens.
         progress : callable, optional
             Called with (tokens read, tokens to read) while the prompt is read.
+        embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+            Rows for places of the prompt, such as what an encoder made of pictures (docs/embedded.md): by where the
+            first row of each goes, one token being replaced by each row; or in the order of the prompt's placeholders.
         constraint : Constraint, optional
             What the answer has to obey: an object with ``allowed(logits)``, which sets scores to ``-inf``, and
             ``accept(token)``. It serves one generation.
@@ -187,6 +195,7 @@ class Model(Uncopied):
             seed=seed,
         )
         ids, continues = self._ids(prompt)
+        ids = self._filled(ids, embeddings)
         return self._generation(
             ids,
             max_tokens,
@@ -217,6 +226,7 @@ class Model(Uncopied):
         logprobs: int | None = None,
         progress: PromptProgress | None = None,
         constraint: Constraint | None = None,
+        embeddings: Embeddings | None = None,
     ) -> Generation:
         """Answer the last message of a conversation.
 
@@ -233,7 +243,7 @@ class Model(Uncopied):
             Further variables of the template, such as ``{"enable_thinking": False}``.
         max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, stop_ids, seed, logprobs
             As for `generate`.
-        progress, constraint
+        progress, constraint, embeddings
             As for `generate`.
 
         Returns
@@ -265,7 +275,7 @@ class Model(Uncopied):
             seed=seed,
         )
         return self._generation(
-            self.encode_chat(messages, tools=tools, variables=variables),
+            self._filled(self.encode_chat(messages, tools=tools, variables=variables), embeddings),
             max_tokens,
             options,
             stop=stop,
@@ -302,13 +312,17 @@ class Model(Uncopied):
         """
         return self._loaded.encode_chat(messages, tools=tools, variables=variables)
 
-    def logits(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+    def logits(
+        self, ids: Sequence[int] | NDArray[np.integer], embeddings: Embeddings | None = None
+    ) -> NDArray[np.float32]:
         """Compute the scores of the next token after every one of a sequence.
 
         Parameters
         ----------
         ids : sequence of int, length T
             Token numbers.
+        embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+            As for `generate`; where placeholders become several rows, T is the number of all rows.
 
         Returns
         -------
@@ -332,11 +346,12 @@ class Model(Uncopied):
         >>> logits.shape, model.tokenizer.decode([int(logits[-1].argmax())])
         ((5, 49152), ' Paris')
         """
-        numbers = checked_ids(ids, self.vocab_size, "ids")
+        numbers = self._filled(checked_ids(ids, self.vocab_size, "ids"), embeddings)
+        rows = numbers.rows if isinstance(numbers, FilledPrompt) else None
         if len(numbers) > self.context:
             raise ContextFullError(f"there are {len(numbers)} tokens; the model reads at most {self.context} at once")
         with self._turns.turn():
-            return self._model.forward(numbers, self._model.new_cache(len(numbers)), all_logits=True)
+            return self._model.forward(numbers, self._model.new_cache(len(numbers)), all_logits=True, embeddings=rows)
 
     def embed(
         self,
@@ -522,6 +537,12 @@ class Model(Uncopied):
         if prompt and all(isinstance(each, Mapping) for each in prompt):
             return self.encode_chat(prompt), False  # type: ignore[arg-type]
         return prompt, True  # type: ignore[return-value]
+
+    def _filled(self, ids: Sequence[int], embeddings: Embeddings | None) -> Sequence[int]:
+        """A prompt with rows from outside, if there are any."""
+        if embeddings is None:
+            return ids
+        return filled(checked_ids(ids, self.vocab_size, "the prompt"), embeddings, self._loaded.config)
 
     def _generation(
         self,

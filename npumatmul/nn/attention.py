@@ -162,6 +162,8 @@ class Attention(Module):
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
         self._products = products
         if query_growth is not None:
+            if not isinstance(query_growth, Sequence) or len(query_growth) != 2:
+                raise ValueError(f"Attention: query_growth is {query_growth!r}; it has to be (beta, length)")
             check_number("Attention", query_growth=query_growth[0])
             check_size("Attention", query_growth=query_growth[1])
         self._growth = query_growth
@@ -211,8 +213,8 @@ class Attention(Module):
             The layer's number in the cache.
         mask : {"causal", None} or ndarray
             As for `scaled_dot_product_attention`.
-        positions : array_like of int, shape (T,) or (B, 1, T), optional
-            For the rotation; by default they follow those in the cache.
+        positions : array_like of int, shape (T,) or (B, 1, T), or (3, T) or (3, B, 1, T), optional
+            For the rotation; by default they follow those in the cache. Three where `rope` has sections.
 
         Returns
         -------
@@ -261,7 +263,7 @@ class Attention(Module):
                 f"{self!r} takes (T, hidden) or (B, T, hidden); queries have shape {(*lead, self._q_and_k)}"
             )
         split = (1, *lead) if len(lead) == 1 else lead
-        offset = 0 if cache is None else cache.offset
+        offset = 0 if cache is None else cache.offset + cache.shift
         gate = None
         if self._turns_at_once and isinstance(qkv, np.ndarray):
             assert self.rope is not None

@@ -54,6 +54,9 @@ class KVCache:
     offset : int
         Tokens that all layers have seen. It grows when the last layer is given its keys, so that whatever ends a model
         half-way leaves the cache as it was.
+    shift : int
+        What is added to `offset` where positions of the next tokens are told: not 0 after pictures, whose rows have
+        positions of their own.
     windows : tuple of int or None
         Of each layer.
     limit : int or None
@@ -105,6 +108,7 @@ class KVCache:
         given = [None] * layers if states is None else list(states)
         if len(given) != layers:
             raise ValueError(f"KVCache: there are {layers} layers, but states for {len(given)}")
+        self.shift = 0
         self.windows = windows
         self.limit = limit
         self.notes: dict[str, str] = {}
@@ -126,6 +130,11 @@ class KVCache:
     def __repr__(self) -> str:
         _, heads, dim = self._rows
         return f"<KVCache: {self.offset} tokens, {len(self._layers)} layers of {heads} x {dim}, {self._dtype}>"
+
+    @property
+    def position(self) -> int:
+        """Position of the next token: `offset` and `shift`."""
+        return self.offset + self.shift
 
     @property
     def nbytes(self) -> int:
@@ -265,6 +274,8 @@ class KVCache:
             If there are fewer, or a layer with a window has given up what it would have to look at then, or one has a
             state: it can only go back to where the last call began.
         """
+        if isinstance(count, bool):
+            raise ValueError(f"KVCache.trim: count is {count}; it has to be a number of tokens")
         count = operator.index(count)
         if not 0 <= count <= self.offset:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")

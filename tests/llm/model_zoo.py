@@ -49,6 +49,22 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
+MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 3, 3]}
+VISION = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "patch_size": 4, "intermediate_size": 48,
+        "fullatt_block_indexes": [1], "window_size": 16, "tokens_per_second": 4,
+    },
+    "qwen3_vl": {
+        "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "patch_size": 4, "intermediate_size": 48,
+        "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16,
+    },
+}  # fmt: skip
+"""Of models that see: what their vision encoders are made of."""
+TOKENS = {"image_token_id": 255, "video_token_id": 256, "vision_start_token_id": 257, "vision_end_token_id": 258}
+
+
 PERMUTED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 EXPERT_COUNTS = {
     "qwen3moe": "num_experts",
@@ -286,6 +302,13 @@ VARIANTS = [
         "gpt-oss",
         llama_cpp=False,
     ),
+    Variant("qwen2_vl", "text", {"rope_parameters": MROPE}, "qwen2vl"),
+    Variant(
+        "qwen2_5_vl",
+        "text-tied",
+        {"rope_parameters": {**YARN, **MROPE, "rope_type": "yarn", "rope_theta": 1e6}, "tie_word_embeddings": True},
+    ),
+    Variant("qwen3_vl", "text", {"head_dim": 16, "rope_parameters": MROPE}, "qwen3vl"),
 ]
 
 
@@ -293,11 +316,18 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
     """The model as transformers has it, every parameter random and large enough to matter."""
     kind = transformers.AutoConfig.for_model(variant.model_type).__class__
     options = json.loads(json.dumps(dict(variant.options)))  # configurations change what they are given
-    config = kind(**{**SIZES, **options})
+    made: Any = transformers.AutoModelForCausalLM
+    if variant.model_type in VISION:
+        made = transformers.AutoModelForImageTextToText
+        tied = options.pop("tie_word_embeddings", False)
+        vision = dict(VISION[variant.model_type])
+        config = kind(text_config={**SIZES, **options}, vision_config=vision, tie_word_embeddings=tied, **TOKENS)
+    else:
+        config = kind(**{**SIZES, **options})
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = made.from_config(config, dtype=torch.float32, attn_implementation="eager")
         for name, value in model.named_parameters():
             with torch.no_grad():
                 if value.ndim >= 2:
@@ -307,6 +337,17 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
                 else:
                     value.normal_(1, 0.2)
     return model.eval()
+
+
+def language_config(model: Any) -> Any:
+    """The configuration of its language model."""
+    return model.config.get_text_config()
+
+
+def language_state(model: Any) -> dict[str, Any]:
+    """Parameters of its language model, as they are called where there is nothing else."""
+    state = {name.replace("model.language_model.", "model."): value for name, value in model.state_dict().items()}
+    return {name: value for name, value in state.items() if not name.startswith("model.visual.")}
 
 
 def write_folder(path: Path, variant: Variant, model: Any) -> Path:
@@ -332,7 +373,9 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
     """Write it as llama.cpp's converter does."""
     assert variant.gguf is not None
     writer = gguf.GGUFWriter(str(path), variant.gguf)
-    write_metadata(writer, variant.gguf, model.config)
+    write_metadata(writer, variant.gguf, language_config(model))
+    if model.config.model_type == "qwen3_vl":
+        writer.add_num_deepstack_layers(len(model.config.vision_config.deepstack_visual_indexes))
     tokenizer_metadata(writer, VOCAB)
     for name, value in gguf_tensors(variant.gguf, model):
         writer.add_tensor(name, value)
@@ -393,6 +436,8 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(
                 math.sqrt(1 + math.log(ratio) / math.log(c.original_max_position_embeddings))
             )
+    if arch in ("qwen2vl", "qwen3vl"):
+        writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
     if arch in EXPERT_COUNTS:
         writer.add_expert_count(getattr(c, EXPERT_COUNTS[arch]))
         writer.add_expert_used_count(c.num_experts_per_tok)
@@ -409,7 +454,7 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
 
 
 def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    config = model.config
+    config = language_config(model)
     kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
@@ -418,8 +463,8 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", np.array(rope["long_factor"], np.float32)
         yield "rope_factors_short.weight", np.array(rope["short_factor"], np.float32)
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
+    tied = model.config.tie_word_embeddings
+    for name, tensor in language_state(model).items():
         if tied and name == "lm_head.weight":
             continue
         value = tensor.numpy()

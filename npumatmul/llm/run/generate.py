@@ -7,7 +7,7 @@ import inspect
 import operator
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +21,7 @@ from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
+from npumatmul.llm.models.embedded import Embedded, EmbeddedRows, FilledPrompt, filled
 from npumatmul.llm.run.sampling import Sampler, SamplingOptions, log_probabilities, most_probable
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import Tokenizer, token_numbers
@@ -207,7 +208,11 @@ class Generation(Uncopied, Iterator[Piece]):
         check_progress("generate", progress)
         check_constraint(constraint)
         max_new_tokens = count_from_one(max_new_tokens, "max_new_tokens", "generate")
-        self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
+        self._embeddings: EmbeddedRows | None = None
+        if isinstance(prompt_ids, FilledPrompt):  # its tokens were checked before it got numbers of rows
+            self._prompt, self._embeddings = list(prompt_ids), prompt_ids.rows
+        else:
+            self._prompt = checked_ids(prompt_ids, model.config.vocab_size, "the prompt")
         self._logprobs = _checked_logprobs(logprobs)
         self._model = model
         self._sampler = Sampler(sampling)
@@ -298,7 +303,7 @@ class Generation(Uncopied, Iterator[Piece]):
 
     def _pieces(self) -> Generator[Piece, None, None]:
         stats = self.stats
-        history = list(self._prompt)
+        history = [each for each in self._prompt if each >= 0]
         tokens = self._prompt
         while True:
             with self._host.turn(self) as self._pass_on:
@@ -308,7 +313,7 @@ class Generation(Uncopied, Iterator[Piece]):
                 if not self.ids:
                     stats.cached_tokens = _reuse(self.cache, self._prompt)
                     tokens = self._prompt[stats.cached_tokens :]
-                logits = self._model.forward(tokens, self.cache, progress=self._told)
+                logits = self._model.forward(tokens, self.cache, progress=self._told, embeddings=self._embeddings)
             logs = None if self._logprobs is None else log_probabilities(logits)
             token = self._chosen(logits, history)
             logprob: float | None = None
@@ -392,6 +397,7 @@ def generate(
     cache: KVCache | None = None,
     progress: PromptProgress | None = None,
     constraint: Constraint | None = None,
+    embeddings: Mapping[int, Embedded] | Sequence[Embedded] | None = None,
 ) -> Generation:
     """Continue a prompt.
 
@@ -423,6 +429,8 @@ def generate(
         Called with (tokens read, tokens to read) now and then while the prompt is read, before the first token.
     constraint : Constraint, optional
         What the answer has to obey; it serves one generation.
+    embeddings : mapping of int to Embedded, or sequence of Embedded, optional
+        Rows for places of the prompt, as for `Model.generate`.
 
     Returns
     -------
@@ -446,6 +454,8 @@ def generate(
     >>> "".join(piece.text for piece in generate(loaded.model, loaded.tokenizer, ids))
     'The capital of France is Paris.'
     """
+    if embeddings is not None:
+        prompt_ids = filled(checked_ids(prompt_ids, model.config.vocab_size, "the prompt"), embeddings, model.config)
     return Generation(
         model,
         tokenizer,
