@@ -21,7 +21,7 @@ INLINE __m512 zero_floats(void) { return _mm512_setzero_ps(); }
 INLINE __m512 add_products(__m512 sum, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, sum); }
 
 /* enum of multiply_floats.h: 0 halves, 1 bytes, 2 nibbles */
-INLINE void load_b(const int kind, const uint8_t *column, int64_t group, __m512 *y) {
+INLINE void load_b(const int kind, const uint8_t *column, int64_t group, const int half, __m512 *y) {
   if (kind == 0) {
     y[0] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(column + 32 * group)));
     return;
@@ -29,7 +29,7 @@ INLINE void load_b(const int kind, const uint8_t *column, int64_t group, __m512 
   __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(column + (kind == 1 ? group : group / 2) * 16));
   if (kind == 2) {
     const __m128i sign = _mm_set1_epi8(8);
-    if (group % 2) x = _mm_srli_epi16(x, 4);
+    if (half) x = _mm_srli_epi16(x, 4);
     x = _mm_sub_epi8(_mm_xor_si128(_mm_and_si128(x, _mm_set1_epi8(15)), sign), sign);
   }
   y[0] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));

@@ -4,7 +4,7 @@
  *   VECTOR      a vector of floats; PARTS of them are the 16 lanes
  *   ROWS, COLUMNS    rows of A and columns of B that are taken at once
  *   ALONE            columns that one row alone takes at once; it and COLUMNS divide 8
- *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, parts), sum_lanes(parts)
+ *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, half, parts), sum_lanes(parts)
  */
 #ifndef NPUMATMUL_MULTIPLY_FLOATS_H
 #define NPUMATMUL_MULTIPLY_FLOATS_H
@@ -25,19 +25,23 @@ INLINE void floats_block(const int kind, const float *a, int64_t a_stride, npumm
   }
   const int64_t column_bytes = kind == HALVES ? 2 * tiles.tile_k : kind == BYTES ? tiles.tile_k : tiles.tile_k / 2;
   const uint8_t *first = tiles.b + n * column_bytes;
+  const int groups = kind == NIBBLES ? 2 : 1; /* 16 bytes hold two of 16 places */
   for (int64_t t = 0; t < tiles.k_tiles; t++, first += tiles.tile_n * column_bytes) {
-    for (int64_t group = 0; group < tiles.tile_k / 16; group++) {
-      const float *x = a + t * tiles.tile_k + 16 * group;
+    for (int64_t group = 0; group < tiles.tile_k / 16; group += groups) {
+#pragma GCC unroll 2
+      for (int half = 0; half < groups; half++) {
+        const float *x = a + t * tiles.tile_k + 16 * (group + half);
 #pragma GCC unroll 16
-      for (int j = 0; j < columns; j++) {
-        VECTOR y[PARTS];
-        load_b(kind, first + j * column_bytes, group, y);
+        for (int j = 0; j < columns; j++) {
+          VECTOR y[PARTS];
+          load_b(kind, first + j * column_bytes, group, half, y);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
+          for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
-          for (int p = 0; p < PARTS; p++) {
-            VECTOR *sum = &sums[r * columns + j][p];
-            *sum = add_products(*sum, load_floats(x + r * a_stride + p * (16 / PARTS)), y[p]);
+            for (int p = 0; p < PARTS; p++) {
+              VECTOR *sum = &sums[r * columns + j][p];
+              *sum = add_products(*sum, load_floats(x + r * a_stride + p * (16 / PARTS)), y[p]);
+            }
           }
         }
       }
