@@ -1,37 +1,40 @@
-"""Print up to how many rows the CPU multiplies packed weights faster than the NPU, by the model; and what was measured here.
+"""Print up to how many rows the CPU is modelled to multiply packed weights faster than the NPU, and what was measured.
 
     python bench/crossover.py                      everything
     python bench/crossover.py modelled kernels     some of: modelled, kernels, memory, decoding
 
 Modelled: `npumatmul.chips.timing` of the NPU and of the CPU beside it; nobody timed either for this. Measured: on this
-machine, in one process, in turns, medians: what the host's kernels take beside plain C, numpy and the simulator, which
-says nothing of how fast a chip is; and SmolLM2 with one copy of its weights and with two.
+machine, in one process on one processor, in turns, medians of processor time: what the host's kernels take beside plain
+C, numpy and the simulator, which says nothing of how fast a chip is; and SmolLM2 with one copy of its weights and two.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
 import npumatmul as npu
 from npumatmul import llm
-from npumatmul.bench import describe_machine
 from npumatmul.chips import CHIPS
 from npumatmul.chips.timing import CPUS
 from npumatmul.chips.types import MatmulType
 from npumatmul.host.multiply import NativeB, Operands, instruction_sets, multiply
-from npumatmul.nn.product import PackedProduct
 from npumatmul.planning.on_cpu import cpu_seconds
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import plan_weight
 from npumatmul.quant.names import SchemeName
+from npumatmul.running.stored import StoredWeight
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPES = ((576, 1536), (2048, 2048), (4096, 14336))
@@ -58,7 +61,7 @@ MIB = 1 << 20
 def modelled() -> list[str]:
     """Modelled time on the NPU over that on the CPU: above 1 the CPU is faster."""
     lines = [
-        "Modelled: time on the NPU over time on the CPU, packing and storing included in both; above 1 the CPU is faster",
+        "Modelled: time on the NPU over time on the CPU, packing and storing included; above 1 the CPU is faster",
         "",
         f"| chip | scheme | K, N | {' | '.join(f'M = {m}' for m in ROWS)} | CPU up to M |",
         f"|---|---|---|{'---|' * (len(ROWS) + 1)}",
@@ -89,24 +92,32 @@ def in_turns(works: Mapping[str, Callable[[], object]], seconds: float = 1.0) ->
     """Median time of each work; each is done once per round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
-        work()
+        for _ in range(2):
+            work()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values())) < 5:
         for name, work in works.items():
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: statistics.median(each) for name, each in times.items()}
+
+
+def machine() -> str:
+    """Name and number of the processors."""
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.machine()}"
 
 
 def kernels() -> list[str]:
     """Products with a packed weight on this machine."""
     k, n = 2048, 2048
     lines = [
-        f"Measured here ({describe_machine()}; {', '.join(instruction_sets())}): K = N = {k}; times over that of the CPU's "
-        "product",
+        f"Measured here ({machine()}; {', '.join(instruction_sets())}): K = N = {k}; times of "
+        "numpy and the simulator over that of the CPU's product, of plain C over that of the kernel, one thread each",
         "",
-        "| scheme | M | product on the CPU, us | one thread's kernel, GB/s of B | kernel in plain C | numpy float32 | simulator |",
+        "| scheme | M | product on the CPU, us | kernel, GB/s of B | plain C | numpy float32 | simulator |",
         "|---|---|---|---|---|---|---|",
     ]
     rng = np.random.default_rng(0)
@@ -125,13 +136,13 @@ def kernels() -> list[str]:
             for m in ROWS:
                 x, a = rng.standard_normal((m, k)).astype(np.float32), np.zeros((m, k * a_bits // 8), np.uint8)
                 works: dict[str, Callable[[], object]] = {
-                    "cpu": lambda x=x, w=on_cpu: npu.matmul(x, w),
-                    "simulator": lambda x=x, w=packed: npu.matmul(x, w),
-                    "numpy": lambda x=x, w=plain: x @ w,
-                    "kernel": lambda native=native, a=a, b=b: multiply(native, a, b),
+                    "cpu": partial(npu.matmul, x, on_cpu),
+                    "simulator": partial(npu.matmul, x, packed),
+                    "numpy": partial(np.matmul, x, plain),
+                    "kernel": partial(multiply, native, a, b),
                 }
                 if m <= 4:
-                    works["scalar"] = lambda native=native, a=a, b=b: multiply(native, a, b, "scalar")
+                    works["scalar"] = partial(multiply, native, a, b, "scalar")
                 took = in_turns(works)
                 over = {name: took[name] / took["cpu"] for name in ("numpy", "simulator")}
                 scalar = f"{took['scalar'] / took['kernel']:.0f}" if "scalar" in took else ""
@@ -139,29 +150,36 @@ def kernels() -> list[str]:
                     f"| {scheme} | {m} | {took['cpu'] * 1e6:.0f} | {b.nbytes / took['kernel'] / 1e9:.1f} | {scalar} | "
                     f"{over['numpy']:.2f} | {over['simulator']:.2f} |"
                 )
-    return [
-        *lines,
-        "",
-        "The kernel in plain C is over the same kernel of the fastest instruction set, one thread each.",
-    ]
+    return lines
+
+
+def on_one_processor(arguments: list[str]) -> None:
+    """Run once more in a process that may use one processor: libraries start no threads there that would wait."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        subprocess.run([sys.executable, __file__, *arguments], check=True)
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def decoding(model: str | None) -> list[str]:
     """SmolLM2's tokens with all products on the CPU and with all through the simulator."""
-    loaded = llm.load(model, scheme="w8a8")
+    loaded = llm.load(model or llm.fetch_demo_model(), scheme="w8a8")
     seconds: dict[str, list[float]] = {"npu": [], "cpu": []}
     texts = set()
-    for _ in range(7):
+    for _ in range(9):
         for processor, times in seconds.items():
             with npu.config(processor=processor):  # type: ignore[arg-type]
-                generation = loaded.generate(PROMPT, max_tokens=TOKENS)
-                texts.add("".join(piece.text for piece in generation))
-            times.append(generation.stats.generate_seconds / (TOKENS - 1))
+                start = time.process_time()
+                texts.add("".join(piece.text for piece in loaded.generate(PROMPT, max_tokens=TOKENS)))
+            times.append((time.process_time() - start) / TOKENS)
     assert len(texts) == 1, texts
     by_npu, by_cpu = (statistics.median(times) for times in seconds.values())
     return [
-        f"Measured here: SmolLM2, w8a8, {TOKENS} tokens, the same ones both ways: {1 / by_cpu:.1f} tokens/s with all products "
-        f"on the CPU, {1 / by_npu:.1f} through the simulator, {by_npu / by_cpu:.2f} times as many",
+        f"Measured here: SmolLM2, w8a8, {TOKENS} tokens, the same ones both ways: {by_cpu * 1e3:.1f} ms of one "
+        f"processor for a token with all products on the CPU, {by_npu * 1e3:.1f} through the simulator: "
+        f"{by_npu / by_cpu:.2f} times as many",
     ]
 
 
@@ -183,13 +201,11 @@ def memory(model: str | None) -> list[str]:
 
 def one_or_two(model: str | None, copies: int) -> None:
     """Generate, with a second copy of all weights for the CPU if there are to be two, and print bytes."""
-    loaded = llm.load(model, scheme="w8a8")
+    loaded = llm.load(model or llm.fetch_demo_model(), scheme="w8a8")
     second = []
     if copies == 2:  # what a CPU's own matrix-vector product would have to have beside the NPU's tiles
-        for module in loaded.modules():
-            product = getattr(module, "product", None)
-            if isinstance(product, PackedProduct) and product.weight.stored is not None:
-                second += [tile.bytes().copy() for tile in product.weight.stored.tiles]
+        for stored in {each for each in gc.get_objects() if type(each) is StoredWeight}:
+            second += [tile.bytes().copy() for tile in stored.tiles]
     generation = loaded.generate(PROMPT * 8, max_tokens=1)
     text = "".join(piece.text for piece in generation)
     with npu.config(processor="cpu"):
@@ -204,8 +220,9 @@ def main() -> None:
     parts = ("modelled", "kernels", "memory", "decoding")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all by default")
-    parser.add_argument("--model", help="a GGUF file; SmolLM2-135M-Instruct by default")
+    parser.add_argument("--model", default=None, help="a GGUF file; SmolLM2-135M-Instruct by default")
     parser.add_argument("--copies", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.copies:
         one_or_two(arguments.model, arguments.copies)
@@ -213,6 +230,10 @@ def main() -> None:
     for part in arguments.parts or parts:
         if part not in parts:
             parser.error(f"there is no part {part!r}")
+        if part in ("kernels", "decoding") and not arguments.here:
+            given = [] if arguments.model is None else [f"--model={arguments.model}"]
+            on_one_processor(["--here", part, *given])
+            continue
         made = {"modelled": modelled, "kernels": kernels}.get(part)
         lines = made() if made else {"memory": memory, "decoding": decoding}[part](arguments.model)
         print("\n".join(lines), end="\n\n", flush=True)
