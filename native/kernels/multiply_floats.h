@@ -3,7 +3,7 @@
  *   INLINE      what makes a function part of its caller, for the instruction set
  *   VECTOR      a vector of floats; PARTS of them are the 16 lanes
  *   ROWS, COLUMNS    rows of A and columns of B that are taken at once
- *   ALONE            columns that one row alone takes at once; it and COLUMNS divide 8
+ *   ALONE            columns that one row alone takes at once, where a tile has as many, else 8; it divides 8, or 8 it
  *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, half, parts), sum_lanes(parts)
  */
 #ifndef NPUMATMUL_MULTIPLY_FLOATS_H
@@ -27,6 +27,8 @@ INLINE void floats_block(const int kind, const float *a, int64_t a_stride, npumm
   const uint8_t *first = tiles.b + n * column_bytes;
   const int groups = kind == NIBBLES ? 2 : 1; /* 16 bytes hold two of 16 places */
   for (int64_t t = 0; t < tiles.k_tiles; t++, first += tiles.tile_n * column_bytes) {
+#pragma GCC unroll 16
+    for (int j = 0; j < columns && columns < ALONE; j++) __builtin_prefetch(first + (columns + j) * column_bytes);
     for (int64_t group = 0; group < tiles.tile_k / 16; group += groups) {
 #pragma GCC unroll 2
       for (int half = 0; half < groups; half++) {
@@ -60,9 +62,15 @@ INLINE void floats(const int kind, const float *a, int64_t a_stride, int64_t row
     }
   }
   for (; r < rows; r++) {
-    for (int64_t n = 0; n < tiles.tile_n; n += ALONE) {
+    int64_t n = 0;
+    for (; n + ALONE <= tiles.tile_n; n += ALONE) { /* whole tiles, if it goes: B is read as it lies in memory */
       floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, ALONE);
     }
+#if ALONE > 8
+    for (; n < tiles.tile_n; n += 8) {
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 8);
+    }
+#endif
   }
 }
 
