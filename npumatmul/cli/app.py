@@ -12,8 +12,23 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, info, probing, simulating
+from npumatmul.cli import caching, estimators, info, probing, simulating
 from npumatmul.cli.files import path
+from npumatmul.cli.options import (
+    CacheOption,
+    DeviceOption,
+    EmulateOption,
+    ExpertFolderOption,
+    ExpertMemoryOption,
+    ModelArgument,
+    OriginalOption,
+    SchemeOption,
+    SeedOption,
+    TemperatureOption,
+    TextOption,
+    TokensOption,
+)
+from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
 from npumatmul.files.sizes import parsed_size
@@ -27,42 +42,9 @@ PLAIN: dict[str, Any] = {
 app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
 app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 app.add_typer(caching.app, name="cache", short_help="The packed models that are kept on disk.")
+app.add_typer(estimators.app, name="sklearn", short_help="Estimators of scikit-learn.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
-
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
-]
-SchemeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="How weights and activations are stored: w8a8 by default, w16a16, ... (docs/schemes.md); float32: numpy."
-    ),
-]
-ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
-ModelArgument = Annotated[
-    Path | None,
-    typer.Argument(parser=path, help="A GGUF file or a quantized model; the demo's by default."),
-]
-TextOption = Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")]
-EmulateOption = Annotated[bool, typer.Option("--emulate", help="Compute on the host what an NPU would, without one.")]
-OriginalOption = Annotated[
-    Path | None, typer.Option(help="The GGUF file that a quantized model was made of, if it is not beside it.")
-]
-TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
-CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
-ExpertMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
-    ),
-]
-ExpertFolderOption = Annotated[
-    Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
-]
-SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
 def _version(wanted: bool) -> None:
@@ -199,6 +181,33 @@ def generate_command(
     generating.answer(request)
 
 
+@app.command("transcribe", short_help="What is said in a wave file, as text or subtitles.")
+def transcribe_command(
+    model: Annotated[Path, typer.Argument(parser=path, help="A folder with a Whisper, as Hugging Face has it.")],
+    audio: Annotated[Path, typer.Argument(parser=path, help="A wave file of PCM samples.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file; '-' prints.")] = Path("-"),
+    form: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
+    language: Annotated[
+        str | None, typer.Option(help="Such as 'de' or 'german'; by default what it sounds like.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="transcribe; or translate: to English.")] = "transcribe",
+    prompt: Annotated[str | None, typer.Option(help="What was said before, or names that may be said.")] = None,
+    timestamps: Annotated[bool, typer.Option(help="Have the model write times.")] = True,
+    scheme: SchemeOption = None,
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+    cache: CacheOption = True,
+) -> None:
+    """Write down what is said in a recording of any length."""
+    from npumatmul.cli import transcribing
+
+    transcribing.run(
+        transcribing.Request(
+            model, audio, output, form, language, task, prompt, timestamps, scheme, device, seed, cache
+        )
+    )
+
+
 @app.command("embed", short_help="Embeddings of texts, or their scores for a query.")
 def embed_command(
     model: Annotated[
@@ -252,6 +261,9 @@ def embed_command(
             cache=cache,
         )
     )
+
+
+app.command("serve", short_help="Answer requests over HTTP, with OpenAI's and Ollama's APIs.")(serve_command)
 
 
 @app.command("demo", short_help="Fetch a small model and let it answer.")
