@@ -243,6 +243,7 @@ class Attention(Module):
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,
+        by_row: bool = False,
     ) -> NDArray[Any]:
         """Everything between the projections.
 
@@ -252,6 +253,9 @@ class Attention(Module):
             What `qkv.whole` gave, or `qkv`: queries, keys and values.
         cache, layer, mask, positions
             As for a call.
+        by_row : bool
+            Whether each token attends as if it had come alone, bit for bit, instead of all in one product. The mask is
+            causal then.
 
         Returns
         -------
@@ -289,11 +293,14 @@ class Attention(Module):
                     f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
                 )
             k, v = cache.update(layer, k, v)
-        many = split[1] >= _MANY and self._products != "cpu"
-        y = scaled_dot_product_attention(
-            q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
-            device=self._npu_for(q.shape, k.shape) if many else None,
-        )  # fmt: skip
+        if by_row and split[1] > 1:
+            y = self._row_by_row(q, k, v, mask)
+        else:
+            many = split[1] >= _MANY and self._products != "cpu"
+            y = scaled_dot_product_attention(
+                q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
+                device=self._npu_for(q.shape, k.shape) if many else None,
+            )  # fmt: skip
         y = y.swapaxes(1, 2)
         if gate is not None:
             with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is wanted
@@ -320,8 +327,21 @@ class Attention(Module):
                 cache=cache,
                 layer=layer,
                 mask=mask,
+                by_row=True,
             ),
         )
+
+    def _row_by_row(self, q: NDArray[Any], k: Any, v: Any, mask: Mask) -> NDArray[Any]:
+        """Attention of each token as if it had come alone: with the same sums in the same order, so the same bits."""
+        before = k.shape[2] - q.shape[2]
+        rows = [
+            scaled_dot_product_attention(
+                q[:, :, i : i + 1], _first(k, before + i + 1), _first(v, before + i + 1), scale=self._scale, mask=mask,
+                window=self._window, softcap=self._softcap, sinks=self.sinks,
+            )
+            for i in range(q.shape[2])
+        ]  # fmt: skip
+        return np.concatenate(rows, axis=2)
 
     def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
         """Factors of queries, ``(..., T, 1)``."""
@@ -359,3 +379,8 @@ class Attention(Module):
         if device is None or device.simulated:
             return None
         return device if NpuProducts.of(device, q, k, always=False) is not None else None
+
+
+def _first(rows: Any, count: int) -> Any:
+    """The first so many keys or values."""
+    return rows[:, :, :count] if isinstance(rows, np.ndarray) else rows.upto(count)

@@ -19,6 +19,10 @@ from npumatmul.quant.schemes import Scheme
 __all__ = ["MixtureOfExperts", "Router"]
 
 
+#: Rows of a step of several sequences, at most.
+_FEW = 64
+
+
 class Router(Module):
     """Chooses experts for rows, and says with what weight each of them counts.
 
@@ -97,7 +101,7 @@ class Router(Module):
         weights : ndarray of float32, shape (T, top_k)
             With what their results are multiplied.
         """
-        scores: Float32 = x @ self.weight.T
+        scores = _product(x, self.weight)
         if self.bias is not None:
             scores += self.bias
         if self._softmax == "all":
@@ -247,8 +251,16 @@ class _SharedGate(Module):
 
     def __call__(self, x: Float32) -> Float32:
         with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf is the 0 that is wanted
-            y: Float32 = 1 / (1 + np.exp(-(x @ self.weight.T)))
+            y: Float32 = 1 / (1 + np.exp(-_product(x, self.weight)))
         return y
+
+
+def _product(x: Float32, weight: Float32) -> Float32:
+    """``x @ weight.T``; of few rows one by one, so that what a token gets does not depend on who comes with it."""
+    if 1 < len(x) <= _FEW:
+        return np.concatenate([x[i : i + 1] @ weight.T for i in range(len(x))])
+    result: Float32 = x @ weight.T
+    return result
 
 
 def _softmax(scores: Float32) -> Float32:
