@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hybrid_gguf
 import numpy as np
 import torch
 from llm_models import tokenizer_metadata
@@ -49,6 +50,22 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 8,
+}
+SHARED = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
+CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
+HYBRIDS = (*hybrid_gguf.DELTA, *hybrid_gguf.CONV)
 PERMUTED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 EXPERT_COUNTS = {
     "qwen3moe": "num_experts",
@@ -56,6 +73,7 @@ EXPERT_COUNTS = {
     "granitemoe": "num_local_experts",
     "gpt-oss": "num_local_experts",
 }
+EXPERT_COUNTS |= dict.fromkeys(("qwen35moe", "qwen3next", "lfm2moe"), "num_experts")
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
 
@@ -118,6 +136,34 @@ def _older_gemma3(config: dict[str, Any]) -> None:
     config["rope_scaling"] = given["full_attention"]
     config["sliding_window_pattern"] = 2
     del config["layer_types"]
+
+
+def _published_lfm2(config: dict[str, Any]) -> None:
+    """As the first models say it: other names, and values that say the same twice."""
+    config["block_ff_dim"] = config.pop("intermediate_size")
+    config["full_attn_idxs"] = [i for i, kind in enumerate(config.pop("layer_types")) if kind == "full_attention"]
+    config["theta"] = config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["tie_embedding"] = config.pop("tie_word_embeddings")
+    config |= {"block_dim": 64, "conv_dim": 64, "conv_dim_out": 64, "num_heads": 4, "block_norm_eps": 1e-5}
+    config |= {
+        "block_use_swiglu": True,
+        "use_pos_enc": True,
+        "block_use_xavier_init": True,
+        "block_mlp_init_scale": 1.0,
+    }
+
+
+def _published_qwen3_5(config: dict[str, Any]) -> None:
+    """With values that change nothing of a text, and the interval instead of a list."""
+    del config["layer_types"]
+    config |= {"full_attention_interval": 2, "attn_output_gate": True, "mamba_ssm_dtype": "float32"}
+    config |= {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
+    config["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
+
+
+def _without_width(config: dict[str, Any]) -> None:
+    """A model without layers without experts need not say how wide their networks would be."""
+    del config["intermediate_size"]
 
 
 def _without_lists(config: dict[str, Any]) -> None:
@@ -286,6 +332,58 @@ VARIANTS = [
         "gpt-oss",
         llama_cpp=False,
     ),
+    Variant("qwen3_5_text", "plain", {**DELTA, "intermediate_size": 96}, "qwen35"),
+    Variant(
+        "qwen3_5_text",
+        "published-tied-biases",
+        {
+            **DELTA,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 48,
+            "linear_conv_kernel_dim": 2,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+        older=_published_qwen3_5,
+    ),
+    Variant("qwen3_5_moe_text", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 36}, "qwen35moe"),
+    Variant("qwen3_5_moe_text", "published", {**DELTA, **SHARED, "moe_intermediate_size": 36}, older=_without_width),
+    Variant("qwen3_next", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 40}, "qwen3next"),
+    Variant(
+        "qwen3_next",
+        "dense-layers",
+        {**DELTA, **SHARED, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False},
+        older=_without_lists,
+    ),
+    Variant("lfm2", "plain", {**CONV, "block_multiple_of": 32}, "lfm2"),
+    Variant("lfm2", "published", {**CONV, "conv_bias": True, "conv_L_cache": 4}, older=_published_lfm2),
+    Variant(
+        "lfm2",
+        "untied-plain-width",
+        {
+            **CONV,
+            "layer_types": ["full_attention", "conv", "conv", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+        "lfm2",
+    ),
+    Variant("lfm2_moe", "plain", {**CONV, **EXPERTS, "moe_intermediate_size": 32, "num_dense_layers": 1}, "lfm2moe"),
+    Variant(
+        "lfm2_moe",
+        "scaled",
+        {
+            **CONV,
+            **EXPERTS,
+            "moe_intermediate_size": 32,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
 ]
 
 
@@ -298,15 +396,23 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        for name, value in model.named_parameters():
+        parameters = [*model.named_parameters(), *_preferences(model)]
+        for name, value in parameters:
             with torch.no_grad():
                 if value.ndim >= 2:
                     value.normal_(0, 1 if "embed" in name else value.shape[-1] ** -0.5)
+                elif name.endswith("A_log"):  # so that states outlast a few tokens
+                    value.normal_(-2, 0.5)
                 elif "gemma" in variant.model_type or name.endswith("bias"):
                     value.normal_(0, 0.2)
                 else:
                     value.normal_(1, 0.2)
     return model.eval()
+
+
+def _preferences(model: Any) -> list[tuple[str, Any]]:
+    """Biases of the choice of experts, which are buffers."""
+    return [(name, value) for name, value in model.named_buffers() if name.endswith("expert_bias")]
 
 
 def write_folder(path: Path, variant: Variant, model: Any) -> Path:
@@ -349,12 +455,15 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
     writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_feed_forward_length(hybrid_gguf.feed_forward_length(arch, c))
     writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
+    if arch in HYBRIDS:
+        hybrid_gguf.write_hybrid_metadata(writer, arch, c)
+    else:
+        writer.add_head_count_kv(c.num_key_value_heads)
     if arch == "starcoder2":
         writer.add_layer_norm_eps(c.norm_epsilon)
-    else:
+    elif arch not in HYBRIDS:
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if getattr(c, "head_dim", None) and arch != "phi3":
@@ -432,6 +541,12 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
             name += ".weight"
         if arch == "gpt-oss" and ".experts." in name:
             yield from gpt_oss_stacks(name, value)
+            continue
+        if arch in HYBRIDS and ".experts." not in name:
+            for called, each in hybrid_gguf.hybrid_tensors(arch, config, name, value):
+                own = names.get_name(called, try_suffixes=(".weight", ".bias"))
+                assert own is not None, called
+                yield own, np.ascontiguousarray(each)
             continue
         if ".experts." in name:
             yield from stacks(name.split(".")[2], name, np.ascontiguousarray(value))

@@ -157,6 +157,8 @@ def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) 
         act=c.activation,
         softmax=experts.softmax,
         normalize=experts.normalize,
+        scale=experts.scale,
+        preferred=experts.preferred,
         shared_size=experts.shared_size,
         shared_gate=experts.shared_size is not None,
         bias=experts.bias,

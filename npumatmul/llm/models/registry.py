@@ -17,12 +17,14 @@ from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.gpt_oss import GPT_OSS
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.granitemoe import GRANITEMOE
+from npumatmul.llm.models.lfm2 import LFM2, LFM2_MOE
 from npumatmul.llm.models.llama import LLAMA
 from npumatmul.llm.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from npumatmul.llm.models.olmoe import OLMOE
 from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
 from npumatmul.llm.models.qwen3_moe import QWEN3_MOE
+from npumatmul.llm.models.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
 from npumatmul.llm.models.starcoder2 import STARCODER2
@@ -46,6 +48,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     OLMOE,
     GRANITEMOE,
     GPT_OSS,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_NEXT,
+    LFM2,
+    LFM2_MOE,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}
