@@ -26,7 +26,7 @@ import packages
 
 PREFIX = "aarch64-linux-gnu"
 CORES = ("cortex-a76", "cortex-a53")
-ON_ALL_CORES = ("test_kernels", "test_pack", "test_products", "load_libraries")
+ON_ALL_CORES = ("test_kernels", "test_multiply", "test_pack", "test_products", "load_libraries")
 NEEDED = {
     f"{PREFIX}-gcc": f"gcc-{PREFIX}",
     f"/usr/{PREFIX}/include/stdio.h": "libc6-dev-arm64-cross",

@@ -5,6 +5,7 @@
 #include "deferred.h"
 #include "fuse.h"
 #include "in_place.h"
+#include "on_cpu.h"
 #include "ranges.h"
 #include "shared_rows.h"
 
@@ -17,7 +18,8 @@ static int cores_are_valid(const npumm_placed_matmul *p) {
 }
 
 static int matmul_is_valid(const npumm_placed_matmul *p) {
-  return p && p->runtime && p->runtime->run && p->runtime->set_io_mem && p->slices && p->b_memories && p->shapes &&
+  const int has_runtime = p && p->runtime && p->runtime->run && p->runtime->set_io_mem;
+  return p && (p->on_cpu ? npumm_on_cpu_is_valid(p) : has_runtime) && p->slices && p->b_memories && p->shapes &&
          p->m_ranges && p->n_ranges && (p->tile_cores || p->range_cores) && p->m_count > 0 && p->n_count > 0 &&
          p->slice_count > 0 && p->core_count > 0 && p->a_count > 0 && p->a_count <= NPUMM_A_MOST &&
          (p->row_images == 1 || p->row_images == 2) &&
@@ -25,6 +27,7 @@ static int matmul_is_valid(const npumm_placed_matmul *p) {
 }
 
 static int call_is_valid(const npumm_placed_matmul *p, const npumm_call *call) {
+  if (p->on_cpu && call && (!call->out || call->a_bound)) return 0;
   return call && !!call->a + !!call->a_deferred + !!call->a_bound == 1 &&
          !!call->out + !!call->out_deferred + !!call->out_bound == 1 && (p->a_memories || call->a_bound) &&
          (p->c_memories || call->out_bound) && (!call->a_deferred || npumm_fuse_is_valid(p, call->a_deferred)) &&

@@ -98,6 +98,7 @@ static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
                                      (int64_t)memory->size, work->row_sums ? work->row_sums + i * work->longest : NULL,
                                      &report->row);
     if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
+    if (p->on_cpu) continue;
     code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
     if (code) return code;
   }

@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "crew.h"
+#include "on_cpu.h"
 
 int npumm_fail(npumm_report *report, npumm_step step, int code) {
   report->step = step;
@@ -27,6 +28,7 @@ void npumm_add_counts(npumm_report *to, const npumm_report *from) {
   to->mem_sync_calls += from->mem_sync_calls;
   to->set_dynamic_shape_calls += from->set_dynamic_shape_calls;
   to->macs += from->macs;
+  to->cpu_macs += from->cpu_macs;
   to->conversions += from->conversions;
 }
 
@@ -135,8 +137,25 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
   return code ? npumm_fail(report, NPUMM_STEP_STORE_C, code) : 0;
 }
 
+/* As npumm_run_tile, by the CPU. */
+static int compute_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index) {
+  const npumm_placed_matmul *p = work->placed;
+  const npumm_slice *slice = &p->slices[slice_index];
+  const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + slice_index) * p->n_count + n_index];
+  const int32_t buffer = npumm_buffer_of(work, slice);
+  report->n_index = n_index;
+  report->slice_index = slice_index;
+  const int code = npumm_multiply_tile(
+      p->on_cpu, shape, p->m_ranges[work->m_index].length * p->row_images, p->a_memories[buffer],
+      p->b_memories[(int64_t)slice->tiles * p->n_count + n_index], p->c_memories[p->tile_cores[n_index]]);
+  if (code) return npumm_fail(report, NPUMM_STEP_RUN, code);
+  report->cpu_macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
+  return store(work, report, shape, n_index, slice_index, buffer);
+}
+
 int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index, int32_t slice_index) {
   const npumm_placed_matmul *p = work->placed;
+  if (p->on_cpu) return compute_tile(work, report, n_index, slice_index);
   const npumm_slice *slice = &p->slices[slice_index];
   npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + slice_index) * p->n_count + n_index];
   const int32_t buffer = npumm_buffer_of(work, slice);

@@ -41,6 +41,15 @@ typedef struct {
   rknn_matmul_io_attr io_attr;
 } npumm_shape;
 
+/* Products of a placed matmul that the CPU makes, of the same native B: runtime and contexts are NULL, A and C are row-major in
+ * memory of the host, and nothing is synchronised: B is what the CPU wrote, and the NPU only reads it. */
+typedef struct {
+  npumm_operands operands;
+  int32_t high_first; /* as in npumm_native_b */
+  int64_t tile_n, tile_k;
+  double requantize; /* with C of int8: what sums are multiplied by, before they are cut off towards zero */
+} npumm_on_cpu;
+
 /* A range of one of the three dimensions that is worked on at once. */
 typedef struct {
   int64_t start, length; /* in the logical matrices */
@@ -100,6 +109,9 @@ typedef struct {
   rknn_tensor_mem *const *c_memories; /* [core_count] */
   rknn_tensor_mem *const *b_memories; /* [rows of tiles][n_count] */
   npumm_shape *const *shapes;         /* [m_count][slice_count][n_count]; cores share no context */
+  const npumm_on_cpu
+      *on_cpu; /* or NULL. Cores are threads then; C has room for 4 bytes of each element, and is of int32,
+                                 float32 or int8; there is no range_cores, and nothing is bound or left in C */
 } npumm_placed_matmul;
 
 #define NPUMM_A_MOST 16
@@ -180,6 +192,7 @@ typedef struct {
   int32_t m_index, slice_index, n_index, core;
   uint64_t run_calls, set_io_mem_calls, mem_sync_calls, set_dynamic_shape_calls;
   uint64_t macs;        /* multiply-accumulates of the logical matrices that went through run */
+  uint64_t cpu_macs;    /* and those that the CPU made */
   uint64_t conversions; /* passes over a left operand on its way into A, or over a result on its way out of C */
   int64_t nanoseconds;  /* that the last call took, if it was attended */
 } npumm_report;

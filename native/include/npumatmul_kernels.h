@@ -175,6 +175,49 @@ typedef struct {
 NPUMM_EXPORT int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows, int64_t src_row_stride,
                                      int64_t src_col_stride, float *dst, int64_t dst_row_stride);
 
+/*
+ * Products on the CPU with a native B, as it lies in NPU memory, so that one copy of a weight serves NPU and CPU. A and C
+ * are row-major. Integers are added modulo 2^32. Floats are added as float32, each element of C in an order of its own that
+ * depends on nothing but K: neither on the number of rows nor on the instruction set.
+ */
+typedef enum {
+  NPUMM_I8_I8 = 0, /* elements of A and of B; C is int32 */
+  NPUMM_I8_I4 = 1,
+  NPUMM_I4_I4 = 2,
+  NPUMM_F16_F16 = 3, /* C is float32 from here on */
+  NPUMM_F16_I8 = 4,
+  NPUMM_F16_I4 = 5
+} npumm_operands;
+
+/*
+ * B is a native tile of [n / tile_n][k / tile_k][tile_n][tile_k] elements. tile_n is a multiple of 8 and tile_k of 16, with
+ * integers in A of 16 and 32, with int4 in B tile_k of 32.
+ */
+typedef struct {
+  npumm_operands operands;
+  int32_t high_first; /* whether the even one of two int4 in a byte is its high half, in A and in B */
+  int64_t k, n;       /* multiples of the tile's */
+  int64_t tile_n, tile_k;
+} npumm_native_b;
+
+/*
+ * C = A x B. Strides in bytes; a row of A holds k elements, and one of C n.
+ *
+ * Returns NPUMM_OK, NPUMM_BAD_ARGUMENT or NPUMM_NO_MEMORY.
+ */
+NPUMM_EXPORT int npumm_multiply(const npumm_native_b *of, int64_t rows, const void *a, int64_t a_row_stride,
+                                const void *b, void *c, int64_t c_row_stride);
+
+/*
+ * The same by one of the instruction sets that this machine has, to compare them: 0 is the scalar reference. Beyond the
+ * last one it is NPUMM_BAD_ARGUMENT.
+ */
+NPUMM_EXPORT int npumm_multiply_by(int32_t set, const npumm_native_b *of, int64_t rows, const void *a,
+                                   int64_t a_row_stride, const void *b, void *c, int64_t c_row_stride);
+
+/* Name of an instruction set of npumm_multiply_by, the last of which npumm_multiply takes; NULL beyond it. */
+NPUMM_EXPORT const char *npumm_multiply_set(int32_t set);
+
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 

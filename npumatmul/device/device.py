@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: What contexts of users, executors and products in place count.
 _COUNTED = ("run_calls", "set_io_mem_calls", "mem_sync_calls", "set_dynamic_shape_calls", "macs")
+#: What products of this library alone count.
+_COUNTED_BY_EXECUTORS = ("conversions", "cpu_macs")
 
 
 class _Closable(Protocol):
@@ -67,6 +69,8 @@ class DeviceStats:
         Calls of the runtime's functions.
     macs : int
         Multiply-accumulates of logical matrices (without padding) that went through `rknn_matmul_run`.
+    cpu_macs : int
+        Those that the CPU made, of weights in NPU memory (``config(processor="cpu")``).
     conversions : int
         Passes of the CPU over an operand on its way into A, or over a result on its way out of C, or both at once. A
         product whose arrays the NPU reads and writes in place makes none.
@@ -83,6 +87,7 @@ class DeviceStats:
     mem_sync_calls: int = 0
     set_dynamic_shape_calls: int = 0
     macs: int = 0
+    cpu_macs: int = 0
     conversions: int = 0
     contexts: int = 0
     descriptors: int = 0
@@ -460,11 +465,10 @@ class Device(Uncopied):
             self.session.collect()
             counting = [self.counters, self.session, *self.reports]
             counts = {name: sum(getattr(each, name) for each in counting) for name in _COUNTED}
-            conversions = self.counters.conversions + sum(each.conversions for each in self.reports)
+            ours = [self.counters, *self.reports]
+            counts |= {name: sum(getattr(each, name) for each in ours) for name in _COUNTED_BY_EXECUTORS}
             contexts, descriptors, nbytes = self.session.resources()
-            return DeviceStats(
-                **counts, conversions=conversions, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes
-            )
+            return DeviceStats(**counts, contexts=contexts, descriptors=descriptors, npu_bytes=nbytes)
 
     def close(self) -> None:
         """Free memory, then contexts (facts 11.5): all buffers and contexts of the device. Twice is allowed.

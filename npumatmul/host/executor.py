@@ -29,6 +29,8 @@ __all__ = [
     "ExecutorShape",
     "Function",
     "Matrix",
+    "OnCpu",
+    "Operands",
     "PlacedMatmul",
     "Report",
     "Result",
@@ -151,6 +153,29 @@ class SliceStruct(C.Structure):
     )
 
 
+class Operands(IntEnum):
+    """`npumm_operands`: elements of A and B of a product on the CPU."""
+
+    I8_I8 = 0
+    I8_I4 = 1
+    I4_I4 = 2
+    F16_F16 = 3
+    F16_I8 = 4
+    F16_I4 = 5
+
+
+class OnCpu(C.Structure):
+    """`npumm_on_cpu`: tiles that the CPU multiplies."""
+
+    _fields_ = (
+        ("operands", C.c_int),
+        ("high_first", C.c_int32),
+        ("tile_n", C.c_int64),
+        ("tile_k", C.c_int64),
+        ("requantize", C.c_double),
+    )
+
+
 class PlacedMatmul(C.Structure):
     """`npumm_placed_matmul`: everything that one call of the executor needs but the caller's matrices."""
 
@@ -174,6 +199,7 @@ class PlacedMatmul(C.Structure):
         ("c_memories", C.POINTER(C.POINTER(TensorMem))),
         ("b_memories", C.POINTER(C.POINTER(TensorMem))),
         ("shapes", C.POINTER(C.POINTER(ExecutorShape))),
+        ("on_cpu", C.POINTER(OnCpu)),
     )
 
 
@@ -280,6 +306,7 @@ class Report(C.Structure):
         ("mem_sync_calls", C.c_uint64),
         ("set_dynamic_shape_calls", C.c_uint64),
         ("macs", C.c_uint64),
+        ("cpu_macs", C.c_uint64),
         ("conversions", C.c_uint64),
         ("nanoseconds", C.c_int64),
     )

@@ -30,10 +30,18 @@ try:
     from npumatmul.llm.models.cache import ContextFullError, KVCache
     from npumatmul.llm.models.decoder import Decoder
     from npumatmul.llm.models.decoder_config import DecoderConfig
+    from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.run.batch import BatchGeneration
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import generate
+    from npumatmul.llm.run.generation import Generation
+    from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.speculation import Speculation
+    from npumatmul.llm.speech.transcript import Segment, Transcription
+    from npumatmul.llm.speech.wave_file import read_wave
+    from npumatmul.llm.speech_model import SpeechModel
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -49,11 +57,13 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "BatchGeneration",
     "ChatTemplate",
     "Constraint",
     "ContextFullError",
     "Decoder",
     "DecoderConfig",
+    "Embedded",
     "EncoderModel",
     "Estimate",
     "Evaluation",
@@ -78,9 +88,13 @@ __all__ = [
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Segment",
+    "Speculation",
+    "SpeechModel",
     "StopReason",
     "StreamDecoder",
     "Tokenizer",
+    "Transcription",
     "Window",
     "control_texts",
     "evaluate",
@@ -94,6 +108,7 @@ __all__ = [
     "npu_layers",
     "npu_pack",
     "numpy_pack",
+    "read_wave",
     "text_tokens",
     "windows",
 ]

@@ -143,6 +143,10 @@ class EncoderModel(Model):
         """Raise `ModelError`: an encoder continues no texts."""
         raise self._no("continues")
 
+    def generate_batch(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: an encoder continues no texts."""
+        raise self._no("continues")
+
     def chat(self, *args: Any, **options: Any) -> NoReturn:
         """Raise `ModelError`: an encoder answers nothing."""
         raise self._no("answers")

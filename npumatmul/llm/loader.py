@@ -24,6 +24,8 @@ from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import Progress
+from npumatmul.llm.models.whisper import speech_layer_names
+from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
 from npumatmul.llm.packing import Packing, packing
@@ -39,6 +41,7 @@ from npumatmul.llm.quantize import (
     quick_recipe,
 )
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.llm.speech_model import load_speech_model
 from npumatmul.nn.product import Float32, Product
 from npumatmul.nn.residency import Residency
 from npumatmul.quant.routes import route_for
@@ -64,7 +67,7 @@ def load(
     expert_folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a language model, or an encoder that makes embeddings or scores of texts.
+    """Load a language model, an encoder that makes embeddings or scores of texts, or a model of speech.
 
     Weights are read, quantized and put onto the device one after another, so no more than one of them is in memory as
     floats. Where activations are quantized a Hadamard rotation comes first, which costs next to nothing and makes w8a8
@@ -100,7 +103,8 @@ def load(
     Returns
     -------
     Model
-        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`.
+        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`;
+        of one that holds a Whisper, a `SpeechModel`.
 
     Raises
     ------
@@ -155,6 +159,11 @@ def load(
             logger.info("%s", note)
 
         def loaded(build: _Built) -> Model:
+            if is_speech(source):
+                build.check(speech_layer_names(whisper_config_of(source)))
+                return load_speech_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress
+                )
             if encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress)
                 undo.pop_all()

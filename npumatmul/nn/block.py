@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import Module, check_number
@@ -120,7 +121,7 @@ class TransformerBlock(Module):
         self,
         x: Any,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheBatch | None = None,
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,

@@ -6,7 +6,7 @@ import copy
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -17,6 +17,8 @@ from npumatmul.nn.module import check_size
 from npumatmul.nn.product import Float32
 
 __all__ = ["CacheFullError", "KVCache"]
+
+_Cache = TypeVar("_Cache", bound="KVCache")
 
 
 class CacheFullError(ValueError):
@@ -54,6 +56,9 @@ class KVCache:
     offset : int
         Tokens that all layers have seen. It grows when the last layer is given its keys, so that whatever ends a model
         half-way leaves the cache as it was.
+    shift : int
+        What is added to `offset` where positions of the next tokens are told: not 0 after pictures, whose rows have
+        positions of their own.
     windows : tuple of int or None
         Of each layer.
     limit : int or None
@@ -105,6 +110,7 @@ class KVCache:
         given = [None] * layers if states is None else list(states)
         if len(given) != layers:
             raise ValueError(f"KVCache: there are {layers} layers, but states for {len(given)}")
+        self.shift = 0
         self.windows = windows
         self.limit = limit
         self.notes: dict[str, str] = {}
@@ -128,9 +134,18 @@ class KVCache:
         return f"<KVCache: {self.offset} tokens, {len(self._layers)} layers of {heads} x {dim}, {self._dtype}>"
 
     @property
+    def position(self) -> int:
+        """Position of the next token: `offset` and `shift`."""
+        return self.offset + self.shift
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory of its own; what it shares belongs to the cache that it was forked from."""
         return sum(layer.nbytes for layer in self._layers)
+
+    def memory(self) -> dict[int, int]:
+        """Bytes of each array that keys and values stand in, also of those that other caches share, by its identity."""
+        return {id(part): part.nbytes for layer in self._layers for part in layer.parts()}
 
     @property
     def trimmable(self) -> bool:
@@ -265,6 +280,8 @@ class KVCache:
             If there are fewer, or a layer with a window has given up what it would have to look at then, or one has a
             state: it can only go back to where the last call began.
         """
+        if isinstance(count, bool):
+            raise ValueError(f"KVCache.trim: count is {count}; it has to be a number of tokens")
         count = operator.index(count)
         if not 0 <= count <= self.offset:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")
@@ -283,7 +300,7 @@ class KVCache:
                 )
         self.offset = length
 
-    def fork(self) -> KVCache:
+    def fork(self: _Cache) -> _Cache:
         """A cache with the same tokens, which then goes its own way: for several answers to one prompt.
 
         Memory of the tokens so far is shared, but for layers with a window, whose few tokens are copied.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.ops import PackedWeight, matmul, pack
+from npumatmul.ops.settings import Processor
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme, scheme_for
 
@@ -92,6 +93,10 @@ class PackedProduct:
     def __call__(self, x: Any) -> Any:
         """Multiply ``(..., K)`` to ``(..., N)``, of an ndarray or an NpuArray; the result is of the same kind."""
         return matmul(x, self.weight, bias=self.bias, dtype=_KEPT.get(x.dtype))
+
+    def on(self, processor: Processor | None) -> PackedProduct:
+        """The same product, made by one processor: see `npumatmul.PackedWeight.on`."""
+        return PackedProduct(self.weight.on(processor), self.bias)
 
     def unpack(self) -> Float32:
         """The values of the weight as they are stored, ``(N, K)``."""

@@ -49,6 +49,11 @@ class RoPE(Module):
     length : int, optional
         For longrope, the length of text that factors are chosen for. By default that of each call, its largest position
         and one, as transformers does; keys in a cache do not fit any more when that passes the original length.
+    sections : sequence of int, optional
+        For positions of three axes (time, height and width of pictures, as in Qwen-VL): how many frequencies belong to
+        each, ``dim / 2`` together.
+    alternate : bool
+        Whether the frequencies of the axes take turns, as in Qwen3-VL, instead of following one another.
 
     Attributes
     ----------
@@ -87,8 +92,10 @@ class RoPE(Module):
         max_position: int | None = None,
         factors: ArrayLike | None = None,
         length: int | None = None,
+        sections: Sequence[int] | None = None,
+        alternate: bool = False,
     ) -> None:
-        check_size("RoPE", dim=dim)
+        check_size("RoPE", dim=dim, **({} if max_position is None else {"max_position": max_position}))
         check_number("RoPE", base=base)
         if dim % 2 or base <= 0:
             raise ValueError(f"RoPE: dim is {dim} and base {base}; dim has to be even, and base positive")
@@ -117,6 +124,7 @@ class RoPE(Module):
             if self._long is not None and length > self._original:
                 self._frequencies = self._long
             self._long = None
+        self._axes = None if sections is None else _axes(sections, self._half, alternate)
         self._tables: dict[bool, tuple[Float32, Float32]] = {}
 
     def __repr__(self) -> str:
@@ -157,8 +165,9 @@ class RoPE(Module):
             D at least `dim`: queries or keys ``(B, heads, T, D)``, say.
         offset : int
             Position of the first of the T.
-        positions : array_like of int, shape (..., T), optional
-            All positions, instead of `offset`; leading dimensions are broadcast to those of `x`.
+        positions : array_like of int, shape (..., T), or with `sections` (3, ..., T), optional
+            All positions, instead of `offset`; leading dimensions are broadcast to those of `x`. Without them,
+            positions on all axes are the same.
         out : ndarray, shape (..., T, D), optional
             Where the result goes, such as a place in a cache.
 
@@ -204,7 +213,7 @@ class RoPE(Module):
     def _rows(self, offset: int, shape: tuple[int, ...], positions: ArrayLike | None) -> tuple[Float32, Float32]:
         """Cosines and sines of positions, ``(..., T, dim / 2)``."""
         if positions is not None:
-            at = self._checked(positions, shape)
+            at = self._checked(positions, shape) if self._axes is None else self._on_axes(positions, shape)
             low, stop = (int(at.min()), int(at.max()) + 1) if at.size else (0, 0)
         else:
             low, stop = offset, offset + shape[-2]
@@ -214,10 +223,27 @@ class RoPE(Module):
         table = self._tables.get(is_long)
         if table is None or len(table[0]) < stop:
             if stop > _LONGEST:
-                return self._of(np.arange(low, stop) if positions is None else at, is_long)
+                if positions is None:
+                    return self._of(np.arange(low, stop), is_long)
+                cos, sin = self._of(at, is_long)
+                return self._mixed(cos), self._mixed(sin)
             table = self._tables[is_long] = self._of(np.arange(max(_FIRST, min(2 * stop, _LONGEST))), is_long)
         cos, sin = table
-        return (cos[low:stop], sin[low:stop]) if positions is None else (cos[at], sin[at])
+        return (cos[low:stop], sin[low:stop]) if positions is None else (self._mixed(cos[at]), self._mixed(sin[at]))
+
+    def _mixed(self, values: Float32) -> Float32:
+        """Of values of all axes, those of the axis that each frequency belongs to."""
+        if self._axes is None:
+            return values
+        mixed: Float32 = np.choose(self._axes, values)
+        return mixed
+
+    def _on_axes(self, positions: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        at = np.asarray(positions)
+        if at.ndim < 2 or len(at) != 3:
+            raise ValueError(f"{self!r}: positions are those of three axes, (3, ..., T); these have shape {at.shape}")
+        self._checked(at[0], shape)
+        return at
 
     def _checked(self, positions: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
         at = np.asarray(positions)
@@ -242,6 +268,18 @@ class RoPE(Module):
 
 #: Keys that do not belong to a kind of scaling, and are checked against arguments or mean nothing to us.
 _COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+
+
+def _axes(sections: Sequence[int], half: int, alternate: bool) -> NDArray[np.int64]:
+    """Which axis each frequency belongs to."""
+    if len(sections) != 3 or any(type(each) is not int or each < 0 for each in sections) or sum(sections) != half:
+        raise ValueError(f"RoPE: sections are {shown(sections)}; they have to be three numbers that add up to {half}")
+    if not alternate:
+        return np.repeat(np.arange(3), sections)
+    axes = np.zeros(half, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def _positive(values: Any, count: int, what: str) -> _Float64:

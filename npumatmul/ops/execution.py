@@ -16,11 +16,14 @@ from npumatmul.ops.finish import Finish
 from npumatmul.ops.foreign import OWN, check_kept, check_masks, handed_out, holds_masks
 from npumatmul.ops.product import Product, finish_rows
 from npumatmul.ops.results import Out, as_rows, checked_out, in_place
+from npumatmul.ops.settings import CURRENT
 from npumatmul.ops.shapes import Shapes
 from npumatmul.ops.weights import Weights
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["Execution"]
+
+_current = CURRENT.get
 
 
 class Execution:
@@ -81,7 +84,12 @@ class Execution:
         """
         place = out[0] if isinstance(out, tuple) and len(out) == 1 else out
         product, finish = self.product, self.finish
-        if product is not None and self._plain and (place is None or type(place) is np.ndarray):
+        if (
+            product is not None
+            and self._plain
+            and product.follows in (None, _current().processor)
+            and (place is None or type(place) is np.ndarray)
+        ):
             epilogue = None if finish.epilogue is None else self._fitted()  # there is nothing to look at any more
             return product.compute(self.a, place, epilogue, finish.integer_bias)
         if self._masked:
@@ -112,9 +120,10 @@ class Execution:
         by_array = self._by_array(cache)
         if by_array is not None:
             return by_array
-        if is_stored_at_once(shapes.result, self._dtype):
+        single = shapes.matrices == 1 and not shapes.empty
+        if is_stored_at_once(shapes.result, self._dtype) or (single and self._product(cache).on_cpu):
             return unread(self._store(None, cache), shapes.result, self._device)
-        if shapes.matrices == 1 and not shapes.empty and self.finish.integer_bias is None:
+        if single and self.finish.integer_bias is None:
             product = self._product(cache)
             deferred = product.defer(self._left_now(product), self._fitted())
             if deferred is not None:
@@ -150,7 +159,7 @@ class Execution:
     def _product(self, cache: bool) -> Product:
         """The product with the one matrix of the right operand."""
         product = self.product
-        if product is None:
+        if product is None or product.follows not in (None, _current().processor):
             (index,) = self._shapes.indices()
             product = Product.of(self.weights.at(index), self._shapes, self.a.dtype, self._dtype)
             if cache:

@@ -36,7 +36,7 @@ from npumatmul.ops.options import MatmulOptions
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.planned import Matmul
 from npumatmul.ops.product import Product, remember
-from npumatmul.ops.settings import settings
+from npumatmul.ops.settings import CURRENT, settings
 from npumatmul.ops.shapes import Shapes, npu_kind
 from npumatmul.ops.typed import HowMatmul, Into, Operand, Place, Unpack
 from npumatmul.ops.weights import check_device
@@ -49,6 +49,7 @@ __all__ = ["matmul", "matmul_async"]
 _ONCE = MatmulOptions(level=logging.DEBUG)
 _is_logged, _DEBUG = _ONCE.logger.isEnabledFor, logging.DEBUG
 _ndarray = np.ndarray
+_current = CURRENT.get
 
 
 @overload
@@ -164,7 +165,7 @@ def matmul(
         and precision is None
     ):
         finishes = epilogue.dtype if epilogue is not None and isinstance(epilogue, Epilogue) else epilogue
-        asked = left.shape, left.dtype, dtype, finishes
+        asked = left.shape, left.dtype, dtype, finishes, b.processor or _current().processor
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up

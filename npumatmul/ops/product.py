@@ -18,9 +18,14 @@ from npumatmul.ops.finish import Finish
 from npumatmul.ops.operands import UINT8_SHIFT, check_activation, native_order, shifted
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.results import Out, as_rows, checked_out, in_place
+from npumatmul.ops.settings import CURRENT, Processor
 from npumatmul.ops.shapes import Shapes
+from npumatmul.planning.on_cpu import suits_cpu
+from npumatmul.planning.product import plan_matmul
 from npumatmul.running.deferred import DeferredResult
+from npumatmul.running.on_cpu import CpuProgram
 from npumatmul.running.program import Program
+from npumatmul.running.stored import StoredWeight
 
 __all__ = ["Product", "finish_rows", "remember"]
 
@@ -44,10 +49,16 @@ class Product:
         Of the left operand.
     dtype : numpy.dtype
         Of the result.
+    processor : {"npu", "cpu", "auto"}
+        Who multiplies.
 
     Attributes
     ----------
     shapes, dtype
+    follows : str or None
+        The processor of the scope that it was made in, for it is another one in another; None where the weight says it.
+    on_cpu : bool
+        Whether the CPU multiplies.
     device : Device
     stored : StoredWeight or None
         None where there is nothing to multiply.
@@ -68,8 +79,16 @@ class Product:
         If the weight's scheme does not take the dtype.
     """
 
-    def __init__(self, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        packed: PackedWeight,
+        shapes: Shapes,
+        left: np.dtype[Any],
+        dtype: np.dtype[Any],
+        processor: Processor = "npu",
+    ) -> None:
         self.shapes, self.dtype = shapes, dtype
+        self.follows = None if packed.processor else processor
         self.device, self.stored, self._scheme = packed.device, packed.stored, packed.scheme
         self._rows, self._matrix = (shapes.rows, shapes.k), (shapes.rows, shapes.n)
         self._columns = (shapes.n,)
@@ -103,6 +122,9 @@ class Product:
         self._any_value = packed.scheme.takes_any_value
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
+        self.on_cpu = processor == "cpu" or (
+            processor == "auto" and self.stored is not None and _suits_cpu(self.stored, shapes.rows)
+        )
         self.as_it_stands = self.reads_rows and self._flat and not shapes.empty
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
@@ -111,16 +133,18 @@ class Product:
     @classmethod
     def of(cls, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> Product:
         """The product; the same one again where it was asked for before."""
-        key = shapes, left, dtype
+        processor = packed.processor or CURRENT.get().processor
+        key = shapes, left, dtype, processor
         found: Product | None = packed.products.get(key)
-        return found or remember(packed, key, cls(packed, shapes, left, dtype))
+        return found or remember(packed, key, cls(packed, shapes, left, dtype, processor))
 
     def _program_for(self, dtype: np.dtype[Any]) -> Program:
         found = self._programs.get(dtype)
         if found is None:
             assert self.stored is not None  # or there is nothing to multiply
             how = self._activation, dtype, self._result_scale
-            found = self._programs[dtype] = Program(self.stored, self.shapes.rows, *how)
+            kind = CpuProgram if self.on_cpu else Program
+            found = self._programs[dtype] = kind(self.stored, self.shapes.rows, *how)
         return found
 
     def fitted(self, epilogue: Epilogue | None, bias: ArrayLike | None) -> tuple[Epilogue | None, ArrayLike | None]:
@@ -310,6 +334,10 @@ class Product:
         if self.program is None or reads or self._unsigned or self.dtype == _I32:
             return None
         return self.program.defer(self._read(a), epilogue)
+
+
+def _suits_cpu(stored: StoredWeight, rows: int) -> bool:
+    return suits_cpu(plan_matmul(rows, stored.plan, images=stored.images, timings=stored.device.chip.timings))
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

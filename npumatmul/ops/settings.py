@@ -1,4 +1,4 @@
-"""Settings of a scope: what happens to products that the NPU cannot compute, and whether measured plans are used."""
+"""Settings of a scope: who multiplies, what happens to what the NPU cannot compute, whether measured plans are used."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from npumatmul.device.scope import Scope
 
-__all__ = ["Settings", "config", "settings"]
+__all__ = ["CURRENT", "PROCESSORS", "Processor", "Settings", "config", "settings"]
+
+#: Who multiplies.
+Processor = Literal["npu", "cpu", "auto"]
+PROCESSORS: tuple[str, ...] = get_args(Processor)
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,19 @@ class Settings:
         None: they raise `TypeError`.
     tuned : bool
         Whether weights are cut as `Matmul.autotune` found best on this machine, where it was asked.
+    processor : str
+        ``"npu"``; ``"cpu"``: the CPU multiplies the same packed weights, from the tiles in NPU memory and by the same
+        scheme, and sums of integers are the same; ``"auto"``: whoever is modelled to be faster for the rows at hand.
+        It holds for weights that do not say it themselves (`PackedWeight.on`).
     """
 
     fallback: str | None = None
     tuned: bool = False
+    processor: Processor = "npu"
 
 
-_settings: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
+#: Those of the present scope, for who cannot spare the call of `settings`.
+CURRENT: ContextVar[Settings] = ContextVar("npumatmul_settings", default=Settings())  # noqa: B039 - it is frozen
 
 
 def settings() -> Settings:
@@ -41,13 +51,14 @@ def settings() -> Settings:
     >>> settings().fallback is None
     True
     """
-    return _settings.get()
+    return CURRENT.get()
 
 
 def config(
     *,
     fallback: Literal["numpy", "unchanged"] | None = "unchanged",
     tuned: bool | Literal["unchanged"] = "unchanged",
+    processor: Processor | Literal["unchanged"] = "unchanged",
 ) -> Scope[Settings]:
     """Change settings within a ``with`` block, for this thread or task.
 
@@ -56,6 +67,8 @@ def config(
     fallback : {"numpy", None, "unchanged"}
         See `Settings`. ``"unchanged"``, as for the others: what holds around the block.
     tuned : bool or "unchanged"
+        See `Settings`.
+    processor : {"npu", "cpu", "auto", "unchanged"}
         See `Settings`.
 
     Returns
@@ -66,7 +79,7 @@ def config(
     Raises
     ------
     ValueError
-        If there is no such fallback.
+        If there is no such fallback or processor.
     TypeError
         If `tuned` is neither True nor False.
 
@@ -77,20 +90,26 @@ def config(
     >>> with npu.config(fallback="numpy"):
     ...     npu.matmul(np.array([[2.0]]), np.array([[3.0]]))  # float64: numpy computes it
     array([[6.]])
+    >>> w = npu.pack(np.ones((64, 64), np.float32), "w8a8")
+    >>> with npu.config(processor="cpu"):  # a token of a decoder, say, when prompts went through the NPU
+    ...     npu.matmul(np.ones((1, 64), np.float32), w).sum()
+    np.float32(4096.0)
     """
     if fallback not in (None, "numpy", "unchanged"):
         raise ValueError(f"config: fallback is {fallback!r}; it can be 'numpy' or None")
     if tuned not in ("unchanged", True, False):
         raise TypeError(f"config: tuned is {tuned!r}; it can be True or False")
-    changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned}
+    if processor not in ("unchanged", *PROCESSORS):
+        raise ValueError(f"config: processor is {processor!r}; it can be {', '.join(map(repr, PROCESSORS))}")
+    changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned, "processor": processor}
     changes = {name: value for name, value in changes.items() if value != "unchanged"}
     return Scope(lambda: _changed(changes), "npumatmul.config")
 
 
 @contextmanager
 def _changed(changes: dict[str, Any]) -> Iterator[Settings]:
-    token = _settings.set(replace(settings(), **changes))
+    token = CURRENT.set(replace(settings(), **changes))
     try:
-        yield _settings.get()
+        yield CURRENT.get()
     finally:
-        _settings.reset(token)
+        CURRENT.reset(token)

@@ -27,7 +27,7 @@ from npumatmul.running.pool import PooledContext
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.workspace import A_BUFFERS
 
-__all__ = ["PROVEN", "SHORT", "BoundProgram"]
+__all__ = ["PROVEN", "SHORT", "BoundProgram", "cores_struct", "slices_struct", "spans_struct"]
 
 #: A call is attended so often before it is known to be short,
 PROVEN = 64
@@ -83,32 +83,19 @@ class BoundProgram:
         *,
         in_place: bool = False,
     ) -> None:
-        self.call = call
-        self.after: PlacedEpilogue | None = None
-        self.proven = 0
-        self.results: Sequence[Memory] = ()
-        self._placement, self._plan, self._domain = placement, plan, weight.domain
-        self.contexts = tuple(dict.fromkeys(contexts))
-        self._structs = tuple((context, context.struct) for context in self.contexts)
-        self._pool = placement.contexts
+        self._open(placement, plan, weight, contexts, call)
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
         self._a_bytes, self._c_bytes = (max(each) for each in zip(*sizes, strict=True))
         self.c_bytes = [max(c for _, c in sizes[i : i + per_range]) for i in range(0, len(sizes), per_range)]
-        #: Buffers and executor of the last call, and whether the struct refers to them.
-        self._buffers: tuple[Memory, ...] = ()
-        self._complete = False
-        #: Of the last call. It serves the next one, unless somebody took since then what it was of.
-        self._lease: Lease
-        self.executor: Executor
         w, slices = plan.weight, weight.slices
         a_count = min(weight.images, A_BUFFERS)
         self._a_count = 0 if in_place else a_count * (plan.cores if plan.range_cores else 1)
         self._c_count = 0 if in_place else plan.cores
         b = [weight.whole.pointer] if in_place else weight.pointers
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._refers_to = slices, activation
+        self._refers_to: tuple[Any, ...] = slices, activation
         low_first = contexts[0].int4_low_nibble_first
         self.struct = executor.PlacedMatmul(
             C.pointer(placement.functions),
@@ -121,11 +108,11 @@ class BoundProgram:
             len(w.n_spans),
             plan.cores,
             a_count,
-            _spans(plan.m_spans),
-            _spans(w.n_spans),
-            (executor.SliceStruct * len(slices))(*map(_slice_struct, slices)),
-            _cores(plan.tile_cores),
-            _cores(plan.range_cores),
+            spans_struct(plan.m_spans),
+            spans_struct(w.n_spans),
+            slices_struct(slices),
+            cores_struct(plan.tile_cores),
+            cores_struct(plan.range_cores),
             None,
             None,
             (C.POINTER(TensorMem) * len(b))(*b),
@@ -133,6 +120,30 @@ class BoundProgram:
                 *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
             ),
         )
+
+    def _open(
+        self,
+        placement: Placement,
+        plan: MatmulPlan,
+        weight: StoredWeight,
+        contexts: Sequence[PooledContext],
+        call: Call,
+    ) -> None:
+        """What is so whoever multiplies."""
+        self.call = call
+        self.after: PlacedEpilogue | None = None
+        self.proven = 0
+        self.results: Sequence[Memory] = ()
+        self._placement, self._plan, self._domain = placement, plan, weight.domain
+        self.contexts = tuple(dict.fromkeys(contexts))
+        self._structs = tuple((context, context.struct) for context in self.contexts)
+        self._pool = placement.contexts
+        #: Buffers and executor of the last call, and whether the struct refers to them.
+        self._buffers: tuple[Memory, ...] = ()
+        self._complete = False
+        #: Of the last call. It serves the next one, unless somebody took since then what it was of.
+        self._lease: Lease
+        self.executor: Executor
 
     @cached_property
     def tiles(self) -> Tiles:
@@ -282,12 +293,19 @@ def _span(span: Span) -> executor.SpanStruct:
     return executor.SpanStruct(span.start, span.length)
 
 
-def _spans(spans: Iterable[Span]) -> Any:
+def slices_struct(slices: Sequence[KSlice]) -> Any:
+    """Slices as the executor takes them."""
+    return (executor.SliceStruct * len(slices))(*map(_slice_struct, slices))
+
+
+def spans_struct(spans: Iterable[Span]) -> Any:
+    """Ranges as the executor takes them."""
     values = list(map(_span, spans))
     return (executor.SpanStruct * len(values))(*values)
 
 
-def _cores(numbers: tuple[int, ...]) -> Any:
+def cores_struct(numbers: tuple[int, ...]) -> Any:
+    """The core of each tile, or of each range; None where there are none."""
     return (C.c_int32 * len(numbers))(*numbers) if numbers else None
 
 

@@ -221,7 +221,10 @@ class Runs:
         """The program bound once more: those that there are are in use or broken."""
         contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
         how = self._plan, self._weight, self._activation, contexts, self._plain_call()
-        bound = BoundProgram(self._placement, *how, in_place=self._in_place)
+        return self._bound_once_more(BoundProgram(self._placement, *how, in_place=self._in_place), lease)
+
+    def _bound_once_more(self, bound: BoundProgram, lease: Lease) -> BoundProgram:
+        """Remember what was bound, with all that a call of the lease needs."""
         bound.acquire_others(lease)
         self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import hybrid_gguf
+import hybrid_zoo
 import numpy as np
 import torch
 from llm_models import tokenizer_metadata
@@ -50,30 +50,30 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 
 
-DELTA = {
-    "num_hidden_layers": 4,
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 6,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 8,
-}
-SHARED = {
-    "num_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 48,
-}
-CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
-HYBRIDS = (*hybrid_gguf.DELTA, *hybrid_gguf.CONV)
+MROPE = {"rope_type": "default", "rope_theta": 1e5, "mrope_section": [2, 3, 3]}
+VISION = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+    "qwen2_5_vl": {
+        "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "patch_size": 4, "intermediate_size": 48,
+        "fullatt_block_indexes": [1], "window_size": 16, "tokens_per_second": 4,
+    },
+    "qwen3_vl": {
+        "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "patch_size": 4, "intermediate_size": 48,
+        "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16,
+    },
+}  # fmt: skip
+"""Of models that see: what their vision encoders are made of."""
+TOKENS = {"image_token_id": 255, "video_token_id": 256, "vision_start_token_id": 257, "vision_end_token_id": 258}
+
+
 PERMUTED = ("llama", "mistral3", "smollm3", "granite", "granitemoe")
 EXPERT_COUNTS = {
     "qwen3moe": "num_experts",
     "olmoe": "num_experts",
     "granitemoe": "num_local_experts",
+    **dict.fromkeys(("qwen35moe", "qwen3next", "lfm2moe"), "num_experts"),
     "gpt-oss": "num_local_experts",
 }
-EXPERT_COUNTS |= dict.fromkeys(("qwen35moe", "qwen3next", "lfm2moe"), "num_experts")
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
 
@@ -136,34 +136,6 @@ def _older_gemma3(config: dict[str, Any]) -> None:
     config["rope_scaling"] = given["full_attention"]
     config["sliding_window_pattern"] = 2
     del config["layer_types"]
-
-
-def _published_lfm2(config: dict[str, Any]) -> None:
-    """As the first models say it: other names, and values that say the same twice."""
-    config["block_ff_dim"] = config.pop("intermediate_size")
-    config["full_attn_idxs"] = [i for i, kind in enumerate(config.pop("layer_types")) if kind == "full_attention"]
-    config["theta"] = config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
-    config["tie_embedding"] = config.pop("tie_word_embeddings")
-    config |= {"block_dim": 64, "conv_dim": 64, "conv_dim_out": 64, "num_heads": 4, "block_norm_eps": 1e-5}
-    config |= {
-        "block_use_swiglu": True,
-        "use_pos_enc": True,
-        "block_use_xavier_init": True,
-        "block_mlp_init_scale": 1.0,
-    }
-
-
-def _published_qwen3_5(config: dict[str, Any]) -> None:
-    """With values that change nothing of a text, and the interval instead of a list."""
-    del config["layer_types"]
-    config |= {"full_attention_interval": 2, "attn_output_gate": True, "mamba_ssm_dtype": "float32"}
-    config |= {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
-    config["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
-
-
-def _without_width(config: dict[str, Any]) -> None:
-    """A model without layers without experts need not say how wide their networks would be."""
-    del config["intermediate_size"]
 
 
 def _without_lists(config: dict[str, Any]) -> None:
@@ -332,58 +304,14 @@ VARIANTS = [
         "gpt-oss",
         llama_cpp=False,
     ),
-    Variant("qwen3_5_text", "plain", {**DELTA, "intermediate_size": 96}, "qwen35"),
+    *(Variant(*each) for each in hybrid_zoo.VARIANTS),
+    Variant("qwen2_vl", "text", {"rope_parameters": MROPE}, "qwen2vl"),
     Variant(
-        "qwen3_5_text",
-        "published-tied-biases",
-        {
-            **DELTA,
-            "linear_num_value_heads": 2,
-            "linear_key_head_dim": 48,
-            "linear_conv_kernel_dim": 2,
-            "layer_types": ["linear_attention", "full_attention"] * 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
-            "tie_word_embeddings": True,
-            "attention_bias": True,
-        },
-        older=_published_qwen3_5,
+        "qwen2_5_vl",
+        "text-tied",
+        {"rope_parameters": {**YARN, **MROPE, "rope_type": "yarn", "rope_theta": 1e6}, "tie_word_embeddings": True},
     ),
-    Variant("qwen3_5_moe_text", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 36}, "qwen35moe"),
-    Variant("qwen3_5_moe_text", "published", {**DELTA, **SHARED, "moe_intermediate_size": 36}, older=_without_width),
-    Variant("qwen3_next", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 40}, "qwen3next"),
-    Variant(
-        "qwen3_next",
-        "dense-layers",
-        {**DELTA, **SHARED, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False},
-        older=_without_lists,
-    ),
-    Variant("lfm2", "plain", {**CONV, "block_multiple_of": 32}, "lfm2"),
-    Variant("lfm2", "published", {**CONV, "conv_bias": True, "conv_L_cache": 4}, older=_published_lfm2),
-    Variant(
-        "lfm2",
-        "untied-plain-width",
-        {
-            **CONV,
-            "layer_types": ["full_attention", "conv", "conv", "conv"],
-            "block_auto_adjust_ff_dim": False,
-            "tie_word_embeddings": False,
-        },
-        "lfm2",
-    ),
-    Variant("lfm2_moe", "plain", {**CONV, **EXPERTS, "moe_intermediate_size": 32, "num_dense_layers": 1}, "lfm2moe"),
-    Variant(
-        "lfm2_moe",
-        "scaled",
-        {
-            **CONV,
-            **EXPERTS,
-            "moe_intermediate_size": 32,
-            "num_dense_layers": 0,
-            "use_expert_bias": False,
-            "norm_topk_prob": False,
-            "routed_scaling_factor": 2.5,
-        },
-    ),
+    Variant("qwen3_vl", "text", {"head_dim": 16, "rope_parameters": MROPE}, "qwen3vl"),
 ]
 
 
@@ -391,11 +319,18 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
     """The model as transformers has it, every parameter random and large enough to matter."""
     kind = transformers.AutoConfig.for_model(variant.model_type).__class__
     options = json.loads(json.dumps(dict(variant.options)))  # configurations change what they are given
-    config = kind(**{**SIZES, **options})
+    made: Any = transformers.AutoModelForCausalLM
+    if variant.model_type in VISION:
+        made = transformers.AutoModelForImageTextToText
+        tied = options.pop("tie_word_embeddings", False)
+        vision = dict(VISION[variant.model_type])
+        config = kind(text_config={**SIZES, **options}, vision_config=vision, tie_word_embeddings=tied, **TOKENS)
+    else:
+        config = kind(**{**SIZES, **options})
     config._attn_implementation = "eager"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = made.from_config(config, dtype=torch.float32, attn_implementation="eager")
         parameters = [*model.named_parameters(), *_preferences(model)]
         for name, value in parameters:
             with torch.no_grad():
@@ -413,6 +348,17 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
 def _preferences(model: Any) -> list[tuple[str, Any]]:
     """Biases of the choice of experts, which are buffers."""
     return [(name, value) for name, value in model.named_buffers() if name.endswith("expert_bias")]
+
+
+def language_config(model: Any) -> Any:
+    """The configuration of its language model."""
+    return model.config.get_text_config()
+
+
+def language_state(model: Any) -> dict[str, Any]:
+    """Parameters of its language model, as they are called where there is nothing else."""
+    state = {name.replace("model.language_model.", "model."): value for name, value in model.state_dict().items()}
+    return {name: value for name, value in state.items() if not name.startswith("model.visual.")}
 
 
 def write_folder(path: Path, variant: Variant, model: Any) -> Path:
@@ -438,7 +384,9 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
     """Write it as llama.cpp's converter does."""
     assert variant.gguf is not None
     writer = gguf.GGUFWriter(str(path), variant.gguf)
-    write_metadata(writer, variant.gguf, model.config)
+    write_metadata(writer, variant.gguf, language_config(model))
+    if model.config.model_type == "qwen3_vl":
+        writer.add_num_deepstack_layers(len(model.config.vision_config.deepstack_visual_indexes))
     tokenizer_metadata(writer, VOCAB)
     for name, value in gguf_tensors(variant.gguf, model):
         writer.add_tensor(name, value)
@@ -455,15 +403,15 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
     writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(hybrid_gguf.feed_forward_length(arch, c))
+    writer.add_feed_forward_length(hybrid_zoo.feed_forward_length(arch, c))
     writer.add_head_count(c.num_attention_heads)
-    if arch in HYBRIDS:
-        hybrid_gguf.write_hybrid_metadata(writer, arch, c)
+    if arch in hybrid_zoo.ARCHES:
+        hybrid_zoo.write_hybrid_metadata(writer, arch, c)
     else:
         writer.add_head_count_kv(c.num_key_value_heads)
     if arch == "starcoder2":
         writer.add_layer_norm_eps(c.norm_epsilon)
-    elif arch not in HYBRIDS:
+    elif arch not in hybrid_zoo.ARCHES:
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if getattr(c, "head_dim", None) and arch != "phi3":
@@ -502,6 +450,8 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(
                 math.sqrt(1 + math.log(ratio) / math.log(c.original_max_position_embeddings))
             )
+    if arch in ("qwen2vl", "qwen3vl"):
+        writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
     if arch in EXPERT_COUNTS:
         writer.add_expert_count(getattr(c, EXPERT_COUNTS[arch]))
         writer.add_expert_used_count(c.num_experts_per_tok)
@@ -518,7 +468,7 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
 
 
 def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    config = model.config
+    config = language_config(model)
     kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
@@ -527,8 +477,8 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", np.array(rope["long_factor"], np.float32)
         yield "rope_factors_short.weight", np.array(rope["short_factor"], np.float32)
-    tied = config.tie_word_embeddings
-    for name, tensor in model.state_dict().items():
+    tied = model.config.tie_word_embeddings
+    for name, tensor in language_state(model).items():
         if tied and name == "lm_head.weight":
             continue
         value = tensor.numpy()
@@ -542,8 +492,8 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
         if arch == "gpt-oss" and ".experts." in name:
             yield from gpt_oss_stacks(name, value)
             continue
-        if arch in HYBRIDS and ".experts." not in name:
-            for called, each in hybrid_gguf.hybrid_tensors(arch, config, name, value):
+        if arch in hybrid_zoo.ARCHES and ".experts." not in name:
+            for called, each in hybrid_zoo.hybrid_tensors(arch, config, name, value):
                 own = names.get_name(called, try_suffixes=(".weight", ".bias"))
                 assert own is not None, called
                 yield own, np.ascontiguousarray(each)

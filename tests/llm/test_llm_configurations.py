@@ -25,12 +25,21 @@ from npumatmul.llm.models.registry import ARCHITECTURES, GGUF_ARCHITECTURES, MOD
 from npumatmul.llm.models.weights import _decoder
 
 TYPES = sorted(MODEL_TYPES)
+#: Whose configurations have one of the language model in them.
+NESTED = ("qwen3_vl",)
+SEEING = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 MASKED = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def settings(model_type: str, **changes: Any) -> dict[str, Any]:
-    eps = {"starcoder2": "norm_epsilon"}.get(model_type, "rms_norm_eps")
-    return {**SIZES, "model_type": model_type, eps: 1e-6, **changes}
+    eps = {"starcoder2": "norm_epsilon", "lfm2": "norm_eps", "lfm2_moe": "norm_eps"}.get(model_type, "rms_norm_eps")
+    wide = {"hidden_size": 512} if model_type.startswith(("qwen2_vl", "qwen2_5_vl")) else {}  # for its usual sections
+    values = {**SIZES, **wide, "model_type": model_type, eps: 1e-6}
+    if model_type not in NESTED:
+        return {**values, **changes}
+    outer = {"model_type": model_type, "tie_word_embeddings": changes.pop("tie_word_embeddings", False)}
+    outer |= {name: changes.pop(name) for name in ("architectures",) if name in changes}
+    return {**outer, "text_config": {**values, "model_type": f"{model_type}_text", **changes}}
 
 
 def comparable(config: DecoderConfig) -> dict[str, Any]:
@@ -38,7 +47,7 @@ def comparable(config: DecoderConfig) -> dict[str, Any]:
     used, and where the 1 of gemma's norms is.
     """
     values = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
-    for name in ("architecture", "norm_offset", "layers"):
+    for name in ("architecture", "norm_offset", "layers", "placeholders"):
         del values[name]
     values["query_scale"] = round(config.query_scale or config.head_dim**-0.5, 6)
     values["windows"] = [each.window for each in config.layers]
@@ -120,7 +129,7 @@ def test_values_that_change_nothing_are_passed_over(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", TYPES)
 def test_what_is_false_may_change_the_arithmetic(model_type: str) -> None:
     for name in ("is_causal", "residual_gate", "scale_attn_weights"):
-        with pytest.raises(ModelError, match=f"'{name}' is False"):
+        with pytest.raises(ModelError, match=f"{name}' is False"):
             config_from(settings(model_type, **{name: False}))
     assert config_from(settings(model_type, is_causal=True)) == config_from(settings(model_type))
 
@@ -129,8 +138,11 @@ def test_what_is_false_may_change_the_arithmetic(model_type: str) -> None:
 def test_architectures_that_are_computed_are_those_of_transformers(kind: str) -> None:
     """The model alone, and with the head that guesses tokens; its decoder where it is one, else its encoder."""
     of = {**MODEL_TYPES, **ENCODER_TYPES}[kind].classes
-    heads = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if kind in MODEL_TYPES else MASKED
-    assert {heads[kind], modeling_auto.MODEL_MAPPING_NAMES[kind]} <= set(of)
+    heads = {**SEEING, **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} if kind in MODEL_TYPES else MASKED
+    usual = {modeling_auto.MODEL_MAPPING_NAMES[kind]}
+    if not kind.endswith("_vl_text"):  # the part of a model that sees has no head of its own
+        usual.add(heads[kind])
+    assert usual <= set(of)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -185,7 +197,7 @@ def test_absurd_numbers_are_refused_by_name(changes: dict[str, Any], named: str)
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_value_of_an_unknown_name_is_refused(model_type: str) -> None:
-    with pytest.raises(ModelError, match=r"'residual_gate' is 0\.5, and what that means is not known"):
+    with pytest.raises(ModelError, match=r"residual_gate' is 0\.5, and what that means is not known"):
         config_from(settings(model_type, residual_gate=0.5))
 
 
@@ -292,9 +304,10 @@ def test_what_a_folder_says_is_what_transformers_reads(tmp_path: Path) -> None:
 
 def read_alike(config: DecoderConfig, reference: Any) -> None:
     """Compare what is read with what transformers reads."""
+    tied, reference = reference.tie_word_embeddings, reference.get_text_config()
     reference_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
     assert config.head_dim == reference_dim
-    assert config.tied == reference.tie_word_embeddings
+    assert config.tied == tied
     kinds = getattr(reference, "layer_types", None)
     window = getattr(reference, "sliding_window", None)
     slides = [kind == "sliding_attention" for kind in kinds] if kinds else [window is not None] * config.n_layers
@@ -320,7 +333,8 @@ MORE = (
     "sliding_window_pattern", "rope_local_base_freq", "attn_logit_softcapping", "final_logit_softcapping",
     "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "use_bias", "norm_type",
     "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
-    "decoder_sparse_step", "mlp_only_layers",
+    "decoder_sparse_step", "mlp_only_layers", "vision_config", "text_config", "image_token_id", "video_token_id",
+    "swiglu_limit", "swiglu_alpha", "experts_per_token",
 )  # fmt: skip
 
 
@@ -330,7 +344,11 @@ def test_hostile_values_give_a_configuration_or_a_model_error(model_type: str) -
     for name in (*usual, *MORE):
         for value in HOSTILE:
             try:
-                config = config_from({**usual, name: value})
+                changed = {**usual, name: value}
+                if "text_config" in usual and name != "text_config":
+                    changed["text_config"] = {**usual["text_config"], name: value}
+                    changed = changed if name in ("model_type", "architectures") else {**changed, name: None}
+                config = config_from(changed)
             except ModelError as error:
                 messages.append(str(error))
             else:
@@ -348,6 +366,7 @@ GGUF_KEYS = (
     "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_attn_factor", "attn_logit_softcapping", "logit_scale",
     "final_logit_softcapping", "embedding_scale", "residual_scale", "expert_count",
     "expert_used_count", "expert_feed_forward_length", "expert_gating_func", "expert_weights_scale",
+    "rope.dimension_sections", "n_deepstack_layers",
 )  # fmt: skip
 
 

@@ -209,6 +209,8 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "granite": Layout(_USUAL, interleaved_rope=True),
     "qwen2": Layout(_USUAL),
     "qwen3": Layout({**_USUAL, **_HEAD_NORMS}),
+    "qwen2vl": Layout(_USUAL),
+    "qwen3vl": Layout({**_USUAL, **_HEAD_NORMS}),
     "qwen3moe": Layout({**_FEED_FORWARD, **_EXPERTS, **_HEAD_NORMS}),
     "olmoe": Layout({**_EXPERTS, **_HEAD_NORMS}),
     "granitemoe": Layout(_EXPERTS, interleaved_rope=True),

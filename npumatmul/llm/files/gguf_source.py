@@ -141,14 +141,7 @@ class GGUFWeights(Mapping[str, Float32]):
     ----------
     file : GGUFFile
     layout : Layout
-
-    Attributes
-    ----------
-    left_out : int
-        Tensors of layers that guess tokens after the next one.
     """
-
-    left_out = 0
 
     def __init__(self, file: GGUFFile, layout: Layout) -> None:
         self._file = file
@@ -156,9 +149,6 @@ class GGUFWeights(Mapping[str, Float32]):
         self._changes: dict[str, Change] = {}
         for tensor in file.tensors:
             if tensor in ROPE_FACTORS or any(part in tensor for part in COMPUTED):
-                continue
-            if _is_guessing(file, tensor):
-                self.left_out += 1
                 continue
             name = parameter_name(tensor, layout) or tensor
             if name in self._names:
@@ -209,13 +199,3 @@ class GGUFWeights(Mapping[str, Float32]):
     def tensor_name(self, name: str) -> str:
         """What the file calls a parameter."""
         return self._names[name]
-
-
-def _is_guessing(file: GGUFFile, tensor: str) -> bool:
-    """Whether a tensor is of the layers behind the last one that guess tokens after the next one."""
-    arch = file.metadata.get("general.architecture")
-    count, blocks = (file.metadata.get(f"{arch}.{name}") for name in ("nextn_predict_layers", "block_count"))
-    if type(count) is not int or type(blocks) is not int or not tensor.startswith("blk."):
-        return False
-    number = tensor.split(".")[1]
-    return len(number) < 7 and number.isdecimal() and int(number) >= blocks - count > 0

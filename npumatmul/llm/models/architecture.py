@@ -34,6 +34,8 @@ class Architecture:
         Parts by the names that their parameters have in `Decoder`, where checkpoints have others; one after the other.
     models : str
         Models that people run, for lists.
+    left_out : tuple of str
+        What names of tensors begin with that are no part of the language model, such as those of a vision encoder.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Architecture:
     classes: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     models: str = ""
+    left_out: tuple[str, ...] = ()
 
     def in_checkpoint(self, name: str) -> str:
         """What checkpoints call a parameter of a `Decoder`."""

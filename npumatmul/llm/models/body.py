@@ -82,6 +82,8 @@ class Ropes:
             max_position=self._config.context_length,
             factors=rotation.factors,
             length=None if before is None else before + self._is_long,
+            sections=rotation.sections,
+            alternate=rotation.alternate,
         )
 
 

@@ -21,9 +21,11 @@ from npumatmul.errors import ModelError
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
+from npumatmul.llm.models.embedded import EmbeddedRows, Placing
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
@@ -241,6 +243,7 @@ class Decoder(Module):
         cache: KVCache,
         all_logits: bool = False,
         progress: PromptProgress | None = None,
+        embeddings: EmbeddedRows | None = None,
     ) -> Float32:
         """Run tokens through the model, after those that are in the cache.
 
@@ -258,6 +261,8 @@ class Decoder(Module):
             Whether to return logits after every token, not only after the last.
         progress : callable, optional
             Called with (tokens done, tokens in all) after each block; blocks of a chunk count for a part of its tokens.
+        embeddings : EmbeddedRows, optional
+            Rows that negative numbers among the tokens stand for; see `npumatmul.llm.Embedded`.
 
         Returns
         -------
@@ -271,12 +276,16 @@ class Decoder(Module):
         ValueError
             If there are no tokens, or one is not in the vocabulary.
         """
-        ids = self._checked(tokens, cache)
+        ids = self._checked(tokens, cache, embeddings)
         wanted = len(ids)
         cache.settle()
         is_long = self._is_long(cache.length + wanted)
         if cache.is_long != is_long:
-            ids = np.concatenate([np.array(cache.tokens, np.int64), ids])
+            before = np.array(cache.tokens, np.int64)
+            lost = [each for each in before[before < 0].tolist() if embeddings is None or each not in embeddings]
+            if lost:
+                raise ValueError("the text has grown so long that it is computed anew: give all embeddings again")
+            ids = np.concatenate([before, ids])
             cache.truncate(0)
             cache.is_long = is_long
         total = cache.length + len(ids)
@@ -284,8 +293,15 @@ class Decoder(Module):
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             told = None if progress is None else _told(progress, start, len(chunk), len(ids), self.config.n_layers)
-            hidden = self.run_blocks(self.embed(chunk), cache, total, told)
-            cache.tokens.extend(chunk.tolist())
+            placing = None if embeddings is None else embeddings.placing(chunk, cache)
+            if embeddings is None or placing is None:
+                hidden = self.run_blocks(self.embed(chunk), cache, total, told)
+                cache.extend(chunk.tolist())
+            else:
+                x = self.embed(np.maximum(chunk, 0))
+                embeddings.put(chunk, x)
+                hidden = self.run_blocks(x, cache, total, told, placing)
+                cache.extend(chunk.tolist(), placing.stretches)
             unasked = max(0, len(ids) - wanted - start)  # of a part that is computed anew
             if all_logits and unasked < len(chunk):
                 rows.append(self.logits(hidden[unasked:]))
@@ -316,7 +332,7 @@ class Decoder(Module):
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             rows.append(self.run_blocks(self.embed(chunk), cache, len(ids)))
-            cache.tokens.extend(chunk.tolist())
+            cache.extend(chunk.tolist())
         return self.entering_head(np.concatenate(rows))
 
     def embed(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
@@ -337,7 +353,12 @@ class Decoder(Module):
         return x if scale == 1 else x * np.float32(scale)
 
     def run_blocks(
-        self, x: Float32, cache: nn_cache.KVCache, total: int, progress: Callable[[int], object] | None = None
+        self,
+        x: Float32,
+        cache: nn_cache.KVCache | CacheBatch,
+        total: int,
+        progress: Callable[[int], object] | None = None,
+        placing: Placing | None = None,
     ) -> Float32:
         """Run tokens through all blocks.
 
@@ -345,12 +366,14 @@ class Decoder(Module):
         ----------
         x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
             Embeddings of the tokens that follow those in the cache.
-        cache : npumatmul.nn.KVCache
+        cache : npumatmul.nn.KVCache or npumatmul.nn.CacheBatch
             It grows by them.
         total : int
             Tokens that the sequence is to have; see `DecoderConfig.longest_short`.
         progress : callable, optional
             Called with the number of blocks that are done.
+        placing : Placing, optional
+            Where some of the rows are from outside.
 
         Returns
         -------
@@ -358,7 +381,9 @@ class Decoder(Module):
             What leaves the last block, a new array.
         """
         for layer, block in enumerate(self._blocks(self._is_long(total))):
-            x = block(x, cache=cache, layer=layer)
+            x = block(x, cache=cache, layer=layer, positions=None if placing is None else placing.positions)
+            if placing is not None and layer < len(placing.deep):
+                x += placing.deep[layer]
             if progress is not None:
                 progress(layer + 1)
         return x
@@ -474,11 +499,14 @@ class Decoder(Module):
             self._long["blocks"] = [with_rope(block, ropes.of(layer)) for block, layer in described]
         return self._long["blocks"]
 
-    def _checked(self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache) -> NDArray[np.int64]:
+    def _checked(
+        self, tokens: Sequence[int] | NDArray[np.int64], cache: KVCache, embeddings: EmbeddedRows | None = None
+    ) -> NDArray[np.int64]:
         ids = np.asarray(tokens, dtype=np.int64)
         if ids.ndim != 1 or not len(ids):
             raise ValueError(f"tokens has shape {ids.shape}; one or more token numbers are needed")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+        known = [] if embeddings is None else [each for each in ids[ids < 0].tolist() if each in embeddings]
+        if np.count_nonzero(ids < 0) > len(known) or ids.max() >= self.config.vocab_size:
             raise ValueError(f"a token is outside 0 to {self.config.vocab_size - 1}, the vocabulary")
         if cache.length + len(ids) > cache.capacity:
             raise ContextFullError(

@@ -47,6 +47,10 @@ class Rotation:
         Whether neighbours make a pair, as in GGUF files of the llama family, instead of values half of `dim` apart.
     factors : tuple of float, optional
         Divisors of the frequencies, as GGUF files have them instead of a scaling.
+    sections : tuple of int, optional
+        Frequencies of time, height and width, where positions are told on three axes.
+    alternate : bool
+        Whether frequencies of the axes take turns.
     """
 
     dim: int
@@ -54,6 +58,8 @@ class Rotation:
     scaling: Mapping[str, Any] | None = None
     interleaved: bool = False
     factors: tuple[float, ...] | None = None
+    sections: tuple[int, int, int] | None = None
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -66,6 +72,10 @@ class Rotation:
                 raise ValueError(f"there are {len(self.factors)} factors of frequencies; {self.dim // 2} are needed")
             if not all(math.isfinite(each) and each > 0 for each in self.factors):
                 raise ValueError("the factors of frequencies must be positive numbers")
+        if self.sections is not None and (min(self.sections) < 0 or sum(self.sections) != self.dim // 2):
+            raise ValueError(
+                f"frequencies of three axes are {self.sections}; together there must be {self.dim // 2} of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,6 +228,10 @@ class DecoderConfig:
         By what queries grow with their position; see `npumatmul.nn.Attention`.
     attention_softcap, logit_softcap : float, optional
         Bounds that scores of attention and logits approach.
+    deep_layers : int
+        Behind how many of the first blocks something is added to rows from outside.
+    placeholders : tuple of int
+        Tokens that stand for rows from outside.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what each part of a block adds, and of logits.
 
@@ -264,6 +278,8 @@ class DecoderConfig:
     query_growth: tuple[float, int] | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    deep_layers: int = 0
+    placeholders: tuple[int, ...] = field(default=(), compare=False)
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -281,6 +297,8 @@ class DecoderConfig:
                 raise ValueError(f"{name} is {value}; it must be a positive number")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads is {self.n_heads}, not a multiple of n_kv_heads, which is {self.n_kv_heads}")
+        if not 0 <= self.deep_layers <= MAX_LAYERS:
+            raise ValueError(f"deep_layers is {self.deep_layers}; it must be between 0 and {MAX_LAYERS}")
         layers = self.layers or (LayerConfig(Rotation(self.head_dim)),)
         layers = layers * self.n_layers if len(layers) == 1 else layers
         if len(layers) != self.n_layers:
@@ -289,6 +307,11 @@ class DecoderConfig:
             if each.rotation is not None and each.rotation.dim > self.head_dim:
                 raise ValueError(f"{each.rotation.dim} values of a head are to be rotated, and it has {self.head_dim}")
         object.__setattr__(self, "layers", layers)
+
+    @property
+    def has_axes(self) -> bool:
+        """Whether positions are told on three axes."""
+        return any(each.rotation is not None and each.rotation.sections is not None for each in self.layers)
 
     @property
     def longest_short(self) -> int | None:

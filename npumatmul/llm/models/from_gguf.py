@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -40,6 +40,8 @@ class GGUFSettings(Settings):
         Whether rows of q and k are stored so that neighbours make a pair: llama.cpp does so for the llama family.
     norms_include_one : bool
         Whether the 1 that some architectures add to weights of norms is in them.
+    tokens : sequence of str
+        Its vocabulary.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class GGUFSettings(Settings):
         rope_factors: Mapping[str, NDArray[np.float32]] | None = None,
         interleaved_rope: bool = False,
         norms_include_one: bool = False,
+        tokens: Sequence[str] = (),
     ) -> None:
         super().__init__(values, error, prefix=prefix)
         self.parameters = parameters
         self.rope_factors: Mapping[str, NDArray[np.float32]] = rope_factors or {}
         self.interleaved_rope = interleaved_rope
         self.norms_include_one = norms_include_one
+        self.tokens = tokens
 
     def guessing_layers(self) -> int:
         """Look up how many of the last layers guess tokens after the next one; these are left out."""
@@ -88,6 +92,7 @@ def settings_of(
     tokens = metadata.get(FROM_TOKENS)
     if isinstance(tokens, list):
         values.setdefault("vocab_size", len(tokens))
+        tensors["tokens"] = tokens
     return GGUFSettings(values, error, prefix=prefix, **tensors)
 
 

@@ -68,6 +68,7 @@ def _from_config(settings: Settings, name: str) -> DecoderConfig:
         sizes["ffn_size"] = _ffn_size(settings, sizes["ffn_size"])
     else:
         experts, dense = _experts(settings)
+    settings.must_be("hidden_act", "silu", "swish")
     settings.must_be("block_use_swiglu", True)
     settings.must_be("use_pos_enc", True)
     settings.must_be("block_norm_eps", eps)

@@ -12,14 +12,15 @@ from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig
 from npumatmul.llm.models.from_gguf import GGUFSettings
 from npumatmul.llm.models.settings import Settings
 
-__all__ = ["QWEN2", "QWEN3"]
+__all__ = ["QWEN2", "QWEN3", "window_layers"]
 
 
-def _windows(settings: Settings, n_layers: int) -> list[int | None]:
+def window_layers(settings: Settings, n_layers: int, usual: int = 28) -> list[int | None]:
+    """Which layers slide a window; `usual` is what a missing ``max_window_layers`` means."""
     window = settings.window("sliding_window", 4096)
     if not settings.flag("use_sliding_window", False):
         window = None
-    first = settings.integer("max_window_layers", 28)
+    first = settings.integer("max_window_layers", usual)
     rule = [window is not None and layer >= first for layer in range(n_layers)]
     return from_folder.layer_windows(settings, n_layers, rule, window)
 
@@ -31,7 +32,7 @@ def _qwen2_from_config(settings: Settings) -> DecoderConfig:
         settings,
         **sizes,
         architecture="qwen2",
-        layers=from_folder.alike(turned, _windows(settings, sizes["n_layers"])),
+        layers=from_folder.alike(turned, window_layers(settings, sizes["n_layers"])),
         norm_eps=settings.number("rms_norm_eps", 1e-6),
         activation=from_folder.activation(settings),
         qkv_bias=True,
@@ -47,7 +48,7 @@ def _qwen3_from_config(settings: Settings) -> DecoderConfig:
         settings,
         **sizes,
         architecture="qwen3",
-        layers=from_folder.alike(turned, _windows(settings, sizes["n_layers"])),
+        layers=from_folder.alike(turned, window_layers(settings, sizes["n_layers"])),
         norm_eps=settings.number("rms_norm_eps", 1e-6),
         qk_norm="head",
         activation=from_folder.activation(settings),

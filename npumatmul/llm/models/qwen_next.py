@@ -21,6 +21,8 @@ __all__ = ["QWEN3_5", "QWEN3_5_MOE", "QWEN3_NEXT"]
 LINEAR, FULL = "linear_attention", "full_attention"
 TOGETHER = ("qkvz", "ba")
 """Projections of linear attention that Qwen3-Next has in one matrix each."""
+GUESSING = ("mtp.", "model.mtp.")
+"""What names of layers begin with that guess tokens after the next one; they are left out."""
 INTERVAL = 4
 """Every so many layers have attention where a file does not say it."""
 
@@ -145,6 +147,7 @@ QWEN3_5 = Architecture(
     gguf=("qwen35",),
     from_gguf=lambda settings: _from_gguf(settings, "qwen3_5"),
     models="Qwen 3.5 (dense, text)",
+    left_out=GUESSING,
 )
 QWEN3_5_MOE = Architecture(
     "qwen3_5_moe",
@@ -154,6 +157,7 @@ QWEN3_5_MOE = Architecture(
     gguf=("qwen35moe",),
     from_gguf=lambda settings: _from_gguf(settings, "qwen3_5_moe"),
     models="Qwen 3.5 (experts, text)",
+    left_out=GUESSING,
 )
 QWEN3_NEXT = Architecture(
     "qwen3_next",
@@ -163,4 +167,5 @@ QWEN3_NEXT = Architecture(
     gguf=("qwen3next",),
     from_gguf=lambda settings: _from_gguf(settings, "qwen3_next"),
     models="Qwen3-Next, Qwen3-Coder-Next",
+    left_out=GUESSING,
 )

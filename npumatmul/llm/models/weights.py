@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,9 @@ from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
 
-__all__ = ["LayerTensors", "Progress", "layer_tensors", "load_decoder"]
+__all__ = ["LayerTensors", "Progress", "layer_tensors", "left_out", "load_decoder"]
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is to do, and a name."""
@@ -142,11 +146,14 @@ def load_decoder(
     config = _limited(config_of(source), context_length)
     _check_sizes(source, config)
     model, architecture = _decoder(source, config), architecture_of(source)
+    note = left_out(source)
+    if note is not None:
+        logger.info("%s: %s", source.name, note)
     layers = _layers_of(model, architecture)
     in_products = {name for layer in layers.values() for name in layer.parameters}
     names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
     beside = {ours: theirs for ours, theirs in names.items() if theirs not in in_products or theirs == EMBEDDINGS}
-    _check_names(source, model, names, beside)
+    _check_names(source, model, names, beside, architecture.left_out)
     _check_products(source, layers.values())
     Module.load_state_dict(model, _Beside(source, beside), strict=False)  # a tied head comes with the others
     for done, (name, module) in enumerate(model.linear_modules().items()):
@@ -198,13 +205,19 @@ def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTen
     return found
 
 
-def _check_names(source: ModelSource, model: Decoder, names: Mapping[str, str], beside: Mapping[str, str]) -> None:
+def _check_names(
+    source: ModelSource,
+    model: Decoder,
+    names: Mapping[str, str],
+    beside: Mapping[str, str],
+    begun: tuple[str, ...] = (),
+) -> None:
     """Refuse a model that lacks a tensor or has one too many: its output would be wrong."""
     missing = [name for name in beside.values() if name not in source.weights]
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
     known = {*names.values(), HEAD} if model.config.tied else set(names.values())
-    left = [name for name in source.weights if name not in known]
+    left = [name for name in source.weights if name not in known and not name.startswith(begun)]
     if left:
         raise source.error(
             f"it has {len(left)} tensors of a kind that is not supported, such as {_told(source, left[0])}"
@@ -218,6 +231,12 @@ def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None
     """Look at names and shapes of weights before the first is read; a quantized model has none of them here."""
     wanted = {name: (n, layer.k) for layer in layers for name, n in zip(layer.parameters, layer.rows, strict=True)}
     if any(name in source.weights for name in wanted if name != EMBEDDINGS):
+        if HEAD in wanted and HEAD not in source.weights:
+            raise source.error(
+                f"it has no output matrix ({HEAD}), and does not say that the embedding table is it "
+                "(tie_word_embeddings): it was saved from a class without a head, and continues no texts; save it from "
+                "the class with one, whose name ends with ForCausalLM"
+            )
         for name, shape in wanted.items():
             _check_shape(source, name, shape)
 
@@ -264,3 +283,24 @@ class _Beside(Mapping[str, Any]):
 
     def rows(self, name: str) -> Any:
         return self._weights.rows(self._names[name])
+
+
+def left_out(source: ModelSource) -> str | None:
+    """What is in a model's files and is not computed, as a sentence; None where all of it is.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If its architecture is not known.
+    """
+    begun = architecture_of(source).left_out
+    names = [name for name in source.weights if name.startswith(begun)]
+    if not names:
+        return None
+    parts = sorted({re.split(r"\.(?!\d)", name.removeprefix("model."))[0] for name in names})
+    return f"{_counted(len(names), 'tensor')} not read ({', '.join(parts)}): the language model alone is computed"

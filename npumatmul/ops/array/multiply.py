@@ -59,10 +59,11 @@ class ArrayProduct:
         self._strides = dense_strides(self._shape, dtype.itemsize)
         self._room = ResultMemory.size_for(room_for(self._shape, dtype, device))
         self._defers = product.takes_deferred and dtype != np.int32
-        self._at_once = is_stored_at_once(shapes.result, dtype)
+        self._at_once = product.on_cpu or is_stored_at_once(shapes.result, dtype)
         self._reads_rows = product.reads_rows
         self._results = device.attached(UnreadResults, UnreadResults)
-        stored = product.stored if product.takes_deferred and product.input_transform is None else None
+        by_npu = product.takes_deferred and not product.on_cpu and product.input_transform is None
+        stored = product.stored if by_npu else None
         #: By which the weight is multiplied in place, if it can be.
         self._type: MatmulType | None = None if stored is None else type_in_place(stored, a, dtype)
         self._is_stored = self._at_once and self._type is None

@@ -14,6 +14,7 @@ from npumatmul.device.device import Device
 from npumatmul.host.activation import Activation
 from npumatmul.ops.operators import operators
 from npumatmul.ops.packed.unpack import stored_floats, stored_integers
+from npumatmul.ops.settings import PROCESSORS, Processor
 from npumatmul.planning.product import WeightPlan
 from npumatmul.quant.params import InputTransform, QuantParams
 from npumatmul.quant.routes import Route
@@ -54,6 +55,8 @@ class PackedWeight:
         Those of the route; where the input transform is done by the executor, they say so.
     products : dict
         What was prepared for left operands that it met, by what `matmul` was given: it is found again there.
+    processor : str or None
+        Who multiplies it, ``"npu"``, ``"cpu"`` or ``"auto"``; None: as `npumatmul.config` says. See `on`.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PackedWeight:
         column_sums: NDArray[np.int32] | None = None,
         params: QuantParams | None = None,
         input_transform: InputTransform | None = None,
+        processor: Processor | None = None,
     ) -> None:
         self.shape = shape
         self.scheme = route.scheme
@@ -79,6 +83,7 @@ class PackedWeight:
         self.input_transform = input_transform
         self.activations = _fused(route, input_transform)
         self.products: dict[Hashable, Any] = {}
+        self.processor = processor
         self._stored = stored
 
     def __repr__(self) -> str:
@@ -90,6 +95,40 @@ class PackedWeight:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def on(self, processor: Processor | None) -> PackedWeight:
+        """The same weight, multiplied by one processor whatever `npumatmul.config` says.
+
+        Parameters
+        ----------
+        processor : {"npu", "cpu", "auto", None}
+            As for `npumatmul.config`; None: as the scope says.
+
+        Returns
+        -------
+        PackedWeight
+            With the same memory: closing one closes both, and it is given back when both are dropped.
+
+        Raises
+        ------
+        ValueError
+            If there is no such processor.
+
+        Examples
+        --------
+        >>> import npumatmul as npu
+        >>> x, w = np.ones((1, 64), np.float32), npu.pack(np.eye(64, dtype=np.float32), "w8a8")
+        >>> bool((npu.matmul(x, w.on("cpu")) == npu.matmul(x, w)).all())
+        True
+        """
+        if processor is not None and processor not in PROCESSORS:
+            raise ValueError(f"on: processor is {processor!r}; it can be {', '.join(map(repr, PROCESSORS))} or None")
+        if processor == self.processor:
+            return self
+        return PackedWeight(
+            self.shape, self.route, self.device, self.plan, self._stored, self.zero_point, self.column_sums,
+            self.params, self.input_transform, processor,
+        )  # fmt: skip
 
     @property
     def ndim(self) -> int:

@@ -1,4 +1,4 @@
-"""GGUF files of models with linear attention or short convolutions, written as llama.cpp's converter writes them."""
+"""Models with linear attention or short convolutions: configurations, and what llama.cpp's converter makes of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,126 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-DELTA = ("qwen35", "qwen35moe", "qwen3next")
-CONV = ("lfm2", "lfm2moe")
+DELTA_ARCHES = ("qwen35", "qwen35moe", "qwen3next")
+CONV_ARCHES = ("lfm2", "lfm2moe")
+ARCHES = (*DELTA_ARCHES, *CONV_ARCHES)
 INTERVAL = 4
+
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 8,
+}
+SHARED = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
+CHOSEN = {"num_experts": 8, "num_experts_per_tok": 2}
+CONV = {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "conv"]}
+
+
+def _published_lfm2(config: dict[str, Any]) -> None:
+    """As the first models say it: other names, and values that say the same twice."""
+    config["block_ff_dim"] = config.pop("intermediate_size")
+    config["full_attn_idxs"] = [i for i, kind in enumerate(config.pop("layer_types")) if kind == "full_attention"]
+    config["theta"] = config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config["tie_embedding"] = config.pop("tie_word_embeddings")
+    config |= {"block_dim": 64, "conv_dim": 64, "conv_dim_out": 64, "num_heads": 4, "block_norm_eps": 1e-5}
+    config |= {
+        "block_use_swiglu": True,
+        "use_pos_enc": True,
+        "block_use_xavier_init": True,
+        "block_mlp_init_scale": 1.0,
+    }
+
+
+def _published_qwen3_5(config: dict[str, Any]) -> None:
+    """With values that change nothing of a text, and the interval instead of a list."""
+    del config["layer_types"]
+    config |= {"full_attention_interval": 2, "attn_output_gate": True, "mamba_ssm_dtype": "float32"}
+    config |= {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
+    config["rope_parameters"] |= {"mrope_interleaved": True, "mrope_section": [2, 1, 1]}
+
+
+def _without_width(config: dict[str, Any]) -> None:
+    """A model without layers without experts need not say how wide their networks would be."""
+    del config["intermediate_size"]
+
+
+def _without_lists(config: dict[str, Any]) -> None:
+    """Kinds of layers by the rule of the architecture."""
+    del config["layer_types"]
+
+
+#: Arguments of `Variant`.
+VARIANTS: list[tuple[Any, ...]] = [
+    ("qwen3_5_text", "plain", {**DELTA, "intermediate_size": 96}, "qwen35"),
+    (
+        "qwen3_5_text",
+        "published-tied-biases",
+        {
+            **DELTA,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 48,
+            "linear_conv_kernel_dim": 2,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+        },
+        None,
+        True,
+        _published_qwen3_5,
+    ),
+    ("qwen3_5_moe_text", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 36}, "qwen35moe"),
+    ("qwen3_5_moe_text", "published", {**DELTA, **SHARED, "moe_intermediate_size": 36}, None, True, _without_width),
+    ("qwen3_next", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 40}, "qwen3next"),
+    (
+        "qwen3_next",
+        "dense-layers",
+        {**DELTA, **SHARED, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False},
+        None,
+        True,
+        _without_lists,
+    ),
+    ("lfm2", "plain", {**CONV, "block_multiple_of": 32}, "lfm2"),
+    ("lfm2", "published", {**CONV, "conv_bias": True, "conv_L_cache": 4}, None, True, _published_lfm2),
+    (
+        "lfm2",
+        "untied-plain-width",
+        {
+            **CONV,
+            "layer_types": ["full_attention", "conv", "conv", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+        "lfm2",
+    ),
+    ("lfm2_moe", "plain", {**CONV, **CHOSEN, "moe_intermediate_size": 32, "num_dense_layers": 1}, "lfm2moe"),
+    (
+        "lfm2_moe",
+        "scaled",
+        {
+            **CONV,
+            **CHOSEN,
+            "moe_intermediate_size": 32,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+]
 
 
 def write_hybrid_metadata(writer: gguf.GGUFWriter, arch: str, c: Any) -> None:
     """What only these architectures have; heads of keys are said of each layer where some have none."""
-    if arch in CONV:
+    if arch in CONV_ARCHES:
         writer.add_head_count_kv([c.num_key_value_heads if kind != "conv" else 0 for kind in c.layer_types])
         writer.add_layer_norm_rms_eps(c.norm_eps)
         writer.add_vocab_size(c.vocab_size)
@@ -55,7 +167,7 @@ def feed_forward_length(arch: str, c: Any) -> int:
 
 def hybrid_tensors(arch: str, c: Any, name: str, value: Array) -> Iterator[tuple[str, Array]]:
     """A parameter as the tensors that stand for it, by names that `gguf` translates."""
-    if arch in CONV:
+    if arch in CONV_ARCHES:
         if "conv.conv" in name:
             value = value.squeeze(1)
         yield name.replace(".expert_bias", ".expert_bias.bias"), value
