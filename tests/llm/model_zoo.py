@@ -380,8 +380,8 @@ def prefill_logits(model: Any, ids: list[int]) -> NDArray[np.float32]:
 # ---- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
-    """Write it as llama.cpp's converter does."""
+def write_gguf(path: Path, variant: Variant, model: Any, more: Callable[[Any], None] | None = None) -> Path:
+    """Write it as llama.cpp's converter does, and what `more` adds."""
     assert variant.gguf is not None
     writer = gguf.GGUFWriter(str(path), variant.gguf)
     write_metadata(writer, variant.gguf, language_config(model))
@@ -390,6 +390,8 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
     tokenizer_metadata(writer, VOCAB)
     for name, value in gguf_tensors(variant.gguf, model):
         writer.add_tensor(name, value)
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

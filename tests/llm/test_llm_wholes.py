@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from hybrid_zoo import DELTA
-from model_zoo import SIZES, VARIANTS, VOCAB, torch_model, write_gguf
+from model_zoo import SIZES, VARIANTS, torch_model, write_gguf
 from safetensors.numpy import load_file, save_file
 from test_llm_architectures import IDS, load, prefill_logits
 
-from npumatmul import llm
 from npumatmul.errors import ModelError
 from npumatmul.llm import numpy_pack
 from npumatmul.llm.files.opening import open_source
@@ -124,7 +123,9 @@ def test_names_of_parameters_of_other_versions_are_understood(
     state = load_file(folder / "model.safetensors")
     assert any(each.startswith("language_model.model.layers.") for each in state)
     renamed = {
-        each.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head"): value
+        each.replace("language_model.model.", "model.language_model.").replace(
+            "language_model.lm_head", "lm_head"
+        ): value
         for each, value in state.items()
     }
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -230,24 +231,3 @@ def _guessing(writer: Any) -> None:
     writer.add_nextn_predict_layers(1)
     writer.add_tensor("blk.4.nextn.eh_proj.weight", np.ones((64, 128), np.float32))
     writer.add_tensor("blk.4.attn_norm.weight", np.ones(64, np.float32))
-
-
-def test_answers_follow_one_another_in_a_cache_of_states(tmp_path: Path) -> None:
-    """What a chat says is what it would say if all were read anew: a cache with states goes on, or begins again."""
-    for name in ("qwen3_5_text-plain", "lfm2-plain"):
-        variant = next(each for each in VARIANTS if each.name == name)
-        path = write_gguf(tmp_path / f"{name}.gguf", variant, torch_model(variant))
-        with llm.load(path, "float32", cache=False) as model:
-            cache = model._model.new_cache()
-            told: list[int] = []
-            for said in ([5, 17, 200], [3, 9], [44]):
-                told += said
-                prompt = list(told)
-                answer = [each.token for each in model.generate(prompt, max_tokens=4, cache=cache)]
-                alone = [each.token for each in model.generate(prompt, max_tokens=4)]
-                assert answer == alone
-                told += answer
-            for prompt in (told, told[:5], [*told[:4], 77, 12]):
-                answer = [each.token for each in model.generate(prompt, max_tokens=4, cache=cache)]
-                assert answer == [each.token for each in model.generate(prompt, max_tokens=4)]
-    assert VOCAB == 264
