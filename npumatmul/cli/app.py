@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, info, probing, simulating
+from npumatmul.cli import caching, estimators, info, probing, simulating
+from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.options import (
     CacheOption,
@@ -42,6 +43,7 @@ PLAIN: dict[str, Any] = {
 app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
 app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 app.add_typer(caching.app, name="cache", short_help="The packed models that are kept on disk.")
+app.add_typer(estimators.app, name="sklearn", short_help="Estimators of scikit-learn.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
 
@@ -180,6 +182,33 @@ def generate_command(
     generating.answer(request)
 
 
+@app.command("transcribe", short_help="What is said in a wave file, as text or subtitles.")
+def transcribe_command(
+    model: Annotated[Path, typer.Argument(parser=path, help="A folder with a Whisper, as Hugging Face has it.")],
+    audio: Annotated[Path, typer.Argument(parser=path, help="A wave file of PCM samples.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file; '-' prints.")] = Path("-"),
+    form: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
+    language: Annotated[
+        str | None, typer.Option(help="Such as 'de' or 'german'; by default what it sounds like.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="transcribe; or translate: to English.")] = "transcribe",
+    prompt: Annotated[str | None, typer.Option(help="What was said before, or names that may be said.")] = None,
+    timestamps: Annotated[bool, typer.Option(help="Have the model write times.")] = True,
+    scheme: SchemeOption = None,
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+    cache: CacheOption = True,
+) -> None:
+    """Write down what is said in a recording of any length."""
+    from npumatmul.cli import transcribing
+
+    transcribing.run(
+        transcribing.Request(
+            model, audio, output, form, language, task, prompt, timestamps, scheme, device, seed, cache
+        )
+    )
+
+
 @app.command("embed", short_help="Embeddings of texts, or their scores for a query.")
 def embed_command(
     model: Annotated[
@@ -233,6 +262,9 @@ def embed_command(
             cache=cache,
         )
     )
+
+
+app.command("chat", short_help="Talk with a language model.")(chat_command)
 
 
 app.command("serve", short_help="Answer requests over HTTP, with OpenAI's and Ollama's APIs.")(serve_command)

@@ -32,12 +32,16 @@ try:
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.placement import LayerPlace, ModelPlacement
+    from npumatmul.llm.policy import Policy
     from npumatmul.llm.run.batch import BatchGeneration
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
     from npumatmul.llm.run.generate import generate
     from npumatmul.llm.run.generation import Generation
     from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.sequence import TokenSequence
+    from npumatmul.llm.run.session import Answer, Session
     from npumatmul.llm.run.speculation import Speculation
     from npumatmul.llm.speech.transcript import Segment, Transcription
     from npumatmul.llm.speech.wave_file import read_wave
@@ -57,6 +61,7 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "Answer",
     "BatchGeneration",
     "ChatTemplate",
     "Constraint",
@@ -75,24 +80,29 @@ __all__ = [
     "GenerationStats",
     "JSONTokenizer",
     "KVCache",
+    "LayerPlace",
     "Linear",
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
     "Model",
+    "ModelPlacement",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
     "Piece",
+    "Policy",
     "Product",
     "Prompt",
     "Sampler",
     "SamplingOptions",
     "Segment",
+    "Session",
     "Speculation",
     "SpeechModel",
     "StopReason",
     "StreamDecoder",
+    "TokenSequence",
     "Tokenizer",
     "Transcription",
     "Window",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +14,19 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
 from npumatmul.llm.answering import Answering, Embeddings, Prompt
+from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
+from npumatmul.llm.model_digest import model_digest
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.embedded import FilledPrompt
+from npumatmul.llm.placement import ModelPlacement
+from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generation import checked_ids
 from npumatmul.llm.run.modelled_steps import modelled_steps
 from npumatmul.llm.run.prefixes import KeptCaches
+from npumatmul.llm.run.sequence import TokenSequence
 from npumatmul.llm.run.sharing import Shared
 from npumatmul.llm.run.speculation import Costs
 from npumatmul.llm.run.turns import Turns
@@ -55,6 +62,10 @@ class Model(Answering, Hearing):
         What computes its products; None where numpy does.
     experts : Residency or None
         Which experts are on the device, and how often one was brought in, where ``expert_memory`` limits them.
+    placement : ModelPlacement or None
+        Where its layers are, where it was loaded with a `Policy`; printed, it is a table.
+    part : Part or None
+        Which blocks of the model these are, where only a part of it was loaded.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
     chat_template : ChatTemplate
@@ -79,6 +90,7 @@ class Model(Answering, Hearing):
     """
 
     experts: Residency | None = None
+    _placing: Placing | None = None
 
     def __init__(
         self,
@@ -87,6 +99,7 @@ class Model(Answering, Hearing):
         scheme: str,
         device: Device | None,
         experts: Residency | None = None,
+        placing: Placing | None = None,
         prefix_memory: int = PREFIX_MEMORY,
     ) -> None:
         self._loaded = loaded
@@ -96,12 +109,15 @@ class Model(Answering, Hearing):
         self.scheme = scheme
         self.device = device
         self.experts = experts
+        self.part = loaded.config.part
+        self._placing = placing
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.chat_template = loaded.chat_template
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
         self._sentence = loaded.sentence
+        self._digest: str | None = None
         self._turns = Turns(f"the model {self.name}")
         self.prefixes = KeptCaches(prefix_memory)
         self._shared = Shared(self._model, self._turns, self.prefixes)
@@ -110,7 +126,30 @@ class Model(Answering, Hearing):
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
         where = "numpy" if self.device is None else self.device.name
-        return f"<{type(self).__name__} {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
+        part = "" if self.part is None else f", {self.part}"
+        state = ", closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.name!r}{part}: {self.scheme} on {where}{state}>"
+
+    @property
+    def placement(self) -> ModelPlacement | None:
+        """Where its layers are, where it was loaded with a `Policy`."""
+        return None if self._placing is None else self._placing.placement
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is in the model's files; it is read when it is asked for first."""
+        if self._digest is None:
+            self._digest = model_digest(self.path)
+        return self._digest
+
+    @property
+    def schemes_digest(self) -> str:
+        """Of how each layer's weights are stored: models of the same files that compute differently differ in it."""
+        found = []
+        for name, product in self._model.linears.items():
+            weight = getattr(product, "weight", None)
+            found.append((name, weight.scheme.name if isinstance(weight, PackedWeight) else type(product).__name__))
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @property
     def closed(self) -> bool:
@@ -151,6 +190,7 @@ class Model(Answering, Hearing):
         >>> logits.shape, model.tokenizer.decode([int(logits[-1].argmax())])
         ((5, 49152), ' Paris')
         """
+        self._check_whole("logits")
         numbers = self._filled(checked_ids(ids, self.vocab_size, "ids"), embeddings)
         rows = numbers.rows if isinstance(numbers, FilledPrompt) else None
         if len(numbers) > self.context:
@@ -213,6 +253,7 @@ class Model(Answering, Hearing):
         """
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
+        self._check_whole("embed")
         said = self._sentence
         given, how = prepared(
             texts,
@@ -277,6 +318,31 @@ class Model(Answering, Hearing):
             "cross-encoder, such as BertForSequenceClassification"
         )
 
+    def sequence(self, capacity: int | None = None) -> TokenSequence:
+        """Begin a sequence whose states go from one part of a model to the next (``Policy(layers=...)``).
+
+        Parameters
+        ----------
+        capacity : int, optional
+            Tokens that it may have at most; by default as many as the model reads.
+
+        Returns
+        -------
+        TokenSequence
+            Its ``run`` takes tokens, or states of the part before, and gives states, or logits.
+
+        Raises
+        ------
+        npumatmul.errors.ClosedError
+            If the model is closed.
+        TypeError, ValueError
+            If `capacity` is no number of tokens.
+        """
+        if self.closed:
+            raise ClosedError(f"the model {self.name} is closed")
+        limit = self.context if capacity is None else count_from_one(capacity, "capacity", "sequence")
+        return TokenSequence(self._model, self.name, min(limit, self.context), self._turns.turn)
+
     def weight_macs(self, tokens: int) -> int:
         """Count the multiply-accumulates with weights that reading some tokens takes, and choosing one after them.
 
@@ -307,6 +373,8 @@ class Model(Answering, Hearing):
                 weight.close()
         if self.experts is not None:
             self.experts.close()
+        if self._placing is not None:
+            self._placing.undo()
 
     def __enter__(self) -> Model:
         """Return the model itself."""

@@ -51,6 +51,11 @@ class _Multiplying(Module):
         return self._product
 
     @property
+    def product_shape(self) -> tuple[int, int]:
+        """``(K, N)`` of its product, before there is one, too."""
+        return self._k, self._n
+
+    @property
     def bias(self) -> Float32 | None:
         """What is added to every row, ``(N,)``, or None."""
         return self._bias

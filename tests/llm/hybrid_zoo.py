@@ -22,7 +22,7 @@ DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 6,
     "linear_key_head_dim": 32,
-    "linear_value_head_dim": 8,
+    "linear_value_head_dim": 32,  # as that of keys, as llama.cpp has it
 }
 SHARED = {
     "num_experts": 8,
@@ -89,7 +89,7 @@ VARIANTS: list[tuple[Any, ...]] = [
     ),
     ("qwen3_5_moe_text", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 36}, "qwen35moe"),
     ("qwen3_5_moe_text", "published", {**DELTA, **SHARED, "moe_intermediate_size": 36}, None, True, _without_width),
-    ("qwen3_next", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 40}, "qwen3next"),
+    ("qwen3_next", "plain", {**DELTA, **SHARED, "moe_intermediate_size": 48}, "qwen3next"),
     (
         "qwen3_next",
         "dense-layers",

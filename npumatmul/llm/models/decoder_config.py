@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from npumatmul.llm.models.mixers import Mixer
+from npumatmul.llm.models.part import Part
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
 from npumatmul.nn.expert_names import MAX_EXPERTS
 
@@ -234,6 +235,8 @@ class DecoderConfig:
         Tokens that stand for rows from outside.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what each part of a block adds, and of logits.
+    part : Part, optional
+        Which blocks of a larger model these are.
 
     Raises
     ------
@@ -283,6 +286,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -325,7 +329,18 @@ class DecoderConfig:
     @property
     def layer_names(self) -> list[str]:
         """Names of the linear layers; see `npumatmul.llm.models.decoder.layer_names`."""
-        return [f"blk.{i}.{part}" for i, layer in enumerate(self.layers) for part in layer.parts] + ["head"]
+        inside = [f"blk.{i}.{part}" for i, layer in enumerate(self.layers, self.first_block) for part in layer.parts]
+        return [*inside, "head"] if self.has_head else inside
+
+    @property
+    def first_block(self) -> int:
+        """Number of its first block in the whole model."""
+        return 0 if self.part is None else self.part.first
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the output matrix belongs to it."""
+        return self.part is None or self.part.is_last
 
     @property
     def states(self) -> tuple[tuple[tuple[int, ...], ...] | None, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
@@ -81,7 +82,13 @@ class LayerTensors:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> dict[str, LayerTensors]:
+def layer_tensors(
+    source: ModelSource,
+    config: DecoderConfig | None = None,
+    *,
+    elsewhere: int = 0,
+    layers: tuple[int, int] | None = None,
+) -> dict[str, LayerTensors]:
     """List a model's linear layers.
 
     Parameters
@@ -90,6 +97,10 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         The open model.
     config : DecoderConfig, optional
         Its configuration; read by default.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
+    layers : (int, int), optional
+        Only those of a part of it, as of a slice of its blocks.
 
     Returns
     -------
@@ -102,8 +113,8 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_sizes(source, config)
-    return _layers_of(_decoder(source, config), architecture_of(source))
+    _check_sizes(source, config, elsewhere)
+    return _layers_of(_decoder(source, part_of(config, layers)), architecture_of(source))
 
 
 def load_decoder(
@@ -111,7 +122,9 @@ def load_decoder(
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
+    elsewhere: int = 0,
     progress: Progress | None = None,
+    layers: tuple[int, int] | None = None,
 ) -> Decoder:
     """Make a model of what is on disk.
 
@@ -127,8 +140,13 @@ def load_decoder(
         Makes the product of a layer; ``layer.weight(source)`` reads its weight.
     context_length : int, optional
         Longest sequence, in tokens; by default, and at most, the model's own.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     progress : callable, optional
         Called before each layer and at the end with (layers done, layers in all, name).
+    layers : (int, int), optional
+        A part of the model, as of a slice of its blocks; nothing of the others is read. The embedding table, whose rows
+        stay in the file, is in all parts, the output matrix in the last one.
 
     Returns
     -------
@@ -141,28 +159,34 @@ def load_decoder(
         If the architecture or one of its features is not known, a tensor is missing, left over or of another shape, or
         cannot be dequantized.
     ValueError
-        If `context_length` is not positive.
+        If `context_length` is not positive, or the model has no such blocks.
     """
-    config = _limited(config_of(source), context_length)
-    _check_sizes(source, config)
-    model, architecture = _decoder(source, config), architecture_of(source)
+    whole = _limited(config_of(source), context_length)
+    _check_sizes(source, whole, elsewhere)
+    config, architecture = part_of(whole, layers), architecture_of(source)
+    model = _decoder(source, config)
     note = left_out(source)
     if note is not None:
         logger.info("%s: %s", source.name, note)
-    layers = _layers_of(model, architecture)
-    in_products = {name for layer in layers.values() for name in layer.parameters}
-    names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
+    products = _layers_of(model, architecture)
+    in_products = {name for layer in products.values() for name in layer.parameters}
+    names = {name: _called(name, config, architecture) for name in model.parameter_shapes()}
+    if not config.has_head:
+        names.pop(HEAD, None)
     beside = {ours: theirs for ours, theirs in names.items() if theirs not in in_products or theirs == EMBEDDINGS}
-    _check_names(source, model, names, beside, architecture.left_out)
-    _check_products(source, layers.values())
+    others = () if config is whole else _decoder(source, whole).parameter_shapes()
+    _check_names(
+        source, model, {*names.values(), *map(architecture.in_checkpoint, others)}, beside, architecture.left_out
+    )
+    _check_products(source, products.values())
     Module.load_state_dict(model, _Beside(source, beside), strict=False)  # a tied head comes with the others
     for done, (name, module) in enumerate(model.linear_modules().items()):
         if progress is not None:
-            progress(done, len(layers), name)
-        product = linear(layers[name])
+            progress(done, len(products), name)
+        product = linear(products[name])
         module.use(product)
     if progress is not None:
-        progress(len(layers), len(layers), "done")
+        progress(len(products), len(products), "done")
     return model
 
 
@@ -181,10 +205,10 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig, elsewhere: int) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    held = len(source.weights)  # each layer has several, and so has each expert
+    held = len(source.weights) + elsewhere  # each layer has several, and so has each expert
     for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
         if count > held:
             raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")
@@ -197,7 +221,7 @@ def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTen
         path = paths[id(module)]
         stem = path if module.is_named else path.rpartition(".")[0]
         own = {key: shape for key, shape in module.own_shapes().items() if key.endswith("weight")}
-        names = tuple(architecture.in_checkpoint(f"{stem}.{key}") for key in own) or (
+        names = tuple(_called(f"{stem}.{key}", model.config, architecture) for key in own) or (
             EMBEDDINGS,
         )  # a tied head has none of its own
         shapes = list(own.values()) or [(model.config.vocab_size, model.config.hidden_size)]
@@ -205,10 +229,15 @@ def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTen
     return found
 
 
+def _called(name: str, config: DecoderConfig, architecture: Architecture) -> str:
+    """What checkpoints call a parameter of a model, or of a part of it."""
+    return architecture.in_checkpoint(name if config.part is None else config.part.parameter(name))
+
+
 def _check_names(
     source: ModelSource,
     model: Decoder,
-    names: Mapping[str, str],
+    names: Collection[str],
     beside: Mapping[str, str],
     begun: tuple[str, ...] = (),
 ) -> None:
@@ -216,7 +245,7 @@ def _check_names(
     missing = [name for name in beside.values() if name not in source.weights]
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
-    known = {*names.values(), HEAD} if model.config.tied else set(names.values())
+    known = {*names, HEAD} if model.config.tied else set(names)
     left = [name for name in source.weights if name not in known and not name.startswith(begun)]
     if left:
         raise source.error(
