@@ -148,6 +148,12 @@ class KVCache:
         return {id(part): part.nbytes for layer in self._layers for part in layer.parts()}
 
     @property
+    def layout(self) -> tuple[object, ...]:
+        """What tells caches of different models apart: sizes, dtype, and windows and states of layers."""
+        kinds = tuple(each.window if isinstance(each, LayerRows) else each.shapes for each in self._layers)
+        return (*self._rows, self._dtype, kinds)
+
+    @property
     def trimmable(self) -> bool:
         """Whether any number of the last tokens can be forgotten.
 

@@ -29,7 +29,7 @@ from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["Whisper", "load_whisper", "speech_layer_names"]
+__all__ = ["Whisper", "WhisperConfig", "load_whisper", "speech_layer_names"]
 
 Progress = Callable[[int, int, str], None]
 

@@ -27,13 +27,14 @@ class KeptCaches:
         Bytes of memory that they take together at most. The one that was given last stays whatever it takes, unless
         the limit is 0.
 
-    Attributes
-    ----------
-    limit : int
+    Raises
+    ------
+    ValueError
+        If the limit is no number of bytes.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        self._limit = _checked(limit)
         self._lock = threading.RLock()  # the collector may end a dropped generation inside it
         _all.add(self)
         self._kept: list[KVCache] = []
@@ -45,6 +46,17 @@ class KeptCaches:
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._kept)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that they take together at most; setting it gives up those that have no room."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = _checked(limit)
+        with self._lock:
+            self._shrink()
 
     @property
     def tokens(self) -> int:
@@ -96,12 +108,16 @@ class KeptCaches:
         """Keep a cache that nobody uses any more; what was not used for longest gives way."""
         with self._lock:
             self._running = [each for each in self._running if each() not in (None, cache)]
-            if not self.limit or not cache.length:
+            if not self._limit or not cache.length:
                 return
             kept = [each for each in self._kept if each is not cache and not _within(each, cache)]
             self._kept = [cache, *kept]
-            while len(self._kept) > 1 and _bytes(self._kept) > self.limit:
-                self._kept.pop()
+            self._shrink()
+
+    def _shrink(self) -> None:
+        least = 1 if self._limit else 0
+        while len(self._kept) > least and (not self._limit or _bytes(self._kept) > self._limit):
+            self._kept.pop()
 
     def clear(self) -> None:
         """Keep none."""
@@ -118,6 +134,12 @@ def _usable(cache: KVCache, prompt: Sequence[int]) -> int:
 def _within(one: KVCache, other: KVCache) -> bool:
     """Whether one has no tokens that the other one cannot give, too."""
     return other.trimmable and one.tokens == other.tokens[: one.length]
+
+
+def _checked(limit: object) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise ValueError(f"the limit of kept caches is {limit!r}; it has to be a number of bytes, 0 or more")
+    return limit
 
 
 def _inherit() -> None:
