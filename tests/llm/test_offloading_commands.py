@@ -18,6 +18,9 @@ from npumatmul.llm import Policy
 from npumatmul.llm.modelled import SHAPES, plan_model
 from npumatmul.llm.modelled.offload import plan_offload, shapes_of
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import offload_plans
+
 RK3588 = chip("rk3588")
 
 
@@ -225,3 +228,9 @@ def test_generate_and_embed_take_the_options(command: Callable[..., Done], tiny:
         for more in ([], options)
     ]
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("table", offload_plans.TABLES, ids=lambda table: table.__name__)
+def test_the_document_shows_what_is_planned(table: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "offloading.md").read_text()
+    assert "\n".join(table()) in text, "print the plans anew: python tools/offload_plans.py"
