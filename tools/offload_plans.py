@@ -31,11 +31,14 @@ def plans() -> list[str]:
     for name in MODELS:
         for soc in TIMINGS:
             usual, limited = (plan_offload(SHAPES[name], chip(soc), SCHEME, each) for each in (Policy(), LIMITED))
-            lines.append(
-                f"| {name} | {soc} | {_memory(usual)}, {len(usual.domains or {})} | "
-                f"{usual.contexts}, {usual.descriptors} | {_speeds(usual.under)} | {_speeds(usual.npu)} | {_speeds(usual.cpu)} | {_memory(limited)} | "
-                f"{_speeds(limited.under)} |"
-            )
+            cells = [
+                f"{_memory(usual)}, {len(usual.domains or {})}",
+                f"{usual.contexts}, {usual.descriptors}",
+                *(_speeds(each) for each in (usual.under, usual.npu, usual.cpu)),
+                _memory(limited),
+                _speeds(limited.under),
+            ]
+            lines.append(f"| {name} | {soc} | {' | '.join(cells)} |")
     return lines
 
 
