@@ -38,6 +38,8 @@ LONG = frozenset(
         "tests/nn/test_nn_convolution.py::test_conv1d_is_torchs",
         "tests/nn/test_nn_convolution.py::test_conv_transpose_is_torchs",
         "tests/quant/test_gptq.py::test_columns_are_those_of_the_published_algorithm",
+        "tests/server/test_server_command.py",
+        "tests/server/test_server_faults.py::test_nothing_is_left_after_requests_of_all_kinds",
         "tests/test_autotune.py::test_processes_lose_nothing_of_each_other",
         "tests/test_bench.py::test_command",
         "tests/test_bench_demo.py::test_command",

@@ -30,7 +30,7 @@ from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_o
 from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
-from npumatmul.llm.models.whisper import speech_layer_names
+from npumatmul.llm.models.whisper import Whisper, speech_layer_names
 from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
@@ -163,6 +163,7 @@ def load(
     layers = None if chosen is None else chosen.layers
     with contextlib.ExitStack() as undo, open_source(path) as source:
         plan.check_chip(target)
+        _check_part(source, layers)
         experts = None if waiting is None else waiting.experts(source, target, undo)
         note = rounded_again(source, scheme)
         if note is not None:
@@ -171,10 +172,10 @@ def load(
         def loaded(build: _Built) -> Model:
             if is_speech(source):
                 build.check(speech_layer_names(whisper_config_of(source)))
-                return load_speech_model(
-                    source, build, scheme=scheme, device=target, context=context, progress=progress
+                made: Model = load_speech_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress, placing=placing
                 )
-            if encoder_architecture(source) is None:
+            elif encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress, layers=layers)
                 made = Model(model, scheme=scheme, device=target, experts=experts, placing=placing)
             else:
@@ -201,15 +202,20 @@ def load(
 def _shapes(source: ModelSource, plan: _Plan, policy: Policy) -> list[LayerShape]:
     """The layers of a model, or of a part of it, before anything of them is read."""
     if is_speech(source):
-        raise ValueError(f"load: {source.name} is a model of speech, which takes a mapping of schemes for a policy")
+        return layer_shapes(Whisper(whisper_config_of(source)).linear_shapes(), plan.of)
     if encoder_architecture(source) is not None:
-        if policy.layers is not None:
-            raise ValueError(f"load: layers are a part of a decoder, and {source.name} is an encoder")
         modules = Encoder(encoder_config_of(source)).linear_modules()
         return layer_shapes({name: each.product_shape[::-1] for name, each in modules.items()}, plan.of)
     decoder = part_of(config_of(source), policy.layers)
     tensors = layer_tensors(source, layers=policy.layers)
     return layer_shapes({name: each.shape for name, each in tensors.items()}, plan.of, decoder)
+
+
+def _check_part(source: ModelSource, layers: tuple[int, int] | None) -> None:
+    """Refuse a part of what is no decoder."""
+    if layers is not None and (is_speech(source) or encoder_architecture(source) is not None):
+        kind = "a model of speech" if is_speech(source) else "an encoder"
+        raise ValueError(f"load: layers are a part of a decoder, and {source.name} is {kind}")
 
 
 def _check_numpys(policy: Policy) -> None:
