@@ -215,6 +215,10 @@ class EmbeddedRows:
 
 
 def _check_fit(picture: Embedded, config: DecoderConfig) -> None:
+    if config.layer_embedding:
+        raise ValueError(
+            f"embeddings: layers of {config.architecture} have embeddings of tokens, which rows from outside have not"
+        )
     if picture.rows.shape[1] != config.hidden_size:
         raise ValueError(
             f"embeddings: rows have {picture.rows.shape[1]} values; the model's states have {config.hidden_size}"
