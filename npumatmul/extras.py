@@ -6,7 +6,7 @@ import importlib.util
 
 from npumatmul.errors import MissingPackageError
 
-__all__ = ["EXTRAS", "check_installed", "explain_missing"]
+__all__ = ["EXTRAS", "INSTALLED_AS", "check_installed", "explain_missing"]
 
 #: The extra that a package comes with, as in pyproject.toml.
 EXTRAS = {
@@ -14,11 +14,15 @@ EXTRAS = {
     "jinja2": "llm",
     "matplotlib": "bench",
     "rich": "cli",
+    "sklearn": "sklearn",
+    "skops": "sklearn",
     "starlette": "server",
     "tokenizers": "llm",
     "typer": "cli",
     "uvicorn": "server",
 }
+#: What is installed under another name than it is imported by.
+INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
 def explain_missing(error: ModuleNotFoundError, what: str) -> None:
@@ -55,4 +59,6 @@ def check_installed(package: str, what: str) -> None:
 
 
 def _missing(package: str, what: str) -> MissingPackageError:
-    return MissingPackageError(f"{what} needs {package}: pip install 'npumatmul[{EXTRAS[package]}]'", name=package)
+    return MissingPackageError(
+        f"{what} needs {INSTALLED_AS.get(package, package)}: pip install 'npumatmul[{EXTRAS[package]}]'", name=package
+    )

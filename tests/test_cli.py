@@ -17,7 +17,7 @@ import npumatmul as npu
 from npumatmul.cli import app as app_module
 from npumatmul.cli.app import app
 from npumatmul.errors import DeviceError
-from npumatmul.extras import EXTRAS
+from npumatmul.extras import EXTRAS, INSTALLED_AS
 from npumatmul.llm import fetch_demo_model
 
 ROOT = Path(__file__).parent.parent
@@ -117,13 +117,14 @@ def test_extras_are_those_of_the_readme_and_the_package() -> None:
     readme = (ROOT / "README.md").read_text()
     by_extra: dict[str, set[str]] = {}
     for package, extra in EXTRAS.items():
-        by_extra.setdefault(extra, set()).add(package)
+        by_extra.setdefault(extra, set()).add(INSTALLED_AS.get(package, package))
     for extra, packages in by_extra.items():
         (listed,) = re.findall(rf"^{extra} = \[(.*)\]$", project, re.MULTILINE)
-        assert packages == {name for name in re.findall(r'"([a-z0-9_]+)[>\[]', listed) if name != "npumatmul"}
+        assert packages == {name for name in re.findall(r'"([a-z0-9_-]+)[>\[]', listed) if name != "npumatmul"}
         (row,) = re.findall(rf"^\| `{extra}` \|(.*?)\|", readme, re.MULTILINE)
-        assert packages == {name.strip(" `") for name in row.split(",")} - {"cli"}
-        assert ("npumatmul[cli]" in listed) == ("`cli`" in row)
+        assert packages == {name.strip(" `") for name in row.split(",")} - set(by_extra)
+        for other in by_extra:
+            assert (f"npumatmul[{other}]" in listed) == (f"`{other}`" in row)
 
 
 def test_info_where_there_is_no_runtime_says_what_was_looked_at() -> None:

@@ -12,10 +12,26 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, info, probing, simulating
+from npumatmul.cli import caching, estimators, info, probing, simulating
 from npumatmul.cli.files import path
+from npumatmul.cli.options import (
+    CacheOption,
+    DeviceOption,
+    EmulateOption,
+    ExpertFolderOption,
+    ExpertMemoryOption,
+    ModelArgument,
+    OriginalOption,
+    SchemeOption,
+    SeedOption,
+    TemperatureOption,
+    TextOption,
+    TokensOption,
+)
+from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
+from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -26,39 +42,9 @@ PLAIN: dict[str, Any] = {
 app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
 app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 app.add_typer(caching.app, name="cache", short_help="The packed models that are kept on disk.")
+app.add_typer(estimators.app, name="sklearn", short_help="Estimators of scikit-learn.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."
-
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(help="'rknn': the board's NPU; 'sim:rk3588': the simulator. By default the machine decides."),
-]
-SchemeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="How weights and activations are stored: w8a8 by default, w16a16, ... (docs/schemes.md); float32: numpy."
-    ),
-]
-ModelSchemeOption = Annotated[str | None, typer.Option(help="Such as w8a8, w4a8_g128, w4a4 or gguf.")]
-ModelArgument = Annotated[
-    Path | None,
-    typer.Argument(parser=path, help="A GGUF file or a quantized model; the demo's by default."),
-]
-TextOption = Annotated[Path, typer.Option("-f", "--text", help="A text file, UTF-8.")]
-EmulateOption = Annotated[bool, typer.Option("--emulate", help="Compute on the host what an NPU would, without one.")]
-OriginalOption = Annotated[
-    Path | None, typer.Option(help="The GGUF file that a quantized model was made of, if it is not beside it.")
-]
-TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="Tokens to generate at most.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
-CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
-ExpertMemoryOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
-    ),
-]
-SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
 
 
 def _version(wanted: bool) -> None:
@@ -164,6 +150,8 @@ def generate_command(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end: text, counts, speeds, why it ended.")
     ] = False,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -187,6 +175,8 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
+        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_folder=expert_folder,
     )
     generating.answer(request)
 
@@ -244,6 +234,9 @@ def embed_command(
             cache=cache,
         )
     )
+
+
+app.command("serve", short_help="Answer requests over HTTP, with OpenAI's and Ollama's APIs.")(serve_command)
 
 
 @app.command("demo", short_help="Fetch a small model and let it answer.")
@@ -424,7 +417,7 @@ def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return caching.parsed_size(text)
+        return parsed_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}") from error
 

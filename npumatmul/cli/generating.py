@@ -24,6 +24,7 @@ from npumatmul.llm.loader import DEFAULT_SCHEME
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import not_characters
+from npumatmul.nn.residency import Residency
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Request:
     cache: bool = True
     stats: bool = True
     as_json: bool = False
+    expert_memory: int | None = None
+    expert_folder: Path | None = None
 
     def options(self) -> dict[str, Any]:
         """How tokens are chosen; errors name the options as they are typed."""
@@ -104,7 +107,14 @@ def answer(request: Request) -> None:
         say_if_rounded_again(request.model, scheme)
     with working(lines=told) as progress:
         model = load(
-            request.model, scheme, device=device, context=request.context, cache=request.cache, progress=progress
+            request.model,
+            scheme,
+            device=device,
+            context=request.context,
+            cache=request.cache,
+            expert_memory=request.expert_memory,
+            expert_folder=request.expert_folder,
+            progress=progress,
         )
     with model:
         _answer(request, model, device, options)
@@ -203,8 +213,24 @@ def _as_dict(
         "descriptors": now.descriptors,
         "npu_bytes": now.npu_bytes,
         "share_of_weight_macs": _share(device, before, model, generation),
+        "experts": None if model.experts is None else expert_figures(model.experts),
         "seed": request.seed,
     }
+
+
+def expert_figures(experts: Residency) -> dict[str, int]:
+    """How many bytes of experts are where, and how often one was brought in."""
+    return {name: getattr(experts, name) for name in ("limit", "nbytes", "waiting", "brought", "found")}
+
+
+def _expert_rows(experts: Residency | None) -> list[tuple[str, str]]:
+    if experts is None:
+        return []
+    where = f"{experts.nbytes / 1e6:.1f} of {experts.limit / 1e6:.1f} MB; {experts.waiting / 1e6:.1f} MB in all"
+    return [
+        ("experts in NPU memory", where),
+        ("experts brought in, found there", f"{experts.brought}, {experts.found} times"),
+    ]
 
 
 def _table(device: Device, before: DeviceStats, model: Model, generation: Generation, request: Request) -> Table:
@@ -228,6 +254,7 @@ def _table(device: Device, before: DeviceStats, model: Model, generation: Genera
             "weight multiply-accumulates through the matmul API",
             "interrupted" if share is None else f"{100 * share:.2f} %",
         ),
+        *_expert_rows(model.experts),
         ("ended by", "an interruption" if stats.stop_reason is None else stats.stop_reason.value.replace("_", " ")),
     ]
     for row in rows:

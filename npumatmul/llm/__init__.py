@@ -32,9 +32,20 @@ try:
     from npumatmul.llm.models.decoder_config import DecoderConfig
     from npumatmul.llm.models.embedded import Embedded
     from npumatmul.llm.npu import NpuLinear, NpuQuantizedLinear, npu_layers, npu_pack
+    from npumatmul.llm.placement import LayerPlace, ModelPlacement
+    from npumatmul.llm.policy import Policy
+    from npumatmul.llm.run.batch import BatchGeneration
     from npumatmul.llm.run.chat import ChatTemplate, control_texts
-    from npumatmul.llm.run.generate import Constraint, Generation, GenerationStats, Piece, StopReason, generate
+    from npumatmul.llm.run.generate import generate
+    from npumatmul.llm.run.generation import Generation
+    from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
+    from npumatmul.llm.run.sequence import TokenSequence
+    from npumatmul.llm.run.session import Answer, Session
+    from npumatmul.llm.run.speculation import Speculation
+    from npumatmul.llm.speech.transcript import Segment, Transcription
+    from npumatmul.llm.speech.wave_file import read_wave
+    from npumatmul.llm.speech_model import SpeechModel
     from npumatmul.llm.tokenizers.gguf_tokenizer import GGUFTokenizer
     from npumatmul.llm.tokenizers.json_tokenizer import JSONTokenizer
     from npumatmul.llm.tokenizers.protocol import Tokenizer
@@ -50,6 +61,8 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "Answer",
+    "BatchGeneration",
     "ChatTemplate",
     "Constraint",
     "ContextFullError",
@@ -67,22 +80,31 @@ __all__ = [
     "GenerationStats",
     "JSONTokenizer",
     "KVCache",
+    "LayerPlace",
     "Linear",
     "LlamaConfig",
     "LlamaModel",
     "LoadedModel",
     "Model",
+    "ModelPlacement",
     "NpuLinear",
     "NpuQuantizedLinear",
     "Pack",
     "Piece",
+    "Policy",
     "Product",
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Segment",
+    "Session",
+    "Speculation",
+    "SpeechModel",
     "StopReason",
     "StreamDecoder",
+    "TokenSequence",
     "Tokenizer",
+    "Transcription",
     "Window",
     "control_texts",
     "evaluate",
@@ -96,6 +118,7 @@ __all__ = [
     "npu_layers",
     "npu_pack",
     "numpy_pack",
+    "read_wave",
     "text_tokens",
     "windows",
 ]

@@ -19,6 +19,7 @@ from npumatmul.llm.language_model import Model
 from npumatmul.llm.models.encoder import Encoder, Texts
 from npumatmul.llm.models.encoders import Progress, load_encoder
 from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
+from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.embedding import BATCH_SIZE, batches, checked_texts, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.turns import Turns
@@ -59,12 +60,14 @@ class EncoderModel(Model):
         device: Device | None,
         context: int,
         load_seconds: float,
+        placing: Placing | None = None,
     ) -> None:
         self.name, self.path = source.name, source.path
         self.scheme, self.device = scheme, device
         self.tokenizer, self.context = tokenizer, context
         self.vocab_size = encoder.config.vocab_size
         self.load_seconds = load_seconds
+        self._placing = placing
         self._encoder, self._sentence = encoder, sentence
         self._turns = Turns(f"the model {self.name}")
 
@@ -143,6 +146,10 @@ class EncoderModel(Model):
         """Raise `ModelError`: an encoder continues no texts."""
         raise self._no("continues")
 
+    def generate_batch(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: an encoder continues no texts."""
+        raise self._no("continues")
+
     def chat(self, *args: Any, **options: Any) -> NoReturn:
         """Raise `ModelError`: an encoder answers nothing."""
         raise self._no("answers")
@@ -153,6 +160,10 @@ class EncoderModel(Model):
 
     def logits(self, *args: Any, **options: Any) -> NoReturn:
         """Raise `ModelError`: an encoder has no next token."""
+        raise self._no("continues")
+
+    def sequence(self, capacity: int | None = None) -> NoReturn:
+        """Raise `ModelError`: an encoder reads texts as a whole."""
         raise self._no("continues")
 
     def weight_macs(self, tokens: int) -> int:
@@ -182,6 +193,7 @@ def load_encoder_model(
     device: Device | None,
     context: int | None,
     progress: Progress | None,
+    placing: Placing | None = None,
 ) -> EncoderModel:
     """Load the encoder in an open folder, with its tokenizer and what sentence-transformers says of it.
 
@@ -211,6 +223,7 @@ def load_encoder_model(
         device=device,
         context=min(each for each in limits if each is not None),
         load_seconds=seconds,
+        placing=placing,
     )
 
 

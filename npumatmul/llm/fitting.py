@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from npumatmul.chips import Chip
 from npumatmul.chips.layout import round_up
-from npumatmul.chips.timing.host import HOST_TIMINGS
+from npumatmul.chips.timing import CPUS
 from npumatmul.errors import NpuMemoryError
 from npumatmul.files.sizes import size_in_words
-from npumatmul.llm.policy import DECODE_ROWS, Policy
+from npumatmul.llm.policy import Policy
 from npumatmul.nn.product import FLOAT32
+from npumatmul.planning.on_cpu import cpu_seconds
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import WeightPlan, plan_weight
 from npumatmul.quant.params import Granularity
@@ -20,8 +21,9 @@ from npumatmul.quant.routes import route_for
 from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.running.storing import workspace_bytes
+from npumatmul.running.where import DECODE_ROWS, Where
 
-__all__ = ["Fact", "LayerShape", "Room", "computed_by", "facts_of", "fitted", "product_seconds"]
+__all__ = ["Fact", "LayerShape", "Room", "facts_of", "fitted", "product_seconds"]
 
 #: What layers are compared by: a prompt in blocks of so many tokens, and tokens that are generated.
 PROMPT_ROWS, PROMPT_BLOCKS, TOKENS = 128, 4, 128
@@ -91,13 +93,6 @@ class Room:
         return cls(policy.domains or there, chip.memory.domain_bytes, limit, held)
 
 
-def computed_by(rows: int, prefill: str, crossover: int) -> str:
-    """Who computes a product of so many rows with a weight in NPU memory."""
-    if rows <= crossover:
-        return "cpu"
-    return prefill if rows > DECODE_ROWS else "npu"
-
-
 @dataclass(frozen=True)
 class Fact:
     """A layer with what its place depends on.
@@ -108,8 +103,8 @@ class Fact:
     plan : WeightPlan or None
         None where numpy computes it.
     nbytes : int
-    prefill : str
-    crossover : int
+    where : Where
+        Who computes it if it is in NPU memory.
     gain : float
         Modelled seconds that it saves in NPU memory.
     least_beside, most_beside : int
@@ -119,11 +114,16 @@ class Fact:
     shape: LayerShape
     plan: WeightPlan | None
     nbytes: int
-    prefill: str
-    crossover: int
+    where: Where
     gain: float
     least_beside: int = 0
     most_beside: int = 0
+
+    @property
+    def is_npus(self) -> bool:
+        """Whether the NPU computes any product of it."""
+        rows = self.shape.rows(1), self.shape.rows(PROMPT_ROWS)
+        return any(self.where.computed_by(each) == "npu" for each in rows)
 
 
 def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: RuntimeVersion) -> list[Fact]:
@@ -140,16 +140,16 @@ def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: 
 
 def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> Fact:
     if layer.scheme == FLOAT32:
-        return Fact(layer, None, 4 * layer.k * layer.n, "cpu", DECODE_ROWS, 0.0)
-    plan = _weight_plan(layer.k, layer.n, layer.scheme, chip, runtime)
+        return Fact(layer, None, 4 * layer.k * layer.n, Where("host"), 0.0)
+    cores = policy.cores if isinstance(policy.cores, tuple) else None
+    plan = Where(cores=cores).limited(_weight_plan(layer.k, layer.n, layer.scheme, chip, runtime))
     alignment = chip.memory.slice_alignment
     nbytes = sum(
         round_up(plan.mm_type.b.nbytes(k.padded * n.padded), alignment) for k in plan.k_spans for n in plan.n_spans
     )
-    cores = len(policy.cores) if isinstance(policy.cores, tuple) else None
-    prefill, crossover, gain = _compared(layer, plan, policy, chip, cores)
+    where, gain = _compared(layer, plan, policy, chip)
     beside = workspace_bytes(plan, plan.buckets[0]), workspace_bytes(plan, plan.buckets[-1])
-    return Fact(layer, plan, nbytes, prefill, crossover, gain, *beside)
+    return Fact(layer, plan, nbytes, where, gain, *beside)
 
 
 def _weight_plan(k: int, n: int, name: str, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
@@ -159,45 +159,50 @@ def _weight_plan(k: int, n: int, name: str, chip: Chip, runtime: RuntimeVersion)
     return plan_weight(k, n, route.mm_type, chip, runtime, k_group=group, row_images=route.row_images)
 
 
-def product_seconds(plan: WeightPlan, rows: int, chip: Chip, cores: int | None = None) -> tuple[float, float] | None:
+def product_seconds(plan: WeightPlan, rows: int, chip: Chip) -> tuple[float, float] | None:
     """Modelled seconds of a product on the NPU and on the CPU; None where nothing is known of the chip."""
-    host = HOST_TIMINGS.get(chip.soc)
-    most = None if cores is None or cores >= plan.cores else cores
-    modelled = plan_matmul(rows, plan, cores=most, timings=chip.timings).modelled
-    if modelled is None or host is None:
-        return None
-    return modelled.seconds, host.seconds(plan.mm_type, rows, plan.k, plan.n)
+    timing = CPUS.get(chip.soc)
+    planned = plan_matmul(rows, plan, timings=chip.timings)
+    on_cpu = None if timing is None else cpu_seconds(planned, timing)
+    return None if planned.modelled is None or on_cpu is None else (planned.modelled.seconds, on_cpu)
 
 
-def _compared(
-    layer: LayerShape, plan: WeightPlan, policy: Policy, chip: Chip, cores: int | None
-) -> tuple[str, int, float]:
-    """Who computes prompts, up to how many rows the CPU computes, and what NPU memory saves."""
-    times = {rows: product_seconds(plan, rows, chip, cores) for rows in _ROWS}
+def _compared(layer: LayerShape, plan: WeightPlan, policy: Policy, chip: Chip) -> tuple[Where, float]:
+    """Who computes what of a layer in NPU memory, and the modelled seconds that this saves."""
+    times = {rows: product_seconds(plan, rows, chip) for rows in _ROWS}
     known = {rows: both for rows, both in times.items() if both is not None}
+    where = Where(
+        crossover=_crossover(known, policy),
+        prefill="cpu"
+        if policy.prefill == "cpu" or (policy.prefill == "auto" and _cpu_wins(known, PROMPT_ROWS))
+        else "npu",
+    )
     if not known:  # nothing says that the CPU is faster
-        prefill = "npu" if policy.prefill == "auto" else policy.prefill
-        crossover = DECODE_ROWS if policy.decode == "cpu" else 0
-        both_cpu = prefill == "cpu" and crossover
-        return prefill, crossover, 0.0 if both_cpu else float(plan.nbytes)
-    prefill = policy.prefill
-    if prefill == "auto":
-        npu, cpu = known[PROMPT_ROWS]
-        prefill = "cpu" if cpu < npu else "npu"
-    crossover = {"npu": 0, "cpu": DECODE_ROWS}.get(policy.decode, 0)
-    if policy.decode == "auto":
-        for rows in _ROWS:
-            npu, cpu = known[rows]
-            if cpu >= npu or (rows > DECODE_ROWS and policy.prefill == "npu"):
-                break
-            crossover = rows
+        return where, float(plan.nbytes)
     gain = 0.0
     for count, tokens in ((PROMPT_BLOCKS, PROMPT_ROWS), (TOKENS, 1)):
         rows = layer.rows(tokens)
-        npu, cpu = known.get(rows) or product_seconds(plan, rows, chip, cores) or (0.0, 0.0)
-        if computed_by(rows, prefill, crossover) == "npu":
-            gain += count * layer.share * (cpu - npu) if rows == 1 else count * (cpu - npu)
-    return prefill, crossover, gain
+        npu, cpu = known.get(rows) or product_seconds(plan, rows, chip) or (0.0, 0.0)
+        if where.computed_by(rows) == "npu":
+            gain += (layer.share if rows == 1 else 1) * count * (cpu - npu)
+    return where, gain
+
+
+def _crossover(known: Mapping[int, tuple[float, float]], policy: Policy) -> int:
+    """Up to how many rows the CPU computes."""
+    if policy.decode != "auto":
+        return DECODE_ROWS if policy.decode == "cpu" else 0
+    most = 0
+    for rows in _ROWS:
+        if not _cpu_wins(known, rows) or (rows > DECODE_ROWS and policy.prefill == "npu"):
+            break
+        most = rows
+    return most
+
+
+def _cpu_wins(known: Mapping[int, tuple[float, float]], rows: int) -> bool:
+    npu, cpu = known.get(rows, (0.0, 0.0))
+    return cpu < npu
 
 
 class _Filled:
@@ -237,17 +242,17 @@ def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> d
     candidates = [each for each in facts if each.plan is not None]
     filled, found = _Filled(room), {}
     if wanted is None:
-        gaining = sorted((each for each in candidates if each.gain > 0), key=lambda each: -each.gain / each.nbytes)
-        for fact in gaining:
+        ranked = sorted((each for each in candidates if each.is_npus), key=lambda each: -each.gain / each.nbytes)
+        for fact in ranked:
             domain = filled.put(fact)
             if domain is not None:
                 found[fact.shape.name] = domain
-        if gaining and not found:
-            raise ValueError(_too_little(gaining, room))
+        if ranked and not found:
+            raise ValueError(_too_little(ranked, room))
         return found
     chosen = set(wanted)
     for fact in candidates:
-        if fact.shape.name in chosen and not (fact.prefill == "cpu" and fact.crossover):
+        if fact.shape.name in chosen and fact.is_npus:
             domain = filled.put(fact)
             if domain is None:
                 raise NpuMemoryError(
@@ -257,8 +262,8 @@ def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> d
     return found
 
 
-def _too_little(gaining: Sequence[Fact], room: Room) -> str:
-    smallest = min(gaining, key=lambda each: each.nbytes + each.least_beside)
+def _too_little(ranked: Sequence[Fact], room: Room) -> str:
+    smallest = min(ranked, key=lambda each: each.nbytes + each.least_beside)
     least = -(-(smallest.nbytes + smallest.least_beside) * _LOST // (_LOST - 1)) + 1
     held = f", beside {room.held} bytes that the device holds already" if room.held else ""
     if room.limit is None:

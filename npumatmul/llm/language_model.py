@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,17 +13,24 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, ModelError
-from npumatmul.files.uncopied import Uncopied
+from npumatmul.llm.answering import Answering, Embeddings, Prompt
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
-from npumatmul.llm.models.cache import ContextFullError, KVCache
-from npumatmul.llm.models.decoder import PromptProgress
-from npumatmul.llm.models.embedded import Embedded, FilledPrompt, filled
+from npumatmul.llm.model_digest import model_digest
+from npumatmul.llm.models.cache import ContextFullError
+from npumatmul.llm.models.embedded import FilledPrompt
+from npumatmul.llm.placement import ModelPlacement
+from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
-from npumatmul.llm.run.generate import Constraint, Generation, checked_ids, shared_length
-from npumatmul.llm.run.sampling import SamplingOptions
-from npumatmul.llm.run.turns import Turn, Turns
+from npumatmul.llm.run.generation import checked_ids
+from npumatmul.llm.run.modelled_steps import modelled_steps
+from npumatmul.llm.run.prefixes import KeptCaches
+from npumatmul.llm.run.sequence import TokenSequence
+from npumatmul.llm.run.sharing import Shared
+from npumatmul.llm.run.speculation import Costs
+from npumatmul.llm.run.turns import Turns
+from npumatmul.llm.speech.hearing import Hearing
 from npumatmul.llm.tokenizers.protocol import Tokenizer
 from npumatmul.nn.pooling import pool
 from npumatmul.nn.residency import Residency
@@ -30,19 +38,17 @@ from npumatmul.ops import PackedWeight
 
 __all__ = ["Model", "Prompt"]
 
-Messages = Sequence[Mapping[str, object]]
-Prompt = str | Sequence[int] | NDArray[np.integer] | Messages
-"""A text to go on with, the messages of a conversation, or token numbers."""
-Embeddings = Mapping[int, Embedded] | Sequence[Embedded]
-"""Rows from outside, by their first place or in the order of placeholders."""
+PREFIX_MEMORY = 1 << 29
+"""Bytes of caches that a model keeps between calls, unless something else is said."""
 
 
-class Model(Uncopied):
+class Model(Answering, Hearing):
     """A language model; `load` makes it.
 
-    Several threads may use it at once. They are served in turns, token by token and, of a prompt, block by block, in
-    the order in which they came; each generation has a cache of its own. The cache of the last one that ended is kept:
-    a prompt that begins as that conversation went on is not read again so far.
+    Several threads may use it at once. Their generations share the steps of the model: each weight is read once for the
+    next tokens of all of them. Prompts are read in turns, block by block, and between blocks others have tokens. Each
+    generation has a cache of its own. Caches of those that ended are kept: a prompt that begins like one of them is not
+    read again so far.
 
     Attributes
     ----------
@@ -56,8 +62,16 @@ class Model(Uncopied):
         What computes its products; None where numpy does.
     experts : Residency or None
         Which experts are on the device, and how often one was brought in, where ``expert_memory`` limits them.
+    placement : ModelPlacement or None
+        Where its layers are, where it was loaded with a `Policy`; printed, it is a table.
+    part : Part or None
+        Which blocks of the model these are, where only a part of it was loaded.
     tokenizer : Tokenizer
         Its tokenizer: ``encode`` and ``decode``.
+    chat_template : ChatTemplate
+        What makes a prompt of messages; encoders have none.
+    prefixes : KeptCaches
+        Caches that are kept: ``limit`` in bytes, ``nbytes``, ``tokens``, ``len``.
     context : int
         Longest sequence, in tokens.
     vocab_size : int
@@ -76,9 +90,17 @@ class Model(Uncopied):
     """
 
     experts: Residency | None = None
+    _placing: Placing | None = None
 
     def __init__(
-        self, loaded: LoadedModel, *, scheme: str, device: Device | None, experts: Residency | None = None
+        self,
+        loaded: LoadedModel,
+        *,
+        scheme: str,
+        device: Device | None,
+        experts: Residency | None = None,
+        placing: Placing | None = None,
+        prefix_memory: int = PREFIX_MEMORY,
     ) -> None:
         self._loaded = loaded
         self._model = loaded.model
@@ -87,229 +109,52 @@ class Model(Uncopied):
         self.scheme = scheme
         self.device = device
         self.experts = experts
+        self.part = loaded.config.part
+        self._placing = placing
         self.tokenizer: Tokenizer = loaded.tokenizer
+        self.chat_template = loaded.chat_template
         self.context = loaded.config.context_length
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
         self._sentence = loaded.sentence
+        self._digest: str | None = None
         self._turns = Turns(f"the model {self.name}")
-        self._kept: KVCache | None = None
-        self._keeping = threading.RLock()  # the collector may end a dropped generation inside it
+        self.prefixes = KeptCaches(prefix_memory)
+        self._shared = Shared(self._model, self._turns, self.prefixes)
+        self._costs = Costs(modelled_steps(self._model, device))
 
     def __repr__(self) -> str:
         """Return name, scheme and where it computes."""
         where = "numpy" if self.device is None else self.device.name
-        return f"<{type(self).__name__} {self.name!r}: {self.scheme} on {where}{', closed' if self.closed else ''}>"
+        part = "" if self.part is None else f", {self.part}"
+        state = ", closed" if self.closed else ""
+        return f"<{type(self).__name__} {self.name!r}{part}: {self.scheme} on {where}{state}>"
+
+    @property
+    def placement(self) -> ModelPlacement | None:
+        """Where its layers are, where it was loaded with a `Policy`."""
+        return None if self._placing is None else self._placing.placement
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is in the model's files; it is read when it is asked for first."""
+        if self._digest is None:
+            self._digest = model_digest(self.path)
+        return self._digest
+
+    @property
+    def schemes_digest(self) -> str:
+        """Of how each layer's weights are stored: models of the same files that compute differently differ in it."""
+        found = []
+        for name, product in self._model.linears.items():
+            weight = getattr(product, "weight", None)
+            found.append((name, weight.scheme.name if isinstance(weight, PackedWeight) else type(product).__name__))
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._turns.closed
-
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
-        stop_ids: Collection[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        progress: PromptProgress | None = None,
-        constraint: Constraint | None = None,
-        embeddings: Embeddings | None = None,
-    ) -> Generation:
-        """Go on with a prompt.
-
-        Nothing is computed until the first piece is asked for.
-
-        Parameters
-        ----------
-        prompt : str, sequence of int, or sequence of mappings
-            A text that is gone on with as it stands; token numbers; or messages, as for `chat`.
-        max_tokens : int, default 256
-            Tokens to generate at most.
-        temperature : float, default 0
-            Logits are divided by it; 0 always takes the most probable token.
-        top_k : int, default 0
-            Only this many of the most probable tokens stay; 0 keeps all.
-        top_p : float, default 1
-            Only the most probable tokens stay that together reach this probability.
-        min_p : float, default 0
-            Only tokens stay that have at least this share of the probability of the most probable one.
-        repetition_penalty : float, default 1
-            Positive logits of tokens seen before are divided by it, negative ones multiplied.
-        stop : str or sequence of str, optional
-            Texts that end the answer; neither they nor parts of them belong to it.
-        stop_ids : collection of int, optional
-            Tokens that end the answer; by default the model's own. Empty means none.
-        seed : int, optional
-            Makes the choices repeatable.
-        logprobs : int, optional
-            Tells the logarithm of each token's probability, and those of as many of the most probable tokens.
-        progress : callable, optional
-            Called with (tokens read, tokens to read) while the prompt is read.
-        embeddings : mapping of int to Embedded, or sequence of Embedded, optional
-            Rows for places of the prompt, such as what an encoder made of pictures (docs/embedded.md): by where the
-            first row of each goes, one token being replaced by each row; or in the order of the prompt's placeholders.
-        constraint : Constraint, optional
-            What the answer has to obey: an object with ``allowed(logits)``, which sets scores to ``-inf``, and
-            ``accept(token)``. It serves one generation.
-
-        Returns
-        -------
-        Generation
-            An iterator over `Piece`; the last one has counts and the reason. Its ``cancel`` ends it from any thread.
-
-        Raises
-        ------
-        npumatmul.llm.ContextFullError
-            If the prompt leaves no room for an answer.
-        npumatmul.errors.ClosedError
-            If the model is closed; from the iterator, if it is closed while a generation waits for its turn.
-        TypeError, ValueError
-            If an argument cannot be used.
-
-        Examples
-        --------
-        >>> import npumatmul.llm
-        >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
-        >>> pieces = list(model.generate("One, two, three,", max_tokens=3, logprobs=1))
-        >>> "".join(piece.text for piece in pieces)
-        ' four, five'
-        >>> pieces[-1].reason.value, pieces[-1].stats.generated_tokens, pieces[0].logprob > -1
-        ('max_tokens', 3, True)
-        """
-        options = SamplingOptions(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        ids, continues = self._ids(prompt)
-        ids = self._filled(ids, embeddings)
-        return self._generation(
-            ids,
-            max_tokens,
-            options,
-            stop=stop,
-            stop_ids=stop_ids,
-            logprobs=logprobs,
-            progress=progress,
-            constraint=constraint,
-            continues=continues,
-        )
-
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        variables: Mapping[str, object] | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
-        stop_ids: Collection[int] | None = None,
-        seed: int | None = None,
-        logprobs: int | None = None,
-        progress: PromptProgress | None = None,
-        constraint: Constraint | None = None,
-        embeddings: Embeddings | None = None,
-    ) -> Generation:
-        """Answer the last message of a conversation.
-
-        Messages go through the model's chat template, and control tokens that they spell become those tokens;
-        `control_texts` finds them in texts from outside.
-
-        Parameters
-        ----------
-        messages : sequence of mappings
-            Each with a ``role``, such as ``"user"``, and a ``content``.
-        tools : sequence of mappings, optional
-            Descriptions of tools, for templates that know them.
-        variables : mapping, optional
-            Further variables of the template, such as ``{"enable_thinking": False}``.
-        max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, stop_ids, seed, logprobs
-            As for `generate`.
-        progress, constraint, embeddings
-            As for `generate`.
-
-        Returns
-        -------
-        Generation
-            As `generate` does.
-
-        Raises
-        ------
-        ValueError
-            If messages are malformed, or the template refuses them; and as `generate`.
-        npumatmul.errors.ModelError
-            If the template fails, or would take too long or too much memory.
-
-        Examples
-        --------
-        >>> import npumatmul.llm
-        >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
-        >>> answer = model.chat([{"role": "user", "content": "What is the capital of France?"}])
-        >>> "".join(piece.text for piece in answer)
-        'The capital of France is Paris.'
-        """
-        options = SamplingOptions(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        return self._generation(
-            self._filled(self.encode_chat(messages, tools=tools, variables=variables), embeddings),
-            max_tokens,
-            options,
-            stop=stop,
-            stop_ids=stop_ids,
-            logprobs=logprobs,
-            progress=progress,
-            constraint=constraint,
-            continues=False,
-        )
-
-    def encode_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        variables: Mapping[str, object] | None = None,
-    ) -> list[int]:
-        """Turn a conversation into the tokens of a prompt, which `chat` goes on with.
-
-        Parameters
-        ----------
-        messages, tools, variables
-            As for `chat`.
-
-        Returns
-        -------
-        list of int
-            Token numbers.
-
-        Raises
-        ------
-        ValueError, npumatmul.errors.ModelError
-            As `chat`.
-        """
-        return self._loaded.encode_chat(messages, tools=tools, variables=variables)
 
     def logits(
         self, ids: Sequence[int] | NDArray[np.integer], embeddings: Embeddings | None = None
@@ -345,6 +190,7 @@ class Model(Uncopied):
         >>> logits.shape, model.tokenizer.decode([int(logits[-1].argmax())])
         ((5, 49152), ' Paris')
         """
+        self._check_whole("logits")
         numbers = self._filled(checked_ids(ids, self.vocab_size, "ids"), embeddings)
         rows = numbers.rows if isinstance(numbers, FilledPrompt) else None
         if len(numbers) > self.context:
@@ -407,6 +253,7 @@ class Model(Uncopied):
         """
         if self.closed:
             raise ClosedError(f"the model {self.name} is closed")
+        self._check_whole("embed")
         said = self._sentence
         given, how = prepared(
             texts,
@@ -471,6 +318,31 @@ class Model(Uncopied):
             "cross-encoder, such as BertForSequenceClassification"
         )
 
+    def sequence(self, capacity: int | None = None) -> TokenSequence:
+        """Begin a sequence whose states go from one part of a model to the next (``Policy(layers=...)``).
+
+        Parameters
+        ----------
+        capacity : int, optional
+            Tokens that it may have at most; by default as many as the model reads.
+
+        Returns
+        -------
+        TokenSequence
+            Its ``run`` takes tokens, or states of the part before, and gives states, or logits.
+
+        Raises
+        ------
+        npumatmul.errors.ClosedError
+            If the model is closed.
+        TypeError, ValueError
+            If `capacity` is no number of tokens.
+        """
+        if self.closed:
+            raise ClosedError(f"the model {self.name} is closed")
+        limit = self.context if capacity is None else count_from_one(capacity, "capacity", "sequence")
+        return TokenSequence(self._model, self.name, min(limit, self.context), self._turns.turn)
+
     def weight_macs(self, tokens: int) -> int:
         """Count the multiply-accumulates with weights that reading some tokens takes, and choosing one after them.
 
@@ -501,6 +373,8 @@ class Model(Uncopied):
                 weight.close()
         if self.experts is not None:
             self.experts.close()
+        if self._placing is not None:
+            self._placing.undo()
 
     def __enter__(self) -> Model:
         """Return the model itself."""
@@ -513,98 +387,7 @@ class Model(Uncopied):
         self.close()
 
     def _forget(self) -> None:
-        with self._keeping:
-            self._kept = None
+        self.prefixes.clear()
 
     def _products(self) -> list[object]:
         return list(self._model.linears.values())
-
-    def _ids(self, prompt: Prompt) -> tuple[Sequence[int], bool]:
-        """Token numbers of a prompt, and whether the answer goes on with its text."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise ValueError("the prompt is empty; a model needs something to go on with")
-            return self.tokenizer.encode(prompt), True
-        if isinstance(prompt, np.ndarray):
-            if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
-                raise TypeError(
-                    f"a prompt of token numbers is one row of whole numbers, not {prompt.dtype} of shape {prompt.shape}"
-                )
-            return prompt.tolist(), True
-        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
-            raise TypeError(f"a prompt is a text, a list of messages or of token numbers, not {type(prompt).__name__}")
-        if prompt and all(isinstance(each, Mapping) for each in prompt):
-            return self.encode_chat(prompt), False  # type: ignore[arg-type]
-        return prompt, True  # type: ignore[return-value]
-
-    def _filled(self, ids: Sequence[int], embeddings: Embeddings | None) -> Sequence[int]:
-        """A prompt with rows from outside, if there are any."""
-        if embeddings is None:
-            return ids
-        return filled(checked_ids(ids, self.vocab_size, "the prompt"), embeddings, self._loaded.config)
-
-    def _generation(
-        self,
-        ids: Sequence[int],
-        max_tokens: int,
-        options: SamplingOptions,
-        *,
-        stop: str | Sequence[str],
-        stop_ids: Collection[int] | None,
-        logprobs: int | None,
-        progress: PromptProgress | None,
-        constraint: Constraint | None,
-        continues: bool,
-    ) -> Generation:
-        if self.closed:
-            raise ClosedError(f"the model {self.name} is closed")
-        if len(ids) >= self.context:
-            raise ContextFullError(
-                f"the prompt has {len(ids)} tokens; the context of {self.context} leaves no room for an answer: "
-                f"shorten it, or load the model with a larger context"
-            )
-        return Generation(
-            self._model,
-            self.tokenizer,
-            ids,
-            max_new_tokens=count_from_one(max_tokens, "max_tokens", "generate"),
-            sampling=options,
-            stop_ids=stop_ids,
-            stop=stop,
-            logprobs=logprobs,
-            continues=continues,
-            host=_Shared(self),
-            context=self.context,
-            progress=progress,
-            constraint=constraint,
-        )
-
-
-class _Shared:
-    """What a generation of a model that others use, too, gets from it."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def take(self, prompt: Sequence[int], room: int) -> KVCache:
-        """The cache that was kept, if the prompt begins like it; else a new one. Memory is taken as tokens come."""
-        model = self._model
-        if model._turns.inherited:  # by a forked child, where the lock may be held for ever
-            return model._model.new_cache()
-        with model._keeping:
-            kept = model._kept
-            if kept is not None and shared_length(kept.tokens, prompt):
-                model._kept = None
-                return kept
-        return model._model.new_cache()
-
-    def give(self, cache: KVCache) -> None:
-        """Keep the cache of the generation that ended last."""
-        if self._model._turns.inherited:
-            return
-        with self._model._keeping:
-            self._model._kept = None if self._model.closed else cache
-
-    def turn(self, generation: Generation) -> Turn:
-        """As `Host.turn`."""
-        return self._model._turns.turn(lambda: generation.cancelled)

@@ -7,8 +7,10 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
@@ -18,15 +20,22 @@ from npumatmul.llm.encoder_model import load_encoder_model
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.files.paths import model_path
+from npumatmul.llm.fitting import LayerShape
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
+from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
+from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import config_of
-from npumatmul.llm.models.weights import Progress
+from npumatmul.llm.models.weights import Progress, layer_tensors
+from npumatmul.llm.models.whisper import speech_layer_names
+from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
 from npumatmul.llm.packing import Packing, packing
+from npumatmul.llm.placing import Placing, layer_shapes
+from npumatmul.llm.policy import Policy, check_patterns
 from npumatmul.llm.quantize import (
     LayerRecipe,
     Recipe,
@@ -38,7 +47,11 @@ from npumatmul.llm.quantize import (
     quantize_model,
     quick_recipe,
 )
+from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.packed_layer import PackedLayer, stored_scheme
+from npumatmul.llm.quantize.quantized_model import QuantizedModel
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
+from npumatmul.llm.speech_model import load_speech_model
 from npumatmul.nn.product import Float32, Product
 from npumatmul.nn.residency import Residency
 from npumatmul.quant.routes import route_for
@@ -46,6 +59,8 @@ from npumatmul.quant.routes import route_for
 __all__ = ["DEFAULT_SCHEME", "FLOAT32", "Packer", "load", "rounded_again"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 DEFAULT_SCHEME = "w8a8"
 FLOAT32 = "float32"
@@ -56,7 +71,7 @@ def load(
     path: str | os.PathLike[str],
     scheme: str = DEFAULT_SCHEME,
     *,
-    policy: Mapping[str, str] | None = None,
+    policy: Policy | Mapping[str, str] | None = None,
     device: Device | str | None = None,
     context: int | None = None,
     cache: bool = True,
@@ -64,7 +79,7 @@ def load(
     expert_folder: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Load a language model, or an encoder that makes embeddings or scores of texts.
+    """Load a language model, an encoder that makes embeddings or scores of texts, or a model of speech.
 
     Weights are read, quantized and put onto the device one after another, so no more than one of them is in memory as
     floats. Where activations are quantized a Hadamard rotation comes first, which costs next to nothing and makes w8a8
@@ -79,10 +94,11 @@ def load(
         How weights of layers are stored and multiplied (docs/schemes.md): ``"w8a8"`` suits the NPU, ``"w16a16"`` is
         slower and closer, ``"gguf"`` takes blocks of a GGUF file over as they are, ``"float32"`` computes with numpy
         and needs no NPU. Weights of 4 bits are warned of. A quantized file is taken as it is.
-    policy : mapping of str to str, optional
-        Other schemes for some layers, by patterns of their names (``blk.<i>.qkv``, ``.attn_out``, ``.gate_up``,
-        ``.down``, and ``head``; ``*`` and ``?`` as in file names); later patterns win. ``{"head": "float32"}`` leaves
-        the output matrix to numpy.
+    policy : Policy, or mapping of str to str, optional
+        Which layers the NPU computes and in which phase, how much of its memory they may take, a part of the model
+        (docs/offloading.md). A mapping has other schemes for some layers, by patterns of their names (``blk.<i>.qkv``,
+        ``.attn_out``, ``.gate_up``, ``.down``, and ``head``; ``*`` and ``?`` as in file names); later patterns win.
+        ``{"head": "float32"}`` leaves the output matrix to numpy.
     device : Device or str, optional
         The current device by default.
     context : int, optional
@@ -100,7 +116,8 @@ def load(
     Returns
     -------
     Model
-        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`.
+        Close it, or use it in a ``with`` block. Of a folder that holds an encoder, an `EncoderModel`;
+        of one that holds a Whisper, a `SpeechModel`.
 
     Raises
     ------
@@ -111,7 +128,7 @@ def load(
     npumatmul.errors.NpuMemoryError
         If it does not fit.
     ValueError
-        If there is no such scheme, or a pattern matches no layer.
+        If there is no such scheme, a pattern matches no layer, or a limit has no room for any.
 
     Examples
     --------
@@ -123,26 +140,28 @@ def load(
     """
     if not isinstance(scheme, str):
         raise TypeError(f"load: scheme is the name of one, not {type(scheme).__name__}")
-    if policy is not None and not isinstance(policy, Mapping):
+    if policy is not None and not isinstance(policy, (Policy, Mapping)):
         raise TypeError(
-            'load: policy is a mapping from patterns to schemes, such as {"head": "w16a16"}, '
+            'load: policy is a Policy, or a mapping from patterns to schemes, such as {"head": "w16a16"}, '
             f"not {type(policy).__name__}"
         )
     check_flags("load", cache=cache)
     check_progress("load", progress)
     if expert_folder is not None and expert_memory is None:
         raise ValueError("load: expert_folder is where experts beyond expert_memory wait; give both")
-    plan = _Plan(scheme, dict(policy or {}))
+    chosen = policy if isinstance(policy, Policy) else None
+    plan = _Plan(scheme, dict((policy if chosen is None else chosen.schemes) or {}))  # type: ignore[arg-type]
     path = model_path(path, "load")
     if context is not None:
         context = count_from_one(context, "context", "load")
     if expert_memory is not None and (is_quantized(path) or scheme == GGUF_SCHEME):
         raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
     if is_quantized(path):
-        return _quantized(path, plan, device, context, progress)
+        return _quantized(path, plan, chosen, device, context, progress)
     if scheme == GGUF_SCHEME:
-        return _blocks(path, plan, device, context, progress)
+        return _blocks(path, plan, chosen, device, context, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
+    layers = None if chosen is None else chosen.layers
     with contextlib.ExitStack() as undo, open_source(path) as source:
         plan.check_chip(target)
         experts = None
@@ -155,18 +174,53 @@ def load(
             logger.info("%s", note)
 
         def loaded(build: _Built) -> Model:
+            if is_speech(source):
+                build.check(speech_layer_names(whisper_config_of(source)))
+                return load_speech_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress
+                )
             if encoder_architecture(source) is None:
-                model = load_source(source, build, context_length=context, progress=progress)
-                undo.pop_all()
-                return Model(model, scheme=scheme, device=target, experts=experts)
-            build.check(layer_names(encoder_config_of(source).n_layers)[:-1])
-            return load_encoder_model(source, build, scheme=scheme, device=target, context=context, progress=progress)
+                model = load_source(source, build, context_length=context, progress=progress, layers=layers)
+                made = Model(model, scheme=scheme, device=target, experts=experts, placing=placing)
+            else:
+                build.check(layer_names(encoder_config_of(source).n_layers)[:-1])
+                made = load_encoder_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress, placing=placing
+                )
+            undo.pop_all()
+            return made
 
+        placing = None
         if target is None:
-            return loaded(_Built(plan, None, None, None))
+            if chosen is not None:
+                _check_numpys(chosen)
+            return loaded(_Built(plan, None, None, None, None))
+        if chosen is not None:
+            placing = Placing(chosen, target, _shapes(source, plan, chosen))
+            undo.callback(placing.undo)
         kept = PackedCache() if cache else None
-        with packing(source, plan.how(), Packer(plan.of, target), device=target, cache=kept) as pack:
-            return loaded(_Built(plan, target, pack, experts))
+        with packing(source, plan.how(layers), Packer(plan.of, target), device=target, cache=kept) as pack:
+            return loaded(_Built(plan, target, pack, experts, placing))
+
+
+def _shapes(source: ModelSource, plan: _Plan, policy: Policy) -> list[LayerShape]:
+    """The layers of a model, or of a part of it, before anything of them is read."""
+    if is_speech(source):
+        raise ValueError(f"load: {source.name} is a model of speech, which takes a mapping of schemes for a policy")
+    if encoder_architecture(source) is not None:
+        if policy.layers is not None:
+            raise ValueError(f"load: layers are a part of a decoder, and {source.name} is an encoder")
+        modules = Encoder(encoder_config_of(source)).linear_modules()
+        return layer_shapes({name: each.product_shape[::-1] for name, each in modules.items()}, plan.of)
+    decoder = part_of(config_of(source), policy.layers)
+    tensors = layer_tensors(source, layers=policy.layers)
+    return layer_shapes({name: each.shape for name, each in tensors.items()}, plan.of, decoder)
+
+
+def _check_numpys(policy: Policy) -> None:
+    """Refuse what a policy says of an NPU that computes nothing."""
+    if replace(policy, layers=None, schemes={}) != Policy():
+        raise ValueError("load: scheme 'float32' is computed by numpy; of a policy only layers and schemes go with it")
 
 
 def _check_experts(source: ModelSource, target: Device | None) -> None:
@@ -274,25 +328,27 @@ class _Plan:
 
     def check_patterns(self, names: Sequence[str]) -> None:
         """Refuse patterns that no layer has a name for: what they were to do would be missed silently."""
-        inside = [name for name in names if name != "head"]
-        for pattern in self.policy:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"load: policy has {pattern!r}, but no layer of the model is called so; its layers are "
-                    f"{', '.join(names[:4])} to {inside[-1]}" + (", and head" if len(inside) < len(names) else "")
-                )
+        check_patterns(self.policy, names, "policy")
 
-    def how(self) -> dict[str, object]:
-        """All that packed weights depend on, as JSON."""
+    def how(self, layers: tuple[int, int] | None = None) -> dict[str, object]:
+        """All that packed weights depend on, as JSON, and which there are."""
         recipes = {each: dataclasses.asdict(quick_recipe(each)) for each in sorted(self.schemes) if each != FLOAT32}
-        return {"scheme": self.scheme, "policy": list(self.policy.items()), "recipes": recipes}
+        part = {} if layers is None else {"layers": list(layers)}
+        return {"scheme": self.scheme, "policy": list(self.policy.items()), "recipes": recipes, **part}
 
 
 class _Built:
     """Makes products: those of numpy itself, all others by what packs for the device."""
 
-    def __init__(self, plan: _Plan, device: Device | None, pack: Packing | None, experts: Residency | None) -> None:
-        self._plan, self._device, self._pack, self._experts = plan, device, pack, experts
+    def __init__(
+        self,
+        plan: _Plan,
+        device: Device | None,
+        pack: Packing | None,
+        experts: Residency | None,
+        placing: Placing | None,
+    ) -> None:
+        self._plan, self._device, self._pack, self._experts, self._placing = plan, device, pack, experts, placing
 
     def check(self, names: Sequence[str]) -> None:
         """Look at the plan when the layers are known, before anything is read."""
@@ -302,14 +358,19 @@ class _Built:
         """The product of a layer, if nobody has to read its weight."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return None
-        found = self._pack.ready(name)
+        pack = self._pack
+        found = self._put(name, lambda: pack.ready(name))
         return None if found is None else self._kept(found, name)
 
     def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)
-        return self._kept(self._pack(weight, name), name)
+        pack = self._pack
+        return self._kept(self._put(name, lambda: pack(weight, name)), name)
+
+    def _put(self, name: str, make: Callable[[], _T]) -> _T:
+        return make() if self._placing is None else self._placing.put(name, make)
 
     def _kept(self, product: Product, name: str) -> Product:
         return product if self._experts is None or ".expert." not in name else self._experts.keep(product)
@@ -318,32 +379,59 @@ class _Built:
 def _quantized(
     path: str | os.PathLike[str],
     plan: _Plan,
+    policy: Policy | None,
     device: Device | str | None,
     context: int | None,
     progress: Progress | None,
 ) -> Model:
     """Load what `npumatmul quantize` wrote."""
-    if plan.schemes != {DEFAULT_SCHEME}:
-        raise ValueError(f"load: {path} is quantized already and takes no scheme or policy")
-    quantized = load_quantized(path)
+    if plan.schemes != {DEFAULT_SCHEME} or plan.policy:
+        raise ValueError(f"load: {path} is quantized already and takes no scheme or policy with schemes")
+    return _of_layers(load_quantized(path), "as it was quantized", policy, device, context, progress)
+
+
+def _of_layers(
+    quantized: QuantizedModel,
+    scheme: str,
+    policy: Policy | None,
+    device: Device | str | None,
+    context: int | None,
+    progress: Progress | None,
+) -> Model:
+    """Load layers that are quantized already."""
     target = current_device(device)
-    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
-    return Model(loaded, scheme="as it was quantized", device=target)
+    upload, placing = npu_layers(target), None
+    with contextlib.ExitStack() as undo:
+        make: Callable[[QuantizedLayer | PackedLayer, str], Product] = upload
+        if policy is not None:
+            if policy.layers is not None:
+                raise ValueError("load: layers of a policy are a part of a model that was not quantized yet")
+            layers = quantized.layers
+            shapes = {name: layer.shape for name, layer in layers.items()}
+            placing = Placing(policy, target, layer_shapes(shapes, lambda name: stored_scheme(layers[name])))
+            undo.callback(placing.undo)
+            put = placing.put
+
+            def make(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
+                return put(name, lambda: upload(layer, name))
+
+        loaded = quantized.load(make, context_length=context, progress=progress)
+        undo.pop_all()
+    return Model(loaded, scheme=scheme, device=target, placing=placing)
 
 
 def _blocks(
     path: str | os.PathLike[str],
     plan: _Plan,
+    policy: Policy | None,
     device: Device | str | None,
     context: int | None,
     progress: Progress | None,
 ) -> Model:
     """Load a GGUF file whose blocks are taken over."""
-    target = current_device(device)
     with open_source(path) as source:
         if source.kind != "gguf":
             raise ValueError(f"load: scheme 'gguf' takes over blocks of a GGUF file, and {path} is a folder")
         file = Path(source.path)
     quantized = quantize_model(file, Recipe(LayerRecipe(plan.scheme)), progress=progress)
-    loaded = quantized.load(npu_layers(target), context_length=context, progress=progress)
-    return Model(loaded, scheme=plan.scheme, device=target)
+    return _of_layers(quantized, plan.scheme, policy, device, context, progress)

@@ -18,6 +18,7 @@ from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.sentence import SentenceConfig, sentence_config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, load_decoder
@@ -207,7 +208,12 @@ class Build(Protocol):
 
 
 def load_source(
-    source: ModelSource, build: Build, *, context_length: int | None = None, progress: Progress | None = None
+    source: ModelSource,
+    build: Build,
+    *,
+    context_length: int | None = None,
+    progress: Progress | None = None,
+    layers: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Load a model from an open file or folder, with products that need not be made of its weights.
 
@@ -219,6 +225,8 @@ def load_source(
         Makes products of its layers.
     context_length, progress
         As for `load_model`.
+    layers : (int, int), optional
+        A part of the model, as of a slice of its blocks.
 
     Returns
     -------
@@ -230,14 +238,13 @@ def load_source(
     npumatmul.errors.ModelError, ValueError
         As `load_model`.
     """
-    config = config_of(source)
-    build.check(config.layer_names)
+    build.check(part_of(config_of(source), layers).layer_names)
 
     def linear(layer: LayerTensors) -> Product:
         ready = build.ready(layer.name)
         return build(layer.weight(source), layer.name) if ready is None else ready
 
-    return load_from(source, linear, context_length=context_length, progress=progress)
+    return load_from(source, linear, context_length=context_length, progress=progress, layers=layers)
 
 
 def load_from(
@@ -246,6 +253,7 @@ def load_from(
     *,
     context_length: int | None = None,
     progress: Progress | None = None,
+    layers: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Load a model whose linear layers may come from elsewhere.
 
@@ -257,6 +265,8 @@ def load_from(
         Makes the product of a layer.
     context_length, progress
         As for `load_model`.
+    layers : (int, int), optional
+        As for `load_source`.
 
     Returns
     -------
@@ -273,7 +283,7 @@ def load_from(
     tokenizer = tokenizer_of(source, config.vocab_size)
     template = ChatTemplate.of(source, tokenizer)
     sentence = sentence_config_of(source)
-    model = load_decoder(source, linear, context_length=context_length, progress=progress)
+    model = load_decoder(source, linear, context_length=context_length, progress=progress, layers=layers)
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
     return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds, sentence)

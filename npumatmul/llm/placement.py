@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from npumatmul.chips import Chip
 from npumatmul.files.sizes import size_in_words
-from npumatmul.llm.fitting import LayerShape, Room, computed_by, facts_of, fitted
-from npumatmul.llm.policy import DECODE_ROWS, Policy, check_patterns
+from npumatmul.llm.fitting import LayerShape, Room, facts_of, fitted
+from npumatmul.llm.policy import Policy, check_patterns
 from npumatmul.nn.product import FLOAT32
 from npumatmul.rknn.version import RuntimeVersion
+from npumatmul.running.where import DECODE_ROWS, Where
 
 __all__ = ["LayerPlace", "ModelPlacement", "check_cores", "place_layers"]
 
@@ -41,15 +42,20 @@ class LayerPlace:
     k: int
     n: int
     scheme: str
-    memory: str
+    memory: Literal["npu", "host"]
     nbytes: int
-    prefill: str
+    prefill: Literal["npu", "cpu"]
     crossover: int
     domain: int | None = None
 
     def place(self, rows: int) -> str:
         """Who computes a product of so many rows: ``"npu"`` or ``"cpu"``."""
-        return "cpu" if self.memory == "host" else computed_by(rows, self.prefill, self.crossover)
+        return self.where.computed_by(rows)
+
+    @property
+    def where(self) -> Where:
+        """The same for who stores the weight."""
+        return Where(self.memory, crossover=self.crossover, prefill=self.prefill)
 
     @property
     def decode(self) -> str:
@@ -163,8 +169,8 @@ def place_layers(
             each.shape.scheme,
             "host" if domains.get(each.shape.name) is None else "npu",
             each.nbytes,
-            each.prefill if each.shape.name in domains else "cpu",
-            each.crossover if each.shape.name in domains else DECODE_ROWS,
+            each.where.prefill if each.shape.name in domains else "cpu",
+            each.where.crossover if each.shape.name in domains else DECODE_ROWS,
             domains.get(each.shape.name),
         )
         for each in facts

@@ -12,10 +12,7 @@ from typing import Any
 from npumatmul.files.reading import shown
 from npumatmul.files.sizes import parsed_size
 
-__all__ = ["DECODE_ROWS", "Policy", "check_patterns"]
-
-#: Products of up to so many rows belong to generation: one token of each of a few sequences, or drafts of several.
-DECODE_ROWS = 8
+__all__ = ["Policy", "check_patterns"]
 
 _PLACES = ("auto", "npu", "cpu")
 #: What names of layers and patterns of them are made of; none of it means anything to `Policy.parse`.

@@ -12,6 +12,7 @@ from npumatmul.nn.attention import Attention
 from npumatmul.nn.batch_norm import BatchNorm1d, BatchNorm2d, fold_batch_norm
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.conv_transpose import ConvTranspose1d
 from npumatmul.nn.convolution import Conv1d, Conv2d
@@ -40,6 +41,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BroughtProduct",
+    "CacheBatch",
     "CacheFullError",
     "CachedRows",
     "Conv1d",

@@ -255,8 +255,8 @@ def _sizes(q: Any, k: Any, v: Any, mask: Mask, window: int | None) -> tuple[int,
             raise TypeError(f"{_CALLED}: a mask is of bool or floats, not {mask.dtype}")
     elif mask is not None and type(mask) is not str:
         raise TypeError(f"{_CALLED}: mask is a {type(mask).__name__}; it can be None, 'causal' or an ndarray")
-    if window is not None and window < 1:
-        raise ValueError(f"{_CALLED}: window is {window}; it has to be 1 or more")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 1):
+        raise ValueError(f"{_CALLED}: window is {window!r}; it has to be an integer of 1 or more")
     return a[-3], t, b[-3], s
 
 

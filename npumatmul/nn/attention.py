@@ -13,6 +13,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
 from npumatmul.nn.attend import Mask, check_softcap, scaled_dot_product_attention
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import Module, check_number, check_size
 from npumatmul.nn.norm import RMSNorm
@@ -175,6 +176,8 @@ class Attention(Module):
         self._window, self._softcap, self._gate, self._qk_norm = window, softcap, gate, qk_norm
         self._products = products
         if query_growth is not None:
+            if not isinstance(query_growth, Sequence) or len(query_growth) != 2:
+                raise ValueError(f"Attention: query_growth is {query_growth!r}; it has to be (beta, length)")
             check_number("Attention", query_growth=query_growth[0])
             check_size("Attention", query_growth=query_growth[1])
         self._growth = query_growth
@@ -213,7 +216,7 @@ class Attention(Module):
         self,
         x: Any,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheBatch | None = None,
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,
@@ -224,8 +227,9 @@ class Attention(Module):
         ----------
         x : ndarray or NpuArray, shape (T, hidden_size) or (B, T, hidden_size)
             T tokens of each of B sequences.
-        cache : KVCache, optional
-            What came before; keys and values of the tokens go there.
+        cache : KVCache or CacheBatch, optional
+            What came before; keys and values of the tokens go there. With a `CacheBatch` the T tokens are those of its
+            sequences, one after the other.
         layer : int
             The layer's number in the cache.
         mask : {"causal", None} or ndarray
@@ -254,7 +258,7 @@ class Attention(Module):
         self,
         qkv: NDArray[Any] | Sequence[NDArray[Any]],
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheBatch | None = None,
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,
@@ -273,6 +277,8 @@ class Attention(Module):
         ndarray, shape (..., T, heads * head_dim)
             What goes to `o_proj`.
         """
+        if isinstance(cache, CacheBatch):
+            return self._attend_each(qkv, cache, layer, mask, positions)
         dim, kv_heads = self._dim, self._kv_heads
         lead = (qkv if isinstance(qkv, np.ndarray) else qkv[0]).shape[:-1]
         if len(lead) not in (1, 2):
@@ -356,6 +362,28 @@ class Attention(Module):
                 y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
+
+    def _attend_each(
+        self,
+        qkv: NDArray[Any] | Sequence[NDArray[Any]],
+        batch: CacheBatch,
+        layer: int,
+        mask: Mask,
+        positions: ArrayLike | None,
+    ) -> NDArray[Any]:
+        """As `attend`, for each sequence of a batch."""
+        first = qkv if isinstance(qkv, np.ndarray) else qkv[0]
+        if first.ndim != 2 or positions is not None or not isinstance(mask, str):
+            raise ValueError(f"{self!r}: with a CacheBatch x is (T, hidden), and positions and mask are not given")
+        return batch.each(
+            len(first),
+            lambda cache, rows: self.attend(
+                qkv[rows] if isinstance(qkv, np.ndarray) else [each[rows] for each in qkv],
+                cache=cache,
+                layer=layer,
+                mask=mask,
+            ),
+        )
 
     def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
         """Factors of queries, ``(..., T, 1)``."""

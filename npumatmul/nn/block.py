@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.linear import Linear
 from npumatmul.nn.mlp import MLP, ActivationName, activate
@@ -142,7 +143,7 @@ class TransformerBlock(Module):
         self,
         x: Any,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheBatch | None = None,
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,

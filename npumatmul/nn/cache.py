@@ -6,7 +6,7 @@ import copy
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -17,6 +17,8 @@ from npumatmul.nn.module import check_size
 from npumatmul.nn.product import Float32
 
 __all__ = ["CacheFullError", "KVCache"]
+
+_Cache = TypeVar("_Cache", bound="KVCache")
 
 
 class CacheFullError(ValueError):
@@ -169,6 +171,16 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of memory of its own; what it shares belongs to the cache that it was forked from."""
         return sum(layer.nbytes for layer in self._layers)
+
+    def memory(self) -> dict[int, int]:
+        """Bytes of each array that keys and values stand in, also of those that other caches share, by its identity."""
+        return {id(part): part.nbytes for layer in self._layers for part in layer.parts()}
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """What tells caches of different models apart: sizes, dtype, and windows and states of layers."""
+        kinds = tuple(each.window if isinstance(each, LayerRows) else each.shapes for each in self._layers)
+        return (*self._rows, self._dtype, kinds)
 
     @property
     def trimmable(self) -> bool:
@@ -338,6 +350,8 @@ class KVCache:
             If there are fewer, or a layer with a window has given up what it would have to look at then, or one has a
             state: it can only go back to where the last call began.
         """
+        if isinstance(count, bool):
+            raise ValueError(f"KVCache.trim: count is {count}; it has to be a number of tokens")
         count = operator.index(count)
         if not 0 <= count <= self.offset:
             raise ValueError(f"KVCache.trim: {count} of {self.offset} tokens cannot be forgotten")
@@ -356,7 +370,7 @@ class KVCache:
                 )
         self.offset = length
 
-    def fork(self) -> KVCache:
+    def fork(self: _Cache) -> _Cache:
         """A cache with the same tokens, which then goes its own way: for several answers to one prompt.
 
         Memory of the tokens so far is shared, but for layers with a window, whose few tokens are copied.

@@ -189,6 +189,11 @@ class LayerRows:
         """Bytes of its own memory."""
         return sum(part.nbytes for part in (*self._keys, *self._values))
 
+    def parts(self) -> list[NDArray[Any]]:
+        """All arrays that rows stand in, also those that other caches read."""
+        shared = [part for pair in self._before for segment in pair for part in segment.parts]
+        return [*self._keys, *self._values, *shared]
+
     def needs(self, offset: int) -> int:
         """Number of the first token that a token of number `offset` looks at."""
         return 0 if self.window is None else max(0, offset - self.window + 1)

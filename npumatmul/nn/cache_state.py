@@ -48,6 +48,10 @@ class LayerState:
         """Bytes of its own memory."""
         return sum(array.nbytes for count in self._own for array in self._after[count])
 
+    def parts(self) -> list[Float32]:
+        """All arrays, also those that other caches read."""
+        return [array for arrays in self._after.values() for array in arrays]
+
     def has(self, offset: int) -> bool:
         """Whether the state after so many tokens is there; after none it is all zeros."""
         return offset == 0 or offset in self._after

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.causal_conv import CausalConv
 from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.linear import Linear, LinearGroup
@@ -149,15 +150,16 @@ class GatedDeltaNet(Module):
         """Shapes of what a `KVCache` keeps of each sequence: of the convolution, and of the rule."""
         return self.conv1d.state_shape, (self._heads[1], *self._dims)
 
-    def __call__(self, x: Any, *, cache: KVCache | None = None, layer: int = 0) -> Any:
+    def __call__(self, x: Any, *, cache: KVCache | CacheBatch | None = None, layer: int = 0) -> Any:
         """Mix tokens with those before them.
 
         Parameters
         ----------
         x : ndarray or NpuArray, shape (T, hidden_size) or (B, T, hidden_size)
             T tokens of each of B sequences.
-        cache : KVCache, optional
-            What came before; the state after the tokens goes there.
+        cache : KVCache or CacheBatch, optional
+            What came before; the state after the tokens goes there. With a `CacheBatch` the T tokens are those of its
+            sequences, one after the other.
         layer : int
             The layer's number in the cache.
 
@@ -176,7 +178,9 @@ class GatedDeltaNet(Module):
             return self._of_other(x, cache=cache, layer=layer)
         return self.out_proj(self.mix(self.in_proj.whole(x), cache=cache, layer=layer))
 
-    def mix(self, projected: NDArray[Any], *, cache: KVCache | None = None, layer: int = 0) -> NDArray[Any]:
+    def mix(
+        self, projected: NDArray[Any], *, cache: KVCache | CacheBatch | None = None, layer: int = 0
+    ) -> NDArray[Any]:
         """Everything between the projections.
 
         Parameters
@@ -191,6 +195,8 @@ class GatedDeltaNet(Module):
         ndarray, shape (..., value_heads * value_dim)
             What goes to `out_proj`.
         """
+        if isinstance(cache, CacheBatch):
+            return cache.each(len(projected), lambda own, rows: self.mix(projected[rows], cache=own, layer=layer))
         if projected.ndim not in (2, 3):
             raise ValueError(f"{self!r} takes (T, hidden) or (B, T, hidden); the input has {projected.ndim} dimensions")
         rows = float32_of(projected, "GatedDeltaNet")

@@ -186,6 +186,8 @@ class MixtureOfExperts(Module):
         scheme: Scheme | SchemeName | str = "w16a16",
         device: Device | str | None = None,
     ) -> None:
+        shared = {} if shared_size is None else {"shared_size": shared_size}
+        check_size("MixtureOfExperts", hidden_size=hidden_size, intermediate_size=intermediate_size, **shared)
         if shared_gate and shared_size is None:
             raise ValueError("MixtureOfExperts: without a shared expert there is nothing for a shared gate")
         how: dict[str, Any] = {"scheme": scheme, "device": device}

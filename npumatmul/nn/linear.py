@@ -51,6 +51,11 @@ class _Multiplying(Module):
         return self._product
 
     @property
+    def product_shape(self) -> tuple[int, int]:
+        """``(K, N)`` of its product, before there is one, too."""
+        return self._k, self._n
+
+    @property
     def bias(self) -> Float32 | None:
         """What is added to every row, ``(N,)``, or None."""
         return self._bias
@@ -351,6 +356,11 @@ class LinearGroup(_Multiplying):
         scheme: Scheme | SchemeName | str = "w16a16",
         device: Device | str | None = None,
     ) -> None:
+        if not isinstance(out_features, Mapping):
+            raise TypeError(
+                "LinearGroup: out_features has the size of each layer by its name, such as "
+                f"{{'q_proj': 64, 'k_proj': 32}}, and is {out_features!r}"
+            )
         check_size("LinearGroup", in_features=in_features, **out_features)
         if not out_features:
             raise ValueError("LinearGroup: out_features names no layers")

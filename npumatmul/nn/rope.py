@@ -96,7 +96,7 @@ class RoPE(Module):
         sections: Sequence[int] | None = None,
         alternate: bool = False,
     ) -> None:
-        check_size("RoPE", dim=dim)
+        check_size("RoPE", dim=dim, **({} if max_position is None else {"max_position": max_position}))
         check_number("RoPE", base=base)
         if dim % 2 or base <= 0:
             raise ValueError(f"RoPE: dim is {dim} and base {base}; dim has to be even, and base positive")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.causal_conv import CausalConv
 from npumatmul.nn.linear import Linear
 from npumatmul.nn.module import Module, check_size, float32_of, rounded_to
@@ -89,15 +90,16 @@ class ShortConv(Module):
         """Shapes of what a `KVCache` keeps of each sequence."""
         return (self.conv.state_shape,)
 
-    def __call__(self, x: Any, *, cache: KVCache | None = None, layer: int = 0) -> Any:
+    def __call__(self, x: Any, *, cache: KVCache | CacheBatch | None = None, layer: int = 0) -> Any:
         """Mix tokens with those before them.
 
         Parameters
         ----------
         x : ndarray or NpuArray, shape (T, hidden_size) or (B, T, hidden_size)
             T tokens of each of B sequences.
-        cache : KVCache, optional
-            What came before; the state after the tokens goes there.
+        cache : KVCache or CacheBatch, optional
+            What came before; the state after the tokens goes there. With a `CacheBatch` the T tokens are those of its
+            sequences, one after the other.
         layer : int
             The layer's number in the cache.
 
@@ -116,7 +118,9 @@ class ShortConv(Module):
             return self._of_other(x, cache=cache, layer=layer)
         return self.out_proj(self.mix(self.in_proj(x), cache=cache, layer=layer))
 
-    def mix(self, projected: NDArray[Any], *, cache: KVCache | None = None, layer: int = 0) -> NDArray[Any]:
+    def mix(
+        self, projected: NDArray[Any], *, cache: KVCache | CacheBatch | None = None, layer: int = 0
+    ) -> NDArray[Any]:
         """Everything between the projections.
 
         Parameters
@@ -131,6 +135,8 @@ class ShortConv(Module):
         ndarray, shape (..., hidden_size)
             What goes to `out_proj`.
         """
+        if isinstance(cache, CacheBatch):
+            return cache.each(len(projected), lambda own, rows: self.mix(projected[rows], cache=own, layer=layer))
         if projected.ndim not in (2, 3):
             raise ValueError(f"{self!r} takes (T, hidden) or (B, T, hidden); the input has {projected.ndim} dimensions")
         rows = float32_of(projected, "ShortConv")

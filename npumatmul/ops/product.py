@@ -122,9 +122,7 @@ class Product:
         self._any_value = packed.scheme.takes_any_value
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
-        self.on_cpu = processor == "cpu" or (
-            processor == "auto" and self.stored is not None and _suits_cpu(self.stored, shapes.rows)
-        )
+        self.on_cpu = self.stored is not None and _is_cpus(self.stored, processor, shapes.rows)
         self.as_it_stands = self.reads_rows and self._flat and not shapes.empty
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
@@ -336,7 +334,12 @@ class Product:
         return self.program.defer(self._read(a), epilogue)
 
 
-def _suits_cpu(stored: StoredWeight, rows: int) -> bool:
+def _is_cpus(stored: StoredWeight, processor: Processor, rows: int) -> bool:
+    """Whether the CPU multiplies; by itself as was decided when the weight was stored, or as the model says."""
+    if processor != "auto" or stored.in_host_memory:
+        return processor == "cpu" or stored.in_host_memory
+    if stored.where.decides:
+        return stored.where.computed_by(rows) == "cpu"
     return suits_cpu(plan_matmul(rows, stored.plan, images=stored.images, timings=stored.device.chip.timings))
 
 

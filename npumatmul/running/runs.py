@@ -235,8 +235,10 @@ class Runs:
         if weight.in_host_memory:
             raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
 
+        cores = weight.where.cores
+
         def core(number: int) -> int:
-            return number if weight.cores is None else weight.cores[number]
+            return number if cores is None else cores[number]
 
         w = plan.weight
         return [

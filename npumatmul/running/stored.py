@@ -14,6 +14,7 @@ from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.device import Device
 from npumatmul.device.host_blocks import HostBlock
 from npumatmul.planning.product import Span, WeightPlan
+from npumatmul.running.where import Where
 
 __all__ = ["KSlice", "StoredWeight"]
 
@@ -76,8 +77,8 @@ class StoredWeight:
         Bytes of NPU memory.
     in_host_memory : bool
         Whether its tiles stand in ordinary memory.
-    cores : tuple of int or None
-        The cores that may run its products; None: all.
+    where : Where
+        Who multiplies with it, and on which cores.
     domain : int
         IOMMU domain of all its tiles; contexts, A and C of its products are in the same one.
     tiles : tuple of ArenaBlock or HostBlock
@@ -95,7 +96,7 @@ class StoredWeight:
         plan: WeightPlan,
         tiles: Sequence[ArenaBlock | HostBlock],
         slices: Sequence[KSlice],
-        cores: tuple[int, ...] | None = None,
+        where: Where = Where(),  # noqa: B008 - it is frozen
     ) -> None:
         self.device = device
         self.plan = plan
@@ -108,7 +109,7 @@ class StoredWeight:
         self.common_scale = fit and all(_same(each.column_scale, first) for each in self.slices)
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
-        self.cores = cores
+        self.where = where
         domains = {None if isinstance(piece, HostBlock) else piece.memory.domain for piece in tiles}
         if len(domains) != 1:
             raise ValueError("all tiles of a weight are in one IOMMU domain")

@@ -125,7 +125,7 @@ def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequen
             for row, of_row in zip(rows, layouts, strict=True):
                 for index, (n, of) in enumerate(zip(plan.n_spans, of_row, strict=True)):
                     row.write(index, slice(n.start, n.start + n.length), of, next(free))
-            return StoredWeight(device, limited, blocks, slices, chosen.cores)
+            return StoredWeight(device, limited, blocks, slices, chosen)
         except BaseException:
             device.weights.release(blocks)
             raise

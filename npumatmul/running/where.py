@@ -1,4 +1,4 @@
-"""Where weights go that are stored within a ``with`` block: memory of the NPU or ordinary one, domains, cores."""
+"""Where weights go that are stored within a ``with`` block, and who multiplies with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Literal
 
 from npumatmul.planning.weight import WeightPlan
 
-__all__ = ["Where", "storing", "where"]
+__all__ = ["DECODE_ROWS", "Where", "storing", "where"]
+
+#: Products of up to so many rows belong to generation: one token of each of a few sequences, or drafts of several.
+DECODE_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,34 @@ class Where:
         The cores that may run products with them; all by default.
     domains : int, optional
         They are in one of the first so many IOMMU domains; any by default.
+    crossover : int
+        Products of up to so many rows are computed by the CPU.
+    prefill : {"npu", "cpu"}
+        Who computes products of more than `DECODE_ROWS` rows that are beyond the crossover.
     """
 
     memory: Literal["npu", "host"] = "npu"
     cores: tuple[int, ...] | None = None
     domains: int | None = None
+    crossover: int = 0
+    prefill: Literal["npu", "cpu"] = "npu"
+
+    @property
+    def decides(self) -> bool:
+        """Whether it says anything of who multiplies."""
+        return self.memory == "host" or self.crossover > 0 or self.prefill == "cpu"
+
+    def computed_by(self, rows: int) -> Literal["npu", "cpu"]:
+        """Who computes a product of so many rows.
+
+        Examples
+        --------
+        >>> [Where(crossover=8).computed_by(rows) for rows in (1, 8, 9)]
+        ['cpu', 'cpu', 'npu']
+        """
+        if self.memory == "host" or rows <= self.crossover:
+            return "cpu"
+        return self.prefill if rows > DECODE_ROWS else "npu"
 
     def limited(self, plan: WeightPlan) -> WeightPlan:
         """The same plan on no more cores; what was measured with others says nothing then."""

@@ -293,3 +293,22 @@ def test_the_document_lists_what_is_read_and_how_it_is_tried() -> None:
     assert not table
     checked = {row[0] for row in rows if len(row) == 3}
     assert {each.name for each in VARIANTS if each.gguf and each.llama_cpp} <= checked
+
+
+WITHOUT_HEAD = ("llama-plain", "llama-mha-tied", "qwen3-tied-mqa", "gemma3_text-plain", "granitemoe-multipliers")
+
+
+@pytest.mark.parametrize(
+    "variant", [each for each in VARIANTS if each.name in WITHOUT_HEAD], ids=lambda each: each.name
+)
+def test_a_checkpoint_of_the_class_without_a_head(tmp_path: Path, variant: Variant) -> None:
+    """Its names do not begin with "model."; where the embedding table is the output matrix nothing is missing."""
+    model = torch_model(variant)
+    model.model.save_pretrained(tmp_path)
+    if not model.config.tie_word_embeddings:
+        with pytest.raises(ModelError, match=r"it has no output matrix \(lm_head\.weight\).*ends with ForCausalLM"):
+            load(tmp_path, numpy_pack)
+        return
+    ours, expected = load(tmp_path, numpy_pack), prefill_logits(model, IDS)
+    found = ours.forward(IDS, ours.new_cache(), all_logits=True)
+    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()

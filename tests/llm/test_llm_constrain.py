@@ -375,6 +375,9 @@ def test_a_vocabulary_that_cannot_go_on_is_told() -> None:
     constraint.accept(0)
     with pytest.raises(ModelError, match="no token"):
         constraint.allowed(np.zeros(2, np.float32))
+    endless = BaseTokenizer(_Engine([b"{", b"}"]), ["{", "}"], SpecialTokens())
+    with pytest.raises(ModelError, match="no token that ends"):
+        json_format(endless)
 
 
 def test_masks_are_what_following_each_token_says() -> None:

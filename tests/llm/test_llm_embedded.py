@@ -198,6 +198,7 @@ def test_a_cache_knows_pictures_by_their_contents(case: Callable[[str], Case], t
     others = [Embedded(changed, given.pictures[0].grid), *given.pictures[1:]]
     with llm.load(given.folder, "float32") as model:
         fresh = [piece.token for piece in model.generate(given.prompt, embeddings=others, max_tokens=3, stop_ids=[])]
+        model.prefixes.clear()
         list(model.generate(given.prompt, embeddings=given.pictures, max_tokens=3, stop_ids=[]))
         again = model.generate(given.prompt, embeddings=others, max_tokens=3, stop_ids=[])
         assert [piece.token for piece in again] == fresh

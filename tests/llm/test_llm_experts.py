@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from model_zoo import VARIANTS, torch_model, write_folder, write_gguf
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from npumatmul import llm, nn
+from npumatmul.cli.app import app
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.weights import load_decoder
@@ -51,6 +53,24 @@ def test_multiply_accumulates_count_the_chosen_experts(file: Path) -> None:
         model = load_decoder(source, lambda layer: Counted(layer.weight(source)))
     model.forward(IDS, model.new_cache())
     assert model.weight_macs(len(IDS)) == sum(tokens * size for tokens, size in rows)
+
+
+def test_the_command_keeps_to_the_memory_for_experts(file: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    common = ["generate", "-m", str(file), "-p", "one two", "--raw", "-n", "6", "--device", "sim:rk3588", "--json",
+              "--no-cache"]  # fmt: skip
+    whole = json.loads(runner.invoke(app, common, catch_exceptions=False).stdout)
+    assert whole["experts"] is None
+    limit = ["--expert-memory", "100KiB", "--expert-folder", str(tmp_path)]
+    found = json.loads(runner.invoke(app, [*common, *limit], catch_exceptions=False).stdout)
+    assert found["text"] == whole["text"]
+    experts = found["experts"]
+    assert experts["nbytes"] <= experts["limit"] == 100 << 10 < experts["waiting"]
+    assert experts["brought"] > 0
+    assert not list(tmp_path.iterdir())
+    assert "is no size" in runner.invoke(app, [*common, "--expert-memory", "few"]).stderr
+    with pytest.raises(ValueError, match="give both"):
+        runner.invoke(app, [*common, *limit[2:]], catch_exceptions=False)
 
 
 def test_quantizing_into_files_is_refused(file: Path) -> None:

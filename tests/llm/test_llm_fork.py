@@ -74,7 +74,9 @@ def test_a_model_in_a_child_says_that_it_is_the_parents(tiny: Any, held: str) ->
     with npumatmul.llm.load(tiny.path, "float32") as model:
         started = model.generate("ab", max_tokens=4)
         next(started)
-        what = {"turn": model._turns.turn, "line": lambda: model._turns._changed, "kept": lambda: model._keeping}[held]
+        what = {"turn": model._turns.turn, "line": lambda: model._turns._changed, "kept": lambda: model.prefixes._lock}[
+            held
+        ]
 
         def hold(wait: Callable[[], None]) -> None:
             with what():

@@ -30,6 +30,7 @@ from npumatmul.llm.modelled.published import published_config
 from npumatmul.llm.modelled.seconds import bytes_brought
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
+from npumatmul.llm.models.mixers import DeltaNet, ShortConv
 from npumatmul.llm.models.registry import ARCHITECTURES
 from npumatmul.nn import PackedProduct, Residency
 from npumatmul.planning.product import plan_matmul, plan_weight
@@ -63,7 +64,9 @@ PUBLISHED = {
     "ChatGLM3-6B": 6.244, "Qwen2.5-7B": 7.616, "Llama-2-7B": 6.738, "Llama-3.1-8B": 8.030, "Phi-4-14B": 14.66,
     "SmolLM3-3B": 3.075, "Phi-4-mini-3.8B": 3.836, "Granite-3.3-2B": 2.534, "StarCoder2-3B": 3.030,
     "Mistral-7B-v0.3": 7.248, "Ministral-8B": 8.020, "Granite-3.1-1B-A400M": 1.335, "OLMoE-1B-7B": 6.919,
-    "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91, "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
+    "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91,
+    "Qwen2-VL-2B": 1.544, "Qwen2.5-VL-3B": 3.086, "Qwen3-VL-4B": 4.022,
+    "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
     "ModernBERT-base": 0.1496,
 }  # fmt: skip
 
@@ -169,11 +172,24 @@ def test_experts_are_counted_as_transformers_makes_them(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_shapes_are_those_of_the_modules_that_load_makes() -> None:
-    model, shape = Decoder(MIXED), decoder_shape("mixed", MIXED)
+HYBRID = DecoderConfig(
+    4, 64, 4, 2, 16, 96, 128, 512, attention_gate="sigmoid", tied=True,
+    layers=(
+        LayerConfig(mixer=DeltaNet(2, 4, 16, 24)),
+        LayerConfig(mixer=ShortConv(3)),
+        LayerConfig(mixer=DeltaNet(2, 4, 16, 24), experts=Experts(8, 2, 32, shared_size=48)),
+        LayerConfig(Rotation(8), window=16),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [MIXED, HYBRID], ids=["experts", "hybrid"])
+def test_shapes_are_those_of_the_modules_that_load_makes(config: DecoderConfig) -> None:
+    model, shape = Decoder(config), decoder_shape("mixed", config)
     found: dict[tuple[int, int], int] = {}
     for layer, module in model.linear_modules().items():
         sizes = [size for key, size in module.own_shapes().items() if key.endswith("weight")]
+        sizes = sizes or [(config.vocab_size, config.hidden_size)]
         key = sizes[0][1], sum(n for n, _ in sizes)
         found[key] = found.get(key, 0) + 1
         assert layer
@@ -371,6 +387,35 @@ def test_a_pass_through_experts_by_hand() -> None:
         row = 4 * (2 * of_experts + of_dense) / model.host_bandwidth + exponentials * model.host_exp_seconds
         row += operations / model.host_flops
         assert found.between == pytest.approx(rows * row + 3 * rows * 64 * 2 / model.host_bandwidth)
+
+
+def test_layers_with_a_state_by_hand() -> None:
+    model, rk3588 = TIMINGS["rk3588"], chip("rk3588")
+    config = replace(HYBRID, n_layers=1, layers=HYBRID.layers[:1])
+    for rows in (1, 100):
+        found = modelled_pass(decoder_shape("states", config), rows, 300, INT8, rk3588)
+        assert found is not None
+        # a convolution over 2 * 32 + 96 channels, of 4 tokens; 4 heads with matrices of 16 x 24; rows see their chunk
+        channels, seen, chunks = 160, min(rows, 64), math.ceil(rows / 64)
+        floats = 1.5 * (4 * 64 + 96) + 3 * channels + 1.5 * 64 + 3 * 96 + 1.5 * 4 * seen
+        state = 4 * 16 * 24 + 3 * channels
+        operations = 2 * 4 * channels + 7 * 4 * 16 * 24 + 2 * 4 * seen * 2 * (16 + 24)
+        row = 4 * floats / model.host_bandwidth + operations / model.host_flops
+        row += (channels + 96 + 96 + 4 * seen) * model.host_exp_seconds
+        assert found.between == pytest.approx(rows * row + chunks * state * 4 / model.host_bandwidth)
+    assert decoder_shape("states", HYBRID).cached == 2 * 2 * 16  # of one layer in four
+    # neither grows with what came before
+    first, later = (modelled_pass(decoder_shape("states", config), 1, keys, INT8, rk3588) for keys in (1, 5000))
+    assert first == later
+
+
+def test_windows_bound_what_is_seen() -> None:
+    shape, rk3588 = decoder_shape("hybrid", replace(HYBRID, n_layers=1, layers=HYBRID.layers[3:])), chip("rk3588")
+    within, filled, beyond = (modelled_pass(shape, 1, keys, INT8, rk3588) for keys in (10, 16, 4000))
+    assert filled == beyond
+    assert within is not None
+    assert filled is not None
+    assert within.between < filled.between
 
 
 @given(experts=st.integers(1, 64), data=st.data(), rows=st.integers(1, 40))

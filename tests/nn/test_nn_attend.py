@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_explained() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"mask": "casual"}, "mask is 'casual'"),
         ({"mask": np.ones((2, 5), bool)}, r"\(2, 5\) cannot be broadcast to .* \(1, 4, 3, 5\)"),
-        ({"window": -1}, "window is -1; it has to be 1 or more"),
+        ({"window": -1}, "window is -1; it has to be an integer of 1 or more"),
         ({"window": 0, "mask": "causal"}, "window is 0"),
         ({"softcap": 0.0}, "softcap is 0"),
         ({"softcap": float("nan")}, "softcap is nan"),

@@ -35,9 +35,18 @@ class Format:
         What the answers are, as bytes.
     tokenizer : Tokenizer
         That of the model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If the model has no token that ends an answer.
+    ValueError
+        If the grammar has no text at all.
     """
 
     def __init__(self, grammar: Expression, tokenizer: Tokenizer) -> None:
+        if not tokenizer.stop_ids:
+            raise ModelError("the model has no token that ends an answer, so no answer can keep to a format")
         self._automaton = Automaton(grammar)
         self._tokenizer = tokenizer
         with _making:
@@ -61,6 +70,7 @@ class Format:
 
     @property
     def start(self) -> State:
+        """The state of an answer in which nothing is chosen yet."""
         return self._automaton.start
 
     def mask(self, state: State) -> NDArray[np.bool_]:
@@ -86,6 +96,7 @@ class Format:
             return self._automaton.after(state, text)
 
     def is_stop(self, token: int) -> bool:
+        """Whether a token ends answers."""
         return token in self._tokenizer.stop_ids
 
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from npumatmul.llm.modelled.shape import BlockShape, HostWork, LinearShape, ModelShape
-from npumatmul.llm.models.decoder import Decoder
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
 from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoder_config import EncoderConfig
+from npumatmul.llm.models.mixers import DeltaNet
 from npumatmul.llm.models.settings import MAX_SIZE
 
 __all__ = ["THREE", "decoder_shape", "encoder_shape", "llama_shape"]
@@ -21,6 +22,8 @@ THREE = 1.5
 #: What is done to a row of an expert, in copies: it is gathered, multiplied by its weight, and added to the sum, which
 #: is gathered and scattered.
 _GATHERED = 5.0
+#: Tokens that `npumatmul.nn.gated_delta_rule` works on at once.
+_CHUNK = 64
 
 
 def decoder_shape(name: str, config: DecoderConfig) -> ModelShape:
@@ -99,21 +102,52 @@ def _linears(sizes: Mapping[str, tuple[int, int]], block: int, experts: Experts 
 
 def _decoder_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
     norms = 4 if c.norm_places == "around" else 2
-    copied = THREE * c.hidden_size * (norms + 2)  # two residual sums
+    around = THREE * c.hidden_size * (norms + 2)  # two residual sums
+    network, mixed = _network_work(c, layer.experts), _mixer_work(c, layer)
+    return replace(
+        mixed,
+        copied=mixed.copied + network.copied + around,
+        exponentials=mixed.exponentials + network.exponentials,
+        operations=mixed.operations + network.operations,
+    )
+
+
+def _network_work(c: DecoderConfig, experts: Experts | None) -> HostWork:
+    each = THREE if c.gated else 1.0  # a gate and what is gated, or a function in place
+    if experts is None:
+        return HostWork(each * c.ffn_size, c.ffn_size, 0.0)
+    e, shared = experts, experts.shared_size or 0
+    width = e.chosen * e.size + shared
+    copied = each * width + e.chosen * c.hidden_size * _GATHERED + THREE * e.count
+    copied += 2 * THREE * c.hidden_size if shared else 0  # its own gate, and the sum
+    return HostWork(copied, width + e.count, 2.0 * c.hidden_size * (e.count + bool(shared)))
+
+
+def _mixer_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
+    mixer = layer.mixer
+    if isinstance(mixer, DeltaNet):
+        keys, values = mixer.key_heads * mixer.key_dim, mixer.value_heads * mixer.value_dim
+        channels = 2 * keys + values
+        matrix = mixer.key_dim * mixer.value_dim
+        copied = 3.0 * channels + THREE * 2 * keys + 2 * THREE * values  # convolved, function; unit length; norm, gate
+        # of each value head: the state fades, answers to a key, learns, and answers to a query
+        operations = 2.0 * mixer.kernel * channels + 7.0 * mixer.value_heads * matrix
+        return HostWork(
+            copied, channels + values, operations, mixer.value_heads, 2 * mixer.key_dim, 2 * mixer.value_dim,
+            state=mixer.value_heads * matrix + (mixer.kernel - 1) * channels, chunk=_CHUNK,
+        )  # fmt: skip
+    if mixer is not None:
+        operations = 2.0 * mixer.kernel * c.hidden_size
+        return HostWork((2 * THREE + 2) * c.hidden_size, 0.0, operations, state=(mixer.kernel - 1) * c.hidden_size,
+                        chunk=PREFILL_CHUNK)  # fmt: skip
+    copied, exponentials = 0.0, 0.0
     if layer.rotation is not None:
         copied += (c.n_heads + c.n_kv_heads) * layer.rotation.dim
     if c.qk_norm is not None:
         copied += THREE * (c.q_size + c.kv_size)
-    width, operations, exponentials = c.ffn_size, 0.0, 0.0
-    if layer.experts is not None:
-        e = layer.experts
-        width = e.chosen * e.size
-        copied += e.chosen * c.hidden_size * _GATHERED + THREE * e.count
-        operations, exponentials = 2.0 * c.hidden_size * e.count, e.count
-    copied += width * (THREE if c.gated else 1)
-    return HostWork(
-        copied, exponentials + width, operations, c.n_heads, c.head_dim, c.head_dim, layer.window, 2 * c.kv_size
-    )
+    if c.attention_gate is not None:
+        copied, exponentials = copied + THREE * c.q_size, exponentials + c.q_size
+    return HostWork(copied, exponentials, 0.0, c.n_heads, c.head_dim, c.head_dim, layer.window, cached=2 * c.kv_size)
 
 
 def _encoder_work(c: EncoderConfig) -> HostWork:

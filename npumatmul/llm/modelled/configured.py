@@ -60,7 +60,7 @@ def shape_of_config(name: str, config: Mapping[str, Any], wrong: Wrong) -> Model
         If a value is missing or not understood, or the model is built otherwise than is modelled.
     """
     text = config.get("text_config")  # of models that see, too
-    if isinstance(text, Mapping):
+    if isinstance(text, Mapping) and config.get("model_type") not in MODEL_TYPES:
         config = {**text, "tie_word_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings"))}
     config = {key: value for key, value in config.items() if key != _STORED}
     family = config.get("model_type")

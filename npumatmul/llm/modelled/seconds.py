@@ -7,6 +7,8 @@ What is between products is done by one thread of the CPU, in float32. It is cou
   without a gate, three for the scores;
 - an exponential for each element of the gate and of the scores;
 - the products of attention, at the float32 operations per second of a thread; keys and values are read once;
+- of a gated delta net, its convolution, norms and gate, and the rule: its state, a matrix for each head, is read and
+  written once for each chunk of tokens, whose rows see one another; of a short convolution two products and itself;
 - of experts, the router's product and its exponentials, and gathering and adding up rows, five arrays for each expert
   of each token.
 
@@ -127,8 +129,8 @@ def modelled_pass(
     linear = _products(shape, rows, mm_type, chip, row_images, k_group)
     between = sum(
         block.times
-        * (_by_row(block.work, rows, rows * block.work.heads * block.work.seen(keys), model)
-           + _kept(block.work, rows, keys) * _FLOAT32_BYTES / model.host_bandwidth)
+        * (_by_row(block.work, rows, rows * block.work.heads * block.work.seen(rows, keys), model)
+           + block.work.kept(rows, keys) * _FLOAT32_BYTES / model.host_bandwidth)
         for block in shape.blocks
     )  # fmt: skip
     brought = 0.0
@@ -246,8 +248,3 @@ def _by_row(work: HostWork, rows: int, scores: float, model: TimingModel) -> flo
     operations = rows * work.operations + 2.0 * scores * (work.key_size + work.value_size)
     seconds = copied * _FLOAT32_BYTES / model.host_bandwidth
     return seconds + exponentials * model.host_exp_seconds + operations / model.host_flops
-
-
-def _kept(work: HostWork, rows: int, keys: int) -> float:
-    """Copies of values of what a block keeps: keys and values are read once, a state by every row, and written."""
-    return work.seen(keys) * work.cached / 2 + rows * work.state

@@ -80,8 +80,9 @@ class HostWork:
         Positions that are seen at most.
     cached : int
         Values that are kept for each position.
-    state : int
-        Values that are kept instead for a sequence, whatever its length; all are read and written by each row.
+    state, chunk : int
+        Without attention: values that are kept for a sequence, whatever its length, and how many rows are worked on at
+        once. These see one another, and the state is read and written once for all of them.
     """
 
     copied: float
@@ -93,10 +94,18 @@ class HostWork:
     window: int | None = None
     cached: int = 0
     state: int = 0
+    chunk: int = 0
 
-    def seen(self, keys: int) -> int:
-        """How many of so many positions are seen."""
+    def seen(self, rows: int, keys: int) -> int:
+        """How many of so many positions each row sees, itself included."""
+        if self.chunk:
+            return min(rows, self.chunk)
         return keys if self.window is None else min(keys, self.window)
+
+    def kept(self, rows: int, keys: int) -> float:
+        """Copies of what is kept: keys and values are read once, a state is read and written by each chunk."""
+        states = self.state * math.ceil(rows / self.chunk) if self.chunk else 0
+        return self.seen(rows, keys) * self.cached / 2 + states
 
 
 @dataclass(frozen=True)

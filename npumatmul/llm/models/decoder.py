@@ -25,6 +25,7 @@ from npumatmul.llm.models.embedded import EmbeddedRows, Placing
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
@@ -123,7 +124,8 @@ class Decoder(Module):
     def __repr__(self) -> str:
         """Return the main sizes."""
         c = self.config
-        return f"<Decoder: {c.architecture}, {c.n_layers} layers of {c.hidden_size}, {c.vocab_size} tokens>"
+        layers = f"{c.n_layers} layers" if c.part is None else str(c.part)
+        return f"<Decoder: {c.architecture}, {layers} of {c.hidden_size}, {c.vocab_size} tokens>"
 
     def load_state_dict(
         self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
@@ -147,7 +149,7 @@ class Decoder(Module):
         """The modules of the linear layers by name, in the order of `layer_names`."""
         inside = [module for block in self.model.layers for module in linears_of(block)]
         beside = self.model.per_layer_model_projection
-        every = [*([] if beside is None else [beside]), *inside, self.lm_head]
+        every = [*([] if beside is None else [beside]), *inside, *[self.lm_head] * self.config.has_head]
         return dict(zip(self.layer_names, every, strict=True))
 
     @property
@@ -193,7 +195,8 @@ class Decoder(Module):
         for i in sorted({int(name.split(".")[1]) for name in new}):
             stem = f"blk.{i}."
             own = {name.removeprefix(stem): module for name, module in new.items() if name.startswith(stem)}
-            made.model.layers[i] = with_linears(self.model.layers[i], own)
+            number = i - self.config.first_block
+            made.model.layers[number] = with_linears(self.model.layers[number], own)
         return made
 
     def weight_macs(self, tokens: int, logit_rows: int = 1) -> int:
@@ -217,7 +220,8 @@ class Decoder(Module):
             if layer.experts is not None:  # which are alike
                 del sizes[2 + 2 * layer.experts.chosen : 2 + 2 * layer.experts.count]
             each += sum(sizes)
-        return tokens * each + logit_rows * math.prod(self.lm_head.product.shape)
+        c = self.config
+        return tokens * each + logit_rows * c.has_head * c.hidden_size * c.vocab_size
 
     # ---- from tokens to logits ---------------------------------------------------------------------------------------
 
@@ -392,7 +396,7 @@ class Decoder(Module):
     def run_blocks(
         self,
         x: Float32,
-        cache: nn_cache.KVCache,
+        cache: nn_cache.KVCache | CacheBatch,
         total: int,
         progress: Callable[[int], object] | None = None,
         placing: Placing | None = None,
@@ -405,7 +409,7 @@ class Decoder(Module):
         ----------
         x : ndarray of float32, shape (T, hidden) or (B, T, hidden)
             Embeddings of the tokens that follow those in the cache.
-        cache : npumatmul.nn.KVCache
+        cache : npumatmul.nn.KVCache or npumatmul.nn.CacheBatch
             It grows by them.
         total : int
             Tokens that the sequence is to have; see `DecoderConfig.longest_short`.

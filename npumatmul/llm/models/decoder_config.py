@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 from npumatmul.llm.models.mixers import Mixer
+from npumatmul.llm.models.part import Part
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
 from npumatmul.nn.expert_names import MAX_EXPERTS
 
@@ -247,6 +248,8 @@ class DecoderConfig:
         Tokens that stand for rows from outside.
     embedding_scale, residual_scale, logit_scale : float
         Factors of embeddings, of what each part of a block adds, and of logits.
+    part : Part, optional
+        Which blocks of a larger model these are.
 
     Raises
     ------
@@ -300,6 +303,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -387,8 +391,19 @@ class DecoderConfig:
     @property
     def layer_names(self) -> list[str]:
         """Names of the linear layers; see `npumatmul.llm.models.decoder.layer_names`."""
+        inside = [f"blk.{i}.{part}" for i, layer in enumerate(self.layers, self.first_block) for part in layer.parts]
         beside = ["layer_inputs"] if self.layer_embedding else []
-        return [*beside, *(f"blk.{i}.{part}" for i, each in enumerate(self.layers) for part in each.parts), "head"]
+        return [*beside, *inside, *(["head"] if self.has_head else [])]
+
+    @property
+    def first_block(self) -> int:
+        """Number of its first block in the whole model."""
+        return 0 if self.part is None else self.part.first
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the output matrix belongs to it."""
+        return self.part is None or self.part.is_last
 
     @property
     def states(self) -> tuple[tuple[tuple[int, ...], ...] | None, ...]:

@@ -28,6 +28,7 @@ from npumatmul.llm.models.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
 from npumatmul.llm.models.starcoder2 import STARCODER2
+from npumatmul.llm.models.whisper_config import SPEECH_TYPES
 
 __all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "architecture_of", "config_from", "config_of"]
 
@@ -171,6 +172,8 @@ def _read(read: Callable[[], DecoderConfig], error: Callable[[str], ModelError])
 def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
     if isinstance(name, str) and name in ENCODER_TYPES:
         return f"its architecture is an encoder, {name}, which continues no texts: load and npumatmul embed take it"
+    if name in SPEECH_TYPES:
+        return f"its architecture, {name}, turns speech into text: load and npumatmul transcribe take it"
     encoders = ENCODER_TYPES if known is MODEL_TYPES else ("bert",)
     return (
         f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "

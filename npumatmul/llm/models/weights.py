@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
@@ -80,7 +81,9 @@ class LayerTensors:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> dict[str, LayerTensors]:
+def layer_tensors(
+    source: ModelSource, config: DecoderConfig | None = None, *, layers: tuple[int, int] | None = None
+) -> dict[str, LayerTensors]:
     """List a model's linear layers.
 
     Parameters
@@ -89,6 +92,8 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
         The open model.
     config : DecoderConfig, optional
         Its configuration; read by default.
+    layers : (int, int), optional
+        Only those of a part of it, as of a slice of its blocks.
 
     Returns
     -------
@@ -102,7 +107,7 @@ def layer_tensors(source: ModelSource, config: DecoderConfig | None = None) -> d
     """
     config = config_of(source) if config is None else config
     _check_sizes(source, config)
-    return _layers_of(_decoder(source, config), architecture_of(source))
+    return _layers_of(_decoder(source, part_of(config, layers)), architecture_of(source))
 
 
 def load_decoder(
@@ -111,6 +116,7 @@ def load_decoder(
     *,
     context_length: int | None = None,
     progress: Progress | None = None,
+    layers: tuple[int, int] | None = None,
 ) -> Decoder:
     """Make a model of what is on disk.
 
@@ -128,6 +134,9 @@ def load_decoder(
         Longest sequence, in tokens; by default, and at most, the model's own.
     progress : callable, optional
         Called before each layer and at the end with (layers done, layers in all, name).
+    layers : (int, int), optional
+        A part of the model, as of a slice of its blocks; nothing of the others is read. The embedding table, whose rows
+        stay in the file, is in all parts, the output matrix in the last one.
 
     Returns
     -------
@@ -140,25 +149,31 @@ def load_decoder(
         If the architecture or one of its features is not known, a tensor is missing, left over or of another shape, or
         cannot be dequantized.
     ValueError
-        If `context_length` is not positive.
+        If `context_length` is not positive, or the model has no such blocks.
     """
-    config = _limited(config_of(source), context_length)
-    _check_sizes(source, config)
-    model, architecture = _decoder(source, config), architecture_of(source)
-    layers = _layers_of(model, architecture)
-    in_products = {name for layer in layers.values() for name in layer.parameters}
-    names = {name: architecture.in_checkpoint(name) for name in model.parameter_shapes()}
+    whole = _limited(config_of(source), context_length)
+    _check_sizes(source, whole)
+    config, architecture = part_of(whole, layers), architecture_of(source)
+    model = _decoder(source, config)
+    products = _layers_of(model, architecture)
+    in_products = {name for layer in products.values() for name in layer.parameters}
+    names = {name: _called(name, config, architecture) for name in model.parameter_shapes()}
+    if not config.has_head:
+        names.pop(HEAD, None)
     beside = {ours: theirs for ours, theirs in names.items() if theirs not in in_products or theirs == EMBEDDINGS}
-    _check_names(source, model, names, beside, architecture.left_out)
-    _check_products(source, layers.values())
+    others = () if config is whole else _decoder(source, whole).parameter_shapes()
+    _check_names(
+        source, model, {*names.values(), *map(architecture.in_checkpoint, others)}, beside, architecture.left_out
+    )
+    _check_products(source, products.values())
     Module.load_state_dict(model, _Beside(source, beside), strict=False)  # a tied head comes with the others
     for done, (name, module) in enumerate(model.linear_modules().items()):
         if progress is not None:
-            progress(done, len(layers), name)
-        product = linear(layers[name])
+            progress(done, len(products), name)
+        product = linear(products[name])
         module.use(product)
     if progress is not None:
-        progress(len(layers), len(layers), "done")
+        progress(len(products), len(products), "done")
     return model
 
 
@@ -193,7 +208,7 @@ def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTen
         path = paths[id(module)]
         stem = path if module.is_named else path.rpartition(".")[0]
         own = {key: shape for key, shape in module.own_shapes().items() if key.endswith("weight")}
-        names = tuple(architecture.in_checkpoint(f"{stem}.{key}") for key in own) or (
+        names = tuple(_called(f"{stem}.{key}", model.config, architecture) for key in own) or (
             EMBEDDINGS,
         )  # a tied head has none of its own
         shapes = list(own.values()) or [(model.config.vocab_size, model.config.hidden_size)]
@@ -201,10 +216,15 @@ def _layers_of(model: Decoder, architecture: Architecture) -> dict[str, LayerTen
     return found
 
 
+def _called(name: str, config: DecoderConfig, architecture: Architecture) -> str:
+    """What checkpoints call a parameter of a model, or of a part of it."""
+    return architecture.in_checkpoint(name if config.part is None else config.part.parameter(name))
+
+
 def _check_names(
     source: ModelSource,
     model: Decoder,
-    names: Mapping[str, str],
+    names: Collection[str],
     beside: Mapping[str, str],
     left_out: tuple[str, ...] = (),
 ) -> None:
@@ -212,7 +232,7 @@ def _check_names(
     missing = [name for name in beside.values() if name not in source.weights]
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
-    known = {*names.values(), HEAD} if model.config.tied else set(names.values())
+    known = {*names, HEAD} if model.config.tied else set(names)
     known |= _not_needed(model.config)
     left = [name for name in source.weights if name not in known and not name.startswith(left_out)]
     if left:
@@ -241,6 +261,12 @@ def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None
     """Look at names and shapes of weights before the first is read; a quantized model has none of them here."""
     wanted = {name: (n, layer.k) for layer in layers for name, n in zip(layer.parameters, layer.rows, strict=True)}
     if any(name in source.weights for name in wanted if name != EMBEDDINGS):
+        if HEAD in wanted and HEAD not in source.weights:
+            raise source.error(
+                f"it has no output matrix ({HEAD}), and does not say that the embedding table is it "
+                "(tie_word_embeddings): it was saved from a class without a head, and continues no texts; save it from "
+                "the class with one, whose name ends with ForCausalLM"
+            )
         for name, shape in wanted.items():
             _check_shape(source, name, shape)
 

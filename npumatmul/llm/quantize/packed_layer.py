@@ -20,7 +20,7 @@ from npumatmul.ops.packed.files.tensors import restored
 from npumatmul.quant.params import QuantParams
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["PackedLayer", "pack_layer"]
+__all__ = ["PackedLayer", "pack_layer", "stored_scheme"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +154,13 @@ def pack_layer(layer: QuantizedLayer, device: Device) -> PackedWeight:
     if isinstance(layer.weight, np.ndarray):
         return pack(layer.restored(), "w16a16", transposed=True, device=device)
     return pack(layer.weight, _scheme_of(layer, layer.weight.params), device=device)
+
+
+def stored_scheme(layer: QuantizedLayer | PackedLayer) -> str:
+    """Name of the scheme that the layer's weight is stored by."""
+    if isinstance(layer, PackedLayer):
+        return str(layer.description["scheme"])
+    return "w16a16" if isinstance(layer.weight, np.ndarray) else _scheme_of(layer, layer.weight.params).name
 
 
 def _scheme_of(layer: QuantizedLayer, params: QuantParams) -> Scheme:

@@ -147,6 +147,42 @@ class Sampler:
         draw = self._random.random() * cumulative[-1]
         return int(ids[min(int(np.searchsorted(cumulative, draw, side="right")), len(ids) - 1)])
 
+    def checked(
+        self, logits: NDArray[np.float32], history: Sequence[int], draft: int, proposed: NDArray[np.float64]
+    ) -> int:
+        """Choose the next token where one was proposed: it, or another, with the probabilities of `sample`.
+
+        The proposal is accepted with probability ``min(1, p / q)``; else a token is drawn from what is left of p where
+        q is taken off it. So tokens have the distribution p whatever q is.
+
+        Parameters
+        ----------
+        logits, history
+            As for `sample`; they make p.
+        draft : int
+            The proposal, drawn from q.
+        proposed : ndarray of float64, shape (vocab,)
+            q, the distribution that it was drawn from.
+
+        Returns
+        -------
+        int
+            A token number.
+        """
+        wanted = self.distribution(logits, history)
+        if self._random.random() * proposed[draft] < wanted[draft]:
+            return draft
+        rest = np.maximum(wanted - proposed, 0)
+        if not rest.any():  # the two are alike, but for rounding
+            rest = wanted
+        return self.drawn(rest)
+
+    def drawn(self, weights: NDArray[np.float64]) -> int:
+        """Draw a token with probabilities in proportion to weights."""
+        cumulative = np.cumsum(weights)
+        found = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
+        return min(found, int(np.flatnonzero(weights)[-1]))
+
     def distribution(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> NDArray[np.float64]:
         """Return the probability with which `sample` would choose each token.
 

@@ -1,4 +1,8 @@
-"""Whose turn it is: threads that want the same model are served one after another, in the order in which they came."""
+"""Whose turn it is: threads that want the same model are served one after another, in the order in which they came.
+
+Who waits may say what for (`turn`'s `offer`): then whoever has the turn may do it with its own work, and that wait is
+over.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,17 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from npumatmul.errors import ClosedError
 
 _LOOK_AGAIN = 0.1
 """Seconds after which those who wait see that somebody before them is gone, or that they are not wanted any more."""
+
+
+_SURE = 3
+"""After so many looks somebody is believed to be gone."""
 
 
 class Turns:
@@ -37,6 +46,7 @@ class Turns:
         self._what = what
         self._changed = threading.Condition()
         self._line: deque[weakref.ref[_Place]] = deque()
+        self._gathering = False
         self._pid = os.getpid()
         self.inherited = False
         self.closed = False
@@ -46,15 +56,18 @@ class Turns:
     def waiting(self) -> int:
         """How many are in the line, the one whose turn it is among them."""
         with self._changed:
-            return sum(1 for each in self._line if (place := each()) is not None and not place.over)
+            return len(self._waiting())
 
-    def turn(self, unwanted: Callable[[], bool] = lambda: False) -> Turn:
+    def turn(self, unwanted: Callable[[], bool] = lambda: False, offer: Any = None) -> Turn:
         """Wait for a turn, which lasts as long as the context.
 
         Parameters
         ----------
         unwanted : callable
-            Asked while waiting; the wait is over when it says so, and the context is entered at once.
+            Asked while waiting; the wait is over when it says so, and the context is entered at once. While somebody
+            works on the offer it is not asked.
+        offer : object, optional
+            What somebody else may do (`claim`); if somebody has (`serve`), the context is entered without a turn.
 
         Returns
         -------
@@ -69,23 +82,28 @@ class Turns:
         RuntimeError
             If the thread has a turn already, so that it would wait for itself.
         """
-        return Turn(self, unwanted)
+        return Turn(self, unwanted, offer)
 
-    def wait(self, unwanted: Callable[[], bool], frame: int) -> _Place:
-        """Join the line, and wait until the place is the first."""
+    def wait(self, unwanted: Callable[[], bool], frame: int, offer: Any = None) -> _Place:
+        """Join the line, and wait until the place is the first, or was served."""
         if self.inherited:
             raise ClosedError(
                 f"{self._what} was loaded by process {self._pid} and cannot be used after a fork; load it in the "
                 f"child, or start that with the 'spawn' method"
             )
-        place = _Place(frame)
+        place = _Place(frame, offer)
         try:
             with self._changed:
                 self._refuse_own("wait for it")
                 self._line.append(weakref.ref(place))
-                while not self.closed and not unwanted() and self._first() is not place:
-                    self._changed.wait(_LOOK_AGAIN)
-                if self.closed:
+                if self._gathering:
+                    self._changed.notify_all()
+                while not place.served and self._first() is not place:
+                    if not place.claimed and (self.closed or unwanted()):
+                        break
+                    if not self._changed.wait(_LOOK_AGAIN):
+                        self._drop_the_gone()
+                if self.closed and not place.served:
                     raise ClosedError(f"{self._what} is closed")
         except BaseException:
             self.leave(place)
@@ -105,6 +123,62 @@ class Turns:
         with self._changed:
             self._changed.notify_all()
 
+    def claim(
+        self,
+        fits: Callable[[Any], bool],
+        missing: Callable[[Collection[Any]], bool] = lambda offers: False,
+        patience: float = 0.0,
+    ) -> list[_Place]:
+        """Take what others in the line offer; for who has the turn.
+
+        Parameters
+        ----------
+        fits : callable
+            Asked of each offer, in the order of the line, whether it is taken.
+        missing : callable
+            Asked whether others than these offers are to be waited for.
+        patience : float
+            Seconds to wait for them at most.
+
+        Returns
+        -------
+        list of places
+            Each has an `offer`. `serve` ends their waits; where that does not come about, they get turns of their own.
+        """
+        with self._changed:
+            leader = self._first()
+            if patience > 0 and missing(self._offers()):
+                self._gathering = True
+                try:
+                    self._changed.wait_for(lambda: self.closed or not missing(self._offers()), patience)
+                finally:
+                    self._gathering = False
+            taken = []
+            for place in self._waiting():
+                if place is not leader and place.offer is not None and fits(place.offer):
+                    place.leader = leader
+                    taken.append(place)
+            return taken
+
+    def look_again(self) -> None:
+        """Have whoever waits for others in `claim` ask anew who is missing."""
+        if self._gathering:
+            with self._changed:
+                self._changed.notify_all()
+
+    def serve(self, places: Collection[_Place]) -> None:
+        """End the waits of those whose offers were taken and are done."""
+        with self._changed:
+            for place in places:
+                place.served = place.over = True
+            self._changed.notify_all()
+
+    def _waiting(self) -> list[_Place]:
+        return [place for each in self._line if (place := each()) is not None and not place.over]
+
+    def _offers(self) -> list[Any]:
+        return [place.offer for place in self._waiting() if place.offer is not None]
+
     def close(self) -> None:
         """Let nobody begin any more, and wait until the one whose turn it is has ended.
 
@@ -118,7 +192,8 @@ class Turns:
             self.closed = True
             self._changed.notify_all()
             while self._first() is not None:
-                self._changed.wait(_LOOK_AGAIN)
+                if not self._changed.wait(_LOOK_AGAIN):
+                    self._drop_the_gone()
 
     def inherit(self) -> None:
         """Be what a forked child has: nobody is in the line, nor holds its lock."""
@@ -137,6 +212,20 @@ class Turns:
                 f"{self._what} is at work in this very thread, which cannot {what} meanwhile: a callback of progress or"
                 " a handler of signals may cancel a generation, and do the rest when it has ended"
             )
+
+    def _drop_the_gone(self) -> None:
+        """Go on without a first place whose function has ended.
+
+        An interrupt came before it could leave, and somebody keeps the traceback. Functions are looked for while their
+        thread runs, so one look is not relied on.
+        """
+        first = self._first()
+        if first is None:
+            return
+        first.missed = 0 if _runs(first.frame, first.thread) else first.missed + 1
+        if first.missed >= _SURE:
+            first.over = True
+            self._changed.notify_all()
 
     def _first(self) -> _Place | None:
         while self._line:
@@ -158,12 +247,12 @@ class Turns:
 class Turn:
     """The context of a turn; see `Turns.turn`."""
 
-    def __init__(self, line: Turns, unwanted: Callable[[], bool]) -> None:
-        self._line, self._unwanted = line, unwanted
+    def __init__(self, line: Turns, unwanted: Callable[[], bool], offer: Any) -> None:
+        self._line, self._unwanted, self._offer = line, unwanted, offer
         self._place: _Place | None = None
 
     def __enter__(self) -> Callable[[], None]:
-        self._place = self._line.wait(self._unwanted, id(sys._getframe(1)))
+        self._place = self._line.wait(self._unwanted, id(sys._getframe(1)), self._offer)
         return self._pass_on
 
     def __exit__(self, *_: object) -> None:
@@ -176,23 +265,31 @@ class Turn:
             self._place = self._line.pass_on(self._place, self._unwanted)
 
 
-def _runs(frame: int) -> bool:
-    """Whether a function with this frame, by its id, is being executed in this thread."""
-    each = sys._getframe(1)
+def _runs(frame: int, thread: int | None = None) -> bool:
+    """Whether a function with this frame, by its id, is being executed in a thread, by default this one."""
+    each = sys._getframe(1) if thread is None else sys._current_frames().get(thread)
     while each is not None and id(each) != frame:
-        each = each.f_back  # type: ignore[assignment]
+        each = each.f_back
     return each is not None
 
 
 class _Place:
     """A place in the line."""
 
-    __slots__ = ("__weakref__", "frame", "over", "thread")
+    __slots__ = ("__weakref__", "frame", "leader", "missed", "offer", "over", "served", "thread")
 
-    def __init__(self, frame: int) -> None:
-        self.over = False
+    def __init__(self, frame: int, offer: Any) -> None:
+        self.over = self.served = False
         self.frame = frame
         self.thread = threading.get_ident()
+        self.missed = 0
+        self.offer = offer
+        self.leader: _Place | None = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether somebody who has the turn works on what it offers."""
+        return self.leader is not None and not self.leader.over
 
 
 _all: weakref.WeakSet[Turns] = weakref.WeakSet()

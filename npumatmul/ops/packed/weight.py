@@ -83,7 +83,8 @@ class PackedWeight:
         self.input_transform = input_transform
         self.activations = _fused(route, input_transform)
         self.products: dict[Hashable, Any] = {}
-        self.processor = processor
+        placed = stored is not None and stored.where.decides
+        self.processor: Processor | None = processor or ("auto" if placed else None)
         self._stored = stored
 
     def __repr__(self) -> str:

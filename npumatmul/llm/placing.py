@@ -1,0 +1,112 @@
+"""Puts the layers of a model where its policy has them, while it is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from npumatmul.device.device import Device
+from npumatmul.errors import NpuMemoryError
+from npumatmul.llm.fitting import LayerShape, Room
+from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.llm.placement import LayerPlace, ModelPlacement, place_layers
+from npumatmul.llm.policy import Policy
+from npumatmul.running.where import storing
+
+__all__ = ["Placing", "layer_shapes"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def layer_shapes(
+    shapes: Mapping[str, tuple[int, int]], scheme: Callable[[str], str], config: DecoderConfig | None = None
+) -> list[LayerShape]:
+    """Layers that are to be placed.
+
+    Parameters
+    ----------
+    shapes : mapping of str to (int, int)
+        ``(N, K)`` by name.
+    scheme : callable
+        From a name to its scheme.
+    config : DecoderConfig, optional
+        Says how many experts are chosen of how many.
+    """
+    found = []
+    for name, (n, k) in shapes.items():
+        share = 1.0
+        if ".expert." in name and config is not None:
+            experts = config.layers[int(name.split(".")[1]) - config.first_block].experts
+            share = 1.0 if experts is None else experts.chosen / experts.count
+        found.append(LayerShape(name, k, n, scheme(name), share))
+    return found
+
+
+class Placing:
+    """Where the layers of a model are to be, and where they came to be; a limit of memory holds until `undo`.
+
+    Parameters
+    ----------
+    policy : Policy
+    device : Device
+    layers : iterable of LayerShape
+
+    Raises
+    ------
+    ValueError, NpuMemoryError
+        As `place_layers`.
+    """
+
+    def __init__(self, policy: Policy, device: Device, layers: Iterable[LayerShape]) -> None:
+        self._device = device
+        if policy.memory_limit is not None or device.session.limit is not None:
+            device.empty_cache()  # what is idle would count as held
+        held = device.memory_stats()
+        room = Room.of(device.chip, policy, domains=device.weights.domains, held=held.nbytes)
+        if held.limit is not None and (room.limit is None or held.limit < room.limit):
+            room = replace(room, limit=held.limit)
+        planned = place_layers(list(layers), policy, device.chip, room, device.runtime_version)
+        self._places = {each.name: each for each in planned}
+        self._planned, self._may_move = planned, policy.npu_layers == "auto"
+        self._cores = policy.cores if isinstance(policy.cores, tuple) else None
+        self._domains = policy.domains
+        self._limits = room.limit, held.limit
+        if room.limit != held.limit:
+            device.limit_memory(room.limit)
+
+    @property
+    def placement(self) -> ModelPlacement:
+        """Where the layers are."""
+        return ModelPlacement(list(self._places.values()), self._planned.policy, self._planned.workspace)
+
+    def put(self, name: str, make: Callable[[], _T]) -> _T:
+        """Have what makes the product of a layer store its weight where that is to be.
+
+        Raises
+        ------
+        NpuMemoryError
+            If there is no room, and the layer has to be on the NPU.
+        """
+        place = self._places[name]
+        try:
+            return self._stored(place, make)
+        except NpuMemoryError as error:
+            if place.memory == "host" or not self._may_move:
+                raise
+            logger.info("%s goes to ordinary memory: %s", name, str(error).splitlines()[0])
+        moved = self._places[name] = replace(place, memory="host", prefill="cpu", domain=None)
+        return self._stored(moved, make)
+
+    def _stored(self, place: LayerPlace, make: Callable[[], _T]) -> _T:
+        with storing(replace(place.where, cores=self._cores, domains=self._domains)):
+            return make()
+
+    def undo(self) -> None:
+        """Allow the device what it was allowed before, unless somebody set another limit."""
+        ours, before = self._limits
+        if ours != before and not self._device.closed and self._device.session.limit == ours:
+            self._device.limit_memory(before)
