@@ -179,8 +179,7 @@ class KVCache:
     @property
     def layout(self) -> tuple[object, ...]:
         """What tells caches of different models apart: sizes, dtype, and windows and states of layers."""
-        kinds = tuple(each.window if isinstance(each, LayerRows) else each.shapes for each in self._layers)
-        return (*self._rows, self._dtype, kinds)
+        return self._rows, self._dtype, self.windows, self._states, self._follows
 
     @property
     def trimmable(self) -> bool:

@@ -147,6 +147,9 @@ class LayerShared:
     def __init__(self, source: int) -> None:
         self.source = source
 
+    def parts(self) -> list[NDArray[Any]]:
+        return []
+
     def fork(self, offset: int) -> LayerShared:
         return self
 
