@@ -181,6 +181,33 @@ def generate_command(
     generating.answer(request)
 
 
+@app.command("transcribe", short_help="What is said in a wave file, as text or subtitles.")
+def transcribe_command(
+    model: Annotated[Path, typer.Argument(parser=path, help="A folder with a Whisper, as Hugging Face has it.")],
+    audio: Annotated[Path, typer.Argument(parser=path, help="A wave file of PCM samples.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A file; '-' prints.")] = Path("-"),
+    form: Annotated[str, typer.Option("--format", help="text, json, srt or vtt.")] = "text",
+    language: Annotated[
+        str | None, typer.Option(help="Such as 'de' or 'german'; by default what it sounds like.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="transcribe; or translate: to English.")] = "transcribe",
+    prompt: Annotated[str | None, typer.Option(help="What was said before, or names that may be said.")] = None,
+    timestamps: Annotated[bool, typer.Option(help="Have the model write times.")] = True,
+    scheme: SchemeOption = None,
+    device: DeviceOption = None,
+    seed: SeedOption = None,
+    cache: CacheOption = True,
+) -> None:
+    """Write down what is said in a recording of any length."""
+    from npumatmul.cli import transcribing
+
+    transcribing.run(
+        transcribing.Request(
+            model, audio, output, form, language, task, prompt, timestamps, scheme, device, seed, cache
+        )
+    )
+
+
 @app.command("embed", short_help="Embeddings of texts, or their scores for a query.")
 def embed_command(
     model: Annotated[
