@@ -171,12 +171,7 @@ def test_layers_of_every_architecture_have_names_and_can_be_exchanged(tmp_path: 
             with pytest.raises(ModelError, match="cannot be computed one by one: each of its layers"):
                 one(0, model.embed(IDS), model.new_cache())
         return
-    if any(model.config.expert_counts):
-        assert seen == [name for name in model.linears if name in seen]
-        with pytest.raises(ModelError, match="one linear layer after another"):
-            next(model.block_steps(0, model.embed(IDS), model.new_cache()))
-        return
-    assert seen == list(model.linears)
+    assert seen == [name for name in model.linears if name in seen or ".expert." not in name]
     cache = model.new_cache()
     x = model.embed(IDS)
     for layer in range(model.config.n_layers):
@@ -240,8 +235,8 @@ def test_caches_are_forked_saved_and_kept_in_few_bits(tmp_path: Path, name: str,
     for each in (cache.fork(), loaded, cache):
         assert cosines(model.forward(IDS[30:], each, all_logits=True), expected).min() >= least
         assert each.tokens == IDS
-        each.truncate(5)
-        assert cosines(model.forward(IDS[5:], each), expected[-1]) >= least
+        left = each.truncate(5)  # nothing where windows have given up what is needed
+        assert cosines(model.forward(IDS[left:], each), expected[-1]) >= least
 
 
 def test_files_of_other_caches_are_refused(tmp_path: Path) -> None:
