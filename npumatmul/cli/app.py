@@ -13,6 +13,7 @@ import typer
 
 import npumatmul
 from npumatmul.cli import caching, estimators, info, probing, simulating
+from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.options import (
     CacheOption,
@@ -261,6 +262,9 @@ def embed_command(
             cache=cache,
         )
     )
+
+
+app.command("chat", short_help="Talk with a language model.")(chat_command)
 
 
 app.command("serve", short_help="Answer requests over HTTP, with OpenAI's and Ollama's APIs.")(serve_command)

@@ -202,8 +202,8 @@ def _alike(layers: Sequence[LayerPlace]) -> list[tuple[str, str, list[LayerPlace
 
 def _kind(name: str) -> str:
     """What a layer is, whatever the block: ``attn_out``; all experts of a block are one kind."""
-    parts = name.split(".")
-    return ".".join(part for part in parts[2:] if not part.isdigit()) if parts[0] == "blk" else name
+    half, found, inside = name.rpartition("blk.")
+    return ".".join([half, *(part for part in inside.split(".") if not part.isdigit())]) if found else name
 
 
 def _where(each: LayerPlace) -> tuple[Any, ...]:

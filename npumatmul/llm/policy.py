@@ -169,7 +169,9 @@ def _last_blocks(names: Sequence[str], count: int) -> list[str]:
 
 
 def _block(name: str) -> str | None:
-    return ".".join(name.split(".")[:2]) if name.startswith("blk.") else None
+    """The block of a layer, such as ``blk.3``, or ``decoder.blk.3`` of a model with two halves."""
+    before, found, inside = name.rpartition("blk.")
+    return f"{before}{found}{inside.partition('.')[0]}" if found else None
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

@@ -179,6 +179,22 @@ class Unstacked(Mapping[str, Any]):
         read = getattr(self._mapping, "rows", None)
         return read(self.held_as(name)) if callable(read) else None
 
+    def rows_of(self, name: str) -> slice:
+        """Which rows of the tensor that holds it are a matrix, those of a stack one below the other.
+
+        Raises
+        ------
+        ValueError
+            If columns of the tensor are its rows.
+        """
+        found = self._found[name]
+        if not isinstance(found, _Slice):
+            return slice(0, None)
+        if found.is_transposed:
+            raise ValueError(f"{name} is stored by columns")
+        first = found.expert * self._shape(found.name)[1]
+        return slice(first + found.rows.start, first + found.rows.stop, found.rows.step)
+
     def held_as(self, name: str) -> str:
         """What the mapping itself calls the tensor that a matrix is in."""
         found = self._found[name]

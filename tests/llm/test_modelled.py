@@ -65,6 +65,7 @@ PUBLISHED = {
     "SmolLM3-3B": 3.075, "Phi-4-mini-3.8B": 3.836, "Granite-3.3-2B": 2.534, "StarCoder2-3B": 3.030,
     "Mistral-7B-v0.3": 7.248, "Ministral-8B": 8.020, "Granite-3.1-1B-A400M": 1.335, "OLMoE-1B-7B": 6.919,
     "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91,
+    "whisper-tiny": 0.03776, "whisper-base": 0.0726, "whisper-small": 0.2417, "whisper-large-v3-turbo": 0.8089,
     "Qwen2-VL-2B": 1.544, "Qwen2.5-VL-3B": 3.086, "Qwen3-VL-4B": 4.022,
     "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
     "ModernBERT-base": 0.1496,
@@ -387,6 +388,44 @@ def test_a_pass_through_experts_by_hand() -> None:
         row = 4 * (2 * of_experts + of_dense) / model.host_bandwidth + exponentials * model.host_exp_seconds
         row += operations / model.host_flops
         assert found.between == pytest.approx(rows * row + 3 * rows * 64 * 2 / model.host_bandwidth)
+
+
+def test_models_of_speech_by_hand(tmp_path: Path) -> None:
+    config = transformers.WhisperConfig(
+        d_model=64, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=2,
+        encoder_ffn_dim=96, decoder_ffn_dim=128, num_mel_bins=80, vocab_size=200, max_source_positions=1500,
+        max_target_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0, decoder_start_token_id=3,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    shape, model, rk3588 = shape_of(tmp_path), TIMINGS["rk3588"], chip("rk3588")
+    with torch.device("meta"):
+        theirs = transformers.WhisperForConditionalGeneration(config)
+    matrices = [each for each in theirs.model.parameters() if each.ndim > 1]
+    assert shape.parameters == sum(each.numel() for each in matrices)
+    assert (shape.kind, shape.layers, shape.cached) == ("speech", 5, 2 * 2 * 64)
+
+    def seconds(m: int, k: int, n: int) -> float:
+        return plan_matmul(m, plan_weight(k, n, INT8, rk3588)).modelled_seconds or math.nan
+
+    assert shape.hearing is not None
+    heard = modelled_pass(shape.hearing, 1500, 1500, INT8, rk3588)
+    assert heard is not None
+    block = seconds(1500, 64, 192) + seconds(1500, 64, 64) + seconds(1500, 64, 96) + seconds(1500, 96, 64)
+    products = seconds(3000, 240, 64) + seconds(1500, 192, 64) + 3 * block + 2 * seconds(1500, 64, 128)
+    assert heard.linear.seconds == pytest.approx(products)
+    written = modelled_pass(shape, 1, 7, INT8, rk3588)
+    assert written is not None
+    block = seconds(1, 64, 192) + 3 * seconds(1, 64, 64) + seconds(1, 64, 128) + seconds(1, 128, 64)
+    assert written.linear.seconds == pytest.approx(2 * block + seconds(1, 64, 200))
+    # of a block: three norms and sums, the function, and scores over 7 tokens and 1500 states, whose keys are read
+    scores = 2 * (7 + 1500)
+    floats = 1.5 * (6 * 64 + scores) + 128 + (7 + 1500) * 64
+    row = 4 * floats / model.host_bandwidth + (128 + scores) * model.host_exp_seconds
+    assert written.between == pytest.approx(2 * (row + 2 * scores * 64 / model.host_flops))
+    (scheme,) = plan_model(shape, rk3588, ["w8a8"]).schemes
+    assert scheme.window == heard.estimate
+    assert (scheme.prompts, scheme.texts) == ({}, {})
+    assert len(scheme.layers) == len(shape.whole) == 14
 
 
 def test_layers_with_a_state_by_hand() -> None:

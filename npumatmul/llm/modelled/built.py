@@ -14,8 +14,10 @@ from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoder_config import EncoderConfig
 from npumatmul.llm.models.mixers import DeltaNet
 from npumatmul.llm.models.settings import MAX_SIZE
+from npumatmul.llm.models.whisper import Whisper
+from npumatmul.llm.models.whisper_config import WhisperConfig
 
-__all__ = ["THREE", "decoder_shape", "encoder_shape", "llama_shape"]
+__all__ = ["THREE", "decoder_shape", "encoder_shape", "llama_shape", "speech_shape"]
 
 #: Three arrays that go through memory, two read and one written, compared with the two of a copy.
 THREE = 1.5
@@ -66,6 +68,45 @@ def encoder_shape(name: str, config: EncoderConfig) -> ModelShape:
     tables = (config.vocab_size + config.positions + config.types) * config.hidden_size
     block = BlockShape(config.n_layers, tuple(_linears(modules, 0, None)), _encoder_work(config))
     return ModelShape(name, "encoder", config.hidden_size, config.vocab_size, (block,), None, tables)
+
+
+def speech_shape(name: str, config: WhisperConfig) -> ModelShape:
+    """Dimensions of a model of speech; as `decoder_shape`."""
+    c = config
+    sizes = Whisper(replace(c, encoder_layers=1, decoder_layers=1)).linear_shapes()
+    linears = {layer: LinearShape(layer.replace("blk.0.", ""), k, n, 1) for layer, (n, k) in sizes.items()}
+    convolved = (linears["encoder.conv1"]._replace(each=2), linears["encoder.conv2"])  # frames, two for each state
+    # patches of both, and their function
+    copied = 2.0 * convolved[0].k + convolved[1].k + 3 * c.hidden_size
+    conv = BlockShape(1, convolved, HostWork(copied, 3 * c.hidden_size, 0.0), further=True)
+    kept = linears.pop("decoder.blk.0.cross_kv")
+    hear = tuple(each for layer, each in linears.items() if layer.startswith("encoder.blk."))
+    write = [(layer, each) for layer, each in linears.items() if layer.startswith("decoder.blk.")]
+    across = tuple(each for layer, each in write if ".cross_" in layer)
+    within = tuple(each for layer, each in write if ".cross_" not in layer)
+    width = c.hidden_size // c.decoder_heads
+    seen = HostWork(THREE * 2 * c.hidden_size, 0.0, 0.0, c.decoder_heads, width, width, cached=2 * c.hidden_size,
+                    always=c.positions)  # fmt: skip
+    hearing = ModelShape(
+        name, "encoder", c.hidden_size, c.vocab_size,
+        (
+            conv,
+            BlockShape(c.encoder_layers, hear, _plain_work(c.hidden_size, c.encoder_heads, c.encoder_ffn)),
+            BlockShape(c.decoder_layers, (kept,), HostWork(2.0 * c.hidden_size, 0.0, 0.0), further=True),
+        ),
+        None, c.positions * c.hidden_size,
+    )  # fmt: skip
+    own = _plain_work(c.hidden_size, c.decoder_heads, c.decoder_ffn)
+    blocks = (BlockShape(c.decoder_layers, within, replace(own, cached=2 * c.hidden_size)),
+              BlockShape(c.decoder_layers, across, seen, further=True))  # fmt: skip
+    tables = hearing.tables + (c.context_length + (0 if c.tied else c.vocab_size)) * c.hidden_size
+    head = linears["head"]
+    return ModelShape(name, "speech", c.hidden_size, c.vocab_size, blocks, head, tables, hearing, c.positions)
+
+
+def _plain_work(hidden: int, heads: int, ffn: int) -> HostWork:
+    """Of a block with two norms, two sums and a network without a gate."""
+    return HostWork(THREE * 4 * hidden + ffn, ffn, 0.0, heads, hidden // heads, hidden // heads)
 
 
 def _sized(layer: LayerConfig) -> LayerConfig:

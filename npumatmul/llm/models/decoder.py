@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.errors import ModelError
+from npumatmul.llm.models.block_steps import Steps, steps_through
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
 from npumatmul.llm.models.embedded import EmbeddedRows, Placing
 from npumatmul.nn import cache as nn_cache
-from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
@@ -413,7 +412,7 @@ class Decoder(Module):
         cache.settle()
         return result
 
-    def block_steps(self, layer: int, x: Float32, cache: KVCache) -> Generator[tuple[str, Float32], Float32, Float32]:
+    def block_steps(self, layer: int, x: Float32, cache: KVCache) -> Steps:
         """Run rows through one block whose products are the caller's.
 
         Many inputs can be brought to the same layer this way before any of them goes on.
@@ -432,33 +431,16 @@ class Decoder(Module):
         part : str
             One of `LayerConfig.parts`, in their order.
         given : ndarray of float32, shape (T, K)
-            What enters that layer. The generator is sent the product, ``(T, N)``, and does not keep that.
+            What enters that layer: of an expert, the rows that chose it, if any. The generator is sent the product,
+            ``(T, N)``, and does not keep that.
 
         Returns
         -------
         ndarray of float32, shape (T, hidden)
             What leaves the block, a new array.
-
-        Raises
-        ------
-        npumatmul.errors.ModelError
-            If the block has experts: each of them gets rows of its own.
         """
-        if self.config.layers[layer].experts is not None:
-            raise ModelError("blocks with experts cannot be taken one linear layer after another")
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
-        into, out, gate_up, down = linears_of(block)
-        entering, leaving = self.config.layers[layer].parts[:2]
-        mixer = block.mixer
-        between = mixer.attend if isinstance(mixer, Attention) else mixer.mix
-        mixed = between(_biased(into, (yield entering, block.input_layernorm(x))), cache=cache, layer=layer)
-        cache.settle()
-        x = block.after_attention(x, _biased(out, (yield leaving, mixed)))
-        del mixed
-        mlp: Any = block.mlp
-        inner = mlp.activate(_split(gate_up, (yield "gate_up", block.before_mlp(x))))
-        result: Float32 = block.after_mlp(x, _biased(down, (yield "down", inner)))
-        return result
+        return steps_through(block, self.config.layers[layer].parts, x, cache, layer)
 
     def entering_head(self, x: Float32) -> Float32:
         """What the output matrix is given, of what leaves the last block."""
@@ -528,12 +510,3 @@ class _TiedHead(Linear):
 def _told(progress: PromptProgress, start: int, count: int, total: int, n_layers: int) -> Callable[[int], object]:
     """What tells how many tokens have been read, by the blocks that are done of `count` of them."""
     return lambda layers: progress(start + count * layers // n_layers, total)
-
-
-def _biased(module: Linear | LinearGroup, y: Float32) -> Float32:
-    return y if module.bias is None else y + module.bias
-
-
-def _split(module: Linear | LinearGroup, y: Float32) -> tuple[Float32, ...]:
-    y = _biased(module, y)
-    return module.split(y) if isinstance(module, LinearGroup) else (y,)

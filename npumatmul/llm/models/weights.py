@@ -82,7 +82,11 @@ class LayerTensors:
 
 
 def layer_tensors(
-    source: ModelSource, config: DecoderConfig | None = None, *, layers: tuple[int, int] | None = None
+    source: ModelSource,
+    config: DecoderConfig | None = None,
+    *,
+    elsewhere: int = 0,
+    layers: tuple[int, int] | None = None,
 ) -> dict[str, LayerTensors]:
     """List a model's linear layers.
 
@@ -92,6 +96,8 @@ def layer_tensors(
         The open model.
     config : DecoderConfig, optional
         Its configuration; read by default.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     layers : (int, int), optional
         Only those of a part of it, as of a slice of its blocks.
 
@@ -106,7 +112,7 @@ def layer_tensors(
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_sizes(source, config)
+    _check_sizes(source, config, elsewhere)
     return _layers_of(_decoder(source, part_of(config, layers)), architecture_of(source))
 
 
@@ -115,6 +121,7 @@ def load_decoder(
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
+    elsewhere: int = 0,
     progress: Progress | None = None,
     layers: tuple[int, int] | None = None,
 ) -> Decoder:
@@ -132,6 +139,8 @@ def load_decoder(
         Makes the product of a layer; ``layer.weight(source)`` reads its weight.
     context_length : int, optional
         Longest sequence, in tokens; by default, and at most, the model's own.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     progress : callable, optional
         Called before each layer and at the end with (layers done, layers in all, name).
     layers : (int, int), optional
@@ -152,7 +161,7 @@ def load_decoder(
         If `context_length` is not positive, or the model has no such blocks.
     """
     whole = _limited(config_of(source), context_length)
-    _check_sizes(source, whole)
+    _check_sizes(source, whole, elsewhere)
     config, architecture = part_of(whole, layers), architecture_of(source)
     model = _decoder(source, config)
     products = _layers_of(model, architecture)
@@ -192,10 +201,10 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig, elsewhere: int) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    held = len(source.weights)  # each layer has several, and so has each expert
+    held = len(source.weights) + elsewhere  # each layer has several, and so has each expert
     for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
         if count > held:
             raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")

@@ -251,6 +251,14 @@ class Whisper(Module):
         made: Float32 = self.head(self.written(ids, heard, cache))
         return made
 
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """``(N, K)`` of all layers by name, in the order of `speech_layer_names`."""
+        found: dict[str, tuple[int, int]] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, Linear | LinearGroup | Conv1d):
+                found[_layer_name(path)] = module.product_shape[::-1]
+        return {name: found[name] for name in speech_layer_names(self.config)}
+
     @property
     def linears(self) -> dict[str, Product]:
         """The products of all layers by name; biases are not in them."""
