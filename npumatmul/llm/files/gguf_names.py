@@ -105,6 +105,17 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_GEMMA4 = {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale.weight": "layer_scalar",
+}
+_GEMMA4_OUTSIDE = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
+}
 _FUSED = {
     "attn_norm": "input_layernorm",
     "attn_qkv": "self_attn.qkv_proj",
@@ -217,6 +228,7 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "gpt-oss": Layout(_GPT_OSS),
     "gemma2": Layout(_FOUR_NORMS, norms_include_one=True),
     "gemma3": Layout({**_FOUR_NORMS, **_HEAD_NORMS}, norms_include_one=True),
+    "gemma4": Layout({**_FOUR_NORMS, **_HEAD_NORMS, **_GEMMA4}, outside={**_OUTSIDE, **_GEMMA4_OUTSIDE}),
     "phi3": Layout(_FUSED),
     "starcoder2": Layout(
         {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -69,6 +70,12 @@ class GGUFSettings(Settings):
         if not 0 <= count < self.layers("block_count"):
             raise self._wrong(GUESSING, count, "fewer layers than there are")
         return count
+
+    def replaced(self, values: Mapping[str, Any]) -> GGUFSettings:
+        """The same settings with other values of some names, which were looked at before."""
+        made = copy.copy(self)
+        made._values = {**self._values, **values}
+        return made
 
 
 def settings_of(

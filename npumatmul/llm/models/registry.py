@@ -15,6 +15,7 @@ from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import GUESSING, settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
+from npumatmul.llm.models.gemma4 import GEMMA4
 from npumatmul.llm.models.gpt_oss import GPT_OSS
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.granitemoe import GRANITEMOE
@@ -60,6 +61,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
     QWEN3_VL,
+    GEMMA4,
 )
 HEAD = "lm_head.weight"
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
