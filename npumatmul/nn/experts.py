@@ -256,7 +256,7 @@ class MixtureOfExperts(Module):
         rows = np.ascontiguousarray(float32_of(x, "MixtureOfExperts").reshape(-1, self._hidden))
         y = np.zeros_like(rows)
         if len(rows):
-            chosen, weights = self.gate(rows, self.expert_bias)
+            chosen, weights = self.choice(rows)
             for number in np.unique(chosen).tolist():
                 tokens, places = np.nonzero(chosen == number)
                 y[tokens] += self.experts[number](rows[tokens]) * weights[tokens, places, None]
@@ -264,6 +264,10 @@ class MixtureOfExperts(Module):
                 shared = self.shared_expert(rows)
                 y += shared if self.shared_expert_gate is None else shared * self.shared_expert_gate(rows)
         return rounded_to(y, x.dtype).reshape(x.shape)
+
+    def choice(self, rows: Float32) -> tuple[NDArray[np.int64], Float32]:
+        """Which experts rows ``(T, hidden_size)`` pass, and how much each counts, as `Router` gives it."""
+        return self.gate(rows, self.expert_bias)
 
 
 class _SharedGate(Module):
