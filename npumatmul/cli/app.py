@@ -32,7 +32,6 @@ from npumatmul.cli.options import (
 from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
-from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -176,7 +175,7 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
-        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_memory=expert_memory,
         expert_folder=expert_folder,
     )
     generating.answer(request)
@@ -443,16 +442,6 @@ def quantize_command(
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
-def _bytes(option: str, text: str | None) -> int | None:
-    """A size that is given as text."""
-    if text is None:
-        return None
-    try:
-        return parsed_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
-
-
 def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
     """Names that are separated by commas, each once."""
     if text is None:
@@ -479,7 +468,7 @@ def plan_command(
     """Show how large a model is on a chip, and how fast it is modelled to be; no weights are needed."""
     from npumatmul.cli import planning
 
-    planning.show(model, soc, _names(scheme), as_json, _bytes("--expert-memory", expert_memory))
+    planning.show(model, soc, _names(scheme), as_json, expert_memory)
 
 
 @app.command("calibrate", short_help="Fit the timing model to this board.")
