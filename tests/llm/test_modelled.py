@@ -65,6 +65,7 @@ PUBLISHED = {
     "SmolLM3-3B": 3.075, "Phi-4-mini-3.8B": 3.836, "Granite-3.3-2B": 2.534, "StarCoder2-3B": 3.030,
     "Mistral-7B-v0.3": 7.248, "Ministral-8B": 8.020, "Granite-3.1-1B-A400M": 1.335, "OLMoE-1B-7B": 6.919,
     "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91,
+    "Gemma-4-E2B": 4.65,  # 5.1 with its two encoders
     "whisper-tiny": 0.03776, "whisper-base": 0.0726, "whisper-small": 0.2417, "whisper-large-v3-turbo": 0.8089,
     "Qwen2-VL-2B": 1.544, "Qwen2.5-VL-3B": 3.086, "Qwen3-VL-4B": 4.022,
     "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
