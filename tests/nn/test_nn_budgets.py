@@ -95,7 +95,7 @@ def test_attention_to_another_sequence_takes_few_calls() -> None:
 def test_convolutions_take_few_calls() -> None:
     x = RNG.standard_normal((1, 8, 16)).astype(np.float32)
     for layer in (nn.Conv1d(8, 4, 3, padding=1, scheme="float32"), nn.ConvTranspose1d(8, 4, 3, scheme="float32")):
-        assert calls_of(lambda: loaded(layer)(x)) - calls_of(lambda: loaded(layer)) <= 40  # noqa: B023
+        assert calls_of(lambda: loaded(layer)(x)) - calls_of(lambda: loaded(layer)) <= 48  # noqa: B023
 
 
 def test_a_block_of_one_token_takes_few_calls_beside_its_products() -> None:
