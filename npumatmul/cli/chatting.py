@@ -39,6 +39,8 @@ class Request:
     device: str | None = None
     context: int | None = None
     cache: bool = True
+    expert_memory: int | None = None
+    expert_folder: Path | None = None
 
 
 def chat(request: Request) -> None:
@@ -59,7 +61,14 @@ def chat(request: Request) -> None:
     device = current_device(request.device)
     with working(lines=False) as progress:
         model = load(
-            request.model, scheme, device=device, context=request.context, cache=request.cache, progress=progress
+            request.model,
+            scheme,
+            device=device,
+            context=request.context,
+            cache=request.cache,
+            expert_memory=request.expert_memory,
+            expert_folder=request.expert_folder,
+            progress=progress,
         )
     with model:
         session = _session(request, model)
