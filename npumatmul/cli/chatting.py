@@ -17,6 +17,7 @@ from npumatmul.errors import ClosedError, DeviceLostError, NpuError
 from npumatmul.files.writing import check_target
 from npumatmul.llm import Answer, GenerationStats, Model, SamplingOptions, Session, StopReason, load
 from npumatmul.llm.loader import DEFAULT_SCHEME
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.tokenizers.protocol import not_characters
 
@@ -39,6 +40,7 @@ class Request:
     device: str | None = None
     context: int | None = None
     cache: bool = True
+    policy: Policy | None = None
 
 
 def chat(request: Request) -> None:
@@ -59,7 +61,13 @@ def chat(request: Request) -> None:
     device = current_device(request.device)
     with working(lines=False) as progress:
         model = load(
-            request.model, scheme, device=device, context=request.context, cache=request.cache, progress=progress
+            request.model,
+            scheme,
+            policy=request.policy,
+            device=device,
+            context=request.context,
+            cache=request.cache,
+            progress=progress,
         )
     with model:
         session = _session(request, model)
