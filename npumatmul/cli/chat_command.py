@@ -16,7 +16,15 @@ from npumatmul.cli.offloading import (
     PolicyOption,
     policy_of,
 )
-from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption, SeedOption, TemperatureOption
+from npumatmul.cli.options import (
+    CacheOption,
+    DeviceOption,
+    ExpertFolderOption,
+    ExpertMemoryOption,
+    SchemeOption,
+    SeedOption,
+    TemperatureOption,
+)
 
 
 def chat_command(
@@ -52,6 +60,8 @@ def chat_command(
         str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
     ] = "none",
     cache: CacheOption = True,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
     npu_layers: NpuLayersOption = None,
     decode: DecodeOption = None,
     npu_memory: NpuMemoryOption = None,
@@ -79,4 +89,7 @@ def chat_command(
         "speculation": None if speculation == "none" else speculation,
     }
     places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)
-    chatting.chat(chatting.Request(model, settings, session, system, scheme, device, context, cache, places))
+    request = chatting.Request(
+        model, settings, session, system, scheme, device, context, cache, expert_memory, expert_folder, places
+    )
+    chatting.chat(request)

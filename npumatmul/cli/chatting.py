@@ -40,6 +40,8 @@ class Request:
     device: str | None = None
     context: int | None = None
     cache: bool = True
+    expert_memory: int | None = None
+    expert_folder: Path | None = None
     policy: Policy | None = None
 
 
@@ -67,6 +69,8 @@ def chat(request: Request) -> None:
             device=device,
             context=request.context,
             cache=request.cache,
+            expert_memory=request.expert_memory,
+            expert_folder=request.expert_folder,
             progress=progress,
         )
     with model:

@@ -109,6 +109,8 @@ def _speeds(plan: ModelPlan) -> list[Column]:
         return columns
     if plan.expert_memory is not None:
         columns.append(Column("brought in\nMB a token", [f"{(each.brought or 0) / 1e6:.0f}" for each in schemes]))
+    if plan.shape.kind == "speech":
+        columns.append(Column("hearing 30 s\nseconds", [_range(each.window, "{:.2f}") for each in schemes]))
     columns.append(Column("tokens/s", [_range(each.tokens_per_second, "{:.1f}") for each in schemes]))
     for rows in schemes[0].prompts:
         cells = [_range(each.prompts[rows], "{:.2f}") for each in schemes]

@@ -6,6 +6,7 @@ weights of gemma's norms, factors of rotary frequencies as tensors, multipliers 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -38,6 +39,18 @@ SIZES = {
     "pad_token_id": 263,
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 3.0,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -140,6 +153,12 @@ def _without_lists(config: dict[str, Any]) -> None:
     """Which layers slide a window or tell positions by the rule of the architecture."""
     for name in ("layer_types", "no_rope_layers"):
         config.pop(name, None)
+
+
+def _published_gemma4(config: dict[str, Any]) -> None:
+    """Sizes of layers by names of their own."""
+    own = config.pop("per_layer_config")
+    config["global_head_dim"] = next(iter(own.values()))["head_dim"]
 
 
 VARIANTS = [
@@ -309,6 +328,23 @@ VARIANTS = [
         {"rope_parameters": {**YARN, **MROPE, "rope_type": "yarn", "rope_theta": 1e6}, "tie_word_embeddings": True},
     ),
     Variant("qwen3_vl", "text", {"head_dim": 16, "rope_parameters": MROPE}, "qwen3vl"),
+    Variant("gemma4_text", "small", GEMMA4, "gemma4"),
+    Variant(
+        "gemma4_text",
+        "large",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": 3.0,
+            "sliding_window": 8,
+            "num_hidden_layers": 6,
+        },
+        "gemma4",
+    ),
+    Variant("gemma4_text", "published", GEMMA4, older=_published_gemma4),
 ]
 
 
@@ -336,6 +372,9 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
                     value.normal_(0, 0.2)
                 else:
                     value.normal_(1, 0.2)
+        for name, value in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                value.uniform_(0.5, 1.5)
     return model.eval()
 
 
@@ -387,7 +426,9 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
 
 
 def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
-    c = config
+    c = copy.deepcopy(config)
+    if arch == "gemma4":  # of layers that slide a window
+        c.allow_global_per_layer_attribute_access = True
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
@@ -400,7 +441,7 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     else:
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    if getattr(c, "head_dim", None) and arch != "phi3":
+    if getattr(c, "head_dim", None) and arch not in ("phi3", "gemma4"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     rope = c.rope_parameters.get("full_attention", c.rope_parameters)
@@ -436,6 +477,8 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(
                 math.sqrt(1 + math.log(ratio) / math.log(c.original_max_position_embeddings))
             )
+    if arch == "gemma4":
+        write_gemma4(writer, c)
     if arch in ("qwen2vl", "qwen3vl"):
         writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
     if arch in EXPERT_COUNTS:
@@ -453,6 +496,29 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_logit_scale(c.logits_scaling)
 
 
+def write_gemma4(writer: gguf.GGUFWriter, c: Any) -> None:
+    slides = [each == "sliding_attention" for each in c.layer_types]
+    full = c.per_layer_config[slides.index(False)]
+    shared = [each == "reuse" for each in c.kv_sharing_modes]
+    writer.add_shared_kv_layers(sum(shared))
+    writer.add_embedding_length_per_layer_input(c.hidden_size_per_layer_input)
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern(slides)
+    writer.add_key_length(full.head_dim)
+    writer.add_value_length(full.head_dim)
+    writer.add_key_length_swa(c.head_dim)
+    writer.add_value_length_swa(c.head_dim)
+    if c.use_double_wide_mlp:
+        writer.add_feed_forward_length([c.intermediate_size * (1 + each) for each in shared])
+    if full.num_key_value_heads != c.num_key_value_heads:
+        writer.add_head_count_kv([c.num_key_value_heads if each else full.num_key_value_heads for each in slides])
+    writer.add_rope_dimension_count(full.head_dim)
+    writer.add_rope_dimension_count_swa(c.head_dim)
+    writer.add_rope_freq_base_swa(c.rope_parameters["sliding_attention"]["rope_theta"])
+    if c.final_logit_softcapping:
+        writer.add_final_logit_softcapping(c.final_logit_softcapping)
+
+
 def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
     config = language_config(model)
     kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
@@ -463,6 +529,10 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", np.array(rope["long_factor"], np.float32)
         yield "rope_factors_short.weight", np.array(rope["short_factor"], np.float32)
+    if rope["rope_type"] == "proportional":
+        half = config.per_layer_config[config.num_hidden_layers - 1].head_dim // 2
+        turned = int(half * rope["partial_rotary_factor"])
+        yield "rope_freqs.weight", np.array([1.0] * turned + [1e30] * (half - turned), np.float32)
     tied = model.config.tie_word_embeddings
     for name, tensor in language_state(model).items():
         if tied and name == "lm_head.weight":
@@ -471,9 +541,9 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
         if arch in PERMUTED and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             value = interleaved(value, heads)
-        if "gemma" in arch and name.endswith("norm.weight"):
+        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             value = value + np.float32(1)
-        if name.endswith("sinks"):
+        if name.endswith(("sinks", "layer_scalar")):
             name += ".weight"
         if arch == "gpt-oss" and ".experts." in name:
             yield from gpt_oss_stacks(name, value)

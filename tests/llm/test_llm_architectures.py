@@ -165,12 +165,13 @@ def test_layers_of_every_architecture_have_names_and_can_be_exchanged(tmp_path: 
     }
     expected = model.forward(IDS, model.new_cache())
     np.testing.assert_array_equal(model.with_linears(tapped).forward(IDS, model.new_cache()), expected)
-    if any(model.config.expert_counts):
-        assert seen == [name for name in model.linears if name in seen]
-        with pytest.raises(ModelError, match="one linear layer after another"):
-            next(model.block_steps(0, model.embed(IDS), model.new_cache()))
+    if model.config.whole_only is not None:
+        assert seen == list(model.linears)
+        for one in (model.run_block, lambda *given: next(model.block_steps(*given))):
+            with pytest.raises(ModelError, match="cannot be computed one by one: each of its layers"):
+                one(0, model.embed(IDS), model.new_cache())
         return
-    assert seen == list(model.linears)
+    assert seen == [name for name in model.linears if name in seen or ".expert." not in name]
     cache = model.new_cache()
     x = model.embed(IDS)
     for layer in range(model.config.n_layers):
@@ -220,7 +221,7 @@ def test_a_cache_follows_rotations_that_depend_on_the_length(tmp_path: Path) -> 
     assert model.parameter_shapes() == shapes
 
 
-@pytest.mark.parametrize("name", ["llama-plain", "mistral-window", "phi3-longrope"])
+@pytest.mark.parametrize("name", ["llama-plain", "mistral-window", "phi3-longrope", "gemma4_text-small"])
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 1 - 1e-6), ("float16", 0.99999), ("int8", 0.999)])
 def test_caches_are_forked_saved_and_kept_in_few_bits(tmp_path: Path, name: str, dtype: str, least: float) -> None:
     variant = next(each for each in VARIANTS if each.name == name)
@@ -234,8 +235,8 @@ def test_caches_are_forked_saved_and_kept_in_few_bits(tmp_path: Path, name: str,
     for each in (cache.fork(), loaded, cache):
         assert cosines(model.forward(IDS[30:], each, all_logits=True), expected).min() >= least
         assert each.tokens == IDS
-        each.truncate(5)
-        assert cosines(model.forward(IDS[5:], each), expected[-1]) >= least
+        left = each.truncate(5)  # nothing where windows have given up what is needed
+        assert cosines(model.forward(IDS[left:], each), expected[-1]) >= least
 
 
 def test_files_of_other_caches_are_refused(tmp_path: Path) -> None:

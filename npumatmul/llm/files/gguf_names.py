@@ -43,13 +43,24 @@ _EXPERTS = {
 _GPT_OSS = {**_EXPERTS, "post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks"}
 del _GPT_OSS["ffn_norm"]
 #: Tensors of parameters whose names end without ``weight``.
-_BARE = frozenset({"attn_sinks"})
+_BARE = frozenset({"attn_sinks", "layer_output_scale"})
 _FOUR_NORMS = {
     **_ATTENTION,
     **_FEED_FORWARD,
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GEMMA4 = {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+    "layer_output_scale": "layer_scalar",
+}
+_GEMMA4_OUTSIDE = {
+    "per_layer_token_embd": "model.embed_tokens_per_layer",
+    "per_layer_model_proj": "model.per_layer_model_projection",
+    "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 _FUSED = {
     "attn_norm": "input_layernorm",
@@ -122,6 +133,7 @@ ARCHITECTURES: Mapping[str, Layout] = {
     "gpt-oss": Layout(_GPT_OSS),
     "gemma2": Layout(_FOUR_NORMS, norms_include_one=True),
     "gemma3": Layout({**_FOUR_NORMS, **_HEAD_NORMS}, norms_include_one=True),
+    "gemma4": Layout({**_FOUR_NORMS, **_HEAD_NORMS, **_GEMMA4}, outside={**_OUTSIDE, **_GEMMA4_OUTSIDE}),
     "phi3": Layout(_FUSED),
     "starcoder2": Layout(
         {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}

@@ -46,6 +46,8 @@ def steps_through(block: TransformerBlock, parts: Sequence[str], x: Float32, cac
     else:
         through = yield from _network(mlp, "", block.before_mlp(x))
     result: Float32 = block.after_mlp(x, through)
+    if block.layer_scalar is not None:
+        result *= block.layer_scalar
     return result
 
 

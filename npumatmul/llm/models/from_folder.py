@@ -310,6 +310,10 @@ def _read(
     partial = given.positive("partial_rotary_factor", partial)
     name = given.text("rope_type", given.text("type", "default"))
     name = aliases.get(name, name)
+    if name == "proportional":
+        scaled = {"rope_type": name, "partial_rotary_factor": partial, "factor": given.positive("factor", 1.0)}
+        given.finish(ignored=beside)
+        return _made(settings, head_dim, 1.0, theta, scaled)
     given.size("original_max_position_embeddings", None)  # means nothing where nothing is scaled
     scaling = None if name == "default" else _scaling(given, name, context_length, before)
     given.finish(ignored=beside)

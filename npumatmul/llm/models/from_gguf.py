@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -59,6 +60,12 @@ class GGUFSettings(Settings):
         self.interleaved_rope = interleaved_rope
         self.norms_include_one = norms_include_one
         self.tokens = tokens
+
+    def replaced(self, values: Mapping[str, Any]) -> GGUFSettings:
+        """The same settings with other values of some names, which were looked at before."""
+        made = copy.copy(self)
+        made._values = {**self._values, **values}
+        return made
 
 
 def settings_of(

@@ -14,6 +14,7 @@ from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.from_gguf import settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
+from npumatmul.llm.models.gemma4 import GEMMA4
 from npumatmul.llm.models.gpt_oss import GPT_OSS
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.granitemoe import GRANITEMOE
@@ -51,6 +52,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     QWEN2_VL,
     QWEN2_5_VL,
     QWEN3_VL,
+    GEMMA4,
 )
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}

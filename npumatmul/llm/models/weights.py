@@ -242,6 +242,7 @@ def _check_names(
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
     known = {*names, HEAD} if model.config.tied else set(names)
+    known |= _not_needed(model.config)
     left = [name for name in source.weights if name not in known and not name.startswith(left_out)]
     if left:
         raise source.error(
@@ -256,6 +257,13 @@ def _check_names(
     shapes = model.parameter_shapes()
     for ours, theirs in beside.items():
         _check_shape(source, theirs, shapes[ours])
+
+
+def _not_needed(config: DecoderConfig) -> set[str]:
+    """Parameters that checkpoints have of layers which look at keys and values of others, for nothing."""
+    parts = ("k_proj.weight", "v_proj.weight", "k_norm.weight", "v_norm.weight", "k_proj.bias", "v_proj.bias")
+    followers = [i for i, each in enumerate(config.layers) if each.follows is not None]
+    return {f"model.layers.{i}.self_attn.{part}" for i in followers for part in parts}
 
 
 def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None:
