@@ -287,12 +287,16 @@ def test_places_and_pictures_have_to_agree(case: Callable[[str], Case]) -> None:
     given = case("qwen3_vl")
     with llm.load(given.folder, "float32") as model:
         short = shortened(given.prompt)
-        with pytest.raises(ValueError, match="more places for pictures than the 3 given"):
+        with pytest.raises(ValueError, match="1 places stand at .* and no picture is left, of 3 pictures"):
             model.logits(short, given.pictures[:-1])
         with pytest.raises(ValueError, match=r"5 are given, and the prompt has places for 4"):
             model.logits(short, [*given.pictures, given.pictures[0]])
         with pytest.raises(ValueError, match=r"6 places stand at 8 for a picture of 4 rows"):
             model.logits(given.prompt, [given.pictures[1], *given.pictures[1:]])
+        pair = [PICTURE, PICTURE, 5]  # without anything between them
+        both = [given.pictures[0], given.pictures[3]]
+        expected = model.logits([PICTURE] * 14 + [5], both)
+        np.testing.assert_array_equal(model.logits(pair, both), expected)
         with pytest.raises(ValueError, match="0 deep features are given; qwen3_vl adds 2"):
             model.logits(short, [Embedded(each.rows, each.grid) for each in given.pictures])
         with pytest.raises(llm.ContextFullError, match=r"the prompt has 1\d\d tokens"):
