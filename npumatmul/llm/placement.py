@@ -109,10 +109,12 @@ class ModelPlacement(Sequence[LayerPlace]):
 
     @property
     def npu_bytes(self) -> int:
+        """Of weights in NPU memory."""
         return sum(each.nbytes for each in self if each.memory == "npu")
 
     @property
     def host_bytes(self) -> int:
+        """Of weights in ordinary memory."""
         return sum(each.nbytes for each in self if each.memory == "host")
 
     def named(self, name: str) -> LayerPlace:
