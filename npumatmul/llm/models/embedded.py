@@ -336,8 +336,8 @@ def _at_placeholders(ids: Sequence[int], given: list[Embedded], placeholders: Co
             if count is None:
                 rows = f"for a picture of {len(waiting[0])} rows" if waiting else "and no picture is left"
                 raise ValueError(
-                    f"embeddings: {stop - i} places stand at {i} {rows}, of {len(given)} pictures; each picture has one "
-                    "place, or one for each row"
+                    f"embeddings: {stop - i} places stand at {i} {rows}, of {len(given)} pictures; each has one place, "
+                    "or one for each row"
                 )
             for picture in waiting[:count]:
                 tokens += picture.numbers
