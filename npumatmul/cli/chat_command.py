@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from npumatmul.cli.files import path
-from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption, SeedOption, TemperatureOption
+from npumatmul.cli.options import (
+    CacheOption,
+    DeviceOption,
+    ExpertFolderOption,
+    ExpertMemoryOption,
+    SchemeOption,
+    SeedOption,
+    TemperatureOption,
+)
 
 
 def chat_command(
@@ -44,6 +52,8 @@ def chat_command(
         str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
     ] = "none",
     cache: CacheOption = True,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
 ) -> None:
     """Talk with a language model; /help lists what can be typed beside messages (docs/chat.md)."""
     from npumatmul.cli import chatting  # here, since it needs the extra `llm`, which other commands do not
@@ -65,4 +75,7 @@ def chat_command(
         "on_full": on_full,
         "speculation": None if speculation == "none" else speculation,
     }
-    chatting.chat(chatting.Request(model, settings, session, system, scheme, device, context, cache))
+    request = chatting.Request(
+        model, settings, session, system, scheme, device, context, cache, expert_memory, expert_folder
+    )
+    chatting.chat(request)

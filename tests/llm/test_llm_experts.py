@@ -70,6 +70,9 @@ def test_the_command_keeps_to_the_memory_for_experts(file: Path, tmp_path: Path)
     assert "is no size" in runner.invoke(app, [*common, "--expert-memory", "few"]).stderr
     with pytest.raises(ValueError, match="give both"):
         runner.invoke(app, [*common, *limit[2:]], catch_exceptions=False)
+    talk = ["chat", "-m", str(file), "--device", "sim:rk3588", "--no-cache", *limit]
+    assert runner.invoke(app, talk, input="/quit\n").exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_of_stacks_and_of_matrices_are_the_same_model(tmp_path: Path) -> None:
