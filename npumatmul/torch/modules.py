@@ -153,10 +153,10 @@ class NpuModule(nn.Module):
         return (
             type(x) is torch.Tensor
             and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+            and not torch.jit.is_tracing()  # type: ignore[no-untyped-call,attr-defined]
             and not (x.requires_grad and torch.is_grad_enabled())
             and torch._C._len_torch_dispatch_stack() == 0
-            and not torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
+            and not torch._C._functorch.peek_interpreter_stack()
         )
 
     @staticmethod
@@ -171,14 +171,14 @@ class NpuModule(nn.Module):
         for name in self._shapes:
             if self._parameters.get(name) is None:
                 destination[prefix + name] = self.unpack(name).to(self._dtypes[name])
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         waiting = {name: self._parameters.pop(name) for name in list(self._shapes) if name in self._parameters}
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         for name in self._shapes:
@@ -216,7 +216,7 @@ class NpuModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("packed")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__["_seen"] = {}
         self.__dict__["_held"] = {}
         self.__dict__["_number"] = operators.register(self)

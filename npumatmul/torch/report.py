@@ -118,9 +118,11 @@ def modelled(product: Any, rows: tuple[int, ...] = ROWS) -> tuple[dict[int, floa
     weight = getattr(product, "weight", None)
     if not isinstance(weight, PackedWeight):
         return None, None
-    chip, (k, n) = weight.device.chip, weight.shape
+    chip, (k, n), plan = weight.device.chip, weight.shape, weight.plan
+    if plan is None:
+        return None, None
     cpu = CPUS.get(chip.soc)
-    found = {m: plan_matmul(m, weight.plan, timings=chip.timings).modelled_seconds for m in rows}
+    found = {m: plan_matmul(m, plan, timings=chip.timings).modelled_seconds for m in rows}
     half = ElementType.FLOAT16
     return (
         None if None in found.values() else {m: float(s) for m, s in found.items() if s is not None},

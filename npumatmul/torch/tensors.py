@@ -63,11 +63,12 @@ class PackedTensor(torch.Tensor):
     def __new__(
         cls: type[PackedTensor], unpack: Callable[[], torch.Tensor], shape: Any, dtype: torch.dtype
     ) -> PackedTensor:
-        made: PackedTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device="cpu")  # type: ignore[attr-defined]
+        make: Any = torch.Tensor._make_wrapper_subclass
+        made: PackedTensor = make(cls, tuple(shape), dtype=dtype, device="cpu")
         made._unpack = unpack
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedTensor({tuple(self.shape)}, dtype={self.dtype}, on the NPU)"
 
     def unpacked(self) -> torch.Tensor:
@@ -75,7 +76,9 @@ class PackedTensor(torch.Tensor):
         return self._unpack().to(self.dtype)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Compute with the values."""
 
         def values(each: Any) -> Any:
