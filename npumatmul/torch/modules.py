@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import PackedProduct
@@ -226,12 +227,10 @@ class NpuModule(nn.Module):
     def keep_hooks(self, module: nn.Module) -> None:
         """Have the hooks of the module in whose place this one is."""
         for name in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_forward_hooks_with_kwargs",
-            "_forward_pre_hooks_with_kwargs",
-        ):
-            getattr(self, name).update(getattr(module, name))
+            "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+        ):  # fmt: skip
+            hooks = getattr(module, name).items()
+            getattr(self, name).update({key: hook for key, hook in hooks if not isinstance(hook, WeightNorm)})
 
 
 class NpuLinear(NpuModule):

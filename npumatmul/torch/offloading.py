@@ -136,7 +136,8 @@ def _made(
             way, kind = ways.of(name), kind_of(module)
             assert way is not None
             assert kind is not None
-            known[id(module)] = kind.of(_plain(module), way, name, statistics.get(name))
+            _settle_norms(module)
+            known[id(module)] = kind.of(module, way, name, statistics.get(name))
         made[name] = known[id(module)]
     return made
 
@@ -225,16 +226,11 @@ def _reason(module: nn.Module, name: str, patterns: Sequence[str], filter_fn: Fi
     return None
 
 
-def _plain(module: nn.Module) -> nn.Module:
-    """A module whose weight is one tensor: without norms of weights, which it keeps in several."""
-    if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    for key, hook in list(module._forward_pre_hooks.items()):
+def _settle_norms(module: nn.Module) -> None:
+    """Have norms of weights of the older kind computed: they are only when the module is called."""
+    for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            hook.remove(module)
-            del module._forward_pre_hooks[key]
-    return module
+            setattr(module, hook.name, hook.compute_weight(module).detach())
 
 
 def _class_of(module: nn.Module) -> str:
