@@ -153,6 +153,8 @@ class NpuModule(nn.Module):
         """Whether nobody watches: a call of the operator would do nothing but look the module up."""
         return (
             type(x) is torch.Tensor
+            and x.device.type != "meta"
+            and x.device.type != "meta"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[no-untyped-call,attr-defined]
             and not (x.requires_grad and torch.is_grad_enabled())
@@ -163,9 +165,8 @@ class NpuModule(nn.Module):
     @staticmethod
     def _cast(x: torch.Tensor) -> torch.Tensor:
         """What autocast makes of an operand."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind) and x.dtype in FLOATS:
-            return x.to(torch.get_autocast_dtype(kind))
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.dtype in FLOATS:
+            return x.to(torch.get_autocast_dtype("cpu"))
         return x
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
