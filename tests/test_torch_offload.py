@@ -563,3 +563,33 @@ def test_repr_says_where_a_layer_is() -> None:
     assert "NpuLinear(in_features=64, out_features=48, bias=True, scheme='w8a8', where='sim:" in repr(model)
     assert "NpuConv1d(32, 48, kernel_size=(3,)" in repr(model)
     assert isinstance(model[0], NpuLinear)
+
+
+@pytest.mark.long
+def test_sentence_transformers_run_on_offloaded_models(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    from npumatmul.llm import fetch_demo_encoder
+
+    folder = fetch_demo_encoder()
+    model = SentenceTransformer(str(folder), device="cpu")
+    texts = ["A cat sits on the mat.", "", "Shares fell on Monday, and " * 40]
+    before = model.encode(texts)
+    offload(model)
+    for batch in (1, 3):
+        after = model.encode(texts, batch_size=batch)
+        assert ((before * after).sum(axis=1) >= 0.999).all()
+    config = transformers.BertConfig(
+        vocab_size=30522, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, num_labels=1
+    )
+    spread(transformers.BertForSequenceClassification(config)).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    scorer = CrossEncoder(str(tmp_path), device="cpu")
+    pairs = [("a question", "an answer"), ("another", "text " * 50)]
+    expected = scorer.predict(pairs)
+    offload(scorer, "w16a16")
+    np.testing.assert_allclose(scorer.predict(pairs), expected, atol=1e-3)
+    pipe = transformers.pipeline("feature-extraction", model=str(folder), tokenizer=str(folder), device="cpu")
+    rows = np.array(pipe("hello world"))
+    offload(pipe.model, "w16a16")
+    np.testing.assert_allclose(np.array(pipe("hello world")), rows, atol=5e-3)
