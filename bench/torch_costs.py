@@ -1,8 +1,8 @@
 """What a call of an offloaded layer costs beside its product: ``python bench/torch_costs.py``.
 
 Medians of calls that take turns in one process, and Python functions entered; the simulator is in the place of an NPU,
-so times of products are its own. "plain" is what a module does where nobody watches, "operator" what compiled and traced
-programs call.
+so times of products are its own. "plain" is what a module does where nobody watches, "operator" what compiled and
+traced programs call.
 """
 
 from __future__ import annotations

@@ -93,10 +93,11 @@ static int multiply(const npumm_multipliers *by, const npumm_native_b *of, int64
   if (!is_valid(of, rows, a, b, c) || c_row_stride % 4 != 0) return NPUMM_BAD_ARGUMENT;
   if (is_float(of->operands) && a_row_stride % 2 != 0) return NPUMM_BAD_ARGUMENT;
   if (rows == 0 || of->n == 0) return NPUMM_OK;
-  const int64_t ready_bytes = of->k * (is_float(of->operands) ? 4 : 1);
+  /* one cache line more, so that rows of a power of two do not share their places in a cache */
+  const int64_t ready_bytes = of->k * (is_float(of->operands) ? 4 : 1) + 64;
   const int64_t block = rows < BLOCK_ROWS ? rows : BLOCK_ROWS;
   const int as_it_is = of->operands == NPUMM_I8_I8; /* rows are read where they stand */
-  char *made = as_it_is ? NULL : malloc((size_t)((block + 1) * ready_bytes + 1));
+  char *made = as_it_is ? NULL : malloc((size_t)((block + 1) * ready_bytes));
   if (!made && !as_it_is) return NPUMM_NO_MEMORY;
   int32_t sums[BLOCK_ROWS];
   for (int64_t first = 0; first < rows; first += block) {

@@ -12,15 +12,16 @@
 
 #define VECTOR __m256
 #define PARTS 2
-#define WIDE_COLUMNS 4
-#define WIDE_ROWS 2
+#define ROWS 2
+#define COLUMNS 2
+#define ALONE 4
 
 INLINE __m256 load_floats(const float *p) { return _mm256_loadu_ps(p); }
 INLINE __m256 zero_floats(void) { return _mm256_setzero_ps(); }
 INLINE __m256 add_products(__m256 sum, __m256 x, __m256 y) { return _mm256_fmadd_ps(x, y, sum); }
 
 /* enum of multiply_floats.h: 0 halves, 1 bytes, 2 nibbles */
-INLINE void load_b(const int kind, const uint8_t *column, int64_t group, __m256 *y) {
+INLINE void load_b(const int kind, const uint8_t *column, int64_t group, const int half, __m256 *y) {
   if (kind == 0) {
     y[0] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(column + 32 * group)));
     y[1] = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(column + 32 * group + 16)));
@@ -29,7 +30,7 @@ INLINE void load_b(const int kind, const uint8_t *column, int64_t group, __m256 
   __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(column + (kind == 1 ? group : group / 2) * 16));
   if (kind == 2) {
     const __m128i sign = _mm_set1_epi8(8);
-    if (group % 2) x = _mm_srli_epi16(x, 4);
+    if (half) x = _mm_srli_epi16(x, 4);
     x = _mm_sub_epi8(_mm_xor_si128(_mm_and_si128(x, _mm_set1_epi8(15)), sign), sign);
   }
   y[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));

@@ -2,8 +2,9 @@
  * The loops over float lanes, written once for all instruction sets. Before it is included:
  *   INLINE      what makes a function part of its caller, for the instruction set
  *   VECTOR      a vector of floats; PARTS of them are the 16 lanes
- *   WIDE_COLUMNS, WIDE_ROWS    columns of B that one row takes at once; rows that take two columns at once
- *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, parts), sum_lanes(parts)
+ *   ROWS, COLUMNS    rows of A and columns of B that are taken at once
+ *   ALONE            columns that one row alone takes at once, where a tile has as many, else 8; it divides 8, or 8 it
+ *   load_floats(p), zero_floats(), add_products(sum, x, y), load_b(kind, column, group, half, parts), sum_lanes(parts)
  */
 #ifndef NPUMATMUL_MULTIPLY_FLOATS_H
 #define NPUMATMUL_MULTIPLY_FLOATS_H
@@ -24,19 +25,25 @@ INLINE void floats_block(const int kind, const float *a, int64_t a_stride, npumm
   }
   const int64_t column_bytes = kind == HALVES ? 2 * tiles.tile_k : kind == BYTES ? tiles.tile_k : tiles.tile_k / 2;
   const uint8_t *first = tiles.b + n * column_bytes;
+  const int groups = kind == NIBBLES ? 2 : 1; /* 16 bytes hold two of 16 places */
   for (int64_t t = 0; t < tiles.k_tiles; t++, first += tiles.tile_n * column_bytes) {
-    for (int64_t group = 0; group < tiles.tile_k / 16; group++) {
-      const float *x = a + t * tiles.tile_k + 16 * group;
 #pragma GCC unroll 16
-      for (int j = 0; j < columns; j++) {
-        VECTOR y[PARTS];
-        load_b(kind, first + j * column_bytes, group, y);
+    for (int j = 0; j < columns && columns < ALONE; j++) __builtin_prefetch(first + (columns + j) * column_bytes);
+    for (int64_t group = 0; group < tiles.tile_k / 16; group += groups) {
+#pragma GCC unroll 2
+      for (int half = 0; half < groups; half++) {
+        const float *x = a + t * tiles.tile_k + 16 * (group + half);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
+        for (int j = 0; j < columns; j++) {
+          VECTOR y[PARTS];
+          load_b(kind, first + j * column_bytes, group, half, y);
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
-          for (int p = 0; p < PARTS; p++) {
-            VECTOR *sum = &sums[r * columns + j][p];
-            *sum = add_products(*sum, load_floats(x + r * a_stride + p * (16 / PARTS)), y[p]);
+            for (int p = 0; p < PARTS; p++) {
+              VECTOR *sum = &sums[r * columns + j][p];
+              *sum = add_products(*sum, load_floats(x + r * a_stride + p * (16 / PARTS)), y[p]);
+            }
           }
         }
       }
@@ -49,19 +56,21 @@ INLINE void floats_block(const int kind, const float *a, int64_t a_stride, npumm
 INLINE void floats(const int kind, const float *a, int64_t a_stride, int64_t rows, npumm_tile_column tiles, float *c,
                    int64_t c_stride) {
   int64_t r = 0;
-  for (; r + WIDE_ROWS <= rows; r += WIDE_ROWS) {
-    for (int64_t n = 0; n < tiles.tile_n; n += 2) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, WIDE_ROWS, 2);
+  for (; r + ROWS <= rows; r += ROWS) {
+    for (int64_t n = 0; n < tiles.tile_n; n += COLUMNS) {
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, ROWS, COLUMNS);
     }
   }
   for (; r < rows; r++) {
     int64_t n = 0;
-    for (; n + WIDE_COLUMNS <= tiles.tile_n; n += WIDE_COLUMNS) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, WIDE_COLUMNS);
+    for (; n + ALONE <= tiles.tile_n; n += ALONE) { /* whole tiles, if it goes: B is read as it lies in memory */
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, ALONE);
     }
-    for (; n < tiles.tile_n; n += 2) {
-      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 2);
+#if ALONE > 8
+    for (; n < tiles.tile_n; n += 8) {
+      floats_block(kind, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 8);
     }
+#endif
   }
 }
 

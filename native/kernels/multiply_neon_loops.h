@@ -7,8 +7,9 @@
 
 #define VECTOR float32x4_t
 #define PARTS 4
-#define WIDE_COLUMNS 4
-#define WIDE_ROWS 2
+#define ROWS 2
+#define COLUMNS 2
+#define ALONE 4
 
 INLINE float32x4_t load_floats(const float *p) { return vld1q_f32(p); }
 INLINE float32x4_t zero_floats(void) { return vdupq_n_f32(0); }
@@ -19,7 +20,7 @@ INLINE int8x16_t low_halves(uint8x16_t pairs) { return vshrq_n_s8(vreinterpretq_
 INLINE int8x16_t high_halves(uint8x16_t pairs) { return vshrq_n_s8(vreinterpretq_s8_u8(pairs), 4); }
 
 /* enum of multiply_floats.h: 0 halves, 1 bytes, 2 nibbles */
-INLINE void load_b(const int kind, const uint8_t *column, int64_t group, float32x4_t *y) {
+INLINE void load_b(const int kind, const uint8_t *column, int64_t group, const int half, float32x4_t *y) {
   if (kind == 0) {
     const float16x8_t low = vreinterpretq_f16_u8(vld1q_u8(column + 32 * group));
     const float16x8_t high = vreinterpretq_f16_u8(vld1q_u8(column + 32 * group + 16));
@@ -28,7 +29,7 @@ INLINE void load_b(const int kind, const uint8_t *column, int64_t group, float32
     return;
   }
   const uint8x16_t raw = vld1q_u8(column + (kind == 1 ? group : group / 2) * 16);
-  const int8x16_t x = kind == 1 ? vreinterpretq_s8_u8(raw) : group % 2 ? high_halves(raw) : low_halves(raw);
+  const int8x16_t x = kind == 1 ? vreinterpretq_s8_u8(raw) : half ? high_halves(raw) : low_halves(raw);
   const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_high_s8(x);
   y[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), y[1] = vcvtq_f32_s32(vmovl_high_s16(low));
   y[2] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), y[3] = vcvtq_f32_s32(vmovl_high_s16(high));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import NpuError
 from npumatmul.files.writing import check_target
 from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.quantize import (
     LayerRecipe,
@@ -28,6 +30,7 @@ from npumatmul.llm.quantize import (
     quantize_model,
     save_quantized,
 )
+from npumatmul.llm.quantize.measured import kept_measurements
 from npumatmul.llm.quantize.quantized_model import layers_to_calibrate
 from npumatmul.rknn.socs import plain_name
 
@@ -118,8 +121,7 @@ def _model(path: Path, request: Request, progress: ProgressCallback) -> tuple[Qu
     if isinstance(recipe, Budget):
         if not pieces:
             raise ValueError("--scheme auto measures each layer on a text: give --calibration")
-        bits, kl = recipe.max_bits, recipe.max_kl
-        return auto_quantize(path, recipe.candidates, pieces, max_bits=bits, max_kl=kl, progress=progress), ()
+        return _chosen(path, request.output, recipe, pieces, progress), ()
     if pieces or not layers_to_calibrate(path, recipe):
         return quantize_model(path, recipe, pieces, progress=progress), ()
     with open_source(path) as source:
@@ -129,6 +131,26 @@ def _model(path: Path, request: Request, progress: ProgressCallback) -> tuple[Qu
     pieces = own_text(path, request.chunks, length, progress=progress)
     model = quantize_model(path, recipe, pieces, progress=progress)
     return dataclasses.replace(model, notes=(*model.notes, note)), (note,)
+
+
+def _chosen(
+    path: Path, output: Path, budget: Budget, pieces: Sequence[Window], progress: ProgressCallback
+) -> QuantizedModel:
+    """Choose for each layer; what was measured before an interrupt is kept beside the output."""
+    kept = output.with_name(f"{output.name}.measured.json")
+    candidates, bits, kl = budget.candidates, budget.max_bits, budget.max_kl
+    with kept_measurements(kept, path, candidates, pieces, progress) as measured:
+        before = len(measured)
+        if before:
+            say(f"going on with {before} layers that were measured before an interrupt ({kept})")
+        try:
+            return auto_quantize(
+                path, candidates, pieces, max_bits=bits, max_kl=kl, measured=measured, progress=progress
+            )
+        except BaseException:
+            if measured:
+                say(f"what was measured of {len(measured)} layers is kept in {kept}: the same command goes on with it")
+            raise
 
 
 def _print_summary(model: QuantizedModel, output: Path) -> None:

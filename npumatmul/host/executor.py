@@ -30,7 +30,6 @@ __all__ = [
     "Function",
     "Matrix",
     "OnCpu",
-    "Operands",
     "PlacedMatmul",
     "Report",
     "Result",
@@ -151,17 +150,6 @@ class SliceStruct(C.Structure):
         ("column_sums", C.c_void_p),
         ("group", SpanStruct),
     )
-
-
-class Operands(IntEnum):
-    """`npumm_operands`: elements of A and B of a product on the CPU."""
-
-    I8_I8 = 0
-    I8_I4 = 1
-    I4_I4 = 2
-    F16_F16 = 3
-    F16_I8 = 4
-    F16_I4 = 5
 
 
 class OnCpu(C.Structure):

@@ -41,6 +41,7 @@ try:
     from npumatmul.llm.run.pieces import Constraint, GenerationStats, Piece, StopReason
     from npumatmul.llm.run.sampling import Sampler, SamplingOptions
     from npumatmul.llm.run.sequence import TokenSequence
+    from npumatmul.llm.run.session import Answer, Session
     from npumatmul.llm.run.speculation import Speculation
     from npumatmul.llm.speech.transcript import Segment, Transcription
     from npumatmul.llm.speech.wave_file import read_wave
@@ -60,6 +61,7 @@ LlamaModel: TypeAlias = Decoder
 LlamaConfig: TypeAlias = DecoderConfig
 
 __all__ = [
+    "Answer",
     "BatchGeneration",
     "ChatTemplate",
     "Constraint",
@@ -95,6 +97,7 @@ __all__ = [
     "Sampler",
     "SamplingOptions",
     "Segment",
+    "Session",
     "Speculation",
     "SpeechModel",
     "StopReason",

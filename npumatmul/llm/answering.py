@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from npumatmul.llm.run.full import OnFull
 from npumatmul.llm.run.generation import Generation, checked_ids
 from npumatmul.llm.run.pieces import Constraint
 from npumatmul.llm.run.sampling import SamplingOptions
+from npumatmul.llm.run.session import Session
 from npumatmul.llm.run.sharing import Shared
 from npumatmul.llm.run.speculation import Costs, DraftModel, Drafts, Lookup, Speculation
 from npumatmul.llm.run.steps import Step, shared_length
@@ -40,6 +42,7 @@ class Answering(Uncopied):
 
     name: str
     part: Part | None = None
+    scheme: str
     tokenizer: Tokenizer
     context: int
     vocab_size: int
@@ -51,6 +54,16 @@ class Answering(Uncopied):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
+        raise NotImplementedError
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is in the model's files."""
+        raise NotImplementedError
+
+    @property
+    def schemes_digest(self) -> str:
+        """Of how each layer's weights are stored."""
         raise NotImplementedError
 
     def _check_whole(self, call: str) -> None:
@@ -312,6 +325,50 @@ class Answering(Uncopied):
             continues=False,
             keeping=lambda: self._system_tokens(messages, tools, variables),
         )
+
+    def session(self, messages: Messages = (), *, system: str | None = None, **settings: Any) -> Session:
+        """Begin a conversation that remembers what was said and what was read.
+
+        Parameters
+        ----------
+        messages : sequence of mappings
+            What was said already.
+        system : str, optional
+            What the system says first.
+        **settings
+            As for `chat`, for all answers, such as ``max_tokens=512``; they are plain data, as in JSON.
+
+        Returns
+        -------
+        Session
+            ``send`` says something and gives the answer; ``save`` writes it all into a file.
+
+        Raises
+        ------
+        TypeError
+            If there is no such setting, or it is none that can be saved.
+        """
+        return Session(self, messages, system=system, **settings)
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """Go on with a conversation from a file of `Session.save`; what was read is not read again.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Returns
+        -------
+        Session
+
+        Raises
+        ------
+        OSError
+            If the file, or the model's own, cannot be read.
+        npumatmul.errors.UnusableFileError
+            If it is none of a session, is damaged, or belongs to a model of other files or schemes.
+        """
+        return Session.load(path, self)
 
     def encode_chat(
         self,

@@ -154,6 +154,14 @@ class EncoderModel(Model):
         """Raise `ModelError`: an encoder answers nothing."""
         raise self._no("answers")
 
+    def session(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: an encoder has no conversations."""
+        raise self._no("answers")
+
+    def load_session(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: an encoder has no conversations."""
+        raise self._no("answers")
+
     def encode_chat(self, *args: Any, **options: Any) -> NoReturn:
         """Raise `ModelError`: an encoder has no conversations."""
         raise self._no("answers")

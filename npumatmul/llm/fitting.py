@@ -23,7 +23,7 @@ from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.running.storing import workspace_bytes
 from npumatmul.running.where import DECODE_ROWS, Where
 
-__all__ = ["Fact", "LayerShape", "Room", "facts_of", "fitted", "product_seconds"]
+__all__ = ["Fact", "LayerShape", "Room", "facts_of", "fitted", "planned_weight", "product_seconds"]
 
 #: What layers are compared by: a prompt in blocks of so many tokens, and tokens that are generated.
 PROMPT_ROWS, PROMPT_BLOCKS, TOKENS = 128, 4, 128
@@ -141,8 +141,7 @@ def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: 
 def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> Fact:
     if layer.scheme == FLOAT32:
         return Fact(layer, None, 4 * layer.k * layer.n, Where("host"), 0.0)
-    cores = policy.cores if isinstance(policy.cores, tuple) else None
-    plan = Where(cores=cores).limited(_weight_plan(layer.k, layer.n, layer.scheme, chip, runtime))
+    plan = planned_weight(layer, policy, chip, runtime)
     alignment = chip.memory.slice_alignment
     nbytes = sum(
         round_up(plan.mm_type.b.nbytes(k.padded * n.padded), alignment) for k in plan.k_spans for n in plan.n_spans
@@ -152,11 +151,13 @@ def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVers
     return Fact(layer, plan, nbytes, where, gain, *beside)
 
 
-def _weight_plan(k: int, n: int, name: str, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
-    scheme = Scheme.parse(name)
+def planned_weight(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
+    """How the weight of a layer is cut, and the cores that a policy leaves it."""
+    scheme = Scheme.parse(layer.scheme)
     route = route_for(scheme, chip, runtime)
     group = scheme.group_size if scheme.granularity is Granularity.GROUP else None
-    return plan_weight(k, n, route.mm_type, chip, runtime, k_group=group, row_images=route.row_images)
+    plan = plan_weight(layer.k, layer.n, route.mm_type, chip, runtime, k_group=group, row_images=route.row_images)
+    return Where(cores=policy.cores if isinstance(policy.cores, tuple) else None).limited(plan)
 
 
 def product_seconds(plan: WeightPlan, rows: int, chip: Chip) -> tuple[float, float] | None:

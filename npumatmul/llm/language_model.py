@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,7 @@ from npumatmul.errors import ClosedError, ModelError
 from npumatmul.llm.answering import Answering, Embeddings, Prompt
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
+from npumatmul.llm.model_digest import model_digest
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.embedded import FilledPrompt
 from npumatmul.llm.placement import ModelPlacement
@@ -114,6 +117,7 @@ class Model(Answering, Hearing):
         self.vocab_size = loaded.config.vocab_size
         self.load_seconds = loaded.load_seconds
         self._sentence = loaded.sentence
+        self._digest: str | None = None
         self._turns = Turns(f"the model {self.name}")
         self.prefixes = KeptCaches(prefix_memory)
         self._shared = Shared(self._model, self._turns, self.prefixes)
@@ -130,6 +134,22 @@ class Model(Answering, Hearing):
     def placement(self) -> ModelPlacement | None:
         """Where its layers are, where it was loaded with a `Policy`."""
         return None if self._placing is None else self._placing.placement
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is in the model's files; it is read when it is asked for first."""
+        if self._digest is None:
+            self._digest = model_digest(self.path)
+        return self._digest
+
+    @property
+    def schemes_digest(self) -> str:
+        """Of how each layer's weights are stored: models of the same files that compute differently differ in it."""
+        found = []
+        for name, product in self._model.linears.items():
+            weight = getattr(product, "weight", None)
+            found.append((name, weight.scheme.name if isinstance(weight, PackedWeight) else type(product).__name__))
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     @property
     def closed(self) -> bool:

@@ -17,19 +17,20 @@ from npumatmul.device.device import Device
 from npumatmul.llm.arguments import check_flags, check_progress
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.encoder_model import load_encoder_model
+from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.files.paths import model_path
 from npumatmul.llm.fitting import LayerShape
 from npumatmul.llm.language_model import Model
-from npumatmul.llm.loading import load_source, numpy_pack
+from npumatmul.llm.loading import load_from, load_source, numpy_pack
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
 from npumatmul.llm.models.part import part_of
 from npumatmul.llm.models.registry import config_of
-from npumatmul.llm.models.weights import Progress, layer_tensors
-from npumatmul.llm.models.whisper import speech_layer_names
+from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
+from npumatmul.llm.models.whisper import Whisper, speech_layer_names
 from npumatmul.llm.models.whisper_config import is_speech, whisper_config_of
 from npumatmul.llm.npu import NpuQuantizedLinear, npu_layers, npu_pack
 from npumatmul.llm.packed_cache import PackedCache
@@ -44,12 +45,11 @@ from npumatmul.llm.quantize import (
     load_quantized,
     parse_scheme,
     quantize_layer,
-    quantize_model,
     quick_recipe,
 )
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, stored_scheme
-from npumatmul.llm.quantize.quantized_model import QuantizedModel
+from npumatmul.llm.quantize.quantized_model import QuantizedModel, layer_of_recipe, quantize_model
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.llm.speech_model import load_speech_model
 from npumatmul.nn.product import Float32, Product
@@ -154,21 +154,17 @@ def load(
     path = model_path(path, "load")
     if context is not None:
         context = count_from_one(context, "context", "load")
-    if expert_memory is not None and (is_quantized(path) or scheme == GGUF_SCHEME):
-        raise ValueError("load: expert_memory is for mixtures of experts, which are in no quantized file")
+    waiting = None if expert_memory is None else _Waiting(expert_memory, expert_folder)
     if is_quantized(path):
-        return _quantized(path, plan, chosen, device, context, progress)
+        return _quantized(path, plan, chosen, device, context, waiting, progress)
     if scheme == GGUF_SCHEME:
-        return _blocks(path, plan, chosen, device, context, progress)
+        return _blocks(path, plan, chosen, device, context, waiting, cache, progress)
     target = None if plan.schemes == {FLOAT32} else current_device(device)
     layers = None if chosen is None else chosen.layers
     with contextlib.ExitStack() as undo, open_source(path) as source:
         plan.check_chip(target)
-        experts = None
-        if expert_memory is not None:
-            _check_experts(source, target)
-            experts = Residency(expert_memory, expert_folder)
-            undo.callback(experts.close)
+        _check_part(source, layers)
+        experts = None if waiting is None else waiting.experts(source, target, undo)
         note = rounded_again(source, scheme)
         if note is not None:
             logger.info("%s", note)
@@ -176,10 +172,10 @@ def load(
         def loaded(build: _Built) -> Model:
             if is_speech(source):
                 build.check(speech_layer_names(whisper_config_of(source)))
-                return load_speech_model(
-                    source, build, scheme=scheme, device=target, context=context, progress=progress
+                made: Model = load_speech_model(
+                    source, build, scheme=scheme, device=target, context=context, progress=progress, placing=placing
                 )
-            if encoder_architecture(source) is None:
+            elif encoder_architecture(source) is None:
                 model = load_source(source, build, context_length=context, progress=progress, layers=layers)
                 made = Model(model, scheme=scheme, device=target, experts=experts, placing=placing)
             else:
@@ -206,15 +202,20 @@ def load(
 def _shapes(source: ModelSource, plan: _Plan, policy: Policy) -> list[LayerShape]:
     """The layers of a model, or of a part of it, before anything of them is read."""
     if is_speech(source):
-        raise ValueError(f"load: {source.name} is a model of speech, which takes a mapping of schemes for a policy")
+        return layer_shapes(Whisper(whisper_config_of(source)).linear_shapes(), plan.of)
     if encoder_architecture(source) is not None:
-        if policy.layers is not None:
-            raise ValueError(f"load: layers are a part of a decoder, and {source.name} is an encoder")
         modules = Encoder(encoder_config_of(source)).linear_modules()
         return layer_shapes({name: each.product_shape[::-1] for name, each in modules.items()}, plan.of)
     decoder = part_of(config_of(source), policy.layers)
     tensors = layer_tensors(source, layers=policy.layers)
     return layer_shapes({name: each.shape for name, each in tensors.items()}, plan.of, decoder)
+
+
+def _check_part(source: ModelSource, layers: tuple[int, int] | None) -> None:
+    """Refuse a part of what is no decoder."""
+    if layers is not None and (is_speech(source) or encoder_architecture(source) is not None):
+        kind = "a model of speech" if is_speech(source) else "an encoder"
+        raise ValueError(f"load: layers are a part of a decoder, and {source.name} is {kind}")
 
 
 def _check_numpys(policy: Policy) -> None:
@@ -223,12 +224,33 @@ def _check_numpys(policy: Policy) -> None:
         raise ValueError("load: scheme 'float32' is computed by numpy; of a policy only layers and schemes go with it")
 
 
-def _check_experts(source: ModelSource, target: Device | None) -> None:
-    """Refuse a limit of experts where there are none on a device."""
-    if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
-        raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
-    if target is None:
-        raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """How much memory experts have on the device, and where the others wait."""
+
+    memory: int
+    folder: str | os.PathLike[str] | None
+
+    def experts(self, source: ModelSource, target: Device | None, undo: contextlib.ExitStack) -> Residency:
+        """Where experts of a model are kept; `undo` closes it.
+
+        Raises
+        ------
+        ValueError
+            If it has none, or they are not on a device.
+        """
+        if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
+            raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
+        if target is None:
+            raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")
+        found = Residency(self.memory, self.folder)
+        undo.callback(found.close)
+        return found
+
+
+def _kept(product: Product, name: str, experts: Residency | None) -> Product:
+    """A product, off the device if it is an expert's and these wait elsewhere."""
+    return product if experts is None or ".expert." not in name else experts.keep(product)
 
 
 def rounded_again(source: ModelSource, scheme: str) -> str | None:
@@ -360,20 +382,17 @@ class _Built:
             return None
         pack = self._pack
         found = self._put(name, lambda: pack.ready(name))
-        return None if found is None else self._kept(found, name)
+        return None if found is None else _kept(found, name, self._experts)
 
     def __call__(self, weight: Float32, name: str) -> Product:
         """Make the product of a layer."""
         if self._pack is None or self._plan.of(name) == FLOAT32:
             return numpy_pack(weight, name)
         pack = self._pack
-        return self._kept(self._put(name, lambda: pack(weight, name)), name)
+        return _kept(self._put(name, lambda: pack(weight, name)), name, self._experts)
 
     def _put(self, name: str, make: Callable[[], _T]) -> _T:
         return make() if self._placing is None else self._placing.put(name, make)
-
-    def _kept(self, product: Product, name: str) -> Product:
-        return product if self._experts is None or ".expert." not in name else self._experts.keep(product)
 
 
 def _quantized(
@@ -382,12 +401,13 @@ def _quantized(
     policy: Policy | None,
     device: Device | str | None,
     context: int | None,
+    waiting: _Waiting | None,
     progress: Progress | None,
 ) -> Model:
     """Load what `npumatmul quantize` wrote."""
     if plan.schemes != {DEFAULT_SCHEME} or plan.policy:
         raise ValueError(f"load: {path} is quantized already and takes no scheme or policy with schemes")
-    return _of_layers(load_quantized(path), "as it was quantized", policy, device, context, progress)
+    return _of_layers(load_quantized(path), "as it was quantized", policy, device, context, waiting, progress)
 
 
 def _of_layers(
@@ -396,13 +416,15 @@ def _of_layers(
     policy: Policy | None,
     device: Device | str | None,
     context: int | None,
+    waiting: _Waiting | None,
     progress: Progress | None,
 ) -> Model:
     """Load layers that are quantized already."""
     target = current_device(device)
     upload, placing = npu_layers(target), None
     with contextlib.ExitStack() as undo:
-        make: Callable[[QuantizedLayer | PackedLayer, str], Product] = upload
+        experts = None if waiting is None else waiting.experts(GGUFSource.of(quantized.rest), target, undo)
+        put: Callable[[str, Callable[[], Product]], Product] = lambda name, make: make()  # noqa: E731
         if policy is not None:
             if policy.layers is not None:
                 raise ValueError("load: layers of a policy are a part of a model that was not quantized yet")
@@ -412,12 +434,12 @@ def _of_layers(
             undo.callback(placing.undo)
             put = placing.put
 
-            def make(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
-                return put(name, lambda: upload(layer, name))
+        def make(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
+            return _kept(put(name, lambda: upload(layer, name)), name, experts)
 
         loaded = quantized.load(make, context_length=context, progress=progress)
         undo.pop_all()
-    return Model(loaded, scheme=scheme, device=target, placing=placing)
+    return Model(loaded, scheme=scheme, device=target, experts=experts, placing=placing)
 
 
 def _blocks(
@@ -426,12 +448,38 @@ def _blocks(
     policy: Policy | None,
     device: Device | str | None,
     context: int | None,
+    waiting: _Waiting | None,
+    cache: bool,
     progress: Progress | None,
 ) -> Model:
-    """Load a GGUF file whose blocks are taken over."""
-    with open_source(path) as source:
-        if source.kind != "gguf":
+    """Load a GGUF file whose blocks are taken over, layer by layer where no policy has to see all of them first."""
+    target = current_device(device)
+    recipe = LayerRecipe(plan.scheme)
+    others: list[str] = []
+    how, kept = {"scheme": plan.scheme, "recipe": dataclasses.asdict(recipe)}, PackedCache() if cache else None
+    with contextlib.ExitStack() as undo, open_source(path) as source:
+        if not isinstance(source, GGUFSource):
             raise ValueError(f"load: scheme 'gguf' takes over blocks of a GGUF file, and {path} is a folder")
-        file = Path(source.path)
-    quantized = quantize_model(file, Recipe(LayerRecipe(plan.scheme)), progress=progress)
-    return _of_layers(quantized, plan.scheme, policy, device, context, progress)
+        if policy is not None:
+            quantized = quantize_model(Path(source.path), Recipe(recipe), progress=progress)
+            return _of_layers(quantized, plan.scheme, policy, device, context, waiting, progress)
+        experts = None if waiting is None else waiting.experts(source, target, undo)
+
+        def linear(tensors: LayerTensors) -> Product:
+            name, product = tensors.name, pack.ready(tensors.name)
+            if product is None:
+                layer = layer_of_recipe(source, tensors, recipe, None)
+                others.extend([] if layer.recipe.scheme == plan.scheme else [name])
+                product = pack.add(NpuQuantizedLinear.of_layer(layer, target), name)
+            return _kept(product, name, experts)
+
+        with packing(source, how, numpy_pack, device=target, cache=kept) as pack:
+            loaded = load_from(source, linear, context_length=context, progress=progress)
+        undo.pop_all()
+    if others:
+        logger.info(
+            "%d layers, such as %r, are stored in types whose blocks cannot be taken over; they are w8a8 instead",
+            len(others),
+            others[0],
+        )
+    return Model(loaded, scheme=plan.scheme, device=target, experts=experts)

@@ -252,6 +252,7 @@ def load_from(
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
+    elsewhere: int = 0,
     progress: Progress | None = None,
     layers: tuple[int, int] | None = None,
 ) -> LoadedModel:
@@ -263,6 +264,8 @@ def load_from(
         An open model with everything but, perhaps, the tensors of linear layers.
     linear : callable
         Makes the product of a layer.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     context_length, progress
         As for `load_model`.
     layers : (int, int), optional
@@ -283,7 +286,9 @@ def load_from(
     tokenizer = tokenizer_of(source, config.vocab_size)
     template = ChatTemplate.of(source, tokenizer)
     sentence = sentence_config_of(source)
-    model = load_decoder(source, linear, context_length=context_length, progress=progress, layers=layers)
+    model = load_decoder(
+        source, linear, context_length=context_length, elsewhere=elsewhere, progress=progress, layers=layers
+    )
     seconds = time.perf_counter() - started
     logger.info("loaded %s (%s) in %.1f s", source.path, source.name, seconds)
     return LoadedModel(source.path, source.name, model.config, model, tokenizer, template, seconds, sentence)

@@ -135,7 +135,23 @@ class Packing:
         name : str
             Of the layer.
         """
-        product = self._build(weight, name)
+        return self.add(self._build(weight, name), name)
+
+    def add(self, product: Product, name: str) -> Product:
+        """Keep the product of a layer that was built otherwise.
+
+        Parameters
+        ----------
+        product : Product
+            Its weight is on the device.
+        name : str
+            Of the layer.
+
+        Returns
+        -------
+        Product
+            The product itself.
+        """
         if self._kept is not None:
             self._kept.add(name, product)
         return product

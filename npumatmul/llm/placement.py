@@ -109,10 +109,12 @@ class ModelPlacement(Sequence[LayerPlace]):
 
     @property
     def npu_bytes(self) -> int:
+        """Of weights in NPU memory."""
         return sum(each.nbytes for each in self if each.memory == "npu")
 
     @property
     def host_bytes(self) -> int:
+        """Of weights in ordinary memory."""
         return sum(each.nbytes for each in self if each.memory == "host")
 
     def named(self, name: str) -> LayerPlace:
@@ -202,8 +204,8 @@ def _alike(layers: Sequence[LayerPlace]) -> list[tuple[str, str, list[LayerPlace
 
 def _kind(name: str) -> str:
     """What a layer is, whatever the block: ``attn_out``; all experts of a block are one kind."""
-    parts = name.split(".")
-    return ".".join(part for part in parts[2:] if not part.isdigit()) if parts[0] == "blk" else name
+    half, found, inside = name.rpartition("blk.")
+    return ".".join([half, *(part for part in inside.split(".") if not part.isdigit())]) if found else name
 
 
 def _where(each: LayerPlace) -> tuple[Any, ...]:

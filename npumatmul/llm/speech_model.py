@@ -20,6 +20,7 @@ from npumatmul.llm.language_model import Model
 from npumatmul.llm.models.whisper import Progress as LoadProgress
 from npumatmul.llm.models.whisper import Whisper, load_whisper
 from npumatmul.llm.models.whisper_config import whisper_config_of
+from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.turns import Turns
 from npumatmul.llm.speech.features import Features, features_of
 from npumatmul.llm.speech.hearing import Progress
@@ -75,6 +76,7 @@ class SpeechModel(Model):
         device: Device | None,
         context: int,
         load_seconds: float,
+        placing: Placing | None = None,
     ) -> None:
         self.name, self.path = source.name, source.path
         self.scheme, self.device = scheme, device
@@ -83,6 +85,7 @@ class SpeechModel(Model):
         self.load_seconds = load_seconds
         self.sampling_rate = features.rate
         self.languages = tuple(tokens.languages) or (_ENGLISH,)
+        self._placing = placing
         self._whisper, self._features, self._tokens = model, features, tokens
         self._turns = Turns(f"the model {self.name}")
         self._cache_type = FLOAT32 if scheme == FLOAT32 else "float16"
@@ -220,6 +223,22 @@ class SpeechModel(Model):
         """Raise `ModelError`: a model of speech continues no texts."""
         raise self._no()
 
+    def generate_batch(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: a model of speech continues no texts."""
+        raise self._no()
+
+    def sequence(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: a model of speech reads no texts."""
+        raise self._no()
+
+    def session(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: a model of speech has no conversations."""
+        raise self._no()
+
+    def load_session(self, *args: Any, **options: Any) -> NoReturn:
+        """Raise `ModelError`: a model of speech has no conversations."""
+        raise self._no()
+
     def chat(self, *args: Any, **options: Any) -> NoReturn:
         """Raise `ModelError`: a model of speech answers nothing."""
         raise self._no()
@@ -286,6 +305,7 @@ def load_speech_model(
     device: Device | None,
     context: int | None,
     progress: LoadProgress | None,
+    placing: Placing | None = None,
 ) -> SpeechModel:
     """Load the model of speech in an open folder, with its tokenizer, its features and what its tokens mean.
 
@@ -317,4 +337,5 @@ def load_speech_model(
         device=device,
         context=config.context_length,
         load_seconds=seconds,
+        placing=placing,
     )

@@ -227,6 +227,11 @@ class Convolution(Module):
                 raise ValueError(f"{path or self!r}: a product has shape {tuple(each.shape)}, {shape} is needed")
         self._products = products
 
+    @property
+    def product_shape(self) -> tuple[int, int]:
+        """``(K, N)`` of the product of each group."""
+        return self._product_shapes()[0]
+
     def _product_shapes(self) -> list[tuple[int, int]]:
         """``(K, N)`` of the product of each group."""
         n, k = self._matrix(np.broadcast_to(np.float32(0), self._weight_shape())[: self._parted()]).shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from npumatmul.chips.timing import CPUS, CpuTiming
+from npumatmul.chips.types import ElementType
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.planning.spans import Span
 from npumatmul.planning.weight import WeightPlan
@@ -86,7 +87,7 @@ def plan_on_cpu(m: int, plan: WeightPlan, tile_n: int, threads: int) -> CpuPlan:
     (4, 4096)
     """
     columns = [span.padded // tile_n for span in plan.n_spans]
-    macs = m * plan.row_images * plan.k * plan.n
+    macs = m * plan.k * plan.n
     worth = max(plan.mm_type.b.nbytes(plan.k * plan.n) // _THREAD_BYTES, macs // _THREAD_MACS, 1)
     threads = min(threads, worth, sum(columns))
     widest = max(_WIDEST // tile_n, 1)
@@ -126,7 +127,8 @@ def cpu_seconds(plan: MatmulPlan, timing: CpuTiming) -> float | None:
         return None
     w = plan.weight
     k, n = sum(span.padded for span in w.k_spans), sum(span.padded for span in w.n_spans)
-    return timing.seconds(plan.m * w.row_images, k, n, w.mm_type.a, w.mm_type.b) + plan.modelled.host
+    a = ElementType.INT8 if w.row_images == 2 else w.mm_type.a  # which the NPU takes as two halves
+    return timing.seconds(plan.m, k, n, a, w.mm_type.b) + plan.modelled.host
 
 
 def suits_cpu(plan: MatmulPlan) -> bool:

@@ -8,6 +8,7 @@ only read by the NPU, so there is nothing to synchronise before the CPU reads it
 from __future__ import annotations
 
 import ctypes as C
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -21,7 +22,9 @@ from npumatmul.device.leases import Lease
 from npumatmul.host import executor
 from npumatmul.host.activation import Activation
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.host.executor import Call, OnCpu, Operands, ResultType
+from npumatmul.host.executor import Call, OnCpu, ResultType
+from npumatmul.host.kernels import Conversion
+from npumatmul.host.multiply import Operands
 from npumatmul.host.processors import fast_processors
 from npumatmul.planning.on_cpu import CpuPlan, plan_on_cpu
 from npumatmul.planning.product import A_BUFFERS_MOST, MatmulPlan
@@ -77,17 +80,20 @@ class _CpuBound(BoundProgram):
     ) -> None:
         self._open(placement, plan, weight, (), call)
         w, slices, device = plan.weight, weight.slices, weight.device
+        a_type = w.mm_type.a
+        if w.row_images == 2:  # the NPU takes int8 as two halves; here they are one row of int8
+            a_type, activation = ElementType.INT8, replace(activation, conversion=Conversion.F32_TO_I8)
         tile = layout.b_native_of(1, 1, w.mm_type, device.chip)
         low_first = device.runtime.int4_low_nibble_first
         cpu = plan_on_cpu(plan.m, w, tile.tile_rows, fast_processors())
         requantize = 0.0 if scales is None else scales[0] * scales[1] / scales[2]
-        is_float = w.mm_type.a is ElementType.FLOAT16
+        is_float = a_type is ElementType.FLOAT16
         c_type = ResultType.FLOAT32 if is_float else ResultType.INT32 if scales is None else ResultType.INT8
-        operands = _OPERANDS[w.mm_type.a, w.mm_type.b]
+        operands = _OPERANDS[a_type, w.mm_type.b]
         self._on_cpu = OnCpu(operands, not low_first, tile.tile_rows, tile.tile_cols, requantize)
         a_count = min(weight.images, A_BUFFERS_MOST)
-        rows = cpu.m_spans[0].length * w.row_images
-        a_bytes = w.mm_type.a.nbytes(rows * max(each.k_span.padded for each in slices))
+        rows = cpu.m_spans[0].length
+        a_bytes = a_type.nbytes(rows * max(each.k_span.padded for each in slices))
         c_bytes = 4 * rows * max(piece.span.padded for piece in cpu.pieces)
         a, b, c = _memories([a_bytes] * a_count), _pieces(weight, cpu, tile), _memories([c_bytes] * cpu.threads)
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
@@ -96,7 +102,7 @@ class _CpuBound(BoundProgram):
             None,
             activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
             c_type,
-            w.row_images,
+            1,
             weight.common_scale,
             len(cpu.m_spans),
             len(slices),
@@ -111,7 +117,7 @@ class _CpuBound(BoundProgram):
             _pointers(a[0]),
             _pointers(c[0]),
             _pointers(b),
-            _shapes(cpu, weight, w.row_images),
+            _shapes(cpu, weight),
             C.pointer(self._on_cpu),
         )
 
@@ -144,12 +150,12 @@ def _pieces(weight: StoredWeight, cpu: CpuPlan, tile: layout.TileLayout) -> Any:
     return structs
 
 
-def _shapes(cpu: CpuPlan, weight: StoredWeight, row_images: int) -> Any:
+def _shapes(cpu: CpuPlan, weight: StoredWeight) -> Any:
     """The shape of each tile: ranges of rows, slices of K, pieces of N."""
     made: dict[tuple[int, int, int], Any] = {}
     found = []
     for m, each, piece in product(cpu.m_spans, weight.slices, cpu.pieces):
-        extents = m.length * row_images, each.k_span.padded, piece.span.padded
+        extents = m.length, each.k_span.padded, piece.span.padded
         if extents not in made:
             made[extents] = C.pointer(executor.ExecutorShape(None, *extents))
         found.append(made[extents])

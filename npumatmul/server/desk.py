@@ -92,8 +92,8 @@ class Job:
 
     def _end(self, failed: BaseException | None, seconds: float) -> None:
         self._desk.jobs.discard(self)
-        if isinstance(failed, DeviceLostError):
-            self._desk.lost = str(failed)
+        if isinstance(failed, ApiError) and isinstance(failed.__cause__, DeviceLostError):
+            self._desk.lost = failed.message
         if isinstance(failed, Gone):
             failed = ApiError(503, "the server is ending", code="unavailable")  # clients that are gone read nothing
         self._items.put_nowait(("end", failed))

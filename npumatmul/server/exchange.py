@@ -72,7 +72,6 @@ class Exchange:
         except asyncio.CancelledError:  # the server ends
             await self._end(work)
             await self._fail(ApiError(503, "the server is ending", code="unavailable"))
-            raise
         finally:
             await self._end(work)
             await self._end(watch)

@@ -63,6 +63,8 @@ class Server(Uncopied):
         given = {models.name: models} if isinstance(models, Model) else dict(models)
         self._service = Service(given, self.settings)
         self._socket = _listening(self.settings.host, self.settings.port)
+        host, port = self._socket.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config = uvicorn.Config(
             App(self._service),
             http=connection_class(self.settings),
@@ -78,12 +80,6 @@ class Server(Uncopied):
         )
         self._uvicorn = uvicorn.Server(config)
         self._thread: threading.Thread | None = None
-
-    @property
-    def url(self) -> str:
-        """Where it is reached."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def serve(self) -> None:
         """Serve in this thread until SIGINT or SIGTERM, or until another thread calls `close`."""

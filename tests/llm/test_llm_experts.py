@@ -17,7 +17,6 @@ from npumatmul.cli.app import app
 from npumatmul.errors import ModelError
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.weights import load_decoder
-from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model
 from npumatmul.nn.product import FloatProduct
 
 PLAIN = {each.model_type: each for each in VARIANTS if each.name in ("qwen3_moe-plain", "olmoe-plain")}
@@ -71,11 +70,9 @@ def test_the_command_keeps_to_the_memory_for_experts(file: Path, tmp_path: Path)
     assert "is no size" in runner.invoke(app, [*common, "--expert-memory", "few"]).stderr
     with pytest.raises(ValueError, match="give both"):
         runner.invoke(app, [*common, *limit[2:]], catch_exceptions=False)
-
-
-def test_quantizing_into_files_is_refused(file: Path) -> None:
-    with pytest.raises(ModelError, match=r"mixture of experts.*npumatmul\.llm\.load quantizes"):
-        quantize_model(file, Recipe(LayerRecipe("w8a8")))
+    talk = ["chat", "-m", str(file), "--device", "sim:rk3588", "--no-cache", *limit]
+    assert runner.invoke(app, talk, input="/quit\n").exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_of_stacks_and_of_matrices_are_the_same_model(tmp_path: Path) -> None:
@@ -166,8 +163,8 @@ def test_limits_of_experts_that_limit_nothing_are_refused(file: Path, tmp_path: 
         llm.load(file, "float32", expert_memory=1000)
     with pytest.raises(ValueError, match="give both"):
         llm.load(file, "w8a8", expert_folder=tmp_path)
-    with pytest.raises(ValueError, match="in no quantized file"):
-        llm.load(file, "gguf", expert_memory=1000)
+    with pytest.raises(ValueError, match="has no experts"):
+        llm.load(other, "gguf", device="sim:rk3588", expert_memory=1000)
     with pytest.raises(ValueError, match="larger than the limit"):
         llm.load(file, "w8a8", device="sim:rk3588", cache=False, expert_memory=10, expert_folder=tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["dense.gguf"]

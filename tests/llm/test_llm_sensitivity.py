@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from npumatmul.cli import quantizing
 from npumatmul.llm import Window, evaluate, load_model, numpy_pack, windows
 from npumatmul.llm.models.decoder import layer_names
 from npumatmul.llm.quantize import (
@@ -19,10 +24,12 @@ from npumatmul.llm.quantize import (
     choose,
     collect_statistics,
     emulate,
+    load_quantized,
     measure_sensitivity,
     quantize_model,
     sensitivity,
 )
+from npumatmul.llm.quantize.measured import kept_measurements
 
 TOKENS = np.random.default_rng(0).integers(0, 256, 200)
 
@@ -181,3 +188,73 @@ def test_calibration_leaves_out_what_is_measured_on(tiny: Any, monkeypatch: pyte
     pieces = windows(TOKENS, 40)
     measure_sensitivity(tiny.path, [LayerRecipe("w4a8", rounding="gptq")], pieces, tokens=256)
     assert seen == [tuple(pieces[i].tokens) for i in (1, 3, 4)]  # two of five, spread over the text, are left out
+
+
+def test_an_interrupted_measurement_goes_on(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, output = tmp_path / "text", tmp_path / "auto.safetensors"
+    text.write_text("a few words and some more of them " * 20)
+    recipes = (LayerRecipe("w4a8"), LayerRecipe("w8a8"))
+    request = quantizing.Request(
+        output,
+        tiny.path,
+        quantizing.Budget(recipes, max_bits=7.0),
+        portable=True,
+        calibration=text,
+        context=16,
+        chunks=3,
+    )
+    measured: list[str] = []
+    divergences = sensitivity._Reference.divergences
+    last: list[int | None] = [7]
+
+    def counted(self: Any, model: Any, changed: Any, name: str) -> list[float]:
+        if name not in measured and len(measured) == last[0]:
+            raise KeyboardInterrupt
+        measured.extend([] if name in measured else [name])
+        return divergences(self, model, changed, name)
+
+    monkeypatch.setattr(sensitivity._Reference, "divergences", counted)
+    with pytest.raises(KeyboardInterrupt):
+        quantizing.quantize(request)
+    kept = tmp_path / "auto.safetensors.measured.json"
+    names = list(load_model(tiny.path, pack=numpy_pack).model.linears)
+    assert measured == names[:7]
+    assert list(json.loads(kept.read_text())["layers"]) == measured
+    assert "what was measured of 7 layers is kept" in capsys.readouterr().err
+    first, last[0] = list(measured), None
+    measured.clear()
+    quantizing.quantize(request)
+    assert "going on with 7 layers that were measured before" in capsys.readouterr().err
+    assert measured == names[len(first) :]
+    assert not kept.exists()
+    resumed = load_quantized(output)
+    measured.clear()
+    quantizing.quantize(dataclasses.replace(request, output=tmp_path / "whole.safetensors"))
+    whole = load_quantized(tmp_path / "whole.safetensors")
+    assert [each.recipe for each in resumed.layers.values()] == [each.recipe for each in whole.layers.values()]
+
+
+def test_measurements_of_something_else_are_not_taken(tiny: Any, tmp_path: Path) -> None:
+    recipes, pieces = [LayerRecipe("w4a8"), LayerRecipe("w8a8")], windows(TOKENS, 16)[:2]
+    file = tmp_path / "kept.json"
+
+    def found(*given: Any) -> dict[str, list[float]]:
+        seen: dict[str, list[float]] = {}
+        with contextlib.suppress(KeyError), kept_measurements(file, *given) as measured:
+            seen.update(measured)
+            measured.setdefault("blk.0.qkv", [0.5, 0.25])
+            raise KeyError
+        return seen
+
+    assert found(tiny.path, recipes, pieces) == {}
+    assert found(tiny.path, recipes, pieces) == {"blk.0.qkv": [0.5, 0.25]}
+    assert found(tiny.path, recipes, pieces[:1]) == {}
+    assert found(tiny.path, recipes[::-1], pieces[:1]) == {}
+    for wrong in ("{", "[]", json.dumps({**json.loads(file.read_text()), "layers": {"blk.0.qkv": [1.0, "x"]}})):
+        file.write_text(wrong)
+        assert found(tiny.path, recipes[::-1], pieces[:1]) == {}
+    with kept_measurements(file, tiny.path, recipes[::-1], pieces[:1]):
+        pass
+    assert not file.exists()

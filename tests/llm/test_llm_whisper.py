@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from whisper_zoo import LANGUAGES, NUMBERS, RATE, extractor, save_whisper, sound
 
 import npumatmul as npu
 from npumatmul.errors import ClosedError, ModelError
-from npumatmul.llm import SpeechModel, load
+from npumatmul.llm import Policy, SpeechModel, load
+from npumatmul.llm.models.whisper import WhisperConfig, speech_layer_names
 from npumatmul.nn import PackedProduct
 
 FIRST_TIME = NUMBERS["<|0.00|>"]
@@ -211,6 +213,32 @@ def test_products_run_in_the_scheme(
         assert [each.tokens for each in runs[0].segments] == [each.tokens for each in exact.segments]
 
 
+def test_a_policy_places_layers(folders: dict[str, tuple[Any, Path]]) -> None:
+    samples = sound(0.8, 17)
+    made = {}
+    for name, policy in {
+        "npu": None,
+        "cpu": Policy(npu_layers=0),
+        "both": Policy(npu_layers=["encoder.*"], schemes={"head": "w16a16"}, prefill="npu", decode="npu"),
+    }.items():
+        with load(folders["plain"][1], "w8a8", device="sim:rk3588", policy=policy, cache=False) as model:
+            made[name] = model.transcribe(samples, sampling_rate=RATE, **PLAIN)
+            if policy is not None:
+                assert model.placement is not None
+                memory = {each.name: each.memory for each in model.placement}
+                assert list(memory) == speech_layer_names(model._whisper.config)  # type: ignore[attr-defined]
+                assert set(memory.values()) == ({"host"} if name == "cpu" else {"host", "npu"})
+                assert memory["encoder.conv1"] == ("host" if name == "cpu" else "npu")
+                assert memory["head"] == "host"
+    assert made["cpu"] == made["npu"]  # the same tiles, whoever multiplies
+    names = speech_layer_names(WhisperConfig(80, 8, 2, 2, 8, 2, 2, 8, 8, context_length=8))
+    assert Policy(npu_layers=1).wanted(names) == [each for each in names if each.startswith("decoder.blk.1.")]
+    assert Policy(npu_layers=5).wanted(names) == names
+    for scheme in ("float32", "w8a8"):
+        with pytest.raises(ValueError, match="layers are a part of a decoder"):
+            load(folders["plain"][1], scheme, device="sim:rk3588", policy=Policy(layers=(0, 1)))
+
+
 def test_what_is_not_believed_is_written_again(plain: SpeechModel) -> None:
     samples = sound(1.0, 18)
 
@@ -235,6 +263,14 @@ def test_what_is_not_believed_is_written_again(plain: SpeechModel) -> None:
     left_out = segments(no_speech_threshold=silence / 2, logprob_threshold=0.0)
     assert sum(each.start < 0.5 for each in left_out) == 0
     assert segments(no_speech_threshold=silence / 2, logprob_threshold=-100.0) == sure  # tokens that are believed stay
+
+
+def test_threads_take_turns(plain: SpeechModel) -> None:
+    recordings = [sound(1.4, seed) for seed in (31, 32, 33)]
+    alone = [plain.transcribe(each, sampling_rate=RATE, **PLAIN) for each in recordings]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda each: plain.transcribe(each, sampling_rate=RATE, **PLAIN), recordings))
+    assert together == alone
 
 
 def test_progress_segments_and_limits(plain: SpeechModel) -> None:
@@ -281,7 +317,8 @@ def test_mistakes_are_explained(plain: SpeechModel, folders: dict[str, tuple[Any
     ):
         with pytest.raises(kind, match=match):
             plain.transcribe(samples, sampling_rate=RATE)
-    for call in (plain.generate, plain.chat, plain.encode_chat, plain.logits, plain.embed, plain.rerank):
+    names = "generate generate_batch chat encode_chat session load_session sequence logits embed rerank"
+    for call in (getattr(plain, name) for name in names.split()):
         with pytest.raises(ModelError, match="it has transcribe"):
             call("text")
     with pytest.raises(ValueError, match="context is for models of texts"):

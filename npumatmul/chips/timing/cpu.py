@@ -14,6 +14,8 @@ from npumatmul.chips.types import ElementType
 __all__ = ["CPUS", "CpuTiming"]
 
 _F16, _I8, _I4 = ElementType.FLOAT16, ElementType.INT8, ElementType.INT4
+#: Multiply-accumulates in a cycle of a core, of one row and of many, by the types of A and B.
+_Rates = Mapping[tuple[ElementType, ElementType], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -25,24 +27,25 @@ class CpuTiming:
     soc : str
     threads : int
         Cores of the fast kind.
+    hertz : float
+        Their clock.
     bandwidth : float
         Bytes per second that they read together.
     start_seconds : float
-        Fixed cost of a product: waking the threads, and their last one's end.
-    macs : mapping of (ElementType, ElementType) to float
-        Multiply-accumulates per second and core with many rows, by the types of A and B.
-    one_row : float
-        The share of that at one row, where each element of B is loaded for a single product.
+        Fixed cost of a product: waking the threads, and waiting for the last one.
+    macs : mapping of (ElementType, ElementType) to (float, float)
+        Multiply-accumulates in a cycle of a core, by the types of A and B: of one row, where each vector of B is
+        loaded for a single product, and of many.
     sources : mapping of str to str
         Where each constant comes from.
     """
 
     soc: str
     threads: int
+    hertz: float
     bandwidth: float
     start_seconds: float
-    macs: Mapping[tuple[ElementType, ElementType], float] = field(hash=False)
-    one_row: float
+    macs: _Rates = field(hash=False)
     sources: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False, repr=False)
 
     def seconds(self, m: int, k: int, n: int, a: ElementType, b: ElementType) -> float:
@@ -54,62 +57,51 @@ class CpuTiming:
         >>> many > 10 * one
         True
         """
-        rate = self.macs[a, b] * self.threads * (self.one_row if m < _FEW_ROWS else 1.0)
+        rate = self.macs[a, b][m > 1] * self.threads * self.hertz
         return self.start_seconds + max(b.nbytes(k * n) / self.bandwidth, m * k * n / rate)
 
 
-#: From so many rows on the kernels take four rows of A to each load of B.
-_FEW_ROWS = 4
+# What llvm-mca says of the inner loops as GCC 12 compiles them, for operands in the first cache. Of Cortex-A76 and A72
+# it knows no more than of their forerunner A57.
+_A76: _Rates = {
+    (_I8, _I8): (15.0, 20.4), (_I8, _I4): (9.3, 18.9), (_I4, _I4): (9.3, 18.9),
+    (_F16, _F16): (1.56, 2.28), (_F16, _I8): (1.56, 2.44), (_F16, _I4): (1.40, 2.28),
+}  # fmt: skip
+_A72: _Rates = {**_A76, (_I8, _I8): (3.2, 6.4), (_I8, _I4): (5.2, 6.4), (_I4, _I4): (5.2, 6.4)}
+_A55: _Rates = {
+    (_I8, _I8): (3.1, 6.1), (_I8, _I4): (3.1, 7.1), (_I4, _I4): (3.1, 7.1),
+    (_F16, _F16): (1.21, 1.78), (_F16, _I8): (1.14, 1.52), (_F16, _I4): (0.85, 1.51),
+}  # fmt: skip
+_A53: _Rates = {
+    (_I8, _I8): (1.15, 2.7), (_I8, _I4): (1.67, 2.36), (_I4, _I4): (1.67, 2.36),
+    (_F16, _F16): (0.74, 1.45), (_F16, _I8): (0.62, 1.12), (_F16, _I4): (0.47, 0.76),
+}  # fmt: skip
+_CLOCK = "documented: the highest clock that the chip's datasheet names, which a board may not reach"
 
 
-def _rates(clock: float, int8: float, float32: float) -> dict[tuple[ElementType, ElementType], float]:
-    """Rates at a clock in Hz, of multiply-accumulates a cycle of integers and of float32; int4 pays for its halves."""
-    ints, floats = clock * int8, clock * float32
+def _sources(core: str, bandwidth: str) -> dict[str, str]:
     return {
-        (_I8, _I8): ints, (_I8, _I4): ints * 0.8, (_I4, _I4): ints * 0.8,
-        (_F16, _F16): floats, (_F16, _I8): floats * 0.8, (_F16, _I4): floats * 0.7,
-    }  # fmt: skip
+        "threads": f"documented: four {core}",
+        "hertz": _CLOCK,
+        "bandwidth": bandwidth,
+        "start_seconds": "guess: some ten microseconds to wake threads that sleep",
+        "macs": f"modelled: llvm-mca's {core}, inner loops as GCC compiles them, nothing waiting for memory",
+    }
 
 
-_PIPES = "guess: half of what the vector pipes can start each cycle, from the core's published optimization guide"
-_START = "guess: some ten microseconds to wake threads that sleep"
-_SHARE = "guess: loads of B take half of the slots"
+_AS_NPU = "guess: three quarters of what the NPU of RK3562 is fitted to read"
 
 #: The chips whose CPU something is known of, or taken.
 CPUS: Mapping[str, CpuTiming] = {
     "rk3588": CpuTiming(
-        "rk3588", 4, 22.94e9, 15e-6, _rates(2.3e9, 16, 4), 0.5,
-        {
-            "threads": "documented: four Cortex-A76 beside four Cortex-A55, which are left alone",
-            "bandwidth": "published: four Cortex-A76, Mojo24x7/rk-llama.cpp (peers B3)",
-            "start_seconds": _START,
-            "macs": f"{_PIPES}: two dot products of 16 int8, two of four float32",
-            "one_row": _SHARE,
-        },
+        "rk3588", 4, 2.3e9, 22.94e9, 15e-6, _A76,
+        _sources("Cortex-A76", "published: four Cortex-A76, Mojo24x7/rk-llama.cpp (peers B3)"),
     ),
     "rk3576": CpuTiming(
-        "rk3576", 4, 12e9, 15e-6, _rates(2.2e9, 4, 2), 0.7,
-        {
-            "threads": "documented: four Cortex-A72 beside four Cortex-A53",
-            "bandwidth": "guess: RK3588's share of its memory, of half as wide a one",
-            "start_seconds": _START,
-            "macs": f"{_PIPES}: no dot products, one widening multiplication of 8 int8; one of four float32",
-            "one_row": _SHARE,
-        },
+        "rk3576", 4, 2.2e9, 12.4e9, 15e-6, _A72,
+        _sources("Cortex-A72", "guess: four fifths of what the NPU is fitted to read, as on RK3588"),
     ),
-    **{
-        soc: CpuTiming(
-            soc, 4, 6e9, 25e-6, _rates(1.8e9, int8, 2), 0.6,
-            {
-                "threads": f"documented: four {core}",
-                "bandwidth": "guess: three quarters of what the NPU of RK3562 is fitted to read",
-                "start_seconds": _START,
-                "macs": _PIPES,
-                "one_row": _SHARE,
-            },
-        )
-        for soc, core, int8 in (
-            ("rk3568", "Cortex-A55", 8), ("rk3566", "Cortex-A55", 8), ("rk3562", "Cortex-A53", 3),
-        )
-    },
+    "rk3568": CpuTiming("rk3568", 4, 2.0e9, 6.3e9, 25e-6, _A55, _sources("Cortex-A55", _AS_NPU)),
+    "rk3566": CpuTiming("rk3566", 4, 1.8e9, 6.3e9, 25e-6, _A55, _sources("Cortex-A55", _AS_NPU)),
+    "rk3562": CpuTiming("rk3562", 4, 2.0e9, 6.3e9, 25e-6, _A53, _sources("Cortex-A53", _AS_NPU)),
 }  # fmt: skip

@@ -390,7 +390,9 @@ class GGUFFile:
             done += count
         return values
 
-    def stored(self, name: str, shape: Iterable[int] | None = None) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
+    def stored(
+        self, name: str, shape: Iterable[int] | None = None, *, rows: slice | None = None
+    ) -> tuple[GGMLQuantizationType, NDArray[np.uint8]]:
         """Return a tensor as it is stored.
 
         Parameters
@@ -399,6 +401,8 @@ class GGUFFile:
             Name of the tensor.
         shape : iterable of int, optional
             The shape it must have, slowest dimension first.
+        rows : slice, optional
+            Which of its rows to read, matrices of a stack one below the other; all by default.
 
         Returns
         -------
@@ -413,7 +417,11 @@ class GGUFFile:
             If there is no such tensor, or its shape is another one.
         """
         info = self._info(name, shape)
-        return info.kind, self._read(info.offset, info.nbytes).reshape(math.prod(info.shape[:-1]), -1)
+        count = math.prod(info.shape[:-1])
+        each = info.nbytes // max(1, count)
+        start, stop, step = (0, count, 1) if rows is None else rows.indices(count)
+        read = self._read(info.offset + start * each, max(0, stop - start) * each).reshape(max(0, stop - start), -1)
+        return info.kind, np.ascontiguousarray(read[::step]) if step != 1 else read
 
     def rows(self, name: str, shape: Iterable[int] | None = None) -> RowReader:
         """Return a reader that dequantizes single rows of a two-dimensional tensor, straight from the file.

@@ -215,6 +215,12 @@ class EmbeddedRows:
 
 
 def _check_fit(picture: Embedded, config: DecoderConfig) -> None:
+    if config.part is not None:
+        raise ValueError("embeddings: a part of a model takes no rows from outside; load the whole one")
+    if config.layer_embedding:
+        raise ValueError(
+            f"embeddings: layers of {config.architecture} have embeddings of tokens, which rows from outside have not"
+        )
     if picture.rows.shape[1] != config.hidden_size:
         raise ValueError(
             f"embeddings: rows have {picture.rows.shape[1]} values; the model's states have {config.hidden_size}"

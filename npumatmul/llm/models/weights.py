@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
 
-__all__ = ["LayerTensors", "Progress", "layer_tensors", "load_decoder"]
+__all__ = ["LayerTensors", "Progress", "layer_tensors", "left_out", "load_decoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,11 @@ class LayerTensors:
 
 
 def layer_tensors(
-    source: ModelSource, config: DecoderConfig | None = None, *, layers: tuple[int, int] | None = None
+    source: ModelSource,
+    config: DecoderConfig | None = None,
+    *,
+    elsewhere: int = 0,
+    layers: tuple[int, int] | None = None,
 ) -> dict[str, LayerTensors]:
     """List a model's linear layers.
 
@@ -92,6 +97,8 @@ def layer_tensors(
         The open model.
     config : DecoderConfig, optional
         Its configuration; read by default.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     layers : (int, int), optional
         Only those of a part of it, as of a slice of its blocks.
 
@@ -106,7 +113,7 @@ def layer_tensors(
         If the configuration cannot be used, or names more layers than there are tensors.
     """
     config = config_of(source) if config is None else config
-    _check_sizes(source, config)
+    _check_sizes(source, config, elsewhere)
     return _layers_of(_decoder(source, part_of(config, layers)), architecture_of(source))
 
 
@@ -115,6 +122,7 @@ def load_decoder(
     linear: Callable[[LayerTensors], Product],
     *,
     context_length: int | None = None,
+    elsewhere: int = 0,
     progress: Progress | None = None,
     layers: tuple[int, int] | None = None,
 ) -> Decoder:
@@ -132,6 +140,8 @@ def load_decoder(
         Makes the product of a layer; ``layer.weight(source)`` reads its weight.
     context_length : int, optional
         Longest sequence, in tokens; by default, and at most, the model's own.
+    elsewhere : int
+        How many layers are known to be stored elsewhere.
     progress : callable, optional
         Called before each layer and at the end with (layers done, layers in all, name).
     layers : (int, int), optional
@@ -152,9 +162,12 @@ def load_decoder(
         If `context_length` is not positive, or the model has no such blocks.
     """
     whole = _limited(config_of(source), context_length)
-    _check_sizes(source, whole)
+    _check_sizes(source, whole, elsewhere)
     config, architecture = part_of(whole, layers), architecture_of(source)
     model = _decoder(source, config)
+    note = left_out(source)
+    if note is not None:
+        logger.info("%s: %s", source.name, note)
     products = _layers_of(model, architecture)
     in_products = {name for layer in products.values() for name in layer.parameters}
     names = {name: _called(name, config, architecture) for name in model.parameter_shapes()}
@@ -192,10 +205,10 @@ def _limited(config: DecoderConfig, context_length: int | None) -> DecoderConfig
     return dataclasses.replace(config, context_length=min(context_length, config.context_length))
 
 
-def _check_sizes(source: ModelSource, config: DecoderConfig) -> None:
+def _check_sizes(source: ModelSource, config: DecoderConfig, elsewhere: int) -> None:
     """Hold what memory is taken by against the file, before there are norms of that width."""
     _check_shape(source, EMBEDDINGS, (config.vocab_size, config.hidden_size))
-    held = len(source.weights)  # each layer has several, and so has each expert
+    held = len(source.weights) + elsewhere  # each layer has several, and so has each expert
     for what, count in (("layers", config.n_layers), ("experts", sum(config.expert_counts))):
         if count > held:
             raise source.error(f"it says that it has {count} {what}, but holds {held} tensors")
@@ -226,27 +239,29 @@ def _check_names(
     model: Decoder,
     names: Collection[str],
     beside: Mapping[str, str],
-    left_out: tuple[str, ...] = (),
+    begun: tuple[str, ...] = (),
 ) -> None:
     """Refuse a model that lacks a tensor or has one too many: its output would be wrong."""
     missing = [name for name in beside.values() if name not in source.weights]
     if missing:
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
     known = {*names, HEAD} if model.config.tied else set(names)
-    left = [name for name in source.weights if name not in known and not name.startswith(left_out)]
+    known |= _not_needed(model.config)
+    left = [name for name in source.weights if name not in known and not name.startswith(begun)]
     if left:
         raise source.error(
             f"it has {len(left)} tensors of a kind that is not supported, such as {_told(source, left[0])}"
         )
-    encoder = sum(name.startswith(left_out) for name in source.weights)
-    if encoder:
-        logger.info(
-            "%s: %d tensors of encoders (%s) are not read: the language model alone is computed",
-            source.name, encoder, ", ".join(left_out),
-        )  # fmt: skip
     shapes = model.parameter_shapes()
     for ours, theirs in beside.items():
         _check_shape(source, theirs, shapes[ours])
+
+
+def _not_needed(config: DecoderConfig) -> set[str]:
+    """Parameters that checkpoints have of layers which look at keys and values of others, for nothing."""
+    parts = ("k_proj.weight", "v_proj.weight", "k_norm.weight", "v_norm.weight", "k_proj.bias", "v_proj.bias")
+    followers = [i for i, each in enumerate(config.layers) if each.follows is not None]
+    return {f"model.layers.{i}.self_attn.{part}" for i in followers for part in parts}
 
 
 def _check_products(source: ModelSource, layers: Iterable[LayerTensors]) -> None:
@@ -305,3 +320,24 @@ class _Beside(Mapping[str, Any]):
 
     def rows(self, name: str) -> Any:
         return self._weights.rows(self._names[name])
+
+
+def left_out(source: ModelSource) -> str | None:
+    """What is in a model's files and is not computed, as a sentence; None where all of it is.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If its architecture is not known.
+    """
+    begun = architecture_of(source).left_out
+    names = [name for name in source.weights if name.startswith(begun)]
+    if not names:
+        return None
+    parts = sorted({re.split(r"\.(?!\d)", name.removeprefix("model."))[0] for name in names})
+    return f"{_counted(len(names), 'tensor')} not read ({', '.join(parts)}): the language model alone is computed"

@@ -29,7 +29,7 @@ from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["Whisper", "load_whisper", "speech_layer_names"]
+__all__ = ["Whisper", "WhisperConfig", "load_whisper", "speech_layer_names"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -250,6 +250,14 @@ class Whisper(Module):
         """
         made: Float32 = self.head(self.written(ids, heard, cache))
         return made
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """``(N, K)`` of all layers by name, in the order of `speech_layer_names`."""
+        found: dict[str, tuple[int, int]] = {}
+        for path, module in self.named_modules():
+            if isinstance(module, Linear | LinearGroup | Conv1d):
+                found[_layer_name(path)] = module.product_shape[::-1]
+        return {name: found[name] for name in speech_layer_names(self.config)}
 
     @property
     def linears(self) -> dict[str, Product]:

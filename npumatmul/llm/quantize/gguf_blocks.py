@@ -28,7 +28,9 @@ Parts = tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]
 """Codes (N, K), scales and offsets (N, K / 32)."""
 
 
-def layer_of_blocks(file: GGUFFile, tensors: Sequence[str], recipe: LayerRecipe) -> QuantizedLayer | None:
+def layer_of_blocks(
+    file: GGUFFile, tensors: Sequence[str], recipe: LayerRecipe, rows: Sequence[slice | None] | None = None
+) -> QuantizedLayer | None:
     """Take over the blocks of a layer's tensors.
 
     Parameters
@@ -39,15 +41,21 @@ def layer_of_blocks(file: GGUFFile, tensors: Sequence[str], recipe: LayerRecipe)
         Names of the tensors whose rows, one after another, are the layer's weight.
     recipe : LayerRecipe
         What to note as the layer's recipe.
+    rows : sequence of slice or None, optional
+        Which rows of each tensor; all by default.
 
     Returns
     -------
     QuantizedLayer or None
         The layer, int4 where all its tensors are; None if one is of a type whose blocks cannot be taken over.
     """
-    stored = [file.stored(name) for name in tensors]
-    if any(kind not in TAKEN_OVER for kind, _ in stored):
-        return None
+    wanted = [None] * len(tensors) if rows is None else rows
+    stored = []
+    for name, part in zip(tensors, wanted, strict=True):
+        kind, blocks = file.stored(name, rows=part)
+        if kind not in TAKEN_OVER:
+            return None
+        stored.append((kind, blocks))
     parts = [_read(kind, blocks) for kind, blocks in stored]
     codes, scale, offset = (np.concatenate(each) for each in zip(*parts, strict=True))
     if not (np.isfinite(scale).all() and np.isfinite(offset).all()):

@@ -14,7 +14,6 @@ from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import LoadedModel, load_from
 from npumatmul.llm.measure.evaluation import Window
-from npumatmul.llm.models.registry import config_of
 from npumatmul.llm.models.weights import LayerTensors, Progress, layer_tensors
 from npumatmul.llm.quantize.build import centred_layer, quantize_layer
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
@@ -25,12 +24,16 @@ from npumatmul.llm.quantize.packed_layer import PackedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe, Recipe
 from npumatmul.llm.quantize.sequential import SEEN, quantize_in_sequence, weights_of
 from npumatmul.llm.quantize.steps import Steps
+from npumatmul.nn.expert_names import Unstacked
 from npumatmul.nn.product import Product
 from npumatmul.quant.meter import Share
 
 __all__ = ["MakeLinear", "QuantizedModel", "Source", "layers_to_calibrate", "quantize_model"]
 
 logger = logging.getLogger(__name__)
+
+FEWEST_ROWS = 8
+"""Rows that an expert has to be seen with: moments of fewer say more of those tokens than of the expert."""
 
 MakeLinear = Callable[[QuantizedLayer | PackedLayer, str], Product]
 """Makes a `Product` of a quantized layer and its name."""
@@ -137,7 +140,13 @@ class QuantizedModel:
                 raise self.rest.error(f"layer {tensors.name!r} has shape {layer.shape}, {tensors.shape} is needed")
             return make(layer, tensors.name)
 
-        return load_from(GGUFSource.of(self.rest), linear, context_length=context_length, progress=progress)
+        return load_from(
+            GGUFSource.of(self.rest),
+            linear,
+            context_length=context_length,
+            elsewhere=len(self.layers),
+            progress=progress,
+        )
 
 
 def quantize_model(
@@ -215,8 +224,10 @@ def quantize_model(
             layers[name] = layer_of_recipe(
                 source, tensors, recipes[name], known.get(name), seed=recipe.seed, progress=share
             )
-    requantized, left_out = [], []
+    requantized, left_out, unseen = [], [], []
     for name, layer in layers.items():
+        if recipes[name].needs_calibration and not layer.recipe.needs_calibration:
+            unseen.append(name)
         if layer.recipe.scheme == GGUF_SCHEME:
             continue
         if recipes[name].scheme == GGUF_SCHEME:
@@ -236,6 +247,11 @@ def quantize_model(
         notes.append(
             f"{len(left_out)} layers, such as {left_out[0]!r}, are stored in types whose blocks cannot be taken over; "
             f"they are w8a8 instead"
+        )
+    if unseen:
+        notes.append(
+            f"{len(unseen)} layers, such as {unseen[0]!r}, are of experts that fewer than {FEWEST_ROWS} tokens of the "
+            "calibration text chose; they are rounded to nearest without it"
         )
     for note in notes:
         logger.info("%s", note)
@@ -259,11 +275,6 @@ def layers_to_calibrate(path: str | os.PathLike[str], recipe: Recipe) -> list[st
     """
     with GGUFSource(path) as source:
         names = layer_tensors(source)
-        if any(config_of(source).expert_counts):
-            raise source.error(
-                "it is a mixture of experts, which are not quantized into files yet; npumatmul.llm.load quantizes them "
-                "as it packs them"
-            )
     return [name for name in names if recipe.for_layer(name).needs_calibration]
 
 
@@ -286,7 +297,7 @@ def layer_of_recipe(
         Which of its tensors make up the layer.
     recipe : LayerRecipe
         What to do. Where it is ``gguf`` and blocks cannot be taken over, the layer becomes ``w8a8_g32_agroup``, as its
-        own recipe says then.
+        own recipe says then; an expert that fewer than `FEWEST_ROWS` tokens chose is rounded to nearest.
     statistics : LayerStatistics, optional
         Of its activations.
     seed : int
@@ -300,9 +311,14 @@ def layer_of_recipe(
         The layer.
     """
     if recipe.scheme == GGUF_SCHEME:
-        taken = layer_of_blocks(source.file, [source.weights.tensor_name(each) for each in tensors.parameters], recipe)
+        weights = source.weights
+        names = [weights.tensor_name(each) for each in tensors.parameters]
+        rows = [weights.rows_of(each) if isinstance(weights, Unstacked) else None for each in tensors.parameters]
+        taken = layer_of_blocks(source.file, names, recipe, rows)
         if taken is not None:
             return centred_layer(taken, tensors.weight(source), statistics) if recipe.centre else taken
         recipe = dataclasses.replace(recipe, scheme="w8a8_g32_agroup")
+    if statistics is not None and statistics.rows < FEWEST_ROWS and ".expert." in tensors.name:
+        recipe = recipe.without_calibration()
     weight = tensors.weight(source)
     return quantize_layer(weight, recipe, statistics, name=tensors.name, seed=seed, progress=progress)

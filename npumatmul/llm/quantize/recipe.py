@@ -158,6 +158,15 @@ class LayerRecipe:
         moves = "smooth" in self.transform or "balance" in self.transform
         return self.parts.weight_bits < 16 and (self.rounding == "gptq" or moves or self.centre)
 
+    def without_calibration(self) -> LayerRecipe:
+        """What is left of it where nothing was seen of activations: the same scheme, rounded to nearest."""
+        if not self.needs_calibration:
+            return self
+        transform = "hadamard" if "hadamard" in self.transform else "none"
+        return dataclasses.replace(
+            self, transform=transform, centre=False, rounding="nearest", act_order=False, correction=0.0, refine=0
+        )
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -240,7 +240,8 @@ def load_quantized(path: str | os.PathLike[str]) -> QuantizedModel:
             layer, _, part = name.rpartition(".")
             if layer and "/" not in name:
                 parts.setdefault(layer, {})[part] = name
-        shapes = {name: each.shape for name, each in layer_tensors(GGUFSource.of(rest)).items()}
+        held = layer_tensors(GGUFSource.of(rest), elsewhere=len(header["layers"]))
+        shapes = {name: each.shape for name, each in held.items()}
         layers: Mapping[str, QuantizedLayer | PackedLayer]
         if kind == PACKED:
             make = partial(_packed_layer, file, descriptions_of(file), parts, header["layers"])

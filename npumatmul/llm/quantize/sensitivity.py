@@ -30,6 +30,7 @@ from npumatmul.llm.models.weights import Progress, layer_tensors
 from npumatmul.llm.quantize.calibration import LayerStatistics, collect_statistics
 from npumatmul.llm.quantize.emulation import emulate
 from npumatmul.llm.quantize.layer import QuantizedLayer
+from npumatmul.llm.quantize.measured import Measured
 from npumatmul.llm.quantize.quantized_model import QuantizedModel, Source, layer_of_recipe
 from npumatmul.llm.quantize.recipe import LayerRecipe, Recipe
 from npumatmul.llm.quantize.steps import Steps
@@ -76,6 +77,7 @@ def measure_sensitivity(
     statistics: Mapping[str, LayerStatistics] | None = None,
     make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
+    measured: Measured | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[Candidate]]:
     """Quantize every layer in every way, and find what each does to the model alone.
@@ -96,6 +98,9 @@ def measure_sensitivity(
         Tokens of it that divergences are measured on, the first `PREFILL_CHUNK` of windows spread over the text, which
         are left out of calibration if there are others. The time it takes is about that of ``tokens * layers / 2``
         tokens through the model, beside that of quantizing every layer in every way.
+    measured : mapping of str to list of float, optional
+        Divergences of candidates by layer that were found before, on the same text; those that are found now are added
+        one by one. `kept_measurements` keeps them in a file.
     progress : callable, optional
         Called with what is done, what there is to do, and a name.
 
@@ -134,9 +139,16 @@ def measure_sensitivity(
                     made.append(make(name, recipe))
                 else:
                     made.append(layer_of_recipe(source, tensors, recipe, known.get(name), progress=steps.within(PARTS)))
-            changed = [model.with_linears({name: emulate(layer)}) for layer in made]
-            kls = np.mean([reference.divergences(model, changed, name) for reference in references], axis=0)
-            found[name] = [Candidate(layer, float(kl)) for layer, kl in zip(made, kls, strict=True)]
+            if measured is None or name not in measured:
+                changed = [model.with_linears({name: emulate(layer)}) for layer in made]
+                kls = np.mean(
+                    [reference.divergences(model, changed, name) for reference in references], axis=0
+                ).tolist()
+                if measured is not None:
+                    measured[name] = kls
+            else:
+                kls = measured[name]
+            found[name] = [Candidate(layer, kl) for layer, kl in zip(made, kls, strict=True)]
     return found
 
 
@@ -225,13 +237,14 @@ def auto_quantize(
     max_kl: float | None = None,
     make: Callable[[str, LayerRecipe], QuantizedLayer] | None = None,
     tokens: int = 512,
+    measured: Measured | None = None,
     progress: Progress | None = None,
 ) -> QuantizedModel:
     """Quantize a model, each layer in the way that measured sensitivity speaks for.
 
     Parameters
     ----------
-    path, candidates, pieces, make, tokens, progress
+    path, candidates, pieces, make, tokens, measured, progress
         As for `measure_sensitivity`.
     max_bits, max_kl : float, optional
         As for `choose`; one of them. The whole model is measured on the text in the end, and for `max_kl` chosen anew
@@ -248,7 +261,9 @@ def auto_quantize(
         If the limit cannot be met.
     """
     check_progress("auto_quantize", progress)
-    found = measure_sensitivity(path, candidates, pieces, make=make, tokens=tokens, progress=progress)
+    found = measure_sensitivity(
+        path, candidates, pieces, make=make, tokens=tokens, measured=measured, progress=progress
+    )
     file = GGUFFile(path)
     exact = load_model(path, pack=numpy_pack).model
     parts = _parts(pieces, tokens)

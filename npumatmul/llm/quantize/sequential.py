@@ -2,17 +2,21 @@
 
 All windows of the text are brought to a layer before it is quantized, and go on through the quantized layer. Beside
 them go the same windows through the float model, to whose products and means recipes with a `correction` fit weights
-and biases. What is held is a row for each token, as wide as the layer's input, twice.
+and biases. What is held is a row for each token, as wide as the layer's input, twice. Of experts, each stream has rows
+of its own, as its own router chooses them; so they are not fitted to the float model's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
 
 from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.loading import load_from, numpy_pack
 from npumatmul.llm.measure.evaluation import Window
+from npumatmul.llm.models.block_steps import Steps as BlockSteps
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.weights import LayerTensors, Progress
 from npumatmul.llm.quantize.calibration import LayerStatistics
@@ -28,8 +32,6 @@ SEEN = 0.3
 
 MakeLayer = Callable[[LayerTensors, LayerStatistics], QuantizedLayer]
 """Makes a quantized layer of its tensors and of what was seen of its activations."""
-
-BlockSteps = Generator[tuple[str, Float32], Float32, Float32]
 
 
 def quantize_in_sequence(
@@ -76,8 +78,9 @@ def quantize_in_sequence(
     def next_layer(name: str, given: Sequence[Float32], references: Sequence[Float32]) -> tuple[Product, Product]:
         steps(weights_of(tensors[done] for done in layers), weights_of(tensors.values()), f"quantizing {name}")
         statistics, share = LayerStatistics(tensors[name].k), steps.within(weights_of([tensors[name]]), 0, SEEN)
+        chosen = ".expert." in name  # by other rows in the float model: none of them is the reference of another
         for number, (x, reference) in enumerate(zip(given, references, strict=True), 1):
-            statistics.add(x, reference)
+            statistics.add(x, None if chosen else reference)
             share(number / len(given))
         layers[name] = make(tensors[name], statistics)
         return emulate(layers[name]), model.linears[name]
@@ -113,12 +116,17 @@ def _block(
         linears = next_layer(f"blk.{block}.{part}", *given)
         for stream, inputs, linear in zip(steps, given, linears, strict=True):
             for i, each in enumerate(stream):
-                inputs[i] = each.send(linear(inputs[i]))[1]
+                inputs[i] = each.send(_product(linear, inputs[i]))[1]
     linears = next_layer(f"blk.{block}.{parts[-1]}", *given)
     return [
-        [_last(each, linear(x)) for each, x in zip(stream, inputs, strict=True)]
+        [_last(each, _product(linear, x)) for each, x in zip(stream, inputs, strict=True)]
         for stream, inputs, linear in zip(steps, given, linears, strict=True)
     ]
+
+
+def _product(linear: Product, x: Float32) -> Float32:
+    """Of no rows, as those of an expert that none chose, none."""
+    return linear(x) if len(x) else np.zeros((0, linear.shape[1]), np.float32)
 
 
 def _last(steps: BlockSteps, result: Float32) -> Float32:

@@ -135,6 +135,10 @@ class Generation(Uncopied, Iterator[Piece]):
             self._steps.close()
         return piece
 
+    def served_by(self, host: Host) -> None:
+        """Have another host from the start."""
+        self._host = host
+
     @property
     def cache(self) -> KVCache:
         """The cache in use; there is one from the first piece on."""

@@ -57,12 +57,14 @@ class Shared:
 
     def give(self, cache: KVCache, owner: int) -> None:
         """Keep the cache of a generation that has ended."""
-        if self._turns.inherited:
-            return
-        if self._expected.pop(owner, None) is not None:
-            self._turns.look_again()
-        if not self._turns.closed:
+        self.ended(owner)
+        if not self._turns.inherited and not self._turns.closed:
             self._kept.give(cache)
+
+    def ended(self, owner: int) -> None:
+        """Nobody waits for steps of this owner any more."""
+        if not self._turns.inherited and self._expected.pop(owner, None) is not None:
+            self._turns.look_again()
 
     def compute(self, steps: Sequence[Step], unwanted: Callable[[], bool]) -> None:
         """Compute steps in turns with others, prompts each in a turn of its own."""

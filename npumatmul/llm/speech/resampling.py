@@ -13,7 +13,7 @@ __all__ = ["resampled"]
 Float32 = NDArray[np.float32]
 
 #: Crossings of zero on each side of the sinc, and the shape of its Kaiser window: what is beyond the lower rate's band
-#: is 80 dB quieter from 0.54 of that rate on, and what is below 0.46 of it keeps its level.
+#: is 80 dB quieter from 0.52 of that rate on, and what is below 0.46 of it keeps its level.
 _CROSSINGS, _BETA = 64, 8.0
 #: So much of the band is kept; the slope takes the rest.
 _BAND = 0.98
