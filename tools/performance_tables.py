@@ -20,6 +20,7 @@ from npumatmul.llm.modelled import SHAPES, ModelShape, modelled_pass, modelled_t
 from npumatmul.llm.modelled.published import published_config
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.registry import MODEL_TYPES
+from npumatmul.llm.models.whisper_config import SPEECH_TYPES
 from npumatmul.planning.product import plan_matmul, plan_weight
 
 INT8, FP16, INT4 = MatmulType.INT8_INT8_INT32, MatmulType.FLOAT16_FLOAT16_FLOAT32, MatmulType.INT4_INT4_INT16
@@ -147,6 +148,27 @@ def encoders() -> list[str]:
     return lines
 
 
+def speech() -> list[str]:
+    """Models of speech, in w8a8: a window of 30 s, and tokens of text."""
+    lines = [
+        "| model | `model_type` | parameters | config.json of | "
+        + " | ".join(f"{soc.upper()}: hearing 30 s, s | tokens/s" for soc in SHOWN)
+        + " |",
+        "|---|---|---|---|" + "---|---|" * len(SHOWN),
+    ]
+    for name, of, kind in _published(SPEECH_TYPES):
+        shape, cells = SHAPES[name], []
+        for soc in SHOWN:
+            assert shape.hearing is not None
+            heard = modelled_pass(shape.hearing, shape.states, shape.states, INT8, chip(soc))
+            token = modelled_pass(shape, 1, 128, INT8, chip(soc))
+            assert heard is not None
+            assert token is not None
+            cells += [f"{heard.seconds:.2f}", f"{1 / token.seconds:.1f}"]
+        lines.append(f"| {name} | {kind} | {_billions(shape)} | {of} | {' | '.join(cells)} |")
+    return lines
+
+
 def _published(kinds: Container[str]) -> Iterator[tuple[str, str, str]]:
     for name in SHAPES:
         of, config = published_config(name)
@@ -159,7 +181,7 @@ def _billions(shape: ModelShape) -> str:
     return everything if everything == active else f"{everything}, {active} active"
 
 
-TABLES = (chips, rows, slices, layouts, cores, models, decoders, encoders)
+TABLES = (chips, rows, slices, layouts, cores, models, decoders, encoders, speech)
 
 
 def main() -> int:

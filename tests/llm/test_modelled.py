@@ -18,11 +18,13 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import npumatmul as npu
 from npumatmul.chips import CHIPS, chip
 from npumatmul.chips.timing import TIMINGS, keep_timing
 from npumatmul.chips.types import MatmulType
+from npumatmul.cli.app import app
 from npumatmul.errors import DeviceError, ModelError
 from npumatmul.llm.modelled import SHAPES, LinearShape, ModelShape, modelled_pass, plan_model, shape_of
 from npumatmul.llm.modelled.built import decoder_shape, llama_shape
@@ -65,6 +67,8 @@ PUBLISHED = {
     "SmolLM3-3B": 3.075, "Phi-4-mini-3.8B": 3.836, "Granite-3.3-2B": 2.534, "StarCoder2-3B": 3.030,
     "Mistral-7B-v0.3": 7.248, "Ministral-8B": 8.020, "Granite-3.1-1B-A400M": 1.335, "OLMoE-1B-7B": 6.919,
     "Qwen3-30B-A3B": 30.53, "gpt-oss-20B": 20.91,
+    "Gemma-4-E2B": 4.65,  # 5.1 with its two encoders
+    "whisper-tiny": 0.03776, "whisper-base": 0.0726, "whisper-small": 0.2417, "whisper-large-v3-turbo": 0.8089,
     "Qwen2-VL-2B": 1.544, "Qwen2.5-VL-3B": 3.086, "Qwen3-VL-4B": 4.022,
     "all-MiniLM-L6-v2": 0.02271, "bge-base-en": 0.1095, "bge-m3": 0.5677,
     "ModernBERT-base": 0.1496,
@@ -389,6 +393,44 @@ def test_a_pass_through_experts_by_hand() -> None:
         assert found.between == pytest.approx(rows * row + 3 * rows * 64 * 2 / model.host_bandwidth)
 
 
+def test_models_of_speech_by_hand(tmp_path: Path) -> None:
+    config = transformers.WhisperConfig(
+        d_model=64, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=2,
+        encoder_ffn_dim=96, decoder_ffn_dim=128, num_mel_bins=80, vocab_size=200, max_source_positions=1500,
+        max_target_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0, decoder_start_token_id=3,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    shape, model, rk3588 = shape_of(tmp_path), TIMINGS["rk3588"], chip("rk3588")
+    with torch.device("meta"):
+        theirs = transformers.WhisperForConditionalGeneration(config)
+    matrices = [each for each in theirs.model.parameters() if each.ndim > 1]
+    assert shape.parameters == sum(each.numel() for each in matrices)
+    assert (shape.kind, shape.layers, shape.cached) == ("speech", 5, 2 * 2 * 64)
+
+    def seconds(m: int, k: int, n: int) -> float:
+        return plan_matmul(m, plan_weight(k, n, INT8, rk3588)).modelled_seconds or math.nan
+
+    assert shape.hearing is not None
+    heard = modelled_pass(shape.hearing, 1500, 1500, INT8, rk3588)
+    assert heard is not None
+    block = seconds(1500, 64, 192) + seconds(1500, 64, 64) + seconds(1500, 64, 96) + seconds(1500, 96, 64)
+    products = seconds(3000, 240, 64) + seconds(1500, 192, 64) + 3 * block + 2 * seconds(1500, 64, 128)
+    assert heard.linear.seconds == pytest.approx(products)
+    written = modelled_pass(shape, 1, 7, INT8, rk3588)
+    assert written is not None
+    block = seconds(1, 64, 192) + 3 * seconds(1, 64, 64) + seconds(1, 64, 128) + seconds(1, 128, 64)
+    assert written.linear.seconds == pytest.approx(2 * block + seconds(1, 64, 200))
+    # of a block: three norms and sums, the function, and scores over 7 tokens and 1500 states, whose keys are read
+    scores = 2 * (7 + 1500)
+    floats = 1.5 * (6 * 64 + scores) + 128 + (7 + 1500) * 64
+    row = 4 * floats / model.host_bandwidth + (128 + scores) * model.host_exp_seconds
+    assert written.between == pytest.approx(2 * (row + 2 * scores * 64 / model.host_flops))
+    (scheme,) = plan_model(shape, rk3588, ["w8a8"]).schemes
+    assert scheme.window == heard.estimate
+    assert (scheme.prompts, scheme.texts) == ({}, {})
+    assert len(scheme.layers) == len(shape.whole) == 14
+
+
 def test_layers_with_a_state_by_hand() -> None:
     model, rk3588 = TIMINGS["rk3588"], chip("rk3588")
     config = replace(HYBRID, n_layers=1, layers=HYBRID.layers[:1])
@@ -540,15 +582,22 @@ def test_the_command_prints_tables_and_json(tmp_path: Path) -> None:
     assert set(scheme["prompts"]) == {"128", "512"}
     by_device = command("smollm2-135m", "--json", "--scheme", "w8a8", NPUMATMUL_DEVICE="sim:rk3562")
     assert json.loads(by_device.stdout)["soc"] == "rk3562"
-    limited = command("Granite-3.1-1B-A400M", "--scheme", "w8a8", "--expert-memory", "200MB", COLUMNS="120")
-    assert "of which a token passes 428 million" in limited.stdout
-    assert "brought in" in limited.stdout
-    assert "assumed of experts" in limited.stderr
-    assert "32 x 128 tokens" in command("all-MiniLM-L6-v2", COLUMNS="160").stdout
-    assert "is no size" in command("OLMoE-1B-7B", "--expert-memory", "much").stderr
     done = command("nosuch")
     assert done.returncode == 1
     assert "neither a file nor a model that is known by name" in done.stderr
+
+
+def test_the_command_tells_of_experts_texts_and_sound() -> None:
+    runner = CliRunner(env={"COLUMNS": "160"})
+    limited = runner.invoke(app, ["plan", "Granite-3.1-1B-A400M", "--scheme", "w8a8", "--expert-memory", "200MB"])
+    assert "of which a token passes 428 million" in limited.stdout
+    assert "brought in" in limited.stdout
+    assert "assumed of experts" in limited.stderr
+    assert "32 x 128 tokens" in runner.invoke(app, ["plan", "all-MiniLM-L6-v2", "--scheme", "w8a8"]).stdout
+    heard = runner.invoke(app, ["plan", "whisper-tiny", "--scheme", "w8a8"]).stdout
+    assert "8 layers" in heard
+    assert "hearing 30 s" in heard
+    assert "is no size" in runner.invoke(app, ["plan", "OLMoE-1B-7B", "--expert-memory", "much"]).stderr
 
 
 def test_the_command_takes_constants_that_were_fitted_here(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoder_config import EncoderConfig
 from npumatmul.llm.models.mixers import DeltaNet
 from npumatmul.llm.models.settings import MAX_SIZE
+from npumatmul.llm.models.whisper import Whisper
+from npumatmul.llm.models.whisper_config import WhisperConfig
 
-__all__ = ["THREE", "decoder_shape", "encoder_shape", "llama_shape"]
+__all__ = ["THREE", "decoder_shape", "encoder_shape", "llama_shape", "speech_shape"]
 
 #: Three arrays that go through memory, two read and one written, compared with the two of a copy.
 THREE = 1.5
@@ -43,8 +45,11 @@ def decoder_shape(name: str, config: DecoderConfig) -> ModelShape:
     >>> [(each.name, each.k, each.n, each.times) for each in decoder_shape("small", config).linears[2:]]
     [('expert.gate_up', 64, 64, 32), ('expert.down', 32, 64, 32)]
     """
-    kinds = Counter(_sized(layer) for layer in config.layers)
-    small = replace(config, n_layers=len(kinds), layers=tuple(_one_expert(layer) for layer in kinds))
+    if config.whole_only is None:
+        kinds = [*Counter(_sized(layer) for layer in config.layers).items()]
+    else:  # layers need one another
+        kinds = [(layer, 1) for layer in config.layers]
+    small = replace(config, n_layers=len(kinds), layers=tuple(_one_expert(layer) for layer, _ in kinds))
     model = Decoder(small)
     modules = {
         layer: _size(module, (config.hidden_size, config.vocab_size))
@@ -52,10 +57,14 @@ def decoder_shape(name: str, config: DecoderConfig) -> ModelShape:
     }
     blocks = [
         BlockShape(times, tuple(_linears(modules, i, layer.experts)), _decoder_work(config, layer))
-        for i, (layer, times) in enumerate(kinds.items())
+        for i, (layer, times) in enumerate(kinds)
     ]
+    if "layer_inputs" in modules:
+        before = LinearShape("layer_inputs", *modules["layer_inputs"], 1)
+        blocks[0] = replace(blocks[0], linears=(before, *blocks[0].linears))
     head = LinearShape("head", *modules["head"], 1)
     tables = 0 if config.tied else config.vocab_size * config.hidden_size
+    tables += config.layer_vocab * config.n_layers * config.layer_embedding
     return ModelShape(name, "decoder", config.hidden_size, config.vocab_size, tuple(blocks), head, tables)
 
 
@@ -66,6 +75,45 @@ def encoder_shape(name: str, config: EncoderConfig) -> ModelShape:
     tables = (config.vocab_size + config.positions + config.types) * config.hidden_size
     block = BlockShape(config.n_layers, tuple(_linears(modules, 0, None)), _encoder_work(config))
     return ModelShape(name, "encoder", config.hidden_size, config.vocab_size, (block,), None, tables)
+
+
+def speech_shape(name: str, config: WhisperConfig) -> ModelShape:
+    """Dimensions of a model of speech; as `decoder_shape`."""
+    c = config
+    sizes = Whisper(replace(c, encoder_layers=1, decoder_layers=1)).linear_shapes()
+    linears = {layer: LinearShape(layer.replace("blk.0.", ""), k, n, 1) for layer, (n, k) in sizes.items()}
+    convolved = (linears["encoder.conv1"]._replace(each=2), linears["encoder.conv2"])  # frames, two for each state
+    # patches of both, and their function
+    copied = 2.0 * convolved[0].k + convolved[1].k + 3 * c.hidden_size
+    conv = BlockShape(1, convolved, HostWork(copied, 3 * c.hidden_size, 0.0), further=True)
+    kept = linears.pop("decoder.blk.0.cross_kv")
+    hear = tuple(each for layer, each in linears.items() if layer.startswith("encoder.blk."))
+    write = [(layer, each) for layer, each in linears.items() if layer.startswith("decoder.blk.")]
+    across = tuple(each for layer, each in write if ".cross_" in layer)
+    within = tuple(each for layer, each in write if ".cross_" not in layer)
+    width = c.hidden_size // c.decoder_heads
+    seen = HostWork(THREE * 2 * c.hidden_size, 0.0, 0.0, c.decoder_heads, width, width, cached=2 * c.hidden_size,
+                    always=c.positions)  # fmt: skip
+    hearing = ModelShape(
+        name, "encoder", c.hidden_size, c.vocab_size,
+        (
+            conv,
+            BlockShape(c.encoder_layers, hear, _plain_work(c.hidden_size, c.encoder_heads, c.encoder_ffn)),
+            BlockShape(c.decoder_layers, (kept,), HostWork(2.0 * c.hidden_size, 0.0, 0.0), further=True),
+        ),
+        None, c.positions * c.hidden_size,
+    )  # fmt: skip
+    own = _plain_work(c.hidden_size, c.decoder_heads, c.decoder_ffn)
+    blocks = (BlockShape(c.decoder_layers, within, replace(own, cached=2 * c.hidden_size)),
+              BlockShape(c.decoder_layers, across, seen, further=True))  # fmt: skip
+    tables = hearing.tables + (c.context_length + (0 if c.tied else c.vocab_size)) * c.hidden_size
+    head = linears["head"]
+    return ModelShape(name, "speech", c.hidden_size, c.vocab_size, blocks, head, tables, hearing, c.positions)
+
+
+def _plain_work(hidden: int, heads: int, ffn: int) -> HostWork:
+    """Of a block with two norms, two sums and a network without a gate."""
+    return HostWork(THREE * 4 * hidden + ffn, ffn, 0.0, heads, hidden // heads, hidden // heads)
 
 
 def _sized(layer: LayerConfig) -> LayerConfig:
@@ -103,7 +151,8 @@ def _linears(sizes: Mapping[str, tuple[int, int]], block: int, experts: Experts 
 def _decoder_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
     norms = 4 if c.norm_places == "around" else 2
     around = THREE * c.hidden_size * (norms + 2)  # two residual sums
-    network, mixed = _network_work(c, layer.experts), _mixer_work(c, layer)
+    network, mixed = _network_work(c, layer), _mixer_work(c, layer)
+    around += THREE * (3 * c.layer_embedding + 2 * c.hidden_size) if layer.beside else 0  # mixed, gated; norm and sum
     return replace(
         mixed,
         copied=mixed.copied + network.copied + around,
@@ -112,10 +161,12 @@ def _decoder_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
     )
 
 
-def _network_work(c: DecoderConfig, experts: Experts | None) -> HostWork:
+def _network_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
+    experts = layer.experts
     each = THREE if c.gated else 1.0  # a gate and what is gated, or a function in place
     if experts is None:
-        return HostWork(each * c.ffn_size, c.ffn_size, 0.0)
+        width = layer.ffn_size or c.ffn_size
+        return HostWork(each * width, width, 0.0)
     e, shared = experts, experts.shared_size or 0
     width = e.chosen * e.size + shared
     copied = each * width + e.chosen * c.hidden_size * _GATHERED + THREE * e.count
@@ -140,14 +191,15 @@ def _mixer_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
         operations = 2.0 * mixer.kernel * c.hidden_size
         return HostWork((2 * THREE + 2) * c.hidden_size, 0.0, operations, state=(mixer.kernel - 1) * c.hidden_size,
                         chunk=PREFILL_CHUNK)  # fmt: skip
-    copied, exponentials = 0.0, 0.0
+    copied, exponentials, dim = 0.0, 0.0, layer.head_dim or c.head_dim
+    kv_heads = 0 if layer.follows is not None else layer.n_kv_heads or c.n_kv_heads
     if layer.rotation is not None:
-        copied += (c.n_heads + c.n_kv_heads) * layer.rotation.dim
+        copied += (c.n_heads + kv_heads) * layer.rotation.dim
     if c.qk_norm is not None:
-        copied += THREE * (c.q_size + c.kv_size)
+        copied += THREE * (c.n_heads + kv_heads * (2 if c.value_norm else 1)) * dim
     if c.attention_gate is not None:
         copied, exponentials = copied + THREE * c.q_size, exponentials + c.q_size
-    return HostWork(copied, exponentials, 0.0, c.n_heads, c.head_dim, c.head_dim, layer.window, cached=2 * c.kv_size)
+    return HostWork(copied, exponentials, 0.0, c.n_heads, dim, dim, layer.window, cached=2 * kv_heads * dim)
 
 
 def _encoder_work(c: EncoderConfig) -> HostWork:

@@ -11,12 +11,13 @@ from typing import Any
 
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
-from npumatmul.llm.modelled.built import decoder_shape, encoder_shape, llama_shape
+from npumatmul.llm.modelled.built import decoder_shape, encoder_shape, llama_shape, speech_shape
 from npumatmul.llm.modelled.shape import ModelShape
 from npumatmul.llm.models.class_names import check_classes
 from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.registry import MODEL_TYPES, config_from
 from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.whisper_config import SPEECH_TYPES, whisper_config_from
 
 __all__ = ["divided", "other_shape", "refuse_family", "refuse_parts", "shape_of_config"]
 
@@ -72,6 +73,8 @@ def shape_of_config(name: str, config: Mapping[str, Any], wrong: Wrong) -> Model
             settings = Settings(config, wrong)
             check_classes(settings, ENCODER_TYPES[family].classes)
             return encoder_shape(name, ENCODER_TYPES[family].from_config(settings))
+        if family in SPEECH_TYPES:
+            return speech_shape(name, whisper_config_from(Settings(config, wrong)))
         if family in MODEL_TYPES:
             return decoder_shape(name, config_from(config, wrong))
     except ValueError as error:

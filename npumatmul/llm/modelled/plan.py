@@ -73,6 +73,8 @@ class SchemePlan:
         Seconds of a token after 128 others.
     texts : dict of str to Estimate or None
         Of encoders: seconds of texts that are read together, by ``"<texts> x <tokens>"``.
+    window : Estimate or None
+        Of models of speech: seconds of hearing a window, of 30 s.
     brought : float or None
         Where memory for experts is limited: bytes of them that a token is expected to have brought in.
     note : str
@@ -86,6 +88,7 @@ class SchemePlan:
     prompts: dict[int, Estimate | None]
     token: Estimate | None
     texts: dict[str, Estimate | None]
+    window: Estimate | None
     brought: float | None
     note: str
 
@@ -178,7 +181,7 @@ def plan_model(
     >>> [each.scheme for each in plan.schemes]
     ['w16a16', 'w8a8', 'w4a8']
     """
-    if expert_memory is not None and not any(each.experts for each in shape.linears):
+    if expert_memory is not None and not any(each.experts for each in shape.whole):
         raise ValueError(f"memory of experts is limited, and {shape.name} has no experts")
     found, left_out = [], {}
     first: NpuError | None = None
@@ -199,7 +202,7 @@ def plan_model(
         chip.soc,
         chip.cores,
         "no times are known" if model is None else model.provenance,
-        _FLOAT16_BYTES * shape.cached if shape.kind == "decoder" else 0,
+        _FLOAT16_BYTES * shape.cached if shape.kind != "encoder" else 0,
         tuple(found),
         {} if schemes is None else left_out,
         expert_memory,
@@ -217,17 +220,20 @@ class _SchemePlanner:
 
     def plan(self) -> SchemePlan:
         shape, route = self._shape, self._route
-        layers = tuple(self._layer(each) for each in shape.every_linear)
-        is_decoder = shape.kind == "decoder"
-        token = self._pass(1, TOKEN_KEYS) if is_decoder else None
+        layers = tuple(self._layer(each) for each in shape.whole)
+        token = None if shape.kind == "encoder" else self._pass(shape, 1, TOKEN_KEYS)
+        hearing = shape.hearing
         return SchemePlan(
             self._scheme.name,
             route.mm_type.name,
             layers,
             len(self._contexts),
-            {rows: _estimate(self._pass(rows, rows)) for rows in PROMPTS} if is_decoder else {},
+            {rows: _estimate(self._pass(shape, rows, rows)) for rows in PROMPTS} if shape.kind == "decoder" else {},
             _estimate(token),
-            {} if is_decoder else {f"{texts} x {length}": self._texts([length] * texts) for texts, length in TEXTS},
+            {f"{texts} x {length}": self._texts([length] * texts) for texts, length in TEXTS}
+            if shape.kind == "encoder"
+            else {},
+            None if hearing is None else _estimate(self._pass(hearing, shape.states, shape.states)),
             None if token is None or self._memory is None else token.brought,
             route.note,
         )
@@ -251,16 +257,22 @@ class _SchemePlanner:
         """Numbers of rows that products of a layer have."""
         if each is self._shape.head:
             return [1]
-        passes = (1, *PROMPTS) if self._shape.kind == "decoder" else [texts * length for texts, length in TEXTS]
+        passes = {
+            "decoder": (1, *PROMPTS),
+            "encoder": tuple(texts * length for texts, length in TEXTS),
+            "speech": (1,),
+        }[self._shape.kind]
+        if self._shape.hearing is not None and each in self._shape.hearing.every_linear:
+            passes = (self._shape.states,)
         return [each.whole_rows(tokens) for tokens in passes]
 
     def _weight(self, each: LinearShape) -> WeightPlan:
         return weight_plan(each, self._route.mm_type, self._chip, self._route.row_images, self._group)
 
-    def _pass(self, rows: int, keys: int) -> ModelledPass | None:
+    def _pass(self, shape: ModelShape, rows: int, keys: int) -> ModelledPass | None:
         route = self._route
         return modelled_pass(
-            self._shape, rows, keys, route.mm_type, self._chip,
+            shape, rows, keys, route.mm_type, self._chip,
             row_images=route.row_images, k_group=self._group, expert_memory=self._memory,
         )  # fmt: skip
 

@@ -26,6 +26,8 @@ class LinearShape(NamedTuple):
         How many there are.
     experts, chosen : int
         Where they are parts of experts: how many of these a block has, and how many of them a token passes; else 0.
+    each : int
+        Rows for each token.
 
     Examples
     --------
@@ -40,6 +42,7 @@ class LinearShape(NamedTuple):
     times: int
     experts: int = 0
     chosen: int = 0
+    each: int = 1
 
     def touched(self, rows: int) -> float:
         """Of how many of them a product is computed for so many tokens.
@@ -54,7 +57,7 @@ class LinearShape(NamedTuple):
     def rows(self, tokens: int) -> float:
         """How many rows each of those products has, on average."""
         if not self.experts:
-            return float(tokens)
+            return float(tokens * self.each)
         return tokens * self.chosen * (self.times / self.experts) / self.touched(tokens)
 
     def whole_rows(self, tokens: int) -> int:
@@ -83,6 +86,8 @@ class HostWork:
     state, chunk : int
         Without attention: values that are kept for a sequence, whatever its length, and how many rows are worked on at
         once. These see one another, and the state is read and written once for all of them.
+    always : int
+        Positions that each row sees, whatever came before: of what was heard.
     """
 
     copied: float
@@ -95,9 +100,12 @@ class HostWork:
     cached: int = 0
     state: int = 0
     chunk: int = 0
+    always: int = 0
 
     def seen(self, rows: int, keys: int) -> int:
         """How many of so many positions each row sees, itself included."""
+        if self.always:
+            return self.always
         if self.chunk:
             return min(rows, self.chunk)
         return keys if self.window is None else min(keys, self.window)
@@ -120,11 +128,14 @@ class BlockShape:
         Of one block; matrices with one input are one product.
     work : HostWork
         Of one block.
+    further : bool
+        Whether this is another part of blocks that are counted already, or of none.
     """
 
     times: int
     linears: tuple[LinearShape, ...]
     work: HostWork
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,13 +145,17 @@ class ModelShape:
     Attributes
     ----------
     name : str
-    kind : {"decoder", "encoder"}
+    kind : {"decoder", "encoder", "speech"}
     hidden, vocab : int
     blocks : tuple of BlockShape
     head : LinearShape or None
         The output matrix; None where there is none.
     tables : int
         Values of tables of embeddings that no product is computed with.
+    hearing : ModelShape, optional
+        Of a model of speech, the half that hears; all else is of the half that writes.
+    states : int
+        States of a window of sound.
 
     Raises
     ------
@@ -159,12 +174,14 @@ class ModelShape:
     """
 
     name: str
-    kind: Literal["decoder", "encoder"]
+    kind: Literal["decoder", "encoder", "speech"]
     hidden: int
     vocab: int
     blocks: tuple[BlockShape, ...]
     head: LinearShape | None
     tables: int
+    hearing: ModelShape | None = None
+    states: int = 0
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -177,7 +194,8 @@ class ModelShape:
     @property
     def layers(self) -> int:
         """How many blocks."""
-        return sum(block.times for block in self.blocks)
+        own = sum(block.times for block in self.blocks if not block.further)
+        return own if self.hearing is None else own + self.hearing.layers
 
     @property
     def linears(self) -> tuple[LinearShape, ...]:
@@ -199,16 +217,21 @@ class ModelShape:
         return (*self.linears, *self._heads)
 
     @property
+    def whole(self) -> tuple[LinearShape, ...]:
+        """`every_linear`, behind those of the half that hears."""
+        return (*(() if self.hearing is None else self.hearing.every_linear), *self.every_linear)
+
+    @property
     def cached(self) -> int:
         """Values that all blocks together keep for each position."""
-        return sum(block.times * block.work.cached for block in self.blocks)
+        return sum(block.times * block.work.cached for block in self.blocks if not block.work.always)
 
     @property
     def parameters(self) -> int:
         """Weights of linear layers and tables of embeddings."""
-        return self.tables + sum(each.k * each.n * each.times for each in self.every_linear)
+        return self.tables + sum(each.k * each.n * each.times for each in self.whole)
 
     @property
     def active_parameters(self) -> int:
         """Of these, what a token passes."""
-        return self.tables + sum(round(each.k * each.n * each.touched(1)) for each in self.every_linear)
+        return self.tables + sum(round(each.k * each.n * each.touched(1)) for each in self.whole)

@@ -10,7 +10,7 @@ from npumatmul.llm.models.class_names import check_classes
 from npumatmul.llm.models.from_folder import ACTIVATIONS, IGNORED, TRAINED_WITH
 from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE, Settings
 
-__all__ = ["SPEECH_TYPES", "WhisperConfig", "is_speech", "whisper_config_of"]
+__all__ = ["SPEECH_TYPES", "WhisperConfig", "is_speech", "whisper_config_from", "whisper_config_of"]
 
 SPEECH_TYPES = ("whisper",)
 
@@ -120,7 +120,11 @@ def whisper_config_of(source: ModelSource) -> WhisperConfig:
     """
     if not is_speech(source):
         raise source.error(f"{shown(source.architecture)} turns no speech into text; known: {', '.join(SPEECH_TYPES)}")
-    settings = Settings(source.config, source.error)
+    return whisper_config_from(Settings(source.config, source.error))
+
+
+def whisper_config_from(settings: Settings) -> WhisperConfig:
+    """As `whisper_config_of`, from the values of a config.json."""
     if TRAINED_WITH in settings:
         raise settings.error(
             f"its weights are quantized ({TRAINED_WITH!r}); use the folder of the model before it was quantized"
