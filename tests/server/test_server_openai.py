@@ -148,6 +148,13 @@ def test_what_a_schema_cannot_have_is_said(client: openai.OpenAI) -> None:
         client.chat.completions.create(model="tiny", messages=HELLO, response_format=form)
 
 
+def test_formats_that_take_too_long_to_follow_are_the_clients_mistake(client: openai.OpenAI) -> None:
+    schema = {"type": "string", "pattern": "^((a{0,60}){0,60}){0,60}$"}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="too ambiguous"):
+        client.chat.completions.create(model="tiny", messages=HELLO, response_format=form)
+
+
 def test_penalties_keep_tokens_from_coming_again(client: openai.OpenAI, model: Model) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 40, "temperature": 0, "logprobs": True}
 
