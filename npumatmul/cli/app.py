@@ -15,6 +15,14 @@ import npumatmul
 from npumatmul.cli import caching, estimators, info, probing, simulating
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
+from npumatmul.cli.offloading import (
+    CoresOption,
+    DecodeOption,
+    NpuLayersOption,
+    NpuMemoryOption,
+    PolicyOption,
+    policy_of,
+)
 from npumatmul.cli.options import (
     CacheOption,
     DeviceOption,
@@ -29,11 +37,10 @@ from npumatmul.cli.options import (
     TextOption,
     TokensOption,
 )
+from npumatmul.cli.plan_command import names_of, plan_command
 from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
-from npumatmul.files.sizes import parsed_size
-from npumatmul.rknn.socs import SOCS
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
 PLAIN: dict[str, Any] = {
@@ -153,6 +160,11 @@ def generate_command(
     ] = False,
     expert_memory: ExpertMemoryOption = None,
     expert_folder: ExpertFolderOption = None,
+    npu_layers: NpuLayersOption = None,
+    decode: DecodeOption = None,
+    npu_memory: NpuMemoryOption = None,
+    cores: CoresOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Answer a prompt with a language model, every linear layer through the matmul API."""
     from npumatmul.cli import generating  # here, since it needs the extra `llm`, which other commands do not
@@ -176,8 +188,9 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
-        expert_memory=_bytes("--expert-memory", expert_memory),
+        expert_memory=expert_memory,
         expert_folder=expert_folder,
+        policy=policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores),
     )
     generating.answer(request)
 
@@ -240,6 +253,11 @@ def embed_command(
     prompt: Annotated[str | None, typer.Option(help="Name of what precedes each text, such as 'query'.")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max; by default as the model says.")] = None,
     cache: CacheOption = True,
+    npu_layers: NpuLayersOption = None,
+    decode: DecodeOption = None,
+    npu_memory: NpuMemoryOption = None,
+    cores: CoresOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Compute embeddings of texts, or with a query how well each fits it."""
     from npumatmul.cli import embedding
@@ -260,6 +278,7 @@ def embed_command(
             prompt=prompt,
             pooling=pooling,
             cache=cache,
+            policy=policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores),
         )
     )
 
@@ -329,7 +348,7 @@ def perplexity_command(
         evaluating.Request(
             text=text,
             model=model,
-            schemes=_names(scheme),
+            schemes=names_of(scheme),
             device=device,
             emulate=emulate,
             context=context,
@@ -365,7 +384,7 @@ def analyze_command(
     if weight is not None or activations is not None:
         if weight is None or activations is None or text is not None or model is not None:
             raise typer.BadParameter("arrays are given by --weight and --activations, without a model or a text")
-        arrays = evaluating.Arrays(weight, activations, transposed, _names(scheme), best, device, emulate, csv)
+        arrays = evaluating.Arrays(weight, activations, transposed, names_of(scheme), best, device, emulate, csv)
         evaluating.analyze_arrays(arrays)
         return
     if text is None or best:
@@ -374,7 +393,7 @@ def analyze_command(
         evaluating.Request(
             text=text,
             model=model,
-            schemes=_names(scheme),
+            schemes=names_of(scheme),
             device=device,
             emulate=emulate,
             context=context,
@@ -430,7 +449,7 @@ def quantize_command(
             raise typer.BadParameter("--best goes with --scheme")
         chosen = Recipe.read(recipe)
     elif scheme == "auto":
-        schemes = _names(candidates, "--candidates") or ()
+        schemes = names_of(candidates, "--candidates") or ()
         for name in schemes:
             check_scheme(name, "--candidates")
         recipes = tuple(best_recipe(name).default for name in schemes)
@@ -443,43 +462,7 @@ def quantize_command(
     quantizing.quantize(quantizing.Request(output, model, chosen, chip, portable, calibration, context, chunks, recipe))
 
 
-def _bytes(option: str, text: str | None) -> int | None:
-    """A size that is given as text."""
-    if text is None:
-        return None
-    try:
-        return parsed_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
-
-
-def _names(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
-    """Names that are separated by commas, each once."""
-    if text is None:
-        return None
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not all(names):
-        raise typer.BadParameter(f"{option}: a name is missing in {text!r}")
-    return names
-
-
-@app.command("plan", short_help="Size and modelled speed of a model.")
-def plan_command(
-    model: Annotated[
-        str,
-        typer.Argument(help="A GGUF file, a config.json or a folder with one, or a name such as Qwen2.5-1.5B."),
-    ],
-    soc: Annotated[str | None, typer.Option(help=f"The chip: {', '.join(SOCS)}; by default the device's.")] = None,
-    scheme: Annotated[
-        str | None, typer.Option(help="One or more, separated by commas; by default all usual ones of the chip.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    expert_memory: ExpertMemoryOption = None,
-) -> None:
-    """Show how large a model is on a chip, and how fast it is modelled to be; no weights are needed."""
-    from npumatmul.cli import planning
-
-    planning.show(model, soc, _names(scheme), as_json, _bytes("--expert-memory", expert_memory))
+app.command("plan", short_help="Size and modelled speed of a model.")(plan_command)
 
 
 @app.command("calibrate", short_help="Fit the timing model to this board.")

@@ -16,6 +16,7 @@ from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
 from npumatmul.llm import load
 from npumatmul.llm.loader import DEFAULT_SCHEME, FLOAT32
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.tokenizers.protocol import not_characters
 
 _ARRAY = ".npy"
@@ -37,6 +38,7 @@ class Request:
     prompt: str | None = None
     pooling: str | None = None
     cache: bool = True
+    policy: Policy | None = None
 
 
 def read_texts(given: tuple[str, ...], file: Path | None) -> list[str]:
@@ -72,7 +74,9 @@ def run(request: Request) -> None:
     device = None if scheme == FLOAT32 else current_device(request.device)
     with (
         working() as progress,
-        load(request.model, scheme, device=device, cache=request.cache, progress=progress) as model,
+        load(
+            request.model, scheme, device=device, cache=request.cache, progress=progress, policy=request.policy
+        ) as model,
     ):
 
         def told(done: int, total: int) -> None:

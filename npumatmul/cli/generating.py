@@ -14,13 +14,15 @@ from typing import Any
 from rich.table import Table
 
 from npumatmul.cli.files import read_standard_input
-from npumatmul.cli.models import check_model, check_scheme, say_if_rounded_again
+from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
+from npumatmul.cli.offloading import placement_content, placement_rows
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import notes
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device, DeviceStats
 from npumatmul.llm import ContextFullError, Generation, Model, SamplingOptions, StopReason, load
 from npumatmul.llm.loader import DEFAULT_SCHEME
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.run.stopping import StopTexts
 from npumatmul.llm.tokenizers.protocol import not_characters
@@ -49,6 +51,7 @@ class Request:
     cache: bool = True
     stats: bool = True
     as_json: bool = False
+    policy: Policy | None = None
     expert_memory: int | None = None
     expert_folder: Path | None = None
 
@@ -104,7 +107,7 @@ def answer(request: Request) -> None:
     told = request.stats  # who wants no figures wants nothing on standard error
     scheme = request.scheme or DEFAULT_SCHEME
     if told and request.scheme is not None:  # what is usual needs no remark
-        say_if_rounded_again(request.model, scheme)
+        say_what_to_know(request.model, scheme)
     with working(lines=told) as progress:
         model = load(
             request.model,
@@ -114,6 +117,7 @@ def answer(request: Request) -> None:
             cache=request.cache,
             expert_memory=request.expert_memory,
             expert_folder=request.expert_folder,
+            policy=request.policy,
             progress=progress,
         )
     with model:
@@ -213,6 +217,7 @@ def _as_dict(
         "descriptors": now.descriptors,
         "npu_bytes": now.npu_bytes,
         "share_of_weight_macs": _share(device, before, model, generation),
+        "placement": placement_content(model.placement),
         "experts": None if model.experts is None else expert_figures(model.experts),
         "seed": request.seed,
     }
@@ -254,6 +259,7 @@ def _table(device: Device, before: DeviceStats, model: Model, generation: Genera
             "weight multiply-accumulates through the matmul API",
             "interrupted" if share is None else f"{100 * share:.2f} %",
         ),
+        *placement_rows(model.placement),
         *_expert_rows(model.experts),
         ("ended by", "an interruption" if stats.stop_reason is None else stats.stop_reason.value.replace("_", " ")),
     ]

@@ -8,17 +8,28 @@ from dataclasses import replace
 
 from npumatmul.chips import Chip, chip
 from npumatmul.chips.timing import Estimate, find_timing
+from npumatmul.cli import offloading
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import results, say
 from npumatmul.llm.modelled import ModelPlan, plan_model, shape_of
+from npumatmul.llm.policy import Policy
 from npumatmul.rknn import discover
 from npumatmul.rknn.socs import DEFAULT_SOC
 
 
 def show(
-    model: str, soc: str | None, schemes: Sequence[str] | None, as_json: bool, expert_memory: int | None = None
+    model: str,
+    soc: str | None,
+    schemes: Sequence[str] | None,
+    as_json: bool,
+    expert_memory: int | None = None,
+    *,
+    policy: Policy | None = None,
 ) -> None:
-    """Print the plan of a model."""
+    """Print the plan of a model, by itself or under a policy."""
+    if policy is not None:
+        offloading.show(shape_of(model), _chip_here(soc), schemes, policy, as_json)
+        return
     plan = plan_model(shape_of(model), _chip_here(soc), schemes, expert_memory=expert_memory)
     if as_json:
         print(json.dumps(plan.content(), indent=1))

@@ -109,10 +109,12 @@ class ModelPlacement(Sequence[LayerPlace]):
 
     @property
     def npu_bytes(self) -> int:
+        """Of weights in NPU memory."""
         return sum(each.nbytes for each in self if each.memory == "npu")
 
     @property
     def host_bytes(self) -> int:
+        """Of weights in ordinary memory."""
         return sum(each.nbytes for each in self if each.memory == "host")
 
     def named(self, name: str) -> LayerPlace:
@@ -158,7 +160,7 @@ def place_layers(
     names = [each.name for each in layers]
     check_patterns(policy.schemes, names, "schemes")
     check_cores(policy, chip)
-    facts = facts_of(layers, policy, chip, runtime or chip.runtime)
+    facts = facts_of(layers, policy, chip, runtime or chip.runtime, room.rows)
     wanted = policy.wanted([each.shape.name for each in facts if each.plan is not None] or names)
     domains = fitted(facts, wanted, room)
     placed = [
@@ -175,7 +177,7 @@ def place_layers(
         )
         for each in facts
     ]
-    workspace = max((each.most_beside for each in facts if each.shape.name in domains), default=0)
+    workspace = max((each.beside for each in facts if each.shape.name in domains), default=0)
     return ModelPlacement(placed, policy, workspace)
 
 

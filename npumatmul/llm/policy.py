@@ -130,6 +130,14 @@ class Policy:
             found[name] = _parsed(name, value)
         return cls(**found)
 
+    def scheme_of(self, name: str, usual: str) -> str:
+        """The scheme of a layer; the usual one where no pattern names it."""
+        found = usual
+        for pattern, scheme in self.schemes.items():
+            if fnmatchcase(name, pattern):
+                found = scheme
+        return found
+
     def wanted(self, names: Sequence[str]) -> list[str] | None:
         """The layers that are asked for on the NPU, of those that a model has; None: as many as there is room for.
 
