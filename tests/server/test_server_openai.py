@@ -301,6 +301,27 @@ def test_embeddings(encoder: Model, model: Model) -> None:
         assert client.models.retrieve("tiny").id == "tiny"
 
 
+def test_documents_are_scored(reranker: Model, model: Model) -> None:
+    documents = ["the cat sat", "a dog", "rain"]
+    scores = reranker.rerank("a cat", documents)
+    body = {"query": "a cat", "documents": documents}
+    with serving({"r": reranker, "tiny": model}) as server:
+        path = f"{server.url}/v1/rerank"
+        results = httpx.post(path, json=body).json()["results"]
+        assert [each["index"] for each in results] == np.argsort(-scores, kind="stable").tolist()
+        assert [each["relevance_score"] for each in results] == pytest.approx(sorted(scores, reverse=True))
+        (best,) = httpx.post(path, json={**body, "top_n": 1, "return_documents": True}).json()["results"]
+        assert best == {**results[0], "document": {"text": documents[results[0]["index"]]}}
+        for wrong, said in (
+            ({"model": "tiny"}, "cross-encoder"),
+            ({"query": ""}, "query"),
+            ({"documents": []}, "documents"),
+        ):
+            answer = httpx.post(path, json={**body, **wrong})
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
+
+
 def test_unknown_models_are_named(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="model 'gpt-4o' not found; there are 'tiny'") as error:
         client.chat.completions.create(model="gpt-4o", messages=HELLO)
