@@ -73,6 +73,14 @@ def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_guessed_tokens_change_no_answer(client: openai.OpenAI, model: Model) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "the the the the", "max_tokens": 30, "temperature": 0}
+    asked["logit_bias"] = {str(ord(letter)): 20 for letter in "ab"}  # so that things come again
+    with serving({"tiny": model}, speculation="lookup") as server, client_of(server) as guessing:
+        guessed = guessing.completions.create(**asked)
+    assert guessed.choices[0].text == client.completions.create(**asked).choices[0].text
+
+
 def test_several_answers_differ_and_are_repeatable(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 6, "n": 3, "seed": 1}
     one, two = (client.chat.completions.create(**asked) for _ in range(2))
