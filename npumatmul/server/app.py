@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,7 @@ class App:
         headers = dict(scope["headers"])
         path, form = scope["path"], _form(scope["path"])
         status = 0
+        began = time.monotonic()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -98,6 +100,8 @@ class App:
             known = path if path in self._paths else "other"
             self._service.metrics.requests[known, status] += 1
             self._service.metrics.gone += exchange.abandoned
+            ended = "abandoned" if exchange.abandoned else status
+            logger.info("%s %s: %s after %.3f s", scope["method"], path[:200], ended, time.monotonic() - began)
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         return Route(path, _Endpoint(handler), methods=[method])

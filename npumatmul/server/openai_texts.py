@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from npumatmul.files.reading import shown
 from npumatmul.llm import GenerationStats, Piece, Prompt, Tokenizer
 from npumatmul.llm.tokenizers.protocol import not_characters
-from npumatmul.server.answers import Ask, answering, ended_by
+from npumatmul.server.answers import Ask, answering, check_length, ended_by
 from npumatmul.server.desk import Gone, Job
 from npumatmul.server.errors import ApiError, of_request
 from npumatmul.server.exchange import Exchange
@@ -215,6 +215,8 @@ def embedding_work(served: Served, texts: list[str]) -> Any:
 
     def work(job: Job) -> None:
         try:
+            for i, text in enumerate(texts):
+                check_length(text, served.model, f"text {i}")
             rows = served.model.embed(texts, progress=job.check)
             tokens = sum(len(served.model.tokenizer.encode(text)) for text in texts)
         except Gone:
