@@ -17,6 +17,7 @@ from npumatmul.errors import ClosedError, DeviceLostError, NpuError
 from npumatmul.files.writing import check_target
 from npumatmul.llm import Answer, GenerationStats, Model, SamplingOptions, Session, StopReason, load
 from npumatmul.llm.loader import DEFAULT_SCHEME
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.tokenizers.protocol import not_characters
 
@@ -41,6 +42,7 @@ class Request:
     cache: bool = True
     expert_memory: int | None = None
     expert_folder: Path | None = None
+    policy: Policy | None = None
 
 
 def chat(request: Request) -> None:
@@ -63,6 +65,7 @@ def chat(request: Request) -> None:
         model = load(
             request.model,
             scheme,
+            policy=request.policy,
             device=device,
             context=request.context,
             cache=request.cache,

@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from npumatmul.cli.offloading import (
+    CoresOption,
+    DecodeOption,
+    NpuLayersOption,
+    NpuMemoryOption,
+    PolicyOption,
+    policy_of,
+)
 from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption
 
 
@@ -43,6 +51,11 @@ def serve_command(
     control_texts: Annotated[
         str, typer.Option(help="Messages that spell control tokens: 'refuse' or 'allow' them.")
     ] = "refuse",
+    npu_layers: NpuLayersOption = None,
+    decode: DecodeOption = None,
+    npu_memory: NpuMemoryOption = None,
+    cores: CoresOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Answer requests over HTTP until Ctrl-C, as clients of OpenAI's API and of Ollama make them (docs/server.md)."""
     from npumatmul.cli import serving
@@ -64,4 +77,5 @@ def serve_command(
         answer_timeout=answer_timeout,
         control_texts=control_texts,  # type: ignore[arg-type]
     )
-    serving.serve(serving.Request(tuple(models), settings, scheme, device, context, cache))
+    places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)
+    serving.serve(serving.Request(tuple(models), settings, scheme, device, context, cache, places))

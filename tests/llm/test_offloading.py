@@ -212,7 +212,7 @@ def test_layers_on_the_cpu_take_no_npu_memory(tiny: Any, device: npu.Device) -> 
         assert device.memory_stats().weights_used == 0
 
 
-@pytest.mark.parametrize("limit", [100_000, 200_000, 400_000])
+@pytest.mark.parametrize("limit", [70_000, 100_000, 150_000, 200_000, 400_000])
 def test_the_device_never_holds_more_than_the_limit(tiny: Any, device: npu.Device, limit: int) -> None:
     with npumatmul.llm.load(tiny.path, "float32") as reference:
         expected = reference.logits(IDS[:100])
