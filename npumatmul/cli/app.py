@@ -37,7 +37,7 @@ from npumatmul.cli.options import (
     TextOption,
     TokensOption,
 )
-from npumatmul.cli.plan_command import names_of, plan_command, size_of
+from npumatmul.cli.plan_command import names_of, plan_command
 from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, prepare_streams
 from npumatmul.errors import NpuError
@@ -188,7 +188,7 @@ def generate_command(
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
-        expert_memory=size_of("--expert-memory", expert_memory),
+        expert_memory=expert_memory,
         expert_folder=expert_folder,
         policy=policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores),
     )

@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 
 from npumatmul.cli.files import path
-from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption, SeedOption, TemperatureOption
+from npumatmul.cli.offloading import (
+    CoresOption,
+    DecodeOption,
+    NpuLayersOption,
+    NpuMemoryOption,
+    PolicyOption,
+    policy_of,
+)
+from npumatmul.cli.options import (
+    CacheOption,
+    DeviceOption,
+    ExpertFolderOption,
+    ExpertMemoryOption,
+    SchemeOption,
+    SeedOption,
+    TemperatureOption,
+)
 
 
 def chat_command(
@@ -44,6 +60,13 @@ def chat_command(
         str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
     ] = "none",
     cache: CacheOption = True,
+    expert_memory: ExpertMemoryOption = None,
+    expert_folder: ExpertFolderOption = None,
+    npu_layers: NpuLayersOption = None,
+    decode: DecodeOption = None,
+    npu_memory: NpuMemoryOption = None,
+    cores: CoresOption = None,
+    policy: PolicyOption = None,
 ) -> None:
     """Talk with a language model; /help lists what can be typed beside messages (docs/chat.md)."""
     from npumatmul.cli import chatting  # here, since it needs the extra `llm`, which other commands do not
@@ -65,4 +88,8 @@ def chat_command(
         "on_full": on_full,
         "speculation": None if speculation == "none" else speculation,
     }
-    chatting.chat(chatting.Request(model, settings, session, system, scheme, device, context, cache))
+    places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)
+    request = chatting.Request(
+        model, settings, session, system, scheme, device, context, cache, expert_memory, expert_folder, places
+    )
+    chatting.chat(request)

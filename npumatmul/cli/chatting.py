@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npumatmul.cli.models import check_model, check_scheme, say_if_rounded_again
+from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
@@ -17,6 +17,7 @@ from npumatmul.errors import ClosedError, DeviceLostError, NpuError
 from npumatmul.files.writing import check_target
 from npumatmul.llm import Answer, GenerationStats, Model, SamplingOptions, Session, StopReason, load
 from npumatmul.llm.loader import DEFAULT_SCHEME
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.llm.tokenizers.protocol import not_characters
 
@@ -39,6 +40,9 @@ class Request:
     device: str | None = None
     context: int | None = None
     cache: bool = True
+    expert_memory: int | None = None
+    expert_folder: Path | None = None
+    policy: Policy | None = None
 
 
 def chat(request: Request) -> None:
@@ -55,11 +59,19 @@ def chat(request: Request) -> None:
         check_target(request.session, [request.model] if request.model.is_file() else [])
     scheme = request.scheme or DEFAULT_SCHEME
     if request.scheme is not None:
-        say_if_rounded_again(request.model, scheme)
+        say_what_to_know(request.model, scheme)
     device = current_device(request.device)
     with working(lines=False) as progress:
         model = load(
-            request.model, scheme, device=device, context=request.context, cache=request.cache, progress=progress
+            request.model,
+            scheme,
+            policy=request.policy,
+            device=device,
+            context=request.context,
+            cache=request.cache,
+            expert_memory=request.expert_memory,
+            expert_folder=request.expert_folder,
+            progress=progress,
         )
     with model:
         session = _session(request, model)

@@ -8,6 +8,16 @@ from typing import Annotated
 import typer
 
 from npumatmul.cli.files import path
+from npumatmul.files.sizes import parsed_size
+
+
+def size(text: str) -> int:
+    """A number of bytes on the command line, such as 2GB."""
+    try:
+        return parsed_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 DeviceOption = Annotated[
     str | None,
@@ -32,9 +42,11 @@ TokensOption = Annotated[int, typer.Option("-n", "--max-tokens", min=1, help="To
 TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token always.")]
 CacheOption = Annotated[bool, typer.Option(help="Keep the packed model on disk for the next time.")]
 ExpertMemoryOption = Annotated[
-    str | None,
+    int | None,
     typer.Option(
-        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default."
+        parser=size,
+        metavar="<size>",
+        help="Of a mixture of experts: bytes of experts in NPU memory at a time, such as 2GB; all by default.",
     ),
 ]
 ExpertFolderOption = Annotated[

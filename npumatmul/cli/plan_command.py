@@ -16,18 +16,7 @@ from npumatmul.cli.offloading import (
     policy_of,
 )
 from npumatmul.cli.options import ExpertMemoryOption
-from npumatmul.files.sizes import parsed_size
 from npumatmul.rknn.socs import SOCS
-
-
-def size_of(option: str, text: str | None) -> int | None:
-    """A size that is given as text."""
-    if text is None:
-        return None
-    try:
-        return parsed_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}") from error
 
 
 def names_of(text: str | None, option: str = "--scheme") -> tuple[str, ...] | None:
@@ -69,5 +58,5 @@ def plan_command(
     )
     if wanted is not None and expert_memory is not None:
         raise typer.BadParameter("--expert-memory is for plans without a policy, whose limit is --npu-memory")
-    schemes, memory = names_of(scheme), size_of("--expert-memory", expert_memory)
-    planning.show(model, soc, schemes, as_json, memory, policy=wanted)
+    schemes = names_of(scheme)
+    planning.show(model, soc, schemes, as_json, expert_memory, policy=wanted)

@@ -17,6 +17,7 @@ from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.llm import Model, load
 from npumatmul.llm.loader import DEFAULT_SCHEME
+from npumatmul.llm.policy import Policy
 from npumatmul.llm.quantize import is_quantized
 from npumatmul.server import Server, Settings
 
@@ -33,6 +34,7 @@ class Request:
     device: str | None = None
     context: int | None = None
     cache: bool = True
+    policy: Policy | None = None
 
 
 def serve(request: Request) -> None:
@@ -63,6 +65,7 @@ def _loaded(path: Path, request: Request) -> Model:
         return load(
             path,
             request.scheme or DEFAULT_SCHEME,
+            policy=request.policy,
             device=request.device,
             context=request.context,
             cache=request.cache,

@@ -22,6 +22,7 @@ from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.running.storing import workspace_bytes
 from npumatmul.running.where import DECODE_ROWS, Where
+from npumatmul.running.workspace import A_BUFFERS, Workspace
 
 __all__ = ["Fact", "LayerShape", "Room", "facts_of", "fitted", "planned_weight", "product_seconds"]
 
@@ -72,12 +73,15 @@ class Room:
         Bytes of all of them together that may be held.
     held : int
         Bytes that are held already.
+    rows : int
+        Rows that are computed at once at most, for which A and C need room.
     """
 
     domains: int
     domain_bytes: int
     limit: int | None = None
     held: int = 0
+    rows: int = PROMPT_ROWS
 
     @classmethod
     def of(cls, chip: Chip, policy: Policy, *, domains: int | None = None, held: int = 0) -> Room:
@@ -107,8 +111,10 @@ class Fact:
         Who computes it if it is in NPU memory.
     gain : float
         Modelled seconds that it saves in NPU memory.
-    least_beside, most_beside : int
-        Bytes of A and C of its products.
+    beside : int
+        Bytes of A and C of its products of as many rows as are computed at once.
+    least : int
+        Of those of a single row.
     """
 
     shape: LayerShape
@@ -116,8 +122,8 @@ class Fact:
     nbytes: int
     where: Where
     gain: float
-    least_beside: int = 0
-    most_beside: int = 0
+    beside: int = 0
+    least: int = 0
 
     @property
     def is_npus(self) -> bool:
@@ -126,19 +132,21 @@ class Fact:
         return any(self.where.computed_by(each) == "npu" for each in rows)
 
 
-def facts_of(layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: RuntimeVersion) -> list[Fact]:
+def facts_of(
+    layers: Sequence[LayerShape], policy: Policy, chip: Chip, runtime: RuntimeVersion, rows: int
+) -> list[Fact]:
     """What there is to know of each layer; those that are alike are looked at once."""
     known: dict[LayerShape, Fact] = {}
     found = []
     for each in layers:
         kind = replace(each, name="head" if each.name == "head" else "")
         if kind not in known:
-            known[kind] = _fact_of(kind, policy, chip, runtime)
+            known[kind] = _fact_of(kind, policy, chip, runtime, rows)
         found.append(replace(known[kind], shape=each))
     return found
 
 
-def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> Fact:
+def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion, rows: int) -> Fact:
     if layer.scheme == FLOAT32:
         return Fact(layer, None, 4 * layer.k * layer.n, Where("host"), 0.0)
     plan = planned_weight(layer, policy, chip, runtime)
@@ -147,8 +155,19 @@ def _fact_of(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVers
         round_up(plan.mm_type.b.nbytes(k.padded * n.padded), alignment) for k in plan.k_spans for n in plan.n_spans
     )
     where, gain = _compared(layer, plan, policy, chip)
-    beside = workspace_bytes(plan, plan.buckets[0]), workspace_bytes(plan, plan.buckets[-1])
-    return Fact(layer, plan, nbytes, where, gain, *beside)
+    met = [each for each in (1, DECODE_ROWS, rows) if where.computed_by(each) == "npu"]
+    beside = max((_beside(plan, each, chip) for each in met), default=0)
+    return Fact(layer, plan, nbytes, where, gain, beside, workspace_bytes(plan, plan.buckets[0]))
+
+
+def _beside(plan: WeightPlan, rows: int, chip: Chip) -> int:
+    """Bytes of A and C of a product of so many rows."""
+    planned = plan_matmul(rows, plan, timings=chip.timings)
+    once = max(span.padded for span in planned.m_spans)
+    a = plan.mm_type.a.nbytes(once * max(span.padded for span in plan.k_spans))
+    c = plan.mm_type.c.nbytes(once * max(span.padded for span in plan.n_spans))
+    images = min(len(plan.k_spans), A_BUFFERS) * (planned.cores if planned.range_cores else 1)
+    return images * Workspace.size_for(a) + planned.cores * Workspace.size_for(c)
 
 
 def planned_weight(layer: LayerShape, policy: Policy, chip: Chip, runtime: RuntimeVersion) -> WeightPlan:
@@ -214,18 +233,18 @@ class _Filled:
         self._beside = [0] * room.domains
         total = sum(self._free) if room.limit is None else max(0, room.limit - room.held)
         self._left = total - total // _LOST
-        self._most_beside = 0
+        self._aside = 0
 
     def put(self, fact: Fact) -> int | None:
         """The domain that takes a layer; None where no domain has room for it."""
-        beside = max(self._most_beside, fact.least_beside)
-        if fact.nbytes + beside > self._left:
+        aside = max(self._aside, fact.beside + fact.least)
+        if fact.nbytes + aside > self._left:
             return None
         for domain, free in enumerate(self._free):
-            if fact.nbytes + max(self._beside[domain], fact.least_beside) <= free:
+            if fact.nbytes + max(self._beside[domain], fact.beside) <= free:
                 self._free[domain] -= fact.nbytes
-                self._beside[domain] = max(self._beside[domain], fact.least_beside)
-                self._left, self._most_beside = self._left - fact.nbytes, beside
+                self._beside[domain] = max(self._beside[domain], fact.beside)
+                self._left, self._aside = self._left - fact.nbytes, aside
                 return domain
         return None
 
@@ -264,8 +283,8 @@ def fitted(facts: Sequence[Fact], wanted: Sequence[str] | None, room: Room) -> d
 
 
 def _too_little(ranked: Sequence[Fact], room: Room) -> str:
-    smallest = min(ranked, key=lambda each: each.nbytes + each.least_beside)
-    least = -(-(smallest.nbytes + smallest.least_beside) * _LOST // (_LOST - 1)) + 1
+    smallest = min(ranked, key=_alone)
+    least = -(-_alone(smallest) * _LOST // (_LOST - 1)) + 1
     held = f", beside {room.held} bytes that the device holds already" if room.held else ""
     if room.limit is None:
         return (
@@ -279,9 +298,13 @@ def _too_little(ranked: Sequence[Fact], room: Room) -> str:
     )
 
 
+def _alone(fact: Fact) -> int:
+    return fact.nbytes + fact.beside + fact.least
+
+
 def _not_fitting(fact: Fact, chosen: Sequence[Fact], found: dict[str, int], room: Room) -> str:
     needed = sum(each.nbytes for each in chosen)
-    beside = max(each.least_beside for each in chosen)
+    beside = max(each.beside + each.least for each in chosen)
     total = room.domains * room.domain_bytes
     if room.limit is not None:
         there = f"memory_limit is {room.limit} bytes" + (

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
+from npumatmul.chips.rows import M_MAX
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.llm.arguments import check_flags, check_progress
@@ -24,7 +25,7 @@ from npumatmul.llm.files.paths import model_path
 from npumatmul.llm.fitting import LayerShape
 from npumatmul.llm.language_model import Model
 from npumatmul.llm.loading import load_from, load_source, numpy_pack
-from npumatmul.llm.models.decoder import layer_names
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, layer_names
 from npumatmul.llm.models.encoder import Encoder
 from npumatmul.llm.models.encoders import encoder_architecture, encoder_config_of
 from npumatmul.llm.models.part import part_of
@@ -150,6 +151,11 @@ def load(
     if expert_folder is not None and expert_memory is None:
         raise ValueError("load: expert_folder is where experts beyond expert_memory wait; give both")
     chosen = policy if isinstance(policy, Policy) else None
+    if chosen is not None and expert_memory is not None:
+        raise ValueError(
+            "load: expert_memory and a Policy both say where experts are; by a policy those that have no room in NPU "
+            "memory stand in ordinary memory, and the CPU computes them"
+        )
     plan = _Plan(scheme, dict((policy if chosen is None else chosen.schemes) or {}))  # type: ignore[arg-type]
     path = model_path(path, "load")
     if context is not None:
@@ -183,6 +189,8 @@ def load(
                 made = load_encoder_model(
                     source, build, scheme=scheme, device=target, context=context, progress=progress, placing=placing
                 )
+            if placing is not None:
+                placing.done()
             undo.pop_all()
             return made
 
@@ -192,7 +200,9 @@ def load(
                 _check_numpys(chosen)
             return loaded(_Built(plan, None, None, None, None))
         if chosen is not None:
-            placing = Placing(chosen, target, _shapes(source, plan, chosen))
+            whole = is_speech(source) or encoder_architecture(source) is not None  # texts and windows at once
+            rows = M_MAX.value if whole else PREFILL_CHUNK
+            placing = Placing(chosen, target, _shapes(source, plan, chosen), rows)
             undo.callback(placing.undo)
         kept = PackedCache() if cache else None
         with packing(source, plan.how(layers), Packer(plan.of, target), device=target, cache=kept) as pack:
@@ -438,6 +448,8 @@ def _of_layers(
             return _kept(put(name, lambda: upload(layer, name)), name, experts)
 
         loaded = quantized.load(make, context_length=context, progress=progress)
+        if placing is not None:
+            placing.done()
         undo.pop_all()
     return Model(loaded, scheme=scheme, device=target, experts=experts, placing=placing)
 

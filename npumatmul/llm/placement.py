@@ -160,7 +160,7 @@ def place_layers(
     names = [each.name for each in layers]
     check_patterns(policy.schemes, names, "schemes")
     check_cores(policy, chip)
-    facts = facts_of(layers, policy, chip, runtime or chip.runtime)
+    facts = facts_of(layers, policy, chip, runtime or chip.runtime, room.rows)
     wanted = policy.wanted([each.shape.name for each in facts if each.plan is not None] or names)
     domains = fitted(facts, wanted, room)
     placed = [
@@ -177,7 +177,7 @@ def place_layers(
         )
         for each in facts
     ]
-    workspace = max((each.most_beside for each in facts if each.shape.name in domains), default=0)
+    workspace = max((each.beside for each in facts if each.shape.name in domains), default=0)
     return ModelPlacement(placed, policy, workspace)
 
 

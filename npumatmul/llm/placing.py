@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from npumatmul.device.device import Device
-from npumatmul.errors import NpuMemoryError
-from npumatmul.llm.fitting import LayerShape, Room
+from npumatmul.errors import ClosedError, DeviceLostError, NpuMemoryError
+from npumatmul.llm.fitting import PROMPT_ROWS, LayerShape, Room
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.placement import LayerPlace, ModelPlacement, place_layers
 from npumatmul.llm.policy import Policy
@@ -54,6 +55,8 @@ class Placing:
     policy : Policy
     device : Device
     layers : iterable of LayerShape
+    rows : int, optional
+        Rows that are computed at once at most.
 
     Raises
     ------
@@ -61,12 +64,13 @@ class Placing:
         As `place_layers`.
     """
 
-    def __init__(self, policy: Policy, device: Device, layers: Iterable[LayerShape]) -> None:
+    def __init__(self, policy: Policy, device: Device, layers: Iterable[LayerShape], rows: int = PROMPT_ROWS) -> None:
         self._device = device
         if policy.memory_limit is not None or device.session.limit is not None:
             device.empty_cache()  # what is idle would count as held
         held = device.memory_stats()
         room = Room.of(device.chip, policy, domains=device.weights.domains, held=held.nbytes)
+        room = replace(room, rows=rows)
         if held.limit is not None and (room.limit is None or held.limit < room.limit):
             room = replace(room, limit=held.limit)
         planned = place_layers(list(layers), policy, device.chip, room, device.runtime_version)
@@ -75,8 +79,8 @@ class Placing:
         self._cores = policy.cores if isinstance(policy.cores, tuple) else None
         self._domains = policy.domains
         self._limits = room.limit, held.limit
-        if room.limit != held.limit:
-            device.limit_memory(room.limit)
+        if room.limit is not None:  # room for A and C is not for arenas, which take more than weights fill
+            device.limit_memory(max(0, room.limit - planned.workspace))
 
     @property
     def placement(self) -> ModelPlacement:
@@ -105,8 +109,17 @@ class Placing:
         with storing(replace(place.where, cores=self._cores, domains=self._domains)):
             return make()
 
+    def done(self) -> None:
+        """All layers are where they are to be: from now on A and C have room, too."""
+        if self._limits[0] is not None:
+            self._device.limit_memory(self._limits[0])
+
     def undo(self) -> None:
         """Allow the device what it was allowed before, unless somebody set another limit."""
         ours, before = self._limits
-        if ours != before and not self._device.closed and self._device.session.limit == ours:
-            self._device.limit_memory(before)
+        if ours is None:
+            return
+        loading = max(0, ours - self._planned.workspace)
+        with contextlib.suppress(ClosedError, DeviceLostError):  # then nothing is limited any more
+            if self._device.session.limit in (ours, loading):
+                self._device.limit_memory(before)

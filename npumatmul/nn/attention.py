@@ -70,6 +70,11 @@ class Attention(Module):
         attention stays sharp over long texts, as in the third generation of Ministral.
     sinks : bool
         Whether each head has a score to which attention can go in vain.
+    value_norm : bool
+        Whether values of each head are divided by the root of their mean square.
+    values : {"own", "keys", "shared"}
+        ``"keys"``: there is no projection of values, and that of keys gives both. ``"shared"``: there is none of keys
+        either; those of another layer are looked at, which the cache knows (`KVCache.shared`).
     fused : str, optional
         Name of the tensor that holds q, k and v in one, such as ``"qkv_proj"``.
     products : {"auto", "cpu", "npu"}
@@ -134,6 +139,8 @@ class Attention(Module):
         gate: Literal["sigmoid"] | None = None,
         query_growth: tuple[float, int] | None = None,
         sinks: bool = False,
+        value_norm: bool = False,
+        values: Literal["own", "keys", "shared"] = "own",
         fused: str | None = None,
         products: Literal["auto", "cpu", "npu"] = "auto",
         scheme: Scheme | SchemeName | str = "w16a16",
@@ -156,6 +163,12 @@ class Attention(Module):
             raise ValueError(f"Attention: rope rotates {rope.dim} values, but a head has {head_dim}")
         if products not in ("auto", "cpu", "npu"):
             raise ValueError(f"Attention: products is {products!r}; it can be 'auto', 'cpu' or 'npu'")
+        if values not in ("own", "keys", "shared"):
+            raise ValueError(f"Attention: values is {values!r}; it can be 'own', 'keys' or 'shared'")
+        if values != "own" and (fused is not None or gate is not None or qk_norm == "all"):
+            raise ValueError(
+                f"Attention: values {values!r} go with no fused projections, no gate and no norm of all heads"
+            )
         if scale is not None:
             check_number("Attention", scale=scale)
         self._heads, self._kv_heads, self._dim = heads, kv_heads, head_dim
@@ -171,16 +184,22 @@ class Attention(Module):
         self.rope = rope
         q, kv = heads * head_dim, kv_heads * head_dim
         #: Whether queries and keys, which stand beside each other in one result, are only rotated.
-        self._turns_at_once = rope is not None and qk_norm is None and gate is None
+        self._turns_at_once = rope is not None and qk_norm is None and gate is None and values == "own"
         self._q_and_k = q + kv
         how: dict[str, Any] = {"scheme": scheme, "device": device}
         sizes = {"q_proj": 2 * q if gate else q, "k_proj": kv, "v_proj": kv}
+        for name in {"own": (), "keys": ("v_proj",), "shared": ("k_proj", "v_proj")}[values]:
+            del sizes[name]
+        self._values, self._eps = values, np.float32(eps)
+        self._normalizes_values = value_norm and values != "shared"
         self.qkv = LinearGroup(hidden_size, sizes, bias, fused=fused, **how)
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if qk_norm is not None:
             widths = (q, kv) if qk_norm == "all" else (head_dim, head_dim)
             self.q_norm, self.k_norm = (RMSNorm(width, eps, offset=norm_offset) for width in widths)
+            if values == "shared":
+                self.k_norm = None
         self.sinks: Float32 | None = np.zeros(heads, np.float32) if sinks else None
         self.o_proj = Linear(q, hidden_size, bool(bias if out_bias is None else out_bias), **how)
 
@@ -269,19 +288,24 @@ class Attention(Module):
         split = (1, *lead) if len(lead) == 1 else lead
         offset = 0 if cache is None else cache.offset + cache.shift
         gate = None
+        if self._values == "shared":
+            return self._attend_to_shared(qkv, split, offset, cache, layer, mask, positions)
         if self._turns_at_once and isinstance(qkv, np.ndarray):
             assert self.rope is not None
             both = qkv[..., : self._q_and_k].reshape(*split, self._heads + kv_heads, dim).swapaxes(1, 2)
             both = self.rope(both, offset, positions)
             q, k, v = both[:, : self._heads], both[:, self._heads :], qkv[..., self._q_and_k :]
         else:
-            q, k, v = self.qkv.split(qkv) if isinstance(qkv, np.ndarray) else qkv
+            q, k, *own = self.qkv.split(qkv) if isinstance(qkv, np.ndarray) else qkv
+            v = own[0] if own else k
             q, k, gate = self._queries_and_keys(q, k, split)
             if self.rope is not None:
                 q, k = self.rope(q, offset, positions), self.rope(k, offset, positions)
         if self._growth is not None:
             q = q * self._growth_at(offset, split[1], positions)
         v = v.reshape(*split, kv_heads, dim).swapaxes(1, 2)
+        if self._normalizes_values:
+            v = self._normalized(v)
         if cache is not None:
             kept = cache.windows[layer]
             if kept is not None and (self._window is None or kept < self._window):
@@ -289,7 +313,45 @@ class Attention(Module):
                     f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
                 )
             k, v = cache.update(layer, k, v)
-        many = split[1] >= _MANY and self._products != "cpu"
+        return self._attended(q, k, v, gate, mask, lead)
+
+    def _attend_to_shared(
+        self,
+        qkv: NDArray[Any] | Sequence[NDArray[Any]],
+        split: tuple[int, ...],
+        offset: int,
+        cache: KVCache | None,
+        layer: int,
+        mask: Mask,
+        positions: ArrayLike | None,
+    ) -> NDArray[Any]:
+        """As `attend`, to keys and values of another layer."""
+        if cache is None:
+            raise ValueError(f"{self!r}: keys and values of another layer are looked at; give a cache that has them")
+        q = qkv if isinstance(qkv, np.ndarray) else qkv[0]
+        lead = q.shape[:-1]
+        q = q.reshape(*split, self._heads, self._dim).swapaxes(1, 2)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        if self.rope is not None:
+            q = self.rope(q, offset, positions)
+        if self._growth is not None:
+            q = q * self._growth_at(offset, split[1], positions)
+        k, v = cache.shared(layer, split[1])
+        return self._attended(q, k, v, None, mask, lead)
+
+    def _normalized(self, v: NDArray[Any]) -> NDArray[Any]:
+        """Values divided by the root of their mean square, in float32, and as wide as they came."""
+        wide = v.astype(np.float32, copy=False)
+        y: NDArray[Any] = wide / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + self._eps)
+        return y.astype(v.dtype, copy=False)
+
+    def _attended(
+        self, q: NDArray[Any], k: Any, v: Any, gate: NDArray[Any] | None, mask: Mask, lead: tuple[int, ...]
+    ) -> NDArray[Any]:
+        """What heads give, beside each other."""
+        dim = self._dim
+        many = q.shape[2] >= _MANY and self._products != "cpu"
         y = scaled_dot_product_attention(
             q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
             device=self._npu_for(q.shape, k.shape) if many else None,

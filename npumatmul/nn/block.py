@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.delta_net import GatedDeltaNet
-from npumatmul.nn.mlp import MLP
+from npumatmul.nn.linear import Linear
+from npumatmul.nn.mlp import MLP, ActivationName, activate
 from npumatmul.nn.module import Module, check_number
 from npumatmul.nn.norm import LayerNorm, RMSNorm
+from npumatmul.nn.product import Float32
 from npumatmul.nn.short_conv import ShortConv
 
 __all__ = ["TransformerBlock"]
@@ -37,6 +39,13 @@ class TransformerBlock(Module):
         On what is added, as in the granite family.
     layer_norm : bool
         Whether norms are `LayerNorm` instead of `RMSNorm`.
+    beside : tuple of Linear and Linear, optional
+        What something beside the tokens' states passes through, as in Gemma 4: ``norm(up(act(gate(x)) * beside))`` is
+        added behind the network.
+    act : str
+        Of `beside`.
+    scalar : bool
+        Whether all that leaves the block is multiplied by a parameter.
 
     Attributes
     ----------
@@ -49,6 +58,9 @@ class TransformerBlock(Module):
         Before attention and network; with `post_norms` the second one is after attention.
     pre_feedforward_layernorm, post_feedforward_layernorm : Module or None
         With `post_norms`: before and after the network.
+    per_layer_input_gate, per_layer_projection, post_per_layer_input_norm : Module or None
+        With `beside`.
+    layer_scalar : ndarray of float32, shape (1,), or None
 
     Raises
     ------
@@ -85,6 +97,9 @@ class TransformerBlock(Module):
         post_norms: bool = False,
         residual_multiplier: float = 1.0,
         layer_norm: bool = False,
+        beside: tuple[Linear, Linear] | None = None,
+        act: ActivationName | str = "gelu_tanh",
+        scalar: bool = False,
     ) -> None:
         check_number("TransformerBlock", eps=eps, residual_multiplier=residual_multiplier)
         last = attention.o_proj if isinstance(attention, Attention) else attention.out_proj
@@ -100,6 +115,13 @@ class TransformerBlock(Module):
         self.post_attention_layernorm: Any = norm()
         self.pre_feedforward_layernorm: Any = norm() if post_norms else None
         self.post_feedforward_layernorm: Any = norm() if post_norms else None
+        self._act = act
+        self.per_layer_input_gate: Linear | None = None
+        self.per_layer_projection: Linear | None = None
+        if beside is not None:
+            self.per_layer_input_gate, self.per_layer_projection = beside
+        self.post_per_layer_input_norm: Any = norm() if beside else None
+        self.layer_scalar: Float32 | None = np.ones(1, np.float32) if scalar else None
 
     def __repr__(self) -> str:
         return f"TransformerBlock({self.mixer!r}, {self.mlp!r})"
@@ -125,6 +147,7 @@ class TransformerBlock(Module):
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,
+        beside: NDArray[Any] | None = None,
     ) -> Any:
         """Run tokens through the block.
 
@@ -133,6 +156,8 @@ class TransformerBlock(Module):
         x : ndarray or NpuArray, shape (T, hidden) or (B, T, hidden)
         cache, layer, mask, positions
             As for `Attention`. Where something else takes its place, the mask is causal, and positions mean nothing.
+        beside : ndarray, shape (T, n) or (B, T, n), optional
+            For blocks that were made with `beside`.
 
         Returns
         -------
@@ -145,7 +170,7 @@ class TransformerBlock(Module):
             As `Attention`, or if something else takes its place and the mask is not causal.
         """
         if type(x) is not np.ndarray:
-            return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions)
+            return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions, beside=beside)
         mixer, normed = self.mixer, self.input_layernorm(x)
         if isinstance(mixer, Attention):
             attended = mixer(normed, cache=cache, layer=layer, mask=mask, positions=positions)
@@ -154,7 +179,22 @@ class TransformerBlock(Module):
         else:
             raise ValueError(f"{self!r} looks back at all tokens and never ahead; mask has to be 'causal'")
         x = self.after_attention(x, attended)
-        return self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
+        x = self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
+        if self.per_layer_input_gate is not None:
+            x = self._with_beside(x, beside)
+        if self.layer_scalar is not None:
+            x *= self.layer_scalar
+        return x
+
+    def _with_beside(self, x: Any, beside: NDArray[Any] | None) -> Any:
+        """The sum with what comes of a row beside each token, in the memory of `x`."""
+        assert self.per_layer_input_gate is not None
+        assert self.per_layer_projection is not None
+        if beside is None:
+            raise ValueError(f"{self!r} needs something beside the states of its tokens; give beside")
+        inner = activate(self.per_layer_input_gate(x), self._act, beside)
+        x += self.post_per_layer_input_norm(self.per_layer_projection(inner))
+        return x
 
     def after_attention(self, x: Any, attended: Any) -> Any:
         """The sum of what came in and what attention gave: a new array."""

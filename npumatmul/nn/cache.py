@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from npumatmul.nn.cache_file import read_cache, write_cache
-from npumatmul.nn.cache_rows import FORMATS, LayerRows
+from npumatmul.nn.cache_rows import FORMATS, LayerRows, LayerShared
 from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes
 from npumatmul.nn.module import check_size
 from npumatmul.nn.product import Float32
@@ -34,8 +34,8 @@ class KVCache:
     Parameters
     ----------
     layers : int
-    kv_heads, head_dim : int
-        Heads of keys and values, and values of each.
+    kv_heads, head_dim : int, or sequence of int
+        Heads of keys and values, and values of each: of all layers, or of each.
     dtype : str
         As what they are kept: ``"float16"``, ``"float32"``, or ``"int8"`` with a scale for each token and head, so that
         values are off by at most 1/254 of the largest in their row.
@@ -50,6 +50,8 @@ class KVCache:
     states : sequence of None or of sequences of tuples of int, optional
         For each layer None, or the shapes of the float32 arrays that it keeps of each sequence instead of keys and
         values.
+    follows : sequence of int or None, optional
+        For each layer None, or the number of one before it whose keys and values it looks at: `shared` gives them.
 
     Attributes
     ----------
@@ -86,8 +88,8 @@ class KVCache:
     def __init__(
         self,
         layers: int,
-        kv_heads: int,
-        head_dim: int,
+        kv_heads: int | Sequence[int],
+        head_dim: int | Sequence[int],
         *,
         dtype: str = "float16",
         window: int | Sequence[int | None] | None = None,
@@ -95,8 +97,14 @@ class KVCache:
         batch: int = 1,
         limit: int | None = None,
         states: Sequence[Shapes | None] | None = None,
+        follows: Sequence[int | None] | None = None,
     ) -> None:
-        check_size("KVCache", layers=layers, kv_heads=kv_heads, head_dim=head_dim, chunk=chunk, batch=batch)
+        check_size("KVCache", layers=layers, chunk=chunk, batch=batch)
+        heads, dims = (tuple(x) if isinstance(x, Sequence) else (x,) * layers for x in (kv_heads, head_dim))
+        if not len(heads) == len(dims) == layers:
+            raise ValueError(f"KVCache: there are {layers} layers, but sizes for {len(heads)} and {len(dims)}")
+        for each_heads, each_dim in {*zip(heads, dims, strict=True)}:
+            check_size("KVCache", kv_heads=each_heads, head_dim=each_dim)
         if dtype not in FORMATS:
             raise ValueError(f"KVCache: dtype is {dtype!r}; it can be {', '.join(map(repr, FORMATS))}")
         if limit is not None:
@@ -114,23 +122,44 @@ class KVCache:
         self.windows = windows
         self.limit = limit
         self.notes: dict[str, str] = {}
-        self._dtype, self._rows, self._last, self._chunk = dtype, (batch, kv_heads, head_dim), layers - 1, chunk
+        self._dtype, self._last, self._chunk, self._batch = dtype, layers - 1, chunk, batch
+        self._rows = tuple((batch, *each) for each in zip(heads, dims, strict=True))
+        self._follows = (None,) * layers if follows is None else tuple(follows)
+        self._sources = frozenset(self._follows)
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
+        self._check_follows()
         self.clear()
+
+    def _check_follows(self) -> None:
+        if len(self._follows) != len(self._rows):
+            raise ValueError(f"KVCache: there are {len(self._rows)} layers, but follows for {len(self._follows)}")
+        for i, source in enumerate(self._follows):
+            if source is None:
+                continue
+            if type(source) is not int or not 0 <= source < i or self._follows[source] is not None:
+                raise ValueError(f"KVCache: layer {i} cannot follow {source!r}, which is no layer of its own before it")
+            if self._states[i] is not None or self._states[source] is not None or self._rows[i] != self._rows[source]:
+                raise ValueError(f"KVCache: layer {i} follows {source}, whose keys and values are of another size")
+            if self.windows[i] != self.windows[source]:
+                raise ValueError(f"KVCache: layer {i} follows {source}, which has another window")
 
     def clear(self) -> None:
         """Forget all tokens, and give their memory back."""
         self.offset = 0
-        batch = self._rows[0]
-        self._layers: list[LayerRows | LayerState] = [
-            LayerRows(self._rows, FORMATS[self._dtype], window, self._chunk)
-            if shapes is None
-            else LayerState(batch, shapes)
-            for window, shapes in zip(self.windows, self._states, strict=True)
-        ]
+        #: What layers that others follow were given last.
+        self._seen: dict[int, tuple[Any, Any]] = {}
+        self._layers: list[LayerRows | LayerState | LayerShared] = [self._made(i) for i in range(len(self._rows))]
+
+    def _made(self, i: int) -> LayerRows | LayerState | LayerShared:
+        shapes, source = self._states[i], self._follows[i]
+        if source is not None:
+            return LayerShared(source)
+        if shapes is not None:
+            return LayerState(self._batch, shapes)
+        return LayerRows(self._rows[i], FORMATS[self._dtype], self.windows[i], self._chunk)
 
     def __repr__(self) -> str:
-        _, heads, dim = self._rows
+        _, heads, dim = self._rows[0]
         return f"<KVCache: {self.offset} tokens, {len(self._layers)} layers of {heads} x {dim}, {self._dtype}>"
 
     @property
@@ -150,8 +179,7 @@ class KVCache:
     @property
     def layout(self) -> tuple[object, ...]:
         """What tells caches of different models apart: sizes, dtype, and windows and states of layers."""
-        kinds = tuple(each.window if isinstance(each, LayerRows) else each.shapes for each in self._layers)
-        return (*self._rows, self._dtype, kinds)
+        return self._rows, self._dtype, self.windows, self._states, self._follows
 
     @property
     def trimmable(self) -> bool:
@@ -160,7 +188,10 @@ class KVCache:
         They cannot where a layer has a state, or where one with a window has given up what it looked at before. Who may
         want to go back forks the cache first.
         """
-        return all(isinstance(layer, LayerRows) and not (layer.window and layer.base) for layer in self._layers)
+        return not any(
+            isinstance(layer, LayerState) or (isinstance(layer, LayerRows) and layer.window and layer.base)
+            for layer in self._layers
+        )
 
     def update(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[Any, Any]:
         """Store keys and values of the tokens after `offset`, and return what the layer's queries look at.
@@ -190,10 +221,11 @@ class KVCache:
         OverflowError
             If a value is beyond float16's range, and is to be kept as that.
         """
-        batch, heads, dim = self._rows
         rows = self._layer(layer, "KVCache.update")
         if not isinstance(rows, LayerRows):
-            raise ValueError(f"KVCache.update: layer {layer} has a state, and no keys; set_state takes it")
+            what, other = ("a state", "set_state") if isinstance(rows, LayerState) else ("keys of another", "shared")
+            raise ValueError(f"KVCache.update: layer {layer} has {what}, and no keys of its own; {other} is for it")
+        batch, heads, dim = self._rows[layer]
         if k.ndim != 4 or k.shape != v.shape or k.shape[:2] != (batch, heads) or k.shape[3] != dim:
             raise ValueError(
                 f"KVCache.update: k of shape {k.shape} and v of {v.shape} have to be {(batch, heads, 'T', dim)}"
@@ -201,8 +233,39 @@ class KVCache:
         count = k.shape[2]
         self._check_room(count, "KVCache.update")
         seen = rows.update(self.offset, k, v)
+        if layer in self._sources:
+            self._seen[layer] = seen
         if layer == self._last:
             self.offset += count
+        return seen
+
+    def shared(self, layer: int, count: int) -> tuple[Any, Any]:
+        """Keys and values that a layer looks at which has none of its own.
+
+        Parameters
+        ----------
+        layer : int
+            One that follows another, which was given the same tokens before.
+        count : int
+            Of tokens.
+
+        Returns
+        -------
+        k, v : ndarray or CachedRows
+            As `update` gave them to the other layer.
+
+        Raises
+        ------
+        ValueError
+            If the layer has keys of its own, or the other one was given none.
+        """
+        own = self._layer(layer, "KVCache.shared")
+        if not isinstance(own, LayerShared) or own.source not in self._seen:
+            raise ValueError(f"KVCache.shared: layer {layer} follows none that was given keys; update is for its own")
+        seen = self._seen[own.source]
+        if layer == self._last:
+            self.offset += count
+            self._seen = {}
         return seen
 
     def state(self, layer: int) -> tuple[Float32, ...]:
@@ -255,7 +318,7 @@ class KVCache:
         if layer == self._last:
             self.offset += count
 
-    def _layer(self, layer: int, called: str) -> LayerRows | LayerState:
+    def _layer(self, layer: int, called: str) -> LayerRows | LayerState | LayerShared:
         if not 0 <= layer <= self._last:
             raise ValueError(f"{called}: there is no layer {layer}; layers are 0 to {self._last}")
         return self._layers[layer]
@@ -299,7 +362,7 @@ class KVCache:
                         f"KVCache.trim: layer {i} has a state, which cannot forget single tokens; fork the cache before"
                         " tokens that may have to be forgotten are added"
                     )
-            elif layer.window is not None and layer.needs(length) < layer.base:
+            elif isinstance(layer, LayerRows) and layer.window is not None and layer.needs(length) < layer.base:
                 raise ValueError(
                     f"KVCache.trim: a layer with a window of {layer.window} keeps the last tokens only, from number "
                     f"{layer.base} on; {count} cannot be forgotten any more"
@@ -329,6 +392,7 @@ class KVCache:
             if isinstance(value, list | dict):  # also what a class that is derived of this one has
                 setattr(made, name, copy.copy(value))
         made._layers = [layer.fork(self.offset) for layer in self._layers]
+        made._seen = {}
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -344,7 +408,7 @@ class KVCache:
         OSError
             If the file cannot be written.
         """
-        batch, heads, dim = self._rows
+        batch, heads, dim = self._rows[0]
         content: dict[str, Any] = {
             "layers": len(self._layers),
             "kv_heads": heads,
@@ -359,6 +423,9 @@ class KVCache:
         }
         if any(self._states):
             content["states"] = self._states
+        if len({*self._rows, *self._follows}) > 2:  # one size, and none that follows another
+            content["sizes"] = [each[1:] for each in self._rows]
+            content["follows"] = self._follows
         write_cache(path, content, (layer.stored(self.offset) for layer in self._layers))
 
     @classmethod

@@ -20,7 +20,7 @@ __all__ = ["CacheFile", "read_cache", "write_cache"]
 
 _FORMAT = "npumatmul kv cache"
 #: Files of caches with states are of the second version, which older readers refuse.
-_VERSION, _WITH_STATES = "1", "2"
+_VERSION, _WITH_STATES, _WITH_SIZES = "1", "2", "3"
 _SIZES = ("layers", "kv_heads", "head_dim", "chunk", "batch")
 #: Most layers, heads and so on of a file that is believed; arrays are held against the length of the file besides.
 _LARGEST = 1 << 24
@@ -43,6 +43,7 @@ def write_cache(
                 checksums[f"layers.{i}.{name}"] = array_checksum(array)
         text = json.dumps({**content, "checksums": checksums}, separators=(",", ":"), allow_nan=False)
         version = _WITH_STATES if "states" in content else _VERSION
+        version = _WITH_SIZES if "sizes" in content else version
         writer.finish({"format": _FORMAT, "version": version, "description": text, "checksum": text_checksum(text)})
 
 
@@ -77,8 +78,8 @@ class CacheFile:
         if metadata.get("format") != _FORMAT:
             raise self._wrong("it is no file of KVCache.save")
         version = metadata.get("version")
-        if version not in (_VERSION, _WITH_STATES):
-            raise self._wrong(f"its version is {shown(version)}; this npumatmul reads {_VERSION} and {_WITH_STATES}")
+        if version not in (_VERSION, _WITH_STATES, _WITH_SIZES):
+            raise self._wrong(f"its version is {shown(version)}; this npumatmul reads {_VERSION} to {_WITH_SIZES}")
         text = metadata.get("description", "")
         if text_checksum(text) != metadata.get("checksum"):
             raise self._wrong("it is damaged: the checksum of its description differs")
@@ -107,9 +108,35 @@ class CacheFile:
             raise self._wrong("it has no checksums")
         self._checksums = checksums
         options |= {"dtype": content["dtype"], "window": windows, "limit": limit}
-        if version == _WITH_STATES:
+        if version == _WITH_SIZES:
+            options |= self._sizes(content, options)
+        if version == _WITH_STATES or (version == _WITH_SIZES and "states" in content):
             options["states"] = self._states(content.get("states"), options["layers"], options["batch"])
         return options, offset, notes
+
+    def _sizes(self, content: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Sizes of each layer, and which one it follows."""
+        sizes, follows = content.get("sizes"), content.get("follows")
+        for given in (sizes, follows):
+            if not isinstance(given, list) or len(given) != options["layers"]:
+                raise self._wrong("its layers have not a size each")
+        assert isinstance(sizes, list)
+        assert isinstance(follows, list)
+        most = _LARGEST_CHUNK // (options["batch"] * options["chunk"])
+        for each in sizes:
+            if not isinstance(each, list) or len(each) != 2 or not all(_is_size(part) for part in each):
+                raise self._wrong(f"a layer of it has the size {shown(each)}")
+            if each[0] * each[1] > most:
+                raise self._wrong("its sizes are none of a cache")
+        windows, states = content["window"], content.get("states") or [None] * options["layers"]
+        for i, each in enumerate(follows):
+            right = each is None or (type(each) is int and 0 <= each < i and follows[each] is None)
+            if right and each is not None:
+                right = sizes[each] == sizes[i] and windows[each] == windows[i] and states[i] is states[each] is None
+            if not right:
+                raise self._wrong(f"layer {i} of it follows {shown(each)}")
+        heads, dims = ([each[part] for each in sizes] for part in (0, 1))
+        return {"kv_heads": heads, "head_dim": dims, "follows": follows}
 
     def _states(self, states: Any, layers: int, batch: int) -> list[Any]:
         right = isinstance(states, list) and len(states) == layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from npumatmul.errors import NotFiniteError
 from npumatmul.nn.product import Float32
 
-__all__ = ["FORMATS", "CachedRows", "Format", "LayerRows"]
+__all__ = ["FORMATS", "CachedRows", "Format", "LayerRows", "LayerShared"]
 
 _LEVELS = np.float32(127)
 _BEYOND_HALVES = np.float32(65520)  # from here on values are rounded to an infinity
@@ -136,6 +136,31 @@ class CachedRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         values = self.block(0, self.shape[2])
         return values.astype(values.dtype if dtype is None else dtype, copy=bool(copy))
+
+
+class LayerShared:
+    """A layer that looks at keys and values of another one, and has none of its own."""
+
+    window: int | None = None
+    nbytes = 0
+
+    def __init__(self, source: int) -> None:
+        self.source = source
+
+    def parts(self) -> list[NDArray[Any]]:
+        return []
+
+    def fork(self, offset: int) -> LayerShared:
+        return self
+
+    def stored(self, offset: int) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def wanted(self, offset: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        return {}
+
+    def restore(self, offset: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """There is nothing to be restored."""
 
 
 class LayerRows:

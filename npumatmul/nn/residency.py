@@ -20,6 +20,7 @@ from npumatmul.nn.product import Float32, Product
 from npumatmul.ops import PackedWeight
 from npumatmul.ops.packed.files.api import load_packed, save_packed
 from npumatmul.ops.packed.files.tensors import described, restored
+from npumatmul.running.where import Where, storing
 
 __all__ = ["BroughtProduct", "Residency"]
 
@@ -27,6 +28,12 @@ __all__ = ["BroughtProduct", "Residency"]
 def _remove(folder: Path | None, pid: int) -> None:
     if folder is not None and os.getpid() == pid:  # a forked child has the names of its parent's files
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _there(where: Where, bring: Callable[[], PackedWeight]) -> PackedWeight:
+    """A weight that is stored as it was before: for the same cores and rows."""
+    with storing(where):
+        return bring()
 
 
 class Residency:
@@ -194,14 +201,16 @@ class Residency:
     def _apart(self, weight: PackedWeight) -> Callable[[], PackedWeight]:
         """What brings a weight in again."""
         device = weight.device
+        where = Where() if weight.stored is None else weight.stored.where
         if self._folder is not None:
             path = self._folder / f"{len(self._bring)}.safetensors"
             save_packed(weight, path)
-            return lambda: load_packed(path, device=device)
+            return lambda: _there(where, lambda: load_packed(path, device=device))
         with device.lock:
             content, views = described(weight)
             arrays = {name: np.array(values) for name, values in views.items()}
-        return lambda: restored(content, arrays.__getitem__, device, "a weight in the host's memory")
+        of = "a weight in the host's memory"
+        return lambda: _there(where, lambda: restored(content, arrays.__getitem__, device, of))
 
 
 class BroughtProduct:

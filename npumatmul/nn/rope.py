@@ -41,7 +41,8 @@ class RoPE(Module):
         ``i + dim / 2``, as in checkpoints of Hugging Face.
     scaling : mapping, optional
         How frequencies are changed for longer texts, as ``rope_scaling`` or ``rope_parameters`` of configurations:
-        ``rope_type`` (or ``type``) is ``"default"``, ``"linear"``, ``"llama3"``, ``"yarn"`` or ``"longrope"``.
+        ``rope_type`` (or ``type``) is ``"default"``, ``"linear"``, ``"llama3"``, ``"yarn"``, ``"longrope"`` or
+        ``"proportional"``, by which the fastest frequencies alone turn (``partial_rotary_factor`` of them).
     max_position : int, optional
         ``max_position_embeddings`` of the configuration; yarn and longrope without ``factor`` need it.
     factors : array_like, shape (dim / 2,), optional
@@ -421,6 +422,14 @@ def _longrope(given: _Given) -> tuple[_Float64, float]:
     return given.plain / given.factors("short_factor"), attention
 
 
+def _proportional(given: _Given) -> tuple[_Float64, float]:
+    """The first of the frequencies, as if there were no others; those behind them do not turn."""
+    share, factor = given.optional("partial_rotary_factor") or 1.0, given.optional("factor") or 1.0
+    if share > 1:
+        raise ValueError(f"RoPE: partial_rotary_factor of proportional scaling is {share:g}; it is 1 at most")
+    return np.where(np.arange(given.dim // 2) < int(share * given.dim // 2), given.plain / factor, 0.0), 1.0
+
+
 #: Kinds of scaling by their names in configurations.
 SCALINGS: dict[str, Callable[[_Given], tuple[_Float64, float]]] = {
     "default": _default,
@@ -428,4 +437,5 @@ SCALINGS: dict[str, Callable[[_Given], tuple[_Float64, float]]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

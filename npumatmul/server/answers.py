@@ -12,7 +12,10 @@ from npumatmul.server.errors import ApiError, of_answer, of_request
 from npumatmul.server.rules import Penalties, rules
 from npumatmul.server.settings import Settings
 
-__all__ = ["Ask", "Part", "answering", "ended_by"]
+__all__ = ["Ask", "Part", "answering", "check_length", "ended_by"]
+
+CHARACTERS, LEAST_CHARACTERS = 64, 1 << 18
+"""Of a text, for each token of a context and in all; no text has so many in each of its tokens."""
 
 MARKS = frozenset({"<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>"})
 MARKS |= {"<think>", "</think>"}
@@ -83,14 +86,19 @@ class Ask:
             "max_tokens": min(limits, default=model.context),
             "seed": None if self.seed is None else (self.seed + choice) % (1 << 63),
             "constraint": constraint,
+            "speculation": settings.speculation,
         }
         wrong = next((token for token in self.bias if token >= model.vocab_size), None)
         if wrong is not None:
             raise ApiError(400, f"logit_bias has token {wrong}; there are {model.vocab_size}", param="logit_bias")
         messages = self._messages()
         if messages is None:
+            if isinstance(self.prompt, str):
+                check_length(self.prompt, model, "the prompt")
             made = model.generate(self.prompt, **given)
         else:
+            for i, message in enumerate(messages):
+                check_length(str(message.get("content")), model, f"message {i}")
             if settings.control_texts == "refuse":
                 _refuse_control_texts(messages, model)
             made = model.chat(messages, tools=self.tools, variables=self.variables, **given)
@@ -117,6 +125,23 @@ class Ask:
         if messages is not None:
             return self.model.encode_chat(messages, tools=self.tools, variables=self.variables)
         return self.model.tokenizer.encode(self.prompt) if isinstance(self.prompt, str) else self.prompt  # type: ignore[return-value]
+
+
+def check_length(text: str, model: Model, what: str) -> None:
+    """Refuse a text that no context is long enough for, before it is turned into tokens, which takes long.
+
+    Raises
+    ------
+    ApiError
+        If it has more characters than `CHARACTERS` for each token of the context.
+    """
+    most = max(CHARACTERS * model.context, LEAST_CHARACTERS)
+    if len(text) > most:
+        raise ApiError(
+            400,
+            f"{what} has {len(text)} characters; a context of {model.context} tokens has room for no more than {most}",
+            code="context_length_exceeded",
+        )
 
 
 def _refuse_control_texts(messages: Sequence[Mapping[str, Any]], model: Model) -> None:

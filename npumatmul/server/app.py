@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from npumatmul.server.exchange import Exchange, Handler
 from npumatmul.server.gate import Gate
 from npumatmul.server.ollama import Ollama, ollama_error
 from npumatmul.server.openai_chat import ChatCompletions
-from npumatmul.server.openai_texts import Completions, Embeddings, Models, openai_error
+from npumatmul.server.openai_texts import Completions, Embeddings, Models, Rerank, openai_error
 from npumatmul.server.service import Service
 
 __all__ = ["App"]
@@ -43,6 +44,7 @@ class App:
             self._route("/v1/chat/completions", "POST", ChatCompletions(service)),
             self._route("/v1/completions", "POST", Completions(service)),
             self._route("/v1/embeddings", "POST", Embeddings(service)),
+            self._route("/v1/rerank", "POST", Rerank(service)),
             self._route("/v1/models", "GET", Models(service)),
             self._route("/v1/models/{name:path}", "GET", Models(service)),
             self._route("/api/chat", "POST", ollama.chat),
@@ -73,6 +75,7 @@ class App:
         headers = dict(scope["headers"])
         path, form = scope["path"], _form(scope["path"])
         status = 0
+        began = time.monotonic()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -98,6 +101,8 @@ class App:
             known = path if path in self._paths else "other"
             self._service.metrics.requests[known, status] += 1
             self._service.metrics.gone += exchange.abandoned
+            ended = "abandoned" if exchange.abandoned else status
+            logger.info("%s %s: %s after %.3f s", scope["method"], path[:200], ended, time.monotonic() - began)
 
     def _route(self, path: str, method: str, handler: Handler) -> Route:
         return Route(path, _Endpoint(handler), methods=[method])

@@ -6,6 +6,7 @@ weights of gemma's norms, factors of rotary frequencies as tensors, multipliers 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hybrid_zoo
 import numpy as np
 import torch
 from llm_models import tokenizer_metadata
@@ -38,6 +40,18 @@ SIZES = {
     "pad_token_id": 263,
 }
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCAB,
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "use_double_wide_mlp": True,
+    "final_logit_softcapping": 3.0,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -70,6 +84,7 @@ EXPERT_COUNTS = {
     "qwen3moe": "num_experts",
     "olmoe": "num_experts",
     "granitemoe": "num_local_experts",
+    **dict.fromkeys(("qwen35moe", "qwen3next", "lfm2moe"), "num_experts"),
     "gpt-oss": "num_local_experts",
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
@@ -140,6 +155,12 @@ def _without_lists(config: dict[str, Any]) -> None:
     """Which layers slide a window or tell positions by the rule of the architecture."""
     for name in ("layer_types", "no_rope_layers"):
         config.pop(name, None)
+
+
+def _published_gemma4(config: dict[str, Any]) -> None:
+    """Sizes of layers by names of their own."""
+    own = config.pop("per_layer_config")
+    config["global_head_dim"] = next(iter(own.values()))["head_dim"]
 
 
 VARIANTS = [
@@ -302,6 +323,7 @@ VARIANTS = [
         "gpt-oss",
         llama_cpp=False,
     ),
+    *(Variant(*each) for each in hybrid_zoo.VARIANTS),
     Variant("qwen2_vl", "text", {"rope_parameters": MROPE}, "qwen2vl"),
     Variant(
         "qwen2_5_vl",
@@ -309,6 +331,23 @@ VARIANTS = [
         {"rope_parameters": {**YARN, **MROPE, "rope_type": "yarn", "rope_theta": 1e6}, "tie_word_embeddings": True},
     ),
     Variant("qwen3_vl", "text", {"head_dim": 16, "rope_parameters": MROPE}, "qwen3vl"),
+    Variant("gemma4_text", "small", GEMMA4, "gemma4"),
+    Variant(
+        "gemma4_text",
+        "large",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "final_logit_softcapping": 3.0,
+            "sliding_window": 8,
+            "num_hidden_layers": 6,
+        },
+        "gemma4",
+    ),
+    Variant("gemma4_text", "published", GEMMA4, older=_published_gemma4),
 ]
 
 
@@ -328,15 +367,26 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = made.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        for name, value in model.named_parameters():
+        parameters = [*model.named_parameters(), *_preferences(model)]
+        for name, value in parameters:
             with torch.no_grad():
                 if value.ndim >= 2:
                     value.normal_(0, 1 if "embed" in name else value.shape[-1] ** -0.5)
+                elif name.endswith("A_log"):  # so that states outlast a few tokens
+                    value.normal_(-2, 0.5)
                 elif "gemma" in variant.model_type or name.endswith("bias"):
                     value.normal_(0, 0.2)
                 else:
                     value.normal_(1, 0.2)
+        for name, value in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                value.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def _preferences(model: Any) -> list[tuple[str, Any]]:
+    """Biases of the choice of experts, which are buffers."""
+    return [(name, value) for name, value in model.named_buffers() if name.endswith("expert_bias")]
 
 
 def language_config(model: Any) -> Any:
@@ -369,8 +419,8 @@ def prefill_logits(model: Any, ids: list[int]) -> NDArray[np.float32]:
 # ---- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
-    """Write it as llama.cpp's converter does."""
+def write_gguf(path: Path, variant: Variant, model: Any, more: Callable[[Any], None] | None = None) -> Path:
+    """Write it as llama.cpp's converter does, and what `more` adds."""
     assert variant.gguf is not None
     writer = gguf.GGUFWriter(str(path), variant.gguf)
     write_metadata(writer, variant.gguf, language_config(model))
@@ -379,6 +429,8 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
     tokenizer_metadata(writer, VOCAB)
     for name, value in gguf_tensors(variant.gguf, model):
         writer.add_tensor(name, value)
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -387,20 +439,25 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
 
 
 def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
-    c = config
+    c = copy.deepcopy(config)
+    if arch == "gemma4":  # of layers that slide a window
+        c.allow_global_per_layer_attribute_access = True
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
     writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_feed_forward_length(hybrid_zoo.feed_forward_length(arch, c))
     writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
+    if arch in hybrid_zoo.ARCHES:
+        hybrid_zoo.write_hybrid_metadata(writer, arch, c)
+    else:
+        writer.add_head_count_kv(c.num_key_value_heads)
     if arch == "starcoder2":
         writer.add_layer_norm_eps(c.norm_epsilon)
-    else:
+    elif arch not in hybrid_zoo.ARCHES:
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    if getattr(c, "head_dim", None) and arch != "phi3":
+    if getattr(c, "head_dim", None) and arch not in ("phi3", "gemma4"):
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
     rope = c.rope_parameters.get("full_attention", c.rope_parameters)
@@ -436,6 +493,8 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
             writer.add_rope_scaling_attn_factors(
                 math.sqrt(1 + math.log(ratio) / math.log(c.original_max_position_embeddings))
             )
+    if arch == "gemma4":
+        write_gemma4(writer, c)
     if arch in ("qwen2vl", "qwen3vl"):
         writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
     if arch in EXPERT_COUNTS:
@@ -453,6 +512,29 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
         writer.add_logit_scale(c.logits_scaling)
 
 
+def write_gemma4(writer: gguf.GGUFWriter, c: Any) -> None:
+    slides = [each == "sliding_attention" for each in c.layer_types]
+    full = c.per_layer_config[slides.index(False)]
+    shared = [each == "reuse" for each in c.kv_sharing_modes]
+    writer.add_shared_kv_layers(sum(shared))
+    writer.add_embedding_length_per_layer_input(c.hidden_size_per_layer_input)
+    writer.add_sliding_window(c.sliding_window)
+    writer.add_sliding_window_pattern(slides)
+    writer.add_key_length(full.head_dim)
+    writer.add_value_length(full.head_dim)
+    writer.add_key_length_swa(c.head_dim)
+    writer.add_value_length_swa(c.head_dim)
+    if c.use_double_wide_mlp:
+        writer.add_feed_forward_length([c.intermediate_size * (1 + each) for each in shared])
+    if full.num_key_value_heads != c.num_key_value_heads:
+        writer.add_head_count_kv([c.num_key_value_heads if each else full.num_key_value_heads for each in slides])
+    writer.add_rope_dimension_count(full.head_dim)
+    writer.add_rope_dimension_count_swa(c.head_dim)
+    writer.add_rope_freq_base_swa(c.rope_parameters["sliding_attention"]["rope_theta"])
+    if c.final_logit_softcapping:
+        writer.add_final_logit_softcapping(c.final_logit_softcapping)
+
+
 def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
     config = language_config(model)
     kind = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
@@ -463,6 +545,10 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
     if rope["rope_type"] == "longrope":
         yield "rope_factors_long.weight", np.array(rope["long_factor"], np.float32)
         yield "rope_factors_short.weight", np.array(rope["short_factor"], np.float32)
+    if rope["rope_type"] == "proportional":
+        half = config.per_layer_config[config.num_hidden_layers - 1].head_dim // 2
+        turned = int(half * rope["partial_rotary_factor"])
+        yield "rope_freqs.weight", np.array([1.0] * turned + [1e30] * (half - turned), np.float32)
     tied = model.config.tie_word_embeddings
     for name, tensor in language_state(model).items():
         if tied and name == "lm_head.weight":
@@ -471,12 +557,18 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
         if arch in PERMUTED and name.split(".")[-2] in ("q_proj", "k_proj"):
             heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             value = interleaved(value, heads)
-        if "gemma" in arch and name.endswith("norm.weight"):
+        if arch in ("gemma2", "gemma3") and name.endswith("norm.weight"):
             value = value + np.float32(1)
-        if name.endswith("sinks"):
+        if name.endswith(("sinks", "layer_scalar")):
             name += ".weight"
         if arch == "gpt-oss" and ".experts." in name:
             yield from gpt_oss_stacks(name, value)
+            continue
+        if arch in hybrid_zoo.ARCHES and ".experts." not in name:
+            for called, each in hybrid_zoo.hybrid_tensors(arch, config, name, value):
+                own = names.get_name(called, try_suffixes=(".weight", ".bias"))
+                assert own is not None, called
+                yield own, np.ascontiguousarray(each)
             continue
         if ".experts." in name:
             yield from stacks(name.split(".")[2], name, np.ascontiguousarray(value))

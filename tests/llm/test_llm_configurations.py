@@ -26,13 +26,13 @@ from npumatmul.llm.models.weights import _decoder
 
 TYPES = sorted(MODEL_TYPES)
 #: Whose configurations have one of the language model in them.
-NESTED = ("qwen3_vl",)
+NESTED = ("gemma4", "qwen3_vl")
 SEEING = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 MASKED = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def settings(model_type: str, **changes: Any) -> dict[str, Any]:
-    eps = {"starcoder2": "norm_epsilon"}.get(model_type, "rms_norm_eps")
+    eps = {"starcoder2": "norm_epsilon", "lfm2": "norm_eps", "lfm2_moe": "norm_eps"}.get(model_type, "rms_norm_eps")
     wide = {"hidden_size": 512} if model_type.startswith(("qwen2_vl", "qwen2_5_vl")) else {}  # for its usual sections
     values = {**SIZES, **wide, "model_type": model_type, eps: 1e-6}
     if model_type not in NESTED:
@@ -305,8 +305,14 @@ def test_what_a_folder_says_is_what_transformers_reads(tmp_path: Path) -> None:
 def read_alike(config: DecoderConfig, reference: Any) -> None:
     """Compare what is read with what transformers reads."""
     tied, reference = reference.tie_word_embeddings, reference.get_text_config()
+    if reference.model_type == "gemma4_text":
+        reference.allow_global_per_layer_attribute_access = True
     reference_dim = getattr(reference, "head_dim", None) or reference.hidden_size // reference.num_attention_heads
     assert config.head_dim == reference_dim
+    own = getattr(reference, "per_layer_config", {})
+    for i, layer in enumerate(config.layers if reference.model_type == "gemma4_text" else ()):
+        assert (layer.head_dim or config.head_dim) == own[i].head_dim
+        assert (layer.n_kv_heads or config.n_kv_heads) == own[i].num_key_value_heads
     assert config.tied == tied
     kinds = getattr(reference, "layer_types", None)
     window = getattr(reference, "sliding_window", None)

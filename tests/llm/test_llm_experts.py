@@ -70,6 +70,9 @@ def test_the_command_keeps_to_the_memory_for_experts(file: Path, tmp_path: Path)
     assert "is no size" in runner.invoke(app, [*common, "--expert-memory", "few"]).stderr
     with pytest.raises(ValueError, match="give both"):
         runner.invoke(app, [*common, *limit[2:]], catch_exceptions=False)
+    talk = ["chat", "-m", str(file), "--device", "sim:rk3588", "--no-cache", *limit]
+    assert runner.invoke(app, talk, input="/quit\n").exit_code == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_of_stacks_and_of_matrices_are_the_same_model(tmp_path: Path) -> None:
@@ -165,3 +168,25 @@ def test_limits_of_experts_that_limit_nothing_are_refused(file: Path, tmp_path: 
     with pytest.raises(ValueError, match="larger than the limit"):
         llm.load(file, "w8a8", device="sim:rk3588", cache=False, expert_memory=10, expert_folder=tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["dense.gguf"]
+
+
+def test_experts_may_be_the_cpus_while_all_else_is_the_npus(file: Path) -> None:
+    ids = list(range(20))
+    with llm.load(file, "w8a8", device="sim:rk3588") as model:
+        expected = model.logits(ids)
+    for policy in (
+        llm.Policy(["*.qkv", "*.attn_out", "head"], prefill="npu", decode="npu"),
+        llm.Policy(["*.expert.[0-3].*"], prefill="npu", decode="npu"),
+        llm.Policy(memory_limit=120_000, prefill="npu", decode="npu"),
+    ):
+        with llm.load(file, "w8a8", device="sim:rk3588", policy=policy) as model:
+            np.testing.assert_array_equal(model.logits(ids), expected)
+            assert model.placement is not None
+            places = {(".expert." in each.name, each.memory) for each in model.placement}
+            assert {memory for _, memory in places} == {"npu", "host"}
+            assert (True, "host") in places
+
+
+def test_memory_for_experts_goes_with_no_policy(file: Path) -> None:
+    with pytest.raises(ValueError, match="expert_memory and a Policy both say where experts are"):
+        llm.load(file, "w8a8", device="sim:rk3588", expert_memory=20000, policy=llm.Policy())

@@ -233,8 +233,8 @@ def test_auto_fills_memory_up_to_the_limit(limit: int, scheme: str) -> None:
     assert got.npu_bytes <= limit
     left = [each for each in got if each.memory == "host"]
     smallest = min((each.nbytes for each in left), default=0)
-    # nothing that gains would have had room: A and C of a row and what arenas lose are less than a tenth and 2 MB
-    assert not left or got.npu_bytes + smallest > 0.9 * limit - 2_000_000
+    # nothing would have had room beside A and C, of its own or of the others, and what arenas may lose
+    assert not left or got.npu_bytes + smallest + 2 * got.workspace > 0.95 * limit - 100_000
     assert len(on_npu(got)) + len(left) == len(layers)
 
 
@@ -262,13 +262,13 @@ def test_layers_that_are_asked_for_and_do_not_fit_say_what_would() -> None:
 
 
 def test_domains_are_filled_in_order_and_no_weight_is_in_two() -> None:
-    got = placed(Policy(npu_layers="all"), domains=4, domain_bytes=70_000_000)
+    got = placed(Policy(npu_layers="all"), domains=4, domain_bytes=80_000_000)
     found: dict[int, int] = {}
     for each in got:
         assert each.domain is not None
         found[each.domain] = found.get(each.domain, 0) + each.nbytes
     assert sorted(found) == [0, 1, 2, 3]
-    assert max(found.values()) <= 70_000_000
+    assert max(found.values()) <= 80_000_000
     with pytest.raises(ValueError, match=r"domains is 99; here there are 16 of 2\.1 GB"):
         placed(Policy(domains=99))
 

@@ -418,3 +418,45 @@ def test_no_tokens_and_no_sequences_give_nothing(scheme: str, options: dict[str,
         block(x[:, :2], cache=cache)
         assert block(x[:, :0], cache=cache).shape == (2, 0, 16)
         np.testing.assert_allclose(block(x[:, 2:], cache=cache), block(x)[:, 2:], rtol=0.05, atol=0.1)
+
+
+def test_values_that_are_keys_and_keys_of_another_layer() -> None:
+    """Against the same sums by numpy: values are keys before their norm, divided by their root mean square."""
+    rng = np.random.default_rng(9)
+    how: dict[str, Any] = {"scheme": "float32", "qk_norm": "head", "value_norm": True, "scale": 1.0}
+    first = nn.Attention(8, 2, 1, 4, values="keys", **how)
+    second = nn.Attention(8, 2, 1, 4, values="shared", **how)
+    for each in (first, second):
+        each.load_state_dict({name: rng.standard_normal(shape) for name, shape in each.parameter_shapes().items()})
+    assert "v_proj.weight" not in first.parameter_shapes()
+    assert sorted(second.parameter_shapes()) == ["o_proj.weight", "q_norm.weight", "q_proj.weight"]
+    x = rng.standard_normal((2, 5, 8)).astype(np.float32)
+    cache = nn.KVCache(2, 1, 4, dtype="float32", follows=[None, 0])
+    y = second(first(x[0], cache=cache, layer=0), cache=cache, layer=1)
+
+    def weights(module: nn.Attention) -> dict[str, Any]:
+        return {name: np.asarray(value, np.float64) for name, value in module.named_parameters()}
+
+    def normed(a: Any, weight: Any = 1.0) -> Any:
+        return a / np.sqrt((a * a).mean(axis=-1, keepdims=True) + 1e-6) * weight
+
+    def attended(module: nn.Attention, x: Any, k: Any, v: Any) -> Any:
+        w = weights(module)
+        q = normed((x @ w["q_proj.weight"].T).reshape(5, 2, 4).swapaxes(0, 1), w["q_norm.weight"])
+        scores = np.where(np.tril(np.ones((5, 5), bool)), q @ k.T, -np.inf)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = shares / shares.sum(axis=-1, keepdims=True) @ v
+        return mixed.swapaxes(0, 1).reshape(5, 8) @ w["o_proj.weight"].T
+
+    w = weights(first)
+    keys = x[0].astype(np.float64) @ w["k_proj.weight"].T
+    k, v = normed(keys, w["k_norm.weight"]), normed(keys)
+    np.testing.assert_allclose(y, attended(second, attended(first, x[0], k, v), k, v), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="give a cache that has them"):
+        second(x[0])
+    for options, problem in (
+        ({"values": "none"}, "values is 'none'"),
+        ({"values": "keys", "fused": "qkv_proj"}, "no fused projections"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            nn.Attention(8, 2, **options)

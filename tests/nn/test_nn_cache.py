@@ -312,7 +312,7 @@ def test_files_of_other_versions_texts_and_types_are_refused(tmp_path: Path, wha
     length = int.from_bytes(good[:8], "little")
     header = json.loads(good[8 : 8 + length])
     if what == "version":
-        header["__metadata__"]["version"] = "3"
+        header["__metadata__"]["version"] = "4"
     elif what == "text":
         header["__metadata__"] |= {"description": "[", "checksum": text_checksum("[")}
     else:
@@ -320,7 +320,7 @@ def test_files_of_other_versions_texts_and_types_are_refused(tmp_path: Path, wha
     new = json.dumps(header).encode()
     (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
     with pytest.raises(
-        UnusableFileError, match={"version": "version is '3'", "text": "JSON", "type": "not of type"}[what]
+        UnusableFileError, match={"version": "version is '4'", "text": "JSON", "type": "not of type"}[what]
     ):
         nn.KVCache.load(tmp_path / "c")
 
@@ -400,3 +400,76 @@ def test_what_was_forgotten_is_not_saved(tmp_path: Path) -> None:
     loaded.add(2, 2)
     second.add(2, 3)
     first.add(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sizes", None), ("sizes", [[1, 4]]), ("sizes", [[1, 4], [2, 0], [1, 4]]), ("sizes", [[1, 4], [2], [1, 4]]),
+        ("sizes", [[1, 4], [1 << 20, 1 << 20], [1, 4]]), ("sizes", [[1, 4], [2, 9], [1, 4]]), ("follows", [None, None]),
+        ("follows", [None, None, 2]), ("follows", [None, None, 1]), ("follows", [None, None, -1]),
+        ("follows", [None, None, True]), ("follows", [None, 0, 1]), ("follows", [0, None, 0]), ("window", [None, 3, 3]),
+        ("follows", [None, None, None]), ("states", [[[2]], None, None]), ("kv_heads", 1 << 24),
+    ],
+)  # fmt: skip
+def test_sizes_of_layers_that_files_cannot_have_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    cache = nn.KVCache(3, [1, 2, 1], [4, 8, 4], follows=[None, None, 0], dtype="float32")
+    for layer, (heads, dim) in ((0, (1, 4)), (1, (2, 8))):
+        cache.update(layer, np.ones((1, heads, 3, dim), np.float32), np.ones((1, heads, 3, dim), np.float32))
+    cache.shared(2, 3)
+    cache.save(tmp_path / "c")
+    assert nn.KVCache.load(tmp_path / "c").offset == 3
+    good = (tmp_path / "c").read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    text = json.dumps({**json.loads(header["__metadata__"]["description"]), name: value})
+    header["__metadata__"] |= {"description": text, "checksum": text_checksum(text)}
+    new = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
+    with pytest.raises(UnusableFileError, match="cannot be used"):
+        nn.KVCache.load(tmp_path / "c")
+
+
+def test_layers_of_several_sizes_and_layers_that_follow(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    cache = nn.KVCache(4, [1, 2, 1, 2], [4, 8, 4, 8], follows=[None, None, 0, 1], dtype="float32")
+    given: dict[int, list[Any]] = {0: [], 1: []}
+    for count in (3, 1, 2):
+        for layer, shape in ((0, (1, 1, count, 4)), (1, (1, 2, count, 8))):
+            k = rng.standard_normal(shape, np.float32)
+            given[layer].append(k)
+            cache.update(layer, k, k + 1)
+        for layer in (2, 3):
+            k, v = cache.shared(layer, count)
+            np.testing.assert_array_equal(k, np.concatenate(given[layer - 2], axis=2))
+            np.testing.assert_array_equal(v, k + 1)
+    assert cache.offset == 6
+    cache.save(tmp_path / "cache.safetensors")
+    for each in (nn.KVCache.load(tmp_path / "cache.safetensors"), cache.fork()):
+        assert each.offset == 6
+        assert each.trimmable
+        with pytest.raises(ValueError, match="follows none that was given keys"):
+            each.shared(2, 1)
+        k, _ = each.update(0, np.zeros((1, 1, 1, 4), np.float32), np.zeros((1, 1, 1, 4), np.float32))
+        np.testing.assert_array_equal(np.asarray(k)[:, :, :6], np.concatenate(given[0], axis=2))
+    with pytest.raises(ValueError, match="layer 2 has keys of another, and no keys of its own; shared"):
+        cache.update(2, np.zeros((1, 1, 1, 4), np.float32), np.zeros((1, 1, 1, 4), np.float32))
+    with pytest.raises(ValueError, match="update is for its own"):
+        cache.shared(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"kv_heads": [1]}, "sizes for 1 and 2"),
+        ({"kv_heads": [1, 0]}, "kv_heads"),
+        ({"follows": [None]}, "follows for 1"),
+        ({"follows": [0, None]}, "layer 0 cannot follow 0"),
+        ({"follows": [None, 1]}, "layer 1 cannot follow 1"),
+        ({"follows": [None, 0], "kv_heads": [1, 2]}, "another size"),
+        ({"follows": [None, 0], "window": [None, 3]}, "another window"),
+    ],
+)
+def test_layers_that_cannot_follow(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        nn.KVCache(2, **{"kv_heads": 1, "head_dim": 4, **options})

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 import npumatmul as npu
 from npumatmul import nn
 from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.running.placement import Placement
+from npumatmul.running.where import Where, storing
 
 DEVICE = "sim:rk3588"
 X = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
@@ -143,3 +145,20 @@ def test_mistakes_are_told() -> None:
         products[0](X)
     with pytest.raises(ClosedError):
         residency.keep(nn.PackedProduct(packed(1)))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_who_multiplies_stays_the_same_when_a_weight_is_brought_in(tmp_path: Path, on_disk: bool) -> None:
+    where = Where(cores=(1,), crossover=4)
+    with npu.Device("sim:rk3588") as device:
+        with storing(where):
+            weight = npu.pack(np.ones((64, 96), np.float32), "w8a8", device=device)
+        residency = nn.Residency(weight.nbytes, tmp_path if on_disk else None)
+        product = residency.keep(nn.Linear.from_packed(weight).product)
+        before = device.stats()
+        product(np.ones((4, 64), np.float32))
+        product(np.ones((5, 64), np.float32))
+        after = device.stats()
+        assert (after.cpu_macs - before.cpu_macs, after.macs - before.macs) == (4 * 64 * 96, 5 * 64 * 96)
+        assert {spec.core for spec, _ in Placement.of(device).contexts._contexts} == {1}
+        residency.close()

@@ -40,7 +40,7 @@ TOKENS = 6
 #: By how much figures may grow all the same. Memory of a process moves by some MiB; a number of answers at once that
 #: did not come before has contexts and buffers of its own. What a request leaves behind would be far above.
 SLACK = {"rss": 24 << 20, "contexts": 20, "npu_bytes": 1 << 20, "descriptors": 2}
-FAULT = "run:after={after}:times=80:code=-2"
+FAULT = "run:after={after}:times=12:code=-2"
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,11 @@ def run(path: Path, requests: int, clients: int = CLIENTS, seed: int = 0) -> tup
                 soak.expected[prompt(number)] = httpx.post(
                     f"{server.url}/v1/chat/completions", json=bias, timeout=60
                 ).json()["choices"][0]["message"]["content"]
-            warm = max(requests // 5, 1)
-            first = rounds(soak, warm, clients, seed)
-            last = rounds(soak, requests - warm, clients, seed + 1000)
-            print(f"after {warm} requests: {first}\nafter {requests}: {last}")
+            first = last = rounds(soak, requests // 5, clients, seed)
+            for part in range(1, 5):
+                print(f"after {part} fifths: {last}")
+                last = rounds(soak, requests // 5, clients, seed + 1000 * part)
+            print(f"at the end: {last}")
             for name in Figures.__dataclass_fields__:
                 before, after = getattr(first, name), getattr(last, name)
                 if after > before + SLACK.get(name, 0):

@@ -12,6 +12,8 @@ from contextlib import closing
 from typing import Any
 
 import httpx
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 import uvicorn
 from serving import serving
@@ -106,7 +108,8 @@ MALFORMED: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"messages": 1}}', "'messages'"),
     (b'{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "message 0 spells '<|im_end|>'"),
     (b'{"messages": ' + json.dumps(HELLO * 2000).encode() + b"}", "2000 entries"),
-    (b'{"messages": [{"role": "user", "content": "' + b"x" * 100_000 + b'"}]}', "leaves no room"),
+    (b'{"messages": [{"role": "user", "content": "' + b"x" * 100_000 + b'"}]}', "leaves no room for an answer"),
+    (b'{"messages": [{"role": "user", "content": "' + b"x" * 3_000_000 + b'"}]}', "message 0 has 3000000 characters"),
 ]
 
 
@@ -126,6 +129,53 @@ def test_errors_of_ollamas_paths_have_its_form(server: Server) -> None:
     assert answer.status_code == 400
     assert isinstance(answer.json()["error"], str)
     assert httpx.get(f"{server.url}/api/none").json()["error"].startswith("/api/none: there is no such path")
+
+
+def test_pages_may_be_asked_for_their_head(server: Server) -> None:
+    for path in ("/", "/api/tags", "/api/version"):
+        answer = httpx.head(server.url + path)
+        assert answer.status_code == 200
+        assert answer.content == b""
+
+
+#: Of every type, and some that almost fit.
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=5),
+    st.sampled_from(["json", "auto", "required", "tiny", "user", "float", "base64", [["x"]], {"type": "json_object"}]),
+    st.lists(st.one_of(st.text(max_size=3), st.integers(), st.none()), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=3)), max_size=2),
+    st.just([{"role": "user", "content": "x"}]),
+    st.just([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]),
+)
+FIELDS = {
+    CHAT: "messages model stream stream_options max_tokens max_completion_tokens stop n seed temperature top_p top_k "
+    "min_p presence_penalty repetition_penalty logit_bias logprobs top_logprobs tools tool_choice response_format "
+    "reasoning_effort chat_template_kwargs user",
+    "/v1/completions": "prompt suffix echo logprobs best_of stop n stream max_tokens response_format",
+    "/v1/embeddings": "input encoding_format dimensions user",
+    "/api/chat": "messages format options think tools keep_alive stream",
+    "/api/generate": "prompt system raw format options template context images stream",
+    "/api/embed": "input truncate dimensions options",
+    "/api/show": "model name verbose",
+}
+RIGHT: dict[str, Any] = {"messages": HELLO, "prompt": "x", "input": "x", "max_tokens": 2, "options": {"num_predict": 2}}
+
+
+@hypothesis.given(path=st.sampled_from(list(FIELDS)), data=st.data())
+def test_no_value_of_any_field_is_a_failure(server: Server, path: str, data: st.DataObject) -> None:
+    """What a client sends is answered or refused; it never makes the server fail."""
+    names = FIELDS[path].split()
+    body = {name: value for name, value in RIGHT.items() if name in names}
+    for name in data.draw(st.lists(st.sampled_from(names), max_size=3)):
+        body[name] = data.draw(VALUES)
+    answer = httpx.post(server.url + path, json=body, timeout=60)
+    assert answer.status_code in (200, 400, 404), f"{body}: {answer.text}"
+    assert (answer.status_code == 200) == ('"error"' not in answer.text), f"{body}: {answer.text}"
 
 
 def test_bodies_that_are_too_large(model: Model) -> None:

@@ -45,8 +45,11 @@ def decoder_shape(name: str, config: DecoderConfig) -> ModelShape:
     >>> [(each.name, each.k, each.n, each.times) for each in decoder_shape("small", config).linears[2:]]
     [('expert.gate_up', 64, 64, 32), ('expert.down', 32, 64, 32)]
     """
-    kinds = Counter(_sized(layer) for layer in config.layers)
-    small = replace(config, n_layers=len(kinds), layers=tuple(_one_expert(layer) for layer in kinds))
+    if config.whole_only is None:
+        kinds = [*Counter(_sized(layer) for layer in config.layers).items()]
+    else:  # layers need one another
+        kinds = [(layer, 1) for layer in config.layers]
+    small = replace(config, n_layers=len(kinds), layers=tuple(_one_expert(layer) for layer, _ in kinds))
     model = Decoder(small)
     modules = {
         layer: _size(module, (config.hidden_size, config.vocab_size))
@@ -54,10 +57,14 @@ def decoder_shape(name: str, config: DecoderConfig) -> ModelShape:
     }
     blocks = [
         BlockShape(times, tuple(_linears(modules, i, layer.experts)), _decoder_work(config, layer))
-        for i, (layer, times) in enumerate(kinds.items())
+        for i, (layer, times) in enumerate(kinds)
     ]
+    if "layer_inputs" in modules:
+        before = LinearShape("layer_inputs", *modules["layer_inputs"], 1)
+        blocks[0] = replace(blocks[0], linears=(before, *blocks[0].linears))
     head = LinearShape("head", *modules["head"], 1)
     tables = 0 if config.tied else config.vocab_size * config.hidden_size
+    tables += config.layer_vocab * config.n_layers * config.layer_embedding
     return ModelShape(name, "decoder", config.hidden_size, config.vocab_size, tuple(blocks), head, tables)
 
 
@@ -144,7 +151,8 @@ def _linears(sizes: Mapping[str, tuple[int, int]], block: int, experts: Experts 
 def _decoder_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
     norms = 4 if c.norm_places == "around" else 2
     around = THREE * c.hidden_size * (norms + 2)  # two residual sums
-    network, mixed = _network_work(c, layer.experts), _mixer_work(c, layer)
+    network, mixed = _network_work(c, layer), _mixer_work(c, layer)
+    around += THREE * (3 * c.layer_embedding + 2 * c.hidden_size) if layer.beside else 0  # mixed, gated; norm and sum
     return replace(
         mixed,
         copied=mixed.copied + network.copied + around,
@@ -153,10 +161,12 @@ def _decoder_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
     )
 
 
-def _network_work(c: DecoderConfig, experts: Experts | None) -> HostWork:
+def _network_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
+    experts = layer.experts
     each = THREE if c.gated else 1.0  # a gate and what is gated, or a function in place
     if experts is None:
-        return HostWork(each * c.ffn_size, c.ffn_size, 0.0)
+        width = layer.ffn_size or c.ffn_size
+        return HostWork(each * width, width, 0.0)
     e, shared = experts, experts.shared_size or 0
     width = e.chosen * e.size + shared
     copied = each * width + e.chosen * c.hidden_size * _GATHERED + THREE * e.count
@@ -181,14 +191,15 @@ def _mixer_work(c: DecoderConfig, layer: LayerConfig) -> HostWork:
         operations = 2.0 * mixer.kernel * c.hidden_size
         return HostWork((2 * THREE + 2) * c.hidden_size, 0.0, operations, state=(mixer.kernel - 1) * c.hidden_size,
                         chunk=PREFILL_CHUNK)  # fmt: skip
-    copied, exponentials = 0.0, 0.0
+    copied, exponentials, dim = 0.0, 0.0, layer.head_dim or c.head_dim
+    kv_heads = 0 if layer.follows is not None else layer.n_kv_heads or c.n_kv_heads
     if layer.rotation is not None:
-        copied += (c.n_heads + c.n_kv_heads) * layer.rotation.dim
+        copied += (c.n_heads + kv_heads) * layer.rotation.dim
     if c.qk_norm is not None:
-        copied += THREE * (c.q_size + c.kv_size)
+        copied += THREE * (c.n_heads + kv_heads * (2 if c.value_norm else 1)) * dim
     if c.attention_gate is not None:
         copied, exponentials = copied + THREE * c.q_size, exponentials + c.q_size
-    return HostWork(copied, exponentials, 0.0, c.n_heads, c.head_dim, c.head_dim, layer.window, cached=2 * c.kv_size)
+    return HostWork(copied, exponentials, 0.0, c.n_heads, dim, dim, layer.window, cached=2 * kv_heads * dim)
 
 
 def _encoder_work(c: EncoderConfig) -> HostWork:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from npumatmul.device.device import Device
-from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
+from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig, Rotation
 from npumatmul.llm.models.mixers import DeltaNet
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.delta_net import GatedDeltaNet
 from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.experts import MixtureOfExperts
+from npumatmul.nn.linear import Linear
 from npumatmul.nn.mlp import MLP
 from npumatmul.nn.module import Module
 from npumatmul.nn.norm import LayerNorm, RMSNorm
@@ -39,6 +40,8 @@ class Body(Module):
     embed_tokens : Embedding
     layers : list of TransformerBlock
     norm : RMSNorm or LayerNorm
+    embed_tokens_per_layer, per_layer_model_projection, per_layer_projection_norm : Module or None
+        Embeddings of tokens that layers have for themselves, and what is added to them of the usual ones.
     """
 
     def __init__(
@@ -53,6 +56,14 @@ class Body(Module):
             if c.norm == "layer"
             else RMSNorm(c.hidden_size, c.norm_eps, offset=c.norm_offset)
         )
+        self.embed_tokens_per_layer: Embedding | None = None
+        self.per_layer_model_projection: Linear | None = None
+        self.per_layer_projection_norm: RMSNorm | None = None
+        if c.layer_embedding:
+            width = c.n_layers * c.layer_embedding
+            self.embed_tokens_per_layer = Embedding(c.layer_vocab, width)
+            self.per_layer_model_projection = Linear(c.hidden_size, width, False, scheme=scheme, device=device)
+            self.per_layer_projection_norm = RMSNorm(c.layer_embedding, c.norm_eps, offset=c.norm_offset)
 
 
 class Ropes:
@@ -95,14 +106,23 @@ def _block(
     device: Device | str | None,
 ) -> TransformerBlock:
     how: dict[str, Any] = {"scheme": scheme, "device": device}
+    beside = None
+    if layer.beside:
+        beside = (
+            Linear(c.hidden_size, c.layer_embedding, False, **how),
+            Linear(c.layer_embedding, c.hidden_size, False, **how),
+        )
     return TransformerBlock(
         _mixer(c, layer, rope, how),
-        _network(c, layer.experts, how),
+        _network(c, layer, how),
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         post_norms=c.norm_places == "around",
         residual_multiplier=c.residual_scale,
         layer_norm=c.norm == "layer",
+        beside=beside,
+        act=c.activation,
+        scalar=c.layer_scalar,
     )
 
 
@@ -128,8 +148,8 @@ def _mixer(
     return Attention(
         c.hidden_size,
         c.n_heads,
-        c.n_kv_heads,
-        c.head_dim,
+        layer.n_kv_heads or c.n_kv_heads,
+        layer.head_dim or c.head_dim,
         bias=c.qkv_bias,
         out_bias=c.out_bias,
         rope=rope,
@@ -139,6 +159,8 @@ def _mixer(
         qk_norm=c.qk_norm,
         query_growth=c.query_growth,
         sinks=c.sinks,
+        value_norm=c.value_norm,
+        values=layer.values if layer.follows is None else "shared",
         eps=c.norm_eps,
         norm_offset=c.norm_offset,
         gate=c.attention_gate,
@@ -147,10 +169,12 @@ def _mixer(
     )
 
 
-def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) -> Module:
+def _network(c: DecoderConfig, layer: LayerConfig, how: Mapping[str, Any]) -> Module:
+    experts = layer.experts
     if experts is None:
         fused = "gate_up_proj" if c.fused else None
-        return MLP(c.hidden_size, c.ffn_size, c.activation, gated=c.gated, bias=c.mlp_bias, fused=fused, **how)
+        width = layer.ffn_size or c.ffn_size
+        return MLP(c.hidden_size, width, c.activation, gated=c.gated, bias=c.mlp_bias, fused=fused, **how)
     return MixtureOfExperts(
         c.hidden_size,
         experts.size,
@@ -159,6 +183,8 @@ def _network(c: DecoderConfig, experts: Experts | None, how: Mapping[str, Any]) 
         act=c.activation,
         softmax=experts.softmax,
         normalize=experts.normalize,
+        scale=experts.scale,
+        preferred=experts.preferred,
         shared_size=experts.shared_size,
         shared_gate=experts.shared_size is not None,
         bias=experts.bias,
@@ -174,7 +200,8 @@ def linears_of(block: TransformerBlock) -> list[Any]:
     networks = [mlp]
     if isinstance(mlp, MixtureOfExperts):
         networks = [*mlp.experts, *([] if mlp.shared_expert is None else [mlp.shared_expert])]
-    return [*around, *(each for network in networks for each in _inside(network))]
+    beside = [] if block.per_layer_input_gate is None else [block.per_layer_input_gate, block.per_layer_projection]
+    return [*around, *(each for network in networks for each in _inside(network)), *beside]
 
 
 def _inside(mlp: Any) -> tuple[Any, Any]:
@@ -197,6 +224,8 @@ def with_linears(block: TransformerBlock, new: Mapping[str, Any]) -> Transformer
             mixture.shared_expert = _with_inside(mixture.shared_expert, new, "shared.")
     else:
         made.mlp = _with_inside(block.mlp, new, "")
+    made.per_layer_input_gate = new.get("inp_gate", block.per_layer_input_gate)
+    made.per_layer_projection = new.get("inp_proj", block.per_layer_projection)
     return made
 
 

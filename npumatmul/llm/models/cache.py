@@ -77,14 +77,10 @@ class KVCache(nn_cache.KVCache):
         if capacity < 1:
             raise ValueError(f"the capacity of a cache is {capacity}; it must be 1 or more")
         super().__init__(
-            config.n_layers,
-            config.n_kv_heads,
-            config.head_dim,
+            **config.cache_layers,
             dtype=dtype,
-            window=[layer.window for layer in config.layers],
             chunk=min(CHUNK, capacity),
             limit=capacity,
-            states=config.states,
         )
         self.capacity = capacity
         self.tokens: list[int] = []

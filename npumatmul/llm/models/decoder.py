@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
+from npumatmul.errors import ModelError
 from npumatmul.llm.models.block_steps import Steps, steps_through
 from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, with_rope
 from npumatmul.llm.models.cache import ContextFullError, KVCache
@@ -147,7 +148,9 @@ class Decoder(Module):
     def linear_modules(self) -> dict[str, Linear | LinearGroup]:
         """The modules of the linear layers by name, in the order of `layer_names`."""
         inside = [module for block in self.model.layers for module in linears_of(block)]
-        return dict(zip(self.layer_names, [*inside, *[self.lm_head] * self.config.has_head], strict=True))
+        beside = self.model.per_layer_model_projection
+        every = [*([] if beside is None else [beside]), *inside, *[self.lm_head] * self.config.has_head]
+        return dict(zip(self.layer_names, every, strict=True))
 
     @property
     def linears(self) -> dict[str, Product]:
@@ -186,6 +189,8 @@ class Decoder(Module):
             new[name] = modules[name].with_product(product)
         if "head" in new:
             made.lm_head = new.pop("head")  # type: ignore[assignment]
+        if "layer_inputs" in new:
+            made.model.per_layer_model_projection = new.pop("layer_inputs")  # type: ignore[assignment]
         made.model.layers = list(self.model.layers)
         for i in sorted({int(name.split(".")[1]) for name in new}):
             stem = f"blk.{i}."
@@ -297,7 +302,8 @@ class Decoder(Module):
             told = None if progress is None else _told(progress, start, len(chunk), len(ids), self.config.n_layers)
             placing = None if embeddings is None else embeddings.placing(chunk, cache)
             if embeddings is None or placing is None:
-                hidden = self.run_blocks(self.embed(chunk), cache, total, told)
+                x = self.embed(chunk)
+                hidden = self.run_blocks(x, cache, total, told, beside=self.layer_inputs(chunk, x))
                 cache.extend(chunk.tolist())
             else:
                 x = self.embed(np.maximum(chunk, 0))
@@ -333,7 +339,8 @@ class Decoder(Module):
         rows = []
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            rows.append(self.run_blocks(self.embed(chunk), cache, len(ids)))
+            x = self.embed(chunk)
+            rows.append(self.run_blocks(x, cache, len(ids), beside=self.layer_inputs(chunk, x)))
             cache.extend(chunk.tolist())
         return self.entering_head(np.concatenate(rows))
 
@@ -354,6 +361,38 @@ class Decoder(Module):
         scale = self.config.embedding_scale
         return x if scale == 1 else x * np.float32(scale)
 
+    def layer_inputs(self, tokens: NDArray[np.int64], x: Float32) -> Float32 | None:
+        """What layers have for themselves of tokens, where a model has such embeddings.
+
+        Parameters
+        ----------
+        tokens : ndarray of int, shape (...)
+            Token numbers.
+        x : ndarray of float32, shape (..., hidden)
+            Their embeddings, as `embed` gives them.
+
+        Returns
+        -------
+        ndarray of float32, shape (layers, ..., n), or None
+            For the blocks, in their order.
+        """
+        model, c = self.model, self.config
+        if model.embed_tokens_per_layer is None:
+            return None
+        assert model.per_layer_model_projection is not None
+        assert model.per_layer_projection_norm is not None
+        rows = tokens.reshape(-1)
+        if rows.max(initial=0) >= c.layer_vocab:
+            raise ValueError(f"token {rows.max()} has no embeddings for layers, of which the model has {c.layer_vocab}")
+        own = model.embed_tokens_per_layer(rows) * np.float32(math.sqrt(c.layer_embedding))
+        given = np.array(model.per_layer_model_projection(np.ascontiguousarray(x.reshape(len(rows), -1))))
+        given *= np.float32(c.hidden_size**-0.5)
+        shape = (len(rows), c.n_layers, c.layer_embedding)
+        mixed = model.per_layer_projection_norm(given.reshape(shape)) + own.reshape(shape)
+        mixed *= np.float32(2**-0.5)
+        made: Float32 = np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(c.n_layers, *tokens.shape, c.layer_embedding)
+        return made
+
     def run_blocks(
         self,
         x: Float32,
@@ -361,6 +400,8 @@ class Decoder(Module):
         total: int,
         progress: Callable[[int], object] | None = None,
         placing: Placing | None = None,
+        *,
+        beside: Float32 | None = None,
     ) -> Float32:
         """Run tokens through all blocks.
 
@@ -376,6 +417,8 @@ class Decoder(Module):
             Called with the number of blocks that are done.
         placing : Placing, optional
             Where some of the rows are from outside.
+        beside : ndarray of float32, optional
+            What `layer_inputs` gives.
 
         Returns
         -------
@@ -383,7 +426,13 @@ class Decoder(Module):
             What leaves the last block, a new array.
         """
         for layer, block in enumerate(self._blocks(self._is_long(total))):
-            x = block(x, cache=cache, layer=layer, positions=None if placing is None else placing.positions)
+            x = block(
+                x,
+                cache=cache,
+                layer=layer,
+                positions=None if placing is None else placing.positions,
+                beside=None if beside is None else beside[layer],
+            )
             if placing is not None and layer < len(placing.deep):
                 x += placing.deep[layer]
             if progress is not None:
@@ -407,6 +456,7 @@ class Decoder(Module):
         ndarray of float32, of the shape of `x`
             What leaves it, a new array.
         """
+        self._check_by_blocks()
         block = self._blocks(self._is_long(cache.length + x.shape[-2]))[layer]
         result: Float32 = block(x, cache=cache, layer=layer)
         cache.settle()
@@ -439,8 +489,14 @@ class Decoder(Module):
         ndarray of float32, shape (T, hidden)
             What leaves the block, a new array.
         """
+        self._check_by_blocks()
         block = self._blocks(self._is_long(cache.length + len(x)))[layer]
         return steps_through(block, self.config.layers[layer].parts, x, cache, layer)
+
+    def _check_by_blocks(self) -> None:
+        why = self.config.whole_only
+        if why is not None:
+            raise ModelError(f"blocks of {self.config.architecture} cannot be computed one by one: {why}")
 
     def entering_head(self, x: Float32) -> Float32:
         """What the output matrix is given, of what leaves the last block."""

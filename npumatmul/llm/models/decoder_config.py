@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 from npumatmul.llm.models.mixers import Mixer
@@ -15,6 +15,7 @@ from npumatmul.nn.expert_names import MAX_EXPERTS
 __all__ = ["BLOCK_LAYERS", "DecoderConfig", "Experts", "LayerConfig", "Rotation"]
 
 BLOCK_LAYERS = ("qkv", "attn_out", "gate_up", "down")
+_BESIDE = ("inp_gate", "inp_proj")
 """Names of the linear layers of most blocks, without the block's own."""
 
 _MIXER_LAYERS = ("in_proj", "out_proj")
@@ -91,10 +92,14 @@ class Experts:
         How many a token passes.
     size : int
         Width inside each.
-    softmax : {"all", "chosen"}
-        Over whose scores the softmax is taken.
+    softmax : {"all", "chosen", None}
+        Over whose scores the softmax is taken; None: weights are sigmoids of scores.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum.
+    scale : float
+        What weights are multiplied by in the end.
+    preferred : bool
+        Whether a parameter says which ones are preferred when some are chosen.
     shared_size : int, optional
         Width inside a further one that all tokens pass, with a gate of its own.
     bias : bool
@@ -106,8 +111,10 @@ class Experts:
     count: int
     chosen: int
     size: int
-    softmax: Literal["all", "chosen"] = "all"
+    softmax: Literal["all", "chosen"] | None = "all"
     normalize: bool = False
+    scale: float = 1.0
+    preferred: bool = False
     shared_size: int | None = None
     bias: bool = False
     clamp: tuple[float, float] | None = None
@@ -120,6 +127,8 @@ class Experts:
             raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"weights of experts are multiplied by {self.scale}; it must be a positive number")
         if self.shared_size is not None and not 1 <= self.shared_size <= MAX_SIZE:
             raise ValueError(f"the shared expert is {self.shared_size} wide; it must be between 1 and {MAX_SIZE}")
         if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):
@@ -140,12 +149,26 @@ class LayerConfig:
         What takes the place of the feed-forward network.
     mixer : DeltaNet or ShortConv, optional
         What takes the place of attention; it has neither rotation nor window.
+    head_dim, n_kv_heads, ffn_size : int, optional
+        As of the model, where this layer has others.
+    values : {"own", "keys"}
+        As of `npumatmul.nn.Attention`.
+    follows : int, optional
+        Number of the layer whose keys and values are looked at; by default it has its own.
+    beside : bool
+        Whether there are embeddings of tokens for each layer (`DecoderConfig.layer_embedding`).
     """
 
     rotation: Rotation | None = None
     window: int | None = None
     experts: Experts | None = None
     mixer: Mixer | None = None
+    head_dim: int | None = None
+    n_kv_heads: int | None = None
+    ffn_size: int | None = None
+    values: Literal["own", "keys"] = "own"
+    follows: int | None = None
+    beside: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -160,7 +183,7 @@ class LayerConfig:
         before = BLOCK_LAYERS[:2] if self.mixer is None else _MIXER_LAYERS
         after = BLOCK_LAYERS[2:]
         if self.experts is None:
-            return (*before, *after)
+            return (*before, *after, *(_BESIDE if self.beside else ()))
         stems = [f"expert.{i}" for i in range(self.experts.count)]
         stems += [] if self.experts.shared_size is None else ["shared"]
         return (*before, *(f"{stem}.{part}" for stem in stems for part in after))
@@ -221,6 +244,12 @@ class DecoderConfig:
         By what queries grow with their position; see `npumatmul.nn.Attention`.
     attention_softcap, logit_softcap : float, optional
         Bounds that scores of attention and logits approach.
+    value_norm : bool
+        As of `npumatmul.nn.Attention`.
+    layer_embedding, layer_vocab : int
+        Width of the embedding that each layer has of each token, and rows of their table; 0 without.
+    layer_scalar : bool
+        Whether all that leaves a block is multiplied by a parameter.
     deep_layers : int
         Behind how many of the first blocks something is added to rows from outside.
     placeholders : tuple of int
@@ -273,6 +302,10 @@ class DecoderConfig:
     query_growth: tuple[float, int] | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    value_norm: bool = False
+    layer_embedding: int = 0
+    layer_vocab: int = 0
+    layer_scalar: bool = False
     deep_layers: int = 0
     placeholders: tuple[int, ...] = field(default=(), compare=False)
     embedding_scale: float = 1.0
@@ -299,10 +332,55 @@ class DecoderConfig:
         layers = layers * self.n_layers if len(layers) == 1 else layers
         if len(layers) != self.n_layers:
             raise ValueError(f"{len(layers)} layers are described, and n_layers is {self.n_layers}")
-        for each in layers:
-            if each.rotation is not None and each.rotation.dim > self.head_dim:
-                raise ValueError(f"{each.rotation.dim} values of a head are to be rotated, and it has {self.head_dim}")
+        if self.layer_embedding:
+            for name in ("layer_embedding", "layer_vocab"):
+                if not 1 <= getattr(self, name) <= MAX_SIZE:
+                    raise ValueError(f"{name} is {getattr(self, name)}; it must be between 1 and {MAX_SIZE}")
+            layers = tuple(replace(each, beside=True) for each in layers)
+        for i, each in enumerate(layers):
+            self._check_layer(each)
+            if each.follows is not None:
+                source = layers[each.follows] if 0 <= each.follows < i else each
+                same = (each.head_dim, each.n_kv_heads, each.window) == (
+                    source.head_dim,
+                    source.n_kv_heads,
+                    source.window,
+                )
+                if source.follows is not None or not same:
+                    raise ValueError(f"layer {i} looks at keys of layer {each.follows}, which has none of that kind")
         object.__setattr__(self, "layers", layers)
+
+    def _check_layer(self, layer: LayerConfig) -> None:
+        for name in ("head_dim", "n_kv_heads", "ffn_size"):
+            value = getattr(layer, name)
+            if value is not None and not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"{name} of a layer is {value}; it must be between 1 and {MAX_SIZE}")
+        head_dim, kv_heads = layer.head_dim or self.head_dim, layer.n_kv_heads or self.n_kv_heads
+        if self.n_heads % kv_heads:
+            raise ValueError(f"n_heads is {self.n_heads}, not a multiple of {kv_heads}, the heads of keys of a layer")
+        if layer.rotation is not None and layer.rotation.dim > head_dim:
+            raise ValueError(f"{layer.rotation.dim} values of a head are to be rotated, and it has {head_dim}")
+
+    @property
+    def cache_layers(self) -> dict[str, Any]:
+        """What layers keep in a cache, as arguments of `npumatmul.nn.KVCache`."""
+        return {
+            "layers": self.n_layers,
+            "kv_heads": [each.n_kv_heads or self.n_kv_heads for each in self.layers],
+            "head_dim": [each.head_dim or self.head_dim for each in self.layers],
+            "window": [each.window for each in self.layers],
+            "states": self.states,
+            "follows": [each.follows for each in self.layers],
+        }
+
+    @property
+    def whole_only(self) -> str | None:
+        """Why blocks cannot be computed one by one, as a part of a sentence; None if they can."""
+        if self.layer_embedding:
+            return "each of its layers has embeddings of tokens"
+        if any(each.follows is not None for each in self.layers):
+            return "layers look at keys of others"
+        return None
 
     @property
     def has_axes(self) -> bool:
@@ -322,7 +400,8 @@ class DecoderConfig:
     def layer_names(self) -> list[str]:
         """Names of the linear layers; see `npumatmul.llm.models.decoder.layer_names`."""
         inside = [f"blk.{i}.{part}" for i, layer in enumerate(self.layers, self.first_block) for part in layer.parts]
-        return [*inside, "head"] if self.has_head else inside
+        beside = ["layer_inputs"] if self.layer_embedding else []
+        return [*beside, *inside, *(["head"] if self.has_head else [])]
 
     @property
     def first_block(self) -> int:

@@ -74,5 +74,9 @@ def part_of(config: DecoderConfig, layers: tuple[int, int] | None) -> DecoderCon
     """
     if layers is None:
         return config
+    if config.whole_only is not None:
+        raise ValueError(
+            f"layers {tuple(layers)} of {config.architecture} cannot be computed alone: {config.whole_only}"
+        )
     part = Part(*layers, config.n_layers)
     return replace(config, n_layers=part.last - part.first, layers=config.layers[part.first : part.last], part=part)

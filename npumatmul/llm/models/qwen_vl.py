@@ -37,6 +37,8 @@ def _whole(settings: Settings, read: Callable[[Settings, dict[str, Any]], Decode
     tied = settings.flag("tie_word_embeddings", False)
     outside: dict[str, Any] = {"deep_layers": DEEP_LAYERS if deep is None else len(deep)}
     if text is None:
+        if settings.text("model_type", None) == "qwen3_vl":
+            raise settings.error("'text_config' is missing, which describes its language model")
         return read(settings, {**outside, "tied": tied, "placeholders": _within(settings, tokens)})
     settings.finish(ignored=from_folder.IGNORED)
     tied = text.flag("tie_word_embeddings", False) or tied

@@ -191,6 +191,17 @@ class Settings:
             raise self.error(f"{self._named(name)} has {len(value)} values; {length} are needed")
         return value
 
+    def flags(self, name: str, count: int) -> list[bool]:
+        """Look up truth values, as many as there are layers."""
+        value = self._look_up(name, REQUIRED)
+        if not isinstance(value, list) or len(value) != count or not all(isinstance(each, bool) for each in value):
+            raise self._wrong(name, value, f"a list of {count} truth values")
+        return value
+
+    def is_list(self, name: str) -> bool:
+        """Whether a value is a list: some are a number or a list of one for each layer."""
+        return isinstance(self._values.get(name), list)
+
     def group(self, name: str) -> Settings | None:
         """Look up values that have a name together; None where there are none. Whoever asks finishes them, too."""
         value = self._look_up(name, None)

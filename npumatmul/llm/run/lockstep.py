@@ -48,14 +48,10 @@ class Lockstep:
             raise ValueError(f"{count} sequences of {capacity} tokens; the model reads 1 to {c.context_length}")
         self._model = model
         self._cache = KVCache(
-            c.n_layers,
-            c.n_kv_heads,
-            c.head_dim,
+            **c.cache_layers,
             dtype="float32",
-            window=[layer.window for layer in c.layers],
             chunk=capacity,
             batch=count,
-            states=c.states,
         )
         self._count, self._capacity = count, capacity
 
@@ -68,7 +64,8 @@ class Lockstep:
     def bytes_per_token(model: Decoder) -> int:
         """Bytes that a token of one sequence takes."""
         c = model.config
-        return 2 * 4 * c.states.count(None) * c.n_kv_heads * c.head_dim
+        own = [each for each in c.layers if each.mixer is None and each.follows is None]
+        return sum(2 * 4 * (each.n_kv_heads or c.n_kv_heads) * (each.head_dim or c.head_dim) for each in own)
 
     def step(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Add a token to each sequence.
@@ -95,5 +92,7 @@ class Lockstep:
             raise ValueError(f"a token of the vocabulary is needed for each of the {self._count} sequences")
         if self.length >= self._capacity:
             raise ContextFullError(f"the sequences have {self.length} tokens, and there is room for no more")
-        x = self._model.run_blocks(self._model.embed(ids[:, None]), self._cache, self._capacity)
+        x = self._model.embed(ids[:, None])
+        beside = self._model.layer_inputs(ids[:, None], x)
+        x = self._model.run_blocks(x, self._cache, self._capacity, beside=beside)
         return self._model.logits(x[:, 0])
