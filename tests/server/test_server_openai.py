@@ -309,6 +309,12 @@ def test_embeddings(encoder: Model, model: Model) -> None:
         assert client.models.retrieve("tiny").id == "tiny"
 
 
+def test_how_states_become_embeddings_can_be_said(model: Model) -> None:
+    with serving({"tiny": model}, pooling="last") as server, client_of(server) as client:
+        (made,) = client.embeddings.create(model="tiny", input=["abc"]).data
+    assert np.array_equal(np.array(made.embedding, np.float32), model.embed(["abc"], pooling="last")[0])
+
+
 def test_documents_are_scored(reranker: Model, model: Model) -> None:
     documents = ["the cat sat", "a dog", "rain"]
     scores = reranker.rerank("a cat", documents)
