@@ -76,7 +76,7 @@ class Ollama:
         fields.finish()
         served = self._service.served(name)
         model = served.model
-        able = ["embedding"] if served.is_encoder else ["completion"]
+        able = {"writer": ["completion"], "encoder": ["embedding"], "hearer": ["transcription"]}[served.kind]
         if form_of(served.template) is not None:
             able.append("tools")
         await exchange.reply(
