@@ -25,6 +25,7 @@ LONG = frozenset(
         "tests/llm/test_llm_gguf_file.py::test_whole_header_equals_gguf_reader",
         "tests/llm/test_llm_hostile_folders.py::test_changed_models",
         "tests/llm/test_llm_hostile_folders.py::test_files_of_weights",
+        "tests/llm/test_llm_hybrids.py::test_a_chat_goes_on_in_its_cache_and_begins_anew_where_it_is_another",
         "tests/llm/test_llm_npu.py",
         "tests/llm/test_llm_quantized_npu.py::test_zero_points_and_centres",
         "tests/llm/test_llm_real_model.py",
