@@ -18,6 +18,8 @@ EXTRAS = {
     "skops": "sklearn",
     "starlette": "server",
     "tokenizers": "llm",
+    "torch": "torch",
+    "transformers": "torch",
     "typer": "cli",
     "uvicorn": "server",
 }

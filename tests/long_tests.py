@@ -28,6 +28,7 @@ LONG = frozenset(
         "tests/llm/test_llm_npu.py",
         "tests/llm/test_llm_quantized_npu.py::test_zero_points_and_centres",
         "tests/llm/test_llm_real_model.py",
+        "tests/llm/test_pictures_example.py",
         "tests/llm/test_llm_sensitivity.py",
         "tests/llm/test_modelled.py::test_all_targets_are_met",
         "tests/llm/test_modelled.py::test_the_command_prints_tables_and_json",

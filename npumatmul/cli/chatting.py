@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npumatmul.cli.models import check_model, check_scheme, say_if_rounded_again
+from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
@@ -59,7 +59,7 @@ def chat(request: Request) -> None:
         check_target(request.session, [request.model] if request.model.is_file() else [])
     scheme = request.scheme or DEFAULT_SCHEME
     if request.scheme is not None:
-        say_if_rounded_again(request.model, scheme)
+        say_what_to_know(request.model, scheme)
     device = current_device(request.device)
     with working(lines=False) as progress:
         model = load(

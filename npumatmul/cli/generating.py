@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from npumatmul.cli.files import read_standard_input
-from npumatmul.cli.models import check_model, check_scheme, say_if_rounded_again
+from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.offloading import placement_content, placement_rows
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import notes
@@ -107,7 +107,7 @@ def answer(request: Request) -> None:
     told = request.stats  # who wants no figures wants nothing on standard error
     scheme = request.scheme or DEFAULT_SCHEME
     if told and request.scheme is not None:  # what is usual needs no remark
-        say_if_rounded_again(request.model, scheme)
+        say_what_to_know(request.model, scheme)
     with working(lines=told) as progress:
         model = load(
             request.model,

@@ -25,7 +25,10 @@ from npumatmul.llm.files.gguf_source import GGUFSource
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.loader import DEFAULT_SCHEME, FLOAT32, Packer, rounded_again
+from npumatmul.llm.models.encoders import encoder_architecture
 from npumatmul.llm.models.registry import config_of
+from npumatmul.llm.models.weights import left_out
+from npumatmul.llm.models.whisper_config import is_speech
 from npumatmul.llm.quantize import (
     Recipe,
     emulate,
@@ -136,7 +139,7 @@ def open_model(
         quantized = quantize_model(path, Recipe(quick_recipe(wanted)), progress=progress)
     else:
         if not quiet:
-            say_if_rounded_again(path, wanted)
+            say_what_to_know(path, wanted)
         pack = numpy_pack if wanted == FLOAT32 else _emulated(wanted) if device is None else Packer(wanted, device)
         return load_model(path, pack=pack, context_length=context, progress=progress)
     if device is None:
@@ -149,11 +152,13 @@ def _emulated(scheme: str) -> Pack:
     return lambda weight, name: emulate(quantize_layer(weight, quick_recipe(scheme), name=name))
 
 
-def say_if_rounded_again(path: Path, scheme: str) -> None:
-    """Tell people whose file holds blocks of few bits already that another rounding follows."""
+def say_what_to_know(path: Path, scheme: str) -> None:
+    """Tell people whose file holds blocks of few bits already that another rounding follows, and what is left out."""
     if is_quantized(path):
         return
     with open_source(path) as source:
-        note = rounded_again(source, scheme)
-    if note is not None:
-        say(f"note: {note}")
+        decodes = encoder_architecture(source) is None and not is_speech(source)
+        notes = [rounded_again(source, scheme), left_out(source) if decodes else None]
+    for note in notes:
+        if note is not None:
+            say(f"note: {note}")

@@ -48,6 +48,9 @@ def serve_command(
         int | None, typer.Option("-n", "--max-tokens", min=1, help="Tokens of an answer at most.")
     ] = None,
     answer_timeout: Annotated[float, typer.Option(help="Seconds that a request may wait and be answered.")] = 600.0,
+    speculation: Annotated[
+        str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
+    ] = "none",
     control_texts: Annotated[
         str, typer.Option(help="Messages that spell control tokens: 'refuse' or 'allow' them.")
     ] = "refuse",
@@ -63,6 +66,8 @@ def serve_command(
 
     if control_texts not in ("refuse", "allow"):
         raise typer.BadParameter("--control-texts is refuse or allow")
+    if speculation not in ("none", "auto", "lookup"):
+        raise typer.BadParameter("--speculation is none, auto or lookup")
     settings = Settings(
         host=host,
         port=port,
@@ -75,6 +80,7 @@ def serve_command(
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         answer_timeout=answer_timeout,
+        speculation=None if speculation == "none" else speculation,  # type: ignore[arg-type]
         control_texts=control_texts,  # type: ignore[arg-type]
     )
     places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)

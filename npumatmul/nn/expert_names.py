@@ -21,6 +21,9 @@ _STACK = re.compile(
     _PLACE + r"(?P<part>experts\.(?:gate_up_proj|gate_proj|up_proj|down_proj)|input_linear(?=\.weight)"
     r"|output_linear(?=\.weight))(?P<ending>\.weight|[._]bias|)"
 )
+_MATRIX = re.compile(_PLACE + r"(?P<expert>experts\.\d{1,4})\.(?P<part>w[123])\.weight")
+#: What the parts of an expert are called that has no better names for them.
+_NUMBERED = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _ROUTER = re.compile(_PLACE + r"(?:router(?:\.layer)?|gate)\.(?P<ending>weight|bias)")
 #: What a stack holds of each expert, below one another.
 _PARTS = {
@@ -60,8 +63,9 @@ def unstacked(mapping: T) -> T | Unstacked:
     -------
     mapping
         A view in which ``experts.<number>.gate_proj.weight``, ``up_proj`` and ``down_proj`` take the place of stacks,
-        biases that of biases, and ``gate.weight`` that of the router; ``block_sparse_moe`` is called ``mlp``. No value
-        is read before it is asked for. The mapping itself where there is no stack.
+        biases that of biases, and ``gate.weight`` that of the router; ``block_sparse_moe`` is called ``mlp``, and
+        matrices ``experts.<number>.w1`` and so on as above. No value is read before it is asked for. The mapping itself
+        where there is nothing of the kind.
 
     Examples
     --------
@@ -77,7 +81,7 @@ def unstacked(mapping: T) -> T | Unstacked:
     if isinstance(mapping, Unstacked) or not isinstance(mapping, Mapping):
         return mapping
     view = Unstacked(mapping)
-    return view if view.stacks else mapping
+    return view if view.stacks or any(map(_MATRIX.fullmatch, mapping)) else mapping
 
 
 class Unstacked(Mapping[str, Any]):
@@ -128,6 +132,9 @@ class Unstacked(Mapping[str, Any]):
 
     @staticmethod
     def _renamed(name: str) -> str:
+        found = _MATRIX.fullmatch(name)
+        if found is not None:
+            return f"{_usual(found['stem'])}{found['expert']}.{_NUMBERED[found['part']]}.weight"
         found = _ROUTER.fullmatch(name)
         return name if found is None else f"{_usual(found['stem'])}gate.{found['ending']}"
 

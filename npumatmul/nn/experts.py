@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.mlp import MLP, ActivationName
-from npumatmul.nn.module import LoadResult, Module, check_size, float32_of, rounded_to
+from npumatmul.nn.module import LoadResult, Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import Float32, Pack
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
 __all__ = ["MixtureOfExperts", "Router"]
+
+
+#: Added to sums of sigmoids before weights are divided by them, as LFM2 does it.
+_LEAST = np.float32(1e-6)
 
 
 class Router(Module):
@@ -32,12 +36,15 @@ class Router(Module):
         How many there are.
     top_k : int
         How many are chosen for each row.
-    softmax : {"all", "chosen"}
-        Over whose scores the softmax is taken: those of all experts, or those of the chosen ones.
+    softmax : {"all", "chosen", None}
+        Over whose scores the softmax is taken: those of all experts, or those of the chosen ones. None: instead of it,
+        weights are the sigmoids of scores.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum; after a softmax of the chosen ones it is 1 already.
     bias : bool
         Whether scores have one.
+    scale : float
+        What weights are multiplied by in the end.
 
     Attributes
     ----------
@@ -66,15 +73,20 @@ class Router(Module):
         experts: int,
         top_k: int,
         *,
-        softmax: Literal["all", "chosen"] = "all",
+        softmax: Literal["all", "chosen"] | None = "all",
         normalize: bool = False,
         bias: bool = False,
+        scale: float = 1.0,
     ) -> None:
+        check_number("Router", scale=scale)
         check_size("Router", hidden_size=hidden_size, experts=experts, top_k=top_k)
         if top_k > experts:
             raise ValueError(f"Router: {top_k} experts are to be chosen, and there are {experts}")
-        if softmax not in ("all", "chosen"):
-            raise ValueError(f"Router: softmax is {softmax!r}; it is taken over 'all' scores or the 'chosen' ones")
+        if softmax not in ("all", "chosen", None):
+            raise ValueError(
+                f"Router: softmax is {softmax!r}; it is taken over 'all' scores or the 'chosen' ones, or None is"
+            )
+        self._scale = None if scale == 1 else np.float32(scale)
         self._top_k, self._softmax, self._normalize = top_k, softmax, normalize
         self.weight = np.zeros((experts, hidden_size), np.float32)
         self.bias: Float32 | None = np.zeros(experts, np.float32) if bias else None
@@ -83,12 +95,14 @@ class Router(Module):
         experts, hidden = self.weight.shape
         return f"Router({hidden}, {experts}, {self._top_k}, softmax={self._softmax!r}, normalize={self._normalize})"
 
-    def __call__(self, x: Float32) -> tuple[NDArray[np.int64], Float32]:
+    def __call__(self, x: Float32, preference: Float32 | None = None) -> tuple[NDArray[np.int64], Float32]:
         """Choose experts.
 
         Parameters
         ----------
         x : ndarray of float32, shape (T, hidden_size)
+        preference : ndarray of float32, shape (experts,), optional
+            What is added to weights for the choice alone.
 
         Returns
         -------
@@ -102,12 +116,18 @@ class Router(Module):
             scores += self.bias
         if self._softmax == "all":
             scores = _softmax(scores)
-        chosen = np.argsort(-scores, axis=1, kind="stable")[:, : self._top_k]
+        elif self._softmax is None:
+            scores = _sigmoid(scores)
+        ranked = scores if preference is None else scores + preference
+        chosen = np.argsort(-ranked, axis=1, kind="stable")[:, : self._top_k]
         weights: Float32 = np.take_along_axis(scores, chosen, axis=1)
         if self._softmax == "chosen":
             weights = _softmax(weights)
         elif self._normalize:
-            weights /= weights.sum(axis=1, keepdims=True)
+            total = weights.sum(axis=1, keepdims=True)
+            weights /= total + _LEAST if self._softmax is None else total
+        if self._scale is not None:
+            weights *= self._scale
         return chosen, weights
 
 
@@ -123,8 +143,10 @@ class MixtureOfExperts(Module):
         Width of what comes in and goes out.
     intermediate_size : int
         Width inside each expert.
-    experts, top_k, softmax, normalize
+    experts, top_k, softmax, normalize, scale
         As for `Router`.
+    preferred : bool
+        Whether a parameter says which experts are to be preferred when some are chosen, whatever their weights are.
     act : str
         As for `MLP`; experts are gated.
     bias : bool
@@ -141,6 +163,8 @@ class MixtureOfExperts(Module):
     Attributes
     ----------
     gate : Router
+    expert_bias : ndarray of float32, shape (experts,), or None
+        What is added to weights for the choice alone.
     experts : list of MLP
     shared_expert : MLP or None
     shared_expert_gate : Module or None
@@ -179,8 +203,10 @@ class MixtureOfExperts(Module):
         act: ActivationName | str = "silu",
         bias: bool = False,
         clamp: tuple[float, float] | None = None,
-        softmax: Literal["all", "chosen"] = "all",
+        softmax: Literal["all", "chosen"] | None = "all",
         normalize: bool = False,
+        scale: float = 1.0,
+        preferred: bool = False,
         shared_size: int | None = None,
         shared_gate: bool = False,
         scheme: Scheme | SchemeName | str = "w16a16",
@@ -191,7 +217,8 @@ class MixtureOfExperts(Module):
         if shared_gate and shared_size is None:
             raise ValueError("MixtureOfExperts: without a shared expert there is nothing for a shared gate")
         how: dict[str, Any] = {"scheme": scheme, "device": device}
-        self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize, bias=bias)
+        self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize, bias=bias, scale=scale)
+        self.expert_bias: Float32 | None = np.zeros(experts, np.float32) if preferred else None
         self.experts = [MLP(hidden_size, intermediate_size, act, bias=bias, clamp=clamp, **how) for _ in range(experts)]
         self.shared_expert = None if shared_size is None else MLP(hidden_size, shared_size, act, **how)
         self.shared_expert_gate = _SharedGate(hidden_size) if shared_gate else None
@@ -229,7 +256,7 @@ class MixtureOfExperts(Module):
         rows = np.ascontiguousarray(float32_of(x, "MixtureOfExperts").reshape(-1, self._hidden))
         y = np.zeros_like(rows)
         if len(rows):
-            chosen, weights = self.gate(rows)
+            chosen, weights = self.choice(rows)
             for number in np.unique(chosen).tolist():
                 tokens, places = np.nonzero(chosen == number)
                 y[tokens] += self.experts[number](rows[tokens]) * weights[tokens, places, None]
@@ -237,6 +264,10 @@ class MixtureOfExperts(Module):
                 shared = self.shared_expert(rows)
                 y += shared if self.shared_expert_gate is None else shared * self.shared_expert_gate(rows)
         return rounded_to(y, x.dtype).reshape(x.shape)
+
+    def choice(self, rows: Float32) -> tuple[NDArray[np.int64], Float32]:
+        """Which experts rows ``(T, hidden_size)`` pass, and how much each counts, as `Router` gives it."""
+        return self.gate(rows, self.expert_bias)
 
 
 class _SharedGate(Module):
@@ -246,9 +277,15 @@ class _SharedGate(Module):
         self.weight = np.zeros((1, hidden_size), np.float32)
 
     def __call__(self, x: Float32) -> Float32:
-        with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf is the 0 that is wanted
-            y: Float32 = 1 / (1 + np.exp(-(x @ self.weight.T)))
-        return y
+        return _sigmoid(x @ self.weight.T)
+
+
+def _sigmoid(x: Float32) -> Float32:
+    with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf is the 0 that is wanted
+        y: Float32 = np.exp(-x)
+    y += np.float32(1)
+    np.divide(np.float32(1), y, out=y)
+    return y
 
 
 def _softmax(scores: Float32) -> Float32:

@@ -86,6 +86,7 @@ class Ask:
             "max_tokens": min(limits, default=model.context),
             "seed": None if self.seed is None else (self.seed + choice) % (1 << 63),
             "constraint": constraint,
+            "speculation": settings.speculation,
         }
         wrong = next((token for token in self.bias if token >= model.vocab_size), None)
         if wrong is not None:

@@ -16,7 +16,7 @@ from npumatmul.server.exchange import Exchange, Handler
 from npumatmul.server.gate import Gate
 from npumatmul.server.ollama import Ollama, ollama_error
 from npumatmul.server.openai_chat import ChatCompletions
-from npumatmul.server.openai_texts import Completions, Embeddings, Models, openai_error
+from npumatmul.server.openai_texts import Completions, Embeddings, Models, Rerank, openai_error
 from npumatmul.server.service import Service
 
 __all__ = ["App"]
@@ -44,6 +44,7 @@ class App:
             self._route("/v1/chat/completions", "POST", ChatCompletions(service)),
             self._route("/v1/completions", "POST", Completions(service)),
             self._route("/v1/embeddings", "POST", Embeddings(service)),
+            self._route("/v1/rerank", "POST", Rerank(service)),
             self._route("/v1/models", "GET", Models(service)),
             self._route("/v1/models/{name:path}", "GET", Models(service)),
             self._route("/api/chat", "POST", ollama.chat),

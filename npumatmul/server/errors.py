@@ -6,6 +6,7 @@ import logging
 
 from npumatmul.errors import ClosedError, DeviceLostError, ModelError, NpuError, NpuMemoryError
 from npumatmul.llm import ContextFullError
+from npumatmul.llm.constrain.automaton import AmbiguousError
 
 __all__ = ["ApiError", "of_answer", "of_request"]
 
@@ -72,6 +73,8 @@ def of_answer(error: BaseException) -> ApiError:
     """What is said of an error that ended an answer."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, AmbiguousError):
+        return ApiError(400, str(error))
     logger.error("a request failed: %s", error, exc_info=not isinstance(error, NpuError))
     if isinstance(error, (DeviceLostError, ClosedError, NpuMemoryError)):
         return ApiError(503, str(error), code="unavailable")

@@ -1,4 +1,4 @@
-"""``/v1/completions``, ``/v1/embeddings`` and ``/v1/models``."""
+"""``/v1/completions``, ``/v1/embeddings``, ``/v1/rerank`` and ``/v1/models``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npumatmul.server.openai_chat import response_format, tokens_used
 from npumatmul.server.sampling import sampling_of
 from npumatmul.server.service import Served, Service
 
-__all__ = ["Completions", "Embeddings", "Models", "embedding_work"]
+__all__ = ["Completions", "Embeddings", "Models", "Rerank", "embedding_work", "openai_error"]
 
 MOST_LOGPROBS = 5
 MOST_PROMPTS = 64
@@ -188,6 +188,49 @@ class Embeddings:
         used = {"prompt_tokens": tokens, "total_tokens": tokens}
         self._service.metrics.prompt_tokens += tokens
         await exchange.reply({"object": "list", "data": data, "model": served.name, "usage": used})
+
+
+class Rerank:
+    """Scores how well documents fit a query, with a cross-encoder; as Jina's, Cohere's and llama.cpp's paths do.
+
+    Parameters
+    ----------
+    service : Service
+        Models and the desk.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, exchange: Exchange) -> None:
+        fields = Fields(exchange.json())
+        served = self._service.served(fields.text("model"))
+        query, documents = fields.text("query"), fields.texts("documents", self._service.settings.max_texts)
+        if not query or not documents:
+            raise fields.wrong("documents" if query else "query", "is empty")
+        most = fields.count("top_n", len(documents), 1, 1 << 31) or 0
+        back = fields.flag("return_documents", False)
+        fields.pass_over("user")
+        fields.finish()
+
+        def work(job: Job) -> None:
+            try:
+                for i, text in enumerate([query, *documents]):
+                    check_length(text, served.model, f"document {i - 1}" if i else "the query")
+                job.give(served.model.rerank(query, documents, progress=job.check))
+            except Gone:
+                raise
+            except Exception as error:
+                raise of_request(error) from error
+
+        async with self._service.desk.job(work) as job:
+            (scores,) = [item async for item in job]
+        best = np.argsort(-scores, kind="stable")[:most].tolist()
+        results = [
+            {"index": i, "relevance_score": float(scores[i]), **({"document": {"text": documents[i]}} if back else {})}
+            for i in best
+        ]
+        await exchange.reply({"object": "list", "model": served.name, "results": results})
 
 
 class Models:

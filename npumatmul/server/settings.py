@@ -43,6 +43,8 @@ class Settings:
         Seconds that a request may wait and be answered.
     shutdown_timeout : float
         Seconds that answers may go on when the server is to end.
+    speculation : {"auto", "lookup"}, optional
+        Whether several guessed tokens are checked at once, as for `Model.generate`.
     control_texts : {"refuse", "allow"}
         What becomes of messages that spell control tokens, which chat templates cannot tell from their own.
     """
@@ -65,6 +67,7 @@ class Settings:
     write_timeout: float = 30.0
     answer_timeout: float = 600.0
     shutdown_timeout: float = 10.0
+    speculation: Literal["auto", "lookup"] | None = None
     control_texts: Literal["refuse", "allow"] = "refuse"
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class Settings:
             raise ValueError("api_key is ASCII text without space at its ends, as it is sent in a header")
         if self.control_texts not in ("refuse", "allow"):
             raise ValueError(f"control_texts is {self.control_texts!r}; it must be 'refuse' or 'allow'")
+        if self.speculation not in (None, "auto", "lookup"):
+            raise ValueError(f"speculation is {self.speculation!r}; it must be 'auto', 'lookup' or None")
         for name, least in (("parallel", 1), ("queue", 0), ("connections", 1), ("max_body", 1024), ("max_messages", 1)):
             self._at_least(name, least)
         for name in ("max_choices", "max_texts", "max_prompt_tokens", "max_tokens"):

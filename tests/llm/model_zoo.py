@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import hybrid_zoo
 import numpy as np
 import torch
 from llm_models import tokenizer_metadata
@@ -83,6 +84,7 @@ EXPERT_COUNTS = {
     "qwen3moe": "num_experts",
     "olmoe": "num_experts",
     "granitemoe": "num_local_experts",
+    **dict.fromkeys(("qwen35moe", "qwen3next", "lfm2moe"), "num_experts"),
     "gpt-oss": "num_local_experts",
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
@@ -321,6 +323,7 @@ VARIANTS = [
         "gpt-oss",
         llama_cpp=False,
     ),
+    *(Variant(*each) for each in hybrid_zoo.VARIANTS),
     Variant("qwen2_vl", "text", {"rope_parameters": MROPE}, "qwen2vl"),
     Variant(
         "qwen2_5_vl",
@@ -364,10 +367,13 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = made.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        for name, value in model.named_parameters():
+        parameters = [*model.named_parameters(), *_preferences(model)]
+        for name, value in parameters:
             with torch.no_grad():
                 if value.ndim >= 2:
                     value.normal_(0, 1 if "embed" in name else value.shape[-1] ** -0.5)
+                elif name.endswith("A_log"):  # so that states outlast a few tokens
+                    value.normal_(-2, 0.5)
                 elif "gemma" in variant.model_type or name.endswith("bias"):
                     value.normal_(0, 0.2)
                 else:
@@ -376,6 +382,11 @@ def torch_model(variant: Variant, seed: int = 0) -> Any:
             if name.endswith("layer_scalar"):
                 value.uniform_(0.5, 1.5)
     return model.eval()
+
+
+def _preferences(model: Any) -> list[tuple[str, Any]]:
+    """Biases of the choice of experts, which are buffers."""
+    return [(name, value) for name, value in model.named_buffers() if name.endswith("expert_bias")]
 
 
 def language_config(model: Any) -> Any:
@@ -408,8 +419,8 @@ def prefill_logits(model: Any, ids: list[int]) -> NDArray[np.float32]:
 # ---- GGUF -----------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
-    """Write it as llama.cpp's converter does."""
+def write_gguf(path: Path, variant: Variant, model: Any, more: Callable[[Any], None] | None = None) -> Path:
+    """Write it as llama.cpp's converter does, and what `more` adds."""
     assert variant.gguf is not None
     writer = gguf.GGUFWriter(str(path), variant.gguf)
     write_metadata(writer, variant.gguf, language_config(model))
@@ -418,6 +429,8 @@ def write_gguf(path: Path, variant: Variant, model: Any) -> Path:
     tokenizer_metadata(writer, VOCAB)
     for name, value in gguf_tensors(variant.gguf, model):
         writer.add_tensor(name, value)
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -433,12 +446,15 @@ def write_metadata(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     writer.add_block_count(c.num_hidden_layers)
     writer.add_context_length(c.max_position_embeddings)
     writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_feed_forward_length(hybrid_zoo.feed_forward_length(arch, c))
     writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
+    if arch in hybrid_zoo.ARCHES:
+        hybrid_zoo.write_hybrid_metadata(writer, arch, c)
+    else:
+        writer.add_head_count_kv(c.num_key_value_heads)
     if arch == "starcoder2":
         writer.add_layer_norm_eps(c.norm_epsilon)
-    else:
+    elif arch not in hybrid_zoo.ARCHES:
         writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if getattr(c, "head_dim", None) and arch not in ("phi3", "gemma4"):
@@ -547,6 +563,12 @@ def gguf_tensors(arch: str, model: Any) -> Iterator[tuple[str, NDArray[np.float3
             name += ".weight"
         if arch == "gpt-oss" and ".experts." in name:
             yield from gpt_oss_stacks(name, value)
+            continue
+        if arch in hybrid_zoo.ARCHES and ".experts." not in name:
+            for called, each in hybrid_zoo.hybrid_tensors(arch, config, name, value):
+                own = names.get_name(called, try_suffixes=(".weight", ".bias"))
+                assert own is not None, called
+                yield own, np.ascontiguousarray(each)
             continue
         if ".experts." in name:
             yield from stacks(name.split(".")[2], name, np.ascontiguousarray(value))

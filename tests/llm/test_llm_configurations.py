@@ -32,7 +32,7 @@ MASKED = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def settings(model_type: str, **changes: Any) -> dict[str, Any]:
-    eps = {"starcoder2": "norm_epsilon"}.get(model_type, "rms_norm_eps")
+    eps = {"starcoder2": "norm_epsilon", "lfm2": "norm_eps", "lfm2_moe": "norm_eps"}.get(model_type, "rms_norm_eps")
     wide = {"hidden_size": 512} if model_type.startswith(("qwen2_vl", "qwen2_5_vl")) else {}  # for its usual sections
     values = {**SIZES, **wide, "model_type": model_type, eps: 1e-6}
     if model_type not in NESTED:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from npumatmul.errors import ModelError
-from npumatmul.llm.constrain.automaton import Automaton
+from npumatmul.llm.constrain.automaton import AmbiguousError, Automaton
 from npumatmul.llm.constrain.constraint import FormatConstraint
 from npumatmul.llm.constrain.expressions import Sequence
 from npumatmul.llm.constrain.forms import json_format
@@ -296,6 +296,7 @@ REFUSED = [
     ({"enum": ["\ud800"]}, "cannot be written"),
     ({"properties": {"\ud800": True}}, "no text"),
     ({"properties": []}, "properties"),
+    ({"properties": {"a" * 5000: True}, "additionalProperties": True}, "more than 200 characters"),
     ({"required": "a"}, "requires"),
     ({"items": [{}]}, "prefixItems"),
     ({"minItems": -1}, "no count"),
@@ -338,8 +339,37 @@ def test_deep_and_large_schemas_are_refused() -> None:
         json_grammar(deep)
     with pytest.raises(ValueError, match="too large"):
         json_grammar({"anyOf": [{"type": "null"}] * 30_000})
-    with pytest.raises(ValueError, match="too ambiguous"):
-        json_format(TOKENIZER, {"properties": {f"p{i}": True for i in range(5000)}}).constraint().accept(ord("{"))
+
+
+@pytest.mark.parametrize(
+    "schema", [{"properties": {f"p{i}": True for i in range(5000)}}, {"pattern": "^((a{0,60}){0,60}){0,60}$"}]
+)
+def test_what_would_take_long_to_follow_is_refused(schema: Any) -> None:
+    with pytest.raises(AmbiguousError, match="too ambiguous"):
+        written(json_format(TOKENIZER, schema).constraint(), 0)
+
+
+def test_the_work_for_a_token_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = json_format(TOKENIZER, {"pattern": "^.*.*.*.*.*.*.*.*.*.*a.{0,500}$"})
+    monkeypatch.setattr("npumatmul.llm.constrain.automaton.MOST_WORK", 2000)
+    with pytest.raises(AmbiguousError, match="too ambiguous"):
+        written(form.constraint(), 0)
+
+
+def test_many_values_are_no_more_ambiguous_than_few() -> None:
+    grammar = json_grammar({"enum": [f"k{i}" for i in range(20_000)] + [7, 70, "k"]})
+    automaton = Automaton(grammar)
+    state = automaton.after(automaton.start, b'"k1')
+    assert len(state) < 20
+    for text, is_one in (
+        ('"k19999"', True),
+        ('"k20000"', False),
+        ("7", True),
+        ("70", True),
+        ('"k"', True),
+        ("77", False),
+    ):
+        assert (None in automaton.after(automaton.start, text.encode())) == is_one
 
 
 def test_tokens_that_must_not_follow_are_refused() -> None:

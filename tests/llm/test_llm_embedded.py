@@ -20,6 +20,7 @@ from npumatmul.errors import ModelError, UnusableFileError
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.embedded import Embedded, EmbeddedRows, filled
+from npumatmul.llm.models.together import forward_together
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VARIANT = {kind: next(each for each in VARIANTS if each.model_type == kind) for kind in KINDS}
@@ -116,7 +117,7 @@ def shortened(prompt: list[int]) -> list[int]:
 def test_logits_are_those_of_the_whole_model(case: Callable[[str], Case], kind: str, caplog: Any) -> None:
     given = case(kind)
     with caplog.at_level(logging.INFO), llm.load(given.folder, "float32") as model:
-        assert "tensors of encoders (visual., model.visual.) are not read" in caplog.text
+        assert "tensors are not read (visual): the language model alone is computed" in caplog.text
         bound = MOST * float(np.abs(given.logits).max())
         got = model.logits(given.prompt, given.pictures)
         np.testing.assert_allclose(got, given.logits, rtol=0, atol=bound)
@@ -226,6 +227,27 @@ def test_a_cache_knows_pictures_by_their_contents(case: Callable[[str], Case], t
                 KVCache.load(tmp_path / "wrong.safetensors")
 
 
+def test_answers_behind_pictures_go_together(case: Callable[[str], Case]) -> None:
+    """Each sequence has positions of its own, which its pictures shifted."""
+    given = case("qwen3_vl")
+    with llm.load(given.folder, "float32") as model:
+        prompt = filled(given.prompt, given.pictures, model._model.config)
+        caches = [model._model.new_cache() for _ in range(2)]
+        for cache, ids in zip(caches, (prompt, TEXT[:9]), strict=True):
+            model._model.forward(ids, cache, embeddings=prompt.rows)
+        alone = [model._model.forward([5], cache.fork()) for cache in caches]  # type: ignore[arg-type]
+        for got, expected in zip(forward_together(model._model, [[5], [5]], caches, [1, 1]), alone, strict=True):
+            np.testing.assert_allclose(got[0], expected, rtol=0, atol=1e-4)
+        answers = [
+            model.generate(given.prompt, embeddings=given.pictures, max_tokens=4, stop_ids=[]),
+            model.generate(TEXT[:9], max_tokens=4, stop_ids=[]),
+        ]
+        steps = [[next(each).token for each in answers] for _ in range(4)]
+    with llm.load(given.folder, "float32") as model:
+        one = model.generate(given.prompt, embeddings=given.pictures, max_tokens=4, stop_ids=[])
+        assert [each.token for each in one] == [each[0] for each in steps]
+
+
 def test_rows_that_differ_in_anything_have_other_numbers() -> None:
     rows = RNG.standard_normal((4, 8)).astype(np.float32)
     kinds = [
@@ -287,12 +309,16 @@ def test_places_and_pictures_have_to_agree(case: Callable[[str], Case]) -> None:
     given = case("qwen3_vl")
     with llm.load(given.folder, "float32") as model:
         short = shortened(given.prompt)
-        with pytest.raises(ValueError, match="more places for pictures than the 3 given"):
+        with pytest.raises(ValueError, match=r"1 places stand at .* and no picture is left, of 3 pictures"):
             model.logits(short, given.pictures[:-1])
         with pytest.raises(ValueError, match=r"5 are given, and the prompt has places for 4"):
             model.logits(short, [*given.pictures, given.pictures[0]])
         with pytest.raises(ValueError, match=r"6 places stand at 8 for a picture of 4 rows"):
             model.logits(given.prompt, [given.pictures[1], *given.pictures[1:]])
+        pair = [PICTURE, PICTURE, 5]  # without anything between them
+        both = [given.pictures[0], given.pictures[3]]
+        expected = model.logits([PICTURE] * 14 + [5], both)
+        np.testing.assert_array_equal(model.logits(pair, both), expected)
         with pytest.raises(ValueError, match="0 deep features are given; qwen3_vl adds 2"):
             model.logits(short, [Embedded(each.rows, each.grid) for each in given.pictures])
         with pytest.raises(llm.ContextFullError, match=r"the prompt has 1\d\d tokens"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from npumatmul import llm
 from npumatmul.llm.files.opening import open_source
+from npumatmul.llm.measure.analysis import analyze_layers, errors_as_csv
 from npumatmul.llm.measure.evaluation import Window
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.weights import load_decoder
@@ -187,3 +189,19 @@ def test_a_block_by_its_layers_is_the_block(file: Path) -> None:
         except StopIteration as end:
             np.testing.assert_allclose(end.value, expected, rtol=1e-5, atol=1e-5)
         assert tuple(parts) == model.config.layers[1].parts
+
+
+def test_errors_of_experts_are_those_of_the_tokens_that_chose_them(file: Path) -> None:
+    reference = llm.load(file, "float32")._model
+    made = quantize_model(file, Recipe(LayerRecipe("w8a8"))).load().model
+    errors = {each.name: each for each in analyze_layers(made, reference, pieces(1, 6))}
+    experts = {name: each for name, each in errors.items() if ".expert." in name}
+    chosen = [name for name, each in experts.items() if not math.isnan(each.alone.cosine)]
+    assert 0 < len(chosen) < len(experts)  # six tokens do not choose all of them
+    assert all(experts[name].alone.cosine > 0.999 for name in chosen)
+    for each in experts.values():  # other tokens may have chosen it in the model: those do not compare
+        assert math.isnan(each.entire.cosine)
+        assert math.isnan(each.entire.relative_error)
+        assert math.isnan(each.entire.snr_db)
+    assert all(each.entire.cosine > 0.99 for name, each in errors.items() if name not in experts)
+    assert "nan" in errors_as_csv(list(errors.values()))

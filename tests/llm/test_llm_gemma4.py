@@ -16,6 +16,7 @@ from npumatmul import llm
 from npumatmul.errors import ModelError
 from npumatmul.llm.models.decoder_config import DecoderConfig, LayerConfig
 from npumatmul.llm.models.registry import config_from
+from npumatmul.llm.models.together import forward_together
 from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model, save_quantized
 from npumatmul.llm.run.lockstep import Lockstep
 
@@ -72,6 +73,17 @@ def test_several_sequences_grow_together(folder: Path) -> None:
         for got, ids in zip(rows, (IDS[:12], IDS[12:24]), strict=True):
             np.testing.assert_allclose(got, model.logits(ids)[-1], rtol=0, atol=1e-4)
         assert Lockstep.bytes_per_token(model._model) == 2 * 4 * (2 * 2 * 16 + 2 * 32)
+
+
+def test_sequences_of_several_lengths_go_together(folder: Path) -> None:
+    with llm.load(folder, "float32") as model:
+        caches = [model._model.new_cache() for _ in range(2)]
+        for cut in ((0, 7, 0, 11), (7, 8, 11, 12), (8, 11, 12, 13)):
+            tokens = IDS[cut[0] : cut[1]], IDS[cut[2] + 5 : cut[3] + 5]
+            got = forward_together(model._model, tokens, caches, [1, 1])
+        for rows, ids in zip(got, (IDS[:11], IDS[5:18]), strict=True):
+            np.testing.assert_allclose(rows[-1], model.logits(ids)[-1], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(model.sequence().run(IDS[:11]), got[0][-1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["gemma4_text-small", "gemma4_text-large"])

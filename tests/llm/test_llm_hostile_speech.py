@@ -138,6 +138,38 @@ def test_what_settings_leave_out_the_vocabulary_tells(folder: Path, tmp_path: Pa
         write_down(path)
 
 
+def test_configurations_of_older_versions_are_understood(folder: Path, tmp_path: Path) -> None:
+    def older(config: dict[str, Any]) -> None:
+        for each in ("dtype", "tie_word_embeddings"):
+            config.pop(each, None)
+        config |= {
+            "_name_or_path": "openai/whisper-tiny", "torch_dtype": "float32", "transformers_version": "4.27.0.dev0",
+            "forced_decoder_ids": [[1, 50259], [2, 50359], [3, 50363]], "max_length": 448, "num_hidden_layers": 4,
+            "begin_suppress_tokens": [220, 50257], "suppress_tokens": [1, 2, 7], "use_cache": True,
+        }  # fmt: skip
+
+    path = changed(folder, tmp_path, "config.json", older)
+    generation = json.loads((path / "generation_config.json").read_text())
+    generation |= {
+        "alignment_heads": [[0, 0]],
+        "return_timestamps": False,
+        "eos_token_id": [generation["eos_token_id"]],
+    }
+    (path / "generation_config.json").write_text(json.dumps(generation))
+    features = json.loads((path / "preprocessor_config.json").read_text())
+    features["mel_filters"] = np.zeros((80, 201)).tolist()  # they are made anew
+    (path / "preprocessor_config.json").write_text(json.dumps(features))
+    assert write_down(path) == write_down(folder)
+    both = {"feature_extractor": features, "processor_class": "WhisperProcessor"}
+    (path / "preprocessor_config.json").unlink()
+    (path / "processor_config.json").write_text(json.dumps(both))
+    assert write_down(path) == write_down(folder)
+    both["feature_extractor"]["hop_length"] = 80
+    (path / "processor_config.json").write_text(json.dumps(both))
+    with pytest.raises(ModelError, match="'hop_length' is 80"):
+        write_down(path)
+
+
 def test_other_ways_say_what_takes_it(folder: Path) -> None:
     with pytest.raises(ModelError, match="whisper, turns speech into text: load and npumatmul transcribe take it"):
         npumatmul.llm.load_model(folder, pack=npumatmul.llm.numpy_pack)

@@ -24,6 +24,7 @@ from whisper_zoo import LANGUAGES, NUMBERS, RATE, save_whisper, sound, torch_whi
 from npumatmul.cli.app import app
 from npumatmul.cli.transcribing import FORMATS
 from npumatmul.llm import Segment, Transcription, load, read_wave
+from npumatmul.llm.speech import wave_file
 from npumatmul.llm.speech.features import Features, mel_filters
 from npumatmul.llm.speech.languages import language_code, language_name
 from npumatmul.llm.speech.resampling import resampled
@@ -76,13 +77,14 @@ def test_few_samples_and_constants_at_other_rates(n: int, rates: tuple[int, int]
 
 
 @pytest.mark.parametrize(("width", "channels"), [(1, 1), (2, 1), (2, 2), (3, 1), (4, 3)])
-def test_wave_files_are_read(tmp_path: Path, width: int, channels: int) -> None:
+def test_wave_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, channels: int) -> None:
     values = np.random.default_rng(width).uniform(-1, 1, (50, channels))
     scale = 2.0 ** (8 * width - 1)
     codes = np.clip(np.round(values * scale), -scale, scale - 1).astype(np.int64)
     stored = codes + 128 if width == 1 else codes
     data = b"".join(int(each).to_bytes(width, "little", signed=width > 1) for each in stored.ravel())
     path = write_wave(tmp_path / "a.wav", data, width, channels, 22050)
+    monkeypatch.setattr(wave_file, "_FRAMES", 7)
     samples, rate = read_wave(path)
     assert rate == 22050
     assert samples.dtype == np.float32
@@ -103,7 +105,7 @@ def test_what_is_no_wave_file_is_told_so(tmp_path: Path) -> None:
     for name, data in {"empty": b"", "text": b"not a wave file", "cut": whole[:30], "floats": bytes(floats)}.items():
         path = tmp_path / f"{name}.wav"
         path.write_bytes(data)
-        with pytest.raises(ValueError, match="ffmpeg -i"):
+        with pytest.raises(ValueError, match=r"\([a-z].*ffmpeg -i"):
             read_wave(path)
     with pytest.raises(FileNotFoundError):
         read_wave(tmp_path / "nothing.wav")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,14 @@ def test_what_is_not_believed_is_written_again(plain: SpeechModel) -> None:
     left_out = segments(no_speech_threshold=silence / 2, logprob_threshold=0.0)
     assert sum(each.start < 0.5 for each in left_out) == 0
     assert segments(no_speech_threshold=silence / 2, logprob_threshold=-100.0) == sure  # tokens that are believed stay
+
+
+def test_threads_take_turns(plain: SpeechModel) -> None:
+    recordings = [sound(1.4, seed) for seed in (31, 32, 33)]
+    alone = [plain.transcribe(each, sampling_rate=RATE, **PLAIN) for each in recordings]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda each: plain.transcribe(each, sampling_rate=RATE, **PLAIN), recordings))
+    assert together == alone
 
 
 def test_progress_segments_and_limits(plain: SpeechModel) -> None:

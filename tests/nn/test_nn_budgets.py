@@ -86,6 +86,18 @@ def test_attention_of_one_token_takes_few_calls(dtype: str) -> None:
     assert calls_of(lambda: attention(X, cache=cache)) <= 40
 
 
+def test_attention_to_another_sequence_takes_few_calls() -> None:
+    attention = loaded(nn.CrossAttention(64, 4, kv_size=32, bias=True, scheme="float32"))
+    kept = attention.keep(RNG.standard_normal((1, 9, 32)).astype(np.float32))
+    assert calls_of(lambda: attention(X, kept)) <= 20
+
+
+def test_convolutions_take_few_calls() -> None:
+    x = RNG.standard_normal((1, 8, 16)).astype(np.float32)
+    for layer in (nn.Conv1d(8, 4, 3, padding=1, scheme="float32"), nn.ConvTranspose1d(8, 4, 3, scheme="float32")):
+        assert calls_of(lambda: loaded(layer)(x)) - calls_of(lambda: loaded(layer)) <= 48  # noqa: B023
+
+
 def test_a_block_of_one_token_takes_few_calls_beside_its_products() -> None:
     how: dict[str, Any] = {"scheme": "w8a8", "device": "sim:rk3588"}
     attention = nn.Attention(64, 4, 2, rope=nn.RoPE(16), qk_norm="head", **how)

@@ -402,6 +402,34 @@ def test_what_was_forgotten_is_not_saved(tmp_path: Path) -> None:
     first.add(1, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sizes", None), ("sizes", [[1, 4]]), ("sizes", [[1, 4], [2, 0], [1, 4]]), ("sizes", [[1, 4], [2], [1, 4]]),
+        ("sizes", [[1, 4], [1 << 20, 1 << 20], [1, 4]]), ("sizes", [[1, 4], [2, 9], [1, 4]]), ("follows", [None, None]),
+        ("follows", [None, None, 2]), ("follows", [None, None, 1]), ("follows", [None, None, -1]),
+        ("follows", [None, None, True]), ("follows", [None, 0, 1]), ("follows", [0, None, 0]), ("window", [None, 3, 3]),
+        ("follows", [None, None, None]), ("states", [[[2]], None, None]), ("kv_heads", 1 << 24),
+    ],
+)  # fmt: skip
+def test_sizes_of_layers_that_files_cannot_have_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    cache = nn.KVCache(3, [1, 2, 1], [4, 8, 4], follows=[None, None, 0], dtype="float32")
+    for layer, (heads, dim) in ((0, (1, 4)), (1, (2, 8))):
+        cache.update(layer, np.ones((1, heads, 3, dim), np.float32), np.ones((1, heads, 3, dim), np.float32))
+    cache.shared(2, 3)
+    cache.save(tmp_path / "c")
+    assert nn.KVCache.load(tmp_path / "c").offset == 3
+    good = (tmp_path / "c").read_bytes()
+    length = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + length])
+    text = json.dumps({**json.loads(header["__metadata__"]["description"]), name: value})
+    header["__metadata__"] |= {"description": text, "checksum": text_checksum(text)}
+    new = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(len(new).to_bytes(8, "little") + new + good[8 + length :])
+    with pytest.raises(UnusableFileError, match="cannot be used"):
+        nn.KVCache.load(tmp_path / "c")
+
+
 def test_layers_of_several_sizes_and_layers_that_follow(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     cache = nn.KVCache(4, [1, 2, 1, 2], [4, 8, 4, 8], follows=[None, None, 0, 1], dtype="float32")

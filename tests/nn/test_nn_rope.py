@@ -189,7 +189,7 @@ def test_absurd_numbers_are_refused_without_warnings(options: dict[str, Any], na
         ({"dim": 3}, "dim is 3"),
         ({"base": 0.0}, "base 0"),
         ({"scaling": {"rope_type": "dynamic", "factor": 2.0}}, "no kind of scaling is called 'dynamic'"),
-        ({"scaling": {"rope_type": "proportional"}}, "'proportional'; there are 'default', 'linear'"),
+        ({"scaling": {"rope_type": "spiral"}}, "'spiral'; there are 'default', 'linear'"),
         ({"scaling": {"factor": 2.0}}, "called None"),
         ({"scaling": {"type": "linear"}}, "linear scaling needs factor"),
         ({"scaling": {"type": "linear", "factor": -1}}, "factor of linear scaling is -1"),
@@ -249,3 +249,59 @@ def test_places_and_positions_that_do_not_fit_are_explained() -> None:
             rope(x, positions=positions)
     with pytest.raises(ValueError, match=r"out has shape \(2, 3, 4, 4\); the input has \(2, 3, 5, 4\)"):
         rope(x, out=np.empty((2, 3, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections"), [("qwen2_vl", (2, 3, 3)), ("qwen3_vl", (4, 2, 2)), ("qwen3_vl", (2, 3, 3))]
+)
+def test_positions_on_three_axes_turn_as_in_transformers(kind: str, sections: tuple[int, int, int]) -> None:
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding, Qwen2VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextRotaryEmbedding
+
+    rng = np.random.default_rng(4)
+    given = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": list(sections)}
+    made = {
+        "qwen2_vl": (Qwen2VLTextConfig, Qwen2VLRotaryEmbedding, {"hidden_size": 64, "num_attention_heads": 4}),
+        "qwen3_vl": (Qwen3VLTextConfig, Qwen3VLTextRotaryEmbedding, {"head_dim": 16}),
+    }
+    config, module, sizes = made[kind]
+    positions = rng.integers(0, 50, (3, 9))
+    x = rng.standard_normal((1, 2, 9, 16)).astype(np.float32)
+    cos, sin = module(config(**sizes, rope_parameters=given))(torch.from_numpy(x), torch.from_numpy(positions)[:, None])
+    turned = np.concatenate([-x[..., 8:], x[..., :8]], axis=-1)
+    expected = x * cos.numpy()[:, None] + turned * sin.numpy()[:, None]
+    rope = nn.RoPE(16, base=100.0, sections=sections, alternate=kind == "qwen3_vl")
+    np.testing.assert_allclose(rope(x, positions=positions), expected, rtol=0, atol=1e-5)
+    batched = rope(np.concatenate([x, x]), positions=np.stack([positions, positions + 1], axis=1)[:, :, None])
+    np.testing.assert_array_equal(batched[0], rope(x, positions=positions)[0])
+    np.testing.assert_array_equal(batched[1], rope(x, positions=positions + 1)[0])
+    same = np.tile(np.arange(3, 12), (3, 1))
+    np.testing.assert_array_equal(rope(x, 3), rope(x, positions=same))
+    far = rope(x, positions=positions + (1 << 19))  # beyond all tables
+    angles = ((positions + (1 << 19))[..., None] * rope.frequencies)[rope._axes, :, np.arange(8)].T
+    np.testing.assert_allclose(
+        far[..., :8], x[..., :8] * np.cos(angles) - x[..., 8:] * np.sin(angles), rtol=0, atol=1e-5
+    )
+
+
+def test_sections_that_are_none_are_refused() -> None:
+    for sections in ((2, 3), (2, 3, 4), (9, -1, 0), (2.0, 3, 3)):
+        with pytest.raises(ValueError, match="three numbers that add up to 8"):
+            nn.RoPE(16, sections=sections)  # type: ignore[arg-type]
+    rope = nn.RoPE(16, sections=(2, 3, 3))
+    for positions in (np.arange(5), np.zeros((2, 5), int)):
+        with pytest.raises(ValueError, match="three axes"):
+            rope(np.zeros((1, 5, 16), np.float32), positions=positions)
+    with pytest.raises(ValueError, match="broadcast"):
+        rope(np.zeros((1, 5, 16), np.float32), positions=np.zeros((3, 4), int))
+    with pytest.raises(ValueError, match="negative"):
+        rope(np.zeros((1, 5, 16), np.float32), positions=np.full((3, 5), -1))
+
+
+def test_proportional_scaling_turns_the_fastest_frequencies_alone() -> None:
+    scaling = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0}
+    rope = nn.RoPE(16, base=100.0, scaling=scaling)
+    expected = np.where(np.arange(8) < 2, 100.0 ** -(np.arange(8) / 8) / 2, 0)
+    np.testing.assert_allclose(rope.frequencies, expected, rtol=1e-15)
+    with pytest.raises(ValueError, match="partial_rotary_factor"):
+        nn.RoPE(16, scaling={**scaling, "partial_rotary_factor": 1.5})

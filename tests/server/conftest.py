@@ -30,6 +30,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 @pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    scored = next(each for each in VARIANTS if each.what == "scores")
+    folder = write_folder(tmp_path_factory.mktemp("served") / "reranker", scored, torch_model(scored))
+    with npumatmul.llm.load(folder, "float32") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
 def server(model: Model) -> Iterator[Server]:
     with serving({"tiny": model}) as running:
         yield running

@@ -73,6 +73,14 @@ def test_a_stream_is_the_same_answer(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_guessed_tokens_change_no_answer(client: openai.OpenAI, model: Model) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "the the the the", "max_tokens": 30, "temperature": 0}
+    asked["logit_bias"] = {str(ord(letter)): 20 for letter in "ab"}  # so that things come again
+    with serving({"tiny": model}, speculation="lookup") as server, client_of(server) as guessing:
+        guessed = guessing.completions.create(**asked)
+    assert guessed.choices[0].text == client.completions.create(**asked).choices[0].text
+
+
 def test_several_answers_differ_and_are_repeatable(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "max_tokens": 6, "n": 3, "seed": 1}
     one, two = (client.chat.completions.create(**asked) for _ in range(2))
@@ -145,6 +153,13 @@ def test_any_object_and_its_schema_by_a_bias(client: openai.OpenAI) -> None:
 def test_what_a_schema_cannot_have_is_said(client: openai.OpenAI) -> None:
     form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string", "contains": {}}}}
     with pytest.raises(openai.BadRequestError, match="'contains', which answers cannot be kept to"):
+        client.chat.completions.create(model="tiny", messages=HELLO, response_format=form)
+
+
+def test_formats_that_take_too_long_to_follow_are_the_clients_mistake(client: openai.OpenAI) -> None:
+    schema = {"type": "string", "pattern": "^((a{0,60}){0,60}){0,60}$"}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="too ambiguous"):
         client.chat.completions.create(model="tiny", messages=HELLO, response_format=form)
 
 
@@ -292,6 +307,27 @@ def test_embeddings(encoder: Model, model: Model) -> None:
             client.embeddings.create(model="tiny", input="a")
         assert [each.id for each in client.models.list()] == ["e", "tiny"]
         assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_documents_are_scored(reranker: Model, model: Model) -> None:
+    documents = ["the cat sat", "a dog", "rain"]
+    scores = reranker.rerank("a cat", documents)
+    body = {"query": "a cat", "documents": documents}
+    with serving({"r": reranker, "tiny": model}) as server:
+        path = f"{server.url}/v1/rerank"
+        results = httpx.post(path, json=body).json()["results"]
+        assert [each["index"] for each in results] == np.argsort(-scores, kind="stable").tolist()
+        assert [each["relevance_score"] for each in results] == pytest.approx(sorted(scores, reverse=True))
+        (best,) = httpx.post(path, json={**body, "top_n": 1, "return_documents": True}).json()["results"]
+        assert best == {**results[0], "document": {"text": documents[results[0]["index"]]}}
+        for wrong, said in (
+            ({"model": "tiny"}, "cross-encoder"),
+            ({"query": ""}, "query"),
+            ({"documents": []}, "documents"),
+        ):
+            answer = httpx.post(path, json={**body, **wrong})
+            assert answer.status_code == 400
+            assert said in answer.json()["error"]["message"]
 
 
 def test_unknown_models_are_named(client: openai.OpenAI) -> None:

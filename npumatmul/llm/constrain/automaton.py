@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 
 from npumatmul.llm.constrain.expressions import Bytes, Choice, Expression, Later, Repeat, Sequence, settle
 
-__all__ = ["DEAD", "Automaton", "State"]
+__all__ = ["DEAD", "AmbiguousError", "Automaton", "State"]
 
 DEAD = 0
 """The number of the state that nothing leads out of."""
 
 MOST_STATES = 8192  # of a kilobyte each
 MOST_STACKS = 4096  # of one state
+MOST_WORK = 200_000  # stacks that are looked at for one token
+
+
+class AmbiguousError(ValueError):
+    """A grammar allows so many ways to go on at once that following them would take too long."""
 
 
 class Stack:
@@ -52,6 +57,8 @@ class Automaton:
 
     Raises
     ------
+    AmbiguousError
+        If it is too ambiguous; from all methods.
     ValueError
         If the grammar has no byte string.
     """
@@ -63,13 +70,14 @@ class Automaton:
         self._stacks: dict[tuple[Expression, Stack | None], Stack] = {}
         self._states: list[State] = []
         self._numbers: dict[State, int] = {}
+        self._work = 0
         self.table: NDArray[np.int32]
         self._filled: NDArray[np.bool_]
         self.start = self._opened([self._push(grammar, None)])
         self._forget()
 
     def number(self, state: State) -> int:
-        """The number of a state, until `trim` is called."""
+        """The number of a state, until `begin` is called."""
         found = self._numbers.get(state)
         if found is None:
             found = len(self._states)
@@ -88,13 +96,15 @@ class Automaton:
             self.table[number] = row  # the table may have grown meanwhile
             self._filled[number] = True
 
-    def trim(self) -> None:
-        """Forget numbers where there are many; states can be used on."""
+    def begin(self) -> None:
+        """Begin to look for a token. Numbers are forgotten where there are many; states can be used on."""
+        self._work = 0
         if len(self._states) > MOST_STATES:
             self._forget()
 
     def after(self, state: State, data: bytes) -> State:
         """The state after some bytes; the empty one where they are not allowed."""
+        self._work = 0
         for byte in data:
             state = self._opened(each.below for each in self._with(state, byte))
         return state
@@ -148,8 +158,11 @@ class Automaton:
             if each in seen:
                 continue
             seen.add(each)
-            if len(seen) > 16 * MOST_STACKS or len(made) > MOST_STACKS:
-                raise ValueError("the grammar is too ambiguous: too many ways to go on are possible at once")
+            self._work += 1
+            if len(made) > MOST_STACKS or self._work > MOST_WORK:
+                raise AmbiguousError(
+                    "the format of the answer is too ambiguous: too many ways to go on are possible at once"
+                )
             if each is None or isinstance(each.top, Bytes):
                 made.add(each)
             else:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["NOTHING", "Bytes", "Choice", "Expression", "Later", "Repeat", "Sequence", "literal", "one_of", "optional"]
+__all__ = [
+    "NOTHING",
+    "Bytes",
+    "Choice",
+    "Expression",
+    "Later",
+    "Repeat",
+    "Sequence",
+    "literal",
+    "one_of",
+    "one_text",
+    "optional",
+]
+
+
+MOST_NESTED = 100
 
 
 class Expression:
@@ -131,6 +146,20 @@ def one_of(characters: bytes) -> Bytes:
 def literal(data: bytes) -> Expression:
     """These bytes."""
     return Sequence(*(one_of(bytes([byte])) for byte in data))
+
+
+def one_text(texts: Iterable[bytes], depth: int = 0) -> Expression:
+    """One of some texts; what they begin with alike is looked at once, as far as that does not nest deeply."""
+    by_first: dict[bytes, list[bytes]] = {}
+    for text in dict.fromkeys(texts):
+        by_first.setdefault(text[:1] if depth < MOST_NESTED else text, []).append(text)
+    ways: list[Expression] = []
+    for some in by_first.values():
+        least, most = min(some), max(some)
+        alike = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
+        rest = [text[alike:] for text in some]
+        ways.append(Sequence(literal(least[:alike]), NOTHING if len(some) == 1 else one_text(rest, depth + 1)))
+    return ways[0] if len(ways) == 1 else Choice(*ways)
 
 
 def optional(item: Expression) -> Expression:

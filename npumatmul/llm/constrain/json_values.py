@@ -14,6 +14,7 @@ from npumatmul.llm.constrain.expressions import (
     Sequence,
     literal,
     one_of,
+    one_text,
     optional,
 )
 from npumatmul.llm.constrain.integers import MOST_DIGITS, integers
@@ -23,15 +24,15 @@ __all__ = ["JSONValues", "spelled"]
 MOST_SPACES = 20  # a model that indents for ever does not end
 
 
-def spelled(value: object) -> Expression:
-    """A value as `json.dumps` writes it.
+def spelled(*values: object) -> Expression:
+    """One of some values, as `json.dumps` writes them.
 
     Raises
     ------
     ValueError
         If it is no text in UTF-8.
     """
-    return literal(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"))
+    return one_text(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8") for value in values)
 
 
 class JSONValues:

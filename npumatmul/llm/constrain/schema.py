@@ -44,6 +44,7 @@ ABOUT = {
 WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 MOST_DEPTH = 64
 MOST_PARTS = 20_000  # schemas in a schema
+MOST_NAME = 200  # characters of the name of a property that others have to differ from
 MOST_COUNT = 100_000  # of characters or items
 
 
@@ -140,7 +141,7 @@ class _Compiler:
                 types = self._types(schema, [], at)
                 listed = [each for each in listed if any(_is(each, name) for name in types)]
             try:
-                return Choice(*(spelled(each) for each in listed))
+                return spelled(*listed)
             except ValueError as error:
                 _refuse(at, f"has a value that cannot be written: {error}")
         if not isinstance(value, list) or not value:
@@ -214,6 +215,8 @@ class _Compiler:
         if more is not False:
             value = self.compiled(more, f"{at}/additionalProperties", depth + 1)
             names = list({**properties, **wanted})
+            if any(len(name) > MOST_NAME for name in names):
+                _refuse(at, f"has further properties beside one whose name has more than {MOST_NAME} characters")
             extra = values.member(values.key_but(names) if names else values.string, value)
         first, later = self._ends(extra)
         for member, needed in reversed(members):  # from the last one on: what follows a member is known by then

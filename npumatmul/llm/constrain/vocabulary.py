@@ -49,7 +49,7 @@ class Vocabulary:
 
     def allowed(self, automaton: Automaton, state: State) -> NDArray[np.bool_]:
         """Which tokens may follow, shape (size,)."""
-        automaton.trim()
+        automaton.begin()
         made = np.zeros(self.size, bool)
         states = np.array([automaton.number(state)], np.int32)
         for level in self._levels:

@@ -12,7 +12,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 from npumatmul.llm.files.digests import digest_of
 from npumatmul.llm.files.gguf import GGUFFile, RowReader
-from npumatmul.llm.files.gguf_names import ARCHITECTURES, COMPUTED, ROPE_FACTORS, Layout, parameter_name
+from npumatmul.llm.files.gguf_names import ARCHITECTURES, COMPUTED, ROPE_FACTORS, Change, Layout, parameter_name
 from npumatmul.llm.files.model_source import Digested, Float32
 from npumatmul.nn.expert_names import unstacked
 
@@ -146,6 +146,7 @@ class GGUFWeights(Mapping[str, Float32]):
     def __init__(self, file: GGUFFile, layout: Layout) -> None:
         self._file = file
         self._names: dict[str, str] = {}
+        self._changes: dict[str, Change] = {}
         for tensor in file.tensors:
             if tensor in ROPE_FACTORS or any(part in tensor for part in COMPUTED):
                 continue
@@ -153,6 +154,9 @@ class GGUFWeights(Mapping[str, Float32]):
             if name in self._names:
                 raise file.error(f"tensors {shown(self._names[name])} and {shown(tensor)} are the same parameter")
             self._names[name] = tensor
+            for ending, change in layout.changes.items():
+                if name.endswith(f".{ending}"):
+                    self._changes[name] = change
 
     def __len__(self) -> int:
         return len(self._names)
@@ -165,7 +169,14 @@ class GGUFWeights(Mapping[str, Float32]):
 
     def __getitem__(self, name: str) -> Float32:
         """As `Weights.__getitem__`."""
-        return self._file.tensor(self._names[name])
+        values = self._file.tensor(self._names[name])
+        change = self._changes.get(name)
+        if change is None:
+            return values
+        try:
+            return change.values(values).reshape(change.shape(values.shape))
+        except ValueError as error:
+            raise self._file.error(f"tensor {shown(self._names[name])} {error}") from error
 
     def matrix(self, name: str, number: int, start: int, stop: int) -> Float32:
         """Read rows of one matrix of a tensor of three dimensions, and nothing else of it."""
@@ -173,7 +184,9 @@ class GGUFWeights(Mapping[str, Float32]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As `Weights.shape`."""
-        return self._file.tensors[self._names[name]].shape
+        shape = self._file.tensors[self._names[name]].shape
+        change = self._changes.get(name)
+        return shape if change is None else change.shape(shape)
 
     def stored_as(self, name: str) -> str:
         """As `Weights.stored_as`."""

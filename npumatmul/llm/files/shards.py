@@ -25,7 +25,7 @@ _BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 #: Buffers that old checkpoints stored, and that every model computes: no parameters.
 _COMPUTED = ("rotary_emb.inv_freq", ".attn.masked_bias", ".attention.masked_bias")
 #: Models that see or hear have their language model in a part of its own.
-_INSIDE, _OF_WHOLE = ("model.language_model.", "language_model."), r"^(model\.)?language_model\."
+_INSIDE, _OF_WHOLE = ("model.language_model.", "language_model."), r"^(model\.)?language_model\.(model\.)?"
 #: What names of MXFP4 end with, blocks and exponents.
 _CODES, _SCALES = "_blocks", "_scales"
 #: Models of embeddings are saved without the head, and then without what names of all but the head begin with.
@@ -69,7 +69,7 @@ class ShardedWeights(Mapping[str, Float32]):
         if _BODY_ALONE in self._held and f"{_BODY}{_BODY_ALONE}" not in self._held:
             self._stored = {name if name in _BESIDE else _BODY + name: name for name in self._held}
         elif any(name.startswith(_INSIDE) for name in self._held):
-            self._stored = {re.sub(_OF_WHOLE, _BODY, name): name for name in self._held}
+            self._stored = {_of_language_model(name): name for name in self._held}
             if len(self._stored) < len(self._held):
                 raise error("parameters of its language model are there twice, under two names")
         #: Tensors in MXFP4 by the name of a weight: what has the exponents; `_stored` has the blocks.
@@ -250,3 +250,11 @@ def _float32(stored: NDArray[np.uint8], kind: str) -> NDArray[Any]:
     if kind == "BF16":  # the upper half of a float32
         return (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
     return stored.view("<f4" if kind == "F32" else "<f2")
+
+
+def _of_language_model(name: str) -> str:
+    """A name of a model that sees as its language model alone would have it."""
+    inside = re.sub(_OF_WHOLE, "", name)
+    if inside == name:
+        return name
+    return inside if inside in _BESIDE else _BODY + inside

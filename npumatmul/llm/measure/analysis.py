@@ -78,9 +78,16 @@ class ErrorSums:
         self.error_square += float(difference @ difference)
         self.max_error = max(self.max_error, float(np.abs(difference).max(initial=0.0)))
 
+    @classmethod
+    def of_nothing(cls) -> ErrorSums:
+        """Where there is nothing to compare: all figures are nan."""
+        return cls(*[math.nan] * 5)
+
     @property
     def cosine(self) -> float:
         """Cosine of the angle between both as vectors; 1 if both are zero, 0 if one is."""
+        if math.isnan(self.product):
+            return math.nan
         norm = math.sqrt(self.expected_square) * math.sqrt(self.got_square)
         if norm == 0:
             return 1.0 if self.expected_square == self.got_square else 0.0
@@ -97,6 +104,8 @@ class ErrorSums:
     def snr_db(self) -> float:
         """Signal-to-noise ratio in dB: -20 log10 of the relative error; inf where there is no error."""
         error = self.relative_error
+        if math.isnan(error):
+            return math.nan
         return math.inf if error == 0 else -20 * math.log10(error) if math.isfinite(error) else -math.inf
 
 
@@ -111,9 +120,9 @@ class LayerError:
     shape : tuple of int
         ``(K, N)``.
     alone : ErrorSums
-        Of its output when it is fed what it is fed in the reference.
+        Of its output when it is fed what it is fed in the reference; nan of an expert that no token chose there.
     entire : ErrorSums
-        Of its output in the model.
+        Of its output in the model; nan of an expert, which other tokens may choose there.
     """
 
     name: str
@@ -166,6 +175,8 @@ def analyze_layers(
         raise ValueError("models of different configurations do not compare layer by layer")
     linears = model.linears
     errors = {name: LayerError(name, linear.shape) for name, linear in linears.items()}
+    for name in [each for each in errors if ".expert." in each]:
+        errors[name] = replace(errors[name], alone=ErrorSums.of_nothing(), entire=ErrorSums.of_nothing())
     found: list[LayerError] = []
     seen: dict[str, tuple[Float32, Float32]] = {}
 
@@ -173,7 +184,8 @@ def analyze_layers(
         seen[name] = (x.copy(), y.copy())
 
     def compare(name: str, x: Float32, y: Float32) -> None:
-        errors[name].entire.add(seen[name][1], y)
+        if ".expert." not in name:
+            errors[name].entire.add(seen[name][1], y)
 
     expected = reference.with_linears({n: TappedLinear(each, n, keep) for n, each in reference.linears.items()})
     tapped = model.with_linears({n: TappedLinear(each, n, compare) for n, each in linears.items()})
@@ -183,11 +195,13 @@ def analyze_layers(
         caches = expected.new_cache(len(piece.tokens)), tapped.new_cache(len(piece.tokens))
         for start in range(0, len(piece.tokens), ROWS):
             tokens = piece.tokens[start : start + ROWS]
+            seen.clear()
             read.forward(expected, tokens, caches[0], all_logits=True)
             read.forward(tapped, tokens, caches[1], all_logits=True)
-            for name, linear in linears.items():
-                x, y = seen[name]
-                errors[name].alone.add(y, linear(x))
+            for name, (x, y) in seen.items():
+                if math.isnan(errors[name].alone.product):  # an expert that is chosen for the first time
+                    errors[name] = replace(errors[name], alone=ErrorSums())
+                errors[name].alone.add(y, linears[name](x))
             found = [replace(each, alone=replace(each.alone), entire=replace(each.entire)) for each in errors.values()]
             if progress is not None:
                 progress(read.done, total, found)

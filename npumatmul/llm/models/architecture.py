@@ -31,7 +31,7 @@ class Architecture:
     classes : tuple of str
         Classes of transformers whose checkpoints it reads, as ``architectures`` of the config.json names them.
     names : mapping of str to str
-        Parts of blocks by the names that their parameters have in `Decoder`, where checkpoints have others.
+        Parts by the names that their parameters have in `Decoder`, where checkpoints have others; one after the other.
     models : str
         Models that people run, for lists.
     left_out : tuple of str
@@ -50,7 +50,7 @@ class Architecture:
 
     def in_checkpoint(self, name: str) -> str:
         """What checkpoints call a parameter of a `Decoder`."""
+        dotted = f".{name}"
         for ours, theirs in self.names.items():
-            if f".{ours}." in name:
-                return name.replace(f".{ours}.", f".{theirs}.")
-        return name
+            dotted = dotted.replace(f".{ours}.", f".{theirs}.")
+        return dotted[1:]

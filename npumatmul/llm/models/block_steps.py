@@ -54,7 +54,7 @@ def steps_through(block: TransformerBlock, parts: Sequence[str], x: Float32, cac
 def _mixture(mixture: MixtureOfExperts, rows: Float32) -> Steps:
     """All experts, those that no row chose with none."""
     y = np.zeros_like(rows)
-    chosen, weights = mixture.gate(rows)
+    chosen, weights = mixture.choice(rows)
     for number, expert in enumerate(mixture.experts):
         tokens, places = np.nonzero(chosen == number)
         own = yield from _network(expert, f"expert.{number}.", rows[tokens])

@@ -183,6 +183,8 @@ def _network(c: DecoderConfig, layer: LayerConfig, how: Mapping[str, Any]) -> Mo
         act=c.activation,
         softmax=experts.softmax,
         normalize=experts.normalize,
+        scale=experts.scale,
+        preferred=experts.preferred,
         shared_size=experts.shared_size,
         shared_gate=experts.shared_size is not None,
         bias=experts.bias,

@@ -92,10 +92,14 @@ class Experts:
         How many a token passes.
     size : int
         Width inside each.
-    softmax : {"all", "chosen"}
-        Over whose scores the softmax is taken.
+    softmax : {"all", "chosen", None}
+        Over whose scores the softmax is taken; None: weights are sigmoids of scores.
     normalize : bool
         Whether weights of the chosen ones are divided by their sum.
+    scale : float
+        What weights are multiplied by in the end.
+    preferred : bool
+        Whether a parameter says which ones are preferred when some are chosen.
     shared_size : int, optional
         Width inside a further one that all tokens pass, with a gate of its own.
     bias : bool
@@ -107,8 +111,10 @@ class Experts:
     count: int
     chosen: int
     size: int
-    softmax: Literal["all", "chosen"] = "all"
+    softmax: Literal["all", "chosen"] | None = "all"
     normalize: bool = False
+    scale: float = 1.0
+    preferred: bool = False
     shared_size: int | None = None
     bias: bool = False
     clamp: tuple[float, float] | None = None
@@ -121,6 +127,8 @@ class Experts:
             raise ValueError(f"{self.chosen} experts are to be chosen of {self.count}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"experts are {self.size} wide; they must be between 1 and {MAX_SIZE}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"weights of experts are multiplied by {self.scale}; it must be a positive number")
         if self.shared_size is not None and not 1 <= self.shared_size <= MAX_SIZE:
             raise ValueError(f"the shared expert is {self.shared_size} wide; it must be between 1 and {MAX_SIZE}")
         if self.clamp is not None and not all(math.isfinite(each) and each > 0 for each in self.clamp):

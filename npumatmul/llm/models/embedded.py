@@ -307,28 +307,41 @@ def _at_places(ids: Sequence[int], given: Mapping[int, Embedded]) -> list[int]:
     return tokens
 
 
+def _standing(places: int, waiting: Sequence[Embedded]) -> int | None:
+    """How many pictures stand in places that follow one another: one for each row, or else one for each picture."""
+    rows = 0
+    for count, picture in enumerate(waiting, 1):
+        rows += len(picture)
+        if rows >= places:
+            if rows == places:
+                return count
+            break
+    return places if places <= len(waiting) else None
+
+
 def _at_placeholders(ids: Sequence[int], given: list[Embedded], placeholders: Collection[int]) -> list[int]:
     if not placeholders:
         raise ValueError(
             "embeddings: the model names no token that stands for a picture; give a mapping from places to Embedded"
         )
     tokens: list[int] = []
-    waiting = list(reversed(given))
+    waiting = list(given)
     i = 0
     while i < len(ids):
         stop = i + 1
         if ids[i] in placeholders:
             while stop < len(ids) and ids[stop] == ids[i]:
                 stop += 1
-            if not waiting:
-                raise ValueError(f"embeddings: the prompt has more places for pictures than the {len(given)} given")
-            picture = waiting.pop()
-            if stop - i not in (1, len(picture)):
+            count = _standing(stop - i, waiting)
+            if count is None:
+                rows = f"for a picture of {len(waiting[0])} rows" if waiting else "and no picture is left"
                 raise ValueError(
-                    f"embeddings: {stop - i} places stand at {i} for a picture of {len(picture)} rows; there have to "
-                    "be as many, or one"
+                    f"embeddings: {stop - i} places stand at {i} {rows}, of {len(given)} pictures; each has one place, "
+                    "or one for each row"
                 )
-            tokens += picture.numbers
+            for picture in waiting[:count]:
+                tokens += picture.numbers
+            del waiting[:count]
         else:
             tokens.append(ids[i])
         i = stop

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+from npumatmul.files.reading import shown
 from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, LayerConfig, Rotation
 from npumatmul.llm.models.settings import REQUIRED, Settings
 
@@ -14,6 +15,7 @@ __all__ = [
     "alike",
     "decoder_config",
     "experts",
+    "layer_kinds",
     "layer_windows",
     "no_windows",
     "number_or_none",
@@ -166,7 +168,7 @@ def experts(
     chosen: int,
     size: tuple[str, int | None],
     *,
-    softmax: Literal["all", "chosen"] = "all",
+    softmax: Literal["all", "chosen"] | None = "all",
     **more: Any,
 ) -> Experts:
     """Read how many experts there are.
@@ -208,19 +210,38 @@ def layer_windows(settings: Settings, n_layers: int, sliding: list[bool], window
     window : int or None
         The window; None if the model has none.
     """
-    kinds = settings.sequence("layer_types", str)
-    if kinds is not None:
-        unknown = [each for each in kinds if each not in ("full_attention", "sliding_attention")]
-        if unknown or len(kinds) != n_layers:
-            raise settings.error(
-                f"'layer_types' names {len(kinds)} layers, {unknown[0]!r} among them; "
-                if unknown
-                else f"'layer_types' names {len(kinds)} layers; there are {n_layers}"
-            )
-        sliding = [each == "sliding_attention" for each in kinds]
+    names = ("full_attention", "sliding_attention")
+    sliding = [each == names[1] for each in layer_kinds(settings, n_layers, [names[each] for each in sliding], names)]
     if any(sliding) and window is None:
         raise settings.error("'sliding_window' is missing, and layers slide a window")
     return [window if each else None for each in sliding]
+
+
+def layer_kinds(settings: Settings, n_layers: int, rule: list[str], known: Collection[str]) -> list[str]:
+    """Read what kind each layer is of, from ``layer_types`` or else by the architecture's own rule.
+
+    Parameters
+    ----------
+    settings : Settings
+        The configuration.
+    n_layers : int
+        Layers.
+    rule : list of str
+        The architecture's own rule.
+    known : collection of str
+        Kinds that there are.
+    """
+    kinds = settings.sequence("layer_types", str)
+    if kinds is None:
+        return rule
+    unknown = [each for each in kinds if each not in known]
+    if unknown:
+        raise settings.error(
+            f"'layer_types' has a layer of the kind {shown(unknown[0])}; supported: {', '.join(known)}"
+        )
+    if len(kinds) != n_layers:
+        raise settings.error(f"'layer_types' names {len(kinds)} layers; there are {n_layers}")
+    return kinds
 
 
 def no_windows(settings: Settings, n_layers: int) -> list[int | None]:

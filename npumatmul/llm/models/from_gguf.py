@@ -13,7 +13,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 from npumatmul.llm.models.decoder_config import DecoderConfig, Experts, Rotation
 from npumatmul.llm.models.from_folder import yarn_factor
-from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.settings import REQUIRED, Settings
 
 __all__ = ["GGUFSettings", "biases", "decoder_config", "experts", "rotation", "settings_of", "sizes"]
 
@@ -22,6 +22,9 @@ T = TypeVar("T")
 IGNORED = frozenset(
     ["rope.scaling.finetuned", "tensor_data_layout", "use_parallel_residual"]
 )  # "finetuned" only says how a scaling came to be
+GUESSING = "nextn_predict_layers"
+GATES: Mapping[str | None, tuple[int, ...]] = {"all": (1,), "chosen": (1, 3), None: (2,)}
+"""Numbers of what makes weights of the scores of experts: a softmax, of all or of the chosen ones, or sigmoids."""
 FROM_TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -61,6 +64,13 @@ class GGUFSettings(Settings):
         self.norms_include_one = norms_include_one
         self.tokens = tokens
 
+    def guessing_layers(self) -> int:
+        """Look up how many of the last layers guess tokens after the next one; these are left out."""
+        count: int = self.integer(GUESSING, 0)
+        if not 0 <= count < self.layers("block_count"):
+            raise self._wrong(GUESSING, count, "fewer layers than there are")
+        return count
+
     def replaced(self, values: Mapping[str, Any]) -> GGUFSettings:
         """The same settings with other values of some names, which were looked at before."""
         made = copy.copy(self)
@@ -94,7 +104,12 @@ def settings_of(
 
 
 def sizes(
-    settings: Settings, eps: str = "attention.layer_norm_rms_epsilon", *, has_experts: bool = False
+    settings: Settings,
+    eps: str = "attention.layer_norm_rms_epsilon",
+    *,
+    has_experts: bool = False,
+    n_kv_heads: int | None = None,
+    ffn_size: int | None = None,
 ) -> dict[str, Any]:
     """Read the sizes that all of them call the same, as arguments of `DecoderConfig`.
 
@@ -106,6 +121,10 @@ def sizes(
         What they call the constant of norms.
     has_experts : bool
         Whether the architecture is a mixture of experts, which `experts` reads.
+    n_kv_heads : int, optional
+        Heads of keys and values, where they were read already.
+    ffn_size : int, optional
+        What a missing width inside the feed-forward network means.
     """
     if not has_experts:
         count = settings.integer("expert_count", 0)
@@ -126,9 +145,9 @@ def sizes(
         "n_layers": settings.layers("block_count"),
         "hidden_size": hidden,
         "n_heads": heads,
-        "n_kv_heads": settings.size("attention.head_count_kv", heads),
+        "n_kv_heads": n_kv_heads or settings.size("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "ffn_size": settings.size("feed_forward_length"),
+        "ffn_size": settings.size("feed_forward_length", REQUIRED if ffn_size is None else ffn_size),
         "vocab_size": settings.size("vocab_size"),
         "context_length": settings.size("context_length"),
         "norm_eps": settings.number(eps),
@@ -139,7 +158,7 @@ def experts(
     settings: GGUFSettings,
     *,
     size: str,
-    softmax: Literal["all", "chosen"] = "all",
+    softmax: Literal["all", "chosen"] | None = "all",
     normalize: bool = False,
     **more: Any,
 ) -> Experts:
@@ -154,7 +173,7 @@ def experts(
     softmax, normalize, **more
         As of `Experts`: what llama.cpp does for the architecture.
     """
-    settings.must_be("expert_gating_func", 1, *((3,) if softmax == "chosen" else ()))  # others are sigmoids
+    settings.must_be("expert_gating_func", *GATES[softmax])
     settings.must_be("expert_weights_norm", normalize or softmax == "chosen")
     settings.must_be("expert_weights_scale", 1.0, 0.0)
     settings.must_be("expert_shared_count", 0)

@@ -21,6 +21,8 @@ __all__ = ["GEMMA2", "GEMMA3"]
 GEMMA2_EVERY, GEMMA3_EVERY = 2, 6  # of so many layers, the last attends to everything
 LOCAL_THETA = 10000.0
 LARGEST = {"gemma2": 46, "gemma3": 62}  # layers of the 27B models, where the scores have a factor of their own
+GEMMA3_SIZES = {"vocab_size": 262208, "num_attention_heads": 8, "max_position_embeddings": 131072}
+"""What the architecture takes missing sizes for."""
 
 
 def _sliding(n_layers: int, every: int) -> list[bool]:
@@ -63,6 +65,8 @@ def _gemma2_from_config(settings: Settings) -> DecoderConfig:
 
 
 def _gemma3_from_config(settings: Settings) -> DecoderConfig:
+    for name, value in GEMMA3_SIZES.items():  # files of models that see say them only where they are others
+        settings = settings.with_default(name, value)
     sizes = from_folder.sizes(settings, head_dim=256, n_kv_heads=4)
     n_layers, head_dim = sizes["n_layers"], sizes["head_dim"]
     every = settings.size("sliding_window_pattern", settings.size("_sliding_window_pattern", GEMMA3_EVERY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,23 +13,26 @@ from npumatmul.llm.models.architecture import Architecture
 from npumatmul.llm.models.class_names import check_classes
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.models.encoders import ENCODER_TYPES
-from npumatmul.llm.models.from_gguf import settings_of
+from npumatmul.llm.models.from_gguf import GUESSING, settings_of
 from npumatmul.llm.models.gemma import GEMMA2, GEMMA3
 from npumatmul.llm.models.gemma4 import GEMMA4
 from npumatmul.llm.models.gpt_oss import GPT_OSS
 from npumatmul.llm.models.granite import GRANITE
 from npumatmul.llm.models.granitemoe import GRANITEMOE
+from npumatmul.llm.models.lfm2 import LFM2, LFM2_MOE
 from npumatmul.llm.models.llama import LLAMA
 from npumatmul.llm.models.mistral import MINISTRAL, MINISTRAL3, MISTRAL
 from npumatmul.llm.models.olmoe import OLMOE
 from npumatmul.llm.models.phi3 import PHI3
 from npumatmul.llm.models.qwen import QWEN2, QWEN3
 from npumatmul.llm.models.qwen3_moe import QWEN3_MOE
+from npumatmul.llm.models.qwen_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from npumatmul.llm.models.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
-from npumatmul.llm.models.settings import Settings
+from npumatmul.llm.models.settings import MAX_LAYERS, Settings
 from npumatmul.llm.models.smollm3 import SMOLLM3
 from npumatmul.llm.models.starcoder2 import STARCODER2
 from npumatmul.llm.models.whisper_config import SPEECH_TYPES
+from npumatmul.llm.models.wholes import WHOLES, language_config
 
 __all__ = ["ARCHITECTURES", "GGUF_ARCHITECTURES", "MODEL_TYPES", "architecture_of", "config_from", "config_of"]
 
@@ -49,11 +53,17 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     OLMOE,
     GRANITEMOE,
     GPT_OSS,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_NEXT,
+    LFM2,
+    LFM2_MOE,
     QWEN2_VL,
     QWEN2_5_VL,
     QWEN3_VL,
     GEMMA4,
 )
+HEAD = "lm_head.weight"
 MODEL_TYPES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.model_types}
 GGUF_ARCHITECTURES: Mapping[str, Architecture] = {name: each for each in ARCHITECTURES for name in each.gguf}
 
@@ -87,7 +97,10 @@ def config_of(source: ModelSource) -> DecoderConfig:
     """
     architecture = architecture_of(source)
     if source.kind == "folder":
-        return _from_folder(architecture, Settings(source.config, source.error))
+        config = source.config
+        if source.architecture in WHOLES:
+            config = language_config(config, source.error, has_head=HEAD in source.weights)
+        return _from_folder(architecture, Settings(config, source.error))
     read = architecture.from_gguf
     assert read is not None
     settings = settings_of(
@@ -121,10 +134,22 @@ def architecture_of(source: ModelSource) -> Architecture:
         If it is not known.
     """
     known = MODEL_TYPES if source.kind == "folder" else GGUF_ARCHITECTURES
+    if source.kind == "folder" and source.architecture in WHOLES:
+        language = MODEL_TYPES[language_config(source.config, source.error)["model_type"]]
+        return dataclasses.replace(language, left_out=(*language.left_out, *WHOLES[source.architecture].left_out))
     found = known.get(source.architecture)
     if found is None:
         raise source.error(_unknown(source.architecture, known))
-    return found
+    return found if source.kind == "folder" else _without_guessing(source, found)
+
+
+def _without_guessing(source: ModelSource, architecture: Architecture) -> Architecture:
+    """The architecture of a GGUF file whose last layers may guess tokens after the next one; these are left out."""
+    count, blocks = (source.config.get(f"{source.architecture}.{name}") for name in (GUESSING, "block_count"))
+    if type(count) is not int or type(blocks) is not int or not 0 < count < blocks <= MAX_LAYERS:
+        return architecture
+    begun = [f"{stem}.{i}." for i in range(blocks - count, blocks) for stem in ("model.layers", "blk")]
+    return dataclasses.replace(architecture, left_out=(*architecture.left_out, *begun))
 
 
 def config_from(config: Mapping[str, Any], error: Callable[[str], ModelError] = ModelError) -> DecoderConfig:
@@ -148,6 +173,9 @@ def config_from(config: Mapping[str, Any], error: Callable[[str], ModelError] = 
         As `config_of`.
     """
     name = config.get("model_type")
+    if isinstance(name, str) and name in WHOLES:
+        config = language_config(config, error)
+        name = config["model_type"]
     architecture = MODEL_TYPES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise error(_unknown(name, MODEL_TYPES))
@@ -174,8 +202,9 @@ def _unknown(name: object, known: Mapping[str, Architecture]) -> str:
         return f"its architecture is an encoder, {name}, which continues no texts: load and npumatmul embed take it"
     if name in SPEECH_TYPES:
         return f"its architecture, {name}, turns speech into text: load and npumatmul transcribe take it"
+    wholes = f", {', '.join(WHOLES)}" if known is MODEL_TYPES else ""
     encoders = ENCODER_TYPES if known is MODEL_TYPES else ("bert",)
     return (
-        f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}; and for embeddings "
+        f"its architecture is {shown(name)}, which is not known; known: {', '.join(known)}{wholes}; and for embeddings "
         f"{', '.join(encoders)}"
     )

@@ -54,9 +54,10 @@ def forward_together(
                 f"{len(new)} more tokens do not fit: the cache holds {cache.length} of at most {cache.capacity}"
             )
     counts = [len(each) for each in tokens]
-    x = model.embed(np.concatenate([np.asarray(each, np.int64) for each in tokens]))
+    ids = np.concatenate([np.asarray(each, np.int64) for each in tokens])
+    x = model.embed(ids)
     total = max(cache.length + count for cache, count in zip(caches, counts, strict=True))
-    hidden = model.run_blocks(x, CacheBatch(caches, counts), total)
+    hidden = model.run_blocks(x, CacheBatch(caches, counts), total, beside=model.layer_inputs(ids, x))
     for cache, new in zip(caches, tokens, strict=True):
         cache.extend(list(new))
     ends = np.cumsum(counts)

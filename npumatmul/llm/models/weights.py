@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from npumatmul.llm.models.registry import architecture_of, config_of
 from npumatmul.nn.module import Module
 from npumatmul.nn.product import Float32, Product
 
-__all__ = ["LayerTensors", "Progress", "layer_tensors", "load_decoder"]
+__all__ = ["LayerTensors", "Progress", "layer_tensors", "left_out", "load_decoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,9 @@ def load_decoder(
     _check_sizes(source, whole, elsewhere)
     config, architecture = part_of(whole, layers), architecture_of(source)
     model = _decoder(source, config)
+    note = left_out(source)
+    if note is not None:
+        logger.info("%s: %s", source.name, note)
     products = _layers_of(model, architecture)
     in_products = {name for layer in products.values() for name in layer.parameters}
     names = {name: _called(name, config, architecture) for name in model.parameter_shapes()}
@@ -235,7 +239,7 @@ def _check_names(
     model: Decoder,
     names: Collection[str],
     beside: Mapping[str, str],
-    left_out: tuple[str, ...] = (),
+    begun: tuple[str, ...] = (),
 ) -> None:
     """Refuse a model that lacks a tensor or has one too many: its output would be wrong."""
     missing = [name for name in beside.values() if name not in source.weights]
@@ -243,17 +247,11 @@ def _check_names(
         raise source.error(f"{_counted(len(missing), 'tensor')} missing, such as {_told(source, missing[0])}")
     known = {*names, HEAD} if model.config.tied else set(names)
     known |= _not_needed(model.config)
-    left = [name for name in source.weights if name not in known and not name.startswith(left_out)]
+    left = [name for name in source.weights if name not in known and not name.startswith(begun)]
     if left:
         raise source.error(
             f"it has {len(left)} tensors of a kind that is not supported, such as {_told(source, left[0])}"
         )
-    encoder = sum(name.startswith(left_out) for name in source.weights)
-    if encoder:
-        logger.info(
-            "%s: %d tensors of encoders (%s) are not read: the language model alone is computed",
-            source.name, encoder, ", ".join(left_out),
-        )  # fmt: skip
     shapes = model.parameter_shapes()
     for ours, theirs in beside.items():
         _check_shape(source, theirs, shapes[ours])
@@ -322,3 +320,24 @@ class _Beside(Mapping[str, Any]):
 
     def rows(self, name: str) -> Any:
         return self._weights.rows(self._names[name])
+
+
+def left_out(source: ModelSource) -> str | None:
+    """What is in a model's files and is not computed, as a sentence; None where all of it is.
+
+    Parameters
+    ----------
+    source : ModelSource
+        The open model.
+
+    Raises
+    ------
+    npumatmul.errors.ModelError
+        If its architecture is not known.
+    """
+    begun = architecture_of(source).left_out
+    names = [name for name in source.weights if name.startswith(begun)]
+    if not names:
+        return None
+    parts = sorted({re.split(r"\.(?!\d)", name.removeprefix("model."))[0] for name in names})
+    return f"{_counted(len(names), 'tensor')} not read ({', '.join(parts)}): the language model alone is computed"

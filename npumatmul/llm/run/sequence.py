@@ -103,7 +103,9 @@ class TokenSequence:
             some = rows[start : start + PREFILL_CHUNK]
             with self._turn():
                 cache.settle()
-                states = self._model.run_blocks(self._model.embed(some) if self._part.is_first else some, cache, total)
+                states = self._model.embed(some) if self._part.is_first else some
+                beside = self._model.layer_inputs(some, states) if self._part.is_first else None
+                states = self._model.run_blocks(states, cache, total, beside=beside)
                 cache.tokens.extend(some.tolist() if self._part.is_first else [0] * len(some))
                 if not self._part.is_last:
                     found.append(states)

@@ -72,7 +72,7 @@ class Features:
             More than half a frame of them.
         """
         half = self.window // 2
-        padded = np.pad(samples.astype(np.float64), half, mode="reflect")
+        padded = np.pad(samples, half, mode="reflect")
         shape = 2 * math.pi * np.arange(self.window) / self.window
         weights = 0.5 - 0.5 * np.cos(shape)
         count = len(samples) // self.hop

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 __all__ = ["read_wave"]
 
+#: Bytes of a sample that are read, and samples of each channel that are read at once.
+_WIDTHS, _FRAMES = (1, 2, 3, 4), 1 << 20
 _CONVERT = "ffmpeg -i IN -ac 1 -ar 16000 -c:a pcm_s16le OUT.wav makes a file that can be read"
 
 
@@ -49,16 +51,16 @@ def read_wave(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], int]:
     try:
         with wave.open(os.fspath(path), "rb") as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            data = file.readframes(file.getnframes())
+            if width not in _WIDTHS:
+                raise ValueError(f"{path} has samples of {8 * width} bits: {_CONVERT}")
+            parts, step = [np.zeros(0, np.float32)], width * channels
+            while len(data := file.readframes(_FRAMES)) >= step:  # of a file that ends too early, what is there
+                floats = _floats(data[: len(data) // step * step], width)
+                parts.append(floats.reshape(-1, channels).mean(axis=1, dtype=np.float32))
     except (wave.Error, EOFError) as error:
-        raise ValueError(
-            f"{path} is no wave file of PCM samples ({error or 'it ends too early'}): {_CONVERT}"
-        ) from None
-    if width not in (1, 2, 3, 4) or channels < 1:
-        raise ValueError(f"{path} has samples of {8 * width} bits in {channels} channels: {_CONVERT}")
-    frames = len(data) // (width * channels)
-    floats = _floats(data[: frames * width * channels], width).reshape(frames, channels)
-    return floats.mean(axis=1, dtype=np.float32), rate
+        told = str(error) or "it ends too early"
+        raise ValueError(f"{path} is no wave file of PCM samples ({told}): {_CONVERT}") from None
+    return np.concatenate(parts), rate
 
 
 def _floats(data: bytes, width: int) -> NDArray[np.float32]:
