@@ -30,6 +30,7 @@ LONG = frozenset(
         "tests/llm/test_llm_real_model.py",
         "tests/llm/test_pictures_example.py",
         "tests/llm/test_llm_sensitivity.py",
+        "tests/llm/test_offloading_commands.py::test_the_document_shows_what_is_planned",
         "tests/llm/test_modelled.py::test_all_targets_are_met",
         "tests/llm/test_modelled.py::test_the_command_prints_tables_and_json",
         "tests/llm/test_modelled.py::test_the_command_takes_constants_that_were_fitted_here",
