@@ -118,7 +118,9 @@ def show(shape: ModelShape, chip: Chip, schemes: Sequence[str] | None, policy: P
     from npumatmul.llm.modelled.plan import SCHEMES
 
     if shape.kind != "decoder":
-        raise ValueError(f"a policy is planned for models that continue texts, and {shape.name} is an encoder")
+        raise ValueError(
+            f"a policy is planned for models that continue texts; {shape.name} is of the kind {shape.kind}"
+        )
     plans: list[OffloadPlan] = []
     for name in schemes or SCHEMES:
         try:

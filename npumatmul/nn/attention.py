@@ -262,6 +262,7 @@ class Attention(Module):
         layer: int = 0,
         mask: Mask = "causal",
         positions: ArrayLike | None = None,
+        by_row: bool = False,
     ) -> NDArray[Any]:
         """Everything between the projections.
 
@@ -271,6 +272,9 @@ class Attention(Module):
             What `qkv.whole` gave, or `qkv`: queries, keys and values.
         cache, layer, mask, positions
             As for a call.
+        by_row : bool
+            Whether each token attends as if it had come alone, bit for bit, instead of all in one product. The mask is
+            causal then.
 
         Returns
         -------
@@ -289,7 +293,7 @@ class Attention(Module):
         offset = 0 if cache is None else cache.offset + cache.shift
         gate = None
         if self._values == "shared":
-            return self._attend_to_shared(qkv, split, offset, cache, layer, mask, positions)
+            return self._attend_to_shared(qkv, split, offset, cache, layer, mask, positions, by_row)
         if self._turns_at_once and isinstance(qkv, np.ndarray):
             assert self.rope is not None
             both = qkv[..., : self._q_and_k].reshape(*split, self._heads + kv_heads, dim).swapaxes(1, 2)
@@ -313,7 +317,7 @@ class Attention(Module):
                     f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
                 )
             k, v = cache.update(layer, k, v)
-        return self._attended(q, k, v, gate, mask, lead)
+        return self._attended(q, k, v, gate, mask, lead, by_row)
 
     def _attend_to_shared(
         self,
@@ -324,6 +328,7 @@ class Attention(Module):
         layer: int,
         mask: Mask,
         positions: ArrayLike | None,
+        by_row: bool,
     ) -> NDArray[Any]:
         """As `attend`, to keys and values of another layer."""
         if cache is None:
@@ -338,7 +343,7 @@ class Attention(Module):
         if self._growth is not None:
             q = q * self._growth_at(offset, split[1], positions)
         k, v = cache.shared(layer, split[1])
-        return self._attended(q, k, v, None, mask, lead)
+        return self._attended(q, k, v, None, mask, lead, by_row)
 
     def _normalized(self, v: NDArray[Any]) -> NDArray[Any]:
         """Values divided by the root of their mean square, in float32, and as wide as they came."""
@@ -347,15 +352,25 @@ class Attention(Module):
         return y.astype(v.dtype, copy=False)
 
     def _attended(
-        self, q: NDArray[Any], k: Any, v: Any, gate: NDArray[Any] | None, mask: Mask, lead: tuple[int, ...]
+        self,
+        q: NDArray[Any],
+        k: Any,
+        v: Any,
+        gate: NDArray[Any] | None,
+        mask: Mask,
+        lead: tuple[int, ...],
+        by_row: bool,
     ) -> NDArray[Any]:
         """What heads give, beside each other."""
         dim = self._dim
-        many = q.shape[2] >= _MANY and self._products != "cpu"
-        y = scaled_dot_product_attention(
-            q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
-            device=self._npu_for(q.shape, k.shape) if many else None,
-        )  # fmt: skip
+        if by_row and q.shape[2] > 1:
+            y = self._row_by_row(q, k, v, mask)
+        else:
+            many = q.shape[2] >= _MANY and self._products != "cpu"
+            y = scaled_dot_product_attention(
+                q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
+                device=self._npu_for(q.shape, k.shape) if many else None,
+            )  # fmt: skip
         y = y.swapaxes(1, 2)
         if gate is not None:
             with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is wanted
@@ -382,8 +397,21 @@ class Attention(Module):
                 cache=cache,
                 layer=layer,
                 mask=mask,
+                by_row=True,
             ),
         )
+
+    def _row_by_row(self, q: NDArray[Any], k: Any, v: Any, mask: Mask) -> NDArray[Any]:
+        """Attention of each token as if it had come alone: with the same sums in the same order, so the same bits."""
+        before = k.shape[2] - q.shape[2]
+        rows = [
+            scaled_dot_product_attention(
+                q[:, :, i : i + 1], _first(k, before + i + 1), _first(v, before + i + 1), scale=self._scale, mask=mask,
+                window=self._window, softcap=self._softcap, sinks=self.sinks,
+            )
+            for i in range(q.shape[2])
+        ]  # fmt: skip
+        return np.concatenate(rows, axis=2)
 
     def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
         """Factors of queries, ``(..., T, 1)``."""
@@ -421,3 +449,8 @@ class Attention(Module):
         if device is None or device.simulated:
             return None
         return device if NpuProducts.of(device, q, k, always=False) is not None else None
+
+
+def _first(rows: Any, count: int) -> Any:
+    """The first so many keys or values."""
+    return rows[:, :, :count] if isinstance(rows, np.ndarray) else rows.upto(count)

@@ -17,7 +17,8 @@ class CacheBatch:
     """Caches of sequences that go through a model together, each with a length of its own.
 
     Layers are given the new tokens of all of them, one sequence after the other, as rows of one array: a product reads
-    its weight once for all rows, and each sequence attends to its own cache.
+    its weight once for all rows, and each sequence attends to its own cache, token by token: what comes out is, but for
+    products that depend on the number of their rows, what each token gives that comes alone.
 
     Parameters
     ----------

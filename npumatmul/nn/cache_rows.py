@@ -122,6 +122,15 @@ class CachedRows:
         self.shape = (batch, heads, end, dim)
         self.cuts = tuple(stops)
 
+    def upto(self, count: int) -> CachedRows:
+        """The first so many."""
+        found, before = [], 0
+        for each, end in zip(self._segments, self.cuts, strict=True):
+            if before < count:
+                found.append(_Segment(each.format, each.parts, each.start, each.start + min(end, count) - before))
+            before = end
+        return CachedRows(found or self._segments[:1])
+
     def block(self, start: int, stop: int) -> NDArray[Any]:
         """Those of positions start to stop, as floats."""
         found, before = [], 0

@@ -19,6 +19,8 @@ from npumatmul.quant.schemes import Scheme
 __all__ = ["MixtureOfExperts", "Router"]
 
 
+#: Rows of a step of several sequences, at most.
+_FEW = 64
 #: Added to sums of sigmoids before weights are divided by them, as LFM2 does it.
 _LEAST = np.float32(1e-6)
 
@@ -111,7 +113,7 @@ class Router(Module):
         weights : ndarray of float32, shape (T, top_k)
             With what their results are multiplied.
         """
-        scores: Float32 = x @ self.weight.T
+        scores = _product(x, self.weight)
         if self.bias is not None:
             scores += self.bias
         if self._softmax == "all":
@@ -277,7 +279,7 @@ class _SharedGate(Module):
         self.weight = np.zeros((1, hidden_size), np.float32)
 
     def __call__(self, x: Float32) -> Float32:
-        return _sigmoid(x @ self.weight.T)
+        return _sigmoid(_product(x, self.weight))
 
 
 def _sigmoid(x: Float32) -> Float32:
@@ -286,6 +288,14 @@ def _sigmoid(x: Float32) -> Float32:
     y += np.float32(1)
     np.divide(np.float32(1), y, out=y)
     return y
+
+
+def _product(x: Float32, weight: Float32) -> Float32:
+    """``x @ weight.T``; of few rows one by one, so that what a token gets does not depend on who comes with it."""
+    if 1 < len(x) <= _FEW:
+        return np.concatenate([x[i : i + 1] @ weight.T for i in range(len(x))])
+    result: Float32 = x @ weight.T
+    return result
 
 
 def _softmax(scores: Float32) -> Float32:

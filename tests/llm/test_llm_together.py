@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ import npumatmul.llm
 from npumatmul.llm import Model, StopReason
 from npumatmul.llm.models.together import forward_together
 from npumatmul.llm.run import sharing
+from npumatmul.llm.run.turns import Turns
 
 PROMPTS = [[10, 200, 30, 40], [1, 2, 3], [4, 5], [200] * 10]
 
@@ -106,6 +109,26 @@ def test_one_sequence_costs_what_it_did(model: Model, rows_of_head: list[int]) -
     assert generation.stats.shared_steps == 0
 
 
+def test_a_token_of_one_sequence_has_a_budget(model: Model) -> None:
+    """Calls of Python functions that a token takes beside the model: those of steps and turns, choosing, and texts."""
+    generation = model.generate(PROMPTS[0], max_tokens=30, stop_ids=())
+    for _ in range(5):
+        next(generation)
+    calls = 0
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and "npumatmul/llm/run" in frame.f_code.co_filename
+
+    sys.setprofile(profile)
+    try:
+        for _ in range(10):
+            next(generation)
+    finally:
+        sys.setprofile(None)
+    assert calls <= 10 * 60
+
+
 def test_a_batch_of_prompts_in_one_thread(tiny: Any, model: Model, rows_of_head: list[int]) -> None:
     batch = model.generate_batch(PROMPTS, max_tokens=5, stop_ids=())
     got: list[list[int]] = [[] for _ in PROMPTS]
@@ -157,6 +180,31 @@ def test_every_architecture_goes_together(variant: Any, tmp_path: Any) -> None:
         expected = model.forward(new, cache, all_logits=True)[-rows:]
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert [cache.tokens for cache in caches] == [cache.tokens for cache in copies]
+
+
+EXACT = [
+    v for v in VARIANTS if "window" in v.what or v.model_type in ("gemma3_text", "gpt_oss", "qwen3_moe", "granite")
+]
+
+
+@pytest.mark.parametrize("variant", EXACT, ids=lambda v: f"{v.model_type}-{v.what}".replace(" ", "-"))
+def test_tokens_that_come_together_give_the_bits_of_those_that_come_alone(variant: Any, tmp_path: Any) -> None:
+    """With products of integers: windows, sinks, soft caps, experts; caches of their own, forked ones and of int8."""
+    folder = write_folder(tmp_path / "m", variant, torch_model(variant))
+    write_tokenizer(folder)
+    rng = np.random.default_rng(1)
+    text, more = rng.integers(0, 250, 20).tolist(), rng.integers(0, 250, 6).tolist()
+    with npumatmul.llm.load(folder, "w8a8", device="sim:rk3588", cache=False) as loaded:
+        model = loaded._model
+        for dtype in ("float32", "int8"):
+            pairs = [[model.new_cache(dtype=dtype) for _ in range(2)] for _ in range(2)]
+            for cache in (*pairs[0], *pairs[1]):
+                model.forward(text, cache)
+            pairs[1] = [cache.fork() for cache in pairs[1]]
+            for one, other in pairs:
+                expected = [model.forward([token], one) for token in more]
+                (found,) = forward_together(model, [more], [other], [6])
+                assert (found == np.stack(expected)).all()
 
 
 def failing_at(monkeypatch: pytest.MonkeyPatch, model: Model, token: int) -> None:
@@ -308,6 +356,95 @@ def test_many_threads_that_come_and_go_as_they_like(tiny: Any, model: Model) -> 
     in_threads(*(lambda seed=seed: work(seed) for seed in range(6)))  # type: ignore[misc]
     assert wrong == []
     assert model._turns.waiting == 0
+
+
+@pytest.fixture
+def held(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The step of two sequences stops in its midst: an event that says so, and one that lets it go on."""
+    reached, go_on, original = threading.Event(), threading.Event(), model._model.logits
+
+    def logits(x: Any) -> Any:
+        if len(x) == 2 and not reached.is_set():
+            reached.set()
+            assert go_on.wait(60)
+        return original(x)
+
+    monkeypatch.setattr(model._model, "logits", logits)
+    yield reached, go_on
+    go_on.set()
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("how", ["cancelled", "interrupted"])
+def test_who_stops_while_another_thread_computes_its_step(
+    tiny: Any, model: Model, held: tuple[threading.Event, threading.Event], how: str
+) -> None:
+    """A cache that another thread writes to is nobody else's meanwhile."""
+    reached, go_on = held
+    running = [model.generate(prompt, max_tokens=6, stop_ids=()) for prompt in PROMPTS[:2]]
+    for each in running:
+        next(each)
+    ended: dict[int, str] = {}
+
+    def rest(index: int) -> None:
+        try:
+            list(running[index])
+            ended[index] = "done"
+        except KeyboardInterrupt:
+            ended[index] = "interrupted"
+
+    threads = [threading.Thread(target=rest, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    assert reached.wait(60)
+    follower = next(i for i in range(2) if running[i]._step is not None and running[i]._step.claimed)
+    if how == "cancelled":
+        running[follower].cancel()
+        threads[follower].join(0.3)
+        assert threads[follower].is_alive(), "its cache is at work"
+        go_on.set()
+    else:
+        identity = threads[follower].ident
+        assert identity is not None
+        interrupt = ctypes.py_object(KeyboardInterrupt)
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), interrupt) == 1
+        threads[follower].join(60)
+        assert ended == {follower: "interrupted"}
+        assert len(model.prefixes) == 0
+        go_on.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    other = 1 - follower
+    assert running[other].ids == greedy(tiny, PROMPTS[other], 6)
+    assert len(running[follower].ids) == 1
+    assert running[follower].stats.stop_reason is StopReason.INTERRUPTED
+    again = model.generate(PROMPTS[follower], max_tokens=6, stop_ids=())
+    assert [piece.token for piece in again] == greedy(tiny, PROMPTS[follower], 6)
+
+
+def test_who_is_interrupted_with_the_turn_and_looked_at_holds_nobody_up() -> None:
+    """Somebody keeps the traceback of a thread that ended before it could leave the line."""
+    turns, kept = Turns("it"), list[BaseException]()
+
+    def taken() -> None:
+        turn = turns.turn()
+        turn.__enter__()
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        try:
+            taken()
+        except KeyboardInterrupt as error:
+            kept.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert turns.waiting == 1
+    with turns.turn():
+        assert turns.waiting == 1
+    assert kept
 
 
 def test_mistaken_batches(model: Model) -> None:

@@ -35,7 +35,7 @@ from npumatmul.planning.cost import ModelledTime
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import WeightPlan, plan_weight
 
-__all__ = ["ModelledPass", "modelled_pass", "modelled_texts", "weight_plan"]
+__all__ = ["ModelledPass", "modelled_pass", "modelled_texts", "seconds_between", "weight_plan"]
 
 _FLOAT32_BYTES = 4
 
@@ -127,12 +127,7 @@ def modelled_pass(
     if model is None or not model.knows(mm_type):
         return None
     linear = _products(shape, rows, mm_type, chip, row_images, k_group)
-    between = sum(
-        block.times
-        * (_by_row(block.work, rows, rows * block.work.heads * block.work.seen(rows, keys), model)
-           + block.work.kept(rows, keys) * _FLOAT32_BYTES / model.host_bandwidth)
-        for block in shape.blocks
-    )  # fmt: skip
+    between = seconds_between(shape, rows, keys, model)
     brought = 0.0
     if expert_memory is not None:
         sizes = {
@@ -140,6 +135,16 @@ def modelled_pass(
         }
         brought = bytes_brought(sizes, rows, expert_memory)
     return ModelledPass(rows, linear, between, model.models_within, brought, brought / model.host_bandwidth)
+
+
+def seconds_between(shape: ModelShape, rows: int, keys: int, model: TimingModel) -> float:
+    """Modelled seconds of all that the CPU does between the products of `rows` tokens that attend to `keys`."""
+    return sum(
+        block.times
+        * (_by_row(block.work, rows, rows * block.work.heads * block.work.seen(rows, keys), model)
+           + block.work.kept(rows, keys) * _FLOAT32_BYTES / model.host_bandwidth)
+        for block in shape.blocks
+    )  # fmt: skip
 
 
 def modelled_texts(

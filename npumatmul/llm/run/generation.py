@@ -191,7 +191,9 @@ class Generation(Uncopied, Iterator[Piece]):
         step = self._step
         if step is not None:
             step.withdrawn = True
-        if self._cache is not None and not (step is not None and step.claimed):
+        if step is not None and step.claimed:
+            self._host.ended(id(self))
+        elif self._cache is not None:
             self._host.give(self._cache, id(self))
 
     def _pieces(self) -> Generator[Piece | Step, None, None]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from npumatmul.device.device import Device
+from npumatmul.llm.modelled.built import decoder_shape
+from npumatmul.llm.modelled.seconds import seconds_between
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.ops import PackedWeight
 from npumatmul.planning.product import plan_matmul
 
 __all__ = ["modelled_steps"]
 
+#: Tokens that a step is taken to attend to.
+_KEYS = 512
+
 
 def modelled_steps(model: Decoder, device: Device | None) -> Callable[[int], float | None] | None:
-    """What says how many seconds the chip takes for the products of a step; None where steps are to be measured.
+    """What says how many seconds a chip takes for a step, its CPU included; None where steps are to be measured.
 
-    The times of a simulated device are those of the machine that simulates it. What is between products is left out;
-    it grows with the rows, so that what is said of many rows is the least that they take.
+    The times of a simulated device are those of the machine that simulates it.
     """
     if device is None or not device.simulated:
         return None
@@ -40,4 +44,7 @@ def _seconds(model: Decoder, device: Device, rows: int) -> float | None:
         if plan.modelled is None:
             return None
         total += plan.modelled.seconds
-    return total or None
+    model_of_time = device.chip.timings.get(device.chip.soc)
+    if model_of_time is None or not total:
+        return None
+    return total + seconds_between(decoder_shape("", model.config), rows, _KEYS, model_of_time)

@@ -222,6 +222,10 @@ class _Own:
         self._session._cache = cache
         self._shared.ended(owner)
 
+    def ended(self, owner: int) -> None:
+        """As all others."""
+        self._shared.ended(owner)
+
     def compute(self, steps: Sequence[Step], unwanted: Callable[[], bool]) -> None:
         """As all others."""
         self._shared.compute(steps, unwanted)

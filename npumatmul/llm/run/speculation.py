@@ -1,8 +1,8 @@
 """Speculation: tokens are proposed cheaply, and the model checks several of them in one step.
 
 What the model would not have chosen is given up, so that answers are those without speculation: of greedy choice token
-for token, unless two tokens are so nearly as good as each other that a product with more rows, which may sum floats in
-another order, decides otherwise; of sampling with the same distribution.
+for token, unless products of floats with more rows, which may be summed in another order, decide between two tokens
+that are as good as each other; of sampling with the same distribution.
 """
 
 from __future__ import annotations

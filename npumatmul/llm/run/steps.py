@@ -10,7 +10,7 @@ from typing import Protocol
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.embedded import EmbeddedRows
-from npumatmul.llm.models.together import forward_together
+from npumatmul.llm.models.together import forward_together, is_long
 from npumatmul.nn.product import Float32
 
 __all__ = ["Alone", "Cancelled", "Host", "Step", "compute_alone", "compute_together", "shared_length"]
@@ -110,6 +110,10 @@ class Host(Protocol):
         """Take back a cache, when the generation has ended."""
         ...
 
+    def ended(self, owner: int) -> None:
+        """A generation has ended whose cache somebody is still at work with."""
+        ...
+
     def compute(self, steps: Sequence[Step], unwanted: Callable[[], bool]) -> None:
         """Compute steps, each of which then has logits or an error, unless they are unwanted meanwhile."""
         ...
@@ -127,6 +131,9 @@ class Alone:
 
     def give(self, cache: KVCache, owner: int) -> None:
         """Nobody else wants it."""
+
+    def ended(self, owner: int) -> None:
+        """Nobody else waits for it."""
 
     def compute(self, steps: Sequence[Step], unwanted: Callable[[], bool]) -> None:
         """There is no one to wait for."""
@@ -151,8 +158,10 @@ def compute_alone(model: Decoder, step: Step, rest: Callable[[], object] | None 
         tokens = step.tokens()
         if step.rows == 1:
             step.logits = model.forward(tokens, step.cache, progress=told, embeddings=step.embeddings)[None]
-        else:
+        elif min(tokens) < 0 or is_long(model, step.cache, len(tokens)) is None:
             step.logits = model.forward(tokens, step.cache, True, told, step.embeddings)[-step.rows :]
+        else:  # tokens attend one by one, as those that come alone do
+            step.logits = forward_together(model, [tokens], [step.cache], [step.rows])[0]
     except Exception as error:
         step.error = error
     step.seconds = time.perf_counter() - started - waited
