@@ -28,6 +28,7 @@ from npumatmul.quant import round_weight
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.params import QuantParams
 from npumatmul.quant.schemes import Scheme
+from npumatmul.running.placement import Placement
 
 SCHEMES = {
     "rk3588": ("w8a8", "w4a8", "w4a4", "w16a16"),
@@ -304,6 +305,23 @@ def test_memory_lives_as_long_as_one_of_both(device: npu.Device) -> None:
     del on_cpu
     npu.matmul(x, npu.pack(floats(37, 512, 8), device=device))
     assert device.memory_stats().weights_used < held
+
+
+def test_weights_and_rows_share_memory_for_a_and_c() -> None:
+    with npu.Device("sim:rk3588") as device:
+        x, memories = floats(41, 9, 512), Placement.of(device).cpu_memories
+        weights = [npu.pack(floats(42 + i, 512, 512), "w8a8", device=device).on("cpu") for i in range(5)]
+        expected = [npu.matmul(x, each) for each in weights]
+        held = memories.nbytes
+        for _ in range(2):
+            for rows in (1, 5, 9):
+                for each, whole in zip(weights, expected, strict=True):
+                    np.testing.assert_array_equal(npu.matmul(x[:rows], each), whole[:rows])
+            assert memories.nbytes <= 2 * held  # of one row, and of more
+        device.empty_cache()
+        assert memories.nbytes == 0
+        np.testing.assert_array_equal(npu.matmul(x, weights[0]), expected[0])
+        assert memories.nbytes == held
 
 
 def test_instruction_sets_multiply_alike() -> None:
