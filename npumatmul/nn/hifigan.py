@@ -309,10 +309,11 @@ class HifiGan(Module):
         (133, (62, 1344, 512), 19)
         """
         check_size("HifiGan.products", frames=frames, chunk=frames if chunk is None else chunk)
-        found = []
+        found: list[tuple[int, int, int]] = []
 
         def note(layer: Convolution, length: int) -> None:
-            found.extend((rows, *layer.product_shape) for rows in layer.product_rows(length))
+            k, n = layer.product_shape
+            found.extend((rows, k, n) for rows in layer.product_rows(length))
 
         for part in _parts_of(frames, frames if chunk is None else chunk):
             given, *spans = self._spans(_Span(part.start * self.hop, part.stop * self.hop), frames)
