@@ -39,9 +39,7 @@ static ort_status failed(const ort_function *api, const char *why) {
 }
 
 static void forget(const ort_function *api, ort_status status) {
-  if (status != NULL) {
-    ((void (*)(ort_status))api[ORT_RELEASE_STATUS])(status);
-  }
+  if (status != NULL) { ((void (*)(ort_status))api[ORT_RELEASE_STATUS])(status); }
 }
 
 PUBLIC int npumm_onnx_output(void *handle, size_t index, const int64_t *dims, size_t rank, void **data) {
@@ -51,9 +49,7 @@ PUBLIC int npumm_onnx_output(void *handle, size_t index, const int64_t *dims, si
       (ort_status(*)(void *, size_t, const int64_t *, size_t, void **))made->api[ORT_OUTPUT];
   ort_status (*mutable_data)(void *, void **) = (ort_status(*)(void *, void **))made->api[ORT_TENSOR_DATA];
   ort_status status = output(made->context, index, dims, rank, &value);
-  if (status == NULL && value != NULL) {
-    status = mutable_data(value, data);
-  }
+  if (status == NULL && value != NULL) { status = mutable_data(value, data); }
   forget(made->api, status);
   return status == NULL && value != NULL ? 0 : -1;
 }
@@ -70,26 +66,14 @@ static ort_status describe(const ort_function *api, const void *value, int64_t *
   int type = 0;
   size_t rank = 0;
   *into = (npumm_onnx_tensor){.dims = dims};
-  if (value == NULL) {
-    return NULL;
-  }
+  if (value == NULL) { return NULL; }
   ort_status status = info_of(value, &info);
-  if (status != NULL) {
-    return status;
-  }
+  if (status != NULL) { return status; }
   status = type_of(info, &type);
-  if (status == NULL) {
-    status = rank_of(info, &rank);
-  }
-  if (status == NULL && rank > MOST_RANK) {
-    status = failed(api, "npumatmul: a tensor has more than 16 dimensions");
-  }
-  if (status == NULL) {
-    status = dims_of(info, dims, rank);
-  }
-  if (status == NULL) {
-    status = data_of(value, &into->data);
-  }
+  if (status == NULL) { status = rank_of(info, &rank); }
+  if (status == NULL && rank > MOST_RANK) { status = failed(api, "npumatmul: a tensor has more than 16 dimensions"); }
+  if (status == NULL) { status = dims_of(info, dims, rank); }
+  if (status == NULL) { status = data_of(value, &into->data); }
   into->type = type;
   into->rank = (int32_t)rank;
   ((void (*)(void *))api[ORT_RELEASE_TYPE_AND_SHAPE])(info);
@@ -110,9 +94,7 @@ static ort_status compute(void *handle, void *context) {
   size_t inputs = 0;
   size_t outputs = 0;
   ort_status status = count(context, &inputs);
-  if (status == NULL) {
-    status = out_count(context, &outputs);
-  }
+  if (status == NULL) { status = out_count(context, &outputs); }
   if (status == NULL && (inputs > MOST_TENSORS || outputs > MOST_TENSORS)) {
     status = failed(api, "npumatmul: a node has more tensors than its operator");
   }
@@ -121,13 +103,9 @@ static ort_status compute(void *handle, void *context) {
   for (size_t i = 0; status == NULL && i < inputs; i++) {
     const void *value = NULL;
     status = input(context, i, &value);
-    if (status == NULL) {
-      status = describe(api, value, dims[i], &given[i]);
-    }
+    if (status == NULL) { status = describe(api, value, dims[i], &given[i]); }
   }
-  if (status != NULL) {
-    return status;
-  }
+  if (status != NULL) { return status; }
   char message[MESSAGE] = "npumatmul: a node failed";
   call made = {api, context};
   if (ask(node->number, inputs, given, outputs, &made, message, sizeof message) != 0) {
@@ -142,9 +120,7 @@ static ort_status create(const ort_op *op, const ort_function *api, const void *
       (ort_status(*)(const void *, const char *, int64_t *))api[ORT_ATTRIBUTE_INT64];
   (void)op;
   kernel *node = malloc(sizeof *node);
-  if (node == NULL) {
-    return failed(api, "npumatmul: out of memory");
-  }
+  if (node == NULL) { return failed(api, "npumatmul: out of memory"); }
   node->api = api;
   ort_status status = attribute(info, "number", &node->number);
   if (status != NULL) {
@@ -157,13 +133,11 @@ static ort_status create(const ort_op *op, const ort_function *api, const void *
 
 static size_t counted(const int *types) {
   size_t count = 0;
-  while (count < MOST_TENSORS && types[count] != 0) {
-    count++;
-  }
+  while (count < MOST_TENSORS && types[count] != 0) { count++; }
   return count;
 }
 
-static const operator *of(const ort_op *op) { return (const operator *)op; }
+static const operator* of(const ort_op *op) { return (const operator*)op; }
 
 static const char *name_of(const ort_op *op) { return of(op)->name; }
 static const char *provider_of(const ort_op *op) {
@@ -190,13 +164,14 @@ static int never(const ort_op *op) {
   return 0;
 }
 
-#define BASE                                                                                                          \
-  {.version = ORT_VERSION,             .name = name_of,             .provider = provider_of,                          \
-   .input_type = input_type,           .input_count = input_count,  .output_type = output_type,                       \
-   .output_count = output_count,       .destroy = free,             .input_characteristic = input_needed,             \
-   .output_characteristic = output_needed, .input_memory = input_memory, .least_inputs = never,                       \
-   .inputs_alike = never,              .least_outputs = never,      .outputs_alike = never,                           \
-   .create_v2 = create,                .compute_v2 = compute}
+#define BASE                                                                                                           \
+  {                                                                                                                    \
+    .version = ORT_VERSION, .name = name_of, .provider = provider_of, .input_type = input_type,                        \
+    .input_count = input_count, .output_type = output_type, .output_count = output_count, .destroy = free,             \
+    .input_characteristic = input_needed, .output_characteristic = output_needed, .input_memory = input_memory,        \
+    .least_inputs = never, .inputs_alike = never, .least_outputs = never, .outputs_alike = never, .create_v2 = create, \
+    .compute_v2 = compute                                                                                              \
+  }
 
 static const operator operators[] = {
     {BASE, "Product", {ORT_FLOAT}, {ORT_FLOAT}, 1, 1},
@@ -227,9 +202,7 @@ PUBLIC ort_status RegisterCustomOps(void *options, const ort_api_base *base) {
     for (size_t i = 0; status == NULL && i < sizeof operators / sizeof *operators; i++) {
       status = add(domain, &operators[i].base);
     }
-    if (status != NULL) {
-      return status;
-    }
+    if (status != NULL) { return status; }
     void *nothing = NULL;
     if (!atomic_compare_exchange_strong(&shared, &nothing, domain)) {
       domain = nothing; /* another thread was first; ours is not worth an entry for its release */

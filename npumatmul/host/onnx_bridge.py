@@ -25,7 +25,7 @@ Compute = Callable[[int, list["NDArray[Any] | None"], int, Allocate], None]
 """Computes a node of a number: from inputs, None for those that were left out, it makes so many outputs."""
 
 #: ONNX's numbers of element types.
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.float32), 2: np.dtype(np.uint8), 3: np.dtype(np.int8), 6: np.dtype(np.int32),
     10: np.dtype(np.float16),
 }  # fmt: skip
@@ -109,5 +109,6 @@ def _array(data: int | None, shape: Sequence[int], dtype: np.dtype[Any]) -> NDAr
     if not size:
         return np.empty(tuple(shape), dtype)
     assert data is not None
-    made: NDArray[Any] = np.ndarray(tuple(shape), dtype, (C.c_char * size).from_address(data))
+    memory: Any = (C.c_char * size).from_address(data)
+    made: NDArray[Any] = np.ndarray(tuple(shape), dtype, memory)
     return made

@@ -55,16 +55,16 @@ def compare(model: Any, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], 
     Returns
     -------
     list of NodeError
-        In the order of the model, and its outputs at the end. Nodes in graphs of other nodes have no results that can be
-        seen, and are not among them.
+        In the order of the model, and its outputs at the end. Nodes in graphs of others have no results
+        that can be seen, and are not among them.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from onnx import helper, numpy_helper
     >>> from npumatmul.onnx import compare
     >>> weight = numpy_helper.from_array(np.eye(3, 2, dtype=np.float32), "w")
-    >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 3), ("y", 2)))
+    >>> x, y = (helper.make_tensor_value_info(*each, ["n", None]) for each in (("x", 1), ("y", 1)))  # 1: float32
     >>> graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g", [x], [y], [weight])
     >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     >>> [(each.name, each.sqnr) for each in compare(model, {"x": np.ones((1, 3), np.float32)})]

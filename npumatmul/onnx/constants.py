@@ -76,10 +76,10 @@ def _computed(node: Any, given: Mapping[str, NDArray[Any]]) -> NDArray[Any] | No
     from onnx.reference import ReferenceEvaluator
 
     try:
-        made = ReferenceEvaluator(node).run(None, dict(given))[0]
+        made: Any = ReferenceEvaluator(node).run(None, dict(given))
     except Exception:  # the model's own opset may mean something else; then nothing is offloaded here
         return None
-    return np.asarray(made)
+    return np.asarray(made[0])
 
 
 def attributes(node: Any) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _gelu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
         other = found[1] if first is found[0] else found[0]
         factor = _constant(first, name, scope)
         wanted = {"Div": np.sqrt(2.0), "Mul": np.sqrt(0.5)}.get(first.op_type)
-        if factor is None or wanted is None or abs(factor - wanted) > 1e-4:
+        if factor is None or wanted is None or abs(factor - wanted) > 1e-3:
             continue
         erf = uses.only(first.output[0])
         if not erf or erf[0].op_type != "Erf":

@@ -79,11 +79,11 @@ def inspect(
     Examples
     --------
     >>> import numpy as np
-    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from onnx import helper, numpy_helper
     >>> from npumatmul.chips import chip
     >>> from npumatmul.onnx import inspect
     >>> weight = numpy_helper.from_array(np.eye(64, 32, dtype=np.float32), "w")
-    >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 64), ("y", 32)))
+    >>> x, y = (helper.make_tensor_value_info(n, 1, ["n", s]) for n, s in (("x", 64), ("y", 32)))  # 1: float32
     >>> graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g", [x], [y], [weight])
     >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     >>> [(each.name, each.rows, each.macs) for each in inspect(model, chip("rk3588"), sizes={"n": 10})]

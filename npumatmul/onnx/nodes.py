@@ -202,7 +202,7 @@ class Convolution(Computed):
         made = np.asarray(self.layer(x), np.float32)
         if self.after is not None:  # what a transposed convolution has too much of
             cut = tuple(slice(low, size - high) for (low, high), size in zip(self.after, made.shape[2:], strict=True))
-            made = made[(slice(None), slice(None), *cut)]
+            made = made[(slice(None), slice(None)) + cut]  # noqa: RUF005
         y = allocate(0, made.shape, x.dtype)
         self.rows += made.size // max(1, made.shape[1])
         if self.finish.bias is not None:

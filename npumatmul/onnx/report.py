@@ -84,6 +84,7 @@ def row_of(name: str, op_type: str, computed: Computed, scheme: str) -> NodeRow:
     ]  # fmt: skip
     return NodeRow(
         name, op_type, "int8" if isinstance(first, Integers) else scheme,
-        weight.device.name if weight is not None and is_packed else "cpu", *first.shape, len(products),
+        weight.device.name if weight is not None and is_packed else "cpu", first.shape[0], first.shape[1],
+        len(products),
         sum(int(each.weight.nbytes) for each in products), ", ".join(part for part in parts if part), npu, cpu,
     )  # fmt: skip

@@ -108,7 +108,8 @@ def rewrite(
     result = Rewritten(model, {}, {}, left, {})
     for each in chosen:
         finish = Finish(each.extra.get("bias") if each.node.op_type != "LSTM" and each.node.op_type != "GRU" else None)
-        name, gone = each.node.output[0], []
+        name = each.node.output[0]
+        gone: list[Any] = []
         if each.node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
             is_matrix = each.node.op_type in ("MatMul", "Gemm")
             name, gone = fuse(name, each.n, each.scope, uses[id(each.graph)], finish, is_matrix)
@@ -143,9 +144,7 @@ def _node(each: Candidate, name: str, number: int) -> Any:
         outputs = list(node.output)
     elif node.op_type == "MatMulInteger":
         kind = "ProductUint8" if each.extra["type"] == TensorProto.UINT8 else "ProductInt8"
-        inputs = [each_input for each_input in node.input[:1]] + (
-            [node.input[2]] if len(node.input) > 2 and node.input[2] else []
-        )
+        inputs = list(node.input[:1]) + ([node.input[2]] if len(node.input) > 2 and node.input[2] else [])
     elif node.op_type == "QLinearMatMul":
         kind = "QuantizedUint8" if each.extra["y_zero"].dtype == np.uint8 else "QuantizedInt8"
     else:

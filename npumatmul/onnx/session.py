@@ -61,8 +61,8 @@ def _compute(number: int, given: list[Any], outputs: int, allocate: Allocate) ->
 class InferenceSession:
     """An ONNX model whose products with constant weights are on the NPU; ONNX Runtime runs the rest on the CPU.
 
-    It takes the place of ``onnxruntime.InferenceSession``: `run`, `get_inputs` and all its other methods are there, with
-    names, types and errors as ever. Inputs may have any shape that the model allows; none is listed or compiled.
+    It takes the place of ``onnxruntime.InferenceSession``: `run`, `get_inputs` and all its other methods are there,
+    with names, types and errors as ever. Inputs may have any shape that the model allows; none is listed or compiled.
 
     Parameters
     ----------
@@ -103,10 +103,10 @@ class InferenceSession:
     --------
     >>> import numpy as np
     >>> import onnx
-    >>> from onnx import TensorProto, helper, numpy_helper
+    >>> from onnx import helper, numpy_helper
     >>> from npumatmul.onnx import InferenceSession
     >>> weight = numpy_helper.from_array(np.eye(3, 2, dtype=np.float32), "w")
-    >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 3), ("y", 2)))
+    >>> x, y = (helper.make_tensor_value_info(*each, ["n", None]) for each in (("x", 1), ("y", 1)))  # 1: float32
     >>> graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "g", [x], [y], [weight])
     >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     >>> session = InferenceSession(model)
