@@ -80,6 +80,7 @@ def executing(**options: Any) -> Callable[[npu.PackedWeight], Callable[[], objec
 #: By what is done: the most calls, and how it is made ready.
 BUDGETS: dict[str, tuple[int, Callable[[npu.PackedWeight], Callable[[], object]]]] = {
     "matmul": (15, lambda packed: lambda: npu.matmul(X, packed)),
+    "matmul on the CPU": (15, lambda packed: partial(npu.matmul, X, packed.on("cpu"))),
     "@": (15, lambda packed: lambda: X @ packed),
     "Matmul.execute": (15, executing()),
     "Matmul.execute of plain operands": (15, lambda p: npu.Matmul(X, W, scheme="w8a8", device=p.device).execute),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from npumatmul import nn
 from npumatmul.chips import chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import ClosedError, NotFiniteError
+from npumatmul.host.multiply import NativeB, Operands, instruction_sets, multiply
 from npumatmul.planning.on_cpu import plan_on_cpu, suits_cpu
 from npumatmul.planning.product import plan_matmul
 from npumatmul.planning.weight import plan_weight
@@ -26,6 +28,7 @@ from npumatmul.quant import round_weight
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.params import QuantParams
 from npumatmul.quant.schemes import Scheme
+from npumatmul.running.placement import Placement
 
 SCHEMES = {
     "rk3588": ("w8a8", "w4a8", "w4a4", "w16a16"),
@@ -276,6 +279,89 @@ def test_pieces_cover_every_column_once_and_are_shared() -> None:
                     assert 0 < piece.span.length <= piece.span.padded
                     assert piece.span.start == plan.n_spans[piece.n_index].start + piece.tile_columns * tile
                 assert sum(span.length for span in cpu.m_spans) == m
+
+
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_results_do_not_depend_on_threads(device: npu.Device, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    x, w = floats(33, 6, 900), floats(34, 900, 1500)
+    for scheme in ("w8a8_g96", "w16a16"):
+        packed = npu.pack(w, Scheme.parse(scheme), device=device)
+        expected = npu.matmul(x, packed.on("cpu"))
+        monkeypatch.setattr("npumatmul.running.on_cpu.fast_processors", lambda: threads)
+        np.testing.assert_array_equal(npu.matmul(x, packed.on("cpu")), expected)
+        np.testing.assert_array_equal(npu.matmul(x[2:3], packed.on("cpu")), expected[2:3])  # nor on the number of rows
+
+
+def test_memory_lives_as_long_as_one_of_both(device: npu.Device) -> None:
+    x, w = floats(35, 2, 512), floats(36, 512, 512)
+    before = device.memory_stats().weights_used
+    packed = npu.pack(w, "w8a8", device=device)
+    expected, held = npu.matmul(x, packed), device.memory_stats().weights_used
+    on_cpu = packed.on("cpu")
+    np.testing.assert_array_equal(npu.matmul(x, on_cpu), expected)
+    del packed
+    assert device.memory_stats().weights_used == held > before
+    np.testing.assert_array_equal(npu.matmul(x, on_cpu), expected)
+    del on_cpu
+    npu.matmul(x, npu.pack(floats(37, 512, 8), device=device))
+    assert device.memory_stats().weights_used < held
+
+
+def test_weights_and_rows_share_memory_for_a_and_c() -> None:
+    with npu.Device("sim:rk3588") as device:
+        x, memories = floats(41, 9, 512), Placement.of(device).cpu_memories
+        weights = [npu.pack(floats(42 + i, 512, 512), "w8a8", device=device).on("cpu") for i in range(5)]
+        expected = [npu.matmul(x, each) for each in weights]
+        held = memories.nbytes
+        for _ in range(2):
+            for rows in (1, 5, 9):
+                for each, whole in zip(weights, expected, strict=True):
+                    np.testing.assert_array_equal(npu.matmul(x[:rows], each), whole[:rows])
+            assert memories.nbytes <= 2 * held  # of one row, and of more
+        device.empty_cache()
+        assert memories.nbytes == 0
+        np.testing.assert_array_equal(npu.matmul(x, weights[0]), expected[0])
+        assert memories.nbytes == held
+
+
+def test_instruction_sets_multiply_alike() -> None:
+    rng = np.random.default_rng(38)
+    of = NativeB(Operands.I8_I8, 0, 64, 96, 32, 32)
+    a, b = rng.integers(0, 256, (3, 64), np.uint8), rng.integers(0, 256, 64 * 96, np.uint8)
+    tiles = b.view(np.int8).reshape(3, 2, 32, 32)  # [N/n, K/k, n, k]
+    expected = a.view(np.int8).astype(np.int32) @ tiles.transpose(1, 3, 0, 2).reshape(64, 96)
+    for name in ("", *instruction_sets()):
+        np.testing.assert_array_equal(multiply(of, a, b, name), expected)
+    with pytest.raises(ValueError, match="this machine has scalar"):
+        multiply(of, a, b, "vliw")
+    with pytest.raises(ValueError, match="rows of 64 bytes"):
+        multiply(of, a[:, :32], b)
+    with pytest.raises(ValueError, match="6144 are needed"):
+        multiply(of, a, b[:-1])
+    with pytest.raises(ValueError, match="do not go together"):
+        multiply(NativeB(Operands.I8_I8, 0, 64, 96, 8, 32), a, b)
+
+
+def test_interrupts_end_long_products_and_leave_nothing_in_use(device: npu.Device) -> None:
+    """At any point; there are hundreds of ranges of rows, after each of which it can end."""
+    x, packed = floats(39, 20_000, 256), npu.pack(floats(40, 256, 64), "w8a8", device=device)
+    on_cpu, expected = packed.on("cpu"), npu.matmul(x[:5], packed)
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for seconds in (0.001, 0.02, 0.15):
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - whichever product it is
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                while True:
+                    npu.matmul(x, on_cpu)
+            assert not device.session.leases._at_work()
+            np.testing.assert_array_equal(npu.matmul(x[:5], on_cpu), expected)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_forked_child_is_refused_as_on_the_npu(device: npu.Device) -> None:

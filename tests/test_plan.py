@@ -324,6 +324,7 @@ ELSEWHERE = {
     "mistral.py": "4096 positions are a window of attention",
     "prefill.py": "2048 rows are a block of a prompt",
     "qwen.py": "4096 positions are a window of attention",
+    "gemma4.py": "262144 rows of a vocabulary",
     "gpt_oss.py": "4096 positions were the context before it was lengthened",
     "qwen3_moe.py": "4096 positions are a window of attention",
 }

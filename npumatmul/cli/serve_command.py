@@ -48,6 +48,9 @@ def serve_command(
         int | None, typer.Option("-n", "--max-tokens", min=1, help="Tokens of an answer at most.")
     ] = None,
     answer_timeout: Annotated[float, typer.Option(help="Seconds that a request may wait and be answered.")] = 600.0,
+    pooling: Annotated[
+        str | None, typer.Option(help="How embeddings are made: mean, cls, last or max; by default as the model says.")
+    ] = None,
     speculation: Annotated[
         str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
     ] = "none",
@@ -80,6 +83,7 @@ def serve_command(
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         answer_timeout=answer_timeout,
+        pooling=pooling,
         speculation=None if speculation == "none" else speculation,  # type: ignore[arg-type]
         control_texts=control_texts,  # type: ignore[arg-type]
     )

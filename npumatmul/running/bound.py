@@ -21,6 +21,7 @@ from npumatmul.host.executor import Call, Executor, Step
 from npumatmul.planning.product import MatmulPlan, Span
 from npumatmul.rknn import TensorMem
 from npumatmul.running.call import RESULT_TYPE
+from npumatmul.running.cpu_memory import CpuMemory
 from npumatmul.running.deferred import Tiles
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext
@@ -139,7 +140,7 @@ class BoundProgram:
         self._structs = tuple((context, context.struct) for context in self.contexts)
         self._pool = placement.contexts
         #: Buffers and executor of the last call, and whether the struct refers to them.
-        self._buffers: tuple[Memory, ...] = ()
+        self._buffers: tuple[Memory | CpuMemory, ...] = ()
         self._complete = False
         #: Of the last call. It serves the next one, unless somebody took since then what it was of.
         self._lease: Lease
@@ -175,7 +176,7 @@ class BoundProgram:
         tiles = [tile for tile in weight.tiles if isinstance(tile, ArenaBlock)]
         blocks = [block for tile in tiles for block in (tile.memory, tile.arena.memory)]
         own = [each for memory in (*self.results, *memories) for each in (memory, memory.allocation)]
-        every = (*self._buffers, *own, *blocks)
+        every = (*(each for each in self._buffers if isinstance(each, Memory)), *own, *blocks)
         keeps = self, weight, session, keeps
         give_up(session.leases, session.guard, self.executor, self.contexts, every, weight.tiles, keeps)
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.chips import layout
@@ -37,6 +36,8 @@ from npumatmul.running.stored import StoredWeight
 
 __all__ = ["CpuProgram"]
 
+#: A line of a CPU's cache.
+_LINE = 64
 _OPERANDS = {
     (ElementType.INT8, ElementType.INT8): Operands.I8_I8,
     (ElementType.INT8, ElementType.INT4): Operands.I8_I4,
@@ -95,9 +96,12 @@ class _CpuBound(BoundProgram):
         rows = cpu.m_spans[0].length
         a_bytes = a_type.nbytes(rows * max(each.k_span.padded for each in slices))
         c_bytes = 4 * rows * max(piece.span.padded for piece in cpu.pieces)
-        a, b, c = _memories([a_bytes] * a_count), _pieces(weight, cpu, tile), _memories([c_bytes] * cpu.threads)
+        sizes = [layout.round_up(a_bytes, _LINE)] * a_count + [layout.round_up(c_bytes, _LINE)] * cpu.threads
+        self._nbytes, b = sum(sizes), _pieces(weight, cpu, tile)
+        #: A and C, one behind the other in memory that is acquired for a call.
+        self._parts = (TensorMem * len(sizes))(*(TensorMem(size=size) for size in sizes))
         # ctypes keeps alive what a struct's pointer field is set to, but arrays of numpy are passed as bare addresses
-        self._refers_to = slices, activation, a, b, c
+        self._refers_to = slices, activation, b
         self.struct = executor.PlacedMatmul(
             None,
             activation.struct(layout.in_nibble_order(activation.conversion, low_first)),
@@ -114,27 +118,25 @@ class _CpuBound(BoundProgram):
             slices_struct(slices),
             cores_struct(tuple(piece.thread for piece in cpu.pieces)),
             None,
-            _pointers(a[0]),
-            _pointers(c[0]),
+            _pointers(self._parts[:a_count]),
+            _pointers(self._parts[a_count:]),
             _pointers(b),
             _shapes(cpu, weight),
             C.pointer(self._on_cpu),
         )
 
     def acquire_others(self, lease: Lease) -> None:
-        """Lease an executor; the rest is its own."""
-        self._lease, self._complete = lease, False
+        """Lease an executor, and memory for A and C."""
+        self._lease = lease
+        self._complete = False  # until the struct refers to others, for an interrupt may come before
         self.executor = self._placement.executor(lease)
+        memory = self._placement.cpu_memories.acquire(self._nbytes, lease)
+        address = memory.address
+        for part in self._parts:
+            part.virt_addr = address
+            address += part.size
+        self._buffers = (memory,)
         self._complete = True
-
-
-def _memories(sizes: list[int]) -> tuple[Any, list[NDArray[np.uint8]]]:
-    """Memory of the host, as the executor takes that of the NPU."""
-    arrays = [np.empty(size, np.uint8) for size in sizes]
-    structs = (TensorMem * len(arrays))()
-    for struct, array in zip(structs, arrays, strict=True):
-        struct.virt_addr, struct.size = array.ctypes.data, array.nbytes
-    return structs, arrays
 
 
 def _pieces(weight: StoredWeight, cpu: CpuPlan, tile: layout.TileLayout) -> Any:

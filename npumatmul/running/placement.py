@@ -9,6 +9,7 @@ from npumatmul.device.leases import Lease, Spares
 from npumatmul.device.result_memory import ResultMemory
 from npumatmul.errors import ClosedError
 from npumatmul.host.executor import Executor, RuntimeFunctions
+from npumatmul.running.cpu_memory import CpuMemories
 from npumatmul.running.pool import ContextPool
 from npumatmul.running.workspace import Workspace
 
@@ -24,6 +25,8 @@ class Placement:
     ----------
     contexts : ContextPool
     workspace : Workspace
+    cpu_memories : CpuMemories
+        For products that the CPU makes.
     results : ResultMemory
     functions : RuntimeFunctions
         The runtime's, for executors.
@@ -36,6 +39,7 @@ class Placement:
         self.has_cores = device.chip.has_core_mask
         self.contexts = ContextPool(device.session)
         self.workspace = Workspace(device.session)
+        self.cpu_memories = CpuMemories()
         self.results = ResultMemory(device.session)
         self._executors: Spares[Executor] = Spares()
         address = device.runtime.address
@@ -65,11 +69,14 @@ class Placement:
 
     def reclaim(self, domain: int | None = None) -> bool:
         """Give up contexts and buffers of A and C that are idle, to be made anew. The lock is held."""
+        if domain is None:
+            self.cpu_memories.clear()
         contexts = self.contexts.clear(domain)
         return self.workspace.clear(domain) or contexts
 
     def close(self) -> None:
         """End the threads, free buffers, then contexts."""
         self._executors.close()
+        self.cpu_memories.clear()
         self.workspace.clear()
         self.contexts.clear()

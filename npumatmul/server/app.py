@@ -16,6 +16,7 @@ from npumatmul.server.exchange import Exchange, Handler
 from npumatmul.server.gate import Gate
 from npumatmul.server.ollama import Ollama, ollama_error
 from npumatmul.server.openai_chat import ChatCompletions
+from npumatmul.server.openai_speech import Transcriptions
 from npumatmul.server.openai_texts import Completions, Embeddings, Models, Rerank, openai_error
 from npumatmul.server.service import Service
 
@@ -45,6 +46,8 @@ class App:
             self._route("/v1/completions", "POST", Completions(service)),
             self._route("/v1/embeddings", "POST", Embeddings(service)),
             self._route("/v1/rerank", "POST", Rerank(service)),
+            self._route("/v1/audio/transcriptions", "POST", Transcriptions(service, "transcribe")),
+            self._route("/v1/audio/translations", "POST", Transcriptions(service, "translate")),
             self._route("/v1/models", "GET", Models(service)),
             self._route("/v1/models/{name:path}", "GET", Models(service)),
             self._route("/api/chat", "POST", ollama.chat),

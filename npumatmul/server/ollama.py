@@ -76,7 +76,7 @@ class Ollama:
         fields.finish()
         served = self._service.served(name)
         model = served.model
-        able = ["embedding"] if served.is_encoder else ["completion"]
+        able = {"writer": ["completion"], "encoder": ["embedding"], "hearer": ["transcription"]}[served.kind]
         if form_of(served.template) is not None:
             able.append("tools")
         await exchange.reply(
@@ -171,7 +171,7 @@ class Ollama:
             if any(len(served.model.tokenizer.encode(text)) > longest for text in texts):
                 raise ApiError(400, f"a text has more than {longest} tokens, and truncate is false")
         began = time.monotonic_ns()
-        async with self._service.desk.job(embedding_work(served, texts)) as job:
+        async with self._service.desk.job(embedding_work(served, texts, self._service.settings.pooling)) as job:
             rows, tokens = [item async for item in job][-1]
         if dimensions is not None and dimensions != rows.shape[1]:
             raise fields.wrong("dimensions", f"is {dimensions}; embeddings of this model have {rows.shape[1]}")
@@ -192,7 +192,7 @@ class Ollama:
         fields.finish()
         if len(texts) != 1:
             raise fields.wrong("prompt", "is one text")
-        async with self._service.desk.job(embedding_work(served, texts)) as job:
+        async with self._service.desk.job(embedding_work(served, texts, self._service.settings.pooling)) as job:
             rows, _ = [item async for item in job][-1]
         await exchange.reply({"embedding": rows[0].tolist()})
 

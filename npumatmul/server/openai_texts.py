@@ -177,7 +177,7 @@ class Embeddings:
         dimensions = fields.count("dimensions", None, 1, 1 << 20)
         fields.pass_over("user")
         fields.finish()
-        async with self._service.desk.job(embedding_work(served, texts)) as job:
+        async with self._service.desk.job(embedding_work(served, texts, self._service.settings.pooling)) as job:
             rows, tokens = [item async for item in job][-1]
         if dimensions is not None and dimensions != rows.shape[1]:
             raise fields.wrong("dimensions", f"is {dimensions}; embeddings of this model have {rows.shape[1]}")
@@ -253,14 +253,14 @@ class Models:
         await exchange.reply({"object": "list", "data": [_entry(each) for each in self._service.models.values()]})
 
 
-def embedding_work(served: Served, texts: list[str]) -> Any:
+def embedding_work(served: Served, texts: list[str], pooling: str | None) -> Any:
     """Work that gives the rows of texts, and how many tokens they have."""
 
     def work(job: Job) -> None:
         try:
             for i, text in enumerate(texts):
                 check_length(text, served.model, f"text {i}")
-            rows = served.model.embed(texts, progress=job.check)
+            rows = served.model.embed(texts, pooling=pooling, progress=job.check)
             tokens = sum(len(served.model.tokenizer.encode(text)) for text in texts)
         except Gone:
             raise

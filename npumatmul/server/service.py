@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from npumatmul.llm import EncoderModel, Format, GenerationStats, Model, json_format
+from npumatmul.llm import EncoderModel, Format, GenerationStats, Model, SpeechModel, json_format
 from npumatmul.llm.constrain.expressions import Expression
 from npumatmul.server.desk import Desk
 from npumatmul.server.errors import ApiError
@@ -33,12 +33,14 @@ class Served:
     @property
     def template(self) -> str | None:
         """The source of its chat template."""
-        return None if self.is_encoder else self.model.chat_template.source
+        return self.model.chat_template.source if self.kind == "writer" else None
 
     @property
-    def is_encoder(self) -> bool:
-        """Whether it makes embeddings only."""
-        return isinstance(self.model, EncoderModel)
+    def kind(self) -> str:
+        """``"writer"``, ``"encoder"`` of texts, or ``"hearer"`` of speech."""
+        if isinstance(self.model, SpeechModel):
+            return "hearer"
+        return "encoder" if isinstance(self.model, EncoderModel) else "writer"
 
     @property
     def size(self) -> int:
@@ -94,10 +96,9 @@ class Service:
     def writer(self, name: str | None) -> Served:
         """As `served`, of a model that continues texts."""
         found = self.served(name)
-        if found.is_encoder:
-            raise ApiError(
-                400, f"the model {found.name!r} is an encoder: it makes embeddings and answers nothing", param="model"
-            )
+        if found.kind != "writer":
+            does = "makes embeddings" if found.kind == "encoder" else "writes down speech"
+            raise ApiError(400, f"the model {found.name!r} {does}, and answers nothing", param="model")
         return found
 
     def format_of(self, served: Served, schema: object) -> Format:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from npumatmul.nn.pooling import POOLINGS
+
 __all__ = ["Settings"]
 
 
@@ -43,6 +45,8 @@ class Settings:
         Seconds that a request may wait and be answered.
     shutdown_timeout : float
         Seconds that answers may go on when the server is to end.
+    pooling : str, optional
+        How states of texts become embeddings, as for `Model.embed`; by default as each model says.
     speculation : {"auto", "lookup"}, optional
         Whether several guessed tokens are checked at once, as for `Model.generate`.
     control_texts : {"refuse", "allow"}
@@ -67,6 +71,7 @@ class Settings:
     write_timeout: float = 30.0
     answer_timeout: float = 600.0
     shutdown_timeout: float = 10.0
+    pooling: str | None = None
     speculation: Literal["auto", "lookup"] | None = None
     control_texts: Literal["refuse", "allow"] = "refuse"
 
@@ -78,6 +83,8 @@ class Settings:
             raise ValueError("api_key is ASCII text without space at its ends, as it is sent in a header")
         if self.control_texts not in ("refuse", "allow"):
             raise ValueError(f"control_texts is {self.control_texts!r}; it must be 'refuse' or 'allow'")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}; it must be one of {', '.join(POOLINGS)}")
         if self.speculation not in (None, "auto", "lookup"):
             raise ValueError(f"speculation is {self.speculation!r}; it must be 'auto', 'lookup' or None")
         for name, least in (("parallel", 1), ("queue", 0), ("connections", 1), ("max_body", 1024), ("max_messages", 1)):

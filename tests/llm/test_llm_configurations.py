@@ -201,6 +201,23 @@ def test_a_value_of_an_unknown_name_is_refused(model_type: str) -> None:
         config_from(settings(model_type, residual_gate=0.5))
 
 
+@pytest.mark.parametrize("model_type", NESTED)
+def test_what_a_whole_model_says_beside_its_language_model_is_understood_or_named(model_type: str) -> None:
+    whole = settings(model_type)
+    beside = {"vision_config": {"depth": 2}, "image_token_id": 3, "transformers_version": "5", "audio_config": None}
+    assert config_from({**whole, **beside}) == config_from(whole)
+    for changes, named in (
+        ({"residual_gate": 0.5}, "'residual_gate' is 0.5"),
+        ({"text_config": None}, "'text_config' is missing"),
+        ({"text_config": [1]}, "'text_config' is"),
+        ({"vision_config": 3}, "'vision_config' is 3"),
+        ({"tie_word_embeddings": "yes"}, "'tie_word_embeddings' is 'yes'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "'quantization_config' is"),
+    ):
+        with pytest.raises(ModelError, match=named.replace(".", r"\.")):
+            config_from({**whole, **changes})
+
+
 def test_no_other_architecture_of_transformers_is_read() -> None:
     others = set(transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES) - set(MODEL_TYPES)
     assert len(others) > 300

@@ -173,8 +173,12 @@ def test_experts_of_quantized_files_keep_to_their_memory(blocks: Any, file: Path
     assert model.experts.waiting == 0
 
 
-def test_a_block_by_its_layers_is_the_block(file: Path) -> None:
-    model = llm.load(file, "float32")._model
+@pytest.mark.parametrize("name", ["qwen3_moe-plain", "lfm2_moe-plain", "qwen3_next-plain"])
+def test_a_block_by_its_layers_is_the_block(tmp_path: Path, name: str) -> None:
+    """Of experts alone, of such that are chosen with a preference, and of such beside a shared one."""
+    variant = BY_NAME[name]
+    model = llm.load(write_gguf(tmp_path / "model.gguf", variant, torch_model(variant)), "float32")._model
+    assert model.config.layers[1].experts is not None
     rng = np.random.default_rng(3)
     for rows in (1, 9):
         x = rng.standard_normal((rows, model.config.hidden_size)).astype(np.float32)

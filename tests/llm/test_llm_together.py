@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -106,6 +107,26 @@ def test_one_sequence_costs_what_it_did(model: Model, rows_of_head: list[int]) -
     assert len(list(generation)) == 6
     assert rows_of_head == [1] * 6
     assert generation.stats.shared_steps == 0
+
+
+def test_a_token_of_one_sequence_has_a_budget(model: Model) -> None:
+    """Calls of Python functions that a token takes beside the model: those of steps and turns, choosing, and texts."""
+    generation = model.generate(PROMPTS[0], max_tokens=30, stop_ids=())
+    for _ in range(5):
+        next(generation)
+    calls = 0
+
+    def profile(frame: Any, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and "npumatmul/llm/run" in frame.f_code.co_filename
+
+    sys.setprofile(profile)
+    try:
+        for _ in range(10):
+            next(generation)
+    finally:
+        sys.setprofile(None)
+    assert calls <= 10 * 60
 
 
 def test_a_batch_of_prompts_in_one_thread(tiny: Any, model: Model, rows_of_head: list[int]) -> None:

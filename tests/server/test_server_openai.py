@@ -301,12 +301,18 @@ def test_embeddings(encoder: Model, model: Model) -> None:
             client.embeddings.create(model="e", input="a", dimensions=7)
         with pytest.raises(openai.BadRequestError, match="numbers of tokens"):
             client.embeddings.create(model="e", input=[1, 2])
-        with pytest.raises(openai.BadRequestError, match="encoder"):
+        with pytest.raises(openai.BadRequestError, match="makes embeddings, and answers nothing"):
             client.chat.completions.create(model="e", messages=HELLO)
         with pytest.raises(openai.BadRequestError, match="does not say how the states"):
             client.embeddings.create(model="tiny", input="a")
         assert [each.id for each in client.models.list()] == ["e", "tiny"]
         assert client.models.retrieve("tiny").id == "tiny"
+
+
+def test_how_states_become_embeddings_can_be_said(model: Model) -> None:
+    with serving({"tiny": model}, pooling="last") as server, client_of(server) as client:
+        (made,) = client.embeddings.create(model="tiny", input=["abc"]).data
+    assert np.array_equal(np.array(made.embedding, np.float32), model.embed(["abc"], pooling="last")[0])
 
 
 def test_documents_are_scored(reranker: Model, model: Model) -> None:

@@ -247,6 +247,8 @@ def test_who_may_ask(host: str, settings: Any, headers: dict[str, str], status: 
         {"read_timeout": 0},
         {"shutdown_timeout": -1},
         {"control_texts": "no"},
+        {"pooling": "most"},
+        {"speculation": "always"},
         {"max_body": 1},
     ],
 )

@@ -18,6 +18,7 @@ from npumatmul.llm.models.encoders import ENCODER_TYPES
 from npumatmul.llm.models.registry import MODEL_TYPES, config_from
 from npumatmul.llm.models.settings import Settings
 from npumatmul.llm.models.whisper_config import SPEECH_TYPES, whisper_config_from
+from npumatmul.llm.models.wholes import WHOLES
 
 __all__ = ["divided", "other_shape", "refuse_family", "refuse_parts", "shape_of_config"]
 
@@ -61,7 +62,7 @@ def shape_of_config(name: str, config: Mapping[str, Any], wrong: Wrong) -> Model
         If a value is missing or not understood, or the model is built otherwise than is modelled.
     """
     text = config.get("text_config")  # of models that see, too
-    if isinstance(text, Mapping) and config.get("model_type") not in MODEL_TYPES:
+    if isinstance(text, Mapping) and config.get("model_type") not in {*MODEL_TYPES, *WHOLES}:
         config = {**text, "tie_word_embeddings": text.get("tie_word_embeddings", config.get("tie_word_embeddings"))}
     config = {key: value for key, value in config.items() if key != _STORED}
     family = config.get("model_type")
@@ -75,7 +76,7 @@ def shape_of_config(name: str, config: Mapping[str, Any], wrong: Wrong) -> Model
             return encoder_shape(name, ENCODER_TYPES[family].from_config(settings))
         if family in SPEECH_TYPES:
             return speech_shape(name, whisper_config_from(Settings(config, wrong)))
-        if family in MODEL_TYPES:
+        if family in MODEL_TYPES or family in WHOLES:
             return decoder_shape(name, config_from(config, wrong))
     except ValueError as error:
         raise wrong(f"its configuration makes no model: {error}") from error

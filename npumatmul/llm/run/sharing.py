@@ -89,7 +89,8 @@ class Shared:
     def _lead(self, own: Sequence[Step]) -> None:
         """Compute own steps, as many as go together, and with them those of others."""
         first = own[0]
-        if first.alone:
+        nobody = len(own) == 1 and self._turns.short and self._expected.keys() <= {first.owner}
+        if first.alone or nobody:
             return self._alone(first, None)
         first.claimed = False
         steps = [first]

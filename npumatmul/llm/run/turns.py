@@ -58,6 +58,11 @@ class Turns:
         with self._changed:
             return len(self._waiting())
 
+    @property
+    def short(self) -> bool:
+        """Whether nobody waits behind the one whose turn it is, as far as can be seen without looking closely."""
+        return len(self._line) <= 1
+
     def turn(self, unwanted: Callable[[], bool] = lambda: False, offer: Any = None) -> Turn:
         """Wait for a turn, which lasts as long as the context.
 
