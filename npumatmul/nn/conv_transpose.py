@@ -145,7 +145,7 @@ class ConvTranspose1d(Convolution):
         for at, places in pieces((batch, length), convolution.MOST // (k * self._out)):
             made = self._windows(np.ascontiguousarray(x[at, places], np.float32))
             first, count = places.start * s, places.stop - places.start
-            for j in range(k):
+            for j in reversed(range(k)):  # so that inputs are added in their order, however they are cut into pieces
                 start = first + j * d
                 whole[at, start : start + (count - 1) * s + 1 : s] += made[:, :, j]
         y = whole[:, before : size - behind]
