@@ -35,6 +35,7 @@ LONG = frozenset(
         "tests/llm/test_llm_real_model.py",
         "tests/llm/test_pictures_example.py",
         "tests/llm/test_llm_sensitivity.py",
+        "tests/llm/test_offloading_commands.py::test_the_document_shows_what_is_planned",
         "tests/llm/test_llm_experts_quantized.py::test_a_file_of_quantized_experts",
         "tests/llm/test_llm_experts_quantized.py::test_experts_that_nobody_chose_are_rounded_to_nearest_and_said_to_be",
         "tests/llm/test_modelled.py::test_a_layer_that_is_too_large_to_be_planned_is_named",
