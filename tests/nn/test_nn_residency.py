@@ -135,6 +135,7 @@ def test_threads_take_turns() -> None:
     residency.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_an_interrupt_anywhere_loses_no_memory_and_no_weight(tmp_path: Path, on_disk: bool) -> None:
     products, expected, residency = kept(3, 2, tmp_path if on_disk else None)
