@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.nn.conv_transpose import ConvTranspose1d
-from npumatmul.nn.convolution import Conv1d
+from npumatmul.nn.convolution import Conv1d, Convolution
 from npumatmul.nn.module import LoadResult, Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import FLOAT32, Float32, Pack, Product
 from npumatmul.nn.weight_norm import fold_weight_norm
@@ -69,6 +69,10 @@ class _Span(NamedTuple):
     def within(self, size: int) -> _Span:
         """What of it there is among so many values."""
         return _Span(max(0, self.start), min(size, self.stop))
+
+
+def _parts_of(frames: int, chunk: int) -> Iterator[_Span]:
+    return (_Span(start, min(start + chunk, frames)) for start in range(0, frames, chunk))
 
 
 def _leaky(x: Float32, slope: float) -> Float32:
@@ -282,6 +286,48 @@ class HifiGan(Module):
         span = self._spans(_Span(0, self.hop))[0]
         return -span.start, span.stop - 1
 
+    def products(self, frames: int, chunk: int | None = None) -> list[tuple[int, int, int]]:
+        """What is multiplied for so many frames, at once or in parts: rows, K and N of each product, in their order.
+
+        Parameters
+        ----------
+        frames : int
+        chunk : int, optional
+            As for `stream`.
+
+        Raises
+        ------
+        ValueError
+            If a number is none of 1 or more.
+
+        Examples
+        --------
+        >>> from npumatmul import nn
+        >>> decoder = nn.HifiGan()
+        >>> products = decoder.products(62)
+        >>> len(products), products[0], sum(m * k * n for m, k, n in products) // 10**9  # of nearly a second
+        (133, (62, 1344, 512), 19)
+        """
+        check_size("HifiGan.products", frames=frames, chunk=frames if chunk is None else chunk)
+        found: list[tuple[int, int, int]] = []
+
+        def note(layer: Convolution, length: int) -> None:
+            k, n = layer.product_shape
+            found.extend((rows, k, n) for rows in layer.product_rows(length))
+
+        for part in _parts_of(frames, frames if chunk is None else chunk):
+            given, *spans = self._spans(_Span(part.start * self.hop, part.stop * self.hop), frames)
+            note(self.conv_pre, given.stop - given.start)
+            for i, up in enumerate(self.upsampler):
+                length = spans[i].stop - spans[i].start
+                note(up, length)
+                for block in self.resblocks[i * self._blocks : (i + 1) * self._blocks]:
+                    for convs in block._steps():
+                        for conv in convs:
+                            note(conv, length * self._rates[i])
+            note(self.conv_post, spans[-1].stop - spans[-1].start)
+        return found
+
     def load_state_dict(
         self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
     ) -> LoadResult:
@@ -374,8 +420,8 @@ class HifiGan(Module):
     def _parts(
         self, frames: Float32, added: Float32 | None, chunk: int, dtype: np.dtype[Any]
     ) -> Iterator[NDArray[Any]]:
-        for start in range(0, frames.shape[1], chunk):
-            yield rounded_to(self._wave(frames, added, _Span(start, min(start + chunk, frames.shape[1]))), dtype)
+        for part in _parts_of(frames.shape[1], chunk):
+            yield rounded_to(self._wave(frames, added, part), dtype)
 
     def _inputs(self, x: NDArray[Any], g: Any, mask: Any) -> tuple[Float32, Float32 | None]:
         """Frames with channels last, and what the speaker adds to each."""

@@ -171,6 +171,30 @@ def test_parts_are_the_whole_to_the_bit(
     assert np.array_equal(np.concatenate(parts, -1), whole)
 
 
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_products_are_those_that_are_made(kind: Any, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "MOST", 1000)
+    seen = []
+
+    class Counted:
+        def __init__(self, weight: np.ndarray) -> None:
+            self.shape, self._b = weight.T.shape, weight.T
+
+        def __call__(self, x: np.ndarray) -> np.ndarray:
+            seen.append((len(x), *self.shape))
+            return np.asarray(x @ self._b, np.float32)
+
+    made = nn.HifiGan(**TINY, resblock=kind)
+    zeros = {name: np.zeros(shape) for name, shape in made.parameter_shapes().items()}
+    made.load_state_dict(zeros, pack=lambda weight, path: Counted(weight))
+    z = np.zeros((1, 8, 23), np.float32)
+    _ = made(z) if chunk is None else list(made.stream(z, chunk=chunk))
+    assert made.products(23, chunk) == seen
+    with pytest.raises(ValueError, match="frames is 0"):
+        made.products(0)
+
+
 @pytest.mark.parametrize("config", [SMALL, TINY, {**SMALL, "upsample_kernel_sizes": [4, 15]}])
 def test_the_context_is_what_a_frame_depends_on_and_no_more(config: dict[str, Any]) -> None:
     made = ours(generator(3, **config), config, scheme="float32")
