@@ -20,7 +20,7 @@ from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.nn.module import as_floats
 from npumatmul.nn.product import Float32
 
-__all__ = ["Embedded", "EmbeddedRows", "FilledPrompt", "Placing", "filled"]
+__all__ = ["Embedded", "EmbeddedRows", "FilledPrompt", "Placing", "check_no_places", "filled"]
 
 _NUMBERS = 1 << 62
 _MOST_AXIS = 1 << 20
@@ -317,8 +317,28 @@ def filled(
             raise TypeError(f"embeddings[{shown(place)}] is a {type(each).__name__}; an Embedded is needed")
     rows = EmbeddedRows(given.values(), config)
     if isinstance(embeddings, Mapping):
-        return FilledPrompt(_at_places(ids, given), rows)
+        tokens = _at_places(ids, given)
+        check_no_places(tokens, config)
+        return FilledPrompt(tokens, rows)
     return FilledPrompt(_at_placeholders(ids, list(given.values()), config.placeholders), rows)
+
+
+def check_no_places(ids: Sequence[int], config: DecoderConfig) -> None:
+    """Refuse a prompt in which tokens stand for pictures that were not given: they were trained to mean nothing else.
+
+    Raises
+    ------
+    ValueError
+        If there are such tokens.
+    """
+    if not config.placeholders:
+        return
+    places = [i for i, each in enumerate(ids) if each in config.placeholders]
+    if places:
+        raise ValueError(
+            f"embeddings: {len(places)} of the prompt's tokens, the first at {places[0]}, stand for a picture or a "
+            "video, and no rows are given for them (docs/embedded.md)"
+        )
 
 
 def _at_places(ids: Sequence[int], given: Mapping[int, Embedded]) -> list[int]:
