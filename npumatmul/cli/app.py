@@ -39,7 +39,7 @@ from npumatmul.cli.options import (
 )
 from npumatmul.cli.plan_command import names_of, plan_command
 from npumatmul.cli.serve_command import serve_command
-from npumatmul.cli.terminal import Once, prepare_streams
+from npumatmul.cli.terminal import Once, prepare_streams, visible
 from npumatmul.errors import NpuError
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -538,7 +538,7 @@ def run() -> None:
         sys.exit(1)
     except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
-        sys.exit(f"npumatmul: {_in_words(error)}")
+        sys.exit(visible(f"npumatmul: {_in_words(error)}"))
 
 
 def _in_words(error: Exception) -> str:

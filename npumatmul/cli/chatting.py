@@ -11,7 +11,7 @@ from typing import Any
 
 from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.progress import working
-from npumatmul.cli.terminal import say
+from npumatmul.cli.terminal import ended_by_signals, say, stream
 from npumatmul.device.current import current_device
 from npumatmul.errors import ClosedError, DeviceLostError, NpuError
 from npumatmul.files.writing import check_target
@@ -77,7 +77,8 @@ def chat(request: Request) -> None:
         session = _session(request, model)
         talk = Chat(model, session)
         try:
-            talk.run()
+            with ended_by_signals():
+                talk.run()
         finally:
             if request.session is not None:
                 talk.session.save(request.session)
@@ -226,7 +227,7 @@ class Chat:
         """Stream an answer; Ctrl-C ends it, and what was said stays."""
         try:
             for piece in answer:
-                print(piece.text, end="", flush=True)
+                stream(piece.text)
         except KeyboardInterrupt:
             answer.close()
         finally:
@@ -253,7 +254,7 @@ class Chat:
         if rest:
             _tell(self.session, "" if rest == "-" else rest)
             return
-        said = [each["content"] for each in self.session.messages[:1] if each["role"] == "system"]
+        said = [each.get("content", "") for each in self.session.messages[:1] if each["role"] == "system"]
         say(str(said[0]) if said else "(the system says nothing)")
 
     def _history(self, rest: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.cli.terminal import is_watched, visible
 from npumatmul.extras import check_installed
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.reading import read_text as read_any_text
@@ -120,6 +121,8 @@ def write_output(path: Path, content: str | bytes, sources: Iterable[str | Path]
     OSError, UnusableFileError
         If it cannot be written.
     """
+    if path == STANDARD and isinstance(content, str) and is_watched():
+        content = visible(content)
     data = content.encode("utf-8") if isinstance(content, str) else content
     if path != STANDARD:
         write_bytes(path, data, sources)

@@ -17,7 +17,7 @@ from npumatmul.cli.files import read_standard_input
 from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.offloading import placement_content, placement_rows
 from npumatmul.cli.progress import working
-from npumatmul.cli.terminal import notes
+from npumatmul.cli.terminal import notes, stream
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device, DeviceStats
 from npumatmul.llm import ContextFullError, Generation, Model, SamplingOptions, StopReason, load
@@ -153,7 +153,7 @@ def _answer(request: Request, model: Model, device: Device, options: Mapping[str
 
 def _stream(text: str, request: Request) -> None:
     if not request.as_json:
-        print(text, end="", flush=True)
+        stream(text)
 
 
 def _messages(request: Request) -> list[dict[str, str]]:

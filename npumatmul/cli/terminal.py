@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 
-__all__ = ["Once", "notes", "prepare_streams", "results", "say"]
+__all__ = ["Once", "ended_by_signals", "is_watched", "notes", "prepare_streams", "results", "say", "stream", "visible"]
 
 #: Notes, figures and progress. What is printed is taken as it is: names of files may look like markup.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -18,10 +23,14 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _UNLIMITED = 10_000
 
 
+def is_watched() -> bool:
+    """Whether standard output is a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def results() -> Console:
     """Standard output: as wide as the terminal, or as ``COLUMNS`` says; else whole lines, however long they are."""
-    watched = sys.stdout is not None and sys.stdout.isatty()
-    width = None if watched or "COLUMNS" in os.environ else _UNLIMITED
+    width = None if is_watched() or "COLUMNS" in os.environ else _UNLIMITED
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
@@ -32,9 +41,39 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=handler)
 
 
+#: What a terminal would obey instead of showing it: all control characters but tabs and ends of lines.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """A text that others may have written, with control characters as escapes: a terminal obeys none of them."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def say(text: str) -> None:
     """Write a note in whole lines, which a terminal wraps where it likes."""
-    notes.print(text, soft_wrap=True)
+    notes.print(visible(text), soft_wrap=True)
+
+
+def stream(text: str) -> None:
+    """Write a piece of a result at once: as it is to files and pipes, as it can be looked at to a terminal."""
+    print(visible(text) if is_watched() else text, end="", flush=True)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a terminal that was closed, end the program by `SystemExit`, so that work is saved."""
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.signal(number, _end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 class Once(logging.Filter):

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from llm_models import text_of
 from typer.testing import CliRunner
 
 import npumatmul.llm
+from npumatmul.cli import files, terminal
 from npumatmul.cli.app import app
 from npumatmul.cli.chatting import Chat
 from npumatmul.llm import Model
@@ -229,3 +231,43 @@ def test_control_c_stops_the_answer_and_not_the_program(tiny: Any, tmp_path: Pat
         session = model.load_session(file)
         assert [each["role"] for each in session.messages] == ["user", "assistant"] * 2
         assert all(each["content"] for each in session.messages)
+
+
+def test_a_terminal_obeys_nothing_that_others_wrote_and_a_signal_loses_nothing(tiny: Any, tmp_path: Path) -> None:
+    """Neither a file from somewhere nor a model clears the screen; who closes the terminal finds the conversation."""
+    theirs, file = tmp_path / "theirs", tmp_path / "talk.session"
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        said = [{"role": "system", "content": "\x1b[2J\x9b31m\ttab"}, {"role": "\x07user", "content": "a\rb\nc"}]
+        model.session(said).save(theirs)
+    terminal = Terminal(
+        "-m", "npumatmul.cli", "chat", "-m", str(tiny.path), "--scheme", "float32", "-n", "5", "--session", str(file)
+    )
+    terminal.until("Ctrl-D leaves")
+    for line in (f"/load {theirs}", "/system", "/history", "/reset", "/system -", "hello"):
+        terminal.type(f"{line}\n")
+    terminal._wait(lambda: "(ended by" in terminal.seen)
+    seen = terminal.seen.replace("\x1b[?2004h", "").replace("\x1b[?2004l", "")  # of the editor of lines
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", seen), repr(seen)
+    assert "\\x1b[2J\\x9b31m" in seen
+    os.kill(terminal.process.pid, signal.SIGTERM)
+    assert terminal.end() == 128 + signal.SIGTERM
+    with npumatmul.llm.load(tiny.path, "float32") as model:
+        assert [each["role"] for each in model.load_session(file).messages] == ["user", "assistant"]
+
+
+def test_what_is_piped_on_is_as_the_model_wrote_it(model: Model, monkeypatch: Any, capsys: Any) -> None:
+    talked = Talked(model, "/system \x1b[2J\n/system", monkeypatch, capsys)
+    assert "\\x1b[2J" in talked.err
+    for watched, seen in ((False, "a\x1b[2J\n"), (True, "a\\x1b[2J\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda watched=watched: watched, raising=False)
+        terminal.stream("a\x1b[2J\n")
+        files.write_output(files.STANDARD, "a\x1b[2J\n")
+        assert capsys.readouterr().out == 2 * seen
+
+
+def test_messages_of_a_file_may_lack_a_content(model: Model, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    model.session([{"role": "system"}, {"role": "user"}]).save(tmp_path / "file")
+    talked = Talked(
+        model, f"/load {tmp_path / 'file'}\n/system\n/history\n/retry\none\n/reset\none", monkeypatch, capsys
+    )
+    assert 'message 0 has no "content"' in talked.err
