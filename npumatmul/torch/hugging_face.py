@@ -96,7 +96,9 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
             kind: Any = kind_of(module)
             if kind in (NpuLinear, NpuConv1D, NpuExperts) and not skips(name, stay):
                 parent, _, own = name.rpartition(".")
-                model.get_submodule(parent)._modules[own] = kind.waiting(module, way, name)
+                made = kind.waiting(module, way, name)
+                made.keep_hooks(module)
+                model.get_submodule(parent)._modules[own] = made
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         return model
