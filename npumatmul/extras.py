@@ -13,6 +13,8 @@ EXTRAS = {
     "gguf": "llm",
     "jinja2": "llm",
     "matplotlib": "bench",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "rich": "cli",
     "sklearn": "sklearn",
     "skops": "sklearn",

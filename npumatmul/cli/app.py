@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, estimators, info, probing, simulating
+from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
@@ -50,6 +50,7 @@ PLAIN: dict[str, Any] = {
 app = typer.Typer(help="Matrix multiplication on Rockchip NPUs.", **PLAIN)
 app.add_typer(simulating.app, name="sim", short_help="The simulator for programs in C.")
 app.add_typer(caching.app, name="cache", short_help="The packed models that are kept on disk.")
+app.add_typer(onnx_models.app, name="onnx", short_help="ONNX models.")
 app.add_typer(estimators.app, name="sklearn", short_help="Estimators of scikit-learn.")
 
 DEMO_PROMPT = "Explain in a few sentences what a neural processing unit is and why it helps."

@@ -13,6 +13,7 @@ from npumatmul.chips import Chip
 from npumatmul.chips.timing import Estimate
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import results, say
+from npumatmul.device.budget import descriptors_within_reach
 
 if TYPE_CHECKING:
     from npumatmul.llm.modelled.offload import OffloadPlan
@@ -164,8 +165,25 @@ def _print(shape: ModelShape, chip: Chip, plans: Sequence[OffloadPlan], policy: 
     first = plans[0]
     output.print(f"\n{first.scheme}:\n{first.placement}", soft_wrap=True, highlight=False, markup=False)
     say(f"a domain of {chip.soc} holds {chip.memory.domain_bytes / 1e9:.1f} GB, and there are {chip.memory.domains}")
-    most = max(each.descriptors for each in plans)
-    say(f"up to {most} file descriptors: the hard limit of open files (ulimit -Hn) has to be above it")
+    for line in _beyond(chip, max(each.contexts for each in plans), max(each.descriptors for each in plans)):
+        say(line)
+
+
+def _beyond(chip: Chip, contexts: int, descriptors: int) -> list[str]:
+    """What a process may not have as many of as are planned, and what becomes of it."""
+    reach, most = descriptors_within_reach(), chip.memory.contexts
+    found = []
+    if reach is not None and descriptors > reach:
+        found.append(
+            f"about {descriptors} file descriptors are wanted, and a process may have {reach} here: raise the hard "
+            "limit (ulimit -Hn), or contexts that were used longest ago are made anew again and again"
+        )
+    if most is not None and contexts > most:
+        found.append(
+            f"{contexts} contexts are wanted, and a process can have {most}: those that were used longest ago are made "
+            "anew again and again; npu_layers can leave kinds of layers to the CPU"
+        )
+    return found
 
 
 def _placed(plan: OffloadPlan) -> ModelPlacement:

@@ -440,12 +440,12 @@ class WeightMemory:
         if not self.session.runtime.has("rknn_mem_sync"):
             return 0
         wanted = min(LARGEST_ARENA, max(SMALLEST_ARENA, sum(arena.size for arena in self._arenas_in(domain))))
-        # not into what A and C need, nor for more than half of what a limit leaves
+        # not into what A and C need, nor for more than an eighth of what a limit leaves: what is left over is lost
         room = self.capacity - sum(self.session.held(domain).values()) - self._beside[domain][1]
         limit = self.session.limit
         if limit is not None:
             held = sum(memory.size for memory in self.session.allocations())
-            room = min(room, (limit - held) // 2)
+            room = min(room, (limit - held) // 8)
         return min(wanted, max(0, room) // PAGE * PAGE)
 
     def trim(self) -> None:

@@ -122,8 +122,8 @@ def load(
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing of this name.
+    FileNotFoundError, NotADirectoryError
+        If there is nothing of this name, or no folder of that of `expert_folder`.
     npumatmul.errors.ModelError
         If it is damaged, or of an architecture or a tokenizer that is not supported.
     npumatmul.errors.NpuMemoryError
@@ -160,7 +160,7 @@ def load(
     path = model_path(path, "load")
     if context is not None:
         context = count_from_one(context, "context", "load")
-    waiting = None if expert_memory is None else _Waiting(expert_memory, expert_folder)
+    waiting = None if expert_memory is None else _Waiting.checked(expert_memory, expert_folder)
     if is_quantized(path):
         return _quantized(path, plan, chosen, device, context, waiting, progress)
     if scheme == GGUF_SCHEME:
@@ -241,6 +241,15 @@ class _Waiting:
     memory: int
     folder: str | os.PathLike[str] | None
 
+    @classmethod
+    def checked(cls, memory: int, folder: str | os.PathLike[str] | None) -> _Waiting:
+        """One of arguments of `load`, before a model is read for nothing."""
+        if folder is not None and not os.path.isdir(folder):
+            raise NotADirectoryError(
+                f"load: expert_folder is {os.fspath(folder)!r}, and there is no such folder; make it or name one"
+            )
+        return cls(count_from_one(memory, "expert_memory", "load"), folder)
+
     def experts(self, source: ModelSource, target: Device | None, undo: contextlib.ExitStack) -> Residency:
         """Where experts of a model are kept; `undo` closes it.
 
@@ -249,7 +258,8 @@ class _Waiting:
         ValueError
             If it has none, or they are not on a device.
         """
-        if encoder_architecture(source) is not None or not any(config_of(source).expert_counts):
+        decodes = not is_speech(source) and encoder_architecture(source) is None
+        if not decodes or not any(config_of(source).expert_counts):
             raise ValueError(f"load: expert_memory is for mixtures of experts, and {source.name} has no experts")
         if target is None:
             raise ValueError("load: expert_memory is about memory of the device, and numpy computes all layers")

@@ -36,6 +36,8 @@ class LayerPlace:
         Products of up to so many rows are computed by the CPU.
     domain : int or None
         IOMMU domain that there is room in for it.
+    measured : bool
+        Whether the crossover was measured on the board, instead of modelled.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LayerPlace:
     prefill: Literal["npu", "cpu"]
     crossover: int
     domain: int | None = None
+    measured: bool = False
 
     def place(self, rows: int) -> str:
         """Who computes a product of so many rows: ``"npu"`` or ``"cpu"``."""
@@ -217,7 +220,7 @@ def _line(first: str, last: str, group: Sequence[LayerPlace]) -> tuple[str, ...]
     name = first if first == last else f"{first} to {last} ({len(group)})"
     tokens = one.decode
     if one.memory == "npu" and one.crossover > 0:
-        tokens = f"cpu up to {one.crossover} rows"
+        tokens = f"cpu up to {one.crossover} rows{', measured' if one.measured else ''}"
     by = "numpy" if one.scheme == FLOAT32 else one.prefill
     return (name, one.scheme, one.memory, f"{sum(each.nbytes for each in group) / 1e6:.1f}", by,
             "numpy" if one.scheme == FLOAT32 else tokens)  # fmt: skip

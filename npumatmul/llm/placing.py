@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, DeviceLostError, NpuMemoryError
+from npumatmul.llm.crossover import measured_crossover
 from npumatmul.llm.fitting import PROMPT_ROWS, LayerShape, Room
 from npumatmul.llm.models.decoder_config import DecoderConfig
 from npumatmul.llm.placement import LayerPlace, ModelPlacement, place_layers
 from npumatmul.llm.policy import Policy
+from npumatmul.ops import PackedWeight
 from npumatmul.running.where import storing
 
 __all__ = ["Placing", "layer_shapes"]
@@ -78,6 +80,8 @@ class Placing:
         self._planned, self._may_move = planned, policy.npu_layers == "auto"
         self._cores = policy.cores if isinstance(policy.cores, tuple) else None
         self._domains = policy.domains
+        self._measures = policy.decode == "auto" and not device.simulated  # a simulation says nothing of a board
+        self._crossovers: dict[tuple[int, int, str], int] = {}
         self._limits = room.limit, held.limit
         if room.limit is not None:  # room for A and C is not for arenas, which take more than weights fill
             device.limit_memory(max(0, room.limit - planned.workspace))
@@ -97,7 +101,10 @@ class Placing:
         """
         place = self._places[name]
         try:
-            return self._stored(place, make)
+            made = self._stored(place, make)
+            if self._measures:
+                self._measured(place, made)
+            return made
         except NpuMemoryError as error:
             if place.memory == "host" or not self._may_move:
                 raise
@@ -106,8 +113,22 @@ class Placing:
         return self._stored(moved, make)
 
     def _stored(self, place: LayerPlace, make: Callable[[], _T]) -> _T:
-        with storing(replace(place.where, cores=self._cores, domains=self._domains)):
+        with storing(replace(place.where, cores=self._cores, domains=self._domains, chosen=True)):
             return make()
+
+    def _measured(self, place: LayerPlace, product: object) -> None:
+        """Have a board say up to how many rows the CPU is faster, once for each kind of weight."""
+        weight = getattr(product, "weight", None)
+        if not isinstance(weight, PackedWeight) or weight.stored is None or weight.memory == "host":
+            return
+        stored = weight.stored
+        kind = (place.k, place.n, place.scheme)
+        if kind not in self._crossovers:
+            self._crossovers[kind] = measured_crossover(weight)
+            logger.info("%s: the CPU is faster with up to %d rows, measured", place.name, self._crossovers[kind])
+        crossover = self._crossovers[kind]
+        stored.where = replace(stored.where, crossover=crossover)
+        self._places[place.name] = replace(place, crossover=crossover, measured=True)
 
     def done(self) -> None:
         """All layers are where they are to be: from now on A and C have room, too."""

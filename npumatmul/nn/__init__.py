@@ -23,6 +23,7 @@ from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.experts import MixtureOfExperts, Router
+from npumatmul.nn.hifigan import HifiGan
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
 from npumatmul.nn.module import LoadResult, Module
@@ -33,6 +34,7 @@ from npumatmul.nn.product import FloatProduct, Pack, PackedProduct, Product
 from npumatmul.nn.residency import BroughtProduct, Residency
 from npumatmul.nn.rope import RoPE
 from npumatmul.nn.short_conv import ShortConv
+from npumatmul.nn.weight_norm import fold_weight_norm
 
 __all__ = [
     "MLP",
@@ -52,6 +54,7 @@ __all__ = [
     "EncoderBlock",
     "FloatProduct",
     "GatedDeltaNet",
+    "HifiGan",
     "KVCache",
     "KeysAndValues",
     "LayerNorm",
@@ -71,6 +74,7 @@ __all__ = [
     "TransformerBlock",
     "activate",
     "fold_batch_norm",
+    "fold_weight_norm",
     "gated_delta_rule",
     "plan_attention",
     "pool",

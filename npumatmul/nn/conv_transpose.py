@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.nn import convolution
 from npumatmul.nn.convolution import Convolution, Sizes
 from npumatmul.nn.module import check_size, floats
 from npumatmul.nn.product import Float32
-from npumatmul.nn.windows import pieces
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
@@ -135,6 +133,12 @@ class ConvTranspose1d(Convolution):
         made = cls(w.shape[0], w.shape[1] * groups, w.shape[2], groups=groups, bias=bias is not None, **options)
         return cls._made(made, w, bias)
 
+    def _places(self, sizes: tuple[int, ...]) -> list[int]:
+        return list(sizes)
+
+    def _values_of_a_place(self) -> int:
+        return self._kernel[0] * self._out
+
     def _rows(self, x: NDArray[Any]) -> Float32:
         (k,), (s,), (d,), ((before, behind),) = self._kernel, self._stride, self._dilation, self._sides
         batch, length, _ = x.shape
@@ -142,10 +146,10 @@ class ConvTranspose1d(Convolution):
         if length < 1 or size - before - behind < 1:
             raise ValueError(f"{self!r}: nothing is left of the result of {length} values after its padding")
         whole: Float32 = np.zeros((batch, size, self._out), np.float32)
-        for at, places in pieces((batch, length), convolution.MOST // (k * self._out)):
+        for at, places in self._pieces((batch, length)):
             made = self._windows(np.ascontiguousarray(x[at, places], np.float32))
             first, count = places.start * s, places.stop - places.start
-            for j in range(k):
+            for j in reversed(range(k)):  # so that inputs are added in their order, however they are cut into pieces
                 start = first + j * d
                 whole[at, start : start + (count - 1) * s + 1 : s] += made[:, :, j]
         y = whole[:, before : size - behind]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -110,6 +110,18 @@ class Convolution(Module):
     @abstractmethod
     def _part(self, matrix: Float32) -> Float32:
         """What `_matrix` was made of."""
+
+    @abstractmethod
+    def _places(self, sizes: tuple[int, ...]) -> list[int]:
+        """How many rows of a product each size gives, for one input."""
+
+    @abstractmethod
+    def _values_of_a_place(self) -> int:
+        """How many values are in memory for each row."""
+
+    def _pieces(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """Rows that are multiplied at once."""
+        return pieces(shape, MOST // self._values_of_a_place())
 
     @abstractmethod
     def _rows(self, x: NDArray[Any]) -> Float32:
@@ -231,6 +243,18 @@ class Convolution(Module):
     def product_shape(self) -> tuple[int, int]:
         """``(K, N)`` of the product of each group."""
         return self._product_shapes()[0]
+
+    def product_rows(self, *sizes: int) -> list[int]:
+        """How many rows each product of a call has, with each group's weight, for one input of such sizes.
+
+        Examples
+        --------
+        >>> from npumatmul import nn
+        >>> nn.Conv1d(512, 256, 7, padding=3).product_rows(1000)
+        [585, 415]
+        """
+        shape = (1, *self._places(sizes))
+        return [math.prod(each.stop - each.start for each in piece) for piece in self._pieces(shape)]
 
     def _product_shapes(self) -> list[tuple[int, int]]:
         """``(K, N)`` of the product of each group."""
@@ -385,6 +409,13 @@ class _Sliding(Convolution):
         made: Any = cls
         return cls._made(made(inputs, w.shape[0], w.shape[2:], bias=bias is not None, **options), w, bias)
 
+    def _places(self, sizes: tuple[int, ...]) -> list[int]:
+        whole = [n + sum(sides) for n, sides in zip(sizes, self._sides, strict=True)]
+        return positions(whole, self._kernel, self._stride, self._dilation)
+
+    def _values_of_a_place(self) -> int:
+        return max(self._out, self._in * math.prod(self._kernel))
+
     def _rows(self, x: NDArray[Any]) -> Float32:
         x = padded(x, self._sides, self._mode, repr(self))
         count = positions(x.shape[1:-1], self._kernel, self._stride, self._dilation)
@@ -393,7 +424,7 @@ class _Sliding(Convolution):
             raise ValueError(f"{self!r}: the input, padded to {sizes} values, is smaller than one window")
         seen = windows(x, count, self._kernel, self._stride, self._dilation)
         y: Float32 = np.empty((len(x), *count, self._out), np.float32)
-        for piece in pieces(y.shape[:-1], MOST // max(self._out, self._in * math.prod(self._kernel))):
+        for piece in self._pieces(y.shape[:-1]):
             if self._own is None:
                 self._multiply(seen[piece], y[piece])
             else:

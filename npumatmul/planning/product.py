@@ -403,5 +403,15 @@ def padding_report(
 
 def _exact_seconds(rows: int, weight: WeightPlan, costs: TileCosts) -> float:
     """Modelled time with contexts for exactly these rows: as few equal parts as M allows, or a few more."""
-    fewest = -(-rows // weight.m_max)
-    return min(parts * costs.best(-(-rows // parts), weight.cores) for parts in range(fewest, fewest + 4))
+
+    def parts(count: int) -> Iterable[list[int]]:
+        fewest = -(-count // weight.m_max)
+        return ([-(-count // each)] * each for each in range(fewest, fewest + 4))
+
+    by_tiles = min(len(sizes) * costs.best(sizes[0], weight.cores) for sizes in parts(rows))
+    by_rows = (
+        costs.shared_rows([sizes] * cores).seconds
+        for cores in range(2, weight.row_cores + 1)
+        for sizes in parts(-(-rows // cores))
+    )
+    return min(by_tiles, *by_rows)

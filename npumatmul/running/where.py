@@ -32,6 +32,8 @@ class Where:
         Products of up to so many rows are computed by the CPU.
     prefill : {"npu", "cpu"}
         Who computes products of more than `DECODE_ROWS` rows that are beyond the crossover.
+    chosen : bool
+        Whether somebody chose who computes, so that it does not follow `npumatmul.config`.
     """
 
     memory: Literal["npu", "host"] = "npu"
@@ -39,11 +41,12 @@ class Where:
     domains: int | None = None
     crossover: int = 0
     prefill: Literal["npu", "cpu"] = "npu"
+    chosen: bool = False
 
     @property
     def decides(self) -> bool:
-        """Whether it says anything of who multiplies."""
-        return self.memory == "host" or self.crossover > 0 or self.prefill == "cpu"
+        """Whether it says who multiplies."""
+        return self.chosen or self.memory == "host" or self.crossover > 0 or self.prefill == "cpu"
 
     def computed_by(self, rows: int) -> Literal["npu", "cpu"]:
         """Who computes a product of so many rows.

@@ -12,8 +12,8 @@ from npumatmul import nn
 from npumatmul.errors import NpuError
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import FLOAT32
+from npumatmul.offload.products import Way, make_product
 from npumatmul.torch.modules import NpuModule
-from npumatmul.torch.products import Way, make_product
 from npumatmul.torch.tensors import array_of, tensor_of
 
 __all__ = ["NpuConv1d", "NpuConv2d", "NpuConvTranspose1d", "NpuConvolution"]

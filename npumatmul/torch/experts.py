@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 
 from npumatmul.llm.quantize.calibration import LayerStatistics
+from npumatmul.offload.products import Way, make_product, weight_and_shift
 from npumatmul.torch.modules import NpuModule, _float32, _runner
-from npumatmul.torch.products import Way, make_product, weight_and_shift
 from npumatmul.torch.tensors import array_of, tensor_of
 
 __all__ = ["NpuExperts", "experts_problem"]

@@ -11,10 +11,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from npumatmul.offload.products import Way, check_way
 from npumatmul.torch.experts import NpuExperts
 from npumatmul.torch.modules import NpuConv1D, NpuLinear, NpuModule
 from npumatmul.torch.offloading import candidates, kind_of, skips
-from npumatmul.torch.products import Way, check_way
 
 __all__ = ["NpuConfig", "NpuQuantizer"]
 

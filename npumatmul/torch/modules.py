@@ -14,9 +14,9 @@ from torch.overrides import has_torch_function_unary
 
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import PackedProduct
+from npumatmul.offload.products import Way, make_product, nbytes_of, place_of, weight_and_shift
 from npumatmul.ops import matmul
 from npumatmul.torch import operators
-from npumatmul.torch.products import Way, make_product, nbytes_of, place_of, weight_and_shift
 from npumatmul.torch.tensors import FLOATS, PackedTensor, array_of, tensor_of
 
 __all__ = ["NpuConv1D", "NpuLinear", "NpuModule"]

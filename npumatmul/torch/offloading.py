@@ -16,11 +16,11 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from npumatmul.chips.layout import round_up
 from npumatmul.llm.quantize.calibration import LayerStatistics
+from npumatmul.offload.products import Way, check_way
 from npumatmul.torch.calibrating import collect
 from npumatmul.torch.convolutions import NpuConv1d, NpuConv2d, NpuConvolution, NpuConvTranspose1d
 from npumatmul.torch.experts import NpuExperts, experts_problem
 from npumatmul.torch.modules import NpuConv1D, NpuLinear, NpuModule
-from npumatmul.torch.products import Way, check_way
 from npumatmul.torch.report import OffloadReport, OffloadRow, row_of
 
 __all__ = ["Filter", "candidates", "kind_of", "offload", "skips"]

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from npumatmul.chips.timing import CPUS
-from npumatmul.chips.types import ElementType
-from npumatmul.ops.packed.weight import PackedWeight
-from npumatmul.planning.product import plan_matmul
+from npumatmul.offload.modelled import modelled
 from npumatmul.torch.modules import NpuModule
 
-__all__ = ["OffloadReport", "OffloadRow", "modelled", "row_of"]
-
-#: Rows for which times are modelled: one token, and a text.
-ROWS = (1, 128)
+__all__ = ["OffloadReport", "OffloadRow", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -111,20 +104,3 @@ def row_of(name: str, kind: str, module: NpuModule) -> OffloadRow:
     k, n = products[0].shape
     npu, cpu = modelled(products[0])
     return OffloadRow(name, kind, module.scheme, module.where, k, n, len(products), module.nbytes, npu, cpu)
-
-
-def modelled(product: Any, rows: tuple[int, ...] = ROWS) -> tuple[dict[int, float] | None, dict[int, float] | None]:
-    """Modelled seconds of a product on the NPU, and on the chip's CPU in float16."""
-    weight = getattr(product, "weight", None)
-    if not isinstance(weight, PackedWeight):
-        return None, None
-    chip, (k, n), plan = weight.device.chip, weight.shape, weight.plan
-    if plan is None:
-        return None, None
-    cpu = CPUS.get(chip.soc)
-    found = {m: plan_matmul(m, plan, timings=chip.timings).modelled_seconds for m in rows}
-    half = ElementType.FLOAT16
-    return (
-        None if None in found.values() else {m: float(s) for m, s in found.items() if s is not None},
-        None if cpu is None else {m: cpu.seconds(m, k, n, half, half) for m in rows},
-    )

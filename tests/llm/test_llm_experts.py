@@ -11,6 +11,7 @@ import pytest
 from model_zoo import VARIANTS, torch_model, write_folder, write_gguf
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
+from whisper_zoo import save_whisper, torch_whisper
 
 from npumatmul import llm, nn
 from npumatmul.cli.app import app
@@ -167,7 +168,38 @@ def test_limits_of_experts_that_limit_nothing_are_refused(file: Path, tmp_path: 
         llm.load(other, "gguf", device="sim:rk3588", expert_memory=1000)
     with pytest.raises(ValueError, match="larger than the limit"):
         llm.load(file, "w8a8", device="sim:rk3588", cache=False, expert_memory=10, expert_folder=tmp_path)
-    assert [each.name for each in tmp_path.iterdir()] == ["dense.gguf"]
+    speech = save_whisper(torch_whisper(), tmp_path / "speech")
+    with pytest.raises(ValueError, match="load: expert_memory is for mixtures of experts, and speech has no experts"):
+        llm.load(speech, "w8a8", device="sim:rk3588", expert_memory=1000)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["dense.gguf", "speech"]
+
+
+def test_limits_of_experts_are_named_as_they_were_given(file: Path, tmp_path: Path) -> None:
+    for wrong, error in ((0, ValueError), (-5, ValueError), (1e6, TypeError), (True, TypeError)):
+        with pytest.raises(error, match=r"load: expert_memory .*"):
+            llm.load(file, "w8a8", device="sim:rk3588", expert_memory=wrong)  # type: ignore[arg-type]
+    (tmp_path / "a file").touch()
+    for name in ("a file", "nothing"):
+        with pytest.raises(
+            NotADirectoryError, match=rf"load: expert_folder is '.*{name}', and there is no such folder"
+        ):
+            llm.load(file, "w8a8", device="sim:rk3588", expert_memory=1000, expert_folder=tmp_path / name)
+    result = CliRunner().invoke(
+        app,
+        [
+            "generate",
+            "-m",
+            str(file),
+            "-p",
+            "a",
+            "--expert-memory",
+            "1MB",
+            "--expert-folder",
+            str(tmp_path / "nothing"),
+        ],
+    )
+    assert "expert_folder is" in str(result.exception), result
+    assert [each.name for each in tmp_path.iterdir()] == ["a file"]
 
 
 def test_experts_may_be_the_cpus_while_all_else_is_the_npus(file: Path) -> None:

@@ -18,6 +18,7 @@ import npumatmul.llm
 from npumatmul import sim
 from npumatmul.errors import ClosedError, DeviceLostError, ModelError, NotFiniteError, NpuMemoryError
 from npumatmul.llm import ContextFullError, Decoder, Model, Policy, TokenSequence, fetch_demo_encoder
+from npumatmul.llm.crossover import measured_crossover
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models.weights import load_decoder
 from npumatmul.llm.quantize import LayerRecipe, Recipe, quantize_model, save_quantized
@@ -65,7 +66,11 @@ def test_two_halves_give_exactly_the_logits_of_the_whole(tiny: Any, device: npu.
         second.close()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda each: each.name)
+#: The last variant of each architecture: those with most options come last.
+LAST = {each.model_type: each for each in VARIANTS}
+
+
+@pytest.mark.parametrize("variant", LAST.values(), ids=lambda each: each.name)
 def test_parts_of_every_architecture(variant: Any, tmp_path: Path) -> None:
     write_folder(tmp_path, variant, torch_model(variant))
     ids = IDS[:20]
@@ -292,6 +297,60 @@ def test_a_lost_device_says_so_whatever_the_policy(tiny: Any) -> None:
                 with pytest.raises(DeviceLostError, match="rknn_matmul_run"):
                     model.logits(IDS[:count])
             model.close()
+
+
+def test_a_board_is_asked_up_to_how_many_rows_the_cpu_is_faster(
+    tiny: Any, device: npu.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def measured(weight: npu.PackedWeight) -> int:
+        asked.append(weight.shape)
+        return 3 if weight.shape[0] == 32 else 0
+
+    monkeypatch.setattr("npumatmul.llm.placing.measured_crossover", measured)
+    ids = IDS[:20]
+    with npumatmul.llm.load(tiny.path, device=device, policy=Policy("all", prefill="npu")) as model:
+        expected = model.logits(ids)
+    assert not asked  # a simulation says nothing of a board
+    monkeypatch.setattr(device, "simulated", False)
+    with npumatmul.llm.load(tiny.path, device=device, policy=Policy("all", prefill="npu"), cache=False) as model:
+        np.testing.assert_array_equal(model.logits(ids), expected)
+        assert model.placement is not None
+        there = [each for each in model.placement if each.memory == "npu"]
+        assert sorted(asked) == sorted({(each.k, each.n) for each in there})  # once each
+        assert {(each.crossover, each.measured) for each in there} == {(3, True), (0, True)}
+        assert all((each.crossover == 3) == (each.k == 32) for each in there)
+        assert "cpu up to 3 rows, measured" in str(model.placement)
+        before = device.stats()
+        model._model.forward(ids[:3], model._model.new_cache())
+        after = device.stats()
+        met = {each.name: (1 if each.name == "head" else 3) * each.k * each.n for each in model.placement}
+        on_cpu = sum(met[each.name] for each in model.placement if each.place(3) == "cpu")
+        assert after.cpu_macs - before.cpu_macs == on_cpu < sum(met.values())
+        assert after.macs > before.macs
+    asked.clear()
+    with npumatmul.llm.load(tiny.path, device=device, policy=Policy("all", prefill="npu", decode="npu")):
+        assert not asked  # nobody has to know
+
+
+def test_a_crossover_is_where_the_cpu_stops_being_faster(device: npu.Device) -> None:
+    weight = npu.pack(np.ones((64, 32), np.float32), "w8a8", device=device)
+    times = {1: (5.0, 1.0), 2: (5.0, 4.0), 4: (5.0, 5.0), 8: (5.0, 1.0)}  # of the NPU and the CPU
+    now, seen = [0.0], []
+
+    def clock() -> float:
+        stats = device.stats()
+        done = stats.macs + stats.cpu_macs, stats.cpu_macs
+        if seen:
+            rows, is_cpu = (done[0] - seen[-1][0]) // (64 * 32), done[1] > seen[-1][1]
+            if rows in times:
+                now[0] += times[rows][is_cpu]
+        seen.append(done)
+        return now[0]
+
+    assert measured_crossover(weight, clock=clock) == 2
+    assert measured_crossover(weight, rows=[4, 8], clock=clock) == 0
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from npumatmul.chips import CHIPS, chip
-from npumatmul.cli import app
+from npumatmul.cli import app, offloading
 from npumatmul.cli.offloading import policy_of
 from npumatmul.errors import DeviceError
 from npumatmul.llm import Policy
@@ -188,6 +189,19 @@ def test_plan_prints_what_fits_and_what_does_not(command: Callable[..., Done]) -
     )  # fmt: skip
     assert done.stderr.startswith("npumatmul: Llama-3.1-8B on rk3588: 129 layers are asked for on the NPU and need")
     assert "What would fit: npu_layers='auto'" in done.stderr
+
+
+def test_plan_says_what_a_process_may_not_have_as_many_of(
+    command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["plan", "Llama-3.1-8B", "--soc", "rk3588", "--npu-layers", "all", "--decode", "npu", "--scheme", "w8a8"]
+    assert "descriptors are wanted" not in command(*asked).stderr
+    monkeypatch.setattr("npumatmul.cli.offloading.descriptors_within_reach", lambda: 100)
+    assert "and a process may have 100 here: raise the hard limit (ulimit -Hn)" in command(*asked).stderr
+    memory = dataclasses.replace(RK3588.memory, contexts=10)
+    assert offloading._beyond(dataclasses.replace(RK3588, memory=memory), 27, 50)[0].startswith(
+        "27 contexts are wanted, and a process can have 10"
+    )
 
 
 def test_plan_as_json_has_every_layer(command: Callable[..., Done]) -> None:

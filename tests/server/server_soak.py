@@ -201,7 +201,7 @@ def work(soak: Soak, numbers: range, seed: int) -> None:
 def run(path: Path, requests: int, clients: int = CLIENTS, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """Ask so often; return what came of it, and what went wrong."""
     with npu.Device("sim:rk3588") as device, npumatmul.llm.load(path, device=device, cache=False) as model:
-        settings = Settings(port=0, parallel=3, queue=4, read_timeout=2.0)
+        settings = Settings(port=0, parallel=3, queue=4)
         with Server({"tiny": model}, settings) as server:
             soak = Soak(model, device, server)
             for number in range(7):

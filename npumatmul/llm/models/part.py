@@ -70,7 +70,7 @@ def part_of(config: DecoderConfig, layers: tuple[int, int] | None) -> DecoderCon
     Raises
     ------
     ValueError
-        If the model does not have these blocks.
+        If the model does not have these blocks, or blocks that take more than the states of the one before.
     """
     if layers is None:
         return config
@@ -79,4 +79,9 @@ def part_of(config: DecoderConfig, layers: tuple[int, int] | None) -> DecoderCon
             f"layers {tuple(layers)} of {config.architecture} cannot be computed alone: {config.whole_only}"
         )
     part = Part(*layers, config.n_layers)
+    if config.layer_embedding or any(each.follows is not None for each in config.layers):
+        raise ValueError(
+            f"a model of the kind {config.architecture} cannot be cut into parts: its blocks take embeddings of the "
+            "tokens, or keys of other blocks, beside the states of the block before"
+        )
     return replace(config, n_layers=part.last - part.first, layers=config.layers[part.first : part.last], part=part)

@@ -1,0 +1,1 @@
+"""What integrations of other frameworks share: how weights are packed and read back, and what is modelled of them."""

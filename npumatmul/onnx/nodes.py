@@ -1,0 +1,296 @@
+"""What the NPU computes in the place of nodes: one class for each kind, with arrays in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import npumatmul as npu
+from npumatmul.host.epilogue import Activation, Epilogue
+from npumatmul.host.onnx_bridge import Allocate
+from npumatmul.nn.product import Float32, PackedProduct
+from npumatmul.ops import matmul
+
+__all__ = ["Computed", "Convolution", "Finish", "Integers", "Product", "Quantized", "Recurrent"]
+
+Given = list["NDArray[Any] | None"]
+
+
+@dataclass
+class Finish:
+    """What is done to results in the pass that stores them.
+
+    Attributes
+    ----------
+    bias : ndarray of float32, shape (N,), or None
+    activation : str or None
+    clip : (float, float) or None
+    """
+
+    bias: Float32 | None = None
+    activation: Activation | None = None
+    clip: tuple[float, float] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more can follow."""
+        return self.activation is None and self.clip is None
+
+    def epilogue(self, dtype: Any) -> Epilogue | None:
+        """As an `Epilogue`; None where nothing is to be done."""
+        if self.bias is None and self.activation is None and self.clip is None and dtype == np.float32:
+            return None
+        return Epilogue(bias=self.bias, activation=self.activation, clip=self.clip, dtype=dtype)
+
+
+@dataclass
+class Computed:
+    """Base of all.
+
+    Attributes
+    ----------
+    name : str
+        Of the node.
+    rows : int
+        Rows that were multiplied by now.
+    """
+
+    name: str
+    rows: int = field(default=0, init=False)
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Compute a node."""
+        raise NotImplementedError
+
+    @property
+    def products(self) -> list[Any]:
+        """What the NPU multiplies with."""
+        raise NotImplementedError
+
+
+@dataclass
+class Product(Computed):
+    """``finish(x @ weight)``, of MatMul and Gemm."""
+
+    product: Any
+    finish: Finish
+    _run: Callable[..., NDArray[Any]] | None = field(default=None, init=False)
+
+    @property
+    def products(self) -> list[Any]:
+        """One."""
+        return [self.product]
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Multiply ``(..., K)`` to ``(..., N)``."""
+        (x,) = given
+        assert x is not None
+        k, n = self.product.shape
+        if x.ndim < 1 or x.shape[-1] != k:
+            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
+        y = allocate(0, (*x.shape[:-1], n), x.dtype)
+        self.rows += x.size // k
+        epilogue = self.finish.epilogue(y.dtype)
+        if type(self.product) is PackedProduct:
+            matmul(x, self.product.weight, y, epilogue=epilogue, dtype=None if epilogue else y.dtype)
+            return
+        made = self.product(np.ascontiguousarray(x.reshape(-1, k), np.float32))
+        into = y.reshape(-1, n)
+        if epilogue is None:
+            into[...] = made
+        else:
+            epilogue.apply(np.ascontiguousarray(made, np.float32), into)
+
+
+@dataclass
+class Integers(Computed):
+    """``(x - x_zero) @ (weight - weight_zero)`` of 8-bit integers, exactly: MatMulInteger."""
+
+    weight: Any
+    sums: NDArray[np.int64]
+    zero: NDArray[np.int64]
+
+    @property
+    def products(self) -> list[Any]:
+        """One."""
+        return [self]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(K, N)``."""
+        shape: tuple[int, int] = self.weight.shape
+        return shape
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Multiply ``(..., K)`` to int32 ``(..., N)``."""
+        x = given[0]
+        assert x is not None
+        k, n = self.shape
+        if x.ndim < 1 or x.shape[-1] != k:
+            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
+        y = allocate(0, (*x.shape[:-1], n), np.int32)
+        self.rows += x.size // k
+        y[...] = self.multiplied(x, given[1] if len(given) > 1 else None)
+
+    def multiplied(self, x: NDArray[Any], x_zero: NDArray[Any] | None) -> NDArray[np.int32]:
+        """The product, modulo 2**32 as it is computed in int32."""
+        sums = matmul(x, self.weight).astype(np.int64)
+        if self.zero.any():
+            sums -= x.sum(axis=-1, dtype=np.int64)[..., None] * self.zero
+        if x_zero is not None and x_zero.any():
+            offset = x_zero.astype(np.int64).reshape(-1)
+            rows = offset[0] if offset.size == 1 else offset[:, None]
+            sums -= rows * (self.sums - self.shape[0] * self.zero)
+        made: NDArray[np.int32] = sums.astype(np.int32)
+        return made
+
+
+@dataclass
+class Quantized(Computed):
+    """QLinearMatMul: a product of integers, rounded to integers of another scale."""
+
+    integers: Integers
+    x_zero: NDArray[Any]
+    scale: NDArray[np.float64]
+    y_zero: NDArray[Any]
+
+    @property
+    def products(self) -> list[Any]:
+        """One."""
+        return [self.integers]
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Multiply and round half to even."""
+        x = given[0]
+        assert x is not None
+        k, n = self.integers.shape
+        if x.ndim < 1 or x.shape[-1] != k:
+            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
+        y = allocate(0, (*x.shape[:-1], n), self.y_zero.dtype)
+        self.rows += x.size // k
+        limits = np.iinfo(self.y_zero.dtype)
+        made = np.rint(self.integers.multiplied(x, self.x_zero) * self.scale) + self.y_zero.astype(np.int64)
+        y[...] = np.clip(made, limits.min, limits.max)
+
+
+@dataclass
+class Convolution(Computed):
+    """Conv and ConvTranspose."""
+
+    layer: Any
+    before: tuple[tuple[int, int], ...] | None
+    after: tuple[tuple[int, int], ...] | None
+    finish: Finish
+
+    @property
+    def products(self) -> list[Any]:
+        """Those of all groups."""
+        found: list[Any] = list(self.layer.products)
+        return found
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Convolve ``(B, C, *spatial)``."""
+        (x,) = given
+        assert x is not None
+        dims = x.ndim - 2
+        if self.before is not None:
+            x = np.pad(x, ((0, 0), (0, 0), *self.before))
+        made = np.asarray(self.layer(x), np.float32)
+        if self.after is not None:  # what a transposed convolution has too much of
+            cut = tuple(slice(low, size - high) for (low, high), size in zip(self.after, made.shape[2:], strict=True))
+            made = made[(slice(None), slice(None)) + cut]  # noqa: RUF005
+        y = allocate(0, made.shape, x.dtype)
+        self.rows += made.size // max(1, made.shape[1])
+        if self.finish.bias is not None:
+            made = made + self.finish.bias.reshape(-1, *(1,) * dims)
+        epilogue = Finish(None, self.finish.activation, self.finish.clip).epilogue(y.dtype)
+        if epilogue is None or not made.size:
+            y[...] = made
+        else:
+            epilogue.apply(np.ascontiguousarray(made).reshape(-1, made.shape[-1]), y.reshape(-1, made.shape[-1]))
+
+
+@dataclass
+class Recurrent(Computed):
+    """LSTM and GRU: products with inputs on the NPU, all steps at once; the recurrence on the CPU in float32."""
+
+    kind: str
+    product: Any
+    bias: Float32
+    recurrent: Sequence[Float32]
+    recurrent_bias: Sequence[Float32]
+    directions: tuple[int, ...]
+    hidden: int
+    is_reset_after: bool
+
+    @property
+    def products(self) -> list[Any]:
+        """One, of both directions."""
+        return [self.product]
+
+    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
+        """Run ``(T, B, features)`` through all steps."""
+        x = given[0]
+        assert x is not None
+        states = [given[i] if len(given) > i else None for i in (1, 2)]
+        k, _ = self.product.shape
+        if x.ndim != 3 or x.shape[2] != k:
+            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}; it takes (steps, batch, {k})")
+        steps, batch, _ = x.shape
+        self.rows += steps * batch
+        rows = np.ascontiguousarray(x.reshape(-1, k))
+        if type(self.product) is PackedProduct:
+            seen = matmul(rows, self.product.weight, bias=self.bias)
+        else:
+            seen = self.product(rows) + self.bias
+        gates = np.asarray(seen).reshape(steps, batch, len(self.directions), -1)
+        shape = (len(self.directions), batch, self.hidden)
+        y = np.empty((steps, *shape), np.float32)
+        h = np.zeros(shape, np.float32) if states[0] is None else states[0].copy()
+        c = np.zeros(shape, np.float32) if states[1] is None else states[1].copy()
+        step = self._lstm if self.kind == "LSTM" else self._gru
+        for d, direction in enumerate(self.directions):
+            order = range(steps)[::direction]
+            for t in order:
+                h[d], c[d] = step(d, gates[t, :, d], h[d], c[d])
+                y[t, d] = h[d]
+        for i, values in enumerate((y, h, c)[:outputs]):
+            allocate(i, values.shape, np.float32)[...] = values
+
+    def _lstm(self, d: int, seen: Float32, h: Float32, c: Float32) -> tuple[Float32, Float32]:
+        n = self.hidden
+        all_gates = seen + h @ self.recurrent[d]
+        i, o, f = (_sigmoid(all_gates[:, j * n : (j + 1) * n]) for j in range(3))
+        c = f * c + i * np.tanh(all_gates[:, 3 * n :])
+        return o * np.tanh(c), c
+
+    def _gru(self, d: int, seen: Float32, h: Float32, c: Float32) -> tuple[Float32, Float32]:
+        n, r, b = self.hidden, self.recurrent[d], self.recurrent_bias[d]
+        z, reset = (_sigmoid(seen[:, j * n : (j + 1) * n] + h @ r[:, j * n : (j + 1) * n]) for j in range(2))
+        last = r[:, 2 * n :]
+        if self.is_reset_after:
+            new = np.tanh(seen[:, 2 * n :] + reset * (h @ last + b[2 * n :]))
+        else:
+            new = np.tanh(seen[:, 2 * n :] + (reset * h) @ last)
+        return (1 - z) * new + z * h, c
+
+
+def _sigmoid(x: Float32) -> Float32:
+    made: Float32 = np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)
+    return made
+
+
+def packed_integers(name: str, weight: NDArray[Any], zero: NDArray[Any] | None, device: Any) -> Integers:
+    """Put integers ``(K, N)`` of 8 bits onto a device, without rounding."""
+    n = weight.shape[1]
+    offsets = np.zeros(n, np.int64) if zero is None else np.broadcast_to(zero.astype(np.int64).reshape(-1), (n,)).copy()
+    values = weight
+    if weight.dtype == np.uint8:  # the same integers, 128 lower
+        values = (weight.astype(np.int16) - 128).astype(np.int8)
+        offsets = offsets - 128
+    packed = npu.pack(values, device=device)
+    return Integers(name, packed, values.sum(axis=0, dtype=np.int64), offsets)
