@@ -478,11 +478,12 @@ def test_an_interrupt_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(offloading, "row_of", interrupted)
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Dropout())
     model[0].register_forward_hook(lambda *each: None)
+    model[2].eval()
     before = list(model)
     with pytest.raises(KeyboardInterrupt):
-        offload(model)
+        offload(model, example_inputs=torch.randn(99, 64))
     assert list(model) == before
-    assert model.training
+    assert [each.training for each in model.modules()] == [True, True, True, False]
     assert all(each.requires_grad for each in model.parameters())
     monkeypatch.undo()
     assert len(offload(model)) == 2
@@ -687,6 +688,12 @@ def test_a_head_that_no_file_has_is_made_as_transformers_does(tmp_path: Path) ->
     assert isinstance(made.classifier, NpuLinear)
     assert made(**given_).logits.isfinite().all()
     assert made.classifier.weight.std() > 0
+    made.save_pretrained(tmp_path)
+    other = kind.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert other(**given_).logits.shape == (2, 7)
+    assert other.classifier.weight.std() > 0
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        kind.from_pretrained(tmp_path, num_labels=7)
 
 
 def test_mistakes_in_the_configuration() -> None:

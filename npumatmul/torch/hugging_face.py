@@ -130,6 +130,8 @@ class _Packing(ConversionOps):  # type: ignore[misc]
         for value in input_dict.values():
             tensor = value[0] if isinstance(value, list) else value
             module, name = get_module_from_name(model, full_layer_name)
+            if tuple(tensor.shape) != module._shapes[name]:
+                return {full_layer_name: tensor}  # transformers tells of it, or draws new values
             module.take(name, tensor)
             module._is_hf_initialized = not any(
                 module._parameters.get(each) is not None for each in module.packed_names

@@ -154,6 +154,7 @@ def _replace(model: nn.Module, made: Mapping[str, NpuModule], left: dict[str, st
         assert old is not None
         rows.append(row_of(name, _class_of(old), module))
         places.append((holders, own, old, module))
+        module.keep_hooks(old)
     try:
         for holders, own, _, module in places:
             holders[own] = module
@@ -161,9 +162,8 @@ def _replace(model: nn.Module, made: Mapping[str, NpuModule], left: dict[str, st
         for holders, own, old, _ in places:
             holders[own] = old
         raise
-    for _, _, old, module in places:
+    for _, _, old, _ in places:
         settle_weights(old, forget=True)
-        module.keep_hooks(old)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -66,6 +66,7 @@ class PackedTensor(torch.Tensor):
     _unpack: Callable[[Any], torch.Tensor]
     held: Any
     source: Any
+    _is_hf_initialized: bool
 
     @staticmethod
     def __new__(
