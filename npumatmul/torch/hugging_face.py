@@ -77,6 +77,7 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: NpuConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._misfits: set[str] = set()  # weights whose shape is another one in the file
         self.pre_quantized = False  # files hold floats, also those that were written by a model on the NPU
 
     def update_device_map(self, device_map: Any) -> Any:
@@ -86,7 +87,7 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is a weight that goes onto the NPU."""
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, NpuModule) and name in module.packed_names
+        return isinstance(module, NpuModule) and name in module.packed_names and param_name not in self._misfits
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config: NpuConfig = self.quantization_config
@@ -105,7 +106,7 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_quantize_ops(self) -> Any:
         """What packs a weight."""
-        return _Packing()
+        return _Packing(self._misfits)
 
     def is_serializable(self, **kwargs: Any) -> bool:
         """It is: weights are read back."""
@@ -123,6 +124,9 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 class _Packing(ConversionOps):  # type: ignore[misc]
+    def __init__(self, misfits: set[str]) -> None:
+        self._misfits = misfits
+
     def convert(
         self, input_dict: Any, *args: Any, model: Any = None, full_layer_name: str = "", missing_keys: Any = None,
         **kwargs: Any,
@@ -131,6 +135,7 @@ class _Packing(ConversionOps):  # type: ignore[misc]
             tensor = value[0] if isinstance(value, list) else value
             module, name = get_module_from_name(model, full_layer_name)
             if tuple(tensor.shape) != module._shapes[name]:
+                self._misfits.add(full_layer_name)
                 return {full_layer_name: tensor}  # transformers tells of it, or draws new values
             module.take(name, tensor)
             module._is_hf_initialized = not any(
