@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
@@ -102,6 +104,13 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
                 model.get_submodule(parent)._modules[own] = made
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for name, module in model.named_modules():
+            if isinstance(module, NpuModule) and any(
+                module._parameters.get(each) is not None for each in module.packed_names
+            ):
+                if not isinstance(module, NpuLinear):
+                    raise ValueError(f"NpuConfig: no file has all weights of {name}; leave it out by skip_modules")
+                _draw(model, module)
         return model
 
     def get_quantize_ops(self) -> Any:
@@ -121,6 +130,19 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
     def is_compileable(self) -> bool:
         """It is: products are operators."""
         return True
+
+
+def _draw(model: Any, module: NpuLinear) -> None:
+    """Have a layer that no file has made as the model makes new ones."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    kind: Any = Conv1D if isinstance(module, NpuConv1D) else nn.Linear
+    sizes = (module.in_features, module.out_features)
+    new = kind(*(sizes[::-1] if kind is Conv1D else sizes)).to(weight.dtype)
+    model._init_weights(new)
+    module.take("weight", new.weight.detach())
+    if module.bias is not None:
+        module.bias = nn.Parameter(new.bias.detach(), requires_grad=False)
 
 
 class _Packing(ConversionOps):  # type: ignore[misc]

@@ -148,7 +148,10 @@ class NpuModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).packed_names and isinstance(value, torch.Tensor) and name in self._shapes:
-            if value is not self._seen.get(name):
+            if self._parameters.get(name) is not None and not getattr(value, "_is_hf_initialized", False):
+                # memory that transformers gives to what no file has, to draw values into
+                self._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
+            elif value is not self._seen.get(name):
                 self.take(name, value)
             return
         super().__setattr__(name, value)
