@@ -14,7 +14,20 @@ from types import FrameType
 
 from rich.console import Console
 
-__all__ = ["Once", "ended_by_signals", "is_watched", "notes", "prepare_streams", "results", "say", "stream", "visible"]
+from npumatmul.errors import NpuError
+
+__all__ = [
+    "Once",
+    "ended_by_signals",
+    "in_words",
+    "is_watched",
+    "notes",
+    "prepare_streams",
+    "results",
+    "say",
+    "stream",
+    "visible",
+]
 
 #: Notes, figures and progress. What is printed is taken as it is: names of files may look like markup.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -74,6 +87,14 @@ def ended_by_signals() -> Iterator[None]:
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; of the system's own, file and reason without their number."""
+    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
+    return str(error) or type(error).__name__
 
 
 class Once(logging.Filter):
