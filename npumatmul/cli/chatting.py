@@ -26,6 +26,7 @@ __all__ = ["Chat", "Request", "chat"]
 _BLOCK = '"""'
 _PROMPT, _MORE = "> ", ". "
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_WORDS = {"on_full": ("window", "error"), "speculation": ("none", "auto", "lookup")}
 
 
 @dataclass(frozen=True)
@@ -279,8 +280,13 @@ class Chat:
                 say(f"{known} {now}")
             return
         name, _, text = rest.partition(" ")
+        if name in _WORDS:
+            if text not in _WORDS[name]:
+                raise ValueError(f"/set: {name} is {' or '.join(_WORDS[name])}, not {text!r}")
+            settings[name] = None if text == "none" else text
+            return
         if name not in ("max_tokens", *_SAMPLING):
-            raise ValueError(f"/set: {name} is none of max_tokens, {', '.join(_SAMPLING)}")
+            raise ValueError(f"/set: {name} is none of max_tokens, {', '.join((*_SAMPLING, *_WORDS))}")
         try:
             value: Any = None if text == "none" and name == "seed" else _number(text)
         except ValueError:

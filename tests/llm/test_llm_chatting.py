@@ -86,6 +86,21 @@ def test_commands(model: Model, tmp_path: Path, monkeypatch: Any, capsys: Any) -
     assert "never" not in talked.said
 
 
+def test_every_setting_that_is_listed_can_be_set(model: Model, monkeypatch: Any, capsys: Any) -> None:
+    listed = [line.split() for line in Talked(model, "/set", monkeypatch, capsys).err.splitlines()]
+    names = [name for name, *_ in listed if name != "stop_ids"]
+    assert names, "settings of the session"
+    changed = {"speculation": "lookup", "on_full": "error", "seed": "3", "max_tokens": "7"}
+    lines = [f"/set {name} {changed.get(name, '1')}" for name in (*names, *changed)]
+    talked = Talked(model, "\n".join(lines), monkeypatch, capsys)
+    assert talked.err == ""
+    wanted = {"speculation": "lookup", "on_full": "error", "seed": 3, "max_tokens": 7}
+    assert talked.session.settings.items() >= wanted.items()
+    talked = Talked(model, "/set speculation none\n/set on_full slide", monkeypatch, capsys, speculation="auto")
+    assert talked.session.settings["speculation"] is None
+    assert talked.err == "npumatmul: /set: on_full is window or error, not 'slide'\n"
+
+
 def test_mistakes_are_told_and_the_conversation_goes_on(
     model: Model, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
