@@ -147,6 +147,10 @@ def test_the_command_goes_on_with_its_session(tiny: Any, tmp_path: Path) -> None
     assert second.exit_code == 0
     assert f"3 messages from {file}" in second.output
     assert "user: one" in second.output
+    failed = runner.invoke(app, options, input="/nope\ntwo\n")
+    assert failed.exit_code == 1, "a program hears that something went wrong"
+    assert f"saved to {file}" in failed.output
+    assert "user: two" in runner.invoke(app, options, input="/history\n", catch_exceptions=False).output
     for wrong, message in (
         (["--on-full", "slide"], "--on-full is window or error"),
         (["--speculation", "maybe"], "--speculation is none, auto or lookup"),
