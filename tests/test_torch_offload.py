@@ -401,9 +401,29 @@ def test_shared_modules_stay_shared_and_attention_stays() -> None:
     report = offload(model, "w16a16")
     assert model.first is model.again
     assert [row.name for row in report] == ["first", "again"]
-    assert report.left == {"lm_head": "skip_modules names it"}
+    assert report.left == {
+        "lm_head": "skip_modules names it",
+        "attention": "MultiheadAttention is none of what is replaced",
+    }
     x = torch.randn(2, 5, 64)
     assert cosine(model(x), original(x)) > 0.99999
+
+
+def test_all_that_multiplies_and_stays_is_named() -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = nn.ModuleDict(
+        {
+            "taken": nn.Linear(64, 64), "lstm": nn.LSTM(64, 64), "cell": nn.GRUCell(64, 64), "own": Scaled(64, 64),
+            "both": nn.Bilinear(8, 8, 8), "volume": nn.Conv3d(64, 64, 3), "table": nn.Embedding(9, 64),
+        }
+    )  # fmt: skip
+    report = offload(model)
+    assert [row.name for row in report] == ["taken"]
+    kinds = {"lstm": "LSTM", "cell": "GRUCell", "own": "Scaled", "both": "Bilinear", "volume": "Conv3d"}
+    assert report.left == {name: f"{kind} is none of what is replaced" for name, kind in kinds.items()}
 
 
 def test_devices_by_name() -> None:

@@ -161,7 +161,7 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) in inside or isinstance(module, NpuModule) or not name:
             continue
-        if kind_of(module) is not None or experts_problem(module):
+        if kind_of(module) is not None or experts_problem(module) or isinstance(module, _STAY):
             inside.update(id(each) for each in module.modules() if each is not module)
             yield name, module
 
@@ -186,6 +186,9 @@ _KINDS: Mapping[type, type[NpuModule]] = {
     nn.ConvTranspose1d: NpuConvTranspose1d,
 }
 
+#: What multiplies with weights, too, or may; classes derived from those above compute something of their own.
+_STAY = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.Linear, nn.modules.conv._ConvNd)
+
 
 def skips(name: str, patterns: Sequence[str]) -> bool:
     """Whether a name is one of those that stay."""
@@ -201,7 +204,7 @@ def _reason(module: nn.Module, name: str, patterns: Sequence[str], filter_fn: Fi
         return "skip_modules names it"
     kind = kind_of(module)
     if kind is None:
-        return experts_problem(module)
+        return experts_problem(module) or f"{_class_of(module)} is none of what is replaced"
     if filter_fn is not None and not filter_fn(module, name):
         return "filter_fn leaves it out"
     weights = [getattr(module, each) for each in kind.packed_names]
