@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Beside
 
 import npumatmul as npu
+from conftest import Beside
 
 
 @pytest.mark.parametrize("reference", ["ndarrays", "NpuArrays, each read"])

@@ -8,9 +8,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from conftest import Beside
 
 import npumatmul as npu
+from conftest import Beside
 from npumatmul.host.executor import Call, Executor, Report
 
 #: So many calls are timed as one, for a clock that is read in a tenth of the time of one.

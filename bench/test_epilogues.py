@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Beside
 
 import npumatmul as npu
+from conftest import Beside
 
 
 @pytest.mark.parametrize("step", ["bias", "bias, silu, multiply"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Beside
 
+from conftest import Beside
 from npumatmul.quant import Hadamard, hadamard_matrix
 
 

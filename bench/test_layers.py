@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Beside
 
+from conftest import Beside
 from npumatmul import nn
 
 RNG = np.random.default_rng(0)

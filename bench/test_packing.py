@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Beside
 from numpy.typing import NDArray
 
+from conftest import Beside
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Beside
 
 import npumatmul as npu
+from conftest import Beside
 
 
 @pytest.fixture(scope="module")

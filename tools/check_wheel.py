@@ -14,7 +14,12 @@ from pathlib import Path
 #: Machines of wheel tags, and their number in the header of an ELF file.
 MACHINES = {"x86_64": 62, "aarch64": 183}
 RUNTIMES = ("1.5.2", "1.6.0", "2.0.0b0", "2.1.0", "2.3.0", "2.3.2")
-LIBRARIES = {"libnpumm.so", "libnpumm_onnx.so", "libnpumm_sim.so", *(f"libnpumm_sim_{runtime}.so" for runtime in RUNTIMES)}
+LIBRARIES = {
+    "libnpumm.so",
+    "libnpumm_onnx.so",
+    "libnpumm_sim.so",
+    *(f"libnpumm_sim_{runtime}.so" for runtime in RUNTIMES),
+}
 HEADERS = {"rknn_abi.h", "rknn_api.h", "rknn_matmul_api.h", "npumatmul_sim.h"}
 
 

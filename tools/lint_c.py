@@ -19,7 +19,10 @@ from pathlib import Path
 import c_tests
 import packages
 
-FOLDERS = ("native/include", "native/kernels", "native/executor", "native/simulator", "native/onnx", "native/checks", "examples/c")
+FOLDERS = (
+    "native/include", "native/kernels", "native/executor", "native/simulator", "native/onnx", "native/checks",
+    "examples/c",
+)  # fmt: skip
 #: Tests and the fuzz target are formatted, and watched by sanitizers while they run; their tricks are not analysed.
 ONLY_FORMATTED = ("native/tests", "native/fuzz", "tests")
 #: What the files need that are compiled for one instruction set.

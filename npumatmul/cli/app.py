@@ -33,13 +33,15 @@ from npumatmul.cli.options import (
     OriginalOption,
     SchemeOption,
     SeedOption,
+    SpeculationOption,
     TemperatureOption,
     TextOption,
     TokensOption,
+    checked_speculation,
 )
 from npumatmul.cli.plan_command import names_of, plan_command
 from npumatmul.cli.serve_command import serve_command
-from npumatmul.cli.terminal import Once, prepare_streams
+from npumatmul.cli.terminal import Once, in_words, prepare_streams
 from npumatmul.errors import NpuError
 
 #: Plain help and errors: the frames of rich leave too little room for words on a narrow terminal.
@@ -154,6 +156,7 @@ def generate_command(
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text of the prompt, without the chat format.")] = False,
     context: Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.")] = None,
+    speculation: SpeculationOption = "none",
     cache: CacheOption = True,
     stats: Annotated[bool, typer.Option(help="Print a table of figures at the end, on standard error.")] = True,
     as_json: Annotated[
@@ -186,6 +189,7 @@ def generate_command(
         system=system,
         raw=raw,
         context=context,
+        speculation=checked_speculation(speculation),
         cache=cache,
         stats=stats and not as_json,
         as_json=as_json,
@@ -538,15 +542,7 @@ def run() -> None:
         sys.exit(1)
     except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=True)
-        sys.exit(f"npumatmul: {_in_words(error)}")
-
-
-def _in_words(error: Exception) -> str:
-    """What an error says; of the system's own, file and reason without their number."""
-    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.strerror:
-        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
-        return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
-    return str(error) or type(error).__name__
+        sys.exit(f"npumatmul: {in_words(error)}")
 
 
 def _discard_output() -> None:

@@ -23,7 +23,9 @@ from npumatmul.cli.options import (
     ExpertMemoryOption,
     SchemeOption,
     SeedOption,
+    SpeculationOption,
     TemperatureOption,
+    checked_speculation,
 )
 
 
@@ -56,9 +58,7 @@ def chat_command(
     on_full: Annotated[
         str, typer.Option(help="Where the context is full: 'window' leaves old messages out, 'error' says so.")
     ] = "window",
-    speculation: Annotated[
-        str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
-    ] = "none",
+    speculation: SpeculationOption = "none",
     cache: CacheOption = True,
     expert_memory: ExpertMemoryOption = None,
     expert_folder: ExpertFolderOption = None,
@@ -71,12 +71,8 @@ def chat_command(
     """Talk with a language model; /help lists what can be typed beside messages (docs/chat.md)."""
     from npumatmul.cli import chatting  # here, since it needs the extra `llm`, which other commands do not
 
-    for option, value, known in (
-        ("--on-full", on_full, ("window", "error")),
-        ("--speculation", speculation, ("none", "auto", "lookup")),
-    ):
-        if value not in known:
-            raise typer.BadParameter(f"{option} is {' or '.join(known)}")
+    if on_full not in ("window", "error"):
+        raise typer.BadParameter("--on-full is window or error")
     settings = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -86,7 +82,7 @@ def chat_command(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
         "on_full": on_full,
-        "speculation": None if speculation == "none" else speculation,
+        "speculation": checked_speculation(speculation),
     }
     places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)
     request = chatting.Request(

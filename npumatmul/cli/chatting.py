@@ -11,7 +11,7 @@ from typing import Any
 
 from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.progress import working
-from npumatmul.cli.terminal import say
+from npumatmul.cli.terminal import in_words, say
 from npumatmul.device.current import current_device
 from npumatmul.errors import ClosedError, DeviceLostError, NpuError
 from npumatmul.files.writing import check_target
@@ -165,7 +165,7 @@ class Chat:
             except (DeviceLostError, ClosedError, BrokenPipeError):
                 raise
             except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-                say(f"npumatmul: {error}")
+                say(f"npumatmul: {in_words(error)}")
             except KeyboardInterrupt:  # a second one, or one between two pieces of work
                 say("(stopped)")
         if self._watched:

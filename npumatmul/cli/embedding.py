@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from npumatmul.llm.policy import Policy
 from npumatmul.llm.tokenizers.protocol import not_characters
 
 _ARRAY = ".npy"
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,28 @@ class Request:
 
 
 def read_texts(given: tuple[str, ...], file: Path | None) -> list[str]:
-    """Texts of the command line, or each line of a file or of standard input that is not empty.
+    """Texts of the command line, or each line of a file or of standard input, but for empty ones at the end.
 
     Raises
     ------
     ValueError
-        If there are none, or they come from two places.
+        If there are none, they come from two places, or a line before others is empty: results would be of other lines
+        than people count.
     """
     if given and file is not None:
         raise ValueError("texts are given both as arguments and by --file; give one of them")
     if given:
         return list(given)
     content = read_standard_input("the texts") if file is None else read_text(file)
-    texts = [line for line in content.splitlines() if line.strip()]
+    texts = _LINE_END.split(content)  # not splitlines, which divides at form feeds and U+2028, too
+    while texts and not texts[-1].strip():
+        texts.pop()
     if not texts:
         raise ValueError("there are no texts: give them as arguments, or one in each line of --file or standard input")
+    for i, text in enumerate(texts):
+        if not text.strip():
+            where = "standard input" if file in (None, STANDARD) else file
+            raise ValueError(f"line {i + 1} of {where} is empty, and each line is a text; take it out")
     return texts
 
 

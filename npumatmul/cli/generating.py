@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -48,6 +48,7 @@ class Request:
     system: str | None = None
     raw: bool = False
     context: int | None = None
+    speculation: Literal["auto", "lookup"] | None = None
     cache: bool = True
     stats: bool = True
     as_json: bool = False
@@ -71,7 +72,7 @@ class Request:
             StopTexts(self.stop)
         except ValueError as error:
             raise ValueError(f"--{error}") from error
-        return {**given, "stop": self.stop, "max_tokens": self.max_tokens}
+        return {**given, "stop": self.stop, "max_tokens": self.max_tokens, "speculation": self.speculation}
 
 
 def read_prompt(given: str | None) -> str:
@@ -173,12 +174,13 @@ def _check_length(model: Model, request: Request, messages: list[dict[str, str]]
 
 
 def weight_macs(model: Model, generation: Generation) -> int:
-    """Multiply-accumulates with weights that the generation took: the prompt, then each token but the last."""
+    """Multiply-accumulates with weights that it took: of the prompt, each token but the last, and wrong guesses."""
     stats = generation.stats
     if not stats.generated_tokens:
         return 0
     prompt = model.weight_macs(stats.prompt_tokens - stats.cached_tokens)
-    return prompt + (stats.generated_tokens - 1) * model.weight_macs(1)
+    wrong = stats.drafted_tokens - stats.accepted_tokens
+    return prompt + (stats.generated_tokens - 1 + wrong) * model.weight_macs(1)
 
 
 def _share(device: Device, before: DeviceStats, model: Model, generation: Generation) -> float | None:
@@ -201,6 +203,8 @@ def _as_dict(
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
         "prompt_seconds": stats.prompt_seconds,
+        "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens,
         "generate_seconds": stats.generate_seconds,
         "prompt_tokens_per_second": stats.prompt_tokens_per_second,
         "tokens_per_second": stats.tokens_per_second,
@@ -258,6 +262,11 @@ def _table(device: Device, before: DeviceStats, model: Model, generation: Genera
         (
             "weight multiply-accumulates through the matmul API",
             "interrupted" if share is None else f"{100 * share:.2f} %",
+        ),
+        *(
+            []
+            if stats.acceptance is None
+            else [("guesses that were right", f"{stats.accepted_tokens} of {stats.drafted_tokens}")]
         ),
         *placement_rows(model.placement),
         *_expert_rows(model.experts),

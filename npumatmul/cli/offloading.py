@@ -162,8 +162,8 @@ def _print(shape: ModelShape, chip: Chip, plans: Sequence[OffloadPlan], policy: 
             ),
         ],
     )
-    first = plans[0]
-    output.print(f"\n{first.scheme}:\n{first.placement}", soft_wrap=True, highlight=False, markup=False)
+    for each in plans:
+        output.print(f"\n{each.scheme}:\n{each.placement}", soft_wrap=True, highlight=False, markup=False)
     say(f"a domain of {chip.soc} holds {chip.memory.domain_bytes / 1e9:.1f} GB, and there are {chip.memory.domains}")
     for line in _beyond(chip, max(each.contexts for each in plans), max(each.descriptors for each in plans)):
         say(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -52,4 +52,14 @@ ExpertMemoryOption = Annotated[
 ExpertFolderOption = Annotated[
     Path | None, typer.Option(help="With --expert-memory: where the others wait in files, instead of in memory.")
 ]
+SpeculationOption = Annotated[
+    str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
+]
 SeedOption = Annotated[int | None, typer.Option(help="Makes the choices of a temperature above 0 repeatable.")]
+
+
+def checked_speculation(how: str) -> Literal["auto", "lookup"] | None:
+    """What `Model.generate` takes for a value of ``--speculation``."""
+    if how not in ("none", "auto", "lookup"):
+        raise typer.BadParameter("--speculation is none, auto or lookup")
+    return None if how == "none" else cast('Literal["auto", "lookup"]', how)

@@ -15,7 +15,7 @@ from npumatmul.cli.offloading import (
     PolicyOption,
     policy_of,
 )
-from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption
+from npumatmul.cli.options import CacheOption, DeviceOption, SchemeOption, SpeculationOption, checked_speculation
 
 
 def serve_command(
@@ -51,9 +51,7 @@ def serve_command(
     pooling: Annotated[
         str | None, typer.Option(help="How embeddings are made: mean, cls, last or max; by default as the model says.")
     ] = None,
-    speculation: Annotated[
-        str, typer.Option(help="Check several guessed tokens at once: 'none', 'auto' where it pays, or 'lookup'.")
-    ] = "none",
+    speculation: SpeculationOption = "none",
     control_texts: Annotated[
         str, typer.Option(help="Messages that spell control tokens: 'refuse' or 'allow' them.")
     ] = "refuse",
@@ -69,8 +67,6 @@ def serve_command(
 
     if control_texts not in ("refuse", "allow"):
         raise typer.BadParameter("--control-texts is refuse or allow")
-    if speculation not in ("none", "auto", "lookup"):
-        raise typer.BadParameter("--speculation is none, auto or lookup")
     settings = Settings(
         host=host,
         port=port,
@@ -84,7 +80,7 @@ def serve_command(
         max_tokens=max_tokens,
         answer_timeout=answer_timeout,
         pooling=pooling,
-        speculation=None if speculation == "none" else speculation,  # type: ignore[arg-type]
+        speculation=checked_speculation(speculation),
         control_texts=control_texts,  # type: ignore[arg-type]
     )
     places = policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores)

@@ -9,7 +9,9 @@ import sys
 
 from rich.console import Console
 
-__all__ = ["Once", "notes", "prepare_streams", "results", "say"]
+from npumatmul.errors import NpuError
+
+__all__ = ["Once", "in_words", "notes", "prepare_streams", "results", "say"]
 
 #: Notes, figures and progress. What is printed is taken as it is: names of files may look like markup.
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -35,6 +37,14 @@ def prepare_streams() -> None:
 def say(text: str) -> None:
     """Write a note in whole lines, which a terminal wraps where it likes."""
     notes.print(text, soft_wrap=True)
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; of the system's own, file and reason without their number."""
+    if isinstance(error, OSError) and not isinstance(error, NpuError) and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        return f"{' and '.join(names)}: {error.strerror}" if names else error.strerror
+    return str(error) or type(error).__name__
 
 
 class Once(logging.Filter):

@@ -15,7 +15,7 @@ from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.models.cache import ContextFullError
 from npumatmul.llm.models.decoder import Decoder, PromptProgress
-from npumatmul.llm.models.embedded import Embedded, filled
+from npumatmul.llm.models.embedded import Embedded, check_no_places, filled
 from npumatmul.llm.models.part import Part
 from npumatmul.llm.run.batch import BatchGeneration
 from npumatmul.llm.run.full import OnFull
@@ -415,8 +415,9 @@ class Answering(Uncopied):
         return prompt, True  # type: ignore[return-value]
 
     def _filled(self, ids: Sequence[int], embeddings: Embeddings | None) -> Sequence[int]:
-        """A prompt with rows from outside, if there are any."""
+        """A prompt with rows from outside, if there are any, and none of what they would stand for otherwise."""
         if embeddings is None:
+            check_no_places(ids, self._loaded.config)
             return ids
         return filled(checked_ids(ids, self.vocab_size, "the prompt"), embeddings, self._loaded.config)
 

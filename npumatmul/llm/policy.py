@@ -195,7 +195,7 @@ def _checked_layers_on_npu(name: str, value: Any) -> Any:
             raise ValueError(f"Policy: {name} has no patterns; 0 has no layer on the NPU")
         for each in value:
             _check_pattern(name, each)
-            if each in ("auto", "all") or _is_number(each):
+            if each in ("auto", "all") or _is_number(each.removeprefix("-")):
                 raise ValueError(f"Policy: {name} has the pattern {each!r}; give {_plain(each)!r} by itself")
         return tuple(value)
     return _count(name, value, 0, "a number of blocks, 'auto', 'all' or patterns of the names of layers")
@@ -307,6 +307,8 @@ def _parsed(name: str, text: str) -> Any:
         parts = text.split("+")
         if _is_number(text):
             return _whole(name, text)
+        if _is_number(text.removeprefix("-")):
+            raise ValueError(f"policy: {name} is {shown(text)}; it must be 0 or more, and 'all' means every layer")
         return text if len(parts) == 1 else parts
     if name in ("prefill", "decode", "memory_limit"):
         return text

@@ -120,6 +120,8 @@ class SpeechModel(Model):
             raise TypeError(f"transcribe: heard is called with each segment; {shown(heard)} cannot be")
         if timestamps and tokens.no_timestamps is None:
             raise ModelError(f"the model {self.name} has no tokens for times; give timestamps=False")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0):
+            raise ValueError(f"transcribe: seed is {shown(seed)}; it has to be a whole number of 0 or more, or None")
         if max_tokens is not None:
             max_tokens = count_from_one(max_tokens, "max_tokens", "transcribe")
         thresholds = Thresholds(
@@ -213,6 +215,8 @@ class SpeechModel(Model):
 
     def _context(self, prompt: str | None) -> list[int]:
         """The tokens of what was said before."""
+        if prompt is not None and not isinstance(prompt, str):
+            raise TypeError(f"transcribe: prompt is what was said before as a string, not {shown(prompt)}")
         if prompt is None or not prompt.strip():
             return []
         if self._tokens.previous is None:

@@ -15,7 +15,7 @@ from npumatmul.nn.attend import Mask, check_softcap, scaled_dot_product_attentio
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.linear import Linear, LinearGroup
-from npumatmul.nn.module import Module, check_number, check_size
+from npumatmul.nn.module import Module, check_number, check_size, initial
 from npumatmul.nn.norm import RMSNorm
 from npumatmul.nn.prefill import NpuProducts
 from npumatmul.nn.product import Float32
@@ -200,7 +200,7 @@ class Attention(Module):
             self.q_norm, self.k_norm = (RMSNorm(width, eps, offset=norm_offset) for width in widths)
             if values == "shared":
                 self.k_norm = None
-        self.sinks: Float32 | None = np.zeros(heads, np.float32) if sinks else None
+        self.sinks: Float32 | None = initial(0.0, heads) if sinks else None
         self.o_proj = Linear(q, hidden_size, bool(bias if out_bias is None else out_bias), **how)
 
     def __repr__(self) -> str:

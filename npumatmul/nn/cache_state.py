@@ -46,7 +46,7 @@ class LayerState:
     @property
     def nbytes(self) -> int:
         """Bytes of its own memory."""
-        return sum(array.nbytes for count in self._own for array in self._after[count])
+        return sum(array.nbytes for count, arrays in self._after.items() if count in self._own for array in arrays)
 
     def parts(self) -> list[Float32]:
         """All arrays, also those that other caches read."""
@@ -75,7 +75,7 @@ class LayerState:
         """The same state after so many tokens, for another cache."""
         made = LayerState(1, ())
         made.shapes = self.shapes
-        if offset:
+        if offset in self._after:  # a layer that was given none says so when it is asked for it
             made._after = {offset: self._after[offset]}
         return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from npumatmul.nn.module import Module, Take, check_size
+from npumatmul.nn.module import Module, Take, check_size, initial
 from npumatmul.nn.product import Float32, Pack
 
 __all__ = ["CausalConv"]
@@ -31,9 +31,9 @@ class CausalConv(Module):
         check_size("CausalConv", channels=channels, kernel=kernel)
         if kernel < 2:
             raise ValueError("CausalConv: a kernel of 1 looks at no other token; it has to be 2 or more")
-        self.weight: Float32 = np.zeros((channels, 1, kernel), np.float32)
-        self.bias: Float32 | None = np.zeros(channels, np.float32) if bias else None
-        self._taps: Float32 = np.zeros((kernel, channels), np.float32)
+        self.weight: Float32 = initial(0.0, channels, 1, kernel)
+        self.bias: Float32 | None = initial(0.0, channels) if bias else None
+        self._taps: Float32 = initial(0.0, kernel, channels)
 
     @property
     def state_shape(self) -> tuple[int, int]:

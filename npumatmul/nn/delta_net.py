@@ -16,7 +16,7 @@ from npumatmul.nn.causal_conv import CausalConv
 from npumatmul.nn.delta_rule import gated_delta_rule
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import activate
-from npumatmul.nn.module import Module, check_size, float32_of, rounded_to
+from npumatmul.nn.module import Module, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.norm import RMSNorm
 from npumatmul.nn.product import Float32
 from npumatmul.quant.names import SchemeName
@@ -136,8 +136,8 @@ class GatedDeltaNet(Module):
         sizes |= {"in_proj_ba": 2 * value_heads} if "ba" in fused else rates
         self.in_proj = LinearGroup(hidden_size, sizes, **how)
         self.conv1d = CausalConv(2 * q + v, kernel)
-        self.A_log: Float32 = np.zeros(value_heads, np.float32)
-        self.dt_bias: Float32 = np.ones(value_heads, np.float32)
+        self.A_log: Float32 = initial(0.0, value_heads)
+        self.dt_bias: Float32 = initial(1.0, value_heads)
         self.norm = RMSNorm(value_dim, eps)
         self.out_proj = Linear(v, hidden_size, False, **how)
 

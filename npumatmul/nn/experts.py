@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from npumatmul.device.device import Device
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.mlp import MLP, ActivationName
-from npumatmul.nn.module import LoadResult, Module, check_number, check_size, float32_of, rounded_to
+from npumatmul.nn.module import LoadResult, Module, check_number, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.product import Float32, Pack
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
@@ -90,8 +90,8 @@ class Router(Module):
             )
         self._scale = None if scale == 1 else np.float32(scale)
         self._top_k, self._softmax, self._normalize = top_k, softmax, normalize
-        self.weight = np.zeros((experts, hidden_size), np.float32)
-        self.bias: Float32 | None = np.zeros(experts, np.float32) if bias else None
+        self.weight = initial(0.0, experts, hidden_size)
+        self.bias: Float32 | None = initial(0.0, experts) if bias else None
 
     def __repr__(self) -> str:
         experts, hidden = self.weight.shape
@@ -220,7 +220,7 @@ class MixtureOfExperts(Module):
             raise ValueError("MixtureOfExperts: without a shared expert there is nothing for a shared gate")
         how: dict[str, Any] = {"scheme": scheme, "device": device}
         self.gate = Router(hidden_size, experts, top_k, softmax=softmax, normalize=normalize, bias=bias, scale=scale)
-        self.expert_bias: Float32 | None = np.zeros(experts, np.float32) if preferred else None
+        self.expert_bias: Float32 | None = initial(0.0, experts) if preferred else None
         self.experts = [MLP(hidden_size, intermediate_size, act, bias=bias, clamp=clamp, **how) for _ in range(experts)]
         self.shared_expert = None if shared_size is None else MLP(hidden_size, shared_size, act, **how)
         self.shared_expert_gate = _SharedGate(hidden_size) if shared_gate else None
@@ -276,7 +276,7 @@ class _SharedGate(Module):
     """How much of a shared expert each row gets."""
 
     def __init__(self, hidden_size: int) -> None:
-        self.weight = np.zeros((1, hidden_size), np.float32)
+        self.weight = initial(0.0, 1, hidden_size)
 
     def __call__(self, x: Float32) -> Float32:
         return _sigmoid(_product(x, self.weight))

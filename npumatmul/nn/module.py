@@ -27,6 +27,7 @@ __all__ = [
     "check_size",
     "float32_of",
     "floats",
+    "initial",
     "rounded_to",
 ]
 
@@ -354,6 +355,14 @@ def _unmatched(missing: list[str], left: list[str], prefix: str, shapes: Mapping
 def _listed(names: list[str], between: str = ", ") -> str:
     more = len(names) - _LISTED
     return between.join(names[:_LISTED]) + (f"{between}and {more} more" if more > 0 else "")
+
+
+def initial(value: float, *shape: int) -> NDArray[np.float32]:
+    """What a parameter is until one is loaded: a value everywhere, which takes no memory and cannot be written to.
+
+    So a model can be made, and its shapes be held against a file, whatever sizes somebody wrote into a configuration.
+    """
+    return np.broadcast_to(np.float32(value), shape)
 
 
 def check_size(called: str, **sizes: int) -> None:

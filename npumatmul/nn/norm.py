@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, rounded_to
+from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.product import Float32, Pack
 
 __all__ = ["LayerNorm", "RMSNorm"]
@@ -49,9 +49,9 @@ class RMSNorm(Module):
     def __init__(self, dim: int, eps: float = 1e-6, *, offset: float = 0.0) -> None:
         check_size("RMSNorm", dim=dim)
         check_number("RMSNorm", eps=eps, offset=offset)
-        self.weight: Float32 = np.full(dim, 1.0 - offset, np.float32)
+        self.weight: Float32 = initial(1.0 - offset, dim)
         self._eps, self._offset, self._dim = np.float32(eps), np.float32(offset), dim
-        self._factor: Float32 = self.weight + self._offset
+        self._factor: Float32 = initial(1.0, dim)
         self._share = np.float32(1.0 / dim)
 
     def __repr__(self) -> str:
@@ -131,8 +131,8 @@ class LayerNorm(Module):
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         check_size("LayerNorm", dim=dim)
         check_number("LayerNorm", eps=eps)
-        self.weight: Float32 = np.ones(dim, np.float32)
-        self.bias: Float32 | None = np.zeros(dim, np.float32) if bias else None
+        self.weight: Float32 = initial(1.0, dim)
+        self.bias: Float32 | None = initial(0.0, dim) if bias else None
         self._eps, self._dim, self._share = np.float32(eps), dim, np.float32(1.0 / dim)
 
     def __repr__(self) -> str:

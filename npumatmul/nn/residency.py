@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.files.uncopied import Uncopied
 from npumatmul.nn.product import Float32, Product
 from npumatmul.ops import PackedWeight
 from npumatmul.ops.packed.files.api import load_packed, save_packed
@@ -36,7 +37,7 @@ def _there(where: Where, bring: Callable[[], PackedWeight]) -> PackedWeight:
         return bring()
 
 
-class Residency:
+class Residency(Uncopied):
     """Keeps packed weights off the device, and brings them in when they are multiplied with.
 
     For experts, of which a model has more than its tokens pass. What was used longest ago gives way; tiles are moved
@@ -52,10 +53,6 @@ class Residency:
     Attributes
     ----------
     limit : int
-    nbytes : int
-        Bytes on the device now.
-    waiting : int
-        Bytes of all weights, in the host's memory or in files.
     brought, found : int
         How many times a weight was brought in, and how many times it was there already.
 
@@ -83,17 +80,26 @@ class Residency:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ValueError(f"Residency: limit is {limit!r}; it has to be a number of bytes, 1 or more")
         self.limit = limit
-        self.nbytes = self.waiting = self.brought = self.found = 0
+        self.brought = self.found = 0
         self._folder = None if folder is None else Path(tempfile.mkdtemp(prefix="experts-", dir=os.fspath(folder)))
         self._cleanup = weakref.finalize(self, _remove, self._folder, os.getpid())
-        self._bring: list[Callable[[], PackedWeight]] = []
-        self._sizes: list[int] = []
+        self._kept: list[tuple[int, Callable[[], PackedWeight]]] = []  # bytes, and what brings them in
         self._here: OrderedDict[int, PackedWeight] = OrderedDict()  # those that were used last are at the end
         self._closed = False
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"<Residency: {len(self._here)} of {len(self._bring)} weights, {self.nbytes} of {self.limit} bytes>"
+        return f"<Residency: {len(self._here)} of {len(self._kept)} weights, {self.nbytes} of {self.limit} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device now: counted, so that an interrupt between two steps makes no difference."""
+        return sum(weight.nbytes for weight in tuple(self._here.values()))
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of all weights, in the host's memory or in files."""
+        return sum(size for size, _ in tuple(self._kept))
 
     def keep(self, product: Any) -> BroughtProduct:
         """Take a product's weight off the device.
@@ -128,12 +134,10 @@ class Residency:
             )
         with self._lock:
             self._check_open()
-            size = weight.nbytes
-            self._bring.append(self._apart(weight))
-            self._sizes.append(size)
-            self.waiting += size
+            self._kept.append((weight.nbytes, self._apart(weight)))
+            number = len(self._kept) - 1
             weight.close()
-            return BroughtProduct(self, len(self._bring) - 1, product)
+            return BroughtProduct(self, number, product)
 
     def use(self, number: int, use: Callable[[PackedWeight], Float32]) -> Float32:
         """Call a function with a weight, which stays on the device until it returns.
@@ -168,8 +172,8 @@ class Residency:
         with self._lock:
             while self._here:
                 self._give_up_one()
-            self._bring.clear()
-            self._closed, self.waiting = True, 0
+            self._kept.clear()
+            self._closed = True
             self._cleanup()
 
     def _check_open(self) -> None:
@@ -177,25 +181,23 @@ class Residency:
             raise ClosedError("the Residency of these weights is closed")
 
     def _brought(self, number: int) -> PackedWeight:
-        size = self._sizes[number]
+        size, bring = self._kept[number]
         while self._here and self.nbytes + size > self.limit:
             self._give_up_one()
         while True:
             try:
-                weight = self._bring[number]()
+                weight = bring()
                 break
             except NpuMemoryError:  # others need the memory: less than the limit has to do
                 if not self._here:
                     raise
                 self._give_up_one()
         self._here[number] = weight
-        self.nbytes += weight.nbytes
         self.brought += 1
         return weight
 
     def _give_up_one(self) -> None:
         _, weight = self._here.popitem(last=False)
-        self.nbytes -= weight.nbytes
         weight.close()
 
     def _apart(self, weight: PackedWeight) -> Callable[[], PackedWeight]:
@@ -203,7 +205,7 @@ class Residency:
         device = weight.device
         where = Where() if weight.stored is None else weight.stored.where
         if self._folder is not None:
-            path = self._folder / f"{len(self._bring)}.safetensors"
+            path = self._folder / f"{len(self._kept)}.safetensors"
             save_packed(weight, path)
             return lambda: _there(where, lambda: load_packed(path, device=device))
         with device.lock:

@@ -60,10 +60,10 @@ def windows(
     batch, *steps, channel = x.strides
     strides = (
         batch,
-        *(step * s for step, s in zip(steps, stride, strict=True)),
-        *(step * d for step, d in zip(steps, dilation, strict=True)),
+        *(step * s if n > 1 else 0 for step, s, n in zip(steps, stride, count, strict=True)),
+        *(step * d if n > 1 else 0 for step, d, n in zip(steps, dilation, kernel, strict=True)),
         channel,
-    )
+    )  # of what stands alone nothing is far away, however large a number says how far
     return as_strided(x, (x.shape[0], *count, *kernel, x.shape[-1]), strides, writeable=False)
 
 

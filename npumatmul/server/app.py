@@ -92,6 +92,8 @@ class App:
         try:
             try:
                 preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
+                if b"content-length" in headers and b"transfer-encoding" in headers:
+                    raise ApiError(400, "a request has a length or comes in chunks, not both")
                 self._gate.check(headers, open_to_all=path in OPEN or preflight)
             except ApiError as error:
                 await exchange.refuse(error)

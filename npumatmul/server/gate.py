@@ -41,7 +41,7 @@ class Gate:
         if self._loopback and not self._own(host):
             raise ApiError(403, f"this server is not asked under the name {host[:100]!r}: it takes its own names only")
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and urlsplit(origin).netloc != host and not self.shares_with(origin):
+        if origin and _place(origin) != host and not self.shares_with(origin):
             raise ApiError(403, f"pages of {origin[:100]!r} may not ask this server")
         if self._key is not None and not open_to_all:
             given = headers.get(b"authorization", b"")
@@ -57,11 +57,21 @@ class Gate:
         return "*" in self._origins or origin in self._origins
 
     def _own(self, host: str) -> bool:
+        if any(each in host for each in "/?#@\\"):  # there is more in it than a name and a port
+            return False
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
             return False
         return name in ("", "localhost") or name in self._hosts or _is_address(name)
+
+
+def _place(origin: str) -> str | None:
+    """Name and port in a page's origin; None if it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _is_address(name: str) -> bool:

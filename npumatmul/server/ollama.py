@@ -65,7 +65,8 @@ class Ollama:
     async def running(self, exchange: Exchange) -> None:
         forever = "9999-12-31T23:59:59Z"
         made = [
-            {**_entry(each), "expires_at": forever, "size_vram": each.size} for each in self._service.models.values()
+            {**_entry(each), "expires_at": forever, "size_vram": each.npu_bytes}
+            for each in self._service.models.values()
         ]
         await exchange.reply({"models": made})
 
@@ -373,8 +374,8 @@ def _details(served: Served) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf" if path.suffix == ".gguf" else path.suffix.removeprefix(".") or "folder",
-        "family": served.model.name,
-        "families": [served.model.name],
+        "family": served.architecture,
+        "families": [served.architecture],
         "parameter_size": "",
         "quantization_level": served.model.scheme,
     }

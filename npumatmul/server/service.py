@@ -9,9 +9,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from npumatmul.llm import EncoderModel, Format, GenerationStats, Model, SpeechModel, json_format
 from npumatmul.llm.constrain.expressions import Expression
+from npumatmul.ops import PackedWeight
 from npumatmul.server.desk import Desk
 from npumatmul.server.errors import ApiError
 from npumatmul.server.metrics import Metrics
@@ -51,6 +53,26 @@ class Served:
             return sum(each.stat().st_size for each in files)
         except OSError:
             return 0
+
+    @property
+    def npu_bytes(self) -> int:
+        """Bytes of its weights in NPU memory."""
+        if self.model.placement is not None:
+            return self.model.placement.npu_bytes
+        weights = (getattr(each, "weight", None) for each in self._computed.linears.values())
+        return sum(each.nbytes for each in weights if isinstance(each, PackedWeight) and each.memory == "npu")
+
+    @property
+    def architecture(self) -> str:
+        """What models of its kind are called, such as llama."""
+        return "whisper" if self.kind == "hearer" else str(self._computed.config.architecture)
+
+    @property
+    def _computed(self) -> Any:
+        """What has its layers."""
+        if isinstance(self.model, SpeechModel):
+            return self.model._whisper
+        return self.model._encoder if isinstance(self.model, EncoderModel) else self.model._model
 
     @property
     def digest(self) -> str:

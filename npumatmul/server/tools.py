@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npumatmul.llm.constrain.expressions import Choice, Expression, literal
+from npumatmul.llm.constrain.expressions import Choice, Expression, bounded, literal
 from npumatmul.llm.constrain.expressions import Sequence as InOrder
 from npumatmul.llm.constrain.json_values import spelled
 from npumatmul.llm.constrain.schema import json_grammar
@@ -66,9 +66,10 @@ class ToolForm:
     def grammar(self, tools: Mapping[str, Mapping[str, Any]]) -> Expression:
         """One call of one of some tools, with arguments that satisfy their schemas."""
         ways = []
-        for name, schema in tools.items():
-            head = InOrder(literal(b'{"name": '), spelled(name), literal(f', "{self.key}":'.encode()))
-            ways.append(InOrder(head, json_grammar({"type": "object", **schema}), literal(b"}")))
+        with bounded("the tools are"):
+            for name, schema in tools.items():
+                head = InOrder(literal(b'{"name": '), spelled(name), literal(f', "{self.key}":'.encode()))
+                ways.append(InOrder(head, json_grammar({"type": "object", **schema}), literal(b"}")))
         opened, closed = {"hermes": ("\n", "\n"), "mistral": ("[", "]")}.get(self.name, ("", ""))
         begin = "" if self.bare else self.begin
         return InOrder(literal((begin + opened).encode()), Choice(*ways), literal((closed + self.end).encode()))

@@ -111,6 +111,8 @@ def test_mistakes_are_told_and_the_conversation_goes_on(
         "top_p is 3",
     ):
         assert any(part in line for line in said), part
+    assert f"npumatmul: {tmp_path / 'missing'}: No such file or directory" in talked.err.splitlines()
+    assert "Errno" not in talked.err
     assert talked.said == ["one"]
 
 
@@ -132,7 +134,7 @@ def test_the_command_goes_on_with_its_session(tiny: Any, tmp_path: Path) -> None
     assert "user: one" in second.output
     for wrong, message in (
         (["--on-full", "slide"], "--on-full is window or error"),
-        (["--speculation", "maybe"], "--speculation is none or auto or lookup"),
+        (["--speculation", "maybe"], "--speculation is none, auto or lookup"),
     ):
         refused = runner.invoke(app, [*options, *wrong])
         assert refused.exit_code == 2

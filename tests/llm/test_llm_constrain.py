@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from npumatmul.errors import ModelError
+from npumatmul.llm.constrain import expressions
 from npumatmul.llm.constrain.automaton import AmbiguousError, Automaton
 from npumatmul.llm.constrain.constraint import FormatConstraint
 from npumatmul.llm.constrain.expressions import Sequence
@@ -22,6 +23,7 @@ from npumatmul.llm.constrain.json_values import JSONValues
 from npumatmul.llm.constrain.schema import json_grammar
 from npumatmul.llm.constrain.strings import FORMATS, pattern
 from npumatmul.llm.tokenizers.protocol import BaseTokenizer, SpecialTokens
+from npumatmul.server.tools import FORMS
 
 
 class _Engine:
@@ -242,7 +244,7 @@ def test_patterns_are_those_of_re(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["(?=a)", "(?!a)", "\\bx", "(a)\\1", "a**", "[z-a]", "[]", "a{3,1}", "(a", "a)", "\\p{L}", "a{1000000}", "[a", "\\",
-     "x^", "a$b", "(?i)a", "(?P<n>a)", "*", "\\u12", "(" * 100 + ")" * 100, "a" * 5000],
+     "\\01", "[\\00]", "x^", "a$b", "(?i)a", "(?P<n>a)", "*", "\\u12", "(" * 100 + ")" * 100, "a" * 5000],
 )  # fmt: skip
 def test_patterns_that_are_not_supported_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the schema at # has a pattern that"):
@@ -304,6 +306,10 @@ REFUSED = [
     ({"minItems": 2, "maxItems": 1}, "nothing satisfies"),
     ({"maxLength": 10**9}, "100000"),
     ({"minimum": "3"}, "no number"),
+    ({"type": "integer", "minimum": float("inf")}, "no number"),
+    ({"properties": {"a": {"$id": "http://a.b/c", "items": {"$ref": "#/x"}}}}, "an '$id' of its own"),
+    ({"$defs": {"a": {"$id": "u:v", "$defs": {"b": True}}}, "$ref": "#/$defs/a/$defs/b"}, "an '$id' of its own"),
+    ({"properties": {f"{i:0200}": True for i in range(501)}, "additionalProperties": True}, "100000 characters in all"),
     ({"$ref": "other.json"}, "refers to"),
     ({"$ref": "#/$defs/none"}, "does not have"),
     ({"$ref": 3}, "refers to"),
@@ -339,6 +345,47 @@ def test_deep_and_large_schemas_are_refused() -> None:
         json_grammar(deep)
     with pytest.raises(ValueError, match="too large"):
         json_grammar({"anyOf": [{"type": "null"}] * 30_000})
+
+
+#: Short, but every part of them is made of many.
+LARGE = {
+    "sets": {"pattern": "".join(f"[^{chr(0x100 + 7 * i)}-{chr(0xE000 + i)}]" for i in range(600))},
+    "names": {"properties": {f"{i * 7919:0190}"[::-1]: True for i in range(500)}, "additionalProperties": {}},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_grammars_have_a_size_whatever_they_are_made_of(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "MOST_PARTS", 20_000)
+    made = 0
+    begin = expressions.Expression.__init__
+
+    def counted(self: Any, *places: int) -> None:
+        nonlocal made
+        made += 1 + sum(places)
+        begin(self, *places)
+
+    monkeypatch.setattr(expressions.Expression, "__init__", counted)
+    with pytest.raises(ValueError, match="the schema is too large: the grammar has more than 20000 parts"):
+        json_grammar(LARGE[name])
+    assert 20_000 < made < 22_000
+    tool = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^.[^a]{2}$"}}}
+    with pytest.raises(ValueError, match="the tools are too large"):
+        FORMS[0].grammar({f"t{i}": tool for i in range(200)})
+    json_grammar(tool)  # the next one has a size of its own
+
+
+def test_what_is_used_often_is_made_once() -> None:
+    dots = {"type": "array", "prefixItems": [{"type": "string", "pattern": "^" + ".[^a]\\d" * 500}] * 20}
+    assert accepts(json_grammar(dots), "[]")
+
+
+def test_references_are_pointers_in_a_uri() -> None:
+    schema = {"$defs": {"a%b": {"const": 1}, "a%25b": {"const": 2}, "c d/~": {"const": 3}}}
+    assert accepts(json_grammar({**schema, "$ref": "#/$defs/a%25b"}), "1")
+    assert accepts(json_grammar({**schema, "$ref": "#/$defs/a%2525b"}), "2")
+    assert accepts(json_grammar({**schema, "$ref": "#/$defs/c%20d~1~0"}), "3")
+    assert accepts(json_grammar({"properties": {"$id": {"const": 1}}, "$id": "urn:of-the-whole"}), '{"$id":1}')
 
 
 @pytest.mark.parametrize(

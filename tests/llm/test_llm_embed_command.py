@@ -51,6 +51,13 @@ def test_lines_of_json_say_which_text_they_are_of(encoder: Path) -> None:
     np.testing.assert_allclose([each["embedding"] for each in lines], expected(encoder), atol=1e-6)
 
 
+def test_a_line_is_what_ends_with_one(encoder: Path, tmp_path: Path) -> None:
+    texts = ["a page\x0cand another", "a line\u2028of a text", "two  "]
+    (tmp_path / "texts.txt").write_bytes("\r\n".join(texts).encode())
+    printed = run("-m", encoder, "--scheme", "float32", "-f", tmp_path / "texts.txt")
+    assert [json.loads(line)["text"] for line in printed.rstrip("\n").split("\n")] == texts
+
+
 def test_texts_come_from_files_and_standard_input_too(encoder: Path, tmp_path: Path) -> None:
     content = "\n".join(TEXTS) + "\n\n"
     (tmp_path / "texts.txt").write_text(content, encoding="utf-8")
@@ -81,6 +88,7 @@ def test_a_query_gives_scores(scorer: Path) -> None:
     [
         (["a", "-f", "x"], None, "both as arguments and by --file"),
         ([], "\n \n", "there are no texts"),
+        ([], "one\r\n\r\nthree\n", "line 2 of standard input is empty"),
         (["a", "--scheme", "w3a3"], None, "--scheme"),
         (["a", "-q", "b", "--normalize"], None, "are for embeddings"),
         (["a", "-o", "/nowhere/rows.npy"], None, "/nowhere"),

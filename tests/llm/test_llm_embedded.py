@@ -204,7 +204,8 @@ def test_a_cache_knows_pictures_by_their_contents(case: Callable[[str], Case], t
         again = model.generate(given.prompt, embeddings=others, max_tokens=3, stop_ids=[])
         assert [piece.token for piece in again] == fresh
         assert again.stats.cached_tokens == 8, "up to the picture"
-        without = model.generate(given.prompt, max_tokens=1, stop_ids=[])
+        text = [5 if each in (PICTURE, VIDEO) else each for each in given.prompt]
+        without = model.generate(text, max_tokens=1, stop_ids=[])
         list(without)
         assert without.stats.cached_tokens == 8
         prompt = filled(given.prompt, given.pictures, model._model.config)
@@ -323,6 +324,18 @@ def test_places_and_pictures_have_to_agree(case: Callable[[str], Case]) -> None:
             model.logits(short, [Embedded(each.rows, each.grid) for each in given.pictures])
         with pytest.raises(llm.ContextFullError, match=r"the prompt has 1\d\d tokens"):
             model.generate(short + TEXT * 3, embeddings=given.pictures)
+
+
+def test_places_without_rows_are_refused(case: Callable[[str], Case]) -> None:
+    given = case("qwen2_vl")
+    without = r"embeddings: {} of the prompt's tokens, the first at {}, stand for a picture or a video"
+    with llm.load(given.folder, "float32") as model:
+        for call in (model.logits, model.generate):
+            with pytest.raises(ValueError, match=without.format(2, 1)):
+                call([5, PICTURE, VIDEO, 7])
+            with pytest.raises(ValueError, match=without.format(1, 0)):
+                call([VIDEO, 5, 5], embeddings={1: Embedded(np.zeros((2, 64)))})
+        assert model.logits([5, 7]).shape[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_the_folder_that_is_changed_below_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (tensor_file({}, length=1 << 62), "header would have"),
+        (tensor_file({}, length=1 << 62), "damaged or no safetensors file: its header would have"),
         (tensor_file({}, length=99_000_000), "header would have"),
         (tensor_file(b'{"a":' * 100_000), "nested too deeply"),
         (tensor_file(b'{"a":' + b"[" * 100_000), "nested too deeply"),

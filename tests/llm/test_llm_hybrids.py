@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from model_zoo import VARIANTS, torch_model, write_gguf
+from model_zoo import VARIANTS, prefill_logits, torch_model, write_gguf
 from test_llm_architectures import IDS, load
 
 from npumatmul import llm
+from npumatmul.errors import ModelError
 from npumatmul.llm import numpy_pack
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.llm.models.together import forward_together
@@ -104,3 +106,25 @@ def test_caches_with_states_are_saved_and_loaded(
     assert loaded.tokens == IDS[:30]
     assert not loaded.trimmable
     assert loaded.truncate(10) == loaded.length == 0
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text-plain", "qwen3_next-plain"])
+def test_files_may_list_layers_with_states(name: str, tmp_path: Path) -> None:
+    """As llama.cpp's converter writes them: the usual interval stands beside the list, and does not count."""
+    usual = next(each for each in VARIANTS if each.name == name)
+    kinds = ["linear_attention", "full_attention", "full_attention", "linear_attention"]
+    variant = replace(usual, options={**usual.options, "layer_types": kinds})
+    reference = torch_model(variant)
+
+    def listed(recurrent: list[bool]) -> Path:
+        key = f"{variant.gguf}.attention.recurrent_layers"
+        return write_gguf(tmp_path / "model.gguf", variant, reference, lambda writer: writer.add_array(key, recurrent))
+
+    expected = prefill_logits(reference, IDS)
+    model = load(listed([each == "linear_attention" for each in kinds]), numpy_pack)
+    got = model.forward(IDS, model.new_cache(), all_logits=True)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+    with pytest.raises(ModelError, match=r"attention.recurrent_layers' .* a list of 4 truth values"):
+        load(listed([True, False, False]), numpy_pack)
+    with pytest.raises(ModelError, match=r"10 tensors are missing, such as .*layers\.1\.linear_attn"):
+        load(listed([True, True, True, False]), numpy_pack)

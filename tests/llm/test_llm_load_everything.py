@@ -18,6 +18,8 @@ import npumatmul as npu
 import npumatmul.llm
 from npumatmul.errors import ModelError
 from npumatmul.llm import JSONTokenizer
+from npumatmul.llm.models.encoders import ENCODERS
+from npumatmul.llm.models.registry import GGUF_ARCHITECTURES
 
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, 255, 24)]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -163,3 +165,10 @@ def test_tokenizer_json_is_what_the_folder_reads(folder: Path) -> None:
     with npumatmul.llm.load(folder, "float32") as model:
         assert isinstance(model.tokenizer, JSONTokenizer)
         assert (model.tokenizer.bos_id, model.tokenizer.eos_id) == (262, 261)
+
+
+def test_the_document_about_loading_names_every_architecture_of_gguf_files() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "loading.md").read_text(encoding="utf-8")
+    told = document[document.index("- Architectures ") : document.index("- All storage types")]
+    names = {*GGUF_ARCHITECTURES, *(name for each in ENCODERS for name in each.gguf)}
+    assert {name for name in names if f"`{name}`" not in told} == set()

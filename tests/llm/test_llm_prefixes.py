@@ -7,12 +7,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from llm_models import greedy, write_tokenizer
 from model_zoo import VARIANTS, torch_model, write_folder
 
 import npumatmul.llm
-from npumatmul.llm import Model
+from npumatmul.llm import KVCache, Model
 
 SYSTEM = [7 * i % 250 for i in range(40)]
 
@@ -120,6 +121,51 @@ def test_answers_do_not_depend_on_what_is_kept(variant: Any, tmp_path: Any) -> N
             saved += generation.stats.cached_tokens
             known.append([*prompt, *tokens])
         assert saved > 0
+
+
+def test_there_is_a_cache_from_the_first_piece_on(tiny: Any, model: Model) -> None:
+    """Before it nobody has the turn, so that a cache that another thread computes with would be forked."""
+    generation = model.generate(SYSTEM, max_tokens=3, stop_ids=())
+    with pytest.raises(RuntimeError, match="from its first piece on"):
+        generation.cache.clear()
+    tokens = [piece.token for piece in generation]
+    assert generation.cache.tokens == [*SYSTEM, *tokens[:-1]]
+    assert tokens == greedy(tiny, SYSTEM, 3)
+
+
+@pytest.mark.parametrize("options", [{"speculation": "lookup"}, {"on_full": "window"}, {}])
+def test_caches_change_where_nobody_forks_them(
+    model: Model, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Others fork what is in use: under the lock, and in their turn. So whoever changes a cache has one of both."""
+    line, lock = model._turns, model.prefixes._lock
+    changes = 0
+
+    def guarded(name: str) -> None:
+        change = getattr(KVCache, name)
+
+        def checked(self: KVCache, *args: Any) -> Any:
+            nonlocal changes
+            first = line._first()
+            if name != "settle" or self.offset > self.length:
+                assert lock._is_owned() or (first is not None and first.thread == threading.get_ident()), name  # type: ignore[attr-defined]
+                changes += 1
+            return change(self, *args)
+
+        monkeypatch.setattr(KVCache, name, checked)
+
+    for name in ("truncate", "fork", "extend", "settle"):
+        guarded(name)
+    for text in ("a b a b a b a b a b a b", "a b a b a b c"):
+        list(model.generate(text, max_tokens=model.context - 10, stop_ids=(), **options))
+    session = model.session(max_tokens=4, **options)
+    list(session.send("a b a b a b"))
+    assert session._cache is not None
+    batch, heads, dim = session._cache._rows[0]
+    for layer in range(session._cache._last + 1):  # as an interrupt between the last layer and the tokens leaves it
+        session._cache.update(layer, *np.zeros((2, batch, heads, 1, dim), np.float32))
+    session.save(tmp_path / "session")
+    assert changes > 20
 
 
 def test_threads_that_begin_alike(tiny: Any, model: Model) -> None:

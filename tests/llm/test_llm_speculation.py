@@ -12,7 +12,8 @@ from model_zoo import VARIANTS, torch_model, write_folder
 
 import npumatmul as npu
 import npumatmul.llm
-from npumatmul.llm import Model, Sampler, SamplingOptions, Speculation
+from npumatmul.llm import Model, Policy, Sampler, SamplingOptions, Speculation
+from npumatmul.llm.fitting import product_seconds
 from npumatmul.llm.run.speculation import Costs, Draft, Drafts, Lookup
 from npumatmul.llm.run.steps import Step
 
@@ -298,3 +299,25 @@ def test_mistaken_arguments(model: Model) -> None:
     for options in ({"drafts": 0}, {"drafts": 33}, {"match": 0}, {"when": "never"}):
         with pytest.raises(ValueError, match="Speculation"):
             Speculation(**options)  # type: ignore[arg-type]
+
+
+def test_the_model_of_the_chip_is_asked_for_who_computes(tiny: Any) -> None:
+    """Steps of a policy differ from those of the NPU by just what its placement has the CPU compute."""
+    everything = Policy("all", decode="npu", prefill="npu")
+    with npu.Device("sim:rk3588") as device:
+        with npumatmul.llm.load(tiny.path, "w8a8", device=device, policy=everything) as model:
+            alone = {rows: model._costs.seconds(rows) or 0.0 for rows in (1, 4, 9)}
+            plans = {name: each.weight.plan for name, each in model._model.linears.items()}
+        for policy, cpus in ((Policy(0), 9), (Policy("all", decode="cpu", prefill="npu"), 1)):
+            with npumatmul.llm.load(tiny.path, "w8a8", device=device, policy=policy) as model:
+                assert model.placement is not None
+                for rows, seconds in alone.items():
+                    changed = 0.0
+                    by_cpu = [each for each in model.placement if each.place(rows) == "cpu"]
+                    for each in by_cpu:
+                        both = product_seconds(plans[each.name], rows, device.chip)
+                        assert both is not None
+                        changed += both[1] - both[0]
+                    assert len(by_cpu) == (len(plans) if rows < 9 else cpus)
+                    assert model._costs.seconds(rows) == pytest.approx(seconds + changed)
+                    assert changed != 0

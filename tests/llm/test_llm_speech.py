@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import wave
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_wave_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wi
     stored = codes + 128 if width == 1 else codes
     data = b"".join(int(each).to_bytes(width, "little", signed=width > 1) for each in stored.ravel())
     path = write_wave(tmp_path / "a.wav", data, width, channels, 22050)
-    monkeypatch.setattr(wave_file, "_FRAMES", 7)
+    monkeypatch.setattr(wave_file, "_BYTES", 7 * width * channels)
     samples, rate = read_wave(path)
     assert rate == 22050
     assert samples.dtype == np.float32
@@ -112,6 +113,35 @@ def test_what_is_no_wave_file_is_told_so(tmp_path: Path) -> None:
     cut = tmp_path / "shorter.wav"
     cut.write_bytes(whole[:-51])  # what is there is read, whole samples of it
     assert len(read_wave(cut)[0]) == 74
+
+
+def test_headers_of_wave_files_that_lie_take_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    whole = write_wave(path, bytes(range(200)) * 5).read_bytes()
+    rng, sizes = np.random.default_rng(0), (0, 1, 2, 15, 16, 40, 0x7FFFFFFF, 0xFFFFFFFF)
+    lying = bytearray(whole)
+    lying[22:24], lying[34:36], lying[40:44] = b"\xff\xff", b"\x20\x00", b"\xf0\xff\xff\xff"
+    changed = [bytes(lying)]  # 65535 channels of 32 bits, and 4 GB of samples
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(4, 44, 2):
+            data[at : at + 4] = int(rng.choice(sizes)).to_bytes(4, "little")
+        changed.append(bytes(data))
+    read = 0
+    for data in changed:
+        path.write_bytes(data)
+        tracemalloc.start()
+        try:
+            samples, _ = read_wave(path)
+            read += 1
+            assert np.abs(samples).max(initial=0) <= 1
+        except ValueError as error:
+            assert "ffmpeg" in str(error)  # noqa: PT017
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 20e6
+    assert 0 < read < len(changed)
 
 
 TOKENS = SpeechTokens(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,13 @@ import torch
 from whisper_zoo import LANGUAGES, NUMBERS, RATE, extractor, save_whisper, sound, torch_whisper
 
 import npumatmul as npu
-from npumatmul.errors import ClosedError, ModelError
+from npumatmul.errors import ClosedError, ModelError, NotFiniteError
 from npumatmul.llm import Policy, SpeechModel, load
 from npumatmul.llm.models.whisper import WhisperConfig, speech_layer_names
 from npumatmul.nn import PackedProduct
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from interrupts import interrupted_at
 
 FIRST_TIME = NUMBERS["<|0.00|>"]
 #: What makes one window after another as transformers does by default: no thresholds, nothing said of before.
@@ -303,6 +307,9 @@ def test_mistakes_are_explained(plain: SpeechModel, folders: dict[str, tuple[Any
         ("temperature is empty", ValueError, {"temperature": ()}),
         ("no_speech_threshold is 'x'", ValueError, {"no_speech_threshold": "x"}),
         ("max_tokens", ValueError, {"max_tokens": 0}),
+        ("seed is -1", ValueError, {"seed": -1}),
+        ("seed is 'a'", ValueError, {"seed": "a"}),
+        ("prompt is what was said before as a string", TypeError, {"prompt": 3}),
         ("heard is called", TypeError, {"heard": 3}),
         ("progress is called", TypeError, {"progress": 3}),
     ):
@@ -314,6 +321,9 @@ def test_mistakes_are_explained(plain: SpeechModel, folders: dict[str, tuple[Any
         ("not complex", TypeError, np.zeros(9, complex)),
         ("not int64", TypeError, np.zeros(9, np.int64)),
         ("sample 1 is not finite", ValueError, np.array([0, np.nan])),
+        ("sample 0 is not finite", ValueError, np.array([1e300])),
+        ("32767 in size: divide", ValueError, np.array([0, 32767], np.float32)),
+        ("1e\\+30 in size", ValueError, np.array([-1e30, 1])),
     ):
         with pytest.raises(kind, match=match):
             plain.transcribe(samples, sampling_rate=RATE)
@@ -326,6 +336,28 @@ def test_mistakes_are_explained(plain: SpeechModel, folders: dict[str, tuple[Any
     with pytest.raises(ValueError, match=r"no layer of the model is called so; .* encoder\.conv1"):
         load(folders["plain"][1], "float32", policy={"blk.9.qkv": "w8a8"}, device="sim:rk3588")
     assert plain.weight_macs(2) == 2 * plain.weight_macs(1) > 0
+
+
+def test_logits_that_are_no_numbers_end_no_text_in_silence(
+    folders: dict[str, tuple[Any, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(folders["plain"][1], "float32") as model:
+        assert isinstance(model, SpeechModel)
+        head = model._whisper.head
+        for value in (np.nan, np.inf):
+            monkeypatch.setattr(model._whisper, "head", lambda x, value=value: np.where(head(x) > 0, value, head(x)))
+            with pytest.raises(NotFiniteError, match="logits of a window"):
+                model.transcribe(sound(0.3), sampling_rate=RATE, language="en", temperature=0)
+
+
+def test_a_recording_that_was_interrupted_can_be_heard_again(plain: SpeechModel) -> None:
+    x = sound(0.3)
+    options: dict[str, Any] = {"sampling_rate": RATE, "language": "en", "temperature": 0.0, "max_tokens": 3}
+    whole = plain.transcribe(x, **options)
+    assert not interrupted_at(1 << 40, lambda: plain.transcribe(x, **options))
+    for position in (0, 20, 90, 300, 700, 1200):
+        interrupted_at(position, lambda: plain.transcribe(x, **options))
+        assert plain.transcribe(x, **options) == whole
 
 
 def test_a_closed_model_says_so(folders: dict[str, tuple[Any, Path]]) -> None:

@@ -74,13 +74,11 @@ def test_options_make_a_policy_and_win_over_the_text() -> None:
         ({"cores": "0,x"}, "--cores: cores is 'x', and not a number"),
         ({"layers": "4:4"}, "--layers: layers is (4, 4), which holds no block"),
         ({"npu_layers": "a b"}, "--npu-layers: npu_layers has 'a b', which is no pattern"),
-        ({"npu_layers": "-1"}, "--npu-layers: npu_layers has"),
+        ({"npu_layers": "-1"}, "--npu-layers: npu_layers is '-1'; it must be 0 or more, and 'all' means every layer"),
+        ({"text": "npu_layers=-1+head"}, "--policy: npu_layers has the pattern '-1'"),
     ],
 )
 def test_mistakes_name_the_option(options: dict[str, str], said: str) -> None:
-    if options == {"npu_layers": "-1"}:  # a pattern that a model has no layer for
-        assert policy_of(**options) == Policy("-1")
-        return
     with pytest.raises(ValueError, match=r"^--") as caught:
         policy_of(**options)
     assert str(caught.value).startswith(said)
@@ -174,6 +172,9 @@ def test_plan_prints_what_fits_and_what_does_not(command: Callable[..., Done]) -
     assert "modelled, not measured" in done.stdout
     assert "blk.0.gate_up to blk.2.gate_up (3)" in done.stdout
     assert "a domain of rk3588 holds 2.1 GB, and there are 16" in done.stderr
+    schemes = [line[:-1] for line in done.stdout.splitlines() if re.fullmatch(r"w\d+a\d+:", line)]
+    assert schemes == ["w16a16", "w8a8", "w4a8", "w4a4"], "layers of each scheme, as the table has them"
+    assert done.stdout.count("layers in NPU memory") == 4
     done = command(
         "plan", "Llama-3.1-8B", "--soc", "rk3588", "--npu-layers", "all", "--npu-memory", "6GB", "--scheme", "w8a8,w4a8"
     )
@@ -247,6 +248,20 @@ def test_generate_and_embed_take_the_options(command: Callable[..., Done], tiny:
         for more in ([], options)
     ]
     assert outputs[0] == outputs[1]
+
+
+def test_generate_says_how_guesses_went(command: Callable[..., Done], tiny: Any) -> None:
+    asked = ["generate", "-m", str(tiny.path), "-p", "aaaaaaaa", "--raw", "-n", "24", "--no-cache"]
+    plain = json.loads(command(*asked, "--json").stdout)
+    done = json.loads(command(*asked, "--json", "--speculation", "lookup").stdout)
+    assert (plain["drafted_tokens"], plain["accepted_tokens"]) == (0, 0)
+    assert done["text"] == plain["text"]
+    assert done["drafted_tokens"] >= done["accepted_tokens"]
+    assert done["drafted_tokens"] > 0
+    assert done["share_of_weight_macs"] == 1, "wrong guesses are computed, too"
+    told = command(*asked, "--speculation", "lookup").stderr
+    assert f"{done['accepted_tokens']} of {done['drafted_tokens']}" in told
+    assert "--speculation is none, auto or lookup" in command(*asked, "--speculation", "maybe", ok=False).stderr
 
 
 @pytest.mark.parametrize("table", offload_plans.TABLES, ids=lambda table: table.__name__)

@@ -266,6 +266,19 @@ def test_a_products_weight_and_path_are_given_to_pack() -> None:
         )
 
 
+@pytest.mark.parametrize("far", [2**31, 2**40, 2**62, 2**63, 2**70])
+def test_how_far_away_nothing_is_makes_no_difference(far: int) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    one, three = (np.random.default_rng(n).standard_normal((2, 3, n)).astype(np.float32) for n in (1, 3))
+    plain = nn.Conv1d.from_arrays(one, scheme="float32")(x)
+    np.testing.assert_array_equal(nn.Conv1d.from_arrays(one, dilation=far, scheme="float32")(x), plain)
+    np.testing.assert_array_equal(nn.Conv1d.from_arrays(one, stride=far, scheme="float32")(x), plain[..., :1])
+    with pytest.raises(ValueError, match="Conv1d"):
+        nn.Conv1d.from_arrays(three, dilation=far, scheme="float32")(x)
+    wide = nn.Conv2d.from_arrays(one[..., None], stride=(1, far), dilation=(far, far), scheme="float32")
+    np.testing.assert_array_equal(wide(x[..., None])[..., 0], plain)
+
+
 def test_mistakes_are_explained() -> None:
     with pytest.raises(ValueError, match="in_channels is 3, which cannot be divided among 2 groups"):
         nn.Conv1d(3, 4, 1, groups=2)

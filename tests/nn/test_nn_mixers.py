@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from npumatmul import nn
 from npumatmul.errors import UnusableFileError
 from npumatmul.files.checksums import text_checksum
 from npumatmul.nn.block import TransformerBlock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from interrupts import interrupted_at
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -208,6 +212,25 @@ def test_an_interrupted_run_leaves_states_as_they_were() -> None:
     made[1](x[7:], cache=cache, layer=1)
     assert cache.offset == 5
     np.testing.assert_allclose(run(made, x[5:], cache), expected[5:], rtol=0, atol=1e-5)
+
+
+def test_an_interrupt_anywhere_leaves_a_cache_that_goes_on() -> None:
+    made, x = blocks(), rows(12, HIDDEN)
+    expected = run(made, x, cache_for(made))
+    begun = cache_for(made)
+    run(made, x[:5], begun)
+    position = 0
+    cache = begun.fork()
+    run(made, x[5:6], cache)
+    while interrupted_at(position, lambda: run(made, x[6:7], cache)):  # noqa: B023
+        assert cache.nbytes > 0
+        assert cache.offset in (6, 7)
+        fork = cache.fork()
+        at = fork.offset
+        np.testing.assert_allclose(run(made, x[at:], fork), expected[at:], rtol=0, atol=1e-5)
+        cache = begun.fork()
+        run(made, x[5:6], cache)
+        position += 5
 
 
 def test_states_go_back_to_where_the_last_call_began_and_no_further() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import shutil
+import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -15,9 +19,13 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul import nn
-from npumatmul.errors import ClosedError, NpuMemoryError
+from npumatmul.errors import ClosedError, NpuMemoryError, PackedFileError
+from npumatmul.nn import residency as residency_module
 from npumatmul.running.placement import Placement
 from npumatmul.running.where import Where, storing
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from interrupts import interrupted_at
 
 DEVICE = "sim:rk3588"
 X = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
@@ -84,7 +92,7 @@ def test_memory_of_the_device_is_that_of_those_that_are_there() -> None:
 
 def test_others_give_way_where_the_device_has_less_room_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     products, expected, residency = kept(3, 3)
-    bring = residency._bring[2]
+    size, bring = residency._kept[2]
 
     def scarce() -> npu.PackedWeight:
         if residency._here:
@@ -92,7 +100,7 @@ def test_others_give_way_where_the_device_has_less_room_than_the_limit(monkeypat
         weight: npu.PackedWeight = bring()
         return weight
 
-    residency._bring[2] = scarce
+    residency._kept[2] = (size, scarce)
     for product, y in zip(products, expected, strict=True):
         np.testing.assert_array_equal(product(X), y)
     assert residency.nbytes == residency.limit // 3
@@ -100,7 +108,7 @@ def test_others_give_way_where_the_device_has_less_room_than_the_limit(monkeypat
     def full() -> npu.PackedWeight:
         raise NpuMemoryError("no room")
 
-    residency._bring[0] = full
+    residency._kept[0] = (size, full)
     with pytest.raises(NpuMemoryError):
         products[0](X)
     np.testing.assert_array_equal(products[1](X), expected[1])
@@ -124,6 +132,70 @@ def test_threads_take_turns() -> None:
         thread.join()
     assert not wrong
     assert residency.brought + residency.found == 60
+    residency.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_an_interrupt_anywhere_loses_no_memory_and_no_weight(tmp_path: Path, on_disk: bool) -> None:
+    products, expected, residency = kept(3, 2, tmp_path if on_disk else None)
+    size, position = residency.limit // 2, 0
+    for each in products[:2]:
+        each(X)
+    while interrupted_at(position, lambda: products[position % 3](X)):  # noqa: B023
+        assert residency.nbytes <= residency.limit
+        for i in range(3):
+            np.testing.assert_array_equal(products[i](X), expected[i])
+        assert residency.nbytes == residency.limit  # two of them are there, as before
+        position += 2
+    position = 0
+    while True:
+        weight = packed(3)
+        wanted = np.array(nn.PackedProduct(weight)(X))
+        waiting = residency.waiting
+        if not interrupted_at(position, lambda: products.append(residency.keep(nn.PackedProduct(weight)))):  # noqa: B023
+            break
+        assert residency.waiting in (waiting, waiting + size)
+        position += 5
+    np.testing.assert_array_equal(products[-1](X), wanted)
+    residency.close()
+    assert (residency.nbytes, residency.waiting) == (0, 0)
+
+
+def test_nobody_copies_what_there_is_once(tmp_path: Path) -> None:
+    products, expected, residency = kept(2, 1, tmp_path)
+    for each in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="Residency cannot be copied"):
+            each(residency)
+    with pytest.raises(TypeError, match="Residency cannot be copied"):
+        copy.deepcopy(products[0])
+    np.testing.assert_array_equal(copy.copy(products[0])(X), expected[0])  # which shares it
+
+
+def test_files_that_vanish_or_cannot_be_written_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    products, expected, residency = kept(2, 1, tmp_path)
+    weight = packed(5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(residency_module, "save_packed", full)
+        with pytest.raises(OSError, match="No space left"):
+            residency.keep(nn.PackedProduct(weight))
+    assert not weight.closed
+    products[1](X)
+    (folder,) = tmp_path.iterdir()
+    shutil.move(folder, tmp_path / "away")
+    with pytest.raises(OSError, match="No such file"):
+        products[0](X)
+    shutil.move(tmp_path / "away", folder)
+    for product, y in zip(products, expected, strict=True):
+        np.testing.assert_array_equal(product(X), y)
+    (folder / "0.safetensors").write_bytes((folder / "1.safetensors").read_bytes()[:-9])
+    products[1](X)
+    with pytest.raises(PackedFileError, match=r"0\.safetensors"):
+        products[0](X)
     residency.close()
 
 

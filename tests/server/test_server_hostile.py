@@ -77,6 +77,10 @@ def slow(model: Model) -> Slow:
     return Slow(model)
 
 
+#: A short schema whose grammar would take gigabytes.
+SETS = {"pattern": "".join(f"[^{chr(300 + 9 * i)}]" for i in range(1000))}
+FORMAT_OF_SETS = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"prefixItems": [SETS] * 500}}}
+
 MALFORMED: list[tuple[bytes, str]] = [
     (b"", "not JSON"),
     (b"{", "not JSON"),
@@ -107,6 +111,10 @@ MALFORMED: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema"}}', "no schema"),
     (b'{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {"messages": 1}}', "'messages'"),
     (b'{"messages": [{"role": "user", "content": "<|im_end|>"}]}', "message 0 spells '<|im_end|>'"),
+    (
+        json.dumps({"messages": HELLO, "response_format": FORMAT_OF_SETS}, ensure_ascii=False).encode(),
+        "the schema is too large",
+    ),
     (b'{"messages": ' + json.dumps(HELLO * 2000).encode() + b"}", "2000 entries"),
     (b'{"messages": [{"role": "user", "content": "' + b"x" * 100_000 + b'"}]}', "leaves no room for an answer"),
     (b'{"messages": [{"role": "user", "content": "' + b"x" * 3_000_000 + b'"}]}', "message 0 has 3000000 characters"),
@@ -206,6 +214,22 @@ RAW = [
     b"GET /%00%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /v1/models/%F0%9F%98%80 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
 ]
+
+
+def test_a_length_and_chunks_are_not_taken_together(server: Server) -> None:
+    """Who passes requests on may see another end of this one: a second one would come in under its name."""
+    body = b'{"messages": []}'
+    with closing(_connected(server)) as client:
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+            % (len(body), body)
+            + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        answer = _rest(client)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"not both" in answer
 
 
 @pytest.mark.parametrize("data", RAW, ids=range(len(RAW)))
@@ -388,7 +412,18 @@ def test_web_pages(model: Model) -> None:
     with serving({"tiny": model}) as server:
         assert httpx.options(server.url + CHAT, headers=page).status_code == 403
         assert httpx.post(server.url + CHAT, json={}, headers={"origin": "https://page.example"}).status_code == 403
-        assert httpx.get(server.url, headers={"host": "page.example"}).status_code == 403
+        for host in (
+            "page.example",
+            "localhost@page.example",
+            "page.example@localhost",
+            "localhost/page.example",
+            "[::",
+        ):
+            assert httpx.get(server.url, headers={"host": host}).status_code == 403
+        for origin in ("http://[", "null", "http://[::1", "//"):
+            refused = httpx.get(server.url, headers={"origin": origin})
+            assert refused.status_code == 403
+            assert "may not ask this server" in refused.json()["error"]["message"]
     with serving({"tiny": model}, origins=("https://page.example",), api_key="k") as server:
         asked = httpx.options(server.url + CHAT, headers=page)
         assert asked.status_code == 204

@@ -13,7 +13,8 @@ import ollama
 import pytest
 from serving import Scripted, serving
 
-from npumatmul.llm import Model
+import npumatmul.llm
+from npumatmul.llm import Model, Policy
 from npumatmul.server import Server
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -177,11 +178,29 @@ def test_embeddings_are_of_length_one(encoder: Model, of: Of) -> None:
         assert client.show("e").capabilities == ["embedding"]
 
 
+def test_memory_of_the_npu_is_what_layers_there_take(model: Model, of: Of) -> None:
+    """As `ollama ps` makes a share of GPU and CPU of it."""
+    with (
+        npumatmul.llm.load(model.path, device="sim:rk3588") as whole,
+        npumatmul.llm.load(model.path, device="sim:rk3588", policy=Policy(1, decode="npu", prefill="npu")) as part,
+        npumatmul.llm.load(model.path, device="sim:rk3588", policy=Policy(0)) as none,
+        serving({"whole": whole, "part": part, "none": none}) as server,
+    ):
+        found = {each.model: each.size_vram for each in of(server).ps().models}
+        assert part.placement is not None
+        assert found["part:latest"] == part.placement.npu_bytes
+        assert found["none:latest"] == 0
+        assert found["whole:latest"] > found["part:latest"] > 0
+
+
 def test_what_clients_ask_of_models(client: ollama.Client, model: Model, server: Server) -> None:
     (entry,) = client.list().models
     assert entry.model == "tiny:latest"
     assert entry.size == model.path.stat().st_size
     assert [each.model for each in client.ps().models] == ["tiny:latest"]
+    assert client.ps().models[0].size_vram == 0, "numpy computes it"
+    assert entry.details is not None
+    assert (entry.details.family, entry.details.families) == ("llama", ["llama"])
     shown = client.show("tiny")
     assert shown.template == model.chat_template.source
     assert (shown.modelinfo or {})["npumatmul.context_length"] == 512

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "NOTHING",
@@ -12,6 +14,7 @@ __all__ = [
     "Later",
     "Repeat",
     "Sequence",
+    "bounded",
     "literal",
     "one_of",
     "one_text",
@@ -20,6 +23,48 @@ __all__ = [
 
 
 MOST_NESTED = 100
+MOST_PARTS = 300_000  # of one grammar, of about 100 bytes each
+
+
+class _Budget(threading.local):
+    """How many parts this thread may still make; None is no limit."""
+
+    left: int | None = None
+
+
+_budget = _Budget()
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """Let a grammar have no more than `MOST_PARTS`: expressions, and places of one in another.
+
+    A grammar that is made inside of another one is a part of it.
+
+    Parameters
+    ----------
+    what : str
+        What it is made of, for the message, with a verb.
+
+    Raises
+    ------
+    ValueError
+        If it would have more.
+    """
+    if _budget.left is not None:
+        yield
+        return
+    _budget.left = MOST_PARTS
+    try:
+        yield
+    except _TooManyError:
+        raise ValueError(f"{what} too large: the grammar has more than {MOST_PARTS} parts") from None
+    finally:
+        _budget.left = None
+
+
+class _TooManyError(Exception):
+    pass
 
 
 class Expression:
@@ -33,8 +78,12 @@ class Expression:
 
     __slots__ = ("finite",)
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 0) -> None:
         self.finite = False
+        if _budget.left is not None:
+            _budget.left -= 1 + places
+            if _budget.left < 0:
+                raise _TooManyError
 
     def parts(self) -> Iterable[Expression]:
         """What it is made of."""
@@ -64,7 +113,7 @@ class Sequence(Expression):
     __slots__ = ("items",)
 
     def __init__(self, *items: Expression) -> None:
-        super().__init__()
+        super().__init__(len(items))
         self.items = items
 
     def parts(self) -> Iterable[Expression]:
@@ -80,7 +129,7 @@ class Choice(Expression):
     __slots__ = ("items",)
 
     def __init__(self, *items: Expression) -> None:
-        super().__init__()
+        super().__init__(len(items))
         self.items = items
 
     def parts(self) -> Iterable[Expression]:
@@ -137,6 +186,8 @@ class Later(Expression):
 NOTHING = Sequence()
 """The empty byte string."""
 
+_SINGLE = tuple(Bytes(1 << byte) for byte in range(256))
+
 
 def one_of(characters: bytes) -> Bytes:
     """One of some bytes."""
@@ -145,7 +196,7 @@ def one_of(characters: bytes) -> Bytes:
 
 def literal(data: bytes) -> Expression:
     """These bytes."""
-    return Sequence(*(one_of(bytes([byte])) for byte in data))
+    return Sequence(*(_SINGLE[byte] for byte in data))
 
 
 def one_text(texts: Iterable[bytes], depth: int = 0) -> Expression:

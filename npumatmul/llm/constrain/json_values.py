@@ -50,6 +50,8 @@ class JSONValues:
         Values, by their types.
     unsigned : Expression
         A number without a minus.
+    sets : dict
+        Sets of characters that were made before, so that each is made once.
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,8 @@ class JSONValues:
         self.number = Sequence(optional(one_of(b"-")), self.unsigned)
         self.boolean = Choice(literal(b"true"), literal(b"false"))
         self.null = literal(b"null")
+        self.sets: dict[object, Expression] = {}
+        self._rest = Sequence(Repeat(self.plain), self.quote)
         self.value = Later()
         self.array = self.array_of(self.value)
         self.object = self.object_of([(self.string, self.value)])
@@ -116,14 +120,19 @@ class JSONValues:
 
     def _other(self, tree: dict[str, object]) -> Expression:
         """The rest of a string, with its quote, that leaves a tree of names or ends where none does."""
-        rest = Sequence(Repeat(self.plain), self.quote)
         ways: list[Expression] = [] if "" in tree else [self.quote]
         bytes_of = {character: character.encode("utf-8") for character in tree if character}
-        ways.append(Sequence(_character_but(list(bytes_of.values())), rest))
+        ways.append(Sequence(self._character_but(bytes_of), self._rest))
         for character, data in bytes_of.items():
             if character not in '"\\' and character >= " ":  # what needs an escape is not written here
                 ways.append(Sequence(literal(data), self._other(tree[character])))  # type: ignore[arg-type]
         return Choice(*ways)
+
+    def _character_but(self, bytes_of: dict[str, bytes]) -> Expression:
+        key = "but", frozenset(bytes_of)
+        if key not in self.sets:
+            self.sets[key] = _character_but(list(bytes_of.values()))
+        return self.sets[key]
 
 
 def _unsigned() -> Expression:

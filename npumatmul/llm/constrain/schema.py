@@ -6,11 +6,13 @@ schema, each at most once and spelled in one way. What cannot be kept to is refu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from npumatmul.files.reading import shown
-from npumatmul.llm.constrain.expressions import Choice, Expression, Later, Sequence, one_of
+from npumatmul.llm.constrain.expressions import Choice, Expression, Later, Sequence, bounded, one_of
 from npumatmul.llm.constrain.integers import integers
 from npumatmul.llm.constrain.json_values import JSONValues, spelled
 from npumatmul.llm.constrain.strings import FORMATS, pattern
@@ -45,6 +47,7 @@ WHOLE = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 MOST_DEPTH = 64
 MOST_PARTS = 20_000  # schemas in a schema
 MOST_NAME = 200  # characters of the name of a property that others have to differ from
+MOST_NAMES = 100_000  # characters of all of them
 MOST_COUNT = 100_000  # of characters or items
 
 
@@ -64,12 +67,13 @@ def json_grammar(schema: object = None) -> Expression:
     Raises
     ------
     ValueError
-        If the schema is none, nothing satisfies it, or it has something that cannot be kept to.
+        If the schema is none, nothing satisfies it, it is too large, or it has something that cannot be kept to.
     """
-    values = JSONValues()
-    if schema is None:
-        return Sequence(values.space, values.object)
-    return Sequence(values.space, _Compiler(values, schema).compiled(schema, "#", 0))
+    with bounded("the schema is"):
+        values = JSONValues()
+        if schema is None:
+            return Sequence(values.space, values.object)
+        return Sequence(values.space, _Compiler(values, schema).compiled(schema, "#", 0))
 
 
 class _Compiler:
@@ -93,6 +97,7 @@ class _Compiler:
         if not isinstance(schema, Mapping):
             _refuse(at, f"is {shown(schema)}, which is no schema: a schema is an object, true or false")
         keys = [key for key in schema if key not in NOTES]
+        self._refuse_other_base(schema, at)
         for key in keys:
             if key not in ABOUT and key not in WHOLE and key != "type":
                 if key == "uniqueItems" and schema[key] is False:
@@ -168,14 +173,19 @@ class _Compiler:
     def _found(self, target: str, at: str) -> object:
         found: object = self._root
         for part in target.split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
+            name = unquote(part).replace("~1", "/").replace("~0", "~")
             if isinstance(found, Mapping) and name in found:
+                self._refuse_other_base(found, target)
                 found = found[name]
             elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
                 found = found[int(name)]
             else:
                 _refuse(at, f"refers to {shown(target)}, which the schema does not have")
         return found
+
+    def _refuse_other_base(self, schema: Mapping[str, Any], at: str) -> None:
+        if schema is not self._root and isinstance(schema.get("$id"), str):
+            _refuse(at, "has an '$id' of its own, which references in it count from; leave it out")
 
     def _disjoint(self, schemas: list[object]) -> bool:
         """Whether no value satisfies two of some schemas, as far as their types and constants tell."""
@@ -217,6 +227,8 @@ class _Compiler:
             names = list({**properties, **wanted})
             if any(len(name) > MOST_NAME for name in names):
                 _refuse(at, f"has further properties beside one whose name has more than {MOST_NAME} characters")
+            if sum(map(len, names)) > MOST_NAMES:
+                _refuse(at, f"has further properties beside names of more than {MOST_NAMES} characters in all")
             extra = values.member(values.key_but(names) if names else values.string, value)
         first, later = self._ends(extra)
         for member, needed in reversed(members):  # from the last one on: what follows a member is known by then
@@ -286,7 +298,7 @@ class _Compiler:
         for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             if key in schema:
                 value = schema[key]
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                     _refuse(at, f"has {key!r} {shown(value)}, which is no number")
                 limits[key] = value
         if name == "number":

@@ -99,15 +99,15 @@ class _Reader:
                 raise self._wrong("is where a ')' is missing")
             return inside
         if character == "[":
-            return _characters(self._set())
+            return self._characters(self._set())
         if character == ".":
-            return _characters(_without(_ALL, [(10, 10), (13, 13), (0x2028, 0x2029)]))
+            return self._characters(_without(_ALL, [(10, 10), (13, 13), (0x2028, 0x2029)]))
         if character == "\\":
-            return _characters(self._escaped())
+            return self._characters(self._escaped())
         if character in "^*+?{":
             self._at -= 1
             raise self._wrong("is not supported there")
-        return _characters([(ord(character), ord(character))])
+        return self._characters([(ord(character), ord(character))])
 
     def _repeated(self, atom: Expression) -> Expression:
         low, high = 1, 1
@@ -177,6 +177,9 @@ class _Reader:
             found = _SETS[character.lower()]
             return found if character.islower() else _without(_ASCII, found)
         if character in _CONTROLS:
+            if character == "0" and self._text[self._at : self._at + 1].isdecimal():
+                self._at -= 1
+                raise self._wrong("is an octal number, which is not supported")
             return [(_CONTROLS[character], _CONTROLS[character])]
         if character in "xu":
             count = 2 if character == "x" else 4
@@ -205,6 +208,12 @@ class _Reader:
     def _wrong(self, what: str) -> ValueError:
         shown = self._text[self._at : self._at + 8] or "the end"
         return ValueError(f"cannot be kept to: {shown!r} (character {self._at}) {what}")
+
+    def _characters(self, ranges: Ranges) -> Expression:
+        key = tuple(sorted(ranges))
+        if key not in self._values.sets:
+            self._values.sets[key] = _characters(ranges)
+        return self._values.sets[key]
 
 
 def _without(every: Ranges, some: Ranges) -> Ranges:

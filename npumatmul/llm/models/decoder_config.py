@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from npumatmul.llm.models.mixers import Mixer
 from npumatmul.llm.models.part import Part
-from npumatmul.llm.models.settings import MAX_LAYERS, MAX_SIZE
+from npumatmul.llm.models.settings import MAX_HEAD, MAX_LAYERS, MAX_SIZE
 from npumatmul.nn.expert_names import MAX_EXPERTS
 
 __all__ = ["BLOCK_LAYERS", "DecoderConfig", "Experts", "LayerConfig", "Rotation"]
@@ -29,7 +29,8 @@ _FACTORS = (
     "residual_scale",
     "logit_scale",
 )
-_SIZES = ("hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_size", "vocab_size", "context_length")
+_HEADS = ("n_heads", "n_kv_heads", "head_dim")
+_SIZES = ("hidden_size", "ffn_size", "vocab_size", "context_length")
 
 
 @dataclass(frozen=True)
@@ -317,9 +318,10 @@ class DecoderConfig:
         """Check the values."""
         if not 1 <= self.n_layers <= MAX_LAYERS:
             raise ValueError(f"n_layers is {self.n_layers}; it must be between 1 and {MAX_LAYERS}")
-        for name in _SIZES:
-            if not 1 <= getattr(self, name) <= MAX_SIZE:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 1 and {MAX_SIZE}")
+        for names, most in ((_HEADS, MAX_HEAD), (_SIZES, MAX_SIZE)):
+            for name in names:
+                if not 1 <= getattr(self, name) <= most:
+                    raise ValueError(f"{name} is {getattr(self, name)}; it must be between 1 and {most}")
         for name in _FACTORS:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -351,10 +353,10 @@ class DecoderConfig:
         object.__setattr__(self, "layers", layers)
 
     def _check_layer(self, layer: LayerConfig) -> None:
-        for name in ("head_dim", "n_kv_heads", "ffn_size"):
+        for name, most in (("head_dim", MAX_HEAD), ("n_kv_heads", MAX_HEAD), ("ffn_size", MAX_SIZE)):
             value = getattr(layer, name)
-            if value is not None and not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"{name} of a layer is {value}; it must be between 1 and {MAX_SIZE}")
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} of a layer is {value}; it must be between 1 and {most}")
         head_dim, kv_heads = layer.head_dim or self.head_dim, layer.n_kv_heads or self.n_kv_heads
         if self.n_heads % kv_heads:
             raise ValueError(f"n_heads is {self.n_heads}, not a multiple of {kv_heads}, the heads of keys of a layer")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.files.reading import shown
 from npumatmul.llm.models.cache import KVCache, Stretch
 from npumatmul.llm.models.decoder_config import DecoderConfig
+from npumatmul.nn.module import as_floats
 from npumatmul.nn.product import Float32
 
-__all__ = ["Embedded", "EmbeddedRows", "FilledPrompt", "Placing", "filled"]
+__all__ = ["Embedded", "EmbeddedRows", "FilledPrompt", "Placing", "check_no_places", "filled"]
 
 _NUMBERS = 1 << 62
 _MOST_AXIS = 1 << 20
+_LARGEST = 2.0**50
+"""Squares of larger values, added up, are beyond float32: norms would make zeros of them."""
 
 
 class Embedded:
@@ -52,8 +56,10 @@ class Embedded:
 
     Raises
     ------
+    TypeError
+        If values are no floats.
     ValueError
-        If shapes do not fit together, or a value is not finite.
+        If shapes do not fit together, or a value is not finite, or too large to be normalized.
 
     Examples
     --------
@@ -72,6 +78,8 @@ class Embedded:
         interval: float = 1.0,
     ) -> None:
         self.rows = _matrix(rows, "rows")
+        if not isinstance(deep, Sequence):
+            raise TypeError(f"Embedded: deep is a list of matrices, not {shown(deep)}")
         self.deep = tuple(_matrix(each, f"deep[{i}]") for i, each in enumerate(deep))
         self.grid = None if grid is None else _grid(grid, len(self.rows))
         for i, each in enumerate(self.deep):
@@ -87,6 +95,10 @@ class Embedded:
         """Return how many rows there are."""
         count, width = self.rows.shape
         return f"<Embedded: {count} rows of {width}{'' if self.grid is None else f', grid {self.grid}'}>"
+
+    def __reduce__(self) -> Any:
+        """Copies are made anew: what their numbers are made of cannot be written to, either."""
+        return _remade, (self.rows, self.grid, self.deep, self._interval)
 
     def __len__(self) -> int:
         """How many places of a prompt they take."""
@@ -112,19 +124,37 @@ class Embedded:
         return np.stack(np.meshgrid(frames, height, width, indexing="ij")).reshape(3, -1)
 
 
+def _remade(rows: Float32, grid: tuple[int, int, int] | None, deep: tuple[Float32, ...], interval: float) -> Embedded:
+    return Embedded(rows, grid, deep=deep, interval=interval)
+
+
 def _matrix(values: ArrayLike, what: str) -> Float32:
-    matrix: Float32 = np.array(values, np.float32, order="C")
+    with np.errstate(over="ignore"):  # what is too large is told below
+        matrix: Float32 = np.array(_floats(values, what), np.float32, order="C")
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"Embedded: {what} has shape {matrix.shape}; one row for each place is needed, (n, hidden)")
     if not np.isfinite(matrix).all():
         raise ValueError(f"Embedded: {what} holds NaN or infinity")
+    if max(matrix.max(), -matrix.min()) > _LARGEST:
+        raise ValueError(f"Embedded: {what} holds values beyond {_LARGEST:.1e}, which no model can normalize")
     matrix.flags.writeable = False
     return matrix
 
 
+def _floats(values: ArrayLike, what: str) -> NDArray[Any]:
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values
+    try:
+        return as_floats(values, f"Embedded: {what}")
+    except ValueError as error:
+        raise ValueError(f"Embedded: {what} is no matrix of floats ({error})") from None
+
+
 def _grid(grid: Sequence[int], count: int) -> tuple[int, int, int]:
-    sizes = tuple(grid)
-    if len(sizes) != 3 or not all(isinstance(each, int | np.integer) and 0 < each < _MOST_AXIS for each in sizes):
+    sizes = tuple(grid) if isinstance(grid, Sequence | np.ndarray) else ()
+    if len(sizes) != 3 or not all(
+        isinstance(each, int | np.integer) and not isinstance(each, bool) and 0 < each < _MOST_AXIS for each in sizes
+    ):
         raise ValueError(f"Embedded: grid is {shown(grid)}; it is (frames, height, width), each 1 or more")
     frames, height, width = (int(each) for each in sizes)
     if frames * height * width != count:
@@ -287,15 +317,36 @@ def filled(
             raise TypeError(f"embeddings[{shown(place)}] is a {type(each).__name__}; an Embedded is needed")
     rows = EmbeddedRows(given.values(), config)
     if isinstance(embeddings, Mapping):
-        return FilledPrompt(_at_places(ids, given), rows)
+        tokens = _at_places(ids, given)
+        check_no_places(tokens, config)
+        return FilledPrompt(tokens, rows)
     return FilledPrompt(_at_placeholders(ids, list(given.values()), config.placeholders), rows)
+
+
+def check_no_places(ids: Sequence[int], config: DecoderConfig) -> None:
+    """Refuse a prompt in which tokens stand for pictures that were not given: they were trained to mean nothing else.
+
+    Raises
+    ------
+    ValueError
+        If there are such tokens.
+    """
+    if not config.placeholders:
+        return
+    places = [i for i, each in enumerate(ids) if each in config.placeholders]
+    if places:
+        raise ValueError(
+            f"embeddings: {len(places)} of the prompt's tokens, the first at {places[0]}, stand for a picture or a "
+            "video, and no rows are given for them (docs/embedded.md)"
+        )
 
 
 def _at_places(ids: Sequence[int], given: Mapping[int, Embedded]) -> list[int]:
     tokens, before = list(ids), 0
-    for place in sorted(given):
+    for place in given:
         if isinstance(place, bool) or not isinstance(place, int | np.integer) or not 0 <= place <= len(ids):
             raise ValueError(f"embeddings: {shown(place)} is no place in a prompt of {len(ids)} tokens")
+    for place in sorted(given):
         stop = int(place) + len(given[place])
         if place < before or stop > len(ids):
             raise ValueError(

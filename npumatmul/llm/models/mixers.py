@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npumatmul.llm.models.settings import MAX_SIZE
+from npumatmul.llm.models.settings import MAX_HEAD
 
 __all__ = ["DeltaNet", "Mixer", "ShortConv"]
 
 MAX_KERNEL = 1 << 10
+MAX_STATE = 1 << 26
+"""Values that a cache keeps of a sequence in one layer: a hundred times as many as in any model."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,14 @@ class DeltaNet:
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("key_heads", "value_heads", "key_dim", "value_dim"):
-            if not 1 <= getattr(self, name) <= MAX_SIZE:
-                raise ValueError(f"{name} of linear attention is {getattr(self, name)}; it must be 1 to {MAX_SIZE}")
+            if not 1 <= getattr(self, name) <= MAX_HEAD:
+                raise ValueError(f"{name} of linear attention is {getattr(self, name)}; it must be 1 to {MAX_HEAD}")
         _check_kernel(self.kernel)
+        if self.value_heads * self.key_dim * self.value_dim > MAX_STATE:
+            raise ValueError(
+                f"linear attention has {self.value_heads} heads with states of {self.key_dim} x {self.value_dim}; "
+                f"together these may be {MAX_STATE} values"
+            )
         if self.value_heads % self.key_heads:
             raise ValueError(
                 f"linear attention has {self.value_heads} heads of values, no multiple of its {self.key_heads} of keys"

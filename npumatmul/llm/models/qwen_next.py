@@ -100,6 +100,15 @@ def _experts(settings: Settings, name: str, n_layers: int) -> list[Experts | Non
     return [None if i in dense or (i + 1) % step else made for i in range(n_layers)]
 
 
+def _kinds(settings: GGUFSettings, blocks: int) -> list[str]:
+    """Where there is a list it counts, as in llama.cpp: converters write a usual interval beside it."""
+    interval = settings.size("full_attention_interval", INTERVAL)
+    recurrent = [(i + 1) % interval != 0 for i in range(blocks)]
+    if "attention.recurrent_layers" in settings:
+        recurrent = settings.flags("attention.recurrent_layers", blocks)
+    return [LINEAR if each else FULL for each in recurrent]
+
+
 def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
     """llama.cpp has experts in every layer, and divides weights by their sum always."""
     has_experts = name != "qwen3_5"
@@ -109,6 +118,7 @@ def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
         shared = settings.size("expert_shared_feed_forward_length", experts.size)
         experts = dataclasses.replace(experts, shared_size=shared)
     sizes = from_gguf.sizes(settings, has_experts=has_experts, ffn_size=None if experts is None else experts.size)
+    kinds = _kinds(settings, sizes["n_layers"])
     sizes["n_layers"] -= settings.guessing_layers()
     turned = from_gguf.rotation(settings, sizes["head_dim"], sizes["context_length"])
     settings.ignore(("rope.dimension_sections",))
@@ -125,14 +135,12 @@ def _from_gguf(settings: GGUFSettings, name: str) -> DecoderConfig:
         fused=TOGETHER[1:] if name == "qwen3_next" else (),
         tiled=name != "qwen3_next",
     )
-    interval = settings.size("full_attention_interval", INTERVAL)
-    kinds = [LINEAR if (i + 1) % interval else FULL for i in range(sizes["n_layers"])]
     return from_gguf.decoder_config(
         settings,
         **sizes,
         **from_gguf.biases(settings),
         architecture=name,
-        layers=_layers(kinds, turned, mixer, [experts] * sizes["n_layers"]),
+        layers=_layers(kinds[: sizes["n_layers"]], turned, mixer, [experts] * sizes["n_layers"]),
         norm_offset=0.0 if settings.norms_include_one else 1.0,
         qk_norm="head",
         attention_gate="sigmoid",

@@ -19,6 +19,7 @@ REQUIRED: Final[Any] = object()
 
 MAX_LAYERS = 1 << 12
 MAX_SIZE = 1 << 24  # no dimension of a real model comes near; keeps a damaged file from asking for terabytes
+MAX_HEAD = 1 << 16  # heads of a layer, and values of one
 MAX_WINDOW = 1 << 31  # what some say who mean all tokens
 SMALLEST: Final = 2.0**-126  # a normal float32; models compute with no other numbers
 LARGEST: Final = 2.0**128 - 2.0**104

@@ -72,7 +72,8 @@ def prepared(
     if chosen is None:
         raise ModelError(
             f"the model {name} does not say how the states of a text become its embedding (modules.json of "
-            f"sentence-transformers does): choose with pooling={' or '.join(map(repr, POOLINGS))}"
+            f"sentence-transformers does): choose with pooling={' or '.join(map(repr, POOLINGS))}, on the command "
+            "line --pooling"
         )
     if chosen not in POOLINGS:
         raise ValueError(f"embed: no pooling is called {chosen!r}; there are {', '.join(map(repr, POOLINGS))}")

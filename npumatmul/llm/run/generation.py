@@ -39,7 +39,7 @@ class Generation(Uncopied, Iterator[Piece]):
     stats : GenerationStats
         Counts and times so far; complete when the iteration has ended.
     cache : KVCache
-        The cache in use. It holds the prompt and all generated tokens but the last.
+        The cache in use, from the first piece on. It holds the prompt and all generated tokens but the last.
     ids : list of int
         Tokens generated so far.
     driven : bool
@@ -141,9 +141,15 @@ class Generation(Uncopied, Iterator[Piece]):
 
     @property
     def cache(self) -> KVCache:
-        """The cache in use; there is one from the first piece on."""
+        """The cache in use; there is one from the first piece on.
+
+        Raises
+        ------
+        RuntimeError
+            If there was no piece yet.
+        """
         if self._cache is None:
-            self._cache = self._host.take(self._sequence, len(self._sequence) + self._max_new_tokens)
+            raise RuntimeError("a generation has a cache from its first piece on: ask for that first")
         return self._cache
 
     @property
@@ -202,7 +208,7 @@ class Generation(Uncopied, Iterator[Piece]):
         while True:
             self._check_cancelled()
             wanted = self._sequence if not draft.tokens else [*self._sequence, *draft.tokens]
-            before = None if self._may_go_back(draft) else self.cache.fork()
+            before = None if self._may_go_back(draft) else self._forked()
             cache = self.cache if self._produced else self._first_cache
             step = self._step = Step(wanted, 1 + len(draft.tokens), cache, self._told, id(self), self._embeddings)
             if self.driven:
@@ -220,7 +226,7 @@ class Generation(Uncopied, Iterator[Piece]):
             if before is not None and self.cache.length >= len(self._sequence):
                 self._cache = before  # what was proposed in vain is in the other one's states
             elif self.cache.length >= len(self._sequence):
-                self.cache.truncate(len(self._sequence) - 1)
+                self._cut(self.cache, len(self._sequence) - 1)
             for piece in pieces:
                 self._check_cancelled()
                 self.ids.append(piece.token)
@@ -234,10 +240,24 @@ class Generation(Uncopied, Iterator[Piece]):
             draft = self._proposed()
 
     def _first_cache(self) -> KVCache:
-        """The cache of the prompt, cut to what it shares with it; at least one token is left to be computed."""
-        cache = self.cache
-        self.stats.cached_tokens = cache.truncate(shared_length(cache.tokens, self._sequence[:-1]))
+        """The cache of the prompt, cut to what it shares with it; at least one token is left to be computed.
+
+        It is taken when the model is there for this sequence: others' caches that are forked for it rest then.
+        """
+        if self._cache is None:
+            self._cache = self._host.take(self._sequence, len(self._sequence) + self._max_new_tokens)
+        cache = self._cache
+        self.stats.cached_tokens = self._cut(cache, shared_length(cache.tokens, self._sequence[:-1]))
         return cache
+
+    def _forked(self) -> KVCache:
+        with self._host.unseen():
+            return self.cache.fork()
+
+    def _cut(self, cache: KVCache, length: int) -> int:
+        """Forget tokens, while nobody forks the cache."""
+        with self._host.unseen():
+            return cache.truncate(length)
 
     def _fitting(self, sequence: list[int], most: int) -> list[int]:
         """The sequence, or what is left of it where it has more tokens and a window slides."""
@@ -246,7 +266,7 @@ class Generation(Uncopied, Iterator[Piece]):
         left = slid(sequence, self._keep, self._context, most)
         if self._cache is not None:
             self.stats.dropped_tokens += len(sequence) - len(left)
-            self._cache.truncate(shared_length(self._cache.tokens, left[:-1]))
+            self._cut(self._cache, shared_length(self._cache.tokens, left[:-1]))
         return left
 
     def _may_go_back(self, draft: Draft) -> bool:

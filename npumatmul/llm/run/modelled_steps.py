@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from npumatmul.device.device import Device
+from npumatmul.llm.fitting import product_seconds
 from npumatmul.llm.modelled.built import decoder_shape
 from npumatmul.llm.modelled.seconds import seconds_between
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.ops import PackedWeight
-from npumatmul.planning.product import plan_matmul
 
 __all__ = ["modelled_steps"]
 
@@ -38,12 +38,12 @@ def _seconds(model: Decoder, device: Device, rows: int) -> float | None:
     total = 0.0
     for product in model.linears.values():
         weight = getattr(product, "weight", None)
-        if not isinstance(weight, PackedWeight) or weight.plan is None:
+        if not isinstance(weight, PackedWeight) or weight.plan is None or weight.stored is None:
             continue
-        plan = plan_matmul(rows, weight.plan, timings=device.chip.timings)
-        if plan.modelled is None:
+        both = product_seconds(weight.plan, rows, device.chip)
+        if both is None:
             return None
-        total += plan.modelled.seconds
+        total += both[weight.stored.where.computed_by(rows) == "cpu"]
     model_of_time = device.chip.timings.get(device.chip.soc)
     if model_of_time is None or not total:
         return None

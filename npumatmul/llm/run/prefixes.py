@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.run.steps import shared_length
@@ -57,6 +58,11 @@ class KeptCaches:
         self._limit = _checked(limit)
         with self._lock:
             self._shrink()
+
+    @property
+    def held(self) -> AbstractContextManager[object]:
+        """A context in which no cache is taken or given by others; a running one is changed outside of turns in it."""
+        return self._lock
 
     @property
     def tokens(self) -> int:

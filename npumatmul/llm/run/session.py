@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from npumatmul.errors import UnusableFileError
@@ -174,6 +175,8 @@ class Session(Uncopied):
         except (TypeError, ValueError) as error:
             raise TypeError(f"a session is saved as JSON, and holds something else: {error}") from error
         cache = self._model._model.new_cache() if self._cache is None else self._cache
+        with self._model._shared.unseen():
+            cache.settle()
         cache.notes = {_NOTE: text}
         cache.save(path)
 
@@ -221,6 +224,10 @@ class _Own:
         """Keep it in the session."""
         self._session._cache = cache
         self._shared.ended(owner)
+
+    def unseen(self) -> AbstractContextManager[object]:
+        """As all others."""
+        return self._shared.unseen()
 
     def ended(self, owner: int) -> None:
         """As all others."""

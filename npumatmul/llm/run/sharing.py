@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 
 from npumatmul.llm.models.cache import KVCache
 from npumatmul.llm.models.decoder import Decoder
@@ -60,6 +61,10 @@ class Shared:
         self.ended(owner)
         if not self._turns.inherited and not self._turns.closed:
             self._kept.give(cache)
+
+    def unseen(self) -> AbstractContextManager[object]:
+        """Let nobody take a cache meanwhile, nor fork one."""
+        return self._kept.held
 
     def ended(self, owner: int) -> None:
         """Nobody waits for steps of this owner any more."""

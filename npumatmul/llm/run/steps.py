@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from npumatmul.llm.models.cache import KVCache
@@ -110,6 +111,10 @@ class Host(Protocol):
         """Take back a cache, when the generation has ended."""
         ...
 
+    def unseen(self) -> AbstractContextManager[object]:
+        """While it lasts nobody forks caches in use: for changes of one outside of steps."""
+        ...
+
     def ended(self, owner: int) -> None:
         """A generation has ended whose cache somebody is still at work with."""
         ...
@@ -131,6 +136,10 @@ class Alone:
 
     def give(self, cache: KVCache, owner: int) -> None:
         """Nobody else wants it."""
+
+    def unseen(self) -> AbstractContextManager[object]:
+        """Nobody else sees it."""
+        return nullcontext()
 
     def ended(self, owner: int) -> None:
         """Nobody else waits for it."""

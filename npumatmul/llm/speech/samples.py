@@ -13,6 +13,8 @@ from npumatmul.llm.speech.resampling import resampled
 
 __all__ = ["checked_samples"]
 
+#: Floats between -1 and 1 may overshoot; what is louder than this was not divided by its range.
+_LOUDEST = 128.0
 _RANGES = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
@@ -39,9 +41,16 @@ def checked_samples(samples: Any, rate: Any, wanted: int, called: str) -> NDArra
     if given.dtype in _RANGES:
         floats = given.astype(np.float32) / np.float32(_RANGES[given.dtype])
     elif given.dtype.kind == "f":
-        floats = given.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is too large is told below
+            floats = given.astype(np.float32, copy=False)
     else:
         raise TypeError(f"{called}: samples are floats, int16 or int32, not {given.dtype}")
     if not np.isfinite(floats).all():
         raise ValueError(f"{called}: sample {int(np.argmin(np.isfinite(floats)))} is not finite")
+    loudest = float(max(floats.max(), -floats.min()))
+    if loudest > _LOUDEST:
+        raise ValueError(
+            f"{called}: samples are floats between -1 and 1, and one of these is {loudest:g} in size: divide them by "
+            "their range, which is 32768 for samples of 16 bits"
+        )
     return resampled(floats, int(rate), wanted)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 __all__ = ["read_wave"]
 
-#: Bytes of a sample that are read, and samples of each channel that are read at once.
-_WIDTHS, _FRAMES = (1, 2, 3, 4), 1 << 20
+#: Bytes of a sample that are read, and bytes that are read at once, whatever a header says of channels and lengths.
+_WIDTHS, _BYTES = (1, 2, 3, 4), 1 << 22
 _CONVERT = "ffmpeg -i IN -ac 1 -ar 16000 -c:a pcm_s16le OUT.wav makes a file that can be read"
 
 
@@ -54,10 +54,11 @@ def read_wave(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], int]:
             if width not in _WIDTHS:
                 raise ValueError(f"{path} has samples of {8 * width} bits: {_CONVERT}")
             parts, step = [np.zeros(0, np.float32)], width * channels
-            while len(data := file.readframes(_FRAMES)) >= step:  # of a file that ends too early, what is there
+            frames = max(1, _BYTES // step)
+            while len(data := file.readframes(frames)) >= step:  # of a file that ends too early, what is there
                 floats = _floats(data[: len(data) // step * step], width)
                 parts.append(floats.reshape(-1, channels).mean(axis=1, dtype=np.float32))
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # the last one of chunks that lie within others
         told = str(error) or "it ends too early"
         raise ValueError(f"{path} is no wave file of PCM samples ({told}): {_CONVERT}") from None
     return np.concatenate(parts), rate

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.errors import NotFiniteError
 from npumatmul.llm.models.whisper import Whisper
 from npumatmul.llm.run.sampling import log_probabilities
 from npumatmul.llm.speech.rules import Rules
@@ -123,7 +124,7 @@ class WindowWriter:
     def language(self, heard: Sequence[KeysAndValues]) -> tuple[str, float]:
         """The likeliest language of a window, and its probability among all that the model knows."""
         tokens = self._tokens
-        logits = self._model.logits([tokens.start], heard, self._model.new_cache(self._cache_type))[0]
+        logits = _finite(self._model.logits([tokens.start], heard, self._model.new_cache(self._cache_type))[0])
         codes = list(tokens.languages)
         logs = log_probabilities(logits[[tokens.languages[code] for code in codes]])
         best = int(np.argmax(logs))
@@ -142,7 +143,7 @@ class WindowWriter:
         """
         cache = self._model.new_cache(self._cache_type)
         states = self._model.written([*before, *prompt], heard, cache)
-        starts = self._model.head(states[[len(before), -1]])
+        starts = _finite(self._model.head(states[[len(before), -1]]))
         no_speech = 0.0
         if self._tokens.no_timestamps is not None:
             no_speech = math.exp(log_probabilities(starts[0])[self._tokens.no_timestamps - 1])
@@ -183,7 +184,7 @@ class WindowWriter:
             if len(ids) >= room:
                 break
             self._pause()
-            logits = self._model.logits([chosen], heard, cache)[0]
+            logits = _finite(self._model.logits([chosen], heard, cache)[0])
         average = total / max(count, 1)
         limits = self._thresholds
         silent = limits.no_speech is not None and no_speech > limits.no_speech
@@ -195,7 +196,17 @@ class WindowWriter:
         """The likeliest token, or one by chance."""
         if temperature == 0:
             return int(np.argmax(logs))
-        shares = np.exp((logs - logs.max()) / temperature)
+        with np.errstate(over="ignore"):  # what becomes -inf has no share
+            shares = np.exp((logs - logs.max()) / temperature)
         cumulative = np.cumsum(shares)
         found = int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
         return min(found, len(logs) - 1)
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits as a model gave them; an inf or nan would be taken for what rules hide, and end a text without a word."""
+    if not np.isfinite(logits).all():
+        raise NotFiniteError(
+            "the logits of a window hold an inf or nan: the model is damaged, or numbers overflowed in a product"
+        )
+    return logits

@@ -177,7 +177,9 @@ def _header(file: RegularFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     most = min(_LONGEST_HEADER, _HEADER + file.size // _HEADER_PART, file.size - 8)
     if not 2 <= length <= most:
-        raise WrongTensorFile(f"its header would have {length} bytes; from 2 to {most} are possible")
+        raise WrongTensorFile(
+            f"it is damaged or no safetensors file: its header would have {length} bytes; from 2 to {most} are possible"
+        )
     text = file.read(8, length).tobytes()
     if not text.startswith(b"{"):
         raise WrongTensorFile("its header does not begin with '{'")
