@@ -7,6 +7,7 @@ import pickle
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
+from sklearn.utils import _set_output
 from sklearn.utils.estimator_checks import check_estimator
 
 import npumatmul as npu
@@ -46,8 +48,10 @@ from npumatmul.sklearn import (
     NpuNeighbors,
     NpuRegressor,
     NpuTransformer,
+    load,
     offload,
     report,
+    save,
 )
 from npumatmul.sklearn.affine import UnscaledError
 
@@ -310,6 +314,43 @@ def test_a_pipeline_keeps_what_has_no_products() -> None:
     assert inside.fit(x, y).score(test, right) > 0.9  # a wrapper is fitted as any estimator
     search = GridSearchCV(original, {"svc__C": [0.1, 1.0]}, cv=2).fit(x, y)
     np.testing.assert_array_equal(offload(search).predict(test), search.predict(test))
+
+
+def test_set_output_decides_what_is_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Frames:
+        def create_container(self, X_output: Any, X_original: Any, columns: Any, inplace: bool = True) -> Any:
+            return list(columns() if callable(columns) else columns), np.asarray(X_output)
+
+    monkeypatch.setitem(_set_output.ADAPTERS_MANAGER.adapters, "pandas", Frames())
+    x, y, test, _ = halves("wine")
+    original = make_pipeline(StandardScaler(), PCA(2)).fit(x, y)
+    plain = offload(original)
+    assert isinstance(plain.transform(test), np.ndarray)
+    original.steps[1][1].set_output(transform="pandas")  # before, and after
+    for made in (offload(original), plain):
+        made[1].set_output(transform="pandas")
+        names, values = made.transform(test)
+        assert names == ["pca0", "pca1"]
+        np.testing.assert_allclose(values, original.transform(test)[1], atol=5e-3)
+    before = offload(original)
+    assert before.transform(test)[0] == ["pca0", "pca1"]
+    save(before, tmp_path)
+    assert load(tmp_path).transform(test)[0] == ["pca0", "pca1"]
+    after = offload(original[1]).set_output(transform="default")
+    assert isinstance(after.transform(x), np.ndarray)
+    assert isinstance(original[1].transform(x), tuple)
+
+
+def test_a_pipeline_keeps_its_settings_and_says_what_is_dense() -> None:
+    x, y, _, _ = halves("wine")
+    original = Pipeline([("scale", StandardScaler()), ("svc", SVC())], verbose=True).fit(x, y)
+    original.set_params(transform_input=["x"])
+    made = offload(original)
+    assert made.get_params(deep=False) == {**original.get_params(deep=False), "steps": made.steps}
+    with pytest.raises(TypeError, match=r"the step 'svc' of the pipeline, .* is offloaded already"):
+        offload(made)
+    with pytest.raises(TypeError, match=r"OneHotEncoder\(sparse_output=False\)"):
+        made[1].predict(csr_array(x))
 
 
 def test_unlike_features_are_refused_in_eight_bits_unless_an_example_says_their_ranges() -> None:

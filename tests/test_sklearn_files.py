@@ -202,6 +202,19 @@ def test_convert_and_predict(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), expected.predict_proba(X[:60]))
 
 
+def test_several_outputs_are_beside_each_other_in_one_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 3))
+    labels = np.stack([rng.integers(0, 2, 30), rng.integers(0, 3, 30)], axis=1)
+    original = KNeighborsClassifier(3, algorithm="brute").fit(x, labels)
+    save(offload(original), tmp_path / "out")
+    np.save(tmp_path / "rows.npy", x[:4])
+    done = run("sklearn", "predict", tmp_path / "out", tmp_path / "rows.npy", "--method", "predict_proba")
+    assert done.exit_code == 0, done.output
+    found = [[float(value) for value in line.split(",")] for line in done.stdout.splitlines()]
+    np.testing.assert_allclose(found, np.concatenate(original.predict_proba(x[:4]), axis=1))
+
+
 def test_a_pickle_is_executed_only_when_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "loud.pkl").write_bytes(
         pickle.dumps(make_pipeline(Loud(), LogisticRegression(max_iter=9)).set_params())
@@ -224,6 +237,8 @@ def test_a_pickle_is_executed_only_when_that_is_asked_for(tmp_path: Path) -> Non
         ("a,b\n", "no rows of numbers"),
         ("1,2\n3\n", "line 2: it has 1 values"),
         ("a,b\n1,2\n3,x\n", "line 3: '3,x' is not all numbers"),
+        (",2\n3,4\n", "line 1: ',2' is not all numbers"),  # a hole, and no line of names
+        ("1,x\n3,4\n", "line 1: '1,x' is not all numbers"),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, text: str, message: str) -> None:

@@ -306,9 +306,49 @@ def test_a_weight_looks_like_one() -> None:
     x = torch.randn(2, 64, dtype=torch.bfloat16)
     torch.testing.assert_close(nn.functional.linear(x, weight, model[0].bias), model(x), rtol=2e-2, atol=2e-2)
     assert "on the NPU" in repr(weight)
+    assert isinstance(weight, nn.Parameter)
+    np.testing.assert_array_equal(weight.float().numpy(), weight.float().tolist())
     model[0].weight = nn.Parameter(torch.eye(48, 64))
     torch.testing.assert_close(model(x) - model[0].bias, x[:, :48], rtol=2e-2, atol=2e-2)
     assert dict(model.named_parameters()).keys() == {"0.bias"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.mul_(2),
+        nn.init.zeros_,
+        lambda weight: setattr(weight, "data", torch.zeros(48, 64)),
+    ],
+)
+def test_a_weight_that_would_be_changed_in_place_says_how_to_change_it(change: Any) -> None:
+    model = nn.Sequential(nn.Linear(64, 48))
+    offload(model, "w16a16")
+    x = torch.randn(2, 64)
+    y = model(x)
+    with pytest.raises(RuntimeError, match=r"cannot be changed in place; assign"):
+        change(model[0].weight)
+    assert torch.equal(model(x), y)
+
+
+def test_a_weight_that_was_taken_stays_what_it_was() -> None:
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 32))
+    offload(model, "w8a8")
+    x = torch.randn(2, 64)
+    y, weight, other = model(x), model[0].weight, copy.deepcopy(model)
+    values = weight.clone()
+    given_ = {name: 2 * each for name, each in model.state_dict().items()}
+    swapped = torch.func.functional_call(model, given_, (x,))
+    assert cosine(swapped, y) < 0.99999
+    assert torch.equal(model(x), y)
+    other.load_state_dict(given_)
+    assert torch.equal(other(x), swapped)
+    assert torch.equal(model(x), y)
+    assert torch.equal(weight, values)
+    model[0].weight = torch.zeros(48, 64)
+    assert torch.equal(weight, values)
+    model[0].weight = weight
+    assert torch.equal(model(x), y)
 
 
 def test_copies_share_weights_and_files_hold_them(tmp_path: Path) -> None:
@@ -316,7 +356,7 @@ def test_copies_share_weights_and_files_hold_them(tmp_path: Path) -> None:
     offload(model, "w8a8")
     x = torch.randn(3, 64)
     other = copy.deepcopy(model)
-    assert other[0]._held["product"] is model[0]._held["product"]
+    assert other[0]._held["weight"] is model[0]._held["weight"]
     assert other[0]._number != model[0]._number
     assert torch.equal(other[0](x), model[0](x))
     torch.save(model, tmp_path / "model.pt")
@@ -329,7 +369,7 @@ def test_copies_share_weights_and_files_hold_them(tmp_path: Path) -> None:
 def test_weights_leave_with_their_module() -> None:
     model = nn.Sequential(nn.Linear(64, 48))
     offload(model)
-    gone = weakref.ref(model[0]._held["product"].weight)
+    gone = weakref.ref(model[0].products()[0].weight)
     number = model[0]._number
     del model
     gc.collect()
@@ -374,6 +414,79 @@ def test_hooks_stay() -> None:
     model(torch.zeros(2, 64))
     assert seen == [torch.Size([2, 48])]
     handle.remove()
+    model(torch.zeros(2, 64))
+    assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("case", range(4))
+def test_weights_that_are_made_of_others_are_made_once(case: int) -> None:
+    layer = nn.Linear(64, 48)
+    if case == 0:
+        nn.utils.spectral_norm(layer)
+    elif case == 1:
+        nn.utils.parametrizations.spectral_norm(layer)
+    elif case == 2:
+        nn.utils.parametrizations.orthogonal(layer)
+    else:
+        nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+        nn.utils.prune.l1_unstructured(layer, "bias", 0.5)
+    model = nn.Sequential(layer).eval()
+    x = torch.randn(3, 64)
+    expected = model(x)
+    offload(model, "w16a16")
+    assert cosine(model(x), expected) > 0.999999
+    assert model.state_dict().keys() == {"0.weight", "0.bias"}
+
+
+class Own(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+class Named(nn.Linear):
+    """A linear layer under another name."""
+
+
+def test_subclasses_go_if_they_compute_the_same() -> None:
+    replaced = nn.Linear(64, 64)
+    replaced.forward = lambda x: 2 * x  # type: ignore[method-assign]
+    model = nn.Sequential(Named(64, 64), Own(64, 64), replaced, nn.ConvTranspose2d(32, 32, 3))
+    attention = nn.MultiheadAttention(64, 4)
+    model.append(attention)
+    report = offload(model)
+    assert [(row.name, row.kind) for row in report] == [("0", "Named")]
+    assert {name: text.split(",")[0].split(" ")[0] for name, text in report.left.items()} == {
+        "1": "its", "2": "its", "3": "its", "4.out_proj": "nn.MultiheadAttention",
+    }  # fmt: skip
+    assert "Own" in report.left["1"]
+    assert "forward was replaced" in report.left["2"]
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    from npumatmul.torch import offloading
+
+    made: list[str] = []
+    row_of = offloading.row_of
+
+    def interrupted(name: str, *rest: Any) -> Any:
+        made.append(name)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return row_of(name, *rest)
+
+    monkeypatch.setattr(offloading, "row_of", interrupted)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Dropout())
+    model[0].register_forward_hook(lambda *each: None)
+    model[2].eval()
+    before = list(model)
+    with pytest.raises(KeyboardInterrupt):
+        offload(model, example_inputs=torch.randn(99, 64))
+    assert list(model) == before
+    assert [each.training for each in model.modules()] == [True, True, True, False]
+    assert all(each.requires_grad for each in model.parameters())
+    monkeypatch.undo()
+    assert len(offload(model)) == 2
 
 
 # ---- what goes where -------------------------------------------------------------------------------------------------
@@ -401,29 +514,23 @@ def test_shared_modules_stay_shared_and_attention_stays() -> None:
     report = offload(model, "w16a16")
     assert model.first is model.again
     assert [row.name for row in report] == ["first", "again"]
-    assert report.left == {
-        "lm_head": "skip_modules names it",
-        "attention": "MultiheadAttention is none of what is replaced",
-    }
+    assert report.left["lm_head"] == "skip_modules names it"
+    assert report.left.keys() == {"lm_head", "attention.out_proj"}
     x = torch.randn(2, 5, 64)
     assert cosine(model(x), original(x)) > 0.99999
 
 
-def test_all_that_multiplies_and_stays_is_named() -> None:
-    class Scaled(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(x)
-
+def test_layers_that_multiply_in_ways_of_their_own_are_named() -> None:
     model = nn.ModuleDict(
         {
-            "taken": nn.Linear(64, 64), "lstm": nn.LSTM(64, 64), "cell": nn.GRUCell(64, 64), "own": Scaled(64, 64),
+            "taken": nn.Linear(64, 64), "lstm": nn.LSTM(64, 64), "cell": nn.GRUCell(64, 64),
             "both": nn.Bilinear(8, 8, 8), "volume": nn.Conv3d(64, 64, 3), "table": nn.Embedding(9, 64),
         }
     )  # fmt: skip
     report = offload(model)
     assert [row.name for row in report] == ["taken"]
-    kinds = {"lstm": "LSTM", "cell": "GRUCell", "own": "Scaled", "both": "Bilinear", "volume": "Conv3d"}
-    assert report.left == {name: f"{kind} is none of what is replaced" for name, kind in kinds.items()}
+    kinds = {"lstm": "LSTM", "cell": "GRUCell", "both": "Bilinear", "volume": "Conv3d"}
+    assert report.left == {name: f"{kind} is not supported" for name, kind in kinds.items()}
 
 
 def test_devices_by_name() -> None:
@@ -568,6 +675,39 @@ def test_weights_are_packed_as_transformers_reads_them(name: str, tmp_path: Path
     plain = kind.from_pretrained(tmp_path / "plain")
     assert not any(isinstance(each, NpuModule) for each in plain.modules())
     assert cosine(plain(**given_)[key], y) > 0.999
+
+
+def test_an_output_matrix_that_was_tied_is_written_and_read_again(tmp_path: Path) -> None:
+    model, given_, key = tiny("t5")
+    spread(model)
+    assert model.config.tie_word_embeddings
+    model.save_pretrained(tmp_path / "floats")
+    kind: Any = type(model)
+    made = kind.from_pretrained(tmp_path / "floats", quantization_config=NpuConfig("w16a16", skip_modules=[]))
+    assert isinstance(made.lm_head, NpuLinear)
+    y = made(**given_)[key]
+    assert cosine(y, model(**given_)[key]) > 0.9999
+    made.save_pretrained(tmp_path / "packed")
+    again = kind.from_pretrained(tmp_path / "packed")
+    assert isinstance(again.lm_head, NpuLinear)
+    assert torch.equal(again(**given_)[key], y)
+
+
+def test_a_head_that_no_file_has_is_made_as_transformers_does(tmp_path: Path) -> None:
+    model, given_, _ = tiny("bert")
+    model.save_pretrained(tmp_path)  # type: ignore[operator]
+    kind = transformers.BertForSequenceClassification
+    made = kind.from_pretrained(tmp_path, quantization_config=NpuConfig("w16a16", skip_modules=[]))
+    assert isinstance(made.classifier, NpuLinear)
+    assert made(**given_).logits.isfinite().all()
+    assert 0.015 < made.classifier.weight.std() < 0.025  # drawn, not whatever was in memory
+    assert not made.classifier.bias.any()
+    made.save_pretrained(tmp_path)
+    other = kind.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
+    assert other(**given_).logits.shape == (2, 7)
+    assert 0.015 < other.classifier.weight.std() < 0.025
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        kind.from_pretrained(tmp_path, num_labels=7)
 
 
 def test_mistakes_in_the_configuration() -> None:

@@ -90,7 +90,10 @@ def predict_command(
     estimator = load(folder, device=device, trusted=trusted or [])
     if not hasattr(estimator, method):
         raise ValueError(f"the estimator in {folder} has no {method}")
-    made = np.asarray(getattr(estimator, method)(rows))
+    made = getattr(estimator, method)(rows)
+    if isinstance(made, list):  # of several outputs: the classes of one beside those of another
+        made = np.concatenate(made, axis=1)
+    made = np.asarray(made)
     if output.suffix == ".npy":
         stream = io.BytesIO()
         np.save(stream, made, allow_pickle=False)
@@ -113,7 +116,7 @@ def read_rows(path: Path) -> NDArray[Any]:
         return read_matrix(path, "the rows")
     text = read_standard_input("the rows") if path == STANDARD else read_text(path)
     lines = [(number, row) for number, row in enumerate(csv.reader(io.StringIO(text)), 1) if row]
-    if lines and not _is_numbers(lines[0][1]):
+    if lines and not any(_is_numbers([value]) for value in lines[0][1]):  # names of columns
         del lines[0]
     if not lines:
         raise ValueError(f"{path} has no rows of numbers")

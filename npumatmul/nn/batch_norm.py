@@ -10,7 +10,7 @@ from npumatmul.device.device import Device
 from npumatmul.nn.conv_transpose import ConvTranspose1d
 from npumatmul.nn.convolution import Conv1d, Conv2d, Convolution
 from npumatmul.nn.linear import Linear
-from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, rounded_to
+from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.product import FLOAT32, Float32, Pack
 from npumatmul.ops import PackedWeight
 from npumatmul.quant.names import SchemeName
@@ -32,10 +32,10 @@ class _BatchNorm(Module):
         called = type(self).__name__
         check_size(called, num_features=num_features)
         check_number(called, eps=eps)
-        self.weight: Float32 | None = np.ones(num_features, np.float32) if affine else None
-        self.bias: Float32 | None = np.zeros(num_features, np.float32) if affine else None
-        self.running_mean: Float32 = np.zeros(num_features, np.float32)
-        self.running_var: Float32 = np.ones(num_features, np.float32)
+        self.weight: Float32 | None = initial(1.0, num_features) if affine else None
+        self.bias: Float32 | None = initial(0.0, num_features) if affine else None
+        self.running_mean: Float32 = initial(0.0, num_features)
+        self.running_var: Float32 = initial(1.0, num_features)
         self._eps, self._channels = float(eps), num_features
         self._factor, self._offset = (each.astype(np.float32) for each in self._folded())
 

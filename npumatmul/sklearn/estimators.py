@@ -87,6 +87,8 @@ class NpuEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> _Self:
         """Wrap an estimator that is fitted."""
         made = cls(estimator, scheme=scheme, device=device, example_input=example_input)
+        if hasattr(estimator, "_sklearn_output_config"):  # what set_output chose
+            made._sklearn_output_config = dict(estimator._sklearn_output_config)
         made._use(estimator, ranges if example_input is None else made._ranges(estimator, example_input))
         return made
 
@@ -169,6 +171,12 @@ class NpuEstimator(BaseEstimator):  # type: ignore[misc]
         if method == "inverse_transform":
             rows = self._components(X)
         elif X is not None:
+            if issparse(X):
+                raise TypeError(
+                    "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert it; in a "
+                    "Pipeline have the step before make dense rows (OneHotEncoder(sparse_output=False), "
+                    "ColumnTransformer(sparse_threshold=0))."
+                )
             rows = validate_data(self.estimator_, X, reset=False, dtype=[np.float64, np.float32], order="C")
         made = getattr(computation, method)(rows, **options)
         return _as(made, np.float64 if rows is None else rows.dtype)
@@ -230,11 +238,6 @@ class NpuEstimator(BaseEstimator):  # type: ignore[misc]
         """As `decision_function` of the estimator: ``(n,)`` or ``(n, classes)``."""
         return self._run("decision_function", X)
 
-    @_where_computed("transform")
-    def transform(self, X: Any) -> Any:
-        """As `transform` of the estimator: ``(n, components)``."""
-        return self._run("transform", X)
-
     @_where_computed("inverse_transform")
     def inverse_transform(self, X: Any) -> Any:
         """As `inverse_transform` of the estimator: ``(n, features)``."""
@@ -256,6 +259,12 @@ class NpuRegressor(RegressorMixin, NpuEstimator):  # type: ignore[misc]
 
 class NpuTransformer(TransformerMixin, NpuEstimator):  # type: ignore[misc]
     """A transformer, or k-means; see `NpuEstimator`."""
+
+    # scikit-learn wraps what is defined here, so that `set_output` decides what is returned
+    @_where_computed("transform")
+    def transform(self, X: Any) -> Any:
+        """As `transform` of the estimator: ``(n, components)``, an array or what `set_output` says."""
+        return self._run("transform", X)
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
         """As `get_feature_names_out` of the estimator."""

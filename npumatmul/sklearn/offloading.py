@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from sklearn.base import is_classifier, is_regressor
@@ -21,7 +22,7 @@ from npumatmul.sklearn.families import family_of
 from npumatmul.sklearn.linear import Discriminant
 from npumatmul.sklearn.schemes import check_estimator_scheme
 
-__all__ = ["offload", "wrapper_of"]
+__all__ = ["offload", "with_steps", "wrapper_of"]
 
 
 def offload(estimator: Any, scheme: str = "w16a16", example_input: Any = None, *, device: Any = None) -> Any:
@@ -100,6 +101,9 @@ def _pipeline(pipeline: Pipeline, scheme: str, example: Any, device: Any) -> Pip
     steps: list[tuple[str, Any]] = []
     count = 0
     for name, step in pipeline.steps:
+        if isinstance(step, NpuEstimator):
+            raise TypeError(f"the step {name!r} of the pipeline, {step!r}, is offloaded already")
+    for name, step in pipeline.steps:
         made = step
         if isinstance(step, Pipeline) or (not isinstance(step, str) and step is not None and family_of(step)):
             made = offload(step, scheme, example, device=device)
@@ -111,4 +115,11 @@ def _pipeline(pipeline: Pipeline, scheme: str, example: Any, device: Any) -> Pip
     if not count:
         names = ", ".join(type(step).__name__ for _, step in pipeline.steps)
         raise TypeError(f"no step of the pipeline has products that can be offloaded; it has {names}")
-    return Pipeline(steps, memory=pipeline.memory, verbose=pipeline.verbose)
+    return with_steps(pipeline, steps)
+
+
+def with_steps(pipeline: Pipeline, steps: list[tuple[str, Any]]) -> Pipeline:
+    """The same pipeline with other steps."""
+    made = copy.copy(pipeline)
+    made.steps = steps
+    return made

@@ -26,7 +26,7 @@ from npumatmul.files.reading import parse_json, read_text, shown
 from npumatmul.files.writing import write_bytes
 from npumatmul.sklearn.estimators import NpuEstimator
 from npumatmul.sklearn.families import family_of
-from npumatmul.sklearn.offloading import wrapper_of
+from npumatmul.sklearn.offloading import with_steps, wrapper_of
 from npumatmul.sklearn.ranges import Ranges
 from npumatmul.sklearn.schemes import SCHEMES
 
@@ -117,7 +117,7 @@ def load(folder: str | os.PathLike[str], *, device: Any = None, trusted: Sequenc
     estimator = read_skops(folder / ESTIMATOR, trusted)
     try:
         return _again(estimator, "", scheme, device, steps)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise UnusableFileError(f"{folder} does not hold what save wrote: {error}") from error
 
 
@@ -174,9 +174,16 @@ def _offloaded(estimator: Any, path: str) -> Iterator[tuple[str, NpuEstimator]]:
 def _original(estimator: Any) -> Any:
     """The same with scikit-learn's own estimators."""
     if isinstance(estimator, NpuEstimator):
-        return _for_predicting(estimator.estimator_)
+        made = _for_predicting(estimator.estimator_)
+        chosen = getattr(estimator, "_sklearn_output_config", None)
+        if chosen and chosen != getattr(made, "_sklearn_output_config", None):
+            made = copy.copy(made)
+            made._sklearn_output_config = dict(chosen)
+        return made
     if isinstance(estimator, Pipeline):
-        return Pipeline([(name, _original(step)) for name, step in estimator.steps])
+        made = with_steps(estimator, [(name, _original(step)) for name, step in estimator.steps])
+        made.memory = None  # a cache on this machine, and of fitting only
+        return made
     return estimator
 
 
@@ -194,8 +201,8 @@ def _for_predicting(estimator: Any) -> Any:
 
 def _again(estimator: Any, path: str, scheme: str, device: Any, steps: dict[str, Ranges | None]) -> Any:
     if isinstance(estimator, Pipeline):
-        return Pipeline(
-            [(name, _again(step, f"{path}/{name}", scheme, device, steps)) for name, step in estimator.steps]
+        return with_steps(
+            estimator, [(name, _again(step, f"{path}/{name}", scheme, device, steps)) for name, step in estimator.steps]
         )
     if path not in steps:
         if not path:

@@ -66,14 +66,14 @@ def calls_of(example_inputs: Any, example_text: Any, tokenizer: Any) -> list[Any
 
 def run(model: nn.Module, call: Any) -> Any:
     """Call a model, without gradients and as it is evaluated."""
-    training = model.training
+    training = [each for each in model.modules() if each.training]
     model.eval()
     try:
         with torch.inference_mode():
             return model(**call) if isinstance(call, Mapping) else model(*call)
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 class observed:  # noqa: N801 - a context manager

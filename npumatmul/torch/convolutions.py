@@ -9,6 +9,7 @@ import torch
 from torch import nn as torch_nn
 
 from npumatmul import nn
+from npumatmul.errors import NpuError
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import FLOAT32
 from npumatmul.offload.products import Way, make_product
@@ -29,14 +30,12 @@ class NpuConvolution(NpuModule):
         self.padding_mode, self.transposed = module.padding_mode, module.transposed
         self.output_padding = module.output_padding
         self.bias = None if module.bias is None else torch_nn.Parameter(module.bias.detach(), requires_grad=False)
-        self._held: dict[str, Any] = {}
 
     @classmethod
     def of(cls, module: Any, way: Way, name: str, statistics: LayerStatistics | None = None) -> NpuConvolution:
         """Put a module onto the NPU."""
         made = cls(module, way, name)
         made.take("weight", module.weight.detach())
-        made.keep_hooks(module)
         return made
 
     def extra_repr(self) -> str:
@@ -62,7 +61,7 @@ class NpuConvolution(NpuModule):
             return make(self.in_channels, self.out_channels, self.kernel_size[0], **options)
         return make(self.in_channels, self.out_channels, self.kernel_size, **options)
 
-    def pack(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> None:
+    def packed(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> Any:
         """Pack the weight."""
         layer = self._layer()
         given = {"weight": values.to(torch.float32).numpy()}
@@ -70,15 +69,17 @@ class NpuConvolution(NpuModule):
             layer.load_state_dict(given)
         else:
             layer.load_state_dict(given, pack=lambda weight, path: make_product(weight, self._way, None, self._name))
-        self._held["layer"] = layer
+        return layer
 
-    def unpack(self, name: str) -> torch.Tensor:
+    @classmethod
+    def unpacked(cls, held: Any) -> torch.Tensor:
         """The weight."""
-        return torch.from_numpy(np.ascontiguousarray(self._held["layer"].state_dict()["weight"], np.float32))
+        return torch.from_numpy(np.ascontiguousarray(held.state_dict()["weight"], np.float32))
 
-    def products(self) -> list[Any]:
+    @staticmethod
+    def products_of(held: Any) -> list[Any]:
         """Those of all groups."""
-        return list(self._held["layer"].products) if "layer" in self._held else []
+        return list(held.products)
 
     def forward(self, x: torch.Tensor, output_size: Any = None) -> torch.Tensor:
         """Convolve ``(B, C, *spatial)`` or ``(C, *spatial)``; the result has the dtype of `x`.
@@ -110,7 +111,12 @@ class NpuConvolution(NpuModule):
                 f"{self._name}: the input has shape {tuple(x.shape)}; it takes (batch, {self.in_channels}, "
                 f"{'height, width' if dims == 2 else 'length'})"
             )
-        made = np.asarray(self._held["layer"](array_of(x)))
+        try:
+            made = np.asarray(self._held["weight"](array_of(x)))
+        except ValueError as error:
+            if isinstance(error, NpuError):
+                raise
+            raise RuntimeError(f"{self._name}: {error}") from error
         if self.bias is not None:
             bias = self.bias.detach().to(torch.float32).numpy()
             made = made + bias.reshape(-1, *(1,) * dims)

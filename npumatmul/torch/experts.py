@@ -48,7 +48,6 @@ class NpuExperts(NpuModule):
         self.act_fn = module.act_fn
         for each in self.packed_names:
             self.expect(each, getattr(module, each))
-        self._held: dict[str, Any] = {}
 
     @classmethod
     def of(cls, module: Any, way: Way, name: str, statistics: LayerStatistics | None = None) -> NpuExperts:
@@ -56,7 +55,6 @@ class NpuExperts(NpuModule):
         made = cls(module, way, name)
         for each in cls.packed_names:
             made.take(each, getattr(module, each).detach())
-        made.keep_hooks(module)
         return made
 
     @classmethod
@@ -65,7 +63,6 @@ class NpuExperts(NpuModule):
         made = cls(module, way, name)
         for each in cls.packed_names:
             made.expect_parameter(each, getattr(module, each))
-        made.keep_hooks(module)
         return made
 
     def extra_repr(self) -> str:
@@ -73,20 +70,22 @@ class NpuExperts(NpuModule):
         shape = self._shapes["gate_up_proj"]
         return f"{shape[0]} of {shape[2]} x {shape[1] // 2}, scheme={self.scheme!r}, where={self.where!r}"
 
-    def pack(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> None:
+    def packed(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> Any:
         """Pack the weights of all experts."""
-        self._held[name] = [
+        products = [
             make_product(_float32(each), self._way, None, f"{self._name}.{name}[{i}]") for i, each in enumerate(values)
         ]
-        self._held[f"{name}.run"] = [_runner(product) for product in self._held[name]]
+        return products, [_runner(product) for product in products]
 
-    def unpack(self, name: str) -> torch.Tensor:
+    @classmethod
+    def unpacked(cls, held: Any) -> torch.Tensor:
         """The weights of all experts."""
-        return torch.stack([torch.from_numpy(weight_and_shift(product)[0]) for product in self._held[name]])
+        return torch.stack([torch.from_numpy(weight_and_shift(product)[0]) for product in held[0]])
 
-    def products(self) -> list[Any]:
-        """Two for each expert."""
-        return [product for name in self.packed_names for product in self._held.get(name, [])]
+    @staticmethod
+    def products_of(held: Any) -> list[Any]:
+        """One for each expert."""
+        return list(held[0])
 
     def forward(self, x: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         """Add up what the chosen experts make of each row.
@@ -105,8 +104,11 @@ class NpuExperts(NpuModule):
     def multiply(self, *given: Any) -> torch.Tensor:
         """Multiply the rows of each expert."""
         x, chosen, shares = given
+        missing = [name for name in self.packed_names if name not in self._held]
+        if missing:
+            raise RuntimeError(f"{self._name}: {missing[0]} was not loaded yet")
         result = torch.zeros_like(x)
-        ups, downs = self._held["gate_up_proj.run"], self._held["down_proj.run"]
+        ups, downs = (self._held[name][1] for name in self.packed_names)
         for expert in torch.unique(chosen).tolist():
             if expert == self.num_experts:
                 continue

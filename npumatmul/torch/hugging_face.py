@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name
@@ -77,6 +79,7 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def __init__(self, quantization_config: NpuConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._misfits: set[str] = set()  # weights whose shape is another one in the file
         self.pre_quantized = False  # files hold floats, also those that were written by a model on the NPU
 
     def update_device_map(self, device_map: Any) -> Any:
@@ -86,7 +89,7 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Whether a parameter is a weight that goes onto the NPU."""
         module, name = get_module_from_name(model, param_name)
-        return isinstance(module, NpuModule) and name in module.packed_names
+        return isinstance(module, NpuModule) and name in module.packed_names and param_name not in self._misfits
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config: NpuConfig = self.quantization_config
@@ -96,14 +99,23 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
             kind: Any = kind_of(module)
             if kind in (NpuLinear, NpuConv1D, NpuExperts) and not skips(name, stay):
                 parent, _, own = name.rpartition(".")
-                model.get_submodule(parent)._modules[own] = kind.waiting(module, way, name)
+                made = kind.waiting(module, way, name)
+                made.keep_hooks(module)
+                model.get_submodule(parent)._modules[own] = made
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        for name, module in model.named_modules():
+            if isinstance(module, NpuModule) and any(
+                module._parameters.get(each) is not None for each in module.packed_names
+            ):
+                if not isinstance(module, NpuLinear):
+                    raise ValueError(f"NpuConfig: no file has all weights of {name}; leave it out by skip_modules")
+                _draw(model, module)
         return model
 
     def get_quantize_ops(self) -> Any:
         """What packs a weight."""
-        return _Packing()
+        return _Packing(self._misfits)
 
     def is_serializable(self, **kwargs: Any) -> bool:
         """It is: weights are read back."""
@@ -120,7 +132,23 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
+def _draw(model: Any, module: NpuLinear) -> None:
+    """Have a layer that no file has made as the model makes new ones."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    kind: Any = Conv1D if isinstance(module, NpuConv1D) else nn.Linear
+    sizes = (module.in_features, module.out_features)
+    new = kind(*(sizes[::-1] if kind is Conv1D else sizes)).to(weight.dtype)
+    model._init_weights(new)
+    module.take("weight", new.weight.detach())
+    if module.bias is not None:
+        module.bias = nn.Parameter(new.bias.detach(), requires_grad=False)
+
+
 class _Packing(ConversionOps):  # type: ignore[misc]
+    def __init__(self, misfits: set[str]) -> None:
+        self._misfits = misfits
+
     def convert(
         self, input_dict: Any, *args: Any, model: Any = None, full_layer_name: str = "", missing_keys: Any = None,
         **kwargs: Any,
@@ -128,6 +156,9 @@ class _Packing(ConversionOps):  # type: ignore[misc]
         for value in input_dict.values():
             tensor = value[0] if isinstance(value, list) else value
             module, name = get_module_from_name(model, full_layer_name)
+            if tuple(tensor.shape) != module._shapes[name]:
+                self._misfits.add(full_layer_name)
+                return {full_layer_name: tensor}  # transformers tells of it, or draws new values
             module.take(name, tensor)
             module._is_hf_initialized = not any(
                 module._parameters.get(each) is not None for each in module.packed_names

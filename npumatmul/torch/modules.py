@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import has_torch_function_unary
 
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import PackedProduct
@@ -45,21 +45,24 @@ class NpuModule(nn.Module):
         self._dtypes: dict[str, torch.dtype] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._seen: dict[str, PackedTensor] = {}
+        self._held: dict[str, Any] = {}  # what multiplies, by the weight's name; never changed, but replaced
         self._number = operators.register(self)
         super().train(False)
 
     # ---- what kinds of modules differ in -----------------------------------------------------------------------------
 
-    def pack(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> None:
-        """Pack a weight of the shape that PyTorch has it in."""
+    def packed(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> Any:
+        """Pack a weight of the shape that PyTorch has it in; what is returned multiplies."""
         raise NotImplementedError
 
-    def unpack(self, name: str) -> torch.Tensor:
-        """A weight, as it is stored, in float32."""
+    @classmethod
+    def unpacked(cls, held: Any) -> torch.Tensor:
+        """A weight in float32, of what `packed` returned."""
         raise NotImplementedError
 
-    def products(self) -> list[Any]:
-        """The products; empty before there are weights."""
+    @staticmethod
+    def products_of(held: Any) -> list[Any]:
+        """The products of what `packed` returned."""
         raise NotImplementedError
 
     def multiply(self, *given: Any) -> torch.Tensor:
@@ -67,6 +70,18 @@ class NpuModule(nn.Module):
         raise NotImplementedError
 
     # ---- what they have in common ------------------------------------------------------------------------------------
+
+    def pack(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> None:
+        """Pack a weight. Copies that share the one before keep it."""
+        self._held = {**self._held, name: self.packed(name, values, statistics)}
+
+    def unpack(self, name: str) -> torch.Tensor:
+        """A weight, as it is stored, in float32."""
+        return self.unpacked(self._held[name])
+
+    def products(self) -> list[Any]:
+        """The products; empty before there are weights."""
+        return [each for name in self.packed_names if name in self._held for each in self.products_of(self._held[name])]
 
     @property
     def scheme(self) -> str:
@@ -106,9 +121,10 @@ class NpuModule(nn.Module):
             raise ValueError(f"{self._name}.{name} has shape {self._shapes[name]}; values have {tuple(values.shape)}")
         if not values.dtype.is_floating_point:
             raise TypeError(f"{self._name}.{name}: a weight of {values.dtype} cannot be packed; floats can")
-        if isinstance(values, PackedTensor):
-            values = values.unpacked()
-        self.pack(name, values.detach(), statistics)
+        if isinstance(values, PackedTensor) and values.source == (type(self), self._way):
+            self._held = {**self._held, name: values.held}
+        else:
+            self.pack(name, values.detach(), statistics)
         self._parameters.pop(name, None)
         self._seen.clear()
 
@@ -119,7 +135,9 @@ class NpuModule(nn.Module):
             return waiting
         found = self._seen.get(name)
         if found is None:
-            found = PackedTensor(lambda: self.unpack(name), self._shapes[name], self._dtypes[name])
+            found = PackedTensor(
+                type(self).unpacked, self._held[name], (type(self), self._way), self._shapes[name], self._dtypes[name]
+            )
             self._seen[name] = found
         return found
 
@@ -130,7 +148,10 @@ class NpuModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).packed_names and isinstance(value, torch.Tensor) and name in self._shapes:
-            if value is not self._seen.get(name):
+            if self._parameters.get(name) is not None and not getattr(value, "_is_hf_initialized", False):
+                # memory that transformers gives to what no file has, to draw values into
+                self._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
+            elif value is not self._seen.get(name):
                 self.take(name, value)
             return
         super().__setattr__(name, value)
@@ -154,7 +175,6 @@ class NpuModule(nn.Module):
         return (
             type(x) is torch.Tensor
             and x.device.type != "meta"
-            and x.device.type != "meta"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # type: ignore[no-untyped-call,attr-defined]
             and not (x.requires_grad and torch.is_grad_enabled())
@@ -162,9 +182,12 @@ class NpuModule(nn.Module):
             and not torch._C._functorch.peek_interpreter_stack()
         )
 
-    @staticmethod
-    def _cast(x: torch.Tensor) -> torch.Tensor:
-        """What autocast makes of an operand."""
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        """What autocast makes of an operand; a stand-in of `torch.fx` stays one."""
+        if not isinstance(x, torch.Tensor):
+            if has_torch_function_unary(x):
+                return x
+            raise TypeError(f"{self._name}: the input is a Tensor, not {type(x).__name__}")
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and x.dtype in FLOATS:
             return x.to(torch.get_autocast_dtype("cpu"))
         return x
@@ -226,12 +249,15 @@ class NpuModule(nn.Module):
             self.pack(name, values)
 
     def keep_hooks(self, module: nn.Module) -> None:
-        """Have the hooks of the module in whose place this one is."""
-        for name in (
-            "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-        ):  # fmt: skip
-            hooks = getattr(module, name).items()
-            getattr(self, name).update({key: hook for key, hook in hooks if not isinstance(hook, WeightNorm)})
+        """Have the hooks of the module in whose place this one is: the same ones, so that their handles remove them."""
+        for name in _HOOKS:
+            self.__dict__[name] = module.__dict__[name]
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)  # fmt: skip
 
 
 class NpuLinear(NpuModule):
@@ -255,14 +281,12 @@ class NpuLinear(NpuModule):
         n, k = tuple(weight.shape)[:: -1 if self.is_transposed else 1]
         self.in_features, self.out_features = k, n
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._held: dict[str, Any] = {}
 
     @classmethod
     def of(cls, module: Any, way: Way, name: str, statistics: LayerStatistics | None = None) -> NpuLinear:
         """Put a module onto the NPU."""
         made = cls(module.weight, module.bias, way, name)
         made.take("weight", module.weight.detach(), statistics)
-        made.keep_hooks(module)
         return made
 
     @classmethod
@@ -270,7 +294,6 @@ class NpuLinear(NpuModule):
         """A module whose weight is to be loaded."""
         made = cls(module.weight, module.bias, way, name)
         made.expect_parameter("weight", module.weight)
-        made.keep_hooks(module)
         return made
 
     def extra_repr(self) -> str:
@@ -280,21 +303,22 @@ class NpuLinear(NpuModule):
             f"scheme={self.scheme!r}, where={self.where!r}"
         )
 
-    def pack(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> None:
+    def packed(self, name: str, values: torch.Tensor, statistics: LayerStatistics | None = None) -> Any:
         """Pack the weight."""
         rows = values.T if self.is_transposed else values
         product = make_product(_float32(rows), self._way, statistics, self._name)
-        self._held["product"] = product
-        self._held["run"] = _runner(product)
+        return product, _runner(product)
 
-    def unpack(self, name: str) -> torch.Tensor:
+    @classmethod
+    def unpacked(cls, held: Any) -> torch.Tensor:
         """The weight."""
-        weight, _ = weight_and_shift(self._held["product"])
-        return torch.from_numpy(np.ascontiguousarray(weight.T if self.is_transposed else weight))
+        weight, _ = weight_and_shift(held[0])
+        return torch.from_numpy(np.ascontiguousarray(weight.T if cls.is_transposed else weight))
 
-    def products(self) -> list[Any]:
+    @staticmethod
+    def products_of(held: Any) -> list[Any]:
         """The one there is."""
-        return [self._held["product"]] if "product" in self._held else []
+        return [held[0]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply ``(..., in_features)`` to ``(..., out_features)`` of the same dtype.
@@ -319,10 +343,11 @@ class NpuLinear(NpuModule):
             raise RuntimeError(
                 f"{self._name}: the input has shape {tuple(x.shape)}, and the weight takes {self.in_features} values"
             )
-        if "run" not in self._held:
+        held = self._held.get("weight")
+        if held is None:
             raise RuntimeError(f"{self._name}: its weight was not loaded yet")
         bias = self.bias
-        return tensor_of(self._held["run"](array_of(x), None if bias is None else _float32(bias)), x.dtype)
+        return tensor_of(held[1](array_of(x), None if bias is None else _float32(bias)), x.dtype)
 
 
 class NpuConv1D(NpuLinear):

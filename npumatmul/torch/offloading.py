@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from npumatmul.chips.layout import round_up
@@ -136,19 +138,32 @@ def _made(
             way, kind = ways.of(name), kind_of(module)
             assert way is not None
             assert kind is not None
-            _settle_norms(module)
+            settle_weights(module)
             known[id(module)] = kind.of(module, way, name, statistics.get(name))
         made[name] = known[id(module)]
     return made
 
 
 def _replace(model: nn.Module, made: Mapping[str, NpuModule], left: dict[str, str]) -> OffloadReport:
+    places: list[tuple[dict[str, Any], str, nn.Module, NpuModule]] = []
     rows: list[OffloadRow] = []
     for name, module in made.items():
         parent, _, own = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        rows.append(row_of(name, _class_of(getattr(holder, own)), module))
-        holder._modules[own] = module
+        holders = model.get_submodule(parent)._modules
+        old = holders[own]
+        assert old is not None
+        rows.append(row_of(name, _class_of(old), module))
+        places.append((holders, own, old, module))
+        module.keep_hooks(old)
+    try:
+        for holders, own, _, module in places:
+            holders[own] = module
+    except BaseException:  # an interrupt
+        for holders, own, old, _ in places:
+            holders[own] = old
+        raise
+    for _, _, old, _ in places:
+        settle_weights(old, forget=True)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -161,23 +176,53 @@ def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if id(module) in inside or isinstance(module, NpuModule) or not name:
             continue
-        if kind_of(module) is not None or experts_problem(module) or isinstance(module, _STAY):
+        if kind_of(module) is not None or _problem(module):
             inside.update(id(each) for each in module.modules() if each is not module)
             yield name, module
 
 
 def kind_of(module: nn.Module) -> Any:
     """The class that takes a module's place, or None."""
-    kind: Any = type(module)
-    if parametrize.is_parametrized(module):
-        kind = kind.__mro__[1]
-    found = _KINDS.get(kind)
-    if found is None and kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils":
-        return NpuConv1D
-    if found is None and experts_problem(module) is None:
+    if "forward" in vars(module):
+        return None
+    kind = _own_class(module)
+    if (kind.__module__, kind.__name__) in _TRANSFORMERS:
+        return _TRANSFORMERS[kind.__module__, kind.__name__]
+    if experts_problem(module) is None:
         return NpuExperts
-    return found
+    return next((_KINDS[base] for base in _KINDS if issubclass(kind, base) and _inherits(kind, base)), None)
 
+
+def _own_class(module: nn.Module) -> type:
+    kind = type(module)
+    return kind.__mro__[1] if parametrize.is_parametrized(module) else kind
+
+
+def _inherits(kind: type, base: type) -> bool:
+    """Whether a class computes what `base` does: it has the same forward, and nobody reads its weight instead."""
+    names = ("forward", "_conv_forward")
+    return kind is not NonDynamicallyQuantizableLinear and all(
+        getattr(kind, name, None) is getattr(base, name, None) for name in names
+    )
+
+
+def _problem(module: nn.Module) -> str | None:
+    """Why a module that has products cannot be replaced; empty if it is none that has."""
+    kind = _own_class(module)
+    if issubclass(kind, (*_KINDS, nn.ConvTranspose2d)) or (kind.__module__, kind.__name__) in _TRANSFORMERS:
+        if "forward" in vars(module):
+            return "its forward was replaced, such as by a hook of accelerate: remove that first"
+        if kind is NonDynamicallyQuantizableLinear:
+            return "nn.MultiheadAttention computes with its weight itself"
+        return f"its class, {kind.__name__}, has a forward of its own, or none that is supported"
+    return f"{kind.__name__} is not supported" if isinstance(module, _STAY) else experts_problem(module)
+
+
+#: Classes of transformers that are one product under another name.
+_TRANSFORMERS: Mapping[tuple[str, str], type[NpuModule]] = {
+    ("transformers.pytorch_utils", "Conv1D"): NpuConv1D,
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"): NpuLinear,
+}
 
 _KINDS: Mapping[type, type[NpuModule]] = {
     nn.Linear: NpuLinear,
@@ -186,8 +231,8 @@ _KINDS: Mapping[type, type[NpuModule]] = {
     nn.ConvTranspose1d: NpuConvTranspose1d,
 }
 
-#: What multiplies with weights, too, or may; classes derived from those above compute something of their own.
-_STAY = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.Linear, nn.modules.conv._ConvNd)
+#: What multiplies with weights, too, and stays whole.
+_STAY = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def skips(name: str, patterns: Sequence[str]) -> bool:
@@ -204,7 +249,7 @@ def _reason(module: nn.Module, name: str, patterns: Sequence[str], filter_fn: Fi
         return "skip_modules names it"
     kind = kind_of(module)
     if kind is None:
-        return experts_problem(module) or f"{_class_of(module)} is none of what is replaced"
+        return _problem(module)
     if filter_fn is not None and not filter_fn(module, name):
         return "filter_fn leaves it out"
     weights = [getattr(module, each) for each in kind.packed_names]
@@ -229,16 +274,24 @@ def _reason(module: nn.Module, name: str, patterns: Sequence[str], filter_fn: Fi
     return None
 
 
-def _settle_norms(module: nn.Module) -> None:
-    """Have norms of weights of the older kind computed: they are only when the module is called."""
-    for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, WeightNorm):
+def settle_weights(module: nn.Module, forget: bool = False) -> None:
+    """Have weights computed that hooks compute of others whenever the module is called; then forget these hooks."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if not isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            continue
+        if forget:
+            del module._forward_pre_hooks[key]
+        elif isinstance(hook, WeightNorm):
             setattr(module, hook.name, hook.compute_weight(module).detach())
+        elif isinstance(hook, SpectralNorm):
+            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False).detach())
+        else:
+            mask: Any = hook.apply_mask
+            setattr(module, hook._tensor_name, mask(module).detach())
 
 
 def _class_of(module: nn.Module) -> str:
-    kind = type(module)
-    return kind.__mro__[1].__name__ if re.match("Parametrized", kind.__name__) else kind.__name__
+    return _own_class(module).__name__
 
 
 class _Ways:

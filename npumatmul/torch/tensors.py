@@ -49,23 +49,35 @@ def tensor_of(x: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
 class PackedTensor(torch.Tensor):
     """A weight of an offloaded module as other code sees it: shape and dtype are there, values are unpacked on use.
 
+    It stays what it was when the module is given another weight, and it can be read only.
+
     Parameters
     ----------
     unpack : callable
-        Returns the values.
+        Makes values of `held`.
+    held : object
+        What holds the packed weight.
+    source : object
+        Modules of the same source can take `held` as it is.
     shape : sequence of int
     dtype : torch.dtype
     """
 
-    _unpack: Callable[[], torch.Tensor]
+    _unpack: Callable[[Any], torch.Tensor]
+    held: Any
+    source: Any
+    _is_hf_initialized: bool
 
     @staticmethod
     def __new__(
-        cls: type[PackedTensor], unpack: Callable[[], torch.Tensor], shape: Any, dtype: torch.dtype
-    ) -> PackedTensor:
+        cls: type[PackedTensor], unpack: Callable[[Any], torch.Tensor], held: Any, source: Any, shape: Any,
+        dtype: torch.dtype,
+    ) -> PackedTensor:  # fmt: skip
         make: Any = torch.Tensor._make_wrapper_subclass
         made: PackedTensor = make(cls, tuple(shape), dtype=dtype, device="cpu")
-        made._unpack = unpack
+        made._unpack, made.held, made.source = unpack, held, source
+        made._is_param = True  # for isinstance(weight, torch.nn.Parameter)
+        made._is_hf_initialized = True  # transformers is not to draw its values
         return made
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -73,15 +85,44 @@ class PackedTensor(torch.Tensor):
 
     def unpacked(self) -> torch.Tensor:
         """The values, as they are stored."""
-        return self._unpack().to(self.dtype)
+        return self._unpack(self.held).to(self.dtype)
+
+    def numpy(self, *, force: bool = False) -> NDArray[Any]:
+        """The values, as of `torch.Tensor`."""
+        made: NDArray[Any] = self.unpacked().numpy(force=force)
+        return made
+
+    def tolist(self) -> Any:
+        """The same as numbers."""
+        return self.unpacked().tolist()
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The values; other ones cannot be put into their place."""
+        return self.unpacked()
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        raise _read_only(self)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Compute with the values."""
+        for argument, value in zip(function._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and isinstance(value, PackedTensor):
+                raise _read_only(value)
 
         def values(each: Any) -> Any:
             return each.unpacked() if isinstance(each, PackedTensor) else each
 
         return function(*tree_map(values, args), **tree_map(values, kwargs or {}))
+
+
+def _read_only(weight: PackedTensor) -> RuntimeError:
+    return RuntimeError(
+        f"a weight of shape {tuple(weight.shape)} is on the NPU and cannot be changed in place; assign a new one to "
+        "its module (module.weight = values), or use load_state_dict"
+    )

@@ -320,6 +320,7 @@ def test_mistakes_are_explained(plain: SpeechModel, folders: dict[str, tuple[Any
         ("no samples", ValueError, np.zeros(0, np.float32)),
         ("not complex", TypeError, np.zeros(9, complex)),
         ("not int64", TypeError, np.zeros(9, np.int64)),
+        ("masked", TypeError, np.ma.masked_array(np.zeros(9, np.float32), mask=True)),
         ("sample 1 is not finite", ValueError, np.array([0, np.nan])),
         ("sample 0 is not finite", ValueError, np.array([1e300])),
         ("32767 in size: divide", ValueError, np.array([0, 32767], np.float32)),

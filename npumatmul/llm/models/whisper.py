@@ -23,7 +23,7 @@ from npumatmul.nn.embedding import Embedding
 from npumatmul.nn.encoder_block import EncoderBlock
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.mlp import MLP, activate
-from npumatmul.nn.module import Module
+from npumatmul.nn.module import Module, initial
 from npumatmul.nn.norm import LayerNorm
 from npumatmul.nn.product import Float32, Pack, Product
 from npumatmul.quant.names import SchemeName
@@ -88,7 +88,7 @@ class _Hearing(Module):
     def __init__(self, c: WhisperConfig, how: Mapping[str, Any]) -> None:
         self.conv1 = Conv1d(c.mel_bins, c.hidden_size, 3, padding=1, **how)
         self.conv2 = Conv1d(c.hidden_size, c.hidden_size, 3, stride=2, padding=1, **how)
-        self.positions: Float32 = np.zeros((c.positions, c.hidden_size), np.float32)
+        self.positions: Float32 = initial(0.0, c.positions, c.hidden_size)
         self.layers = [
             EncoderBlock(
                 Attention(c.hidden_size, c.encoder_heads, bias=True, **how),
@@ -134,7 +134,7 @@ class _Writing(Module):
 
     def __init__(self, c: WhisperConfig, how: Mapping[str, Any]) -> None:
         self.tokens = Embedding(c.vocab_size, c.hidden_size)
-        self.positions: Float32 = np.zeros((c.context_length, c.hidden_size), np.float32)
+        self.positions: Float32 = initial(0.0, c.context_length, c.hidden_size)
         self.layers = [_WritingBlock(c, how) for _ in range(c.decoder_layers)]
         self.norm = LayerNorm(c.hidden_size, _EPS)
 

@@ -46,7 +46,8 @@ class Hearing:
         Parameters
         ----------
         samples : array_like, shape (n,)
-            One channel: floats between -1 and 1, or int16 or int32, which are divided by their range.
+            One channel: floats between -1 and 1, or int16 or int32, which are divided by their range. Floats beyond 128
+            are refused: nobody divided them.
         sampling_rate : int
             Samples per second; other rates than the model's are filtered to it.
         language : str, optional

@@ -28,6 +28,8 @@ def checked_samples(samples: Any, rate: Any, wanted: int, called: str) -> NDArra
     ValueError
         If there are none, they are several channels, or not finite.
     """
+    if isinstance(samples, np.ma.MaskedArray):
+        raise TypeError(f"{called}: samples are a masked array, whose mask would be lost; write samples.filled(0)")
     given = np.asarray(samples)
     if isinstance(rate, bool) or not isinstance(rate, numbers.Integral):
         raise TypeError(f"{called}: sampling_rate is a whole number of samples per second, not {shown(rate)}")
