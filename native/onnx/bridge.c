@@ -7,7 +7,7 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 #define DOMAIN_NAME "npumatmul"
-enum { MOST_TENSORS = 4, MOST_RANK = 16, MESSAGE = 1024 };
+enum { MOST_TENSORS = 4, MOST_RANK = 64, MESSAGE = 1024 };
 
 /* An operator: its description first, so that a pointer to that is one to all. */
 typedef struct {
@@ -49,9 +49,10 @@ PUBLIC int npumm_onnx_output(void *handle, size_t index, const int64_t *dims, si
       (ort_status(*)(void *, size_t, const int64_t *, size_t, void **))made->api[ORT_OUTPUT];
   ort_status (*mutable_data)(void *, void **) = (ort_status(*)(void *, void **))made->api[ORT_TENSOR_DATA];
   ort_status status = output(made->context, index, dims, rank, &value);
-  if (status == NULL && value != NULL) { status = mutable_data(value, data); }
+  if (status == NULL && value == NULL) { return 1; }
+  if (status == NULL) { status = mutable_data(value, data); }
   forget(made->api, status);
-  return status == NULL && value != NULL ? 0 : -1;
+  return status == NULL ? 0 : -1;
 }
 
 /* Describes an input; one that was left out has type 0. */
@@ -71,7 +72,7 @@ static ort_status describe(const ort_function *api, const void *value, int64_t *
   if (status != NULL) { return status; }
   status = type_of(info, &type);
   if (status == NULL) { status = rank_of(info, &rank); }
-  if (status == NULL && rank > MOST_RANK) { status = failed(api, "npumatmul: a tensor has more than 16 dimensions"); }
+  if (status == NULL && rank > MOST_RANK) { status = failed(api, "npumatmul: a tensor has more than 64 dimensions"); }
   if (status == NULL) { status = dims_of(info, dims, rank); }
   if (status == NULL) { status = data_of(value, &into->data); }
   into->type = type;
@@ -108,7 +109,7 @@ static ort_status compute(void *handle, void *context) {
   if (status != NULL) { return status; }
   char message[MESSAGE] = "npumatmul: a node failed";
   call made = {api, context};
-  if (ask(node->number, inputs, given, outputs, &made, message, sizeof message) != 0) {
+  if (ask(node->number, inputs, given, outputs, &made, message, sizeof message) != NPUMM_ONNX_DONE) {
     message[MESSAGE - 1] = 0;
     return failed(api, message);
   }

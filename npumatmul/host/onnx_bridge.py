@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes as C
+import itertools
+import re
+import traceback
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,13 +17,13 @@ from numpy.typing import NDArray
 from npumatmul.errors import LibraryNotFoundError
 from npumatmul.rknn.discovery import native_directory
 
-__all__ = ["DOMAIN", "Allocate", "Compute", "connect"]
+__all__ = ["DOMAIN", "Allocate", "Compute", "connect", "failure_of"]
 
 #: Of the operators.
 DOMAIN = "npumatmul"
 
-Allocate = Callable[[int, Sequence[int], Any], NDArray[Any]]
-"""Makes the output of a number, of a shape and dtype."""
+Allocate = Callable[[int, Sequence[int], Any], "NDArray[Any] | None"]
+"""Makes the output of a number, of a shape and dtype; None if the model leaves that output out."""
 Compute = Callable[[int, list["NDArray[Any] | None"], int, Allocate], None]
 """Computes a node of a number: from inputs, None for those that were left out, it makes so many outputs."""
 
@@ -38,7 +41,14 @@ class _Tensor(C.Structure):
 _Function = C.CFUNCTYPE(
     C.c_int, C.c_int64, C.c_size_t, C.POINTER(_Tensor), C.c_size_t, C.c_void_p, C.c_void_p, C.c_size_t
 )
-_kept: list[Any] = []  # what C has a pointer to
+_kept: dict[Compute, Any] = {}  # what C has a pointer to
+_DONE = 0x6E70  #: what says that a node was computed; an exception that ctypes swallows makes it 0
+_OUTPUT_LEFT_OUT = 1
+
+#: Exceptions by numbers, which are in the texts that ONNX Runtime passes on; the last of those nobody asked for.
+_failures: dict[int, BaseException] = {}
+_numbers = itertools.count(1)
+_KEPT_FAILURES = 32
 
 
 @lru_cache(maxsize=1)
@@ -73,27 +83,51 @@ def connect(compute: Compute) -> Path:
         Of the library, for ``SessionOptions.register_custom_ops_library``.
     """
     library, path = _library()
+    if compute in _kept:
+        return path
     output = library.npumm_onnx_output
 
     def called(number: int, inputs: int, given: Any, outputs: int, call: int | None, message: int, room: int) -> int:
-        def allocate(index: int, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+        def allocate(index: int, shape: Sequence[int], dtype: Any) -> NDArray[Any] | None:
             data = C.c_void_p()
-            if output(call, index, (C.c_int64 * len(shape))(*shape), len(shape), C.byref(data)):
+            code = output(call, index, (C.c_int64 * len(shape))(*shape), len(shape), C.byref(data))
+            if code == _OUTPUT_LEFT_OUT:
+                return None
+            if code:
                 raise MemoryError(f"ONNX Runtime has no memory for an output of shape {tuple(shape)}")
             return _array(data.value, shape, np.dtype(dtype))
 
         try:
             compute(number, [_of(given[i]) for i in range(inputs)], outputs, allocate)
         except BaseException as error:  # nothing can be raised through C; whoever runs the session raises it again
-            text = f"npumatmul: {type(error).__name__}: {error}".encode()[: room - 1]
+            text = _told(error, room - 1)
             C.memmove(message, text + b"\0", len(text) + 1)
-            return 1
-        return 0
+            return 0
+        return _DONE
 
-    function = _Function(called)
-    _kept.append(function)
+    function = _kept[compute] = _Function(called)
     library.npumm_onnx_set_compute(function)
     return path
+
+
+def failure_of(error: Exception) -> BaseException | None:
+    """The exception of a node that made ONNX Runtime raise another, with its text."""
+    found = re.search(r"npumatmul: failure (\d+):", str(error))
+    return None if found is None else _failures.pop(int(found[1]), None)
+
+
+def _told(error: BaseException, room: int) -> bytes:
+    """The text of an exception, which is kept without the arrays of its frames: their memory is ONNX Runtime's."""
+    number = next(_numbers)
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__cause__ or chained.__context__
+    _failures[number] = error
+    for old in list(_failures)[:-_KEPT_FAILURES]:
+        _failures.pop(old, None)
+    text = f"npumatmul: failure {number}: {type(error).__name__}: {error}"
+    return text.encode(errors="replace")[:room].decode(errors="ignore").encode()
 
 
 def _of(tensor: Any) -> NDArray[Any] | None:

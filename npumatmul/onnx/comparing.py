@@ -71,6 +71,8 @@ def compare(model: Any, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], 
     [('product', inf), ('y', inf)]
     """
     several = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+    if options.get("calibration") is not None:
+        options["calibration"] = list(options["calibration"])  # it is read twice
     first = InferenceSession(model, **options)
     rewritten = first._rewritten
     outputs = [each.name for each in first.get_outputs()]
@@ -97,11 +99,15 @@ def _with_outputs(model: Any, names: Sequence[str]) -> Any:
 
 
 def _add(sums: NDArray[np.float64], ours: Any, theirs: Any) -> None:
-    y, e = (np.asarray(each, np.float64).ravel() for each in (ours, theirs))
-    if y.shape != e.shape:
+    if not all(isinstance(each, np.ndarray) and each.dtype.kind in "biuf" for each in (ours, theirs)):
+        ours, theirs = np.ones(1), np.asarray([str(ours) == str(theirs)])  # texts, sequences and maps are equal or not
+    if ours.shape != theirs.shape:
         raise ValueError(f"the model gives shapes {np.shape(ours)} on the NPU and {np.shape(theirs)} on the CPU")
-    if not y.size:
+    if not ours.size:
         return
+    y, e = (np.asarray(each, np.float64).ravel() for each in (ours, theirs))
+    are_same = ~np.isfinite(e) & ((y == e) | (np.isnan(y) & np.isnan(e)))
+    y, e = (np.where(are_same, 0.0, each) for each in (y, e))
     off = y - e
     sums[:4] += (e @ e, off @ off, y @ e, y @ y)
     sums[4:] = np.maximum(sums[4:], (np.abs(off).max(), np.abs(e).max()))

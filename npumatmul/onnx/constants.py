@@ -24,10 +24,13 @@ class Scope:
     graph : onnx.GraphProto
     outer : Scope, optional
         Of the graph that this one is in.
+    opset : int
+        Version of ONNX's operators in the model.
     """
 
-    def __init__(self, graph: Any, outer: Scope | None = None) -> None:
+    def __init__(self, graph: Any, outer: Scope | None = None, opset: int = 0) -> None:
         self._outer = outer
+        self._opset: int = opset if outer is None else outer._opset
         self._own: dict[str, Any] = {each.name: each for each in graph.initializer}
         self._nodes: dict[str, Any] = {}
         # a name that is given, or made here, hides what graphs around have of it
@@ -46,13 +49,28 @@ class Scope:
         """The constant of a name, or None."""
         if not name:
             return None
-        if name not in self._values:
-            self._values[name] = self._find(name)
+        waiting = [name]
+        while waiting:  # no recursion: chains are as long as a model has them
+            top = waiting[-1]
+            if top in self._values:
+                waiting.pop()
+                continue
+            node = None if top in self._own else self._nodes.get(top)
+            needs = (
+                [] if node is None or not _is_folded(node) else [*dict.fromkeys(each for each in node.input if each)]
+            )
+            needs = [each for each in needs if each not in self._values]
+            if needs and top in waiting[:-1]:  # it needs itself, and that is no graph
+                self._values[top] = None
+            elif needs:
+                waiting += needs
+            else:
+                self._values[top] = self._find(top)
         return self._values[name]
 
     def _find(self, name: str) -> NDArray[Any] | None:
         if name in self._own:
-            return np.asarray(numpy_helper.to_array(self._own[name]))
+            return _array(self._own[name])
         if name in self._nodes:
             return self._folded(self._nodes[name])
         if name in self._hidden or self._outer is None:
@@ -62,22 +80,39 @@ class Scope:
     def _folded(self, node: Any) -> NDArray[Any] | None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             value = attributes(node).get("value")
-            return None if value is None else np.asarray(numpy_helper.to_array(value))
-        if node.op_type not in _FOLDED or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+            return None if value is None else _array(value)
+        if not _is_folded(node):
             return None
-        given = {name: self.value(name) for name in node.input if name}
+        given = {name: self._values[name] for name in node.input if name}
         if any(each is None for each in given.values()):
             return None
-        return _computed(node, {name: each for name, each in given.items() if each is not None})
+        return _computed(node, {name: each for name, each in given.items() if each is not None}, self._opset)
 
 
-def _computed(node: Any, given: Mapping[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """What a node makes of constants; None where that is not known."""
+def _is_folded(node: Any) -> bool:
+    return node.op_type in _FOLDED and node.domain in ("", "ai.onnx") and len(node.output) == 1
+
+
+def _array(tensor: Any) -> NDArray[Any] | None:
+    """Values of a constant; None if it has others than it says, which ONNX Runtime complains about."""
+    try:
+        made = np.asarray(numpy_helper.to_array(tensor))
+    except OSError:
+        raise  # of a file beside the model
+    except Exception:
+        return None
+    return made if made.shape == tuple(tensor.dims) else None
+
+
+def _computed(node: Any, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
+    """What a node makes of constants, as its version of the operator does; None where that is not known."""
     from onnx.reference import ReferenceEvaluator
 
+    inputs, outputs = ([onnx.ValueInfoProto(name=each) for each in names] for names in (given, node.output))
     try:
-        made: Any = ReferenceEvaluator(node).run(None, dict(given))
-    except Exception:  # the model's own opset may mean something else; then nothing is offloaded here
+        graph = onnx.GraphProto(name="constant", node=[node], input=inputs, output=outputs)
+        made: Any = ReferenceEvaluator(graph, opsets={"": opset}).run(None, dict(given))
+    except Exception:  # then nothing is offloaded here
         return None
     return np.asarray(made[0])
 

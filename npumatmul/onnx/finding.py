@@ -52,10 +52,10 @@ class Candidate:
 
 
 def graphs(
-    graph: Any, outer: Scope | None = None, path: str = "", depth: int = 0
+    graph: Any, outer: Scope | None = None, path: str = "", depth: int = 0, opset: int = 0
 ) -> Iterator[tuple[Any, Scope, str, int]]:
     """A graph, and those in its nodes."""
-    scope = Scope(graph, outer)
+    scope = Scope(graph, outer, opset)
     yield graph, scope, path, depth
     for i, node in enumerate(graph.node):
         for each in node.attribute:
@@ -66,15 +66,29 @@ def graphs(
 
 def look(model: Any) -> list[Candidate]:
     """All nodes with products, in the order of the model."""
-    found = []
-    for graph, scope, path, depth in graphs(model.graph):
+    found: list[Candidate] = []
+    paths: set[str] = set()
+    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 1)
+    for graph, scope, path, depth in graphs(model.graph, opset=opset):
         for i, node in enumerate(graph.node):
             if node.op_type in KINDS and node.domain in ("", "ai.onnx"):
-                name = node.name or f"{node.op_type}_{i}"
-                each = Candidate(graph, node, scope, path + name, depth=depth)
-                each.why_not = _LOOKS[node.op_type](each)
+                name = path + (node.name or f"{node.op_type}_{i}")
+                while name in paths:  # a node may be called as another would be that has no name
+                    name += "'"
+                paths.add(name)
+                each = Candidate(graph, node, scope, name, depth=depth)
+                each.why_not = _why_not(each)
                 found.append(each)
     return found
+
+
+def _why_not(each: Candidate) -> str | None:
+    try:
+        return _LOOKS[each.node.op_type](each)
+    except OSError:
+        raise  # of a file beside the model
+    except Exception as error:  # anybody may have written the model; ONNX Runtime says what is wrong with it
+        return f"it is not as ONNX has it ({type(error).__name__}: {error})"
 
 
 def _weight(each: Candidate, index: int, dtypes: Any, called: str = "weight") -> Any:
@@ -87,6 +101,8 @@ def _weight(each: Candidate, index: int, dtypes: Any, called: str = "weight") ->
         return f"its {called} is of {value.dtype}"
     if not value.size:
         return f"its {called} is empty"
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        return f"its {called} holds an inf or nan"
     return value
 
 
@@ -147,6 +163,8 @@ def _conv(each: Candidate) -> str | None:
     bias = _bias(each, 2, each.n)
     if isinstance(bias, str):
         return bias
+    if bias is not None and bias.size != (weight.shape[1] * groups if transposed else weight.shape[0]):
+        return f"its bias has {bias.size} values"
     kernel = weight.shape[2:]
     strides, dilations = (list(given.get(name, [1] * dims)) for name in ("strides", "dilations"))
     pads = list(given.get("pads", [0] * 2 * dims))
@@ -159,6 +177,12 @@ def _conv(each: Candidate) -> str | None:
         pads = [*low, *(r - each_low for r, each_low in zip(reach, low, strict=True))]
     elif mode == "VALID":
         pads = [0] * 2 * dims
+    elif mode != "NOTSET":
+        return f"its auto_pad is {mode}"
+    if list(given.get("kernel_shape", kernel)) != list(kernel):
+        return "its kernel_shape is not that of its weight"
+    if not (len(strides) == len(dilations) == len(pads) / 2 == dims and min(strides + dilations) > 0 <= min(pads)):
+        return "its strides, dilations or pads are not those of its dimensions"
     if transposed and given.get("output_shape"):
         return "it has an output_shape"
     each.extra.update(

@@ -75,14 +75,9 @@ def fuse(name: str, n: int, scope: Scope, uses: Uses, finish: Finish, takes_bias
         if found and found[0].op_type == "Add" and _plain(found[0]):
             other = next((each for each in found[0].input if each != name), None)
             bias = None if other is None else scope.value(other)
-            if (
-                bias is not None
-                and bias.shape[-1:] == (n,)
-                and bias.size == n
-                and bias.dtype.kind == "f"
-                and bias.ndim <= 2
-            ):
+            if bias is not None and bias.shape[-1:] == (n,) and bias.size == n and bias.dtype.kind == "f":
                 finish.bias = bias.reshape(-1).astype(np.float32)
+                finish.dims = max(finish.dims, bias.ndim)
                 name, gone = found[0].output[0], [found[0]]
     for look in (_one, _silu, _gelu):
         made = look(name, scope, uses, finish)
@@ -92,17 +87,21 @@ def fuse(name: str, n: int, scope: Scope, uses: Uses, finish: Finish, takes_bias
             break
     found = uses.only(name)
     if found and found[0].op_type == "Clip" and _plain(found[0]) and finish.clip is None and finish.activation is None:
-        limits = [scope.value(each) for each in found[0].input[1:]]
-        limits = [*limits, None, None][:2]
-        if all(limit is not None for limit, given in zip(limits, [*found[0].input[1:], "", ""], strict=False) if given):
-            low, high = (
-                end if limit is None else float(limit.reshape(-1)[0])
-                for limit, end in zip(limits, (-np.inf, np.inf), strict=True)
-            )
-            if low <= high:
-                finish.clip = (low, high)
-                name, gone = found[0].output[0], [*gone, found[0]]
+        low, high = (_limit(found[0], i, scope) for i in (0, 1))
+        if low <= high:  # not so with a limit that is no constant
+            finish.clip = (low, high)
+            name, gone = found[0].output[0], [*gone, found[0]]
     return name, gone
+
+
+def _limit(clip: Any, index: int, scope: Scope) -> float:
+    """A limit of a Clip: an attribute before version 11 of the operators, then an input; NaN if it is not constant."""
+    called, end = (("min", -np.inf), ("max", np.inf))[index]
+    name = [*clip.input[1:], "", ""][index]
+    if not name:
+        return float(attributes(clip).get(called, end))
+    value = scope.value(name)
+    return float("nan") if value is None or value.size != 1 else float(value.reshape(-1)[0])
 
 
 def _plain(node: Any) -> bool:
@@ -133,7 +132,12 @@ def _silu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
         return None
     kinds = {node.op_type: node for node in found}
     sigmoid, times = kinds.get("Sigmoid"), kinds.get("Mul")
-    if sigmoid is None or times is None or set(times.input) != {name, sigmoid.output[0]}:
+    if (
+        sigmoid is None
+        or times is None
+        or not (_plain(sigmoid) and _plain(times))
+        or set(times.input) != {name, sigmoid.output[0]}
+    ):
         return None
     if uses.only(sigmoid.output[0]) != [times]:
         return None
@@ -148,7 +152,8 @@ def _gelu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
         return None
     for first in found:
         other = found[1] if first is found[0] else found[0]
-        factor = _constant(first, name, scope)
+        dims: list[int] = []
+        factor = _constant(first, name, scope, dims)
         wanted = {"Div": np.sqrt(2.0), "Mul": np.sqrt(0.5)}.get(first.op_type)
         if factor is None or wanted is None or abs(factor - wanted) > 1e-3:
             continue
@@ -156,13 +161,13 @@ def _gelu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
         if not erf or erf[0].op_type != "Erf":
             continue
         plus = uses.only(erf[0].output[0])
-        if not plus or plus[0].op_type != "Add" or _constant(plus[0], erf[0].output[0], scope) != 1.0:
+        if not plus or plus[0].op_type != "Add" or _constant(plus[0], erf[0].output[0], scope, dims) != 1.0:
             continue
         chain = [first, erf[0], plus[0]]
         end = plus[0].output[0]
         halved, joined = False, None
         current = other  # the branch of x itself: joined at once, or halved before
-        if other.op_type == "Mul" and _constant(other, name, scope) == 0.5:
+        if other.op_type == "Mul" and _constant(other, name, scope, dims) == 0.5:
             halved = True
             chain.append(other)
             after = uses.only(other.output[0])
@@ -175,7 +180,7 @@ def _gelu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
             continue
         if set(current.input) != joined:  # the other branch may be halved, too
             half = uses.only(end)
-            if halved or not half or half[0].op_type != "Mul" or _constant(half[0], end, scope) != 0.5:
+            if halved or not half or half[0].op_type != "Mul" or _constant(half[0], end, scope, dims) != 0.5:
                 continue
             chain.append(half[0])
             halved, end = True, half[0].output[0]
@@ -187,19 +192,25 @@ def _gelu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, lis
         result = current.output[0]
         if not halved:
             half = uses.only(result)
-            if not half or half[0].op_type != "Mul" or _constant(half[0], result, scope) != 0.5:
+            if not half or half[0].op_type != "Mul" or _constant(half[0], result, scope, dims) != 0.5:
                 continue
             chain.append(half[0])
             result = half[0].output[0]
+        if not all(_plain(node) for node in chain):
+            continue
         finish.activation = "gelu"
+        finish.dims = max(finish.dims, *dims)
         return result, chain
     return None
 
 
-def _constant(node: Any, beside: str, scope: Scope) -> float | None:
-    """The single constant that a node has beside a name."""
+def _constant(node: Any, beside: str, scope: Scope, dims: list[int]) -> float | None:
+    """The single constant that a node has beside a name; its number of dimensions is added to a list."""
     others = [each for each in node.input if each != beside]
     if len(others) != 1 or (node.op_type == "Div" and node.input[0] != beside):
         return None
     value = scope.value(others[0])
-    return None if value is None or value.size != 1 else float(value.reshape(-1)[0])
+    if value is None or value.size != 1 or value.dtype.kind != "f":
+        return None
+    dims.append(value.ndim)
+    return float(value.reshape(-1)[0])

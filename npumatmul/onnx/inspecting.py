@@ -13,7 +13,7 @@ from npumatmul.chips.timing import CPUS
 from npumatmul.chips.types import ElementType
 from npumatmul.onnx.finding import Candidate, look
 from npumatmul.onnx.rewriting import NodeFilter, choose
-from npumatmul.onnx.session import load_model
+from npumatmul.onnx.session import load_model, reading_names
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.quant.routes import route_for
 from npumatmul.quant.schemes import Scheme
@@ -51,6 +51,7 @@ class Inspected:
     cpu_seconds: float | None
 
 
+@reading_names()
 def inspect(
     model: Any,
     chip: Chip,

@@ -29,16 +29,18 @@ class Finish:
     bias : ndarray of float32, shape (N,), or None
     activation : str or None
     clip : (float, float) or None
+    dims : int
+        The most dimensions of its constants: a result has as many at least, as ONNX broadcasts.
     """
 
     bias: Float32 | None = None
     activation: Activation | None = None
     clip: tuple[float, float] | None = None
+    dims: int = 0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether more can follow."""
-        return self.activation is None and self.clip is None
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a result, from that of the product."""
+        return (1,) * (self.dims - len(shape)) + shape
 
     def epilogue(self, dtype: Any) -> Epilogue | None:
         """As an `Epilogue`; None where nothing is to be done."""
@@ -92,7 +94,7 @@ class Product(Computed):
         k, n = self.product.shape
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = allocate(0, (*x.shape[:-1], n), x.dtype)
+        y = _needed(allocate(0, self.finish.shape((*x.shape[:-1], n)), x.dtype)).reshape(*x.shape[:-1], n)
         self.rows += x.size // k
         epilogue = self.finish.epilogue(y.dtype)
         if type(self.product) is PackedProduct:
@@ -132,7 +134,7 @@ class Integers(Computed):
         k, n = self.shape
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = allocate(0, (*x.shape[:-1], n), np.int32)
+        y = _needed(allocate(0, (*x.shape[:-1], n), np.int32))
         self.rows += x.size // k
         y[...] = self.multiplied(x, given[1] if len(given) > 1 else None)
 
@@ -170,7 +172,7 @@ class Quantized(Computed):
         k, n = self.integers.shape
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = allocate(0, (*x.shape[:-1], n), self.y_zero.dtype)
+        y = _needed(allocate(0, (*x.shape[:-1], n), self.y_zero.dtype))
         self.rows += x.size // k
         limits = np.iinfo(self.y_zero.dtype)
         made = np.rint(self.integers.multiplied(x, self.x_zero) * self.scale) + self.y_zero.astype(np.int64)
@@ -203,7 +205,7 @@ class Convolution(Computed):
         if self.after is not None:  # what a transposed convolution has too much of
             cut = tuple(slice(low, size - high) for (low, high), size in zip(self.after, made.shape[2:], strict=True))
             made = made[(slice(None), slice(None)) + cut]  # noqa: RUF005
-        y = allocate(0, made.shape, x.dtype)
+        y = _needed(allocate(0, self.finish.shape(made.shape), x.dtype)).reshape(made.shape)
         self.rows += made.size // max(1, made.shape[1])
         if self.finish.bias is not None:
             made = made + self.finish.bias.reshape(-1, *(1,) * dims)
@@ -247,7 +249,7 @@ class Recurrent(Computed):
             seen = matmul(rows, self.product.weight, bias=self.bias)
         else:
             seen = self.product(rows) + self.bias
-        gates = np.asarray(seen).reshape(steps, batch, len(self.directions), -1)
+        gates = np.asarray(seen).reshape(steps, batch, len(self.directions), len(self.bias) // len(self.directions))
         shape = (len(self.directions), batch, self.hidden)
         y = np.empty((steps, *shape), np.float32)
         h = np.zeros(shape, np.float32) if states[0] is None else states[0].copy()
@@ -259,7 +261,9 @@ class Recurrent(Computed):
                 h[d], c[d] = step(d, gates[t, :, d], h[d], c[d])
                 y[t, d] = h[d]
         for i, values in enumerate((y, h, c)[:outputs]):
-            allocate(i, values.shape, np.float32)[...] = values
+            into = allocate(i, values.shape, np.float32)
+            if into is not None:
+                into[...] = values
 
     def _lstm(self, d: int, seen: Float32, h: Float32, c: Float32) -> tuple[Float32, Float32]:
         n = self.hidden
@@ -277,6 +281,11 @@ class Recurrent(Computed):
         else:
             new = np.tanh(seen[:, 2 * n :] + (reset * h) @ last)
         return (1 - z) * new + z * h, c
+
+
+def _needed(output: NDArray[Any] | None) -> NDArray[Any]:
+    assert output is not None, "ONNX Runtime has left out an output that the operator needs"
+    return output
 
 
 def _sigmoid(x: Float32) -> Float32:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from npumatmul.offload.modelled import modelled
 from npumatmul.onnx.nodes import Computed, Integers
 
@@ -76,7 +78,7 @@ def row_of(name: str, op_type: str, computed: Computed, scheme: str) -> NodeRow:
     products = computed.products
     first = products[0]
     weight = getattr(first, "weight", None)
-    is_packed = hasattr(weight, "device")
+    is_packed = not isinstance(weight, np.ndarray) and hasattr(weight, "device")
     npu, cpu = modelled(first)
     finish = getattr(computed, "finish", None)
     parts = [] if finish is None else [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -57,7 +58,7 @@ def choose(
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Nodes that go onto the NPU, and why others stay."""
     chosen, left = [], {}
-    types = types_of(model)
+    types: dict[str, int] | None = None
     for each in look(model):
         why = each.why_not
         if why is None and any(fnmatchcase(each.path, pattern) for pattern in skip_nodes):
@@ -67,6 +68,7 @@ def choose(
         if why is None and filter_fn is None and each.extra.get("is_small"):
             why = _SMALL.format(each.k, each.n)
         if why is None and each.node.op_type == "MatMulInteger":
+            types = types_of(model) if types is None else types
             kind = _integer_type(each, types)
             why = "the type of its input is not known" if kind is None else None
             each.extra["type"] = kind
@@ -235,21 +237,16 @@ def _drop_unread(graph: Any) -> None:
     """Take out initializers and constants that nobody reads any more, in the graphs inside first."""
     for inner in _inside(graph):
         _drop_unread(inner)
-    while True:
-        read = _names(graph)
-        unread = [
-            node
-            for node in graph.node
-            if node.op_type in _MAKE_WEIGHTS and not any(name in read for name in node.output)
-        ]
-        if not unread:
-            break
-        for node in unread:
-            graph.node.remove(node)
+    read = _names(graph)
+    for i in reversed(range(len(graph.node))):  # those that read others come after them
+        node = graph.node[i]
+        if node.op_type in _MAKE_WEIGHTS and not any(read[name] for name in node.output):
+            read.subtract(node.input)
+            del graph.node[i]
     inputs = {each.name for each in graph.input}
     for i in reversed(range(len(graph.initializer))):
         name = graph.initializer[i].name
-        if name not in read and name not in inputs:
+        if not read[name] and name not in inputs:
             del graph.initializer[i]
 
 
@@ -261,11 +258,11 @@ def _inside(graph: Any) -> list[Any]:
     return found
 
 
-def _names(graph: Any) -> set[str]:
-    """What a graph and those inside read."""
-    found = {each.name for each in graph.output}
+def _names(graph: Any) -> Counter[str]:
+    """What a graph and those inside read, and how often."""
+    found = Counter(each.name for each in graph.output)
     for node in graph.node:
         found.update(node.input)
     for inner in _inside(graph):
-        found |= _names(inner)
+        found += _names(inner)
     return found

@@ -6,37 +6,42 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 import onnxruntime
 
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
-from npumatmul.host.onnx_bridge import Allocate, connect
+from npumatmul.host.onnx_bridge import Allocate, connect, failure_of
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.offload.products import Way, check_way
+from npumatmul.onnx.finding import graphs
 from npumatmul.onnx.nodes import Computed
 from npumatmul.onnx.report import Report, row_of
 from npumatmul.onnx.rewriting import NodeFilter, choose, rewrite
 
-__all__ = ["InferenceSession", "load_model"]
+__all__ = ["InferenceSession", "load_model", "reading_names"]
 
 Feeds = Mapping[str, Any]
 
 _numbers = itertools.count(1)
 _sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_extended: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which they may have once
+_extending = threading.Lock()
+_NO_TEXT = "this is no ONNX model: a name in it is no text"
+_RUNS = ("run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
 
 
 class _Work:
-    """What a session computes, by numbers, and what went wrong in the thread that runs it."""
+    """What a session computes, by numbers."""
 
     def __init__(self) -> None:
         self.computed: dict[int, Computed] = {}
-        self.errors: list[BaseException] = []
-        self.lock = threading.Lock()
 
     def number_of(self, computed: Computed) -> int:
         """A number for what computes a node."""
@@ -50,12 +55,28 @@ def _compute(number: int, given: list[Any], outputs: int, allocate: Allocate) ->
     work = _sessions.get(number)
     if work is None:
         raise RuntimeError("the session that this node belongs to is gone, or belongs to another process")
+    work.computed[number].compute(given, outputs, allocate)
+
+
+@contextmanager
+def reading_names() -> Iterator[None]:
+    """A model whose names are no text is none."""
     try:
-        work.computed[number].compute(given, outputs, allocate)
-    except BaseException as error:
-        with work.lock:
-            work.errors.append(error)
-        raise
+        yield
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{_NO_TEXT} ({error})") from error
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Errors of nodes, where ONNX Runtime has only their text."""
+    try:
+        yield
+    except Exception as error:
+        found = failure_of(error)
+        if found is None:
+            raise
+        raise found from error
 
 
 class InferenceSession:
@@ -69,7 +90,7 @@ class InferenceSession:
     path_or_bytes : str, os.PathLike, bytes or onnx.ModelProto
         The model.
     sess_options : onnxruntime.SessionOptions, optional
-        As of ONNX Runtime; it is used for this session only, since operators are registered in it.
+        As of ONNX Runtime; operators are registered in it, once for all sessions that it is used for.
     providers, provider_options
         As of ONNX Runtime, for what stays; by default its CPU.
     scheme : str
@@ -116,6 +137,7 @@ class InferenceSession:
     [('product', 'MatMul', 3, 2)]
     """
 
+    @reading_names()
     def __init__(
         self,
         path_or_bytes: Any,
@@ -145,18 +167,24 @@ class InferenceSession:
         rows = [row_of(path, rewritten.kinds[path], each, scheme) for path, each in rewritten.computed.items()]
         self.report = Report(tuple(rows), left)
         options = onnxruntime.SessionOptions() if sess_options is None else sess_options
-        options.register_custom_ops_library(str(connect(_compute)))
-        self._session = onnxruntime.InferenceSession(
-            _serialized(rewritten.model), options, providers or ["CPUExecutionProvider"], provider_options, **kwargs
-        )
+        library = connect(_compute)
+        with _extending:
+            if options not in _extended:
+                options.register_custom_ops_library(str(library))
+                _extended.add(options)
+        with _own_errors():  # of nodes whose inputs are constants: they run now
+            self._session = onnxruntime.InferenceSession(
+                _serialized(rewritten.model), options, providers or ["CPUExecutionProvider"], provider_options, **kwargs
+            )
 
     def __repr__(self) -> str:
         return f"<InferenceSession: {len(self.report)} products on the NPU, {len(self.report.left)} on the CPU>"
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") and name != "_sess":  # that one is for ``onnxruntime.IOBinding(session)``
             raise AttributeError(name)
-        return getattr(self._session, name)
+        found = getattr(self._session, name)
+        return _own_errors()(found) if name in _RUNS else found
 
     def run(self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None) -> list[Any]:
         """Run the model, as ``onnxruntime.InferenceSession.run``.
@@ -180,16 +208,8 @@ class InferenceSession:
         Exception
             As ONNX Runtime, for everything else.
         """
-        work = self._work
-        try:
+        with _own_errors():
             made: list[Any] = self._session.run(output_names, input_feed, run_options)
-        except Exception as error:
-            with work.lock:
-                found = work.errors.pop() if work.errors else None
-                work.errors.clear()
-            if found is not None:
-                raise found from error
-            raise
         return made
 
 
@@ -206,7 +226,7 @@ def load_model(given: Any) -> Any:
     if isinstance(given, onnx.ModelProto):
         made = onnx.ModelProto()
         made.CopyFrom(given)
-        return made
+        return _as_later(made)
     if not isinstance(given, bytes | str | os.PathLike):
         raise TypeError(f"InferenceSession: a model is a path, bytes or an onnx.ModelProto, not {type(given).__name__}")
     called = "the bytes" if isinstance(given, bytes) else str(given)
@@ -218,6 +238,35 @@ def load_model(given: Any) -> Any:
         raise ModelError(f"{called}: this is no ONNX model: {shown(str(error))}") from error
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{called}: this is no ONNX model: it has no graph")
+    for graph, *_ in graphs(model.graph):
+        _check_names(graph, called)
+    return _as_later(model)
+
+
+def _check_names(graph: Any, called: str) -> None:
+    """Protocol buffers give bytes where a text is none."""
+    names = [each.name for part in (graph.input, graph.output, graph.initializer, graph.value_info) for each in part]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [each.name for each in node.attribute]
+    for name in names:
+        if not isinstance(name, str):
+            raise ModelError(f"{called}: {_NO_TEXT} ({name!r})")
+
+
+def _as_later(model: Any) -> Any:
+    """The same without functions of its own, and without inputs that are constants, as models had before version 4."""
+    if model.functions:
+        try:
+            model = onnx.inliner.inline_local_functions(model)
+        except Exception:  # ONNX Runtime says what is wrong with it; what is in functions stays
+            return model
+    if 0 < model.ir_version < 4:  # no initializer can be given anew then, though all are inputs
+        constants = {each.name for each in model.graph.initializer}
+        inputs = [each for each in model.graph.input if each.name not in constants]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = 4
     return model
 
 
