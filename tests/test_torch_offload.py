@@ -520,6 +520,19 @@ def test_shared_modules_stay_shared_and_attention_stays() -> None:
     assert cosine(model(x), original(x)) > 0.99999
 
 
+def test_layers_that_multiply_in_ways_of_their_own_are_named() -> None:
+    model = nn.ModuleDict(
+        {
+            "taken": nn.Linear(64, 64), "lstm": nn.LSTM(64, 64), "cell": nn.GRUCell(64, 64),
+            "both": nn.Bilinear(8, 8, 8), "volume": nn.Conv3d(64, 64, 3), "table": nn.Embedding(9, 64),
+        }
+    )  # fmt: skip
+    report = offload(model)
+    assert [row.name for row in report] == ["taken"]
+    kinds = {"lstm": "LSTM", "cell": "GRUCell", "both": "Bilinear", "volume": "Conv3d"}
+    assert report.left == {name: f"{kind} is not supported" for name, kind in kinds.items()}
+
+
 def test_devices_by_name() -> None:
     model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64), "c": nn.Linear(64, 64)})
     report = offload(model, device_map={"": "sim:rk3588", "b": "sim:rk3576", "c": "cpu"})

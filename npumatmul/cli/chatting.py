@@ -26,6 +26,7 @@ __all__ = ["Chat", "Request", "chat"]
 _BLOCK = '"""'
 _PROMPT, _MORE = "> ", ". "
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+_WORDS = {"on_full": ("window", "error"), "speculation": ("none", "auto", "lookup")}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def chat(request: Request) -> None:
             if request.session is not None:
                 talk.session.save(request.session)
                 say(f"saved to {request.session}")
+    if talk.failed:
+        sys.exit(1)
 
 
 def _check_sampling(settings: dict[str, Any]) -> None:
@@ -123,6 +126,8 @@ class Chat:
     ----------
     session : Session
         The one that is talked in; ``/load`` brings another.
+    failed : bool
+        Whether something that came through a pipe went wrong.
     """
 
     def __init__(self, model: Model, session: Session) -> None:
@@ -130,6 +135,7 @@ class Chat:
         self._watched = sys.stdin is not None and sys.stdin.isatty()
         self._stats: GenerationStats | None = None
         self._over = False
+        self.failed = False
         self._commands: dict[str, tuple[Callable[[str], None], str]] = {
             "help": (self._help, "list this"),
             "reset": (self._reset, "forget what was said, but for what the system says"),
@@ -166,6 +172,7 @@ class Chat:
                 raise
             except (NpuError, OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
                 say(f"npumatmul: {in_words(error)}")
+                self.failed = not self._watched  # a program hears of it at the end, a reader has
             except KeyboardInterrupt:  # a second one, or one between two pieces of work
                 say("(stopped)")
         if self._watched:
@@ -279,8 +286,13 @@ class Chat:
                 say(f"{known} {now}")
             return
         name, _, text = rest.partition(" ")
+        if name in _WORDS:
+            if text not in _WORDS[name]:
+                raise ValueError(f"/set: {name} is {' or '.join(_WORDS[name])}, not {text!r}")
+            settings[name] = None if text == "none" else text
+            return
         if name not in ("max_tokens", *_SAMPLING):
-            raise ValueError(f"/set: {name} is none of max_tokens, {', '.join(_SAMPLING)}")
+            raise ValueError(f"/set: {name} is none of max_tokens, {', '.join((*_SAMPLING, *_WORDS))}")
         try:
             value: Any = None if text == "none" and name == "seed" else _number(text)
         except ValueError:

@@ -215,7 +215,7 @@ def _problem(module: nn.Module) -> str | None:
         if kind is NonDynamicallyQuantizableLinear:
             return "nn.MultiheadAttention computes with its weight itself"
         return f"its class, {kind.__name__}, has a forward of its own, or none that is supported"
-    return experts_problem(module)
+    return f"{kind.__name__} is not supported" if isinstance(module, _STAY) else experts_problem(module)
 
 
 #: Classes of transformers that are one product under another name.
@@ -230,6 +230,9 @@ _KINDS: Mapping[type, type[NpuModule]] = {
     nn.Conv2d: NpuConv2d,
     nn.ConvTranspose1d: NpuConvTranspose1d,
 }
+
+#: What multiplies with weights, too, and stays whole.
+_STAY = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.modules.conv._ConvNd)
 
 
 def skips(name: str, patterns: Sequence[str]) -> bool:

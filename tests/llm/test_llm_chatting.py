@@ -86,6 +86,21 @@ def test_commands(model: Model, tmp_path: Path, monkeypatch: Any, capsys: Any) -
     assert "never" not in talked.said
 
 
+def test_every_setting_that_is_listed_can_be_set(model: Model, monkeypatch: Any, capsys: Any) -> None:
+    listed = [line.split() for line in Talked(model, "/set", monkeypatch, capsys).err.splitlines()]
+    names = [name for name, *_ in listed if name != "stop_ids"]
+    assert names, "settings of the session"
+    changed = {"speculation": "lookup", "on_full": "error", "seed": "3", "max_tokens": "7"}
+    lines = [f"/set {name} {changed.get(name, '1')}" for name in (*names, *changed)]
+    talked = Talked(model, "\n".join(lines), monkeypatch, capsys)
+    assert talked.err == ""
+    wanted = {"speculation": "lookup", "on_full": "error", "seed": 3, "max_tokens": 7}
+    assert talked.session.settings.items() >= wanted.items()
+    talked = Talked(model, "/set speculation none\n/set on_full slide", monkeypatch, capsys, speculation="auto")
+    assert talked.session.settings["speculation"] is None
+    assert talked.err == "npumatmul: /set: on_full is window or error, not 'slide'\n"
+
+
 def test_mistakes_are_told_and_the_conversation_goes_on(
     model: Model, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -132,6 +147,10 @@ def test_the_command_goes_on_with_its_session(tiny: Any, tmp_path: Path) -> None
     assert second.exit_code == 0
     assert f"3 messages from {file}" in second.output
     assert "user: one" in second.output
+    failed = runner.invoke(app, options, input="/nope\ntwo\n")
+    assert failed.exit_code == 1, "a program hears that something went wrong"
+    assert f"saved to {file}" in failed.output
+    assert "user: two" in runner.invoke(app, options, input="/history\n", catch_exceptions=False).output
     for wrong, message in (
         (["--on-full", "slide"], "--on-full is window or error"),
         (["--speculation", "maybe"], "--speculation is none, auto or lookup"),

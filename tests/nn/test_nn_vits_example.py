@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "vits_decoder" / "decode.py"
 
 
-def run(*arguments: object) -> list[str]:
+def run(*arguments: object, program: Path = EXAMPLE) -> list[str]:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), *map(str, arguments)], capture_output=True, text=True,
+        [sys.executable, str(program), *map(str, arguments)], capture_output=True, text=True,
         env={**os.environ, "NPUMATMUL_DEVICE": "sim:rk3588"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -52,6 +52,17 @@ def test_a_model_from_a_folder(tmp_path: Path) -> None:
     assert first.split()[0] == "7"
     with wave.open(str(tmp_path / "speech.wav")) as file:
         assert file.getnframes() == 7 * 256
+
+
+def test_any_length_in_one_session_of_an_onnx_model() -> None:
+    lines = run(program=EXAMPLE.with_name("decode_onnx.py"))
+    found = re.findall(r"(\d+) frames: +(\d+) values, off by (\S+) of", "\n".join(lines))
+    assert [(int(frames), int(values)) for frames, values, _ in found] == [
+        (n, 256 * n) for n in (1, 17, 20, 24, 50, 55, 56, 130)
+    ]
+    assert all(float(error) < 2e-3 for *_, error in found)
+    assert lines[len(found)] == "on the NPU: 20 nodes with products"
+    assert [line.split(": ")[1] for line in lines[len(found) + 1 :]] == ["/generator/conv_post/Conv"]
 
 
 @pytest.mark.long
