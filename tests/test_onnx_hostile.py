@@ -139,6 +139,20 @@ def test_products_in_functions_of_the_model() -> None:
     agree(model, {"x": randn(5, 64)})
 
 
+def test_shapes_that_nobody_wrote_down() -> None:
+    """ONNX Runtime infers them, and Scan needs those of its body; nodes of others tell it nothing."""
+    body = helper.make_graph(
+        [node("MatMul", ["e", "w"], ["q"], "inside"), node("Add", ["q", "s"], ["s2"]), node("Relu", ["s2"], ["o"])],
+        "body", [value("s", None), value("e", None)], [value("s2", None), value("o", None)],
+    )  # fmt: skip
+    scan = node("Scan", ["z", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    inputs = [value("z", [64]), value("x", ["m", 64])]
+    model = model_of([scan], inputs, [value("last", None), value("y", None)], w=randn(64, 64) / 8)
+    agree(model, {"x": randn(3, 64), "z": randn(64)})
+    plain = onnxruntime.InferenceSession(simple().SerializeToString(), providers=CPU)
+    assert InferenceSession(simple()).get_outputs()[0].shape == plain.get_outputs()[0].shape == ["m", 32]
+
+
 # ---- damaged and hostile models --------------------------------------------------------------------------------------
 
 
