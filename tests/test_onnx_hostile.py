@@ -153,6 +153,18 @@ def test_shapes_that_nobody_wrote_down() -> None:
     assert InferenceSession(simple()).get_outputs()[0].shape == plain.get_outputs()[0].shape == ["m", 32]
 
 
+def test_nodes_that_share_a_weight_share_its_memory() -> None:
+    """As layers of ALBERT do; another factor, or a transposition, makes another weight."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["a", "w"], ["b"]), node("Gemm", ["b", "w"], ["c"]),
+        node("Gemm", ["c", "w"], ["d"], transB=1), node("Gemm", ["d", "w"], ["e"], alpha=0.5),
+        node("Relu", ["e"], ["y"]),
+    ]  # fmt: skip
+    model = model_of(nodes, [value("x", ["m", 64])], [value("y", None)], w=randn(64, 64) / 8)
+    session = agree(model, {"x": randn(5, 64)}, 5, off=5e-3)
+    assert len({id(each.products[0].weight) for each in session._work.computed.values()}) == 3
+
+
 # ---- damaged and hostile models --------------------------------------------------------------------------------------
 
 

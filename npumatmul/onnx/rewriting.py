@@ -109,6 +109,7 @@ def rewrite(
     _tell_shapes(model)
     uses = {id(each.graph): Uses(each.graph) for each in chosen}
     result = Rewritten(model, {}, {}, left, {})
+    packed: dict[Any, Any] = {}
     for each in chosen:
         finish = Finish(each.extra.get("bias") if each.node.op_type != "LSTM" and each.node.op_type != "GRU" else None)
         name = each.node.output[0]
@@ -116,7 +117,13 @@ def rewrite(
         if each.node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
             is_matrix = each.node.op_type in ("MatMul", "Gemm")
             name, gone = fuse(name, each.n, each.scope, uses[id(each.graph)], finish, is_matrix)
-        computed = _MAKERS[each.node.op_type](each, way, finish, statistics.get(each.path))
+        known = packed.get(each.extra.get("same")) if each.path not in statistics else None
+        if known is not None:
+            computed: Computed = Product(each.path, known, finish)
+        else:
+            computed = _MAKERS[each.node.op_type](each, way, finish, statistics.get(each.path))
+        if type(computed) is Product and each.path not in statistics:
+            packed[each.extra["same"]] = computed.product
         made = _node(each, name, number_of(computed))
         nodes = each.graph.node
         # results are made where the last of the nodes was, or where the node itself was: all of them follow it
