@@ -319,6 +319,7 @@ HARDWARE_NUMBERS = sorted(
 )
 #: Files that may hold such a number for another reason, with that reason.
 ELSEWHERE = {
+    "automaton.py": "states and stacks of a grammar that are kept at most",
     "cases.py": "shapes of the layers of real models, to be measured",
     "rows.py": "the table itself",
     "native_rows.py": "the table itself: rows of int4",
@@ -329,6 +330,7 @@ ELSEWHERE = {
     "modernbert.py": "the longest sequence where a configuration names none",
     "embedding.py": "4096 tokens at most go through a model at once",
     "points.py": "shapes that are timed",
+    "features.py": "8192 frames of sound are worked on at once",
     "gemma.py": "4096 positions are a window of attention",
     "mistral.py": "4096 positions are a window of attention",
     "prefill.py": "2048 rows are a block of a prompt",
@@ -336,6 +338,7 @@ ELSEWHERE = {
     "gemma4.py": "262144 rows of a vocabulary",
     "gpt_oss.py": "4096 positions were the context before it was lengthened",
     "qwen3_moe.py": "4096 positions are a window of attention",
+    "strings.py": "4096 characters of a string that a schema counts",
 }
 
 
