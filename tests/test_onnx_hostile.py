@@ -98,16 +98,32 @@ def test_initializers_of_old_models_are_constants_though_they_are_inputs() -> No
     assert [each.name for each in session.get_inputs()] == [each.name for each in wanted.get_inputs()] == ["x"]
 
 
-@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("opset", [*range(7, 22)])
 def test_weights_are_folded_as_their_version_of_the_operators_does(opset: int) -> None:
     """Axes were an attribute once; one that is not looked at would take out all dimensions of 1."""
-    squeeze = node("Squeeze", ["v"], ["w"], axes=[0]) if opset < 13 else node("Squeeze", ["v", "axes"], ["w"])
-    constants = {"v": randn(1, 1, 40), **({"axes": np.array([0])} if opset >= 13 else {})}
-    model = model_of(
-        [squeeze, node("MatMul", ["x", "w"], ["y"])], [value("x", ["m", 1])], [value("y", None)], **constants
-    )
+    has_inputs, axes = opset >= 13, ["axes"] * (opset >= 13)
+    how: dict[str, Any] = {} if has_inputs else {"axes": [0]}
+    nodes = [
+        node("Squeeze", ["v", *axes], ["v1"], **how), node("Unsqueeze", ["v1", *axes], ["v2"], **how),
+        node("Reshape", ["v2", "shape"], ["v3"]), node("Transpose", ["v3"], ["v4"], perm=[1, 0]),
+        node("Identity", ["v4"], ["v5"]), node("Cast", ["v5"], ["w"], to=TensorProto.FLOAT),
+        node("MatMul", ["x", "w"], ["y"]),
+    ]  # fmt: skip
+    constants = {"v": randn(1, 1, 40), "shape": np.array([0, -1]), **({"axes": np.array([0])} if has_inputs else {})}
+    inputs, outputs = [value("x", ["m", 40])], [value("y", None)]
+    model = model_of(nodes, inputs, outputs, **constants)
     model.opset_import[0].version = opset
-    agree(model, {"x": randn(5, 1)})
+    agree(model, {"x": randn(5, 40)})
+    if opset < 10:
+        return
+    q = np.random.default_rng(0).integers(-128, 128, (64, 40)).astype(np.int8)
+    each: dict[str, Any] = {"axis": 1} if has_inputs else {}
+    scale, zero = (np.linspace(0.01, 0.02, 40).astype(np.float32), np.arange(40).astype(np.int8))
+    constants = {"q": q, "s": scale if has_inputs else scale[0], "z": zero if has_inputs else zero[3]}
+    nodes = [node("DequantizeLinear", ["q", "s", "z"], ["w"], **each), node("MatMul", ["x", "w"], ["y"])]
+    model = model_of(nodes, [value("x", ["m", 64])], outputs, **constants)
+    model.opset_import[0].version = opset
+    agree(model, {"x": randn(5, 64)}, off=2e-2)  # ONNX Runtime rounds x to 8 bits before such a weight
 
 
 def test_products_in_functions_of_the_model() -> None:
@@ -121,6 +137,32 @@ def test_products_in_functions_of_the_model() -> None:
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("mine", 1))
     agree(model, {"x": randn(5, 64)})
+
+
+def test_shapes_that_nobody_wrote_down() -> None:
+    """ONNX Runtime infers them, and Scan needs those of its body; nodes of others tell it nothing."""
+    body = helper.make_graph(
+        [node("MatMul", ["e", "w"], ["q"], "inside"), node("Add", ["q", "s"], ["s2"]), node("Relu", ["s2"], ["o"])],
+        "body", [value("s", None), value("e", None)], [value("s2", None), value("o", None)],
+    )  # fmt: skip
+    scan = node("Scan", ["z", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    inputs = [value("z", [64]), value("x", ["m", 64])]
+    model = model_of([scan], inputs, [value("last", None), value("y", None)], w=randn(64, 64) / 8)
+    agree(model, {"x": randn(3, 64), "z": randn(64)})
+    plain = onnxruntime.InferenceSession(simple().SerializeToString(), providers=CPU)
+    assert InferenceSession(simple()).get_outputs()[0].shape == plain.get_outputs()[0].shape == ["m", 32]
+
+
+def test_nodes_that_share_a_weight_share_its_memory() -> None:
+    """As layers of ALBERT do; another factor, or a transposition, makes another weight."""
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["a", "w"], ["b"]), node("Gemm", ["b", "w"], ["c"]),
+        node("Gemm", ["c", "w"], ["d"], transB=1), node("Gemm", ["d", "w"], ["e"], alpha=0.5),
+        node("Relu", ["e"], ["y"]),
+    ]  # fmt: skip
+    model = model_of(nodes, [value("x", ["m", 64])], [value("y", None)], w=randn(64, 64) / 8)
+    session = agree(model, {"x": randn(5, 64)}, 5, off=5e-3)
+    assert len({id(each.products[0].weight) for each in session._work.computed.values()}) == 3
 
 
 # ---- damaged and hostile models --------------------------------------------------------------------------------------

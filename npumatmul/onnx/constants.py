@@ -108,6 +108,8 @@ def _computed(node: Any, given: Mapping[str, NDArray[Any]], opset: int) -> NDArr
     """What a node makes of constants, as its version of the operator does; None where that is not known."""
     from onnx.reference import ReferenceEvaluator
 
+    if node.op_type == "DequantizeLinear":  # the reference has it from 19 on, with the meaning that it had before
+        opset = max(opset, 19)
     inputs, outputs = ([onnx.ValueInfoProto(name=each) for each in names] for names in (given, node.output))
     try:
         graph = onnx.GraphProto(name="constant", node=[node], input=inputs, output=outputs)

@@ -113,7 +113,7 @@ def _matmul(each: Candidate) -> str | None:
     if weight.ndim != 2:
         return f"its right operand has {weight.ndim} dimensions"
     each.k, each.n = weight.shape
-    each.extra["weight"] = weight
+    each.extra.update(weight=weight, same=(id(weight), 0, 1.0))
     return None
 
 
@@ -124,6 +124,7 @@ def _gemm(each: Candidate) -> str | None:
         return weight
     if given.get("transA", 0):
         return "its left operand is transposed"
+    same = id(weight), given.get("transB", 0), given.get("alpha", 1.0)  # nodes that share it share a packed weight
     weight = weight.T if given.get("transB", 0) else weight
     each.k, each.n = weight.shape
     bias = None
@@ -132,7 +133,7 @@ def _gemm(each: Candidate) -> str | None:
         if bias is None or bias.size not in (1, each.n) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
             return "what it adds is not one constant row"
         bias = np.broadcast_to(bias.reshape(-1), (each.n,)).astype(np.float32) * np.float32(given.get("beta", 1.0))
-    each.extra.update(weight=weight * weight.dtype.type(given.get("alpha", 1.0)), bias=bias)
+    each.extra.update(weight=weight * weight.dtype.type(given.get("alpha", 1.0)), bias=bias, same=same)
     return None
 
 

@@ -17,7 +17,7 @@ from npumatmul.host.onnx_bridge import DOMAIN
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import FLOAT32
 from npumatmul.offload.products import Way, make_product
-from npumatmul.onnx.finding import Candidate, look
+from npumatmul.onnx.finding import Candidate, graphs, look
 from npumatmul.onnx.fusing import Uses, fuse
 from npumatmul.onnx.nodes import Computed, Convolution, Finish, Product, Quantized, Recurrent, packed_integers
 
@@ -106,8 +106,10 @@ def rewrite(
     number_of: Callable[[Computed], int],
 ) -> Rewritten:
     """Put nodes onto the NPU; the model is changed, and weights that nobody reads any more are taken out of it."""
+    _tell_shapes(model)
     uses = {id(each.graph): Uses(each.graph) for each in chosen}
     result = Rewritten(model, {}, {}, left, {})
+    packed: dict[Any, Any] = {}
     for each in chosen:
         finish = Finish(each.extra.get("bias") if each.node.op_type != "LSTM" and each.node.op_type != "GRU" else None)
         name = each.node.output[0]
@@ -115,7 +117,13 @@ def rewrite(
         if each.node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
             is_matrix = each.node.op_type in ("MatMul", "Gemm")
             name, gone = fuse(name, each.n, each.scope, uses[id(each.graph)], finish, is_matrix)
-        computed = _MAKERS[each.node.op_type](each, way, finish, statistics.get(each.path))
+        known = packed.get(each.extra.get("same")) if each.path not in statistics else None
+        if known is not None:
+            computed: Computed = Product(each.path, known, finish)
+        else:
+            computed = _MAKERS[each.node.op_type](each, way, finish, statistics.get(each.path))
+        if type(computed) is Product and each.path not in statistics:
+            packed[each.extra["same"]] = computed.product
         made = _node(each, name, number_of(computed))
         nodes = each.graph.node
         # results are made where the last of the nodes was, or where the node itself was: all of them follow it
@@ -130,6 +138,25 @@ def rewrite(
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     _drop_unread(model.graph)
     return result
+
+
+def _tell_shapes(model: Any) -> None:
+    """Write down shapes of results that ONNX Runtime infers through nodes, and cannot through those of others."""
+    ours = [graph for graph, *_ in graphs(model.graph)]
+    if all(_has_shape(each) for graph in ours for each in graph.output):
+        return
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except Exception:  # a model that cannot be inferred can still be run
+        return
+    for mine, (graph, *_) in zip(ours, graphs(inferred.graph), strict=True):
+        for into, found in zip(mine.output, graph.output, strict=True):
+            if not _has_shape(into) and found.type.WhichOneof("value") == "tensor_type":
+                into.type.CopyFrom(found.type)
+
+
+def _has_shape(value: Any) -> bool:
+    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def _node(each: Candidate, name: str, number: int) -> Any:
