@@ -189,7 +189,9 @@ class HifiGan(Module):
         rates, kernels = tuple(upsample_rates), tuple(upsample_kernel_sizes)
         blocks = list(zip(resblock_kernel_sizes, resblock_dilation_sizes, strict=False))
         self._check(rates, kernels, resblock_kernel_sizes, resblock_dilation_sizes, leaky_relu_slope, resblock)
-        check_size("HifiGan", upsample_initial_channel=upsample_initial_channel)
+        check_size("HifiGan", flow_size=flow_size, upsample_initial_channel=upsample_initial_channel)
+        if speaker_embedding_size is not False and speaker_embedding_size != 0:
+            check_size("HifiGan", speaker_embedding_size=speaker_embedding_size)
         if upsample_initial_channel % 2 ** len(rates):
             raise ValueError(
                 f"HifiGan: upsample_initial_channel is {upsample_initial_channel}, which cannot be halved "

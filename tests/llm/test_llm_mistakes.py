@@ -151,8 +151,8 @@ def test_what_models_have_beside_the_schemes_of_arrays_is_told(tiny: Any) -> Non
         ({"context": True}, TypeError, "load: context is a whole number"),
         ({"context": 0}, ValueError, "load: context is 0"),
         ({"cache": "no"}, TypeError, "load: cache is True or False, not 'no'"),
-        ({"policy": "w8a8"}, TypeError, "load: policy is a mapping"),
-        ({"policy": ["head"]}, TypeError, "load: policy is a mapping"),
+        ({"policy": "w8a8"}, TypeError, "load: policy is a Policy, or a mapping"),
+        ({"policy": ["head"]}, TypeError, "load: policy is a Policy, or a mapping"),
         ({"policy": {1: "w8a8"}}, TypeError, "load: policy has patterns of the names of layers, not int"),
     ],
 )

@@ -160,7 +160,7 @@ def plan_offload(shape: ModelShape, chip: Chip, scheme: str, policy: Policy) -> 
     >>> from npumatmul.llm.modelled.published import SHAPES
     >>> plan = plan_offload(SHAPES["Qwen2.5-1.5B"], chip("rk3588"), "w8a8", Policy(decode="cpu", memory_limit="1GB"))
     >>> plan.placement
-    <ModelPlacement: 87 of 113 layers in NPU memory, 971.9 MB; 580.4 MB in ordinary memory>
+    <ModelPlacement: 86 of 113 layers in NPU memory, 958.1 MB; 594.2 MB in ordinary memory>
     """
     route_for(Scheme.parse(scheme), chip, chip.runtime)
     layers = shapes_of(shape, scheme, policy.layers)

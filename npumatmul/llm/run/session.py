@@ -58,12 +58,12 @@ class Session(Uncopied):
     --------
     >>> import npumatmul.llm
     >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
-    >>> session = model.session(system="Answer briefly.", max_tokens=12)
+    >>> session = model.session(max_tokens=12)
     >>> answer = session.send("What is the capital of France?")
     >>> "".join(piece.text for piece in answer)
     'The capital of France is Paris.'
     >>> [message["role"] for message in session.messages]
-    ['system', 'user', 'assistant']
+    ['user', 'assistant']
     """
 
     def __init__(
