@@ -187,18 +187,25 @@ class Terminal:
         os.close(theirs)
         self.seen = ""
 
-    def until(self, text: str) -> None:
-        """Wait for a text; what comes up to its end is looked at no more."""
-        self._wait(lambda: text in self.seen)
+    def until(self, text: str, press: Callable[[], object] | None = None) -> None:
+        """Wait for a text; what comes up to its end is looked at no more.
+
+        What is pressed is pressed again after a while: Python's editor of lines notices no signal that comes just
+        before it waits for input.
+        """
+        self._wait(lambda: text in self.seen, press)
         self.seen = self.seen.split(text, 1)[1]
 
     def more_than(self, count: int) -> None:
         """Wait for so many characters."""
         self._wait(lambda: len(self.seen) > count)
 
-    def _wait(self, there: Callable[[], bool]) -> None:
-        ends = time.monotonic() + 60
+    def _wait(self, there: Callable[[], bool], press: Callable[[], object] | None = None) -> None:
+        ends, next_press = time.monotonic() + 60, time.monotonic()
         while not there():
+            if press is not None and time.monotonic() >= next_press:
+                press()
+                next_press = time.monotonic() + 2
             assert time.monotonic() < ends, self.seen[-2000:]
             if select.select([self._own], [], [], 0.2)[0]:
                 self.seen += os.read(self._own, 1 << 16).decode(errors="replace")
@@ -206,10 +213,14 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._own, keys.encode())
 
-    def end(self) -> int:
-        """Wait for the end; what is printed last is taken off the terminal, which would hold the program up."""
-        ends = time.monotonic() + 60
+    def end(self, number: int = 0) -> int:
+        """Wait for the end, or bring it by a signal; what is printed last is taken off the terminal, which would hold
+        the program up."""
+        ends, next_signal = time.monotonic() + 60, time.monotonic()
         while self.process.poll() is None and time.monotonic() < ends:
+            if number and time.monotonic() >= next_signal:
+                os.kill(self.process.pid, number)
+                next_signal = time.monotonic() + 5
             if select.select([self._own], [], [], 0.05)[0]:
                 try:
                     os.read(self._own, 1 << 16)
@@ -228,8 +239,7 @@ def test_control_c_stops_the_answer_and_not_the_program(tiny: Any, tmp_path: Pat
     )  # fmt: skip
     terminal.until("Ctrl-D leaves")
     terminal.until("> ")
-    terminal.type("\x03")
-    terminal.until("(Ctrl-D or /exit leaves)")
+    terminal.until("(Ctrl-D or /exit leaves)", lambda: terminal.type("\x03"))
     terminal.until("> ")
     stops = 0
     for message in ("one", "two"):
@@ -272,8 +282,7 @@ def test_a_terminal_obeys_nothing_that_others_wrote_and_a_signal_loses_nothing(t
     )  # of the editor of lines
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", seen), repr(seen)
     assert "\\x1b[2J\\x9b31m" in seen
-    os.kill(terminal.process.pid, signal.SIGTERM)
-    assert terminal.end() == 128 + signal.SIGTERM
+    assert terminal.end(signal.SIGTERM) == 128 + signal.SIGTERM
     with npumatmul.llm.load(tiny.path, "float32") as model:
         assert [each["role"] for each in model.load_session(file).messages] == ["user", "assistant"]
 
