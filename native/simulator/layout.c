@@ -79,10 +79,16 @@ static void copy_strided(uint8_t *out, size_t out_step, const uint8_t *in, size_
   }
 }
 
-void sim_gather_a_row(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, uint8_t *row) {
+void sim_gather_a_rows(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, size_t rows,
+                       uint8_t *out, size_t out_step) {
   size_t row_bytes = K * bits / 8, group_bytes = group * bits / 8;
-  if (group == 0) memcpy(row, a + m * row_bytes, row_bytes);
-  else copy_strided(row, group_bytes, a + m * group_bytes, M * group_bytes, group_bytes, K / group);
+  if (group == 0) {
+    copy_strided(out, out_step, a + m * row_bytes, row_bytes, row_bytes, rows);
+    return;
+  }
+  for (size_t g = 0; g < K / group; g++) {
+    copy_strided(out + g * group_bytes, out_step, a + (g * M + m) * group_bytes, group_bytes, group_bytes, rows);
+  }
 }
 
 void sim_scatter_c_rows(uint8_t *c, size_t M, size_t N, size_t element_bytes, size_t group, size_t m, size_t rows,

@@ -13,6 +13,9 @@
 #define ROWS_MAX 256
 #define ROWS_MIN 8
 #define ROWS_STEP 8
+
+/* Rows that are taken out of native A together: groups of them stand side by side. */
+#define GATHERED_ROWS 8
 #define CHUNK_BYTES (32u << 20)
 
 /* Where there are enough rows (sim_products.blocks_from), about that many k's of an N tile are worked on at a time: what
@@ -36,14 +39,15 @@ typedef struct {
 typedef struct {
   block *blocks;
   size_t block_count;
-  uint8_t *a_raw;     /* one row of A as it is in memory */
-  int8_t *a_ints;     /* that row as int8, if it is int4 */
+  uint8_t *a_raw;     /* GATHERED_ROWS of A as they are in memory */
+  size_t a_raw_bytes; /* of one, with padding */
+  int8_t *a_ints;     /* one of them as int8, if it is int4 */
   uint8_t *a_rows;    /* the chunk as the inner loops take it, row-major; then a row of ones for column sums */
   size_t a_row_bytes; /* with padding */
   int32_t *a_sums;    /* of integers: of each block and row, and behind these of the row of ones */
   uint8_t *b_ints;    /* a block of an int4 B as int8 */
   uint8_t *b_halves;  /* a block of an integer B as halves */
-  void *b_spare;      /* for the inner loops */
+  void *b_spare;      /* for the inner loops; NULL with few rows */
   uint8_t *c_rows;    /* the chunk of one N tile, row-major: float for F16, int32 else; then the column sums */
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
@@ -118,18 +122,16 @@ static size_t lay_out(const sim_job *job, workspace *work, uint8_t *memory) {
   const sim_type *type = job->context->type;
   size_t K = job->shape->K, tile_n = type->b_tile_n, ints = !of_floats(type);
   bool counts_groups = job->context->group_size != 0;
-  size_t used = 0, block_elements = 0; /* blocks are of equal tiles, so one may be larger than was asked for */
-  if (work->rows >= job->products->blocks_from || widens_to_ints(type) || widens_to_halves(type)) {
-    block_elements = (block_depth(type) + type->b_tile_k) * tile_n;
-  }
+  size_t block_elements = (block_depth(type) + type->b_tile_k) * tile_n; /* of equal tiles: one may be larger */
+  size_t used = 0;
   work->blocks = part(memory, &used, work->block_count * sizeof(block));
-  work->a_raw = part(memory, &used, K * sim_dtype_bits(type->a) / 8);
+  work->a_raw = part(memory, &used, GATHERED_ROWS * work->a_raw_bytes);
   work->a_ints = part(memory, &used, type->product == PRODUCT_I4 ? K : 0);
   work->a_rows = part(memory, &used, (work->rows + job->column_sums) * work->a_row_bytes);
   work->a_sums = part(memory, &used, ints * work->block_count * (work->rows + 1) * sizeof(int32_t));
   work->b_ints = part(memory, &used, widens_to_ints(type) ? block_elements : 0);
   work->b_halves = part(memory, &used, widens_to_halves(type) ? 2 * block_elements : 0);
-  work->b_spare = part(memory, &used, SIM_SPARE_BYTES(block_elements));
+  if (work->rows >= job->products->blocks_from) work->b_spare = part(memory, &used, SIM_SPARE_BYTES(block_elements));
   work->c_rows = part(memory, &used, (work->rows + 1) * tile_n * sizeof(int32_t));
   work->totals = part(memory, &used, counts_groups ? work->rows * tile_n * sizeof(float) : 0);
   work->row_sums = part(memory, &used, job->row_sums ? work->rows * sizeof(int32_t) : 0);
@@ -139,6 +141,7 @@ static size_t lay_out(const sim_job *job, workspace *work, uint8_t *memory) {
 static bool take_workspace(const sim_job *job, workspace *work) {
   const size_t K = job->shape->K;
   *work = (workspace){0};
+  work->a_raw_bytes = align64(K * sim_dtype_bits(job->context->type->a) / 8) + ROW_PADDING_BYTES;
   work->a_row_bytes = align64(K * a_value_bytes(job)) + ROW_PADDING_BYTES;
   work->rows = chunk_rows(job->shape->M, work->a_row_bytes);
   work->block_count = cut_depth(job, work->rows, NULL);
@@ -154,31 +157,37 @@ static bool take_workspace(const sim_job *job, workspace *work) {
 
 /* ---- A ------------------------------------------------------------------------------------------------------------- */
 
+/* Row r of the chunk, of integers. */
+static void ready_ints(const sim_job *job, workspace *work, const uint8_t *raw, size_t r) {
+  const size_t K = job->shape->K;
+  const int8_t *ints = (const int8_t *)raw;
+  if (job->context->type->product == PRODUCT_I4) {
+    job->products->unpack_pairs(raw, job->context->settings.runtime->int4_low_first, work->a_ints, K / 2);
+    ints = work->a_ints;
+  }
+  job->products->ready_ints(ints, work->a_rows + r * work->a_row_bytes, K);
+  uint32_t sum = 0;
+  for (size_t i = 0; i < work->block_count; i++) {
+    int32_t own = job->products->sum_ints(ints + work->blocks[i].k, work->blocks[i].depth);
+    work->a_sums[i * work->rows + r] = own;
+    sum += (uint32_t)own;
+  }
+  if (job->row_sums) work->row_sums[r] = (int32_t)sum;
+}
+
 static void gather_rows(const sim_job *job, workspace *work, size_t first, size_t rows) {
   const sim_type *type = job->context->type;
-  const sim_products *products = job->products;
-  size_t K = job->shape->K, group = job->context->native_ac ? type->a_group : 0;
-  bool low_first = job->context->settings.runtime->int4_low_first;
-  for (size_t r = 0; r < rows; r++) {
-    void *row = work->a_rows + r * work->a_row_bytes;
-    sim_gather_a_row(job->a, job->laid_rows, K, sim_dtype_bits(type->a), group, first + r, work->a_raw);
-    if (of_floats(type)) {
-      products->halves_to_floats(work->a_raw, row, K);
-      continue;
+  size_t K = job->shape->K, group = job->context->native_ac ? type->a_group : 0, count;
+  for (size_t r = 0; r < rows; r += count) {
+    count = rows - r < GATHERED_ROWS ? rows - r : GATHERED_ROWS;
+    sim_gather_a_rows(job->a, job->laid_rows, K, sim_dtype_bits(type->a), group, first + r, count, work->a_raw,
+                      work->a_raw_bytes);
+    for (size_t i = 0; i < count; i++) {
+      const uint8_t *raw = work->a_raw + i * work->a_raw_bytes;
+      void *row = work->a_rows + (r + i) * work->a_row_bytes;
+      if (of_floats(type)) job->products->halves_to_floats(raw, row, K);
+      else ready_ints(job, work, raw, r + i);
     }
-    const int8_t *ints = (const int8_t *)work->a_raw;
-    if (type->product == PRODUCT_I4) {
-      products->unpack_pairs(work->a_raw, low_first, work->a_ints, K / 2);
-      ints = work->a_ints;
-    }
-    products->ready_ints(ints, row, K);
-    uint32_t sum = 0;
-    for (size_t i = 0; i < work->block_count; i++) {
-      int32_t own = products->sum_ints(ints + work->blocks[i].k, work->blocks[i].depth);
-      work->a_sums[i * work->rows + r] = own;
-      sum += (uint32_t)own;
-    }
-    if (job->row_sums) work->row_sums[r] = (int32_t)sum;
   }
 }
 

@@ -17,7 +17,7 @@
 typedef struct {
   const uint8_t *b;
   size_t k_tiles, tile_n, tile_k;
-  void *spare; /* SIM_SPARE_BYTES of its elements, at a cache line, where there are blocks_from rows or more */
+  void *spare; /* SIM_SPARE_BYTES of its elements, at a cache line; NULL where the loops shall not rearrange B */
 } sim_tiles;
 
 #define SIM_TILE_N_MAX 64
@@ -35,8 +35,8 @@ typedef struct {
 typedef struct {
   const char *name;
 
-  /* From so many rows on the loops are given B in blocks (run.c), which they can rearrange and keep in the L1 cache.
-   * With less they read it strictly in the order in which it lies in memory. */
+  /* From so many rows on rearranging B is worth it, in blocks that stay in the L1 cache. With less the loops read it
+   * strictly in the order in which it lies in memory. */
   size_t blocks_from;
 
   /* c[r * c_stride + n] += sum over k of a(r, k) * b(n, k); b holds IEEE halves. */

@@ -135,7 +135,7 @@ TARGET static void f16_panel(const float *a, size_t stride, size_t rows, const f
 
 TARGET static void f16_by_16(sim_rows a, sim_tiles tiles, float *c, size_t c_stride) {
   const float *values = a.values;
-  if (a.rows < BLOCKS_FROM) {
+  if (!tiles.spare) {
     for (size_t r = 0; r < a.rows; r++) f16_one_row(values + r * a.stride, tiles, c + r * c_stride);
     return;
   }
@@ -250,7 +250,7 @@ INLINE void i8_columns(sim_rows a, sim_tiles tiles, size_t n, int32_t *c, size_t
 
 TARGET static void i8_by_16(sim_rows a, sim_tiles tiles, int32_t *c, size_t c_stride) {
   const int8_t *values = a.values;
-  if (a.rows < BLOCKS_FROM) {
+  if (!tiles.spare) {
     for (size_t r = 0; r < a.rows; r++) i8_one_row(values + r * a.stride, a.sums[r], tiles, c + r * c_stride);
     return;
   }

@@ -58,10 +58,11 @@ static const struct { size_t n, k; } tile_shapes[] = {{16, 32}, {32, 32}, {64, 3
 /* Finite halves of all exponents up to 2^3, and zero. */
 static uint16_t random_half(void) { return (uint16_t)((next_random() & 0x8000u) | next_random() % 0x4800u); }
 
-static void check_f16(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k) {
+static void check_f16(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k,
+                      bool rearranges) {
   size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
   size_t misaligned = next_random() % 3; /* B may start at any byte */
-  void *spare = need_lines(SIM_SPARE_BYTES(K * tile_n));
+  void *spare = rearranges ? need_lines(SIM_SPARE_BYTES(K * tile_n)) : NULL;
   float *a = need(rows * a_stride * sizeof *a);
   uint8_t *b = need(K * tile_n * 2 + misaligned);
   float *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
@@ -91,10 +92,11 @@ static void check_f16(const sim_products *products, size_t rows, size_t k_tiles,
 }
 
 static void check_i8(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k,
-                     bool extreme) {
+                     bool rearranges, bool extreme) {
   size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
   int8_t *a = need(rows * a_stride);
-  void *ready = need(rows * a_stride * products->int_bytes), *spare = need_lines(SIM_SPARE_BYTES(K * tile_n));
+  void *ready = need(rows * a_stride * products->int_bytes),
+       *spare = rearranges ? need_lines(SIM_SPARE_BYTES(K * tile_n)) : NULL;
   int32_t *sums = need(rows * sizeof *sums);
   uint8_t *b = need(K * tile_n + 1) + 1;
   int32_t *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
@@ -224,9 +226,12 @@ int main(void) {
     for (size_t r = 0; r < COUNT(row_counts); r++) {
       for (size_t t = 0; t < COUNT(tile_counts); t++) {
         for (size_t s = 0; s < COUNT(tile_shapes); s++) {
-          check_f16(products, row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k);
-          check_i8(products, row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, false);
-          check_i8(products, row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, true);
+          size_t n = tile_shapes[s].n, k = tile_shapes[s].k;
+          for (int rearranges = 0; rearranges < 2; rearranges++) {
+            check_f16(products, row_counts[r], tile_counts[t], n, k, rearranges);
+            check_i8(products, row_counts[r], tile_counts[t], n, k, rearranges, false);
+            check_i8(products, row_counts[r], tile_counts[t], n, k, rearranges, true);
+          }
         }
       }
     }
