@@ -1,9 +1,10 @@
-"""Where something was measured: versions, clocks, governors, limits."""
+"""Where something is measured: versions, clocks, governors, temperatures, load, limits."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import sys
 from datetime import datetime, timezone
@@ -12,23 +13,21 @@ from pathlib import Path
 import numpy as np
 
 import npumatmul
+from npumatmul.bench.record import Machine
 from npumatmul.device.device import Device
 from npumatmul.host import kernels
 
-__all__ = ["describe_machine"]
+__all__ = ["clocks", "describe_machine", "governors", "temperatures"]
 
-#: Files that tell clocks and governors on a board (facts 9.5); most need root, absent ones are left out.
-CLOCK_FILES = {
-    "npu_hz": ("/sys/kernel/debug/rknpu/freq", "/sys/class/devfreq/fdab0000.npu/cur_freq",
-               "/sys/class/devfreq/fde40000.npu/cur_freq", "/sys/class/devfreq/ff300000.npu/cur_freq"),
-    "ddr_hz": ("/sys/class/devfreq/dmc/cur_freq",),
-    "ddr_governor": ("/sys/class/devfreq/dmc/governor",),
-    "cpu_governor": ("/sys/devices/system/cpu/cpufreq/policy0/scaling_governor",),
-    "cpu_khz": ("/sys/devices/system/cpu/cpufreq/policy0/scaling_cur_freq",),
-}  # fmt: skip
+_ROOT = Path("/")
+#: Folders of frequency scaling by what they scale (facts 9.5); the NPU's has a name for each chip.
+_DEVFREQ = {"npu": "sys/class/devfreq/*.npu", "ddr": "sys/class/devfreq/dmc"}
+_CPUFREQ = "sys/devices/system/cpu/cpufreq/policy*"
+#: What the vendor's driver says about its clock; only root reads it.
+_NPU_CLOCK = "sys/kernel/debug/rknpu/freq"
 
 
-def describe_machine(device: Device) -> dict[str, object]:
+def describe_machine(device: Device) -> Machine:
     """Facts that a figure means nothing without.
 
     Parameters
@@ -37,52 +36,98 @@ def describe_machine(device: Device) -> dict[str, object]:
 
     Returns
     -------
-    dict
-        JSON-serialisable: device, whether it is simulated, chip, versions, clocks where they can be read, CPU, time.
+    Machine
 
     Examples
     --------
     >>> with Device("sim:rk3588") as device:
-    ...     describe_machine(device)["timed_on"]
+    ...     describe_machine(device).timed_on
     'CPU simulation of rk3588'
     """
-    facts: dict[str, object] = {
-        "device": device.name,
-        "timed_on": f"CPU simulation of {device.chip.soc}" if device.simulated else f"NPU of {device.chip.soc}",
-        "chip": device.chip.soc,
-        "npu_cores": device.chip.cores,
-        "runtime": device.api_version,
-        "driver": device.driver_version,
-        "npumatmul": npumatmul.__version__,
-        "host_kernels": kernels.instruction_set(),
-        "cpu": _cpu_name(),
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "kernel": platform.release(),
-        "python": sys.version.split()[0],
-        "numpy": np.__version__,
-        "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    for name, places in CLOCK_FILES.items():
-        value = next((text for text in map(_first_line, places) if text), None)
-        if value is not None:
-            facts[name] = value
-    return facts
+    return Machine(
+        device=device.name,
+        simulated=device.simulated,
+        chip=device.chip.soc,
+        npu_cores=device.chip.cores,
+        runtime=device.api_version,
+        driver=device.driver_version,
+        npumatmul=npumatmul.__version__,
+        python=sys.version.split()[0],
+        numpy=np.__version__,
+        kernel=platform.release(),
+        host_kernels=kernels.instruction_set(),
+        cpu=_cpu_name(),
+        cpus=os.cpu_count() or 1,
+        machine=platform.machine(),
+        descriptor_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        clocks=clocks(),
+        governors=governors(),
+        temperatures=temperatures(),
+        load=os.getloadavg(),
+    )
 
 
-def _first_line(path: str) -> str | None:
+def clocks(root: Path = _ROOT) -> dict[str, int]:
+    """Clocks in Hz, as far as they can be read: ``npu``, ``ddr``, and ``cpu<first of its group>``."""
+    found = {name: _number(folder / "cur_freq") for name, folder in _scaled(root).items()}
+    npu = _number(root / _NPU_CLOCK)  # what the driver set, where devfreq tells what it was asked for
+    if npu is not None:
+        found["npu"] = npu
+    for name, folder in _cpus(root).items():
+        khz = _number(folder / "scaling_cur_freq")
+        found[name] = None if khz is None else khz * 1000
+    return {name: hertz for name, hertz in found.items() if hertz is not None}
+
+
+def governors(root: Path = _ROOT) -> dict[str, str]:
+    """What chooses the clocks, by the names of `clocks`."""
+    found = {name: _first_line(folder / "governor") for name, folder in _scaled(root).items()}
+    found.update({name: _first_line(folder / "scaling_governor") for name, folder in _cpus(root).items()})
+    return {name: governor for name, governor in found.items() if governor}
+
+
+def temperatures(root: Path = _ROOT) -> dict[str, float]:
+    """Degrees Celsius by thermal zone."""
+    found: dict[str, float] = {}
+    for folder in sorted(root.glob("sys/class/thermal/thermal_zone*")):
+        millidegrees = _number(folder / "temp")
+        if millidegrees is not None:
+            kind = (_first_line(folder / "type") or "").lower().removesuffix("-thermal")
+            name = re.sub("[^a-z0-9]+", "_", kind).strip("_")[:24]
+            if not name[:1].isalpha() or name in found:
+                name = f"zone{folder.name.removeprefix('thermal_zone')}_{name}".rstrip("_")
+            found[name] = millidegrees / 1000
+    return found
+
+
+def _scaled(root: Path) -> dict[str, Path]:
+    return {name: folder for name, pattern in _DEVFREQ.items() for folder in root.glob(pattern)}
+
+
+def _cpus(root: Path) -> dict[str, Path]:
+    return {f"cpu{folder.name.removeprefix('policy')}": folder for folder in sorted(root.glob(_CPUFREQ))}
+
+
+def _first_line(path: Path) -> str | None:
     try:
-        return Path(path).read_text().strip().partition("\n")[0]
+        return path.read_text(errors="replace").strip().partition("\n")[0][:100]
     except OSError:
+        return None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(_first_line(path) or "")
+    except ValueError:
         return None
 
 
 def _cpu_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "Hardware")):
-                return line.partition(":")[2].strip()
+                return line.partition(":")[2].strip()[:100]
     except OSError:
         pass
     return platform.processor() or "unknown"
