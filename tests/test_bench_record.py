@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 import npumatmul as npu
 from npumatmul.bench import Machine, Record, Row, describe_machine, read_record
-from npumatmul.bench.machine import clocks, governors, temperatures
 from npumatmul.bench.statistics import summarise
 from npumatmul.errors import UnusableFileError
 
@@ -176,35 +175,3 @@ def test_no_times_have_no_summary() -> None:
     with pytest.raises(ValueError, match="confidence is 1"):
         summarise([1.0], 1)
     assert summarise([1.0]).uncertainty == math.inf
-
-
-def board(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-def test_clocks_governors_and_temperatures_of_a_board(tmp_path: Path) -> None:
-    root = board(
-        tmp_path,
-        {
-            "sys/class/devfreq/fdab0000.npu/cur_freq": "300000000\n",
-            "sys/class/devfreq/fdab0000.npu/governor": "rknpu_ondemand\n",
-            "sys/class/devfreq/dmc/cur_freq": "2112000000\n",
-            "sys/kernel/debug/rknpu/freq": "1000000000\n",
-            "sys/devices/system/cpu/cpufreq/policy4/scaling_cur_freq": "2256000\n",
-            "sys/devices/system/cpu/cpufreq/policy4/scaling_governor": "schedutil\n",
-            "sys/class/thermal/thermal_zone0/type": "soc-thermal\n",
-            "sys/class/thermal/thermal_zone0/temp": "41615\n",
-            "sys/class/thermal/thermal_zone1/type": "soc-thermal\n",
-            "sys/class/thermal/thermal_zone1/temp": "40000\n",
-            "sys/class/thermal/thermal_zone2/temp": "nonsense",
-            "sys/class/thermal/thermal_zone3/temp": "39000",
-        },
-    )
-    assert clocks(root) == {"npu": 1_000_000_000, "ddr": 2_112_000_000, "cpu4": 2_256_000_000}
-    assert governors(root) == {"npu": "rknpu_ondemand", "cpu4": "schedutil"}
-    assert temperatures(root) == {"soc": 41.615, "zone1_soc": 40.0, "zone3": 39.0}
-    assert [read(tmp_path / "nothing") for read in (clocks, governors, temperatures)] == [{}, {}, {}]
