@@ -88,7 +88,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     console.print(table)
     device = npu.current_device()
     console.print(
-        f"{describe_machine(device)['cpu']}, kernels: {kernels.instruction_set()}, {device.name} (CPU simulation: "
+        f"{describe_machine(device).cpu}, kernels: {kernels.instruction_set()}, {device.name} (CPU simulation: "
         f"products say nothing about the speed of a chip), Python {sys.version.split()[0]}, numpy {np.__version__}, "
         f"npumatmul {npu.__version__}"
     )
