@@ -91,7 +91,8 @@ def line(
     over : iterable of tuple
         Arguments of the function: a line for each.
     counted : str, optional
-        C function, with ``*`` for any ending, whose instructions ``--instructions`` counts per call of the work.
+        C function whose instructions ``--instructions`` counts, with those that it calls, per call of the work. It has
+        to be one that is called, not jumped to at the end of another, and does not call itself.
     long : bool
         Whether even one call of it takes so long that ``--quick`` leaves the line out.
     """

@@ -39,7 +39,7 @@ def weight(dtype: str, size: int, stored: str) -> NDArray[Any]:
     "memcpy",
     least=0.6,
     over=product(("int8", "float16"), (2048, 4096), STORED),
-    counted="npumm_pack",
+    counted="npumm_pack_rows",
 )
 def pack_b(dtype: str, size: int, stored: str) -> Iterator[Turns]:
     """The best that packing can be is a copy."""
