@@ -35,7 +35,7 @@ NOISE = 0.1
 
 def describe(speeds: dict[str, float]) -> dict[str, object]:
     """What a stored run says of where it was measured."""
-    return {**describe_machine(npu.current_device()), "speeds": speeds}
+    return {**describe_machine(npu.current_device()).flat(), "speeds": speeds}
 
 
 def heading(machine: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -21,14 +20,16 @@ import npumatmul as npu
 from npumatmul.bench import (
     Case,
     Measurement,
+    Record,
     Step,
     as_columns,
     as_csv,
-    as_json,
     cases_from,
     describe_machine,
     measure,
     parse_shapes,
+    read_record,
+    row_of,
 )
 from npumatmul.bench.cases import LLM_LAYERS, SQUARES, TYPES
 from npumatmul.bench.roofline import figure, roofline
@@ -146,29 +147,28 @@ def test_unknown_types_and_layouts() -> None:
 
 def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device) -> None:
     results = [measure(device, case, repetitions=2) for case in cases_from(["fp16", "int8"], [(1, 64, 32)])]
-    machine = describe_machine(device)
-    rows = list(csv.DictReader(io.StringIO(as_csv(results, machine))))
+    record = Record(describe_machine(device), [row_of(result) for result in results])
+    rows = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert [row["type"] for row in rows] == ["fp16", "int8"]
     for row in rows:
         assert all(re.fullmatch("[a-z][a-z0-9_]*", name) for name in row)  # for programs
-        assert (row["device"], row["timed_on"], row["repetitions"]) == ("sim:rk3588", "CPU simulation", "2")
-        assert {f"machine_{name}": str(value) for name, value in machine.items()}.items() <= row.items()
+        assert row["samples"] == "2"
+        assert row["machine_timed_on"] == "CPU simulation of rk3588"
+        assert {f"machine_{name}": str(value) for name, value in record.machine.flat().items()}.items() <= row.items()
         assert float(row["modelled_run_us"]) >= 30  # the fixed cost of a run alone is 30 us
         within = TIMINGS["rk3588"].within
         assert float(row["modelled_high_us"]) == pytest.approx(float(row["modelled_run_us"]) * within)
         assert float(row["modelled_low_us"]) == pytest.approx(float(row["modelled_run_us"]) / within)
         assert float(row["run_min_us"]) <= float(row["run_us"]) <= float(row["run_p90_us"])
-    content = json.loads(as_json(results, machine))
-    assert content["machine"]["timed_on"] == "CPU simulation of rk3588"
-    assert {"runtime", "driver", "npumatmul", "cpu", "kernel"} <= set(content["machine"])
-    assert len(content["cases"][0]["seconds"]["run"]) == 2
+    assert {"runtime", "driver", "npumatmul", "cpu", "kernel"} <= set(record.machine.flat())
+    assert len(record.rows[0].seconds["run"]) == 2
     assert roofline(results, "rk3588")[:4] == b"\x89PNG"
 
 
 def test_results_can_be_measured_again(device: npu.Device, tmp_path: Path) -> None:
     results = [measure(device, Case("int8", 4, 64, n), repetitions=1) for n in (32, 64)]
     path = tmp_path / "results.csv"
-    path.write_text(as_csv(results, describe_machine(device)))
+    path.write_text(as_csv(Record(describe_machine(device), [row_of(result) for result in results])))
     assert parse_shapes(str(path)) == [(4, 64, 32), (4, 64, 64)]
     assert parse_shapes(";".join(result.case.label.split()[1] for result in results)) == [(4, 64, 32), (4, 64, 64)]
 
@@ -241,7 +241,7 @@ def test_command(tmp_path: Path) -> None:
     assert "timed on: CPU simulation" in done.stdout
     assert "modelled" in done.stdout
     assert done.stderr == "left out int8 1x100x32 native, int8 4x100x32 native: K = 100 is not a multiple of 32\n"
-    assert [(case["m"], case["k"]) for case in json.loads(saved.read_text())["cases"]] == [(1, 64), (4, 64)]
+    assert [(row.case["m"], row.case["k"]) for row in read_record(saved).rows] == [(1, 64), (4, 64)]
     table, _, machine = done.stdout.rpartition("┘\n")
     assert len(table.splitlines()[-1]) > 100  # whole lines where no terminal looks on
     assert machine.count("\n") == 1

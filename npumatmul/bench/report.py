@@ -1,15 +1,15 @@
-"""Measurements as a table, as CSV and as JSON; measured and modelled times are labelled in all of them."""
+"""Measurements as rows of a saved run, as a table and as CSV; measured and modelled times are labelled everywhere."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from npumatmul.bench.measure import Measurement, Step
+from npumatmul.bench.record import Record, Row
 
-__all__ = ["as_columns", "as_csv", "as_json"]
+__all__ = ["as_columns", "as_csv", "row_of"]
 
 #: What steps are called in files, where a unit follows.
 STEP_NAMES = {
@@ -24,30 +24,34 @@ STEP_NAMES = {
 }
 
 
-def _row(result: Measurement) -> dict[str, object]:
-    case = result.case
-    beyond, modelled = result.beyond_run_seconds, result.modelled
-    return {
-        "type": case.type_name,
-        "m": case.m,
-        "k": case.k,
-        "n": case.n,
-        "layout": "native" if case.ac_native else "normal",
-        "cores": case.cores,
-        "device": result.device,
-        "timed_on": "CPU simulation" if result.simulated else "NPU",
-        "repetitions": len(result.seconds[Step.RUN]),
-        **{f"{name}_us": result.median(step) * 1e6 for step, name in STEP_NAMES.items()},
-        "run_min_us": result.quantile(Step.RUN, 0) * 1e6,
-        "run_p90_us": result.quantile(Step.RUN, 0.9) * 1e6,
-        "matmul_cores": result.matmul_cores,
-        "beyond_run_us": None if beyond is None else beyond * 1e6,
-        "gops": result.operations_per_second / 1e9,
-        "gb_per_s": result.bytes_per_second / 1e9,
-        "modelled_run_us": None if modelled is None else modelled.seconds * 1e6,
-        "modelled_low_us": None if modelled is None else modelled.low * 1e6,
-        "modelled_high_us": None if modelled is None else modelled.high * 1e6,
-    }
+def row_of(result: Measurement) -> Row:
+    """A measurement as a row of a saved run, with every repetition of every step.
+
+    Parameters
+    ----------
+    result : Measurement
+
+    Returns
+    -------
+    Row
+    """
+    case, beyond, modelled = result.case, result.beyond_run_seconds, result.modelled
+    ways = [Step.RUN, *(step for step in Step if step is not Step.RUN)]
+    return Row(
+        "matmul",
+        {
+            "type": case.type_name, "m": case.m, "k": case.k, "n": case.n,
+            "layout": "native" if case.ac_native else "normal", "cores": case.cores,
+        },
+        {STEP_NAMES[step]: result.seconds[step] for step in ways},
+        {
+            "matmul_cores": result.matmul_cores,
+            "beyond_run_us": None if beyond is None else beyond * 1e6,
+            "gops": result.operations_per_second / 1e9,
+            "gb_per_s": result.bytes_per_second / 1e9,
+        },
+        {} if modelled is None else {"run": modelled.seconds, "low": modelled.low, "high": modelled.high},
+    )  # fmt: skip
 
 
 def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
@@ -62,17 +66,17 @@ def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
     dict of str to list of str
         Cells by heading. docs/benchmarks.md explains each column.
     """
-    rows = [_row(result) for result in results]
+    rows = [row_of(result).flat() for result in results]
 
     def times(name: str) -> list[str]:
-        return ["-" if row[name] is None else f"{row[name]:.0f}" for row in rows]
+        return ["-" if row.get(name) is None else f"{row[name]:.0f}" for row in rows]
 
     return {
         "case": [result.case.label for result in results],
         "run": times("run_us"),
         "modelled": times("modelled_run_us"),
         "modelled range": [
-            "-" if row["modelled_low_us"] is None else f"{row['modelled_low_us']:.0f}..{row['modelled_high_us']:.0f}"
+            "-" if "modelled_low_us" not in row else f"{row['modelled_low_us']:.0f}..{row['modelled_high_us']:.0f}"
             for row in rows
         ],
         "matmul": times("matmul_us"),
@@ -89,43 +93,23 @@ def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
     }
 
 
-def as_csv(results: Sequence[Measurement], machine: Mapping[str, object]) -> str:
-    """Write one line per case, with a heading; medians in microseconds.
+def as_csv(record: Record) -> str:
+    """Write one line per row, with a heading; medians in microseconds.
 
     Parameters
     ----------
-    results : sequence of Measurement
-    machine : mapping
-        From `describe_machine`; a column for each fact, ``machine_<fact>``.
+    record : Record
+        Facts about its machine are columns, too: ``machine_<fact>``.
 
     Returns
     -------
     str
     """
+    facts = {f"machine_{name}": value for name, value in record.machine.flat().items()}
+    lines = [{**row.flat(), **facts} for row in record.rows]
+    headings = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
-    facts = {f"machine_{name}": value for name, value in machine.items()}
-    rows = [{**_row(result), **facts} for result in results]
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(headings), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(lines)
     return text.getvalue()
-
-
-def as_json(results: Sequence[Measurement], machine: Mapping[str, object]) -> str:
-    """Write the machine, and every repetition of every case.
-
-    Parameters
-    ----------
-    results : sequence of Measurement
-    machine : mapping
-        From `describe_machine`.
-
-    Returns
-    -------
-    str
-    """
-    cases = [
-        {**_row(result), "seconds": {name: result.seconds[step] for step, name in STEP_NAMES.items()}}
-        for result in results
-    ]
-    return json.dumps({"machine": dict(machine), "cases": cases}, indent=1)

@@ -10,14 +10,16 @@ from pathlib import Path
 from npumatmul.bench import (
     Case,
     Measurement,
+    Record,
     as_columns,
     as_csv,
-    as_json,
     cases_from,
     describe_machine,
     measure,
     parse_shapes,
+    row_of,
 )
+from npumatmul.bench.record import Value
 from npumatmul.cli.files import STANDARD, check_outputs, picture_format, write_output
 from npumatmul.cli.progress import working
 from npumatmul.cli.tables import Column, print_table
@@ -46,6 +48,15 @@ class Request:
     def sources(self) -> list[str]:
         """Files that results are made of."""
         return [self.shapes] if self.shapes.endswith(".csv") else []
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """What a saved run says that it was asked for."""
+        shapes = "file" if self.sources else self.shapes  # names of files are nobody's business
+        return {
+            "types": self.types, "shapes": shapes, "rows": self.rows, "layouts": self.layouts, "cores": self.cores,
+            "repetitions": self.repetitions, "seed": self.seed,
+        }  # fmt: skip
 
 
 def run(request: Request) -> None:
@@ -105,25 +116,25 @@ def _say_what_is_left_out(problems: Mapping[Case, str | None]) -> None:
 
 
 def _report(measured: Sequence[Measurement], asked: int, device: Device, request: Request) -> None:
-    machine = describe_machine(device)
+    record = Record(describe_machine(device), [row_of(result) for result in measured], request.settings)
     output = notes if STANDARD in (request.csv, request.json, request.plot) else results()
     where = "CPU simulation" if device.simulated else "NPU"
     title = f"medians in microseconds, timed on: {where}; columns are explained in docs/benchmarks.md"
     names, *others = (Column(heading, cells) for heading, cells in as_columns(measured).items())
     try:
         print_table(output, title, Column(names.heading, names.cells, left=True), others)
-        output.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        output.print(", ".join(f"{name} {value}" for name, value in record.machine.flat().items()))
         if len(measured) < asked:
             say(f"{len(measured)} of {asked} cases were measured")
     finally:  # what nobody reads can be saved
-        _save(measured, machine, device, request)
+        _save(measured, record, device, request)
 
 
-def _save(measured: Sequence[Measurement], machine: Mapping[str, object], device: Device, request: Request) -> None:
+def _save(measured: Sequence[Measurement], record: Record, device: Device, request: Request) -> None:
     if request.csv is not None:
-        write_output(request.csv, as_csv(measured, machine), request.sources)
+        write_output(request.csv, as_csv(record), request.sources)
     if request.json is not None:
-        write_output(request.json, as_json(measured, machine), request.sources)
+        write_output(request.json, record.to_json(), request.sources)
     if request.plot is not None:
         from npumatmul.bench.roofline import roofline
 
