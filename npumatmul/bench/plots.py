@@ -191,8 +191,9 @@ def rates_over_rows(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
 
 def time_per_row(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
     """Microseconds for each row over M."""
+    rows = [row for row in record.rows if row.what != "batch"]
     return _over_rows(
-        record.machine, [row for row in record.rows if row.what != "batch"], "per-row", "Time for each row of A", "µs for each row",
+        record.machine, rows, "per-row", "Time for each row of A", "µs for each row",
         lambda row, seconds: 1e6 * seconds / _float(row.case["m"]),
     )  # fmt: skip
 
