@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from npumatmul.board.readings import governors, highest_clocks
 from npumatmul.chips import Chip
 from npumatmul.chips.types import MatmulType
 from npumatmul.errors import DeviceError
@@ -35,12 +36,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "npumatmul-tuning"
 VERSION = 1
-
-#: What tells a board's clocks apart; not the present frequencies, which governors change all the time.
-_CLOCKS = {
-    "npu": ("/sys/class/devfreq/fdab0000.npu", "/sys/class/devfreq/fde40000.npu", "/sys/class/devfreq/27700000.npu"),
-    "ddr": ("/sys/class/devfreq/dmc",),
-}
 
 
 @dataclass(frozen=True)
@@ -74,13 +69,10 @@ class Machine:
 
 
 def _clocks() -> dict[str, str]:
-    found = {}
-    for name, folders in _CLOCKS.items():
-        for folder in folders:
-            for what in ("governor", "max_freq"):
-                with contextlib.suppress(OSError):
-                    found[f"{name}_{what}"] = (Path(folder) / what).read_text().strip()
-    return found
+    """What tells a board's clocks apart; not the present frequencies, which governors change all the time."""
+    highest = {f"{name}_max_freq": str(hertz) for name, hertz in highest_clocks().items()}
+    found = {**{f"{name}_governor": governor for name, governor in governors().items()}, **highest}
+    return {name: value for name, value in sorted(found.items()) if name.startswith(("npu", "ddr"))}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a board says of itself in the files of its kernel."""
