@@ -21,7 +21,7 @@ from npumatmul import llm
 from npumatmul.cli.app import app
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
-from npumatmul.files.checksums import text_checksum
+from npumatmul.host.checksums import text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.sizes import parsed_size
