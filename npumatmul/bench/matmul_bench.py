@@ -58,9 +58,12 @@ class CasesBenchmark(Benchmark):
             (possible if problem is None else problems.setdefault(problem, [])).append(case)
         return possible, problems
 
+    def ordered(self, cases: list[Case]) -> list[Case]:
+        """The order to measure them in: at random, so that a machine that warms up does not favour the first ones."""
+        return random.Random(self.seed).sample(cases, len(cases))
+
     def measure(self, device: Device, progress: Progress = lambda done, total, what: None) -> Iterator[Row]:
-        order, _ = self._sorted(device)
-        random.Random(self.seed).shuffle(order)  # so that a machine that warms up does not favour the first cases
+        order = self.ordered(self._sorted(device)[0])
         again = order[:1] if len(order) > 1 else []
         macs = sum(case.macs for case in (*order, *again))
         watch = SlowdownWatch(self.root, self.throttle)

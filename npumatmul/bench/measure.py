@@ -13,7 +13,7 @@ from npumatmul.bench.cases import TYPES, Case
 from npumatmul.bench.contexts import BoundTiles, Tile, tiles_of
 from npumatmul.bench.operands import Operands
 from npumatmul.bench.record import Row, Value
-from npumatmul.bench.sampling import Sampling, Stopwatch
+from npumatmul.bench.sampling import Sampling, Stopwatch, settle
 from npumatmul.bench.statistics import summarise
 from npumatmul.board.readings import cache_bytes
 from npumatmul.device.device import Device
@@ -212,6 +212,7 @@ def _time_product(
         prepared = product.prepared
         assert plan is not None and prepared is not None and prepared.program is not None
         assert prepared.stored is not None
+        settle(product.execute)
         for _ in sampling.rounds(stopwatch, ["matmul", "executor"]):
             result = stopwatch.time("matmul", product.execute)
             stopwatch.time("executor", prepared.program.bare_call())  # into `result`

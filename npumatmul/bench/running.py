@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from npumatmul.bench.bandwidth import BandwidthBenchmark
+from npumatmul.bench.batching import BatchBenchmark
 from npumatmul.bench.benchmark import Benchmark, Progress
+from npumatmul.bench.cores import CoresBenchmark
+from npumatmul.bench.layouts import LayoutBenchmark
 from npumatmul.bench.machine import describe_machine
 from npumatmul.bench.matmul_bench import MatmulBenchmark
+from npumatmul.bench.overhead import OverheadBenchmark
 from npumatmul.bench.record import Record, Row
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
@@ -17,7 +22,12 @@ from npumatmul.device.device import Device
 __all__ = ["BENCHMARKS", "benchmark", "run"]
 
 #: Benchmarks by name.
-BENCHMARKS: Mapping[str, type[Benchmark]] = {each.name: each for each in (MatmulBenchmark,)}
+BENCHMARKS: Mapping[str, type[Benchmark]] = {
+    each.name: each
+    for each in (
+        MatmulBenchmark, BandwidthBenchmark, OverheadBenchmark, LayoutBenchmark, CoresBenchmark, BatchBenchmark,
+    )
+}  # fmt: skip
 
 
 def benchmark(what: str, options: Mapping[str, Any]) -> Benchmark:
