@@ -261,6 +261,7 @@ def _row(
         "beyond_run_us": (medians["matmul"] - medians["run"]) * 1e6 if alike else None,
         "python_us": (medians["matmul"] - medians["executor"]) * 1e6,
         "gops": 2 * case.macs / medians["run"] / 1e9,
+        "ops_per_byte": 2 * case.macs / nbytes,
         "gb_per_s": nbytes / medians["run"] / 1e9,
     }
     if case.scheme is not None:
