@@ -11,7 +11,7 @@ import numpy as np
 from npumatmul.bench.benchmark import Benchmark, Numbers, Progress, numbers_of
 from npumatmul.bench.cases import Case
 from npumatmul.bench.contexts import BoundTiles, Tile
-from npumatmul.bench.record import Row
+from npumatmul.bench.record import Row, Value
 from npumatmul.bench.sampling import Sampling, Stopwatch
 from npumatmul.bench.statistics import summarise
 from npumatmul.board.slowdown import SlowdownWatch
@@ -27,8 +27,8 @@ _TYPE, _NAME = MatmulType.INT8_INT8_INT32, "int8"
 class BandwidthBenchmark(Benchmark):
     """Bytes per second, over how many are read.
 
-    Of the NPU: products of one row of int8 with a larger and larger B, which is nearly all that there is to read. Of the
-    CPU, one thread: comparing two arrays (both are read), and copying one (bytes that are copied count once).
+    Of the NPU: products of one row of int8 with a larger and larger B, which is nearly all that there is to read. Of
+    one thread of the CPU: comparing two arrays (both are read), and copying one (bytes that are copied count once).
 
     Attributes
     ----------
@@ -52,7 +52,9 @@ class BandwidthBenchmark(Benchmark):
         if largest > 1 << 20:
             raise ValueError(f"sizes: {largest} KiB are more than a gigabyte, which is more than bandwidth needs")
         if max(self._cores(device)) > device.chip.cores:
-            raise ValueError(f"cores: {max(self._cores(device))} are asked for; {device.chip.soc} has {device.chip.cores}")
+            raise ValueError(
+                f"cores: {max(self._cores(device))} are asked for; {device.chip.soc} has {device.chip.cores}"
+            )
         return [] if self._products(device) else ["left out all of the NPU: no B is as small as the sizes ask for"]
 
     def _cores(self, device: Device) -> list[int]:
@@ -102,11 +104,11 @@ class BandwidthBenchmark(Benchmark):
         if model is not None and model.knows(_TYPE):
             estimate = model.run_estimate(_TYPE, 1, case.k, case.n, case.cores)
             modelled = {"run": estimate.seconds, "low": estimate.low, "high": estimate.high}
-        figures = {
+        figures: dict[str, Value] = {
             "kib": nbytes // 1024, "gb_per_s": nbytes / summarise(stopwatch.seconds["run"]).median / 1e9,
             "modelled_gb_per_s": nbytes / modelled["run"] / 1e9 if modelled else None,
         }  # fmt: skip
-        fields = {"reads": "npu", "m": 1, "k": case.k, "n": case.n, "cores": case.cores}
+        fields: dict[str, Value] = {"reads": "npu", "m": 1, "k": case.k, "n": case.n, "cores": case.cores}
         marks = [*sampling.mark(stopwatch.seconds, ["run"]), *watch.reasons()]
         return Row(self.name, fields, stopwatch.seconds, figures, modelled, marks)
 

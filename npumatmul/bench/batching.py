@@ -71,11 +71,12 @@ class BatchBenchmark(Benchmark):
     def measure(self, device: Device, progress: Progress = lambda done, total, what: None) -> Iterator[Row]:
         sizes, sampling = sorted(numbers_of(self.rows, "rows")), self.sampling
         watch = SlowdownWatch(self.root, self.throttle)
-        route = route_for(Scheme.parse(self.scheme), device.chip, device.runtime_version)
+        scheme = Scheme.parse(self.scheme)
+        route = route_for(scheme, device.chip, device.runtime_version)
         case = Case(self.scheme, sizes[-1], self.k, self.n)
         operands = Operands.of_scheme(case, route, np.random.default_rng(self.seed))
         done, total = 0, sum(sizes)
-        with pack(operands.b, self.scheme, device=device) as packed:
+        with pack(operands.b, scheme, device=device) as packed:
             assert packed.plan is not None
             for size in sizes:
                 progress(done, total, f"batches of {size}")
@@ -98,8 +99,8 @@ class BatchBenchmark(Benchmark):
         self, size: int, seconds: dict[str, list[float]], cores: int, modelled: float | None, slow: list[str]
     ) -> Row:
         median = summarise(seconds["batch"]).median
-        fields = {"type": self.scheme, "m": size, "k": self.k, "n": self.n}
-        figures = {
+        fields: dict[str, Value] = {"type": self.scheme, "m": size, "k": self.k, "n": self.n}
+        figures: dict[str, Value] = {
             "ms_per_batch": median * 1e3, "ms_per_row": median * 1e3 / size,
             "modelled_ms_per_row": None if modelled is None else modelled * 1e3 / size,
             "cores": cores, "gops": 2 * size * self.k * self.n / median / 1e9, "checked": self.check,

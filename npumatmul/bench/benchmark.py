@@ -68,9 +68,7 @@ class Benchmark(ABC):
         """
         if self.repetitions is not None:
             return Sampling.exactly(self.repetitions, self.warmup)
-        return Sampling(
-            self.precision, min_time=self.min_time, time_limit=self.time_limit, warmup=self.warmup
-        )
+        return Sampling(self.precision, min_time=self.min_time, time_limit=self.time_limit, warmup=self.warmup)
 
     @property
     def settings(self) -> dict[str, Value]:
@@ -101,6 +99,10 @@ class Benchmark(ABC):
     @abstractmethod
     def measure(self, device: Device, progress: Progress = lambda done, total, what: None) -> Iterator[Row]:
         """Measure; each row comes when it is measured."""
+
+    def arranged(self, rows: Sequence[Row], device: Device) -> list[Row]:
+        """Rows in the order in which they are told, which need not be that in which they were measured."""
+        return list(rows)
 
 
 def names_of(given: Names, option: str) -> list[str]:

@@ -80,6 +80,13 @@ class CasesBenchmark(Benchmark):
             done += case.macs
         progress(macs, macs, "done")
 
+    def arranged(self, rows: Sequence[Row], device: Device) -> list[Row]:
+        """By what was asked for; what is no case of that stands behind."""
+        places = {tuple(case.fields.items()): index for index, case in enumerate(self.cases(device))}
+        mine = [row for row in rows if row.what == self.name]
+        mine.sort(key=lambda row: places.get(tuple(row.case.items()), len(places)))
+        return [*mine, *(row for row in rows if row.what != self.name)]
+
 
 def _drift(first: Row, again: Row, precision: float) -> Row:
     """What became of the first case until the end."""

@@ -210,7 +210,9 @@ def _time_product(
         if check:
             operands.check(np.asarray(result), f"Matmul.execute of {case}")
         prepared = product.prepared
-        assert plan is not None and prepared is not None and prepared.program is not None
+        assert plan is not None
+        assert prepared is not None
+        assert prepared.program is not None
         assert prepared.stored is not None
         settle(product.execute)
         for _ in sampling.rounds(stopwatch, ["matmul", "executor"]):

@@ -93,16 +93,17 @@ class OverheadBenchmark(Benchmark):
         yield from self._rows("c", stopwatch.seconds, watch)
 
     def _of_python(self, device: Device, watch: SlowdownWatch) -> Iterator[Row]:
-        rng = np.random.default_rng(self.seed)
+        scheme, rng = Scheme.parse(self.scheme), np.random.default_rng(self.seed)
         w = rng.standard_normal((self.size, self.size), np.float32)
         x = rng.standard_normal((1, self.size), np.float32)
         out, bias = np.empty((1, self.size), np.float32), np.zeros(self.size, np.float32)
         with ExitStack() as held:
-            packed = held.enter_context(pack(w, self.scheme, device=device))
+            packed = held.enter_context(pack(w, scheme, device=device))
             planned = held.enter_context(Matmul(x, packed))
             on_npu = asarray(x, device=device)
             result = planned.execute()
-            assert planned.prepared is not None and planned.prepared.program is not None
+            assert planned.prepared is not None
+            assert planned.prepared.program is not None
             settle(planned.execute)
             bare = planned.prepared.program.bare_call()
             ways: dict[str, Callable[[], Any]] = {
@@ -114,7 +115,7 @@ class OverheadBenchmark(Benchmark):
                 "linear(x, packed, bias, 'silu')": lambda: linear(x, packed, bias, "silu"),
                 "NpuArray @ packed": lambda: on_npu @ packed,
                 "matmul_async(x, packed).result()": lambda: matmul_async(x, packed).result(),
-                "matmul(x, w), packed anew": lambda: matmul(x, w, scheme=self.scheme, device=device),
+                "matmul(x, w), packed anew": lambda: matmul(x, w, scheme=scheme, device=device),
                 "numpy: x @ w": lambda: x @ w,
             }
             stopwatch = Stopwatch()

@@ -10,6 +10,7 @@ from npumatmul.bench.tables import facts, tables
 
 __all__ = ["as_csv", "as_markdown"]
 
+
 def as_csv(record: Record) -> str:
     """Write one line per row, with a heading; medians in microseconds.
 

@@ -12,6 +12,7 @@ from npumatmul.bench.batching import BatchBenchmark
 from npumatmul.bench.benchmark import Benchmark, Progress
 from npumatmul.bench.cores import CoresBenchmark
 from npumatmul.bench.layouts import LayoutBenchmark
+from npumatmul.bench.llm_bench import LlmBenchmark
 from npumatmul.bench.machine import describe_machine
 from npumatmul.bench.matmul_bench import MatmulBenchmark
 from npumatmul.bench.overhead import OverheadBenchmark
@@ -25,7 +26,8 @@ __all__ = ["BENCHMARKS", "benchmark", "run"]
 BENCHMARKS: Mapping[str, type[Benchmark]] = {
     each.name: each
     for each in (
-        MatmulBenchmark, BandwidthBenchmark, OverheadBenchmark, LayoutBenchmark, CoresBenchmark, BatchBenchmark,
+        MatmulBenchmark, LlmBenchmark, BandwidthBenchmark, OverheadBenchmark, LayoutBenchmark, CoresBenchmark,
+        BatchBenchmark,
     )
 }  # fmt: skip
 
@@ -112,4 +114,4 @@ def run(
     machine = describe_machine(target)
     before = len(found)
     found += asked.measure(target, progress)
-    return Record(machine, found[before:], asked.settings)
+    return Record(machine, asked.arranged(found[before:], target), asked.settings)

@@ -107,7 +107,7 @@ def _of_part(part: str, rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         raise ValueError(f"shapes: {shown(part)} is neither M,K,N nor K,N")
     given = [_numbers(extent, "shapes") for extent in extents]
     if len(given) == 3:
-        yield from itertools.product(*given)  # type: ignore[misc] # three of them
+        yield from ((m, k, n) for m, k, n in itertools.product(*given))
     else:
         yield from ((m, k, n) for k, n, m in itertools.product(*given, rows))
 

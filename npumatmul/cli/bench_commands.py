@@ -45,6 +45,19 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "cold": _COLD,
         "check": _CHECK,
     },
+    "llm": {
+        "models": _text(
+            "A GGUF file, a folder or a quantized model, or several with commas; the demo's by default.",
+            "-m",
+            "--model",
+        ),
+        "schemes": _text("How weights are stored, separated by commas; w8a8.", "--scheme"),
+        "prompts": _text("Tokens of prompts, separated by commas; 128,512. 0: none.", "-p", "--n-prompt"),
+        "generated": _text("Tokens to generate, separated by commas; 128. 0: none.", "-n", "--n-gen"),
+        "depths": _text("Tokens that were read before, separated by commas; 0,2048.", "-d", "--n-depth"),
+        "runs": _number("How often each test is timed; 5.", "-r", "--repetitions"),
+        "cache": _flag("Keep packed models on disk for the next time.", "--cache/--no-cache"),
+    },
     "bandwidth": {
         "sizes": _text("KiB that are read, separated by commas; 64-16384*4."),
         "cores": _text("How many NPU cores read at once; by default one, and all."),
@@ -79,9 +92,15 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "check": _CHECK,
     },
 }
+#: Of what is timed otherwise.
+_OF_ALL = ("seed", "throttle")
 #: What each does, in a line and in a sentence.
 _HELP = {
     "matmul": ("Time each step of a matmul.", "Time each step of matmuls, beside the modelled time of the chip."),
+    "llm": (
+        "Prompts and generation of a language model.",
+        "Tokens per second of prompts and of generation, as llama-bench measures and prints them.",
+    ),
     "bandwidth": (
         "How fast NPU and CPU read memory.",
         "Bytes per second that the NPU reads, by products of one row with larger and larger weights, and that the CPU "
@@ -114,20 +133,19 @@ def add_commands(app: typer.Typer) -> None:
 
 def _command(name: str, options: Mapping[str, Any]) -> Callable[..., None]:
     """A function whose parameters are the options: what is not given is the benchmark's own."""
-    parameters = {**options, "device": DeviceOption, **MEASURING_OPTIONS, **OUTPUT_OPTIONS}
+    measuring = {field: option for field, option in MEASURING_OPTIONS.items() if name != "llm" or field in _OF_ALL}
+    parameters = {**options, "device": DeviceOption, **measuring, **OUTPUT_OPTIONS}
 
     def command(**given: Any) -> None:
         from npumatmul.bench.running import benchmark
         from npumatmul.cli import benching
         from npumatmul.cli.bench_outputs import Outputs
 
-        own = {field: given[field] for field in (*options, *MEASURING_OPTIONS) if given[field] is not None}
+        own = {field: given[field] for field in (*options, *measuring) if given[field] is not None}
         shapes = own.get("shapes", "")
         outputs = Outputs(**{field: given[field] for field in OUTPUT_OPTIONS})
         sources = [shapes] if shapes.endswith(".csv") else []
-        _, rows = benching.run(benchmark(name, own), given["device"], outputs, sources)
-        if name == "batch":
-            benching.say_best_batch(rows, outputs)
+        benching.run(benchmark(name, own), given["device"], outputs, sources)
 
     command.__annotations__ = dict(parameters)
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # what typer reads

@@ -1,4 +1,4 @@
-"""Options that commands of `npumatmul bench` share: how often things are timed, and the files that a run is saved in."""
+"""Options that commands of `npumatmul bench` share: how often things are timed, and the files of a run."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ OUTPUT_OPTIONS: Mapping[str, Any] = {
     "jsonl": Annotated[
         Path | None, typer.Option("--jsonl", parser=path, help="Save them here, a line of JSON for each case.")
     ],
-    "markdown": Annotated[
-        Path | None, typer.Option("--markdown", parser=path, help="Save tables to be posted here.")
-    ],
+    "markdown": Annotated[Path | None, typer.Option("--markdown", parser=path, help="Save tables to be posted here.")],
     "plot": Annotated[Path | None, typer.Option("--plot", parser=path, help="Save a plot here.")],
     "plot_kind": Annotated[
         str | None,

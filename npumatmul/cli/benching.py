@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from npumatmul.bench import Record, Row, describe_machine
+from npumatmul.bench import Machine, Record, Row, describe_machine
 from npumatmul.bench.batching import best_batch, go_lines
 from npumatmul.bench.benchmark import Benchmark
+from npumatmul.bench.llm_bench import llama_bench_table
 from npumatmul.cli.bench_outputs import Outputs, report
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
-from npumatmul.device.device import Device
 
-__all__ = ["run", "say_best_batch"]
+__all__ = ["run"]
 
 
-def run(
-    benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Sequence[str | Path] = ()
-) -> tuple[Device, Sequence[Row]]:
+def run(benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Sequence[str | Path] = ()) -> None:
     """Measure, and say what was left out.
 
     Whatever ends it early, what was measured until then is printed and saved.
@@ -47,17 +45,28 @@ def run(
         if found:
             if not complete:
                 say(f"it ended early; {len(found)} {'row was' if len(found) == 1 else 'rows were'} measured until then")
-            report(Record(machine, found, benchmark.settings), outputs, sources, target.chip.timings)
-    return target, found
+            rows = benchmark.arranged(found, target)
+            try:
+                lines = _LINES.get(benchmark.name)
+                for line in [] if lines is None else lines(rows, machine):
+                    outputs.console.print(line, soft_wrap=True)
+            finally:
+                report(Record(machine, rows, benchmark.settings), outputs, sources, target.chip.timings)
 
 
-def say_best_batch(rows: Sequence[Row], outputs: Outputs) -> None:
+def _as_llama_bench(rows: Sequence[Row], machine: Machine) -> list[str]:
+    return [*llama_bench_table(rows, f"{machine.chip} simulated" if machine.simulated else machine.chip), ""]
+
+
+def _as_go(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines that tools of Go read, and which batch is best."""
-    for line in go_lines(rows):
-        outputs.console.print(line, soft_wrap=True)
-    best = best_batch(rows)
-    if best is not None:
-        outputs.console.print(f"best batch: {best}; no larger one saves a twentieth of a row's time", soft_wrap=True)
-    modelled = best_batch(rows, "modelled_ms_per_row")
+    where = f"on the CPU that simulates {machine.chip}" if machine.simulated else f"on {machine.chip}"
+    best, modelled = best_batch(rows), best_batch(rows, "modelled_ms_per_row")
+    lines = [*go_lines(rows), f"best batch, measured {where}: {best}; no larger one saves a twentieth of a row's time"]
     if modelled is not None:
-        outputs.console.print(f"best batch on the chip by its timing model, not measured: {modelled}", soft_wrap=True)
+        lines.append(f"best batch, modelled on {machine.chip}, not measured: {modelled}")
+    return [*lines, ""]
+
+
+#: What is printed before the tables of all.
+_LINES: Mapping[str, Callable[[Sequence[Row], Machine], list[str]]] = {"llm": _as_llama_bench, "batch": _as_go}
