@@ -69,4 +69,7 @@ OUTPUT_OPTIONS: Mapping[str, Any] = {
         str | None,
         typer.Option("--plot-kind", help="roofline, gops, per-row, heat, batch, steps; by default what fits."),
     ],
+    "html": Annotated[
+        Path | None, typer.Option("--html", parser=path, help="Save a page with all of it, plots included.")
+    ],
 }
