@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli import bench_files, caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.bench_options import (
     CsvOption,
     HtmlOption,
@@ -497,6 +497,9 @@ def calibrate_command(
 
 bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
 app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
+
+
+bench_files.register(bench_app)
 
 
 @bench_app.command("matmul", short_help="Time each step of a matmul.")
