@@ -7,37 +7,31 @@ from typing import Annotated
 
 import typer
 
-from npumatmul.cli.bench_options import (
-    CsvOption,
-    HtmlOption,
-    JsonLinesOption,
-    JsonOption,
-    MarkdownOption,
-    PlotKindOption,
-    PlotOption,
-)
 from npumatmul.cli.files import path
 
 __all__ = ["register"]
 
+
 RunArgument = Annotated[Path, typer.Argument(parser=path, help="A run that --json or --jsonl saved.")]
+OutputOption = Annotated[Path | None, typer.Option(parser=path, help="Save it in this form here.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to those of `npumatmul bench`."""
     app.command("show", short_help="Print or convert a saved run.")(show_command)
     app.command("compare", short_help="What changed between two saved runs.")(compare_command)
+    app.command("share", short_help="Make saved runs fit to be sent.")(share_command)
 
 
 def show_command(
     run: RunArgument,
-    csv: CsvOption = None,
-    json: JsonOption = None,
-    jsonl: JsonLinesOption = None,
-    markdown: MarkdownOption = None,
-    plot: PlotOption = None,
-    plot_kind: PlotKindOption = None,
-    html: HtmlOption = None,
+    csv: OutputOption = None,
+    json: OutputOption = None,
+    jsonl: OutputOption = None,
+    markdown: OutputOption = None,
+    html: OutputOption = None,
+    plot: OutputOption = None,
+    plot_kind: Annotated[str | None, typer.Option(help="As of the commands that measure.")] = None,
 ) -> None:
     """Print the tables of a saved run, and save it in other forms."""
     from npumatmul.bench import read_record
@@ -93,3 +87,31 @@ def compare_command(
     missing = len(found.only_before) + len(found.only_after)
     if counts[Verdict.SLOWER] or (strict and (counts[Verdict.UNCLEAR] or missing)):
         raise typer.Exit(1)
+
+
+def share_command(
+    runs: Annotated[list[Path], typer.Argument(parser=path, help="Runs that --json or --jsonl saved.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", parser=path, help="The file to send; without it, nothing is written."),
+    ] = None,
+) -> None:
+    """Make one file of saved runs that tells nothing about whose they are, and say all that is in it.
+
+    Names of hosts and users, paths and serial numbers are left out: texts are kept only where they consist of words
+    that npumatmul itself uses.
+    """
+    from npumatmul.bench import read_record
+    from npumatmul.bench.sharing import share
+    from npumatmul.cli.files import check_outputs, write_output
+    from npumatmul.cli.terminal import say
+
+    check_outputs({"--output": output}, runs)
+    shared = share([read_record(each) for each in runs])
+    for line in shared.contents():
+        say(line)
+    if output is None:
+        say("nothing was written; -o FILE writes this, and all times, to a file that you can send")
+        return
+    write_output(output, shared.to_json(), runs)
+    say(f"{output} has this, and all times; send it to those who asked for it")
