@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch_models import cosine
 
+import npumatmul as npu
 from npumatmul.torch import analyze, offload
 
 pytestmark = pytest.mark.usefixtures("plain_torch")
@@ -45,3 +46,26 @@ def test_layers_are_compared_on_what_comes_into_them() -> None:
     assert found[1].cosine > 0.9999
     with pytest.raises(ValueError, match="nothing of the model is offloaded"):
         analyze(original, original, torch.randn(1, 64))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize(
+    ("rows", "kind", "message"),
+    [
+        (torch.zeros(3, 64), ValueError, "layer 'inner.0': what came into it, 3 rows, is too little or too much alike"),
+        (torch.ones(5, 64), ValueError, "layer 'inner.0': .* leave this layer out"),
+        (torch.linspace(-1, 1, 64)[None], ValueError, "layer 'inner.0': what came into it, 1 rows"),
+        (torch.zeros(0, 64), ValueError, "bring no rows to any of the linear layers"),
+        (torch.full((3, 64), torch.nan), npu.errors.NotFiniteError, "layer 'inner.0': what came into it holds an inf"),
+        (torch.full((3, 64), 1e30), npu.errors.NotFiniteError, "layer 'inner.0': .* squares overflow"),
+    ],
+)
+def test_examples_that_say_too_little_name_the_layer(
+    rows: torch.Tensor, kind: type[Exception], message: str, scheme: str
+) -> None:
+    model = nn.ModuleDict({"inner": nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))})
+    model.forward = lambda x: model["inner"](x)  # type: ignore[method-assign]
+    before = list(model.modules())
+    with pytest.raises(kind, match=message):
+        offload(model, scheme, example_inputs=rows)
+    assert list(model.modules()) == before

@@ -171,6 +171,37 @@ def test_hooks_stay() -> None:
     assert len(seen) == 1
 
 
+def test_hooks_of_state_dicts_stay_and_are_told_the_new_module() -> None:
+    model = nn.Sequential(nn.Linear(64, 48))
+    seen: list[Any] = []
+
+    def renamed(module: Any, state: Any, prefix: str, *rest: Any) -> None:
+        seen.append(module)
+        if prefix + "kernel" in state:
+            state[prefix + "weight"] = state.pop(prefix + "kernel")
+
+    def written(module: Any, state: Any, prefix: str, metadata: Any) -> None:
+        seen.append(module)
+        state[prefix + "kernel"] = state.pop(prefix + "weight")
+
+    handle = model[0].register_load_state_dict_pre_hook(renamed)
+    model[0].register_state_dict_post_hook(written)
+    model[0].register_state_dict_pre_hook(lambda module, prefix, keep: seen.append(module))
+    model[0].register_load_state_dict_post_hook(lambda module, keys: seen.append(module))
+    offload(model, "w16a16")
+    seen.clear()
+    state = model.state_dict()
+    assert list(state) == ["0.bias", "0.kernel"]
+    state["0.kernel"] = torch.eye(48, 64)
+    model.load_state_dict(state)
+    assert seen == 4 * [model[0]]
+    x = torch.randn(2, 64)
+    torch.testing.assert_close(model(x) - model[0].bias, x[:, :48], rtol=2e-3, atol=2e-3)
+    handle.remove()
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.weight"):
+        model.load_state_dict(state)
+
+
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
 @pytest.mark.parametrize("case", range(4))
 def test_weights_that_are_made_of_others_are_made_once(case: int) -> None:
@@ -190,3 +221,5 @@ def test_weights_that_are_made_of_others_are_made_once(case: int) -> None:
     offload(model, "w16a16")
     assert cosine(model(x), expected) > 0.999999
     assert model.state_dict().keys() == {"0.weight", "0.bias"}
+    model.load_state_dict(model.state_dict())
+    assert cosine(model(x), expected) > 0.999999
