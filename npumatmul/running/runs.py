@@ -42,6 +42,8 @@ class Runs:
         How rows of the left operand become rows of A.
     scales : tuple of float, optional
         Of A, B and C, where the runtime itself applies them.
+    cores : tuple of int, optional
+        The NPU's cores, in the order in which the plan counts them; by default those of the weight.
     """
 
     #: Whether A and C stand in the memory of arrays.
@@ -53,7 +55,9 @@ class Runs:
         plan: MatmulPlan,
         activation: Activation,
         scales: tuple[float, float, float] | None = None,
+        cores: tuple[int, ...] | None = None,
     ) -> None:
+        self._cores = weight.where.cores if cores is None else cores
         self._weight, self._device, self._session = weight, weight.device, weight.device.session
         self._plan, self._activation, self._scales = plan, activation, scales
         self._placement = Placement.of(weight.device)
@@ -204,6 +208,16 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
+    def bare_call(self) -> Callable[[], int]:
+        """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
+
+        What that run read and wrote has to stay where it was, and nothing else may run on the device until the last
+        time that this is called.
+        """
+        bound = self._last_bound
+        assert bound is not None  # nothing ran
+        return bound.executor.bare_call(bound.struct, bound.call)
+
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
@@ -235,7 +249,7 @@ class Runs:
         if weight.in_host_memory:
             raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
 
-        cores = weight.where.cores
+        cores = self._cores
 
         def core(number: int) -> int:
             return number if cores is None else cores[number]
