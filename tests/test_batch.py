@@ -654,10 +654,15 @@ class Gathering(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: len(self.model) >= 3 or (self.model and self.clock.now - self.model[0][1] >= 10))
     def it_is_time(self) -> None:
-        taken = self.gatherer._next()
-        assert taken is not None
+        assert self.gatherer._wait()
+        taken = self.gatherer._take()
         assert [item.value for item in taken] == [value for value, _ in self.model[:3]]
         del self.model[:3]
+
+    @rule()
+    @precondition(lambda self: len(self.model) < 3 and not (self.model and self.clock.now - self.model[0][1] >= 10))
+    def it_is_not(self) -> None:
+        assert self.gatherer._take() == []
 
     @invariant()
     def all_are_there(self) -> None:

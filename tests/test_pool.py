@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul import errors, nn, sim
+from npumatmul.ops.settings import settings
 from npumatmul.running.placement import Placement
 
 RNG = np.random.default_rng(6)
@@ -466,6 +467,7 @@ def test_an_interrupt_anywhere_loses_no_member() -> None:
         while interrupted_at(position, work):
             position += 1
             assert [pool.submit(value).result(60) for value in range(3)] == [0, -1, -2]
+            assert settings().cores is None, "the member's cores are the caller's from now on"
             both = [pool.get(timeout=60), pool.get(timeout=60)]
             assert {member.number for member in both} == {0, 1}
             del both

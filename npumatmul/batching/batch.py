@@ -152,7 +152,7 @@ class Batch(Uncopied):
             self._gatherer = Gatherer(
                 self._runs.in_context, f"Batch of {chosen.name}", self.size, self.max_wait,
                 None if limit is None else _count("limit", limit), work.size if isinstance(work, Pool) else 1,
-                _refuse_to_wait, _clock,
+                before_waiting=_refuse_to_wait, clock=_clock,
             )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,8 @@ class Gatherer:
         Items that may wait; further ones are refused.
     parallel : int
         How many calls may be made at once, each in a thread.
+    around : callable
+        Makes a context manager within which a call is made; items of the call are taken once it is entered.
     before_waiting : callable, optional
         Is called with this and a future that somebody is going to wait for.
     clock : callable
@@ -101,12 +103,13 @@ class Gatherer:
         max_wait: float,
         limit: int | None = None,
         parallel: int = 1,
+        around: Callable[[], AbstractContextManager[object]] = nullcontext,
         before_waiting: Callable[[Gatherer, ItemFuture], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._compute, self._name, self._clock = compute, name, clock
         self._size, self._max_wait, self._limit = size, max_wait, limit
-        self._before_waiting = before_waiting
+        self._around, self._before_waiting = around, before_waiting
         self._pid = os.getpid()
         #: Reentrant: a signal's handler, or a garbage collector, may come back here.
         self._changed = threading.Condition(threading.RLock())
@@ -229,30 +232,44 @@ class Gatherer:
     # ---- those who compute -----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while (items := self._next()) is not None:
-            self._answer(items, self._compute)
-            del items  # it keeps nothing alive while it waits
+        while self._wait():
+            with self._around():  # while this waits, others may still take what waits
+                items = self._take()
+                if items:
+                    self._answer(items, self._compute)
+                del items  # it keeps nothing alive while it waits
 
-    def _next(self) -> list[_Item] | None:
-        """The items of the next call, as soon as it is time for it; None at the end."""
+    def _wait(self) -> bool:
+        """Wait until it is time for a call; False at the end."""
         with self._changed:
             while True:
                 self._drop_cancelled()
-                left = None
-                if self._waiting:
-                    left = self._waiting[0].arrived + self._max_wait - self._clock()
-                    if self._closed or len(self._waiting) >= self._size or left <= 0:
-                        count = min(self._size, len(self._waiting))
-                        taken = [self._waiting.popleft() for _ in range(count)]
-                        if self._waiting:  # somebody else is to look when it is time for those
-                            self._changed.notify()
-                        taken = [item for item in taken if item.future.set_running_or_notify_cancel()]
-                        if taken:
-                            return taken
-                        continue
-                elif self._closed:
-                    return None
+                left = self._time_left()
+                if left is not None and left <= 0:
+                    return True
+                if left is None and self._closed:
+                    return False
                 self._changed.wait(left)
+
+    def _time_left(self) -> float | None:
+        """Seconds until it is time for a call; None where nothing waits. The lock is held."""
+        if not self._waiting:
+            return None
+        if self._closed or len(self._waiting) >= self._size:
+            return 0.0
+        return self._waiting[0].arrived + self._max_wait - self._clock()
+
+    def _take(self) -> list[_Item]:
+        """The items of a call, if it is time for one: somebody else may have been faster."""
+        with self._changed:
+            self._drop_cancelled()
+            left = self._time_left()
+            if left is None or left > 0:
+                return []
+            taken = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+            if self._waiting:  # somebody else is to look when it is time for those
+                self._changed.notify()
+            return [item for item in taken if item.future.set_running_or_notify_cancel()]
 
     def _answer(self, items: Sequence[_Item], compute: Callable[[list[Any]], Sequence[Any]]) -> None:
         """Compute items; where some of them are at fault it is they who are told, and the others are computed."""

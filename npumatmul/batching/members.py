@@ -7,10 +7,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 from npumatmul.errors import BusyError, ClosedError
-from npumatmul.ops.settings import changed
+from npumatmul.ops.settings import CURRENT
 
 __all__ = ["Members", "PoolMember"]
 
@@ -84,13 +86,17 @@ class PoolMember:
                 self._thread, self._call = threading.get_ident(), call
             if self.cores is None:
                 return members.compute(*args, **kwargs)
-            with changed({"cores": self.cores}):
-                return members.compute(*args, **kwargs)
+            # in a context of its own, so that no interrupt can leave the setting behind
+            return copy_context().run(self._on_cores, *args, **kwargs)
         finally:
             if self._call is call:
                 self._call = None
                 if members.closed:
                     members.release(self)
+
+    def _on_cores(self, *args: Any, **kwargs: Any) -> Any:
+        CURRENT.set(replace(CURRENT.get(), cores=self.cores))
+        return self._members.compute(*args, **kwargs)
 
 
 class _Place:

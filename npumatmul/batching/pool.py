@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ class Pool(Uncopied):
         self._jobs = jobs
         self._gatherer = Gatherer(
             jobs.compute, self._members.name, 1, 0.0, None if limit is None else _count("limit", limit), self.size,
-            jobs.help,
+            jobs.with_member, jobs.help,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -248,12 +249,17 @@ class _Jobs:
         self._here = threading.local()
 
     def compute(self, jobs: list[_Job]) -> list[Any]:
-        """Compute in a thread of the pool, on the next member that is free."""
+        """Compute in a thread of the pool, within `with_member`."""
         (job,) = jobs
+        return [_called(job, self._here.member)]
+
+    @contextmanager
+    def with_member(self) -> Iterator[None]:
+        """Have this thread of the pool compute on the next member that is free."""
         with self._members.get(closing=True) as member:
             self._here.member = member
             try:
-                return [_called(job, member)]
+                yield
             finally:
                 self._here.member = None
 

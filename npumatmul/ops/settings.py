@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from npumatmul.device.scope import Scope
 
-__all__ = ["CURRENT", "PROCESSORS", "Processor", "Settings", "changed", "config", "settings"]
+__all__ = ["CURRENT", "PROCESSORS", "Processor", "Settings", "config", "settings"]
 
 #: Who multiplies.
 Processor = Literal["npu", "cpu", "auto"]
@@ -111,7 +111,7 @@ def config(
     chosen = cores if cores is None or cores == "unchanged" else _cores(cores)
     changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned, "processor": processor, "cores": chosen}
     changes = {name: value for name, value in changes.items() if value != "unchanged"}
-    return Scope(lambda: changed(changes), "npumatmul.config")
+    return Scope(lambda: _changed(changes), "npumatmul.config")
 
 
 def _cores(given: object) -> tuple[int, ...]:
@@ -126,10 +126,10 @@ def _cores(given: object) -> tuple[int, ...]:
 
 
 @contextmanager
-def changed(changes: dict[str, Any]) -> Iterator[Settings]:
-    """Other settings, which were looked at before."""
-    token = CURRENT.set(replace(settings(), **changes))
+def _changed(changes: dict[str, Any]) -> Iterator[Settings]:
+    before = CURRENT.get()
     try:
+        CURRENT.set(replace(before, **changes))  # an interrupt may come as soon as this is done
         yield CURRENT.get()
     finally:
-        CURRENT.reset(token)
+        CURRENT.set(before)

@@ -89,8 +89,9 @@ def where() -> Where:
 @contextlib.contextmanager
 def storing(chosen: Where) -> Iterator[None]:
     """Have weights that this thread stores within a ``with`` block go there."""
-    token = _where.set(chosen)
+    before = _where.get()
     try:
+        _where.set(chosen)  # an interrupt may come as soon as this is done
         yield
     finally:
-        _where.reset(token)
+        _where.set(before)
