@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul import sim
-from targets.lines import Count, Turns, UnavailableError, line
+from targets.lines import Turns, UnavailableError, line
 
 K = N = 2048
 #: Layers of small language models.
