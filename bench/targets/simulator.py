@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 import npumatmul as npu
 from npumatmul import sim
+from npumatmul.quant.names import SchemeName
 from targets.lines import Turns, UnavailableError, line
 
 K = N = 2048
@@ -42,10 +46,10 @@ def has(instructions: str) -> bool:
 def one_thread() -> Any:
     """Keep numpy to one thread."""
     try:
-        from threadpoolctl import threadpool_limits
+        threadpoolctl = import_module("threadpoolctl")
     except ImportError:
         raise UnavailableError("threadpoolctl is not installed") from None
-    return threadpool_limits(1)
+    return threadpoolctl.threadpool_limits(1)
 
 
 def by_cores(a: NDArray[Any], packed: npu.PackedWeight, *cores: int) -> Callable[[], object]:
@@ -63,7 +67,7 @@ def by_cores(a: NDArray[Any], packed: npu.PackedWeight, *cores: int) -> Callable
     "numpy float32 @, its threads",
     over=product((1, 32, 256), ("w16a16", "w8a8")),
 )
-def simulated_product(rows: int, scheme: str) -> Iterator[Turns]:
+def simulated_product(rows: int, scheme: SchemeName) -> Iterator[Turns]:
     """A linear layer, packed once."""
     a, b = floats(rows, K), floats(K, N)
     with npu.pack(b, scheme) as packed:
@@ -117,6 +121,68 @@ def int4_product(rows: int) -> Iterator[Turns]:
         yield Turns(by_cores(x, narrow, 0), by_cores(x, wide, 0))
 
 
+def torchs_int8(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """PyTorch, one thread."""
+    try:
+        import torch
+    except ImportError:
+        raise UnavailableError("torch is not installed") from None
+    torch.set_num_threads(1)
+    a, b = torch.from_numpy(x), torch.from_numpy(w)
+    return lambda: torch._int_mm(a, b)
+
+
+def torchs_float16(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """PyTorch, one thread."""
+    try:
+        import torch
+    except ImportError:
+        raise UnavailableError("torch is not installed") from None
+    torch.set_num_threads(1)
+    a, b = torch.from_numpy(x.astype(np.float16)), torch.from_numpy(w.astype(np.float16))
+    return lambda: a @ b
+
+
+def onnx_runtimes_int8(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """Its MatMulInteger with a constant B, one thread."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        raise UnavailableError("onnx and onnxruntime are not installed") from None
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "product",
+        [helper.make_tensor_value_info("a", TensorProto.INT8, x.shape)],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, (x.shape[0], w.shape[1]))],
+        [numpy_helper.from_array(w, "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, {"a": x})
+
+
+OTHERS = {
+    "torch._int_mm": torchs_int8,
+    "onnxruntime MatMulInteger": onnx_runtimes_int8,
+    "torch float16 @": torchs_float16,
+}
+
+
+@line(
+    "simulated {2} {1}x2048 @ 2048x2048, one core",
+    "{0}, one thread",
+    over=[(name, rows, "float16" if "16" in name else "int8") for name in OTHERS for rows in ROWS],
+)
+def beside_others(name: str, rows: int, dtype: str) -> Iterator[Turns]:
+    """What other libraries make of the same operands."""
+    x, w = integers(rows, K), integers(K, N)
+    other = OTHERS[name](x, w)
+    with npu.pack(w.astype(dtype)) as packed:
+        yield Turns(by_cores(x.astype(dtype), packed, 0), other)
+
+
 @line("simulated int8 1x8192 @ 8192x8192, one core", "reading B", least=0.75)
 def streamed_product() -> Iterator[Turns]:
     """64 MiB of B, which are not in a cache."""
@@ -124,6 +190,29 @@ def streamed_product() -> Iterator[Turns]:
     words = b.view(np.uint64)
     with npu.pack(b) as packed:
         yield Turns(by_cores(integers(1, 8192), packed, 0), lambda: np.bitwise_or.reduce(words, axis=None))
+
+
+@line("load packed weights, 4 of 4096x4096 int8", "reading the file", most=1.3)
+def packed_file() -> Iterator[Turns]:
+    """With checksums. Most of it is that the simulator's NPU memory is new: the system makes its pages one by one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.safetensors")
+        weights = {f"w{i}": npu.pack(integers(4096, 4096)) for i in range(4)}
+        npu.save_packed(weights, path)
+        for weight in weights.values():
+            weight.close()
+
+        def load() -> None:
+            with npu.open_packed(path) as file:
+                loaded = [file[name] for name in file]
+            for weight in loaded:
+                weight.close()
+
+        def read() -> None:
+            with path.open("rb", buffering=0) as file:
+                file.readinto(np.empty(path.stat().st_size, np.uint8).data)
+
+        yield Turns(load, read)
 
 
 @line(
