@@ -1,8 +1,8 @@
 r"""SmolLM2 through the simulator beside llama.cpp, in one process and in turns: ``python bench/beside_llama_cpp.py``.
 
 w8a8 of this library beside Q8_0 of llama.cpp, made of the same file: a prompt of 512 tokens, and 128 tokens after it,
-one by one. All products go through the simulator, and then, in turns of their own, where the model of time puts them. The
-simulator is a program on this CPU, so this says how long one waits without a board, and nothing of a chip.
+one by one. All products go through the simulator, and then, in turns of their own, where the model of time puts them.
+The simulator is a program on this CPU, so this says how long one waits without a board, and nothing of a chip.
 
 llama.cpp comes with the package ``llama-cpp-python``, which pip builds on this machine. It may be in an environment of
 its own, whose folder of packages is given here::

@@ -2,7 +2,8 @@
 
 One core of the simulator beside one thread of numpy float32, in turns, processor time, medians; so it says how the
 simulator and the host's work scale, and nothing of how fast a chip is. NPU memory is what the product's buffers take
-beside the weight.
+beside the weight. Where results are larger than the allocator keeps (32 MiB), the system's time for new pages is in it.
+Start it with OPENBLAS_NUM_THREADS=1: processor time of numpy's other threads, which wait for each other, counts too.
 """
 
 from __future__ import annotations
