@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli import bench_files, caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.bench_commands import add_commands
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
@@ -490,6 +490,7 @@ def calibrate_command(
 bench_app = typer.Typer(help="Measure matmuls and what is around them.", **PLAIN)
 app.add_typer(bench_app, name="bench", short_help="Measure matmuls and what is around them.")
 add_commands(bench_app)
+bench_files.register(bench_app)
 
 
 def run() -> None:
