@@ -390,7 +390,7 @@ def test_a_dash_is_standard_output() -> None:
         (["--csv", "{tmp}/none/x.csv"], "there is no folder {tmp}/none"),
         (["--json", "{tmp}"], "Is a directory"),
         (["--plot", "{tmp}/x.docx"], "x.docx: pictures are png"),
-        (["--plot", "{tmp}/x.png", "--plot-kind", "pie"], "--plot-kind: 'pie' is no plot; there are batch, roofline"),
+        (["--plot", "{tmp}/x.png", "--plot-kind", "pie"], "--plot-kind: 'pie' is no plot; there are batch, bandwidth"),
         (["--plot-kind", "heat"], "--plot-kind goes with --plot"),
         (["--csv", "-", "--json", "-"], "--csv and --json are both -; each needs a file of its own"),
         (["--csv", "{tmp}/x", "--json", "{tmp}/./x"], "--csv and --json are both"),

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from test_bench_record import MACHINE, RECORD
 from typer.testing import CliRunner
 
+import npumatmul as npu
+from npumatmul import bench
 from npumatmul.bench import Record, Row
 from npumatmul.bench.record import Machine
 from npumatmul.bench.sharing import Shared, read_shared, share
@@ -100,6 +102,27 @@ def test_what_matters_is_kept() -> None:
     kept, was = run.machine.flat(), MACHINE.flat()
     passing = {"time": "2026-01-31", "load": "0.5 0.2 0.1", "temperatures_npu": 42.0}
     assert {name: value for name, value in kept.items() if was[name] != value} == passing
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("matmul", {"types": "int8,w8a8,w4a8_g32", "shapes": "5x96x64", "cores": "1,3"}),
+        ("cores", {"types": "int8", "shapes": "1x64x192", "masks": True}),
+        ("layout", {"types": "fp16,int4", "k": 64, "n": 64, "rows": "1,8"}),
+        ("bandwidth", {"sizes": "64"}),
+        ("overhead", {"calls": 1}),
+        ("batch", {"k": 64, "n": 64, "rows": "1,4"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nothing_that_benchmarks_say_is_withheld(what: str, options: dict[str, Any]) -> None:
+    with npu.Device("sim:rk3588") as device:
+        record = bench.run(what, device=device, repetitions=1, **options)
+    shared = share([record])
+    assert shared.runs[0].to_json_lines().splitlines()[1:] == record.to_json_lines().splitlines()[1:]
+    assert shared.runs[0].settings == record.settings
+    assert {place for place in shared.withheld if not place.startswith("machine")} == set()
 
 
 def test_systems_of_boards_are_told() -> None:

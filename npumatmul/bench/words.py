@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from npumatmul.chips.types import MatmulType
+from npumatmul.errors import RKNN_ERRORS
 from npumatmul.rknn.socs import SOCS
 
 __all__ = ["WORDS"]
@@ -48,6 +49,7 @@ WORDS = frozenset(
         *_SYSTEMS.split(),
         *_MODELS.split(),
         *SOCS,
+        *(each.name.lower() for each in RKNN_ERRORS.values()),
         *(each.name.lower() for each in MatmulType),
         *(word for each in MatmulType for word in re.split("_", each.name.lower())),
     )
