@@ -157,7 +157,7 @@ def measured(
 
     def measure(device: object, case: Case, sampling: object, **how: Any) -> Row:
         board(root, next(order))
-        return Row("matmul", case.fields, {"run": [next(times)] * 3}, {})
+        return Row("matmul", case.fields, {"run": [next(times)] * 3}, {}, {}, how["watch"].reasons())
 
     monkeypatch.setattr(module, "measure", measure)
     benchmark = MatmulBenchmark(types="int8", shapes="1-3x64x64", root=root, repetitions=3)
