@@ -142,6 +142,19 @@ def test_a_line_of_a_table_has_the_case_the_medians_and_the_spread() -> None:
     assert ROWS[1].flat()["copy_us"] == 1000
 
 
+def test_labels_say_fields_in_their_order_and_leave_out_what_goes_without_saying() -> None:
+    def label(**case: Any) -> str:
+        return Row("x", case, {"run": [1.0]}).label
+
+    assert label(type="int8", m=1, k=64, n=96, layout="normal", cores=3) == "int8 1x64x96 normal 3 cores"
+    assert label(type="int8", m=1, k=64, n=96, layout="native", cores=1) == "int8 1x64x96"
+    assert label(reads="npu", m=1, k=64, n=96, cores=2) == "npu 1x64x96 2 cores"
+    assert label(type="w8a8", k=64, n=96) == "w8a8 Mx64x96"
+    assert label(model="m", test="pp128", depth=0) == "m pp128 depth=0"
+    assert label(k=64) == "k=64"
+    assert label() == "x"
+
+
 def test_cases_are_the_same_whatever_the_order_of_their_fields() -> None:
     turned = replace(ROWS[0], case=dict(reversed(list(ROWS[0].case.items()))))
     assert turned.key == ROWS[0].key != ROWS[1].key
