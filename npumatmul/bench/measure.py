@@ -283,10 +283,10 @@ def _row(
     if case.scheme is not None:
         worked_out["matmul_type"] = mm_type.name.lower()
     marks = sampling.mark(ordered, ("run", "matmul"))
-    return Row("matmul", case.fields, ordered, {**worked_out, **figures}, _modelled(device, case, plan), marks)
+    return Row("matmul", case.fields, ordered, {**worked_out, **figures}, _modelled(device, case, plan, figures), marks)
 
 
-def _modelled(device: Device, case: Case, plan: MatmulPlan) -> dict[str, float]:
+def _modelled(device: Device, case: Case, plan: MatmulPlan, figures: Mapping[str, Value]) -> dict[str, float]:
     """By the timing model: of the run, and what nine tenths of such times are taken to lie between."""
     model = device.chip.timings.get(device.chip.soc)
     mm_type = plan.weight.mm_type if case.scheme is not None else TYPES[case.type_name]
@@ -296,7 +296,7 @@ def _modelled(device: Device, case: Case, plan: MatmulPlan) -> dict[str, float]:
         shape = case.padded(device.chip, device.runtime_version)
         run = model.run_estimate(mm_type, shape.m, shape.k, shape.n, case.cores, case.ac_native)
         return {"run": run.seconds, "low": run.low, "high": run.high}
-    if plan.modelled is None:
+    if plan.modelled is None or figures["runs"] != plan.runs:  # where values have two parts, the plan knows of one
         return {}
     device_seconds, within = plan.modelled.device, plan.modelled.within
     return {
