@@ -505,6 +505,13 @@ def test_what_a_node_and_a_run_cost_beside_the_product(scheme: str) -> None:
     assert found[0] - node <= 10
 
 
+def test_calibration_with_too_little_names_the_node() -> None:
+    """Rows that hardly differ: what is left of them beside their mean is less than rounding errors of float32."""
+    x = np.ones((4, 128), np.float32) + 3e-3 * randn(4, 128)
+    with pytest.raises(ValueError, match="layer 'product': what came into it, 4 rows"):
+        InferenceSession(simple(128, 96), scheme="w8a8", calibration=[{"x": x}])
+
+
 # ---- inspecting and comparing ----------------------------------------------------------------------------------------
 
 
