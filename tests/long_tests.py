@@ -13,10 +13,12 @@ LONG = frozenset(
     {
         "tests/conformance/test_golden_attr.py",
         "tests/llm/test_llm_analysis.py",
+        "tests/test_batch.py::test_modules_of_pytorch_and_estimators",
         "tests/llm/test_llm_architectures.py::test_a_cache_of_windows_starts_anew_where_it_has_given_up_what_is_needed",
         "tests/llm/test_llm_architectures.py::test_float16_products_on_the_npu_keep_the_direction_of_logits",
         "tests/llm/test_llm_architectures.py::test_tensors_are_taken_all_and_none_too_many",
         "tests/llm/test_llm_architectures_quantized.py",
+        "tests/llm/test_llm_batch_service.py",
         "tests/llm/test_llm_commands.py",
         "tests/llm/test_llm_demo_model.py",
         "tests/llm/test_llm_evaluation.py",
