@@ -1,8 +1,8 @@
 """Measuring matmuls: what each step costs through the C API and through this library, and what the model says.
 
 `run` measures, by the name of a benchmark; `running` lists them, each a file of its own whose class says its options.
-`measure` is one case by itself; `record` is a run as it is saved, `tables` and `report` print it, `plots` and `page` draw
-it, `comparing` says what changed between two, and `sharing` makes it fit to be sent.
+`measure` is one case by itself; `record` is a run as it is saved, `tables` and `report` print it, `plots` and `page`
+draw it, `comparing` says what changed between two, and `sharing` makes it fit to be sent.
 Times measured on the simulator are those of the CPU, and every output says so.
 """
 
