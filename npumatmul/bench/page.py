@@ -90,8 +90,8 @@ def as_html(record: Record, timings: Mapping[str, TimingModel] = TIMINGS) -> str
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
     machine = record.machine
-    kinds = list(dict.fromkeys(row.what for row in record.rows))
-    title = f"npumatmul bench {', '.join(kinds)}: {machine.chip}"
+    what = record.rows[0].what if record.rows else ""
+    title = f"npumatmul bench {what}: {machine.chip}"
     drawings, found = plots(record, timings), tables(record)
     sections = {
         "At a glance": _glance(record),
