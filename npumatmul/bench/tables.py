@@ -57,6 +57,7 @@ _PRODUCT = (
     Heading("modelled range", "modelled_low_us", to="modelled_high_us"),
     Heading("matmul", "matmul_us"),
     Heading("beyond run", "beyond_run_us"),
+    Heading("runs as", "runs_as"),
     Heading("GOPS", "gops", 1),
     Heading("GB/s", "gb_per_s", 1),
     Heading("run min..p90", "run_min_us", to="run_p90_us"),
@@ -103,6 +104,8 @@ HEADINGS = {
         Heading("±", "plus_minus", 2),
         Heading("modelled t/s", "modelled_tokens_per_second", 2),
     ),
+    "drift": (Heading("at first", "first_run_us", 1), Heading("now", "run_us", 1), Heading("%", "drift_percent", 1)),
+    "mask": (Heading("run", "run_us", 1), Heading("refused", "refused"), Heading("set mask", "set_core_mask_us", 1)),
 }
 
 

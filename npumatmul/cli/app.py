@@ -493,25 +493,6 @@ add_commands(bench_app)
 bench_files.register(bench_app)
 
 
-@bench_app.command("demo", short_help="Print what the vendor's demo prints.")
-def bench_demo_command(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
-    ],
-    device: DeviceOption = None,
-) -> None:
-    """Print what the vendor's static matmul demo prints for the same arguments."""
-    from npumatmul.bench.demo import parse_demo, run_demo
-    from npumatmul.device.current import current_device
-
-    request = parse_demo(arguments)
-    chosen = current_device(device)
-    if chosen.simulated:
-        typer.echo(f"npumatmul: the times are those of a CPU that simulates {chosen.chip.soc}", err=True)
-    raise typer.Exit(0 if run_demo(chosen, request) else 1)
-
-
 def run() -> None:
     """Run the command line; errors that people can do something about are one line, not a stack trace."""
     prepare_streams()
