@@ -81,7 +81,7 @@ def measure(
     Returns
     -------
     Row
-        Seconds of ``run``; ``matmul`` (`Matmul.execute` with `b` packed, in the case's layout and on at most its cores),
+        Seconds of ``run``; ``matmul`` (`Matmul.execute` with `b` packed, in the case's layout, on at most its cores),
         ``executor`` (the same without Python) and ``host`` (that without the runs); ``create`` (contexts), ``pack_a``,
         ``sync_a``, ``bind``, ``sync_c``, ``unpack_c``; of a scheme not ``pack_a`` and ``unpack_c``, which are part of
         ``host``, but ``pack_b``; ``run_cold`` and ``matmul_cold``.
