@@ -346,6 +346,19 @@ def test_who_holds_every_member_and_waits_computes_the_job() -> None:
         assert seen == [threading.get_ident()]
 
 
+def test_who_holds_every_member_and_waits_for_a_batch_computes_its_row() -> None:
+    with npu.Pool(np.negative, 1, cores="any") as pool, npu.Batch(pool, 4, max_wait=0.0) as batch:
+        with pool.get():
+            futures = [batch.submit([float(value)]) for value in range(3)]
+            assert [future.result(60)[0] for future in futures] == [0, -1, -2]
+        assert batch.stats.calls == 3
+        held = pool.get()
+        waiting = [batch.submit([float(value)]) for value in range(3)]
+        pool.put(held)  # rows were not taken before there was a member for them
+        assert [in_thread(future.result)()[0] for future in waiting] == [0, -1, -2]
+        assert batch.stats.calls == 4
+
+
 def test_jobs_of_jobs_end() -> None:
     """Each waits for two more, in a pool with fewer members than jobs wait."""
 
