@@ -218,7 +218,7 @@ NPUMM_EXPORT int npumm_multiply_by(int32_t set, const npumm_native_b *of, int64_
 /* Name of an instruction set of npumm_multiply_by, the last of which npumm_multiply takes; NULL beyond it. */
 NPUMM_EXPORT const char *npumm_multiply_set(int32_t set);
 
-/* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
+/* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2", "avx512" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 
 #ifdef __cplusplus

@@ -14,6 +14,20 @@ typedef struct {
   int32_t zero;
 } npumm_quantizer;
 
+/*
+ * Quotients are integers in the end, and nearly always x * (1 / scale) tells which: only where it is as near to a half as
+ * its error allows is x divided. That error is below 2^-14 for quotients up to 256 and usual scales.
+ */
+#define NPUMM_SURE (0.5f - 0x1p-13f)
+static inline int npumm_is_usual_scale(float scale) { return scale >= 0x1p-100f && scale <= 0x1p100f; }
+
+/* The same for a row whose elements have steps of their own; arrays of the row's length. */
+typedef struct {
+  const float *scale, *reciprocal, *low, *high;
+  const int32_t *zero;
+  int usual; /* whether all scales are */
+} npumm_quantizers;
+
 typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
@@ -24,6 +38,7 @@ typedef struct {
   void (*f32_to_f16_low)(const float *src, uint16_t *dst, int64_t n, float scale);
   /* Returns whether every src[i] is finite; what becomes of others, and of quotients that are nan, is `low`. */
   int (*quantize)(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how);
+  int (*quantize_columns)(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how);
   /* Two values per byte: the low nibbles of (src[i] + 8) >> 4 with `high`, else of src[i]; an odd one at the end has a
      zero beside it. The even element goes into the low nibble, or with `high_first` into the high one. */
   void (*pairs)(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first);
@@ -33,14 +48,20 @@ typedef struct {
   float (*absmax)(const float *src, int64_t n, int *finite);
   /* range[0] and range[1] are lowered and raised to the least and the largest finite src[i]; *finite as above */
   void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
+  /* largest[i] is raised to the bits of |src[i]|, which grow with it: to those of inf and above by infs and nans */
+  void (*absmax_columns)(const float *src, int64_t n, uint32_t *largest);
 } npumm_row_kernels;
 
 extern const npumm_row_kernels npumm_rows_scalar;
 #if defined(__x86_64__)
 extern const npumm_row_kernels npumm_rows_avx2;
+extern const npumm_row_kernels npumm_rows_avx512;
 #elif defined(__aarch64__)
 extern const npumm_row_kernels npumm_rows_neon;
 #endif
+
+/* Those that this machine can run, by number: 0 is the scalar reference, the last one is the best. NULL beyond it. */
+const npumm_row_kernels *npumm_rows_at(int index);
 
 const npumm_row_kernels *npumm_rows(void);
 

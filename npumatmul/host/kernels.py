@@ -165,7 +165,7 @@ def library() -> C.CDLL:
 
 
 def instruction_set() -> str:
-    """Name of the instruction set that the kernels use here: ``"avx2"``, ``"neon"`` or ``"scalar"``."""
+    """Name of the instruction set that the kernels use here: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``."""
     return str(library().npumm_instruction_set().decode())
 
 
