@@ -50,6 +50,9 @@ typedef struct {
   void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
   /* largest[i] is raised to the bits of |src[i]|, which grow with it: to those of inf and above by infs and nans */
   void (*absmax_columns)(const float *src, int64_t n, uint32_t *largest);
+  /* as npumm_transpose of transpose.h */
+  void (*transpose)(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                    int64_t dst_row_stride);
 } npumm_row_kernels;
 
 extern const npumm_row_kernels npumm_rows_scalar;

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "rows.h"
+#include "transpose.h"
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")))
 #define ROUND (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
@@ -189,7 +190,8 @@ AVX512 static void absmax_columns(const float *src, int64_t n, uint32_t *largest
 
 const npumm_row_kernels npumm_rows_avx512 = {
     "avx512", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,    sum,        absmax,          minmax,         absmax_columns};
+    pairs,    sum,        absmax,          minmax,         absmax_columns,
+    npumm_transpose_avx2};
 #else
 typedef int npumm_rows_avx512_is_empty_here;
 #endif

@@ -3,6 +3,7 @@
 #include <arm_neon.h>
 
 #include "rows.h"
+#include "transpose.h"
 
 static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) {
   int64_t i = 0;
@@ -185,7 +186,8 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
 
 const npumm_row_kernels npumm_rows_neon = {
     "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,  sum,        absmax,          minmax,         absmax_columns};
+    pairs,  sum,        absmax,          minmax,         absmax_columns,
+    npumm_transpose};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif

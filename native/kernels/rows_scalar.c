@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "rows.h"
+#include "transpose.h"
 
 /* IEEE binary32 -> binary16, round to nearest even, subnormals kept, nan stays a (quiet) nan with its sign. */
 static uint16_t half_from_float(float value) {
@@ -134,4 +135,5 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
 
 const npumm_row_kernels npumm_rows_scalar = {
     "scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,    sum,        absmax,          minmax,         absmax_columns};
+    pairs,    sum,        absmax,          minmax,         absmax_columns,
+    npumm_transpose_scalar};

@@ -18,4 +18,9 @@ void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t 
 void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
                             int64_t dst_row_stride);
 
+#if defined(__x86_64__)
+void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                          int64_t dst_row_stride);
+#endif
+
 #endif
