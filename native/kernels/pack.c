@@ -5,11 +5,14 @@
 #include "pack.h"
 #include "tiling.h"
 
+/* Images of more than a core's second cache: what nobody reads soon is not to take the place of what is read. */
+enum { PAST_CACHES_BYTES = 1 << 21 };
+
 npumm_recipe npumm_recipe_of(npumm_conversion conversion) {
   const int64_t bits = npumm_element_bits(conversion);
   const int high_first = conversion == NPUMM_INT4_HIGH_FIRST || conversion == NPUMM_F32_TO_I4_HIGH_FIRST ||
                          conversion == NPUMM_F32_TO_I4_SPLIT_HIGH_FIRST;
-  npumm_recipe result = {NPUMM_COPIED, 4, bits, high_first, 0.0f};
+  npumm_recipe result = {NPUMM_COPIED, 4, bits, high_first, 0.0f, 0};
   switch (conversion) {
     case NPUMM_COPY_8:
     case NPUMM_COPY_16:
@@ -83,7 +86,7 @@ static void pad_rows(const npumm_tiling *t, int64_t bits, void *dst) {
   const uint32_t zeros[COLS] = {0};
   for (int64_t c0 = 0; t->rows < t->padded_rows && c0 < t->padded_cols; c0 += COLS) {
     const int64_t padded = t->padded_cols - c0 < COLS ? t->padded_cols - c0 : COLS;
-    npumm_lay(t, bits, t->rows, t->padded_rows - t->rows, c0, padded, zeros, 0, dst);
+    npumm_lay(t, bits, t->rows, t->padded_rows - t->rows, c0, padded, zeros, 0, dst, 0);
   }
 }
 
@@ -93,7 +96,8 @@ int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int6
   if (needed < 0 || !dst) return NPUMM_BAD_ARGUMENT;
   if (dst_bytes < needed) return NPUMM_BUFFER_TOO_SMALL;
   const npumm_tiling t = *tiling;
-  const npumm_recipe how = npumm_recipe_of(values->conversion);
+  npumm_recipe how = npumm_recipe_of(values->conversion);
+  how.past_caches = needed >= PAST_CACHES_BYTES;
   const int64_t source_rows = how.kind == NPUMM_QUANTIZED_SPLIT ? t.rows / 2 : t.rows;
   if (first < 0 || rows < 0 || first > source_rows - rows || !values_are_valid(values, &how, rows)) {
     return NPUMM_BAD_ARGUMENT;
@@ -110,6 +114,9 @@ int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int6
   const int down = src_row_stride == how.source_bytes && src_col_stride != how.source_bytes && is_aligned;
   const int code = down ? npumm_pack_down(&t, values, &how, src, src_col_stride, first, rows, dst)
                         : npumm_pack_across(&t, values, &how, src, src_row_stride, src_col_stride, first, rows, dst);
+#if defined(__x86_64__)
+  if (how.past_caches) __builtin_ia32_sfence(); /* such stores have no order of their own */
+#endif
   if (code) return code;
   if (last) pad_rows(&t, how.bits, dst);
   return NPUMM_OK;

@@ -20,7 +20,8 @@ typedef struct {
   npumm_recipe_kind kind;
   int64_t source_bytes, bits; /* of an element before and after */
   int high_first;
-  float levels; /* largest quantized value */
+  float levels;    /* largest quantized value */
+  int past_caches; /* the image is so large that it is written around the caches */
 } npumm_recipe;
 
 npumm_recipe npumm_recipe_of(npumm_conversion conversion);
@@ -38,6 +39,6 @@ int npumm_pack_down(const npumm_tiling *t, const npumm_values *values, const npu
 
 /* Rows of `padded` elements each, those from row r and column c on, into their tiles. */
 void npumm_lay(const npumm_tiling *t, int64_t bits, int64_t r, int64_t rows, int64_t c, int64_t padded,
-               const void *from, int64_t from_stride, void *dst);
+               const void *from, int64_t from_stride, void *dst, int past_caches);
 
 #endif

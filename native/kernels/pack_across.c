@@ -105,7 +105,7 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
     const char *from = direct ? corner : (const char *)block;
     const int64_t stride = direct ? row_stride : BLOCK_COLS * how->source_bytes;
     if (how->kind == NPUMM_COPIED && cols == padded && !values->row_sum) {
-      npumm_lay(t, how->bits, first + r0, rows, c0, padded, from, stride, dst);
+      npumm_lay(t, how->bits, first + r0, rows, c0, padded, from, stride, dst, how->past_caches);
       continue;
     }
     if (cols < padded) memset(&out, 0, sizeof out);
@@ -118,9 +118,9 @@ static int pack_block(const npumm_tiling *t, const npumm_values *values, const n
         values->row_sum[r0 + r] = (int32_t)(before + (uint32_t)sum);
       }
     }
-    npumm_lay(t, how->bits, first + r0, rows, c0, padded, out.image, IMAGE_BYTES, dst);
+    npumm_lay(t, how->bits, first + r0, rows, c0, padded, out.image, IMAGE_BYTES, dst, how->past_caches);
     if (how->kind == NPUMM_QUANTIZED_SPLIT) {
-      npumm_lay(t, how->bits, t->rows / 2 + first + r0, rows, c0, padded, out.low, LOW_BYTES, dst);
+      npumm_lay(t, how->bits, t->rows / 2 + first + r0, rows, c0, padded, out.low, LOW_BYTES, dst, how->past_caches);
     }
   }
   return NPUMM_OK;

@@ -78,7 +78,7 @@ static void pair_columns(const uint8_t *even, const uint8_t *odd, int64_t rows, 
 
 /* `cols` columns of the block, which are those of the image from c on, into their tiles: element by element or in pairs. */
 static void lay_columns(const npumm_row_kernels *kernels, const npumm_tiling *t, int64_t bits, int64_t r, int64_t rows,
-                        int64_t c, int64_t cols, const uint8_t (*from)[PITCH], void *dst) {
+                        int64_t c, int64_t cols, const uint8_t (*from)[PITCH], void *dst, int past_caches) {
   const int64_t per_byte = bits == 4 ? 2 : 1, element = bits == 4 ? 1 : bits / 8;
   for (int64_t done = 0, count; done < rows; done += count) {
     const int64_t in_tile = t->tile_rows - (r + done) % t->tile_rows;
@@ -86,7 +86,7 @@ static void lay_columns(const npumm_row_kernels *kernels, const npumm_tiling *t,
     int64_t column = 0;
     for (npumm_walk walk = npumm_walk_row(t, r + done, c, cols); walk.length > 0; npumm_walk_on(&walk)) {
       kernels->transpose((const char *)&from[column / per_byte][done * element], PITCH, count, walk.length / per_byte,
-                         element, (char *)dst + walk.offset * bits / 8, t->tile_cols * bits / 8);
+                         element, (char *)dst + walk.offset * bits / 8, t->tile_cols * bits / 8, past_caches);
       column += walk.length;
     }
   }
@@ -113,9 +113,9 @@ static int pack_block(workspace *w, const npumm_tiling *t, const npumm_values *v
       if (split) pair_columns(w->image[c], w->image[c + 1], rows, 0, how->high_first, w->low[c / 2]);
       pair_columns(w->image[c], w->image[c + 1], rows, split, how->high_first, w->image[c / 2]);
     }
-    if (split) lay_columns(kernels, t, 4, t->rows / 2 + first + r0, rows, c0, padded, w->low, dst);
+    if (split) lay_columns(kernels, t, 4, t->rows / 2 + first + r0, rows, c0, padded, w->low, dst, how->past_caches);
   }
-  lay_columns(kernels, t, how->bits, first + r0, rows, c0, padded, w->image, dst);
+  lay_columns(kernels, t, how->bits, first + r0, rows, c0, padded, w->image, dst, how->past_caches);
   return NPUMM_OK;
 }
 

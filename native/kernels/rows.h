@@ -28,6 +28,16 @@ typedef struct {
   int usual; /* whether all scales are */
 } npumm_quantizers;
 
+/*
+ * Rows of neighbouring pieces -> tiles of them: piece t of row r goes from r * from_stride + t * bytes to
+ * t * to_next + r * bytes.
+ */
+typedef struct {
+  int64_t bytes; /* of a piece: 16, 32 or 64 */
+  int64_t rows, tiles;
+  int64_t from_stride, to_next;
+} npumm_pieces;
+
 typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
@@ -50,9 +60,11 @@ typedef struct {
   void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
   /* largest[i] is raised to the bits of |src[i]|, which grow with it: to those of inf and above by infs and nans */
   void (*absmax_columns)(const float *src, int64_t n, uint32_t *largest);
-  /* as npumm_transpose of transpose.h */
+  /* as npumm_transpose of transpose.h; with `past_caches` whole cache lines may be written around them */
   void (*transpose)(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                    int64_t dst_row_stride);
+                    int64_t dst_row_stride, int past_caches);
+  /* pieces as npumm_pieces says; with `past_caches` likewise */
+  void (*pieces)(const npumm_pieces *of, const char *from, char *to, int past_caches);
 } npumm_row_kernels;
 
 extern const npumm_row_kernels npumm_rows_scalar;
@@ -61,6 +73,12 @@ extern const npumm_row_kernels npumm_rows_avx2;
 extern const npumm_row_kernels npumm_rows_avx512;
 #elif defined(__aarch64__)
 extern const npumm_row_kernels npumm_rows_neon;
+#endif
+
+void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int past_caches);
+#if defined(__x86_64__)
+void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);
+void npumm_pieces_avx512(const npumm_pieces *of, const char *from, char *to, int past_caches);
 #endif
 
 /* Those that this machine can run, by number: 0 is the scalar reference, the last one is the best. NULL beyond it. */

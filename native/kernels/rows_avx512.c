@@ -191,7 +191,7 @@ AVX512 static void absmax_columns(const float *src, int64_t n, uint32_t *largest
 const npumm_row_kernels npumm_rows_avx512 = {
     "avx512", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
     pairs,    sum,        absmax,          minmax,         absmax_columns,
-    npumm_transpose_avx2};
+    npumm_transpose_avx512, npumm_pieces_avx512};
 #else
 typedef int npumm_rows_avx512_is_empty_here;
 #endif

@@ -39,7 +39,8 @@ DEFINE_SQUARES(squares_2, 8, low_2, high_2)
 DEFINE_SQUARES(squares_4, 4, low_4, high_4)
 
 void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                          int64_t dst_row_stride) {
+                          int64_t dst_row_stride, int past_caches) {
+  (void)past_caches;
   const int64_t side = 16 / element;
   const int64_t whole_rows = rows / (2 * side) * 2 * side, whole_cols = cols / side * side;
   for (int64_t r = 0; r < whole_rows; r += 2 * side) {
@@ -53,11 +54,11 @@ void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int
   }
   if (rows > whole_rows) {
     npumm_transpose(src + whole_rows * element, col_stride, rows - whole_rows, whole_cols, element,
-                    dst + whole_rows * dst_row_stride, dst_row_stride);
+                    dst + whole_rows * dst_row_stride, dst_row_stride, 0);
   }
   if (cols > whole_cols) {
     npumm_transpose(src + whole_cols * col_stride, col_stride, rows, cols - whole_cols, element,
-                    dst + whole_cols * element, dst_row_stride);
+                    dst + whole_cols * element, dst_row_stride, 0);
   }
 }
 #else
