@@ -55,7 +55,8 @@ int64_t npumm_packed_bytes(const npumm_tiling *tiling, npumm_conversion conversi
   const int64_t bits = npumm_element_bits(conversion);
   if (!npumm_tiling_is_valid(tiling) || bits == 0) return -1;
   if (bits == 4 && tiling->tile_cols % 2 != 0) return -1; /* a pair never straddles two tiles */
-  if (npumm_recipe_of(conversion).kind == NPUMM_QUANTIZED_SPLIT && tiling->rows % 2 != 0) return -1; /* two images of each row */
+  if (npumm_recipe_of(conversion).kind == NPUMM_QUANTIZED_SPLIT && tiling->rows % 2 != 0)
+    return -1; /* two images of each row */
   return tiling->padded_rows * tiling->padded_cols * bits / 8;
 }
 
@@ -125,6 +126,7 @@ int npumm_pack_rows(const npumm_tiling *tiling, const npumm_values *values, int6
 int npumm_pack(const npumm_tiling *tiling, const npumm_values *values, const void *src, int64_t src_row_stride,
                int64_t src_col_stride, void *dst, int64_t dst_bytes) {
   if (!tiling || !values) return NPUMM_BAD_ARGUMENT;
-  const int64_t rows = npumm_recipe_of(values->conversion).kind == NPUMM_QUANTIZED_SPLIT ? tiling->rows / 2 : tiling->rows;
+  const int64_t rows =
+      npumm_recipe_of(values->conversion).kind == NPUMM_QUANTIZED_SPLIT ? tiling->rows / 2 : tiling->rows;
   return npumm_pack_rows(tiling, values, 0, rows, src, src_row_stride, src_col_stride, dst, dst_bytes);
 }

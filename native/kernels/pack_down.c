@@ -8,10 +8,11 @@
 #include "tiling.h"
 
 /*
- * So many bytes of a column of the source and so many columns at a time: long enough for the memory to be read in streams,
- * and a block that stays in the first cache. Columns of a block stand a cache line further apart than they are long.
+ * So many bytes of a column of floats, or of what is copied, and so many columns at a time: long enough for the memory to
+ * be read in streams, and a block that stays in the first cache. Columns of a block stand a cache line further apart than
+ * they are long.
  */
-enum { COLUMN_BYTES = 512, COLUMNS = 32, PITCH = COLUMN_BYTES + 64 };
+enum { COLUMN_BYTES = 1024, COPIED_BYTES = 512, COLUMNS = 32, PITCH = COLUMN_BYTES + 64 };
 
 typedef struct {
   _Alignas(64) uint8_t image[COLUMNS][PITCH]; /* converted elements, column by column */
@@ -102,7 +103,8 @@ static int pack_block(workspace *w, const npumm_tiling *t, const npumm_values *v
   const char *from = src + r0 * how->source_bytes;
   for (int64_t c = 0; c < cols; c++) {
     const char *column = from + (c0 + c) * col_stride;
-    for (int64_t line = 0; ahead && line < rows * how->source_bytes; line += 64) __builtin_prefetch(column + ahead + line);
+    for (int64_t line = 0; ahead && line < rows * how->source_bytes; line += 64)
+      __builtin_prefetch(column + ahead + line);
     if (!convert(kernels, w, how, column, rows, w->image[c])) return NPUMM_NOT_FINITE;
     if (values->row_sum) add_sums(w->image[c], rows, values->row_sum + r0);
   }
@@ -122,7 +124,7 @@ static int pack_block(workspace *w, const npumm_tiling *t, const npumm_values *v
 int npumm_pack_down(const npumm_tiling *t, const npumm_values *values, const npumm_recipe *how, const char *src,
                     int64_t col_stride, int64_t first, int64_t rows, void *dst) {
   workspace w;
-  const int64_t most = COLUMN_BYTES / how->source_bytes;
+  const int64_t most = (how->source_bytes == 4 ? COLUMN_BYTES : COPIED_BYTES) / how->source_bytes;
   if (values->row_sum) memset(values->row_sum, 0, (size_t)rows * sizeof *values->row_sum);
   for (int64_t r0 = 0; r0 < rows; r0 += most) {
     const int64_t count = rows - r0 < most ? rows - r0 : most;

@@ -12,7 +12,8 @@ enum { LINE = 64 };
 /* What is left over: rows from `row` on, or tiles. */
 static void rest_of(const npumm_pieces *of, const char *from, char *to, int64_t row, int64_t tile, int64_t tiles) {
   const npumm_pieces rest = {of->bytes, of->rows - row, tiles, of->from_stride, of->to_next};
-  npumm_pieces_base(&rest, from + row * of->from_stride + tile * of->bytes, to + tile * of->to_next + row * of->bytes, 0);
+  npumm_pieces_base(&rest, from + row * of->from_stride + tile * of->bytes, to + tile * of->to_next + row * of->bytes,
+                    0);
 }
 
 static int is_aligned(const npumm_pieces *of, const char *to, int64_t bytes) {
@@ -53,9 +54,9 @@ AVX2 void pieces_avx2(const npumm_pieces *of, const char *from, char *to, const 
   if (tiles < of->tiles) rest_of(of, from, to, 0, tiles, of->tiles - tiles);
 }
 
-#define DEFINE_AVX2(name, bytes, past_caches)                                                                       \
-  __attribute__((target("avx2"))) static void name(const npumm_pieces *of, const char *from, char *to) {            \
-    pieces_avx2(of, from, to, bytes, past_caches);                                                                  \
+#define DEFINE_AVX2(name, bytes, past_caches)                                                            \
+  __attribute__((target("avx2"))) static void name(const npumm_pieces *of, const char *from, char *to) { \
+    pieces_avx2(of, from, to, bytes, past_caches);                                                       \
   }
 DEFINE_AVX2(avx2_16, 16, 0)
 DEFINE_AVX2(avx2_32, 32, 0)
@@ -111,9 +112,9 @@ AVX512 void pieces_avx512(const npumm_pieces *of, const char *from, char *to, co
   if (tiles < of->tiles) rest_of(of, from, to, 0, tiles, of->tiles - tiles);
 }
 
-#define DEFINE_AVX512(name, bytes, past_caches)                                                                     \
-  __attribute__((target("avx512f"))) static void name(const npumm_pieces *of, const char *from, char *to) {         \
-    pieces_avx512(of, from, to, bytes, past_caches);                                                                \
+#define DEFINE_AVX512(name, bytes, past_caches)                                                             \
+  __attribute__((target("avx512f"))) static void name(const npumm_pieces *of, const char *from, char *to) { \
+    pieces_avx512(of, from, to, bytes, past_caches);                                                        \
   }
 DEFINE_AVX512(avx512_16, 16, 0)
 DEFINE_AVX512(avx512_32, 32, 0)

@@ -5,7 +5,7 @@
 #include "tiling.h"
 
 /* A block of rows stays in a core's second cache; rows of a block make whole lines of tiles, and columns of it streams. */
-enum { BLOCK_BYTES = 1 << 18, LEAST_ACROSS = 16, LEAST_DOWN = 64 };
+enum { BLOCK_BYTES = 1 << 18, LEAST_ACROSS = 16, LEAST_DOWN = 4096 };
 
 int npumm_quantize_rows(const npumm_tiling *tiling, npumm_conversion conversion, float clip, int64_t first,
                         int64_t rows, const float *src, int64_t src_row_stride, int64_t src_col_stride, void *dst,
@@ -28,7 +28,8 @@ int npumm_quantize_rows(const npumm_tiling *tiling, npumm_conversion conversion,
     }
     const npumm_values values = {conversion, count ? scale + done : scale, NULL, row_sum ? row_sum + done : NULL};
     if (!code) {
-      code = npumm_pack_rows(tiling, &values, first + done, count, from, src_row_stride, src_col_stride, dst, dst_bytes);
+      code =
+          npumm_pack_rows(tiling, &values, first + done, count, from, src_row_stride, src_col_stride, dst, dst_bytes);
     }
     if (code) return code;
     done += count;

@@ -223,9 +223,8 @@ AVX2 static void minmax(const float *src, int64_t n, float range[2], int *finite
 }
 
 const npumm_row_kernels npumm_rows_avx2 = {
-    "avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,  sum,        absmax,          minmax,         absmax_columns,
-    npumm_transpose_avx2, npumm_pieces_avx2};
+    "avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low,       quantize,         quantize_columns, pairs, sum,
+    absmax, minmax,     absmax_columns,  npumm_transpose_avx2, npumm_pieces_avx2};
 #else
 typedef int npumm_rows_avx2_is_empty_here;
 #endif

@@ -91,7 +91,7 @@ AVX512 static inline int quantize_64(const float *src, int8_t *dst, const steps 
       const __m512i bits = bits_at(src + 16 * v);
       largest = _mm512_max_epu32(largest, magnitude_of(bits));
       const __m512 q = clamped(_mm512_mul_ps(_mm512_castsi512_ps(bits), s->reciprocal), s);
-      off = _mm512_max_ps(off, _mm512_abs_ps(_mm512_sub_ps(q, _mm512_roundscale_ps(q, ROUND))));
+      off = _mm512_range_ps(off, _mm512_reduce_ps(q, ROUND), 0x0b); /* the larger magnitude */
       store_bytes(dst + 16 * v, q, s);
     }
     const __mmask16 unsure = _mm512_cmp_ps_mask(off, _mm512_set1_ps(NPUMM_SURE), _CMP_GT_OQ);
@@ -189,9 +189,8 @@ AVX512 static void absmax_columns(const float *src, int64_t n, uint32_t *largest
 }
 
 const npumm_row_kernels npumm_rows_avx512 = {
-    "avx512", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,    sum,        absmax,          minmax,         absmax_columns,
-    npumm_transpose_avx512, npumm_pieces_avx512};
+    "avx512", f32_to_f16, f32_to_f16_high, f32_to_f16_low,         quantize,           quantize_columns, pairs, sum,
+    absmax,   minmax,     absmax_columns,  npumm_transpose_avx512, npumm_pieces_avx512};
 #else
 typedef int npumm_rows_avx512_is_empty_here;
 #endif

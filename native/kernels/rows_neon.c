@@ -185,9 +185,8 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
 }
 
 const npumm_row_kernels npumm_rows_neon = {
-    "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,  sum,        absmax,          minmax,         absmax_columns,
-    npumm_transpose, npumm_pieces_base};
+    "neon", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,        quantize_columns, pairs,
+    sum,    absmax,     minmax,          absmax_columns, npumm_transpose, npumm_pieces_base};
 #else
 typedef int npumm_rows_neon_is_empty_here;
 #endif

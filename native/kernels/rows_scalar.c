@@ -134,6 +134,5 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
 }
 
 const npumm_row_kernels npumm_rows_scalar = {
-    "scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,      quantize_columns,
-    pairs,    sum,        absmax,          minmax,         absmax_columns,
-    npumm_transpose_scalar, npumm_pieces_base};
+    "scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low,         quantize,         quantize_columns, pairs, sum,
+    absmax,   minmax,     absmax_columns,  npumm_transpose_scalar, npumm_pieces_base};

@@ -6,8 +6,8 @@
 #include "rows.h"
 #include "tiling.h"
 
-/* Of a row whose elements are gathered; and rows whose columns are walked through together. */
-enum { CHUNK = 1024, ROWS_AT_ONCE = 128 };
+/* Of a row whose elements are gathered; and rows whose columns are walked through together, for magnitudes and ranges. */
+enum { CHUNK = 1024, ROWS_AT_ONCE = 4096, RANGES_AT_ONCE = 512 };
 
 int32_t npumm_levels(npumm_conversion conversion) {
   switch (conversion) {
@@ -94,10 +94,10 @@ static void magnitudes(const float *src, int64_t rows, int64_t cols, int64_t row
   }
 }
 
-/* Ranges of at most ROWS_AT_ONCE rows as row_range has them, column by column; finite[r] is cleared as there. */
+/* Ranges of at most RANGES_AT_ONCE rows as row_range has them, column by column; finite[r] is cleared as there. */
 static void ranges_down(const char *src, int64_t rows, int64_t cols, int64_t col_stride, float *least, float *largest,
                         int *finite) {
-  float magnitude[ROWS_AT_ONCE];
+  float magnitude[RANGES_AT_ONCE];
   magnitudes_down(src, rows, cols, col_stride, magnitude);
   for (int64_t r = 0; r < rows; r++) least[r] = largest[r] = 0.0f, finite[r] = isfinite(magnitude[r]) != 0;
   for (int64_t c = 0; c < cols; c++) {
@@ -147,16 +147,16 @@ int npumm_asymmetric_scales(const float *src, int64_t rows, int64_t cols, int64_
   }
   const npumm_row_kernels *kernels = npumm_rows();
   const int down = goes_down(src, row_stride, col_stride);
-  float least[ROWS_AT_ONCE], largest[ROWS_AT_ONCE];
-  int finite[ROWS_AT_ONCE];
+  float least[RANGES_AT_ONCE], largest[RANGES_AT_ONCE];
+  int finite[RANGES_AT_ONCE];
   for (int64_t r = 0; r < rows; r++) {
-    const int64_t i = down ? r % ROWS_AT_ONCE : 0;
+    const int64_t i = down ? r % RANGES_AT_ONCE : 0;
     if (!down) {
       float range[2];
       finite[0] = row_range(kernels, 0, (const char *)src + r * row_stride, cols, col_stride, range);
       least[0] = range[0], largest[0] = range[1];
     } else if (i == 0) {
-      const int64_t count = rows - r < ROWS_AT_ONCE ? rows - r : ROWS_AT_ONCE;
+      const int64_t count = rows - r < RANGES_AT_ONCE ? rows - r : RANGES_AT_ONCE;
       ranges_down((const char *)(src + r), count, cols, col_stride, least, largest, finite);
     }
     zero[r] = 0;

@@ -16,23 +16,23 @@ INLINE vector low_4(vector a, vector b) { return _mm256_unpacklo_epi32(a, b); }
 INLINE vector high_4(vector a, vector b) { return _mm256_unpackhi_epi32(a, b); }
 
 /* Each lane holds a square; see transpose.c for why interleaving transposes it. */
-#define DEFINE_SQUARES(name, side, low, high)                                                                       \
-  AVX2 static void name(const char *src, int64_t col_stride, char *dst, int64_t step) {                             \
-    vector even[side], odd[side];                                                                                   \
-    _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) {                                                       \
-      even[i] = _mm256_loadu_si256((const __m256i *)(const void *)(src + i * col_stride));                          \
-    }                                                                                                               \
-    _Pragma("GCC unroll 4") for (int done = 1; done < side; done *= 2) {                                            \
-      _Pragma("GCC unroll 8") for (int i = 0; i < side / 2; i++) {                                                  \
-        odd[2 * i] = low(even[i], even[i + side / 2]);                                                              \
-        odd[2 * i + 1] = high(even[i], even[i + side / 2]);                                                         \
-      }                                                                                                             \
-      _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) even[i] = odd[i];                                     \
-    }                                                                                                               \
-    _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) {                                                       \
-      _mm_storeu_si128((__m128i *)(void *)(dst + i * step), _mm256_castsi256_si128(even[i]));                       \
-      _mm_storeu_si128((__m128i *)(void *)(dst + (i + side) * step), _mm256_extracti128_si256(even[i], 1));         \
-    }                                                                                                               \
+#define DEFINE_SQUARES(name, side, low, high)                                                               \
+  AVX2 static void name(const char *src, int64_t col_stride, char *dst, int64_t step) {                     \
+    vector even[side], odd[side];                                                                           \
+    _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) {                                               \
+      even[i] = _mm256_loadu_si256((const __m256i *)(const void *)(src + i * col_stride));                  \
+    }                                                                                                       \
+    _Pragma("GCC unroll 4") for (int done = 1; done < side; done *= 2) {                                    \
+      _Pragma("GCC unroll 8") for (int i = 0; i < side / 2; i++) {                                          \
+        odd[2 * i] = low(even[i], even[i + side / 2]);                                                      \
+        odd[2 * i + 1] = high(even[i], even[i + side / 2]);                                                 \
+      }                                                                                                     \
+      _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) even[i] = odd[i];                             \
+    }                                                                                                       \
+    _Pragma("GCC unroll 16") for (int i = 0; i < side; i++) {                                               \
+      _mm_storeu_si128((__m128i *)(void *)(dst + i * step), _mm256_castsi256_si128(even[i]));               \
+      _mm_storeu_si128((__m128i *)(void *)(dst + (i + side) * step), _mm256_extracti128_si256(even[i], 1)); \
+    }                                                                                                       \
   }
 DEFINE_SQUARES(squares_1, 16, low_1, high_1)
 DEFINE_SQUARES(squares_2, 8, low_2, high_2)

@@ -81,8 +81,8 @@ INLINE void halves_32(const char *src, int64_t col_stride, char *dst, const int 
   }
 }
 
-#define DEFINE_BOTH(name)                                                                                              \
-  __attribute__((TARGET)) static void name##_around(const char *s, int64_t c, char *d) { name(s, c, d, 1); }           \
+#define DEFINE_BOTH(name)                                                                                    \
+  __attribute__((TARGET)) static void name##_around(const char *s, int64_t c, char *d) { name(s, c, d, 1); } \
   __attribute__((TARGET)) static void name##_into(const char *s, int64_t c, char *d) { name(s, c, d, 0); }
 DEFINE_BOTH(bytes_32)
 DEFINE_BOTH(bytes_16)

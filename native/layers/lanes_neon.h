@@ -43,9 +43,7 @@ LANES vec vec_of_codes(const int8_t *at) {
 LANES void vec_to_halves(vec x, uint16_t *at) { vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 
 /* The four sums that are left of a row. */
-LANES vec vec_fours(const vec *row) {
-  return vaddq_f32(vaddq_f32(row[0], row[2]), vaddq_f32(row[1], row[3]));
-}
+LANES vec vec_fours(const vec *row) { return vaddq_f32(vaddq_f32(row[0], row[2]), vaddq_f32(row[1], row[3])); }
 
 LANES void vec_sums(vec rows[16][4], float *sums) {
   for (int r = 0; r < 16; r += 4) {
@@ -61,8 +59,6 @@ LANES float vec_sum(const vec *row) {
   return vgetq_lane_f32(vpaddq_f32(x, x), 0);
 }
 
-LANES float vec_most(const vec *row) {
-  return vmaxvq_f32(vec_max(vec_max(row[0], row[1]), vec_max(row[2], row[3])));
-}
+LANES float vec_most(const vec *row) { return vmaxvq_f32(vec_max(vec_max(row[0], row[1]), vec_max(row[2], row[3]))); }
 
 #endif
