@@ -36,33 +36,23 @@ LANES vec vec_of_halves(const uint16_t *at) { return _mm256_cvtph_ps(_mm_loadu_s
 LANES vec vec_of_codes(const int8_t *at) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
 }
-LANES void vec_to_halves(vec x, uint16_t *at) {
-  _mm_storeu_si128((__m128i *)at, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-
 /* Neighbours of a, then of b, within each half. */
 LANES vec vec_neighbours(vec a, vec b) {
   return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
 }
 
-/* The four sums that are left of a row: those of row a in the lower half, of b in the upper one. */
-LANES vec vec_fours(const vec *a, const vec *b) {
-  const vec x = _mm256_add_ps(a[0], a[1]), y = _mm256_add_ps(b[0], b[1]);
+LANES vec vec_fold(vec rows[2][2]) {
+  const vec x = _mm256_add_ps(rows[0][0], rows[0][1]), y = _mm256_add_ps(rows[1][0], rows[1][1]);
   return _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20), _mm256_permute2f128_ps(x, y, 0x31));
 }
 
-LANES void vec_sums(vec rows[16][2], float *sums) {
-  for (int r = 0; r < 16; r += 8) {
-    const vec low = vec_neighbours(vec_fours(rows[r], rows[r + 4]), vec_fours(rows[r + 1], rows[r + 5]));
-    const vec high = vec_neighbours(vec_fours(rows[r + 2], rows[r + 6]), vec_fours(rows[r + 3], rows[r + 7]));
-    vec_store(sums + r, vec_neighbours(low, high));
-  }
-}
+LANES vec vec_join(vec a, vec b, vec c, vec d) { return vec_neighbours(vec_neighbours(a, b), vec_neighbours(c, d)); }
 
 LANES float vec_sum(const vec *row) {
-  vec x = vec_fours(row, row);
-  x = vec_neighbours(x, x);
-  return _mm256_cvtss_f32(vec_neighbours(x, x));
+  const vec x = _mm256_add_ps(row[0], row[1]);
+  __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  y = _mm_add_ps(_mm_shuffle_ps(y, y, 0x88), _mm_shuffle_ps(y, y, 0xdd));
+  return _mm_cvtss_f32(_mm_add_ss(y, _mm_shuffle_ps(y, y, 1)));
 }
 
 LANES float vec_most(const vec *row) {

@@ -36,27 +36,19 @@ LANES vec vec_of_halves(const uint16_t *at) { return _mm512_cvtph_ps(_mm256_load
 LANES vec vec_of_codes(const int8_t *at) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
 }
-LANES void vec_to_halves(vec x, uint16_t *at) {
-  _mm256_storeu_si256((__m256i *)at, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-
 /* Neighbours of a, then of b, within each quarter. */
 LANES vec vec_neighbours(vec a, vec b) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
 }
 
-/* The four sums that are left of each of four rows, one row in each quarter. */
-LANES vec vec_fours(vec a, vec b, vec c, vec d) {
+LANES vec vec_fold(vec rows[4][1]) {
+  const vec a = rows[0][0], b = rows[1][0], c = rows[2][0], d = rows[3][0];
   const vec x = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   const vec y = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
   return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
 }
 
-LANES void vec_sums(vec rows[16][1], float *sums) {
-  vec x[4];
-  for (int r = 0; r < 4; r++) x[r] = vec_fours(rows[r][0], rows[r + 4][0], rows[r + 8][0], rows[r + 12][0]);
-  vec_store(sums, vec_neighbours(vec_neighbours(x[0], x[1]), vec_neighbours(x[2], x[3])));
-}
+LANES vec vec_join(vec a, vec b, vec c, vec d) { return vec_neighbours(vec_neighbours(a, b), vec_neighbours(c, d)); }
 
 LANES float vec_sum(const vec *row) {
   const __m256 x = _mm256_add_ps(_mm512_castps512_ps256(row[0]), _mm512_extractf32x8_ps(row[0], 1));

@@ -40,21 +40,15 @@ LANES vec vec_of_codes(const int8_t *at) {
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
   return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
-LANES void vec_to_halves(vec x, uint16_t *at) { vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 
-/* The four sums that are left of a row. */
-LANES vec vec_fours(const vec *row) { return vaddq_f32(vaddq_f32(row[0], row[2]), vaddq_f32(row[1], row[3])); }
-
-LANES void vec_sums(vec rows[16][4], float *sums) {
-  for (int r = 0; r < 16; r += 4) {
-    const vec low = vpaddq_f32(vec_fours(rows[r]), vec_fours(rows[r + 1]));
-    const vec high = vpaddq_f32(vec_fours(rows[r + 2]), vec_fours(rows[r + 3]));
-    vec_store(sums + r, vpaddq_f32(low, high));
-  }
+LANES vec vec_fold(vec rows[1][4]) {
+  return vaddq_f32(vaddq_f32(rows[0][0], rows[0][2]), vaddq_f32(rows[0][1], rows[0][3]));
 }
 
+LANES vec vec_join(vec a, vec b, vec c, vec d) { return vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)); }
+
 LANES float vec_sum(const vec *row) {
-  vec x = vec_fours(row);
+  vec x = vaddq_f32(vaddq_f32(row[0], row[2]), vaddq_f32(row[1], row[3]));
   x = vpaddq_f32(x, x);
   return vgetq_lane_f32(vpaddq_f32(x, x), 0);
 }

@@ -1,6 +1,6 @@
 /*
- * Floats, one at a time: what the vectors of lanes_avx2.h, lanes_avx512.h and lanes_neon.h do in each of their lanes. A
- * file of loops is compiled once with each of these headers; all give the same bits, nans apart.
+ * Vectors of 4 floats without vector instructions: what those of lanes_avx2.h, lanes_avx512.h and lanes_neon.h do. A file
+ * of loops is compiled once with each of these headers; all give the same bits, nans apart.
  */
 #ifndef NPUMATMUL_LANES_SCALAR_H
 #define NPUMATMUL_LANES_SCALAR_H
@@ -13,22 +13,31 @@
 #define LANES static inline
 
 /* A vector of WIDTH floats; 16 lanes are GROUP of them. */
-typedef float vec;
-typedef uint32_t ivec;
-enum { WIDTH = 1, GROUP = 16 };
+typedef struct {
+  float at[4];
+} vec;
+typedef struct {
+  uint32_t at[4];
+} ivec;
+enum { WIDTH = 4, GROUP = 4 };
 
-LANES vec vec_load(const float *at) { return *at; }
-LANES void vec_store(float *at, vec x) { *at = x; }
-LANES vec vec_all(float x) { return x; }
-LANES vec vec_add(vec a, vec b) { return a + b; }
-LANES vec vec_sub(vec a, vec b) { return a - b; }
-LANES vec vec_mul(vec a, vec b) { return a * b; }
-LANES vec vec_div(vec a, vec b) { return a / b; }
+#define EACH_LANE(type, expression)                        \
+  type result;                                             \
+  for (int i = 0; i < 4; i++) result.at[i] = (expression); \
+  return result
+
+LANES vec vec_load(const float *at) { EACH_LANE(vec, at[i]); }
+LANES void vec_store(float *at, vec x) { memcpy(at, x.at, sizeof x.at); }
+LANES vec vec_all(float x) { EACH_LANE(vec, x); }
+LANES vec vec_add(vec a, vec b) { EACH_LANE(vec, a.at[i] + b.at[i]); }
+LANES vec vec_sub(vec a, vec b) { EACH_LANE(vec, a.at[i] - b.at[i]); }
+LANES vec vec_mul(vec a, vec b) { EACH_LANE(vec, a.at[i] * b.at[i]); }
+LANES vec vec_div(vec a, vec b) { EACH_LANE(vec, a.at[i] / b.at[i]); }
 /* a b + c with one rounding */
-LANES vec vec_fma(vec a, vec b, vec c) { return fmaf(a, b, c); }
+LANES vec vec_fma(vec a, vec b, vec c) { EACH_LANE(vec, fmaf(a.at[i], b.at[i], c.at[i])); }
 /* b where one of both is a nan */
-LANES vec vec_max(vec a, vec b) { return a > b ? a : b; }
-LANES vec vec_min(vec a, vec b) { return a < b ? a : b; }
+LANES vec vec_max(vec a, vec b) { EACH_LANE(vec, a.at[i] > b.at[i] ? a.at[i] : b.at[i]); }
+LANES vec vec_min(vec a, vec b) { EACH_LANE(vec, a.at[i] < b.at[i] ? a.at[i] : b.at[i]); }
 LANES ivec vec_bits(vec x) {
   ivec bits;
   memcpy(&bits, &x, sizeof bits);
@@ -39,60 +48,54 @@ LANES vec vec_of_bits(ivec bits) {
   memcpy(&x, &bits, sizeof x);
   return x;
 }
-LANES ivec ivec_all(uint32_t x) { return x; }
-LANES ivec ivec_add(ivec a, ivec b) { return a + b; }
-LANES ivec ivec_sub(ivec a, ivec b) { return a - b; }
-LANES ivec ivec_and(ivec a, ivec b) { return a & b; }
-LANES ivec ivec_or(ivec a, ivec b) { return a | b; }
-LANES ivec ivec_half(ivec a) { return (ivec)((int32_t)a >> 1); } /* of a signed number, towards minus infinity */
-LANES ivec ivec_exponent(ivec a) { return a << 23; }
+LANES ivec ivec_all(uint32_t x) { EACH_LANE(ivec, x); }
+LANES ivec ivec_add(ivec a, ivec b) { EACH_LANE(ivec, a.at[i] + b.at[i]); }
+LANES ivec ivec_sub(ivec a, ivec b) { EACH_LANE(ivec, a.at[i] - b.at[i]); }
+LANES ivec ivec_and(ivec a, ivec b) { EACH_LANE(ivec, a.at[i] & b.at[i]); }
+LANES ivec ivec_or(ivec a, ivec b) { EACH_LANE(ivec, a.at[i] | b.at[i]); }
+/* Of a signed number, towards minus infinity. */
+LANES ivec ivec_half(ivec a) { EACH_LANE(ivec, (uint32_t)((int32_t)a.at[i] >> 1)); }
+LANES ivec ivec_exponent(ivec a) { EACH_LANE(ivec, a.at[i] << 23); }
 
-/* Exact; WIDTH float16 or int8. */
-LANES vec vec_of_halves(const uint16_t *at) {
-  const uint32_t sign = (uint32_t)(*at & 0x8000u) << 16, magnitude = (uint32_t)(*at & 0x7fffu) << 13;
-  const ivec finite = vec_bits(vec_of_bits(magnitude) * 0x1p112f); /* moves the exponent, also of subnormal ones */
-  return vec_of_bits(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite));
+LANES float float_of_half(uint16_t half) {
+  const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = (uint32_t)(half & 0x7fffu) << 13;
+  float scaled;
+  memcpy(&scaled, &magnitude, sizeof scaled);
+  scaled *= 0x1p112f; /* moves the exponent, also of subnormal ones */
+  uint32_t bits;
+  memcpy(&bits, &scaled, sizeof bits);
+  bits = sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : bits);
+  memcpy(&scaled, &bits, sizeof scaled);
+  return scaled;
 }
-LANES vec vec_of_codes(const int8_t *at) { return (vec)*at; }
 
-/* Rounded to nearest even. */
-LANES void vec_to_halves(vec x, uint16_t *at) {
-  const uint32_t bits = vec_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-  uint32_t half;
-  if (magnitude >= 0x47800000u) {
-    half = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  } else if (magnitude < 0x38800000u) { /* subnormal: the sum rounds to units of 2^-24 */
-    half = vec_bits(vec_of_bits(magnitude) + 0.5f) - 0x3f000000u;
-  } else {
-    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  }
-  *at = (uint16_t)(sign | half);
-}
+/* Exact; of WIDTH float16 or int8. */
+LANES vec vec_of_halves(const uint16_t *at) { EACH_LANE(vec, float_of_half(at[i])); }
+LANES vec vec_of_codes(const int8_t *at) { EACH_LANE(vec, (float)at[i]); }
 
 /*
- * Of 16 rows of 16 lanes the sum of each, into 16 floats: first (l) + (l + 8), then (l) + (l + 4), then neighbours, and
- * neighbours of these.
+ * The sum of 16 lanes is made of (l) + (l + 8), then (l) + (l + 4), then of neighbours, and of neighbours of these. This
+ * leaves the last four of each of WIDTH / 4 rows of 16 lanes.
  */
-LANES void vec_sums(vec rows[16][GROUP], float *sums) {
-  for (int r = 0; r < 16; r++) {
-    float s[4];
-    for (int l = 0; l < 4; l++) s[l] = (rows[r][l] + rows[r][l + 8]) + (rows[r][l + 4] + rows[r][l + 12]);
-    sums[r] = (s[0] + s[1]) + (s[2] + s[3]);
-  }
+LANES vec vec_fold(vec rows[WIDTH / 4][GROUP]) {
+  return vec_add(vec_add(rows[0][0], rows[0][2]), vec_add(rows[0][1], rows[0][3]));
 }
 
-/* The same of one row. */
+/* The sums of WIDTH rows; what was folded of rows r, 4 + r and so on stands in the argument r. */
+LANES vec vec_join(vec a, vec b, vec c, vec d) {
+  return (vec){{(a.at[0] + a.at[1]) + (a.at[2] + a.at[3]), (b.at[0] + b.at[1]) + (b.at[2] + b.at[3]),
+                (c.at[0] + c.at[1]) + (c.at[2] + c.at[3]), (d.at[0] + d.at[1]) + (d.at[2] + d.at[3])}};
+}
+
+/* The sum of 16 lanes, and the largest of them. */
 LANES float vec_sum(const vec *row) {
-  float s[4];
-  for (int l = 0; l < 4; l++) s[l] = (row[l] + row[l + 8]) + (row[l + 4] + row[l + 12]);
-  return (s[0] + s[1]) + (s[2] + s[3]);
+  const vec x = vec_add(vec_add(row[0], row[2]), vec_add(row[1], row[3]));
+  return (x.at[0] + x.at[1]) + (x.at[2] + x.at[3]);
 }
-
-/* The largest of 16 lanes. */
 LANES float vec_most(const vec *row) {
-  float most = row[0];
-  for (int l = 1; l < 16; l++) most = vec_max(most, row[l]);
-  return most;
+  const vec x = vec_max(vec_max(row[0], row[1]), vec_max(row[2], row[3]));
+  const float a = x.at[0] > x.at[1] ? x.at[0] : x.at[1], b = x.at[2] > x.at[3] ? x.at[2] : x.at[3];
+  return a > b ? a : b;
 }
 
 #endif

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli import bench_files, caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli.bench_commands import add_commands
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
@@ -486,48 +487,10 @@ def calibrate_command(
     calibrating.run(device, seconds=seconds, output=output, dry_run=dry_run, as_json=as_json)
 
 
-bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
-app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
-
-
-@bench_app.command("matmul", short_help="Time each step of a matmul.")
-def bench_matmul_command(
-    types: Annotated[str, typer.Option(help="fp16, int8, int4, separated by commas.")] = "fp16,int8",
-    shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
-    rows: Annotated[str, typer.Option(help="M where the shapes give none.")] = "1,8,64,256",
-    layouts: Annotated[str, typer.Option(help="Layouts of A and C: native, normal.")] = "native",
-    cores: Annotated[str, typer.Option(help="How many NPU cores share N, separated by commas.")] = "1",
-    device: DeviceOption = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
-    csv: Annotated[Path | None, typer.Option(help="Save a table here.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Save every repetition here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Save a roofline plot here.")] = None,
-) -> None:
-    """Time each step of a matmul through the C API, beside the modelled time of the chip."""
-    from npumatmul.cli import benching
-
-    request = benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, csv, json, plot)
-    benching.run(request)
-
-
-@bench_app.command("demo", short_help="Print what the vendor's demo prints.")
-def bench_demo_command(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
-    ],
-    device: DeviceOption = None,
-) -> None:
-    """Print what the vendor's static matmul demo prints for the same arguments."""
-    from npumatmul.bench.demo import parse_demo, run_demo
-    from npumatmul.device.current import current_device
-
-    request = parse_demo(arguments)
-    chosen = current_device(device)
-    if chosen.simulated:
-        typer.echo(f"npumatmul: the times are those of a CPU that simulates {chosen.chip.soc}", err=True)
-    raise typer.Exit(0 if run_demo(chosen, request) else 1)
+bench_app = typer.Typer(help="Measure matmuls and what is around them.", **PLAIN)
+app.add_typer(bench_app, name="bench", short_help="Measure matmuls and what is around them.")
+add_commands(bench_app)
+bench_files.register(bench_app)
 
 
 def run() -> None:

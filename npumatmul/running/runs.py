@@ -18,6 +18,7 @@ from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
 from npumatmul.running.bound import PROVEN, SHORT, BoundProgram
+from npumatmul.running.logged import log_file, logged
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import TileShape
 from npumatmul.running.stored import StoredWeight
@@ -42,10 +43,14 @@ class Runs:
         How rows of the left operand become rows of A.
     scales : tuple of float, optional
         Of A, B and C, where the runtime itself applies them.
+    cores : tuple of int, optional
+        The NPU's cores, in the order in which the plan counts them; by default those of the weight.
     """
 
     #: Whether A and C stand in the memory of arrays.
     _in_place = False
+    #: Whether the NPU computes.
+    on_npu = True
 
     def __init__(
         self,
@@ -53,7 +58,9 @@ class Runs:
         plan: MatmulPlan,
         activation: Activation,
         scales: tuple[float, float, float] | None = None,
+        cores: tuple[int, ...] | None = None,
     ) -> None:
+        self._cores = weight.where.cores if cores is None else cores
         self._weight, self._device, self._session = weight, weight.device, weight.device.session
         self._plan, self._activation, self._scales = plan, activation, scales
         self._placement = Placement.of(weight.device)
@@ -204,6 +211,26 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
+    @property
+    def weight(self) -> StoredWeight:
+        """The weight."""
+        return self._weight
+
+    @property
+    def plan(self) -> MatmulPlan:
+        """How it is cut."""
+        return self._plan
+
+    def bare_call(self) -> Callable[[], int]:
+        """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
+
+        What that run read and wrote has to stay where it was, and nothing else may run on the device until the last
+        time that this is called.
+        """
+        bound = self._last_bound
+        assert bound is not None  # nothing ran
+        return bound.executor.bare_call(bound.struct, bound.call)
+
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
@@ -235,7 +262,7 @@ class Runs:
         if weight.in_host_memory:
             raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
 
-        cores = weight.where.cores
+        cores = self._cores
 
         def core(number: int) -> int:
             return number if cores is None else cores[number]
@@ -260,3 +287,8 @@ class Runs:
             for each in weight.slices
             for n_index, n in enumerate(w.n_spans)
         ]
+
+
+_path = log_file()
+if _path is not None:
+    Runs.run = logged(Runs.run, _path)  # type: ignore[method-assign]
