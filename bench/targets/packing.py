@@ -53,7 +53,7 @@ def pack_b(dtype: str, size: int, stored: str) -> Iterator[Turns]:
     """The best that packing can be is a copy."""
     b = stored_as(integers(size, -99, 99).astype(dtype), stored)
     work = packer(b, layout.b_native(size, size, ElementType.of(b.dtype), "rk3588"))
-    yield Turns(work, copier(b if stored == "(K, N)" else b.T))
+    yield Turns(work, copier(b if stored == "(K, N)" else b.T), one_thread=True)
 
 
 @line("pack B {0} 2048x2048 stored (K, N)", "numpy transposition", over=[("float16",), ("int8",)])
@@ -64,7 +64,7 @@ def pack_b_by_numpy(dtype: str) -> Iterator[Turns]:
     tiles = b.reshape(2048 // tile_k, tile_k, 2048 // tile_n, tile_n).transpose(2, 0, 3, 1)
     copy = np.zeros(tiles.shape, dtype)
     where = layout.b_native(2048, 2048, ElementType.of(b.dtype), "rk3588")
-    yield Turns(packer(b, where), lambda: np.copyto(copy, tiles))
+    yield Turns(packer(b, where), lambda: np.copyto(copy, tiles), one_thread=True)
 
 
 @line(
@@ -82,6 +82,7 @@ def pack_b_int4(size: int, stored: str) -> Iterator[Turns]:
     yield Turns(
         lambda: kernels.pack(where.tiling(), Conversion.INT4, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
+        one_thread=True,
     )
 
 
@@ -103,6 +104,7 @@ def quantize_b(to: str, size: int, stored: str) -> Iterator[Turns]:
     yield Turns(
         lambda: kernels.quantize(where.tiling(), conversion, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
+        one_thread=True,
     )
 
 
@@ -139,7 +141,7 @@ def _a_float16(rows: int, k: int) -> Turns:
     keep = (a, memory, where.tiling(), values)
     arguments = (C.byref(keep[2]), C.byref(values), a.ctypes.data, *a.strides, memory.ctypes.data, memory.nbytes)
     function = kernels.library().npumm_pack
-    return Turns(lambda keep=keep: function(*arguments), copier(a))
+    return Turns(lambda keep=keep: function(*arguments), copier(a), one_thread=True)
 
 
 @line(
@@ -175,4 +177,4 @@ def _a_int8(rows: int, k: int) -> Turns:
         memory.nbytes, scale.ctypes.data, None,
     )  # fmt: skip
     function = kernels.library().npumm_quantize
-    return Turns(lambda keep=(a, memory, scale, tiling): function(*arguments), copier(a))
+    return Turns(lambda keep=(a, memory, scale, tiling): function(*arguments), copier(a), one_thread=True)

@@ -130,7 +130,15 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "npumm_quantize": (
         C.c_int,
         (
-            C.POINTER(Tiling), C.c_int, C.c_float, C.c_void_p, C.c_int64, C.c_int64, C.c_void_p, C.c_int64, C.c_void_p,
+            C.POINTER(Tiling),
+            C.c_int,
+            C.c_float,
+            C.c_void_p,
+            C.c_int64,
+            C.c_int64,
+            C.c_void_p,
+            C.c_int64,
+            C.c_void_p,
             C.c_void_p,
         ),
     ),
@@ -255,7 +263,9 @@ def quantize(
         raise ValueError(f"quantize: source is {source.shape}, the tiling says {(tiling.rows, tiling.cols)}")
     if source.dtype != np.float32 or not conversion.levels:
         raise ValueError(f"quantize: {conversion.name} does not quantize {source.dtype}")
-    if row_sum is not None and (row_sum.shape, row_sum.dtype, row_sum.flags.c_contiguous) != ((rows,), np.int32, True):
+    if row_sum is not None and (
+        row_sum.shape != (rows,) or row_sum.dtype != np.int32 or not row_sum.flags.c_contiguous
+    ):
         raise ValueError(f"quantize: row_sum must be a contiguous array of {rows} int32")
     scale = np.empty(rows, np.float32)
     code = library().npumm_quantize(
