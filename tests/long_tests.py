@@ -56,6 +56,8 @@ LONG = frozenset(
         "tests/test_autotune.py::test_processes_lose_nothing_of_each_other",
         "tests/test_bench.py::test_command",
         "tests/test_bench_demo.py::test_command",
+        "tests/test_benchmarks.py::test_command_of_batches",
+        "tests/test_benchmarks.py::test_what_was_measured_survives_a_signal",
         "tests/test_bench_page.py",
         "tests/test_bench_record.py::test_changed_runs_are_refused_or_go_through_everything",
         "tests/test_bench_reports.py::test_a_run_has_the_plots_that_its_rows_are_enough_for",

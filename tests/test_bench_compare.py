@@ -160,6 +160,12 @@ def test_cases_of_one_run_only_are_named() -> None:
         compare(before, replace(after, rows=[replace(after.rows[0], what="bandwidth")]))
 
 
+def test_what_is_of_another_kind_says_so() -> None:
+    record = run(noisy(1))
+    both = replace(record, rows=[*record.rows, replace(record.rows[0], what="drift")])
+    assert compare(both, both).columns()["case"] == ["n=0", "drift: n=0"]
+
+
 def test_a_case_that_was_measured_twice_has_all_its_times() -> None:
     once = run(noisy(1, count=4))
     twice = replace(once, rows=[*once.rows, replace(once.rows[0], seconds={"run": noisy(2, count=26)})])

@@ -85,8 +85,11 @@ class Comparison:
         """The differences as columns of a table, what is slower first."""
         order = list(Verdict)
         every = sorted(self.differences, key=lambda each: order.index(each.verdict))
+        first = self.differences[0].row.what  # what is of another kind says so
         return {
-            "case": [each.row.label for each in every],
+            "case": [
+                each.row.label if each.row.what == first else f"{each.row.what}: {each.row.label}" for each in every
+            ],
             "verdict": [each.verdict.value for each in every],
             "A": [_time(each.before) for each in every],
             "B": [_time(each.after) for each in every],

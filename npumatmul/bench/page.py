@@ -149,7 +149,8 @@ def _marked(rows: Iterable[Row]) -> str:
 
 
 def _glance(record: Record) -> str:
-    cards = [("cases", str(len(record.rows)), "measured")]
+    measured = [row for row in record.rows if row.what == record.rows[0].what]
+    cards = [("cases", str(len(measured)), "measured")]
     for name, what, unit in (
         ("gops", "highest rate", "GOPS"),
         ("gb_per_s", "highest bandwidth", "GB/s"),

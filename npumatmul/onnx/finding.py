@@ -42,6 +42,8 @@ def look(model: Any, folder: str = "") -> list[Candidate]:
 
 
 def _why_not(each: Candidate, how: Callable[[Candidate], str | None]) -> str | None:
+    if not input_name(each, 0) or not any(each.node.output):
+        return "it has no input or no output"
     try:
         return how(each)
     except (OSError, ModelError):
@@ -116,6 +118,8 @@ def _matmul_of_bits(each: Candidate) -> str | None:
     if bits not in (4, 8) or input_name(each, 4) or given.get("weight_prepacked", 0):
         return f"its codes have {bits} bits, or an order of their own"
     blocks = -(-k // block)
+    if min(n, k, block) < 1 or codes.size != n * blocks * (block * bits // 8) or scales.size != n * blocks:
+        return "its codes and scales are not those of N, K and block_size"
     zeros = np.full((n, blocks), 1 << (bits - 1), np.float32)
     if input_name(each, 3):
         given_zeros = constant(each, 3, (*_FLOATS, *_BYTES[1:]), "zero point")

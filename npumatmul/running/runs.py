@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -220,6 +220,11 @@ class Runs:
     def plan(self) -> MatmulPlan:
         """How it is cut."""
         return self._plan
+
+    @property
+    def products(self) -> Iterable[Runs]:
+        """What one run multiplies: this one product."""
+        return (self,)
 
     def bare_call(self) -> Callable[[], int]:
         """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
