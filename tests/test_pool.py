@@ -158,13 +158,13 @@ def test_modules_and_sessions_run_on_the_cores_of_a_member(device: npu.Device) -
     ],
 )
 def test_cores_go_round(device: npu.Device, cores: Any, size: int | None, expected: list[Any]) -> None:
-    with npu.Pool(npu.pack(W, device=device), size, cores=cores) as pool:
+    with npu.Pool(npu.pack(W, "w8a8", device=device), size, cores=cores) as pool:
         members = [pool.get(0) for _ in range(pool.size)]
         assert [member.cores for member in members] == expected
 
 
 def test_what_cannot_be_a_pool_is_told(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
     for cores, message in (
         ([3], "sim:rk3588 has 3"), ([-1], "counted from 0"), ([], "names none"), ([(0, 0)], "has 3"), ([()], "has 3"),
         ("all", "it can be 'any'"),

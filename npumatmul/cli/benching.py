@@ -62,10 +62,17 @@ def _as_go(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines that tools of Go read, and which batch is best."""
     where = f"on the CPU that simulates {machine.chip}" if machine.simulated else f"on {machine.chip}"
     best, modelled = best_batch(rows), best_batch(rows, "modelled_ms_per_row")
-    lines = [*go_lines(rows), f"best batch, measured {where}: {best}; no larger one saves a twentieth of a row's time"]
+    largest = max((int(row.case["m"] or 0) for row in rows), default=0)
+    lines = [*go_lines(rows), f"best batch, measured {where}: {_best(best, largest)}"]
     if modelled is not None:
-        lines.append(f"best batch, modelled on {machine.chip}, not measured: {modelled}")
+        lines.append(f"best batch, modelled on {machine.chip}, not measured: {_best(modelled, largest)}")
     return [*lines, ""]
+
+
+def _best(size: int | None, largest: int) -> str:
+    if size == largest:
+        return f"{size}, the largest of these: still larger ones may be better"
+    return f"{size}: no larger one saves a twentieth of a row's time"
 
 
 #: What is printed before the tables of all.

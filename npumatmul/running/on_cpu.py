@@ -51,6 +51,8 @@ _OPERANDS = {
 class CpuProgram(Program):
     """A product of so many rows with a weight, by the CPU; as `Program`."""
 
+    on_npu = False
+
     def _bind(self, lease: Lease) -> BoundProgram:
         bound = _CpuBound(self._placement, self._plan, self._weight, self._activation, self._plain_call(), self._scales)
         return self._bound_once_more(bound, lease)
