@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from interrupts import interrupted_at
 from numpy.typing import NDArray
 
 import npumatmul as npu
@@ -74,8 +75,8 @@ def test_one_call_gives_what_each_row_gives_alone(device: npu.Device, scheme: st
     results = batch.run()
     rows = {0: 0, 1: 1, 2: 8, 3: 3, 4: 4, 9: 9, 10: 10}
     assert list(results) == list(rows)
-    for index, row in rows.items():
-        np.testing.assert_array_equal(results[index], X[row] @ packed)
+    for index, row in rows.items():  # floats are summed in another order for other numbers of rows
+        np.testing.assert_allclose(results[index], X[row] @ packed, atol=1e-4 if scheme == "w16a16" else 0)
     assert batch.stats.calls == 1
     with pytest.raises(KeyError, match="no row was added at index 5"):
         results[5]
@@ -486,7 +487,7 @@ def test_too_many_are_refused() -> None:
 
 
 def test_rows_can_be_awaited(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
 
     async def work(batch: npu.Batch) -> list[Any]:
         return list(await asyncio.gather(*(batch.submit(row) for row in X)))
@@ -556,7 +557,7 @@ def test_many_threads_get_each_their_own(device: npu.Device) -> None:
 
 
 def test_a_dropped_batch_computes_what_waits_and_its_thread_ends(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
     batch = npu.Batch(packed, 8, max_wait=FOR_EVER)
     (thread,) = (future := batch.submit(X[0])) and batch._gatherer._threads  # type: ignore[union-attr]
     gone = weakref.ref(batch)
@@ -613,6 +614,33 @@ def said(call: Callable[[], object]) -> str:
         return f"no error: {call()!r}"
     except BaseException as error:
         return repr(error)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_spoils_nothing() -> None:
+    filled = npu.Batch(np.negative, 4)
+
+    def fill() -> None:
+        filled.clear()
+        filled.add([1.0])
+        filled.run()
+
+    with npu.Batch(np.negative, 2, max_wait=0.0) as batch:
+        for work in (
+            fill,
+            lambda: batch.submit([1.0]).result(60),
+            lambda: npu.Batch(np.negative, 2, max_wait=0.0).close(),
+        ):
+            work()
+            position = 0
+            while interrupted_at(position, work):
+                position += 1
+                futures = [batch.submit([float(value)]) for value in range(3)]
+                assert [future.result(60)[0] for future in futures] == [0, -1, -2]
+                filled.clear()
+                filled.add_at(2, [5.0])
+                assert {index: row.tolist() for index, row in filled.run().items()} == {2: [-5.0]}
+            assert position > 10
 
 
 # ---- when it is time: against a model ------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def roofline(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
             roof = np.minimum(cores * model.peak[mm_type.a], span * model.bandwidth(cores)) / 1e9
             axes.loglog(span, roof, "--", color=colour, linewidth=1.2, label=f"{name}, modelled roof of {machine.chip}")
             roofed = True
-    plain(axes.xaxis)
+    plain(axes.xaxis, more=False)
     plain(axes.yaxis)
     axes.set_xlabel("operations per byte of A, B and C")
     axes.set_ylabel("GOPS")
@@ -165,10 +165,10 @@ def rates_by_shape(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
     groups = {
         name: mine
         for name, mine in grouped(rows, [each for each in fields(rows) if each not in "kn"]).items()
-        if len({row.case["k"] for row in mine}) > 1 and len({row.case["n"] for row in mine}) > 1
+        if len(mine) > max(len({row.case[side] for row in mine}) for side in "kn") > 1
     }
     if not groups:
-        raise NothingToDrawError("no product was measured with several K and several N")
+        raise NothingToDrawError("no product was measured with several K for an N, and several N for a K")
     name, mine = max(groups.items(), key=lambda group: len(group[1]))
     ks, ns = (sorted({int(number(row.case[side])) for row in mine}) for side in "kn")
     ks, ns = ks[-CELLS:], ns[-CELLS:]

@@ -85,9 +85,7 @@ def legend(
             )
         )
     if roof:
-        handles.append(
-            Line2D([], [], linestyle="--", color=grey, label=f"modelled roof of {machine.chip}, of as many cores")
-        )
+        handles.append(Line2D([], [], linestyle="--", color=grey, label="modelled roof of as many cores"))
     look: Any = {"handles": handles, "fontsize": 8.5, "edgecolor": "#dddddd", "framealpha": 0.9}
     if len(handles) <= _INSIDE:
         axes.legend(**look)
@@ -100,12 +98,12 @@ def style(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], MARKS[(index + index // len(COLOURS)) % len(MARKS)]
 
 
-def plain(axis: Axis) -> None:
-    """Numbers of a logarithmic axis as they are, not as powers; between those of its steps at 2 and 5 times them."""
+def plain(axis: Axis, more: bool = True) -> None:
+    """Numbers of a logarithmic axis as they are, not as powers; with `more`, those at 2 and 5 times them, too."""
     from matplotlib.ticker import FuncFormatter
 
     def between(value: float, _: int | None) -> str:
-        return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
+        return f"{value:g}" if more and f"{value:.0e}"[0] in "25" else ""
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(between))

@@ -81,9 +81,10 @@ def logged(run: Callable[..., None], path: str) -> Callable[..., None]:
 
     @functools.wraps(run)
     def run_logged(self: Runs, *given: Any, **named: Any) -> None:
-        line = command(self)
-        if line is not None:
-            logger.info("%s", line)
+        for product in self.products:
+            line = command(product)
+            if line is not None:
+                logger.info("%s", line)
         run(self, *given, **named)
 
     return run_logged

@@ -13,7 +13,7 @@ from npumatmul.host import kernels
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe
-from npumatmul.quant.gptq import gptq
+from npumatmul.quant.gptq import IndefiniteError, gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
 from npumatmul.quant.meter import Share
@@ -82,24 +82,28 @@ def quantize_layer(
     parts = recipe.parts
     if recipe.rounding == "gptq":
         assert statistics is not None
-        if not _varies(statistics, recipe.centre):
-            raise ValueError(
-                f"layer {name!r}: what came into it, {statistics.rows} rows, is too little or too much alike to round "
-                f"its weight by (GPTQ); calibrate with more, or leave this layer out"
-            )
-        quantized = gptq(
-            weight,
-            _hessian(statistics, transform, centred=recipe.centre),
-            bits=parts.weight_bits,
-            group_size=parts.group_size,
-            symmetric=recipe.symmetric,
-            act_order=recipe.act_order,
-            clip=clip,
-            strength=recipe.correction,
-            rounds=recipe.refine,
-            input_transform=transform,
-            progress=progress,
+        alike = (
+            f"layer {name!r}: what came into it, {statistics.rows} rows, is too little or too much alike to round "
+            f"its weight by (GPTQ); calibrate with more, or leave this layer out"
         )
+        if not _varies(statistics, recipe.centre):
+            raise ValueError(alike)
+        try:
+            quantized = gptq(
+                weight,
+                _hessian(statistics, transform, centred=recipe.centre),
+                bits=parts.weight_bits,
+                group_size=parts.group_size,
+                symmetric=recipe.symmetric,
+                act_order=recipe.act_order,
+                clip=clip,
+                strength=recipe.correction,
+                rounds=recipe.refine,
+                input_transform=transform,
+                progress=progress,
+            )
+        except IndefiniteError as error:  # sums are in float32
+            raise ValueError(alike) from error
     else:
         quantized = round_weight(
             weight,
