@@ -62,6 +62,7 @@ _PRODUCT = (
     Heading("GB/s", "gb_per_s", 1),
     Heading("run min..p90", "run_min_us", to="run_p90_us"),
     Heading("executor", "executor_us"),
+    Heading("host", "host_us"),
     Heading("python", "python_us"),
     Heading("pack A", "pack_a_us"),
     Heading("sync A", "sync_a_us"),
