@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import npumatmul as npu
+from npumatmul import sim
 from npumatmul.bench import (
     Case,
     Record,
@@ -30,11 +31,14 @@ from npumatmul.bench import (
     read_record,
 )
 from npumatmul.bench import matmul_bench as matmul_module
+from npumatmul.bench import operands as operands_module
 from npumatmul.bench.cases import TYPES
+from npumatmul.bench.contexts import BoundTiles
 from npumatmul.bench.matmul_bench import MatmulBenchmark
 from npumatmul.bench.measure import Caches
 from npumatmul.bench.plots import drawn, picture
 from npumatmul.bench.shapes import LLM_LAYERS, SQUARES, parse_numbers
+from npumatmul.board.slowdown import SlowdownWatch
 from npumatmul.chips import CHIPS, NEWEST_RUNTIME
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
@@ -55,7 +59,7 @@ def test_every_step_is_timed_as_often_as_asked(device: npu.Device, name: str, la
     (case,) = cases_from([name], [(4, 96, 128)], [layout])
     row = measure(device, case, Sampling.exactly(7, warmup=2))
     counts = {step: len(times) for step, times in row.seconds.items()}
-    assert counts == {"create": 5, "matmul": 7, "executor": 7, **dict.fromkeys(STEPS, 7)}
+    assert counts == {"create": 5, "matmul": 7, "executor": 7, "host": 7, **dict.fromkeys(STEPS, 7)}
     assert all(seconds > 0 for times in row.seconds.values() for seconds in times)
     assert (row.what, row.main, dict(row.case)) == ("matmul", "run", case.fields)
     median = np.median(row.seconds["run"])
@@ -454,3 +458,62 @@ def test_cores_that_are_not_there(device: npu.Device) -> None:
         measure(device, Case("int8", 4, 64, 320, cores=4))
     with pytest.raises(ValueError, match=r"N = 64 is too small for 3 cores"):
         measure(device, Case("int8", 4, 64, 64, cores=3))
+
+
+def test_a_board_is_looked_at_just_after_the_runs(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before products and cold runs, in which clocks fall; what is said then is marked."""
+    events: list[str] = []
+    run, drop = BoundTiles.run, Caches.drop
+    monkeypatch.setattr(BoundTiles, "run", lambda self: events.append("run") or run(self))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Caches, "drop", lambda self: events.append("cold") or drop(self))  # type: ignore[func-returns-value]
+
+    class Watch(SlowdownWatch):
+        def reasons(self) -> list[str]:
+            events.append("look")
+            return ["it is slow"]
+
+    for name in ("int8", "w8a8"):
+        events.clear()
+        row = measure(device, Case(name, 4, 64, 32), Sampling.exactly(2, warmup=0), caches=Caches(8), watch=Watch())
+        runs = [event for event in events if event != "cold"]
+        assert runs == ["run", "run", "look", "run", "run"]
+        assert row.marks == ["it is slow"]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 1000])
+def test_results_are_checked_in_parts(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands_module, "_CHECKED", 4 * columns)
+    a, b = np.arange(8.0).reshape(2, 4), np.arange(40.0).reshape(4, 10)
+    operands = operands_module.Operands(a, b, 0)
+    result = a @ b
+    operands.check(result, "it")
+    result[1, 7] += 1
+    result[0, 9] -= 1
+    with pytest.raises(RuntimeError, match=r"it: wrong result, 2 of 20 elements; at \((0, 9|1, 7)\)"):
+        operands.check(result, "it")
+    result[1, 7] = np.nan
+    with pytest.raises(RuntimeError, match="2 of 20 elements"):
+        operands.check(result, "it")
+
+
+@pytest.mark.parametrize("name", ["int8", "w8a8", "w4a8_g32", "w16a16_high"])
+def test_calls_of_the_executor_run_as_often_as_they_say(fresh_device: npu.Device, name: str) -> None:
+    """A bare call makes the product's runs, and one without runs makes none: both are counted by the simulator."""
+    w = np.arange(-60, 60).reshape(60, 2) % 7 - 3
+    x = np.ones((5, 60))
+    dtype = np.int8 if name == "int8" else np.float32
+    with npu.pack(w.astype(dtype), npu.Scheme.parse(name), device=fresh_device) as packed:
+        product = npu.Matmul(x.astype(dtype), packed)
+        result = product.execute()
+        expected = result.copy()
+        assert product.prepared is not None
+        assert product.prepared.program is not None
+        result[...] = 0
+        before = sim.counters(fresh_device).run_calls
+        assert product.prepared.program.bare_call()() == 0
+        runs = sim.counters(fresh_device).run_calls - before
+        assert runs >= 1
+        assert (result == expected).all()
+        assert product.prepared.program.bare_call(runs=False)() == 0
+        assert sim.counters(fresh_device).run_calls - before == runs
+        assert (product.execute() == expected).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -290,6 +291,30 @@ def test_command_of_batches(tmp_path: Path) -> None:
     assert lines[3].startswith("best batch, modelled on rk3588, not measured: ")
     assert max(len(line) for line in lines if line[0:1] in "┏┃┡│└") <= 80
     assert [row.case["m"] for row in read_record(saved).rows] == [1, 4]
+
+
+def test_what_was_measured_survives_a_signal(tmp_path: Path) -> None:
+    """As `kill` sends it to a benchmark that nobody looks at."""
+    saved = tmp_path / "run.json"
+    program = """
+import os, signal, sys
+from npumatmul.bench import matmul_bench
+from npumatmul.cli.app import run
+
+measure, count = matmul_bench.measure, iter(range(9))
+def third_time_unlucky(*given, **how):
+    if next(count) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return measure(*given, **how)
+matmul_bench.measure = third_time_unlucky
+sys.argv = ["npumatmul", "bench", "matmul", "--types", "int8", "--shapes", "1-8*2x64x32", "--repetitions", "2",
+            "--warm", "--device", "sim", "--json", sys.argv[1]]
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", program, saved], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "it ended early; 2 rows were measured until then" in done.stderr
+    assert len(read_record(saved).rows) == 2
 
 
 @pytest.mark.parametrize(

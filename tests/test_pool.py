@@ -21,6 +21,7 @@ import npumatmul as npu
 from npumatmul import errors, nn, sim
 from npumatmul.ops.settings import settings
 from npumatmul.running.placement import Placement
+from npumatmul.running.where import Where, storing
 
 RNG = np.random.default_rng(6)
 W = RNG.standard_normal((96, 600)).astype(np.float32)
@@ -161,6 +162,18 @@ def test_cores_go_round(device: npu.Device, cores: Any, size: int | None, expect
     with npu.Pool(npu.pack(W, "w8a8", device=device), size, cores=cores) as pool:
         members = [pool.get(0) for _ in range(pool.size)]
         assert [member.cores for member in members] == expected
+
+
+def test_a_weight_that_is_bound_to_cores_has_its_members_there(device: npu.Device) -> None:
+    with storing(Where(cores=(1, 2))):
+        packed = npu.pack(W, "w8a8", device=device)
+    with npu.Pool(packed) as pool:
+        for result in pool.map([X] * 4):
+            np.testing.assert_array_equal(result, X @ packed)
+        assert pool.size == 2
+    assert cores_used(device) <= {1, 2}
+    with npu.Pool(packed, cores=[0]) as pool, pytest.raises(ValueError, match=r"was stored for cores \(1, 2\)"):
+        pool.submit(X).result(60)
 
 
 def test_what_cannot_be_a_pool_is_told(device: npu.Device) -> None:
@@ -344,6 +357,19 @@ def test_who_holds_every_member_and_waits_computes_the_job() -> None:
         with pool.get():
             assert pool.submit(3).result(60) == 3
         assert seen == [threading.get_ident()]
+
+
+def test_who_holds_every_member_and_waits_for_a_batch_computes_its_row() -> None:
+    with npu.Pool(np.negative, 1, cores="any") as pool, npu.Batch(pool, 4, max_wait=0.0) as batch:
+        with pool.get():
+            futures = [batch.submit([float(value)]) for value in range(3)]
+            assert [future.result(60)[0] for future in futures] == [0, -1, -2]
+        assert batch.stats.calls == 3
+        held = pool.get()
+        waiting = [batch.submit([float(value)]) for value in range(3)]
+        pool.put(held)  # rows were not taken before there was a member for them
+        assert [in_thread(future.result)()[0] for future in waiting] == [0, -1, -2]
+        assert batch.stats.calls == 4
 
 
 def test_jobs_of_jobs_end() -> None:

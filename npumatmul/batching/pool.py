@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import Context, copy_context
 from typing import Any, Literal
 
@@ -36,7 +34,7 @@ class Pool(Uncopied):
         What members compute; several threads may call it at once. What else its calls are given goes to a function as
         it is.
     size : int, optional
-        How many members; by default one for each of `cores`, or for each core of the device.
+        How many members; by default one for each of `cores`, or for each core of the device or of the weight.
     cores : sequence of int or of tuples of int, or "any", optional
         The cores of each member, in turns where there are more members. By default each has one core, so that products
         of different members do not wait for each other; ``"any"``: products run on the cores that are modelled best.
@@ -92,15 +90,14 @@ class Pool(Uncopied):
                 f"Pool: {self.work.name} multiplies what stands in its own left operand, for one thread at a time; "
                 "give the PackedWeight, or give a Batch the Matmul"
             )
-        chosen = _cores(cores, self.work.device if device is None else device)
+        chosen = _cores(cores, self.work.device if device is None else device, self.work.cores)
         self.size = len(chosen) if size is None else _count("size", size)
         given = [chosen[number % len(chosen)] for number in range(self.size)]
         self._members = Members(self.work.call, f"Pool of {self.work.name}", given)
-        jobs = _Jobs(self._members)
-        self._jobs = jobs
+        self._jobs = jobs = _Jobs(self._members)
         self._gatherer = Gatherer(
             jobs.compute, self._members.name, 1, 0.0, None if limit is None else _count("limit", limit), self.size,
-            jobs.with_member, jobs.help,
+            self._members.serving, jobs.help,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -132,7 +129,7 @@ class Pool(Uncopied):
         ClosedError
             If the pool is closed, also while this waits, or belongs to the parent of a forked process.
         """
-        return self._jobs.own() or self._members.get(timeout)
+        return self._members.served() or self._members.get(timeout)
 
     def put(self, member: PoolMember) -> None:
         """Put a member back.
@@ -242,46 +239,25 @@ class Pool(Uncopied):
 
 
 class _Jobs:
-    """How jobs become calls of members."""
+    """How jobs become calls of members. Threads of the pool hold this, and nothing of the pool."""
 
     def __init__(self, members: Members) -> None:
         self._members = members
-        self._here = threading.local()
 
     def compute(self, jobs: list[_Job]) -> list[Any]:
-        """Compute in a thread of the pool, within `with_member`."""
-        (job,) = jobs
-        return [_called(job, self._here.member)]
-
-    @contextmanager
-    def with_member(self) -> Iterator[None]:
-        """Have this thread of the pool compute on the next member that is free."""
-        with self._members.get(closing=True) as member:
-            self._here.member = member
-            try:
-                yield
-            finally:
-                self._here.member = None
-
-    def own(self) -> PoolMember | None:
-        """The member of the job that this thread is computing, once more."""
-        member: PoolMember | None = getattr(self._here, "member", None)
-        return None if member is None else PoolMember(self._members, member.number, member.cores)
+        """Compute on a member that this thread has."""
+        ((args, kwargs, context),) = jobs
+        member = self._members.held_here()
+        assert member is not None
+        return [context.run(member, *args, **kwargs)]
 
     def help(self, gatherer: Gatherer, future: ItemFuture) -> None:
         """Compute a job right here that nobody began with, if this thread has a member."""
-        member = self._members.held_here()
-        if member is None:
-            return
-        gatherer.compute_here(future, lambda jobs: [_called(jobs[0], member)])
+        if self._members.held_here() is not None:
+            gatherer.compute_here(future)
 
 
-def _called(job: _Job, member: PoolMember) -> Any:
-    args, kwargs, context = job
-    return context.run(member, *args, **kwargs)
-
-
-def _cores(given: Any, device: Any) -> list[tuple[int, ...] | None]:
+def _cores(given: Any, device: Any, own: tuple[int, ...] | None) -> list[tuple[int, ...] | None]:
     """The cores of members, in turns."""
     if isinstance(given, str):
         if given != "any":
@@ -290,7 +266,7 @@ def _cores(given: Any, device: Any) -> list[tuple[int, ...] | None]:
     opened = current_device() if device is None else Device(device) if isinstance(device, str) else device
     count = opened.chip.cores
     if given is None:
-        return [(number,) for number in range(count)]
+        return [(number,) for number in own or range(count)]
     try:
         cores = [
             tuple(operator.index(core) for core in each) if isinstance(each, Iterable) else (operator.index(each),)

@@ -15,6 +15,7 @@ import npumatmul
 from npumatmul.cli import bench_files, caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.bench_commands import add_commands
 from npumatmul.cli.chat_command import chat_command
+from npumatmul.cli.doctor_command import doctor_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
     CoresOption,
@@ -99,6 +100,9 @@ def info_command(
         raise typer.BadParameter("--soc and --runtime go with --capabilities")
     else:
         info.show(device, as_json)
+
+
+app.command("doctor", short_help="What makes this machine's NPU slow or broken.")(doctor_command)
 
 
 @app.command("probe", short_help="Answer open questions about a board.")

@@ -11,7 +11,7 @@ from npumatmul.bench.benchmark import Benchmark
 from npumatmul.bench.llm_bench import llama_bench_table
 from npumatmul.cli.bench_outputs import Outputs, report
 from npumatmul.cli.progress import working
-from npumatmul.cli.terminal import say
+from npumatmul.cli.terminal import ended_by_signals, say
 from npumatmul.device.current import current_device
 
 __all__ = ["run"]
@@ -37,11 +37,11 @@ def run(benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Seq
     machine, found = describe_machine(target), list[Row]()
     complete = False
     try:
-        with working() as progress:
+        with ended_by_signals(), working() as progress:
             for row in benchmark.measure(target, progress):
                 found.append(row)
         complete = True
-    finally:  # an interrupt, or a case that failed
+    finally:  # an interrupt, a signal, or a case that failed
         if found:
             if not complete:
                 say(f"it ended early; {len(found)} {'row was' if len(found) == 1 else 'rows were'} measured until then")
