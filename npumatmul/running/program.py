@@ -224,7 +224,17 @@ class Program(Runs):
             self._refuse(a)
         return call
 
-    def _plain_call(self) -> Call:
+    @property
+    def weight(self) -> StoredWeight:
+        """What it multiplies with."""
+        return self._weight
+
+    @property
+    def result_shape(self) -> tuple[int, int]:
+        """``(M, N)``."""
+        return self._result
+
+    def plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         call = Call(out_type=self._element)
         call.a_col_stride = self._reads.itemsize
