@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/layers/*.[ch] native/program/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format bench model-check check-readme check-native fuzz check-aarch64 wheel-aarch64 \
+.PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-readme check-native fuzz check-aarch64 wheel-aarch64 \
   check-board-image soak clean
 
 # Processes that share the tests.
@@ -22,7 +22,8 @@ help:
 	@echo "make coverage   run all tests, print which lines of Python and C they ran"
 	@echo "make lint    formatting, linting, types, import contracts, circles between C files, clang-tidy"
 	@echo "make format  format the Python and C files"
-	@echo "make bench   measure, printing a table of ratios (options: ARGS='-k pack')"
+	@echo "make bench   measure: a table of ratios, targets, ok or MISS (options: ARGS='--only packing --store run.json')"
+	@echo "make bench-compare RUN=run.json   measure again, and show what changed since (two stored runs: RUN='a.json b.json')"
 	@echo "make model-check  compare the timing model with all published figures; fails where a stated target is missed"
 	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
@@ -59,7 +60,10 @@ format: $(VENV)/.installed-dev
 	$(PYTHON) tools/lint_c.py --format
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -o addopts=-q --benchmark-columns=median,rounds bench $(ARGS)
+	$(BIN)/python bench/table.py $(ARGS)
+
+bench-compare: $(VENV)/.installed-dev
+	$(BIN)/python bench/table.py --compare $(RUN) $(ARGS)
 
 model-check: $(VENV)/.installed-dev
 	$(BIN)/python tools/model_check.py

@@ -22,7 +22,6 @@ from npumatmul.bench import (
     Measurement,
     Record,
     Step,
-    as_columns,
     as_csv,
     cases_from,
     describe_machine,
@@ -32,12 +31,13 @@ from npumatmul.bench import (
     row_of,
 )
 from npumatmul.bench.cases import LLM_LAYERS, SQUARES, TYPES
-from npumatmul.bench.roofline import figure, roofline
+from npumatmul.bench.plots import drawn, picture
 from npumatmul.chips import CHIPS, NEWEST_RUNTIME
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.cli import benching
 from npumatmul.cli.app import app
+from npumatmul.cli.bench_outputs import Outputs
 
 
 @pytest.mark.parametrize("layout", ["native", "normal"])
@@ -162,7 +162,7 @@ def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device)
         assert float(row["run_min_us"]) <= float(row["run_us"]) <= float(row["run_p90_us"])
     assert {"runtime", "driver", "npumatmul", "cpu", "kernel"} <= set(record.machine.flat())
     assert len(record.rows[0].seconds["run"]) == 2
-    assert roofline(results, "rk3588")[:4] == b"\x89PNG"
+    assert picture(drawn(record, "roofline"))[:4] == b"\x89PNG"
 
 
 def test_results_can_be_measured_again(device: npu.Device, tmp_path: Path) -> None:
@@ -176,12 +176,12 @@ def test_results_can_be_measured_again(device: npu.Device, tmp_path: Path) -> No
 def test_what_is_beyond_the_run_is_told_of_equal_cores_only() -> None:
     seconds = {step: [1.0] for step in Step} | {Step.RUN: [0.25]}
 
-    def beyond(cores: int, used: int) -> list[str]:
+    def beyond(cores: int, used: int) -> object:
         measured = Measurement(Case("int8", 1, 64, 96, cores=cores), seconds, None, True, "sim:rk3588", used)
-        return as_columns([measured])["beyond run"]
+        return row_of(measured).flat()["beyond_run_us"]
 
-    assert beyond(1, 1) == beyond(3, 3) == ["750000"]
-    assert beyond(3, 1) == beyond(1, 2) == ["-"]
+    assert beyond(1, 1) == beyond(3, 3) == 750_000
+    assert beyond(3, 1) is beyond(1, 2) is None
 
 
 @pytest.mark.parametrize("cores", [1, 3])
@@ -197,29 +197,33 @@ def test_progress_counts_repetitions(device: npu.Device) -> None:
     assert calls == [(done, 6) for done in range(1, 7)]
 
 
+def roofs(record: Record) -> dict[object, Any]:
+    """Lines of the roofline by what they are called."""
+    return {line.get_label(): line for line in drawn(record, "roofline").figure.axes[0].get_lines()}
+
+
+def measured_on(soc: str, *cases: Case) -> Record:
+    seconds = {step: [1e-3] for step in Step}
+    with npu.Device(f"sim:{soc}") as other:
+        machine = describe_machine(other)
+    return Record(machine, [row_of(Measurement(case, seconds, None, True, f"sim:{soc}", case.cores)) for case in cases])
+
+
 @pytest.mark.parametrize("soc", TIMINGS)
 def test_every_chip_has_a_roof(soc: str) -> None:
-    seconds = {step: [1e-3] for step in Step}
+    model = TIMINGS[soc]
     for name in ("fp16", "int8"):
-        result = Measurement(Case(name, 64, 1024, 1024), seconds, None, True, f"sim:{soc}", 1)
-        lines = {line.get_label(): line for line in figure([result], soc).axes[0].get_lines()}
-        roof = np.asarray(lines[f"{name}, modelled roof of 1 core of {soc}"].get_ydata(), float)
-        assert roof[-1] == pytest.approx(TIMINGS[soc].peak[TYPES[name].a] / 1e9)
-        assert roof[0] == pytest.approx(0.5 * TIMINGS[soc].bandwidth(1) / 1e9)
+        roof = roofs(measured_on(soc, Case(name, 64, 1024, 1024)))[f"{name}, modelled roof of {soc}"].get_ydata()
+        assert roof[-1] == pytest.approx(model.peak[TYPES[name].a] / 1e9)
+        assert roof[0] == pytest.approx(0.5 * model.bandwidth(1) / 1e9)
 
 
-def test_roofs_are_of_as_many_cores_as_points(device: npu.Device) -> None:
-    seconds = {step: [1e-3] for step in Step}
-    results = [
-        Measurement(Case("int8", m, 1024, 1024, cores=cores), seconds, None, True, "sim:rk3588", cores)
-        for cores in (1, 3)
-        for m in (1, 64)
-    ]
-    lines = {line.get_label(): line for line in figure(results, "rk3588").axes[0].get_lines()}
+def test_roofs_are_of_as_many_cores_as_points() -> None:
+    lines = roofs(measured_on("rk3588", *(Case("int8", m, 1024, 1024, cores=c) for c in (1, 3) for m in (1, 64))))
     model = TIMINGS["rk3588"]
-    for cores, name in ((1, "1 core"), (3, "3 cores")):
-        assert len(lines[f"int8, {name}, measured on: CPU simulation"].get_ydata()) == 2
-        roof = lines[f"int8, modelled roof of {name} of rk3588"]
+    for cores, name in ((1, "int8"), (3, "int8 3 cores")):
+        assert len(lines[f"{name}, measured"].get_ydata()) == 2
+        roof = lines[f"{name}, modelled roof of rk3588"]
         x, y = np.asarray(roof.get_xdata(), float), np.asarray(roof.get_ydata(), float)
         expected = np.minimum(cores * model.peak[ElementType.INT8], x * model.bandwidth(cores)) / 1e9
         np.testing.assert_allclose(y, expected)
@@ -244,7 +248,9 @@ def test_command(tmp_path: Path) -> None:
     assert [(row.case["m"], row.case["k"]) for row in read_record(saved).rows] == [(1, 64), (4, 64)]
     table, _, machine = done.stdout.rpartition("┘\n")
     assert len(table.splitlines()[-1]) > 100  # whole lines where no terminal looks on
-    assert machine.count("\n") == 1
+    assert [line.split("  ")[0] for line in machine.splitlines()] == [
+        "timed on", "runtime", "CPU", "versions", "clocks", "temperature", "load", "time",
+    ]  # fmt: skip
 
 
 def test_a_dash_is_standard_output() -> None:
@@ -260,6 +266,8 @@ def test_a_dash_is_standard_output() -> None:
         (["--csv", "{tmp}/none/x.csv"], "there is no folder {tmp}/none"),
         (["--json", "{tmp}"], "Is a directory"),
         (["--plot", "{tmp}/x.docx"], "x.docx: pictures are png"),
+        (["--plot", "{tmp}/x.png", "--plot-kind", "pie"], "--plot-kind: 'pie' is no plot; there are batch, roofline"),
+        (["--plot-kind", "heat"], "--plot-kind goes with --plot"),
         (["--csv", "-", "--json", "-"], "--csv and --json are both -; each needs a file of its own"),
         (["--csv", "{tmp}/x", "--json", "{tmp}/./x"], "--csv and --json are both"),
         (["--cores", "1,4"], "--cores is 1,4; rk3588 has 3"),
@@ -290,7 +298,7 @@ def test_what_was_measured_survives_what_ends_it(
 
     monkeypatch.setattr(benching, "measure", some)
     saved = tmp_path / "out.csv"
-    request = benching.Request("int8", "64,32", "1,4,8,12", repetitions=1, device="sim", csv=saved)
+    request = benching.Request("int8", "64,32", "1,4,8,12", repetitions=1, device="sim", outputs=Outputs(csv=saved))
     with pytest.raises(error):
         benching.run(request)
     shown = capfd.readouterr()

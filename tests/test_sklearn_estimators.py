@@ -54,6 +54,7 @@ from npumatmul.sklearn import (
     save,
 )
 from npumatmul.sklearn.affine import UnscaledError
+from npumatmul.sklearn.ranges import Ranges
 
 U, V = 2.0**-11, 2.0**-24
 
@@ -366,6 +367,78 @@ def test_unlike_features_are_refused_in_eight_bits_unless_an_example_says_their_
     alike = offload(LogisticRegression().fit(scaler.transform(x), y), "w8a8")
     assert alike.score(scaler.transform(test), right) > 0.9
     assert all(len(alike.predict(row[None])) == 1 for row in scaler.transform(test))
+
+
+@pytest.mark.parametrize("estimator", [MLPClassifier((20,), max_iter=50, random_state=0), LogisticRegression(), PCA(3)])
+def test_a_row_is_refused_or_not_whatever_comes_with_it(estimator: Any) -> None:
+    x, y, test, _ = halves("wine", scaled=True)
+    made = offload(fitted(clone(estimator), x, y), "w8a8")
+    method = made.transform if hasattr(made, "transform") else made.predict
+    assert len(method(test)) == len(test)
+    raw, _ = data("wine")
+    unlike = raw[1]  # with a thousand beside a half
+    for others in (test[:0], test[:1], test):
+        with pytest.raises(UnscaledError, match=rf"row {len(others)} of X"):
+            method(np.concatenate([others, [unlike]]))
+    with pytest.raises(UnscaledError, match="row 0 of X"):
+        method(raw)
+
+
+def test_small_features_of_large_weights_are_missed_too() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((80, 3)) * [1.0, 1.0, 1e-4]
+    original = LinearRegression().fit(x, x @ [1.0, 1.0, 1e4])
+    with pytest.raises(UnscaledError):
+        offload(original, "w8a8").predict(x[:1])
+    assert offload(original, "w8a8", x).score(x, original.predict(x)) > 0.999
+
+
+def test_rows_that_are_unlike_the_example_are_as_exact_as_others() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((300, 6)) * [1.0, 30.0, 500.0, 0.01, 2.0, 1.0] + [0.0, 7.0, 9e3, 0.0, 1.0, 5.0]
+    x[:40, 5] = 5.0  # it has one value in the example
+    x[50, 4], x[60, 2], x[70, 5] = 3e3, -4e4, 60.0
+    original = LinearRegression().fit(x, x @ [2.0, 0.1, 0.01, 80.0, 1.0, 0.02])
+    made = offload(original, "w8a8", x[:40])
+    whole, exact = made.predict(x), original.predict(x)
+    size = np.abs((x - x[:40].mean(0)) * original.coef_).sum(axis=1)
+    assert (np.abs(whole - exact) < 0.012 * size).all()
+    np.testing.assert_array_equal(np.concatenate([made.predict(row[None]) for row in x]), whole)
+    x[80, 5] = 70.0
+    with pytest.raises(UnscaledError, match=r"row 80 of X is far away in a feature that has one value only"):
+        made.predict(x)
+
+
+@pytest.mark.parametrize("name", ["wine", "breast_cancer"])
+def test_perceptrons_that_were_fitted_to_unscaled_rows_lose_next_to_nothing_in_eight_bits(name: str) -> None:
+    x, y = data(name)
+    same = right = before = count = 0
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(len(x))
+        fit, test = order[: len(x) // 2], order[len(x) // 2 :]
+        original = fitted(MLPClassifier((60,), random_state=seed, max_iter=80, batch_size=50), x[fit], y[fit])
+        labels, expected = offload(original, "w8a8", x[fit][:100]).predict(x[test]), original.predict(x[test])
+        same += int((labels == expected).sum())
+        right += int((labels == y[test]).sum())
+        before += int((expected == y[test]).sum())
+        count += len(test)
+    assert same / count > 0.985
+    assert abs(right - before) / count < 0.006
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.sampled_from([1e-200, 1e-9, 1.0, 1e9, 1e307]), min_size=1),
+    away=st.sampled_from([0.0, 1.0, -1e3]),
+)  # fmt: skip
+def test_ranges_are_means_and_deviations_of_any_size(seed: int, sizes: list[float], away: float) -> None:
+    unit = np.random.default_rng(seed).uniform(-1, 1, (9, len(sizes))) + away
+    unit[:, 0] = unit[0, 0]
+    scale = np.array(sizes) / max(1.0, abs(away))
+    found = Ranges.of(unit * scale)
+    np.testing.assert_allclose(found.middle, unit.mean(0) * scale, rtol=1e-9, atol=0)
+    np.testing.assert_allclose(found.spread[1:], unit.std(0)[1:] * scale[1:], rtol=1e-9)
+    assert found.spread[0] == 0
+    assert np.isfinite(found.units(np.ones((len(sizes), 2)))).all()
 
 
 CHECKED = [

@@ -134,10 +134,12 @@ def _settings(path: Path, **changed: Any) -> None:
         lambda path: (path / "npumatmul.json").write_text("[]"),
         lambda path: _settings(path, format=9),
         lambda path: _settings(path, scheme="w1a1"),
-        lambda path: _settings(path, steps={"/pca": {"middle": [1.0], "half": [1.0]}}),
+        lambda path: _settings(path, steps={"/pca": 2 * [{"middle": [1.0], "spread": [1.0]}]}),
         lambda path: _settings(path, steps={"/standardscaler": None}),
-        lambda path: _settings(path, steps={"/pca": {"middle": [[1.0]], "half": 3}}),
-        lambda path: _settings(path, steps={"/pca": {"middle": ["x"], "half": ["y"]}}),
+        lambda path: _settings(path, steps={"/pca": [{"middle": [1.0] * 13, "spread": [1.0] * 13}]}),
+        lambda path: _settings(path, steps={"/pca": 2 * [{"middle": [[1.0]], "spread": 3}]}),
+        lambda path: _settings(path, steps={"/pca": 2 * [{"middle": ["x"], "spread": ["y"]}]}),
+        lambda path: _settings(path, steps={"/pca": {"middle": [1.0], "spread": [-1.0]}}),
     ],
 )  # fmt: skip
 def test_damaged_folders_are_refused(tmp_path: Path, harm: Any) -> None:
@@ -182,7 +184,7 @@ def test_convert_and_predict(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "components_" in done.output
     np.testing.assert_array_equal(
-        load(tmp_path / "out")[1]._folded.middle, offload(original, "w8a8", X[:60])[1]._folded.middle
+        load(tmp_path / "out")[1]._folded[0].middle, offload(original, "w8a8", X[:60])[1]._folded[0].middle
     )
     done = run("sklearn", "predict", tmp_path / "out", tmp_path / "rows.npy")
     assert done.exit_code == 0, done.output

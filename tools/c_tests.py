@@ -52,11 +52,12 @@ TIMEOUT = 900
 
 @dataclass(frozen=True)
 class Program:
-    """A test program: its file, its further sources, and whether it is run with a folder of libraries."""
+    """A test program: its file, its further sources, whether it is run with a folder of libraries, what it tells ld."""
 
     file: Path
     sources: tuple[Path, ...]
     needs_libraries: bool
+    flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,7 +80,7 @@ def _program(file: Path) -> Program:
     sources = tuple(source for pattern in patterns for source in sorted(NATIVE.glob(pattern)))
     if not sources and not needs_libraries:
         raise ValueError(f"{file}: its first comment must have the line that compiles it, with the sources it needs")
-    return Program(file, sources, needs_libraries)
+    return Program(file, sources, needs_libraries, tuple(re.findall(r"-Wl,\S+", comment)))
 
 
 def compile_program(output: Path, sources: Sequence[Path], *flags: str, compiler: str = "") -> None:
@@ -106,7 +107,7 @@ class Workshop:
     def build(self, program: Program, *flags: str) -> Path:
         """Compile a program with further flags, and link it with what it shares with others."""
         output, shared = self.folder / program.name, self._compiled(program.sources)
-        compile_program(output, [program.file, *shared], *self.flags, *flags, compiler=self.compiler)
+        compile_program(output, [program.file, *shared], *self.flags, *program.flags, *flags, compiler=self.compiler)
         return output
 
     def _compiled(self, sources: Sequence[Path]) -> list[Path]:

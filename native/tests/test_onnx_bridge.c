@@ -1,7 +1,8 @@
 /*
  * The operators for ONNX Runtime, asked by a table of functions that is none of ONNX Runtime's: whatever
- * fails there is passed on once, nothing is left behind, and tensors may have any rank.
- *   gcc -std=c17 -O2 -Wall -Wextra -Werror -Iinclude -o test_onnx_bridge tests/test_onnx_bridge.c onnx/bridge.c
+ * fails there, memory among it, is passed on once, nothing is left behind, and tensors may have any rank.
+ *   gcc -std=c17 -O2 -Wall -Wextra -Werror -Iinclude -Wl,--wrap=malloc -o test_onnx_bridge tests/test_onnx_bridge.c \
+ *     onnx/bridge.c
  */
 #include <stdbool.h>
 #include <stdlib.h>
@@ -30,6 +31,12 @@ typedef struct {
   bool is_left_out;
   int failing;
 } run;
+
+/* The linker has every malloc of the program go here; it fails while it is told to. */
+static bool is_out_of_memory;
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_malloc(size_t size) { return is_out_of_memory ? NULL : __real_malloc(size); }
 
 static run *now;
 static char last_text[2048];
@@ -304,11 +311,26 @@ static void check_failures(void) {
   }
 }
 
+static void check_no_memory(void) {
+  int64_t number = 42;
+  int untouched = 0;
+  void *kernel = &untouched;
+  is_out_of_memory = true;
+  ort_status status = added[0]->create_v2(added[0], table, &number, &kernel);
+  is_out_of_memory = false;
+  HOLDS(failed_with(status, "out of memory"));
+  HOLDS(kernel == &untouched); /* ONNX Runtime destroys nothing that was not made */
+  tensor x = of_rank(3);
+  run node = {.inputs = 1, .outputs = 1, .input = {&x}, .failing = -1};
+  HOLDS(run_once(&node) == NULL); /* it is as it was */
+}
+
 int main(void) {
   fill_table();
   check_registering();
   check_running();
   check_failures();
+  check_no_memory();
   CHECK(infos == 0 && statuses == 0, "%d infos and %d statuses are left", infos, statuses);
   return report("test_onnx_bridge");
 }

@@ -168,6 +168,8 @@ class Row:
             words.append(str(left.pop("type")))
         if all(name in left for name in "mkn"):
             words.append("x".join(str(left.pop(name)) for name in "mkn"))
+        elif "k" in left and "n" in left:  # of several M
+            words.append(f"Mx{left.pop('k')}x{left.pop('n')}")
         if left.get("layout") == "native":  # it goes without saying, as one core does
             left.pop("layout")
         if "cores" in left:

@@ -1,15 +1,15 @@
-"""Measurements as rows of a saved run, as a table and as CSV; measured and modelled times are labelled everywhere."""
+"""A run as CSV, as Markdown, and in the other forms that files have; measured and modelled times stay apart in each."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 
 from npumatmul.bench.measure import Measurement, Step
 from npumatmul.bench.record import Record, Row
+from npumatmul.bench.tables import facts, tables
 
-__all__ = ["as_columns", "as_csv", "row_of"]
+__all__ = ["as_csv", "as_markdown", "row_of"]
 
 #: What steps are called in files, where a unit follows.
 STEP_NAMES = {
@@ -48,49 +48,11 @@ def row_of(result: Measurement) -> Row:
             "matmul_cores": result.matmul_cores,
             "beyond_run_us": None if beyond is None else beyond * 1e6,
             "gops": result.operations_per_second / 1e9,
+            "ops_per_byte": 2 * case.macs / case.nbytes,
             "gb_per_s": result.bytes_per_second / 1e9,
         },
         {} if modelled is None else {"run": modelled.seconds, "low": modelled.low, "high": modelled.high},
     )  # fmt: skip
-
-
-def as_columns(results: Sequence[Measurement]) -> dict[str, list[str]]:
-    """Medians in microseconds as the columns of a table, the most important first.
-
-    Parameters
-    ----------
-    results : sequence of Measurement
-
-    Returns
-    -------
-    dict of str to list of str
-        Cells by heading. docs/benchmarks.md explains each column.
-    """
-    rows = [row_of(result).flat() for result in results]
-
-    def times(name: str) -> list[str]:
-        return ["-" if row.get(name) is None else f"{row[name]:.0f}" for row in rows]
-
-    return {
-        "case": [result.case.label for result in results],
-        "run": times("run_us"),
-        "modelled": times("modelled_run_us"),
-        "modelled range": [
-            "-" if "modelled_low_us" not in row else f"{row['modelled_low_us']:.0f}..{row['modelled_high_us']:.0f}"
-            for row in rows
-        ],
-        "matmul": times("matmul_us"),
-        "beyond run": times("beyond_run_us"),
-        "GOPS": [f"{row['gops']:.1f}" for row in rows],
-        "GB/s": [f"{row['gb_per_s']:.1f}" for row in rows],
-        "run min..p90": [f"{row['run_min_us']:.0f}..{row['run_p90_us']:.0f}" for row in rows],
-        "pack A": times("pack_a_us"),
-        "sync A": times("sync_a_us"),
-        "bind": times("bind_us"),
-        "sync C": times("sync_c_us"),
-        "unpack C": times("unpack_c_us"),
-        "create": times("create_us"),
-    }
 
 
 def as_csv(record: Record) -> str:
@@ -105,11 +67,39 @@ def as_csv(record: Record) -> str:
     -------
     str
     """
-    facts = {f"machine_{name}": value for name, value in record.machine.flat().items()}
-    lines = [{**row.flat(), **facts} for row in record.rows]
+    machine = {f"machine_{name}": value for name, value in record.machine.flat().items()}
+    lines = [{**row.flat(), **machine} for row in record.rows]
     headings = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(headings), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def as_markdown(record: Record) -> str:
+    """Write the tables, then the machine as a list; to be pasted into an issue.
+
+    Parameters
+    ----------
+    record : Record
+
+    Returns
+    -------
+    str
+    """
+    parts = []
+    for table in tables(record):
+        headings = list(table.columns)
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *zip(*table.columns.values(), strict=True)]
+        parts.append(
+            f"{_escaped(table.title)}\n\n" + "".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines)
+        )
+    parts.append("".join(f"- {name}: {_escaped(text)}\n" for name, text in facts(record.machine).items()))
+    return "\n".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """A text of one line in which Markdown finds nothing of its own."""
+    text = " ".join(text.split())
+    return "".join(f"\\{each}" if each in "\\`*_[]<>|#" else each for each in text)

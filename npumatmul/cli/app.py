@@ -13,6 +13,14 @@ import typer
 
 import npumatmul
 from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli.bench_options import (
+    CsvOption,
+    JsonLinesOption,
+    JsonOption,
+    MarkdownOption,
+    PlotKindOption,
+    PlotOption,
+)
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
@@ -500,15 +508,19 @@ def bench_matmul_command(
     device: DeviceOption = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
     seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
-    csv: Annotated[Path | None, typer.Option(help="Save a table here.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Save every repetition here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Save a roofline plot here.")] = None,
+    csv: CsvOption = None,
+    json: JsonOption = None,
+    jsonl: JsonLinesOption = None,
+    markdown: MarkdownOption = None,
+    plot: PlotOption = None,
+    plot_kind: PlotKindOption = None,
 ) -> None:
     """Time each step of a matmul through the C API, beside the modelled time of the chip."""
     from npumatmul.cli import benching
+    from npumatmul.cli.bench_outputs import Outputs
 
-    request = benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, csv, json, plot)
-    benching.run(request)
+    outputs = Outputs(csv, json, jsonl, markdown, plot, plot_kind)
+    benching.run(benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, outputs))
 
 
 @bench_app.command("demo", short_help="Print what the vendor's demo prints.")

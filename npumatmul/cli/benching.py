@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from npumatmul.bench import (
     Case,
     Measurement,
     Record,
-    as_columns,
-    as_csv,
     cases_from,
     describe_machine,
     measure,
@@ -20,10 +17,9 @@ from npumatmul.bench import (
     row_of,
 )
 from npumatmul.bench.record import Value
-from npumatmul.cli.files import STANDARD, check_outputs, picture_format, write_output
+from npumatmul.cli.bench_outputs import Outputs, report
 from npumatmul.cli.progress import working
-from npumatmul.cli.tables import Column, print_table
-from npumatmul.cli.terminal import notes, results, say
+from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 
@@ -40,9 +36,7 @@ class Request:
     device: str | None = None
     repetitions: int = 30
     seed: int = 0
-    csv: Path | None = None
-    json: Path | None = None
-    plot: Path | None = None
+    outputs: Outputs = field(default_factory=Outputs)
 
     @property
     def sources(self) -> list[str]:
@@ -64,9 +58,7 @@ def run(request: Request) -> None:
 
     Whatever ends it early, what was measured until then is printed and saved.
     """
-    check_outputs({"--csv": request.csv, "--json": request.json, "--plot": request.plot}, request.sources)
-    if request.plot is not None:
-        picture_format(request.plot)
+    request.outputs.check(request.sources)
     shapes = parse_shapes(request.shapes, _integers("--rows", request.rows))
     cores = _integers("--cores", request.cores)
     types, layouts = _names(request.types), _names(request.layouts)
@@ -117,29 +109,9 @@ def _say_what_is_left_out(problems: Mapping[Case, str | None]) -> None:
 
 def _report(measured: Sequence[Measurement], asked: int, device: Device, request: Request) -> None:
     record = Record(describe_machine(device), [row_of(result) for result in measured], request.settings)
-    output = notes if STANDARD in (request.csv, request.json, request.plot) else results()
-    where = "CPU simulation" if device.simulated else "NPU"
-    title = f"medians in microseconds, timed on: {where}; columns are explained in docs/benchmarks.md"
-    names, *others = (Column(heading, cells) for heading, cells in as_columns(measured).items())
-    try:
-        print_table(output, title, Column(names.heading, names.cells, left=True), others)
-        output.print(", ".join(f"{name} {value}" for name, value in record.machine.flat().items()))
-        if len(measured) < asked:
-            say(f"{len(measured)} of {asked} cases were measured")
-    finally:  # what nobody reads can be saved
-        _save(measured, record, device, request)
-
-
-def _save(measured: Sequence[Measurement], record: Record, device: Device, request: Request) -> None:
-    if request.csv is not None:
-        write_output(request.csv, as_csv(record), request.sources)
-    if request.json is not None:
-        write_output(request.json, record.to_json(), request.sources)
-    if request.plot is not None:
-        from npumatmul.bench.roofline import roofline
-
-        picture = roofline(measured, device.chip.soc, picture_format(request.plot), device.chip.timings)
-        write_output(request.plot, picture, request.sources)
+    if len(measured) < asked:
+        say(f"{len(measured)} of {asked} cases were measured")
+    report(record, request.outputs, request.sources, device.chip.timings)
 
 
 def _names(text: str) -> list[str]:

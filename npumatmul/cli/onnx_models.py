@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +40,18 @@ InputOption = Annotated[
 SeedOption = Annotated[int, typer.Option(help="Of random inputs.")]
 DeviceOption = Annotated[str | None, typer.Option(help="The device, such as sim:rk3588.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def _in_words(model: Path) -> Iterator[None]:
+    """Errors of ONNX Runtime as those of a command."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+        raise RuntimeError(f"{model}: ONNX Runtime says: {' '.join(text.split())}") from error
 
 
 @app.command("inspect", short_help="What would run where.")
@@ -102,10 +117,11 @@ def run_command(
 
     if output is not None:
         check_outputs({"--output": output}, [model])
-    session = InferenceSession(str(model), scheme=scheme, device=device)
-    feeds = _feeds(session, inputs, _sizes(size), seed)
-    names = [each.name for each in session.get_outputs()]
-    made = session.run(None, feeds)
+    with _in_words(model):
+        session = InferenceSession(str(model), scheme=scheme, device=device)
+        feeds = _feeds(session, inputs, _sizes(size), seed)
+        names = [each.name for each in session.get_outputs()]
+        made = session.run(None, feeds)
     say(repr(session))
     for name, values in zip(names, made, strict=True):
         array = np.asarray(values)
@@ -127,12 +143,13 @@ def compare_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run a model on the NPU and by ONNX Runtime, and compare results of nodes; errors of those before are in them."""
-    import onnxruntime
-
     from npumatmul.onnx import compare
+    from npumatmul.onnx.loading import load_model, session_of
 
-    plain = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    found = compare(model, _feeds(plain, inputs, _sizes(size), seed), scheme=scheme, device=device)
+    with _in_words(model):
+        loaded = load_model(model)
+        feeds = _feeds(session_of(loaded), inputs, _sizes(size), seed)
+        found = compare(loaded, feeds, scheme=scheme, device=device)
     if as_json:
         rows = [
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(e).items()}
@@ -169,9 +186,20 @@ def _feeds(session: Any, given: list[str] | None, sizes: dict[str, int], seed: i
     feeds: dict[str, NDArray[Any]] = {}
     for each in given or []:
         name, equals, path = each.partition("=")
-        if not equals or name not in wanted:
-            raise ValueError(f"--input is {each!r}; it is name=file.npy, of an input of the model: {', '.join(wanted)}")
-        feeds[name] = np.load(path, allow_pickle=False)
+        if not equals:
+            raise ValueError(f"--input is {each!r}; it is name=file.npy")
+        if name not in wanted:
+            raise ValueError(f"--input: the model has no input {name!r}; it has {', '.join(map(repr, wanted))}")
+        if name in feeds:
+            raise ValueError(f"--input: {name!r} is given twice")
+        feeds[name] = _array(path, name, wanted[name])
+    open_sizes = {dim for one in wanted.values() for dim in one.shape if isinstance(dim, str)}
+    for name in sizes:
+        if name not in open_sizes:
+            known = ", ".join(map(repr, sorted(open_sizes))) or "none"
+            raise ValueError(
+                f"--size: no input of the model has a dimension {name!r}; those that it leaves open: {known}"
+            )
     rng = np.random.default_rng(seed)
     for name, one in wanted.items():
         if name in feeds:
@@ -185,6 +213,31 @@ def _feeds(session: Any, given: list[str] | None, sizes: dict[str, int], seed: i
         else:
             feeds[name] = rng.integers(0, 2 if dtype == "bool" else 8, shape).astype(dtype)
     return feeds
+
+
+def _array(path: str, name: str, wanted: Any) -> NDArray[Any]:
+    """The array of a file, which has to be of the type and shape of an input."""
+    try:
+        made: Any = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"--input {name}: {path} is no .npy file: {error}") from error
+    if not isinstance(made, np.ndarray):
+        made.close()
+        raise ValueError(f"--input {name}: {path} holds several arrays or none; numpy.save writes a single one")
+    dtype = _DTYPES.get(wanted.type)
+    if dtype is not None and made.dtype != dtype:
+        raise ValueError(
+            f"--input {name}: {path} holds {made.dtype} and the model takes {dtype}; write "
+            f"np.save(path, x.astype(np.{dtype}))"
+        )
+    shape = wanted.shape
+    fits = len(shape) == made.ndim and all(
+        not isinstance(n, int) or n == m for n, m in zip(shape, made.shape, strict=True)
+    )
+    if shape and not fits:
+        takes = ", ".join("?" if n is None else str(n) for n in shape)
+        raise ValueError(f"--input {name}: {path} holds an array of shape {made.shape}; the model takes ({takes})")
+    return made
 
 
 _DTYPES = {

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
-from npumatmul.onnx.session import InferenceSession, load_model
+from npumatmul.onnx.loading import Loaded, load_model, reading_names, session_of
+from npumatmul.onnx.session import InferenceSession
 
 __all__ = ["NodeError", "compare"]
 
@@ -41,6 +41,7 @@ class NodeError:
     largest: float
 
 
+@reading_names()
 def compare(model: Any, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], **options: Any) -> list[NodeError]:
     """Run a model both ways, and compare the results of its nodes.
 
@@ -73,14 +74,13 @@ def compare(model: Any, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], 
     several = [feeds] if isinstance(feeds, Mapping) else list(feeds)
     if options.get("calibration") is not None:
         options["calibration"] = list(options["calibration"])  # it is read twice
-    first = InferenceSession(model, **options)
+    loaded = load_model(model, options.get("sess_options"))
+    first = InferenceSession(loaded, **options)
     rewritten = first._rewritten
     outputs = [each.name for each in first.get_outputs()]
     seen = {path: name for path, name in rewritten.made.items() if name not in outputs}
-    here = InferenceSession(_with_outputs(load_model(model), list(seen.values())), **options)
-    there = onnxruntime.InferenceSession(
-        _with_outputs(load_model(model), list(seen.values())).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    with_outputs = _with_outputs(loaded, list(seen.values()))
+    here, there = InferenceSession(with_outputs, **options), session_of(with_outputs)
     names = [*seen.values(), *outputs]
     sums = {name: np.zeros(6) for name in names}
     for given in several:
@@ -92,10 +92,12 @@ def compare(model: Any, feeds: Mapping[str, Any] | Sequence[Mapping[str, Any]], 
     return made + [_error(name, "output", sums[name]) for name in outputs]
 
 
-def _with_outputs(model: Any, names: Sequence[str]) -> Any:
+def _with_outputs(loaded: Loaded, names: Sequence[str]) -> Loaded:
+    model = onnx.ModelProto()
+    model.CopyFrom(loaded.model)
     have = {each.name for each in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    return model
+    return Loaded(model, loaded.folder)
 
 
 def _add(sums: NDArray[np.float64], ours: Any, theirs: Any) -> None:

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from npumatmul.errors import ModelError
+
 __all__ = ["Scope", "attributes"]
 
 #: Operators that weights are found behind.
@@ -26,11 +28,14 @@ class Scope:
         Of the graph that this one is in.
     opset : int
         Version of ONNX's operators in the model.
+    folder : str
+        Where files of weights are that the model names.
     """
 
-    def __init__(self, graph: Any, outer: Scope | None = None, opset: int = 0) -> None:
+    def __init__(self, graph: Any, outer: Scope | None = None, opset: int = 0, folder: str = "") -> None:
         self._outer = outer
         self._opset: int = opset if outer is None else outer._opset
+        self._folder: str = folder if outer is None else outer._folder
         self._own: dict[str, Any] = {each.name: each for each in graph.initializer}
         self._nodes: dict[str, Any] = {}
         # a name that is given, or made here, hides what graphs around have of it
@@ -70,7 +75,7 @@ class Scope:
 
     def _find(self, name: str) -> NDArray[Any] | None:
         if name in self._own:
-            return _array(self._own[name])
+            return _array(self._own[name], self._folder)
         if name in self._nodes:
             return self._folded(self._nodes[name])
         if name in self._hidden or self._outer is None:
@@ -80,7 +85,7 @@ class Scope:
     def _folded(self, node: Any) -> NDArray[Any] | None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             value = attributes(node).get("value")
-            return None if value is None else _array(value)
+            return None if value is None else _array(value, self._folder)
         if not _is_folded(node):
             return None
         given = {name: self._values[name] for name in node.input if name}
@@ -93,13 +98,15 @@ def _is_folded(node: Any) -> bool:
     return node.op_type in _FOLDED and node.domain in ("", "ai.onnx") and len(node.output) == 1
 
 
-def _array(tensor: Any) -> NDArray[Any] | None:
+def _array(tensor: Any, folder: str) -> NDArray[Any] | None:
     """Values of a constant; None if it has others than it says, which ONNX Runtime complains about."""
     try:
-        made = np.asarray(numpy_helper.to_array(tensor))
+        made = np.asarray(numpy_helper.to_array(tensor, folder))
     except OSError:
         raise  # of a file beside the model
-    except Exception:
+    except Exception as error:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:  # outside of its folder, or behind a link
+            raise ModelError(f"the values of {tensor.name!r} are in a file that is not read: {error}") from error
         return None
     return made if made.shape == tuple(tensor.dims) else None
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from npumatmul.errors import ModelError
 from npumatmul.onnx.constants import Scope, attributes
 
 __all__ = ["Candidate", "graphs", "look"]
@@ -52,10 +53,10 @@ class Candidate:
 
 
 def graphs(
-    graph: Any, outer: Scope | None = None, path: str = "", depth: int = 0, opset: int = 0
+    graph: Any, outer: Scope | None = None, path: str = "", depth: int = 0, opset: int = 0, folder: str = ""
 ) -> Iterator[tuple[Any, Scope, str, int]]:
     """A graph, and those in its nodes."""
-    scope = Scope(graph, outer, opset)
+    scope = Scope(graph, outer, opset, folder)
     yield graph, scope, path, depth
     for i, node in enumerate(graph.node):
         for each in node.attribute:
@@ -64,12 +65,12 @@ def graphs(
                 yield from graphs(inner, scope, f"{path}{node.name or f'{node.op_type}_{i}'}.{each.name}/", depth + 1)
 
 
-def look(model: Any) -> list[Candidate]:
-    """All nodes with products, in the order of the model."""
+def look(model: Any, folder: str = "") -> list[Candidate]:
+    """All nodes with products, in the order of the model; files of weights are in a folder."""
     found: list[Candidate] = []
     paths: set[str] = set()
     opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 1)
-    for graph, scope, path, depth in graphs(model.graph, opset=opset):
+    for graph, scope, path, depth in graphs(model.graph, opset=opset, folder=folder):
         for i, node in enumerate(graph.node):
             if node.op_type in KINDS and node.domain in ("", "ai.onnx"):
                 name = path + (node.name or f"{node.op_type}_{i}")
@@ -85,7 +86,7 @@ def look(model: Any) -> list[Candidate]:
 def _why_not(each: Candidate) -> str | None:
     try:
         return _LOOKS[each.node.op_type](each)
-    except OSError:
+    except (OSError, ModelError):
         raise  # of a file beside the model
     except Exception as error:  # anybody may have written the model; ONNX Runtime says what is wrong with it
         return f"it is not as ONNX has it ({type(error).__name__}: {error})"

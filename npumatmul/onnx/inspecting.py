@@ -12,8 +12,8 @@ from npumatmul.chips import Chip
 from npumatmul.chips.timing import CPUS
 from npumatmul.chips.types import ElementType
 from npumatmul.onnx.finding import Candidate, look
+from npumatmul.onnx.loading import load_model, reading_names
 from npumatmul.onnx.rewriting import NodeFilter, choose
-from npumatmul.onnx.session import load_model, reading_names
 from npumatmul.planning.product import plan_matmul, plan_weight
 from npumatmul.quant.routes import route_for
 from npumatmul.quant.schemes import Scheme
@@ -91,9 +91,9 @@ def inspect(
     [('product', 10, 20480)]
     """
     loaded = load_model(model)
-    shapes = _shapes(loaded, sizes or {})
+    shapes = _shapes(loaded.model, sizes or {})
     _, left = choose(loaded, (), filter_fn)
-    return [_inspected(each, left.get(each.path), shapes, chip, scheme) for each in look(loaded)]
+    return [_inspected(each, left.get(each.path), shapes, chip, scheme) for each in look(loaded.model, loaded.folder)]
 
 
 def _inspected(
@@ -139,6 +139,13 @@ def _shapes(model: Any, sizes: Mapping[str, int]) -> dict[str, list[int] | None]
     """Shapes of names with sizes in the place of names, as far as they can be inferred."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
+    names = {dim.dim_param for each in model.graph.input for dim in each.type.tensor_type.shape.dim if dim.dim_param}
+    for name in sizes:
+        if name not in names:
+            known = ", ".join(map(repr, sorted(names))) or "none"
+            raise ValueError(
+                f"sizes: no input of the model has a dimension {name!r}; those that it leaves open: {known}"
+            )
     for each in fixed.graph.input:
         for dim in each.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):

@@ -19,6 +19,7 @@ from npumatmul.nn.product import FLOAT32
 from npumatmul.offload.products import Way, make_product
 from npumatmul.onnx.finding import Candidate, graphs, look
 from npumatmul.onnx.fusing import Uses, fuse
+from npumatmul.onnx.loading import Loaded
 from npumatmul.onnx.nodes import Computed, Convolution, Finish, Product, Quantized, Recurrent, packed_integers
 
 __all__ = ["NodeFilter", "Rewritten", "choose", "rewrite", "types_of"]
@@ -54,12 +55,12 @@ class Rewritten:
 
 
 def choose(
-    model: Any, skip_nodes: Sequence[str], filter_fn: NodeFilter | None
+    loaded: Loaded, skip_nodes: Sequence[str], filter_fn: NodeFilter | None
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Nodes that go onto the NPU, and why others stay."""
     chosen, left = [], {}
     types: dict[str, int] | None = None
-    for each in look(model):
+    for each in look(loaded.model, loaded.folder):
         why = each.why_not
         if why is None and any(fnmatchcase(each.path, pattern) for pattern in skip_nodes):
             why = "skip_nodes names it"
@@ -68,7 +69,7 @@ def choose(
         if why is None and filter_fn is None and each.extra.get("is_small"):
             why = _SMALL.format(each.k, each.n)
         if why is None and each.node.op_type == "MatMulInteger":
-            types = types_of(model) if types is None else types
+            types = types_of(loaded.model) if types is None else types
             kind = _integer_type(each, types)
             why = "the type of its input is not known" if kind is None else None
             each.extra["type"] = kind

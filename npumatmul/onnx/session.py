@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,20 +11,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnxruntime
 
-from npumatmul.errors import ModelError
-from npumatmul.files.reading import shown
 from npumatmul.host.onnx_bridge import Allocate, connect, failure_of
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.offload.products import Way, check_way
-from npumatmul.onnx.finding import graphs
+from npumatmul.onnx.loading import Loaded, load_model, reading_names, session_of
 from npumatmul.onnx.nodes import Computed
 from npumatmul.onnx.report import Report, row_of
 from npumatmul.onnx.rewriting import NodeFilter, choose, rewrite
 
-__all__ = ["InferenceSession", "load_model", "reading_names"]
+__all__ = ["InferenceSession"]
 
 Feeds = Mapping[str, Any]
 
@@ -33,7 +29,6 @@ _numbers = itertools.count(1)
 _sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _extended: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operators, which they may have once
 _extending = threading.Lock()
-_NO_TEXT = "this is no ONNX model: a name in it is no text"
 _RUNS = ("run_with_iobinding", "run_with_ort_values", "run_with_ortvaluevector")
 
 
@@ -56,15 +51,6 @@ def _compute(number: int, given: list[Any], outputs: int, allocate: Allocate) ->
     if work is None:
         raise RuntimeError("the session that this node belongs to is gone, or belongs to another process")
     work.computed[number].compute(given, outputs, allocate)
-
-
-@contextmanager
-def reading_names() -> Iterator[None]:
-    """A model whose names are no text is none."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{_NO_TEXT} ({error})") from error
 
 
 @contextmanager
@@ -156,13 +142,13 @@ class InferenceSession:
         check_way(way)
         if isinstance(skip_nodes, str):
             raise TypeError("InferenceSession: skip_nodes is a sequence of names, not a single text")
-        model = load_model(path_or_bytes)
-        chosen, left = choose(model, skip_nodes, filter_fn)
+        loaded = load_model(path_or_bytes, sess_options)
+        chosen, left = choose(loaded, skip_nodes, filter_fn)
         statistics: dict[str, LayerStatistics] = {}
         if calibration is not None:
-            statistics = _collect(model, chosen, calibration)
+            statistics = _collect(loaded, chosen, calibration)
         self._work = _Work()
-        rewritten = rewrite(model, chosen, left, way, statistics, self._work.number_of)
+        rewritten = rewrite(loaded.model, chosen, left, way, statistics, self._work.number_of)
         self._rewritten = rewritten
         rows = [row_of(path, rewritten.kinds[path], each, scheme) for path, each in rewritten.computed.items()]
         self.report = Report(tuple(rows), left)
@@ -173,8 +159,13 @@ class InferenceSession:
                 options.register_custom_ops_library(str(library))
                 _extended.add(options)
         with _own_errors():  # of nodes whose inputs are constants: they run now
-            self._session = onnxruntime.InferenceSession(
-                _serialized(rewritten.model), options, providers or ["CPUExecutionProvider"], provider_options, **kwargs
+            self._session = session_of(
+                Loaded(rewritten.model, loaded.folder),
+                options,
+                providers,
+                provider_options,
+                is_ours=sess_options is None,
+                **kwargs,
             )
 
     def __repr__(self) -> str:
@@ -213,85 +204,20 @@ class InferenceSession:
         return made
 
 
-def load_model(given: Any) -> Any:
-    """A model of a file, of bytes, or a copy of one that is loaded.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
-    npumatmul.errors.ModelError
-        If it is no model.
-    """
-    if isinstance(given, onnx.ModelProto):
-        made = onnx.ModelProto()
-        made.CopyFrom(given)
-        return _as_later(made)
-    if not isinstance(given, bytes | str | os.PathLike):
-        raise TypeError(f"InferenceSession: a model is a path, bytes or an onnx.ModelProto, not {type(given).__name__}")
-    called = "the bytes" if isinstance(given, bytes) else str(given)
-    try:
-        model = onnx.load_from_string(given) if isinstance(given, bytes) else onnx.load(given)
-    except OSError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{called}: this is no ONNX model: {shown(str(error))}") from error
-    if not model.graph.node and not model.graph.output:
-        raise ModelError(f"{called}: this is no ONNX model: it has no graph")
-    for graph, *_ in graphs(model.graph):
-        _check_names(graph, called)
-    return _as_later(model)
-
-
-def _check_names(graph: Any, called: str) -> None:
-    """Protocol buffers give bytes where a text is none."""
-    names = [each.name for part in (graph.input, graph.output, graph.initializer, graph.value_info) for each in part]
-    for node in graph.node:
-        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
-        names += [each.name for each in node.attribute]
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelError(f"{called}: {_NO_TEXT} ({name!r})")
-
-
-def _as_later(model: Any) -> Any:
-    """The same without functions of its own, and without inputs that are constants, as models had before version 4."""
-    if model.functions:
-        try:
-            model = onnx.inliner.inline_local_functions(model)
-        except Exception:  # ONNX Runtime says what is wrong with it; what is in functions stays
-            return model
-    if 0 < model.ir_version < 4:  # no initializer can be given anew then, though all are inputs
-        constants = {each.name for each in model.graph.initializer}
-        inputs = [each for each in model.graph.input if each.name not in constants]
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.ir_version = 4
-    return model
-
-
-def _serialized(model: Any) -> bytes:
-    try:
-        made: bytes = model.SerializeToString()
-    except ValueError as error:
-        raise ModelError(f"what stays on the CPU is larger than the 2 GB that a model can have: {error}") from error
-    return made
-
-
-def _collect(model: Any, chosen: Sequence[Any], calibration: Iterable[Feeds]) -> dict[str, LayerStatistics]:
+def _collect(loaded: Loaded, chosen: Sequence[Any], calibration: Iterable[Feeds]) -> dict[str, LayerStatistics]:
     """What comes into products of the outermost graph."""
     wanted = {each.path: each for each in chosen if each.depth == 0 and each.node.op_type in ("MatMul", "Gemm")}
     if not wanted:
         return {}
     looked = onnx.ModelProto()
-    looked.CopyFrom(model)
+    looked.CopyFrom(loaded.model)
     names = sorted({each.node.input[0] for each in wanted.values()})
     have = {each.name for each in looked.graph.output}
     inputs = {each.name for each in looked.graph.input}
     looked.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in names if name not in have and name not in inputs
     )
-    session = onnxruntime.InferenceSession(_serialized(looked), providers=["CPUExecutionProvider"])
+    session = session_of(Loaded(looked, loaded.folder))
     found: dict[str, LayerStatistics] = {path: LayerStatistics(each.k) for path, each in wanted.items()}
     count = 0
     for feeds in calibration:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul.host.epilogue import Activation
 from npumatmul.sklearn.ranges import Float64, Ranges
 
 __all__ = ["Affine", "UnscaledError"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-#: The share of a typical result that rounding rows to eight bits may take before they are refused.
-MAX_LOSS = 0.05
+#: A feature that no example says anything of is taken to vary by about one. Where such a feature has a value beyond
+#: this, fewer than two of the row's 127 steps would be left to another one.
+MAX_SIZE = 64.0
+#: The share of a row's typical result that rounding the row to eight bits may take.
+MAX_LOSS = 0.15
 
 
 class UnscaledError(ValueError):
-    """Features differ so much in size that rows of eight bits would lose the small ones."""
+    """Features of a row differ so much in size that eight bits would lose the small ones."""
 
 
 class Affine:
@@ -34,12 +36,13 @@ class Affine:
     scheme : str
     device : Device or str or None
     ranges : Ranges, optional
-        Of the rows' features: they are folded into weight and bias.
+        Of what the rows hold: they are folded into weight and bias.
     center : ndarray of float, shape (K,), optional
         What is taken from rows in float64 before they are rounded; bias is that of rows which it was taken from.
     guards : bool
-        Whether rows of eight bits are refused where their features are too unlike; of first layers without `ranges`.
-    activation : str, optional
+        Whether rows are refused that eight bits would lose, each by itself; of products with the features. With
+        `ranges` such rows are multiplied in two terms, and refused only for features whose range is not known.
+    activation : {"relu"}, optional
         As of `npumatmul.Epilogue`.
     """
 
@@ -54,21 +57,27 @@ class Affine:
         ranges: Ranges | None = None,
         center: NDArray[Any] | None = None,
         guards: bool = False,
-        activation: Activation | None = None,
+        activation: Literal["relu"] | None = None,
     ) -> None:
         w = np.asarray(weight, np.float64)
         b = None if bias is None else np.asarray(bias, np.float64)
+        unit = None
         if ranges is not None:
+            if len(ranges.middle) != len(w):
+                raise ValueError(f"{name}: ranges of {len(ranges.middle)} values for {len(w)}")
             middle = ranges.middle if center is None else ranges.middle - np.asarray(center, np.float64)
             b = middle @ w + (0.0 if b is None else b)
-            w = ranges.half[:, None] * w
-            center = None  # ranges have a middle of their own
+            unit = ranges.units(w)
+            w = unit[:, None] * w
+            center = ranges.middle
         _check_finite(name, w, b)
         self.name, self.scheme, self.activation = name, scheme, activation
         self._center = None if center is None else np.asarray(center, np.float64)
-        self._ranges = ranges
+        self._unit = unit
+        self._guards = guards
+        self._unknown = slice(None) if ranges is None else ranges.spread == 0
         self._bias = None if b is None else b.astype(np.float32)
-        self._norms = (w * w).sum(axis=1) if guards and scheme == "w8a8" and ranges is None else None
+        self._norms = (w * w).sum(axis=1) if scheme == "w8a8" and (guards or ranges is not None) else None
         self.packed = npu.pack(w.astype(np.float32), scheme, device=device)  # type: ignore[arg-type]
 
     @property
@@ -84,32 +93,54 @@ class Affine:
         UnscaledError
             As `guards` says.
         """
-        if self._ranges is not None:
-            rows = self._ranges.scaled(rows)
-        elif self._center is not None:
+        if self._center is not None:
             rows = rows - self._center
-        if self._norms is not None:
-            self._check_alike(rows)
+        given = rows
+        if self._unit is not None:
+            rows = rows / self._unit
+        lost = None if self._norms is None else self._lost(given, rows, self._norms)
         epilogue = None
         if self._bias is not None or self.activation is not None:
             epilogue = npu.Epilogue(bias=self._bias, activation=self.activation)
         made: NDArray[np.float32] = npu.matmul(_float32(rows), self.packed, epilogue=epilogue)
+        if lost is not None and lost.any():
+            made[lost] = self._in_two_terms(_float32(rows[lost]))
         return made
 
-    def _check_alike(self, rows: NDArray[Any]) -> None:
-        norms = self._norms
-        assert norms is not None
+    def _lost(self, given: NDArray[Any], rows: NDArray[Any], norms: Float64) -> Any:
+        """Which rows eight bits would lose: of each it is said by itself."""
         r = np.asarray(rows, np.float64)
         largest = np.abs(r).max(axis=1, initial=0.0)
         typical = np.sqrt((r * r) @ norms)
-        loss = largest / 127 / np.sqrt(12) * np.sqrt(norms.sum())
-        known = typical > 0
-        if known.any() and float(np.mean(loss[known] / typical[known])) > MAX_LOSS:
+        lost = largest / 127 / np.sqrt(12) * np.sqrt(norms.sum()) > MAX_LOSS * typical
+        lost &= typical > 0
+        if not self._guards:
+            return lost
+        beyond = np.abs(given[:, self._unknown]).max(axis=1, initial=0.0) > MAX_SIZE
+        refused = beyond if self._unit is not None else beyond | lost
+        if not refused.any():
+            return lost
+        row = f"row {int(refused.argmax())} of X"
+        if self._unit is None:
             raise UnscaledError(
-                f"{self.name}: in scheme 'w8a8' a row has one scale, and features of this X differ so much in size "
-                f"that the small ones would be lost; give offload an example_input, whose ranges are folded into the "
+                f"{self.name}: in scheme 'w8a8' a row has one scale, and features of {row} differ so much in size that "
+                f"the small ones would be lost; give offload an example_input, whose ranges are folded into the "
                 f"weights, or scale the features (StandardScaler), or use scheme 'w16a16'"
             )
+        raise UnscaledError(
+            f"{self.name}: in scheme 'w8a8' {row} is far away in a feature that has one value only in example_input, "
+            f"so that nothing is known of its range; give offload more rows as an example, or use scheme 'w16a16'"
+        )
+
+    def _in_two_terms(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows as sums of two of eight bits, the second one of what the first leaves."""
+        unit = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+        coarse = np.rint(rows / np.where(unit > 0, unit, np.float32(1))) * unit
+        terms: NDArray[np.float32] = npu.matmul(np.concatenate([coarse, rows - coarse]), self.packed)
+        made = terms[: len(rows)] + terms[len(rows) :]
+        if self._bias is not None:
+            made += self._bias
+        return np.maximum(made, np.float32(0)) if self.activation == "relu" else made
 
 
 def _check_finite(name: str, w: Float64, b: Float64 | None) -> None:

@@ -27,24 +27,26 @@ class Way:
     ----------
     scheme : str
     device : Device or str or None
-    ranges : Ranges or None
-        Of the features that the estimator is given.
+    ranges : tuple of Ranges
+        As `Computation.ranges_of` found them in an example; empty without one.
     """
 
     scheme: str
     device: Any = None
-    ranges: Ranges | None = None
+    ranges: tuple[Ranges, ...] = ()
 
     def first(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, **more: Any) -> Affine:
         """A product with the features themselves."""
-        ranges = self.ranges if self.scheme == "w8a8" else None
-        return Affine(
-            name, weight, bias, scheme=self.scheme, device=self.device, ranges=ranges, guards=ranges is None, **more
-        )
+        return self.later(name, weight, bias, number=0, guards=True, **more)
 
-    def later(self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, **more: Any) -> Affine:
-        """A product with what was computed before."""
-        return Affine(name, weight, bias, scheme=self.scheme, device=self.device, **more)
+    def later(
+        self, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None, *, number: int | None = None,
+        **more: Any,
+    ) -> Affine:  # fmt: skip
+        """A product with what was computed before, whose ranges are those of a number, if it has any."""
+        known = bool(self.ranges) and self.scheme == "w8a8" and number is not None
+        ranges = self.ranges[number] if known and number is not None else None
+        return Affine(name, weight, bias, scheme=self.scheme, device=self.device, ranges=ranges, **more)
 
 
 class Computation:
@@ -63,6 +65,11 @@ class Computation:
     def __init__(self, estimator: Any, way: Way) -> None:
         self.estimator = estimator
         self.products: list[Affine] = []
+
+    @classmethod
+    def ranges_of(cls, estimator: Any, rows: NDArray[Any]) -> tuple[Ranges, ...]:
+        """The ranges of what products are given where the estimator is given some rows: the features, then others."""
+        return (Ranges.of(rows),)
 
     @property
     def classes(self) -> NDArray[Any]:

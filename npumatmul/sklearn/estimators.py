@@ -83,7 +83,13 @@ class NpuEstimator(BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def of_fitted(
-        cls: type[_Self], estimator: Any, *, scheme: str, device: Any, example_input: Any, ranges: Ranges | None = None
+        cls: type[_Self],
+        estimator: Any,
+        *,
+        scheme: str,
+        device: Any,
+        example_input: Any,
+        ranges: tuple[Ranges, ...] = (),
     ) -> _Self:
         """Wrap an estimator that is fitted."""
         made = cls(estimator, scheme=scheme, device=device, example_input=example_input)
@@ -119,17 +125,19 @@ class NpuEstimator(BaseEstimator):  # type: ignore[misc]
         fitted = clone(self.estimator)
         fitted.fit(X, y, **fit_params)
         example = X if self.example_input is None else self.example_input
-        self._use(fitted, self._ranges(fitted, example) if self.scheme == "w8a8" else None)
+        self._use(fitted, self._ranges(fitted, example))
         return self
 
-    def _use(self, fitted: Any, ranges: Ranges | None) -> None:
+    def _use(self, fitted: Any, ranges: tuple[Ranges, ...]) -> None:
         computation = computation_of(fitted, Way(check_estimator_scheme(self.scheme), self.device, ranges))
         self.estimator_, self._computation, self._folded = fitted, computation, ranges
 
-    def _ranges(self, fitted: Any, example: Any) -> Ranges | None:
+    def _ranges(self, fitted: Any, example: Any) -> tuple[Ranges, ...]:
         if self.scheme != "w8a8":
-            return None
-        return Ranges.of(validate_data(fitted, example, reset=False, dtype=[np.float64, np.float32]))
+            return ()
+        family = family_of(fitted, refuses=True)
+        assert family is not None
+        return family.ranges_of(fitted, validate_data(fitted, example, reset=False, dtype=[np.float64, np.float32]))
 
     def __getattr__(self, name: str) -> Any:
         if not name.endswith("_") or name.startswith("_") or name == "estimator_":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.sklearn.computation import Computation, Way, probabilities_of_scores
+from npumatmul.sklearn.ranges import Float64, Ranges
 
 __all__ = ["Discriminant", "LinearClassifier", "LinearRegressor", "LogisticClassifier", "Projection"]
 
@@ -71,16 +72,18 @@ class Projection(Computation):
 
     def __init__(self, estimator: Any, way: Way) -> None:
         super().__init__(estimator, way)
-        components = np.asarray(estimator.components_, np.float64)
-        mean = getattr(estimator, "mean_", None)
-        forward, back = components, components
-        if getattr(estimator, "whiten", False):
-            scale = np.sqrt(np.maximum(estimator.explained_variance_, np.finfo(np.float64).tiny))[:, None]
-            forward, back = components / scale, components * scale
-        self._forward = way.first("components_", forward.T, center=mean)
-        self._back = way.later("components_, back", back, None)
-        self._mean = mean
+        forward, back = _ways_of(estimator)
+        self._mean = getattr(estimator, "mean_", None)
+        self._forward = way.first("components_", forward.T, center=self._mean)
+        self._back = way.later("components_, back", back, number=1)
         self.products = [self._forward, self._back]
+
+    @classmethod
+    def ranges_of(cls, estimator: Any, rows: NDArray[Any]) -> tuple[Ranges, ...]:
+        """Of the features, and of components."""
+        mean = getattr(estimator, "mean_", None)
+        centred = np.asarray(rows, np.float64) - (0.0 if mean is None else mean)
+        return Ranges.of(rows), Ranges.of(centred @ _ways_of(estimator)[0].T)
 
     def transform(self, rows: NDArray[Any]) -> NDArray[Any]:
         return self._forward(rows)
@@ -88,6 +91,15 @@ class Projection(Computation):
     def inverse_transform(self, rows: NDArray[Any]) -> NDArray[Any]:
         made: NDArray[Any] = self._back(rows)
         return made if self._mean is None else made.astype(np.float64) + self._mean
+
+
+def _ways_of(estimator: Any) -> tuple[Float64, Float64]:
+    """What rows and components are multiplied by, ``(components, features)``."""
+    components = np.asarray(estimator.components_, np.float64)
+    if not getattr(estimator, "whiten", False):
+        return components, components
+    scale = np.sqrt(np.maximum(estimator.explained_variance_, np.finfo(np.float64).tiny))[:, None]
+    return components / scale, components * scale
 
 
 class Discriminant(LinearClassifier):

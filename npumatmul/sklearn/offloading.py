@@ -39,7 +39,8 @@ def offload(estimator: Any, scheme: str = "w16a16", example_input: Any = None, *
         is computed once more in float64 on the CPU.
     example_input : array_like, shape (n, features), optional
         With ``"w8a8"``: some rows as the estimator will be given, such as 100 of those that it was fitted to. The
-        ranges of features are folded into the weights, so that no feature is lost beside larger ones.
+        ranges of features are folded into the weights, so that no feature is lost beside larger ones. Rows that are
+        unlike the example are multiplied in two terms, which takes longer.
     device : Device or str, optional
         The current device by default.
 
@@ -55,8 +56,8 @@ def offload(estimator: Any, scheme: str = "w16a16", example_input: Any = None, *
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     ValueError
-        If there is no such scheme, or `example_input` does not fit. Later, `predict` raises `ValueError` if rows are
-        not fit for eight bits, and there was no example.
+        If there is no such scheme, or `example_input` does not fit. Later, `predict` raises `ValueError` if a row is
+        not fit for eight bits, and the example says nothing of such features, or there was none.
 
     Examples
     --------

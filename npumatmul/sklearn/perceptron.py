@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.sklearn.computation import FUNCTIONS, Computation, Way
+from npumatmul.sklearn.ranges import Ranges
 
 __all__ = ["PerceptronClassifier", "PerceptronRegressor"]
 
@@ -17,11 +18,20 @@ class _Perceptron(Computation):
         super().__init__(estimator, way)
         last = len(estimator.coefs_) - 1
         for i, (weight, bias) in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True)):
-            make = way.first if i == 0 else way.later
-            in_place = "relu" if estimator.activation == "relu" and i < last else None
-            self.products.append(make(f"coefs_[{i}]", weight, bias, activation=in_place))
+            in_place: Literal["relu"] | None = "relu" if estimator.activation == "relu" and i < last else None
+            self.products.append(way.later(f"coefs_[{i}]", weight, bias, number=i, guards=i == 0, activation=in_place))
         self._function = FUNCTIONS["identity" if estimator.activation == "relu" else estimator.activation]
         self._last = FUNCTIONS[estimator.out_activation_]
+
+    @classmethod
+    def ranges_of(cls, estimator: Any, rows: NDArray[Any]) -> tuple[Ranges, ...]:
+        """Of what each layer is given."""
+        found = [Ranges.of(rows)]
+        function = FUNCTIONS[estimator.activation]
+        for weight, bias in zip(estimator.coefs_[:-1], estimator.intercepts_[:-1], strict=True):
+            rows = function(np.asarray(rows, np.float64) @ weight + bias)
+            found.append(Ranges.of(rows))
+        return tuple(found)
 
     def outputs(self, rows: NDArray[Any]) -> NDArray[Any]:
         """What the last layer gives, ``(M, outputs)``."""

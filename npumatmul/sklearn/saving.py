@@ -2,7 +2,7 @@
 
 ===================  ============================================================================================
 estimator.skops      the estimator, or pipeline, as scikit-learn fitted it
-npumatmul.json       scheme, and the ranges of features that were folded into weights of each step
+npumatmul.json       scheme, and the ranges of values that were folded into weights of each step
 ===================  ============================================================================================
 """
 
@@ -82,7 +82,7 @@ def save(estimator: Any, folder: str | os.PathLike[str]) -> None:
     settings = {
         "format": _FORMAT,
         "scheme": found[0][1].scheme,
-        "steps": {path: _written(each._folded) for path, each in found},
+        "steps": {path: [_written(ranges) for ranges in each._folded] for path, each in found},
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def read_skops(path: Path, trusted: Sequence[str] = ()) -> Any:
         raise UnusableFileError(f"{path} cannot be read by skops: {type(error).__name__}: {error}") from error
 
 
-def _settings(path: Path) -> tuple[str, dict[str, Ranges | None]]:
+def _settings(path: Path) -> tuple[str, dict[str, tuple[Ranges, ...]]]:
     try:
         read = parse_json(read_text(path, _SETTINGS_BYTES))
         if not isinstance(read, dict) or not isinstance(read.get("steps"), dict):
@@ -158,7 +158,7 @@ def _settings(path: Path) -> tuple[str, dict[str, Ranges | None]]:
             raise ValueError(f"its format is {shown(read.get('format'))}; this npumatmul reads {_FORMAT}")
         if read.get("scheme") not in SCHEMES:
             raise ValueError(f"its scheme is {shown(read.get('scheme'))}")
-        return read["scheme"], {name: _read(each) for name, each in read["steps"].items()}
+        return read["scheme"], {name: tuple(map(_read, each)) for name, each in read["steps"].items()}
     except (ValueError, TypeError, KeyError) as error:
         raise UnusableFileError(f"{path} is none of npumatmul.sklearn.save: {error}") from error
 
@@ -199,7 +199,7 @@ def _for_predicting(estimator: Any) -> Any:
     return made
 
 
-def _again(estimator: Any, path: str, scheme: str, device: Any, steps: dict[str, Ranges | None]) -> Any:
+def _again(estimator: Any, path: str, scheme: str, device: Any, steps: dict[str, tuple[Ranges, ...]]) -> Any:
     if isinstance(estimator, Pipeline):
         return with_steps(
             estimator, [(name, _again(step, f"{path}/{name}", scheme, device, steps)) for name, step in estimator.steps]
@@ -209,20 +209,18 @@ def _again(estimator: Any, path: str, scheme: str, device: Any, steps: dict[str,
             raise ValueError("its estimator is not among its steps")
         return estimator
     family_of(estimator, refuses=True)
-    ranges = steps[path]
-    if ranges is not None and len(ranges.middle) != estimator.n_features_in_:
-        raise ValueError(f"ranges of {len(ranges.middle)} features for {estimator.n_features_in_}")
-    return wrapper_of(estimator).of_fitted(estimator, scheme=scheme, device=device, example_input=None, ranges=ranges)
+    return wrapper_of(estimator).of_fitted(
+        estimator, scheme=scheme, device=device, example_input=None, ranges=steps[path]
+    )
 
 
-def _written(ranges: Ranges | None) -> Any:
-    return None if ranges is None else {"middle": ranges.middle.tolist(), "half": ranges.half.tolist()}
+def _written(ranges: Ranges) -> Any:
+    return {"middle": ranges.middle.tolist(), "spread": ranges.spread.tolist()}
 
 
-def _read(written: Any) -> Ranges | None:
-    if written is None:
-        return None
-    middle, half = (np.array(written[name], np.float64) for name in ("middle", "half"))
-    if middle.ndim != 1 or middle.shape != half.shape or not np.isfinite([middle, half]).all() or (half <= 0).any():
+def _read(written: Any) -> Ranges:
+    middle, spread = (np.array(written[name], np.float64) for name in ("middle", "spread"))
+    alike = middle.ndim == 1 and middle.shape == spread.shape
+    if not alike or not np.isfinite([middle, spread]).all() or (spread < 0).any():
         raise ValueError("its ranges are none")
-    return Ranges(middle, half)
+    return Ranges(middle, spread)

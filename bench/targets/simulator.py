@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
-import pytest
 
 import npumatmul as npu
-from conftest import Beside
+from targets.lines import Turns, line
 
 K = N = 2048
 
 
-@pytest.mark.parametrize("scheme", ["w16a16", "w8a8"])
-@pytest.mark.parametrize("rows", [1, 32, 256])
-def test_simulated_product(beside: Beside, scheme: str, rows: int) -> None:
+@line(
+    "simulated {0}x2048 @ 2048x2048, {1}",
+    "numpy float32 @, its threads",
+    over=product((1, 32, 256), ("w16a16", "w8a8")),
+)
+def simulated_product(rows: int, scheme: str) -> Iterator[Turns]:
     """A linear layer, packed once."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((rows, K)).astype(np.float32), rng.standard_normal((K, N)).astype(np.float32)
     with npu.pack(b, scheme) as packed:
-        what = f"simulated {rows}x{K} @ {K}x{N}, {scheme}"
-        beside(what, lambda: npu.matmul(a, packed), "numpy float32 @, its threads", lambda: a @ b)
+        yield Turns(lambda: npu.matmul(a, packed), lambda: a @ b)

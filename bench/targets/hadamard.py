@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
-import pytest
 
-from conftest import Beside
 from npumatmul.quant import Hadamard, hadamard_matrix
+from targets.lines import Turns, line
 
 
-@pytest.mark.parametrize("k", [576, 1536, 2048, 4096, 5632, 11008])
-@pytest.mark.parametrize("rows", [1, 128])
-def test_hadamard_rows(beside: Beside, k: int, rows: int) -> None:
+@line(
+    "Hadamard transform of {0}x{1}",
+    "numpy float32 @ dense matrix, its threads",
+    over=product((1, 128), (576, 1536, 2048, 4096, 5632, 11008)),
+)
+def hadamard_rows(rows: int, k: int) -> Iterator[Turns]:
     """As `matmul` does it for weights with a Hadamard transform."""
     x = np.random.default_rng(0).standard_normal((rows, k)).astype(np.float32)
     transform = Hadamard(k)
     rotation = (transform.signs[:, np.newaxis] * hadamard_matrix(k).T / np.sqrt(k)).astype(np.float32)
     np.testing.assert_allclose(transform.activation(x), x @ rotation, atol=1e-4)
-    what = f"Hadamard transform of {rows}x{k}"
-    beside(what, lambda: transform.activation(x), "numpy float32 @ dense matrix, its threads", lambda: x @ rotation)
+    yield Turns(lambda: transform.activation(x), lambda: x @ rotation)

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import pytest
 
 import npumatmul as npu
-from conftest import Beside
 from npumatmul.host.executor import Call, Executor, Report
+from targets.lines import Turns, line
 
 #: So many calls are timed as one, for a clock that is read in a tenth of the time of one.
 CALLS = 100
 
 
-@pytest.mark.parametrize("scheme", ["w16a16", "w8a8"])
-def test_smallest_product(beside: Beside, scheme: str) -> None:
+@line("dispatch 1x32 @ 32x32, {0}", "numpy float32 @", over=[("w16a16",), ("w8a8",)])
+def smallest_product(scheme: str) -> Iterator[Turns]:
     """One row by one tile: Python, packing, binding and storing are nearly all of it."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((1, 32)).astype(np.float32), rng.standard_normal((32, 32)).astype(np.float32)
     out = np.empty((1, 32), np.float32)
     with npu.pack(b, scheme) as packed:
-        what = f"dispatch 1x32 @ 32x32, {scheme}"
-        beside(what, lambda: npu.matmul(a, packed), "numpy float32 @", lambda: np.matmul(a, b, out=out))
+        yield Turns(lambda: npu.matmul(a, packed), lambda: np.matmul(a, b, out=out))
 
 
 def bare_call(product: Callable[[], Any]) -> Callable[[], None]:
@@ -50,12 +48,14 @@ def bare_call(product: Callable[[], Any]) -> Callable[[], None]:
     return bare
 
 
-@pytest.mark.parametrize("way", ["matmul", "@", "Matmul.execute", "linear", "out"])
-def test_above_the_executor(beside: Beside, way: str) -> None:
-    """By whichever way it goes, the time above the bare call is to be at most twice that of the call itself.
-
-    A speed ratio of 0.33 says just that.
-    """
+@line(
+    "100 x 1x64 @ 64x64 by {0}, w8a8",
+    "the executor's calls",
+    most=3.0,
+    over=[("matmul",), ("@",), ("Matmul.execute",), ("linear",), ("out",)],
+)
+def above_the_executor(way: str) -> Iterator[Turns]:
+    """By whichever way it goes, the time above the bare call is to be at most twice that of the call itself."""
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((1, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
     bias, out = rng.standard_normal(64).astype(np.float32), np.empty((1, 64), np.float32)
@@ -74,4 +74,4 @@ def test_above_the_executor(beside: Beside, way: str) -> None:
             for _ in range(CALLS):
                 product()
 
-        beside(f"{CALLS} x 1x64 @ 64x64 by {way}, w8a8", products, "the executor's calls", bare_call(product))
+        yield Turns(products, bare_call(product))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
-import pytest
 
-from conftest import Beside
 from npumatmul import nn
+from targets.lines import Turns, line
 
 RNG = np.random.default_rng(0)
 HEADS, KV_HEADS, DIM = 32, 8, 64
@@ -34,9 +35,10 @@ def loaded(module: Any, pack: Any = None) -> Any:
     return module
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("tokens", [16, 1024])
-def test_block_of_one_token(beside: Beside, dtype: str, tokens: int) -> None:
+@line(
+    "block of 1 token after {0}, {1}", "its products by numpy", over=product((16, 1024), ("float32", "float16", "int8"))
+)
+def block_of_one_token(tokens: int, dtype: str) -> Iterator[Turns]:
     """All that a block does but its products, beside these in float32 by numpy; on an NPU they take a share of that."""
     hidden, inner = HEADS * DIM, 8192
 
@@ -58,10 +60,10 @@ def test_block_of_one_token(beside: Beside, dtype: str, tokens: int) -> None:
         cache.trim(1)
 
     def multiplied() -> None:
-        for product, row in zip(products, rows, strict=True):
-            product(row)
+        for each, row in zip(products, rows, strict=True):
+            each(row)
 
-    beside(f"block of 1 token after {tokens}, {dtype}", token, "its products by numpy", multiplied)
+    yield Turns(token, multiplied)
 
 
 def written_out(q: Any, k: Any, v: Any) -> Any:
@@ -75,16 +77,16 @@ def written_out(q: Any, k: Any, v: Any) -> Any:
     return scores @ v / scores.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize(("tokens", "keys"), [(1, 1024), (128, 1024), (512, 512)])
-def test_attention(beside: Beside, tokens: int, keys: int, dtype: Any) -> None:
+@line(
+    "attention of {0} to {1}, {2}",
+    "written out",
+    over=[(*sizes, dtype) for sizes in ((1, 1024), (128, 1024), (512, 512)) for dtype in ("float32", "float16")],
+)
+def attention(tokens: int, keys: int, dtype: str) -> Iterator[Turns]:
     """A token, a part of a prompt, and a prompt."""
     q = RNG.standard_normal((1, HEADS, tokens, DIM), np.float32)
     k, v = RNG.standard_normal((2, 1, KV_HEADS, keys, DIM), np.float32).astype(dtype)
-    what = f"attention of {tokens} to {keys}, {np.dtype(dtype)}"
-    beside(
-        what,
+    yield Turns(
         lambda: nn.scaled_dot_product_attention(q, k, v, mask="causal"),
-        "written out",
         lambda: written_out(q, k, v),
     )

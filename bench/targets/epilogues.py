@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-import pytest
 
 import npumatmul as npu
-from conftest import Beside
+from targets.lines import Turns, line
 
 
-@pytest.mark.parametrize("step", ["bias", "bias, silu, multiply"])
-@pytest.mark.parametrize("rows", [1, 256])
-def test_epilogue(beside: Beside, step: str, rows: int) -> None:
+@line(
+    "{0}x64 @ 64x4096 with {1}",
+    "product, then numpy",
+    least=1.0,
+    over=[(rows, step) for step in ("bias", "bias, silu, multiply") for rows in (1, 256)],
+)
+def epilogue(rows: int, step: str) -> Iterator[Turns]:
     """A thin product, so that the steps after it are a large part."""
     rng = np.random.default_rng(0)
     k, n = 64, 4096
@@ -19,7 +24,7 @@ def test_epilogue(beside: Beside, step: str, rows: int) -> None:
     bias, up = rng.standard_normal(n).astype(np.float32), rng.standard_normal((rows, n)).astype(np.float32)
     out = np.empty((rows, n), np.float32)
     swiglu = step != "bias"
-    epilogue = npu.Epilogue(bias=bias, activation="silu", multiply=up) if swiglu else npu.Epilogue(bias=bias)
+    done_with = npu.Epilogue(bias=bias, activation="silu", multiply=up) if swiglu else npu.Epilogue(bias=bias)
     with npu.pack(b) as packed:
 
         def afterwards() -> np.ndarray:
@@ -27,5 +32,4 @@ def test_epilogue(beside: Beside, step: str, rows: int) -> None:
             y += bias
             return y / (1 + np.exp(-y)) * up if swiglu else y
 
-        what = f"{rows}x{k} @ {k}x{n} with {step}"
-        beside(what, lambda: npu.matmul(a, packed, out, epilogue=epilogue), "product, then numpy", afterwards)
+        yield Turns(lambda: npu.matmul(a, packed, out, epilogue=done_with), afterwards)

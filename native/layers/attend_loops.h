@@ -1,0 +1,257 @@
+/*
+ * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
+ * ATTEND_ROWS, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
+ *
+ * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
+ * orders leave room for registers of any width, and for any number of rows at once.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "attend.h"
+#include "exp.h"
+
+#define INLINE static inline __attribute__((always_inline)) LANES_TARGET
+
+enum { BLOCK = NPUMM_ATTEND_BLOCK, KEYS = WIDTH / 4, ROWS = ATTEND_ROWS, COLUMNS = ATTEND_COLUMNS };
+
+INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
+  if (type == NPUMM_KV_FLOAT16) return vec_of_halves((const uint16_t *)row + at);
+  if (type == NPUMM_KV_INT8) return vec_of_codes((const int8_t *)row + at);
+  return vec_load((const float *)row + at);
+}
+
+/* ---- scores -------------------------------------------------------------------------------------------------------- */
+
+/* Sums in lanes of `rows` queries with KEYS keys that are 4 apart, folded. */
+INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys, vec *folded) {
+  vec sums[ROWS][KEYS][GROUP];
+  for (int r = 0; r < rows; r++) {
+    for (int k = 0; k < KEYS; k++) {
+      for (int g = 0; g < GROUP; g++) sums[r][k][g] = vec_all(0.0f);
+    }
+  }
+  for (int64_t d = 0; d < dim; d += 16) {
+    for (int g = 0; g < GROUP; g++) {
+      const int64_t at = d + g * WIDTH;
+      for (int k = 0; k < KEYS; k++) {
+        const vec key = load_as(type, keys[4 * k], at);
+        for (int r = 0; r < rows; r++) sums[r][k][g] = vec_fma(vec_load(q + r * dim + at), key, sums[r][k][g]);
+      }
+    }
+  }
+  for (int r = 0; r < rows; r++) folded[r] = vec_fold(sums[r]);
+}
+
+/* Scores of `rows` queries and the keys first to last. */
+INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
+                           int64_t last) {
+  const int64_t dim = block->key_dim;
+  for (int64_t j = first; j < last; j += WIDTH) {
+    vec folded[4][ROWS];
+    for (int i = 0; i < 4; i++) products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded[i]);
+    for (int r = 0; r < rows; r++) {
+      vec_store(block->scores + (row + r) * BLOCK + j, vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
+    }
+  }
+}
+
+/* ---- values -------------------------------------------------------------------------------------------------------- */
+
+/* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
+INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
+                    int64_t first, int64_t last, int shrinks) {
+  vec sums[ROWS][COLUMNS];
+  const int64_t dim = block->value_dim;
+  float *at = block->sums + row * dim + column;
+  const float *weights = block->scores + row * BLOCK;
+  for (int r = 0; r < rows; r++) {
+    const vec factor = vec_all(block->factor[row + r]);
+    for (int c = 0; c < columns; c++) {
+      const vec sum = vec_load(at + r * dim + c * WIDTH);
+      sums[r][c] = shrinks ? vec_mul(sum, factor) : sum;
+    }
+  }
+  for (int64_t j = first; j < last; j++) {
+    vec values[COLUMNS];
+    for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
+    for (int r = 0; r < rows; r++) {
+      const vec weight = vec_all(weights[r * BLOCK + j]);
+      for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    for (int c = 0; c < columns; c++) vec_store(at + r * dim + c * WIDTH, sums[r][c]);
+  }
+}
+
+INLINE void all_columns(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
+                        int64_t last, int shrinks) {
+  int64_t column = 0;
+  for (; column + COLUMNS * WIDTH <= block->value_dim; column += COLUMNS * WIDTH) {
+    sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks);
+  }
+  for (; column < block->value_dim; column += WIDTH) sums_of(type, rows, 1, block, row, column, first, last, shrinks);
+}
+
+/* Tokens that not all rows see come for each row by itself, before and after those that they all see. */
+INLINE void values_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row) {
+  const int32_t *low = block->low + row, *high = block->high + row;
+  int32_t first = low[0], last = high[0];
+  for (int r = 1; r < rows; r++) {
+    first = low[r] > first ? low[r] : first;
+    last = high[r] < last ? high[r] : last;
+  }
+  if (last < first) last = first;
+  int shrinks = 1;
+  for (int r = 0; r < rows; r++) {
+    if (low[r] < first) shrinks = 0;
+  }
+  if (!shrinks) {
+    for (int r = 0; r < rows; r++) all_columns(type, 1, block, row + r, low[r], high[r] < first ? high[r] : first, 1);
+  }
+  all_columns(type, rows, block, row, first, last, shrinks);
+  for (int r = 0; r < rows; r++) {
+    const int32_t from = low[r] > last ? low[r] : last;
+    if (from < high[r]) all_columns(type, 1, block, row + r, from, high[r], 0);
+  }
+}
+
+/* ---- the softmax --------------------------------------------------------------------------------------------------- */
+
+LANES float exp_of_one(float x) {
+  float y[WIDTH];
+  vec_store(y, vec_exp(vec_all(x)));
+  return y[0];
+}
+
+/* Scores of a row become exponentials. */
+LANES void weigh(const npumm_block *block, int64_t row) {
+  const int32_t low = block->low[row], high = block->high[row];
+  const int32_t first = low & ~15, last = (high + 15) & ~15;
+  float *scores = block->scores + row * BLOCK;
+  block->factor[row] = 1.0f;
+  if (low >= high) return;
+  if (block->scaled) {
+    for (int32_t j = first; j < last; j += WIDTH) {
+      vec_store(scores + j, vec_mul(vec_load(scores + j), vec_load(block->key_scales + j)));
+    }
+  }
+  if (block->softcap > 0.0f) {
+    const vec cap = vec_all(block->softcap);
+    for (int32_t j = first; j < last; j += WIDTH) {
+      vec_store(scores + j, vec_mul(cap, vec_tanh(vec_div(vec_load(scores + j), cap))));
+    }
+  }
+  for (int32_t j = first; j < low; j++) scores[j] = -INFINITY;
+  for (int32_t j = high; j < last; j++) scores[j] = -INFINITY;
+  vec most[GROUP], sums[GROUP];
+  for (int g = 0; g < GROUP; g++) {
+    most[g] = vec_all(block->most[row]);
+    sums[g] = vec_all(0.0f);
+  }
+  for (int32_t j = first; j < last; j += 16) {
+    for (int g = 0; g < GROUP; g++) most[g] = vec_max(most[g], vec_load(scores + j + g * WIDTH));
+  }
+  const float before = block->most[row], now = vec_most(most);
+  const float base = now == -INFINITY ? 0.0f : now; /* where all scores are minus infinity */
+  for (int32_t j = first; j < last; j += 16) {
+    for (int g = 0; g < GROUP; g++) {
+      const vec each = vec_exp(vec_sub(vec_load(scores + j + g * WIDTH), vec_all(base)));
+      sums[g] = vec_add(sums[g], each);
+      vec_store(scores + j + g * WIDTH, each);
+    }
+  }
+  if (now != before) block->factor[row] = exp_of_one(before - base);
+  block->most[row] = now;
+  block->total[row] = block->total[row] * block->factor[row] + vec_sum(sums);
+  if (block->scaled) {
+    for (int32_t j = first; j < last; j += WIDTH) {
+      vec_store(scores + j, vec_mul(vec_load(scores + j), vec_load(block->value_scales + j)));
+    }
+  }
+}
+
+/* ---- a block ------------------------------------------------------------------------------------------------------- */
+
+/* A switch over the rows that are left, so that the number is a constant of each loop. */
+#if ATTEND_ROWS == 6
+#define FOR_ROWS(rows, what) \
+  switch (rows) {            \
+    case 1: what(1); break;  \
+    case 2: what(2); break;  \
+    case 3: what(3); break;  \
+    case 4: what(4); break;  \
+    case 5: what(5); break;  \
+    default: what(6);        \
+  }
+#else
+#define FOR_ROWS(rows, what) \
+  switch (rows) {            \
+    case 1: what(1); break;  \
+    case 2: what(2); break;  \
+    default: what(3);        \
+  }
+#endif
+
+INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
+  for (int64_t row = 0; row < block->rows; row += ROWS) {
+    const int64_t rows = block->rows - row < ROWS ? block->rows - row : ROWS;
+    int32_t low = BLOCK, high = 0;
+    for (int64_t r = row; r < row + rows; r++) {
+      if (block->low[r] >= block->high[r]) continue;
+      low = block->low[r] < low ? block->low[r] : low;
+      high = block->high[r] > high ? block->high[r] : high;
+    }
+    if (low >= high) continue;
+    low &= ~15;
+    high = (high + 15) & ~15;
+#define SCORES(count) scores_of_rows(type, count, block, row, low, high)
+    FOR_ROWS(rows, SCORES)
+    for (int64_t r = row; r < row + rows; r++) weigh(block, r);
+#define VALUES(count) values_of_rows(type, count, block, row)
+    FOR_ROWS(rows, VALUES)
+  }
+}
+
+LANES_TARGET static void block_of_floats(const npumm_block *block) { block_as(NPUMM_KV_FLOAT32, block); }
+LANES_TARGET static void block_of_halves(const npumm_block *block) { block_as(NPUMM_KV_FLOAT16, block); }
+LANES_TARGET static void block_of_codes(const npumm_block *block) { block_as(NPUMM_KV_INT8, block); }
+
+LANES_TARGET static void block_of(const npumm_block *block) {
+  if (block->type == NPUMM_KV_FLOAT16) {
+    block_of_halves(block);
+  } else if (block->type == NPUMM_KV_INT8) {
+    block_of_codes(block);
+  } else {
+    block_of_floats(block);
+  }
+}
+
+INLINE void widen_as(npumm_kv_type type, const void *row, int64_t dim, int64_t padded, float *out) {
+  int64_t d = 0;
+  for (; d + WIDTH <= dim; d += WIDTH) vec_store(out + d, load_as(type, row, d));
+  if (d < dim) { /* the rest of a row may be where memory ends */
+    const int64_t size = type == NPUMM_KV_FLOAT16 ? 2 : type == NPUMM_KV_INT8 ? 1 : 4;
+    float rest[WIDTH] = {0};
+    memcpy(rest, (const char *)row + d * size, (size_t)((dim - d) * size));
+    vec_store(out + d, load_as(type, rest, 0));
+    d += WIDTH;
+  }
+  for (; d < padded; d += WIDTH) vec_store(out + d, vec_all(0.0f));
+}
+
+LANES_TARGET static void widen(npumm_kv_type type, const void *const *rows, int64_t count, int64_t dim, int64_t padded,
+                               float *out) {
+  for (int64_t i = 0; i < count; i++, out += padded) {
+    if (type == NPUMM_KV_FLOAT16) {
+      widen_as(NPUMM_KV_FLOAT16, rows[i], dim, padded, out);
+    } else if (type == NPUMM_KV_INT8) {
+      widen_as(NPUMM_KV_INT8, rows[i], dim, padded, out);
+    } else {
+      widen_as(NPUMM_KV_FLOAT32, rows[i], dim, padded, out);
+    }
+  }
+}
+
+const npumm_attend_loops ATTEND_LOOPS = {ATTEND_NAME, ATTEND_FEW, widen, block_of};

@@ -1,0 +1,9 @@
+/* The loops of attention for any machine, and the reference for those of instruction sets. */
+#include "lanes_scalar.h"
+
+#define ATTEND_NAME "scalar"
+#define ATTEND_LOOPS npumm_attend_scalar
+#define ATTEND_ROWS 3
+#define ATTEND_COLUMNS 2
+#define ATTEND_FEW 3
+#include "attend_loops.h"
