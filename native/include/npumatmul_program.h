@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+#include "npumatmul_attention.h"
 #include "npumatmul_executor.h"
 #include "npumatmul_layers.h"
 
@@ -22,7 +23,9 @@ typedef enum {
   NPUMM_OP_GATE = 4,       /* x, function, y or nothing */
   NPUMM_OP_ADD = 5,        /* x, y, scale */
   NPUMM_OP_SCALE = 6,      /* x, scale */
-  NPUMM_OP_CALL = 7        /* function of the caller: 0, or NPUMM_INTERRUPTED */
+  NPUMM_OP_CALL = 7,       /* function of the caller: 0, or NPUMM_INTERRUPTED */
+  NPUMM_OP_APPEND = 8,     /* x, y: keys and values of the layer's new tokens; outer are heads, inner tokens */
+  NPUMM_OP_ATTEND = 9      /* x: queries of the layer's new tokens, attention */
 } npumm_op_kind;
 
 /* One step. What a kind does not name is not looked at. */
@@ -38,13 +41,18 @@ typedef struct {
   int64_t position;
   const npumm_placed_matmul *placed;
   const npumm_call *call;
+  int64_t layer; /* which of the run's layers */
+  const npumm_attention *attention;
   int64_t proven; /* how often an attended run was found to be short; see npumm_program_run */
   int (*callback)(void);
 } npumm_op;
 
 /* What differs from run to run. */
 typedef struct {
-  int64_t position;    /* of the first token */
+  int64_t position;    /* of the first token, for rotations */
+  int64_t offset;      /* tokens that the cache holds before them */
+  const npumm_kv_layer *layers; /* of the cache, or NULL */
+  int64_t layer_count;
   int64_t first, stop; /* steps to run; after a failure `first` is the one that failed */
   int32_t threads;     /* that share the rows of a step */
   int (*attend)(void); /* as of npumm_execute_attended, for the main thread; or NULL */
@@ -55,7 +63,8 @@ typedef struct {
  * nanoseconds; between steps `attend` is asked every 100 ms.
  *
  * Returns 0, or the code that is in the report, as npumm_execute does; NPUMM_INTERRUPTED where `attend` or a function of
- * the caller wants it to end. What was run before the step that failed stays done.
+ * the caller wants it to end. What was run before the step that failed stays done. Where a cache has no room the code is
+ * NPUMM_NO_ROOM, and the step can be run again when it has.
  */
 NPUMM_EXPORT int npumm_program_run(npumm_executor *executor, npumm_op *ops, npumm_run *run, npumm_report *report);
 

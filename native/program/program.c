@@ -11,6 +11,8 @@ enum { ASK_NS = 100000000, THREADS_MOST = 8 };
 
 /* Values that a step has to have before threads share it: handing it over costs tens of microseconds. */
 static const int64_t SHARED_VALUES = 65536;
+/* And multiplications of queries with keys. */
+static const int64_t SHARED_PRODUCTS = 1 << 21;
 
 static int64_t now(void) {
   struct timespec time;
@@ -83,11 +85,35 @@ static int run_product(npumm_executor *executor, npumm_op *op, const npumm_run *
   return code;
 }
 
+static const npumm_kv_layer *layer_of(const npumm_op *op, const npumm_run *run) {
+  return run->layers && op->layer >= 0 && op->layer < run->layer_count ? &run->layers[op->layer] : NULL;
+}
+
+static int append(const npumm_op *op, const npumm_run *run) {
+  const npumm_kv_layer *layer = layer_of(op, run);
+  if (!layer || op->shape.outer != layer->heads) return NPUMM_BAD_ARGUMENT;
+  return npumm_kv_append(layer, run->offset, op->shape.inner, op->x.data, op->x.outer_stride, op->x.inner_stride,
+                         op->y.data, op->y.outer_stride, op->y.inner_stride);
+}
+
+static int attend(const npumm_op *op, const npumm_run *run) {
+  const npumm_kv_layer *layer = layer_of(op, run);
+  if (!layer || !op->attention || op->shape.outer != op->attention->heads) return NPUMM_BAD_ARGUMENT;
+  const int64_t pairs = op->shape.outer * op->shape.inner * (run->offset + op->shape.inner);
+  const int32_t threads = pairs * op->shape.width >= SHARED_PRODUCTS ? run->threads : 1;
+  return npumm_attend_all(op->attention, layer, run->offset, op->shape.inner, op->x.data, op->x.outer_stride,
+                          op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
+}
+
 static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, npumm_report *report) {
   if (op->kind == NPUMM_OP_PRODUCT) return run_product(executor, op, run, report);
   int code;
   if (op->kind == NPUMM_OP_CALL) {
     code = op->callback ? op->callback() : NPUMM_BAD_ARGUMENT;
+  } else if (op->kind == NPUMM_OP_APPEND) {
+    code = append(op, run);
+  } else if (op->kind == NPUMM_OP_ATTEND) {
+    code = attend(op, run);
   } else if (run->threads > 1 && op->shape.outer * op->shape.inner * op->shape.width >= SHARED_VALUES) {
     code = run_shared(executor, op, run);
   } else {

@@ -306,6 +306,9 @@ class StepsRun(C.Structure):
 
     _fields_ = (
         ("position", C.c_int64),
+        ("offset", C.c_int64),
+        ("layers", C.c_void_p),
+        ("layer_count", C.c_int64),
         ("first", C.c_int64),
         ("stop", C.c_int64),
         ("threads", C.c_int32),

@@ -50,6 +50,8 @@ class Kind(IntEnum):
     ADD = 5
     SCALE = 6
     CALL = 7
+    APPEND = 8
+    ATTEND = 9
 
 
 class RowsShape(C.Structure):
@@ -98,6 +100,8 @@ class Op(C.Structure):
         ("position", C.c_int64),
         ("placed", C.POINTER(PlacedMatmul)),
         ("call", C.POINTER(Call)),
+        ("layer", C.c_int64),
+        ("attention", C.c_void_p),
         ("proven", C.c_int64),
         ("callback", CALLBACK),
     )

@@ -101,7 +101,7 @@ class RecordedProgram(Runs):
         for op, entry, place in zip(self._ops, entries, self._arena.places, strict=True):
             self._prepare(op, entry, place)
         threads = max(1, min(fast_processors(), 8))
-        self._run = StepsRun(0, 0, 0, threads)
+        self._run = StepsRun(threads=threads)
 
     def _prepare(self, op: Op, entry: Entry, place: dict[str, int]) -> None:
         """A step, in the arena."""
