@@ -18,6 +18,7 @@ from npumatmul.nn.mlp import MLP, ActivationName, activate
 from npumatmul.nn.module import Module, check_number
 from npumatmul.nn.norm import LayerNorm, RMSNorm
 from npumatmul.nn.product import Float32
+from npumatmul.nn.recordable import passed
 from npumatmul.nn.short_conv import ShortConv
 
 __all__ = ["TransformerBlock"]
@@ -174,13 +175,16 @@ class TransformerBlock(Module):
             return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions, beside=beside)
         mixer, normed = self.mixer, self.input_layernorm(x)
         if isinstance(mixer, Attention):
-            attended = mixer(normed, cache=cache, layer=layer, mask=mask, positions=positions)
+            attended = passed(
+                mixer, normed, lambda x, kept: mixer(x, cache=kept, layer=layer, mask=mask, positions=positions), cache
+            )
         elif isinstance(mask, str) and mask == "causal":
-            attended = mixer(normed, cache=cache, layer=layer)
+            attended = passed(mixer, normed, lambda x, kept: mixer(x, cache=kept, layer=layer), cache)
         else:
             raise ValueError(f"{self!r} looks back at all tokens and never ahead; mask has to be 'causal'")
         x = self.after_attention(x, attended)
-        x = self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
+        mlp: Any = self.mlp
+        x = self.after_mlp(x, passed(mlp, self.before_mlp(x), lambda x, _: mlp(x)))
         if self.per_layer_input_gate is not None:
             x = self._with_beside(x, beside)
         if self.layer_scalar is not None:

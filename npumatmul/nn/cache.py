@@ -143,6 +143,8 @@ class KVCache:
             if self.windows[i] != self.windows[source]:
                 raise ValueError(f"KVCache: layer {i} follows {source}, which has another window")
 
+    structs = (None, 0)
+
     def clear(self) -> None:
         """Forget all tokens, and give their memory back."""
         self.offset = 0

@@ -128,6 +128,8 @@ class MLP(Module):
     array([[2.924, 2.924]], dtype=float32)
     """
 
+    recordable = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -195,7 +197,7 @@ class MLP(Module):
 
     def activate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """What stands between the projections: from what `gate_up` or `up_proj` gave to what `down_proj` takes."""
-        if self._clamp is not None:
+        if self._clamp is not None:  # by numpy: a recorder refuses what follows
             return _clamped(parts[0], parts[1], *self._clamp)
         return activate(parts[0], self._act, parts[1] if len(parts) == 2 else None)
 

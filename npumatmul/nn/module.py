@@ -14,6 +14,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 from npumatmul.host import dlpack
 from npumatmul.nn.product import Pack
+from npumatmul.nn.recordable import CHANGES
 from npumatmul.ops import NpuArray
 from npumatmul.ops.array.array import unread
 
@@ -108,6 +109,15 @@ class Module:
 
     #: Names of its own that checkpoints hold beside parameters, and that no result depends on.
     unused: ClassVar[frozenset[str]] = frozenset()
+
+    #: Whether it does the same steps whatever values it is given, all of which a recorder hears of
+    #: (`npumatmul.running.recording`); others are called again.
+    recordable: ClassVar[bool] = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if name[0] != "_":
+            CHANGES.count += 1
 
     def __repr__(self) -> str:
         """Return the class and what it holds, as PyTorch shows it."""

@@ -50,6 +50,13 @@ __all__ = ["matmul", "matmul_async"]
 _ONCE = MatmulOptions(level=logging.DEBUG)
 _is_logged, _DEBUG = _ONCE.logger.isEnabledFor, logging.DEBUG
 _ndarray = np.ndarray
+
+
+def logs_products() -> bool:
+    """Whether each product is logged, so that none may be made unseen."""
+    return _is_logged(_DEBUG)
+
+
 _current, _recorder = CURRENT.get, RECORDER.get
 
 

@@ -22,6 +22,7 @@ from npumatmul.host.executor import Call, Executor, Report, StepsRun
 from npumatmul.host.layers import CALLBACK, Kind, Op
 from npumatmul.host.processors import fast_processors
 from npumatmul.running.bound import BoundProgram, Shared
+from npumatmul.running.call import NoRoomError
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext, TileShape
 from npumatmul.running.recording import Buffer, Entry, Recorder
@@ -33,6 +34,7 @@ __all__ = ["RecordedBlock", "RecordedProgram"]
 Float32 = NDArray[np.float32]
 
 _LINE = 64
+NO_ROOM = -106
 _NOTHING = Epilogue()
 
 
@@ -92,7 +94,7 @@ class RecordedProgram(Runs):
         self._last_bound: BoundProgram | None = None
         self._free = Lock()
         self._arena = _Arena(blocks)
-        self.shape = blocks[0].begins.array.shape
+        self.shape = blocks[0].begins.array.shape  # the array itself
         self.blocks = len(blocks)
         self._ends = np.cumsum([0, *(len(block.entries) for block in blocks)]).tolist()
         self._x = self._arena.rows(self.shape)
@@ -134,7 +136,7 @@ class RecordedProgram(Runs):
         return any(weight.closed for weight in self.weights)
 
     def run_blocks(
-        self, x: Float32 | None, position: int, given: object = None, first: int = 0, stop: int | None = None
+        self, x: Float32 | None, cache: Any, count: int, first: int = 0, stop: int | None = None
     ) -> Float32 | None:
         """Run blocks.
 
@@ -142,10 +144,10 @@ class RecordedProgram(Runs):
         ----------
         x : ndarray of float32, of `shape`, or None
             None: what the block before has left.
-        position : int
-            Of the first row, for rotations.
-        given : object
-            For calls of Python.
+        cache : KVCache
+            Where keys and values go, and what calls of Python are given; its `offset` does not change, but by these.
+        count : int
+            Tokens that come to it.
         first, stop : int
             Which blocks; all by default.
 
@@ -164,11 +166,19 @@ class RecordedProgram(Runs):
         try:
             stop = self.blocks if stop is None else stop
             run = self._run
-            run.position, run.first, run.stop = position, self._ends[first], self._ends[stop]
+            run.position, run.offset = cache.position, cache.offset
+            run.layers, run.layer_count = cache.structs
+            run.first, run.stop = self._ends[first], self._ends[stop]
             if x is not None:
                 self._x[first % 2][...] = x
-            self._given.given = given
-            self.run(self._started, None, None)
+            self._given.given = cache
+            while True:
+                try:
+                    self.run(self._started, None, None)
+                    break
+                except NoRoomError:  # which comes to each layer once in many tokens
+                    cache.make_room(count)
+                    run.layers, run.layer_count = cache.structs
             return self._x[stop % 2]
         finally:
             self._given.given = None
@@ -379,6 +389,8 @@ class _BoundSteps(BoundProgram):
         product = self._by_op.get(int(self._run.first))
         report = self.executor.report
         if product is None:
+            if report.code == NO_ROOM:
+                raise NoRoomError
             if report.code == kernels.INTERRUPTED:
                 return NpuError("a program was interrupted")
             return RknnError("npumm_program_run", int(report.code), {"step": int(self._run.first)})

@@ -103,7 +103,9 @@ class Recorder:
     _starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._add(self.x, -1)
+        if not self.x.flags.c_contiguous or self.x.dtype != np.float32:
+            self.refuse("what it begins with does not stand in one piece")
+        self._know(self.x, -1)
 
     @property
     def begins_with(self) -> Buffer:
@@ -189,6 +191,9 @@ class Recorder:
         base = array
         while isinstance(base.base, np.ndarray):
             base = base.base
+        self._know(base, number)
+
+    def _know(self, base: NDArray[Any], number: int) -> None:
         start, stop = _extent(base)
         i = bisect_right(self._starts, start)
         self._starts.insert(i, start)
