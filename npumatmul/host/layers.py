@@ -27,6 +27,7 @@ __all__ = [
     "Recording",
     "Rotation",
     "RowsAt",
+    "RowsShape",
     "add",
     "gate",
     "layer_norm",

@@ -110,14 +110,18 @@ class Module:
     #: Names of its own that checkpoints hold beside parameters, and that no result depends on.
     unused: ClassVar[frozenset[str]] = frozenset()
 
-    #: Whether it does the same steps whatever values it is given, all of which a recorder hears of
-    #: (`npumatmul.running.recording`); others are called again.
-    recordable: ClassVar[bool] = False
-
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
         if name[0] != "_":
             CHANGES.count += 1
+
+    @property
+    def recordable(self) -> bool:
+        """Whether it does the same steps whatever values it is given, all of which a recorder hears of.
+
+        Others are called again where a program of recorded steps comes to them (`npumatmul.running.recording`).
+        """
+        return False
 
     def __repr__(self) -> str:
         """Return the class and what it holds, as PyTorch shows it."""

@@ -167,7 +167,7 @@ class RecordedProgram(Runs):
             stop = self.blocks if stop is None else stop
             run = self._run
             run.position, run.offset = cache.position, cache.offset
-            run.layers, run.layer_count = cache.structs
+            run.layers, run.layer_count = C.addressof(cache.structs), len(cache.structs)
             run.first, run.stop = self._ends[first], self._ends[stop]
             if x is not None:
                 self._x[first % 2][...] = x
@@ -178,7 +178,6 @@ class RecordedProgram(Runs):
                     break
                 except NoRoomError:  # which comes to each layer once in many tokens
                     cache.make_room(count)
-                    run.layers, run.layer_count = cache.structs
             return self._x[stop % 2]
         finally:
             self._given.given = None

@@ -8,6 +8,7 @@ and the recording is refused. So is whatever depends on values, unless it is rec
 
 from __future__ import annotations
 
+import ctypes as C
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import Epilogue
-from npumatmul.host.layers import RECORDER, Kind, Op
+from npumatmul.host.layers import RECORDER, Kind, Op, RowsAt, RowsShape
 from npumatmul.running.program import Program
 
 __all__ = ["Buffer", "Entry", "Recorder", "recording"]
@@ -139,6 +140,30 @@ class Recorder:
         entry = Entry(Op(kind=Kind.PRODUCT), [], keeps, program, epilogue, bias)
         self._note(entry, [("x", a)], out)
 
+    def attended(
+        self, layer: int, how: C.Structure, q: Float32, k: Float32 | None, v: Float32 | None, out: Float32
+    ) -> None:
+        """Keys and values were stored in a layer of a cache, unless it has them of another, and queries attended.
+
+        Parameters
+        ----------
+        layer : int
+        how : AttentionOptions
+        q, k, v, out : ndarray of float32, shape (1, heads, T, dim)
+        """
+        if any(x is not None and (x.shape[0] != 1 or x.strides[3] != x.itemsize) for x in (q, k, v)):
+            self.refuse("several sequences attend, or their rows do not stand whole")
+            return
+        if k is not None and v is not None:
+            if not k.dtype == v.dtype == np.float32:
+                self.refuse("keys are not float32")
+                return
+            op = Op(kind=Kind.APPEND, layer=layer, shape=RowsShape(*k.shape[1:]), x=_rows_at(k), y=_rows_at(v))
+            self._note(Entry(op, []), [("x", k), ("y", v)], None)
+        op = Op(kind=Kind.ATTEND, layer=layer, shape=RowsShape(*q.shape[1:]), x=_rows_at(q), out=_rows_at(out))
+        op.attention = C.addressof(how)
+        self._note(Entry(op, [], how), [("x", q)], out)
+
     def called(self, call: Callable[[Float32, Any], Float32], x: Float32, given: Any) -> Float32:
         """Make something of rows by a call that is to be made again, whatever it does.
 
@@ -165,7 +190,7 @@ class Recorder:
         self._note(Entry(Op(kind=Kind.CALL), [], call=call, arrays=(x, out)), [("x", x)], out)
         return out
 
-    def _note(self, entry: Entry, reads: Sequence[tuple[str, NDArray[Any]]], out: NDArray[Any]) -> None:
+    def _note(self, entry: Entry, reads: Sequence[tuple[str, NDArray[Any]]], out: NDArray[Any] | None) -> None:
         if self.refused is not None:
             return
         number = len(self.entries)
@@ -177,13 +202,14 @@ class Recorder:
             buffer, offset = found
             buffer.last = number
             entry.places.append((name, buffer, offset))
-        found = self._find(out)
-        if found is None:
-            self._add(out, number)
+        if out is not None:
             found = self._find(out)
-            assert found is not None
-        found[0].last = number
-        entry.places.append(("out", *found))
+            if found is None:
+                self._add(out, number)
+                found = self._find(out)
+                assert found is not None
+            found[0].last = number
+            entry.places.append(("out", *found))
         self.entries.append(entry)
 
     def _add(self, array: NDArray[Any], number: int) -> None:
@@ -214,6 +240,11 @@ class Recorder:
             self.refuse("the result is what no step has written")
             return None
         return found[0]
+
+
+def _rows_at(x: Float32) -> RowsAt:
+    """Where rows of ``(1, heads, T, dim)`` stand."""
+    return RowsAt(address_of(x), *x.strides[1:3])
 
 
 def _extent(array: NDArray[Any]) -> tuple[int, int]:
