@@ -43,8 +43,8 @@ typedef struct {
   int32_t type;         /* npumm_kv_type; NPUMM_KV_NONE where a layer has none */
   int32_t before_count; /* segments with all tokens before `base`; 0 with a window */
   int64_t heads, key_dim, value_dim;
-  int64_t window; /* tokens that are looked back at most, itself included; 0: all */
-  int64_t base;   /* number of the first token in memory of its own */
+  int64_t window;           /* tokens that are looked back at most, itself included; 0: all */
+  int64_t base;             /* number of the first token in memory of its own */
   int64_t shared, capacity; /* rows of its own that must not be written, as others read them, and that there are */
   npumm_kv_rows keys, values;
   const npumm_kv_segment *before;
@@ -87,6 +87,14 @@ NPUMM_EXPORT int npumm_attend(const npumm_attention *how, const npumm_kv_layer *
 
 /* Bytes of scratch for up to `count` queries; it does not grow with the tokens of the cache. */
 NPUMM_EXPORT int64_t npumm_attend_scratch(const npumm_attention *how, const npumm_kv_layer *layer, int64_t count);
+
+/*
+ * npumm_attend of all heads, with scratch of its own, by up to `threads` threads. They are the library's, one set for the
+ * process; while they are busy for one caller, others work by themselves.
+ */
+NPUMM_EXPORT int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset, int64_t count,
+                                  const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out,
+                                  int64_t out_head_stride, int64_t out_row_stride, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -72,10 +72,10 @@ int npumm_kv_append(const npumm_kv_layer *layer, int64_t offset, int64_t count, 
   if (count == 0) return NPUMM_OK;
   const int64_t first = offset - layer->base;
   if (first < layer->shared || first < 0 || count > layer->capacity - first) return NPUMM_NO_ROOM;
-  const store keys = {&layer->keys, layer->type, layer->heads, layer->key_dim, first, count, (const char *)k,
-                      k_head_stride, k_row_stride};
-  const store values = {&layer->values, layer->type, layer->heads, layer->value_dim, first, count, (const char *)v,
-                        v_head_stride, v_row_stride};
+  const store keys = {&layer->keys, layer->type,     layer->heads,  layer->key_dim, first,
+                      count,        (const char *)k, k_head_stride, k_row_stride};
+  const store values = {&layer->values, layer->type,     layer->heads,  layer->value_dim, first,
+                        count,          (const char *)v, v_head_stride, v_row_stride};
   if (!are_sizes(&keys) || !are_sizes(&values)) return NPUMM_BAD_ARGUMENT;
   int code = check(&keys);
   if (!code) code = check(&values);

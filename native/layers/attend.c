@@ -20,8 +20,8 @@ static int64_t size_of(int32_t type) { return type == NPUMM_KV_FLOAT32 ? 4 : typ
 /* What a thread needs; arrays begin at multiples of 64 bytes. */
 typedef struct {
   float *q, *sums, *scores, *most, *total, *factor, *keys, *values;
-  int32_t *low, *high;     /* within a block */
-  int64_t *from, *to;      /* tokens that a row sees */
+  int32_t *low, *high; /* within a block */
+  int64_t *from, *to;  /* tokens that a row sees */
   int64_t rows, bytes;
 } room;
 
@@ -76,7 +76,8 @@ static place place_of(const npumm_kv_rows *keys, const npumm_kv_rows *values, in
                  (const char *)values->data + head * values->head_stride + row * values->row_stride,
                  (const char *)keys->scales + head * keys->scale_head_stride + row * keys->scale_row_stride,
                  (const char *)values->scales + head * values->scale_head_stride + row * values->scale_row_stride,
-                 keys, values};
+                 keys,
+                 values};
 }
 
 /* Point places first to last of a block to rows of a head, from row `row` of one stretch of memory on. */
@@ -169,9 +170,18 @@ static void finish(const task *t, int64_t head, int64_t heads, int64_t first, in
 static void attend_to(const task *t, int64_t kv, int64_t head, int64_t heads, const room *at) {
   const npumm_kv_layer *layer = t->layer;
   const int64_t key_wide = padded(layer->key_dim), value_wide = padded(layer->value_dim);
-  npumm_block block = {.softcap = t->how->softcap, .key_dim = key_wide, .value_dim = value_wide, .q = at->q,
-                       .scores = at->scores, .most = at->most, .total = at->total, .factor = at->factor,
-                       .sums = at->sums, .low = at->low, .high = at->high, .scaled = layer->type == NPUMM_KV_INT8};
+  npumm_block block = {.softcap = t->how->softcap,
+                       .key_dim = key_wide,
+                       .value_dim = value_wide,
+                       .q = at->q,
+                       .scores = at->scores,
+                       .most = at->most,
+                       .total = at->total,
+                       .factor = at->factor,
+                       .sums = at->sums,
+                       .low = at->low,
+                       .high = at->high,
+                       .scaled = layer->type == NPUMM_KV_INT8};
   const int fits = key_wide == layer->key_dim && value_wide == layer->value_dim;
   for (int64_t first = 0; first < t->count * heads; first += at->rows) {
     const int64_t rows = least(at->rows, t->count * heads - first);
@@ -236,8 +246,8 @@ static int has(const npumm_kv_layer *layer, int64_t from, int64_t to) {
 
 int npumm_attend_by(const npumm_attend_loops *loops, const npumm_attention *how, const npumm_kv_layer *layer,
                     int64_t offset, int64_t count, const float *q, int64_t q_head_stride, int64_t q_row_stride,
-                    float *out, int64_t out_head_stride, int64_t out_row_stride, int64_t first_head,
-                    int64_t head_count, void *scratch, int64_t scratch_bytes) {
+                    float *out, int64_t out_head_stride, int64_t out_row_stride, int64_t first_head, int64_t head_count,
+                    void *scratch, int64_t scratch_bytes) {
   if (!are_sizes(how, layer) || count < 0 || first_head < 0 || head_count < 0) return NPUMM_BAD_ARGUMENT;
   if (first_head + head_count > how->heads || how->window < 0 || !(how->softcap >= 0.0f)) return NPUMM_BAD_ARGUMENT;
   if (!how->causal && how->keys < 0) return NPUMM_BAD_ARGUMENT;
@@ -248,8 +258,8 @@ int npumm_attend_by(const npumm_attend_loops *loops, const npumm_attention *how,
   seen(how, offset + count - 1, &last_from, &last_to);
   if (!has(layer, from, last_to)) return NPUMM_BAD_ARGUMENT;
   if (scratch_bytes < npumm_attend_scratch(how, layer, count)) return NPUMM_BUFFER_TOO_SMALL;
-  const task t = {loops, how, layer, offset, count, (const char *)q, q_head_stride, q_row_stride, (char *)out,
-                  out_head_stride, out_row_stride};
+  const task t = {loops,         how,          layer,       offset,          count,         (const char *)q,
+                  q_head_stride, q_row_stride, (char *)out, out_head_stride, out_row_stride};
   const int64_t group = how->heads / layer->heads, rows = count > PANEL / group ? PANEL : count * group;
   const room at = lay_out(scratch, largest(rows, 1), padded(layer->key_dim), padded(layer->value_dim));
   for (int64_t head = first_head; head < first_head + head_count;) {

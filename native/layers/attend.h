@@ -17,16 +17,17 @@ typedef struct {
   npumm_kv_type type; /* of what the pointers point to */
   int scaled;         /* whether keys and values have scales */
   int64_t rows;
-  int64_t key_dim, value_dim;                         /* of rows in scratch: multiples of 16 */
-  const void *keys[NPUMM_ATTEND_BLOCK];               /* of all 64; where there is no such token, of another one */
+  int64_t key_dim, value_dim;           /* of rows in scratch: multiples of 16 */
+  const void *keys[NPUMM_ATTEND_BLOCK]; /* of all 64; where there is no such token, of another one */
   const void *values[NPUMM_ATTEND_BLOCK];
   float key_scales[NPUMM_ATTEND_BLOCK], value_scales[NPUMM_ATTEND_BLOCK];
-  const int32_t *low, *high;                          /* tokens of the block that a row sees: low <= number < high */
+  const int32_t *low, *high; /* tokens of the block that a row sees: low <= number < high */
   float softcap;
   const float *q; /* scaled */
   float *scores;  /* rows of 64 */
-  float *most, *total, *factor; /* of each row: its largest score, its sum of exponentials, what that is to be made of */
-  float *sums;    /* of values times exponentials */
+  float *most, *total,
+      *factor; /* of each row: its largest score, its sum of exponentials, what that is to be made of */
+  float *sums; /* of values times exponentials */
 } npumm_block;
 
 typedef struct {
@@ -46,7 +47,7 @@ const npumm_attend_loops *npumm_attend_chosen(void);
 /* npumm_attend with certain loops. */
 int npumm_attend_by(const npumm_attend_loops *loops, const npumm_attention *how, const npumm_kv_layer *layer,
                     int64_t offset, int64_t count, const float *q, int64_t q_head_stride, int64_t q_row_stride,
-                    float *out, int64_t out_head_stride, int64_t out_row_stride, int64_t first_head,
-                    int64_t head_count, void *scratch, int64_t scratch_bytes);
+                    float *out, int64_t out_head_stride, int64_t out_row_stride, int64_t first_head, int64_t head_count,
+                    void *scratch, int64_t scratch_bytes);
 
 #endif

@@ -51,7 +51,8 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
     vec folded[4][ROWS];
     for (int i = 0; i < 4; i++) products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded[i]);
     for (int r = 0; r < rows; r++) {
-      vec_store(block->scores + (row + r) * BLOCK + j, vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
+      vec_store(block->scores + (row + r) * BLOCK + j,
+                vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
     }
   }
 }
@@ -178,19 +179,35 @@ LANES void weigh(const npumm_block *block, int64_t row) {
 #if ATTEND_ROWS == 6
 #define FOR_ROWS(rows, what) \
   switch (rows) {            \
-    case 1: what(1); break;  \
-    case 2: what(2); break;  \
-    case 3: what(3); break;  \
-    case 4: what(4); break;  \
-    case 5: what(5); break;  \
-    default: what(6);        \
+    case 1:                  \
+      what(1);               \
+      break;                 \
+    case 2:                  \
+      what(2);               \
+      break;                 \
+    case 3:                  \
+      what(3);               \
+      break;                 \
+    case 4:                  \
+      what(4);               \
+      break;                 \
+    case 5:                  \
+      what(5);               \
+      break;                 \
+    default:                 \
+      what(6);               \
   }
 #else
 #define FOR_ROWS(rows, what) \
   switch (rows) {            \
-    case 1: what(1); break;  \
-    case 2: what(2); break;  \
-    default: what(3);        \
+    case 1:                  \
+      what(1);               \
+      break;                 \
+    case 2:                  \
+      what(2);               \
+      break;                 \
+    default:                 \
+      what(3);               \
   }
 #endif
 

@@ -53,8 +53,6 @@ LANES float vec_sum(const vec *row) {
   return vgetq_lane_f32(vpaddq_f32(x, x), 0);
 }
 
-LANES float vec_most(const vec *row) {
-  return vmaxvq_f32(vec_max(vec_max(row[0], row[1]), vec_max(row[2], row[3])));
-}
+LANES float vec_most(const vec *row) { return vmaxvq_f32(vec_max(vec_max(row[0], row[1]), vec_max(row[2], row[3]))); }
 
 #endif

@@ -21,9 +21,9 @@ typedef struct {
 } ivec;
 enum { WIDTH = 4, GROUP = 4 };
 
-#define EACH_LANE(type, expression)                                  \
-  type result;                                                       \
-  for (int i = 0; i < 4; i++) result.at[i] = (expression);           \
+#define EACH_LANE(type, expression)                        \
+  type result;                                             \
+  for (int i = 0; i < 4; i++) result.at[i] = (expression); \
   return result
 
 LANES vec vec_load(const float *at) { EACH_LANE(vec, at[i]); }
