@@ -12,10 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.host.arrays import address_of
-from npumatmul.host.kernels import library
+from npumatmul.host.kernels import NO_MEMORY, library
 from npumatmul.host.processors import fast_processors
 
-__all__ = ["AttentionOptions", "KvLayer", "KvRows", "KvSegment", "KvType", "append", "attend", "describe"]
+__all__ = [
+    "NO_ROOM",
+    "OUT_OF_RANGE",
+    "AttentionOptions",
+    "KvLayer",
+    "KvRows",
+    "KvSegment",
+    "KvType",
+    "append",
+    "attend",
+    "describe",
+    "is_even",
+]
 
 NO_ROOM = -106
 OUT_OF_RANGE = -107
@@ -73,6 +85,8 @@ class KvLayer(C.Structure):
 
 class AttentionOptions(C.Structure):
     """`npumm_attention`: how queries attend."""
+
+    alive: NDArray[np.float32]
 
     _fields_ = (
         ("heads", C.c_int64),
@@ -151,12 +165,16 @@ def attend(how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.flo
         y = np.empty((1, count, heads, dim), np.float32).swapaxes(1, 2)
     else:
         y = np.empty((batch, heads, count, dim), np.float32)
-    keys = offset + count if how.causal else how.keys
+    if not y.size:
+        return y
+    keys = max(offset + count, 0) if how.causal else how.keys
     work = batch * heads * count * keys * (layer.key_dim + dim)
     threads = 1 if work < _WORTH_A_THREAD else fast_processors()
     code = _functions()[1](
         how, layer, offset, count, address_of(q), *q.strides[1:3], address_of(y), *y.strides[1:3], threads
     )
+    if code == NO_MEMORY:
+        raise MemoryError("attention: there is no memory for scratch")
     if code:
-        raise RuntimeError(f"npumm_attend_all returned {code}")  # arguments were checked: memory has run out
+        raise ValueError(f"attention: npumm_attend_all refuses queries of shape {q.shape} from {offset} on ({code})")
     return y

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
+from npumatmul.host.arrays import address_of
+from npumatmul.host.attention import AttentionOptions, KvLayer, KvType, attend, describe, is_even
+from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.halves import widened
 from npumatmul.nn.module import as_floats, check_number, float32_of, rounded_to
 from npumatmul.nn.prefill import NpuProducts
@@ -129,6 +132,10 @@ def scaled_dot_product_attention(
     sinks = None if sinks is None else _sinks(sinks, heads)
     if t == 0:
         return np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
+    if device is None and (mask is None or type(mask) is str):
+        found = _in_c(q, k, v, scale, type(mask) is str, window, softcap, sinks)
+        if found is not None:
+            return found
     npu = None if device is None or s == 0 else NpuProducts.of(current_device(device), q.shape, k.shape)
     factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     causal = type(mask) is str
@@ -146,6 +153,75 @@ def scaled_dot_product_attention(
             part, k, v, seen, seen - own, kv_heads, factor, rows, window, softcap, sinks, npu
         )
     return y
+
+
+def options(
+    heads: int,
+    dim: int,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float32 | None = None,
+    batch: int = 1,
+    keys: int | None = None,
+) -> AttentionOptions:
+    """What C is told of an attention: causal, unless there is a number of keys, which all queries see then.
+
+    Parameters
+    ----------
+    heads, dim : int
+    scale, window, softcap, sinks
+        As for `scaled_dot_product_attention`, and checked.
+    batch : int
+        Sequences, whose heads count as further ones.
+    keys : int, optional
+    """
+    factor = 1 / math.sqrt(dim) if scale is None else scale
+    made = AttentionOptions(batch * heads, window or 0, factor, softcap or 0, None, keys is None, keys or 0)
+    if sinks is not None:
+        made.alive = np.ascontiguousarray(np.tile(sinks, batch) if batch > 1 else sinks, _F32)
+        made.sinks = address_of(made.alive)
+    return made
+
+
+def _in_c(
+    q: NDArray[Any],
+    k: Any,
+    v: Any,
+    scale: float | None,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    sinks: Float32 | None,
+) -> NDArray[Any] | None:
+    """Attention by `npumm_attend`; None where that cannot read keys and values."""
+    (heads, t, dim), s = q.shape[-3:], k.shape[-2]
+    if dim == 0 or v.shape[-1] == 0:
+        return None
+    batch = math.prod(q.shape[:-3])
+    made: KvLayer
+    if isinstance(k, CachedRows) and isinstance(v, CachedRows):
+        told = k.as_segments(v)
+        if told is None:
+            return None
+        made = KvLayer(told[0], len(told[1]), batch * k.shape[-3], dim, v.shape[-1], 0, s)
+        made.before = told[1]
+    elif type(k) is np.ndarray and type(v) is np.ndarray:
+        if k.dtype != v.dtype:
+            k, v = float32_of(k, _CALLED), float32_of(v, _CALLED)
+        k, v = (x.reshape(batch, *x.shape[-3:]) for x in (k, v))
+        k, v = (x if is_even(x) else np.ascontiguousarray(x) for x in (k, v))
+        kind = KvType.FLOAT32 if k.dtype == _F32 else KvType.FLOAT16
+        made = KvLayer(kind, 0, batch * k.shape[1], dim, v.shape[-1], 0, 0, 0, s, describe([k]), describe([v]))
+    else:
+        return None
+    rows = (q if q.dtype == _F32 else float32_of(q, _CALLED)).reshape(batch, heads, t, dim)
+    how = options(
+        heads, dim, scale=scale, window=window, softcap=softcap, sinks=sinks, batch=batch, keys=None if causal else s
+    )
+    y = attend(how, made, s - t, rows).reshape(*q.shape[:-1], v.shape[-1])
+    return y if q.dtype == _F32 else rounded_to(y, q.dtype)
 
 
 def _attend(

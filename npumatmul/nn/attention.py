@@ -11,11 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
-from npumatmul.nn.attend import Mask, check_softcap, scaled_dot_product_attention
+from npumatmul.host.layers import rms_norm
+from npumatmul.nn.attend import Mask, check_softcap, options, scaled_dot_product_attention
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.linear import Linear, LinearGroup
-from npumatmul.nn.module import Module, check_number, check_size, initial
+from npumatmul.nn.module import Module, check_number, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.norm import RMSNorm
 from npumatmul.nn.prefill import NpuProducts
 from npumatmul.nn.product import Float32
@@ -208,6 +209,11 @@ class Attention(Module):
         return f"Attention({self.o_proj.out_features}, {sizes})"
 
     @property
+    def recordable(self) -> bool:
+        """Unless numpy computes something between the projections."""
+        return self._gate is None and self._growth is None
+
+    @property
     def window(self) -> int | None:
         """Tokens that a token sees at most; None: all before it."""
         return self._window
@@ -273,8 +279,8 @@ class Attention(Module):
         cache, layer, mask, positions
             As for a call.
         by_row : bool
-            Whether each token attends as if it had come alone, bit for bit, instead of all in one product. The mask is
-            causal then.
+            Whether each token attends as if it had come alone, bit for bit: the CPU attends so, an NPU does not. The mask
+            is causal then.
 
         Returns
         -------
@@ -316,8 +322,7 @@ class Attention(Module):
                 raise ValueError(
                     f"{self!r}: the cache keeps {kept} tokens of layer {layer}, but {self._window or 'all'} are seen"
                 )
-            k, v = cache.update(layer, k, v)
-        return self._attended(q, k, v, gate, mask, lead, by_row)
+        return self._attended(q, k, v, gate, mask, lead, by_row, cache, layer)
 
     def _attend_to_shared(
         self,
@@ -342,34 +347,45 @@ class Attention(Module):
             q = self.rope(q, offset, positions)
         if self._growth is not None:
             q = q * self._growth_at(offset, split[1], positions)
-        k, v = cache.shared(layer, split[1])
-        return self._attended(q, k, v, None, mask, lead, by_row)
+        return self._attended(q, None, None, None, mask, lead, by_row, cache, layer)
 
     def _normalized(self, v: NDArray[Any]) -> NDArray[Any]:
         """Values divided by the root of their mean square, in float32, and as wide as they came."""
-        wide = v.astype(np.float32, copy=False)
-        y: NDArray[Any] = wide / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + self._eps)
+        y = rms_norm(v.astype(np.float32, copy=False), None, 1 / self._dim, self._eps)
         return y.astype(v.dtype, copy=False)
 
     def _attended(
         self,
         q: NDArray[Any],
-        k: Any,
-        v: Any,
+        k: NDArray[Any] | None,
+        v: NDArray[Any] | None,
         gate: NDArray[Any] | None,
         mask: Mask,
         lead: tuple[int, ...],
         by_row: bool,
+        cache: KVCache | None,
+        layer: int,
     ) -> NDArray[Any]:
-        """What heads give, beside each other."""
-        dim = self._dim
-        if by_row and q.shape[2] > 1:
-            y = self._row_by_row(q, k, v, mask)
+        """What heads give, beside each other; without k those of the cache are looked at, as they are."""
+        dim, count = self._dim, q.shape[2]
+        device = None
+        if count >= _MANY and not by_row and self._products != "cpu":
+            before = 0 if cache is None else cache.offset if self._window is None else min(cache.offset, self._window)
+            device = self._npu_for(q.shape, (q.shape[0], self._kv_heads, before + count, dim))
+        if cache is not None and device is None and type(mask) is str:
+            how = options(
+                self._heads, dim, scale=self._scale, window=self._window, softcap=self._softcap, sinks=self.sinks,
+                batch=q.shape[0],
+            )  # fmt: skip
+            rows = q if q.dtype == np.float32 else float32_of(q, repr(self))
+            y: NDArray[Any] = cache.attend(layer, how, rows, k, v)
+            y = y if rows is q else rounded_to(y, q.dtype)
         else:
-            many = q.shape[2] >= _MANY and self._products != "cpu"
+            if cache is not None:
+                k, v = cache.shared(layer, count) if k is None or v is None else cache.update(layer, k, v)
             y = scaled_dot_product_attention(
                 q, k, v, scale=self._scale, mask=mask, window=self._window, softcap=self._softcap, sinks=self.sinks,
-                device=self._npu_for(q.shape, k.shape) if many else None,
+                device=device,
             )  # fmt: skip
         y = y.swapaxes(1, 2)
         if gate is not None:
@@ -400,18 +416,6 @@ class Attention(Module):
                 by_row=True,
             ),
         )
-
-    def _row_by_row(self, q: NDArray[Any], k: Any, v: Any, mask: Mask) -> NDArray[Any]:
-        """Attention of each token as if it had come alone: with the same sums in the same order, so the same bits."""
-        before = k.shape[2] - q.shape[2]
-        rows = [
-            scaled_dot_product_attention(
-                q[:, :, i : i + 1], _first(k, before + i + 1), _first(v, before + i + 1), scale=self._scale, mask=mask,
-                window=self._window, softcap=self._softcap, sinks=self.sinks,
-            )
-            for i in range(q.shape[2])
-        ]  # fmt: skip
-        return np.concatenate(rows, axis=2)
 
     def _growth_at(self, offset: int, count: int, positions: ArrayLike | None) -> Float32:
         """Factors of queries, ``(..., T, 1)``."""
@@ -449,8 +453,3 @@ class Attention(Module):
         if device is None or device.simulated:
             return None
         return device if NpuProducts.of(device, q, k, always=False) is not None else None
-
-
-def _first(rows: Any, count: int) -> Any:
-    """The first so many keys or values."""
-    return rows[:, :, :count] if isinstance(rows, np.ndarray) else rows.upto(count)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
+from npumatmul.host.attention import AttentionOptions, KvLayer, attend
+from npumatmul.host.layers import RECORDER
 from npumatmul.nn.cache_file import read_cache, write_cache
 from npumatmul.nn.cache_rows import FORMATS, LayerRows, LayerShared
 from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes
@@ -128,6 +130,8 @@ class KVCache:
         self._sources = frozenset(self._follows)
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
         self._check_follows()
+        #: Where keys and values of each layer stand, for C (`npumm_kv_layer`); it is kept up to date.
+        self.structs = (KvLayer * layers)()
         self.clear()
 
     def _check_follows(self) -> None:
@@ -143,14 +147,18 @@ class KVCache:
             if self.windows[i] != self.windows[source]:
                 raise ValueError(f"KVCache: layer {i} follows {source}, which has another window")
 
-    structs = (None, 0)
-
     def clear(self) -> None:
         """Forget all tokens, and give their memory back."""
         self.offset = 0
-        #: What layers that others follow were given last.
-        self._seen: dict[int, tuple[Any, Any]] = {}
+        #: Layers that others follow and that were given the tokens of this run.
+        self._given: set[int] = set()
         self._layers: list[LayerRows | LayerState | LayerShared] = [self._made(i) for i in range(len(self._rows))]
+        self._tell()
+
+    def _tell(self) -> None:
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer, LayerRows):
+                layer.tell(self.structs[i], [self.structs[j] for j, source in enumerate(self._follows) if source == i])
 
     def _made(self, i: int) -> LayerRows | LayerState | LayerShared:
         shapes, source = self._states[i], self._follows[i]
@@ -223,6 +231,11 @@ class KVCache:
         OverflowError
             If a value is beyond float16's range, and is to be kept as that.
         """
+        offset, count = self.offset, k.shape[2] if k.ndim == 4 else 0
+        return self._stored(layer, k, v).looked_at(offset, count)
+
+    def _stored(self, layer: int, k: NDArray[Any], v: NDArray[Any]) -> LayerRows:
+        """Store keys and values, and return the layer that has them."""
         rows = self._layer(layer, "KVCache.update")
         if not isinstance(rows, LayerRows):
             what, other = ("a state", "set_state") if isinstance(rows, LayerState) else ("keys of another", "shared")
@@ -234,12 +247,67 @@ class KVCache:
             )
         count = k.shape[2]
         self._check_room(count, "KVCache.update")
-        seen = rows.update(self.offset, k, v)
+        rows.put(self.offset, k, v)
         if layer in self._sources:
-            self._seen[layer] = seen
+            self._given.add(layer)
         if layer == self._last:
             self.offset += count
-        return seen
+        return rows
+
+    def attend(
+        self, layer: int, how: AttentionOptions, q: Float32, k: NDArray[Any] | None, v: NDArray[Any] | None
+    ) -> Float32:
+        """Store keys and values of the tokens after `offset`, and attend to what the layer has then, in one call of C.
+
+        Parameters
+        ----------
+        layer : int
+            As for `update`, or with None for `k` as for `shared`.
+        how : AttentionOptions
+            Causal (`npumatmul.nn.attend.options`).
+        q : ndarray of float32, shape (batch, heads, T, head dim)
+        k, v : ndarray of float, shape (batch, kv heads, T, head dim), or None
+
+        Returns
+        -------
+        ndarray of float32, of the shape of `q`
+            The bits of a token's row do not depend on T. Those of `scaled_dot_product_attention` of what `update` gives
+            are the same, but with a window, where they may be rounded differently.
+
+        Raises
+        ------
+        CacheFullError, ValueError, NotFiniteError, OverflowError
+            As `update`.
+        """
+        offset = self.offset
+        if k is None or v is None:
+            rows = self._followed(layer, q.shape[2], "KVCache.attend")
+        else:
+            rows = self._stored(layer, k, v)
+        y = attend(how, rows.struct, offset, q)
+        if (recorder := RECORDER.get()) is not None:
+            recorder.attended(layer, how, q, k, v, y)
+        return y
+
+    def make_room(self, count: int, layers: Iterable[int] | None = None) -> None:
+        """Have memory for tokens after `offset`, so that they can be stored where `structs` says.
+
+        Parameters
+        ----------
+        count : int
+        layers : iterable of int, optional
+            All by default.
+
+        Raises
+        ------
+        CacheFullError
+            If there would be more than `limit` tokens.
+        """
+        self._check_room(count, "KVCache.make_room")
+        for i in range(len(self._layers)) if layers is None else layers:
+            layer = self._layer(i, "KVCache.make_room")
+            if isinstance(layer, LayerRows):
+                layer.make_room(self.offset, count)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:
         """Keys and values that a layer looks at which has none of its own.
@@ -261,14 +329,20 @@ class KVCache:
         ValueError
             If the layer has keys of its own, or the other one was given none.
         """
-        own = self._layer(layer, "KVCache.shared")
-        if not isinstance(own, LayerShared) or own.source not in self._seen:
-            raise ValueError(f"KVCache.shared: layer {layer} follows none that was given keys; update is for its own")
-        seen = self._seen[own.source]
+        offset = self.offset
+        return self._followed(layer, count, "KVCache.shared").looked_at(offset, count)
+
+    def _followed(self, layer: int, count: int, called: str) -> LayerRows:
+        """The layer that another one follows, which was given as many tokens."""
+        own = self._layer(layer, called)
+        if not isinstance(own, LayerShared) or own.source not in self._given:
+            raise ValueError(f"{called}: layer {layer} follows none that was given keys; update is for its own")
+        rows = self._layers[own.source]
+        assert isinstance(rows, LayerRows)
         if layer == self._last:
             self.offset += count
-            self._seen = {}
-        return seen
+            self._given = set()
+        return rows
 
     def state(self, layer: int) -> tuple[Float32, ...]:
         """The state of a layer after the tokens so far.
@@ -394,7 +468,9 @@ class KVCache:
             if isinstance(value, list | dict):  # also what a class that is derived of this one has
                 setattr(made, name, copy.copy(value))
         made._layers = [layer.fork(self.offset) for layer in self._layers]
-        made._seen = {}
+        made._given = set()
+        made.structs = (KvLayer * len(self._layers))()
+        made._tell()
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:

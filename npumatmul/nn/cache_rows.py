@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import NotFiniteError
+from npumatmul.host.attention import NO_ROOM, OUT_OF_RANGE, KvLayer, KvRows, KvSegment, KvType, append, describe
+from npumatmul.host.kernels import NOT_FINITE
 from npumatmul.nn.product import Float32
 
 __all__ = ["FORMATS", "CachedRows", "Format", "LayerRows", "LayerShared"]
 
-_LEVELS = np.float32(127)
 _BEYOND_HALVES = np.float32(65520)  # from here on values are rounded to an infinity
-_TINY = np.float32(np.finfo(np.float32).tiny)
 
 Parts = Sequence[NDArray[Any]]
 """Arrays ``(batch, heads, capacity, width)`` of which rows consist: floats, or codes and their scales."""
@@ -24,35 +25,16 @@ Parts = Sequence[NDArray[Any]]
 class Format:
     """Rows as floats of some type."""
 
-    def __init__(self, dtype: type[Any]) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: type[Any], kind: KvType) -> None:
+        self.dtype, self.kind = np.dtype(dtype), kind
 
     def columns(self, dim: int) -> tuple[tuple[str, int, np.dtype[Any]], ...]:
         """Name, width and type of each part."""
         return (("floats", dim, self.dtype),)
 
-    def put(self, parts: Parts, start: int, stop: int, rows: NDArray[Any]) -> None:
-        """Store rows."""
-        if self.dtype == np.float16 and rows.dtype != np.float16 and rows.size:
-            _check_halves(rows)
-        parts[0][:, :, start:stop] = rows
-
     def seen(self, parts: Parts, start: int, stop: int) -> Any:
         """Rows, without a copy."""
         return parts[0][:, :, start:stop]
-
-
-def _check_halves(rows: NDArray[Any]) -> None:
-    """Raise where a number would become an infinity; infinities stay what they are."""
-    sizes = np.abs(rows.astype(np.float32, copy=False))
-    if np.maximum.reduce(sizes, axis=None) < _BEYOND_HALVES:
-        return
-    lost = sizes[np.isfinite(sizes) & (sizes >= _BEYOND_HALVES)]
-    if lost.size:
-        raise OverflowError(
-            f"KVCache.update: a key or value of {lost[0]:.4g} is beyond float16's range; make the cache with "
-            "dtype='float32'"
-        )
 
 
 class _Codes(Format):
@@ -61,24 +43,16 @@ class _Codes(Format):
     def columns(self, dim: int) -> tuple[tuple[str, int, np.dtype[Any]], ...]:
         return ("codes", dim, np.dtype(np.int8)), ("scales", 1, np.dtype(np.float32))
 
-    def put(self, parts: Parts, start: int, stop: int, rows: NDArray[Any]) -> None:
-        scaled = np.abs(rows, dtype=np.float32) if rows.dtype == np.float32 else np.abs(rows.astype(np.float32))
-        scale = np.maximum.reduce(scaled, axis=-1, keepdims=True, initial=0)
-        if not np.logical_and.reduce(np.isfinite(scale), axis=None):
-            raise NotFiniteError("KVCache.update: keys or values hold an inf or nan, which int8 cannot keep")
-        scale /= _LEVELS
-        np.maximum(scale, _TINY, out=scale)
-        np.divide(rows, scale, out=scaled)
-        np.rint(scaled, out=scaled)
-        parts[0][:, :, start:stop] = scaled
-        parts[1][:, :, start:stop] = scale
-
     def seen(self, parts: Parts, start: int, stop: int) -> Any:
         return CachedRows([_Segment(self, parts, start, stop)])
 
 
 #: By the names that `KVCache` takes.
-FORMATS: dict[str, Format] = {"float16": Format(np.float16), "float32": Format(np.float32), "int8": _Codes(np.int8)}
+FORMATS: dict[str, Format] = {
+    "float16": Format(np.float16, KvType.FLOAT16),
+    "float32": Format(np.float32, KvType.FLOAT32),
+    "int8": _Codes(np.int8, KvType.INT8),
+}
 
 
 class _Segment:
@@ -88,6 +62,10 @@ class _Segment:
 
     def __init__(self, format: Format, parts: Parts, start: int, stop: int) -> None:
         self.format, self.parts, self.start, self.stop = format, tuple(parts), start, stop
+
+    def described(self) -> KvRows:
+        """Where its rows stand."""
+        return describe(self.parts, self.start)
 
     def floats(self, first: int, stop: int) -> NDArray[Any]:
         """Rows by their numbers in the segment: a view where they are stored as floats."""
@@ -122,14 +100,15 @@ class CachedRows:
         self.shape = (batch, heads, end, dim)
         self.cuts = tuple(stops)
 
-    def upto(self, count: int) -> CachedRows:
-        """The first so many."""
-        found, before = [], 0
-        for each, end in zip(self._segments, self.cuts, strict=True):
-            if before < count:
-                found.append(_Segment(each.format, each.parts, each.start, each.start + min(end, count) - before))
-            before = end
-        return CachedRows(found or self._segments[:1])
+    def as_segments(self, values: CachedRows) -> tuple[KvType, Any] | None:
+        """The memory of these keys, and of values that stand beside them, as C reads them; None where it cannot."""
+        pairs = list(zip(self._segments, values._segments, strict=False))
+        if self.cuts != values.cuts or len({each.format.kind for pair in pairs for each in pair}) > 1:
+            return None
+        made = (KvSegment * len(pairs))()
+        for i, (keys, other) in enumerate(pairs):
+            made[i] = KvSegment(keys.described(), other.described(), keys.stop - keys.start)
+        return self._segments[0].format.kind, made
 
     def block(self, start: int, stop: int) -> NDArray[Any]:
         """Those of positions start to stop, as floats."""
@@ -191,6 +170,32 @@ class LayerRows:
         self._before: list[tuple[_Segment, _Segment]] = []
         #: Rows of its own that other caches read, too.
         self._shared = 0
+        #: What C is told of these, and where else that has to stand.
+        self.struct, self._copies, self._is_told = KvLayer(), (), False
+        self._segments_told = (KvSegment * 0)()
+
+    def tell(self, struct: KvLayer, copies: Sequence[KvLayer]) -> None:
+        """Say in these structs where rows are, now and whenever that changes."""
+        self.struct, self._copies = struct, tuple(copies)
+        self._told()
+
+    def _changes(self) -> None:
+        """Memory is about to change: until that is told, nothing is stored there, whatever interrupts it."""
+        self._is_told = False
+        self.struct.capacity = 0
+
+    def _told(self) -> None:
+        batch, heads, dim = self._rows
+        made = KvLayer(self._format.kind, len(self._before), batch * heads, dim, dim, self.window or 0)
+        made.base, made.shared, made.capacity = self.base, self._shared, self._capacity
+        made.keys, made.values = describe(self._keys), describe(self._values)
+        segments = (KvSegment * len(self._before))()
+        for i, (keys, values) in enumerate(self._before):
+            segments[i] = KvSegment(keys.described(), values.described(), keys.stop - keys.start)
+        made.before = segments
+        for each in (*self._copies, self.struct):
+            C.memmove(C.addressof(each), C.addressof(made), C.sizeof(KvLayer))
+        self._segments_told, self._is_told = segments, True
 
     def _allocated(self, capacity: int) -> list[NDArray[Any]]:
         batch, heads, dim = self._rows
@@ -210,15 +215,27 @@ class LayerRows:
         """Number of the first token that a token of number `offset` looks at."""
         return 0 if self.window is None else max(0, offset - self.window + 1)
 
-    def update(self, offset: int, k: NDArray[Any], v: NDArray[Any]) -> tuple[Any, Any]:
-        """Store rows of the tokens from number `offset` on; return what they look at."""
-        start, count = offset - self.base, k.shape[2]
-        if start < self._shared or start + count > self._capacity:
-            start = self._make_room(offset, count)
-        stop = start + count
-        self._format.put(self._keys, start, stop, k)
-        self._format.put(self._values, start, stop, v)
-        return self.seen(0 if self.window is None else max(0, start - self.window + 1), stop)
+    def put(self, offset: int, k: NDArray[Any], v: NDArray[Any]) -> None:
+        """Store rows of the tokens from number `offset` on."""
+        k, v = (x if x.dtype == np.float32 else x.astype(np.float32) for x in (k, v))
+        code = append(self.struct, offset, k, v)
+        if code == NO_ROOM:
+            self.make_room(offset, k.shape[2])
+            code = append(self.struct, offset, k, v)
+        if code == NOT_FINITE:
+            raise NotFiniteError("KVCache.update: keys or values hold an inf or nan, which int8 cannot keep")
+        if code == OUT_OF_RANGE:
+            lost = next(x for each in (k, v) for x in each[np.isfinite(each)] if abs(x) >= _BEYOND_HALVES)
+            raise OverflowError(
+                f"KVCache.update: a key or value of {abs(lost):.4g} is beyond float16's range; make the cache with "
+                "dtype='float32'"
+            )
+        assert code == 0, code
+
+    def looked_at(self, offset: int, count: int) -> tuple[Any, Any]:
+        """What tokens of the numbers from `offset` on look at, all of which are stored."""
+        start = offset - self.base
+        return self.seen(0 if self.window is None else max(0, start - self.window + 1), start + count)
 
     def seen(self, first: int, stop: int) -> tuple[Any, Any]:
         """Rows of its own from `first` to `stop`, and all before them that others read, too."""
@@ -232,10 +249,19 @@ class LayerRows:
         made = (_Segment(self._format, parts, first, stop) for parts in (self._keys, self._values))
         return next(made), next(made)
 
-    def _make_room(self, offset: int, count: int) -> int:
-        """Have memory of its own for more rows; return where they begin."""
-        if self.window is not None:
-            return self._slide(offset, count)
+    def make_room(self, offset: int, count: int) -> None:
+        """Have memory of its own for the rows of more tokens."""
+        start = offset - self.base
+        if start < self._shared or start + count > self._capacity:
+            self._changes()
+            if self.window is not None:
+                self._slide(offset, count)
+            else:
+                self._grow(offset, count)
+        if not self._is_told:
+            self._told()
+
+    def _grow(self, offset: int, count: int) -> None:
         start = offset - self.base
         if start < 0:  # tokens that others have, too, were forgotten
             self._cut_before(offset)
@@ -247,9 +273,8 @@ class LayerRows:
             self.base += kept
             self._shared, self._capacity = 0, 0
         self._copy_into(kept, start - kept, start - kept + count)
-        return start - kept
 
-    def _slide(self, offset: int, count: int) -> int:
+    def _slide(self, offset: int, count: int) -> None:
         """Move to the front what is still looked at; if that is not enough, into longer arrays."""
         assert self.window is not None
         first = self.needs(offset)
@@ -261,7 +286,6 @@ class LayerRows:
             for part in (*self._keys, *self._values):
                 part[:, :, :kept] = part[:, :, gone : gone + kept]
         self.base = first
-        return kept
 
     def _copy_into(self, first: int, kept: int, wanted: int) -> None:
         """Take arrays that have room for so many rows; some rows of the old ones come first."""
@@ -299,6 +323,7 @@ class LayerRows:
             made.base, made._capacity = self.base, self._capacity
             return made
         if start < 0:
+            self._changes()
             self._cut_before(offset)
             start = 0
         made._before = list(self._before)
@@ -306,6 +331,7 @@ class LayerRows:
             made._before.append(self._segments(0, start))
         made.base = offset
         self._shared = max(self._shared, start)
+        self._told()
         return made
 
     # ---- files -----------------------------------------------------------------------------------------------------
@@ -323,7 +349,9 @@ class LayerRows:
     def stored(self, offset: int) -> dict[str, NDArray[Any]]:
         """Parts of the rows that tokens from number `offset` on look at, by name."""
         if offset < self.base and self.window is None:
+            self._changes()
             self._cut_before(offset)
+            self._told()
         own = self._segments(self.needs(offset) - self.base if self.window else 0, offset - self.base)
         found = {}
         for name, index in (("keys", 0), ("values", 1)):
@@ -336,8 +364,10 @@ class LayerRows:
     def restore(self, offset: int, arrays: dict[str, NDArray[Any]]) -> None:
         """Take rows of the last tokens before number `offset`, as `stored` gave them."""
         first = self.needs(offset)
+        self._changes()
         self._copy_into(0, 0, max(offset - first, 1))
         for i, (called, _, _) in enumerate(self._format.columns(self._rows[2])):
             self._keys[i][:, :, : offset - first] = arrays[f"keys.{called}"]
             self._values[i][:, :, : offset - first] = arrays[f"values.{called}"]
         self.base = first
+        self._told()

@@ -21,7 +21,7 @@ from npumatmul.host.epilogue import Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Call, Executor, Report, StepsRun
 from npumatmul.host.layers import CALLBACK, Kind, Op
 from npumatmul.host.processors import fast_processors
-from npumatmul.running.bound import BoundProgram, Shared
+from npumatmul.running.bound import PROVEN, BoundProgram, Shared
 from npumatmul.running.call import NoRoomError
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext, TileShape
@@ -86,7 +86,9 @@ class RecordedProgram(Runs):
         self.weights = tuple(weights)
         devices = {each.device for each in self.weights}
         if len(devices) != 1:
-            raise ValueError("recorded products are with weights of one device")
+            raise ValueError(
+                "the weights are on several devices" if devices else "no step is a product: all are calls of Python"
+            )
         (self._device,) = devices
         self._session, self._placement = self._device.session, Placement.of(self._device)
         self._weight: Any = _Weights(self.weights, self._device)
@@ -133,7 +135,7 @@ class RecordedProgram(Runs):
     @property
     def closed(self) -> bool:
         """Whether a weight is closed: then it cannot be run any more."""
-        return any(weight.closed for weight in self.weights)
+        return bool(self._weight.closed)
 
     def run_blocks(
         self, x: Float32 | None, cache: Any, count: int, first: int = 0, stop: int | None = None
@@ -166,7 +168,7 @@ class RecordedProgram(Runs):
         try:
             stop = self.blocks if stop is None else stop
             run = self._run
-            run.position, run.offset = cache.position, cache.offset
+            run.position, run.offset = cache.offset + cache.shift, cache.offset
             run.layers, run.layer_count = C.addressof(cache.structs), len(cache.structs)
             run.first, run.stop = self._ends[first], self._ends[stop]
             if x is not None:
@@ -357,6 +359,7 @@ class _BoundSteps(BoundProgram):
         contexts: list[PooledContext] = [context for product in products for context in product.contexts]
         self._open(placement, products[0].plan, 0, contexts, Call())
         self._products, self._run, self._given = products, run, given
+        self.proven = PROVEN  # each product has a count of its own
         self.struct = ops = type(template)()
         C.memmove(ops, template, C.sizeof(template))
         self._by_op: dict[int, BoundProgram] = {}
