@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/layers/*.[ch] native/program/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-readme check-native fuzz check-aarch64 wheel-aarch64 \
+.PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-page check-readme check-native fuzz check-aarch64 wheel-aarch64 \
   check-board-image soak clean
 
 # Processes that share the tests.
@@ -25,6 +25,7 @@ help:
 	@echo "make bench   measure: a table of ratios, targets, ok or MISS (options: ARGS='--only packing --store run.json')"
 	@echo "make bench-compare RUN=run.json   measure again, and show what changed since (two stored runs: RUN='a.json b.json')"
 	@echo "make model-check  compare the timing model with all published figures; fails where a stated target is missed"
+	@echo "make check-page     the page of npumatmul bench in a real browser: pictures, network, contrast"
 	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
 	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
@@ -67,6 +68,9 @@ bench-compare: $(VENV)/.installed-dev
 
 model-check: $(VENV)/.installed-dev
 	$(BIN)/python tools/model_check.py
+
+check-page: $(VENV)/.installed-dev
+	$(BIN)/python tools/check_page.py
 
 check-readme:
 	$(PYTHON) tools/check_readme.py

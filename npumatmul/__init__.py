@@ -11,6 +11,7 @@ array([[3., 3.],
 from importlib.metadata import version as _version
 
 from npumatmul import errors, quant
+from npumatmul.batching import Batch, BatchResults, Pool, PoolMember, QueueStats
 from npumatmul.chips import capabilities
 from npumatmul.chips.types import MatmulType
 from npumatmul.device.budget import MemoryStats
@@ -52,6 +53,8 @@ from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn import MatmulLayout, QuantType
 
 __all__ = [
+    "Batch",
+    "BatchResults",
     "Buffer",
     "Device",
     "DeviceStats",
@@ -67,9 +70,12 @@ __all__ = [
     "NpuArray",
     "PackedFile",
     "PackedWeight",
+    "Pool",
+    "PoolMember",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
+    "QueueStats",
     "Scheme",
     "TensorAttr",
     "asarray",

@@ -72,7 +72,10 @@ def cases() -> dict[str, Any]:
         warnings.simplefilter("ignore")
         from onnx.backend.test.case.node import collect_testcases
 
-        wanted = ("Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "MatMulInteger", "QLinearMatMul")
+        wanted = (
+            "Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "MatMulInteger", "QLinearMatMul",
+            "ConvInteger", "QLinearConv",
+        )  # fmt: skip
         return {
             each.name: each for op in wanted for each in collect_testcases(op) if not each.name.endswith("_expanded")
         }
@@ -117,8 +120,8 @@ def test_onnxs_own_cases(name: str) -> None:
     inputs, outputs = case.data_sets[0]
     given_ = dict(zip([each.name for each in model.graph.input], inputs, strict=True))
     node = model.graph.node[0]
-    keep = {node.input[0]} | ({node.input[2]} if node.op_type == "MatMulInteger" and len(node.input) > 2 else set())
-    if node.op_type in ("LSTM", "GRU"):
+    keep = {node.input[0]} | ({node.input[2]} if node.op_type.endswith("Integer") and len(node.input) > 2 else set())
+    if node.op_type in ("LSTM", "GRU", "RNN"):
         keep |= set(node.input[5:7])
     for each in list(model.graph.input):
         if each.name not in keep:
@@ -218,21 +221,21 @@ def test_convolutions_of_two_dimensions(auto_pad: str) -> None:
     agree(model, {"x": randn(2, 8, 9, 11)})
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize("reset", [0, 1])
 def test_recurrent_layers(kind: str, direction: str, states: bool, reset: int) -> None:
-    if kind == "LSTM" and reset:
-        return  # it has no such attribute; the other cases cover it
-    hidden, features, d, gates = 20, 33, 2 if direction == "bidirectional" else 1, 4 if kind == "LSTM" else 3
+    if kind != "GRU" and reset:
+        return  # they have no such attribute; the other cases cover it
+    hidden, features, d, gates = 20, 33, 2 if direction == "bidirectional" else 1, {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     names = ["x", "w", "r", "b", ""]
     inputs = [value("x", ["t", "n", features])]
     if states:
         names += ["h", "c"] if kind == "LSTM" else ["h"]
         inputs += [value(name, [d, "n", hidden]) for name in names[5:]]
     results = ["y", "y_h", "y_c"][: 3 if kind == "LSTM" else 2]
-    more = {"linear_before_reset": reset} if kind == "GRU" else {}
+    more: dict[str, Any] = {"linear_before_reset": reset} if kind == "GRU" else {}
     node = helper.make_node(kind, names, results, hidden_size=hidden, direction=direction, **more)
     constants = {"w": randn(d, gates * hidden, features) / 6, "r": randn(d, gates * hidden, hidden) / 5}
     model = model_of(
@@ -406,7 +409,7 @@ def test_threads_share_a_session() -> None:
 def test_weights_leave_with_their_session() -> None:
     session = InferenceSession(simple())
     session.run(None, {"x": randn(2, 64)})
-    gone = weakref.ref(next(iter(session._work.computed.values())).product.weight)
+    gone = weakref.ref(next(iter(session._work.computed.values())).products[0].weight)
     del session
     gc.collect()
     assert gone() is None

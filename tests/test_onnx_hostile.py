@@ -80,6 +80,20 @@ def test_constants_with_more_dimensions_give_them_to_the_result(model: Any) -> N
     agree(model, {"x": randn(64)})
 
 
+def test_constants_that_are_numbers() -> None:
+    """Limits as newer exporters write them; a list is an array of one dimension."""
+    nodes = [
+        node("Constant", [], ["low"], value_float=-0.5), node("Constant", [], ["high"], value_floats=[0.75]),
+        node("Constant", [], ["shape"], value_ints=[64, -1]), node("Reshape", ["w0", "shape"], ["w"]),
+        node("MatMul", ["x", "w"], ["t"], "product"), node("Reshape", ["high", "one"], ["h"]),
+        node("Clip", ["t", "low", "h"], ["y"]),
+    ]  # fmt: skip
+    inputs = [value("x", ["m", 64])]
+    model = model_of(nodes, inputs, [value("y", None)], w0=randn(40, 64), one=np.array([], np.int64))
+    session = agree(model, {"x": randn(5, 64)}, off=2e-2)
+    assert next(iter(session.report)).fused == "clip"
+
+
 def test_operators_of_other_domains_only_share_a_name() -> None:
     model = product_then(node("Sigmoid", ["t"], ["s"], domain="mine"), node("Mul", ["t", "s"], ["y"]))
     model.opset_import.append(helper.make_opsetid("mine", 1))

@@ -11,13 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from interrupts import interrupted_at
 
 import npumatmul as npu
 from npumatmul import sim
+from npumatmul.device import current
 from npumatmul.errors import DeviceError, LibraryNotFoundError
 from npumatmul.ops import settings
+from npumatmul.ops.settings import CURRENT
+from npumatmul.planning import choices
+from npumatmul.planning.choices import consulting
 from npumatmul.rknn.version import RuntimeVersion
+from npumatmul.running import where
+from npumatmul.running.where import Where, storing
 
+#: What scopes change.
+_SCOPES = CURRENT, current._chosen, where._where, choices._consulted
 X, W = np.ones((4, 64), np.float32), np.ones((64, 32), np.float32)
 
 
@@ -109,6 +118,29 @@ def test_functions_run_within() -> None:
 
 
 @pytest.mark.usefixtures("default_device")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_leaves_no_scope_behind() -> None:
+    """Wherever one comes while a scope begins or ends, afterwards that holds what held before."""
+    with npu.Device("sim:rk3576") as device:
+        scopes: list[Callable[[], Any]] = [
+            lambda: npu.config(cores=(1,)), lambda: npu.use_device(device), lambda: storing(Where(cores=(1,))),
+            lambda: consulting(None, {"cores": 1}),
+        ]  # fmt: skip
+        for scope in scopes:
+
+            def work(scope: Callable[[], Any] = scope) -> None:
+                with scope():
+                    pass
+
+            work()
+            held = [value.get(None) for value in _SCOPES]
+            position = 0
+            while interrupted_at(position, work):
+                position += 1
+                assert [value.get(None) for value in _SCOPES] == held
+            assert position > 4
+
+
 def test_set_device_is_the_default_of_every_thread() -> None:
     chosen = npu.set_device("sim:rk3576")
     assert npu.current_device() is chosen

@@ -90,8 +90,71 @@ def test_products_run_on_the_cores_that_were_chosen(device: npu.Device, cores: t
         packed = npu.pack(w, "w8a8", device=device)
     for rows in (1, 5, 200):
         np.testing.assert_array_equal(npu.matmul(x[:rows], packed), free[:rows])
-    used = {spec.core for spec, _ in Placement.of(device).contexts._contexts}
-    assert used == set(cores)
+    assert cores_used(device) == set(cores)
+
+
+def cores_used(device: npu.Device) -> set[int | None]:
+    return {spec.core for spec, _ in Placement.of(device).contexts._contexts}
+
+
+@pytest.mark.parametrize("stored", [None, (0, 2), (1, 2)])
+def test_products_in_place_run_on_the_cores_that_were_chosen(
+    device: npu.Device, stored: tuple[int, ...] | None
+) -> None:
+    """One weight, arrays that the NPU reads and writes where they stand, in as many ranges as cores would share."""
+    w = RNG.integers(-9, 9, (576, 512)).astype(np.float16)
+    x = RNG.integers(-9, 9, (600, 576)).astype(np.float16)
+    expected = x.astype(np.float32) @ w.astype(np.float32)
+    with storing(Where(cores=stored)):
+        packed = npu.pack(w, device=device)
+    a = npu.asarray(x, device=device)
+    for cores in (None, (2,)):
+        device.empty_cache()
+        with npu.config(cores=cores):
+            before = device.stats()
+            result = npu.matmul(a, packed)
+        np.testing.assert_array_equal(result.numpy(), expected)
+        assert device.stats().conversions == before.conversions, "in place"
+        assert cores_used(device) <= set(cores or stored or (0, 1, 2))
+
+
+@pytest.mark.parametrize("scheme", ["w16a16", "w8a8", "w4a4"])
+def test_a_scope_has_its_products_on_its_cores_and_one_weight_serves_all(device: npu.Device, scheme: str) -> None:
+    w = RNG.standard_normal((256, 3000)).astype(np.float32)
+    x = RNG.standard_normal((200, 256)).astype(np.float32)
+    packed = npu.pack(w, scheme, device=device)
+    held = device.memory_stats().domains[0].weights
+    product = npu.Matmul(x, packed)
+    free = npu.matmul(x, packed)
+    for cores in ((1,), (0, 2), (2, 1)):
+        device.empty_cache()
+        with npu.config(cores=cores):
+            for rows in (1, 5, 200):
+                for _ in range(2):  # the second time it is found again
+                    np.testing.assert_array_equal(npu.matmul(x[:rows], packed), free[:rows])
+            np.testing.assert_array_equal(product.execute(), free)
+        assert cores_used(device) == set(cores)
+    np.testing.assert_array_equal(product.execute(), free)
+    assert cores_used(device) > {1, 2}
+    assert device.memory_stats().domains[0].weights == held
+
+
+def test_cores_that_cannot_be_are_told(device: npu.Device) -> None:
+    x = np.ones((1, 64), np.float32)
+    with storing(Where(cores=(1, 2))):
+        packed = npu.pack(np.eye(64, dtype=np.float32), device=device)
+    for cores in ((), (-1,), (1, 1)):
+        with pytest.raises(ValueError, match="config: cores is"):
+            npu.config(cores=cores)
+    for wrong in (1, ["one"], 1.5):
+        with pytest.raises(TypeError, match="config: cores is"):
+            npu.config(cores=wrong)  # type: ignore[arg-type]
+    with npu.config(cores=(1, 3)), pytest.raises(ValueError, match=r"sim:rk3588 has 3, counted from 0"):
+        npu.matmul(x, packed)
+    with npu.config(cores=(0, 1)), pytest.raises(ValueError, match=r"was stored for cores \(1, 2\)"):
+        npu.matmul(x, packed)
+    with npu.config(cores=(2,)):
+        np.testing.assert_array_equal(npu.matmul(x, packed), x)
 
 
 def test_weights_stay_in_the_domains_that_were_allowed(device: npu.Device) -> None:

@@ -33,11 +33,10 @@ static void work(void *argument, int32_t thread) {
     const int64_t first = (t->ranges - 1 - part / (t->parts / t->ranges)) * t->queries;
     const int64_t heads = t->how->heads - head < t->heads ? t->how->heads - head : t->heads;
     const int64_t count = t->count - first < t->queries ? t->count - first : t->queries;
-    const int code = npumm_attend(t->how, t->layer, t->offset + first, count,
-                                  (const float *)(const void *)(t->q + first * t->q_row_stride), t->q_head_stride,
-                                  t->q_row_stride, (float *)(void *)(t->out + first * t->out_row_stride),
-                                  t->out_head_stride, t->out_row_stride, head, heads,
-                                  t->scratch + thread * t->scratch_bytes, t->scratch_bytes);
+    const int code = npumm_attend(
+        t->how, t->layer, t->offset + first, count, (const float *)(const void *)(t->q + first * t->q_row_stride),
+        t->q_head_stride, t->q_row_stride, (float *)(void *)(t->out + first * t->out_row_stride), t->out_head_stride,
+        t->out_row_stride, head, heads, t->scratch + thread * t->scratch_bytes, t->scratch_bytes);
     if (code) atomic_store(&t->code, code);
   }
 }
@@ -67,9 +66,17 @@ int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, in
   if (count == 0) return NPUMM_OK;
   if (threads > THREADS_MOST) threads = THREADS_MOST;
   if (threads < 1) threads = 1;
-  task t = {.how = how, .layer = layer, .offset = offset, .count = count, .q = (const char *)q,
-            .q_head_stride = q_head_stride, .q_row_stride = q_row_stride, .out = (char *)out,
-            .out_head_stride = out_head_stride, .out_row_stride = out_row_stride, .heads = how->heads / layer->heads,
+  task t = {.how = how,
+            .layer = layer,
+            .offset = offset,
+            .count = count,
+            .q = (const char *)q,
+            .q_head_stride = q_head_stride,
+            .q_row_stride = q_row_stride,
+            .out = (char *)out,
+            .out_head_stride = out_head_stride,
+            .out_row_stride = out_row_stride,
+            .heads = how->heads / layer->heads,
             .scratch_bytes = bytes};
   const int64_t alone = (how->heads + threads - 1) / threads;
   if (count == 1 && alone < t.heads) t.heads = alone; /* fewer heads of keys than threads: some read the same */

@@ -220,9 +220,8 @@ static void attend_to(const task *t, int64_t kv, int64_t head, int64_t heads, co
 
 /* ---- the call ------------------------------------------------------------------------------------------------------ */
 
-static int are_rows(const npumm_kv_rows *rows, int32_t type, int64_t dim) {
-  return rows->data && (type != NPUMM_KV_INT8 || rows->scales) &&
-         (rows->row_stride >= dim * size_of(type) || rows->row_stride < 0);
+static int are_rows(const npumm_kv_rows *rows, int32_t type) {
+  return rows->data && (type != NPUMM_KV_INT8 || rows->scales);
 }
 
 /* Whether a layer has the tokens from number `from` on up to `to`. */
@@ -232,16 +231,14 @@ static int has(const npumm_kv_layer *layer, int64_t from, int64_t to) {
   if (layer->before_count < 0 || (layer->before_count && !layer->before)) return 0;
   for (int32_t i = 0; i < layer->before_count; i++) {
     const npumm_kv_segment *segment = &layer->before[i];
-    if (segment->rows < 0 || !are_rows(&segment->keys, layer->type, layer->key_dim) ||
-        !are_rows(&segment->values, layer->type, layer->value_dim)) {
+    if (segment->rows < 0 || !are_rows(&segment->keys, layer->type) || !are_rows(&segment->values, layer->type)) {
       return 0;
     }
     before += segment->rows;
   }
   if (layer->base < 0 || to > layer->base + layer->capacity) return 0;
   if (layer->before_count ? before != layer->base : from < layer->base) return 0;
-  return to <= layer->base || (are_rows(&layer->keys, layer->type, layer->key_dim) &&
-                               are_rows(&layer->values, layer->type, layer->value_dim));
+  return to <= layer->base || (are_rows(&layer->keys, layer->type) && are_rows(&layer->values, layer->type));
 }
 
 int npumm_attend_by(const npumm_attend_loops *loops, const npumm_attention *how, const npumm_kv_layer *layer,

@@ -177,10 +177,12 @@ static int never(const ort_op *op) {
 static const operator operators[] = {
     {BASE, "Product", {ORT_FLOAT}, {ORT_FLOAT}, 1, 1},
     {BASE, "ProductHalf", {ORT_FLOAT16}, {ORT_FLOAT16}, 1, 1},
-    {BASE, "ProductUint8", {ORT_UINT8, ORT_UINT8}, {ORT_INT32}, 1, 1},
-    {BASE, "ProductInt8", {ORT_INT8, ORT_INT8}, {ORT_INT32}, 1, 1},
-    {BASE, "QuantizedUint8", {ORT_UINT8}, {ORT_UINT8}, 1, 1},
-    {BASE, "QuantizedInt8", {ORT_INT8}, {ORT_INT8}, 1, 1},
+    {BASE, "SumsOfUint8", {ORT_UINT8, ORT_UINT8}, {ORT_INT32}, 1, 1},
+    {BASE, "SumsOfInt8", {ORT_INT8, ORT_INT8}, {ORT_INT32}, 1, 1},
+    {BASE, "RoundedOfUint8", {ORT_UINT8}, {ORT_UINT8}, 1, 1},
+    {BASE, "RoundedOfInt8", {ORT_INT8}, {ORT_INT8}, 1, 1},
+    {BASE, "FloatsOfUint8", {ORT_UINT8}, {ORT_FLOAT}, 1, 1},
+    {BASE, "FloatsOfInt8", {ORT_INT8}, {ORT_FLOAT}, 1, 1},
     {BASE, "Recurrent", {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, {ORT_FLOAT, ORT_FLOAT, ORT_FLOAT}, 1, 0},
 };
 

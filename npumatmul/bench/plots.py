@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from npumatmul.extras import check_installed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["KINDS", "Plot", "drawn", "picture", "plots"]
@@ -30,6 +32,12 @@ _NAMED = len(COLOURS) - 1
 _MARKS = "osD^vPX*"
 #: Bars, and cells of a side of a map, that can be told apart.
 _BARS, _CELLS = 24, 16
+#: Letters of a name beside which there is room for what is drawn.
+_NAME = 48
+#: Lines of a legend that there is room for beside what is drawn.
+_INSIDE = 5
+#: Names of cases may have been made up by somebody else: nothing in them is a formula.
+_STYLE: Any = {"text.parse_math": False, "font.size": 10.0}
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,8 @@ def plots(record: Record, timings: Mapping[str, TimingModel] = TIMINGS) -> list[
     check_installed("matplotlib", "a plot")
     found = []
     for kind in KINDS:
-        try:
-            found.append(KINDS[kind](record, timings))
-        except NothingToDrawError:
-            continue
+        with contextlib.suppress(NothingToDrawError):
+            found.append(_draw(kind, record, timings))
     return found
 
 
@@ -114,9 +120,16 @@ def drawn(record: Record, kind: str | None = None, timings: Mapping[str, TimingM
     if kind not in KINDS:
         raise ValueError(f"{kind!r} is no plot; there are {', '.join(KINDS)}")
     try:
-        return KINDS[kind](record, timings)
+        return _draw(kind, record, timings)
     except NothingToDrawError as error:
         raise ValueError(f"the plot {kind!r} cannot be drawn: {error}") from None
+
+
+def _draw(kind: str, record: Record, timings: Mapping[str, TimingModel]) -> Plot:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        return KINDS[kind](record, timings)
 
 
 def picture(plot: Plot, form: str = "png") -> bytes:
@@ -136,7 +149,7 @@ def picture(plot: Plot, form: str = "png") -> bytes:
 
     data = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context({"svg.hashsalt": plot.kind, "font.size": 10.0}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": plot.kind}):
         plot.figure.savefig(data, dpi=130, format=form, metadata=dates.get(form))
     return data.getvalue()
 
@@ -168,6 +181,8 @@ def roofline(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
             roof = np.minimum(cores * model.peak[mm_type.a], span * model.bandwidth(cores)) / 1e9
             axes.loglog(span, roof, "--", color=colour, linewidth=1.2, label=f"{name}, modelled roof of {machine.chip}")
             roofed = True
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     axes.set_xlabel("operations per byte of A, B and C")
     axes.set_ylabel("GOPS")
     _legend(axes, groups, machine, roof=roofed)
@@ -219,6 +234,7 @@ def batch_curve(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
         least = min(range(len(each)), key=each.__getitem__)
         below.loglog(sizes[least], each[least], "o", color=colour, markersize=13, mfc="none")
         best.append(f"{name}: best with {sizes[least]} rows, {each[least]:.4g} ms for each")
+    _plain(above.yaxis)
     above.set_ylabel("ms for a batch")
     below.set_ylabel("ms for each row")
     below.set_xlabel("rows in a batch (the ring marks the least time for each row)")
@@ -244,7 +260,7 @@ def rates_by_shape(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
     for row in mine:
         if row.case["k"] in ks and row.case["n"] in ns:
             cells[ks.index(int(_float(row.case["k"]))), ns.index(int(_float(row.case["n"])))] = row.figures["gops"]
-    figure, axes = _figure(1, (max(5.0, 1.8 + 0.75 * len(ns)), max(3.6, 1.6 + 0.5 * len(ks))))
+    figure, axes = _figure(1, (max(8.0, 1.8 + 0.75 * len(ns)), max(4.0, 1.6 + 0.5 * len(ks))))
     _place(axes, f"GOPS by shape, {name}", record.machine)
     shown = axes.imshow(cells, cmap="cividis", aspect="auto", origin="lower")
     middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
@@ -289,7 +305,7 @@ def steps(record: Record, timings: Mapping[str, TimingModel]) -> Plot:
         shares = np.array([100 * each.get(step, 0.0) / total for each, total in zip(medians, totals, strict=True)])
         axes.barh(range(len(rows)), shares, left=begin, color=COLOURS[index], edgecolor="white", label=name, height=0.8)
         begin += shares
-    labels = [f"{row.label}   {_duration(total)}" for row, total in zip(rows, totals, strict=True)]
+    labels = [f"{_short(row.label)}   {_duration(total)}" for row, total in zip(rows, totals, strict=True)]
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
@@ -374,8 +390,8 @@ def _place(axes: Axes, title: str, machine: Machine) -> None:
     """The title, and below it where the times are from: a picture is passed on without the page that it stood on."""
     axes.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold")
     axes.annotate(
-        f"measured on: {machine.timed_on}", (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
-        fontsize=9, color="#555555",
+        f"measured on: {_short(machine.timed_on)}", (0, 1), (0, 6), xycoords="axes fraction",
+        textcoords="offset points", fontsize=9, color="#555555",
     )  # fmt: skip
 
 
@@ -395,13 +411,25 @@ def _legend(
     handles.append(Line2D([], [], marker="o", linestyle="-", color=grey, label="measured"))
     if modelled:
         handles.append(
-            Line2D([], [], marker="o", linestyle="--", color=grey, mfc="white", label=f"modelled for {machine.chip}")
+            Line2D(
+                [],
+                [],
+                marker="o",
+                linestyle="--",
+                color=grey,
+                mfc="white",
+                label=f"modelled for {_short(machine.chip)}",
+            )
         )
     if roof:
         handles.append(
             Line2D([], [], linestyle="--", color=grey, label=f"modelled roof of {machine.chip}, of as many cores")
         )
-    axes.legend(handles=handles, fontsize=8.5, frameon=True, framealpha=0.9, edgecolor="#dddddd")
+    look: Any = {"handles": handles, "fontsize": 8.5, "edgecolor": "#dddddd", "framealpha": 0.9}
+    if len(handles) <= _INSIDE:
+        axes.legend(**look)
+    else:  # it would cover what is drawn
+        axes.figure.legend(loc="outside right upper", **look)
 
 
 def _style(index: int) -> tuple[str, str]:
@@ -409,13 +437,22 @@ def _style(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], _MARKS[(index + index // len(COLOURS)) % len(_MARKS)]
 
 
+def _plain(axis: Axis) -> None:
+    """Numbers of a logarithmic axis as they are, not as powers."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+
+
 def _ticks_at(axes: Axes, values: Sequence[int]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     if len(values) <= _CELLS:
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
 
 
 def _groups(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
@@ -424,7 +461,11 @@ def _groups(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[Row]]:
     for row in rows:
         words = Row(row.what, {name: row.case[name] for name in names if name in row.case}, row.seconds).label
         groups.setdefault(words, []).append(row)
-    return groups
+    named: dict[str, list[Row]] = {}
+    for words, mine in groups.items():
+        name = _short(words)
+        named[name if name not in named else f"{name} ({len(named)})"] = mine
+    return named
 
 
 def _spread(every: Sequence[_T], most: int) -> list[_T]:
@@ -447,6 +488,12 @@ def _duration(seconds: float) -> str:
             break
     digits = 2 if seconds * scale < 10 else 1 if seconds * scale < 100 else 0
     return f"{seconds * scale:.{digits}f} {unit}"
+
+
+def _short(text: str) -> str:
+    """A name that a plot has room for, of printable characters."""
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= _NAME else text[: _NAME - 3] + "..."
 
 
 def _fields(rows: Sequence[Row]) -> list[str]:

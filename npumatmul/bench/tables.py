@@ -164,5 +164,5 @@ def _cell(value: Value, digits: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.{0 if abs(value) >= 1000 else digits}f}"
+        return f"{value:.{0 if abs(value) >= 1000 else max(digits, int(abs(value) < 9.95))}f}"
     return str(value)

@@ -15,6 +15,7 @@ import npumatmul
 from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.bench_options import (
     CsvOption,
+    HtmlOption,
     JsonLinesOption,
     JsonOption,
     MarkdownOption,
@@ -514,12 +515,13 @@ def bench_matmul_command(
     markdown: MarkdownOption = None,
     plot: PlotOption = None,
     plot_kind: PlotKindOption = None,
+    html: HtmlOption = None,
 ) -> None:
     """Time each step of a matmul through the C API, beside the modelled time of the chip."""
     from npumatmul.cli import benching
     from npumatmul.cli.bench_outputs import Outputs
 
-    outputs = Outputs(csv, json, jsonl, markdown, plot, plot_kind)
+    outputs = Outputs(csv, json, jsonl, markdown, plot, plot_kind, html)
     benching.run(benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, outputs))
 
 

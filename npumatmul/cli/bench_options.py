@@ -19,3 +19,6 @@ PlotOption = Annotated[Path | None, typer.Option("--plot", parser=path, help="Sa
 PlotKindOption = Annotated[
     str | None, typer.Option("--plot-kind", help="roofline, gops, per-row, heat, batch, steps; by default what fits.")
 ]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", parser=path, help="Save a page with all of it, plots included.")
+]

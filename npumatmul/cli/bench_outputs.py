@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from npumatmul.bench.page import as_html
 from npumatmul.bench.plots import KINDS, drawn, picture
 from npumatmul.bench.record import Record
 from npumatmul.bench.report import as_csv, as_markdown
@@ -16,6 +17,7 @@ from npumatmul.chips.timing import TIMINGS, TimingModel
 from npumatmul.cli.files import STANDARD, check_outputs, picture_format, write_output
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import notes, results, visible
+from npumatmul.extras import check_installed
 
 __all__ = ["Outputs", "report"]
 
@@ -30,6 +32,7 @@ class Outputs:
     markdown: Path | None = None
     plot: Path | None = None
     plot_kind: str | None = None
+    html: Path | None = None
 
     def check(self, sources: Sequence[str | Path] = ()) -> None:
         """Refuse what cannot be written, before anything is measured."""
@@ -40,6 +43,8 @@ class Outputs:
             raise ValueError(f"--plot-kind: {self.plot_kind!r} is no plot; there are {', '.join(KINDS)}")
         if self.plot is not None:
             picture_format(self.plot)
+        if self.html is not None:
+            check_installed("matplotlib", "--html")
 
     @property
     def console(self) -> Console:
@@ -58,6 +63,8 @@ class Outputs:
         if self.plot is not None:
             plot = drawn(record, self.plot_kind, timings)
             write_output(self.plot, picture(plot, picture_format(self.plot)), sources)
+        if self.html is not None:
+            write_output(self.html, as_html(record, timings), sources)
 
     @property
     def _places(self) -> dict[str, Path | None]:

@@ -129,11 +129,12 @@ def use_device(device: Device | str) -> Scope[Device]:
 
 @contextmanager
 def _using(device: Device) -> Iterator[Device]:
-    token = _chosen.set(device)
+    before = _chosen.get()
     try:
+        _chosen.set(device)  # an interrupt may come as soon as this is done
         yield device
     finally:
-        _chosen.reset(token)
+        _chosen.set(before)
 
 
 def set_device(device: Device | str | None) -> Device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -26,7 +26,10 @@ __all__ = [
     "append",
     "attend",
     "describe",
-    "is_even",
+    "evenly",
+    "layers",
+    "segments",
+    "tell",
 ]
 
 NO_ROOM = -106
@@ -112,32 +115,53 @@ def _functions() -> tuple[Any, Any]:
     return append, attend
 
 
-def describe(parts: Sequence[NDArray[Any]], start: int = 0) -> KvRows:
-    """Where rows from `start` on stand: ``(batch, heads, rows, width)`` of floats, or of codes and of their scales.
+def evenly(x: NDArray[Any]) -> tuple[NDArray[Any], int, int]:
+    """Rows of ``(batch, heads, rows, width)``, copied only where C could not read them, with strides of heads and rows.
 
-    All sequences of a batch count as heads, so the strides of both have to go together (`is_even`).
+    All sequences of a batch count as heads. numpy's strides of axes of length 1 may be anything.
     """
-    data = parts[0]
-    _, head, row, _ = data.strides
+    batch, heads, _, width = x.shape
+    further, head, row, value = x.strides
+    if (value == x.itemsize or width == 1) and (batch == 1 or heads == 1 or further == head * heads):
+        return x, further if heads == 1 else head, row
+    x = np.ascontiguousarray(x)
+    return x, x.shape[2] * width * x.itemsize, width * x.itemsize
+
+
+def describe(parts: Sequence[NDArray[Any]], start: int = 0) -> KvRows:
+    """Where rows from `start` on stand, of floats, or of codes and of their scales; `evenly` makes no copy of them."""
+    data, head, row = evenly(parts[0])
     made = KvRows(address_of(data) + start * row, head, row)
     if len(parts) > 1:
-        _, head, row, _ = parts[1].strides
-        made.scales, made.scale_head_stride, made.scale_row_stride = address_of(parts[1]) + start * row, head, row
+        scales, head, row = evenly(parts[1])
+        made.scales, made.scale_head_stride, made.scale_row_stride = address_of(scales) + start * row, head, row
     return made
 
 
-def is_even(x: NDArray[Any]) -> bool:
-    """Whether the rows of ``(batch, heads, rows, width)`` stand whole, and heads of all sequences equally far apart."""
-    batch, head, _, value = x.strides
-    return value == x.itemsize and (x.shape[0] == 1 or batch == head * x.shape[1])
+def segments(pairs: Sequence[tuple[KvRows, KvRows, int]]) -> C.Array[KvSegment]:
+    """Keys, values and how many rows of each."""
+    made = (KvSegment * len(pairs))()
+    for i, (keys, values, rows) in enumerate(pairs):
+        made[i] = KvSegment(keys, values, rows)
+    return made
+
+
+def layers(count: int) -> C.Array[KvLayer]:
+    """Structs of as many layers, which have no keys and values yet."""
+    return (KvLayer * count)()
+
+
+def tell(made: KvLayer, structs: Iterable[KvLayer]) -> None:
+    """Copy a struct; what it tells of is kept alive by the caller."""
+    for each in structs:
+        C.memmove(C.addressof(each), C.addressof(made), C.sizeof(KvLayer))
 
 
 def append(layer: KvLayer, offset: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> int:
     """Store keys and values of shape (batch, heads, T, dim); return the code of `npumm_kv_append`."""
-    k, v = (x if is_even(x) else np.ascontiguousarray(x) for x in (k, v))
-    code: int = _functions()[0](
-        layer, offset, k.shape[2], address_of(k), *k.strides[1:3], address_of(v), *v.strides[1:3]
-    )
+    k, *of_k = evenly(k)
+    v, *of_v = evenly(v)
+    code: int = _functions()[0](layer, offset, k.shape[2], address_of(k), *of_k, address_of(v), *of_v)
     return code
 
 
@@ -158,21 +182,21 @@ def attend(how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.flo
         With one sequence, heads of a token stand next to each other.
     """
     batch, heads, count, _ = q.shape
-    if not is_even(q):
-        q = np.ascontiguousarray(q)
-    dim = layer.value_dim
+    q, *of_q = evenly(q)
+    dim: int = layer.value_dim
+    y: NDArray[np.float32]
     if batch == 1:
         y = np.empty((1, count, heads, dim), np.float32).swapaxes(1, 2)
+        of_y = dim * 4, heads * dim * 4
     else:
         y = np.empty((batch, heads, count, dim), np.float32)
+        of_y = count * dim * 4, dim * 4
     if not y.size:
         return y
     keys = max(offset + count, 0) if how.causal else how.keys
     work = batch * heads * count * keys * (layer.key_dim + dim)
     threads = 1 if work < _WORTH_A_THREAD else fast_processors()
-    code = _functions()[1](
-        how, layer, offset, count, address_of(q), *q.strides[1:3], address_of(y), *y.strides[1:3], threads
-    )
+    code = _functions()[1](how, layer, offset, count, address_of(q), *of_q, address_of(y), *of_y, threads)
     if code == NO_MEMORY:
         raise MemoryError("attention: there is no memory for scratch")
     if code:

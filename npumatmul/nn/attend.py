@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.host.arrays import address_of
-from npumatmul.host.attention import AttentionOptions, KvLayer, KvType, attend, describe, is_even
+from npumatmul.host.attention import AttentionOptions, KvLayer, KvRows, KvType, attend, evenly
 from npumatmul.nn.cache_rows import CachedRows
 from npumatmul.nn.halves import widened
 from npumatmul.nn.module import as_floats, check_number, float32_of, rounded_to
@@ -132,8 +132,8 @@ def scaled_dot_product_attention(
     sinks = None if sinks is None else _sinks(sinks, heads)
     if t == 0:
         return np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-    if device is None and (mask is None or type(mask) is str):
-        found = _in_c(q, k, v, scale, type(mask) is str, window, softcap, sinks)
+    if device is None and not isinstance(mask, np.ndarray):
+        found = _in_c(q, k, v, scale, mask is not None, window, softcap, sinks)
         if found is not None:
             return found
     npu = None if device is None or s == 0 else NpuProducts.of(current_device(device), q.shape, k.shape)
@@ -210,10 +210,11 @@ def _in_c(
     elif type(k) is np.ndarray and type(v) is np.ndarray:
         if k.dtype != v.dtype:
             k, v = float32_of(k, _CALLED), float32_of(v, _CALLED)
-        k, v = (x.reshape(batch, *x.shape[-3:]) for x in (k, v))
-        k, v = (x if is_even(x) else np.ascontiguousarray(x) for x in (k, v))
+        k, *of_k = evenly(k.reshape(batch, *k.shape[-3:]))
+        v, *of_v = evenly(v.reshape(batch, *v.shape[-3:]))
         kind = KvType.FLOAT32 if k.dtype == _F32 else KvType.FLOAT16
-        made = KvLayer(kind, 0, batch * k.shape[1], dim, v.shape[-1], 0, 0, 0, s, describe([k]), describe([v]))
+        keys, values = KvRows(address_of(k), *of_k), KvRows(address_of(v), *of_v)
+        made = KvLayer(kind, 0, batch * k.shape[1], dim, v.shape[-1], 0, 0, 0, s, keys, values)
     else:
         return None
     rows = (q if q.dtype == _F32 else float32_of(q, _CALLED)).reshape(batch, heads, t, dim)

@@ -279,8 +279,8 @@ class Attention(Module):
         cache, layer, mask, positions
             As for a call.
         by_row : bool
-            Whether each token attends as if it had come alone, bit for bit: the CPU attends so, an NPU does not. The mask
-            is causal then.
+            Whether each token attends as if it had come alone, bit for bit, as the CPU does and an NPU does not. The
+            mask is causal then.
 
         Returns
         -------

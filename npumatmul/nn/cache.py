@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from npumatmul.host.attention import AttentionOptions, KvLayer, attend
+from npumatmul.host.attention import AttentionOptions, attend
 from npumatmul.host.layers import RECORDER
+from npumatmul.host.attention import layers as structs_of
 from npumatmul.nn.cache_file import read_cache, write_cache
 from npumatmul.nn.cache_rows import FORMATS, LayerRows, LayerShared
 from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes
@@ -131,7 +132,7 @@ class KVCache:
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
         self._check_follows()
         #: Where keys and values of each layer stand, for C (`npumm_kv_layer`); it is kept up to date.
-        self.structs = (KvLayer * layers)()
+        self.structs = structs_of(layers)
         self.clear()
 
     def _check_follows(self) -> None:
@@ -158,7 +159,9 @@ class KVCache:
     def _tell(self) -> None:
         for i, layer in enumerate(self._layers):
             if isinstance(layer, LayerRows):
-                layer.tell(self.structs[i], [self.structs[j] for j, source in enumerate(self._follows) if source == i])
+                layer.tell_in(
+                    self.structs[i], [self.structs[j] for j, source in enumerate(self._follows) if source == i]
+                )
 
     def _made(self, i: int) -> LayerRows | LayerState | LayerShared:
         shapes, source = self._states[i], self._follows[i]
@@ -305,8 +308,8 @@ class KVCache:
         """
         self._check_room(count, "KVCache.make_room")
         for i in range(len(self._layers)) if layers is None else layers:
-            layer = self._layer(i, "KVCache.make_room")
-            if isinstance(layer, LayerRows):
+            layer = self._layers[i]
+            if type(layer) is LayerRows:
                 layer.make_room(self.offset, count)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:
@@ -469,7 +472,7 @@ class KVCache:
                 setattr(made, name, copy.copy(value))
         made._layers = [layer.fork(self.offset) for layer in self._layers]
         made._given = set()
-        made.structs = (KvLayer * len(self._layers))()
+        made.structs = structs_of(len(self._layers))
         made._tell()
         return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as C
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import NotFiniteError
-from npumatmul.host.attention import NO_ROOM, OUT_OF_RANGE, KvLayer, KvRows, KvSegment, KvType, append, describe
+from npumatmul.host.attention import (
+    NO_ROOM,
+    OUT_OF_RANGE,
+    KvLayer,
+    KvRows,
+    KvType,
+    append,
+    describe,
+    segments,
+    tell,
+)
 from npumatmul.host.kernels import NOT_FINITE
 from npumatmul.nn.product import Float32
 
@@ -105,10 +114,7 @@ class CachedRows:
         pairs = list(zip(self._segments, values._segments, strict=False))
         if self.cuts != values.cuts or len({each.format.kind for pair in pairs for each in pair}) > 1:
             return None
-        made = (KvSegment * len(pairs))()
-        for i, (keys, other) in enumerate(pairs):
-            made[i] = KvSegment(keys.described(), other.described(), keys.stop - keys.start)
-        return self._segments[0].format.kind, made
+        return self._segments[0].format.kind, _told_of(pairs)
 
     def block(self, start: int, stop: int) -> NDArray[Any]:
         """Those of positions start to stop, as floats."""
@@ -124,6 +130,10 @@ class CachedRows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         values = self.block(0, self.shape[2])
         return values.astype(values.dtype if dtype is None else dtype, copy=bool(copy))
+
+
+def _told_of(pairs: Sequence[tuple[_Segment, _Segment]]) -> Any:
+    return segments([(keys.described(), values.described(), keys.stop - keys.start) for keys, values in pairs])
 
 
 class LayerShared:
@@ -165,16 +175,19 @@ class LayerRows:
     def __init__(self, rows: tuple[int, int, int], format: Format, window: int | None, chunk: int) -> None:
         self.base, self.window = 0, window
         self._rows, self._format, self._chunk, self._capacity = rows, format, chunk, 0
+        self._columns = [(width, dtype) for _, width, dtype in format.columns(rows[2])]
         self._keys: list[NDArray[Any]] = self._allocated(0)
         self._values: list[NDArray[Any]] = self._allocated(0)
         self._before: list[tuple[_Segment, _Segment]] = []
         #: Rows of its own that other caches read, too.
         self._shared = 0
         #: What C is told of these, and where else that has to stand.
-        self.struct, self._copies, self._is_told = KvLayer(), (), False
-        self._segments_told = (KvSegment * 0)()
+        self.struct = KvLayer()
+        self._copies: tuple[KvLayer, ...] = ()
+        self._is_told = False
+        self._before_told: Any = ()
 
-    def tell(self, struct: KvLayer, copies: Sequence[KvLayer]) -> None:
+    def tell_in(self, struct: KvLayer, copies: Sequence[KvLayer]) -> None:
         """Say in these structs where rows are, now and whenever that changes."""
         self.struct, self._copies = struct, tuple(copies)
         self._told()
@@ -189,17 +202,17 @@ class LayerRows:
         made = KvLayer(self._format.kind, len(self._before), batch * heads, dim, dim, self.window or 0)
         made.base, made.shared, made.capacity = self.base, self._shared, self._capacity
         made.keys, made.values = describe(self._keys), describe(self._values)
-        segments = (KvSegment * len(self._before))()
-        for i, (keys, values) in enumerate(self._before):
-            segments[i] = KvSegment(keys.described(), values.described(), keys.stop - keys.start)
-        made.before = segments
-        for each in (*self._copies, self.struct):
-            C.memmove(C.addressof(each), C.addressof(made), C.sizeof(KvLayer))
-        self._segments_told, self._is_told = segments, True
+        before = _told_of(self._before)
+        made.before = before
+        tell(made, (*self._copies, self.struct))
+        self._before_told, self._is_told = before, True
 
     def _allocated(self, capacity: int) -> list[NDArray[Any]]:
-        batch, heads, dim = self._rows
-        return [np.empty((batch, heads, capacity, width), dtype) for _, width, dtype in self._format.columns(dim)]
+        batch, heads, _ = self._rows
+        made = []
+        for width, dtype in self._columns:
+            made.append(np.empty((batch, heads, capacity, width), dtype))
+        return made
 
     @property
     def nbytes(self) -> int:

@@ -84,14 +84,23 @@ class Scope:
 
     def _folded(self, node: Any) -> NDArray[Any] | None:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            value = attributes(node).get("value")
-            return None if value is None else _array(value, self._folder)
+            return self._constant(attributes(node))
         if not _is_folded(node):
             return None
         given = {name: self._values[name] for name in node.input if name}
         if any(each is None for each in given.values()):
             return None
         return _computed(node, {name: each for name, each in given.items() if each is not None}, self._opset)
+
+    def _constant(self, given: Mapping[str, Any]) -> NDArray[Any] | None:
+        """The value of a Constant, which has one attribute of several."""
+        if "value" in given:
+            return _array(given["value"], self._folder)
+        for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
+            value = given.get(name, given.get(f"{name}s"))
+            if value is not None:
+                return np.asarray(value, dtype)
+        return None
 
 
 def _is_folded(node: Any) -> bool:

@@ -2,271 +2,268 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
+from numpy.typing import NDArray
 
 from npumatmul.errors import ModelError
-from npumatmul.onnx.constants import Scope, attributes
+from npumatmul.onnx.candidates import OWN, Candidate, constant, geometry, graphs, input_name
+from npumatmul.onnx.constants import attributes
+from npumatmul.onnx.finding_integers import conv_integer, matmul_integer, qgemm, qlinear_conv, qlinear_matmul
 
-__all__ = ["Candidate", "graphs", "look"]
+__all__ = ["look"]
 
-#: A convolution with fewer values in a window, or fewer outputs, would not fill a tile.
-_LEAST = 32
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
-KINDS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "MatMulInteger", "QLinearMatMul")
-
-
-@dataclass
-class Candidate:
-    """A node with a product.
-
-    Attributes
-    ----------
-    graph : onnx.GraphProto
-        That it is in.
-    node : onnx.NodeProto
-    scope : Scope
-    path : str
-        Name, behind those of the nodes whose graphs it is in.
-    k, n : int
-        Of its product; 0 where that is not known.
-    why_not : str or None
-        Why it stays on the CPU.
-    depth : int
-        How many graphs are around its own.
-    """
-
-    graph: Any
-    node: Any
-    scope: Scope
-    path: str
-    k: int = 0
-    n: int = 0
-    why_not: str | None = None
-    depth: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-def graphs(
-    graph: Any, outer: Scope | None = None, path: str = "", depth: int = 0, opset: int = 0, folder: str = ""
-) -> Iterator[tuple[Any, Scope, str, int]]:
-    """A graph, and those in its nodes."""
-    scope = Scope(graph, outer, opset, folder)
-    yield graph, scope, path, depth
-    for i, node in enumerate(graph.node):
-        for each in node.attribute:
-            inside = [each.g] if each.type == onnx.AttributeProto.GRAPH else each.graphs
-            for inner in inside:
-                yield from graphs(inner, scope, f"{path}{node.name or f'{node.op_type}_{i}'}.{each.name}/", depth + 1)
+_MICROSOFT = "com.microsoft"
 
 
 def look(model: Any, folder: str = "") -> list[Candidate]:
     """All nodes with products, in the order of the model; files of weights are in a folder."""
     found: list[Candidate] = []
     paths: set[str] = set()
-    opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 1)
+    opset = next((each.version for each in model.opset_import if each.domain in OWN), 1)
     for graph, scope, path, depth in graphs(model.graph, opset=opset, folder=folder):
         for i, node in enumerate(graph.node):
-            if node.op_type in KINDS and node.domain in ("", "ai.onnx"):
-                name = path + (node.name or f"{node.op_type}_{i}")
-                while name in paths:  # a node may be called as another would be that has no name
-                    name += "'"
-                paths.add(name)
-                each = Candidate(graph, node, scope, name, depth=depth)
-                each.why_not = _why_not(each)
-                found.append(each)
+            key = ("" if node.domain in OWN else node.domain, node.op_type)
+            if key not in _LOOKS and key not in _STAY:
+                continue
+            name = path + (node.name or f"{node.op_type}_{i}")
+            while name in paths:  # a node may be called as another would be that has no name
+                name += "'"
+            paths.add(name)
+            kind, how = _LOOKS.get(key, ("", None))
+            each = Candidate(graph, node, scope, name, depth=depth, kind=kind, op_type=node.op_type)
+            each.why_not = _STAY[key] if how is None else _why_not(each, how)
+            found.append(each)
     return found
 
 
-def _why_not(each: Candidate) -> str | None:
+def _why_not(each: Candidate, how: Callable[[Candidate], str | None]) -> str | None:
     try:
-        return _LOOKS[each.node.op_type](each)
+        return how(each)
     except (OSError, ModelError):
         raise  # of a file beside the model
     except Exception as error:  # anybody may have written the model; ONNX Runtime says what is wrong with it
         return f"it is not as ONNX has it ({type(error).__name__}: {error})"
 
 
-def _weight(each: Candidate, index: int, dtypes: Any, called: str = "weight") -> Any:
-    """A constant input, or why it is none that can be used."""
-    node = each.node
-    value = each.scope.value(node.input[index]) if len(node.input) > index else None
-    if value is None:
-        return f"its {called} is not constant"
-    if value.dtype not in dtypes:
-        return f"its {called} is of {value.dtype}"
-    if not value.size:
-        return f"its {called} is empty"
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        return f"its {called} holds an inf or nan"
-    return value
+# ---- matrices --------------------------------------------------------------------------------------------------------
 
 
 def _matmul(each: Candidate) -> str | None:
-    weight = _weight(each, 1, _FLOATS, "right operand")
+    weight = constant(each, 1, _FLOATS, "right operand")
     if isinstance(weight, str):
         return weight
     if weight.ndim != 2:
         return f"its right operand has {weight.ndim} dimensions"
-    each.k, each.n = weight.shape
-    each.extra.update(weight=weight, same=(id(weight), 0, 1.0))
+    _matrix(each, weight)
     return None
+
+
+def _matrix(each: Candidate, weight: NDArray[Any], factor: float = 1.0, bias: NDArray[Any] | None = None) -> None:
+    each.k, each.n = weight.shape
+    scaled = weight if factor == 1.0 else weight.astype(np.float32) * np.float32(factor)
+    each.extra.update(weight=scaled, bias=bias, is_half=weight.dtype == np.float16)
 
 
 def _gemm(each: Candidate) -> str | None:
     given = attributes(each.node)
-    weight = _weight(each, 1, _FLOATS)
+    weight = constant(each, 1, _FLOATS)
     if isinstance(weight, str):
         return weight
     if given.get("transA", 0):
         return "its left operand is transposed"
-    same = id(weight), given.get("transB", 0), given.get("alpha", 1.0)  # nodes that share it share a packed weight
     weight = weight.T if given.get("transB", 0) else weight
-    each.k, each.n = weight.shape
+    n = weight.shape[1]
     bias = None
-    if len(each.node.input) > 2 and each.node.input[2]:
-        bias = each.scope.value(each.node.input[2])
-        if bias is None or bias.size not in (1, each.n) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
+    if input_name(each, 2):
+        bias = each.scope.value(input_name(each, 2))
+        if bias is None or bias.size not in (1, n) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
+            each.k, each.n = weight.shape
             return "what it adds is not one constant row"
-        bias = np.broadcast_to(bias.reshape(-1), (each.n,)).astype(np.float32) * np.float32(given.get("beta", 1.0))
-    each.extra.update(weight=weight * weight.dtype.type(given.get("alpha", 1.0)), bias=bias, same=same)
+        bias = np.broadcast_to(bias.reshape(-1), (n,)).astype(np.float32) * np.float32(given.get("beta", 1.0))
+    _matrix(each, weight, given.get("alpha", 1.0), bias)
     return None
 
 
-def _bias(each: Candidate, index: int, n: int) -> Any:
-    node = each.node
-    if len(node.input) <= index or not node.input[index]:
-        return None
-    bias = each.scope.value(node.input[index])
-    return "its bias is not constant" if bias is None else bias.astype(np.float32).reshape(-1)
+def _fused_matmul(each: Candidate) -> str | None:
+    """MatMul with a factor and transpositions, as ONNX Runtime writes optimized models."""
+    given = attributes(each.node)
+    weight = constant(each, 1, _FLOATS, "right operand")
+    if isinstance(weight, str):
+        return weight
+    if any(given.get(name, 0) for name in ("transA", "transBatchA", "transBatchB")):
+        return "its left operand or its batches are transposed"
+    if weight.ndim != 2:
+        return f"its right operand has {weight.ndim} dimensions"
+    weight = weight.T if given.get("transB", 0) else weight
+    _matrix(each, weight, given.get("alpha", 1.0))
+    return None
+
+
+def _matmul_of_bits(each: Candidate) -> str | None:
+    """MatMulNBits: codes of 4 or 8 bits, a scale for each block of a row."""
+    given = attributes(each.node)
+    n, k, block, bits = (int(given.get(name, 0)) for name in ("N", "K", "block_size", "bits"))
+    bits = bits or 4
+    codes, scales = constant(each, 1, _BYTES[1:]), constant(each, 2, _FLOATS, "scale")
+    for value in (codes, scales):
+        if isinstance(value, str):
+            return value
+    if bits not in (4, 8) or input_name(each, 4) or given.get("weight_prepacked", 0):
+        return f"its codes have {bits} bits, or an order of their own"
+    blocks = -(-k // block)
+    zeros = np.full((n, blocks), 1 << (bits - 1), np.float32)
+    if input_name(each, 3):
+        given_zeros = constant(each, 3, (*_FLOATS, *_BYTES[1:]), "zero point")
+        if isinstance(given_zeros, str):
+            return given_zeros
+        if given_zeros.dtype == np.uint8:
+            given_zeros = _unpacked(given_zeros.reshape(n, -1), bits)[:, :blocks]
+        zeros = given_zeros.reshape(n, blocks).astype(np.float32)
+    values = _unpacked(codes.reshape(n, blocks, -1), bits)[..., :block].astype(np.float32)
+    weight = (values - zeros[..., None]) * scales.reshape(n, blocks, 1).astype(np.float32)
+    bias = each.scope.value(input_name(each, 5))
+    if input_name(each, 5) and bias is None:
+        return "its bias is not constant"
+    bias = None if bias is None else bias.reshape(-1).astype(np.float32)
+    _matrix(each, weight.reshape(n, -1)[:, :k].T, bias=bias)
+    each.extra["is_half"] = scales.dtype == np.float16
+    return None
+
+
+def _unpacked(packed: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Codes of bytes, the lower half of a byte first."""
+    if bits == 8:
+        return packed
+    both = np.stack([packed & 15, packed >> 4], axis=-1)
+    return both.reshape(*packed.shape[:-1], -1)
+
+
+# ---- convolutions and recurrent layers -------------------------------------------------------------------------------
 
 
 def _conv(each: Candidate) -> str | None:
-    given, transposed = attributes(each.node), each.node.op_type == "ConvTranspose"
-    weight = _weight(each, 1, _FLOATS)
+    is_transposed = each.node.op_type == "ConvTranspose"
+    weight = constant(each, 1, _FLOATS)
     if isinstance(weight, str):
         return weight
-    dims = weight.ndim - 2
-    if dims not in ((1,) if transposed else (1, 2)):
-        return f"it has {dims} dimensions"
-    groups = given.get("group", 1)
-    each.k, each.n = weight[0].size, weight.shape[0] // groups
-    if transposed:
-        each.k, each.n = weight.shape[0] // groups, weight[0].size
-    if groups > 1 and (weight.shape[1] == 1 or groups == weight.shape[0]):
-        return "it is depthwise"
-    if each.k < _LEAST or each.n < _LEAST:
-        each.extra["is_small"] = True
-    bias = _bias(each, 2, each.n)
-    if isinstance(bias, str):
-        return bias
-    if bias is not None and bias.size != (weight.shape[1] * groups if transposed else weight.shape[0]):
-        return f"its bias has {bias.size} values"
-    kernel = weight.shape[2:]
-    strides, dilations = (list(given.get(name, [1] * dims)) for name in ("strides", "dilations"))
-    pads = list(given.get("pads", [0] * 2 * dims))
-    mode = given.get("auto_pad", b"NOTSET").decode()
-    if mode in ("SAME_UPPER", "SAME_LOWER"):
-        if transposed or any(stride != 1 for stride in strides):
-            return f"it has auto_pad {mode} with strides"
-        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        low = [r // 2 if mode == "SAME_UPPER" else r - r // 2 for r in reach]
-        pads = [*low, *(r - each_low for r, each_low in zip(reach, low, strict=True))]
-    elif mode == "VALID":
-        pads = [0] * 2 * dims
-    elif mode != "NOTSET":
-        return f"its auto_pad is {mode}"
-    if list(given.get("kernel_shape", kernel)) != list(kernel):
-        return "its kernel_shape is not that of its weight"
-    if not (len(strides) == len(dilations) == len(pads) / 2 == dims and min(strides + dilations) > 0 <= min(pads)):
-        return "its strides, dilations or pads are not those of its dimensions"
-    if transposed and given.get("output_shape"):
-        return "it has an output_shape"
-    each.extra.update(
-        weight=weight, bias=bias, groups=groups, strides=strides, dilations=dilations,
-        pads=list(zip(pads[:dims], pads[dims:], strict=True)),
-        output_padding=list(given.get("output_padding", [0] * dims)),
-    )  # fmt: skip
+    why = geometry(each, weight, 2, is_transposed)
+    if why is not None:
+        return why
+    bias = None
+    if input_name(each, 2):
+        bias = each.scope.value(input_name(each, 2))
+        if bias is None:
+            return "its bias is not constant"
+        bias = bias.astype(np.float32).reshape(-1)
+        if bias.size != (weight.shape[1] * each.extra["groups"] if is_transposed else weight.shape[0]):
+            return f"its bias has {bias.size} values"
+    each.extra.update(weight=weight, bias=bias, is_half=weight.dtype == np.float16)
     return None
 
 
+#: Gates of recurrent layers, and activations that they have if nothing else is said.
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}
+_USUAL = {4: ["sigmoid", "tanh", "tanh"], 3: ["sigmoid", "tanh"], 1: ["tanh"]}
+
+
 def _recurrent(each: Candidate) -> str | None:
-    node, given = each.node, attributes(each.node)
-    names = [*node.input, *[""] * 8]
-    if names[4]:
+    weight, recurrent = constant(each, 1, _FLOATS[:1]), constant(each, 2, _FLOATS[:1], "recurrent weight")
+    return _recurrence(each, weight, recurrent)
+
+
+def _recurrent_of_codes(each: Candidate) -> str | None:
+    """DynamicQuantizeLSTM; its weights are dequantized, and what comes in is not rounded to 8 bits."""
+    found = []
+    for index, scale, zero, called in ((1, 8, 9, "weight"), (2, 10, 11, "recurrent weight")):
+        codes, factor = constant(each, index, _BYTES, called), constant(each, scale, _FLOATS[:1], f"{called}'s scale")
+        offset = constant(each, zero, _BYTES, f"{called}'s zero point")
+        for value in (codes, factor, offset):
+            if isinstance(value, str):
+                return value
+        shape = (len(codes), 1, -1)  # one for each direction, or for each of its columns
+        values = codes.astype(np.float32) - offset.astype(np.float32).reshape(shape)
+        found.append(np.ascontiguousarray((values * factor.reshape(shape)).transpose(0, 2, 1)))
+    return _recurrence(each, *found)
+
+
+def _recurrence(each: Candidate, weight: Any, recurrent: Any) -> str | None:
+    given, gates = attributes(each.node), _GATES[each.node.op_type]
+    if input_name(each, 4):
         return "it has lengths of sequences"
-    if node.op_type == "LSTM" and names[7]:
+    if gates == 4 and input_name(each, 7):
         return "it has peepholes"
     if given.get("clip") or given.get("input_forget") or given.get("layout"):
         return "it has clip, input_forget or layout"
-    usual = ["sigmoid", "tanh", "tanh"] if node.op_type == "LSTM" else ["sigmoid", "tanh"]
     functions = [name.decode().lower() for name in given.get("activations", [])]
     directions = {"forward": (1,), "reverse": (-1,), "bidirectional": (1, -1)}[
         given.get("direction", b"forward").decode()
     ]
-    if functions and functions != usual * len(directions):
+    if functions and functions != _USUAL[gates] * len(directions):
         return f"its activations are {', '.join(functions)}"
-    weight, recurrent = _weight(each, 1, _FLOATS[:1]), _weight(each, 2, _FLOATS[:1], "recurrent weight")
     for value in (weight, recurrent):
         if isinstance(value, str):
             return value
-    bias = each.scope.value(names[3]) if names[3] else np.zeros((len(directions), 2 * weight.shape[1]), np.float32)
-    if bias is None:
-        return "its bias is not constant"
+    bias: NDArray[Any] | None = np.zeros((len(directions), 2 * weight.shape[1]), np.float32)
+    if input_name(each, 3):
+        bias = each.scope.value(input_name(each, 3))
+        if bias is None:
+            return "its bias is not constant"
     each.k, each.n = weight.shape[2], weight.shape[0] * weight.shape[1]
     each.extra.update(
-        weight=weight, recurrent=recurrent, bias=bias, directions=directions,
+        weight=weight, recurrent=recurrent, recurrent_bias=bias, directions=directions, gates=gates,
         is_reset_after=bool(given.get("linear_before_reset", 0)),
     )  # fmt: skip
     return None
 
 
-def _integers(each: Candidate) -> str | None:
-    weight = _weight(each, 1, _BYTES, "right operand")
-    if isinstance(weight, str):
-        return weight
-    if weight.ndim != 2:
-        return f"its right operand has {weight.ndim} dimensions"
-    zero = None
-    if len(each.node.input) > 3 and each.node.input[3]:
-        zero = each.scope.value(each.node.input[3])
-        if zero is None:
-            return "the zero point of its weight is not constant"
-    each.k, each.n = weight.shape
-    each.extra.update(weight=weight, zero=zero)
-    return None
-
-
-def _quantized(each: Candidate) -> str | None:
-    names = ("x_scale", "x_zero", "weight", "weight_scale", "weight_zero", "y_scale", "y_zero")
-    for i, name in enumerate(names, 1):
-        value = each.scope.value(each.node.input[i])
-        if value is None:
-            return f"its {name} is not constant"
-        each.extra[name] = value
-    weight = each.extra["weight"]
-    if weight.ndim != 2 or weight.dtype not in _BYTES:
-        return f"its right operand is {weight.dtype} with {weight.ndim} dimensions"
-    if each.extra["x_scale"].size != 1 or each.extra["y_scale"].size != 1 or each.extra["y_zero"].size != 1:
-        return "it has scales for each row"
-    if each.extra["x_zero"].dtype != each.extra["y_zero"].dtype:
-        return "its input and output are of unlike types"
-    each.k, each.n = weight.shape
-    return None
-
-
-_LOOKS = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    "ConvTranspose": _conv,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "MatMulInteger": _integers,
-    "QLinearMatMul": _quantized,
+#: By domain and operator: the kind, and what looks at a node.
+_LOOKS: dict[tuple[str, str], tuple[str, Callable[[Candidate], str | None] | None]] = {
+    ("", "MatMul"): ("matrix", _matmul),
+    ("", "Gemm"): ("matrix", _gemm),
+    (_MICROSOFT, "FusedMatMul"): ("matrix", _fused_matmul),
+    (_MICROSOFT, "MatMulNBits"): ("matrix", _matmul_of_bits),
+    ("", "Conv"): ("convolution", _conv),
+    ("", "ConvTranspose"): ("convolution", _conv),
+    ("", "LSTM"): ("recurrent", _recurrent),
+    ("", "GRU"): ("recurrent", _recurrent),
+    ("", "RNN"): ("recurrent", _recurrent),
+    (_MICROSOFT, "DynamicQuantizeLSTM"): ("recurrent", _recurrent_of_codes),
+    ("", "MatMulInteger"): ("integers", matmul_integer),
+    ("", "ConvInteger"): ("integers", conv_integer),
+    ("", "QLinearMatMul"): ("integers", qlinear_matmul),
+    ("", "QLinearConv"): ("integers", qlinear_conv),
+    (_MICROSOFT, "QGemm"): ("integers", qgemm),
 }
+
+_BOTH = "both of its operands are results"
+_FUSED = "it is a fusion of ONNX Runtime's, which computes it as a whole; the model before that has products that go"
+
+#: Other nodes with products, by domain and operator, and why they stay.
+_STAY: dict[tuple[str, str], str] = {
+    ("", "Attention"): _BOTH,
+    ("", "Einsum"): "an Einsum is not taken apart",
+    ("", "DeformConv"): "where its windows are depends on its input",
+    (_MICROSOFT, "QLinearConv"): "its channels are last",
+    **dict.fromkeys([("ai.onnx.ml", f"Linear{each}") for each in ("Classifier", "Regressor")],
+                    "a linear model does little besides; npumatmul.sklearn takes the estimator"),
+    **dict.fromkeys([("ai.onnx.ml", f"SVM{each}") for each in ("Classifier", "Regressor")],
+                    "its kernel is not computed as a product; npumatmul.sklearn takes the estimator"),
+    **dict.fromkeys([(_MICROSOFT, each) for each in (
+        "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention", "DecoderMaskedMultiHeadAttention",
+        "SparseAttention", "PagedAttention", "LinearAttention",
+    )], _BOTH),
+    **dict.fromkeys([(_MICROSOFT, each) for each in (
+        "Attention", "AttnLSTM", "ConvTransposeWithDynamicPads", "DecoderAttention", "DecoderMaskedSelfAttention",
+        "DynamicQuantizeMatMul", "FusedConv", "FusedGemm", "FusedMatMulActivation", "GemmFastGelu", "GemmFloat8",
+        "LongformerAttention", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MatMulIntegerToFloat", "MatMulPacked",
+        "MatMulNBitsMlp", "MatMulNBitsQLoRA", "MatMulNBitsQkv", "MatMulBlockQuantizedFp4Weight",
+        "MatMulBlockQuantizedFp8Weight", "MoE", "MoEPacked", "NhwcConv", "NhwcFusedConv", "PackedAttention",
+        "QAttention", "QMoE", "QOrderedAttention", "QOrderedLongformerAttention", "QOrderedMatMul",
+        "SparseToDenseMatMul", "TransposeMatMul", "WordConvEmbedding",
+    )], _FUSED),
+}  # fmt: skip

@@ -11,7 +11,8 @@ import onnx
 from npumatmul.chips import Chip
 from npumatmul.chips.timing import CPUS
 from npumatmul.chips.types import ElementType
-from npumatmul.onnx.finding import Candidate, look
+from npumatmul.onnx.candidates import Candidate
+from npumatmul.onnx.finding import look
 from npumatmul.onnx.loading import load_model, reading_names
 from npumatmul.onnx.rewriting import NodeFilter, choose
 from npumatmul.planning.product import plan_matmul, plan_weight
@@ -103,7 +104,7 @@ def _inspected(
     rows = None
     if each.k:
         x, y = shapes.get(node.input[0]), shapes.get(node.output[0]) if node.output else None
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if "strides" in each.extra:
             spatial = x if node.op_type == "ConvTranspose" else y
             rows = None if spatial is None else _product(spatial[:1] + spatial[2:])
         elif x is not None:
@@ -112,14 +113,7 @@ def _inspected(
     macs = None if rows is None else rows * each.k * each.n * groups
     npu = cpu = None
     if rows and each.k and why_not is None:
-        npu, cpu = _seconds(
-            rows,
-            each.k,
-            each.n,
-            groups,
-            chip,
-            "int8" if "Integer" in node.op_type or "QLinear" in node.op_type else scheme,
-        )
+        npu, cpu = _seconds(rows, each.k, each.n, groups, chip, "int8" if each.kind == "integers" else scheme)
     return Inspected(each.path, node.op_type, each.k, each.n, rows, macs, why_not, npu, cpu)
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 
 from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
-from npumatmul.onnx.finding import graphs
+from npumatmul.onnx.candidates import graphs
 
 __all__ = ["Loaded", "load_model", "reading_names", "session_of"]
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import npumatmul as npu
 from npumatmul.host.epilogue import Activation, Epilogue
 from npumatmul.host.onnx_bridge import Allocate
 from npumatmul.nn.product import Float32, PackedProduct
 from npumatmul.ops import matmul
 
-__all__ = ["Computed", "Convolution", "Finish", "Integers", "Product", "Quantized", "Recurrent"]
+__all__ = ["Computed", "Convolution", "Finish", "Given", "Product", "Recurrent", "needed"]
 
 Given = list["NDArray[Any] | None"]
 
@@ -94,7 +93,7 @@ class Product(Computed):
         k, n = self.product.shape
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = _needed(allocate(0, self.finish.shape((*x.shape[:-1], n)), x.dtype)).reshape(*x.shape[:-1], n)
+        y = needed(allocate(0, self.finish.shape((*x.shape[:-1], n)), x.dtype)).reshape(*x.shape[:-1], n)
         self.rows += x.size // k
         epilogue = self.finish.epilogue(y.dtype)
         if type(self.product) is PackedProduct:
@@ -106,77 +105,6 @@ class Product(Computed):
             into[...] = made
         else:
             epilogue.apply(np.ascontiguousarray(made, np.float32), into)
-
-
-@dataclass
-class Integers(Computed):
-    """``(x - x_zero) @ (weight - weight_zero)`` of 8-bit integers, exactly: MatMulInteger."""
-
-    weight: Any
-    sums: NDArray[np.int64]
-    zero: NDArray[np.int64]
-
-    @property
-    def products(self) -> list[Any]:
-        """One."""
-        return [self]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(K, N)``."""
-        shape: tuple[int, int] = self.weight.shape
-        return shape
-
-    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
-        """Multiply ``(..., K)`` to int32 ``(..., N)``."""
-        x = given[0]
-        assert x is not None
-        k, n = self.shape
-        if x.ndim < 1 or x.shape[-1] != k:
-            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = _needed(allocate(0, (*x.shape[:-1], n), np.int32))
-        self.rows += x.size // k
-        y[...] = self.multiplied(x, given[1] if len(given) > 1 else None)
-
-    def multiplied(self, x: NDArray[Any], x_zero: NDArray[Any] | None) -> NDArray[np.int32]:
-        """The product, modulo 2**32 as it is computed in int32."""
-        sums = matmul(x, self.weight).astype(np.int64)
-        if self.zero.any():
-            sums -= x.sum(axis=-1, dtype=np.int64)[..., None] * self.zero
-        if x_zero is not None and x_zero.any():
-            offset = x_zero.astype(np.int64).reshape(-1)
-            rows = offset[0] if offset.size == 1 else offset[:, None]
-            sums -= rows * (self.sums - self.shape[0] * self.zero)
-        made: NDArray[np.int32] = sums.astype(np.int32)
-        return made
-
-
-@dataclass
-class Quantized(Computed):
-    """QLinearMatMul: a product of integers, rounded to integers of another scale."""
-
-    integers: Integers
-    x_zero: NDArray[Any]
-    scale: NDArray[np.float64]
-    y_zero: NDArray[Any]
-
-    @property
-    def products(self) -> list[Any]:
-        """One."""
-        return [self.integers]
-
-    def compute(self, given: Given, outputs: int, allocate: Allocate) -> None:
-        """Multiply and round half to even."""
-        x = given[0]
-        assert x is not None
-        k, n = self.integers.shape
-        if x.ndim < 1 or x.shape[-1] != k:
-            raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = _needed(allocate(0, (*x.shape[:-1], n), self.y_zero.dtype))
-        self.rows += x.size // k
-        limits = np.iinfo(self.y_zero.dtype)
-        made = np.rint(self.integers.multiplied(x, self.x_zero) * self.scale) + self.y_zero.astype(np.int64)
-        y[...] = np.clip(made, limits.min, limits.max)
 
 
 @dataclass
@@ -205,7 +133,7 @@ class Convolution(Computed):
         if self.after is not None:  # what a transposed convolution has too much of
             cut = tuple(slice(low, size - high) for (low, high), size in zip(self.after, made.shape[2:], strict=True))
             made = made[(slice(None), slice(None)) + cut]  # noqa: RUF005
-        y = _needed(allocate(0, self.finish.shape(made.shape), x.dtype)).reshape(made.shape)
+        y = needed(allocate(0, self.finish.shape(made.shape), x.dtype)).reshape(made.shape)
         self.rows += made.size // max(1, made.shape[1])
         if self.finish.bias is not None:
             made = made + self.finish.bias.reshape(-1, *(1,) * dims)
@@ -218,9 +146,9 @@ class Convolution(Computed):
 
 @dataclass
 class Recurrent(Computed):
-    """LSTM and GRU: products with inputs on the NPU, all steps at once; the recurrence on the CPU in float32."""
+    """LSTM, GRU and RNN: products with inputs on the NPU, all steps at once; the recurrence on the CPU in float32."""
 
-    kind: str
+    gates: int
     product: Any
     bias: Float32
     recurrent: Sequence[Float32]
@@ -254,7 +182,7 @@ class Recurrent(Computed):
         y = np.empty((steps, *shape), np.float32)
         h = np.zeros(shape, np.float32) if states[0] is None else states[0].copy()
         c = np.zeros(shape, np.float32) if states[1] is None else states[1].copy()
-        step = self._lstm if self.kind == "LSTM" else self._gru
+        step = {4: self._lstm, 3: self._gru, 1: self._rnn}[self.gates]
         for d, direction in enumerate(self.directions):
             order = range(steps)[::direction]
             for t in order:
@@ -282,8 +210,12 @@ class Recurrent(Computed):
             new = np.tanh(seen[:, 2 * n :] + (reset * h) @ last)
         return (1 - z) * new + z * h, c
 
+    def _rnn(self, d: int, seen: Float32, h: Float32, c: Float32) -> tuple[Float32, Float32]:
+        return np.tanh(seen + h @ self.recurrent[d]), c
 
-def _needed(output: NDArray[Any] | None) -> NDArray[Any]:
+
+def needed(output: NDArray[Any] | None) -> NDArray[Any]:
+    """An output that the operator cannot leave out."""
     assert output is not None, "ONNX Runtime has left out an output that the operator needs"
     return output
 
@@ -291,15 +223,3 @@ def _needed(output: NDArray[Any] | None) -> NDArray[Any]:
 def _sigmoid(x: Float32) -> Float32:
     made: Float32 = np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)
     return made
-
-
-def packed_integers(name: str, weight: NDArray[Any], zero: NDArray[Any] | None, device: Any) -> Integers:
-    """Put integers ``(K, N)`` of 8 bits onto a device, without rounding."""
-    n = weight.shape[1]
-    offsets = np.zeros(n, np.int64) if zero is None else np.broadcast_to(zero.astype(np.int64).reshape(-1), (n,)).copy()
-    values = weight
-    if weight.dtype == np.uint8:  # the same integers, 128 lower
-        values = (weight.astype(np.int16) - 128).astype(np.int8)
-        offsets = offsets - 128
-    packed = npu.pack(values, device=device)
-    return Integers(name, packed, values.sum(axis=0, dtype=np.int64), offsets)

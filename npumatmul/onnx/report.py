@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from npumatmul.offload.modelled import modelled
-from npumatmul.onnx.nodes import Computed, Integers
+from npumatmul.onnx.integers import Integers
+from npumatmul.onnx.nodes import Computed
 
-__all__ = ["NodeRow", "Report", "row_of"]
+__all__ = ["NodeRow", "Report", "nbytes_of", "row_of"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class NodeRow:
     k, n, times : int
         Shape of its product, and how many it has: groups of a convolution.
     nbytes : int
-        Of packed weights.
+        Of packed weights, which other nodes may have, too.
     fused : str
         What is done in the pass that stores its result, such as ``"bias, relu"``.
     npu_seconds, cpu_seconds : dict of int to float, or None
@@ -56,21 +57,25 @@ class Report:
         Nodes on the NPU.
     left : dict of str to str
         Nodes with products that stay on the CPU, and why.
+    nbytes : int
+        Of all packed weights; one that several nodes have is there once.
     """
 
     rows: tuple[NodeRow, ...]
     left: dict[str, str]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all packed weights."""
-        return sum(row.nbytes for row in self.rows)
+    nbytes: int
 
     def __iter__(self) -> Iterator[NodeRow]:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def nbytes_of(computed: Iterable[Computed]) -> int:
+    """Bytes of all weights that nodes have."""
+    weights = {id(product.weight): product.weight for each in computed for product in each.products}
+    return sum(int(each.nbytes) for each in weights.values())
 
 
 def row_of(name: str, op_type: str, computed: Computed, scheme: str) -> NodeRow:

@@ -16,11 +16,14 @@ from npumatmul import nn
 from npumatmul.host.onnx_bridge import DOMAIN
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.nn.product import FLOAT32
-from npumatmul.offload.products import Way, make_product
-from npumatmul.onnx.finding import Candidate, graphs, look
+from npumatmul.offload.products import Way
+from npumatmul.onnx.candidates import Candidate, graphs, input_name
+from npumatmul.onnx.finding import look
 from npumatmul.onnx.fusing import Uses, fuse
+from npumatmul.onnx.integers import IntegerNode, Rounding, Sliding
 from npumatmul.onnx.loading import Loaded
-from npumatmul.onnx.nodes import Computed, Convolution, Finish, Product, Quantized, Recurrent, packed_integers
+from npumatmul.onnx.nodes import Computed, Convolution, Finish, Product, Recurrent
+from npumatmul.onnx.packing import Packing
 
 __all__ = ["NodeFilter", "Rewritten", "choose", "rewrite", "types_of"]
 
@@ -68,7 +71,7 @@ def choose(
             why = "filter_fn leaves it out"
         if why is None and filter_fn is None and each.extra.get("is_small"):
             why = _SMALL.format(each.k, each.n)
-        if why is None and each.node.op_type == "MatMulInteger":
+        if why is None and each.kind == "integers":
             types = types_of(loaded.model) if types is None else types
             kind = _integer_type(each, types)
             why = "the type of its input is not known" if kind is None else None
@@ -81,20 +84,30 @@ def choose(
 
 
 def types_of(model: Any) -> dict[str, int]:
-    """Element types of names, as far as they can be inferred."""
+    """Element types of names, as far as they can be inferred; 0 where graphs have several by one name."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
     except Exception:  # a model that cannot be inferred can still be run
         inferred = model
-    graph = inferred.graph
-    return {each.name: each.type.tensor_type.elem_type for each in [*graph.value_info, *graph.input, *graph.output]}
+    found: dict[str, int] = {}
+    for graph, *_ in graphs(inferred.graph):
+        for each in [*graph.value_info, *graph.input, *graph.output]:
+            kind = each.type.tensor_type.elem_type
+            found[each.name] = kind if found.get(each.name, kind) == kind else 0
+        for node in graph.node:
+            if node.op_type == "DynamicQuantizeLinear":  # the graphs of nodes are not always inferred
+                found.setdefault(node.output[0], TensorProto.UINT8)
+    return found
 
 
 def _integer_type(each: Candidate, types: Mapping[str, int]) -> int | None:
-    found = types.get(each.node.input[0])
-    if not found and len(each.node.input) > 2 and each.node.input[2]:
-        zero = each.scope.value(each.node.input[2])
-        found = types.get(each.node.input[2]) if zero is None else helper.np_dtype_to_tensor_dtype(zero.dtype)
+    zero = each.extra.get("x_zero")
+    found: int | None = None if zero is None else helper.np_dtype_to_tensor_dtype(zero.dtype)
+    if not found:
+        found = types.get(each.node.input[0])
+    if not found and input_name(each, 2):
+        zero = each.scope.value(input_name(each, 2))
+        found = types.get(input_name(each, 2)) if zero is None else helper.np_dtype_to_tensor_dtype(zero.dtype)
     return found if found in (TensorProto.UINT8, TensorProto.INT8) else None
 
 
@@ -110,21 +123,14 @@ def rewrite(
     _tell_shapes(model)
     uses = {id(each.graph): Uses(each.graph) for each in chosen}
     result = Rewritten(model, {}, {}, left, {})
-    packed: dict[Any, Any] = {}
+    packing = Packing(way)
     for each in chosen:
-        finish = Finish(each.extra.get("bias") if each.node.op_type != "LSTM" and each.node.op_type != "GRU" else None)
+        finish = Finish(each.extra.get("bias"))
         name = each.node.output[0]
         gone: list[Any] = []
-        if each.node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
-            is_matrix = each.node.op_type in ("MatMul", "Gemm")
-            name, gone = fuse(name, each.n, each.scope, uses[id(each.graph)], finish, is_matrix)
-        known = packed.get(each.extra.get("same")) if each.path not in statistics else None
-        if known is not None:
-            computed: Computed = Product(each.path, known, finish)
-        else:
-            computed = _MAKERS[each.node.op_type](each, way, finish, statistics.get(each.path))
-        if type(computed) is Product and each.path not in statistics:
-            packed[each.extra["same"]] = computed.product
+        if each.kind in ("matrix", "convolution"):
+            name, gone = fuse(name, each.n, each.scope, uses[id(each.graph)], finish, each.kind == "matrix")
+        computed = _MAKERS[each.kind](each, packing, finish, statistics.get(each.path))
         made = _node(each, name, number_of(computed))
         nodes = each.graph.node
         # results are made where the last of the nodes was, or where the node itself was: all of them follow it
@@ -132,7 +138,7 @@ def rewrite(
         nodes[index].CopyFrom(made)
         for node in gone:
             nodes.remove(node)
-        result.computed[each.path], result.kinds[each.path] = computed, each.extra["op_type"]
+        result.computed[each.path], result.kinds[each.path] = computed, each.op_type
         if each.depth == 0:
             result.made[each.path] = name
     if not any(each.domain == DOMAIN for each in model.opset_import):
@@ -162,35 +168,34 @@ def _has_shape(value: Any) -> bool:
 
 def _node(each: Candidate, name: str, number: int) -> Any:
     node = each.node
-    each.extra["op_type"] = node.op_type
     inputs, outputs = [node.input[0]], [name]
-    weight = each.extra["weight"]
-    if node.op_type in ("LSTM", "GRU"):
+    if each.kind == "recurrent":
         kind = "Recurrent"
-        given = [*node.input, *[""] * 8]
-        inputs = [node.input[0], given[5], given[6] if node.op_type == "LSTM" else ""]
+        inputs += [input_name(each, 5), input_name(each, 6) if each.extra["gates"] == 4 else ""]
         while inputs and not inputs[-1]:
             inputs.pop()
         outputs = list(node.output)
-    elif node.op_type == "MatMulInteger":
-        kind = "ProductUint8" if each.extra["type"] == TensorProto.UINT8 else "ProductInt8"
-        inputs = list(node.input[:1]) + ([node.input[2]] if len(node.input) > 2 and node.input[2] else [])
-    elif node.op_type == "QLinearMatMul":
-        kind = "QuantizedUint8" if each.extra["y_zero"].dtype == np.uint8 else "QuantizedInt8"
+    elif each.kind == "integers":
+        kind = "OfUint8" if each.extra["type"] == TensorProto.UINT8 else "OfInt8"
+        if "scale" not in each.extra:
+            kind = f"Sums{kind}"
+            inputs += [input_name(each, 2)] if input_name(each, 2) else []
+        else:
+            kind = f"Floats{kind}" if each.extra["y_zero"] is None else f"Rounded{kind}"
     else:
-        kind = "Product" if weight.dtype == np.float32 else "ProductHalf"
+        kind = "ProductHalf" if each.extra["is_half"] else "Product"
     return helper.make_node(kind, inputs, outputs, node.name, domain=DOMAIN, number=number)
 
 
-def _product(each: Candidate, way: Way, finish: Finish, statistics: LayerStatistics | None) -> Computed:
-    return Product(each.path, make_product(each.extra["weight"].T, way, statistics, each.path), finish)
+def _product(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:
+    return Product(each.path, packing.product(each.extra["weight"].T, each.path, statistics), finish)
 
 
-def _convolution(each: Candidate, way: Way, finish: Finish, statistics: LayerStatistics | None) -> Computed:
+def _convolution(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:
     e = each.extra
     weight = np.asarray(e["weight"], np.float32)
     dims = weight.ndim - 2
-    transposed = each.node.op_type == "ConvTranspose"
+    way, transposed = packing.way, each.op_type == "ConvTranspose"
     is_even = all(low == high for low, high in e["pads"])
     padding = [low for low, _ in e["pads"]] if is_even else [0] * dims
     options: dict[str, Any] = {
@@ -207,51 +212,52 @@ def _convolution(each: Candidate, way: Way, finish: Finish, statistics: LayerSta
         kernel = kernel[0]
         options = {name: value[0] if isinstance(value, list) else value for name, value in options.items()}
     layer = make(*channels, kernel, **options)
-    pack = None if way.scheme == FLOAT32 else lambda values, path: make_product(values, way, None, each.path)
+    pack = None if way.scheme == FLOAT32 else lambda values, path: packing.product(values, each.path)
     layer.load_state_dict({"weight": weight}, pack=pack)
     uneven = None if is_even else tuple((int(low), int(high)) for low, high in e["pads"])
     return Convolution(each.path, layer, None if transposed else uneven, uneven if transposed else None, finish)
 
 
-def _recurrent(each: Candidate, way: Way, finish: Finish, statistics: LayerStatistics | None) -> Computed:
+def _recurrent(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:
     e = each.extra
-    weight, recurrent, bias = e["weight"], e["recurrent"], e["bias"]
+    weight, recurrent, bias, gates = e["weight"], e["recurrent"], e["recurrent_bias"], e["gates"]
     half = weight.shape[1]
     hidden = recurrent.shape[2]
     own, other = bias[:, :half].copy(), bias[:, half:]
-    if each.node.op_type == "LSTM":
+    if gates != 3:
         own += other
     else:  # of a GRU's last gate the recurrent bias may be multiplied by the reset gate
         own[:, : 2 * hidden] += other[:, : 2 * hidden]
         if not e["is_reset_after"]:
             own[:, 2 * hidden :] += other[:, 2 * hidden :]
-    product = make_product(weight.reshape(-1, weight.shape[2]), way, None, each.path)
     return Recurrent(
-        each.path, each.node.op_type, product, own.reshape(-1).astype(np.float32),
-        [np.ascontiguousarray(part.T) for part in recurrent], list(other), e["directions"], hidden, e["is_reset_after"],
+        each.path, gates, packing.product(weight.reshape(-1, weight.shape[2]), each.path),
+        own.reshape(-1).astype(np.float32), [np.ascontiguousarray(part.T) for part in recurrent], list(other),
+        e["directions"], hidden, e["is_reset_after"],
     )  # fmt: skip
 
 
-def _integers(each: Candidate, way: Way, finish: Finish, statistics: LayerStatistics | None) -> Computed:
-    return packed_integers(each.path, each.extra["weight"], each.extra["zero"], way.device)
-
-
-def _quantized(each: Candidate, way: Way, finish: Finish, statistics: LayerStatistics | None) -> Computed:
+def _integers(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:
     e = each.extra
-    integers = packed_integers(each.path, e["weight"], e["weight_zero"], way.device)
-    scale = e["x_scale"].astype(np.float64).reshape(-1) * e["weight_scale"].astype(np.float64).reshape(-1)
-    return Quantized(each.path, integers, e["x_zero"], scale / e["y_scale"].astype(np.float64).reshape(-1), e["y_zero"])
+    weight, zero = e["weight"], e["weight_zero"]
+    sliding = None
+    matrices, zeros = [weight], [zero]
+    if "strides" in e:
+        sliding = Sliding(weight.shape[2:], e["strides"], e["dilations"], e["pads"], e["groups"])
+        channels_last = np.moveaxis(weight, 1, -1).reshape(len(weight), -1).T  # (K, N of all groups)
+        matrices = np.split(channels_last, e["groups"], axis=1)
+        is_whole = zero is None or zero.size == 1
+        zeros = [zero] * e["groups"] if is_whole else np.split(zero.reshape(-1), e["groups"])
+    rounding = Rounding(e["scale"], e["y_zero"]) if "scale" in e else None
+    weights = [packing.integers(*pair) for pair in zip(matrices, zeros, strict=True)]
+    return IntegerNode(each.path, weights, sliding, e.get("x_zero"), e.get("sums_bias"), rounding)
 
 
-_MAKERS: dict[str, Callable[[Candidate, Way, Finish, LayerStatistics | None], Computed]] = {
-    "MatMul": _product,
-    "Gemm": _product,
-    "Conv": _convolution,
-    "ConvTranspose": _convolution,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "MatMulInteger": _integers,
-    "QLinearMatMul": _quantized,
+_MAKERS: dict[str, Callable[[Candidate, Packing, Finish, LayerStatistics | None], Computed]] = {
+    "matrix": _product,
+    "convolution": _convolution,
+    "recurrent": _recurrent,
+    "integers": _integers,
 }
 
 

@@ -18,7 +18,7 @@ from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.offload.products import Way, check_way
 from npumatmul.onnx.loading import Loaded, load_model, reading_names, session_of
 from npumatmul.onnx.nodes import Computed
-from npumatmul.onnx.report import Report, row_of
+from npumatmul.onnx.report import Report, nbytes_of, row_of
 from npumatmul.onnx.rewriting import NodeFilter, choose, rewrite
 
 __all__ = ["InferenceSession"]
@@ -151,7 +151,7 @@ class InferenceSession:
         rewritten = rewrite(loaded.model, chosen, left, way, statistics, self._work.number_of)
         self._rewritten = rewritten
         rows = [row_of(path, rewritten.kinds[path], each, scheme) for path, each in rewritten.computed.items()]
-        self.report = Report(tuple(rows), left)
+        self.report = Report(tuple(rows), left, nbytes_of(rewritten.computed.values()))
         options = onnxruntime.SessionOptions() if sess_options is None else sess_options
         library = connect(_compute)
         with _extending:
@@ -206,7 +206,7 @@ class InferenceSession:
 
 def _collect(loaded: Loaded, chosen: Sequence[Any], calibration: Iterable[Feeds]) -> dict[str, LayerStatistics]:
     """What comes into products of the outermost graph."""
-    wanted = {each.path: each for each in chosen if each.depth == 0 and each.node.op_type in ("MatMul", "Gemm")}
+    wanted = {each.path: each for each in chosen if each.depth == 0 and each.kind == "matrix"}
     if not wanted:
         return {}
     looked = onnx.ModelProto()

@@ -17,7 +17,7 @@ from npumatmul.device.device import Device
 from npumatmul.device.living import Living
 from npumatmul.errors import ClosedError
 
-__all__ = ["MatmulFuture", "Result", "submit"]
+__all__ = ["BackgroundFuture", "MatmulFuture", "Result", "submit"]
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,41 @@ else:
     Result = TypeVar("Result")
 
 
-class MatmulFuture(Future[Result]):
+class BackgroundFuture(Future[Result]):
+    """A `concurrent.futures.Future` which can also be awaited, and says so where its process is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return asyncio.wrap_future(self).__await__()
+
+    def cancel(self) -> bool:
+        """Cancel it unless it has begun; see `concurrent.futures.Future.cancel`."""
+        self._check_process()
+        return super().cancel()
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for what it gives; see `concurrent.futures.Future.result`."""
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for its exception, if there is one; see `concurrent.futures.Future.exception`."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def _check_process(self) -> None:
+        """The thread of the parent does not exist in a forked child, where waiting for it would never end."""
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"this was submitted by process {self._pid} and cannot be waited for after a fork; "
+                "open a Device in the child and submit it there"
+            )
+
+
+class MatmulFuture(BackgroundFuture[Result]):
     """The result of a product that is computed in the background.
 
     A `concurrent.futures.Future` which can also be awaited. Made by `Matmul.submit` and `matmul_async`.
@@ -53,36 +87,13 @@ class MatmulFuture(Future[Result]):
         super().__init__()
         self._call: Callable[[], Any] | None = call
         self._context = copy_context()
-        self._pid = os.getpid()
-
-    def __await__(self) -> Generator[Any, None, Result]:
-        return asyncio.wrap_future(self).__await__()
 
     def cancel(self) -> bool:
         """Cancel it unless it has begun; see `concurrent.futures.Future.cancel`."""
-        self._check_process()
         cancelled = super().cancel()
         if cancelled:
             self._call = None  # its operands need not wait for the worker
         return cancelled
-
-    def result(self, timeout: float | None = None) -> Result:
-        """Wait for the product; see `concurrent.futures.Future.result`."""
-        self._check_process()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the product's exception, if there is one; see `concurrent.futures.Future.exception`."""
-        self._check_process()
-        return super().exception(timeout)
-
-    def _check_process(self) -> None:
-        """The worker of the parent does not exist in a forked child, where waiting for it would never end."""
-        if os.getpid() != self._pid:
-            raise ClosedError(
-                f"this product was submitted by process {self._pid} and cannot be waited for after a fork; "
-                "open a Device in the child and submit it there"
-            )
 
     def compute(self) -> None:
         """Compute the product, in the context of who submitted it; what the worker does."""

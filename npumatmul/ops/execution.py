@@ -87,7 +87,8 @@ class Execution:
         if (
             product is not None
             and self._plain
-            and product.follows in (None, _current().processor)
+            and product.follows in (None, (scope := _current()).processor)
+            and product.cores == scope.cores
             and (place is None or type(place) is np.ndarray)
         ):
             epilogue = None if finish.epilogue is None else self._fitted()  # there is nothing to look at any more
@@ -159,7 +160,8 @@ class Execution:
     def _product(self, cache: bool) -> Product:
         """The product with the one matrix of the right operand."""
         product = self.product
-        if product is None or product.follows not in (None, _current().processor):
+        scope = _current()
+        if product is None or product.follows not in (None, scope.processor) or product.cores != scope.cores:
             (index,) = self._shapes.indices()
             product = Product.of(self.weights.at(index), self._shapes, self.a.dtype, self._dtype)
             if cache:

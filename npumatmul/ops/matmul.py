@@ -173,7 +173,8 @@ def matmul(
         and precision is None
     ):
         finishes = epilogue.dtype if epilogue is not None and isinstance(epilogue, Epilogue) else epilogue
-        asked = left.shape, left.dtype, dtype, finishes, b.processor or _current().processor
+        scope = _current()
+        asked = left.shape, left.dtype, dtype, finishes, b.processor or scope.processor, scope.cores
         try:
             prepared: Product | None = b.products.get(asked)
         except TypeError:  # a dtype that cannot be looked up

@@ -26,6 +26,7 @@ from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.on_cpu import CpuProgram
 from npumatmul.running.program import Program
 from npumatmul.running.stored import StoredWeight
+from npumatmul.running.where import on_cores
 
 __all__ = ["Product", "finish_rows", "remember"]
 
@@ -51,10 +52,12 @@ class Product:
         Of the result.
     processor : {"npu", "cpu", "auto"}
         Who multiplies.
+    cores : tuple of int, optional
+        The NPU's cores that it may run on; all of the weight by default.
 
     Attributes
     ----------
-    shapes, dtype
+    shapes, dtype, cores
     follows : str or None
         The processor of the scope that it was made in, for it is another one in another; None where the weight says it.
     on_cpu : bool
@@ -77,6 +80,8 @@ class Product:
     ------
     TypeError
         If the weight's scheme does not take the dtype.
+    ValueError
+        If the chip lacks one of the cores, or the weight may not run on them.
     """
 
     def __init__(
@@ -86,8 +91,9 @@ class Product:
         left: np.dtype[Any],
         dtype: np.dtype[Any],
         processor: Processor = "npu",
+        cores: tuple[int, ...] | None = None,
     ) -> None:
-        self.shapes, self.dtype = shapes, dtype
+        self.shapes, self.dtype, self.cores = shapes, dtype, cores
         self.follows = None if packed.processor else processor
         self.device, self.stored, self._scheme = packed.device, packed.stored, packed.scheme
         self._rows, self._matrix = (shapes.rows, shapes.k), (shapes.rows, shapes.n)
@@ -120,9 +126,11 @@ class Product:
         self._chains = not steps and not self._unsigned
         self._floats = dtype in ELEMENTS
         self._any_value = packed.scheme.takes_any_value
+        if cores is not None:
+            _check_cores(cores, packed)
         result = packed.scheme.result_params
         self._result_scale = None if result is None else float(result.scale)
-        self.on_cpu = self.stored is not None and _is_cpus(self.stored, processor, shapes.rows)
+        self.on_cpu = self.stored is not None and _is_cpus(self.stored, processor, shapes.rows, cores)
         self.as_it_stands = self.reads_rows and self._flat and not shapes.empty
         #: Programs by the result's dtype; none where there is nothing to multiply.
         self._programs: dict[np.dtype[Any], Program] = {}
@@ -131,16 +139,17 @@ class Product:
     @classmethod
     def of(cls, packed: PackedWeight, shapes: Shapes, left: np.dtype[Any], dtype: np.dtype[Any]) -> Product:
         """The product; the same one again where it was asked for before."""
-        processor = packed.processor or CURRENT.get().processor
-        key = shapes, left, dtype, processor
+        scope = CURRENT.get()
+        processor, cores = packed.processor or scope.processor, scope.cores
+        key = shapes, left, dtype, processor, cores
         found: Product | None = packed.products.get(key)
-        return found or remember(packed, key, cls(packed, shapes, left, dtype, processor))
+        return found or remember(packed, key, cls(packed, shapes, left, dtype, processor, cores))
 
     def _program_for(self, dtype: np.dtype[Any]) -> Program:
         found = self._programs.get(dtype)
         if found is None:
             assert self.stored is not None  # or there is nothing to multiply
-            how = self._activation, dtype, self._result_scale
+            how = self._activation, dtype, self._result_scale, self.cores
             kind = CpuProgram if self.on_cpu else Program
             found = self._programs[dtype] = kind(self.stored, self.shapes.rows, *how)
         return found
@@ -339,13 +348,23 @@ class Product:
         return self.program.defer(self._read(a), epilogue)
 
 
-def _is_cpus(stored: StoredWeight, processor: Processor, rows: int) -> bool:
+def _check_cores(cores: tuple[int, ...], packed: PackedWeight) -> None:
+    """Products of a scope run on its cores: the chip has them, and the weight was not stored for others."""
+    has, own = packed.device.chip.cores, None if packed.stored is None else packed.stored.where.cores
+    if cores[-1] >= has:
+        raise ValueError(f"config: cores are {cores}; {packed.device.name} has {has}, counted from 0")
+    if own is not None and not set(cores) <= set(own):
+        raise ValueError(f"config: cores are {cores}; this weight was stored for cores {own} and runs on no others")
+
+
+def _is_cpus(stored: StoredWeight, processor: Processor, rows: int, cores: tuple[int, ...] | None) -> bool:
     """Whether the CPU multiplies; by itself as was decided when the weight was stored, or as the model says."""
     if processor != "auto" or stored.in_host_memory:
         return processor == "cpu" or stored.in_host_memory
     if stored.where.decides:
         return stored.where.computed_by(rows) == "cpu"
-    return suits_cpu(plan_matmul(rows, stored.plan, images=stored.images, timings=stored.device.chip.timings))
+    plan = stored.plan if cores is None else on_cores(stored.plan, len(cores))
+    return suits_cpu(plan_matmul(rows, plan, images=stored.images, timings=stored.device.chip.timings))
 
 
 def remember(packed: PackedWeight, key: Hashable, product: Product) -> Product:

@@ -1,8 +1,9 @@
-"""Settings of a scope: who multiplies, what happens to what the NPU cannot compute, whether measured plans are used."""
+"""Settings of a scope: who multiplies, on which cores, what happens to what the NPU cannot compute."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -32,11 +33,14 @@ class Settings:
         ``"npu"``; ``"cpu"``: the CPU multiplies the same packed weights, from the tiles in NPU memory and by the same
         scheme, and sums of integers are the same; ``"auto"``: whoever is modelled to be faster for the rows at hand.
         It holds for weights that do not say it themselves (`PackedWeight.on`).
+    cores : tuple of int or None
+        The NPU cores that products may run on, for weights that several pieces of work share; None: all.
     """
 
     fallback: str | None = None
     tuned: bool = False
     processor: Processor = "npu"
+    cores: tuple[int, ...] | None = None
 
 
 #: Those of the present scope, for who cannot spare the call of `settings`.
@@ -59,6 +63,7 @@ def config(
     fallback: Literal["numpy", "unchanged"] | None = "unchanged",
     tuned: bool | Literal["unchanged"] = "unchanged",
     processor: Processor | Literal["unchanged"] = "unchanged",
+    cores: Sequence[int] | Literal["unchanged"] | None = "unchanged",
 ) -> Scope[Settings]:
     """Change settings within a ``with`` block, for this thread or task.
 
@@ -70,6 +75,8 @@ def config(
         See `Settings`.
     processor : {"npu", "cpu", "auto", "unchanged"}
         See `Settings`.
+    cores : sequence of int, None or "unchanged"
+        See `Settings`. Cores are counted from 0; a product whose chip lacks one of them raises `ValueError`.
 
     Returns
     -------
@@ -79,9 +86,9 @@ def config(
     Raises
     ------
     ValueError
-        If there is no such fallback or processor.
+        If there is no such fallback or processor, or no cores are named, or one twice.
     TypeError
-        If `tuned` is neither True nor False.
+        If `tuned` is neither True nor False, or cores are no numbers.
 
     Examples
     --------
@@ -101,15 +108,28 @@ def config(
         raise TypeError(f"config: tuned is {tuned!r}; it can be True or False")
     if processor not in ("unchanged", *PROCESSORS):
         raise ValueError(f"config: processor is {processor!r}; it can be {', '.join(map(repr, PROCESSORS))}")
-    changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned, "processor": processor}
+    chosen = cores if cores is None or cores == "unchanged" else _cores(cores)
+    changes: dict[str, Any] = {"fallback": fallback, "tuned": tuned, "processor": processor, "cores": chosen}
     changes = {name: value for name, value in changes.items() if value != "unchanged"}
     return Scope(lambda: _changed(changes), "npumatmul.config")
 
 
+def _cores(given: object) -> tuple[int, ...]:
+    """Numbers of cores, in their order."""
+    try:
+        cores = tuple(sorted(operator.index(each) for each in given))  # type: ignore[attr-defined]
+    except TypeError:
+        raise TypeError(f"config: cores is {given!r}; it is a sequence of numbers from 0 on, or None") from None
+    if not cores or cores[0] < 0 or len(set(cores)) != len(cores):
+        raise ValueError(f"config: cores is {given!r}; it names at least one core, from 0 on, and none of them twice")
+    return cores
+
+
 @contextmanager
 def _changed(changes: dict[str, Any]) -> Iterator[Settings]:
-    token = CURRENT.set(replace(settings(), **changes))
+    before = CURRENT.get()
     try:
+        CURRENT.set(replace(before, **changes))  # an interrupt may come as soon as this is done
         yield CURRENT.get()
     finally:
-        CURRENT.reset(token)
+        CURRENT.set(before)

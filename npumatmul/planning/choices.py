@@ -255,8 +255,9 @@ class TuningCache:
         return {}
 
 
-_consulted: ContextVar[TuningCache | None] = ContextVar("npumatmul_tuning", default=None)
-_wishes: ContextVar[Mapping[str, Any]] = ContextVar("npumatmul_wishes", default={})  # noqa: B039 - never changed
+#: The cache that is consulted, and what is asked for instead.
+_consulted: ContextVar[tuple[TuningCache | None, Mapping[str, Any]]]
+_consulted = ContextVar("npumatmul_tuning", default=(None, {}))
 
 
 @contextlib.contextmanager
@@ -269,12 +270,12 @@ def consulting(cache: TuningCache | None, wishes: Mapping[str, Any] | None = Non
     wishes : mapping, optional
         Arguments of `plan_weight` that somebody asks for; where there are any the cache is not consulted.
     """
-    tokens = _consulted.set(None if wishes else cache), _wishes.set(wishes or {})
+    before = _consulted.get()
     try:
+        _consulted.set((None, wishes) if wishes else (cache, {}))  # an interrupt may come as soon as this is done
         yield
     finally:
-        _consulted.reset(tokens[0])
-        _wishes.reset(tokens[1])
+        _consulted.set(before)
 
 
 def planned(
@@ -300,7 +301,7 @@ def planned(
     >>> planned(64, 96, MatmulType.INT8_INT8_INT32, rk3588, rk3588.runtime).measured_cores
     ()
     """
-    cache = _consulted.get()
+    cache, wishes = _consulted.get()
     if cache is not None and k_slices is None:
         found = cache.plan(WeightShape(k, n, mm_type, k_group, row_images), chip, runtime, k_parts)
         if found is not None:
@@ -315,5 +316,5 @@ def planned(
         k_group=k_group,
         row_images=row_images,
         k_slices=k_slices,
-        **_wishes.get(),
+        **wishes,
     )

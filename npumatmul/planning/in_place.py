@@ -51,6 +51,7 @@ def plan_in_place(
     chip: Chip,
     room: int | None = None,
     timings: Mapping[str, TimingModel] | None = None,
+    cores: int | None = None,
 ) -> MatmulPlan | None:
     """Cut `m` rows, at least 1, of a product in place: by modelled time, or for one core where nothing is known.
 
@@ -66,6 +67,8 @@ def plan_in_place(
         Rows that can be read and written; as many as `padded_rows` are always enough.
     timings : mapping of str to TimingModel, optional
         Instead of the chip's own (`Chip.timings`).
+    cores : int, optional
+        At most so many cores; by default as many as the chip has.
 
     Returns
     -------
@@ -86,9 +89,10 @@ def plan_in_place(
     step = math.lcm(*(alignment // math.gcd(alignment, each) for each in rows_bytes))
     model = (chip.timings if timings is None else timings).get(chip.soc)
     model = model if model is not None and model.knows(mm_type) else None
+    most = chip.cores if cores is None else min(cores, chip.cores)
     whole = replace(
         weight, mm_type=mm_type, n_spans=(Span(0, weight.n, weight.n),), ac_native=False, buckets=buckets, cores=1,
-        row_cores=chip.cores, measured_cores=(), measured_shared=(),
+        row_cores=most, measured_cores=(), measured_shared=(),
     )  # fmt: skip
     best: MatmulPlan | None = None
     for size in reversed(buckets):
@@ -101,12 +105,12 @@ def plan_in_place(
         spans = (*(Span(start, size, size) for start in starts[:-1]), Span(starts[-1], m - starts[-1], last))
         if model is None:
             return MatmulPlan(m, whole, spans, 1, (0,))
-        for used in range(1, min(chip.cores, len(spans)) + 1):
+        for used in range(1, min(most, len(spans)) + 1):
             runs = -(-len(spans) // used)
-            most = max(span.padded for span in spans)
+            longest = max(span.padded for span in spans)
             join = model.join_seconds if used > 1 else 0.0
             # No conversion: normal A and C were seen to be used where they stand (facts 14), and C is as A's type is.
-            work = model.work_seconds(mm_type, most, weight.k, weight.n, used)
+            work = model.work_seconds(mm_type, longest, weight.k, weight.n, used)
             device = join + runs * (model.start_seconds + work)
             time = ModelledTime(device, runs * 3 * model.bind_seconds, 0.0, model.within)
             better = best is None or best.modelled is None or (time.seconds, len(spans)) < (

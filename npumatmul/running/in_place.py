@@ -27,6 +27,7 @@ from npumatmul.rknn import MemSyncMode, TensorMem
 from npumatmul.running.bound import BoundProgram
 from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
+from npumatmul.running.where import on_cores
 
 __all__ = ["InPlaceProgram", "type_in_place"]
 
@@ -163,6 +164,8 @@ class InPlaceProgram(Runs):
     weight : StoredWeight
     plan : MatmulPlan
         Of `plan_in_place`.
+    cores : tuple of int, optional
+        The NPU's cores that it may run on; by default those of the weight.
 
     Attributes
     ----------
@@ -176,10 +179,10 @@ class InPlaceProgram(Runs):
 
     _in_place = True
 
-    def __init__(self, weight: StoredWeight, plan: MatmulPlan) -> None:
+    def __init__(self, weight: StoredWeight, plan: MatmulPlan, cores: tuple[int, ...] | None = None) -> None:
         mm_type = plan.weight.mm_type
         conversion = Conversion.COPY_8 if mm_type.a.nbytes(1) == 1 else Conversion.COPY_16
-        super().__init__(weight, plan, Activation(mm_type.a.dtype, conversion))
+        super().__init__(weight, plan, Activation(mm_type.a.dtype, conversion), cores=cores)
         rows = rows_of(plan)
         self.a_bytes, self.c_bytes = mm_type.a.nbytes(rows * plan.weight.k), mm_type.c.nbytes(rows * plan.weight.n)
         row_bytes = mm_type.a.nbytes(plan.weight.k), mm_type.c.nbytes(plan.weight.n)
@@ -192,7 +195,13 @@ class InPlaceProgram(Runs):
 
     @classmethod
     def of(
-        cls, weight: StoredWeight, m: int, mm_type: MatmulType, a_room: int | None = None, c_room: int | None = None
+        cls,
+        weight: StoredWeight,
+        m: int,
+        mm_type: MatmulType,
+        a_room: int | None = None,
+        c_room: int | None = None,
+        cores: tuple[int, ...] | None = None,
     ) -> InPlaceProgram | None:
         """The program for `m` rows, at least 1; None where rows do not stand so, or copying is modelled faster.
 
@@ -204,22 +213,28 @@ class InPlaceProgram(Runs):
             Of `type_in_place`.
         a_room, c_room : int, optional
             Bytes that may be read and written from the first row on; by default as many as rows need that pad.
+        cores : tuple of int, optional
+            The NPU's cores that it may run on; by default those of the weight.
         """
         device, plan = weight.device, weight.plan
+        cores = weight.where.cores if cores is None else cores
+        most = None if cores is None else len(cores)
         rooms = [
             room // of.nbytes(extent)
             for room, of, extent in ((a_room, mm_type.a, plan.k), (c_room, mm_type.c, plan.n))
             if room is not None
         ]
-        in_place = plan_in_place(m, plan, mm_type, device.chip, min(rooms) if rooms else None)
+        in_place = plan_in_place(m, plan, mm_type, device.chip, min(rooms) if rooms else None, cores=most)
         if in_place is None:
             return None
         # Parts of an allocation are synchronised through the whole of it, which older runtimes cannot do (Q15).
         if (len(in_place.m_spans) > 1 or len(weight.tiles) > 1) and not device.runtime.has("rknn_mem_sync"):
             return None
-        copied = plan_matmul(m, plan, timings=device.chip.timings)
+        copied = plan_matmul(m, plan if most is None else on_cores(plan, most), timings=device.chip.timings)
         seconds, copying = in_place.modelled_seconds, copied.modelled_seconds
-        return None if seconds is not None and copying is not None and seconds > copying else cls(weight, in_place)
+        return (
+            None if seconds is not None and copying is not None and seconds > copying else cls(weight, in_place, cores)
+        )
 
     def multiply_array(self, a: Buffer, a_offset: int = 0, out: Buffer | None = None, out_offset: int = 0) -> Buffer:
         """Multiply rows where they stand.

@@ -21,6 +21,7 @@ from npumatmul.running.call import NoRoomError, check_place, device_scales, resu
 from npumatmul.running.deferred import DeferredResult, ResultSlot
 from npumatmul.running.runs import Runs
 from npumatmul.running.stored import StoredWeight
+from npumatmul.running.where import on_cores
 
 __all__ = ["Program"]
 
@@ -45,6 +46,8 @@ class Program(Runs):
         Where the runtime makes int8 of sums (matmul type 3): what one step of the result stands for. K is one slice,
         the weight has one scale, activations one static scale, and nothing has zero points; all three scales go to the
         runtime.
+    cores : tuple of int, optional
+        The NPU's cores that it may run on; by default those of the weight.
 
     Raises
     ------
@@ -59,10 +62,12 @@ class Program(Runs):
         activation: Activation,
         dtype: np.dtype[Any],
         result_scale: float | None = None,
+        cores: tuple[int, ...] | None = None,
     ) -> None:
         scales = None if result_scale is None else device_scales(weight, activation, result_scale)
-        plan = plan_matmul(m, weight.plan, images=weight.images, timings=weight.device.chip.timings)
-        super().__init__(weight, plan, activation, scales)
+        limited = weight.plan if cores is None else on_cores(weight.plan, len(cores))
+        plan = plan_matmul(m, limited, images=weight.images, timings=weight.device.chip.timings)
+        super().__init__(weight, plan, activation, scales, cores)
         self._element = result_element(weight, activation, dtype, result_scale)
         self._floats = self._element not in (Element.INT32, Element.INT8)
         self._reads, self._dtype = activation.read_as, dtype

@@ -42,6 +42,8 @@ class Runs:
         How rows of the left operand become rows of A.
     scales : tuple of float, optional
         Of A, B and C, where the runtime itself applies them.
+    cores : tuple of int, optional
+        The NPU's cores, in the order in which the plan counts them; by default those of the weight.
     """
 
     #: Whether A and C stand in the memory of arrays.
@@ -53,7 +55,9 @@ class Runs:
         plan: MatmulPlan,
         activation: Activation,
         scales: tuple[float, float, float] | None = None,
+        cores: tuple[int, ...] | None = None,
     ) -> None:
+        self._cores = weight.where.cores if cores is None else cores
         self._weight, self._device, self._session = weight, weight.device, weight.device.session
         self._plan, self._activation, self._scales = plan, activation, scales
         self._placement = Placement.of(weight.device)
@@ -239,7 +243,7 @@ class Runs:
         if weight.in_host_memory:
             raise ValueError("this packed weight stands in ordinary memory; the NPU cannot multiply with it")
 
-        cores = weight.where.cores
+        cores = self._cores
 
         def core(number: int) -> int:
             return number if cores is None else cores[number]

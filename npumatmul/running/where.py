@@ -10,7 +10,7 @@ from typing import Literal
 
 from npumatmul.planning.weight import WeightPlan
 
-__all__ = ["DECODE_ROWS", "Where", "storing", "where"]
+__all__ = ["DECODE_ROWS", "Where", "on_cores", "storing", "where"]
 
 #: Products of up to so many rows belong to generation: one token of each of a few sequences, or drafts of several.
 DECODE_ROWS = 8
@@ -62,16 +62,20 @@ class Where:
 
     def limited(self, plan: WeightPlan) -> WeightPlan:
         """The same plan on no more cores; what was measured with others says nothing then."""
-        if self.cores is None or len(self.cores) >= max(plan.cores, plan.row_cores):
-            return plan
-        most = len(self.cores)
-        return replace(
-            plan,
-            cores=min(plan.cores, most),
-            row_cores=min(plan.row_cores, most),
-            measured_cores=(),
-            measured_shared=(),
-        )
+        return plan if self.cores is None else on_cores(plan, len(self.cores))
+
+
+def on_cores(plan: WeightPlan, most: int) -> WeightPlan:
+    """The same plan on no more cores than so many."""
+    if most >= max(plan.cores, plan.row_cores):
+        return plan
+    return replace(
+        plan,
+        cores=min(plan.cores, most),
+        row_cores=min(plan.row_cores, most),
+        measured_cores=(),
+        measured_shared=(),
+    )
 
 
 _where: ContextVar[Where] = ContextVar("npumatmul_where", default=Where())  # noqa: B039 - it is frozen
@@ -85,8 +89,9 @@ def where() -> Where:
 @contextlib.contextmanager
 def storing(chosen: Where) -> Iterator[None]:
     """Have weights that this thread stores within a ``with`` block go there."""
-    token = _where.set(chosen)
+    before = _where.get()
     try:
+        _where.set(chosen)  # an interrupt may come as soon as this is done
         yield
     finally:
-        _where.reset(token)
+        _where.set(before)

@@ -74,7 +74,7 @@ def test_rotation_and_attention_take_few_calls() -> None:
     q, k = RNG.standard_normal((2, 1, 4, 1, 16), np.float32)
     rope = nn.RoPE(16)
     assert calls_of(lambda: rope(q, 5)) <= 3
-    assert calls_of(lambda: nn.scaled_dot_product_attention(q, k, k, mask="causal")) <= 8
+    assert calls_of(lambda: nn.scaled_dot_product_attention(q, k, k, mask="causal")) <= 13
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -89,7 +89,7 @@ def test_attention_of_one_token_takes_few_calls(dtype: str) -> None:
 def test_attention_to_another_sequence_takes_few_calls() -> None:
     attention = loaded(nn.CrossAttention(64, 4, kv_size=32, bias=True, scheme="float32"))
     kept = attention.keep(RNG.standard_normal((1, 9, 32)).astype(np.float32))
-    assert calls_of(lambda: attention(X, kept)) <= 20
+    assert calls_of(lambda: attention(X, kept)) <= 24
 
 
 def test_convolutions_take_few_calls() -> None:

@@ -73,7 +73,7 @@ class ArrayProduct:
         self._of_result = self._shape, self._strides, extent, dtype, self._room, self._results
         self._in_place: InPlaceProgram | None = None
         if stored is not None and self._type is not None:
-            self._in_place = InPlaceProgram.of(stored, rows[0], self._type)
+            self._in_place = InPlaceProgram.of(stored, rows[0], self._type, cores=product.cores)
 
     def multiply(
         self, a: NpuArray, epilogue: Epilogue | None = None, bias: ArrayLike | None = None, out: NpuArray | None = None
@@ -227,4 +227,4 @@ class ArrayProduct:
             return None
         if in_parts and not self._device.runtime.has("rknn_mem_sync"):
             return None
-        return InPlaceProgram.of(product.stored, self._rows[0], mm_type, a.room - a.offset, c_room)
+        return InPlaceProgram.of(product.stored, self._rows[0], mm_type, a.room - a.offset, c_room, product.cores)
