@@ -1,7 +1,7 @@
 """Typed binding of what stands between products: norms, rotations, gates and sums of float32 rows.
 
-Each function makes one `Op` and has `libnpumm.so` run it. A recorder, where one listens, is told of it, so that the same
-steps can be run again without Python (`npumatmul.running.recording`).
+Each function makes one `Op` and has `libnpumm.so` run it. A recorder, where one listens, is told of it, so that the
+same steps can be run again without Python (`npumatmul.running.recording`).
 """
 
 from __future__ import annotations
@@ -168,11 +168,14 @@ def _run(op: Op, x: Float32, y: Float32 | None, out: Float32 | None, position: i
 
 def _place(op: Op, x: Float32, y: Float32 | None, out: Float32) -> list[tuple[str, Float32]]:
     """Tell a step where rows of arrays stand; what it reads, by name."""
-    strides = x.strides
-    if y is None and len(strides) == 2 and strides[1] == 4 and out.flags.c_contiguous:  # nearly always
-        inner, width = x.shape
-        op.shape = RowsShape(1, inner, width)
-        op.x, op.out = RowsAt(address_of(x), 0, strides[0]), RowsAt(address_of(out), 0, 4 * width)
+    shape, strides = x.shape, x.strides
+    axes = len(shape)
+    if (axes == 2 or (axes == 4 and shape[0] == 1)) and strides[-1] == 4 and y is None and out.flags.c_contiguous:
+        inner, width = shape[-2:]  # nearly always
+        outer, outer_stride = (1, 0) if axes == 2 else (shape[1], strides[1])
+        op.shape = RowsShape(outer, inner, width)
+        op.x = RowsAt(address_of(x), outer_stride, strides[-2])
+        op.out = RowsAt(address_of(out), 4 * inner * width, 4 * width)
         return [("x", x)]
     x, outer, inner, outer_stride, inner_stride = _placed(x)
     op.shape = RowsShape(outer, inner, x.shape[-1])

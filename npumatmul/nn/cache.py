@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from npumatmul.host.attention import AttentionOptions, attend
-from npumatmul.host.layers import RECORDER
 from npumatmul.host.attention import layers as structs_of
+from npumatmul.host.layers import RECORDER
 from npumatmul.nn.cache_file import read_cache, write_cache
 from npumatmul.nn.cache_rows import FORMATS, LayerRows, LayerShared
 from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes

@@ -68,10 +68,10 @@ def activate(x: NDArray[Any], name: ActivationName | str, up: NDArray[Any] | Non
     if function is None:
         raise ValueError(f"activate: no activation is called {name!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
     whole = x if x.dtype == _F32 else float32_of(x, "activate")
-    fits = up is None or (type(up) is np.ndarray and up.dtype == _F32 and up.shape == x.shape)
+    fits = type(up) is np.ndarray and up.dtype == _F32 and up.shape == x.shape
     y = gate(whole, function, up if fits else None)
-    if not fits:
-        y *= up  # type: ignore[operator]
+    if up is not None and not fits:
+        y *= up
     return y if x.dtype == _F32 else rounded_to(y, x.dtype)
 
 

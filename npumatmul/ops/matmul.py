@@ -183,10 +183,10 @@ def matmul(
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
             if kind is _ndarray:
-                result = prepared.compute(left, place, epilogue, bias)
+                computed = prepared.compute(left, place, epilogue, bias)
                 if (recorder := _recorder()) is not None:
-                    recorder.product(prepared.recorded(place), b, left, result, epilogue, bias)
-                return result
+                    recorder.product(prepared.recorded(place), b, left, computed, epilogue, bias)
+                return computed
             if place is None:
                 made = (prepared.of_arrays or prepared.with_arrays()).multiply(left, epilogue, bias)
                 if made is not None:

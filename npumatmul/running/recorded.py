@@ -101,7 +101,8 @@ class RecordedProgram(Runs):
         self._ends = np.cumsum([0, *(len(block.entries) for block in blocks)]).tolist()
         self._x = self._arena.rows(self.shape)
         self._given = _Given()
-        self._keeps, self._ops, self._calls = entries, (Op * len(entries))(), []
+        self._keeps, self._ops = entries, (Op * len(entries))()
+        self._calls: list[tuple[Any, PlacedEpilogue | None]] = []
         for op, entry, place in zip(self._ops, entries, self._arena.places, strict=True):
             self._prepare(op, entry, place)
         threads = max(1, min(fast_processors(), 8))
@@ -220,7 +221,7 @@ class _Weights:
 
     @property
     def closed(self) -> bool:
-        for each in self._weights:  # without a call for each: every run comes here
+        for each in self._weights:  # noqa: SIM110 - without a call for each: every run comes here
             if each.closed:
                 return True
         return False
@@ -403,4 +404,3 @@ class _BoundSteps(BoundProgram):
         """The error of a step that was repeated."""
         product = self._by_op.get(int(self._run.first))
         return failed if product is None else product.in_vain(failed)
-

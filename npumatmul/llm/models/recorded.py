@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: Numbers of rows that come again and again: tokens one by one, and drafts. Others are recorded when they come twice.
 _USUAL = 8
+#: So many blocks are run by one call where a prompt has no more than so many tokens; of longer ones each by itself, so
+#: that others who use the model wait for one block at most.
+_AT_ONCE, _SHORT = 3, 64
 #: Programs of a model that are kept, and numbers of rows that are remembered.
 _KEPT, _REMEMBERED = 8, 256
 
@@ -88,7 +91,7 @@ class RecordedBlocks:
         cache : KVCache
             It grows by the tokens.
         told : callable, optional
-            Called with the number of blocks that are done: after each of them where there are many rows, and at the end.
+            Called with the number of blocks that are done, every few blocks.
 
         Returns
         -------
@@ -178,14 +181,15 @@ class RecordedBlocks:
             if count <= _USUAL or not trusted:
                 result = program.run_blocks(x, cache, count)
             else:
-                result = None
-                for block in range(program.blocks):
-                    given = x if block == 0 else None
-                    result = program.run_blocks(given, cache, count, block, block + 1)
+                result, step = None, _AT_ONCE if count <= _SHORT else 1
+                for first in range(0, program.blocks, step):
+                    stop = min(first + step, program.blocks)
+                    result = program.run_blocks(x if first == 0 else None, cache, count, first, stop)
                     if result is None:
                         break
                     if told is not None:
-                        told(block + 1)
+                        for done in range(first, stop):
+                            told(done + 1)
         except NO_ROOM as error:
             logger.info("blocks are computed by Python: there is no room for all contexts at once: %s", error)
             self._programs.pop(key, None)
