@@ -52,7 +52,7 @@ def test_steps_give_the_same_bits_of_other_rows(count: int) -> None:
     program = RecordedProgram([block])
     for _ in range(3):
         x = rows(count)
-        again = program.run_blocks(x, CACHE, count)
+        again = program.run_blocks(x, [CACHE], [count], None)
         assert again is not None
         assert again.tobytes() == chain(x).tobytes()
 
@@ -69,10 +69,10 @@ def test_blocks_follow_each_other() -> None:
         x = y
     program = RecordedProgram(blocks)
     x = rows()
-    whole = program.run_blocks(x, CACHE, 2)
+    whole = program.run_blocks(x, [CACHE], [2], CACHE)
     assert whole is not None
     whole = whole.copy()
-    parts = [program.run_blocks(x if i == 0 else None, CACHE, 2, i, i + 1) for i in range(3)]
+    parts = [program.run_blocks(x if i == 0 else None, [CACHE], [2], None, i, i + 1) for i in range(3)]
     right = chain(chain(chain(x)))
     assert parts[2] is not None
     assert whole.tobytes() == parts[2].tobytes() == right.tobytes()
@@ -116,7 +116,7 @@ def test_calls_of_python_are_made_again() -> None:
     assert block is not None, recorder.refused
     program = RecordedProgram([block])
     x = rows()
-    again = program.run_blocks(x, CACHE, 2)
+    again = program.run_blocks(x, [CACHE], [2], CACHE)
     assert again is not None
     assert again.tobytes() == work(x).tobytes()
     assert given_ == ["first", CACHE, None]

@@ -19,7 +19,7 @@ typedef enum {
   NPUMM_OP_PRODUCT = 0,    /* placed, call */
   NPUMM_OP_RMS_NORM = 1,   /* x, weight or NULL, share, eps */
   NPUMM_OP_LAYER_NORM = 2, /* x, weight, bias or NULL, share, eps */
-  NPUMM_OP_ROTATE = 3,     /* x, rotation; by the position of the run and `position` */
+  NPUMM_OP_ROTATE = 3,     /* x, rotation; from the position of the sequence on */
   NPUMM_OP_GATE = 4,       /* x, function, y or nothing */
   NPUMM_OP_ADD = 5,        /* x, y, scale */
   NPUMM_OP_SCALE = 6,      /* x, scale */
@@ -38,21 +38,27 @@ typedef struct {
   const float *weight, *bias;
   float share, eps, scale;
   const npumm_rotation *rotation;
-  int64_t position;
   const npumm_placed_matmul *placed;
   const npumm_call *call;
-  int64_t layer; /* which of the run's layers */
+  int64_t sequence; /* of rotations and attention: which of the run's */
+  int64_t layer;    /* which of the layers of its cache */
   const npumm_attention *attention;
   int64_t proven; /* how often an attended run was found to be short; see npumm_program_run */
   int (*callback)(void);
 } npumm_op;
 
-/* What differs from run to run. */
+/* A text that tokens come to. */
 typedef struct {
-  int64_t position;    /* of the first token, for rotations */
-  int64_t offset;      /* tokens that the cache holds before them */
+  int64_t position;             /* of its first new token, for rotations */
+  int64_t offset;               /* tokens that its cache holds before them */
   const npumm_kv_layer *layers; /* of the cache, or NULL */
   int64_t layer_count;
+} npumm_sequence;
+
+/* What differs from run to run. */
+typedef struct {
+  const npumm_sequence *sequences;
+  int64_t sequence_count;
   int64_t first, stop; /* steps to run; after a failure `first` is the one that failed */
   int32_t threads;     /* that share the rows of a step */
   int (*attend)(void); /* as of npumm_execute_attended, for the main thread; or NULL */

@@ -35,7 +35,7 @@ static int run_rows(const npumm_op *op, const npumm_rows_part *part, int64_t pos
     case NPUMM_OP_LAYER_NORM:
       return npumm_layer_norm(&op->shape, part, &op->x, op->weight, op->bias, op->share, op->eps, &op->out);
     case NPUMM_OP_ROTATE:
-      return npumm_rotate(&op->shape, part, &op->x, op->rotation, position + op->position, &op->out);
+      return npumm_rotate(&op->shape, part, &op->x, op->rotation, position, &op->out);
     case NPUMM_OP_GATE:
       return npumm_gate(&op->shape, part, &op->x, op->function, y, &op->out);
     case NPUMM_OP_ADD:
@@ -67,9 +67,19 @@ static void run_share(void *argument, int32_t thread) {
   own->codes[thread] = run_rows(own->op, &part, own->position);
 }
 
+static const npumm_sequence *sequence_of(const npumm_op *op, const npumm_run *run) {
+  return run->sequences && op->sequence >= 0 && op->sequence < run->sequence_count ? &run->sequences[op->sequence] : NULL;
+}
+
+/* -1, which rotations refuse, where there is no such sequence. */
+static int64_t position_of(const npumm_op *op, const npumm_run *run) {
+  const npumm_sequence *sequence = sequence_of(op, run);
+  return sequence ? sequence->position : -1;
+}
+
 static int run_shared(npumm_executor *executor, const npumm_op *op, const npumm_run *run) {
   shared own = {
-      .op = op, .position = run->position, .threads = run->threads < THREADS_MOST ? run->threads : THREADS_MOST};
+      .op = op, .position = position_of(op, run), .threads = run->threads < THREADS_MOST ? run->threads : THREADS_MOST};
   if (npumm_crew_run(executor, own.threads, run_share, &own)) return NPUMM_GIVEN_UP; /* only who attends gives up */
   for (int32_t i = 0; i < own.threads; i++) {
     if (own.codes[i]) return own.codes[i];
@@ -85,23 +95,27 @@ static int run_product(npumm_executor *executor, npumm_op *op, const npumm_run *
   return code;
 }
 
+/* The layer of the sequence's cache, or NULL. */
 static const npumm_kv_layer *layer_of(const npumm_op *op, const npumm_run *run) {
-  return run->layers && op->layer >= 0 && op->layer < run->layer_count ? &run->layers[op->layer] : NULL;
+  const npumm_sequence *sequence = sequence_of(op, run);
+  const int there = sequence && sequence->layers && op->layer >= 0 && op->layer < sequence->layer_count;
+  return there ? &sequence->layers[op->layer] : NULL;
 }
 
 static int append(const npumm_op *op, const npumm_run *run) {
   const npumm_kv_layer *layer = layer_of(op, run);
   if (!layer || op->shape.outer != layer->heads) return NPUMM_BAD_ARGUMENT;
-  return npumm_kv_append(layer, run->offset, op->shape.inner, op->x.data, op->x.outer_stride, op->x.inner_stride,
-                         op->y.data, op->y.outer_stride, op->y.inner_stride);
+  return npumm_kv_append(layer, sequence_of(op, run)->offset, op->shape.inner, op->x.data, op->x.outer_stride,
+                         op->x.inner_stride, op->y.data, op->y.outer_stride, op->y.inner_stride);
 }
 
 static int attend(const npumm_op *op, const npumm_run *run) {
   const npumm_kv_layer *layer = layer_of(op, run);
   if (!layer || !op->attention || op->shape.outer != op->attention->heads) return NPUMM_BAD_ARGUMENT;
-  const int64_t pairs = op->shape.outer * op->shape.inner * (run->offset + op->shape.inner);
+  const int64_t offset = sequence_of(op, run)->offset;
+  const int64_t pairs = op->shape.outer * op->shape.inner * (offset + op->shape.inner);
   const int32_t threads = pairs * op->shape.width >= SHARED_PRODUCTS ? run->threads : 1;
-  return npumm_attend_all(op->attention, layer, run->offset, op->shape.inner, op->x.data, op->x.outer_stride,
+  return npumm_attend_all(op->attention, layer, offset, op->shape.inner, op->x.data, op->x.outer_stride,
                           op->x.inner_stride, op->out.data, op->out.outer_stride, op->out.inner_stride, threads);
 }
 
@@ -117,7 +131,7 @@ static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, 
   } else if (run->threads > 1 && op->shape.outer * op->shape.inner * op->shape.width >= SHARED_VALUES) {
     code = run_shared(executor, op, run);
   } else {
-    code = npumm_op_run(op, run->position);
+    code = npumm_op_run(op, position_of(op, run));
   }
   return code ? fail(report, NPUMM_STEP_ARGUMENTS, code) : 0;
 }

@@ -35,6 +35,7 @@ __all__ = [
     "Result",
     "ResultType",
     "RuntimeFunctions",
+    "Sequence",
     "SliceStruct",
     "SpanStruct",
     "Step",
@@ -301,14 +302,23 @@ class Report(C.Structure):
     )
 
 
-class StepsRun(C.Structure):
-    """`npumm_run`: what differs from run to run of steps."""
+class Sequence(C.Structure):
+    """`npumm_sequence`: a text that tokens come to, and its cache."""
 
     _fields_ = (
         ("position", C.c_int64),
         ("offset", C.c_int64),
         ("layers", C.c_void_p),
         ("layer_count", C.c_int64),
+    )
+
+
+class StepsRun(C.Structure):
+    """`npumm_run`: what differs from run to run of steps."""
+
+    _fields_ = (
+        ("sequences", C.POINTER(Sequence)),
+        ("sequence_count", C.c_int64),
         ("first", C.c_int64),
         ("stop", C.c_int64),
         ("threads", C.c_int32),

@@ -98,9 +98,9 @@ class Op(C.Structure):
         ("eps", C.c_float),
         ("scale", C.c_float),
         ("rotation", C.POINTER(Rotation)),
-        ("position", C.c_int64),
         ("placed", C.POINTER(PlacedMatmul)),
         ("call", C.POINTER(Call)),
+        ("sequence", C.c_int64),
         ("layer", C.c_int64),
         ("attention", C.c_void_p),
         ("proven", C.c_int64),
@@ -323,23 +323,24 @@ def add(x: Float32, y: Float32, factor: float = 1.0) -> Float32:
     return out if RECORDER.get() is None else _told(Op(kind=Kind.ADD, scale=factor), x, y, out)
 
 
-def scale(x: Float32, factor: float) -> Float32:
+def scale(x: Float32, factor: float, out: Float32 | None = None) -> Float32:
     """``x * factor``.
 
     Parameters
     ----------
     x : ndarray of float32, shape (..., D)
     factor : float
+    out : ndarray of float32, shape (..., D), optional
 
     Returns
     -------
     ndarray of float32, shape (..., D)
-        A new array.
+        `out`, or a new array.
 
     Examples
     --------
     >>> scale(np.ones((1, 2), np.float32), 0.5)
     array([[0.5, 0.5]], dtype=float32)
     """
-    out: Float32 = x * np.float32(factor)
+    out = np.multiply(x, np.float32(factor), out=out)
     return out if RECORDER.get() is None else _told(Op(kind=Kind.SCALE, scale=factor), x, None, out)

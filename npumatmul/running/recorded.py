@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -18,7 +19,7 @@ from npumatmul.device.session import Session
 from npumatmul.errors import NpuError, RknnError
 from npumatmul.host import kernels
 from npumatmul.host.epilogue import Epilogue, PlacedEpilogue
-from npumatmul.host.executor import Call, Executor, Report, StepsRun
+from npumatmul.host.executor import Call, Executor, Report, Sequence, StepsRun
 from npumatmul.host.layers import CALLBACK, Kind, Op
 from npumatmul.host.processors import fast_processors
 from npumatmul.running.bound import PROVEN, BoundProgram, Shared
@@ -64,6 +65,9 @@ class RecordedBlock:
         return cls(recorder.entries, recorder.begins_with, ends)
 
 
+Blocks = abc.Sequence[RecordedBlock]
+
+
 class RecordedProgram(Runs):
     """Blocks of steps that follow each other, each of which begins with the result of the one before.
 
@@ -71,6 +75,8 @@ class RecordedProgram(Runs):
     ----------
     blocks : sequence of RecordedBlock
         Of rows of one shape. Their products are with weights of one device.
+    sequences : int
+        Texts that the rows are of.
 
     Attributes
     ----------
@@ -79,7 +85,7 @@ class RecordedProgram(Runs):
         Of what it begins with.
     """
 
-    def __init__(self, blocks: Sequence[RecordedBlock]) -> None:
+    def __init__(self, blocks: Blocks, sequences: int = 1) -> None:
         entries = [entry for block in blocks for entry in block.entries]
         self._programs = [entry.program for entry in entries if entry.program is not None]
         weights = dict.fromkeys(program.weight for program in self._programs)
@@ -106,7 +112,8 @@ class RecordedProgram(Runs):
         for op, entry, place in zip(self._ops, entries, self._arena.places, strict=True):
             self._prepare(op, entry, place)
         threads = max(1, min(fast_processors(), 8))
-        self._run = StepsRun(threads=threads)
+        self._sequences = (Sequence * sequences)()
+        self._run = StepsRun(self._sequences, sequences, threads=threads)
 
     def _prepare(self, op: Op, entry: Entry, place: dict[str, int]) -> None:
         """A step, in the arena."""
@@ -139,7 +146,13 @@ class RecordedProgram(Runs):
         return bool(self._weight.closed)
 
     def run_blocks(
-        self, x: Float32 | None, cache: Any, count: int, first: int = 0, stop: int | None = None
+        self,
+        x: Float32 | None,
+        caches: Iterable[Any],
+        counts: Iterable[int],
+        given: object,
+        first: int = 0,
+        stop: int | None = None,
     ) -> Float32 | None:
         """Run blocks.
 
@@ -147,10 +160,12 @@ class RecordedProgram(Runs):
         ----------
         x : ndarray of float32, of `shape`, or None
             None: what the block before has left.
-        cache : KVCache
-            Where keys and values go, and what calls of Python are given; its `offset` does not change, but by these.
-        count : int
-            Tokens that come to it.
+        caches : sequence of KVCache
+            Where keys and values of each sequence go; their `offset` does not change.
+        counts : sequence of int
+            Tokens that come to each.
+        given : object
+            For calls of Python, which may change what it likes.
         first, stop : int
             Which blocks; all by default.
 
@@ -169,18 +184,20 @@ class RecordedProgram(Runs):
         try:
             stop = self.blocks if stop is None else stop
             run = self._run
-            run.position, run.offset = cache.offset + cache.shift, cache.offset
-            run.layers, run.layer_count = C.addressof(cache.structs), len(cache.structs)
+            for sequence, cache in zip(self._sequences, caches, strict=True):
+                sequence.position, sequence.offset = cache.offset + cache.shift, cache.offset
+                sequence.layers, sequence.layer_count = C.addressof(cache.structs), len(cache.structs)
             run.first, run.stop = self._ends[first], self._ends[stop]
             if x is not None:
                 self._x[first % 2][...] = x
-            self._given.given = cache
+            self._given.given = given
             while True:
                 try:
                     self.run(self._started, None, None)
                     break
                 except NoRoomError:  # which comes to each layer once in many tokens
-                    cache.make_room(count)
+                    for cache, count in zip(caches, counts, strict=True):
+                        cache.make_room(count)
             return self._x[stop % 2]
         finally:
             self._given.given = None
@@ -216,7 +233,7 @@ class RecordedProgram(Runs):
 class _Weights:
     """The weights of a program as one."""
 
-    def __init__(self, weights: Sequence[StoredWeight], device: Device) -> None:
+    def __init__(self, weights: abc.Sequence[StoredWeight], device: Device) -> None:
         self.tiles, self.device, self._weights = Together(each.tiles for each in weights), device, weights
 
     @property
@@ -263,7 +280,7 @@ class _Arena:
         Of each step the addresses of its fields.
     """
 
-    def __init__(self, blocks: Sequence[RecordedBlock]) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         widest = max(_padded(each.stop - each.start) for block in blocks for each in (block.begins, block.ends))
         laid = [_laid_out(block) for block in blocks]
         self._memory = np.zeros(2 * widest + max(size for _, size in laid) + _LINE, np.uint8)
@@ -355,7 +372,7 @@ class _BoundSteps(BoundProgram):
     """Steps with the contexts, buffers and the executor that all of their products need."""
 
     def __init__(
-        self, placement: Placement, products: Sequence[BoundProgram], template: Any, run: StepsRun, given: _Given
+        self, placement: Placement, products: abc.Sequence[BoundProgram], template: Any, run: StepsRun, given: _Given
     ) -> None:
         contexts: list[PooledContext] = [context for product in products for context in product.contexts]
         self._open(placement, products[0].plan, 0, contexts, Call())

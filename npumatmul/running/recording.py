@@ -93,12 +93,15 @@ class Recorder:
     Attributes
     ----------
     entries : list of Entry
+    sequence : int
+        Which of several texts the steps are of that are going on.
     refused : str or None
         Why it cannot be run again.
     """
 
     x: Float32
     entries: list[Entry] = field(default_factory=list)
+    sequence: int = 0
     refused: str | None = None
     _buffers: list[Buffer] = field(default_factory=list)
     _starts: list[int] = field(default_factory=list)
@@ -121,6 +124,7 @@ class Recorder:
 
     def step(self, op: Op, reads: Sequence[tuple[str, NDArray[Any]]], out: NDArray[Any], keeps: object) -> None:
         """A step was run; see `npumatmul.host.layers.Recording`."""
+        op.sequence = self.sequence
         self._note(Entry(op, [], keeps), reads, out)
 
     def product(
@@ -158,9 +162,23 @@ class Recorder:
             if not k.dtype == v.dtype == np.float32:
                 self.refuse("keys are not float32")
                 return
-            op = Op(kind=Kind.APPEND, layer=layer, shape=RowsShape(*k.shape[1:]), x=_rows_at(k), y=_rows_at(v))
+            op = Op(
+                kind=Kind.APPEND,
+                sequence=self.sequence,
+                layer=layer,
+                shape=RowsShape(*k.shape[1:]),
+                x=_rows_at(k),
+                y=_rows_at(v),
+            )
             self._note(Entry(op, []), [("x", k), ("y", v)], None)
-        op = Op(kind=Kind.ATTEND, layer=layer, shape=RowsShape(*q.shape[1:]), x=_rows_at(q), out=_rows_at(out))
+        op = Op(
+            kind=Kind.ATTEND,
+            sequence=self.sequence,
+            layer=layer,
+            shape=RowsShape(*q.shape[1:]),
+            x=_rows_at(q),
+            out=_rows_at(out),
+        )
         op.attention = C.addressof(how)
         self._note(Entry(op, [], how), [("x", q)], out)
 

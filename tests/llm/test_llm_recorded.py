@@ -128,6 +128,26 @@ def test_windows_that_slide(window: int) -> None:
     assert 1 in trusted(model)
 
 
+@pytest.mark.parametrize("counts", [(1, 1, 1), (2, 1, 3)])
+def test_several_sequences_of_their_own_lengths(counts: tuple[int, ...]) -> None:
+    model = decoder(qk_norm="head")
+    found = []
+    for guard in (by_python, None):
+        caches = [nn.KVCache(3, 2, 16, chunk=4) for _ in counts]
+        with guard() if guard else npu.config():
+            for length, cache in zip((1, 5, 9), caches, strict=True):
+                steps(model, cache, [length])
+            rows = []
+            for i in range(9):
+                batch = nn.CacheBatch(caches, counts)
+                x = model.embed(IDS[i : i + sum(counts)])
+                rows.append(model.run_blocks(x, batch, 60))
+            found.append(rows)
+        assert [each.offset for each in caches] == [n + 9 * c for n, c in zip((1, 5, 9), counts, strict=True)]
+    assert same(*found)
+    assert sum(counts) in trusted(model)
+
+
 def test_many_rows_are_recorded_when_they_come_twice() -> None:
     model = decoder()
     told: list[int] = []

@@ -428,7 +428,7 @@ class Decoder(Module):
             What leaves the last block, a new array.
         """
         blocks = self._blocks(self._is_long(total))
-        if placing is None and beside is None and x.ndim == 2 and isinstance(cache, nn_cache.KVCache):
+        if placing is None and beside is None and x.ndim == 2:
             return self._recorded.run(blocks, x, cache, progress)
         for layer, block in enumerate(blocks):
             x = block(

@@ -12,6 +12,7 @@ import numpy as np
 from npumatmul.device.budget import NO_ROOM
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
+from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.product import Float32
 from npumatmul.nn.recordable import CHANGES
 from npumatmul.nn.rope import RoPE
@@ -79,7 +80,7 @@ class RecordedBlocks:
         self,
         blocks: Sequence[TransformerBlock],
         x: Float32,
-        cache: KVCache,
+        cache: KVCache | CacheBatch,
         told: Callable[[int], object] | None,
     ) -> Float32:
         """What leaves the last block.
@@ -88,7 +89,7 @@ class RecordedBlocks:
         ----------
         blocks : sequence of TransformerBlock
         x : ndarray of float32, shape (T, hidden)
-        cache : KVCache
+        cache : KVCache or CacheBatch
             It grows by the tokens.
         told : callable, optional
             Called with the number of blocks that are done, every few blocks.
@@ -100,7 +101,7 @@ class RecordedBlocks:
         """
         if x.dtype != np.float32 or logs_products():
             return _by_python(blocks, x, cache, told)
-        key = x.shape, settings(), id(blocks)
+        key = x.shape, cache.counts if isinstance(cache, CacheBatch) else None, settings(), id(blocks)
         found = self._programs.get(key)
         if found is not None and not found.holds(blocks):
             self._programs.pop(key, None)
@@ -126,7 +127,7 @@ class RecordedBlocks:
         key: _Key,
         blocks: Sequence[TransformerBlock],
         x: Float32,
-        cache: KVCache,
+        cache: KVCache | CacheBatch,
         told: Callable[[int], object] | None,
     ) -> Float32:
         """Compute by Python, and remember how."""
@@ -150,7 +151,7 @@ class RecordedBlocks:
         ropes = {id(rope): rope for block in blocks if (rope := getattr(block.self_attn, "rope", None)) is not None}
         if why is None:
             try:
-                program = RecordedProgram(recorded)
+                program = RecordedProgram(recorded, len(cache.counts) if isinstance(cache, CacheBatch) else 1)
             except ValueError as error:
                 why = str(error)
         if why is not None:
@@ -168,23 +169,25 @@ class RecordedBlocks:
         found: _Recorded,
         blocks: Sequence[TransformerBlock],
         x: Float32,
-        cache: KVCache,
+        cache: KVCache | CacheBatch,
         told: Callable[[int], object] | None,
     ) -> Float32 | None:
         """By a program; None where Python has to compute: nothing has changed then."""
-        program, count, before = found.program, len(x), cache.offset
+        program, rows = found.program, len(x)
+        caches, counts = (cache.caches, cache.counts) if isinstance(cache, CacheBatch) else ((cache,), (rows,))
         for rope in found.ropes:
-            if not rope.reach(cache.position, count):
-                return None
-        trusted = found.trusted
+            for each, count in zip(caches, counts, strict=True):
+                if not rope.reach(each.offset + each.shift, count):
+                    return None
+        trusted, before = found.trusted, [each.offset for each in caches]
         try:
-            if count <= _USUAL or not trusted:
-                result = program.run_blocks(x, cache, count)
+            if rows <= _USUAL or not trusted:
+                result = program.run_blocks(x, caches, counts, cache)
             else:
-                result, step = None, _AT_ONCE if count <= _SHORT else 1
+                result, step = None, _AT_ONCE if rows <= _SHORT else 1
                 for first in range(0, program.blocks, step):
                     stop = min(first + step, program.blocks)
-                    result = program.run_blocks(x if first == 0 else None, cache, count, first, stop)
+                    result = program.run_blocks(x if first == 0 else None, caches, counts, cache, first, stop)
                     if result is None:
                         break
                     if told is not None:
@@ -194,17 +197,17 @@ class RecordedBlocks:
             logger.info("blocks are computed by Python: there is no room for all contexts at once: %s", error)
             self._programs.pop(key, None)
             self._refused[key] = CHANGES.count
-            cache.offset = before
+            _reset(caches, before)
             return None
         finally:
             if not trusted:
-                cache.offset = before
+                _reset(caches, before)
         if result is None:
             return None
         made: Float32 = result.copy()
         if trusted:
-            cache.offset = before + count
-            if told is not None and count <= _USUAL:
+            _reset(caches, [offset + count for offset, count in zip(before, counts, strict=True)])
+            if told is not None and rows <= _USUAL:
                 told(program.blocks)
             return made
         right = _by_python(blocks, x, cache, told)
@@ -217,8 +220,14 @@ class RecordedBlocks:
         return right
 
 
+def _reset(caches: Sequence[KVCache], offsets: Sequence[int]) -> None:
+    """Have caches hold so many tokens: calls of Python that a program makes may have counted them, or some."""
+    for each, offset in zip(caches, offsets, strict=True):
+        each.offset = offset
+
+
 def _by_python(
-    blocks: Sequence[TransformerBlock], x: Float32, cache: KVCache, told: Callable[[int], object] | None
+    blocks: Sequence[TransformerBlock], x: Float32, cache: KVCache | CacheBatch, told: Callable[[int], object] | None
 ) -> Float32:
     for layer, block in enumerate(blocks):
         x = block(x, cache=cache, layer=layer)
