@@ -19,59 +19,73 @@ from typer.testing import CliRunner
 import npumatmul as npu
 from npumatmul.bench import (
     Case,
-    Measurement,
     Record,
-    Step,
+    Row,
+    Sampling,
     as_csv,
     cases_from,
     describe_machine,
     measure,
     parse_shapes,
     read_record,
-    row_of,
 )
-from npumatmul.bench.cases import LLM_LAYERS, SQUARES, TYPES
+from npumatmul.bench import matmul_bench as matmul_module
+from npumatmul.bench.cases import TYPES
+from npumatmul.bench.matmul_bench import MatmulBenchmark
+from npumatmul.bench.measure import Caches
 from npumatmul.bench.plots import drawn, picture
+from npumatmul.bench.shapes import LLM_LAYERS, SQUARES, parse_numbers
 from npumatmul.chips import CHIPS, NEWEST_RUNTIME
 from npumatmul.chips.timing import TIMINGS
 from npumatmul.chips.types import ElementType
 from npumatmul.cli import benching
 from npumatmul.cli.app import app
 from npumatmul.cli.bench_outputs import Outputs
+from npumatmul.llm.modelled.published import SHAPES
+
+ONCE = Sampling.exactly(1, warmup=0)
+#: Types that an rk3588 has.
+OWN_TYPES = [name for name in TYPES if TYPES[name] in CHIPS["rk3588"].limits]
+STEPS = ("pack_a", "sync_a", "bind", "run", "sync_c", "unpack_c")
 
 
 @pytest.mark.parametrize("layout", ["native", "normal"])
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", OWN_TYPES)
 def test_every_step_is_timed_as_often_as_asked(device: npu.Device, name: str, layout: str) -> None:
     (case,) = cases_from([name], [(4, 96, 128)], [layout])
-    result = measure(device, case, repetitions=7, warmup=2)
-    assert {step: len(times) for step, times in result.seconds.items()} == {
-        step: 5 if step is Step.CREATE else 7 for step in Step
-    }
-    assert all(seconds > 0 for times in result.seconds.values() for seconds in times)
-    assert result.simulated
-    assert result.operations_per_second == pytest.approx(2 * 4 * 96 * 128 / np.median(result.seconds[Step.RUN]))
+    row = measure(device, case, Sampling.exactly(7, warmup=2))
+    counts = {step: len(times) for step, times in row.seconds.items()}
+    assert counts == {"create": 5, "matmul": 7, "executor": 7, **dict.fromkeys(STEPS, 7)}
+    assert all(seconds > 0 for times in row.seconds.values() for seconds in times)
+    assert (row.what, row.main, dict(row.case)) == ("matmul", "run", case.fields)
+    median = np.median(row.seconds["run"])
+    assert row.figures["gops"] == pytest.approx(2 * 4 * 96 * 128 / median / 1e9)
+    assert row.figures["checked"] is True
 
 
-def test_bytes_are_those_of_the_matrices() -> None:
-    assert Case("fp16", 4, 96, 128).nbytes == 4 * 96 * 2 + 96 * 128 * 2 + 4 * 128 * 4
-    assert Case("int4", 4, 96, 128).nbytes == 4 * 96 // 2 + 96 * 128 // 2 + 4 * 128 * 2
+@pytest.mark.parametrize(
+    ("name", "nbytes"),
+    [("fp16", 4 * 96 * 2 + 96 * 128 * 2 + 4 * 128 * 4), ("int4", 4 * 96 // 2 + 96 * 128 // 2 + 4 * 128 * 2)],
+)
+def test_bytes_are_those_of_the_matrices(device: npu.Device, name: str, nbytes: int) -> None:
+    row = measure(device, Case(name, 4, 96, 128), ONCE)
+    assert row.figures["gb_per_s"] == pytest.approx(nbytes / row.seconds["run"][0] / 1e9)
+    assert row.figures["ops_per_byte"] == pytest.approx(2 * 4 * 96 * 128 / nbytes)
 
 
 def test_nothing_is_left_allocated(fresh_device: npu.Device) -> None:
-    measure(fresh_device, Case("int8", 4, 64, 32), repetitions=2)
-    before = fresh_device.stats()
-    measure(fresh_device, Case("int8", 4, 64, 32), repetitions=2)
-    after = fresh_device.stats()
-    assert (after.contexts, after.descriptors, after.npu_bytes) == (
-        before.contexts,
-        before.descriptors,
-        before.npu_bytes,
-    )
+    cases = [Case("int8", 4, 64, 32), Case("w4a8_g32", 5, 100, 33)]
+    stats = []
+    for _ in range(2):
+        for case in cases:
+            measure(fresh_device, case, Sampling.exactly(2), caches=Caches(1 << 10))
+        after = fresh_device.stats()
+        stats.append((after.contexts, after.descriptors, after.npu_bytes))
+    assert stats[0] == stats[1]
 
 
-@pytest.mark.parametrize("name", TYPES)
-def test_wrong_results_are_noticed(device: npu.Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", OWN_TYPES)
+def test_wrong_results_of_contexts_are_noticed(device: npu.Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     get = npu.Buffer.get
 
     def wrong(self: npu.Buffer, attr: npu.TensorAttr) -> Any:
@@ -80,19 +94,92 @@ def test_wrong_results_are_noticed(device: npu.Device, name: str, monkeypatch: p
         return values
 
     monkeypatch.setattr(npu.Buffer, "get", wrong)
-    with pytest.raises(RuntimeError, match=r"wrong result, 1 of 512 elements; at \(1, 2\)"):
-        measure(device, Case(name, 4, 96, 128), repetitions=1)
+    with pytest.raises(RuntimeError, match=rf"{name} 4x96x128 native: wrong result, 1 of 512 elements; at \(1, 2\)"):
+        measure(device, Case(name, 4, 96, 128), ONCE)
+    assert measure(device, Case(name, 4, 96, 128), ONCE, check=False).figures["checked"] is False
+
+
+@pytest.mark.parametrize("name", ["int8", "w8a8", "w4a8_g32_wasym", "w16a16"])
+def test_wrong_results_of_products_are_noticed(device: npu.Device, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = npu.Matmul.execute
+
+    def wrong(self: npu.Matmul[Any], out: Any = None) -> Any:
+        values = execute(self, out)
+        values[3, 0] += 1
+        return values
+
+    monkeypatch.setattr(npu.Matmul, "execute", wrong)
+    with pytest.raises(RuntimeError, match=r"Matmul.execute of .*: wrong result, 1 of 512 elements; at \(3, 0\)"):
+        measure(device, Case(name, 4, 96, 128), ONCE)
+
+
+@pytest.mark.parametrize("soc", ["rk3588", "rk3576", "rk3562"])
+def test_products_of_schemes_are_exact(soc: str) -> None:
+    """Operands are such that quantization changes nothing, so that whatever is off by one is found."""
+    names = [
+        "w16a16", "w16a16_high", "w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "w8a8_layer", "w8a8_g64", "w4a8_g32",
+        "w8a8_wasym", "w8a8_aasym", "w4a8_g32_wasym_aasym", "w4a4_g32_agroup", "w8a8_g96_wasym_aasym",
+    ]  # fmt: skip
+    with npu.Device(f"sim:{soc}") as other:
+        done = 0
+        for name, shape in zip(names, itertools.cycle([(5, 300, 70), (1, 64, 32), (12, 1, 100)]), strict=False):
+            case = Case(name, *shape)
+            if case.problem(other.chip, other.runtime_version) is None:
+                row = measure(other, case, ONCE)
+                assert "pack_b" in row.seconds
+                assert "pack_a" not in row.seconds
+                assert row.figures["runs"] == npu.Matmul(
+                    *(np.ones(each, np.float32) for each in (shape[:2], shape[1:])), scheme=case.scheme, device=other
+                ).plan().runs * (3 if name == "w16a16_high" else 1)  # type: ignore[union-attr] # it has elements
+                done += 1
+        assert done >= 8
+
+
+@pytest.mark.parametrize(
+    ("case", "runs_as"),
+    [
+        (Case("int8", 5, 100, 33), "8x128x64"),
+        (Case("int8", 5, 100, 33, ac_native=False), "5x128x64"),
+        (Case("fp16", 1, 33, 17), "1x64x32"),
+        (Case("int4", 3, 64, 64, cores=1), "4x64x64"),
+        (Case("int8", 4, 64, 64), None),
+    ],
+)
+def test_sizes_that_are_not_aligned_are_filled_up_and_told(device: npu.Device, case: Case, runs_as: str | None) -> None:
+    row = measure(device, case, ONCE)
+    assert row.figures.get("runs_as") == runs_as
+    assert (row.case["m"], row.case["k"], row.case["n"]) == (case.m, case.k, case.n)
+
+
+def test_cold_runs_meet_another_copy_and_empty_caches(device: npu.Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = itertools.count()
+    monkeypatch.setattr(Caches, "drop", lambda self: next(dropped))
+    allocated = itertools.count()
+    allocate = npu.Device.buffer
+
+    def counted(self: npu.Device, nbytes: int, **how: Any) -> npu.Buffer:
+        next(allocated)
+        return allocate(self, nbytes, **how)
+
+    monkeypatch.setattr(npu.Device, "buffer", counted)
+    measure(device, Case("int8", 4, 64, 32), Sampling.exactly(3), caches=None)
+    assert next(allocated) == 3  # A, B, C
+    row = measure(device, Case("int8", 4, 64, 32), Sampling.exactly(3, warmup=1), caches=Caches(8))
+    assert next(allocated) == 4 + 4  # and a second B
+    assert [len(row.seconds[name]) for name in ("run_cold", "matmul_cold")] == [3, 3]
+    assert next(dropped) == 2 * (1 + 3)
 
 
 @pytest.mark.parametrize(
     ("case", "problem"),
     [
-        (Case("int8", 4, 100, 32), "K = 100 is not a multiple"),
-        (Case("int8", 4, 64, 33), "N = 33 is not a multiple"),
         (Case("int8", 4, 8224, 32), "K = 8224 is above"),
         (Case("fp16", 4, 64, 8192), "N = 8192 is above"),
-        (Case("int8", 5, 64, 32), "M = 5 is neither 1 nor a multiple"),
         (Case("int4", 256, 2048, 64), r"M = 256 is above 124, the most that is safe"),
+        (Case("int8xint4", 4, 64, 64), "rk3588 has no matmul type INT8_INT4_INT32"),
+        (Case("w8a16", 4, 64, 64), "scheme 'w8a16' needs the matmul type FLOAT16_INT8_FLOAT32"),
+        (Case("w8a8_static", 4, 64, 64), "w8a8_static needs a calibration"),
+        (Case("w8a8", 4, 64, 64, cores=4), "4 cores: rk3588 has 3"),
     ],
 )
 def test_cases_that_a_chip_cannot_run(device: npu.Device, case: Case, problem: str) -> None:
@@ -120,34 +207,65 @@ def test_notation_of_shapes(tmp_path: Path) -> None:
     assert parse_shapes(str(table)) == [(4, 64, 32), (1, 32, 64)]
 
 
+def test_ranges_of_shapes_and_numbers() -> None:
+    assert parse_numbers("1-64*4") == [1, 4, 16, 64]
+    assert parse_numbers("10-31+10, 3") == [10, 20, 30, 3]
+    assert parse_numbers("2-4") == [2, 3, 4]
+    assert parse_shapes("1-4*2x64x32-64+32") == [(m, 64, n) for m in (1, 2, 4) for n in (32, 64)]
+    assert parse_shapes("64-128*2,32;128,32", rows=(1,)) == [(1, 64, 32), (1, 128, 32)]  # each once
+
+
+def test_models_by_name_are_their_linear_layers() -> None:
+    assert parse_shapes("qwen2.5-0.5b", rows=(3,)) == [(3, each.k, each.n) for each in SHAPES["Qwen2.5-0.5B"].whole]
+    several = parse_shapes("all-MiniLM-L6-v2;Qwen3-30B-A3B;whisper-tiny;64,64", rows=(1,))
+    assert (1, 2048, 768 * 2) in several  # gate and up of an expert
+    assert several[-1] == (1, 64, 64)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("4,x,3", "'4,x,3' is none of llm, square, M,K,N, MxKxN and K,N, nor the path of a .csv file"),
+        ("4,x,3", "'4,x,3' is none of what shapes can be: 'M,K,N', 'MxKxN' or 'K,N', each a number or a range"),
         ("4", "neither M,K,N nor K,N"),
         ("1,2,0", "below 1"),
-        ("", "'' is none of llm"),
+        ("", "'' is none of what shapes can be"),
+        ("qwen2.5-0.5", "did you mean Qwen2.5-0.5B or"),
+        ("64-32x1x1", "the range '64-32' begins behind its end"),
+        ("1-64*1,2,3", "the range '1-64*1' does not get on"),
+        ("1-64+0,2,3", "the range '1-64+0' does not get on"),
+        ("0-64*2,2,3", "begins at 1 or more"),
+        ("1-99999999,2,3", "has more than 100000 numbers"),
+        ("1-1000,1-1000,1-10", "there are more than 100000"),
+        ("4-,3,2", "'4-' is neither a number nor a range such as"),
     ],
 )
 def test_wrong_notation(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse_shapes(text)
+
+
+def test_wrong_tables_of_shapes(tmp_path: Path) -> None:
     table = tmp_path / "bad.csv"
     table.write_text("M,K\n1,2\n")
     with pytest.raises(ValueError, match="no column N"):
         parse_shapes(str(table))
+    table.write_text("M,K,N\n1,2,3\n1,two,3\n")
+    with pytest.raises(ValueError, match=r"bad\.csv: line 3, K: 'two' is neither a number nor a range"):
+        parse_shapes(str(table))
 
 
 def test_unknown_types_and_layouts() -> None:
-    with pytest.raises(ValueError, match="'fp8' is not known"):
+    with pytest.raises(
+        ValueError, match=r"types: 'fp8' is no type \(fp16, int8, int4, int8xint4\), and as a scheme: no"
+    ):
         cases_from(["fp8"], [(1, 32, 32)])
     with pytest.raises(ValueError, match="'diagonal' is not known"):
         cases_from(["int8"], [(1, 32, 32)], ["diagonal"])
 
 
 def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device) -> None:
-    results = [measure(device, case, repetitions=2) for case in cases_from(["fp16", "int8"], [(1, 64, 32)])]
-    record = Record(describe_machine(device), [row_of(result) for result in results])
+    results = [measure(device, case, Sampling.exactly(2)) for case in cases_from(["fp16", "int8"], [(1, 64, 32)])]
+    record = Record(describe_machine(device), results)
     rows = list(csv.DictReader(io.StringIO(as_csv(record))))
     assert [row["type"] for row in rows] == ["fp16", "int8"]
     for row in rows:
@@ -166,35 +284,27 @@ def test_reports_label_what_is_measured_and_what_is_modelled(device: npu.Device)
 
 
 def test_results_can_be_measured_again(device: npu.Device, tmp_path: Path) -> None:
-    results = [measure(device, Case("int8", 4, 64, n), repetitions=1) for n in (32, 64)]
+    results = [measure(device, Case("int8", 4, 64, n), ONCE) for n in (32, 64)]
     path = tmp_path / "results.csv"
-    path.write_text(as_csv(Record(describe_machine(device), [row_of(result) for result in results])))
+    path.write_text(as_csv(Record(describe_machine(device), results)))
     assert parse_shapes(str(path)) == [(4, 64, 32), (4, 64, 64)]
-    assert parse_shapes(";".join(result.case.label.split()[1] for result in results)) == [(4, 64, 32), (4, 64, 64)]
-
-
-def test_what_is_beyond_the_run_is_told_of_equal_cores_only() -> None:
-    seconds = {step: [1.0] for step in Step} | {Step.RUN: [0.25]}
-
-    def beyond(cores: int, used: int) -> object:
-        measured = Measurement(Case("int8", 1, 64, 96, cores=cores), seconds, None, True, "sim:rk3588", used)
-        return row_of(measured).flat()["beyond_run_us"]
-
-    assert beyond(1, 1) == beyond(3, 3) == 750_000
-    assert beyond(3, 1) is beyond(1, 2) is None
+    assert parse_shapes(";".join(result.label.split()[1] for result in results)) == [(4, 64, 32), (4, 64, 64)]
 
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_products_are_timed_on_the_cores_of_their_case(fresh_device: npu.Device, cores: int) -> None:
-    result = measure(fresh_device, Case("int8", 4, 2048, 2048, cores=cores), repetitions=1, warmup=0)
-    assert result.matmul_cores == cores
-    assert result.beyond_run_seconds is not None
+    row = measure(fresh_device, Case("int8", 4, 2048, 2048, cores=cores), ONCE)
+    assert row.figures["matmul_cores"] == cores
+    seconds = {name: times[0] for name, times in row.seconds.items()}
+    assert row.figures["beyond_run_us"] == pytest.approx(1e6 * (seconds["matmul"] - seconds["run"]))
+    assert row.figures["python_us"] == pytest.approx(1e6 * (seconds["matmul"] - seconds["executor"]))
 
 
-def test_progress_counts_repetitions(device: npu.Device) -> None:
-    calls: list[tuple[int, int]] = []
-    measure(device, Case("int8", 1, 64, 32), 2, 1, progress=lambda *call: calls.append(call))
-    assert calls == [(done, 6) for done in range(1, 7)]
+def test_what_is_beyond_the_run_is_told_of_equal_cores_and_types_only(device: npu.Device) -> None:
+    row = measure(device, Case("int8", 4, 64, 96, cores=3), ONCE)  # one core is modelled to be best
+    assert (row.figures["matmul_cores"], row.figures["beyond_run_us"]) == (1, None)
+    with npu.Device("sim:rk3576") as other:  # the product of these operands is one of int8
+        assert measure(other, Case("int8xint4", 4, 64, 96), ONCE).figures["beyond_run_us"] is None
 
 
 def roofs(record: Record) -> dict[object, Any]:
@@ -203,10 +313,20 @@ def roofs(record: Record) -> dict[object, Any]:
 
 
 def measured_on(soc: str, *cases: Case) -> Record:
-    seconds = {step: [1e-3] for step in Step}
     with npu.Device(f"sim:{soc}") as other:
         machine = describe_machine(other)
-    return Record(machine, [row_of(Measurement(case, seconds, None, True, f"sim:{soc}", case.cores)) for case in cases])
+        rows = []
+        for case in cases:
+            mm_type = TYPES[case.type_name]
+            nbytes = sum(
+                element.nbytes(size)
+                for element, size in zip(
+                    (mm_type.a, mm_type.b, mm_type.c), (case.m * case.k, case.k * case.n, case.m * case.n), strict=True
+                )
+            )
+            figures = {"gops": 2 * case.macs / 1e-3 / 1e9, "ops_per_byte": 2 * case.macs / nbytes}
+            rows.append(Row("matmul", case.fields, {"run": [1e-3]}, figures))
+    return Record(machine, rows)
 
 
 @pytest.mark.parametrize("soc", TIMINGS)
@@ -231,7 +351,7 @@ def test_roofs_are_of_as_many_cores_as_points() -> None:
 
 
 def bench_matmul(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    given = ["--types", "int8", "--repetitions", "2", "--device", "sim", *map(str, arguments)]
+    given = ["--types", "int8", "--repetitions", "2", "--warm", "--device", "sim", *map(str, arguments)]
     return subprocess.run(
         [sys.executable, "-m", "npumatmul.cli", "bench", "matmul", *given],
         capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
@@ -240,12 +360,16 @@ def bench_matmul(*arguments: object, **environment: str) -> subprocess.Completed
 
 def test_command(tmp_path: Path) -> None:
     saved = tmp_path / "out.json"
-    done = bench_matmul("--shapes", "64,32;100,32", "--rows", "1,4", "--json", saved)
+    done = bench_matmul("--shapes", "64,32;10000,32", "--rows", "1,4", "--json", saved)
     assert done.returncode == 0, done.stderr
     assert "timed on: CPU simulation" in done.stdout
     assert "modelled" in done.stdout
-    assert done.stderr == "left out int8 1x100x32 native, int8 4x100x32 native: K = 100 is not a multiple of 32\n"
-    assert [(row.case["m"], row.case["k"]) for row in read_record(saved).rows] == [(1, 64), (4, 64)]
+    reason = "K = 10016 is above 8192, the largest that is given to one context"
+    assert done.stderr == f"left out int8 1x10000x32 native, int8 4x10000x32 native: {reason}\n"
+    record = read_record(saved)
+    assert [(row.what, row.case["m"], row.case["k"]) for row in record.rows[:2]] == [("matmul", m, 64) for m in (1, 4)]
+    assert record.rows[2].what == "drift"  # one of both once more
+    assert (record.settings["repetitions"], record.settings["cold"]) == (2, False)
     table, _, machine = done.stdout.rpartition("┘\n")
     assert len(table.splitlines()[-1]) > 100  # whole lines where no terminal looks on
     assert [line.split("  ")[0] for line in machine.splitlines()] == [
@@ -270,14 +394,20 @@ def test_a_dash_is_standard_output() -> None:
         (["--plot-kind", "heat"], "--plot-kind goes with --plot"),
         (["--csv", "-", "--json", "-"], "--csv and --json are both -; each needs a file of its own"),
         (["--csv", "{tmp}/x", "--json", "{tmp}/./x"], "--csv and --json are both"),
-        (["--cores", "1,4"], "--cores is 1,4; rk3588 has 3"),
-        (["--rows", "0"], "--rows: '0' has a value below 1"),
+        (["--cores", "1,4"], "cores: 4 are asked for; rk3588 has 3"),
+        (["--rows", "0"], "rows: '0' has a value below 1"),
+        (["--types", "int8,fp9"], "types: 'fp9' is no type"),
+        (["--schemes", "w9a9"], "types: 'w9a9' is no type"),
+        (["--types", "int8,"], "types: a name is missing in 'int8,'"),
+        (["--layouts", "odd"], "layouts: 'odd' is not known"),
+        (["--shapes", "1x90000x32"], "nothing is left to measure on rk3588: K = 90016 is above"),
+        (["--min-time", "2s"], "the shortest time, 2 s, is above the time limit, 1 s"),
     ],
 )
 def test_what_cannot_end_well_is_told_before_anything_is_measured(
     tmp_path: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benching, "measure", lambda *arguments, **named: pytest.fail("it was measured"))
+    monkeypatch.setattr(matmul_module, "measure", lambda *arguments, **named: pytest.fail("it was measured"))
     given = [option.format(tmp=tmp_path) for option in options]
     with pytest.raises((ValueError, OSError), match=re.escape(message.format(tmp=tmp_path))):
         CliRunner().invoke(app, ["bench", "matmul", "--device", "sim", *given], catch_exceptions=False)
@@ -291,32 +421,32 @@ def test_what_was_measured_survives_what_ends_it(
     """An interrupt, or a case that fails."""
     count = itertools.count(1)
 
-    def some(*arguments: Any, **named: Any) -> Measurement:
+    def some(*arguments: Any, **named: Any) -> Row:
         if next(count) == 3:
             raise error
         return measure(*arguments, **named)
 
-    monkeypatch.setattr(benching, "measure", some)
+    monkeypatch.setattr(matmul_module, "measure", some)
     saved = tmp_path / "out.csv"
-    request = benching.Request("int8", "64,32", "1,4,8,12", repetitions=1, device="sim", outputs=Outputs(csv=saved))
+    benchmark = MatmulBenchmark(types="int8", shapes="64,32", rows="1,4,8,12", repetitions=1, cold=False)
     with pytest.raises(error):
-        benching.run(request)
+        benching.run(benchmark, "sim", Outputs(csv=saved))
     shown = capfd.readouterr()
     assert shown.out.count("int8 ") == 2
-    assert "2 of 4 cases were measured" in shown.err
+    assert "it ended early; 2 rows were measured until then" in shown.err
     assert len(list(csv.DictReader(io.StringIO(saved.read_text())))) == 2
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", OWN_TYPES)
 def test_cores_share_the_columns(fresh_device: npu.Device, name: str) -> None:
     """The result of all cores together is checked by `measure` itself, and each has a context of its own."""
     (case,) = cases_from([name], [(4, 96, 320)], cores=[3])
     shares = case.shares(64)
     assert [share.stop - share.start for share in shares] == [128, 128, 64]
     assert (shares[0].start, shares[-1].stop) == (0, 320)
-    result = measure(fresh_device, case, repetitions=3)
+    row = measure(fresh_device, case, Sampling.exactly(3))
     assert str(case).endswith("3 cores")
-    assert len(result.seconds[Step.RUN]) == 3
+    assert len(row.seconds["run"]) == 3
 
 
 def test_cores_that_are_not_there(device: npu.Device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -85,7 +86,7 @@ def test_chips_are_listed_once() -> None:
 def test_the_settings_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     """The default, in a process of its own: settings belong to a whole library."""
     example = {"contexts": "5", "domain_bytes": "1000000", "faults": "run:code=-2", "trace": str(tmp_path / "t.json"),
-               "timing_constants": "start_seconds=1e-3"}  # fmt: skip
+               "timing_constants": "start_seconds=1e-3", "instructions": "scalar"}  # fmt: skip
     values = sim.SETTINGS[name] or (example[name],)
     text = (
         "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
@@ -93,6 +94,35 @@ def test_the_settings_are_those_of_the_library(name: str, tmp_path: Path) -> Non
     )
     command = [sys.executable, "-c", text, str(discovery.simulator_path()), f"NPUMATMUL_SIM_{name.upper()}", *values]
     assert subprocess.run(command, timeout=100).returncode == 0
+
+
+def instruction_sets(device: npu.Device) -> list[str]:
+    """Those that this CPU has."""
+    found = []
+    for name in ("scalar", "avx2", "avx512", "neon", "neon-dotprod"):
+        with contextlib.suppress(ValueError), sim.configured(device, instructions=name):
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_products_are_the_same_with_every_instruction_set(soc: str) -> None:
+    """Integers to the bit; float32 sums of K products to K roundings. Rows for every loop, K for several blocks."""
+    rng = np.random.default_rng(0)
+    k, n = 1312, 192
+    with npu.Device(f"sim:{soc}") as device:
+        sets = instruction_sets(device)
+    assert "scalar" in sets
+    for rows in (1, 5, 9, 70):
+        ints = rng.integers(-128, 128, (rows, k), np.int8), rng.integers(-128, 128, (k, n), np.int8)
+        halves = rng.standard_normal((rows, k)).astype(np.float16), rng.standard_normal((k, n)).astype(np.float16)
+        exact = ints[0].astype(np.int64) @ ints[1].astype(np.int64)
+        wide = halves[0].astype(np.float64) @ halves[1].astype(np.float64)
+        bound = k * 2.0**-24 * (np.abs(halves[0].astype(np.float64)) @ np.abs(halves[1].astype(np.float64)))
+        for instructions in sets:
+            with npu.Device(f"sim:{soc}") as device, sim.configured(device, instructions=instructions):
+                np.testing.assert_array_equal(npu.matmul(*ints, device=device), exact)
+                assert np.all(np.abs(npu.matmul(*halves, device=device) - wide) <= bound), (instructions, rows)
 
 
 def test_environment(own_cache: Path) -> None:

@@ -1,7 +1,7 @@
 """Recorded programs: what a decoded token costs the host beside the NPU's work, in calls of Python and in time.
 
-The simulator multiplies nothing here (`NPUMATMUL_SIM_COMPUTE=off`): what is left is what a board's CPU does, too, with the
-simulator's own calls in the place of the driver's.
+The simulator multiplies nothing here (`NPUMATMUL_SIM_COMPUTE=off`): what is left is what a board's CPU does, too, with
+the simulator's own calls in the place of the driver's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYERS, CONTEXT = 30, 128
 
 @contextmanager
 def decoding() -> Iterator[tuple[Decoder, Any, Any]]:
-    """A model of SmolLM2-135M's sizes with random weights, w8a8, its cache after some tokens, and a token's embedding."""
+    """A w8a8 model of SmolLM2-135M's sizes with random weights, its cache after some tokens, a token's embedding."""
     with sim.configured(compute="off"), npu.Device("sim:rk3588") as device:
         sizes = DecoderConfig(LAYERS, 576, 9, 3, 64, 1536, vocab_size=1024, context_length=2048)
         model = Decoder(sizes, scheme="w8a8", device=device)

@@ -13,7 +13,6 @@ enum {
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t padded(int64_t dim) { return (dim + 15) & ~(int64_t)15; }
-static int64_t size_of(int32_t type) { return type == NPUMM_KV_FLOAT32 ? 4 : type == NPUMM_KV_FLOAT16 ? 2 : 1; }
 
 /* ---- scratch ------------------------------------------------------------------------------------------------------- */
 

@@ -68,24 +68,38 @@ void sim_pack_b(const sim_b_shape *shape, sim_element element, bool transposed, 
   }
 }
 
-void sim_gather_a_row(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, uint8_t *row) {
-  size_t row_bytes = K * bits / 8;
-  if (group == 0) {
-    memcpy(row, a + m * row_bytes, row_bytes);
-    return;
+/* count times `bytes`, a constant to the compiler in the cases that chips have. */
+static void copy_strided(uint8_t *out, size_t out_step, const uint8_t *in, size_t in_step, size_t bytes, size_t count) {
+  if (bytes == 16) {
+    for (size_t i = 0; i < count; i++) memcpy(out + i * out_step, in + i * in_step, 16);
+  } else if (bytes == 8) {
+    for (size_t i = 0; i < count; i++) memcpy(out + i * out_step, in + i * in_step, 8);
+  } else {
+    for (size_t i = 0; i < count; i++) memcpy(out + i * out_step, in + i * in_step, bytes);
   }
-  size_t group_bytes = group * bits / 8;
-  for (size_t g = 0; g < K / group; g++) memcpy(row + g * group_bytes, a + (g * M + m) * group_bytes, group_bytes);
 }
 
-void sim_scatter_c_row(uint8_t *c, size_t M, size_t N, size_t element_bytes, size_t group, size_t m, size_t n,
-                       size_t width, const uint8_t *row) {
+void sim_gather_a_rows(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, size_t rows,
+                       uint8_t *out, size_t out_step) {
+  size_t row_bytes = K * bits / 8, group_bytes = group * bits / 8;
   if (group == 0) {
-    memcpy(c + (m * N + n) * element_bytes, row, width * element_bytes);
+    copy_strided(out, out_step, a + m * row_bytes, row_bytes, row_bytes, rows);
     return;
   }
-  size_t group_bytes = group * element_bytes;
+  for (size_t g = 0; g < K / group; g++) {
+    copy_strided(out + g * group_bytes, out_step, a + (g * M + m) * group_bytes, group_bytes, group_bytes, rows);
+  }
+}
+
+void sim_scatter_c_rows(uint8_t *c, size_t M, size_t N, size_t element_bytes, size_t group, size_t m, size_t rows,
+                        size_t n, size_t width, const uint8_t *in) {
+  size_t row_bytes = width * element_bytes, group_bytes = group * element_bytes;
+  if (group == 0) {
+    copy_strided(c + (m * N + n) * element_bytes, N * element_bytes, in, row_bytes, row_bytes, rows);
+    return;
+  }
   for (size_t g = 0; g < width / group; g++) {
-    memcpy(c + ((n / group + g) * M + m) * group_bytes, row + g * group_bytes, group_bytes);
+    uint8_t *out = c + ((n / group + g) * M + m) * group_bytes;
+    copy_strided(out, group_bytes, in + g * group_bytes, row_bytes, group_bytes, rows);
   }
 }

@@ -39,11 +39,14 @@ typedef struct {
 /* Rearranges a B given row-major as [K, N], or as [N, K] when transposed, into native tiles. */
 void sim_pack_b(const sim_b_shape *shape, sim_element element, bool transposed, const uint8_t *in, uint8_t *out);
 
-/* Copies row m of A, K elements of bits each, out of [M, K] (group 0) or native [K / group, M, group]. */
-void sim_gather_a_row(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, uint8_t *row);
+/* Copies rows m to m + rows of A, K elements of bits each, out of [M, K] (group 0) or native [K / group, M, group];
+ * out_step bytes from one to the next. */
+void sim_gather_a_rows(const uint8_t *a, size_t M, size_t K, uint32_t bits, size_t group, size_t m, size_t rows,
+                       uint8_t *out, size_t out_step);
 
-/* Writes width columns from n on of row m into C as [M, N] (group 0) or native [N / group, M, group]. */
-void sim_scatter_c_row(uint8_t *c, size_t M, size_t N, size_t element_bytes, size_t group, size_t m, size_t n,
-                       size_t width, const uint8_t *row);
+/* Writes width columns from n on of rows m to m + rows, one row after another, into C as [M, N] (group 0) or native
+ * [N / group, M, group]. */
+void sim_scatter_c_rows(uint8_t *c, size_t M, size_t N, size_t element_bytes, size_t group, size_t m, size_t rows,
+                        size_t n, size_t width, const uint8_t *in);
 
 #endif

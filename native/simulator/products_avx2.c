@@ -3,24 +3,24 @@
  * library still loads on a CPU without them.
  *
  * Two shapes of loop:
- *   - four rows of A by two columns of B in eight registers of partial sums (dot product form: B's k is already the
- *     fastest index, so nothing is transposed), for as many rows as there are fours;
- *   - one row by all columns of the tile, for the rest. B is then read strictly in the order in which it lies in
- *     memory, which for M = 1 is what the memory's speed asks for; the partial sums stay in the L1 cache. The CPU asks
- *     for what comes next by itself: asking for it here, at any distance, made a B that comes from DRAM a third slower.
+ *   - for few rows, one row by all columns of the tile in dot product form: B's k is already the fastest index, so nothing
+ *     is rearranged, and B is read strictly in the order in which it lies in memory, which is what the memory's speed asks
+ *     for; the partial sums stay in the L1 cache. The CPU asks for what comes next by itself: asking for it here, at any
+ *     distance, made a B that comes from DRAM a third slower;
+ *   - for more, B is rearranged block by block into panels, in which all columns of one k (of two k's for integers, widened
+ *     to int16) stand side by side. Six rows by sixteen columns are summed in registers; each number of A meets them all.
  */
 #if defined(__x86_64__)
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "products.h"
 
 #define TARGET __attribute__((target("avx2,fma,f16c")))
 #define INLINE __attribute__((always_inline, target("avx2,fma,f16c"))) static inline
 
-/* With four rows B is read in strips of two columns: ask for the next strip. A third faster at M = 4 with a B that
- * comes from DRAM, no difference when it is in the cache. Asking beyond the end of B is harmless. */
-#define PREFETCH_COLUMNS 2
+enum { BLOCKS_FROM = 4, PANEL_ROWS = 6, LANES = 8 };
 
 INLINE __m256 load_halves(const uint8_t *halves) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)halves));
@@ -41,42 +41,45 @@ INLINE __m128i add_lanes_i32(__m256i v0, __m256i v1, __m256i v2, __m256i v3) {
   return _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
 }
 
-TARGET static void f16_four_rows(const float *a, size_t a_stride, sim_tiles tiles, float *c, size_t c_stride) {
-  const float *a0 = a, *a1 = a + a_stride, *a2 = a + 2 * a_stride, *a3 = a + 3 * a_stride;
-  size_t tile_bytes = tiles.tile_n * tiles.tile_k * 2;
-  for (size_t n = 0; n < tiles.tile_n; n += 2) {
-    __m256 s00 = _mm256_setzero_ps(), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
-    const uint8_t *column = tiles.b + n * tiles.tile_k * 2;
-    size_t k = 0;
-    for (size_t t = 0; t < tiles.k_tiles; t++, column += tile_bytes) {
-      const uint8_t *b0 = column, *b1 = column + tiles.tile_k * 2;
-      _mm_prefetch((const char *)(b0 + PREFETCH_COLUMNS * tiles.tile_k * 2), _MM_HINT_T0);
-      _mm_prefetch((const char *)(b1 + PREFETCH_COLUMNS * tiles.tile_k * 2), _MM_HINT_T0);
+/* Vector i becomes what was element i of each. */
+INLINE void transpose(__m256i *rows) {
+  __m256i pairs[LANES], fours[LANES];
+#pragma GCC unroll 4
+  for (size_t i = 0; i < LANES; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
 #pragma GCC unroll 2
-      for (size_t step = 0; step < tiles.tile_k; step += 8, k += 8) {
-        __m256 x0 = load_halves(b0 + step * 2), x1 = load_halves(b1 + step * 2), y;
-        y = _mm256_loadu_ps(a0 + k);
-        s00 = _mm256_fmadd_ps(y, x0, s00);
-        s01 = _mm256_fmadd_ps(y, x1, s01);
-        y = _mm256_loadu_ps(a1 + k);
-        s10 = _mm256_fmadd_ps(y, x0, s10);
-        s11 = _mm256_fmadd_ps(y, x1, s11);
-        y = _mm256_loadu_ps(a2 + k);
-        s20 = _mm256_fmadd_ps(y, x0, s20);
-        s21 = _mm256_fmadd_ps(y, x1, s21);
-        y = _mm256_loadu_ps(a3 + k);
-        s30 = _mm256_fmadd_ps(y, x0, s30);
-        s31 = _mm256_fmadd_ps(y, x1, s31);
+  for (size_t i = 0; i < LANES; i += 4) {
+    fours[i] = _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 1] = _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+    fours[i + 2] = _mm256_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
+    fours[i + 3] = _mm256_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; i++) {
+    rows[i] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2x128_si256(fours[i], fours[i + 4], 0x31);
+  }
+}
+
+/* `width` columns from n on: halves as floats, or pairs of int8 as pairs of int16, a line of `width` for each. */
+INLINE void arrange(sim_tiles tiles, size_t n, size_t width, const bool halves, __m256i *panel) {
+  const size_t bytes = halves ? 2 : 1, step = halves ? LANES : 2 * LANES, vectors = width / LANES;
+  for (size_t t = 0; t < tiles.k_tiles; t++) {
+    const uint8_t *tile = tiles.b + (t * tiles.tile_n + n) * tiles.tile_k * bytes;
+    for (size_t k = 0; k < tiles.tile_k; k += step, panel += LANES * vectors) {
+      for (size_t v = 0; v < vectors; v++) {
+        __m256i rows[LANES];
+#pragma GCC unroll 8
+        for (size_t i = 0; i < LANES; i++) {
+          const uint8_t *from = tile + ((v * LANES + i) * tiles.tile_k + k) * bytes;
+          rows[i] = halves ? _mm256_castps_si256(load_halves(from)) : load_bytes_wide(from);
+        }
+        transpose(rows);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < LANES; i++) _mm256_store_si256(panel + i * vectors + v, rows[i]);
       }
-    }
-    float low[4], high[4];
-    _mm_storeu_ps(low, add_lanes_f32(s00, s01, s10, s11));
-    _mm_storeu_ps(high, add_lanes_f32(s20, s21, s30, s31));
-    for (size_t r = 0; r < 2; r++) {
-      c[r * c_stride + n] += low[2 * r];
-      c[r * c_stride + n + 1] += low[2 * r + 1];
-      c[(r + 2) * c_stride + n] += high[2 * r];
-      c[(r + 2) * c_stride + n + 1] += high[2 * r + 1];
     }
   }
 }
@@ -111,58 +114,66 @@ TARGET static void f16_one_row(const float *a, sim_tiles tiles, float *c) {
   else f16_row(a, tiles, c, columns, 32);
 }
 
-static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, float *c, size_t c_stride) {
-  size_t r = 0;
-  for (; r + 4 <= rows; r += 4) f16_four_rows(a + r * a_stride, a_stride, tiles, c + r * c_stride, c_stride);
-  for (; r < rows; r++) f16_one_row(a + r * a_stride, tiles, c + r * c_stride);
-}
-
-/* int8 products are widened to int16 and added in pairs by madd: at most 2 * 128 * 128, which int32 holds exactly. */
-TARGET static void i8_four_rows(const int8_t *a, size_t a_stride, sim_tiles tiles, int32_t *c, size_t c_stride) {
-  const int8_t *a0 = a, *a1 = a + a_stride, *a2 = a + 2 * a_stride, *a3 = a + 3 * a_stride;
-  size_t tile_bytes = tiles.tile_n * tiles.tile_k;
-  for (size_t n = 0; n < tiles.tile_n; n += 2) {
-    __m256i s00 = _mm256_setzero_si256(), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
-    const uint8_t *column = tiles.b + n * tiles.tile_k;
-    size_t k = 0;
-    for (size_t t = 0; t < tiles.k_tiles; t++, column += tile_bytes) {
-      const uint8_t *b0 = column, *b1 = column + tiles.tile_k;
-      _mm_prefetch((const char *)(b0 + PREFETCH_COLUMNS * tiles.tile_k), _MM_HINT_T0);
-#pragma GCC unroll 2
-      for (size_t step = 0; step < tiles.tile_k; step += 16, k += 16) {
-        __m256i x0 = load_bytes_wide(b0 + step), x1 = load_bytes_wide(b1 + step), y;
-        y = load_bytes_wide(a0 + k);
-        s00 = _mm256_add_epi32(s00, _mm256_madd_epi16(y, x0));
-        s01 = _mm256_add_epi32(s01, _mm256_madd_epi16(y, x1));
-        y = load_bytes_wide(a1 + k);
-        s10 = _mm256_add_epi32(s10, _mm256_madd_epi16(y, x0));
-        s11 = _mm256_add_epi32(s11, _mm256_madd_epi16(y, x1));
-        y = load_bytes_wide(a2 + k);
-        s20 = _mm256_add_epi32(s20, _mm256_madd_epi16(y, x0));
-        s21 = _mm256_add_epi32(s21, _mm256_madd_epi16(y, x1));
-        y = load_bytes_wide(a3 + k);
-        s30 = _mm256_add_epi32(s30, _mm256_madd_epi16(y, x0));
-        s31 = _mm256_add_epi32(s31, _mm256_madd_epi16(y, x1));
-      }
+/* PANEL_ROWS rows, of which `rows` are there. */
+INLINE void f16_panel(const float *a, size_t stride, size_t rows, const float *panel, size_t depth, float *c,
+                      size_t c_stride, const size_t vectors) {
+  __m256 sums[PANEL_ROWS][2];
+  const float *row[PANEL_ROWS];
+#pragma GCC unroll 6
+  for (size_t r = 0; r < PANEL_ROWS; r++) {
+    row[r] = a + (r < rows ? r : rows - 1) * stride;
+    sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  }
+  for (size_t k = 0; k < depth; k++, panel += LANES * vectors) {
+    const __m256 x0 = _mm256_load_ps(panel), x1 = _mm256_load_ps(panel + LANES * (vectors - 1));
+#pragma GCC unroll 6
+    for (size_t r = 0; r < PANEL_ROWS; r++) {
+      const __m256 y = _mm256_broadcast_ss(row[r] + k);
+      sums[r][0] = _mm256_fmadd_ps(y, x0, sums[r][0]);
+      if (vectors > 1) sums[r][1] = _mm256_fmadd_ps(y, x1, sums[r][1]);
     }
-    uint32_t sums[8];
-    _mm_storeu_si128((__m128i *)(void *)sums, add_lanes_i32(s00, s01, s10, s11));
-    _mm_storeu_si128((__m128i *)(void *)(sums + 4), add_lanes_i32(s20, s21, s30, s31));
-    for (size_t r = 0; r < 4; r++) {
-      int32_t *out = c + r * c_stride + n;
-      out[0] = (int32_t)((uint32_t)out[0] + sums[2 * r]);
-      out[1] = (int32_t)((uint32_t)out[1] + sums[2 * r + 1]);
+  }
+#pragma GCC unroll 6
+  for (size_t r = 0; r < PANEL_ROWS; r++) {
+    if (r == rows) return;
+    for (size_t v = 0; v < vectors; v++) {
+      float *out = c + r * c_stride + v * LANES;
+      _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), sums[r][v]));
     }
   }
 }
 
-INLINE void i8_row(const int8_t *a, sim_tiles tiles, int32_t *c, size_t columns, size_t depth) {
+INLINE void f16_columns(sim_rows a, sim_tiles tiles, size_t n, float *c, size_t c_stride, const size_t vectors) {
+  const float *values = a.values;
+  arrange(tiles, n, vectors * LANES, true, tiles.spare);
+  for (size_t r = 0; r < a.rows; r += PANEL_ROWS) {
+    const size_t left = a.rows - r;
+    f16_panel(values + r * a.stride, a.stride, left < PANEL_ROWS ? left : PANEL_ROWS, tiles.spare,
+              tiles.k_tiles * tiles.tile_k, c + r * c_stride + n, c_stride, vectors);
+  }
+}
+
+TARGET static void f16(sim_rows a, sim_tiles tiles, float *c, size_t c_stride) {
+  const float *values = a.values;
+  if (!tiles.spare) {
+    for (size_t r = 0; r < a.rows; r++) f16_one_row(values + r * a.stride, tiles, c + r * c_stride);
+    return;
+  }
+  size_t n = 0;
+  for (; n + 2 * LANES <= tiles.tile_n; n += 2 * LANES) f16_columns(a, tiles, n, c, c_stride, 2);
+  if (n < tiles.tile_n) f16_columns(a, tiles, n, c, c_stride, 1);
+}
+
+/* int8 products are widened to int16 and added in pairs by madd: at most 2 * 128 * 128, which int32 holds exactly. */
+INLINE void i8_row(const int16_t *a, sim_tiles tiles, int32_t *c, size_t columns, size_t depth) {
   __m256i sums[SIM_TILE_N_MAX];
   for (size_t n = 0; n < columns; n++) sums[n] = _mm256_setzero_si256();
   for (size_t k = 0; k < tiles.k_tiles * tiles.tile_k; k += depth) {
     const uint8_t *x = tiles.b + k / tiles.tile_k * tiles.tile_n * tiles.tile_k + k % tiles.tile_k;
     __m256i y[2];
-    for (size_t i = 0; i < depth / 16; i++) y[i] = load_bytes_wide(a + k + 16 * i);
+    for (size_t i = 0; i < depth / 16; i++) {
+      y[i] = _mm256_loadu_si256((const __m256i *)(const void *)(a + k + 16 * i));
+    }
     for (size_t n = 0; n < columns; n++, x += tiles.tile_k) {
       __m256i sum = sums[n];
       for (size_t i = 0; i < depth / 16; i++) {
@@ -179,7 +190,7 @@ INLINE void i8_row(const int8_t *a, sim_tiles tiles, int32_t *c, size_t columns,
   }
 }
 
-TARGET static void i8_one_row(const int8_t *a, sim_tiles tiles, int32_t *c) {
+TARGET static void i8_one_row(const int16_t *a, sim_tiles tiles, int32_t *c) {
   const size_t columns = tiles.tile_n;
   if (tiles.tile_k % 32 != 0) i8_row(a, tiles, c, columns, 16);
   else if (columns == 32) i8_row(a, tiles, c, 32, 32);
@@ -187,10 +198,78 @@ TARGET static void i8_one_row(const int8_t *a, sim_tiles tiles, int32_t *c) {
   else i8_row(a, tiles, c, columns, 32);
 }
 
-static void i8(const int8_t *a, size_t a_stride, size_t rows, sim_tiles tiles, int32_t *c, size_t c_stride) {
-  size_t r = 0;
-  for (; r + 4 <= rows; r += 4) i8_four_rows(a + r * a_stride, a_stride, tiles, c + r * c_stride, c_stride);
-  for (; r < rows; r++) i8_one_row(a + r * a_stride, tiles, c + r * c_stride);
+/* The empty asm keeps GCC 12 from spilling the sums of i8_panel: without it half the speed is gone. */
+INLINE __m256i add_pairs(__m256i sum, __m256i x, __m256i y) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, y));
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
+INLINE void i8_panel(const int16_t *a, size_t stride, size_t rows, const __m256i *panel, size_t depth, int32_t *c,
+                     size_t c_stride, const size_t vectors) {
+  __m256i sums[PANEL_ROWS][2];
+  const int16_t *row[PANEL_ROWS];
+#pragma GCC unroll 6
+  for (size_t r = 0; r < PANEL_ROWS; r++) {
+    row[r] = a + (r < rows ? r : rows - 1) * stride;
+    sums[r][0] = sums[r][1] = _mm256_setzero_si256();
+  }
+  for (size_t k = 0; k < depth; k += 2, panel += vectors) {
+    const __m256i x0 = _mm256_load_si256(panel), x1 = _mm256_load_si256(panel + vectors - 1);
+#pragma GCC unroll 6
+    for (size_t r = 0; r < PANEL_ROWS; r++) {
+      int32_t pair;
+      memcpy(&pair, row[r] + k, sizeof pair);
+      const __m256i y = _mm256_set1_epi32(pair);
+      sums[r][0] = add_pairs(sums[r][0], y, x0);
+      if (vectors > 1) sums[r][1] = add_pairs(sums[r][1], y, x1);
+    }
+  }
+#pragma GCC unroll 6
+  for (size_t r = 0; r < PANEL_ROWS; r++) {
+    if (r == rows) return;
+    for (size_t v = 0; v < vectors; v++) {
+      __m256i *out = (__m256i *)(void *)(c + r * c_stride + v * LANES);
+      _mm256_storeu_si256(out, _mm256_add_epi32(_mm256_loadu_si256(out), sums[r][v]));
+    }
+  }
+}
+
+INLINE void i8_columns(sim_rows a, sim_tiles tiles, size_t n, int32_t *c, size_t c_stride, const size_t vectors) {
+  const int16_t *values = a.values;
+  arrange(tiles, n, vectors * LANES, false, tiles.spare);
+  for (size_t r = 0; r < a.rows; r += PANEL_ROWS) {
+    const size_t left = a.rows - r;
+    i8_panel(values + r * a.stride, a.stride, left < PANEL_ROWS ? left : PANEL_ROWS, tiles.spare,
+             tiles.k_tiles * tiles.tile_k, c + r * c_stride + n, c_stride, vectors);
+  }
+}
+
+TARGET static void i8(sim_rows a, sim_tiles tiles, int32_t *c, size_t c_stride) {
+  const int16_t *values = a.values;
+  if (!tiles.spare) {
+    for (size_t r = 0; r < a.rows; r++) i8_one_row(values + r * a.stride, tiles, c + r * c_stride);
+    return;
+  }
+  size_t n = 0;
+  for (; n + 2 * LANES <= tiles.tile_n; n += 2 * LANES) i8_columns(a, tiles, n, c, c_stride, 2);
+  if (n < tiles.tile_n) i8_columns(a, tiles, n, c, c_stride, 1);
+}
+
+TARGET static void ready_ints(const int8_t *in, void *out, size_t count) {
+  int16_t *wide = out;
+  size_t i = 0;
+  for (; i + 16 <= count; i += 16) _mm256_storeu_si256((__m256i *)(void *)(wide + i), load_bytes_wide(in + i));
+  for (; i < count; i++) wide[i] = in[i];
+}
+
+TARGET static int32_t sum_ints(const int8_t *in, size_t count) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sums = _mm256_setzero_si256();
+  size_t i = 0;
+  for (; i + 16 <= count; i += 16) sums = _mm256_add_epi32(sums, _mm256_madd_epi16(load_bytes_wide(in + i), ones));
+  const int32_t sum = _mm_cvtsi128_si32(add_lanes_i32(sums, sums, sums, sums));
+  return sum + sim_products_scalar.sum_ints(in + i, count - i);
 }
 
 TARGET static void halves_to_floats(const uint8_t *halves, float *out, size_t count) {
@@ -210,27 +289,29 @@ TARGET static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t 
   if (i < count) sim_products_scalar.ints_to_halves(in + i, zero_point, halves + 2 * i, count - i);
 }
 
-TARGET static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
-  const __m128i nibble = _mm_set1_epi8(15), sign = _mm_set1_epi8(8);
+TARGET static void unpack_pairs(const uint8_t *pairs, bool low_first, int8_t *out, size_t bytes) {
+  const __m256i nibbles = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(8);
   size_t i = 0;
-  for (; i + 16 <= bytes; i += 16) {
-    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(pairs + i));
-    __m128i even = _mm_and_si128(x, nibble), odd = _mm_and_si128(_mm_srli_epi16(x, 4), nibble);
-    even = _mm_sub_epi8(_mm_xor_si128(even, sign), sign);
-    odd = _mm_sub_epi8(_mm_xor_si128(odd, sign), sign);
-    _mm_storeu_si128((__m128i *)(void *)(out + 2 * i), _mm_unpacklo_epi8(even, odd));
-    _mm_storeu_si128((__m128i *)(void *)(out + 2 * i + 16), _mm_unpackhi_epi8(even, odd));
+  for (; i + 16 <= bytes; i += 16) { /* each pair in the 16 bits that it becomes: 00hl to 0h0l or 0l0h */
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(pairs + i)));
+    const __m256i low = low_first ? x : _mm256_srli_epi16(x, 4), high = _mm256_slli_epi16(x, low_first ? 4 : 8);
+    const __m256i both = _mm256_and_si256(_mm256_or_si256(low, high), nibbles);
+    _mm256_storeu_si256((__m256i *)(void *)(out + 2 * i), _mm256_sub_epi8(_mm256_xor_si256(both, sign), sign));
   }
-  if (i < bytes) sim_products_scalar.unpack_low_first(pairs + i, out + 2 * i, bytes - i);
+  if (i < bytes) sim_products_scalar.unpack_pairs(pairs + i, low_first, out + 2 * i, bytes - i);
 }
 
 const sim_products sim_products_avx2 = {
     .name = "avx2",
+    .blocks_from = BLOCKS_FROM,
     .f16 = f16,
     .i8 = i8,
+    .int_bytes = sizeof(int16_t),
+    .ready_ints = ready_ints,
+    .sum_ints = sum_ints,
     .halves_to_floats = halves_to_floats,
     .ints_to_halves = ints_to_halves,
-    .unpack_low_first = unpack_low_first,
+    .unpack_pairs = unpack_pairs,
 };
 
 #else

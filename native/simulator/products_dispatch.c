@@ -19,13 +19,28 @@ static int has_f16c(void) {
 }
 #endif
 
-static const sim_products *choose(void) {
+enum { SETS_MOST = 3 };
+
+static size_t list(const sim_products *found[SETS_MOST]) {
+  size_t count = 0;
+  found[count++] = &sim_products_scalar;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) return &sim_products_avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
+    found[count++] = &sim_products_avx2;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
+      found[count++] = &sim_products_avx512;
+    }
+  }
 #elif defined(__aarch64__)
-  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &sim_products_neon_dotprod : &sim_products_neon;
+  found[count++] = &sim_products_neon;
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found[count++] = &sim_products_neon_dotprod;
 #endif
-  return &sim_products_scalar;
+  return count;
+}
+
+const sim_products *sim_products_at(size_t index) {
+  const sim_products *found[SETS_MOST];
+  return index < list(found) ? found[index] : NULL;
 }
 
 /* Asked once: the cpuid instruction costs microseconds, and tens of them in a virtual machine. */
@@ -33,22 +48,9 @@ const sim_products *sim_best_products(void) {
   static const sim_products *_Atomic chosen;
   const sim_products *best = atomic_load_explicit(&chosen, memory_order_relaxed);
   if (!best) {
-    best = choose(); /* by several threads at once perhaps: they choose the same */
+    const sim_products *found[SETS_MOST];
+    best = found[list(found) - 1]; /* by several threads at once perhaps: they choose the same */
     atomic_store_explicit(&chosen, best, memory_order_relaxed);
   }
   return best;
-}
-
-size_t sim_all_products(const sim_products **list, size_t max) {
-  size_t count = 0;
-  if (count < max) list[count++] = &sim_products_scalar;
-#if defined(__aarch64__)
-  if (count < max) list[count++] = &sim_products_neon;
-#endif
-  const sim_products *best = sim_best_products();
-  for (size_t i = 0; i < count; i++) {
-    if (list[i] == best) return count;
-  }
-  if (count < max) list[count++] = best;
-  return count;
 }

@@ -5,6 +5,7 @@
 #if defined(__aarch64__)
 
 #include <arm_neon.h>
+#include <string.h>
 
 #include "products.h"
 
@@ -62,10 +63,11 @@ static void f16_one_row(const float *a, sim_tiles tiles, float *c) {
   for (size_t n = 0; n < tiles.tile_n; n++) c[n] += vaddvq_f32(sums[n]);
 }
 
-static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, float *c, size_t c_stride) {
+static void f16(sim_rows a, sim_tiles tiles, float *c, size_t c_stride) {
+  const float *values = a.values;
   size_t r = 0;
-  for (; r + 4 <= rows; r += 4) f16_four_rows(a + r * a_stride, a_stride, tiles, c + r * c_stride, c_stride);
-  for (; r < rows; r++) f16_one_row(a + r * a_stride, tiles, c + r * c_stride);
+  for (; r + 4 <= a.rows; r += 4) { f16_four_rows(values + r * a.stride, a.stride, tiles, c + r * c_stride, c_stride); }
+  for (; r < a.rows; r++) f16_one_row(values + r * a.stride, tiles, c + r * c_stride);
 }
 
 /* An int8 product fits int16 (at most 128 * 128), and the pairwise addition widens to int32: exact. */
@@ -139,13 +141,13 @@ INLINE void add_wrapping(int32_t *out, int32x4_t sums) {
     }                                                                                                              \
     for (size_t n = 0; n < tiles.tile_n; n++) add_wrapping(c + n, sums[n]);                                        \
   }                                                                                                                \
-  static void i8_##suffix(const int8_t *a, size_t a_stride, size_t rows, sim_tiles tiles, int32_t *c,              \
-                          size_t c_stride) {                                                                       \
+  static void i8_##suffix(sim_rows a, sim_tiles tiles, int32_t *c, size_t c_stride) {                              \
+    const int8_t *values = a.values;                                                                               \
     size_t r = 0;                                                                                                  \
-    for (; r + 4 <= rows; r += 4) {                                                                                \
-      i8_four_rows_##suffix(a + r * a_stride, a_stride, tiles, c + r * c_stride, c_stride);                        \
+    for (; r + 4 <= a.rows; r += 4) {                                                                              \
+      i8_four_rows_##suffix(values + r * a.stride, a.stride, tiles, c + r * c_stride, c_stride);                   \
     }                                                                                                              \
-    for (; r < rows; r++) i8_one_row_##suffix(a + r * a_stride, tiles, c + r * c_stride);                          \
+    for (; r < a.rows; r++) i8_one_row_##suffix(values + r * a.stride, tiles, c + r * c_stride);                   \
   }
 
 DEFINE_I8(plain, )
@@ -173,32 +175,50 @@ static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t *halves
   if (i < count) sim_products_scalar.ints_to_halves(in + i, zero_point, halves + 2 * i, count - i);
 }
 
-static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
+static void unpack_pairs(const uint8_t *pairs, bool low_first, int8_t *out, size_t bytes) {
   size_t i = 0;
   for (; i + 16 <= bytes; i += 16) {
     int8x16_t x = vreinterpretq_s8_u8(vld1q_u8(pairs + i));
-    int8x16x2_t both = {{vshrq_n_s8(vshlq_n_s8(x, 4), 4), vshrq_n_s8(x, 4)}};
-    vst2q_s8(out + 2 * i, both); /* interleaves: even elements from the low nibbles */
+    int8x16_t low = vshrq_n_s8(vshlq_n_s8(x, 4), 4), high = vshrq_n_s8(x, 4);
+    int8x16x2_t both = {{low_first ? low : high, low_first ? high : low}};
+    vst2q_s8(out + 2 * i, both); /* interleaves */
   }
-  if (i < bytes) sim_products_scalar.unpack_low_first(pairs + i, out + 2 * i, bytes - i);
+  if (i < bytes) sim_products_scalar.unpack_pairs(pairs + i, low_first, out + 2 * i, bytes - i);
+}
+
+static void ready_ints(const int8_t *in, void *out, size_t count) { memcpy(out, in, count); }
+
+static int32_t sum_ints(const int8_t *in, size_t count) {
+  int32x4_t sums = vdupq_n_s32(0);
+  size_t i = 0;
+  for (; i + 16 <= count; i += 16) sums = vpadalq_s16(sums, vpaddlq_s8(vld1q_s8(in + i)));
+  return vaddvq_s32(sums) + sim_products_scalar.sum_ints(in + i, count - i);
 }
 
 const sim_products sim_products_neon = {
     .name = "neon",
+    .blocks_from = 4,
     .f16 = f16,
     .i8 = i8_plain,
+    .int_bytes = sizeof(int8_t),
+    .ready_ints = ready_ints,
+    .sum_ints = sum_ints,
     .halves_to_floats = halves_to_floats,
     .ints_to_halves = ints_to_halves,
-    .unpack_low_first = unpack_low_first,
+    .unpack_pairs = unpack_pairs,
 };
 
 const sim_products sim_products_neon_dotprod = {
-    .name = "neon dotprod",
+    .name = "neon-dotprod",
+    .blocks_from = 4,
     .f16 = f16,
     .i8 = i8_dotprod,
+    .int_bytes = sizeof(int8_t),
+    .ready_ints = ready_ints,
+    .sum_ints = sum_ints,
     .halves_to_floats = halves_to_floats,
     .ints_to_halves = ints_to_halves,
-    .unpack_low_first = unpack_low_first,
+    .unpack_pairs = unpack_pairs,
 };
 
 #else

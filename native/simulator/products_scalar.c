@@ -46,13 +46,14 @@ static float half_at(const uint8_t *halves, size_t index) {
   return sim_half_to_float(half);
 }
 
-static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, float *c, size_t c_stride) {
-  for (size_t r = 0; r < rows; r++) {
+static void f16(sim_rows a, sim_tiles tiles, float *c, size_t c_stride) {
+  for (size_t r = 0; r < a.rows; r++) {
+    const float *row = (const float *)a.values + r * a.stride;
     for (size_t n = 0; n < tiles.tile_n; n++) {
       float sum = c[r * c_stride + n];
       for (size_t t = 0; t < tiles.k_tiles; t++) {
         for (size_t k = 0; k < tiles.tile_k; k++) {
-          sum += a[r * a_stride + t * tiles.tile_k + k] * half_at(tiles.b, (t * tiles.tile_n + n) * tiles.tile_k + k);
+          sum += row[t * tiles.tile_k + k] * half_at(tiles.b, (t * tiles.tile_n + n) * tiles.tile_k + k);
         }
       }
       c[r * c_stride + n] = sum;
@@ -60,19 +61,28 @@ static void f16(const float *a, size_t a_stride, size_t rows, sim_tiles tiles, f
   }
 }
 
-static void i8(const int8_t *a, size_t a_stride, size_t rows, sim_tiles tiles, int32_t *c, size_t c_stride) {
-  for (size_t r = 0; r < rows; r++) {
+static void i8(sim_rows a, sim_tiles tiles, int32_t *c, size_t c_stride) {
+  for (size_t r = 0; r < a.rows; r++) {
+    const int8_t *row = (const int8_t *)a.values + r * a.stride;
     for (size_t n = 0; n < tiles.tile_n; n++) {
       uint32_t sum = (uint32_t)c[r * c_stride + n]; /* unsigned: wrapping is defined */
       for (size_t t = 0; t < tiles.k_tiles; t++) {
         for (size_t k = 0; k < tiles.tile_k; k++) {
           int8_t b = (int8_t)tiles.b[(t * tiles.tile_n + n) * tiles.tile_k + k];
-          sum += (uint32_t)(a[r * a_stride + t * tiles.tile_k + k] * b);
+          sum += (uint32_t)(row[t * tiles.tile_k + k] * b);
         }
       }
       c[r * c_stride + n] = (int32_t)sum;
     }
   }
+}
+
+static void ready_ints(const int8_t *in, void *out, size_t count) { memcpy(out, in, count); }
+
+static int32_t sum_ints(const int8_t *in, size_t count) {
+  int32_t sum = 0;
+  for (size_t i = 0; i < count; i++) sum += in[i];
+  return sum;
 }
 
 static void halves_to_floats(const uint8_t *halves, float *out, size_t count) {
@@ -86,18 +96,22 @@ static void ints_to_halves(const int8_t *in, int32_t zero_point, uint8_t *halves
   }
 }
 
-static void unpack_low_first(const uint8_t *pairs, int8_t *out, size_t bytes) {
+static void unpack_pairs(const uint8_t *pairs, bool low_first, int8_t *out, size_t bytes) {
   for (size_t i = 0; i < bytes; i++) {
-    out[2 * i] = (int8_t)(((pairs[i] & 15) ^ 8) - 8); /* sign extension of bit 3 */
-    out[2 * i + 1] = (int8_t)(((pairs[i] >> 4) ^ 8) - 8);
+    out[2 * i + !low_first] = (int8_t)(((pairs[i] & 15) ^ 8) - 8); /* sign extension of bit 3 */
+    out[2 * i + low_first] = (int8_t)(((pairs[i] >> 4) ^ 8) - 8);
   }
 }
 
 const sim_products sim_products_scalar = {
     .name = "scalar",
+    .blocks_from = 4,
     .f16 = f16,
     .i8 = i8,
+    .int_bytes = sizeof(int8_t),
+    .ready_ints = ready_ints,
+    .sum_ints = sum_ints,
     .halves_to_floats = halves_to_floats,
     .ints_to_halves = ints_to_halves,
-    .unpack_low_first = unpack_low_first,
+    .unpack_pairs = unpack_pairs,
 };

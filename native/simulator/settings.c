@@ -116,9 +116,25 @@ static bool apply_timing(const char *text) {
   return true;
 }
 
+/* Those of another CPU are refused. */
+static bool apply_instructions(const char *text) {
+  const sim_products *chosen = strcmp(text, "best") == 0 ? sim_best_products() : NULL;
+  for (size_t i = 0; !chosen && sim_products_at(i); i++) {
+    if (strcmp(sim_products_at(i)->name, text) == 0) chosen = sim_products_at(i);
+  }
+  if (chosen) settings.products = chosen;
+  return chosen != NULL;
+}
+
 static bool apply_constants(const char *text) { return sim_timing_read(text, &settings.constants); }
 
 static const char *chip_name(int index) { return sim_chip_at(index) ? sim_chip_at(index)->soc : NULL; }
+
+static const char *instructions_name(int index) {
+  if (index == 0) return "best";
+  const sim_products *products = sim_products_at((size_t)index - 1);
+  return products ? products->name : NULL;
+}
 
 static const char *runtime_name(int index) { return sim_runtime_at(index) ? sim_runtime_at(index)->name : NULL; }
 
@@ -149,6 +165,7 @@ static struct {
     {"NPUMATMUL_SIM_TIMING", "off", apply_timing, "off, model or realtime", NULL, NULL, ""},
     {"NPUMATMUL_SIM_TIMING_CONSTANTS", "", apply_constants,
      "constants as in docs/simulator.md, e.g. start_seconds=3e-5,peak_int8=1e12", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_INSTRUCTIONS", "best", apply_instructions, NULL, instructions_name, NULL, ""},
     {"NPUMATMUL_SIM_FAULTS", "", sim_faults_set, "rules as in docs/simulator.md, e.g. run:after=3:code=-2", NULL, NULL,
      ""},
     {"NPUMATMUL_SIM_TRACE", "", sim_trace_to, "the path of a file that can be written", NULL, NULL, ""},

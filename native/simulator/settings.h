@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "chips.h"
+#include "products.h"
 #include "runtimes.h"
 
 typedef enum { OVERFLOW_SATURATE, OVERFLOW_WRAP, OVERFLOW_ERROR } sim_overflow;
@@ -41,7 +42,8 @@ typedef struct {
   uint64_t domain_bytes;
   sim_driver driver;
   sim_timing_mode timing;
-  sim_timing constants; /* of timing, instead of the chip's; 0: the chip's own */
+  const sim_products *products; /* the inner loops that a run uses */
+  sim_timing constants;         /* of timing, instead of the chip's; 0: the chip's own */
 } sim_settings;
 
 /* With the chip that the calling thread selected, if any. */

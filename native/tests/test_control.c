@@ -38,6 +38,8 @@ static void test_settings(void) {
       {"NPUMATMUL_SIM_DOMAIN_BYTES", " 1"},
       {"NPUMATMUL_SIM_DOMAIN_BYTES", "4294967297"},
       {"NPUMATMUL_SIM_TRACE", "/no/such/directory/trace.json"},
+      {"NPUMATMUL_SIM_INSTRUCTIONS", "mmx"},
+      {"NPUMATMUL_SIM_INSTRUCTIONS", "Best"},
       {"NPUMATMUL_SIM_FAULTS", "run"},
       {"NPUMATMUL_SIM_FAULTS", "run:"},
       {"NPUMATMUL_SIM_FAULTS", "run:after=1"},

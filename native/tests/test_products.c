@@ -40,8 +40,16 @@ static void *need(size_t bytes) {
   return memory;
 }
 
-/* Shapes around the loops' own steps: rows in fours and rests, one tile and many, all tiles of the chips. */
-static const size_t row_counts[] = {1, 2, 3, 4, 5, 7, 8, 13};
+/* The same at a cache line. */
+static void *need_lines(size_t bytes) {
+  void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+  if (!memory) abort();
+  return memory;
+}
+
+/* Shapes around the loops' own steps: rows in fours, sixes and eights and rests, one tile and many, all tiles of the
+ * chips and narrower ones. */
+static const size_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 19};
 static const size_t tile_counts[] = {1, 2, 3, 18};
 static const struct { size_t n, k; } tile_shapes[] = {{16, 32}, {32, 32}, {64, 32}, {8, 32}, {8, 16}, {16, 16}};
 
@@ -50,9 +58,11 @@ static const struct { size_t n, k; } tile_shapes[] = {{16, 32}, {32, 32}, {64, 3
 /* Finite halves of all exponents up to 2^3, and zero. */
 static uint16_t random_half(void) { return (uint16_t)((next_random() & 0x8000u) | next_random() % 0x4800u); }
 
-static void check_f16(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k) {
+static void check_f16(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k,
+                      bool rearranges) {
   size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
   size_t misaligned = next_random() % 3; /* B may start at any byte */
+  void *spare = rearranges ? need_lines(SIM_SPARE_BYTES(K * tile_n)) : NULL;
   float *a = need(rows * a_stride * sizeof *a);
   uint8_t *b = need(K * tile_n * 2 + misaligned);
   float *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
@@ -62,9 +72,10 @@ static void check_f16(const sim_products *products, size_t rows, size_t k_tiles,
     memcpy(b + misaligned + 2 * i, &half, 2);
   }
   for (size_t i = 0; i < rows * c_stride; i++) c[i] = expected[i] = (float)(next_random() % 100);
-  sim_tiles tiles = {.b = b + misaligned, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k};
-  sim_products_scalar.f16(a, a_stride, rows, tiles, expected, c_stride);
-  products->f16(a, a_stride, rows, tiles, c, c_stride);
+  sim_tiles tiles = {.b = b + misaligned, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k, .spare = spare};
+  sim_rows of = {.values = a, .stride = a_stride, .rows = rows};
+  sim_products_scalar.f16(of, tiles, expected, c_stride);
+  products->f16(of, tiles, c, c_stride);
   double worst = 0;
   for (size_t i = 0; i < rows * c_stride; i++) {
     /* Sums of K products of at most 64, in another order: a few units of float32's 2^-24 of their magnitude. */
@@ -77,20 +88,28 @@ static void check_f16(const sim_products *products, size_t rows, size_t k_tiles,
   free(b);
   free(c);
   free(expected);
+  free(spare);
 }
 
 static void check_i8(const sim_products *products, size_t rows, size_t k_tiles, size_t tile_n, size_t tile_k,
-                     bool extreme) {
+                     bool rearranges, bool extreme) {
   size_t K = k_tiles * tile_k, a_stride = K + next_random() % 9, c_stride = tile_n + next_random() % 5;
   int8_t *a = need(rows * a_stride);
+  void *ready = need(rows * a_stride * products->int_bytes),
+       *spare = rearranges ? need_lines(SIM_SPARE_BYTES(K * tile_n)) : NULL;
+  int32_t *sums = need(rows * sizeof *sums);
   uint8_t *b = need(K * tile_n + 1) + 1;
   int32_t *c = need(rows * c_stride * sizeof *c), *expected = need(rows * c_stride * sizeof *c);
   for (size_t i = 0; i < rows * a_stride; i++) a[i] = extreme ? -128 : (int8_t)next_random();
   for (size_t i = 0; i < K * tile_n; i++) b[i] = extreme ? 0x80 : (uint8_t)next_random();
   for (size_t i = 0; i < rows * c_stride; i++) c[i] = expected[i] = extreme ? INT32_MAX : (int32_t)next_random();
-  sim_tiles tiles = {.b = b, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k};
-  sim_products_scalar.i8(a, a_stride, rows, tiles, expected, c_stride);
-  products->i8(a, a_stride, rows, tiles, c, c_stride);
+  sim_tiles tiles = {.b = b, .k_tiles = k_tiles, .tile_n = tile_n, .tile_k = tile_k, .spare = spare};
+  sim_rows of = {.values = a, .stride = a_stride, .rows = rows, .sums = sums};
+  for (size_t r = 0; r < rows; r++) sums[r] = products->sum_ints(a + r * a_stride, K);
+  sim_products_scalar.i8(of, tiles, expected, c_stride);
+  products->ready_ints(a, ready, rows * a_stride);
+  of.values = ready;
+  products->i8(of, tiles, c, c_stride);
   CHECK(memcmp(c, expected, rows * c_stride * sizeof *c) == 0, "%s i8 rows %zu, %zu tiles [%zu, %zu], extreme %d",
         products->name, rows, k_tiles, tile_n, tile_k, extreme);
   if (extreme) {
@@ -98,6 +117,9 @@ static void check_i8(const sim_products *products, size_t rows, size_t k_tiles, 
     CHECK(c[0] == wrapped, "%s i8 wraps to %d, not %d", products->name, c[0], wrapped);
   }
   free(a);
+  free(ready);
+  free(spare);
+  free(sums);
   free(b - 1);
   free(c);
   free(expected);
@@ -121,9 +143,19 @@ static void check_conversions(const sim_products *products) {
   uint8_t pairs[277];
   int8_t out[2 * sizeof pairs], expected[2 * sizeof pairs];
   for (size_t i = 0; i < sizeof pairs; i++) pairs[i] = (uint8_t)i;
-  products->unpack_low_first(pairs, out, sizeof pairs);
-  sim_products_scalar.unpack_low_first(pairs, expected, sizeof pairs);
-  CHECK(memcmp(out, expected, sizeof out) == 0, "%s: int4 unpacked wrongly", products->name);
+  for (int low_first = 0; low_first < 2; low_first++) {
+    products->unpack_pairs(pairs, low_first, out, sizeof pairs);
+    sim_products_scalar.unpack_pairs(pairs, low_first, expected, sizeof pairs);
+    CHECK(memcmp(out, expected, sizeof out) == 0, "%s: int4 unpacked wrongly, low %d", products->name, low_first);
+  }
+
+  int8_t values[531];
+  for (size_t i = 0; i < sizeof values; i++) values[i] = (int8_t)(next_random() % 2 ? next_random() : 0x80);
+  for (size_t count = 0; count <= sizeof values; count += 59) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < count; i++) sum += values[i];
+    CHECK(products->sum_ints(values, count) == sum, "%s: sum of %zu integers", products->name, count);
+  }
 
   /* Every int8 less every zero point, in a count that leaves a rest. */
   wrong = 0;
@@ -179,27 +211,31 @@ static void check_reference(void) {
 
   const uint8_t pairs[2] = {0x8f, 0x70};
   int8_t out[4];
-  sim_products_scalar.unpack_low_first(pairs, out, 2);
+  sim_products_scalar.unpack_pairs(pairs, true, out, 2);
   CHECK(out[0] == -1 && out[1] == -8 && out[2] == 0 && out[3] == 7, "int4 reference");
+  sim_products_scalar.unpack_pairs(pairs, false, out, 2);
+  CHECK(out[0] == -8 && out[1] == -1 && out[2] == 7 && out[3] == 0, "int4 reference, high first");
 }
 
 int main(void) {
-  const sim_products *all[4];
-  size_t versions = sim_all_products(all, COUNT(all));
   check_reference();
   check_rounding();
-  for (size_t v = 0; v < versions; v++) {
-    check_conversions(all[v]);
+  for (size_t v = 0; sim_products_at(v); v++) {
+    const sim_products *products = sim_products_at(v);
+    check_conversions(products);
     for (size_t r = 0; r < COUNT(row_counts); r++) {
       for (size_t t = 0; t < COUNT(tile_counts); t++) {
         for (size_t s = 0; s < COUNT(tile_shapes); s++) {
-          check_f16(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k);
-          check_i8(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, false);
-          check_i8(all[v], row_counts[r], tile_counts[t], tile_shapes[s].n, tile_shapes[s].k, true);
+          size_t n = tile_shapes[s].n, k = tile_shapes[s].k;
+          for (int rearranges = 0; rearranges < 2; rearranges++) {
+            check_f16(products, row_counts[r], tile_counts[t], n, k, rearranges);
+            check_i8(products, row_counts[r], tile_counts[t], n, k, rearranges, false);
+            check_i8(products, row_counts[r], tile_counts[t], n, k, rearranges, true);
+          }
         }
       }
     }
-    printf("%s: compared\n", all[v]->name);
+    printf("%s: compared\n", products->name);
   }
   printf("test_products: %u passed, %u failed\n", passed, failed);
   return failed != 0;

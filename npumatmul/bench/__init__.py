@@ -1,23 +1,25 @@
-"""Measuring single matmuls at the level of the C API: what each step costs, and what the model says.
+"""Measuring matmuls: what each step costs through the C API and through this library, and what the model says.
 
-`cases` says what is measured, `measure` measures it, `machine` tells where, `record` is the run as it is saved,
-`tables` and `report` print it, and `plots` draws it. Times measured on the simulator are those of the
-CPU, and every output says so.
+`run` measures, by the name of a benchmark; `running` lists them, each a file of its own whose class says its options.
+`measure` is one case by itself; `record` is a run as it is saved, `tables` and `report` print it, and `plots` draws it.
+Times measured on the simulator are those of the CPU, and every output says so.
 """
 
-from npumatmul.bench.cases import Case, cases_from, parse_shapes
+from npumatmul.bench.cases import Case, cases_from
 from npumatmul.bench.machine import describe_machine
-from npumatmul.bench.measure import Measurement, Step, measure
+from npumatmul.bench.measure import measure
 from npumatmul.bench.record import Machine, Record, Row, read_record
-from npumatmul.bench.report import as_csv, as_markdown, row_of
+from npumatmul.bench.report import as_csv, as_markdown
+from npumatmul.bench.running import run
+from npumatmul.bench.sampling import Sampling
+from npumatmul.bench.shapes import parse_shapes
 
 __all__ = [
     "Case",
     "Machine",
-    "Measurement",
     "Record",
     "Row",
-    "Step",
+    "Sampling",
     "as_csv",
     "as_markdown",
     "cases_from",
@@ -25,5 +27,5 @@ __all__ = [
     "measure",
     "parse_shapes",
     "read_record",
-    "row_of",
+    "run",
 ]

@@ -1,30 +1,30 @@
-"""What is measured: types, shapes, layouts."""
+"""What is measured: types or schemes, shapes, layouts, cores."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from npumatmul.bench.record import Value
 from npumatmul.chips import Chip
+from npumatmul.chips.layout import round_up
 from npumatmul.chips.types import MatmulType
-from npumatmul.files.reading import read_text, shown
+from npumatmul.errors import DeviceError
+from npumatmul.quant.routes import route_for
+from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn import RuntimeVersion
 
-__all__ = ["TYPES", "Case", "cases_from", "parse_shapes"]
+__all__ = ["TYPES", "Case", "cases_from"]
 
-#: Short names of the matmul types that the binding's buffers can be filled for.
+#: Short names of the matmul types that the binding's buffers can be filled for, and whose results are not scaled.
 TYPES = {
     "fp16": MatmulType.FLOAT16_FLOAT16_FLOAT32,
     "int8": MatmulType.INT8_INT8_INT32,
     "int4": MatmulType.INT4_INT4_INT16,
+    "int8xint4": MatmulType.INT8_INT4_INT32,
 }
-
-#: (K, N) of linear layers: SmolLM2-135M, TinyLlama-1.1B, Llama-2-7B, as far as one context takes them.
-LLM_LAYERS = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (2048, 256), (2048, 4096), (4096, 4096))
-SQUARES = (64, 128, 256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Case:
     Attributes
     ----------
     type_name : str
-        A key of `TYPES`.
+        A key of `TYPES`: contexts of such a type, all steps by themselves. Or the name of a scheme, such as ``"w8a8"``:
+        a product of floats with a weight that is packed so.
     m, k, n : int
-        Extents, as given to `rknn_matmul_create`.
+        Extents.
     ac_native : bool
         Whether A and C are in native layout; B always is.
     cores : int
-        NPU cores that share N, each with a context and a thread of its own.
+        NPU cores that share N, each with a context and a thread of its own; of a scheme, at most so many.
     """
 
     type_name: str
@@ -50,19 +51,41 @@ class Case:
     ac_native: bool = True
     cores: int = 1
 
-    @property
-    def mm_type(self) -> MatmulType:
-        return TYPES[self.type_name]
+    @cached_property
+    def scheme(self) -> Scheme | None:
+        """The scheme, where it is one.
+
+        Raises
+        ------
+        ValueError
+            If the name is neither a type nor a scheme.
+        """
+        return None if self.type_name in TYPES else Scheme.parse(self.type_name)
+
+    def mm_type(self, chip: Chip, runtime: RuntimeVersion) -> MatmulType:
+        """What computes it on a chip.
+
+        Raises
+        ------
+        DeviceError, ValueError
+            As `route_for`, of schemes.
+        """
+        return TYPES[self.type_name] if self.scheme is None else route_for(self.scheme, chip, runtime).mm_type
 
     @property
     def macs(self) -> int:
         return self.m * self.k * self.n
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of A, B and C together."""
-        t = self.mm_type
-        return t.a.nbytes(self.m * self.k) + t.b.nbytes(self.k * self.n) + t.c.nbytes(self.m * self.n)
+    def layout(self) -> str:
+        return "native" if self.ac_native else "normal"
+
+    @property
+    def fields(self) -> dict[str, Value]:
+        """What tells it from others in a saved run."""
+        return {
+            "type": self.type_name, "m": self.m, "k": self.k, "n": self.n, "layout": self.layout, "cores": self.cores,
+        }  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -78,7 +101,20 @@ class Case:
 
     def __str__(self) -> str:
         on = "" if self.cores == 1 else f" {self.cores} cores"
-        return f"{self.type_name} {self.m}x{self.k}x{self.n} {'native' if self.ac_native else 'normal'}{on}"
+        return f"{self.type_name} {self.m}x{self.k}x{self.n} {self.layout}{on}"
+
+    def padded(self, chip: Chip, runtime: RuntimeVersion) -> Case:
+        """Of a type: the same with extents that a context takes, each as much larger as it has to be.
+
+        Examples
+        --------
+        >>> from npumatmul.chips import NEWEST_RUNTIME, chip
+        >>> print(Case("int8", 5, 100, 33).padded(chip("rk3588"), NEWEST_RUNTIME))
+        int8 8x128x64 native
+        """
+        limits = chip.type_limits(TYPES[self.type_name], runtime)
+        m = round_up(self.m, chip.native.row_multiple) if self.ac_native and self.m > 1 else self.m
+        return replace(self, m=m, k=round_up(self.k, limits.k_multiple), n=round_up(self.n, limits.n_multiple))
 
     def shares(self, n_multiple: int) -> list[slice]:
         """The columns of each core: as equal as the alignment of N allows.
@@ -93,29 +129,36 @@ class Case:
         return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
     def problem(self, chip: Chip, runtime: RuntimeVersion) -> str | None:
-        """Why a chip cannot run this as one context, or None.
+        """Why a chip cannot run this, or None. Of a type it has to be one context for each core, once it is padded.
 
         Examples
         --------
         >>> from npumatmul.chips import NEWEST_RUNTIME, chip
-        >>> Case("int8", 1, 100, 32).problem(chip("rk3588"), NEWEST_RUNTIME)
-        'K = 100 is not a multiple of 32'
+        >>> Case("int8", 1, 64, 32, cores=4).problem(chip("rk3588"), NEWEST_RUNTIME)
+        '4 cores: rk3588 has 3'
         """
-        limits = chip.type_limits(self.mm_type, runtime)
-        for name, value, multiple, largest in (
-            ("K", self.k, limits.k_multiple, limits.k_max),
-            ("N", self.n, limits.n_multiple, limits.n_max),
-        ):
-            if value % multiple:
-                return f"{name} = {value} is not a multiple of {multiple}"
-            if value > largest * (self.cores if name == "N" else 1):
-                return f"{name} = {value} is above {largest}, the largest that is given to one context"
         if self.cores > chip.cores:
             return f"{self.cores} cores: {chip.soc} has {chip.cores}"
+        if self.scheme is not None:
+            if self.scheme.static:
+                return f"{self.type_name} needs a calibration: measure its like that quantizes each row by itself"
+            try:
+                route_for(self.scheme, chip, runtime)
+            except DeviceError as error:
+                return str(error)
+            return None
+        if TYPES[self.type_name] not in chip.limits:
+            return f"{chip.soc} has no matmul type {TYPES[self.type_name].name}"
+        return self.padded(chip, runtime)._problem_of_contexts(chip, runtime)
+
+    def _problem_of_contexts(self, chip: Chip, runtime: RuntimeVersion) -> str | None:
+        limits = chip.type_limits(TYPES[self.type_name], runtime)
+        for name, value, largest in (("K", self.k, limits.k_max), ("N", self.n, limits.n_max * self.cores)):
+            if value > largest:
+                most = limits.n_max if name == "N" else largest
+                return f"{name} = {value} is above {most}, the largest that is given to one context"
         if self.n < self.cores * limits.n_multiple:
             return f"N = {self.n} is too small for {self.cores} cores: each takes a multiple of {limits.n_multiple}"
-        if self.ac_native and self.m > 1 and self.m % chip.native.row_multiple:
-            return f"M = {self.m} is neither 1 nor a multiple of {chip.native.row_multiple}, as native A and C ask"
         if self.ac_native and limits.native_rows is not None:
             widths = {share.stop - share.start for share in self.shares(limits.n_multiple)}
             most = min(limits.native_rows.most(self.k, width) for width in widths)
@@ -124,78 +167,30 @@ class Case:
         return None
 
 
-#: Extents beyond any memory, and more shapes than anybody waits for.
-_LARGEST, _MOST_LINES = 1 << 31, 100_000
-
-
-def parse_shapes(text: str, rows: Sequence[int] = (1, 8, 64, 256)) -> list[tuple[int, int, int]]:
-    """Shapes from the notation of the command line.
-
-    Parameters
-    ----------
-    text : str
-        ``"llm"`` or ``"square"``; or ``"M,K,N;M,K,N"``, or ``"K,N;K,N"`` to be combined with `rows`, also written
-        ``"MxKxN"`` as tables print it; or the path of a CSV file with the columns M, K, N, such as `as_csv` writes.
-    rows : sequence of int
-        Values of M where the notation gives none.
-
-    Returns
-    -------
-    list of (M, K, N)
-
-    Raises
-    ------
-    ValueError
-        If the notation is wrong; the message shows the part that is.
-    OSError
-        If a CSV file cannot be read.
-
-    Examples
-    --------
-    >>> parse_shapes("64,32;128,32", rows=(1, 4))
-    [(1, 64, 32), (4, 64, 32), (1, 128, 32), (4, 128, 32)]
-    >>> parse_shapes("1x576x1536")
-    [(1, 576, 1536)]
-    """
-    if text == "llm":
-        return [(m, k, n) for (k, n), m in itertools.product(LLM_LAYERS, rows)]
-    if text == "square":
-        return [(size, size, size) for size in SQUARES]
-    if text.endswith(".csv"):
-        return _from_csv(Path(text))
-    shapes: list[tuple[int, int, int]] = []
-    for part in text.split(";"):
-        numbers = _numbers(part)
-        if len(numbers) == 3:
-            shapes.append((numbers[0], numbers[1], numbers[2]))
-        elif len(numbers) == 2:
-            shapes += [(m, numbers[0], numbers[1]) for m in rows]
-        else:
-            raise ValueError(f"shapes: {shown(part)} is neither M,K,N nor K,N")
-    return shapes
-
-
 def cases_from(
     types: Sequence[str],
     shapes: Sequence[tuple[int, int, int]],
     layouts: Sequence[str] = ("native",),
     cores: Sequence[int] = (1,),
 ) -> list[Case]:
-    """Every combination of types, shapes, layouts and numbers of cores.
+    """Every combination of types and schemes, shapes, layouts and numbers of cores.
 
     Raises
     ------
     ValueError
-        If a type or layout has another name than those of `TYPES`, ``"native"`` and ``"normal"``.
+        If a name is neither a type nor a scheme, or a layout another one than ``"native"`` and ``"normal"``.
 
     Examples
     --------
-    >>> [str(case) for case in cases_from(["int8"], [(1, 64, 32)], ["native", "normal"])]
-    ['int8 1x64x32 native', 'int8 1x64x32 normal']
+    >>> [str(case) for case in cases_from(["int8", "w8a8"], [(1, 64, 32)], ["native", "normal"])]
+    ['int8 1x64x32 native', 'int8 1x64x32 normal', 'w8a8 1x64x32 native', 'w8a8 1x64x32 normal']
     """
     for name in types:
         if name not in TYPES:
-            raise ValueError(f"types: {name!r} is not known; there are {', '.join(TYPES)}")
+            try:
+                Scheme.parse(name)
+            except ValueError as error:
+                raise ValueError(f"types: {name!r} is no type ({', '.join(TYPES)}), and as a scheme: {error}") from None
     for name in layouts:
         if name not in ("native", "normal"):
             raise ValueError(f"layouts: {name!r} is not known; there are native, normal")
@@ -203,34 +198,3 @@ def cases_from(
         Case(type_name, m, k, n, layout == "native", count)
         for type_name, (m, k, n), layout, count in itertools.product(types, shapes, layouts, cores)
     ]
-
-
-def _numbers(part: str) -> list[int]:
-    try:
-        numbers = [int(number) for number in part.strip().lower().replace("x", ",").split(",")]
-    except ValueError as error:
-        raise ValueError(
-            f"shapes: {shown(part)} is none of llm, square, M,K,N, MxKxN and K,N, nor the path of a .csv file"
-        ) from error
-    if not all(1 <= number <= _LARGEST for number in numbers):
-        raise ValueError(f"shapes: {shown(part)} has an extent below 1 or above {_LARGEST}")
-    return numbers
-
-
-def _from_csv(path: Path) -> list[tuple[int, int, int]]:
-    try:
-        lines = read_text(path).splitlines(keepends=True)
-        if len(lines) > _MOST_LINES:
-            raise ValueError(f"it has {len(lines)} lines; at most {_MOST_LINES} are measured")
-        reader = csv.DictReader(lines)
-        columns = {name.strip().upper(): name for name in reader.fieldnames or ()}
-        missing = [name for name in "MKN" if name not in columns]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        shapes = []
-        for row in reader:
-            m, k, n = _numbers(",".join(str(row[columns[name]]) for name in "MKN"))
-            shapes.append((m, k, n))
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"shapes: {path}: {error}") from error
-    return shapes

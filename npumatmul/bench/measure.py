@@ -1,244 +1,291 @@
-"""Measure one matmul, step by step, through the C API."""
+"""Measure one matmul, step by step, through the C API, and as a product of this library."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.bench.cases import Case
-from npumatmul.chips.timing import Estimate
-from npumatmul.chips.types import ElementType
-from npumatmul.device.context import MatmulContext
+from npumatmul.bench.cases import TYPES, Case
+from npumatmul.bench.contexts import BoundTiles, Tile, tiles_of
+from npumatmul.bench.operands import Operands
+from npumatmul.bench.record import Row, Value
+from npumatmul.bench.sampling import Sampling, Stopwatch, settle
+from npumatmul.bench.statistics import summarise
+from npumatmul.board.readings import cache_bytes
 from npumatmul.device.device import Device
-from npumatmul.host.executor import run_proven
-from npumatmul.ops import Matmul
-from npumatmul.rknn import MatmulLayout, MemSyncMode
+from npumatmul.ops import Matmul, pack
+from npumatmul.planning.product import MatmulPlan
+from npumatmul.quant.routes import route_for
 
-__all__ = ["Measurement", "Step", "measure"]
+__all__ = ["Caches", "measure"]
 
-
-class Step(Enum):
-    """What is timed."""
-
-    CREATE = "create context"
-    PACK_A = "pack A"
-    SYNC_A = "sync A"
-    BIND = "set_io_mem A, B, C"
-    RUN = "run"
-    SYNC_C = "sync C"
-    UNPACK_C = "unpack C"
-    END_TO_END = "Matmul.execute end to end"
+#: Contexts are costly to make, and so are packed weights: a few times say enough.
+_FEW = 5
+#: More than any cache of a board has, and as much as is read between two cold runs at most.
+_MOST_READ = 128 << 20
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Times of one case.
+class Caches:
+    """Drives everything else out of the CPU's caches, by reading twice as much as they hold."""
 
-    Attributes
-    ----------
-    case : Case
-    seconds : dict of Step to list of float
-        Every repetition.
-    modelled : Estimate or None
-        Modelled time of the run on the case's cores of the chip; never measured.
-    simulated : bool
-        Whether `seconds` are those of a CPU that simulates.
-    device : str
-        Device string.
-    matmul_cores : int
-        Cores that `Step.END_TO_END` used: the case's, or fewer where the plan has no use for them.
-    """
+    def __init__(self, nbytes: int | None = None) -> None:
+        size = min(2 * cache_bytes(), _MOST_READ) if nbytes is None else nbytes
+        self._values = np.ones(max(size // 8, 1), np.int64)
 
-    case: Case
-    seconds: dict[Step, list[float]]
-    modelled: Estimate | None
-    simulated: bool
-    device: str
-    matmul_cores: int
-
-    def quantile(self, step: Step, q: float) -> float:
-        """Seconds that a share `q` of the repetitions stayed within."""
-        return float(np.quantile(self.seconds[step], q))
-
-    def median(self, step: Step) -> float:
-        """Median seconds of a step."""
-        return self.quantile(step, 0.5)
-
-    @property
-    def operations_per_second(self) -> float:
-        """Two per multiply-accumulate, by the median run."""
-        return 2 * self.case.macs / self.median(Step.RUN)
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Bytes of A, B and C, by the median run."""
-        return self.case.nbytes / self.median(Step.RUN)
-
-    @property
-    def beyond_run_seconds(self) -> float | None:
-        """What a product takes beyond the run itself: packing, binding, synchronising, unpacking, and Python.
-
-        None where it did not use as many cores as the run: then the difference says nothing.
-        """
-        if self.matmul_cores != self.case.cores:
-            return None
-        return self.median(Step.END_TO_END) - self.median(Step.RUN)
+    def drop(self) -> None:
+        """Read it."""
+        self._values.max()
 
 
 def measure(
     device: Device,
     case: Case,
-    repetitions: int = 30,
-    warmup: int = 3,
+    sampling: Sampling | None = None,
+    *,
+    check: bool = True,
+    caches: Caches | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], object] = lambda done, total: None,
-) -> Measurement:
-    """Measure a case and check its result.
+) -> Row:
+    """Measure a case.
 
-    On several cores the step `Step.RUN` is from the first run's start to the last one's end, the hand-over between
-    Python threads included. `Step.END_TO_END` is `Matmul.execute` with the case's layout and at most its cores.
+    On several cores ``run`` is from the first run's start to the last one's end, the hand-over between Python threads
+    included. Of a scheme it is all runs of the product's plan, those that are alike with one B.
 
     Parameters
     ----------
     device : Device
     case : Case
-    repetitions : int
-        Of each step, after `warmup` more that do not count.
-    warmup : int
+    sampling : Sampling, optional
+        How often the steps are timed, and then the product.
+    check : bool
+        Whether results are compared with the exact product.
+    caches : Caches, optional
+        With them runs and products are timed once more, each with another copy of B than the run before (a product:
+        with other weights in between), and nothing in the CPU's caches.
     seed : int
         Of the random operands.
-    progress : callable, optional
-        Called with (repetitions done, repetitions in all).
 
     Returns
     -------
-    Measurement
+    Row
+        Seconds of ``run``; ``matmul`` (`Matmul.execute` with `b` packed, in the case's layout and on at most its cores)
+        and ``executor`` (the same without Python); ``create`` (contexts), ``pack_a``, ``sync_a``, ``bind``,
+        ``sync_c``, ``unpack_c``; of a scheme not ``pack_a`` and ``unpack_c``, which are part of ``executor``, but
+        ``pack_b``; ``run_cold`` and ``matmul_cold``.
 
     Raises
     ------
     ValueError
-        If the chip cannot run the case as one context.
+        If the chip cannot run the case.
     RuntimeError
-        If the result is wrong: exact for integers, within the bound of float32 sums for float16.
+        If a result is wrong.
 
     Examples
     --------
     >>> with Device("sim:rk3588") as device:
-    ...     measurement = measure(device, Case("int8", 4, 64, 32), repetitions=3)
-    >>> measurement.simulated, len(measurement.seconds[Step.RUN])
-    (True, 3)
+    ...     row = measure(device, Case("int8", 4, 64, 32), Sampling.exactly(3))
+    >>> row.label, len(row.seconds["run"]), row.figures["checked"]
+    ('int8 4x64x32', 3, True)
     """
+    sampling = Sampling() if sampling is None else sampling
     problem = case.problem(device.chip, device.runtime_version)
     if problem is not None:
         raise ValueError(f"{case}: {problem}")
-    a, b = _operands(case, np.random.default_rng(seed))
-    done = itertools.count(1)
-    rounds = 2 * (warmup + repetitions)
-    seconds: dict[Step, list[float]] = {step: [] for step in Step}
-    runtime = device.runtime
-    layouts = MatmulLayout.NATIVE, MatmulLayout.NATIVE if case.ac_native else MatmulLayout.NORM
-
-    shares = case.shares(device.chip.type_limits(case.mm_type, device.runtime_version).n_multiple)
-
-    def create() -> list[MatmulContext]:
-        return [
-            device.context(
-                case.mm_type, case.m, case.k, share.stop - share.start, b_layout=layouts[0], ac_layout=layouts[1],
-                core=core if case.cores > 1 else None,
-            )
-            for core, share in enumerate(shares)
-        ]  # fmt: skip
-
-    def timed(step: Step, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        seconds[step].append(time.perf_counter() - start)
-        return result
-
-    for _ in range(min(repetitions, 5)):  # contexts are costly: a few say enough
-        for context in timed(Step.CREATE, create):
-            context.close()
-    with ExitStack() as held:
-        contexts = [held.enter_context(context) for context in create()]
-        x = held.enter_context(device.buffer(contexts[0].a.size))  # all cores read the same A
-        ys = [held.enter_context(device.buffer(context.b.size)) for context in contexts]
-        zs = [held.enter_context(device.buffer(context.c.size)) for context in contexts]
-        others = held.enter_context(ThreadPoolExecutor(case.cores - 1)) if case.cores > 1 else None
-        for context, y, share in zip(contexts, ys, shares, strict=True):
-            y.put(context.b, np.ascontiguousarray(b[:, share]))
-            y.memory.flush()
-
-        def bind() -> None:
-            for context, y, z in zip(contexts, ys, zs, strict=True):
-                for attr, buffer in ((context.a, x), (context.b, y), (context.c, z)):
-                    runtime.matmul_set_io_mem(context.handle, buffer.memory.pointer, attr.struct)
-
-        def run() -> None:
-            jobs = [] if others is None else [others.submit(runtime.matmul_run, c.handle) for c in contexts[1:]]
-            runtime.matmul_run(contexts[0].handle, run_proven)
-            for job in jobs:
-                job.result()
-
-        for _ in range(warmup + repetitions):
-            timed(Step.PACK_A, lambda: x.put(contexts[0].a, a))
-            timed(Step.SYNC_A, x.memory.flush)
-            timed(Step.BIND, bind)
-            timed(Step.RUN, run)
-            timed(Step.SYNC_C, lambda: [z.memory.sync(MemSyncMode.FROM_DEVICE) for z in zs])
-            result = timed(Step.UNPACK_C, lambda: [z.get(c.c) for z, c in zip(zs, contexts, strict=True)])
-            progress(next(done), rounds)
-        _check(case, a, b, np.concatenate(result, axis=1))
-    options = {"cores": case.cores, "layout": "native" if case.ac_native else "normal"}
-    with Matmul(a, b, options=options, device=device) as product:
-        plan = product.plan()
-        assert plan is not None
-        for _ in range(warmup + repetitions):
-            timed(Step.END_TO_END, product.execute)
-            progress(next(done), rounds)
-    for step in Step:
-        if step is not Step.CREATE:
-            del seconds[step][:warmup]
-    model = device.chip.timings.get(device.chip.soc)
-    modelled = None
-    if model is not None and model.knows(case.mm_type):
-        modelled = model.run_estimate(case.mm_type, case.m, case.k, case.n, case.cores, case.ac_native)
-    return Measurement(case, seconds, modelled, device.simulated, device.name, plan.cores)
-
-
-def _operands(case: Case, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    shapes = (case.m, case.k), (case.k, case.n)
-    a: NDArray[Any]
-    b: NDArray[Any]
-    if case.mm_type.a is ElementType.FLOAT16:
-        a, b = (rng.standard_normal(shape).astype(np.float16) for shape in shapes)
-    elif case.mm_type.a is ElementType.INT8:
-        a, b = (rng.integers(-128, 128, shape).astype(np.int8) for shape in shapes)
-    else:  # int4: small enough that no int16 sum overflows
-        a, b = (rng.integers(-1, 2, shape).astype(ml_dtypes.int4) for shape in shapes)
-    return a, b
-
-
-def _check(case: Case, a: NDArray[Any], b: NDArray[Any], result: NDArray[Any]) -> None:
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    exact = x @ y
-    if case.mm_type.a is ElementType.FLOAT16:
-        allowed = ((1 + 2.0**-24) ** (case.k + 1) - 1) * (np.abs(x) @ np.abs(y))
+    rng, stopwatch = np.random.default_rng(seed), Stopwatch()
+    of_one_type = case.scheme is None
+    figures: dict[str, Value] = {}
+    if of_one_type:
+        operands = Operands.of_type(case, rng)
+        _time_steps(device, case, operands, sampling, stopwatch, check, caches, figures)
     else:
-        allowed = np.zeros_like(exact)
-    wrong = np.abs(result.astype(np.float64) - exact) > allowed
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise RuntimeError(
-            f"{case}: wrong result, {int(wrong.sum())} of {wrong.size} elements; at ({row}, {column}) "
-            f"{result[row, column]} instead of {exact[row, column]}"
-        )
+        assert case.scheme is not None
+        operands = Operands.of_scheme(case, route_for(case.scheme, device.chip, device.runtime_version), rng)
+    plan, tiles = _time_product(device, case, operands, sampling, stopwatch, check, caches)
+    if not of_one_type:
+        figures["runs"] = sum(tile.times for tile in tiles)
+        _time_runs(device, plan, tiles, sampling, stopwatch, caches)
+    return _row(device, case, plan, sampling, stopwatch.seconds, {**figures, "checked": check})
+
+
+def _time_steps(
+    device: Device,
+    case: Case,
+    operands: Operands,
+    sampling: Sampling,
+    stopwatch: Stopwatch,
+    check: bool,
+    caches: Caches | None,
+    figures: dict[str, Value],
+) -> None:
+    """Steps of contexts of the case's own type; what fills them up is zero."""
+    runtime = device.runtime_version
+    padded = case.padded(device.chip, runtime)
+    shares = padded.shares(device.chip.type_limits(TYPES[case.type_name], runtime).n_multiple)
+    if padded != case:
+        figures["runs_as"] = f"{padded.m}x{padded.k}x{padded.n}"
+    a, b = _filled(operands.a, padded.m, padded.k), _filled(operands.b, padded.k, padded.n)
+    tiles = [Tile(core, padded.m, padded.k, each.stop - each.start) for core, each in enumerate(shares)]
+    time = stopwatch.time
+    with _bound(device, case, tiles, sampling, stopwatch, caches) as bound:
+        bound.put_b([b[:, share] for share in shares])
+        parts: list[NDArray[Any]] = []
+        for _ in sampling.rounds(stopwatch, ["run"]):
+            time("pack_a", bound.put_a, a)
+            time("sync_a", bound.flush_a)
+            time("bind", bound.bind)
+            time("run", bound.run)
+            time("sync_c", bound.sync_c)
+            parts = time("unpack_c", bound.get_c)
+        if check:
+            operands.check(np.concatenate(parts, axis=1)[: case.m, : case.n], case)
+        _time_cold(bound, sampling, stopwatch, caches)
+
+
+def _time_runs(
+    device: Device,
+    plan: MatmulPlan,
+    tiles: list[Tile],
+    sampling: Sampling,
+    stopwatch: Stopwatch,
+    caches: Caches | None,
+) -> None:
+    """Runs of a plan; what is in their operands does not matter."""
+    case = Case("int8", plan.m, plan.weight.k, plan.weight.n, plan.weight.ac_native)
+    with _bound(device, case, tiles, sampling, stopwatch, caches, plan) as bound:
+        for _ in sampling.rounds(stopwatch, ["run"]):
+            stopwatch.time("sync_a", bound.flush_a)
+            stopwatch.time("bind", bound.bind)
+            stopwatch.time("run", bound.run)
+            stopwatch.time("sync_c", bound.sync_c)
+        _time_cold(bound, sampling, stopwatch, caches)
+
+
+def _bound(
+    device: Device,
+    case: Case,
+    tiles: list[Tile],
+    sampling: Sampling,
+    stopwatch: Stopwatch,
+    caches: Caches | None,
+    plan: MatmulPlan | None = None,
+) -> BoundTiles:
+    mm_type = TYPES[case.type_name] if plan is None else plan.weight.mm_type
+    bound = BoundTiles(device, mm_type, tiles, case.ac_native, 1 if caches is None else 2)
+    for _ in range(min(sampling.least, _FEW)):
+        for context in stopwatch.time("create", bound.create):
+            context.close()
+    return bound
+
+
+def _time_cold(bound: BoundTiles, sampling: Sampling, stopwatch: Stopwatch, caches: Caches | None) -> None:
+    if caches is None:
+        return
+    for _ in _fewer(sampling).rounds(stopwatch, ["run_cold"]):
+        bound.next_copy()
+        bound.bind()
+        caches.drop()
+        stopwatch.time("run_cold", bound.run)
+
+
+def _time_product(
+    device: Device,
+    case: Case,
+    operands: Operands,
+    sampling: Sampling,
+    stopwatch: Stopwatch,
+    check: bool,
+    caches: Caches | None,
+) -> tuple[MatmulPlan, list[Tile]]:
+    options = {"cores": case.cores, "layout": case.layout}
+    if case.scheme is not None:
+        for _ in range(min(sampling.least, _FEW)):
+            stopwatch.time("pack_b", lambda: pack(operands.b, case.scheme, device=device)).close()
+    with Matmul(operands.a, operands.b, scheme=case.scheme, options=options, device=device) as product:
+        plan = product.plan()
+        result = product.execute()
+        if check:
+            operands.check(np.asarray(result), f"Matmul.execute of {case}")
+        prepared = product.prepared
+        assert plan is not None
+        assert prepared is not None
+        assert prepared.program is not None
+        assert prepared.stored is not None
+        settle(product.execute)
+        for _ in sampling.rounds(stopwatch, ["matmul", "executor"]):
+            result = stopwatch.time("matmul", product.execute)
+            stopwatch.time("executor", prepared.program.bare_call())  # into `result`
+        if caches is not None:
+            for _ in _fewer(sampling).rounds(stopwatch, ["matmul_cold"]):
+                caches.drop()
+                stopwatch.time("matmul_cold", product.execute)
+        return plan, tiles_of(plan, prepared.stored.slices)
+
+
+def _fewer(sampling: Sampling) -> Sampling:
+    """Of what takes longest between two times, which is dropping caches."""
+    return replace(sampling, warmup=min(sampling.warmup, 1), least=min(sampling.least, 5))
+
+
+def _filled(values: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    """A matrix with zeros below and beside it."""
+    if values.shape == (rows, columns):
+        return values
+    filled = np.zeros((rows, columns), values.dtype)
+    filled[: values.shape[0], : values.shape[1]] = values
+    return filled
+
+
+def _row(
+    device: Device,
+    case: Case,
+    plan: MatmulPlan,
+    sampling: Sampling,
+    seconds: Mapping[str, list[float]],
+    figures: Mapping[str, Value],
+) -> Row:
+    names = ("run", "run_cold", "matmul", "matmul_cold", "executor", "pack_a", "sync_a", "bind", "sync_c", "unpack_c")
+    ordered = {name: seconds[name] for name in (*names, "create", "pack_b") if name in seconds}
+    medians = {name: summarise(times).median for name, times in ordered.items()}
+    mm_type = plan.weight.mm_type if case.scheme is not None else TYPES[case.type_name]
+    alike = case.scheme is not None or (plan.cores, plan.weight.mm_type) == (case.cores, mm_type)
+    if case.scheme is None:
+        bytes_of = [mm_type.a.nbytes(case.m * case.k), mm_type.b.nbytes(case.k * case.n)]
+        nbytes = sum(bytes_of) + mm_type.c.nbytes(case.m * case.n)
+    else:
+        rows = sum(span.padded for span in plan.m_spans)
+        nbytes = plan.weight.nbytes + mm_type.a.nbytes(rows * case.k) + mm_type.c.nbytes(rows * case.n)
+    worked_out: dict[str, Value] = {
+        "matmul_cores": plan.cores,
+        "beyond_run_us": (medians["matmul"] - medians["run"]) * 1e6 if alike else None,
+        "python_us": (medians["matmul"] - medians["executor"]) * 1e6,
+        "gops": 2 * case.macs / medians["run"] / 1e9,
+        "ops_per_byte": 2 * case.macs / nbytes,
+        "gb_per_s": nbytes / medians["run"] / 1e9,
+    }
+    if case.scheme is not None:
+        worked_out["matmul_type"] = mm_type.name.lower()
+    marks = sampling.mark(ordered, ("run", "matmul"))
+    return Row("matmul", case.fields, ordered, {**worked_out, **figures}, _modelled(device, case, plan), marks)
+
+
+def _modelled(device: Device, case: Case, plan: MatmulPlan) -> dict[str, float]:
+    """By the timing model: of the run, and what nine tenths of such times are taken to lie between."""
+    model = device.chip.timings.get(device.chip.soc)
+    mm_type = plan.weight.mm_type if case.scheme is not None else TYPES[case.type_name]
+    if model is None or not model.knows(mm_type):
+        return {}
+    if case.scheme is None:
+        shape = case.padded(device.chip, device.runtime_version)
+        run = model.run_estimate(mm_type, shape.m, shape.k, shape.n, case.cores, case.ac_native)
+        return {"run": run.seconds, "low": run.low, "high": run.high}
+    if plan.modelled is None:
+        return {}
+    device_seconds, within = plan.modelled.device, plan.modelled.within
+    return {
+        "run": device_seconds, "low": device_seconds / within, "high": device_seconds * within,
+        "matmul": plan.modelled.seconds,
+    }  # fmt: skip

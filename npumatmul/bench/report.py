@@ -5,54 +5,10 @@ from __future__ import annotations
 import csv
 import io
 
-from npumatmul.bench.measure import Measurement, Step
-from npumatmul.bench.record import Record, Row
+from npumatmul.bench.record import Record
 from npumatmul.bench.tables import facts, tables
 
-__all__ = ["as_csv", "as_markdown", "row_of"]
-
-#: What steps are called in files, where a unit follows.
-STEP_NAMES = {
-    Step.CREATE: "create",
-    Step.PACK_A: "pack_a",
-    Step.SYNC_A: "sync_a",
-    Step.BIND: "bind",
-    Step.RUN: "run",
-    Step.SYNC_C: "sync_c",
-    Step.UNPACK_C: "unpack_c",
-    Step.END_TO_END: "matmul",
-}
-
-
-def row_of(result: Measurement) -> Row:
-    """A measurement as a row of a saved run, with every repetition of every step.
-
-    Parameters
-    ----------
-    result : Measurement
-
-    Returns
-    -------
-    Row
-    """
-    case, beyond, modelled = result.case, result.beyond_run_seconds, result.modelled
-    ways = [Step.RUN, *(step for step in Step if step is not Step.RUN)]
-    return Row(
-        "matmul",
-        {
-            "type": case.type_name, "m": case.m, "k": case.k, "n": case.n,
-            "layout": "native" if case.ac_native else "normal", "cores": case.cores,
-        },
-        {STEP_NAMES[step]: result.seconds[step] for step in ways},
-        {
-            "matmul_cores": result.matmul_cores,
-            "beyond_run_us": None if beyond is None else beyond * 1e6,
-            "gops": result.operations_per_second / 1e9,
-            "ops_per_byte": 2 * case.macs / case.nbytes,
-            "gb_per_s": result.bytes_per_second / 1e9,
-        },
-        {} if modelled is None else {"run": modelled.seconds, "low": modelled.low, "high": modelled.high},
-    )  # fmt: skip
+__all__ = ["as_csv", "as_markdown"]
 
 
 def as_csv(record: Record) -> str:

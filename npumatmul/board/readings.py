@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = [
+    "cache_bytes",
     "clocks",
     "first_line",
     "governors",
@@ -84,6 +85,17 @@ def slowed_down(root: Path = _ROOT) -> list[str]:
 def npu_load(root: Path = _ROOT) -> str | None:
     """How busy the NPU's cores are, as the vendor's driver says it."""
     return next((text for place in _LOADS if (text := first_line(root / place))), None)
+
+
+def cache_bytes(root: Path = _ROOT) -> int:
+    """Bytes of the largest cache of the first processor; 4 MiB where nothing says it."""
+    units = {"K": 1 << 10, "M": 1 << 20}
+    sizes = [4 << 20]
+    for place in root.glob("sys/devices/system/cpu/cpu0/cache/index*/size"):
+        found = re.fullmatch(r"(\d+)([KM])", first_line(place) or "")
+        if found:
+            sizes.append(int(found[1]) * units[found[2]])
+    return max(sizes[1:], default=sizes[0])
 
 
 def first_line(path: Path) -> str | None:

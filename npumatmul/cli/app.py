@@ -13,15 +13,7 @@ import typer
 
 import npumatmul
 from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
-from npumatmul.cli.bench_options import (
-    CsvOption,
-    HtmlOption,
-    JsonLinesOption,
-    JsonOption,
-    MarkdownOption,
-    PlotKindOption,
-    PlotOption,
-)
+from npumatmul.cli.bench_commands import add_commands
 from npumatmul.cli.chat_command import chat_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
@@ -495,34 +487,9 @@ def calibrate_command(
     calibrating.run(device, seconds=seconds, output=output, dry_run=dry_run, as_json=as_json)
 
 
-bench_app = typer.Typer(help="Measure single matmuls.", **PLAIN)
-app.add_typer(bench_app, name="bench", short_help="Measure single matmuls.")
-
-
-@bench_app.command("matmul", short_help="Time each step of a matmul.")
-def bench_matmul_command(
-    types: Annotated[str, typer.Option(help="fp16, int8, int4, separated by commas.")] = "fp16,int8",
-    shapes: Annotated[str, typer.Option(help="llm, square, 'M,K,N;...', 'K,N;...' or a CSV file.")] = "llm",
-    rows: Annotated[str, typer.Option(help="M where the shapes give none.")] = "1,8,64,256",
-    layouts: Annotated[str, typer.Option(help="Layouts of A and C: native, normal.")] = "native",
-    cores: Annotated[str, typer.Option(help="How many NPU cores share N, separated by commas.")] = "1",
-    device: DeviceOption = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Of each step.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
-    csv: CsvOption = None,
-    json: JsonOption = None,
-    jsonl: JsonLinesOption = None,
-    markdown: MarkdownOption = None,
-    plot: PlotOption = None,
-    plot_kind: PlotKindOption = None,
-    html: HtmlOption = None,
-) -> None:
-    """Time each step of a matmul through the C API, beside the modelled time of the chip."""
-    from npumatmul.cli import benching
-    from npumatmul.cli.bench_outputs import Outputs
-
-    outputs = Outputs(csv, json, jsonl, markdown, plot, plot_kind, html)
-    benching.run(benching.Request(types, shapes, rows, layouts, cores, device, repetitions, seed, outputs))
+bench_app = typer.Typer(help="Measure matmuls and what is around them.", **PLAIN)
+app.add_typer(bench_app, name="bench", short_help="Measure matmuls and what is around them.")
+add_commands(bench_app)
 
 
 @bench_app.command("demo", short_help="Print what the vendor's demo prints.")

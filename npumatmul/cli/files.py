@@ -103,7 +103,7 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[str | Pa
     for option, path in outputs.items():
         if path is None:
             continue
-        if path == Path():  # an empty name, which would be the folder that we are in
+        if path == Path() or not str(path).strip():  # an empty name, which would be the folder that we are in
             raise ValueError(f"{option} names no file")
         name = str(path) if path == STANDARD else os.path.realpath(path)
         if name in seen:

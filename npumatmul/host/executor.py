@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes as C
 import weakref
+from collections.abc import Callable
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import get_ident
 from typing import Any
 
@@ -508,6 +509,13 @@ class Executor:
         if attendant.interrupts:
             attendant.raise_first()
         return code
+
+    def bare_call(self, placed: PlacedMatmul, call: Call) -> Callable[[], int]:
+        """The call that `execute` makes, with its arguments ready, to be timed: nothing of Python but ctypes is in it.
+
+        No signal is handled meanwhile. What `call` refers to has to stay.
+        """
+        return partial(self._execute, self._address, placed, Call.from_buffer_copy(call), Report())
 
     def run(self, function: int, context: int) -> int:
         """Run a context by ``rknn_matmul_run``, given its address; signals are handled meanwhile, as by `execute`."""

@@ -17,14 +17,16 @@ from npumatmul.llm.answering import Answering, Embeddings, Prompt
 from npumatmul.llm.counts import count_from_one
 from npumatmul.llm.loading import LoadedModel
 from npumatmul.llm.model_digest import model_digest
+from npumatmul.llm.modelled.built import decoder_shape
 from npumatmul.llm.models.cache import ContextFullError
+from npumatmul.llm.models.decoder import PREFILL_CHUNK, Decoder
 from npumatmul.llm.models.embedded import FilledPrompt
 from npumatmul.llm.placement import ModelPlacement
 from npumatmul.llm.placing import Placing
 from npumatmul.llm.run.embedding import BATCH_SIZE, embedded, fitted, normalized, prepared
 from npumatmul.llm.run.embedding import Progress as TextProgress
 from npumatmul.llm.run.generation import checked_ids
-from npumatmul.llm.run.modelled_steps import modelled_steps
+from npumatmul.llm.run.modelled_steps import modelled_seconds, modelled_steps
 from npumatmul.llm.run.prefixes import KeptCaches
 from npumatmul.llm.run.sequence import TokenSequence
 from npumatmul.llm.run.sharing import Shared
@@ -357,6 +359,41 @@ class Model(Answering, Hearing):
             Multiply-accumulates of all layers.
         """
         return self._model.weight_macs(tokens)
+
+    @property
+    def parameters(self) -> int | None:
+        """Values of weights and of tables of embeddings; None of what is no decoder."""
+        if not isinstance(self._model, Decoder):
+            return None
+        return decoder_shape(self.name, self._model.config).parameters
+
+    def modelled_seconds(self, tokens: int, after: int = 0) -> float | None:
+        """Modelled time of reading some tokens on the device's chip, with its CPU; never measured.
+
+        Parameters
+        ----------
+        tokens : int
+            How many are read, in blocks as prompts are.
+        after : int, default 0
+            How many were read before.
+
+        Returns
+        -------
+        float or None
+            Seconds, Python's own not included; None of what is no decoder, without a device, and where nothing is known
+            of the chip.
+        """
+        model, device = self._model, self.device
+        if device is None or not isinstance(model, Decoder):
+            return None
+        total = 0.0
+        for start in range(0, tokens, PREFILL_CHUNK):
+            rows = min(PREFILL_CHUNK, tokens - start)
+            seconds = modelled_seconds(model, device, rows, after + start + rows, logit_rows=1)
+            if seconds is None:
+                return None
+            total += seconds
+        return total
 
     def close(self) -> None:
         """Free the weights.

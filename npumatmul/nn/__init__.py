@@ -14,7 +14,7 @@ from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import CacheFullError, KVCache
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.cache_rows import CachedRows
-from npumatmul.nn.conv_transpose import ConvTranspose1d
+from npumatmul.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d
 from npumatmul.nn.convolution import Conv1d, Conv2d
 from npumatmul.nn.cross_attention import CrossAttention, KeysAndValues
 from npumatmul.nn.delta_net import GatedDeltaNet
@@ -49,6 +49,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "ConvTranspose1d",
+    "ConvTranspose2d",
     "CrossAttention",
     "Embedding",
     "EncoderBlock",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from npumatmul.device.device import Device
-from npumatmul.nn.conv_transpose import ConvTranspose1d
+from npumatmul.nn.conv_transpose import ConvTranspose1d, ConvTranspose2d, Transposed
 from npumatmul.nn.convolution import Conv1d, Conv2d, Convolution
 from npumatmul.nn.linear import Linear
 from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, initial, rounded_to
@@ -18,7 +18,7 @@ from npumatmul.quant.schemes import Scheme
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "fold_batch_norm"]
 
-_Layer = TypeVar("_Layer", Linear, Conv1d, Conv2d, ConvTranspose1d)
+_Layer = TypeVar("_Layer", Linear, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d)
 
 
 class _BatchNorm(Module):
@@ -164,7 +164,7 @@ def fold_batch_norm(
 
     Parameters
     ----------
-    layer : Linear, Conv1d, Conv2d or ConvTranspose1d
+    layer : Linear, Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d
         It is left as it is.
     norm : BatchNorm1d or BatchNorm2d
         Of as many channels as `layer` gives.
@@ -175,7 +175,7 @@ def fold_batch_norm(
 
     Returns
     -------
-    Linear, Conv1d, Conv2d or ConvTranspose1d
+    Linear, Conv1d, Conv2d, ConvTranspose1d or ConvTranspose2d
         Of the class of `layer`, with a bias.
 
     Raises
@@ -211,9 +211,9 @@ def fold_batch_norm(
     factor, offset = norm._folded()
     weight = layer.own_values("weight", "").astype(np.float64)
     bias = offset if layer.bias is None else offset + layer.bias * factor
-    if isinstance(layer, ConvTranspose1d):  # (inputs, outputs of a group, kernel): groups follow one another in inputs
+    if isinstance(layer, Transposed):  # (inputs, outputs of a group, kernel): groups follow one another in inputs
         groups = channels // weight.shape[1]
-        parts = weight.reshape(groups, -1, *weight.shape[1:]) * factor.reshape(groups, 1, -1, 1)
+        parts = weight.reshape(groups, -1, *weight.shape[1:]) * factor.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))
         weight = parts.reshape(weight.shape)
     else:
         weight = weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))

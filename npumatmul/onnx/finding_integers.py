@@ -13,7 +13,7 @@ from npumatmul.onnx.constants import attributes
 __all__ = ["conv_integer", "matmul_integer", "qgemm", "qlinear_conv", "qlinear_matmul"]
 
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
-_FLOAT = (np.dtype(np.float32),)
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 _MOST_DIMENSIONS = 3
 
 
@@ -61,7 +61,7 @@ def _channels(each: Candidate, weight: NDArray[Any], zero: Any) -> str | None:
 
 def _rounding(each: Candidate, x_scale: int, w_scale: int, y_scale: int, channels: int) -> str | None:
     """Read scales of x, the weight and y, and the zero points behind those of x and y."""
-    scales = [constant(each, index, _FLOAT, f"{called} scale") for index, called in
+    scales = [constant(each, index, _FLOATS, f"{called} scale") for index, called in
               ((x_scale, "input's"), (w_scale, "weight's"), (y_scale, "output's"))]  # fmt: skip
     zeros = [constant(each, x_scale + 1, _BYTES, "input's zero point"),
              constant(each, y_scale + 1, _BYTES, "output's zero point")]  # fmt: skip
@@ -74,7 +74,7 @@ def _rounding(each: Candidate, x_scale: int, w_scale: int, y_scale: int, channel
         return "its weight has scales for other things than columns or channels"
     if zeros[0].dtype != zeros[1].dtype:
         return "its input and output are of unlike types"
-    x, w, y = (value.reshape(-1) for value in scales)
+    x, w, y = (value.reshape(-1).astype(np.float32) for value in scales)
     # in float32 and in this order, as ONNX Runtime rounds
     each.extra.update(scale=x * w / y, x_zero=zeros[0].reshape(-1), y_zero=zeros[1].reshape(-1))
     return None
@@ -134,7 +134,7 @@ def qgemm(each: Candidate) -> str | None:
         assert y is not None
         each.extra["scale"] = alpha * x.reshape(-1) * w.reshape(-1) / y.reshape(-1)
         return None
-    x, w, x_zero = constant(each, 1, _FLOAT, "scale"), constant(each, 4, _FLOAT, "scale"), _zero(each, 2, "input's")
+    x, w, x_zero = constant(each, 1, _FLOATS, "scale"), constant(each, 4, _FLOATS, "scale"), _zero(each, 2, "input's")
     for value in (x, w, x_zero):
         if isinstance(value, str):
             return value

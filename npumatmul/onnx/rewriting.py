@@ -206,7 +206,7 @@ def _convolution(each: Candidate, packing: Packing, finish: Finish, statistics: 
     if transposed:
         options["output_padding"] = e["output_padding"]
         channels = weight.shape[0], weight.shape[1] * e["groups"]
-    make: Any = nn.ConvTranspose1d if transposed else (nn.Conv1d, nn.Conv2d)[dims - 1]
+    make: Any = ((nn.ConvTranspose1d, nn.ConvTranspose2d) if transposed else (nn.Conv1d, nn.Conv2d))[dims - 1]
     kernel: Any = tuple(weight.shape[2:])
     if dims == 1:
         kernel = kernel[0]

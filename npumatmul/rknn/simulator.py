@@ -31,6 +31,7 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "driver": ("ok", "old", "missing"),
     "timing": ("off", "model", "realtime"),
     "timing_constants": None,
+    "instructions": None,
     "faults": None,
     "trace": None,
 }

@@ -1,9 +1,10 @@
 """Recording the steps of a computation while Python makes them, so that they can be run again without it.
 
 Within `recording` every product with a packed weight, every kernel of `npumatmul.host.layers` and all attention to a
-cache tells the recorder what it reads and what it writes. What is read has to be what an earlier step wrote, or what the
-computation began with: whatever else touched it in between, numpy say, has put its result elsewhere, and the recording
-is refused. So is whatever depends on values, unless it is recorded as one call of Python (`Recorder.called`).
+cache tells the recorder what it reads and what it writes. What is read has to be what an earlier step wrote, or what
+the computation began with: whatever else touched it in between, numpy say, has put its result elsewhere, and the
+recording is refused. So is whatever depends on values, unless it is recorded as one call of Python
+(`Recorder.called`).
 """
 
 from __future__ import annotations

@@ -208,6 +208,16 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
+    def bare_call(self) -> Callable[[], int]:
+        """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
+
+        What that run read and wrote has to stay where it was, and nothing else may run on the device until the last
+        time that this is called.
+        """
+        bound = self._last_bound
+        assert bound is not None  # nothing ran
+        return bound.executor.bare_call(bound.struct, bound.call)
+
     def plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()

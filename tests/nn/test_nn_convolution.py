@@ -176,6 +176,31 @@ def test_conv_transpose_is_torchs(
     )
 
 
+@given(
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)), groups=st.integers(1, 3),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)), padding=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    more=st.tuples(st.integers(0, 2), st.integers(0, 2)), sizes=st.tuples(st.integers(2, 5), st.integers(2, 5)),
+    scheme=st.sampled_from([FLOAT32, FLOAT32, "w16a16"]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_conv_transpose_of_images_is_torchs(
+    channels: tuple[int, int], groups: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int],
+    padding: tuple[int, int], more: tuple[int, int], sizes: tuple[int, int], scheme: str, seed: int,
+) -> None:  # fmt: skip
+    assume(all(m < max(s, d) for m, s, d in zip(more, stride, dilation, strict=True)))
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {
+        "stride": stride, "dilation": dilation, "padding": padding, "output_padding": more, "groups": groups,
+    }  # fmt: skip
+    theirs = torch.nn.ConvTranspose2d(channels[0] * groups, channels[1] * groups, kernel, **options)
+    ours = nn.ConvTranspose2d(channels[0] * groups, channels[1] * groups, kernel, **options, scheme=scheme)
+    ours.load_state_dict(theirs.state_dict())
+    x = np.random.default_rng(seed).standard_normal((2, channels[0] * groups, *sizes)).astype(np.float32)
+    assume(min(theirs(torch.from_numpy(x)).shape) > 0)
+    close(ours(x), theirs, x, scheme, kernel[0] * kernel[1] * channels[0] + 1)
+    np.testing.assert_allclose(ours.state_dict()["weight"], theirs.weight.detach(), atol=1e-3)
+
+
 @given(shape=st.lists(st.integers(0, 6), max_size=4), most=st.integers(0, 40))
 def test_pieces_cover_every_place_once(shape: list[int], most: int) -> None:
     seen = np.zeros(shape, np.int64)
@@ -211,6 +236,20 @@ def test_long_inputs_are_worked_on_piece_by_piece(monkeypatch: pytest.MonkeyPatc
         np.testing.assert_allclose(layer(x), whole, rtol=1e-6, atol=1e-6)
     assert max(rows, default=0) <= 400
     assert len(rows) > 8 or scheme == FLOAT32
+
+
+def test_images_are_worked_on_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: inputs are added in one order, however they are cut."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 9, 11), np.float32)
+    for groups in (1, 2, 6):
+        layer = nn.ConvTranspose2d(6, 12, (3, 4), stride=(2, 1), groups=groups, scheme="w16a16")
+        layer.load_state_dict({n: rng.standard_normal(s, np.float32) for n, s in layer.parameter_shapes().items()})
+        monkeypatch.undo()
+        whole = layer(x)
+        for most in (1, 700, 4000):
+            monkeypatch.setattr(convolution, "MOST", most)
+            np.testing.assert_array_equal(layer(x), whole)
 
 
 def test_an_hour_of_audio_needs_no_im2col_of_it() -> None:
@@ -360,6 +399,11 @@ def test_folding_gives_what_both_layers_give(scheme: str, bias: bool) -> None:
             torch.nn.ConvTranspose1d(4, 6, 3, 2, groups=2, bias=bias),
             nn.ConvTranspose1d(4, 6, 3, 2, groups=2, bias=bias, scheme=FLOAT32),
             (2, 4, 5),
+        ),
+        (
+            torch.nn.ConvTranspose2d(4, 6, (2, 3), 2, groups=2, bias=bias),
+            nn.ConvTranspose2d(4, 6, (2, 3), 2, groups=2, bias=bias, scheme=FLOAT32),
+            (2, 4, 5, 3),
         ),
         (
             torch.nn.Conv2d(2, 6, 3, padding=1, bias=bias),

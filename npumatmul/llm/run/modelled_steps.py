@@ -11,7 +11,7 @@ from npumatmul.llm.modelled.seconds import seconds_between
 from npumatmul.llm.models.decoder import Decoder
 from npumatmul.ops import PackedWeight
 
-__all__ = ["modelled_steps"]
+__all__ = ["modelled_seconds", "modelled_steps"]
 
 #: Tokens that a step is taken to attend to.
 _KEYS = 512
@@ -28,23 +28,42 @@ def modelled_steps(model: Decoder, device: Device | None) -> Callable[[int], flo
 
     def seconds(rows: int) -> float | None:
         if rows not in known:
-            known[rows] = _seconds(model, device, rows)
+            known[rows] = modelled_seconds(model, device, rows, _KEYS)
         return known[rows]
 
     return seconds
 
 
-def _seconds(model: Decoder, device: Device, rows: int) -> float | None:
+def modelled_seconds(
+    model: Decoder, device: Device, rows: int, keys: int, logit_rows: int | None = None
+) -> float | None:
+    """How many seconds a step of `rows` tokens that see `keys` positions is modelled to take, its CPU included.
+
+    Parameters
+    ----------
+    model : Decoder
+    device : Device
+        That its products are on.
+    rows, keys : int
+    logit_rows : int, optional
+        After how many of them logits are computed; all by default.
+
+    Returns
+    -------
+    float or None
+        None where a product's time is not modelled, or none is on the device.
+    """
     total = 0.0
-    for product in model.linears.values():
+    for name, product in model.linears.items():
         weight = getattr(product, "weight", None)
         if not isinstance(weight, PackedWeight) or weight.plan is None or weight.stored is None:
             continue
-        both = product_seconds(weight.plan, rows, device.chip)
+        meets = rows if logit_rows is None or name != "head" else logit_rows
+        both = product_seconds(weight.plan, meets, device.chip)
         if both is None:
             return None
-        total += both[weight.stored.where.computed_by(rows) == "cpu"]
+        total += both[weight.stored.where.computed_by(meets) == "cpu"]
     model_of_time = device.chip.timings.get(device.chip.soc)
     if model_of_time is None or not total:
         return None
-    return total + seconds_between(decoder_shape("", model.config), rows, _KEYS, model_of_time)
+    return total + seconds_between(decoder_shape("", model.config), rows, keys, model_of_time)
