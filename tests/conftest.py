@@ -70,6 +70,16 @@ def device(request: pytest.FixtureRequest) -> Iterator[npu.Device]:
 
 
 @pytest.fixture
+def plain_torch() -> Iterator[None]:
+    """PyTorch with a seed, and without gradients."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
 def fresh_device() -> Iterator[npu.Device]:
     with npu.Device("sim:rk3588") as opened:
         yield opened

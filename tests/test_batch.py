@@ -74,8 +74,8 @@ def test_one_call_gives_what_each_row_gives_alone(device: npu.Device, scheme: st
     results = batch.run()
     rows = {0: 0, 1: 1, 2: 8, 3: 3, 4: 4, 9: 9, 10: 10}
     assert list(results) == list(rows)
-    for index, row in rows.items():
-        np.testing.assert_array_equal(results[index], X[row] @ packed)
+    for index, row in rows.items():  # floats are summed in another order for other numbers of rows
+        np.testing.assert_allclose(results[index], X[row] @ packed, atol=1e-4 if scheme == "w16a16" else 0)
     assert batch.stats.calls == 1
     with pytest.raises(KeyError, match="no row was added at index 5"):
         results[5]
@@ -486,7 +486,7 @@ def test_too_many_are_refused() -> None:
 
 
 def test_rows_can_be_awaited(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
 
     async def work(batch: npu.Batch) -> list[Any]:
         return list(await asyncio.gather(*(batch.submit(row) for row in X)))
@@ -556,7 +556,7 @@ def test_many_threads_get_each_their_own(device: npu.Device) -> None:
 
 
 def test_a_dropped_batch_computes_what_waits_and_its_thread_ends(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
     batch = npu.Batch(packed, 8, max_wait=FOR_EVER)
     (thread,) = (future := batch.submit(X[0])) and batch._gatherer._threads  # type: ignore[union-attr]
     gone = weakref.ref(batch)

@@ -13,9 +13,13 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from mutations import changed_json
 
 import npumatmul as npu
-from npumatmul.bench import Machine, Record, Row, describe_machine, read_record
+from npumatmul.bench import Machine, Record, Row, as_csv, as_markdown, describe_machine, read_record
+from npumatmul.bench.comparing import compare
+from npumatmul.bench.page import as_html
+from npumatmul.bench.sharing import share
 from npumatmul.bench.statistics import summarise
 from npumatmul.errors import UnusableFileError
 
@@ -142,6 +146,19 @@ def test_a_line_of_a_table_has_the_case_the_medians_and_the_spread() -> None:
     assert ROWS[1].flat()["copy_us"] == 1000
 
 
+def test_labels_say_fields_in_their_order_and_leave_out_what_goes_without_saying() -> None:
+    def label(**case: Any) -> str:
+        return Row("x", case, {"run": [1.0]}).label
+
+    assert label(type="int8", m=1, k=64, n=96, layout="normal", cores=3) == "int8 1x64x96 normal 3 cores"
+    assert label(type="int8", m=1, k=64, n=96, layout="native", cores=1) == "int8 1x64x96"
+    assert label(reads="npu", m=1, k=64, n=96, cores=2) == "npu 1x64x96 2 cores"
+    assert label(type="w8a8", k=64, n=96) == "w8a8 Mx64x96"
+    assert label(model="m", test="pp128", depth=0) == "m pp128 depth=0"
+    assert label(k=64) == "k=64"
+    assert label() == "x"
+
+
 def test_cases_are_the_same_whatever_the_order_of_their_fields() -> None:
     turned = replace(ROWS[0], case=dict(reversed(list(ROWS[0].case.items()))))
     assert turned.key == ROWS[0].key != ROWS[1].key
@@ -175,3 +192,32 @@ def test_no_times_have_no_summary() -> None:
     with pytest.raises(ValueError, match="confidence is 1"):
         summarise([1.0], 1)
     assert summarise([1.0]).uncertainty == math.inf
+
+
+def test_changed_runs_are_refused_or_go_through_everything() -> None:
+    """Whatever is read, tables, files, comparisons and pages can be made of it; what they say is read back."""
+    products = [
+        replace(ROWS[0], case={**ROWS[0].case, "m": m, "k": k}, figures={"gops": 1.0 * m, "ops_per_byte": 2.0})
+        for m in (1, 4)
+        for k in (32, 64)
+    ]
+    batches = [Row("batch", {"type": "int8", "m": m, "k": 64, "n": 32}, {"batch": [1e-3 * m]}) for m in (1, 2)]
+    speeds = Row("bandwidth", {"reads": "npu"}, {"run": [1.0]}, {"kib": 4, "gb_per_s": 2.0, "modelled_gb_per_s": 1.0})
+    tokens = Row("llm", {"test": "pp1"}, {"test": [1.0]}, {"tokens_per_second": 2.0, "plus_minus": 1.0})
+    whole = json.loads(Record(MACHINE, [*products, *batches, speeds, tokens], RECORD.settings).to_json())
+    read = 0
+    for index, changed in enumerate(changed_json(whole, 240)):
+        try:
+            record = Record.parse(json.dumps(changed))
+        except ValueError:
+            continue
+        read += 1
+        assert Record.parse(record.to_json_lines()) == record
+        assert as_markdown(record).count("\n") > len(record.rows)
+        assert as_csv(record).count("\n") >= len(record.rows)
+        assert Record.parse(share([record]).runs[0].to_json())
+        if record.rows and any(max(row.seconds[row.main]) > 0 for row in record.rows):
+            compare(record, record)
+        if index % 40 == 0:
+            assert as_html(record).count("<tr>") >= len(record.rows)
+    assert read > 10

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from test_bench_record import MACHINE, RECORD
 
 from npumatmul.bench import Record, Row, as_csv, as_markdown
-from npumatmul.bench.plots import COLOURS, KINDS, drawn, picture, plots
+from npumatmul.bench.plot_parts import COLOURS
+from npumatmul.bench.plots import KINDS, drawn, picture, plots
 from npumatmul.bench.record import Value
 from npumatmul.bench.tables import facts, tables
+from npumatmul.cli import bench_options
 
 
 def product(m: int, k: int, n: int, run: float, cores: int = 1, **figures: Any) -> Row:
@@ -109,7 +113,7 @@ def test_what_cannot_be_drawn_is_told(kind: str) -> None:
 
 
 def test_other_plots_are_told() -> None:
-    with pytest.raises(ValueError, match="'pie' is no plot; there are batch, roofline"):
+    with pytest.raises(ValueError, match="'pie' is no plot; there are batch, bandwidth"):
         drawn(RUN, "pie")
     with pytest.raises(ValueError, match="nothing can be plotted"):
         drawn(Record(MACHINE, []))
@@ -148,9 +152,50 @@ def test_batches_have_their_time_and_that_of_a_row_and_the_best_is_marked() -> N
     above = lines(plot)["int8 Mx64x32, measured"]
     np.testing.assert_allclose(above.get_ydata(), [1, 2, 16])
     each, ring = plot.figure.axes[1].get_lines()
+    assert "int8 Mx64x32, modelled" not in lines(plot)
     np.testing.assert_allclose(np.asarray(each.get_ydata(), float), [1, 0.5, 1])
     np.testing.assert_array_equal(np.asarray(ring.get_xdata(), float), [4])
     assert "best with 4 rows, 0.5 ms for each" in plot.text
+
+
+def test_roofs_of_schemes_are_those_of_what_computes_them() -> None:
+    """w4a8 multiplies int8 on this chip: its roof is that of int8."""
+    row = product(64, 1024, 1024, 1e-3, matmul_type="int8_int8_int32")
+    scheme = replace(row, case={**row.case, "type": "w4a8"})
+    unknown = replace(row, case={**row.case, "type": "w1a1"}, figures={**row.figures, "matmul_type": "int1"})
+    found = lines(drawn(Record(MACHINE, [row, scheme, unknown]), "roofline"))
+    same = [found[f"{name}, modelled roof of rk3588"].get_ydata() for name in ("int8", "w4a8")]
+    np.testing.assert_array_equal(*same)
+    assert "w1a1, modelled roof of rk3588" not in found
+
+
+def test_bandwidth_is_drawn_over_sizes_by_who_reads() -> None:
+    rows = [
+        Row("bandwidth", {"reads": who, "kib": kib}, {"run": [1e-6]}, {"kib": kib, "gb_per_s": rate, **more})
+        for who, rate, more in (("npu", 8.0, {"modelled_gb_per_s": 10.0}), ("cpu copy", 20.0, {}))
+        for kib in (64, 16)
+    ]
+    plot = drawn(Record(MACHINE, rows))
+    assert plot.kind == "bandwidth"
+    found = lines(plot)
+    np.testing.assert_allclose(np.asarray(found["npu, measured"].get_data()), [[16, 64], [8, 8]])
+    np.testing.assert_allclose(np.asarray(found["npu, modelled"].get_data()), [[16, 64], [10, 10]])
+    assert "cpu copy, modelled" not in found
+
+
+def test_tokens_are_bars_with_what_is_modelled_beside_them() -> None:
+    figures = {"tokens_per_second": 20.0, "plus_minus": 1.5, "modelled_tokens_per_second": 30.0}
+    rows = [Row("llm", {"model": "m", "test": test}, {"test": [1.0]}, figures) for test in ("pp128", "tg128")]
+    plot = drawn(Record(MACHINE, rows))
+    bars: list[Any] = list(plot.figure.axes[0].patches)
+    assert (plot.kind, [bar.get_width() for bar in bars]) == ("tokens", [20, 20])
+    np.testing.assert_allclose(np.asarray(lines(plot)["modelled for rk3588"].get_xdata()), [30, 30])
+    assert "m pp128: 20.0 ± 1.5" in plot.text
+
+
+def test_the_command_names_every_kind() -> None:
+    text = inspect.getsource(bench_options)
+    assert all(f" {kind}" in text.replace('"', " ") for kind in KINDS)
 
 
 def test_a_map_has_a_cell_for_each_shape() -> None:

@@ -131,7 +131,12 @@ def test_products_settle_until_they_are_known_to_be_short() -> None:
     settle(lambda: work(1e-5), clock)
     assert next(calls) == 64
     settle(lambda: work(2e-3), clock)
-    assert next(calls) == 66  # one more: it will never be short
+    assert next(calls) == 64 + 1 + 3  # it will never be short
+    settle(lambda: work(0.5), clock)
+    assert next(calls) == 68 + 1 + 1
+    once_late = itertools.chain([1e-5, 3e-3], itertools.repeat(1e-5))
+    settle(lambda: work(next(once_late)), clock)
+    assert next(calls) == 70 + 1 + 65
 
 
 # ---- drift and throttling -----------------------------------------------------------------------------------------
@@ -157,7 +162,7 @@ def measured(
 
     def measure(device: object, case: Case, sampling: object, **how: Any) -> Row:
         board(root, next(order))
-        return Row("matmul", case.fields, {"run": [next(times)] * 3}, {})
+        return Row("matmul", case.fields, {"run": [next(times)] * 3}, {}, {}, how["watch"].reasons())
 
     monkeypatch.setattr(module, "measure", measure)
     benchmark = MatmulBenchmark(types="int8", shapes="1-3x64x64", root=root, repetitions=3)

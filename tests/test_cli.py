@@ -226,7 +226,8 @@ def test_the_readme_example_runs_with_what_its_first_line_installs(tmp_path: Pat
 
 COMMANDS = (
     [], ["info"], ["probe"], ["generate"], ["demo"], ["perplexity"], ["analyze"], ["quantize"], ["bench"],
-    ["bench", "matmul"], ["bench", "demo"], ["sim"], ["sim", "env"], ["sim", "path"],
+    ["bench", "matmul"], ["bench", "demo"], ["bench", "show"], ["bench", "compare"], ["bench", "share"], ["sim"],
+    ["sim", "env"], ["sim", "path"],
 )  # fmt: skip
 
 

@@ -321,6 +321,11 @@ HARDWARE_NUMBERS = sorted(
 ELSEWHERE = {
     "automaton.py": "states and stacks of a grammar that are kept at most",
     "cases.py": "shapes of the layers of real models, to be measured",
+    "shapes.py": "shapes that are measured",
+    "layouts.py": "a shape that is measured",
+    "bandwidth.py": "shapes that are measured",
+    "batching.py": "a shape that is measured",
+    "llm_bench.py": "tokens in a cache that generation is measured behind",
     "rows.py": "the table itself",
     "native_rows.py": "the table itself: rows of int4",
     "buffer.py": "4096 is the size of a memory page",

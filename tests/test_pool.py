@@ -158,13 +158,13 @@ def test_modules_and_sessions_run_on_the_cores_of_a_member(device: npu.Device) -
     ],
 )
 def test_cores_go_round(device: npu.Device, cores: Any, size: int | None, expected: list[Any]) -> None:
-    with npu.Pool(npu.pack(W, device=device), size, cores=cores) as pool:
+    with npu.Pool(npu.pack(W, "w8a8", device=device), size, cores=cores) as pool:
         members = [pool.get(0) for _ in range(pool.size)]
         assert [member.cores for member in members] == expected
 
 
 def test_what_cannot_be_a_pool_is_told(device: npu.Device) -> None:
-    packed = npu.pack(W, device=device)
+    packed = npu.pack(W, "w8a8", device=device)
     for cores, message in (
         ([3], "sim:rk3588 has 3"), ([-1], "counted from 0"), ([], "names none"), ([(0, 0)], "has 3"), ([()], "has 3"),
         ("all", "it can be 'any'"),
@@ -344,6 +344,19 @@ def test_who_holds_every_member_and_waits_computes_the_job() -> None:
         with pool.get():
             assert pool.submit(3).result(60) == 3
         assert seen == [threading.get_ident()]
+
+
+def test_who_holds_every_member_and_waits_for_a_batch_computes_its_row() -> None:
+    with npu.Pool(np.negative, 1, cores="any") as pool, npu.Batch(pool, 4, max_wait=0.0) as batch:
+        with pool.get():
+            futures = [batch.submit([float(value)]) for value in range(3)]
+            assert [future.result(60)[0] for future in futures] == [0, -1, -2]
+        assert batch.stats.calls == 3
+        held = pool.get()
+        waiting = [batch.submit([float(value)]) for value in range(3)]
+        pool.put(held)  # rows were not taken before there was a member for them
+        assert [in_thread(future.result)()[0] for future in waiting] == [0, -1, -2]
+        assert batch.stats.calls == 4
 
 
 def test_jobs_of_jobs_end() -> None:

@@ -126,12 +126,13 @@ def test_a_scope_has_its_products_on_its_cores_and_one_weight_serves_all(device:
     held = device.memory_stats().domains[0].weights
     product = npu.Matmul(x, packed)
     free = npu.matmul(x, packed)
+    bound = 1e-4 if scheme == "w16a16" else 0  # floats are summed in another order for other numbers of rows
     for cores in ((1,), (0, 2), (2, 1)):
         device.empty_cache()
         with npu.config(cores=cores):
             for rows in (1, 5, 200):
                 for _ in range(2):  # the second time it is found again
-                    np.testing.assert_array_equal(npu.matmul(x[:rows], packed), free[:rows])
+                    np.testing.assert_allclose(npu.matmul(x[:rows], packed), free[:rows], atol=bound)
             np.testing.assert_array_equal(product.execute(), free)
         assert cores_used(device) == set(cores)
     np.testing.assert_array_equal(product.execute(), free)

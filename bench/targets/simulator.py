@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import npumatmul as npu
-from targets.lines import Turns, line
+from npumatmul import sim
+from targets.lines import Turns, UnavailableError, line
 
 K = N = 2048
+#: Layers of small language models.
+SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (4096, 4096))
+ROWS = (128, 512)
+
+
+def integers(*shape: int) -> NDArray[np.int8]:
+    """Random int8."""
+    return np.random.default_rng(0).integers(-128, 128, shape, np.int8)
+
+
+def floats(*shape: int) -> NDArray[np.float32]:
+    """Random float32."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def has(instructions: str) -> bool:
+    """Whether the simulator can compute with them here."""
+    try:
+        with sim.configured(instructions=instructions):
+            return True
+    except ValueError:
+        return False
+
+
+def one_thread() -> Any:
+    """Keep numpy to one thread."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise UnavailableError("threadpoolctl is not installed") from None
+    return threadpool_limits(1)
+
+
+def by_cores(a: NDArray[Any], packed: npu.PackedWeight, *cores: int) -> Callable[[], object]:
+    """A product on these cores, which are threads of the simulator."""
+
+    def work() -> object:
+        with npu.config(cores=cores):
+            return npu.matmul(a, packed)
+
+    return work
 
 
 @line(
@@ -20,7 +65,77 @@ K = N = 2048
 )
 def simulated_product(rows: int, scheme: str) -> Iterator[Turns]:
     """A linear layer, packed once."""
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((rows, K)).astype(np.float32), rng.standard_normal((K, N)).astype(np.float32)
+    a, b = floats(rows, K), floats(K, N)
     with npu.pack(b, scheme) as packed:
         yield Turns(lambda: npu.matmul(a, packed), lambda: a @ b)
+
+
+def over_numpy(rows: int, k: int, n: int, dtype: str) -> Iterator[Turns]:
+    """One core of the simulator beside one thread of numpy; A and B have the NPU's types already."""
+    a, b = floats(rows, k), floats(k, n)
+    x, w = (integers(rows, k), integers(k, n)) if dtype == "int8" else (a.astype(dtype), b.astype(dtype))
+    with one_thread(), npu.pack(w) as packed:
+        yield Turns(by_cores(x, packed, 0), lambda: a @ b)
+
+
+@line(
+    "simulated int8 {0}x{1[0]} @ {1[0]}x{1[1]}, one core",
+    "numpy float32 @, one thread",
+    least=2.5 if has("avx512") else 1.3,
+    over=product(ROWS, SHAPES),
+)
+def int8_product(rows: int, shape: tuple[int, int]) -> Iterator[Turns]:
+    """Integers, exact."""
+    yield from over_numpy(rows, *shape, "int8")
+
+
+@line(
+    "simulated float16 {0}x{1[0]} @ {1[0]}x{1[1]}, one core",
+    "numpy float32 @, one thread",
+    least=0.8,
+    over=product(ROWS, SHAPES),
+)
+def float16_product(rows: int, shape: tuple[int, int]) -> Iterator[Turns]:
+    """Float32 sums."""
+    yield from over_numpy(rows, *shape, "float16")
+
+
+@line(
+    "simulated int4 {0}x2048 @ 2048x2048 by int8 rows, one core",
+    "int8",
+    least=0.9,
+    over=product(ROWS),
+)
+def int4_product(rows: int) -> Iterator[Turns]:
+    """The same rows; B has half the bytes and is widened on the way."""
+    x = floats(rows, K)
+    with (
+        npu.Device("sim:rk3576") as device,
+        npu.pack(floats(K, N), "w4a8", device=device) as narrow,
+        npu.pack(floats(K, N), "w8a8", device=device) as wide,
+    ):
+        yield Turns(by_cores(x, narrow, 0), by_cores(x, wide, 0))
+
+
+@line("simulated int8 1x8192 @ 8192x8192, one core", "reading B", least=0.75)
+def streamed_product() -> Iterator[Turns]:
+    """64 MiB of B, which are not in a cache."""
+    b = integers(8192, 8192)
+    words = b.view(np.uint64)
+    with npu.pack(b) as packed:
+        yield Turns(by_cores(integers(1, 8192), packed, 0), lambda: np.bitwise_or.reduce(words, axis=None))
+
+
+@line(
+    "simulated {1} {0}x2048 @ 2048x2048, two cores",
+    "one core",
+    least=1.8,
+    over=product((64, 512), ("int8", "float16")),
+)
+def two_cores(rows: int, dtype: str) -> Iterator[Turns]:
+    """Each core is a thread, as a program's own would be."""
+    if len(os.sched_getaffinity(0)) < 2:
+        raise UnavailableError("there is one processor")
+    x, w = (integers(rows, K), integers(K, N)) if dtype == "int8" else (floats(rows, K), floats(K, N))
+    with npu.pack(w.astype(dtype)) as packed:
+        yield Turns(by_cores(x.astype(dtype), packed, 0, 1), by_cores(x.astype(dtype), packed, 0))

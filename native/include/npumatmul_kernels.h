@@ -218,6 +218,15 @@ NPUMM_EXPORT int npumm_multiply_by(int32_t set, const npumm_native_b *of, int64_
 /* Name of an instruction set of npumm_multiply_by, the last of which npumm_multiply takes; NULL beyond it. */
 NPUMM_EXPORT const char *npumm_multiply_set(int32_t set);
 
+/*
+ * CRC-32 as zlib has it, by one of the ways that this machine has, the fastest last: 0 is plain C, slower than zlib.
+ * Continues from *checksum, which is 0 in the beginning.
+ */
+NPUMM_EXPORT int npumm_crc32_by(int32_t set, const void *data, int64_t bytes, uint32_t *checksum);
+
+/* Name of a way of npumm_crc32_by; NULL beyond the last one. */
+NPUMM_EXPORT const char *npumm_crc32_set(int32_t set);
+
 /* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 

@@ -64,38 +64,29 @@ int64_t npumm_attend_scratch(const npumm_attention *how, const npumm_kv_layer *l
 
 /* ---- tokens of a block --------------------------------------------------------------------------------------------- */
 
-/* Where rows of a head begin that follow each other. */
-typedef struct {
-  const char *keys, *values, *key_scales, *value_scales;
-  const npumm_kv_rows *of_keys, *of_values;
-} place;
-
-static place place_of(const npumm_kv_rows *keys, const npumm_kv_rows *values, int64_t head, int64_t row) {
-  return (place){(const char *)keys->data + head * keys->head_stride + row * keys->row_stride,
-                 (const char *)values->data + head * values->head_stride + row * values->row_stride,
-                 (const char *)keys->scales + head * keys->scale_head_stride + row * keys->scale_row_stride,
-                 (const char *)values->scales + head * values->scale_head_stride + row * values->scale_row_stride,
-                 keys,
-                 values};
+/* Point places first to last to rows of a head, from row `row` of one stretch of memory on. */
+static void point(const npumm_kv_rows *rows, int64_t head, int64_t row, int64_t first, int64_t last, const void **to,
+                  float *scales) {
+  const uintptr_t at = (uintptr_t)rows->data + (uintptr_t)(head * rows->head_stride + row * rows->row_stride);
+  const uintptr_t stride = (uintptr_t)rows->row_stride;
+  for (int64_t j = first; j < last; j++) to[j] = (const void *)(at + (uintptr_t)(j - first) * stride);
+  if (!scales) return;
+  const char *scale = (const char *)rows->scales + head * rows->scale_head_stride + row * rows->scale_row_stride;
+  if (rows->scale_row_stride == (int64_t)sizeof(float)) {
+    for (int64_t i = 0; i < 4; i++)
+      __builtin_prefetch((const void *)((uintptr_t)scale + 2 * BLOCK * 4 + (uintptr_t)i * 64));
+    memcpy(scales + first, scale, (size_t)(last - first) * sizeof(float));
+    return;
+  }
+  for (int64_t j = first; j < last; j++)
+    memcpy(scales + j, scale + (j - first) * rows->scale_row_stride, sizeof(float));
 }
 
-/* Point places first to last of a block to rows of a head, from row `row` of one stretch of memory on. */
-static void point(npumm_block *block, const npumm_kv_rows *keys, const npumm_kv_rows *values, int64_t head, int64_t row,
-                  int64_t first, int64_t last) {
+static void point_both(npumm_block *block, const npumm_kv_rows *keys, const npumm_kv_rows *values, int64_t head,
+                       int64_t row, int64_t first, int64_t last) {
   if (first >= last) return;
-  place at = place_of(keys, values, head, row);
-  for (int64_t j = first; j < last; j++) {
-    block->keys[j] = at.keys;
-    block->values[j] = at.values;
-    at.keys += keys->row_stride;
-    at.values += values->row_stride;
-    if (block->scaled) {
-      memcpy(&block->key_scales[j], at.key_scales, sizeof(float));
-      memcpy(&block->value_scales[j], at.value_scales, sizeof(float));
-      at.key_scales += keys->scale_row_stride;
-      at.value_scales += values->scale_row_stride;
-    }
-  }
+  point(keys, head, row, first, last, block->keys, block->scaled ? block->key_scales : NULL);
+  point(values, head, row, first, last, block->values, block->scaled ? block->value_scales : NULL);
 }
 
 /* The tokens from number `start` + first to `start` + last, and in the other places that are read one of these. */
@@ -105,11 +96,11 @@ static void find(npumm_block *block, const npumm_kv_layer *layer, int64_t head, 
   for (int32_t i = 0; i < layer->before_count && begins < start + last; i++) {
     const npumm_kv_segment *segment = &layer->before[i];
     const int64_t from = largest(start + first, begins), to = least(start + last, begins + segment->rows);
-    point(block, &segment->keys, &segment->values, head, from - begins, from - start, to - start);
+    point_both(block, &segment->keys, &segment->values, head, from - begins, from - start, to - start);
     begins += segment->rows;
   }
   const int64_t from = largest(start + first, layer->base);
-  point(block, &layer->keys, &layer->values, head, from - layer->base, from - start, last);
+  point_both(block, &layer->keys, &layer->values, head, from - layer->base, from - start, last);
   for (int64_t j = first & ~(int64_t)15; j < ((last + 15) & ~(int64_t)15); j++) {
     if (j >= first && j < last) continue;
     block->keys[j] = block->keys[first];
@@ -200,6 +191,9 @@ static void attend_to(const task *t, int64_t kv, int64_t head, int64_t heads, co
       }
       find(&block, layer, kv, start, low, high);
       block.type = (npumm_kv_type)layer->type;
+      const int goes_on = direct && start >= layer->base && start + 2 * BLOCK < to;
+      block.key_ahead = goes_on ? 2 * BLOCK * layer->keys.row_stride : 0;
+      block.value_ahead = goes_on ? 2 * BLOCK * layer->values.row_stride : 0;
       if (!direct) {
         t->loops->widen(block.type, block.keys + low, high - low, layer->key_dim, key_wide, at->keys + low * key_wide);
         t->loops->widen(block.type, block.values + low, high - low, layer->value_dim, value_wide,

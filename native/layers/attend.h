@@ -21,7 +21,8 @@ typedef struct {
   const void *keys[NPUMM_ATTEND_BLOCK]; /* of all 64; where there is no such token, of another one */
   const void *values[NPUMM_ATTEND_BLOCK];
   float key_scales[NPUMM_ATTEND_BLOCK], value_scales[NPUMM_ATTEND_BLOCK];
-  const int32_t *low, *high; /* tokens of the block that a row sees: low <= number < high */
+  const int32_t *low, *high;      /* tokens of the block that a row sees: low <= number < high */
+  int64_t key_ahead, value_ahead; /* how far behind a row's memory that is which is needed next; 0: it is not known */
   float softcap;
   const float *q; /* scaled */
   float *scores;  /* rows of 64 */

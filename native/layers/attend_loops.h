@@ -21,6 +21,18 @@ INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
   return vec_load((const float *)row + at);
 }
 
+INLINE int64_t size_of(npumm_kv_type type) { return type == NPUMM_KV_FLOAT32 ? 4 : type == NPUMM_KV_FLOAT16 ? 2 : 1; }
+
+/*
+ * Memory that is needed soon comes while other tokens are computed: processors do not look that far ahead by themselves,
+ * since keys and values come in turns.
+ */
+INLINE void fetch(const void *row, int64_t ahead, int64_t bytes) {
+  const char *at = (const char *)((uintptr_t)row + (uintptr_t)ahead);
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+}
+
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
 /* Sums in lanes of `rows` queries with KEYS keys that are 4 apart, folded. */
@@ -49,6 +61,9 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
   const int64_t dim = block->key_dim;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
+    if (block->key_ahead && row == 0) {
+      for (int i = 0; i < WIDTH; i++) fetch(block->keys[j + i], block->key_ahead, dim * size_of(type));
+    }
     for (int i = 0; i < 4; i++) products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded[i]);
     for (int r = 0; r < rows; r++) {
       vec_store(block->scores + (row + r) * BLOCK + j,
@@ -61,7 +76,7 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
 
 /* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
 INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
-                    int64_t first, int64_t last, int shrinks) {
+                    int64_t first, int64_t last, int shrinks, int fetches) {
   vec sums[ROWS][COLUMNS];
   const int64_t dim = block->value_dim;
   float *at = block->sums + row * dim + column;
@@ -75,6 +90,7 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
   }
   for (int64_t j = first; j < last; j++) {
     vec values[COLUMNS];
+    if (fetches) fetch(block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
     for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
     for (int r = 0; r < rows; r++) {
       const vec weight = vec_all(weights[r * BLOCK + j]);
@@ -90,9 +106,14 @@ INLINE void all_columns(npumm_kv_type type, int rows, const npumm_block *block, 
                         int64_t last, int shrinks) {
   int64_t column = 0;
   for (; column + COLUMNS * WIDTH <= block->value_dim; column += COLUMNS * WIDTH) {
-    sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks);
+    if (block->value_ahead && row == 0) {
+      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 1);
+    } else {
+      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 0);
+    }
   }
-  for (; column < block->value_dim; column += WIDTH) sums_of(type, rows, 1, block, row, column, first, last, shrinks);
+  for (; column < block->value_dim; column += WIDTH)
+    sums_of(type, rows, 1, block, row, column, first, last, shrinks, 0);
 }
 
 /* Tokens that not all rows see come for each row by itself, before and after those that they all see. */

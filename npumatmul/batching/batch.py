@@ -151,8 +151,7 @@ class Batch(Uncopied):
         if self.max_wait is not None:
             self._gatherer = Gatherer(
                 self._runs.in_context, f"Batch of {chosen.name}", self.size, self.max_wait,
-                None if limit is None else _count("limit", limit), work.size if isinstance(work, Pool) else 1,
-                before_waiting=_refuse_to_wait, clock=_clock,
+                None if limit is None else _count("limit", limit), **_by(work), clock=_clock,
             )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -347,12 +346,29 @@ class _Runs:
 
 def _by_members(pool: Pool) -> Work:
     """The work of a pool, as its members do it."""
+    members = pool._members
 
     def call(rows: Rows) -> Any:
-        with pool.get() as member:
+        own = members.held_here()
+        if own is not None:
+            return own(rows)
+        with members.get() as member:
             return member(rows)
 
     return pool.work.with_call(call)
+
+
+def _by(work: Any) -> dict[str, Any]:
+    """How a gatherer makes calls: of a pool several at once, whose rows are taken when there is a member for them."""
+    if not isinstance(work, Pool):
+        return {"before_waiting": _refuse_to_wait}
+    members = work._members
+
+    def help_members(gatherer: Gatherer, future: ItemFuture) -> None:
+        if members.held_here() is not None:
+            gatherer.compute_here(future)
+
+    return {"parallel": work.size, "around": members.serving, "before_waiting": help_members}
 
 
 def _refuse_to_wait(gatherer: Gatherer, _: ItemFuture) -> None:

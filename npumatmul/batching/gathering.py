@@ -149,14 +149,14 @@ class Gatherer:
                 self._changed.notify()
         return future
 
-    def compute_here(self, future: ItemFuture, compute: Callable[[list[Any]], Sequence[Any]]) -> None:
+    def compute_here(self, future: ItemFuture) -> None:
         """Compute an item in this thread, unless somebody began with it."""
         with self._changed:
             found = next((item for item in self._waiting if item.future is future), None)
             if found is None or not future.set_running_or_notify_cancel():
                 return
             self._waiting = deque(item for item in self._waiting if item is not found)
-        self._answer([found], compute)
+        self._answer([found])
 
     def is_worker(self) -> bool:
         """Whether this thread is one of those that compute."""
@@ -236,7 +236,7 @@ class Gatherer:
             with self._around():  # while this waits, others may still take what waits
                 items = self._take()
                 if items:
-                    self._answer(items, self._compute)
+                    self._answer(items)
                 del items  # it keeps nothing alive while it waits
 
     def _wait(self) -> bool:
@@ -271,16 +271,16 @@ class Gatherer:
                 self._changed.notify()
             return [item for item in taken if item.future.set_running_or_notify_cancel()]
 
-    def _answer(self, items: Sequence[_Item], compute: Callable[[list[Any]], Sequence[Any]]) -> None:
+    def _answer(self, items: Sequence[_Item]) -> None:
         """Compute items; where some of them are at fault it is they who are told, and the others are computed."""
         self._count(calls=1)
         try:
-            results = compute([item.value for item in items])
+            results = self._compute([item.value for item in items])
         except BaseException as error:  # whatever it is, it belongs to those who wait
             if len(items) > 1 and _is_about_values(error):
                 half = len(items) // 2
-                self._answer(items[:half], compute)
-                self._answer(items[half:], compute)
+                self._answer(items[:half])
+                self._answer(items[half:])
                 return
             self._count(failed=len(items))
             for item in items:

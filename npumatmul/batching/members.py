@@ -6,7 +6,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
@@ -135,6 +136,7 @@ class Members:
         self.closed = False
         self._uses = 0
         self._pid = os.getpid()
+        self._serving = threading.local()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -207,6 +209,21 @@ class Members:
                 if held is not None and held._thread == here:
                     return PoolMember(self, held.number, held.cores)
         return None
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Have this thread compute what was handed over, on the next member that is free."""
+        with self.get(closing=True) as member:
+            self._serving.member = member
+            try:
+                yield
+            finally:
+                self._serving.member = None
+
+    def served(self) -> PoolMember | None:
+        """The member on which this thread computes what was handed over, once more."""
+        member: PoolMember | None = getattr(self._serving, "member", None)
+        return None if member is None else PoolMember(self, member.number, member.cores)
 
     def close(self) -> None:
         """Give out no member any more; those that are out go back as soon as no call of theirs is going on."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import Context, copy_context
 from typing import Any, Literal
 
@@ -96,11 +94,10 @@ class Pool(Uncopied):
         self.size = len(chosen) if size is None else _count("size", size)
         given = [chosen[number % len(chosen)] for number in range(self.size)]
         self._members = Members(self.work.call, f"Pool of {self.work.name}", given)
-        jobs = _Jobs(self._members)
-        self._jobs = jobs
+        self._jobs = jobs = _Jobs(self._members)
         self._gatherer = Gatherer(
             jobs.compute, self._members.name, 1, 0.0, None if limit is None else _count("limit", limit), self.size,
-            jobs.with_member, jobs.help,
+            self._members.serving, jobs.help,
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -132,7 +129,7 @@ class Pool(Uncopied):
         ClosedError
             If the pool is closed, also while this waits, or belongs to the parent of a forked process.
         """
-        return self._jobs.own() or self._members.get(timeout)
+        return self._members.served() or self._members.get(timeout)
 
     def put(self, member: PoolMember) -> None:
         """Put a member back.
@@ -242,43 +239,22 @@ class Pool(Uncopied):
 
 
 class _Jobs:
-    """How jobs become calls of members."""
+    """How jobs become calls of members. Threads of the pool hold this, and nothing of the pool."""
 
     def __init__(self, members: Members) -> None:
         self._members = members
-        self._here = threading.local()
 
     def compute(self, jobs: list[_Job]) -> list[Any]:
-        """Compute in a thread of the pool, within `with_member`."""
-        (job,) = jobs
-        return [_called(job, self._here.member)]
-
-    @contextmanager
-    def with_member(self) -> Iterator[None]:
-        """Have this thread of the pool compute on the next member that is free."""
-        with self._members.get(closing=True) as member:
-            self._here.member = member
-            try:
-                yield
-            finally:
-                self._here.member = None
-
-    def own(self) -> PoolMember | None:
-        """The member of the job that this thread is computing, once more."""
-        member: PoolMember | None = getattr(self._here, "member", None)
-        return None if member is None else PoolMember(self._members, member.number, member.cores)
+        """Compute on a member that this thread has."""
+        ((args, kwargs, context),) = jobs
+        member = self._members.held_here()
+        assert member is not None
+        return [context.run(member, *args, **kwargs)]
 
     def help(self, gatherer: Gatherer, future: ItemFuture) -> None:
         """Compute a job right here that nobody began with, if this thread has a member."""
-        member = self._members.held_here()
-        if member is None:
-            return
-        gatherer.compute_here(future, lambda jobs: [_called(jobs[0], member)])
-
-
-def _called(job: _Job, member: PoolMember) -> Any:
-    args, kwargs, context = job
-    return context.run(member, *args, **kwargs)
+        if self._members.held_here() is not None:
+            gatherer.compute_here(future)
 
 
 def _cores(given: Any, device: Any) -> list[tuple[int, ...] | None]:

@@ -67,6 +67,7 @@ class LlmBenchmark(Benchmark):
         check_installed("jinja2", "language models")
         if self.runs < 1:
             raise ValueError(f"runs is {self.runs}; it is 1 or more")
+        _counts(self.depths, "depths")
         if not self._tests():
             raise ValueError("nothing is left to measure: neither prompts nor generated tokens are asked for")
         for model in self._models():
@@ -97,13 +98,13 @@ class LlmBenchmark(Benchmark):
         for path in paths:
             for scheme in schemes:
                 progress(done, total, f"loading {Path(path).name}, {scheme}")
-                held = device.stats().npu_bytes
+                held = device.memory_stats().weights_used
                 with load(path, scheme, device=device, cache=self.cache) as model:
                     if isinstance(model, EncoderModel) or model.parameters is None:
                         raise ValueError(
                             f"{model.name} generates no text; prompts and generation are not measured of it"
                         )
-                    size = device.stats().npu_bytes - held
+                    size = device.memory_stats().weights_used - held
                     for depth in depths:
                         for kind, count in tests:
                             progress(done, total, f"{model.name}, {scheme}: {_test_name(kind, count, depth)}")
@@ -138,7 +139,7 @@ class LlmBenchmark(Benchmark):
             "tokens_per_second": statistics.mean(rates),
             "plus_minus": statistics.stdev(rates) if len(rates) > 1 else 0.0,
             "modelled_tokens_per_second": None if modelled is None else count / modelled,
-            "npu_bytes": size,
+            "weight_bytes": size,
             "parameters": model.parameters,
         }
         fields: dict[str, Value] = {
@@ -160,7 +161,7 @@ def llama_bench_table(rows: Sequence[Row], backend: str) -> list[str]:
 
     Examples
     --------
-    >>> figures = {"tokens_per_second": 101.5, "plus_minus": 2.25, "npu_bytes": 1 << 30, "parameters": 1_543_000_000}
+    >>> figures = {"tokens_per_second": 101.5, "plus_minus": 2.25, "weight_bytes": 1 << 30, "parameters": 1_543_000_000}
     >>> case = {"model": "qwen", "type": "w8a8", "test": "pp512", "depth": 2048}
     >>> print(*llama_bench_table([Row("llm", case, {"test": [5.0]}, figures)], "RK3588"), sep="\n")
     | model     |     size | params | backend |          test |           t/s | modelled t/s |
@@ -175,7 +176,7 @@ def llama_bench_table(rows: Sequence[Row], backend: str) -> list[str]:
         depth = f" @ d{case['depth']}" if case["depth"] else ""
         lines.append((
             f"{case['model']} {case['type']}",
-            _in_words(figures.get("npu_bytes"), ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, "B"))),
+            _in_words(figures.get("weight_bytes"), ((1 << 30, "GiB"), (1 << 20, "MiB"), (1, "B"))),
             _in_words(figures.get("parameters"), ((10**9, "B"), (10**6, "M"), (1, ""))),
             backend,
             f"{case['test']}{depth}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from npumatmul.bench.benchmark import Benchmark, Names, Numbers, Progress, names_of, numbers_of
@@ -72,9 +72,7 @@ class CasesBenchmark(Benchmark):
         for index, case in enumerate((*order, *again), 1):
             # by work: the largest cases take most of the time
             progress(done, macs, f"{index} of {len(order) + len(again)}, {case.label}")
-            how = {"check": self.check, "caches": caches, "seed": self.seed}
-            row = measure(device, case, self.sampling, **how)  # type: ignore[arg-type]
-            row = replace(row, marks=[*row.marks, *watch.reasons()])
+            row = measure(device, case, self.sampling, check=self.check, caches=caches, watch=watch, seed=self.seed)
             first = first or row
             yield _drift(first, row, self.precision) if index > len(order) else row
             done += case.macs

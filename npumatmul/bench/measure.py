@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from npumatmul.bench.record import Row, Value
 from npumatmul.bench.sampling import Sampling, Stopwatch, settle
 from npumatmul.bench.statistics import summarise
 from npumatmul.board.readings import cache_bytes
+from npumatmul.board.slowdown import SlowdownWatch
 from npumatmul.device.device import Device
 from npumatmul.ops import Matmul, pack
 from npumatmul.planning.product import MatmulPlan
@@ -48,6 +49,7 @@ def measure(
     *,
     check: bool = True,
     caches: Caches | None = None,
+    watch: SlowdownWatch | None = None,
     seed: int = 0,
 ) -> Row:
     """Measure a case.
@@ -66,6 +68,8 @@ def measure(
     caches : Caches, optional
         With them runs and products are timed once more, each with another copy of B than the run before (a product:
         with other weights in between), and nothing in the CPU's caches.
+    watch : SlowdownWatch, optional
+        Looks just after the runs, before clocks fall again; what it says is marked.
     seed : int
         Of the random operands.
 
@@ -98,17 +102,23 @@ def measure(
     rng, stopwatch = np.random.default_rng(seed), Stopwatch()
     of_one_type = case.scheme is None
     figures: dict[str, Value] = {}
+    slow: list[str] = []
+
+    def look() -> None:
+        slow.extend([] if watch is None else watch.reasons())
+
     if of_one_type:
         operands = Operands.of_type(case, rng)
-        _time_steps(device, case, operands, sampling, stopwatch, check, caches, figures)
+        _time_steps(device, case, operands, sampling, stopwatch, check, caches, look, figures)
     else:
         assert case.scheme is not None
         operands = Operands.of_scheme(case, route_for(case.scheme, device.chip, device.runtime_version), rng)
     plan, tiles = _time_product(device, case, operands, sampling, stopwatch, check, caches)
     if not of_one_type:
         figures["runs"] = sum(tile.times for tile in tiles)
-        _time_runs(device, plan, tiles, sampling, stopwatch, caches)
-    return _row(device, case, plan, sampling, stopwatch.seconds, {**figures, "checked": check})
+        _time_runs(device, plan, tiles, sampling, stopwatch, caches, look)
+    row = _row(device, case, plan, sampling, stopwatch.seconds, {**figures, "checked": check})
+    return replace(row, marks=[*row.marks, *slow])
 
 
 def _time_steps(
@@ -119,6 +129,7 @@ def _time_steps(
     stopwatch: Stopwatch,
     check: bool,
     caches: Caches | None,
+    look: Callable[[], None],
     figures: dict[str, Value],
 ) -> None:
     """Steps of contexts of the case's own type; what fills them up is zero."""
@@ -140,6 +151,7 @@ def _time_steps(
             time("run", bound.run)
             time("sync_c", bound.sync_c)
             parts = time("unpack_c", bound.get_c)
+        look()
         if check:
             operands.check(np.concatenate(parts, axis=1)[: case.m, : case.n], case)
         _time_cold(bound, sampling, stopwatch, caches)
@@ -152,6 +164,7 @@ def _time_runs(
     sampling: Sampling,
     stopwatch: Stopwatch,
     caches: Caches | None,
+    look: Callable[[], None],
 ) -> None:
     """Runs of a plan; what is in their operands does not matter."""
     case = Case("int8", plan.m, plan.weight.k, plan.weight.n, plan.weight.ac_native)
@@ -161,6 +174,7 @@ def _time_runs(
             stopwatch.time("bind", bound.bind)
             stopwatch.time("run", bound.run)
             stopwatch.time("sync_c", bound.sync_c)
+        look()
         _time_cold(bound, sampling, stopwatch, caches)
 
 
@@ -269,10 +283,10 @@ def _row(
     if case.scheme is not None:
         worked_out["matmul_type"] = mm_type.name.lower()
     marks = sampling.mark(ordered, ("run", "matmul"))
-    return Row("matmul", case.fields, ordered, {**worked_out, **figures}, _modelled(device, case, plan), marks)
+    return Row("matmul", case.fields, ordered, {**worked_out, **figures}, _modelled(device, case, plan, figures), marks)
 
 
-def _modelled(device: Device, case: Case, plan: MatmulPlan) -> dict[str, float]:
+def _modelled(device: Device, case: Case, plan: MatmulPlan, figures: Mapping[str, Value]) -> dict[str, float]:
     """By the timing model: of the run, and what nine tenths of such times are taken to lie between."""
     model = device.chip.timings.get(device.chip.soc)
     mm_type = plan.weight.mm_type if case.scheme is not None else TYPES[case.type_name]
@@ -282,7 +296,7 @@ def _modelled(device: Device, case: Case, plan: MatmulPlan) -> dict[str, float]:
         shape = case.padded(device.chip, device.runtime_version)
         run = model.run_estimate(mm_type, shape.m, shape.k, shape.n, case.cores, case.ac_native)
         return {"run": run.seconds, "low": run.low, "high": run.high}
-    if plan.modelled is None:
+    if plan.modelled is None or figures["runs"] != plan.runs:  # where values have two parts, the plan knows of one
         return {}
     device_seconds, within = plan.modelled.device, plan.modelled.within
     return {

@@ -21,6 +21,8 @@ __all__ = ["Operands"]
 _U32 = 2.0**-24
 #: Magnitudes of integers that stand for float16 values: sums of thousands of products stay exact in float32.
 _SMALL = 15
+#: Values of B that are checked at once.
+_CHECKED = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class Operands:
         of_groups = activation.scaling in (RowScaling.ABSMAX_GROUPS, RowScaling.MINMAX_GROUPS)
         _reach_ends(x, group if of_groups else case.k, levels, scheme.activation_symmetric)
         levels = _SMALL if scheme.weight_bits == 16 else 2 ** (scheme.weight_bits - 1) - 1
-        w = _codes(rng, (case.n, case.k), levels, scheme.symmetric)
+        w = _codes(rng, (case.k, case.n), levels, scheme.symmetric)
         if scheme.weight_bits != 16:
             size = group if scheme.granularity is Granularity.GROUP else case.k
-            _reach_ends(w, size, levels, scheme.symmetric)
+            _reach_ends(w.T, size, levels, scheme.symmetric)
         runs = -(-case.k // group) + -(-case.k // 256)  # slices of K, each rounded, and their sums
-        return cls(x, np.ascontiguousarray(w.T), 4 + runs)
+        return cls(x, w, 4 + runs)
 
     def check(self, result: NDArray[Any], what: object) -> None:
         """Compare a result with the exact product.
@@ -92,18 +94,23 @@ class Operands:
         RuntimeError
             If it is another one; the message says where.
         """
-        x, y = self.a.astype(np.float64), self.b.astype(np.float64)
-        exact = x @ y
-        allowed: NDArray[np.float64] | float = 0.0
-        if self.rounding:
-            allowed = ((1 + _U32) ** self.rounding - 1) * (np.abs(x) @ np.abs(y))
-        wrong = ~(np.abs(result.astype(np.float64) - exact) <= allowed)
-        if wrong.any():
-            row, column = np.argwhere(wrong)[0]
-            raise RuntimeError(
-                f"{what}: wrong result, {int(wrong.sum())} of {wrong.size} elements; at ({row}, {column}) "
-                f"{result[row, column]} instead of {exact[row, column]}"
-            )
+        x = self.a.astype(np.float64)
+        width = max(1, _CHECKED // len(self.b))
+        places, first = 0, None
+        for start in range(0, self.b.shape[1], width):  # in float64 the whole of it may not fit beside everything else
+            y = self.b[:, start : start + width].astype(np.float64)
+            got = result[:, start : start + width]
+            exact = x @ y
+            allowed: NDArray[np.float64] | float = 0.0
+            if self.rounding:
+                allowed = ((1 + _U32) ** self.rounding - 1) * (np.abs(x) @ np.abs(y))
+            wrong = np.argwhere(~(np.abs(got.astype(np.float64) - exact) <= allowed))
+            places += len(wrong)
+            if len(wrong) and first is None:
+                row, column = wrong[0]
+                first = f"at ({row}, {start + column}) {got[row, column]} instead of {exact[row, column]}"
+        if first is not None:
+            raise RuntimeError(f"{what}: wrong result, {places} of {result.size} elements; {first}")
 
 
 def _codes(rng: np.random.Generator, shape: tuple[int, int], levels: int, symmetric: bool) -> NDArray[np.float32]:

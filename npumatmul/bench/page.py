@@ -90,8 +90,8 @@ def as_html(record: Record, timings: Mapping[str, TimingModel] = TIMINGS) -> str
         If matplotlib is not installed: it belongs to the extra ``bench``.
     """
     machine = record.machine
-    kinds = list(dict.fromkeys(row.what for row in record.rows))
-    title = f"npumatmul bench {', '.join(kinds)}: {machine.chip}"
+    what = record.rows[0].what if record.rows else ""
+    title = f"npumatmul bench {what}: {machine.chip}"
     drawings, found = plots(record, timings), tables(record)
     sections = {
         "At a glance": _glance(record),
@@ -149,7 +149,8 @@ def _marked(rows: Iterable[Row]) -> str:
 
 
 def _glance(record: Record) -> str:
-    cards = [("cases", str(len(record.rows)), "measured")]
+    measured = [row for row in record.rows if row.what == record.rows[0].what]
+    cards = [("cases", str(len(measured)), "measured")]
     for name, what, unit in (
         ("gops", "highest rate", "GOPS"),
         ("gb_per_s", "highest bandwidth", "GB/s"),

@@ -162,20 +162,16 @@ class Row:
         >>> Row("matmul", case, {"run": [1.0]}).label
         'int8 1x64x32 3 cores'
         """
-        left = dict(self.case)
         words: list[str] = []
-        if "type" in left:
-            words.append(str(left.pop("type")))
-        if all(name in left for name in "mkn"):
-            words.append("x".join(str(left.pop(name)) for name in "mkn"))
-        elif "k" in left and "n" in left:  # of several M
-            words.append(f"Mx{left.pop('k')}x{left.pop('n')}")
-        if left.get("layout") == "native":  # it goes without saying, as one core does
-            left.pop("layout")
-        if "cores" in left:
-            cores = left.pop("cores")
-            words += [] if cores == 1 else [f"{cores} cores"]
-        words += [str(value) if isinstance(value, str) else f"{name}={value}" for name, value in left.items()]
+        product = "k" in self.case and "n" in self.case
+        shape = "x".join(str(self.case.get(name, "M")) for name in "mkn")  # "M" stands for several numbers of rows
+        for name, value in self.case.items():
+            if product and name in "mkn":
+                words += [] if shape in words else [shape]
+            elif name == "cores":
+                words += [] if value == 1 else [f"{value} cores"]
+            elif not (name == "layout" and value == "native"):  # it goes without saying, as one core does
+                words.append(str(value) if isinstance(value, str) else f"{name}={value}")
         return " ".join(words) or self.what
 
     def flat(self) -> dict[str, Value]:

@@ -50,24 +50,62 @@ class Heading:
         return "-" if "-" in ends else "..".join(ends)
 
 
+#: Columns of tables of products.
+_PRODUCT = (
+    Heading("run", "run_us"),
+    Heading("modelled", "modelled_run_us"),
+    Heading("modelled range", "modelled_low_us", to="modelled_high_us"),
+    Heading("matmul", "matmul_us"),
+    Heading("beyond run", "beyond_run_us"),
+    Heading("runs as", "runs_as"),
+    Heading("GOPS", "gops", 1),
+    Heading("GB/s", "gb_per_s", 1),
+    Heading("run min..p90", "run_min_us", to="run_p90_us"),
+    Heading("executor", "executor_us"),
+    Heading("python", "python_us"),
+    Heading("pack A", "pack_a_us"),
+    Heading("sync A", "sync_a_us"),
+    Heading("bind", "bind_us"),
+    Heading("sync C", "sync_c_us"),
+    Heading("unpack C", "unpack_c_us"),
+    Heading("create", "create_us"),
+    Heading("pack B", "pack_b_us"),
+    Heading("run cold", "run_cold_us"),
+    Heading("matmul cold", "matmul_cold_us"),
+    Heading("ops/byte", "ops_per_byte", 1),
+    Heading("cores of matmul", "matmul_cores"),
+)
 #: What tables of a measurement begin with; what else its rows have follows.
 HEADINGS = {
-    "matmul": (
-        Heading("run", "run_us"),
-        Heading("modelled", "modelled_run_us"),
-        Heading("modelled range", "modelled_low_us", to="modelled_high_us"),
-        Heading("matmul", "matmul_us"),
-        Heading("beyond run", "beyond_run_us"),
-        Heading("GOPS", "gops", 1),
-        Heading("GB/s", "gb_per_s", 1),
-        Heading("run min..p90", "run_min_us", to="run_p90_us"),
-        Heading("pack A", "pack_a_us"),
-        Heading("sync A", "sync_a_us"),
-        Heading("bind", "bind_us"),
-        Heading("sync C", "sync_c_us"),
-        Heading("unpack C", "unpack_c_us"),
-        Heading("create", "create_us"),
+    "matmul": _PRODUCT,
+    "cores": (Heading("run speedup", "run_speedup", 2), Heading("matmul speedup", "matmul_speedup", 2), *_PRODUCT),
+    "layout": (
+        Heading("together", "together_us"),
+        Heading("normal/native", "normal_per_native", 2),
+        Heading("of the run", "normal_per_native_run", 2),
+        *_PRODUCT,
     ),
+    "batch": (
+        Heading("ms/batch", "ms_per_batch", 3),
+        Heading("ms/row", "ms_per_row", 4),
+        Heading("modelled ms/row", "modelled_ms_per_row", 4),
+        Heading("GOPS", "gops", 1),
+    ),
+    "bandwidth": (
+        Heading("KiB", "kib"),
+        Heading("GB/s", "gb_per_s", 1),
+        Heading("modelled GB/s", "modelled_gb_per_s", 1),
+        Heading("run", "run_us", 1),
+        Heading("modelled run", "modelled_run_us", 1),
+        Heading("modelled range", "modelled_low_us", 1, to="modelled_high_us"),
+    ),
+    "llm": (
+        Heading("t/s", "tokens_per_second", 2),
+        Heading("±", "plus_minus", 2),
+        Heading("modelled t/s", "modelled_tokens_per_second", 2),
+    ),
+    "drift": (Heading("at first", "first_run_us", 1), Heading("now", "run_us", 1), Heading("%", "drift_percent", 1)),
+    "mask": (Heading("run", "run_us", 1), Heading("refused", "refused"), Heading("set mask", "set_core_mask_us", 1)),
 }
 
 
@@ -146,10 +184,17 @@ def _others(rows: Sequence[Row], lines: Sequence[Mapping[str, Value]]) -> list[H
     main = rows[0].main
     spread = Heading(f"{_words(main)} min..p90", f"{main}_min_us", 2, f"{main}_p90_us")
     told = {field for heading in (*HEADINGS.get(rows[0].what, ()), spread) for field in heading.fields}
-    told |= {f"{main}_low_us", f"{main}_high_us", "what", "samples", "marks", *rows[0].case}
+    told |= {
+        f"{main}_low_us",
+        f"{main}_high_us",
+        "what",
+        "samples",
+        "marks",
+        *(name for row in rows for name in row.case),
+    }
     names = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in told]
     found = [Heading(_words(name.removesuffix("_us")), name, 2) for name in names]
-    if rows[0].what not in HEADINGS:
+    if rows[0].what not in HEADINGS or HEADINGS[rows[0].what][-1] is not _PRODUCT[-1]:
         found.append(spread)
     return [*found, Heading("samples", "samples"), Heading("marks", "marks")]
 

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 import npumatmul
-from npumatmul.cli import caching, estimators, info, onnx_models, probing, simulating
+from npumatmul.cli import bench_files, caching, estimators, info, onnx_models, probing, simulating
 from npumatmul.cli.bench_commands import add_commands
 from npumatmul.cli.chat_command import chat_command
+from npumatmul.cli.doctor_command import doctor_command
 from npumatmul.cli.files import path
 from npumatmul.cli.offloading import (
     CoresOption,
@@ -99,6 +100,9 @@ def info_command(
         raise typer.BadParameter("--soc and --runtime go with --capabilities")
     else:
         info.show(device, as_json)
+
+
+app.command("doctor", short_help="What makes this machine's NPU slow or broken.")(doctor_command)
 
 
 @app.command("probe", short_help="Answer open questions about a board.")
@@ -490,25 +494,7 @@ def calibrate_command(
 bench_app = typer.Typer(help="Measure matmuls and what is around them.", **PLAIN)
 app.add_typer(bench_app, name="bench", short_help="Measure matmuls and what is around them.")
 add_commands(bench_app)
-
-
-@bench_app.command("demo", short_help="Print what the vendor's demo prints.")
-def bench_demo_command(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
-    ],
-    device: DeviceOption = None,
-) -> None:
-    """Print what the vendor's static matmul demo prints for the same arguments."""
-    from npumatmul.bench.demo import parse_demo, run_demo
-    from npumatmul.device.current import current_device
-
-    request = parse_demo(arguments)
-    chosen = current_device(device)
-    if chosen.simulated:
-        typer.echo(f"npumatmul: the times are those of a CPU that simulates {chosen.chip.soc}", err=True)
-    raise typer.Exit(0 if run_demo(chosen, request) else 1)
+bench_files.register(bench_app)
 
 
 def run() -> None:

@@ -10,6 +10,7 @@ import typer
 
 from npumatmul.cli.bench_options import MEASURING_OPTIONS, OUTPUT_OPTIONS
 from npumatmul.cli.options import DeviceOption
+from npumatmul.device.device import Device
 
 __all__ = ["add_commands"]
 
@@ -126,9 +127,50 @@ _HELP = {
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add a command for each benchmark."""
+    """Add a command for each benchmark, and the vendor's demos."""
     for name, (short, sentence) in _HELP.items():
         app.command(name, short_help=short, help=sentence)(_command(name, OPTIONS[name]))
+    app.command("demo", short_help="Print what the vendor's demo prints.")(demo_command)
+    app.command("dynshape-demo", short_help="Print what the vendor's demo of dynamic shapes prints.")(dynshape_command)
+
+
+def demo_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="ARGS", help="type M,K,N [B_layout] [AC_layout] [loop] [core_mask] [print] [iommu]"),
+    ],
+    device: DeviceOption = None,
+) -> None:
+    """Print what the vendor's static matmul demo prints for the same arguments."""
+    from npumatmul.bench.demo import parse_demo, run_demo
+
+    request = parse_demo(arguments)
+    raise typer.Exit(0 if run_demo(_device_of_demo(device), request) else 1)
+
+
+def dynshape_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARGS", help="type M1,K1,N1#M2,K2,N2#... [B_layout] [AC_layout] [loop] [core_mask] [print]"
+        ),
+    ],
+    device: DeviceOption = None,
+) -> None:
+    """Print what the vendor's demo of dynamic shapes prints for the same arguments: several shapes, one context."""
+    from npumatmul.bench.dynshape_demo import parse_dynshape_demo, run_dynshape_demo
+
+    request = parse_dynshape_demo(arguments)
+    raise typer.Exit(0 if run_dynshape_demo(_device_of_demo(device), request) else 1)
+
+
+def _device_of_demo(name: str | None) -> Device:
+    from npumatmul.device.current import current_device
+
+    device = current_device(name)
+    if device.simulated:
+        typer.echo(f"npumatmul: the times are those of a CPU that simulates {device.chip.soc}", err=True)
+    return device
 
 
 def _command(name: str, options: Mapping[str, Any]) -> Callable[..., None]:

@@ -67,7 +67,10 @@ OUTPUT_OPTIONS: Mapping[str, Any] = {
     "plot": Annotated[Path | None, typer.Option("--plot", parser=path, help="Save a plot here.")],
     "plot_kind": Annotated[
         str | None,
-        typer.Option("--plot-kind", help="roofline, gops, per-row, heat, batch, steps; by default what fits."),
+        typer.Option(
+            "--plot-kind",
+            help="batch, bandwidth, tokens, roofline, gops, per-row, heat or steps; by default what fits.",
+        ),
     ],
     "html": Annotated[
         Path | None, typer.Option("--html", parser=path, help="Save a page with all of it, plots included.")

@@ -11,7 +11,7 @@ from npumatmul.bench.benchmark import Benchmark
 from npumatmul.bench.llm_bench import llama_bench_table
 from npumatmul.cli.bench_outputs import Outputs, report
 from npumatmul.cli.progress import working
-from npumatmul.cli.terminal import say
+from npumatmul.cli.terminal import ended_by_signals, say
 from npumatmul.device.current import current_device
 
 __all__ = ["run"]
@@ -37,11 +37,11 @@ def run(benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Seq
     machine, found = describe_machine(target), list[Row]()
     complete = False
     try:
-        with working() as progress:
+        with ended_by_signals(), working() as progress:
             for row in benchmark.measure(target, progress):
                 found.append(row)
         complete = True
-    finally:  # an interrupt, or a case that failed
+    finally:  # an interrupt, a signal, or a case that failed
         if found:
             if not complete:
                 say(f"it ended early; {len(found)} {'row was' if len(found) == 1 else 'rows were'} measured until then")
@@ -62,10 +62,17 @@ def _as_go(rows: Sequence[Row], machine: Machine) -> list[str]:
     """Lines that tools of Go read, and which batch is best."""
     where = f"on the CPU that simulates {machine.chip}" if machine.simulated else f"on {machine.chip}"
     best, modelled = best_batch(rows), best_batch(rows, "modelled_ms_per_row")
-    lines = [*go_lines(rows), f"best batch, measured {where}: {best}; no larger one saves a twentieth of a row's time"]
+    largest = max((int(row.case["m"] or 0) for row in rows), default=0)
+    lines = [*go_lines(rows), f"best batch, measured {where}: {_best(best, largest)}"]
     if modelled is not None:
-        lines.append(f"best batch, modelled on {machine.chip}, not measured: {modelled}")
+        lines.append(f"best batch, modelled on {machine.chip}, not measured: {_best(modelled, largest)}")
     return [*lines, ""]
+
+
+def _best(size: int | None, largest: int) -> str:
+    if size == largest:
+        return f"{size}, the largest of these: still larger ones may be better"
+    return f"{size}: no larger one saves a twentieth of a row's time"
 
 
 #: What is printed before the tables of all.

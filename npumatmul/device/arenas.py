@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes as C
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -84,18 +84,12 @@ class ArenaBlock:
         view: NDArray[np.uint8] = np.frombuffer(pages.toreadonly(), np.uint8)
         return view
 
-    def fill(self, data: NDArray[np.uint8]) -> None:
-        """Write all of it.
-
-        Raises
-        ------
-        ValueError
-            If `data` is not as many contiguous bytes.
-        """
-        if data.dtype != np.uint8 or data.shape != (self.size,) or not data.flags.c_contiguous:
-            raise ValueError(f"fill: {self.size} contiguous bytes are needed, not {data.dtype} of shape {data.shape}")
-        C.memmove(self.address, data.ctypes.data, self.size)
-        self.mark_written()
+    def fill(self, write: Callable[[NDArray[np.uint8]], None]) -> None:
+        """Have all of it written. `write` must not keep the view that it is given."""
+        try:
+            write(np.frombuffer(memoryview((C.c_uint8 * self.size).from_address(self.address)), np.uint8))
+        finally:
+            self.mark_written()
 
     def mark_written(self) -> None:
         """Say that the CPU wrote here: the arena is synchronised before the next run."""

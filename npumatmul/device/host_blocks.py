@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,17 +43,17 @@ class HostBlock:
         view.flags.writeable = False
         return view
 
-    def fill(self, data: NDArray[np.uint8]) -> None:
-        """Write all of it.
+    def fill(self, write: Callable[[NDArray[np.uint8]], None]) -> None:
+        """Have all of it written.
 
         Raises
         ------
         ValueError
-            If `data` is not as many bytes.
+            If it has been closed.
         """
-        if self._memory is None or data.dtype != np.uint8 or data.shape != self._memory.shape:
-            raise ValueError(f"fill: {self.size} bytes are needed, not {data.dtype} of shape {data.shape}")
-        self._memory[...] = data
+        if self._memory is None:
+            raise ValueError("fill: the block has been closed")
+        write(self._memory)
 
     def mark_written(self) -> None:
         """Nothing is to be synchronised."""

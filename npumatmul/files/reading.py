@@ -115,17 +115,32 @@ class RegularFile(Uncopied):
         UnusableFileError
             If it has become shorter, or somebody closed its descriptor.
         """
-        if start < 0 or count < 0 or start + count > self.size:
-            raise self.error(f"{count} bytes at {start} are asked for; it has {self.size}")
+        self._check_range(start, count)
         data = np.empty(count, np.uint8)
-        view = data.data
+        self.read_into(start, data)
+        return data
+
+    def read_into(self, start: int, memory: NDArray[np.uint8]) -> None:
+        """Read as many bytes as there are in contiguous memory.
+
+        Raises
+        ------
+        UnusableFileError
+            As for `read`.
+        """
+        count = memory.size
+        self._check_range(start, count)
+        view = memory.data
         done = 0
         while done < count:
             got = os.preadv(self._open(), [view[done : done + (1 << 30)]], start + done)
             if not got:
                 raise self.error(f"it became shorter while it was read: {self.size} bytes, then {start + done}")
             done += got
-        return data
+
+    def _check_range(self, start: int, count: int) -> None:
+        if start < 0 or count < 0 or start + count > self.size:
+            raise self.error(f"{count} bytes at {start} are asked for; it has {self.size}")
 
     def check_unchanged(self) -> None:
         """Refuse a file that somebody wrote to since it was opened.

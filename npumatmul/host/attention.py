@@ -165,7 +165,9 @@ def append(layer: KvLayer, offset: int, k: NDArray[np.float32], v: NDArray[np.fl
     return code
 
 
-def attend(how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.float32]) -> NDArray[np.float32]:
+def attend(
+    how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.float32], threads: int | None = None
+) -> NDArray[np.float32]:
     """Attention of queries (batch, heads, T, dim), the tokens from number `offset` on.
 
     Parameters
@@ -175,6 +177,8 @@ def attend(how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.flo
     layer : KvLayer
     offset : int
     q : ndarray of float32
+    threads : int, optional
+        At most; by default one, or all fast processors where there is much to do.
 
     Returns
     -------
@@ -193,9 +197,10 @@ def attend(how: AttentionOptions, layer: KvLayer, offset: int, q: NDArray[np.flo
         of_y = count * dim * 4, dim * 4
     if not y.size:
         return y
-    keys = max(offset + count, 0) if how.causal else how.keys
-    work = batch * heads * count * keys * (layer.key_dim + dim)
-    threads = 1 if work < _WORTH_A_THREAD else fast_processors()
+    if threads is None:
+        keys = max(offset + count, 0) if how.causal else how.keys
+        work = batch * heads * count * keys * (layer.key_dim + dim)
+        threads = 1 if work < _WORTH_A_THREAD else fast_processors()
     code = _functions()[1](how, layer, offset, count, address_of(q), *of_q, address_of(y), *of_y, threads)
     if code == NO_MEMORY:
         raise MemoryError("attention: there is no memory for scratch")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import PackedFileError, UnusableFileError
-from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.files.reading import parse_json, shown
+from npumatmul.host.checksums import array_checksum, text_checksum
 from npumatmul.llm.files.model_source import ModelSource
 from npumatmul.llm.npu import EXTRAS, product_of_parts
 from npumatmul.llm.packed_cache import LABEL, PackedCache, key_of
@@ -305,7 +305,9 @@ class _EntryFile:
             raise PackedFileError(f"it has no layer {name!r}")
         extras = {part: self._extra(f"{name}.{part}", sum_) for part, sum_ in self._extras.get(name, {}).items()}
         parts = StoredParts(self._file, name)
-        return product_of_parts(restored(self._descriptions[name], parts, self._device, parts.where), extras)
+        return product_of_parts(
+            restored(self._descriptions[name], parts, self._device, parts.where, read_into=parts.read_into), extras
+        )
 
     def _extra(self, name: str, checksum: int) -> NDArray[np.float32]:
         array = self._file[name]

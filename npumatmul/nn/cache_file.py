@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.errors import UnusableFileError
-from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.reading import parse_json, shown
+from npumatmul.host.checksums import array_checksum, text_checksum
 from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
 
 __all__ = ["CacheFile", "read_cache", "write_cache"]

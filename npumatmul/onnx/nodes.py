@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class Finish:
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Of a result, from that of the product."""
-        return (1,) * (self.dims - len(shape)) + shape
+        return (1,) * (self.dims - len(shape)) + shape if self.dims > len(shape) else shape
 
     def epilogue(self, dtype: Any) -> Epilogue | None:
         """As an `Epilogue`; None where nothing is to be done."""
@@ -79,7 +79,7 @@ class Product(Computed):
 
     product: Any
     finish: Finish
-    _run: Callable[..., NDArray[Any]] | None = field(default=None, init=False)
+    _epilogues: dict[Any, Epilogue | None] = field(default_factory=dict, init=False)
 
     @property
     def products(self) -> list[Any]:
@@ -93,9 +93,12 @@ class Product(Computed):
         k, n = self.product.shape
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
-        y = needed(allocate(0, self.finish.shape((*x.shape[:-1], n)), x.dtype)).reshape(*x.shape[:-1], n)
+        shape = (*x.shape[:-1], n)
+        y = needed(allocate(0, self.finish.shape(shape), x.dtype)).reshape(shape)
         self.rows += x.size // k
-        epilogue = self.finish.epilogue(y.dtype)
+        if y.dtype not in self._epilogues:
+            self._epilogues[y.dtype] = self.finish.epilogue(y.dtype)
+        epilogue = self._epilogues[y.dtype]
         if type(self.product) is PackedProduct:
             matmul(x, self.product.weight, y, epilogue=epilogue, dtype=None if epilogue else y.dtype)
             return

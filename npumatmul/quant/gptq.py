@@ -22,12 +22,16 @@ from npumatmul.quant.refinement import refine, refine_cost
 from npumatmul.quant.systems import cholesky, factor_cost, solve_cost
 from npumatmul.quant.weight_scales import Clip, weight_2d, weight_params
 
-__all__ = ["gptq"]
+__all__ = ["IndefiniteError", "gptq"]
 
 #: Columns that are rounded one by one before their errors reach all later ones by one matrix product.
 _BLOCK = 64
 #: What a search of ranges costs for each value, in multiply-accumulates of a product.
 _SEARCH = 500
+
+
+class IndefiniteError(ValueError):
+    """The sums that a weight is to be rounded by are singular, or rounding errors are more than what is in them."""
 
 
 def gptq(
@@ -171,7 +175,7 @@ def _upper_factor(matrix: NDArray[np.float64], damping: float, meter: Meter) -> 
     try:
         lower = cholesky(matrix[::-1, ::-1], meter)
     except np.linalg.LinAlgError:
-        raise ValueError(
+        raise IndefiniteError(
             f"gptq: the Hessian is not positive definite with damping={damping}; add more activations or raise damping"
         ) from None
     return lower[::-1, ::-1]

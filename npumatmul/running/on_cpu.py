@@ -54,6 +54,8 @@ _OPERANDS = {
 class CpuProgram(Program):
     """A product of so many rows with a weight, by the CPU; as `Program`."""
 
+    on_npu = False
+
     def _bind(self, lease: Lease) -> BoundProgram:
         return self._bound_once_more(self.bound_with((), self.plain_call()), lease)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -18,6 +18,7 @@ from npumatmul.host.executor import Call
 from npumatmul.planning.product import MatmulPlan
 from npumatmul.rknn import MatmulLayout
 from npumatmul.running.bound import PROVEN, SHORT, BoundProgram
+from npumatmul.running.logged import log_file, logged
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext, TileShape
 from npumatmul.running.stored import StoredWeight
@@ -48,6 +49,8 @@ class Runs:
 
     #: Whether A and C stand in the memory of arrays.
     _in_place = False
+    #: Whether the NPU computes.
+    on_npu = True
 
     def __init__(
         self,
@@ -208,6 +211,21 @@ class Runs:
             if waiting is not None:
                 waiting.end()
 
+    @property
+    def weight(self) -> StoredWeight:
+        """The weight."""
+        return self._weight
+
+    @property
+    def plan(self) -> MatmulPlan:
+        """How it is cut."""
+        return self._plan
+
+    @property
+    def products(self) -> Iterable[Runs]:
+        """What one run multiplies: this one product."""
+        return (self,)
+
     def bare_call(self) -> Callable[[], int]:
         """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
 
@@ -278,3 +296,8 @@ class Runs:
             for each in weight.slices
             for n_index, n in enumerate(w.n_spans)
         ]
+
+
+_path = log_file()
+if _path is not None:
+    Runs.run = logged(Runs.run, _path)  # type: ignore[method-assign]

@@ -110,6 +110,8 @@ class StoredWeight:
         self.nbytes = sum(piece.size for piece in tiles)
         self.tiles = tuple(tiles)
         self.where = where
+        #: What the weight is called where products are logged; None of trials of tiles.
+        self.scheme: str | None = None
         domains = {None if isinstance(piece, HostBlock) else piece.memory.domain for piece in tiles}
         if len(domains) != 1:
             raise ValueError("all tiles of a weight are in one IOMMU domain")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,15 +78,15 @@ class PackedRow:
     Attributes
     ----------
     k_span : Span
-    tile : callable
-        Gives the bytes of a tile, as the NPU reads them, by its index in the row and its size.
+    write_tile : callable
+        Writes the bytes of a tile, as the NPU reads them, by its index in the row.
     """
 
     k_span: Span
-    tile: Callable[[int, int], NDArray[np.uint8]]
+    write_tile: Callable[[int, NDArray[np.uint8]], None]
 
     def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
-        block.fill(self.tile(index, block.size))
+        block.fill(partial(self.write_tile, index))
 
 
 def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequence[KSlice]) -> StoredWeight:

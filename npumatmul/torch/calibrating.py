@@ -46,6 +46,8 @@ def collect(
         if name is not None:
             part.append(name)
             size += more
+    if names and not found:
+        raise ValueError("offload: the examples bring no rows to any of the linear layers that are to be offloaded")
     return found
 
 

@@ -97,10 +97,11 @@ class NpuQuantizer(HfQuantizer):  # type: ignore[misc]
         way = Way(config.scheme, config.device)
         for name, module in list(candidates(model)):
             kind: Any = kind_of(module)
-            if kind in (NpuLinear, NpuConv1D, NpuExperts) and not skips(name, stay):
+            if issubclass(kind or object, (NpuLinear, NpuExperts)) and not skips(name, stay):
                 parent, _, own = name.rpartition(".")
                 made = kind.waiting(module, way, name)
                 made.keep_hooks(module)
+                made.bind_hooks()
                 model.get_submodule(parent)._modules[own] = made
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.module import _WrappedHook
 from torch.overrides import has_torch_function_unary
 
 from npumatmul.llm.quantize.calibration import LayerStatistics
@@ -89,6 +90,11 @@ class NpuModule(nn.Module):
         return self._way.scheme
 
     @property
+    def source(self) -> Any:
+        """What modules have in common that can take each other's packed weights."""
+        return type(self), self._way
+
+    @property
     def where(self) -> str:
         """Name of the device."""
         found = self.products()
@@ -121,7 +127,7 @@ class NpuModule(nn.Module):
             raise ValueError(f"{self._name}.{name} has shape {self._shapes[name]}; values have {tuple(values.shape)}")
         if not values.dtype.is_floating_point:
             raise TypeError(f"{self._name}.{name}: a weight of {values.dtype} cannot be packed; floats can")
-        if isinstance(values, PackedTensor) and values.source == (type(self), self._way):
+        if isinstance(values, PackedTensor) and values.source == self.source:
             self._held = {**self._held, name: values.held}
         else:
             self.pack(name, values.detach(), statistics)
@@ -136,7 +142,7 @@ class NpuModule(nn.Module):
         found = self._seen.get(name)
         if found is None:
             found = PackedTensor(
-                type(self).unpacked, self._held[name], (type(self), self._way), self._shapes[name], self._dtypes[name]
+                type(self).unpacked, self._held[name], self.source, self._shapes[name], self._dtypes[name]
             )
             self._seen[name] = found
         return found
@@ -253,10 +259,19 @@ class NpuModule(nn.Module):
         for name in _HOOKS:
             self.__dict__[name] = module.__dict__[name]
 
+    def bind_hooks(self) -> None:
+        """Have hooks that are told their module be told this one."""
+        hooks: dict[int, Any] = self.__dict__["_load_state_dict_pre_hooks"]
+        for key, hook in hooks.items():
+            if isinstance(hook, _WrappedHook) and hook.with_module:
+                hooks[key] = _WrappedHook(hook.hook, self)
 
+
+#: All but those of gradients, which there are none of.
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
+    "_forward_hooks_always_called", "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
 )  # fmt: skip
 
 

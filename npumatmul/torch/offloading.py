@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook
 from torch.nn.utils.weight_norm import WeightNorm
 
 from npumatmul.chips.layout import round_up
@@ -19,7 +19,7 @@ from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.offload.products import Way, check_way
 from npumatmul.torch.calibrating import collect
 from npumatmul.torch.convolutions import NpuConv1d, NpuConv2d, NpuConvolution, NpuConvTranspose1d
-from npumatmul.torch.experts import NpuExperts, experts_problem
+from npumatmul.torch.experts import experts_kind, experts_problem
 from npumatmul.torch.modules import NpuConv1D, NpuLinear, NpuModule
 from npumatmul.torch.report import OffloadReport, OffloadRow, row_of
 
@@ -162,8 +162,9 @@ def _replace(model: nn.Module, made: Mapping[str, NpuModule], left: dict[str, st
         for holders, own, old, _ in places:
             holders[own] = old
         raise
-    for _, _, old, _ in places:
+    for _, _, old, module in places:
         settle_weights(old, forget=True)
+        module.bind_hooks()
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -188,9 +189,8 @@ def kind_of(module: nn.Module) -> Any:
     kind = _own_class(module)
     if (kind.__module__, kind.__name__) in _TRANSFORMERS:
         return _TRANSFORMERS[kind.__module__, kind.__name__]
-    if experts_problem(module) is None:
-        return NpuExperts
-    return next((_KINDS[base] for base in _KINDS if issubclass(kind, base) and _inherits(kind, base)), None)
+    taken = (_KINDS[base] for base in _KINDS if issubclass(kind, base) and _inherits(kind, base))
+    return experts_kind(module) or next(taken, None)
 
 
 def _own_class(module: nn.Module) -> type:
@@ -288,6 +288,14 @@ def settle_weights(module: nn.Module, forget: bool = False) -> None:
         else:
             mask: Any = hook.apply_mask
             setattr(module, hook._tensor_name, mask(module).detach())
+    if forget:
+        of_files: Any = (module._state_dict_hooks, module._load_state_dict_pre_hooks)
+        for hooks in of_files:
+            for key, each in list(hooks.items()):
+                if isinstance(
+                    getattr(each, "hook", each), SpectralNormStateDictHook | SpectralNormLoadStateDictPreHook
+                ):
+                    del hooks[key]
 
 
 def _class_of(module: nn.Module) -> str:

@@ -21,10 +21,10 @@ from npumatmul import llm
 from npumatmul.cli.app import app
 from npumatmul.device.current import current_device
 from npumatmul.errors import ModelError
-from npumatmul.files.checksums import text_checksum
 from npumatmul.files.locking import locked
 from npumatmul.files.reading import RegularFile
 from npumatmul.files.sizes import parsed_size
+from npumatmul.host.checksums import text_checksum
 from npumatmul.llm import npu_layers, npu_pack, packed_cache
 from npumatmul.llm.files import digests
 from npumatmul.llm.files.gguf_source import GGUFWeights

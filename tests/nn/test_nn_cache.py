@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from npumatmul import nn
 from npumatmul.errors import NotFiniteError, UnusableFileError
-from npumatmul.files.checksums import text_checksum
+from npumatmul.host.checksums import text_checksum
 
 STEPS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, max_size=12)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import npumatmul as npu
 from npumatmul import nn
 from npumatmul.errors import UnusableFileError
-from npumatmul.files.checksums import text_checksum
+from npumatmul.host.checksums import text_checksum
 from npumatmul.nn.block import TransformerBlock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

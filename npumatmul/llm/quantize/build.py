@@ -13,7 +13,7 @@ from npumatmul.host import kernels
 from npumatmul.llm.quantize.calibration import LayerStatistics
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME, LayerRecipe
-from npumatmul.quant.gptq import gptq
+from npumatmul.quant.gptq import IndefiniteError, gptq
 from npumatmul.quant.hadamard import Hadamard
 from npumatmul.quant.hessian import Hessian
 from npumatmul.quant.meter import Share
@@ -58,9 +58,10 @@ def quantize_layer(
     Raises
     ------
     ValueError
-        If the recipe needs statistics and there are none, or is ``gguf``, for which blocks of a file are needed.
+        If the recipe needs statistics and there are none, or none to speak of, or is ``gguf``, for which blocks of a
+        file are needed.
     npumatmul.errors.NotFiniteError
-        If the weight holds an inf or nan.
+        If the weight holds an inf or nan, or activations did.
     """
     if recipe.scheme == GGUF_SCHEME:
         raise ValueError(f"layer {name!r}: scheme 'gguf' takes blocks over from a file and has no use for floats")
@@ -70,6 +71,10 @@ def quantize_layer(
         raise NotFiniteError(f"layer {name!r}: its weight holds an inf or nan")
     if statistics is not None and statistics.features != weight.shape[1]:
         raise ValueError(f"layer {name!r}: statistics of {statistics.features} features, a weight of {weight.shape}")
+    if recipe.needs_calibration and statistics is not None and not _is_finite(statistics):
+        raise NotFiniteError(
+            f"layer {name!r}: what came into it holds an inf or nan, or is so large that its squares overflow float32"
+        )
     if recipe.parts.weight_bits == 16:
         return _half_layer(weight, recipe)
     transform = _transform(weight, recipe, statistics, zlib.crc32(name.encode()) ^ seed)
@@ -77,19 +82,28 @@ def quantize_layer(
     parts = recipe.parts
     if recipe.rounding == "gptq":
         assert statistics is not None
-        quantized = gptq(
-            weight,
-            _hessian(statistics, transform, centred=recipe.centre),
-            bits=parts.weight_bits,
-            group_size=parts.group_size,
-            symmetric=recipe.symmetric,
-            act_order=recipe.act_order,
-            clip=clip,
-            strength=recipe.correction,
-            rounds=recipe.refine,
-            input_transform=transform,
-            progress=progress,
+        alike = (
+            f"layer {name!r}: what came into it, {statistics.rows} rows, is too little or too much alike to round "
+            f"its weight by (GPTQ); calibrate with more, or leave this layer out"
         )
+        if not _varies(statistics, recipe.centre):
+            raise ValueError(alike)
+        try:
+            quantized = gptq(
+                weight,
+                _hessian(statistics, transform, centred=recipe.centre),
+                bits=parts.weight_bits,
+                group_size=parts.group_size,
+                symmetric=recipe.symmetric,
+                act_order=recipe.act_order,
+                clip=clip,
+                strength=recipe.correction,
+                rounds=recipe.refine,
+                input_transform=transform,
+                progress=progress,
+            )
+        except IndefiniteError as error:  # sums are in float32
+            raise ValueError(alike) from error
     else:
         quantized = round_weight(
             weight,
@@ -195,6 +209,18 @@ def _balance(weight: NDArray[np.float32], statistics: LayerStatistics, centred: 
     logs = 0.5 * (np.log(np.maximum(x, 1e-3 * usual[0])) - np.log(np.maximum(w, 1e-3 * usual[1])))
     scale: NDArray[np.float32] = np.exp(logs - logs.mean()).astype(np.float32)
     return scale
+
+
+def _is_finite(statistics: LayerStatistics) -> bool:
+    sums = statistics.products if statistics.products is not None else statistics.total
+    return bool(np.isfinite(statistics.absmax).all() and np.isfinite(sums).all())
+
+
+def _varies(statistics: LayerStatistics, centred: bool) -> bool:
+    """Whether activations have more in them than rounding errors of their sums in float32."""
+    moment = statistics.second_moment.diagonal()
+    rest = moment - statistics.mean**2 if centred else moment
+    return bool(rest.sum() > 1e-6 * moment.sum())
 
 
 def _hessian(statistics: LayerStatistics, transform: InputTransform | None, *, centred: bool) -> Hessian:

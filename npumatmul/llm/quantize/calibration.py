@@ -75,15 +75,16 @@ class LayerStatistics:
         """
         if not len(x):
             return
-        self.rows += len(x)
-        np.maximum(self.absmax, np.abs(x).max(axis=0), out=self.absmax)
-        self.total += x.sum(axis=0, dtype=np.float64)
-        self.reference_total += (x if reference is None else reference).sum(axis=0, dtype=np.float64)
-        if self.products is not None:
-            self.products += x.T @ x
-            if reference is not None:
-                self.drift = np.zeros_like(self.products) if self.drift is None else self.drift
-                self.drift += (reference - x).T @ x
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever uses the sums looks whether they are finite
+            self.rows += len(x)
+            np.maximum(self.absmax, np.abs(x).max(axis=0), out=self.absmax)
+            self.total += x.sum(axis=0, dtype=np.float64)
+            self.reference_total += (x if reference is None else reference).sum(axis=0, dtype=np.float64)
+            if self.products is not None:
+                self.products += x.T @ x
+                if reference is not None:
+                    self.drift = np.zeros_like(self.products) if self.drift is None else self.drift
+                    self.drift += (reference - x).T @ x
 
     @property
     def mean(self) -> NDArray[np.float64]:

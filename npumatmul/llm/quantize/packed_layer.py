@@ -109,7 +109,7 @@ class PackedLayer:
             If it does not fit.
         """
         again = f"lay it out anew: npumatmul quantize {self.parts.path} --chip {device.chip.soc} -o NEW_FILE"
-        return restored(self.description, self.parts, device, self.parts.where, again)
+        return restored(self.description, self.parts, device, self.parts.where, again, self.parts.read_into)
 
     def unpacked(self) -> QuantizedLayer:
         """The layer in plain arrays; no device is needed.

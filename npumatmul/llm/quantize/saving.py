@@ -34,8 +34,8 @@ import npumatmul
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, PackedFileError, UnusableFileError
-from npumatmul.files.checksums import array_checksum, text_checksum
 from npumatmul.files.reading import RegularFile, parse_json
+from npumatmul.host.checksums import array_checksum, text_checksum
 from npumatmul.llm.arguments import check_progress
 from npumatmul.llm.files.gguf import GGUFFile
 from npumatmul.llm.files.gguf_source import GGUFSource

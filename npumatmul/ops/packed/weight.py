@@ -86,6 +86,8 @@ class PackedWeight:
         placed = stored is not None and stored.where.decides
         self.processor: Processor | None = processor or ("auto" if placed else None)
         self._stored = stored
+        if stored is not None:
+            stored.scheme = route.scheme.name
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""

@@ -14,13 +14,14 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, PackedFileError, UnusableFileError
-from npumatmul.files.checksums import text_checksum
 from npumatmul.files.reading import shown
+from npumatmul.host.checksums import text_checksum
 from npumatmul.ops.packed.files.description import read_description
 from npumatmul.ops.packed.files.parts import FORMAT, VERSION
 from npumatmul.ops.packed.files.reader import TensorFile, TensorWriter, WrongTensorFile
@@ -241,7 +242,7 @@ class PackedFile(Mapping[str, PackedWeight]):
         if name not in self._descriptions:
             raise KeyError(f"{self.path} holds no weight {name!r}; it holds {', '.join(self)[:200]}")
         parts = StoredParts(self._file, name)
-        return restored(self._descriptions[name], parts, self.device, parts.where)
+        return restored(self._descriptions[name], parts, self.device, parts.where, read_into=parts.read_into)
 
 
 class StoredParts:
@@ -276,14 +277,31 @@ class StoredParts:
         PackedFileError
             If it is missing, of a type that is not used, or not in the file any more.
         """
+        name = self._name(part)
+        try:
+            return self._file[name]
+        except (WrongTensorFile, UnusableFileError) as error:
+            raise PackedFileError(f"{self.where} is damaged: {error}") from error
+
+    def read_into(self, part: str, memory: NDArray[np.uint8]) -> int | None:
+        """Read a tile to where it is to be, and tell its checksum; None if it is not of so many bytes.
+
+        Raises
+        ------
+        PackedFileError
+            As for reading an array.
+        """
+        name = self._name(part)
+        try:
+            return self._file.read_into(name, memory)
+        except (WrongTensorFile, UnusableFileError) as error:
+            raise PackedFileError(f"{self.where} is damaged: {error}") from error
+
+    def _name(self, part: str) -> str:
         name = f"{self._weight}/{part}"
         if name not in self._file.names:
             raise PackedFileError(f"{self.where} is damaged: tensor {name!r} is missing")
-        try:
-            values = self._file[name]
-        except (WrongTensorFile, UnusableFileError) as error:
-            raise PackedFileError(f"{self.where} is damaged: {error}") from error
-        return values
+        return name
 
     @property
     def nbytes(self) -> int:

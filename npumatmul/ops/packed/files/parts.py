@@ -1,7 +1,7 @@
 """What a packed weight consists of apart from its device: a description that JSON can hold, arrays, and tiles.
 
 Files and pickles are made of this. Whoever reads them has no reason to trust them, so everything is checked against
-the chip's own layout, and against checksums, before memory is allocated.
+the chip's own layout, before memory is allocated, and against checksums.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from npumatmul.chips.types import ElementType, MatmulType
 from npumatmul.device.device import Device
 from npumatmul.errors import DeviceError, PackedFileError
-from npumatmul.files.checksums import array_checksum
 from npumatmul.files.reading import shown
+from npumatmul.host.checksums import array_checksum
 from npumatmul.ops.packed.files.consistency import check_slices
 from npumatmul.ops.packed.files.description import AGAIN, Reader
 from npumatmul.planning.product import Span, WeightPlan, plan_weight
@@ -32,6 +32,7 @@ __all__ = [
     "FORMAT",
     "VERSION",
     "Parts",
+    "check_tile",
     "checked_tile",
     "parts_of",
     "slices_of",
@@ -116,7 +117,7 @@ def stored_from(
     route: Route,
     params: QuantParams | None,
     array: Callable[[str], NDArray[Any]],
-    tile: Callable[[int], NDArray[np.uint8]],
+    tile: Callable[[int, NDArray[np.uint8]], int],
     device: Device,
     where: str,
     again: str = AGAIN,
@@ -131,8 +132,11 @@ def stored_from(
     route : Route
     params : QuantParams or None
         What the weight has to be.
-    array, tile : callable
-        Give arrays by name and tiles by index; they are asked for when they are needed.
+    array : callable
+        Gives arrays by name.
+    tile : callable
+        Writes a tile, by its index, into memory of its size, and tells its checksum. A tile whose checksum differs is
+        in memory that no weight has yet, and none gets.
     device : Device
     where, again : str
         What it is read from, and what to do if it is for another layout, for messages.
@@ -160,10 +164,11 @@ def stored_from(
     if len(sums) != len(rows) * len(plan.n_spans):
         raise reader.wrong(f"it has {len(sums)} checksums for {len(rows) * len(plan.n_spans)} tiles")
 
-    def checked(first: int, index: int, nbytes: int) -> NDArray[np.uint8]:
-        return checked_tile(reader, first + index, nbytes, tile(first + index), sums)
+    def write(first: int, index: int, memory: NDArray[np.uint8]) -> None:
+        if tile(first + index, memory) != sums[first + index]:
+            raise differs(reader, first + index)
 
-    sources = [PackedRow(k, partial(checked, row * len(plan.n_spans))) for row, k in enumerate(rows)]
+    sources = [PackedRow(k, partial(write, row * len(plan.n_spans))) for row, k in enumerate(rows)]
     return store(device, plan, sources, slices)
 
 
@@ -171,12 +176,22 @@ def checked_tile(
     reader: Reader, index: int, nbytes: int, data: NDArray[Any], checksums: Sequence[Any]
 ) -> NDArray[np.uint8]:
     """The bytes of a tile, if there are as many as there have to be, and the right ones."""
-    if data.dtype != np.uint8 or data.shape != (nbytes,):
-        raise reader.wrong(f"tile {index} is {data.dtype} of shape {data.shape}, not {nbytes} bytes")
+    check_tile(reader, index, nbytes, data.dtype, data.shape)
     data = np.ascontiguousarray(data)
     if array_checksum(data) != checksums[index]:
-        raise reader.wrong(f"the checksum of tile {index} differs")
+        raise differs(reader, index)
     return data
+
+
+def check_tile(reader: Reader, index: int, nbytes: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Refuse a tile that is not of so many bytes."""
+    if dtype != np.uint8 or shape != (nbytes,):
+        raise reader.wrong(f"tile {index} is {dtype} of shape {shape}, not {nbytes} bytes")
+
+
+def differs(reader: Reader, index: int) -> PackedFileError:
+    """The error of a tile whose bytes are not those that were stored."""
+    return reader.wrong(f"the checksum of tile {index} differs")
 
 
 def _plan(reader: Reader, device: Device) -> WeightPlan:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import ClosedError, DeviceError, PackedFileError
-from npumatmul.files.checksums import array_checksum
+from npumatmul.host.checksums import array_checksum
 from npumatmul.ops.packed.files.consistency import check_params
 from npumatmul.ops.packed.files.description import AGAIN, Reader
-from npumatmul.ops.packed.files.parts import VERSION, parts_of, stored_from
+from npumatmul.ops.packed.files.parts import VERSION, check_tile, parts_of, stored_from
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.quant.params import InputTransform, QuantParams
 from npumatmul.quant.routes import Route, route_for
@@ -26,6 +26,8 @@ from npumatmul.quant.transforms import transform_from
 __all__ = ["check_version", "described", "params_of", "restored", "transform_of", "unpickled"]
 
 _Arrays = Callable[[str], NDArray[Any]]
+#: Reads a tensor of so many bytes into memory and tells its checksum; None if it is of another type or shape.
+_ReadInto = Callable[[str, NDArray[np.uint8]], "int | None"]
 
 
 def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -57,7 +59,14 @@ def described(packed: PackedWeight) -> tuple[dict[str, Any], dict[str, NDArray[A
     return content, arrays
 
 
-def restored(content: Any, array: _Arrays, device: Device, where: str, again: str = AGAIN) -> PackedWeight:
+def restored(
+    content: Any,
+    array: _Arrays,
+    device: Device,
+    where: str,
+    again: str = AGAIN,
+    read_into: _ReadInto | None = None,
+) -> PackedWeight:
     """A weight from its description and arrays, which `array` gives by name; `again` says what helps in another layout.
 
     Raises
@@ -84,8 +93,15 @@ def restored(content: Any, array: _Arrays, device: Device, where: str, again: st
         device.check_usable()
         return PackedWeight((k, n), route, device, None, None, zero_point, sums, params, transform)
 
-    def tile(index: int) -> NDArray[np.uint8]:
-        return array(f"tile.{index}")
+    def tile(index: int, memory: NDArray[np.uint8]) -> int:
+        name = f"tile.{index}"
+        read = None if read_into is None else read_into(name, memory)
+        if read is not None:
+            return read
+        values = array(name)
+        check_tile(reader, index, memory.size, values.dtype, values.shape)
+        memory[...] = values
+        return array_checksum(memory)
 
     stored = stored_from(tiles, (k, n), route, params, array, tile, device, where, again)
     if any(

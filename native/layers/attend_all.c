@@ -5,7 +5,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include "crew.h"
+#include "../executor/crew.h"
 #include "npumatmul_attention.h"
 
 enum { THREADS_MOST = 16, QUERIES = 256 };

@@ -1,0 +1,20 @@
+/*
+ * CRC-32 (polynomial 0xedb88320, as in zlib) by instructions. Each function takes the inner state, which is the checksum
+ * inverted, and returns it; the reference stands beside those per instruction set.
+ */
+#ifndef NPUMATMUL_CHECKSUM_H
+#define NPUMATMUL_CHECKSUM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef uint32_t npumm_crc(uint32_t state, const uint8_t *data, size_t bytes);
+
+npumm_crc npumm_crc_scalar;
+#if defined(__x86_64__)
+npumm_crc npumm_crc_clmul, npumm_crc_vpclmul;
+#elif defined(__aarch64__)
+npumm_crc npumm_crc_arm;
+#endif
+
+#endif
