@@ -92,9 +92,9 @@ NPUMM_EXPORT int64_t npumm_attend_scratch(const npumm_attention *how, const npum
  * npumm_attend of all heads, with scratch of its own, by up to `threads` threads. They are the library's, one set for the
  * process; while they are busy for one caller, others work by themselves.
  */
-NPUMM_EXPORT int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset, int64_t count,
-                                  const float *q, int64_t q_head_stride, int64_t q_row_stride, float *out,
-                                  int64_t out_head_stride, int64_t out_row_stride, int32_t threads);
+NPUMM_EXPORT int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, int64_t offset,
+                                  int64_t count, const float *q, int64_t q_head_stride, int64_t q_row_stride,
+                                  float *out, int64_t out_head_stride, int64_t out_row_stride, int32_t threads);
 
 #ifdef __cplusplus
 }

@@ -68,7 +68,8 @@ static void run_share(void *argument, int32_t thread) {
 }
 
 static const npumm_sequence *sequence_of(const npumm_op *op, const npumm_run *run) {
-  return run->sequences && op->sequence >= 0 && op->sequence < run->sequence_count ? &run->sequences[op->sequence] : NULL;
+  return run->sequences && op->sequence >= 0 && op->sequence < run->sequence_count ? &run->sequences[op->sequence]
+                                                                                   : NULL;
 }
 
 /* -1, which rotations refuse, where there is no such sequence. */

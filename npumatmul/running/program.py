@@ -230,11 +230,6 @@ class Program(Runs):
         return call
 
     @property
-    def weight(self) -> StoredWeight:
-        """What it multiplies with."""
-        return self._weight
-
-    @property
     def result_shape(self) -> tuple[int, int]:
         """``(M, N)``."""
         return self._result

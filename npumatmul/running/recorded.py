@@ -225,6 +225,12 @@ class RecordedProgram(Runs):
     def _product_calls(self) -> Iterator[Call]:
         return (call for call, _ in self._calls if isinstance(call, Call))
 
+    @property
+    def products(self) -> Iterable[Runs]:
+        """What the run that goes on multiplies."""
+        steps = self._keeps[self._run.first : self._run.stop]
+        return [entry.program for entry in steps if entry.program is not None]
+
     def tiles(self) -> list[TileShape]:
         """Of all products."""
         return [tile for program in self._programs for tile in program.tiles()]

@@ -290,6 +290,19 @@ def test_a_closed_weight_is_told_as_ever() -> None:
         model.run_blocks(model.embed([1]), nn.KVCache(3, 2, 16), 1)
 
 
+def test_products_of_programs_are_among_those_that_a_run_tells_of() -> None:
+    """By which they are logged (``NPUMATMUL_LOG=bench``)."""
+    model = decoder()
+    steps(model, nn.KVCache(3, 2, 16), [1] * 4)
+    (found,) = model._recorded._programs.values()
+    program = found.program
+    shapes = [(each.plan.m, each.plan.weight.k, each.plan.weight.n) for each in program.products]
+    assert shapes == []  # it has ended
+    program._run.first = 0
+    shapes = [(each.plan.m, each.plan.weight.k, each.plan.weight.n) for each in program.products]
+    assert shapes == [(1, 64, 128), (1, 64, 64), (1, 64, 192), (1, 96, 64)] * 3
+
+
 def test_threads_that_share_a_model() -> None:
     """One of them has the program, the others compute by Python: all get their own results."""
     model = decoder()
