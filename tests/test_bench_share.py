@@ -21,7 +21,7 @@ import npumatmul as npu
 from npumatmul import bench
 from npumatmul.bench import Record, Row
 from npumatmul.bench.record import Machine
-from npumatmul.bench.sharing import Shared, read_shared, share
+from npumatmul.bench.sharing import Shared, read_runs, share
 from npumatmul.cli.app import app
 from npumatmul.errors import UnusableFileError
 
@@ -150,9 +150,9 @@ def test_cases_that_differ_still_do() -> None:
 def test_the_file_is_read_back_and_others_are_refused(tmp_path: Path) -> None:
     path, shared = tmp_path / "shared.json", share([RECORD, RECORD])
     path.write_text(shared.to_json())
-    assert read_shared(path).runs == shared.runs
+    assert read_runs(path) == shared.runs
     for text, problem in (
-        (RECORD.to_json(), "no file of npumatmul bench share"),
+        ('["npumatmul-bench-shared"]', "no file of npumatmul bench share"),
         ("{", "cannot be used"),
         (shared.to_json().replace('"version": 1', '"version": 2', 1), "another version"),
         (json.dumps({"format": "npumatmul-bench-shared", "version": 1, "runs": [{}]}), "no run of npumatmul bench"),
@@ -160,7 +160,30 @@ def test_the_file_is_read_back_and_others_are_refused(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(UnusableFileError, match=problem):
-            read_shared(path)
+            read_runs(path)
+
+
+def test_runs_of_a_shared_file_are_shown_and_compared_like_others(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text(share([RECORD]).to_json())
+    two.write_text(share([RECORD, replace(RECORD, rows=RECORD.rows[1:])]).to_json())
+
+    def bench_command(*arguments: object) -> Any:
+        return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+    assert "int8 1x64x32" in bench_command("show", one).stdout
+    assert "int8 1x64x32" not in bench_command("show", two, "--number", 2).stdout
+    assert bench_command("compare", one, one).exit_code == 0
+    assert f"{two} holds 2 runs; npumatmul bench show" in str(bench_command("show", two).exception)
+    assert f"--number is 3; {two} holds 2" in str(bench_command("show", two, "--number", 3).exception)
+
+
+def test_tests_of_language_models_are_told() -> None:
+    case: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "type": "w8a8", "test": "pp128", "depth": 2048}
+    row = Row(
+        "llm", case, {"test": [1.0]}, {"tokens_per_second": 128.0, "npu_bytes": 1 << 30, "parameters": 135_000_000}
+    )
+    assert share([Record(MACHINE, [row])]).runs[0].rows == [row]
 
 
 def test_the_command_says_what_is_in_the_file_before_it_writes(tmp_path: Path) -> None:
@@ -171,7 +194,7 @@ def test_the_command_says_what_is_in_the_file_before_it_writes(tmp_path: Path) -
     assert not output.exists()
     done = CliRunner().invoke(app, ["bench", "share", str(run), "-o", str(output)], catch_exceptions=False)
     assert done.exit_code == 0
-    for line in Shared(read_shared(output).runs).contents()[:-1]:
+    for line in Shared(read_runs(output)).contents()[:-1]:
         assert line in done.stderr
     assert "withheld: settings.shapes (1)" in done.stderr
     assert "alice" not in done.stderr + output.read_text()

@@ -94,6 +94,46 @@ def test_constants_that_are_numbers() -> None:
     assert next(iter(session.report)).fused == "clip"
 
 
+@pytest.mark.parametrize("op", ["BiasGelu", "FastGelu", "FastGelu with a bias"])
+@pytest.mark.parametrize("before", [False, True])
+def test_activations_as_onnx_runtime_writes_them(op: str, before: bool) -> None:
+    """A bias before one with a bias cannot be in the same pass: it is, and the activation stays."""
+    has_bias = op != "FastGelu"
+    name = op.split()[0]
+    nodes = [node("Add", ["t", "b0"], ["s"])] if before else []
+    nodes.append(node(name, ["s" if before else "t", *["b1"] * has_bias], ["y"], domain="com.microsoft"))
+    model = product_then(*nodes, b0=randn(40), b1=randn(40, seed=1))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    session = agree(model, {"x": randn(5, 64)}, off=5e-3)
+    gelu_ = "gelu" if name == "BiasGelu" else "gelu_tanh"
+    wanted = ["bias"] if before and has_bias else (["bias"] if before or has_bias else []) + [gelu_]
+    assert next(iter(session.report)).fused == ", ".join(wanted)
+
+
+def test_weights_that_onnx_runtimes_own_operator_dequantizes() -> None:
+    q, scale = np.random.default_rng(0).integers(-128, 128, (64, 40)).astype(np.int8), np.float32(0.01)
+    nodes = [node("DequantizeLinear", ["q", "s"], ["w"], domain="com.microsoft"), node("MatMul", ["x", "w"], ["y"])]
+    model = model_of(nodes, [value("x", ["m", 64])], [value("y", None)], q=q, s=scale)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    (y,) = InferenceSession(model).run(None, {"x": randn(5, 64)})
+    np.testing.assert_allclose(y, randn(5, 64) @ (q * scale), atol=0.02)
+
+
+def test_weights_of_four_bits_in_blocks() -> None:
+    q, scale = np.random.default_rng(0).integers(-8, 8, (64, 40)).astype(np.int8), np.abs(randn(2, 40)) + 0.1
+    nodes = [
+        node("DequantizeLinear", ["q", "s"], ["w"], axis=0, block_size=32), node("MatMul", ["x", "w"], ["y"], "product")
+    ]  # fmt: skip
+    model = model_of(nodes, [value("x", ["m", 64])], [value("y", None)], s=scale)
+    model.graph.initializer.append(helper.make_tensor("q", TensorProto.INT4, [64, 40], q.reshape(-1).tolist()))
+    model.opset_import[0].version, model.ir_version = 21, 10
+    session = InferenceSession(model)
+    (y,) = session.run(None, {"x": randn(5, 64)})
+    assert len(session.report) == 1
+    wanted = randn(5, 64) @ (q * np.repeat(scale, 32, axis=0))
+    np.testing.assert_allclose(y, wanted, atol=2e-3 * np.abs(wanted).max())
+
+
 def test_operators_of_other_domains_only_share_a_name() -> None:
     model = product_then(node("Sigmoid", ["t"], ["s"], domain="mine"), node("Mul", ["t", "s"], ["y"]))
     model.opset_import.append(helper.make_opsetid("mine", 1))
@@ -234,6 +274,20 @@ def test_weights_that_are_not_finite_stay() -> None:
     session, x = InferenceSession(model), {"x": randn(3, 64)}
     np.testing.assert_array_equal(session.run(None, x)[0], expected_of(model, x)[0])
     assert session.report.left == {"product": "its right operand holds an inf or nan"}
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [([], ["y"]), (["", "w"], ["y"]), (["x", "w"], []), (["x", "w"], [""])])
+def test_products_of_nothing_or_for_nobody(inputs: list[str], outputs: list[str]) -> None:
+    nodes = [node("MatMul", inputs, outputs), node("Identity", ["y" if "y" in outputs else "x"], ["z"])]
+    model = model_of(nodes, [value("x", ["m", 64])], [value("z", None)], w=randn(64, 40))
+    kinds = []
+    for make in (InferenceSession, lambda each: onnxruntime.InferenceSession(each.SerializeToString(), providers=CPU)):
+        try:
+            make(model).run(None, {"x": randn(5, 64)})
+        except Exception as error:
+            kinds.append(type(error))
+    assert len(set(kinds)) <= 1
+    assert len(kinds) in (0, 2)
 
 
 def test_names_that_nodes_share_with_those_that_have_none() -> None:

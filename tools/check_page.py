@@ -25,6 +25,7 @@ from npumatmul.bench import Record, read_record
 from npumatmul.bench.page import as_html
 
 BUILD = Path(__file__).parent.parent / "build"
+NEEDED = {"chromium": "chromium", "/usr/share/fonts/truetype/*/*.ttf": "fonts-dejavu-core"}
 #: What is measured for the page.
 MATMUL = (
     "bench", "matmul", "--device", "sim:rk3588", "--types", "fp16,int8", "--shapes", "64,64;64,128;128,64;128,128",
@@ -106,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path)
     given = parser.parse_args().page
-    packages.ensure("looking at the page", {"chromium": "chromium"})
+    packages.ensure("looking at the page", NEEDED)
     BUILD.mkdir(exist_ok=True)
     page, run = BUILD / "page.html", BUILD / "page.json"
     if given is None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
 
 from npumatmul import nn
+from npumatmul.host.attention import attend
+from npumatmul.nn.attend import options
 from targets.lines import Turns, line
 
 RNG = np.random.default_rng(0)
@@ -80,6 +82,7 @@ def written_out(q: Any, k: Any, v: Any) -> Any:
 @line(
     "attention of {0} to {1}, {2}",
     "written out",
+    least=1.0,
     over=[(*sizes, dtype) for sizes in ((1, 1024), (128, 1024), (512, 512)) for dtype in ("float32", "float16")],
 )
 def attention(tokens: int, keys: int, dtype: str) -> Iterator[Turns]:
@@ -89,4 +92,34 @@ def attention(tokens: int, keys: int, dtype: str) -> Iterator[Turns]:
     yield Turns(
         lambda: nn.scaled_dot_product_attention(q, k, v, mask="causal"),
         lambda: written_out(q, k, v),
+    )
+
+
+#: Bytes of the caches that are read in turns: more than any processor's caches hold of them.
+READ_BYTES = 96 << 20
+
+
+@line(
+    "attention of a token to 2048, {0} heads over {1} of {2}, {3}",
+    "reading its cache",
+    least=0.6,
+    over=[(*sizes, dtype) for sizes in ((9, 3, 64), (32, 8, 128)) for dtype in ("float16", "int8")],
+    counted="npumm_attend_all",
+)
+def attention_of_a_token(heads: int, kv_heads: int, dim: int, dtype: str) -> Iterator[Turns]:
+    """By one thread, layer after layer; the reference goes over as many bytes with numpy's ``bitwise_or``."""
+    tokens = 2048
+    k, v = RNG.standard_normal((2, 1, kv_heads, tokens, dim), np.float32)
+    first = nn.KVCache(1, kv_heads, dim, dtype=dtype, chunk=tokens)
+    first.update(0, k, v)
+    layers = max(2, READ_BYTES // first.nbytes)
+    cache = nn.KVCache(layers, kv_heads, dim, dtype=dtype, chunk=tokens)
+    for i in range(layers):
+        cache.update(i, k, v)
+    q, how = RNG.standard_normal((1, heads, 1, dim), np.float32), options(heads, dim)
+    structs = cycle(cache.structs)
+    stretches = cycle(np.array_split(np.ones(cache.nbytes // 8, np.uint64), layers))
+    yield Turns(
+        lambda: attend(how, next(structs), tokens - 1, q, threads=1),
+        lambda: np.bitwise_or.reduce(next(stretches)),
     )

@@ -21,7 +21,7 @@ from npumatmul.files.reading import parse_json, read_text
 from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn.socs import SOCS
 
-__all__ = ["FORMAT", "VERSION", "Shared", "read_shared", "share"]
+__all__ = ["FORMAT", "VERSION", "Shared", "read_runs", "share"]
 
 FORMAT = "npumatmul-bench-shared"
 VERSION = 1
@@ -29,12 +29,14 @@ _FILE_BYTES, _RUNS = 1 << 28, 1000
 _T = TypeVar("_T")
 
 #: Numbers that are no serial numbers: a few digits, a point, an exponent, a sign of multiplication between them.
-_NUMBER = re.compile(r"[+-]?[0-9]{1,6}(\.[0-9]{1,6})?(e[+-]?[0-9]{1,2})?(ghz|mhz|khz|us|ms|s|x|kib|mib|gib|%)?")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,6}(\.[0-9]{1,6})?(e[+-]?[0-9]{1,2})?(ghz|mhz|khz|us|ms|s|x|kib|mib|gib|b|m|k|%)?")
 _SHAPE = re.compile(r"m?[0-9]{0,7}(x[0-9]{1,7}){1,2}")
 _VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,5}){1,2}([ab][0-9]{1,2}|rc[0-9]{1,2})?")
 #: Six pairs of digits, as of a network's card, and four numbers of an address.
 _ADDRESS = re.compile(r"([0-9a-f]{2}[:-]){5}[0-9a-f]{2}|([0-9]{1,3}\.){3}[0-9]{1,3}")
 _MOST_DIGITS = 10
+#: Tests of language models, as llama-bench calls them.
+_TEST = re.compile(r"(pp|tg)[0-9]{1,6}")
 _ZONE = re.compile(r"zone[0-9]{1,2}|cpu[0-9]{1,2}")
 #: Between words of a text.
 _BETWEEN = re.compile(r"[\s,;:=*/<>|&'\"@±°]+|\.\.+")
@@ -137,8 +139,8 @@ def share(runs: Sequence[Record]) -> Shared:
     return Shared([_run(run, withheld) for run in runs], dict(withheld.places))
 
 
-def read_shared(path: str | os.PathLike[str]) -> Shared:
-    """Read what `Shared.to_json` wrote.
+def read_runs(path: str | os.PathLike[str]) -> list[Record]:
+    """Read a saved run, or all runs of a file that `Shared.to_json` wrote.
 
     Parameters
     ----------
@@ -146,7 +148,7 @@ def read_shared(path: str | os.PathLike[str]) -> Shared:
 
     Returns
     -------
-    Shared
+    list of Record
 
     Raises
     ------
@@ -156,13 +158,16 @@ def read_shared(path: str | os.PathLike[str]) -> Shared:
         If it holds anything else.
     """
     try:
-        content = parse_json(read_text(path, _FILE_BYTES))
+        text = read_text(path, _FILE_BYTES)
+        if FORMAT not in text[:200]:
+            return [Record.parse(text)]
+        content = parse_json(text)
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
             raise ValueError("it is no file of npumatmul bench share, or of another version")
         runs = content.get("runs")
         if not isinstance(runs, list) or len(runs) > _RUNS:
             raise ValueError(f'its "runs" are no list of at most {_RUNS}')
-        return Shared([Record.parse(json.dumps(run)) for run in runs])
+        return [Record.parse(json.dumps(run)) for run in runs]
     except UnicodeDecodeError:
         problem = "it is not a text in UTF-8"
     except ValueError as error:
@@ -259,12 +264,16 @@ def _is_known(text: str) -> bool:
 
 def _is_word(word: str) -> bool:
     plain = word.strip("()[]{}-+.!?")
-    if not plain or plain in WORDS or word in WORDS or _NUMBER.fullmatch(plain) or _SHAPE.fullmatch(plain):
+    if not plain or plain in WORDS or word in WORDS or _is_numeric(plain):
         return True
     parts = [each for each in re.split(r"[-()_.+%]", plain) if each]
     if sum(map(str.isdigit, plain)) <= _MOST_DIGITS and all(each in WORDS or _NUMBER.fullmatch(each) for each in parts):
         return True
     return _is_scheme(plain)
+
+
+def _is_numeric(word: str) -> bool:
+    return any(form.fullmatch(word) for form in (_NUMBER, _SHAPE, _TEST))
 
 
 def _is_scheme(word: str) -> bool:

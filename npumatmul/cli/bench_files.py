@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from npumatmul.cli.files import path
+
+if TYPE_CHECKING:
+    from npumatmul.bench import Record
 
 __all__ = ["register"]
 
@@ -25,6 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def show_command(
     run: RunArgument,
+    number: Annotated[int | None, typer.Option(min=1, help="Which one, of a file that share wrote of several.")] = None,
     csv: OutputOption = None,
     json: OutputOption = None,
     jsonl: OutputOption = None,
@@ -34,12 +38,11 @@ def show_command(
     plot_kind: Annotated[str | None, typer.Option(help="As of the commands that measure.")] = None,
 ) -> None:
     """Print the tables of a saved run, and save it in other forms."""
-    from npumatmul.bench import read_record
     from npumatmul.cli.bench_outputs import Outputs, report
 
     outputs = Outputs(csv, json, jsonl, markdown, plot, plot_kind, html)
     outputs.check([run])
-    report(read_record(run), outputs, [run])
+    report(_one_of(run, number), outputs, [run])
 
 
 def compare_command(
@@ -61,14 +64,13 @@ def compare_command(
     json: Annotated[Path | None, typer.Option("--json", parser=path, help="Save the comparison here.")] = None,
 ) -> None:
     """Compare two saved runs case by case: FASTER, SLOWER, SAME or UNCLEAR. Ends with 1 if a case is SLOWER."""
-    from npumatmul.bench import read_record
     from npumatmul.bench.comparing import Verdict, compare
     from npumatmul.cli.files import STANDARD, check_outputs, write_output
     from npumatmul.cli.tables import Column, print_table
     from npumatmul.cli.terminal import notes, results, say, visible
 
     check_outputs({"--json": json}, [before, after])
-    first, second = read_record(before), read_record(after)
+    first, second = _one_of(before), _one_of(after)
     found = compare(first, second, threshold / 100, confidence / 100, measure, across)
     output = notes if json == STANDARD else results()
     places = dict.fromkeys((first.machine.timed_on, second.machine.timed_on))
@@ -81,6 +83,11 @@ def compare_command(
         if labels:
             say(f"only in {which}: {', '.join(labels[:20])}{f' and {len(labels) - 20} more' if labels[20:] else ''}")
     output.print(", ".join(f"{count} {verdict.value}" for verdict, count in found.counts.items()))
+    if found.too_few:
+        say(
+            f"{found.too_few} of {len(found.differences)} cases have too few times for any difference to be told; "
+            "measure with more --repetitions"
+        )
     if json is not None:
         write_output(json, found.to_json(), [before, after])
     counts = found.counts
@@ -101,13 +108,12 @@ def share_command(
     Names of hosts and users, paths and serial numbers are left out: texts are kept only where they consist of words
     that npumatmul itself uses.
     """
-    from npumatmul.bench import read_record
-    from npumatmul.bench.sharing import share
+    from npumatmul.bench.sharing import read_runs, share
     from npumatmul.cli.files import check_outputs, write_output
     from npumatmul.cli.terminal import say
 
     check_outputs({"--output": output}, runs)
-    shared = share([read_record(each) for each in runs])
+    shared = share([run for each in runs for run in read_runs(each)])
     for line in shared.contents():
         say(line)
     if output is None:
@@ -115,3 +121,19 @@ def share_command(
         return
     write_output(output, shared.to_json(), runs)
     say(f"{output} has this, and all times; send it to those who asked for it")
+
+
+def _one_of(path: Path, number: int | None = None) -> Record:
+    """The run that a file holds, or the one of that number."""
+    from npumatmul.bench.sharing import read_runs
+
+    runs = read_runs(path)
+    if number is None and len(runs) == 1:
+        return runs[0]
+    if number is None:
+        raise ValueError(
+            f"{path} holds {len(runs)} runs; npumatmul bench show {path} --number 1 --json FILE takes one out"
+        )
+    if number > len(runs):
+        raise ValueError(f"--number is {number}; {path} holds {len(runs)}")
+    return runs[number - 1]

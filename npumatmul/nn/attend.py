@@ -99,7 +99,9 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    Computed in float32, by blocks of keys, so that memory does not grow with T times S. With v = 2**-24, P the largest
+    Computed in float32, by blocks of keys, so that memory does not grow with T times S. Where the CPU attends and the
+    mask is no array, the bits of a query's result do not depend on which other queries and heads there are. With
+    v = 2**-24, P the largest
     ``scale * (|q| @ |k|)`` and V the largest ``|v|``, results are off by at most::
 
         (2 (D + 4) v P + 8 v softcap + (2 S + 16) v) V

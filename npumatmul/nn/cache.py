@@ -67,6 +67,10 @@ class KVCache:
     windows : tuple of int or None
         Of each layer.
     limit : int or None
+    structs : ctypes array of KvLayer
+        Where keys and values of each layer stand, for C (`native/include/npumatmul_attention.h`). It stays the same
+        array while the cache lives, and is up to date after each call. What others store there counts when `offset`
+        grows.
     notes : dict of str to str
         What a program wants to remember with the cache, such as its tokens and the model; files have it, too.
 
@@ -131,7 +135,6 @@ class KVCache:
         self._sources = frozenset(self._follows)
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
         self._check_follows()
-        #: Where keys and values of each layer stand, for C (`npumm_kv_layer`); it is kept up to date.
         self.structs = structs_of(layers)
         self.clear()
 

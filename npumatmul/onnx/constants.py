@@ -104,7 +104,8 @@ class Scope:
 
 
 def _is_folded(node: Any) -> bool:
-    return node.op_type in _FOLDED and node.domain in ("", "ai.onnx") and len(node.output) == 1
+    is_own = node.domain in ("", "ai.onnx") or (node.domain, node.op_type) == ("com.microsoft", "DequantizeLinear")
+    return is_own and node.op_type in _FOLDED and len(node.output) == 1
 
 
 def _array(tensor: Any, folder: str) -> NDArray[Any] | None:
@@ -125,7 +126,8 @@ def _computed(node: Any, given: Mapping[str, NDArray[Any]], opset: int) -> NDArr
     from onnx.reference import ReferenceEvaluator
 
     if node.op_type == "DequantizeLinear":  # the reference has it from 19 on, with the meaning that it had before
-        opset = max(opset, 19)
+        opset = max(opset, 21 if node.domain else 19)
+        node = _own(node)
     inputs, outputs = ([onnx.ValueInfoProto(name=each) for each in names] for names in (given, node.output))
     try:
         graph = onnx.GraphProto(name="constant", node=[node], input=inputs, output=outputs)
@@ -133,6 +135,14 @@ def _computed(node: Any, given: Mapping[str, NDArray[Any]], opset: int) -> NDArr
     except Exception:  # then nothing is offloaded here
         return None
     return np.asarray(made[0])
+
+
+def _own(node: Any) -> Any:
+    """The same node of ONNX: what ONNX Runtime calls so of its own was there before ONNX had these types."""
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    made.domain = ""
+    return made
 
 
 def attributes(node: Any) -> dict[str, Any]:

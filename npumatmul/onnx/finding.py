@@ -42,6 +42,8 @@ def look(model: Any, folder: str = "") -> list[Candidate]:
 
 
 def _why_not(each: Candidate, how: Callable[[Candidate], str | None]) -> str | None:
+    if not input_name(each, 0) or not any(each.node.output):
+        return "it has no input or no output"
     try:
         return how(each)
     except (OSError, ModelError):
@@ -104,6 +106,37 @@ def _fused_matmul(each: Candidate) -> str | None:
     return None
 
 
+def _einsum(each: Candidate) -> str | None:
+    """Sums over the last dimensions of x with those of a weight, as projections of attention are written."""
+    terms = attributes(each.node).get("equation", b"").decode().replace(" ", "")
+    inputs, arrow, result = terms.partition("->")
+    left, _, right = inputs.partition(",")
+    if left.startswith("...") and result.startswith("..."):
+        left, result = left[3:], result[3:]
+    labels = left + right + result
+    if not arrow or len(each.node.input) != 2 or not right or not labels.isalpha():
+        return f"its equation is {terms}"
+    weight = constant(each, 1, _FLOATS, "right operand")
+    if isinstance(weight, str):
+        return weight
+    summed = [label for label in left if label in right]
+    made = [label for label in result if label in right]
+    kept = left.removesuffix("".join(summed))
+    is_product = (
+        summed and made and all(len(set(part)) == len(part) for part in (left, right, result))
+        and len(kept) == len(left) - len(summed) and result == kept + "".join(made)
+        and sorted(right) == sorted(summed + made) and len(right) == weight.ndim
+    )  # fmt: skip
+    if not is_product:
+        return f"its equation is {terms}"
+    turned = weight.transpose([right.index(label) for label in (*summed, *made)])
+    sizes = turned.shape[: len(summed)], turned.shape[len(summed) :]
+    _matrix(each, turned.reshape(int(np.prod(sizes[0])), -1))
+    if weight.ndim > 2:
+        each.extra.update(summed=sizes[0], made=sizes[1])
+    return None
+
+
 def _matmul_of_bits(each: Candidate) -> str | None:
     """MatMulNBits: codes of 4 or 8 bits, a scale for each block of a row."""
     given = attributes(each.node)
@@ -116,6 +149,8 @@ def _matmul_of_bits(each: Candidate) -> str | None:
     if bits not in (4, 8) or input_name(each, 4) or given.get("weight_prepacked", 0):
         return f"its codes have {bits} bits, or an order of their own"
     blocks = -(-k // block)
+    if min(n, k, block) < 1 or codes.size != n * blocks * (block * bits // 8) or scales.size != n * blocks:
+        return "its codes and scales are not those of N, K and block_size"
     zeros = np.full((n, blocks), 1 << (bits - 1), np.float32)
     if input_name(each, 3):
         given_zeros = constant(each, 3, (*_FLOATS, *_BYTES[1:]), "zero point")
@@ -225,6 +260,7 @@ def _recurrence(each: Candidate, weight: Any, recurrent: Any) -> str | None:
 _LOOKS: dict[tuple[str, str], tuple[str, Callable[[Candidate], str | None] | None]] = {
     ("", "MatMul"): ("matrix", _matmul),
     ("", "Gemm"): ("matrix", _gemm),
+    ("", "Einsum"): ("matrix", _einsum),
     (_MICROSOFT, "FusedMatMul"): ("matrix", _fused_matmul),
     (_MICROSOFT, "MatMulNBits"): ("matrix", _matmul_of_bits),
     ("", "Conv"): ("convolution", _conv),
@@ -246,7 +282,6 @@ _FUSED = "it is a fusion of ONNX Runtime's, which computes it as a whole; the mo
 #: Other nodes with products, by domain and operator, and why they stay.
 _STAY: dict[tuple[str, str], str] = {
     ("", "Attention"): _BOTH,
-    ("", "Einsum"): "an Einsum is not taken apart",
     ("", "DeformConv"): "where its windows are depends on its input",
     (_MICROSOFT, "QLinearConv"): "its channels are last",
     **dict.fromkeys([("ai.onnx.ml", f"Linear{each}") for each in ("Classifier", "Regressor")],

@@ -79,6 +79,10 @@ def fuse(name: str, n: int, scope: Scope, uses: Uses, finish: Finish, takes_bias
                 finish.bias = bias.reshape(-1).astype(np.float32)
                 finish.dims = max(finish.dims, bias.ndim)
                 name, gone = found[0].output[0], [found[0]]
+    if takes_bias:
+        found = uses.only(name)
+        if found and _gelu_with_bias(found[0], name, n, scope, finish):
+            return found[0].output[0], [*gone, found[0]]
     for look in (_one, _silu, _gelu):
         made = look(name, scope, uses, finish)
         if made is not None:
@@ -123,6 +127,20 @@ def _one(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, list
     else:
         return None
     return node.output[0], [node]
+
+
+def _gelu_with_bias(node: Any, name: str, n: int, scope: Scope, finish: Finish) -> bool:
+    """BiasGelu or FastGelu, as ONNX Runtime writes optimized models."""
+    kind = {"BiasGelu": "gelu", "FastGelu": "gelu_tanh"}.get(node.op_type)
+    if kind is None or node.domain != "com.microsoft" or node.input[0] != name:
+        return False
+    if len(node.input) > 1 and node.input[1]:
+        bias = scope.value(node.input[1])
+        if finish.bias is not None or bias is None or bias.shape != (n,) or bias.dtype.kind != "f":
+            return False
+        finish.bias = bias.astype(np.float32)
+    finish.activation = kind  # type: ignore[assignment]
+    return True
 
 
 def _silu(name: str, scope: Scope, uses: Uses, finish: Finish) -> tuple[str, list[Any]] | None:

@@ -153,6 +153,9 @@ class IntegerNode(Computed):
         x = given[0]
         assert x is not None
         x_zero = self.x_zero if self.x_zero is not None or len(given) < 2 else given[1]
+        rows = 1 if self.sliding is not None or x.ndim < 2 else x.shape[-2]
+        if x_zero is not None and x_zero.size not in (1, rows):
+            raise ValueError(f"node {self.name!r}: its input has {x_zero.size} zero points, and shape {x.shape}")
         dtype = np.dtype(np.int32) if self.rounding is None else self.rounding.dtype
         if self.sliding is None:
             k, n = self.weights[0].shape
