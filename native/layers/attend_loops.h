@@ -92,12 +92,13 @@ INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, 
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
+  const int fetches = block->key_ahead && row == 0;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
-    if (block->key_ahead && row == 0) {
-      for (int i = 0; i < WIDTH; i++) fetch(block->keys[j + i], block->key_ahead, dim * size_of(type));
-    }
     for (int i = 0; i < 4; i += TOGETHER) {
+      for (int k = 0; fetches && k < TOGETHER * KEYS; k++) {
+        fetch(block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
+      }
       products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded + i);
     }
     for (int r = 0; r < rows; r++) {
