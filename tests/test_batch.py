@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from interrupts import interrupted_at
 from numpy.typing import NDArray
 
 import npumatmul as npu
@@ -613,6 +614,33 @@ def said(call: Callable[[], object]) -> str:
         return f"no error: {call()!r}"
     except BaseException as error:
         return repr(error)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_spoils_nothing() -> None:
+    filled = npu.Batch(np.negative, 4)
+
+    def fill() -> None:
+        filled.clear()
+        filled.add([1.0])
+        filled.run()
+
+    with npu.Batch(np.negative, 2, max_wait=0.0) as batch:
+        for work in (
+            fill,
+            lambda: batch.submit([1.0]).result(60),
+            lambda: npu.Batch(np.negative, 2, max_wait=0.0).close(),
+        ):
+            work()
+            position = 0
+            while interrupted_at(position, work):
+                position += 1
+                futures = [batch.submit([float(value)]) for value in range(3)]
+                assert [future.result(60)[0] for future in futures] == [0, -1, -2]
+                filled.clear()
+                filled.add_at(2, [5.0])
+                assert {index: row.tolist() for index, row in filled.run().items()} == {2: [-5.0]}
+            assert position > 10
 
 
 # ---- when it is time: against a model ------------------------------------------------------------------------------

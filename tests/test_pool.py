@@ -21,6 +21,7 @@ import npumatmul as npu
 from npumatmul import errors, nn, sim
 from npumatmul.ops.settings import settings
 from npumatmul.running.placement import Placement
+from npumatmul.running.where import Where, storing
 
 RNG = np.random.default_rng(6)
 W = RNG.standard_normal((96, 600)).astype(np.float32)
@@ -161,6 +162,18 @@ def test_cores_go_round(device: npu.Device, cores: Any, size: int | None, expect
     with npu.Pool(npu.pack(W, "w8a8", device=device), size, cores=cores) as pool:
         members = [pool.get(0) for _ in range(pool.size)]
         assert [member.cores for member in members] == expected
+
+
+def test_a_weight_that_is_bound_to_cores_has_its_members_there(device: npu.Device) -> None:
+    with storing(Where(cores=(1, 2))):
+        packed = npu.pack(W, "w8a8", device=device)
+    with npu.Pool(packed) as pool:
+        for result in pool.map([X] * 4):
+            np.testing.assert_array_equal(result, X @ packed)
+        assert pool.size == 2
+    assert cores_used(device) <= {1, 2}
+    with npu.Pool(packed, cores=[0]) as pool, pytest.raises(ValueError, match=r"was stored for cores \(1, 2\)"):
+        pool.submit(X).result(60)
 
 
 def test_what_cannot_be_a_pool_is_told(device: npu.Device) -> None:

@@ -21,6 +21,16 @@ array = npu.asarray(x)
 assert_type(packed, npu.PackedWeight)
 assert_type(array, npu.NpuArray)
 
+# ---- batches and pools ----------------------------------------------------------------------------------------------
+assert_type(npu.Batch(packed, 16).run(), npu.BatchResults)
+assert_type(npu.Batch(packed, 16, shape=64, dtype=np.float16).add(x[0]), int)
+assert_type(npu.Pool(packed, cores=[(0, 1), 2]).get(timeout=1.0), npu.PoolMember)
+assert_type(list(npu.Pool(packed, cores="any").map(x)), list[Any])
+npu.Batch(packed, "16")  # refused
+npu.Batch(packed, 16, max_wait="soon")  # refused
+npu.Pool(packed, cores="all")  # refused
+npu.Pool(packed).put(7)  # refused
+
 # ---- products of ndarrays are ndarrays -----------------------------------------------------------------------------
 assert_type(npu.matmul(x, w), NDArray[Any])
 assert_type(npu.matmul(x, packed, bias=[0.5] * 64, dtype=np.float16), NDArray[Any])

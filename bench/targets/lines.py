@@ -14,11 +14,16 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Turns:
-    """Two works to be timed in turns. `share` is how many times the reference's worth the work does in one call."""
+    """Two works to be timed in turns.
+
+    `share` is how many times the reference's worth the work does in one call. Works that use one thread alone are timed
+    by its CPU time if `one_thread` says so: what others run meanwhile does not count.
+    """
 
     work: Work
     reference: Work
     share: float = 1.0
+    one_thread: bool = False
 
 
 @dataclass(frozen=True)

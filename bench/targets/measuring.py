@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,12 +29,12 @@ class Figure:
     instructions: int | None = None
 
 
-def timed(work: Work, repetitions: int) -> float:
+def timed(work: Work, repetitions: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds per call."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repetitions):
         work()
-    return (time.perf_counter() - start) / repetitions
+    return (clock() - start) / repetitions
 
 
 def _repetitions(work: Work) -> int:
@@ -45,13 +45,14 @@ def time_turns(line: Line, turns: Turns, seconds: float) -> Figure:
     """Time both in turns; which goes first changes, for it finds the caches as the other one left them."""
     turns.work(), turns.reference()
     works = (turns.reference, turns.work)
+    clock = time.thread_time if turns.one_thread else time.perf_counter
     repetitions = [_repetitions(work) for work in works]
     both = sum(timed(work, count) * count for work, count in zip(works, repetitions, strict=True))
     times: list[tuple[float, float]] = []
     for i in range(min(max(int(seconds / both), FEWEST), MOST)):
         pair = [0.0, 0.0]
         for which in (0, 1) if i % 2 else (1, 0):
-            pair[which] = timed(works[which], repetitions[which])
+            pair[which] = timed(works[which], repetitions[which], clock)
         times.append((pair[0], pair[1]))
     speed = statistics.median(reference / work for reference, work in times) * turns.share
     reference, work = (statistics.median(each) for each in zip(*times, strict=True))
@@ -89,15 +90,15 @@ def machine_speeds(seconds: float = SECONDS) -> dict[str, float]:
     n = 1024
     a, b, c = (np.ones((n, n), np.float32) for _ in range(3))
 
-    def rate(amount: float, work: Work) -> float:
+    def rate(amount: float, work: Work, clock: Callable[[], float] = time.thread_time) -> float:
         work()
         once = timed(work, 1)
         rounds = max(3, min(100, int(seconds / 4 / max(once, 1e-9))))
-        return amount / statistics.median(timed(work, 1) for _ in range(rounds)) / 1e9
+        return amount / statistics.median(timed(work, 1, clock) for _ in range(rounds)) / 1e9
 
     return {
         "memcpy, 64 MiB, GB/s": rate(size, lambda: np.copyto(copy, source)),
         "memcpy, 2 MiB, GB/s": rate(1 << 21, lambda: np.copyto(small_copy, small)),
         "read, 64 MiB, GB/s": rate(size, lambda: np.bitwise_or.reduce(words)),
-        "float32 GEMM 1024, GFLOPS": rate(2 * n**3, lambda: np.matmul(a, b, c)),
+        "float32 GEMM 1024, GFLOPS": rate(2 * n**3, lambda: np.matmul(a, b, c), time.perf_counter),
     }

@@ -1,7 +1,8 @@
-"""Host kernels: packing into native layouts, with and without conversion, and what is done to results."""
+"""Host kernels: packing into native layouts, with and without conversion. Chips' layouts are the RK3588's."""
 
 from __future__ import annotations
 
+import ctypes as C
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType
+from npumatmul.host import kernels
+from npumatmul.host.kernels import Conversion
 from targets.lines import Turns, line
 
 STORED = ("(K, N)", "(N, K)")
+RNG = np.random.default_rng(0)
 
 
 def packer(matrix: NDArray[Any], where: layout.TileLayout) -> Callable[[], None]:
@@ -28,10 +32,14 @@ def copier(source: NDArray[Any]) -> Callable[[], None]:
     return lambda: np.copyto(copy, source)
 
 
-def weight(dtype: str, size: int, stored: str) -> NDArray[Any]:
-    """A square (K, N) matrix that is stored in one order or the other."""
-    b = np.random.default_rng(0).integers(-99, 99, (size, size), np.int8).astype(dtype)
-    return b if stored == "(K, N)" else b.T
+def stored_as(b: NDArray[Any], stored: str) -> NDArray[Any]:
+    """A (K, N) matrix that is stored in one order or the other."""
+    return b if stored == "(K, N)" else np.ascontiguousarray(b.T).T
+
+
+def integers(size: int, least: int, beyond: int) -> NDArray[np.int8]:
+    """A square matrix."""
+    return RNG.integers(least, beyond, (size, size), np.int8)
 
 
 @line(
@@ -43,18 +51,130 @@ def weight(dtype: str, size: int, stored: str) -> NDArray[Any]:
 )
 def pack_b(dtype: str, size: int, stored: str) -> Iterator[Turns]:
     """The best that packing can be is a copy."""
-    b = weight(dtype, size, stored)
+    b = stored_as(integers(size, -99, 99).astype(dtype), stored)
     work = packer(b, layout.b_native(size, size, ElementType.of(b.dtype), "rk3588"))
-    yield Turns(work, copier(b if stored == "(K, N)" else b.T))
+    yield Turns(work, copier(b if stored == "(K, N)" else b.T), one_thread=True)
 
 
 @line("pack B {0} 2048x2048 stored (K, N)", "numpy transposition", over=[("float16",), ("int8",)])
 def pack_b_by_numpy(dtype: str) -> Iterator[Turns]:
     """What one would write without this library."""
-    b = weight(dtype, 2048, "(K, N)")
+    b = integers(2048, -99, 99).astype(dtype)
     tile_n, tile_k = chip("rk3588").native.b[ElementType.of(b.dtype)]
     tiles = b.reshape(2048 // tile_k, tile_k, 2048 // tile_n, tile_n).transpose(2, 0, 3, 1)
     copy = np.zeros(tiles.shape, dtype)
+    where = layout.b_native(2048, 2048, ElementType.of(b.dtype), "rk3588")
+    yield Turns(packer(b, where), lambda: np.copyto(copy, tiles), one_thread=True)
+
+
+@line(
+    "pack B int4 {0}x{0} stored {1}",
+    "memcpy of the source, a byte per value",
+    least=0.5,
+    over=product((2048, 4096), STORED),
+    counted="npumm_pack_rows",
+)
+def pack_b_int4(size: int, stored: str) -> Iterator[Turns]:
+    """Two values per byte of what is written."""
+    b = stored_as(integers(size, -7, 8), stored)
+    where = layout.b_native(size, size, ElementType.INT4, "rk3588")
+    memory = np.zeros(where.nbytes, np.uint8)
     yield Turns(
-        packer(b, layout.b_native(2048, 2048, ElementType.of(b.dtype), "rk3588")), lambda: np.copyto(copy, tiles)
+        lambda: kernels.pack(where.tiling(), Conversion.INT4, b.T, memory.ctypes.data, memory.nbytes),
+        copier(b if stored == "(K, N)" else b.T),
+        one_thread=True,
     )
+
+
+@line(
+    "quantize B float32 to {0} per channel and pack, {1}x{1} stored {2}",
+    "memcpy of the source",
+    least=0.5,
+    over=product(("int8", "int4"), (2048, 4096), STORED),
+    counted="npumm_quantize_rows",
+)
+def quantize_b(to: str, size: int, stored: str) -> Iterator[Turns]:
+    """Largest magnitudes of the channels, scales, codes, tiles."""
+    b = stored_as(RNG.standard_normal((size, size), np.float32), stored)
+    element, conversion = (
+        (ElementType.INT8, Conversion.F32_TO_I8) if to == "int8" else (ElementType.INT4, Conversion.F32_TO_I4)
+    )
+    where = layout.b_native(size, size, element, "rk3588")
+    memory = np.zeros(where.nbytes, np.uint8)
+    yield Turns(
+        lambda: kernels.quantize(where.tiling(), conversion, b.T, memory.ctypes.data, memory.nbytes),
+        copier(b if stored == "(K, N)" else b.T),
+        one_thread=True,
+    )
+
+
+def of_a(rows: int, k: int, element: ElementType) -> layout.TileLayout:
+    """A as a context for so many rows has it."""
+    return layout.a_native(rows, k, element, "rk3588")
+
+
+@line(
+    "pack A float32 to float16, {0}x{1}",
+    "memcpy of the source",
+    least=0.5,
+    over=product((16, 64, 256), (2048, 4096)),
+    counted="npumm_pack_rows",
+)
+def pack_a_float16(rows: int, k: int) -> Iterator[Turns]:
+    """Activations are converted on every call; their scales are 1."""
+    yield _a_float16(rows, k)
+
+
+@line(
+    "pack A float32 to float16, 1x4096, the call included", "memcpy of the source", least=0.2, counted="npumm_pack_rows"
+)
+def pack_one_row_float16() -> Iterator[Turns]:
+    """One token."""
+    yield _a_float16(1, 4096)
+
+
+def _a_float16(rows: int, k: int) -> Turns:
+    a = RNG.standard_normal((rows, k), np.float32)
+    where = of_a(rows, k, ElementType.FLOAT16)
+    memory = np.zeros(where.nbytes, np.uint8)
+    values = kernels.Values(Conversion.F32_TO_F16)
+    keep = (a, memory, where.tiling(), values)
+    arguments = (C.byref(keep[2]), C.byref(values), a.ctypes.data, *a.strides, memory.ctypes.data, memory.nbytes)
+    function = kernels.library().npumm_pack
+    return Turns(lambda keep=keep: function(*arguments), copier(a), one_thread=True)
+
+
+@line(
+    "quantize A float32 to int8 per token and pack, {0}x{1}",
+    "memcpy of the source",
+    least=0.5,
+    over=product((16, 64, 256), (2048, 4096)),
+    counted="npumm_quantize_rows",
+)
+def quantize_a(rows: int, k: int) -> Iterator[Turns]:
+    """Largest magnitude, scale, codes, tiles."""
+    yield _a_int8(rows, k)
+
+
+@line(
+    "quantize A float32 to int8 per token and pack, 1x4096, the call included",
+    "memcpy of the source",
+    least=0.2,
+    counted="npumm_quantize_rows",
+)
+def quantize_one_row() -> Iterator[Turns]:
+    """One token."""
+    yield _a_int8(1, 4096)
+
+
+def _a_int8(rows: int, k: int) -> Turns:
+    a = RNG.standard_normal((rows, k), np.float32)
+    where = of_a(rows, k, ElementType.INT8)
+    memory, scale = np.zeros(where.nbytes, np.uint8), np.zeros(rows, np.float32)
+    tiling = where.tiling()
+    arguments = (
+        C.byref(tiling), Conversion.F32_TO_I8, C.c_float(1.0), a.ctypes.data, *a.strides, memory.ctypes.data,
+        memory.nbytes, scale.ctypes.data, None,
+    )  # fmt: skip
+    function = kernels.library().npumm_quantize
+    return Turns(lambda keep=(a, memory, scale, tiling): function(*arguments), copier(a), one_thread=True)

@@ -126,6 +126,21 @@ NPUMM_EXPORT int npumm_symmetric_scales(const float *src, int64_t rows, int64_t 
                                         int64_t col_stride, int32_t levels, float clip, float *scale);
 
 /*
+ * npumm_symmetric_scales with the conversion's levels, and npumm_pack_rows with these scales, in one pass: `scale` and
+ * row_sum (or NULL) receive what they give, for `rows` rows of the source from row `first` of the image on.
+ * NPUMM_NOT_FINITE: a row holds an inf or a nan; its scale is -1, the destination's contents are undefined, and so are
+ * scales after it.
+ */
+NPUMM_EXPORT int npumm_quantize_rows(const npumm_tiling *tiling, npumm_conversion conversion, float clip, int64_t first,
+                                     int64_t rows, const float *src, int64_t src_row_stride, int64_t src_col_stride,
+                                     void *dst, int64_t dst_bytes, float *scale, int32_t *row_sum);
+
+/* The same for all rows. */
+NPUMM_EXPORT int npumm_quantize(const npumm_tiling *tiling, npumm_conversion conversion, float clip, const float *src,
+                                int64_t src_row_stride, int64_t src_col_stride, void *dst, int64_t dst_bytes,
+                                float *scale, int32_t *row_sum);
+
+/*
  * Scales and zero points of asymmetric quantization (facts 5.5): the range from the row's least to its largest value,
  * widened to hold 0 and shrunk by clip, onto -levels - 1..levels. So 0 is represented exactly. The scale is 1 where it
  * would be zero and -1 where the row holds an inf or a nan.
@@ -227,7 +242,7 @@ NPUMM_EXPORT int npumm_crc32_by(int32_t set, const void *data, int64_t bytes, ui
 /* Name of a way of npumm_crc32_by; NULL beyond the last one. */
 NPUMM_EXPORT const char *npumm_crc32_set(int32_t set);
 
-/* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2" or "neon". */
+/* Name of the instruction set that the kernels chose on this machine: "scalar", "avx2", "avx512" or "neon". */
 NPUMM_EXPORT const char *npumm_instruction_set(void);
 
 #ifdef __cplusplus

@@ -14,6 +14,30 @@ typedef struct {
   int32_t zero;
 } npumm_quantizer;
 
+/*
+ * Quotients are integers in the end, and nearly always x * (1 / scale) tells which: only where it is as near to a half as
+ * its error allows is x divided. That error is below 2^-14 for quotients up to 256 and usual scales.
+ */
+#define NPUMM_SURE (0.5f - 0x1p-13f)
+static inline int npumm_is_usual_scale(float scale) { return scale >= 0x1p-100f && scale <= 0x1p100f; }
+
+/* The same for a row whose elements have steps of their own; arrays of the row's length. */
+typedef struct {
+  const float *scale, *reciprocal, *low, *high;
+  const int32_t *zero;
+  int usual; /* whether all scales are */
+} npumm_quantizers;
+
+/*
+ * Rows of neighbouring pieces -> tiles of them: piece t of row r goes from r * from_stride + t * bytes to
+ * t * to_next + r * bytes.
+ */
+typedef struct {
+  int64_t bytes; /* of a piece: 16, 32 or 64 */
+  int64_t rows, tiles;
+  int64_t from_stride, to_next;
+} npumm_pieces;
+
 typedef struct {
   const char *name;
   /* dst[i] = float16(src[i] * scale) */
@@ -24,6 +48,7 @@ typedef struct {
   void (*f32_to_f16_low)(const float *src, uint16_t *dst, int64_t n, float scale);
   /* Returns whether every src[i] is finite; what becomes of others, and of quotients that are nan, is `low`. */
   int (*quantize)(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how);
+  int (*quantize_columns)(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how);
   /* Two values per byte: the low nibbles of (src[i] + 8) >> 4 with `high`, else of src[i]; an odd one at the end has a
      zero beside it. The even element goes into the low nibble, or with `high_first` into the high one. */
   void (*pairs)(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first);
@@ -33,14 +58,31 @@ typedef struct {
   float (*absmax)(const float *src, int64_t n, int *finite);
   /* range[0] and range[1] are lowered and raised to the least and the largest finite src[i]; *finite as above */
   void (*minmax)(const float *src, int64_t n, float range[2], int *finite);
+  /* largest[i] is raised to the bits of |src[i]|, which grow with it: to those of inf and above by infs and nans */
+  void (*absmax_columns)(const float *src, int64_t n, uint32_t *largest);
+  /* as npumm_transpose of transpose.h; with `past_caches` whole cache lines may be written around them */
+  void (*transpose)(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                    int64_t dst_row_stride, int past_caches);
+  /* pieces as npumm_pieces says; with `past_caches` likewise */
+  void (*pieces)(const npumm_pieces *of, const char *from, char *to, int past_caches);
 } npumm_row_kernels;
 
 extern const npumm_row_kernels npumm_rows_scalar;
 #if defined(__x86_64__)
 extern const npumm_row_kernels npumm_rows_avx2;
+extern const npumm_row_kernels npumm_rows_avx512;
 #elif defined(__aarch64__)
 extern const npumm_row_kernels npumm_rows_neon;
 #endif
+
+void npumm_pieces_base(const npumm_pieces *of, const char *from, char *to, int past_caches);
+#if defined(__x86_64__)
+void npumm_pieces_avx2(const npumm_pieces *of, const char *from, char *to, int past_caches);
+void npumm_pieces_avx512(const npumm_pieces *of, const char *from, char *to, int past_caches);
+#endif
+
+/* Those that this machine can run, by number: 0 is the scalar reference, the last one is the best. NULL beyond it. */
+const npumm_row_kernels *npumm_rows_at(int index);
 
 const npumm_row_kernels *npumm_rows(void);
 

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "rows.h"
+#include "transpose.h"
 
 #define AVX2 __attribute__((target("avx2,f16c")))
 
@@ -44,32 +45,102 @@ AVX2 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, floa
   npumm_rows_scalar.f32_to_f16_low(src + i, dst + i, n - i, scale);
 }
 
-AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
-  const __m256 divisor = _mm256_set1_ps(how->scale);
-  const __m256 low = _mm256_set1_ps(how->low), high = _mm256_set1_ps(how->high);
+/* Eight quotients, clamped: the same result as after rounding, and no int overflow. max gives `low` for a nan. */
+AVX2 static inline __m256 clamped(__m256 quotient, __m256 low, __m256 high) {
+  return _mm256_min_ps(_mm256_max_ps(quotient, low), high);
+}
+
+/* 32 sums of integers as bytes. */
+AVX2 static inline void store_bytes(int8_t *dst, const __m256i *whole) {
+  const __m256i first = _mm256_packs_epi32(whole[0], whole[1]), second = _mm256_packs_epi32(whole[2], whole[3]);
+  const __m256i bytes = _mm256_packs_epi16(first, second); /* of each half four at a time */
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i *)(void *)dst, _mm256_permutevar8x32_epi32(bytes, order));
+}
+
+typedef struct {
+  __m256 scale, reciprocal, low, high;
+  __m256i zero;
+} steps;
+
+AVX2 static inline steps steps_of(const npumm_quantizer *how) {
+  const steps result = {_mm256_set1_ps(how->scale), _mm256_set1_ps(1.0f / how->scale), _mm256_set1_ps(how->low),
+                        _mm256_set1_ps(how->high), _mm256_set1_epi32(how->zero)};
+  return result;
+}
+
+AVX2 static inline steps steps_at(const npumm_quantizers *how, int64_t i) {
+  const steps result = {_mm256_loadu_ps(how->scale + i), _mm256_loadu_ps(how->reciprocal + i),
+                        _mm256_loadu_ps(how->low + i), _mm256_loadu_ps(how->high + i),
+                        _mm256_loadu_si256((const __m256i *)(const void *)(how->zero + i))};
+  return result;
+}
+
+/* 32 values; steps[0] serves all of them, or each eight have their own. Returns whether all are finite. */
+AVX2 static inline int quantize_32(const float *src, int8_t *dst, const steps *of, const int each, const int usual) {
   const __m256 magnitude_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   const __m256 limit = _mm256_set1_ps(3.402823466e+38f);
-  const __m256i zero = _mm256_set1_epi32(how->zero);
-  __m256 all_finite = _mm256_cmp_ps(low, low, _CMP_EQ_OQ);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    __m256 x = _mm256_loadu_ps(src + i), y = _mm256_loadu_ps(src + i + 8);
-    const __m256 x_finite = _mm256_cmp_ps(_mm256_and_ps(x, magnitude_mask), limit, _CMP_LE_OQ);
-    const __m256 y_finite = _mm256_cmp_ps(_mm256_and_ps(y, magnitude_mask), limit, _CMP_LE_OQ);
-    all_finite = _mm256_and_ps(all_finite, _mm256_and_ps(x_finite, y_finite));
-    /* Clamped before rounding: the same result, and no int overflow. max gives its second operand for a nan. */
-    x = _mm256_min_ps(_mm256_max_ps(_mm256_div_ps(x, divisor), low), high);
-    y = _mm256_min_ps(_mm256_max_ps(_mm256_div_ps(y, divisor), low), high);
-    x = _mm256_blendv_ps(low, x, x_finite);
-    y = _mm256_blendv_ps(low, y, y_finite);
-    const __m256i words = _mm256_packs_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x), zero),
-                                             _mm256_add_epi32(_mm256_cvtps_epi32(y), zero));
-    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
-    _mm_storeu_si128((__m128i *)(dst + i), bytes);
+  __m256i whole[4];
+  __m256 all_finite = _mm256_cmp_ps(limit, limit, _CMP_EQ_OQ);
+  if (usual) {
+    __m256 off = _mm256_setzero_ps(), wild = off;
+    for (int v = 0; v < 4; v++) {
+      const steps *s = &of[each * v];
+      const __m256 x = _mm256_loadu_ps(src + 8 * v);
+      wild = _mm256_or_ps(wild, _mm256_cmp_ps(_mm256_and_ps(x, magnitude_mask), limit, _CMP_NLE_UQ));
+      const __m256 q = clamped(_mm256_mul_ps(x, s->reciprocal), s->low, s->high);
+      const __m256i rounded = _mm256_cvtps_epi32(q);
+      off = _mm256_max_ps(off, _mm256_and_ps(_mm256_sub_ps(q, _mm256_cvtepi32_ps(rounded)), magnitude_mask));
+      whole[v] = _mm256_add_epi32(rounded, s->zero);
+    }
+    const __m256 unsure = _mm256_cmp_ps(off, _mm256_set1_ps(NPUMM_SURE), _CMP_GT_OQ);
+    if (!_mm256_movemask_ps(_mm256_or_ps(unsure, wild))) {
+      store_bytes(dst, whole);
+      return 1;
+    }
   }
-  const int tail_finite = npumm_rows_scalar.quantize(src + i, dst + i, n - i, how);
-  return _mm256_movemask_ps(all_finite) == 0xff && tail_finite;
+  for (int v = 0; v < 4; v++) {
+    const steps *s = &of[each * v];
+    const __m256 x = _mm256_loadu_ps(src + 8 * v);
+    const __m256 is_finite = _mm256_cmp_ps(_mm256_and_ps(x, magnitude_mask), limit, _CMP_LE_OQ);
+    all_finite = _mm256_and_ps(all_finite, is_finite);
+    const __m256 q = _mm256_blendv_ps(s->low, clamped(_mm256_div_ps(x, s->scale), s->low, s->high), is_finite);
+    whole[v] = _mm256_add_epi32(_mm256_cvtps_epi32(q), s->zero);
+  }
+  store_bytes(dst, whole);
+  return _mm256_movemask_ps(all_finite) == 0xff;
+}
+
+AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
+  const steps all = steps_of(how);
+  const int usual = npumm_is_usual_scale(how->scale);
+  int finite = 1;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) finite &= quantize_32(src + i, dst + i, &all, 0, usual);
+  return npumm_rows_scalar.quantize(src + i, dst + i, n - i, how) && finite;
+}
+
+AVX2 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
+  int finite = 1;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const steps own[4] = {steps_at(how, i), steps_at(how, i + 8), steps_at(how, i + 16), steps_at(how, i + 24)};
+    finite &= quantize_32(src + i, dst + i, own, 1, how->usual);
+  }
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
+                                 how->high + i,  how->zero + i,       how->usual};
+  return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
+}
+
+AVX2 static void absmax_columns(const float *src, int64_t n, uint32_t *largest) {
+  const __m256i magnitude_mask = _mm256_set1_epi32(0x7fffffff);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    __m256i *most = (__m256i *)(void *)(largest + i);
+    const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)(src + i));
+    _mm256_storeu_si256(most, _mm256_max_epu32(_mm256_loadu_si256(most), _mm256_and_si256(bits, magnitude_mask)));
+  }
+  npumm_rows_scalar.absmax_columns(src + i, n - i, largest + i);
 }
 
 AVX2 static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
@@ -102,23 +173,29 @@ AVX2 static int32_t sum(const int8_t *src, int64_t n) {
   return (int32_t)((uint32_t)(flipped - (uint64_t)i * 128) + (uint32_t)npumm_rows_scalar.sum(src + i, n - i));
 }
 
+/* As bits, which are in the order of magnitudes: infs and nans above all others. */
 AVX2 static float absmax(const float *src, int64_t n, int *finite) {
-  const __m256 magnitude_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  const __m256 limit = _mm256_set1_ps(3.402823466e+38f);
-  __m256 largest = _mm256_setzero_ps(), all_finite = _mm256_cmp_ps(largest, largest, _CMP_EQ_OQ);
+  const __m256i magnitude_mask = _mm256_set1_epi32(0x7fffffff);
+  __m256i most[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 x = _mm256_and_ps(_mm256_loadu_ps(src + i), magnitude_mask);
-    const __m256 is_finite = _mm256_cmp_ps(x, limit, _CMP_LE_OQ);
-    all_finite = _mm256_and_ps(all_finite, is_finite);
-    largest = _mm256_max_ps(largest, _mm256_and_ps(x, is_finite));
+  for (; i + 32 <= n; i += 32) {
+    for (int v = 0; v < 4; v++) {
+      const __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)(src + i + 8 * v));
+      most[v] = _mm256_max_epu32(most[v], _mm256_and_si256(bits, magnitude_mask));
+    }
   }
-  if (_mm256_movemask_ps(all_finite) != 0xff) *finite = 0;
+  const __m256i all = _mm256_max_epu32(_mm256_max_epu32(most[0], most[1]), _mm256_max_epu32(most[2], most[3]));
   float lanes[8];
-  _mm256_storeu_ps(lanes, largest);
-  float result = npumm_rows_scalar.absmax(src + i, n - i, finite);
-  for (int lane = 0; lane < 8; lane++) result = lanes[lane] > result ? lanes[lane] : result;
-  return result;
+  _mm256_storeu_si256((__m256i *)(void *)lanes, all);
+  float largest = 0.0f;
+  int ordinary = 1;
+  for (int lane = 0; lane < 8; lane++) {
+    ordinary &= lanes[lane] <= 3.402823466e+38f;
+    largest = lanes[lane] > largest ? lanes[lane] : largest;
+  }
+  if (!ordinary) return npumm_rows_scalar.absmax(src, n, finite); /* which passes over infs and nans */
+  const float rest = npumm_rows_scalar.absmax(src + i, n - i, finite);
+  return rest > largest ? rest : largest;
 }
 
 AVX2 static void minmax(const float *src, int64_t n, float range[2], int *finite) {
@@ -145,8 +222,9 @@ AVX2 static void minmax(const float *src, int64_t n, float range[2], int *finite
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 
-const npumm_row_kernels npumm_rows_avx2 = {"avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,
-                                           pairs,  sum,        absmax,          minmax};
+const npumm_row_kernels npumm_rows_avx2 = {
+    "avx2", f32_to_f16, f32_to_f16_high, f32_to_f16_low,       quantize,         quantize_columns, pairs, sum,
+    absmax, minmax,     absmax_columns,  npumm_transpose_avx2, npumm_pieces_avx2};
 #else
 typedef int npumm_rows_avx2_is_empty_here;
 #endif

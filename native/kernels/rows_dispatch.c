@@ -1,5 +1,6 @@
 /* Chooses the row kernels for the machine that the library runs on. */
 #include <stdatomic.h>
+#include <stddef.h>
 
 #include "npumatmul_kernels.h"
 #include "rows.h"
@@ -14,14 +15,28 @@ static int has_f16c(void) {
 }
 #endif
 
-static const npumm_row_kernels *choose(void) {
+enum { SETS_MOST = 3 };
+
+static int list(const npumm_row_kernels *found[SETS_MOST]) {
+  int count = 0;
+  found[count++] = &npumm_rows_scalar;
 #if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && has_f16c() ? &npumm_rows_avx2 : &npumm_rows_scalar;
+  if (__builtin_cpu_supports("avx2") && has_f16c()) {
+    found[count++] = &npumm_rows_avx2;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      found[count++] = &npumm_rows_avx512;
+    }
+  }
 #elif defined(__aarch64__)
-  return &npumm_rows_neon;
-#else
-  return &npumm_rows_scalar;
+  found[count++] = &npumm_rows_neon;
 #endif
+  return count;
+}
+
+const npumm_row_kernels *npumm_rows_at(int index) {
+  const npumm_row_kernels *found[SETS_MOST];
+  return index >= 0 && index < list(found) ? found[index] : NULL;
 }
 
 /* Asked once: the cpuid instruction costs microseconds, and tens of them in a virtual machine. */
@@ -29,7 +44,8 @@ const npumm_row_kernels *npumm_rows(void) {
   static const npumm_row_kernels *_Atomic chosen;
   const npumm_row_kernels *rows = atomic_load_explicit(&chosen, memory_order_relaxed);
   if (!rows) {
-    rows = choose(); /* by several threads at once perhaps: they choose the same */
+    const npumm_row_kernels *found[SETS_MOST];
+    rows = found[list(found) - 1]; /* by several threads at once perhaps: they choose the same */
     atomic_store_explicit(&chosen, rows, memory_order_relaxed);
   }
   return rows;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "rows.h"
+#include "transpose.h"
 
 /* IEEE binary32 -> binary16, round to nearest even, subnormals kept, nan stays a (quiet) nan with its sign. */
 static uint16_t half_from_float(float value) {
@@ -60,16 +61,36 @@ static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float sca
   }
 }
 
+static int8_t quantized(float x, float scale, float low, float high, int32_t zero, int *finite) {
+  const int is_finite = fabsf(x) <= 3.402823466e+38f;
+  float q = is_finite ? x / scale : NAN;
+  *finite &= is_finite;
+  q = q >= low ? q : low; /* a nan too */
+  q = q <= high ? q : high;
+  return (int8_t)((int32_t)rintf(q) + zero);
+}
+
 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
   int finite = 1;
+  for (int64_t i = 0; i < n; i++) dst[i] = quantized(src[i], how->scale, how->low, how->high, how->zero, &finite);
+  return finite;
+}
+
+static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
+  int finite = 1;
   for (int64_t i = 0; i < n; i++) {
-    float q = fabsf(src[i]) <= 3.402823466e+38f ? src[i] / how->scale : NAN;
-    finite &= fabsf(src[i]) <= 3.402823466e+38f;
-    q = q >= how->low ? q : how->low; /* a nan too */
-    q = q <= how->high ? q : how->high;
-    dst[i] = (int8_t)((int32_t)rintf(q) + how->zero);
+    dst[i] = quantized(src[i], how->scale[i], how->low[i], how->high[i], how->zero[i], &finite);
   }
   return finite;
+}
+
+static void absmax_columns(const float *src, int64_t n, uint32_t *largest) {
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t bits;
+    memcpy(&bits, &src[i], sizeof bits);
+    bits &= 0x7fffffffu;
+    largest[i] = bits > largest[i] ? bits : largest[i];
+  }
 }
 
 static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high_first) {
@@ -112,5 +133,6 @@ static void minmax(const float *src, int64_t n, float range[2], int *finite) {
   }
 }
 
-const npumm_row_kernels npumm_rows_scalar = {"scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low, quantize,
-                                             pairs,    sum,        absmax,          minmax};
+const npumm_row_kernels npumm_rows_scalar = {
+    "scalar", f32_to_f16, f32_to_f16_high, f32_to_f16_low,         quantize,         quantize_columns, pairs, sum,
+    absmax,   minmax,     absmax_columns,  npumm_transpose_scalar, npumm_pieces_base};

@@ -23,7 +23,8 @@ DEFINE_SCALAR(scalar_2, uint16_t)
 DEFINE_SCALAR(scalar_4, uint32_t)
 
 void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                            int64_t dst_row_stride) {
+                            int64_t dst_row_stride, int past_caches) {
+  (void)past_caches;
   if (element == 1) scalar_1(src, col_stride, rows, cols, dst, dst_row_stride);
   if (element == 2) scalar_2(src, col_stride, rows, cols, dst, dst_row_stride);
   if (element == 4) scalar_4(src, col_stride, rows, cols, dst, dst_row_stride);
@@ -77,7 +78,8 @@ DEFINE_SQUARE(square_2, 8, low_2, high_2)
 DEFINE_SQUARE(square_4, 4, low_4, high_4)
 
 void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                     int64_t dst_row_stride) {
+                     int64_t dst_row_stride, int past_caches) {
+  (void)past_caches;
   const int64_t side = 16 / element;
   const int64_t whole_rows = rows / side * side, whole_cols = cols / side * side;
   for (int64_t c = 0; c < whole_cols; c += side) {
@@ -90,16 +92,17 @@ void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t 
     }
   }
   npumm_transpose_scalar(src + whole_rows * element, col_stride, rows - whole_rows, whole_cols, element,
-                         dst + whole_rows * dst_row_stride, dst_row_stride);
+                         dst + whole_rows * dst_row_stride, dst_row_stride, 0);
   npumm_transpose_scalar(src + whole_cols * col_stride, col_stride, rows, cols - whole_cols, element,
-                         dst + whole_cols * element, dst_row_stride);
+                         dst + whole_cols * element, dst_row_stride, 0);
 }
 
 #else
 
 void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                     int64_t dst_row_stride) {
-  npumm_transpose_scalar(src, col_stride, rows, cols, element, dst, dst_row_stride);
+                     int64_t dst_row_stride, int past_caches) {
+  (void)past_caches;
+  npumm_transpose_scalar(src, col_stride, rows, cols, element, dst, dst_row_stride, 0);
 }
 
 #endif

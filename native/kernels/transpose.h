@@ -10,12 +10,20 @@
 
 /*
  * Element (r, c) is read at src + r * element + c * col_stride and written at dst + r * dst_row_stride + c * element,
- * for element sizes of 1, 2 and 4 bytes. Strides are in bytes; nothing has to be aligned.
+ * for element sizes of 1, 2 and 4 bytes. Strides are in bytes; nothing has to be aligned. `past_caches`
+ * allows to write whole lines around the caches.
  */
 void npumm_transpose(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                     int64_t dst_row_stride);
+                     int64_t dst_row_stride, int past_caches);
 
 void npumm_transpose_scalar(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
-                            int64_t dst_row_stride);
+                            int64_t dst_row_stride, int past_caches);
+
+#if defined(__x86_64__)
+void npumm_transpose_avx2(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                          int64_t dst_row_stride, int past_caches);
+void npumm_transpose_avx512(const char *src, int64_t col_stride, int64_t rows, int64_t cols, int64_t element, char *dst,
+                            int64_t dst_row_stride, int past_caches);
+#endif
 
 #endif

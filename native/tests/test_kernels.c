@@ -41,8 +41,50 @@ static const npumm_quantizer quantizers[] = {
     {0.5f, -128.0f - 3.0f, 124.0f, 3}, {1e-30f, -255.0f, 0.0f, 127}, {0.0f, -127.0f, 127.0f, 0},
 };
 
+/* With steps that change from element to element: those above by turns, or with `usual` the first two. */
+static void compare_columns(const npumm_row_kernels *kernels, const float *src, int64_t n, int usual) {
+  enum { MOST = 300 };
+  float scale[MOST], reciprocal[MOST], low[MOST], high[MOST];
+  int32_t zero[MOST];
+  uint32_t largest[MOST], largest_reference[MOST];
+  int8_t got[MOST], expected[MOST];
+  for (int64_t i = 0; i < n; i++) {
+    const npumm_quantizer *of = &quantizers[(size_t)i % (usual ? 2 : sizeof quantizers / sizeof *quantizers)];
+    scale[i] = of->scale, reciprocal[i] = 1.0f / of->scale, low[i] = of->low, high[i] = of->high, zero[i] = of->zero;
+    largest[i] = largest_reference[i] = i % 3 ? 0 : 0x3f800000u;
+  }
+  const npumm_quantizers how = {scale, reciprocal, low, high, zero, usual};
+  const int finite = npumm_rows_scalar.quantize_columns(src, expected, n, &how);
+  HOLDS(kernels->quantize_columns(src, got, n, &how) == finite);
+  HOLDS(n == 0 || memcmp(got, expected, (size_t)n) == 0);
+  kernels->absmax_columns(src, n, largest);
+  npumm_rows_scalar.absmax_columns(src, n, largest_reference);
+  HOLDS(n == 0 || memcmp(largest, largest_reference, (size_t)n * sizeof *largest) == 0);
+}
+
+/* Multiples of half a step and what is beside them: where a product with 1 / scale is rounded to another integer. */
+static void quotients_next_to_halves(const npumm_row_kernels *kernels) {
+  enum { COUNT = 4 * 512 };
+  static float src[COUNT];
+  static int8_t got[COUNT], expected[COUNT];
+  int same = 1;
+  for (int round = 0; round < 300; round++) {
+    const uint32_t bits = (random_bits() & 0x007fffffu) | ((uint32_t)(30 + round % 200) << 23);
+    npumm_quantizer how = {0.0f, -127.0f, 127.0f, 0};
+    memcpy(&how.scale, &bits, sizeof bits);
+    for (int i = 0; i < COUNT; i++) {
+      const float at = (float)((i / 4 - 256) * 0.5 * (double)how.scale);
+      src[i] = i % 4 == 0 ? at : i % 4 == 1 ? nextafterf(at, INFINITY) : i % 4 == 2 ? nextafterf(at, -INFINITY) : -at;
+    }
+    const int finite = npumm_rows_scalar.quantize(src, expected, COUNT, &how);
+    same &= kernels->quantize(src, got, COUNT, &how) == finite && memcmp(got, expected, sizeof got) == 0;
+  }
+  HOLDS(same);
+}
+
 static void compare_with_scalar(const npumm_row_kernels *kernels) {
   enum { LONGEST = 300 };
+  quotients_next_to_halves(kernels);
   for (int kind = 0; kind < 4; kind++) {
     for (int64_t n = 0; n < LONGEST; n = n < 70 ? n + 1 : n + 23) {
       /* heap blocks of the exact size, so that the sanitizers see every step too far */
@@ -80,6 +122,7 @@ static void compare_with_scalar(const npumm_row_kernels *kernels) {
         HOLDS(npumm_rows_scalar.quantize(src, byte_reference, n, &quantizers[q]) == finite);
         HOLDS(n == 0 || memcmp(byte, byte_reference, (size_t)n) == 0);
       }
+      for (int usual = 0; usual < 2; usual++) compare_columns(kernels, src, n, usual);
       for (int64_t i = 0; i < n; i++) byte[i] = (int8_t)random_bits();
       HOLDS(kernels->sum(byte, n) == npumm_rows_scalar.sum(byte, n));
       for (int way = 0; way < 4; way++) {
@@ -263,7 +306,8 @@ static void quantization_scales_by_hand(void) {
 int main(void) {
   halves_by_definition();
   int8_by_hand();
-  compare_with_scalar(npumm_rows());
+  for (int set = 1; npumm_rows_at(set); set++) compare_with_scalar(npumm_rows_at(set));
+  HOLDS(npumm_rows_at(-1) == NULL);
   bad_arguments_are_refused();
   split_halves_by_definition();
   power_of_two_scales_by_hand();

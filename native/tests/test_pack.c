@@ -195,6 +195,115 @@ static void random_matrix(const property *p) {
   free(image);
 }
 
+/* Quantized in one pass: the scales and the bytes of measuring first and packing then; in parts, with sums, too. */
+static void quantized_at_once(npumm_conversion conversion, int rows, int cols, int down) {
+  const int images = conversion == NPUMM_F32_TO_I4_SPLIT ? 2 : 1, padded = (rows * images + 31) / 32 * 32 + 32;
+  const npumm_tiling t = {rows * images, cols, padded, (cols + 31) / 32 * 32, 32, 32};
+  const size_t count = (size_t)rows * (size_t)cols;
+  const int64_t bytes = npumm_packed_bytes(&t, conversion), unit = (int64_t)sizeof(float);
+  const int64_t row_stride = down ? unit : cols * unit, col_stride = down ? rows * unit : unit;
+  float *src = need(count * sizeof *src), *scale = need((size_t)rows * sizeof *scale);
+  float *expected_scale = need((size_t)rows * sizeof *scale);
+  int32_t *sum = need((size_t)rows * sizeof *sum), *expected_sum = need((size_t)rows * sizeof *sum);
+  uint8_t *image = need((size_t)bytes), *expected = need((size_t)bytes);
+  for (size_t i = 0; i < count; i++) src[i] = (float)between(-30000, 30000) * 0.001f;
+  HOLDS(npumm_symmetric_scales(src, rows, cols, row_stride, col_stride, npumm_levels(conversion), 0.9f,
+                               expected_scale) == NPUMM_OK);
+  const npumm_values values = {conversion, expected_scale, NULL, expected_sum};
+  HOLDS(npumm_pack(&t, &values, src, row_stride, col_stride, expected, bytes) == NPUMM_OK);
+  for (int parts = 0; parts < 2; parts++) {
+    memset(image, 0xa5, (size_t)bytes);
+    if (!parts) {
+      HOLDS(npumm_quantize(&t, conversion, 0.9f, src, row_stride, col_stride, image, bytes, scale, sum) == NPUMM_OK);
+    } else {
+      for (int end = rows, step; end > 0; end -= step) {
+        step = between(1, end);
+        const int first = end - step;
+        const float *from = (const float *)(const void *)((const char *)src + first * row_stride);
+        HOLDS(npumm_quantize_rows(&t, conversion, 0.9f, first, step, from, row_stride, col_stride, image, bytes,
+                                  scale + first, sum + first) == NPUMM_OK);
+      }
+    }
+    HOLDS(memcmp(scale, expected_scale, (size_t)rows * sizeof *scale) == 0);
+    HOLDS(memcmp(sum, expected_sum, (size_t)rows * sizeof *sum) == 0);
+    HOLDS(memcmp(image, expected, (size_t)bytes) == 0);
+  }
+  src[count / 2] = INFINITY;
+  HOLDS(npumm_quantize(&t, conversion, 0.9f, src, row_stride, col_stride, image, bytes, scale, NULL) ==
+        NPUMM_NOT_FINITE);
+  HOLDS(npumm_quantize(&t, NPUMM_F32_TO_F16, 1.0f, src, row_stride, col_stride, image, bytes, scale, NULL) ==
+        NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_quantize(&t, conversion, 1.0f, src, row_stride, col_stride, image, bytes, NULL, NULL) ==
+        NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_quantize(NULL, conversion, 1.0f, src, row_stride, col_stride, image, bytes, scale, NULL) ==
+        NPUMM_BAD_ARGUMENT);
+  free(src);
+  free(scale);
+  free(expected_scale);
+  free(sum);
+  free(expected_sum);
+  free(image);
+  free(expected);
+}
+
+/* Scales of all kinds are those of the same rows in the other order, infs and nans among them. */
+static void scales_in_both_orders(void) {
+  enum { ROWS = 150, COLS = 37 };
+  static float across[ROWS][COLS], down[COLS][ROWS];
+  for (int r = 0; r < ROWS; r++) {
+    for (int c = 0; c < COLS; c++) {
+      const int wild = between(0, 999);
+      across[r][c] = wild == 0 ? INFINITY : wild == 1 ? -INFINITY : wild == 2 ? NAN : (float)between(-999, 999) * 1e-3f;
+      if (r % 16 == 0) across[r][c] *= 1e6f;
+      down[c][r] = across[r][c];
+    }
+  }
+  float scale[ROWS], other[ROWS];
+  int32_t zero[ROWS], other_zero[ROWS];
+  npumm_symmetric_scales(&across[0][0], ROWS, COLS, sizeof across[0], 4, 127, 1.0f, scale);
+  npumm_symmetric_scales(&down[0][0], ROWS, COLS, 4, sizeof down[0], 127, 1.0f, other);
+  HOLDS(memcmp(scale, other, sizeof scale) == 0);
+  npumm_asymmetric_scales(&across[0][0], ROWS, COLS, sizeof across[0], 4, 127, 1.0f, scale, zero);
+  npumm_asymmetric_scales(&down[0][0], ROWS, COLS, 4, sizeof down[0], 127, 1.0f, other, other_zero);
+  HOLDS(memcmp(scale, other, sizeof scale) == 0 && memcmp(zero, other_zero, sizeof zero) == 0);
+  for (int high = 0; high < 2; high++) {
+    npumm_power_of_two_scales(&across[0][0], ROWS, COLS, sizeof across[0], 4, high, scale);
+    npumm_power_of_two_scales(&down[0][0], ROWS, COLS, 4, sizeof down[0], high, other);
+    HOLDS(memcmp(scale, other, sizeof scale) == 0);
+  }
+}
+
+/* An image that is written around the caches: every byte of it, from both orders, and what is beside it. */
+static void large_images(void) {
+  enum { N = 1056, K = 2100, PADDED = 2112 };
+  const npumm_tiling t = {N, K, N, PADDED, 32, 32};
+  const npumm_values how = {.conversion = NPUMM_COPY_8};
+  int8_t *across = need((size_t)N * K), *down = need((size_t)N * K);
+  uint8_t *image = aligned_alloc(64, (size_t)N * PADDED), *other = need((size_t)N * PADDED + 1);
+  if (!image) abort();
+  for (int r = 0; r < N; r++) {
+    for (int c = 0; c < K; c++) across[r * K + c] = down[c * N + r] = (int8_t)between(-128, 127);
+  }
+  HOLDS(npumm_pack(&t, &how, across, K, 1, image, (int64_t)N * PADDED) == NPUMM_OK);
+  int same = 1;
+  for (int r = 0; r < N; r++) {
+    for (int c = 0; c < PADDED; c++) {
+      const int64_t at = (((int64_t)(r / 32) * (PADDED / 32) + c / 32) * 32 + r % 32) * 32 + c % 32;
+      same &= (int8_t)image[at] == (c < K ? across[r * K + c] : 0);
+    }
+  }
+  HOLDS(same);
+  HOLDS(npumm_pack(&t, &how, down, 1, N, other + 1, (int64_t)N * PADDED) == NPUMM_OK); /* at an odd address */
+  HOLDS(memcmp(image, other + 1, (size_t)N * PADDED) == 0);
+  memset(image, 0xa5, (size_t)N * PADDED);
+  HOLDS(npumm_pack(&t, &how, down, 1, N, image, (int64_t)N * PADDED) == NPUMM_OK);
+  HOLDS(memcmp(image, other + 1, (size_t)N * PADDED) == 0);
+  free(across);
+  free(down);
+  free(image);
+  free(other);
+}
+
 static void what_does_not_fit_is_refused(void) {
   const npumm_tiling t = {2, 4, 2, 4, 2, 4}, odd = {3, 4, 4, 4, 2, 4};
   const float values[2][4] = {{1, 2, 3, 4}, {5, 6, INFINITY, 8}};
@@ -225,6 +334,16 @@ static void what_does_not_fit_is_refused(void) {
 }
 
 int main(void) {
+  const npumm_conversion quantizing[] = {NPUMM_F32_TO_I8, NPUMM_F32_TO_I4, NPUMM_F32_TO_I4_SPLIT};
+  for (size_t i = 0; i < sizeof quantizing / sizeof *quantizing; i++) {
+    for (int down = 0; down < 2; down++) {
+      quantized_at_once(quantizing[i], 1, 65, down);
+      quantized_at_once(quantizing[i], 131, 77, down);
+      quantized_at_once(quantizing[i], 70, 1100, down);
+    }
+  }
+  scales_in_both_orders();
+  large_images();
   int4_by_hand();
   halves_of_every_value();
   for (size_t i = 0; i < sizeof properties / sizeof *properties; i++) {

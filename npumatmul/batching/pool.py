@@ -34,7 +34,7 @@ class Pool(Uncopied):
         What members compute; several threads may call it at once. What else its calls are given goes to a function as
         it is.
     size : int, optional
-        How many members; by default one for each of `cores`, or for each core of the device.
+        How many members; by default one for each of `cores`, or for each core of the device or of the weight.
     cores : sequence of int or of tuples of int, or "any", optional
         The cores of each member, in turns where there are more members. By default each has one core, so that products
         of different members do not wait for each other; ``"any"``: products run on the cores that are modelled best.
@@ -90,7 +90,7 @@ class Pool(Uncopied):
                 f"Pool: {self.work.name} multiplies what stands in its own left operand, for one thread at a time; "
                 "give the PackedWeight, or give a Batch the Matmul"
             )
-        chosen = _cores(cores, self.work.device if device is None else device)
+        chosen = _cores(cores, self.work.device if device is None else device, self.work.cores)
         self.size = len(chosen) if size is None else _count("size", size)
         given = [chosen[number % len(chosen)] for number in range(self.size)]
         self._members = Members(self.work.call, f"Pool of {self.work.name}", given)
@@ -257,7 +257,7 @@ class _Jobs:
             gatherer.compute_here(future)
 
 
-def _cores(given: Any, device: Any) -> list[tuple[int, ...] | None]:
+def _cores(given: Any, device: Any, own: tuple[int, ...] | None) -> list[tuple[int, ...] | None]:
     """The cores of members, in turns."""
     if isinstance(given, str):
         if given != "any":
@@ -266,7 +266,7 @@ def _cores(given: Any, device: Any) -> list[tuple[int, ...] | None]:
     opened = current_device() if device is None else Device(device) if isinstance(device, str) else device
     count = opened.chip.cores
     if given is None:
-        return [(number,) for number in range(count)]
+        return [(number,) for number in own or range(count)]
     try:
         cores = [
             tuple(operator.index(core) for core in each) if isinstance(each, Iterable) else (operator.index(each),)

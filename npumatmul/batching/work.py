@@ -44,6 +44,8 @@ class Work:
         Where all rows have to stand, of which as many are computed as it has.
     device : object or None
         Where it computes, if that is known.
+    cores : tuple of int or None
+        The NPU cores that it is bound to.
     shared : bool
         Whether several threads may call it at once.
     """
@@ -56,6 +58,7 @@ class Work:
     finite: bool = True
     place: Any = None
     device: Any = None
+    cores: tuple[int, ...] | None = None
     shared: bool = True
 
     @classmethod
@@ -106,7 +109,8 @@ def _of_weight(weight: PackedWeight) -> Work:
     def call(rows: Rows) -> Any:
         return matmul(rows, weight)
 
-    return Work(call, name, weight.shape[:1], dtype, finite=finite, device=weight.device)
+    cores = None if weight.stored is None else weight.stored.where.cores
+    return Work(call, name, weight.shape[:1], dtype, finite=finite, device=weight.device, cores=cores)
 
 
 def _of_matmul(product: Matmul[Any], called: str) -> Work:

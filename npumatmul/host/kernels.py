@@ -127,6 +127,21 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p),
     ),
+    "npumm_quantize": (
+        C.c_int,
+        (
+            C.POINTER(Tiling),
+            C.c_int,
+            C.c_float,
+            C.c_void_p,
+            C.c_int64,
+            C.c_int64,
+            C.c_void_p,
+            C.c_int64,
+            C.c_void_p,
+            C.c_void_p,
+        ),
+    ),
     "npumm_asymmetric_scales": (
         C.c_int,
         (C.c_void_p, C.c_int64, C.c_int64, C.c_int64, C.c_int64, C.c_int32, C.c_float, C.c_void_p, C.c_void_p),
@@ -167,7 +182,7 @@ def library() -> C.CDLL:
 
 
 def instruction_set() -> str:
-    """Name of the instruction set that the kernels use here: ``"avx2"``, ``"neon"`` or ``"scalar"``."""
+    """Name of the instruction set that the kernels use here: ``"avx512"``, ``"avx2"``, ``"neon"`` or ``"scalar"``."""
     return str(library().npumm_instruction_set().decode())
 
 
@@ -228,6 +243,39 @@ def pack(
     if code == NOT_FINITE:
         raise NotFiniteError("the array holds an inf or nan, which cannot be quantized")
     _check("npumm_pack", code, tiling)
+
+
+def quantize(
+    tiling: Tiling,
+    conversion: Conversion,
+    source: NDArray[np.float32],
+    destination: int,
+    destination_bytes: int,
+    row_sum: NDArray[np.int32] | None = None,
+    clip: float = 1.0,
+) -> NDArray[np.float32]:
+    """`symmetric_scales` and `pack` with them in one pass: gives the scales, of shape (M,).
+
+    Parameters and errors are those of both; what `NotFiniteError` leaves at the destination is undefined.
+    """
+    rows = source.shape[0]
+    if source.ndim != 2 or (rows * conversion.row_images, source.shape[1]) != (tiling.rows, tiling.cols):
+        raise ValueError(f"quantize: source is {source.shape}, the tiling says {(tiling.rows, tiling.cols)}")
+    if source.dtype != np.float32 or not conversion.levels:
+        raise ValueError(f"quantize: {conversion.name} does not quantize {source.dtype}")
+    if row_sum is not None and (
+        row_sum.shape != (rows,) or row_sum.dtype != np.int32 or not row_sum.flags.c_contiguous
+    ):
+        raise ValueError(f"quantize: row_sum must be a contiguous array of {rows} int32")
+    scale = np.empty(rows, np.float32)
+    code = library().npumm_quantize(
+        C.byref(tiling), conversion, clip, source.ctypes.data, *source.strides, destination, destination_bytes,
+        scale.ctypes.data, None if row_sum is None else row_sum.ctypes.data,
+    )  # fmt: skip
+    if code == NOT_FINITE:
+        raise NotFiniteError("the array holds an inf or nan, which cannot be quantized")
+    _check("npumm_quantize", code, tiling)
+    return scale
 
 
 def unpack(tiling: Tiling, conversion: Conversion, source: int, source_bytes: int, destination: NDArray[Any]) -> None:
