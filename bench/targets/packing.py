@@ -1,4 +1,4 @@
-"""Host kernels: packing into native layouts, with and without conversion. Chips' layouts are the RK3588's."""
+"""Host kernels: packing into native layouts, and storing results. Layouts are the RK3588's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType
 from npumatmul.host import kernels
+from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, Result, ResultType, Term, _store
 from npumatmul.host.kernels import Conversion
 from targets.lines import Turns, line
 
@@ -178,3 +179,36 @@ def _a_int8(rows: int, k: int) -> Turns:
     )  # fmt: skip
     function = kernels.library().npumm_quantize
     return Turns(lambda keep=(a, memory, scale, tiling): function(*arguments), copier(a), one_thread=True)
+
+
+@line(
+    "store C int32 to float32, {0}x4096, {1}",
+    "memcpy of C",
+    least=0.5,
+    over=product((16, 128, 512), ("scales", "scales, bias", "scales, bias, residual", "scales, bias, silu, multiply")),
+    counted="npumm_store",
+)
+def store_c(rows: int, steps: str) -> Iterator[Turns]:
+    """Scales per row and column, and what is done in the same pass."""
+    n = 4096
+    where = layout.c_native(rows, n, ElementType.INT32, "rk3588")
+    c, out = RNG.integers(-(10**6), 10**6, where.nbytes // 4, np.int32), np.empty((rows, n), np.float32)
+    bias, scale = RNG.standard_normal((2, n), np.float32)
+    factor, other = RNG.random(rows), RNG.standard_normal((rows, n), np.float32)
+    matrix = Matrix(other.ctypes.data, other.strides[0], Element.FLOAT32)
+    epilogue = EpilogueStruct(scale=1.0, low=-np.inf, high=np.inf)
+    if "bias" in steps:
+        epilogue.bias = bias.ctypes.data
+    if "silu" in steps:
+        epilogue.function, epilogue.multiply = Function.SILU, matrix
+    if "residual" in steps:
+        epilogue.residual = matrix
+    result = Result(
+        data=out.ctypes.data, row_stride=out.strides[0], type=Element.FLOAT32, row_factor=factor.ctypes.data,
+        column_scale=scale.ctypes.data, epilogue=C.pointer(epilogue) if "bias" in steps else None,
+    )  # fmt: skip
+    term, tiling, function = Term(type=ResultType.INT32, row_images=1), where.tiling(), _store()
+    keep = (bias, scale, factor, other, out)
+    yield Turns(
+        lambda keep=keep: function(tiling, term, c.ctypes.data, c.nbytes, None, result), copier(c), one_thread=True
+    )
