@@ -13,6 +13,7 @@ from npumatmul.host import kernels
 from npumatmul.host.kernels import Conversion
 from npumatmul.quant import Hadamard, hadamard_matrix
 from targets.lines import Turns, line
+from targets.packing import npu_memory
 
 
 @line(
@@ -41,7 +42,7 @@ def hadamard_and_pack(rows: int, k: int) -> Iterator[Turns]:
     x = np.random.default_rng(0).standard_normal((rows, k)).astype(np.float32)
     transform, copy = Hadamard(k), np.empty_like(x)
     where = layout.a_native(rows, k, ElementType.INT8, "rk3588")
-    memory, scratch = np.zeros(where.nbytes, np.uint8), np.empty((rows, k), np.float32)
+    memory, scratch = npu_memory(where.nbytes), np.empty((rows, k), np.float32)
     tiling, kernel = where.tiling(), transform.kernel
 
     def work() -> None:

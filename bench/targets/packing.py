@@ -21,9 +21,16 @@ STORED = ("(K, N)", "(N, K)")
 RNG = np.random.default_rng(0)
 
 
+def npu_memory(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins a page, as the NPU's does."""
+    memory = np.zeros(nbytes + 4096, np.uint8)
+    start = -memory.ctypes.data % 4096
+    return memory[start : start + nbytes]
+
+
 def packer(matrix: NDArray[Any], where: layout.TileLayout) -> Callable[[], None]:
     """Pack into memory that is there already, as a weight does that goes into NPU memory."""
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     return lambda: layout.pack_into(matrix, where, memory.ctypes.data, memory.nbytes)
 
 
@@ -79,7 +86,7 @@ def pack_b_int4(size: int, stored: str) -> Iterator[Turns]:
     """Two values per byte of what is written."""
     b = stored_as(integers(size, -7, 8), stored)
     where = layout.b_native(size, size, ElementType.INT4, "rk3588")
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     yield Turns(
         lambda: kernels.pack(where.tiling(), Conversion.INT4, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
@@ -101,7 +108,7 @@ def quantize_b(to: str, size: int, stored: str) -> Iterator[Turns]:
         (ElementType.INT8, Conversion.F32_TO_I8) if to == "int8" else (ElementType.INT4, Conversion.F32_TO_I4)
     )
     where = layout.b_native(size, size, element, "rk3588")
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     yield Turns(
         lambda: kernels.quantize(where.tiling(), conversion, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
@@ -137,7 +144,7 @@ def pack_one_row_float16() -> Iterator[Turns]:
 def _a_float16(rows: int, k: int) -> Turns:
     a = RNG.standard_normal((rows, k), np.float32)
     where = of_a(rows, k, ElementType.FLOAT16)
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     values = kernels.Values(Conversion.F32_TO_F16)
     keep = (a, memory, where.tiling(), values)
     arguments = (C.byref(keep[2]), C.byref(values), a.ctypes.data, *a.strides, memory.ctypes.data, memory.nbytes)
@@ -171,7 +178,7 @@ def quantize_one_row() -> Iterator[Turns]:
 def _a_int8(rows: int, k: int) -> Turns:
     a = RNG.standard_normal((rows, k), np.float32)
     where = of_a(rows, k, ElementType.INT8)
-    memory, scale = np.zeros(where.nbytes, np.uint8), np.zeros(rows, np.float32)
+    memory, scale = npu_memory(where.nbytes), np.zeros(rows, np.float32)
     tiling = where.tiling()
     arguments = (
         C.byref(tiling), Conversion.F32_TO_I8, C.c_float(1.0), a.ctypes.data, *a.strides, memory.ctypes.data,
