@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 from npumatmul.errors import MissingPackageError
 
@@ -29,12 +30,13 @@ EXTRAS = {
 INSTALLED_AS = {"sklearn": "scikit-learn"}
 
 
-def explain_missing(error: ModuleNotFoundError, what: str) -> None:
+def explain_missing(error: ImportError, what: str) -> None:
     """Raise in the place of an import's error one that says what to install; return where it is about another package.
 
     Parameters
     ----------
-    error : ModuleNotFoundError
+    error : ImportError
+        Of a package that is missing, or of a part of one that is there in another version.
     what : str
         What needs the package.
 
@@ -43,8 +45,16 @@ def explain_missing(error: ModuleNotFoundError, what: str) -> None:
     MissingPackageError
     """
     package = (error.name or "").partition(".")[0]
-    if package in EXTRAS:
+    if package not in EXTRAS:
+        return
+    if not _is_there(package):
         raise _missing(package, what) from error
+    version = getattr(sys.modules.get(package), "__version__", "")
+    raise MissingPackageError(
+        f"{what} cannot use the {INSTALLED_AS.get(package, package)} {version}".rstrip()
+        + f" that is installed ({error}): pip install --upgrade 'npumatmul[{EXTRAS[package]}]'",
+        name=package,
+    ) from error
 
 
 def check_installed(package: str, what: str) -> None:
@@ -54,12 +64,15 @@ def check_installed(package: str, what: str) -> None:
     ------
     MissingPackageError
     """
-    try:
-        found = importlib.util.find_spec(package) is not None
-    except (ModuleNotFoundError, ValueError):  # something stands in its way
-        found = False
-    if not found:
+    if not _is_there(package):
         raise _missing(package, what)
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ModuleNotFoundError, ValueError):  # something stands in its way
+        return False
 
 
 def _missing(package: str, what: str) -> MissingPackageError:

@@ -61,6 +61,7 @@ LONG = frozenset(
         "tests/test_bench_page.py",
         "tests/test_bench_record.py::test_changed_runs_are_refused_or_go_through_everything",
         "tests/test_bench_reports.py::test_a_run_has_the_plots_that_its_rows_are_enough_for",
+        "tests/test_onnx_example.py",
         "tests/test_product_log.py",
         "tests/test_boardlock.py",
         "tests/test_budget.py::test_the_limit_of_descriptors_is_raised_when_it_is_needed",

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import npumatmul as npu
+from npumatmul import sim
 from npumatmul.bench import (
     Case,
     Record,
@@ -58,7 +59,7 @@ def test_every_step_is_timed_as_often_as_asked(device: npu.Device, name: str, la
     (case,) = cases_from([name], [(4, 96, 128)], [layout])
     row = measure(device, case, Sampling.exactly(7, warmup=2))
     counts = {step: len(times) for step, times in row.seconds.items()}
-    assert counts == {"create": 5, "matmul": 7, "executor": 7, **dict.fromkeys(STEPS, 7)}
+    assert counts == {"create": 5, "matmul": 7, "executor": 7, "host": 7, **dict.fromkeys(STEPS, 7)}
     assert all(seconds > 0 for times in row.seconds.values() for seconds in times)
     assert (row.what, row.main, dict(row.case)) == ("matmul", "run", case.fields)
     median = np.median(row.seconds["run"])
@@ -493,3 +494,26 @@ def test_results_are_checked_in_parts(columns: int, monkeypatch: pytest.MonkeyPa
     result[1, 7] = np.nan
     with pytest.raises(RuntimeError, match="2 of 20 elements"):
         operands.check(result, "it")
+
+
+@pytest.mark.parametrize("name", ["int8", "w8a8", "w4a8_g32", "w16a16_high"])
+def test_calls_of_the_executor_run_as_often_as_they_say(fresh_device: npu.Device, name: str) -> None:
+    """A bare call makes the product's runs, and one without runs makes none: both are counted by the simulator."""
+    w = np.arange(-60, 60).reshape(60, 2) % 7 - 3
+    x = np.ones((5, 60))
+    dtype = np.int8 if name == "int8" else np.float32
+    with npu.pack(w.astype(dtype), npu.Scheme.parse(name), device=fresh_device) as packed:
+        product = npu.Matmul(x.astype(dtype), packed)
+        result = product.execute()
+        expected = result.copy()
+        assert product.prepared is not None
+        assert product.prepared.program is not None
+        result[...] = 0
+        before = sim.counters(fresh_device).run_calls
+        assert product.prepared.program.bare_call()() == 0
+        runs = sim.counters(fresh_device).run_calls - before
+        assert runs >= 1
+        assert (result == expected).all()
+        assert product.prepared.program.bare_call(runs=False)() == 0
+        assert sim.counters(fresh_device).run_calls - before == runs
+        assert (product.execute() == expected).all()

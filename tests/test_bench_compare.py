@@ -212,6 +212,19 @@ def test_the_command_ends_with_1_where_a_case_is_slower(tmp_path: Path) -> None:
     assert command(tmp_path, before, run(noisy(5), noisy(6))).exit_code == 0
 
 
+def test_too_few_times_are_told(tmp_path: Path) -> None:
+    """Three and three ranks are dealt in 20 ways: 2 of these are 10 %."""
+    few = run(noisy(1, count=3), noisy(2))
+    assert compare(few, few).too_few == 1
+    assert compare(run(noisy(1)), run(noisy(2))).too_few == 0
+    done = command(tmp_path, few, few)
+    assert "1 of 2 cases have too few times for any difference to be told" in done.stderr
+    # 4 and 4: 2 of 70, which is enough for one case, and not for two
+    assert compare(run(noisy(1, count=4)), run(noisy(2, count=4))).too_few == 0
+    two = run(noisy(1, count=4), noisy(2, count=4))
+    assert compare(two, two).too_few == 2
+
+
 def test_strict_comparisons_want_every_case_clear(tmp_path: Path) -> None:
     before = run(noisy(1), noisy(2))
     fewer, unclear = run(noisy(3)), run(noisy(3), noisy(4, count=3))

@@ -68,6 +68,15 @@ def test_what_a_row_lacks_is_a_dash() -> None:
     assert (list(table.columns["rate"]), list(table.columns["cold"])) == (["2.00", "-"], ["-", "2.00"])
 
 
+def test_the_spread_is_that_of_the_main_time_and_stands_once() -> None:
+    """Also where rows are about different times, as those of core masks that are refused."""
+    rows = [Row("x", {"name": "a"}, {"run": [1e-6], "set": [1e-6]}), Row("x", {"name": "b"}, {"set": [2e-6]})]
+    (table,) = tables(Record(MACHINE, rows))
+    assert list(table.columns) == ["case", "run", "set", "run min..p90", "samples"]
+    assert list(table.columns["set"]) == ["1.00", "2.00"]
+    assert list(table.columns["run min..p90"]) == ["1.00..1.00", "-"]
+
+
 def test_a_machine_is_told_in_words() -> None:
     told = facts(MACHINE)
     assert told["timed on"] == "CPU simulation of rk3588, 3 NPU cores"

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import npumatmul as npu
 from npumatmul.cli import app as app_module
 from npumatmul.cli.app import app
+from npumatmul.cli.bench_commands import OPTIONS
 from npumatmul.errors import DeviceError
 from npumatmul.extras import EXTRAS, INSTALLED_AS
 from npumatmul.llm import fetch_demo_model
@@ -226,8 +227,8 @@ def test_the_readme_example_runs_with_what_its_first_line_installs(tmp_path: Pat
 
 COMMANDS = (
     [], ["info"], ["probe"], ["generate"], ["demo"], ["perplexity"], ["analyze"], ["quantize"], ["bench"],
-    ["bench", "matmul"], ["bench", "demo"], ["bench", "show"], ["bench", "compare"], ["bench", "share"], ["sim"],
-    ["sim", "env"], ["sim", "path"],
+    *(["bench", name] for name in (*OPTIONS, "demo", "dynshape-demo", "show", "compare", "share")),
+    ["sim"], ["sim", "env"], ["sim", "path"],
 )  # fmt: skip
 
 

@@ -234,6 +234,39 @@ def test_convolutions_of_two_dimensions(auto_pad: str) -> None:
     agree(model, {"x": randn(2, 8, 9, 11)})
 
 
+@pytest.mark.parametrize(
+    ("equation", "x", "w", "goes"),
+    [
+        ("bsd,dn->bsn", (2, 5, 64), (64, 40), True),
+        ("bsd, nd -> bsn", (2, 5, 64), (40, 64), True),
+        ("bsd,dhk->bshk", (2, 5, 64), (64, 4, 16), True),
+        ("bsd,hdk->bshk", (2, 5, 64), (4, 64, 16), True),
+        ("bshk,hkd->bsd", (2, 5, 4, 16), (4, 16, 64), True),
+        ("bshk,dkh->bsd", (2, 5, 4, 16), (64, 16, 4), True),
+        ("...d,dn->...n", (2, 5, 64), (64, 40), True),
+        ("d,dn->n", (64,), (64, 40), True),
+        ("bsd,dhk->bhsk", (2, 5, 64), (64, 4, 16), False),
+        ("bds,dn->bsn", (2, 64, 5), (64, 40), False),
+        ("bsd,bdn->bsn", (2, 5, 64), (2, 64, 40), False),
+        ("bsd,dn->bs", (2, 5, 64), (64, 40), False),
+        ("...d,dn->...", (2, 5, 64), (64, 40), False),
+    ],
+)
+def test_sums_of_products(equation: str, x: tuple[int, ...], w: tuple[int, ...], goes: bool) -> None:
+    nodes = [helper.make_node("Einsum", ["x", "w"], ["t"], equation=equation), helper.make_node("Relu", ["t"], ["y"])]
+    model = model_of(nodes, [value("x", x)], [value("y", None)], w=randn(*w))
+    feeds = {"x": randn(*x)}
+    session = agree(model, feeds, int(goes))
+    assert session.report.left == ({} if goes else {"Einsum_0": f"its equation is {equation}"})
+    if goes:
+        assert [row.fused for row in session.report] == ["relu"]
+        rows = inspect(model, chip("rk3588"))[0].rows
+        assert rows == (10 if len(x) > 1 else 1)
+        assert len(
+            InferenceSession(model, scheme="w8a8", calibration=[{"x": randn(*x, seed=i)} for i in range(9)]).report
+        )
+
+
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 1, 0], [2, 1, 0, 1]])
 @pytest.mark.parametrize("group", [1, 2])
 def test_transposed_convolutions_of_images(pads: list[int], group: int) -> None:

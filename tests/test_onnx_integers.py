@@ -365,13 +365,14 @@ def test_operators_that_are_named_exist() -> None:
 
 def test_other_products_stay_and_say_why() -> None:
     nodes = [
-        node("Einsum", ["x", "w"], ["e"], "sum", equation="mk,kn->mn"),
+        node("Einsum", ["x", "w"], ["e"], "sum", equation="mk,mk->mk"),
         node("FusedGemm", ["e", "v"], ["f"], "fused", domain=MICROSOFT, activation="Relu"),
         node("LinearRegressor", ["f"], ["y"], "line", domain="ai.onnx.ml", coefficients=[1.0] * 40),
     ]  # fmt: skip
     model = of_microsoft(model_of(nodes, [value("x", ["m", 64])], [value("y", None)], w=randn(64, 64), v=randn(64, 40)))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    session = agree(model, {"x": randn(5, 64)}, 0)
+    session = agree(model, {"x": randn(64, 64)}, 0)
+    assert session.report.left["sum"] == "its equation is mk,mk->mk"
     assert list(session.report.left) == ["sum", "fused", "line"]
     assert [each.why_not for each in inspect(model, chip("rk3588"))] == list(session.report.left.values())
 

@@ -226,6 +226,18 @@ def test_small_products_stay_on_one_core_and_large_ones_do_not() -> None:
     assert max(widths) - min(widths) <= max(span.padded for span in large.n_spans)
 
 
+def test_layers_that_are_alike_are_planned_once() -> None:
+    """And not alike where chip, rows, images or the model of time differ."""
+    weight = plan_weight(384, 1536, MatmulType.INT8_INT8_INT32, CHIPS["rk3588"])
+    alike = replace(weight)
+    assert alike is not weight
+    assert plan_matmul(37, alike) is plan_matmul(37, weight)
+    slower = {"rk3588": replace(TIMINGS["rk3588"], start_seconds=1.0)}
+    others = [plan_matmul(38, weight), plan_matmul(37, weight, timings={}), plan_matmul(37, weight, timings=slower)]
+    others.append(plan_matmul(37, weight, cores=1))
+    assert all(other != plan_matmul(37, weight) for other in others)
+
+
 def test_deep_slices_are_cut_where_b_would_be_read_again() -> None:
     fp16 = MatmulType.FLOAT16_FLOAT16_FLOAT32
     deep = plan_weight(4096, 4096, fp16, CHIPS["rk3588"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,3 +140,35 @@ def test_repr_says_where_a_layer_is() -> None:
     assert "NpuLinear(in_features=64, out_features=48, bias=True, scheme='w8a8', where='sim:" in repr(model)
     assert "NpuConv1d(32, 48, kernel_size=(3,)" in repr(model)
     assert isinstance(model[0], NpuLinear)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.convolution = nn.Linear(64, 48), nn.Conv1d(48, 40, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.convolution(torch.relu(self.linear(x)).transpose(-1, -2))
+
+
+class Inside(torch.fx.Tracer):
+    """It goes into modules, as tools do that rewrite graphs."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return False
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:There is a performance drop")
+def test_traced_programs_call_the_operators() -> None:
+    model = Layers()
+    offload(model)
+    x, more = torch.randn(2, 9, 64), torch.randn(3, 17, 64)
+    graphs = [torch.fx.symbolic_trace(model), torch.fx.GraphModule(model, Inside().trace(model))]
+    for graph in graphs:
+        called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        assert called[0] == "npumatmul.linear"
+        assert called[-1] == "npumatmul.convolve"
+    for program in (*graphs, torch.jit.trace(model, x)):
+        for rows in (x, more):  # of other shapes than it was traced with, too
+            assert torch.equal(program(rows), model(rows))
+    assert torch.equal(torch.vmap(model.linear)(x), model.linear(x))

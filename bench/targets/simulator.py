@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import npumatmul as npu
-from npumatmul import sim
+from npumatmul.host.multiply import instruction_sets
+from npumatmul.quant.names import SchemeName
 from targets.lines import Turns, UnavailableError, line
 
 K = N = 2048
@@ -30,22 +35,13 @@ def floats(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def has(instructions: str) -> bool:
-    """Whether the simulator can compute with them here."""
-    try:
-        with sim.configured(instructions=instructions):
-            return True
-    except ValueError:
-        return False
-
-
 def one_thread() -> Any:
     """Keep numpy to one thread."""
     try:
-        from threadpoolctl import threadpool_limits
+        threadpoolctl = import_module("threadpoolctl")
     except ImportError:
         raise UnavailableError("threadpoolctl is not installed") from None
-    return threadpool_limits(1)
+    return threadpoolctl.threadpool_limits(1)
 
 
 def by_cores(a: NDArray[Any], packed: npu.PackedWeight, *cores: int) -> Callable[[], object]:
@@ -63,7 +59,7 @@ def by_cores(a: NDArray[Any], packed: npu.PackedWeight, *cores: int) -> Callable
     "numpy float32 @, its threads",
     over=product((1, 32, 256), ("w16a16", "w8a8")),
 )
-def simulated_product(rows: int, scheme: str) -> Iterator[Turns]:
+def simulated_product(rows: int, scheme: SchemeName) -> Iterator[Turns]:
     """A linear layer, packed once."""
     a, b = floats(rows, K), floats(K, N)
     with npu.pack(b, scheme) as packed:
@@ -81,7 +77,7 @@ def over_numpy(rows: int, k: int, n: int, dtype: str) -> Iterator[Turns]:
 @line(
     "simulated int8 {0}x{1[0]} @ {1[0]}x{1[1]}, one core",
     "numpy float32 @, one thread",
-    least=2.5 if has("avx512") else 1.3,
+    least=2.5 if "avx512" in instruction_sets() else 1.3,
     over=product(ROWS, SHAPES),
 )
 def int8_product(rows: int, shape: tuple[int, int]) -> Iterator[Turns]:
@@ -117,6 +113,68 @@ def int4_product(rows: int) -> Iterator[Turns]:
         yield Turns(by_cores(x, narrow, 0), by_cores(x, wide, 0))
 
 
+def torchs_int8(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """PyTorch, one thread."""
+    try:
+        import torch
+    except ImportError:
+        raise UnavailableError("torch is not installed") from None
+    torch.set_num_threads(1)
+    a, b = torch.from_numpy(x), torch.from_numpy(w)
+    return lambda: torch._int_mm(a, b)
+
+
+def torchs_float16(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """PyTorch, one thread."""
+    try:
+        import torch
+    except ImportError:
+        raise UnavailableError("torch is not installed") from None
+    torch.set_num_threads(1)
+    a, b = torch.from_numpy(x.astype(np.float16)), torch.from_numpy(w.astype(np.float16))
+    return lambda: a @ b
+
+
+def onnx_runtimes_int8(x: NDArray[np.int8], w: NDArray[np.int8]) -> Callable[[], object]:
+    """Its MatMulInteger with a constant B, one thread."""
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        raise UnavailableError("onnx and onnxruntime are not installed") from None
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "product",
+        [helper.make_tensor_value_info("a", TensorProto.INT8, x.shape)],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, (x.shape[0], w.shape[1]))],
+        [numpy_helper.from_array(w, "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, {"a": x})
+
+
+OTHERS = {
+    "torch._int_mm": torchs_int8,
+    "onnxruntime MatMulInteger": onnx_runtimes_int8,
+    "torch float16 @": torchs_float16,
+}
+
+
+@line(
+    "simulated {2} {1}x2048 @ 2048x2048, one core",
+    "{0}, one thread",
+    over=[(name, rows, "float16" if "16" in name else "int8") for name in OTHERS for rows in ROWS],
+)
+def beside_others(name: str, rows: int, dtype: str) -> Iterator[Turns]:
+    """What other libraries make of the same operands."""
+    x, w = integers(rows, K), integers(K, N)
+    other = OTHERS[name](x, w)
+    with npu.pack(w.astype(dtype)) as packed:
+        yield Turns(by_cores(x.astype(dtype), packed, 0), other)
+
+
 @line("simulated int8 1x8192 @ 8192x8192, one core", "reading B", least=0.75)
 def streamed_product() -> Iterator[Turns]:
     """64 MiB of B, which are not in a cache."""
@@ -124,6 +182,47 @@ def streamed_product() -> Iterator[Turns]:
     words = b.view(np.uint64)
     with npu.pack(b) as packed:
         yield Turns(by_cores(integers(1, 8192), packed, 0), lambda: np.bitwise_or.reduce(words, axis=None))
+
+
+def read_into_memory(path: Path) -> None:
+    """Into memory of the program's own, which systems make of large pages."""
+    with path.open("rb", buffering=0) as file:
+        file.readinto(np.empty(path.stat().st_size, np.uint8).data)
+
+
+def read_into_shared(path: Path) -> None:
+    """Into memory like that of the simulated NPU: new, shared, and made page by page."""
+    size, number = path.stat().st_size, os.memfd_create("packed")
+    try:
+        os.ftruncate(number, size)
+        with path.open("rb", buffering=0) as file, mmap.mmap(number, size) as memory:
+            file.readinto(memory)
+    finally:
+        os.close(number)
+
+
+@line("load packed weights, 4 of 4096x4096 int8", "reading the file", most=1.3, over=[(read_into_memory,)])
+@line(
+    "load packed weights, 4 of 4096x4096 int8",
+    "reading the file into new shared memory",
+    over=[(read_into_shared,)],
+)
+def packed_file(read: Callable[[Path], None]) -> Iterator[Turns]:
+    """With checksums, into NPU memory that is new each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.safetensors")
+        weights = {f"w{i}": npu.pack(integers(4096, 4096)) for i in range(4)}
+        npu.save_packed(weights, path)
+        for weight in weights.values():
+            weight.close()
+
+        def load() -> None:
+            with npu.open_packed(path) as file:
+                loaded = [file[name] for name in file]
+            for weight in loaded:
+                weight.close()
+
+        yield Turns(load, lambda: read(path))
 
 
 @line(

@@ -88,7 +88,7 @@ def plot(found: Mapping[str, Sequence[Load]], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
     for (way, loads), color in zip(found.items(), COLORS, strict=False):
         rates = [each.rate for each in loads]
         left.plot(rates, [each.throughput for each in loads], "o-", color=color, label=way)
@@ -100,7 +100,7 @@ def plot(found: Mapping[str, Sequence[Load]], path: Path, title: str) -> None:
     right.set(xlabel="requests offered a second", ylabel="milliseconds", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=80)
 

@@ -244,6 +244,9 @@ NPUMM_EXPORT int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_ma
 /* One run of one context in the main thread itself, to be timed; the third SIGINT in one that does not end ends the program. */
 NPUMM_EXPORT int npumm_run_proven(int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context);
 
+/* Runs nothing and returns 0: in the place of `run` it leaves of a call what is not a run, to be timed. */
+NPUMM_EXPORT int npumm_run_nothing(rknn_matmul_ctx context);
+
 /* How many threads still wait for the runtime in a call that was given up. */
 NPUMM_EXPORT int32_t npumm_executor_lost(npumm_executor *executor);
 

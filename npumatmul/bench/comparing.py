@@ -66,6 +66,8 @@ class Comparison:
     machine : mapping of str to (str, str)
         What was different about the machines, by its name.
     threshold, confidence : float
+    too_few : int
+        Cases with so few times that no difference of them could be told among so many cases.
     """
 
     differences: Sequence[Difference]
@@ -74,6 +76,7 @@ class Comparison:
     machine: Mapping[str, tuple[str, str]]
     threshold: float
     confidence: float
+    too_few: int = 0
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -182,6 +185,7 @@ def compare(
         what = "" if measure is None else f" that {measure!r} was timed of"
         raise ValueError(f"compare: the runs have no case{what} in common")
     raw = [rank_test(first[key][1], second[key][1]) for key in both]
+    least = [2 / math.comb(len(first[key][1]) + len(second[key][1]), len(first[key][1])) for key in both]
     found = []
     for key, probability in zip(both, _holm(raw), strict=True):
         a, b = first[key][1], second[key][1]
@@ -196,6 +200,7 @@ def compare(
         _changed(before.machine, after.machine),
         threshold,
         confidence,
+        sum(len(both) * each >= 1 - confidence for each in least),
     )
 
 

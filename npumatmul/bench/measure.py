@@ -26,6 +26,11 @@ __all__ = ["Caches", "measure"]
 
 #: Contexts are costly to make, and so are packed weights: a few times say enough.
 _FEW = 5
+#: What is timed, as rows have it: the run first.
+_ORDER = (
+    "run", "run_cold", "matmul", "matmul_cold", "executor", "host", "pack_a", "sync_a", "bind", "sync_c", "unpack_c",
+    "create", "pack_b",
+)  # fmt: skip
 #: More than any cache of a board has, and as much as is read between two cold runs at most.
 _MOST_READ = 128 << 20
 
@@ -76,10 +81,10 @@ def measure(
     Returns
     -------
     Row
-        Seconds of ``run``; ``matmul`` (`Matmul.execute` with `b` packed, in the case's layout and on at most its cores)
-        and ``executor`` (the same without Python); ``create`` (contexts), ``pack_a``, ``sync_a``, ``bind``,
-        ``sync_c``, ``unpack_c``; of a scheme not ``pack_a`` and ``unpack_c``, which are part of ``executor``, but
-        ``pack_b``; ``run_cold`` and ``matmul_cold``.
+        Seconds of ``run``; ``matmul`` (`Matmul.execute` with `b` packed, in the case's layout, on at most its cores),
+        ``executor`` (the same without Python) and ``host`` (that without the runs); ``create`` (contexts), ``pack_a``,
+        ``sync_a``, ``bind``, ``sync_c``, ``unpack_c``; of a scheme not ``pack_a`` and ``unpack_c``, which are part of
+        ``host``, but ``pack_b``; ``run_cold`` and ``matmul_cold``.
 
     Raises
     ------
@@ -232,6 +237,7 @@ def _time_product(
         for _ in sampling.rounds(stopwatch, ["matmul", "executor"]):
             result = stopwatch.time("matmul", product.execute)
             stopwatch.time("executor", prepared.program.bare_call())  # into `result`
+            stopwatch.time("host", prepared.program.bare_call(runs=False))
         if caches is not None:
             for _ in _fewer(sampling).rounds(stopwatch, ["matmul_cold"]):
                 caches.drop()
@@ -261,8 +267,7 @@ def _row(
     seconds: Mapping[str, list[float]],
     figures: Mapping[str, Value],
 ) -> Row:
-    names = ("run", "run_cold", "matmul", "matmul_cold", "executor", "pack_a", "sync_a", "bind", "sync_c", "unpack_c")
-    ordered = {name: seconds[name] for name in (*names, "create", "pack_b") if name in seconds}
+    ordered = {name: seconds[name] for name in _ORDER if name in seconds}
     medians = {name: summarise(times).median for name, times in ordered.items()}
     mm_type = plan.weight.mm_type if case.scheme is not None else TYPES[case.type_name]
     alike = case.scheme is not None or (plan.cores, plan.weight.mm_type) == (case.cores, mm_type)

@@ -38,19 +38,20 @@ a:focus-visible, .scroll:focus-visible { outline: 3px solid var(--accent); outli
 .note.measured { background: #e6f4ec; border-color: #1d7a46; }
 .note.marked { background: #fdeceb; border-color: #b3261e; }
 .note ul { margin: .25rem 0 0; padding-left: 1.25rem; }
-.glance { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem; margin: 0; }
+.glance { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: .75rem; margin: 0; }
 .glance div, figure, .scroll, dl.facts { background: var(--paper); border: 1px solid var(--line);
   border-radius: .5rem; }
 .glance div { padding: .75rem 1rem; display: flex; flex-direction: column; }
 .glance dt { color: var(--soft); font-size: .875rem; }
 .glance dd { margin: 0; font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.3; }
 .glance dd.of { font-size: .875rem; font-weight: 400; color: var(--soft); overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(34rem, 100%), 1fr)); gap: 1rem;
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(34rem, 100%), 1fr)); gap: 1rem;
   align-items: start; }
 figure { margin: 0; padding: .75rem; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: .5rem; }
 .scroll { overflow: auto; max-height: 36rem; }
+.scroll + .scroll { margin-top: 1rem; }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem; font-variant-numeric: tabular-nums;
   white-space: nowrap; width: 100%; }
 caption { text-align: left; padding: .6rem .75rem; color: var(--soft); white-space: normal; }
@@ -154,7 +155,7 @@ def _glance(record: Record) -> str:
     for name, what, unit in (
         ("gops", "highest rate", "GOPS"),
         ("gb_per_s", "highest bandwidth", "GB/s"),
-        ("tokens_per_s", "most tokens a second", "t/s"),
+        ("tokens_per_second", "most tokens a second", "t/s"),
     ):
         numbers = [
             (value, row)

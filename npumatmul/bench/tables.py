@@ -62,6 +62,7 @@ _PRODUCT = (
     Heading("GB/s", "gb_per_s", 1),
     Heading("run min..p90", "run_min_us", to="run_p90_us"),
     Heading("executor", "executor_us"),
+    Heading("host", "host_us"),
     Heading("python", "python_us"),
     Heading("pack A", "pack_a_us"),
     Heading("sync A", "sync_a_us"),
@@ -184,14 +185,8 @@ def _others(rows: Sequence[Row], lines: Sequence[Mapping[str, Value]]) -> list[H
     main = rows[0].main
     spread = Heading(f"{_words(main)} min..p90", f"{main}_min_us", 2, f"{main}_p90_us")
     told = {field for heading in (*HEADINGS.get(rows[0].what, ()), spread) for field in heading.fields}
-    told |= {
-        f"{main}_low_us",
-        f"{main}_high_us",
-        "what",
-        "samples",
-        "marks",
-        *(name for row in rows for name in row.case),
-    }
+    told |= {f"{each}_{end}_us" for each in {row.main for row in rows} for end in ("min", "p90", "low", "high")}
+    told |= {"what", "samples", "marks", *(name for row in rows for name in row.case)}
     names = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in told]
     found = [Heading(_words(name.removesuffix("_us")), name, 2) for name in names]
     if rows[0].what not in HEADINGS or HEADINGS[rows[0].what][-1] is not _PRODUCT[-1]:

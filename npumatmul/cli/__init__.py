@@ -15,7 +15,7 @@ def main() -> None:
     try:
         try:
             from npumatmul.cli.app import run
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             explain_missing(error, "the command line")
             raise
     except MissingPackageError as error:

@@ -20,7 +20,7 @@ def _text(help_text: str, *names: str) -> Any:
 
 
 def _number(help_text: str, *names: str) -> Any:
-    return Annotated[int | None, typer.Option(*names, min=1, help=help_text)]
+    return Annotated[int | None, typer.Option(*names, min=1, metavar="<int>", help=help_text)]
 
 
 def _flag(help_text: str, *names: str) -> Any:

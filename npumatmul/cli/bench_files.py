@@ -83,6 +83,11 @@ def compare_command(
         if labels:
             say(f"only in {which}: {', '.join(labels[:20])}{f' and {len(labels) - 20} more' if labels[20:] else ''}")
     output.print(", ".join(f"{count} {verdict.value}" for verdict, count in found.counts.items()))
+    if found.too_few:
+        say(
+            f"{found.too_few} of {len(found.differences)} cases have too few times for any difference to be told; "
+            "measure with more --repetitions"
+        )
     if json is not None:
         write_output(json, found.to_json(), [before, after])
     counts = found.counts

@@ -464,11 +464,23 @@ class Executor:
             attendant.raise_first()
         return code
 
-    def bare_call(self, placed: PlacedMatmul, call: Call) -> Callable[[], int]:
+    def bare_call(self, placed: PlacedMatmul, call: Call, *, runs: bool = True) -> Callable[[], int]:
         """The call that `execute` makes, with its arguments ready, to be timed: nothing of Python but ctypes is in it.
 
         No signal is handled meanwhile. What `call` refers to has to stay.
+
+        Parameters
+        ----------
+        placed : PlacedMatmul
+        call : Call
+        runs : bool
+            Whether the NPU runs: without, only what is around the runs is done, and results are those of the last one.
         """
+        if not runs:
+            functions = RuntimeFunctions.from_buffer_copy(placed.runtime.contents)
+            functions.run = C.cast(_library().npumm_run_nothing, C.c_void_p)
+            placed = PlacedMatmul.from_buffer_copy(placed)
+            placed.runtime = C.pointer(functions)
         return partial(self._execute, self._address, placed, Call.from_buffer_copy(call), Report())
 
     def run(self, function: int, context: int) -> int:

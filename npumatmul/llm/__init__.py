@@ -52,7 +52,7 @@ try:
     from npumatmul.llm.tokenizers.streaming import StreamDecoder
     from npumatmul.nn.product import Pack, Product
     from npumatmul.nn.product import Product as Linear
-except ModuleNotFoundError as error:
+except ImportError as error:
     explain_missing(error, "npumatmul.llm")
     raise
 

@@ -7,7 +7,7 @@ try:
     from npumatmul.onnx.inspecting import Inspected, inspect
     from npumatmul.onnx.report import NodeRow, Report
     from npumatmul.onnx.session import InferenceSession
-except ModuleNotFoundError as error:
+except ImportError as error:
     _explain_missing(error, "npumatmul.onnx")
     raise
 

@@ -106,6 +106,37 @@ def _fused_matmul(each: Candidate) -> str | None:
     return None
 
 
+def _einsum(each: Candidate) -> str | None:
+    """Sums over the last dimensions of x with those of a weight, as projections of attention are written."""
+    terms = attributes(each.node).get("equation", b"").decode().replace(" ", "")
+    inputs, arrow, result = terms.partition("->")
+    left, _, right = inputs.partition(",")
+    if left.startswith("...") and result.startswith("..."):
+        left, result = left[3:], result[3:]
+    labels = left + right + result
+    if not arrow or len(each.node.input) != 2 or not right or not labels.isalpha():
+        return f"its equation is {terms}"
+    weight = constant(each, 1, _FLOATS, "right operand")
+    if isinstance(weight, str):
+        return weight
+    summed = [label for label in left if label in right]
+    made = [label for label in result if label in right]
+    kept = left.removesuffix("".join(summed))
+    is_product = (
+        summed and made and all(len(set(part)) == len(part) for part in (left, right, result))
+        and len(kept) == len(left) - len(summed) and result == kept + "".join(made)
+        and sorted(right) == sorted(summed + made) and len(right) == weight.ndim
+    )  # fmt: skip
+    if not is_product:
+        return f"its equation is {terms}"
+    turned = weight.transpose([right.index(label) for label in (*summed, *made)])
+    sizes = turned.shape[: len(summed)], turned.shape[len(summed) :]
+    _matrix(each, turned.reshape(int(np.prod(sizes[0])), -1))
+    if weight.ndim > 2:
+        each.extra.update(summed=sizes[0], made=sizes[1])
+    return None
+
+
 def _matmul_of_bits(each: Candidate) -> str | None:
     """MatMulNBits: codes of 4 or 8 bits, a scale for each block of a row."""
     given = attributes(each.node)
@@ -229,6 +260,7 @@ def _recurrence(each: Candidate, weight: Any, recurrent: Any) -> str | None:
 _LOOKS: dict[tuple[str, str], tuple[str, Callable[[Candidate], str | None] | None]] = {
     ("", "MatMul"): ("matrix", _matmul),
     ("", "Gemm"): ("matrix", _gemm),
+    ("", "Einsum"): ("matrix", _einsum),
     (_MICROSOFT, "FusedMatMul"): ("matrix", _fused_matmul),
     (_MICROSOFT, "MatMulNBits"): ("matrix", _matmul_of_bits),
     ("", "Conv"): ("convolution", _conv),
@@ -250,7 +282,6 @@ _FUSED = "it is a fusion of ONNX Runtime's, which computes it as a whole; the mo
 #: Other nodes with products, by domain and operator, and why they stay.
 _STAY: dict[tuple[str, str], str] = {
     ("", "Attention"): _BOTH,
-    ("", "Einsum"): "an Einsum is not taken apart",
     ("", "DeformConv"): "where its windows are depends on its input",
     (_MICROSOFT, "QLinearConv"): "its channels are last",
     **dict.fromkeys([("ai.onnx.ml", f"Linear{each}") for each in ("Classifier", "Regressor")],

@@ -108,7 +108,7 @@ def _inspected(
             spatial = x if node.op_type == "ConvTranspose" else y
             rows = None if spatial is None else _product(spatial[:1] + spatial[2:])
         elif x is not None:
-            rows = _product(x[:-1])
+            rows = _product(x[: -max(1, len(each.extra.get("summed", ())))])
     groups = each.extra.get("groups", 1)
     macs = None if rows is None else rows * each.k * each.n * groups
     npu = cpu = None

@@ -75,10 +75,20 @@ class Computed:
 
 @dataclass
 class Product(Computed):
-    """``finish(x @ weight)``, of MatMul and Gemm."""
+    """``finish(x @ weight)``, of MatMul, Gemm and Einsum.
+
+    Attributes
+    ----------
+    product : Product
+    finish : Finish
+    summed, made : tuple of int
+        Dimensions that K and N stand for, where an Einsum has several.
+    """
 
     product: Any
     finish: Finish
+    summed: tuple[int, ...] = ()
+    made: tuple[int, ...] = ()
     _epilogues: dict[Any, Epilogue | None] = field(default_factory=dict, init=False)
 
     @property
@@ -91,10 +101,13 @@ class Product(Computed):
         (x,) = given
         assert x is not None
         k, n = self.product.shape
+        tail = self.made or (n,)
+        if self.summed and x.shape[-len(self.summed) :] == self.summed:
+            x = x.reshape(*x.shape[: -len(self.summed)], k)
         if x.ndim < 1 or x.shape[-1] != k:
             raise ValueError(f"node {self.name!r}: its input has shape {x.shape}, and its weight takes {k} values")
         shape = (*x.shape[:-1], n)
-        y = needed(allocate(0, self.finish.shape(shape), x.dtype)).reshape(shape)
+        y = needed(allocate(0, self.finish.shape((*x.shape[:-1], *tail)), x.dtype)).reshape(shape)
         self.rows += x.size // k
         if y.dtype not in self._epilogues:
             self._epilogues[y.dtype] = self.finish.epilogue(y.dtype)

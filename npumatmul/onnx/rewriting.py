@@ -188,7 +188,9 @@ def _node(each: Candidate, name: str, number: int) -> Any:
 
 
 def _product(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:
-    return Product(each.path, packing.product(each.extra["weight"].T, each.path, statistics), finish)
+    e = each.extra
+    product = packing.product(e["weight"].T, each.path, statistics)
+    return Product(each.path, product, finish, e.get("summed", ()), e.get("made", ()))
 
 
 def _convolution(each: Candidate, packing: Packing, finish: Finish, statistics: LayerStatistics | None) -> Computed:

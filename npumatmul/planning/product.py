@@ -223,7 +223,15 @@ def plan_matmul(
     most = weight.row_cores if share == "rows" else weight.cores
     if cores is not None and not 1 <= cores <= most:
         raise ValueError(f"plan_matmul: this weight's plan has 1 to {most} cores, got {cores}")
-    costs = costs_of(weight, timings)
+    return _planned(m, weight, cores, share, images, timings.get(weight.soc))
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    m: int, weight: WeightPlan, cores: int | None, share: Share | None, images: int | None, model: TimingModel | None
+) -> MatmulPlan:
+    """As `plan_matmul`; layers that are alike, and numbers of rows that come again, are planned once."""
+    costs = None if model is None else costs_of(weight, {weight.soc: model})
     if cores is None and share != "rows" and weight.measured_cores:
         fitting = [each for each in weight.measured_cores if each[0] <= m]
         measured, cores = fitting[-1] if fitting else weight.measured_cores[0]

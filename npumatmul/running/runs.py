@@ -226,15 +226,15 @@ class Runs:
         """What one run multiplies: this one product."""
         return (self,)
 
-    def bare_call(self) -> Callable[[], int]:
+    def bare_call(self, *, runs: bool = True) -> Callable[[], int]:
         """The executor's call of the last run, which was one without a call, to be timed: it gives the executor's code.
 
         What that run read and wrote has to stay where it was, and nothing else may run on the device until the last
-        time that this is called.
+        time that this is called. Without `runs` it does all but the runs.
         """
         bound = self._last_bound
         assert bound is not None  # nothing ran
-        return bound.executor.bare_call(bound.struct, bound.call)
+        return bound.executor.bare_call(bound.struct, bound.call, runs=runs)
 
     def _plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""

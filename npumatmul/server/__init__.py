@@ -5,7 +5,7 @@ from npumatmul.extras import explain_missing
 try:
     from npumatmul.server.server import Server
     from npumatmul.server.settings import Settings
-except ModuleNotFoundError as error:
+except ImportError as error:
     explain_missing(error, "npumatmul.server")
     raise
 

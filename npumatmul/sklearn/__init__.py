@@ -28,7 +28,7 @@ try:
     from npumatmul.sklearn.offloading import offload
     from npumatmul.sklearn.report import ReportRow, report
     from npumatmul.sklearn.saving import load, save
-except ModuleNotFoundError as error:
+except ImportError as error:
     _explain_missing(error, "npumatmul.sklearn")
     raise
 

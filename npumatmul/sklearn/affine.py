@@ -41,7 +41,7 @@ class Affine:
         What is taken from rows in float64 before they are rounded; bias is that of rows which it was taken from.
     guards : bool
         Whether rows are refused that eight bits would lose, each by itself; of products with the features. With
-        `ranges` such rows are multiplied in two terms, and refused only for features whose range is not known.
+        `ranges` no row is refused: those that are unlike the example are multiplied in two terms.
     activation : {"relu"}, optional
         As of `npumatmul.Epilogue`.
     """
@@ -74,8 +74,8 @@ class Affine:
         self.name, self.scheme, self.activation = name, scheme, activation
         self._center = None if center is None else np.asarray(center, np.float64)
         self._unit = unit
-        self._guards = guards
         self._unknown = slice(None) if ranges is None else ranges.spread == 0
+        self._weight_unknown = None if ranges is None or unit is None else (w / unit[:, None])[self._unknown]
         self._bias = None if b is None else b.astype(np.float32)
         self._norms = (w * w).sum(axis=1) if scheme == "w8a8" and (guards or ranges is not None) else None
         self.packed = npu.pack(w.astype(np.float32), scheme, device=device)  # type: ignore[arg-type]
@@ -99,12 +99,18 @@ class Affine:
         if self._unit is not None:
             rows = rows / self._unit
         lost = None if self._norms is None else self._lost(given, rows, self._norms)
+        if lost is not None and self._unit is None and lost.any():
+            raise UnscaledError(
+                f"{self.name}: in scheme 'w8a8' a row has one scale, and features of row {int(lost.argmax())} of X "
+                f"differ so much in size that the small ones would be lost; give offload an example_input, whose "
+                f"ranges are folded into the weights, or scale the features (StandardScaler), or use scheme 'w16a16'"
+            )
         epilogue = None
         if self._bias is not None or self.activation is not None:
             epilogue = npu.Epilogue(bias=self._bias, activation=self.activation)
         made: NDArray[np.float32] = npu.matmul(_float32(rows), self.packed, epilogue=epilogue)
         if lost is not None and lost.any():
-            made[lost] = self._in_two_terms(_float32(rows[lost]))
+            made[lost] = self._in_two_terms(given[lost], rows[lost])
         return made
 
     def _lost(self, given: NDArray[Any], rows: NDArray[Any], norms: Float64) -> Any:
@@ -114,30 +120,23 @@ class Affine:
         typical = np.sqrt((r * r) @ norms)
         lost = largest / 127 / np.sqrt(12) * np.sqrt(norms.sum()) > MAX_LOSS * typical
         lost &= typical > 0
-        if not self._guards:
-            return lost
-        beyond = np.abs(given[:, self._unknown]).max(axis=1, initial=0.0) > MAX_SIZE
-        refused = beyond if self._unit is not None else beyond | lost
-        if not refused.any():
-            return lost
-        row = f"row {int(refused.argmax())} of X"
-        if self._unit is None:
-            raise UnscaledError(
-                f"{self.name}: in scheme 'w8a8' a row has one scale, and features of {row} differ so much in size that "
-                f"the small ones would be lost; give offload an example_input, whose ranges are folded into the "
-                f"weights, or scale the features (StandardScaler), or use scheme 'w16a16'"
-            )
-        raise UnscaledError(
-            f"{self.name}: in scheme 'w8a8' {row} is far away in a feature that has one value only in example_input, "
-            f"so that nothing is known of its range; give offload more rows as an example, or use scheme 'w16a16'"
-        )
+        lost |= np.abs(given[:, self._unknown]).max(axis=1, initial=0.0) > MAX_SIZE
+        return lost
 
-    def _in_two_terms(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Rows as sums of two of eight bits, the second one of what the first leaves."""
-        unit = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-        coarse = np.rint(rows / np.where(unit > 0, unit, np.float32(1))) * unit
-        terms: NDArray[np.float32] = npu.matmul(np.concatenate([coarse, rows - coarse]), self.packed)
-        made = terms[: len(rows)] + terms[len(rows) :]
+    def _in_two_terms(self, given: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Rows as sums of two of eight bits, the second one of what the first leaves.
+
+        What is far away in features whose range nobody knows is multiplied by the CPU: their weights in eight bits were
+        rounded for small values.
+        """
+        far = np.where(np.abs(given[:, self._unknown]) > MAX_SIZE, given[:, self._unknown], 0.0)
+        rest = np.array(rows, np.float64)
+        rest[:, self._unknown] = np.where(far != 0, 0.0, rest[:, self._unknown])
+        near = _float32(rest)
+        unit = np.abs(near).max(axis=1, keepdims=True) / np.float32(127)
+        coarse = np.rint(near / np.where(unit > 0, unit, np.float32(1))) * unit
+        terms: NDArray[np.float32] = npu.matmul(np.concatenate([coarse, near - coarse]), self.packed)
+        made = terms[: len(near)] + terms[len(near) :] + (far @ self._weight_unknown).astype(np.float32)
         if self._bias is not None:
             made += self._bias
         return np.maximum(made, np.float32(0)) if self.activation == "relu" else made

@@ -57,7 +57,7 @@ def offload(estimator: Any, scheme: str = "w16a16", example_input: Any = None, *
         If it is not fitted.
     ValueError
         If there is no such scheme, or `example_input` does not fit. Later, `predict` raises `ValueError` if a row is
-        not fit for eight bits, and the example says nothing of such features, or there was none.
+        not fit for eight bits, and there was no example.
 
     Examples
     --------

@@ -21,7 +21,7 @@ class ReportRow(NamedTuple):
     product : str
         The fitted attribute that is the weight; empty for a step on the CPU.
     where : str
-        The device, or ``"cpu"``.
+        Name of the device, or ``"cpu"``.
     k, n : int
         Shape of the weight.
     scheme : str
@@ -76,6 +76,6 @@ def _rows(step: str, estimator: Any) -> list[ReportRow]:
     if not isinstance(estimator, NpuEstimator):
         return [ReportRow(step, "", "cpu", 0, 0, "", 0)]
     return [
-        ReportRow(step, each.name, str(each.packed.device), *each.shape, each.scheme, each.packed.nbytes)
+        ReportRow(step, each.name, each.packed.device.name, *each.shape, each.scheme, each.packed.nbytes)
         for each in estimator.computation.products
     ]

@@ -19,7 +19,7 @@ try:
     from npumatmul.torch.modules import NpuConv1D, NpuLinear, NpuModule
     from npumatmul.torch.offloading import offload
     from npumatmul.torch.report import OffloadReport, OffloadRow
-except ModuleNotFoundError as error:
+except ImportError as error:
     _explain_missing(error, "npumatmul.torch")
     raise
 
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> _Any:
     if name == "NpuConfig":  # here, since transformers need not be there, and takes seconds to import
         try:
             from npumatmul.torch.hugging_face import NpuConfig
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             _explain_missing(error, "NpuConfig")
             raise
         return NpuConfig
