@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/layers/*.[ch] native/simulator/*.[ch])
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/layers/*.[ch] native/program/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-page check-readme check-native fuzz check-aarch64 wheel-aarch64 \

@@ -231,6 +231,16 @@ def test_a_forked_child_leaves_the_trace_alone(tmp_path: Path) -> None:
     assert names.count("rknn_matmul_run") == 2
 
 
+def test_runs_can_be_told_to_compute_nothing(own_cache: Path) -> None:
+    """Everything else happens as ever: what is left is the host's own work."""
+    with sim.configured(compute="off"), npu.Device("sim:rk3588") as device:
+        result = npu.matmul(*INT8, device=device)
+        assert not result.any(), "memory for C was new"
+        assert device.stats().run_calls == 1
+    with npu.Device("sim:rk3588") as device:
+        assert (npu.matmul(*INT8, device=device) == INT8[0].astype(np.int32) @ INT8[1].astype(np.int32)).all()
+
+
 def test_settings_become_what_they_were_before(fresh_device: npu.Device, tmp_path: Path) -> None:
     simulator = Simulator(fresh_device.runtime)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
-FOLDERS = ("kernels", "layers", "executor", "simulator")
+FOLDERS = ("kernels", "layers", "executor", "program", "simulator")
 
 _NO_CODE = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'", re.DOTALL)
 _DIRECTIVE = re.compile(r"^#(?:\\\n|[^\n])*", re.MULTILINE)

@@ -73,7 +73,7 @@ def programs() -> dict[str, Program]:
 def _program(file: Path) -> Program:
     text = file.read_text()
     comment = text.partition("*/")[0]
-    patterns = re.findall(r"(?:native/)?((?:kernels|layers|simulator|executor|onnx)/\S*\.c)\b", comment)
+    patterns = re.findall(r"(?:native/)?((?:kernels|layers|program|simulator|executor|onnx)/\S*\.c)\b", comment)
     needs_libraries = f"./{file.stem} ../build" in comment
     if not patterns and not needs_libraries and '#include "check.h"' in text:
         patterns = ["simulator/[a-z]*.c"]

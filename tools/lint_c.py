@@ -20,8 +20,8 @@ import c_tests
 import packages
 
 FOLDERS = (
-    "native/include", "native/kernels", "native/layers", "native/executor", "native/simulator", "native/onnx",
-    "native/checks", "examples/c",
+    "native/include", "native/kernels", "native/layers", "native/program", "native/executor", "native/simulator",
+    "native/onnx", "native/checks", "examples/c",
 )  # fmt: skip
 #: Tests and the fuzz target are formatted, and watched by sanitizers while they run; their tricks are not analysed.
 ONLY_FORMATTED = ("native/tests", "native/fuzz", "tests")

@@ -24,7 +24,7 @@ import packages
 FOLDER = c_tests.ROOT / "build" / "coverage"
 FLAGS = ("-O1", "--coverage", "-fprofile-update=atomic")
 #: What is measured; tests are not.
-MEASURED = ("kernels", "layers", "executor", "simulator")
+MEASURED = ("kernels", "layers", "executor", "program", "simulator")
 
 
 def build_libraries() -> Path:

@@ -68,6 +68,8 @@ static bool apply_rows(const char *text) { return apply_switch(text, "exact", "c
 
 static bool apply_foreign(const char *text) { return apply_switch(text, "refuse", "accept", &settings.foreign); }
 
+static bool apply_compute(const char *text) { return apply_switch(text, "on", "off", &settings.idle); }
+
 static bool apply_overflow(const char *text) {
   int chosen = choice(text, (const char *const[]){"saturate", "wrap", "error"}, 3);
   if (chosen >= 0) settings.overflow = (sim_overflow)chosen;
@@ -159,6 +161,7 @@ static struct {
     /* A process runs out of NPU memory at about 2 GiB per domain (facts 7.4, 11.4): 2 GiB - 64 KiB. */
     {"NPUMATMUL_SIM_DOMAIN_BYTES", "2147418112", apply_domain_bytes, "a number from 1 to 4294967296", NULL, NULL, ""},
     {"NPUMATMUL_SIM_DRIVER", "ok", apply_driver, "ok, old or missing", NULL, NULL, ""},
+    {"NPUMATMUL_SIM_COMPUTE", "on", apply_compute, "on or off", NULL, NULL, ""},
     {"NPUMATMUL_SIM_TIMING", "off", apply_timing, "off, model or realtime", NULL, NULL, ""},
     {"NPUMATMUL_SIM_TIMING_CONSTANTS", "", apply_constants,
      "constants as in docs/simulator.md, e.g. start_seconds=3e-5,peak_int8=1e12", NULL, NULL, ""},

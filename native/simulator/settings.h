@@ -36,6 +36,7 @@ typedef struct {
   bool strict;
   bool ceil4;
   sim_rows_limit rows_limit;
+  bool idle;         /* runs leave C as it is: for measuring what else takes time */
   bool foreign;      /* rknn_create_mem_from_fd takes memory that this library did not make */
   uint32_t contexts; /* most that may live on a chip; 0: as many as there are descriptors and memory for */
   uint64_t domain_bytes;

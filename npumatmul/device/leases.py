@@ -21,7 +21,7 @@ from npumatmul.errors import BusyError
 
 _Result = TypeVar("_Result")
 
-__all__ = ["Lease", "Leased", "Leases", "Spares", "Turn", "is_idle"]
+__all__ = ["Lease", "Leased", "Leases", "Spares", "Together", "Turn", "is_idle"]
 
 #: Seconds after which a thread that waits looks by itself: an interrupt may have kept another one from telling it.
 _LOOK_AGAIN = 1.0
@@ -42,7 +42,7 @@ class Lease:
     ref : weakref to this
         What is leased keeps it.
     weight : object or None
-        Memory of the weight that it runs with.
+        Memory of the weight that it runs with, or that of several, `Together`.
     stores : ndarray or None
         Where the CPU stores the result.
     computes : (int, int) or None
@@ -91,6 +91,16 @@ def _inside(array: NDArray[Any] | None, addresses: tuple[int, int] | None) -> bo
     low = first + sum(step for step in steps if step < 0)
     high = first + sum(step for step in steps if step > 0) + array.itemsize - 1
     return bool(low <= addresses[1] and addresses[0] <= high)
+
+
+class Together(tuple[Any, ...]):
+    """Memory of several weights, each as it would be the only one of a lease."""
+
+    __slots__ = ()
+
+    def has(self, weight: object) -> bool:
+        """Whether it is one of them."""
+        return any(each is weight for each in self)
 
 
 class Leased(Protocol):
@@ -184,7 +194,10 @@ class Leases:
 
     def uses(self, weight: object) -> bool:
         """Whether somebody runs with the memory of a weight."""
-        return any(lease.weight is weight for lease in (*self._at_work(), *self.given_up))
+        return any(
+            lease.weight is weight or (type(lease.weight) is Together and lease.weight.has(weight))
+            for lease in (*self._at_work(), *self.given_up)
+        )
 
     def reads(self, memory: object) -> bool:
         """Whether somebody runs with the memory of an array."""

@@ -36,9 +36,11 @@ __all__ = [
     "Result",
     "ResultType",
     "RuntimeFunctions",
+    "Sequence",
     "SliceStruct",
     "SpanStruct",
     "Step",
+    "StepsRun",
     "Term",
     "finish",
     "run_proven",
@@ -301,6 +303,30 @@ class Report(C.Structure):
     )
 
 
+class Sequence(C.Structure):
+    """`npumm_sequence`: a text that tokens come to, and its cache."""
+
+    _fields_ = (
+        ("position", C.c_int64),
+        ("offset", C.c_int64),
+        ("layers", C.c_void_p),
+        ("layer_count", C.c_int64),
+    )
+
+
+class StepsRun(C.Structure):
+    """`npumm_run`: what differs from run to run of steps."""
+
+    _fields_ = (
+        ("sequences", C.POINTER(Sequence)),
+        ("sequence_count", C.c_int64),
+        ("first", C.c_int64),
+        ("stop", C.c_int64),
+        ("threads", C.c_int32),
+        ("attend", ATTEND),
+    )
+
+
 class Result(C.Structure):
     """`npumm_result`: where finished sums go."""
 
@@ -383,6 +409,8 @@ def _library() -> Any:
     library.npumm_run_attended.argtypes = (C.c_void_p, C.c_void_p, Context, C.POINTER(Report), ATTEND)
     library.npumm_run_proven.restype = C.c_int
     library.npumm_run_proven.argtypes = (C.c_void_p, Context)
+    library.npumm_program_run.restype = C.c_int
+    library.npumm_program_run.argtypes = (C.c_void_p, C.c_void_p, C.POINTER(StepsRun), C.POINTER(Report))
     library.npumm_executor_lost.restype = C.c_int32
     library.npumm_executor_lost.argtypes = (C.c_void_p,)
     library.npumm_deferred_store.restype = C.c_int
@@ -433,6 +461,7 @@ class Executor:
         self._execute = library.npumm_execute
         self._execute_attended = library.npumm_execute_attended
         self._execute_proven = library.npumm_execute_proven
+        self._program_run = library.npumm_program_run
         self._run_attended, self._lost = library.npumm_run_attended, library.npumm_executor_lost
         self._finalizer = weakref.finalize(self, library.npumm_executor_destroy, self._address)
         self._finalizer.atexit = False  # a thread of the program may still be at work when the interpreter ends
@@ -459,6 +488,23 @@ class Executor:
             return code
         attendant = _attendants.pop() if _attendants else Attendant()
         code = self._execute_attended(self._address, placed, call, self.report, attendant.function)
+        _attendants.append(attendant)
+        if attendant.interrupts:
+            attendant.raise_first()
+        return code
+
+    def steps(self, ops: Any, run: StepsRun) -> int:
+        """Run steps, an array of `npumatmul.host.layers.Op`; as `execute`. ``run.first`` is where they stopped."""
+        if self._closed:
+            raise ClosedError("the executor is closed")
+        code: int
+        if get_ident() != main_thread[0]:
+            run.attend = ATTEND()
+            code = self._program_run(self._address, C.addressof(ops), run, self.report)
+            return code
+        attendant = _attendants.pop() if _attendants else Attendant()
+        run.attend = attendant.function
+        code = self._program_run(self._address, C.addressof(ops), run, self.report)
         _attendants.append(attendant)
         if attendant.interrupts:
             attendant.raise_first()

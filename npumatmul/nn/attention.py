@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
+from npumatmul.host.layers import rms_norm
 from npumatmul.nn.attend import Mask, check_softcap, options, scaled_dot_product_attention
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
@@ -208,6 +209,11 @@ class Attention(Module):
         return f"Attention({self.o_proj.out_features}, {sizes})"
 
     @property
+    def recordable(self) -> bool:
+        """Unless numpy computes something between the projections."""
+        return self._gate is None and self._growth is None
+
+    @property
     def window(self) -> int | None:
         """Tokens that a token sees at most; None: all before it."""
         return self._window
@@ -345,8 +351,7 @@ class Attention(Module):
 
     def _normalized(self, v: NDArray[Any]) -> NDArray[Any]:
         """Values divided by the root of their mean square, in float32, and as wide as they came."""
-        wide = v.astype(np.float32, copy=False)
-        y: NDArray[Any] = wide / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + self._eps)
+        y = rms_norm(v.astype(np.float32, copy=False), None, 1 / self._dim, self._eps)
         return y.astype(v.dtype, copy=False)
 
     def _attended(

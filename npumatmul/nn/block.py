@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from npumatmul.host.layers import add, scale
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
@@ -17,6 +18,7 @@ from npumatmul.nn.mlp import MLP, ActivationName, activate
 from npumatmul.nn.module import Module, check_number
 from npumatmul.nn.norm import LayerNorm, RMSNorm
 from npumatmul.nn.product import Float32
+from npumatmul.nn.recordable import passed
 from npumatmul.nn.short_conv import ShortConv
 
 __all__ = ["TransformerBlock"]
@@ -173,36 +175,36 @@ class TransformerBlock(Module):
             return self._of_other(x, cache=cache, layer=layer, mask=mask, positions=positions, beside=beside)
         mixer, normed = self.mixer, self.input_layernorm(x)
         if isinstance(mixer, Attention):
-            attended = mixer(normed, cache=cache, layer=layer, mask=mask, positions=positions)
+            attended = passed(
+                mixer, normed, lambda x, kept: mixer(x, cache=kept, layer=layer, mask=mask, positions=positions), cache
+            )
         elif isinstance(mask, str) and mask == "causal":
-            attended = mixer(normed, cache=cache, layer=layer)
+            attended = passed(mixer, normed, lambda x, kept: mixer(x, cache=kept, layer=layer), cache)
         else:
             raise ValueError(f"{self!r} looks back at all tokens and never ahead; mask has to be 'causal'")
         x = self.after_attention(x, attended)
-        x = self.after_mlp(x, self.mlp(self.before_mlp(x)))  # type: ignore[operator]
+        mlp: Any = self.mlp
+        x = self.after_mlp(x, passed(mlp, self.before_mlp(x), lambda x, _: mlp(x)))
         if self.per_layer_input_gate is not None:
             x = self._with_beside(x, beside)
         if self.layer_scalar is not None:
-            x *= self.layer_scalar
+            x = scale(x, float(self.layer_scalar[0])) if x.dtype == np.float32 else x * self.layer_scalar
         return x
 
     def _with_beside(self, x: Any, beside: NDArray[Any] | None) -> Any:
-        """The sum with what comes of a row beside each token, in the memory of `x`."""
+        """The sum with what comes of a row beside each token: a new array."""
         assert self.per_layer_input_gate is not None
         assert self.per_layer_projection is not None
         if beside is None:
             raise ValueError(f"{self!r} needs something beside the states of its tokens; give beside")
         inner = activate(self.per_layer_input_gate(x), self._act, beside)
-        x += self.post_per_layer_input_norm(self.per_layer_projection(inner))
-        return x
+        return _added(x, self.post_per_layer_input_norm(self.per_layer_projection(inner)), None)
 
     def after_attention(self, x: Any, attended: Any) -> Any:
         """The sum of what came in and what attention gave: a new array."""
         if self.post_feedforward_layernorm is not None:
             attended = self.post_attention_layernorm(attended)
-        if self._multiplier is not None:
-            attended = _scaled(attended, self._multiplier)
-        return x + attended
+        return _added(x, attended, self._multiplier)
 
     def before_mlp(self, x: Any) -> Any:
         """What goes into the feed-forward network."""
@@ -211,15 +213,14 @@ class TransformerBlock(Module):
         return self.post_attention_layernorm(x)
 
     def after_mlp(self, x: Any, y: Any) -> Any:
-        """The sum with what the network gave, in the memory of `x`."""
+        """The sum with what the network gave: a new array."""
         if self.post_feedforward_layernorm is not None:
             y = self.post_feedforward_layernorm(y)
-        if self._multiplier is not None:
-            y = _scaled(y, self._multiplier)
-        x += y
-        return x
+        return _added(x, y, self._multiplier)
 
 
-def _scaled(y: Any, factor: float) -> Any:
-    """A product with a number, as narrow as `y`: bfloat16 would become float32."""
-    return (y * factor).astype(y.dtype, copy=False)
+def _added(x: Any, y: Any, factor: float | None) -> Any:
+    """The sum with `y`, or with a product of that and a number, as narrow as `y`: bfloat16 would become float32."""
+    if x.dtype == y.dtype == np.float32:
+        return add(x, y, 1.0 if factor is None else factor)
+    return x + (y if factor is None else (y * factor).astype(y.dtype, copy=False))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npumatmul.host.attention import AttentionOptions, attend
 from npumatmul.host.attention import layers as structs_of
+from npumatmul.host.layers import RECORDER
 from npumatmul.nn.cache_file import read_cache, write_cache
 from npumatmul.nn.cache_rows import FORMATS, LayerRows, LayerShared
 from npumatmul.nn.cache_state import LayerState, Shapes, check_shapes
@@ -289,7 +290,10 @@ class KVCache:
             rows = self._followed(layer, q.shape[2], "KVCache.attend")
         else:
             rows = self._stored(layer, k, v)
-        return attend(how, rows.struct, offset, q)
+        y = attend(how, rows.struct, offset, q)
+        if (recorder := RECORDER.get()) is not None:
+            recorder.attended(layer, how, q, k, v, y)
+        return y
 
     def make_room(self, count: int, layers: Iterable[int] | None = None) -> None:
         """Have memory for tokens after `offset`, so that they can be stored where `structs` says.
@@ -307,8 +311,8 @@ class KVCache:
         """
         self._check_room(count, "KVCache.make_room")
         for i in range(len(self._layers)) if layers is None else layers:
-            layer = self._layer(i, "KVCache.make_room")
-            if isinstance(layer, LayerRows):
+            layer = self._layers[i]
+            if type(layer) is LayerRows:
                 layer.make_room(self.offset, count)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.host.layers import RECORDER, scale
 from npumatmul.nn.cache import KVCache
 
 __all__ = ["CacheBatch"]
@@ -69,7 +70,19 @@ class CacheBatch:
         ValueError
             If there are not as many rows as new tokens.
         """
-        return np.concatenate([compute(cache, own) for cache, own in self._parts(rows)])
+        recorder = RECORDER.get()
+        if recorder is None:
+            return np.concatenate([compute(cache, own) for cache, own in self._parts(rows)])
+        whole: NDArray[Any] | None = None
+        for number, (cache, own) in enumerate(self._parts(rows)):
+            recorder.sequence = number
+            part = compute(cache, own)
+            if whole is None:
+                whole = np.empty((rows, *part.shape[1:]), part.dtype)
+            scale(part, 1.0, whole[own])
+        recorder.sequence = 0
+        assert whole is not None
+        return whole
 
     def _parts(self, rows: int) -> Iterator[tuple[KVCache, slice]]:
         if rows != sum(self.counts):

@@ -175,6 +175,7 @@ class LayerRows:
     def __init__(self, rows: tuple[int, int, int], format: Format, window: int | None, chunk: int) -> None:
         self.base, self.window = 0, window
         self._rows, self._format, self._chunk, self._capacity = rows, format, chunk, 0
+        self._columns = [(width, dtype) for _, width, dtype in format.columns(rows[2])]
         self._keys: list[NDArray[Any]] = self._allocated(0)
         self._values: list[NDArray[Any]] = self._allocated(0)
         self._before: list[tuple[_Segment, _Segment]] = []
@@ -207,8 +208,11 @@ class LayerRows:
         self._before_told, self._is_told = before, True
 
     def _allocated(self, capacity: int) -> list[NDArray[Any]]:
-        batch, heads, dim = self._rows
-        return [np.empty((batch, heads, capacity, width), dtype) for _, width, dtype in self._format.columns(dim)]
+        batch, heads, _ = self._rows
+        made = []
+        for width, dtype in self._columns:
+            made.append(np.empty((batch, heads, capacity, width), dtype))
+        return made
 
     @property
     def nbytes(self) -> int:

@@ -13,6 +13,7 @@ from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.nn.module import Module, Take, as_floats, check_size, float32_of, floats, rounded_to
 from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, packed_by, product_of
+from npumatmul.nn.recordable import CHANGES
 from npumatmul.ops import NpuArray, PackedWeight
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
@@ -87,6 +88,7 @@ class _Multiplying(Module):
             raise ValueError(
                 f"{called}: the product has shape (K, N) = {tuple(product.shape)}, {(self._k, self._n)} is needed"
             )
+        CHANGES.count += 1
         self._bias = bias
         self._packed = None
         if type(product) is PackedProduct:  # others that are derived of it may not take a bias

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
-from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.executor import Function
+from npumatmul.host.layers import gate
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import Float32
@@ -25,41 +26,13 @@ _F32 = np.dtype(np.float32)
 _ONE = np.float32(1)
 
 
-def _silu(x: Float32) -> Float32:
-    with np.errstate(over="ignore"):  # exp of a large number is inf, and x / inf is the 0 that is wanted
-        y: Float32 = np.exp(-x)
-    y += _ONE
-    return np.divide(x, y, out=y)
-
-
-def _relu(x: Float32) -> Float32:
-    y: Float32 = np.maximum(x, np.float32(0))
-    return y
-
-
-def _relu2(x: Float32) -> Float32:
-    y = _relu(x)
-    y *= y
-    return y
-
-
-_GELU, _GELU_TANH = Epilogue(activation="gelu"), Epilogue(activation="gelu_tanh")
-
-
-def _finished(epilogue: Epilogue, x: Float32) -> Float32:
-    """An activation that numpy has not, by the kernel that finishes products."""
-    y: Float32 = np.empty(x.shape, np.float32)
-    epilogue.apply(x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1]))
-    return y
-
-
-#: Functions of float32 by their names; each returns a new array.
-ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
-    "silu": _silu,
-    "gelu": lambda x: _finished(_GELU, x),
-    "gelu_tanh": lambda x: _finished(_GELU_TANH, x),
-    "relu": _relu,
-    "relu2": _relu2,
+#: Functions of float32 by their names.
+ACTIVATIONS: dict[str, Function] = {
+    "silu": Function.SILU,
+    "gelu": Function.GELU,
+    "gelu_tanh": Function.GELU_TANH,
+    "relu": Function.RELU,
+    "relu2": Function.RELU2,
 }
 
 
@@ -94,8 +67,10 @@ def activate(x: NDArray[Any], name: ActivationName | str, up: NDArray[Any] | Non
     function = ACTIVATIONS.get(name)
     if function is None:
         raise ValueError(f"activate: no activation is called {name!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
-    y = function(x if x.dtype == _F32 else float32_of(x, "activate"))
-    if up is not None:
+    whole = x if x.dtype == _F32 else float32_of(x, "activate")
+    fits = type(up) is np.ndarray and up.dtype == _F32 and up.shape == x.shape
+    y = gate(whole, function, up if fits else None)
+    if up is not None and not fits:
         y *= up
     return y if x.dtype == _F32 else rounded_to(y, x.dtype)
 
@@ -188,6 +163,11 @@ class MLP(Module):
             self.up_proj = Linear(hidden_size, intermediate_size, bias, **how)
         self.down_proj = Linear(intermediate_size, hidden_size, bias, **how)
 
+    @property
+    def recordable(self) -> bool:
+        """Unless numpy computes what is between the products."""
+        return self._clamp is None
+
     def __repr__(self) -> str:
         down, gated = self.down_proj, self.gate_up is not None
         return f"MLP({down.out_features}, {down.in_features}, {self._act!r}, gated={gated})"
@@ -220,7 +200,7 @@ class MLP(Module):
 
     def activate(self, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """What stands between the projections: from what `gate_up` or `up_proj` gave to what `down_proj` takes."""
-        if self._clamp is not None:
+        if self._clamp is not None:  # by numpy: a recorder refuses what follows
             return _clamped(parts[0], parts[1], *self._clamp)
         return activate(parts[0], self._act, parts[1] if len(parts) == 2 else None)
 

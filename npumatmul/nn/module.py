@@ -14,6 +14,7 @@ from npumatmul.errors import ModelError
 from npumatmul.files.reading import shown
 from npumatmul.host import dlpack
 from npumatmul.nn.product import Pack
+from npumatmul.nn.recordable import CHANGES
 from npumatmul.ops import NpuArray
 from npumatmul.ops.array.array import unread
 
@@ -108,6 +109,19 @@ class Module:
 
     #: Names of its own that checkpoints hold beside parameters, and that no result depends on.
     unused: ClassVar[frozenset[str]] = frozenset()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if name[0] != "_":
+            CHANGES.count += 1
+
+    @property
+    def recordable(self) -> bool:
+        """Whether it does the same steps whatever values it is given, all of which a recorder hears of.
+
+        Others are called again where a program of recorded steps comes to them (`npumatmul.running.recording`).
+        """
+        return False
 
     def __repr__(self) -> str:
         """Return the class and what it holds, as PyTorch shows it."""

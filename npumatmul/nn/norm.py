@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.host.layers import layer_norm, rms_norm
 from npumatmul.nn.module import Module, Take, check_number, check_size, float32_of, initial, rounded_to
 from npumatmul.nn.product import Float32, Pack
 
@@ -84,14 +85,7 @@ class RMSNorm(Module):
             return self._in_float32(x)
         if x.shape[-1:] != (self._dim,):
             raise ValueError(f"{self!r} takes (..., {self._dim}); the input has shape {x.shape}")
-        y = x * x
-        scale = np.add.reduce(y, axis=-1, keepdims=True)
-        scale *= self._share
-        scale += self._eps
-        np.sqrt(scale, out=scale)
-        np.divide(x, scale, out=y)
-        y *= self._factor
-        return y
+        return rms_norm(x, self._factor, self._share, self._eps)
 
     def _in_float32(self, x: Any) -> Any:
         return _in_float32(self, x)
@@ -159,18 +153,7 @@ class LayerNorm(Module):
             return self._in_float32(x)
         if x.shape[-1:] != (self._dim,):
             raise ValueError(f"{self!r} takes (..., {self._dim}); the input has shape {x.shape}")
-        mean = np.add.reduce(x, axis=-1, keepdims=True)
-        mean *= self._share
-        y = x - mean
-        scale = np.add.reduce(y * y, axis=-1, keepdims=True)
-        scale *= self._share
-        scale += self._eps
-        np.sqrt(scale, out=scale)
-        y /= scale
-        y *= self.weight
-        if self.bias is not None:
-            y += self.bias
-        return y
+        return layer_norm(x, self.weight, self.bias, self._share, self._eps)
 
     def _in_float32(self, x: Any) -> Any:
         return _in_float32(self, x)

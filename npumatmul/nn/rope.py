@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.files.reading import shown
+from npumatmul.host.arrays import address_of
+from npumatmul.host.layers import Rotation, rotate
 from npumatmul.nn.module import Module, check_number, check_size, float32_of, rounded_to
 from npumatmul.nn.product import Float32
 
@@ -127,6 +129,13 @@ class RoPE(Module):
             self._long = None
         self._axes = None if sections is None else _axes(sections, self._half, alternate)
         self._tables: dict[bool, tuple[Float32, Float32]] = {}
+        #: What the kernel reads, and all that it has referred to: somebody may be at work with it.
+        self._rotation: Rotation | None = None
+        self._referred: list[tuple[Float32, Float32]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what holds addresses, for copies."""
+        return {**vars(self), "_rotation": None, "_referred": []}
 
     def __repr__(self) -> str:
         order = ", interleaved" if self._interleaved else ""
@@ -189,6 +198,9 @@ class RoPE(Module):
             raise ValueError(f"{self!r} takes (..., T, D) with D of {dim} or more; the input has shape {x.shape}")
         if out is not None and out.shape != x.shape:
             raise ValueError(f"{self!r}: out has shape {out.shape}; the input has {x.shape}")
+        if positions is None and out is None and x.dtype == _F32 and self.reach(offset, x.shape[-2]):
+            assert self._rotation is not None
+            return rotate(x, self._rotation, offset, self)
         cos, sin = self._rows(offset, x.shape, positions)
         given = x if x.dtype == _F32 else float32_of(x, repr(self))
         y = np.empty(x.shape, _F32) if out is None or out.dtype != _F32 else out
@@ -210,6 +222,28 @@ class RoPE(Module):
         if out is not y:
             out[...] = y
         return out
+
+    def reach(self, offset: int, count: int) -> bool:
+        """Have angles of so many positions from `offset` on at hand; whether one table has them, whatever comes later.
+
+        Raises
+        ------
+        ValueError
+            If a position is negative.
+        """
+        stop, rotation = offset + count, self._rotation
+        if offset >= 0 and rotation is not None and stop <= rotation.count:
+            return True
+        if self._long is not None or stop > _LONGEST or not count:
+            return False
+        self._rows(offset, (count, self._dim), None)
+        cos, sin = table = self._tables[False]
+        self._referred.append(table)
+        if rotation is None:
+            rotation = self._rotation = Rotation(None, None, 0, self._half, self._interleaved)
+        rotation.cos, rotation.sin = address_of(cos), address_of(sin)
+        rotation.count = len(cos)  # at last: who is at work meanwhile knows of no more
+        return True
 
     def _rows(self, offset: int, shape: tuple[int, ...], positions: ArrayLike | None) -> tuple[Float32, Float32]:
         """Cosines and sines of positions, ``(..., T, dim / 2)``."""

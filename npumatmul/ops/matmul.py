@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.host.epilogue import Epilogue
+from npumatmul.host.layers import RECORDER
 from npumatmul.ops.array.array import NpuArray
 from npumatmul.ops.array.products import device_of, involves_npu_arrays, on_cpu
 from npumatmul.ops.background import MatmulFuture, submit
@@ -49,7 +50,14 @@ __all__ = ["matmul", "matmul_async"]
 _ONCE = MatmulOptions(level=logging.DEBUG)
 _is_logged, _DEBUG = _ONCE.logger.isEnabledFor, logging.DEBUG
 _ndarray = np.ndarray
-_current = CURRENT.get
+
+
+def logs_products() -> bool:
+    """Whether each product is logged, so that none may be made unseen."""
+    return _is_logged(_DEBUG)
+
+
+_current, _recorder = CURRENT.get, RECORDER.get
 
 
 @overload
@@ -175,7 +183,10 @@ def matmul(
             if epilogue is not None or bias is not None:
                 epilogue, bias = prepared.fitted(epilogue, bias)
             if kind is _ndarray:
-                return prepared.compute(left, place, epilogue, bias)
+                computed = prepared.compute(left, place, epilogue, bias)
+                if (recorder := _recorder()) is not None:
+                    recorder.product(prepared.recorded(place), b, left, computed, epilogue, bias)
+                return computed
             if place is None:
                 made = (prepared.of_arrays or prepared.with_arrays()).multiply(left, epilogue, bias)
                 if made is not None:
@@ -206,6 +217,9 @@ def matmul(
     if product.prepared is not None:
         assert isinstance(b, PackedWeight)
         remember(b, asked, product.prepared)
+    if kind is _ndarray and (recorder := _recorder()) is not None:
+        prepared = product.prepared
+        recorder.product(None if prepared is None else prepared.recorded(place), b, left, result, epilogue, bias)
     return result
 
 

@@ -309,6 +309,11 @@ class Product:
             rows = step(rows)
         return rows.astype(self.reads, copy=False)
 
+    def recorded(self, out: Out) -> Program | None:
+        """What can make the same product again of other rows, for a recorder; None where more than it is needed."""
+        alone = self.reads_rows and self._floats and out is None
+        return self.program if alone else None
+
     def with_arrays(self) -> ArrayProduct:
         """The same of an `NpuArray`, which gives another one."""
         found = self.of_arrays

@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "strict": ("0", "1"),
     "rows": ("exact", "ceil4"),
     "int4_rows": ("refused", "deadly", "any"),
+    "compute": ("on", "off"),
     "foreign": ("accept", "refuse"),
     "contexts": None,
     "domain_bytes": None,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes as C
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from npumatmul.chips import layout
 from npumatmul.device.arenas import ArenaBlock
 from npumatmul.device.given_up import give_up
-from npumatmul.device.leases import Lease
+from npumatmul.device.leases import Lease, Together
 from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
 from npumatmul.errors import RKNN_ERRORS, NotFiniteError, NpuError, RknnError, rknn_error
@@ -26,9 +27,9 @@ from npumatmul.running.deferred import Tiles
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext
 from npumatmul.running.stored import KSlice, StoredWeight
-from npumatmul.running.workspace import A_BUFFERS
+from npumatmul.running.workspace import A_BUFFERS, Workspace
 
-__all__ = ["PROVEN", "SHORT", "BoundProgram", "cores_struct", "slices_struct", "spans_struct"]
+__all__ = ["PROVEN", "SHORT", "BoundProgram", "Shared", "cores_struct", "slices_struct", "spans_struct"]
 
 #: A call is attended so often before it is known to be short,
 PROVEN = 64
@@ -84,7 +85,7 @@ class BoundProgram:
         *,
         in_place: bool = False,
     ) -> None:
-        self._open(placement, plan, weight, contexts, call)
+        self._open(placement, plan, weight.domain, contexts, call)
         per_range = len(contexts) // len(plan.m_spans)
         rows = [span.padded for span in plan.m_spans for _ in range(per_range)]
         sizes = [context.sizes(m) for context, m in zip(contexts, rows, strict=True)]
@@ -126,7 +127,7 @@ class BoundProgram:
         self,
         placement: Placement,
         plan: MatmulPlan,
-        weight: StoredWeight,
+        domain: int,
         contexts: Sequence[PooledContext],
         call: Call,
     ) -> None:
@@ -135,7 +136,7 @@ class BoundProgram:
         self.after: PlacedEpilogue | None = None
         self.proven = 0
         self.results: Sequence[Memory] = ()
-        self._placement, self._plan, self._domain = placement, plan, weight.domain
+        self._placement, self.plan, self._domain = placement, plan, domain
         self.contexts = tuple(dict.fromkeys(contexts))
         self._structs = tuple((context, context.struct) for context in self.contexts)
         self._pool = placement.contexts
@@ -149,7 +150,7 @@ class BoundProgram:
     @cached_property
     def tiles(self) -> Tiles:
         """For results that are deferred."""
-        return Tiles(self._plan.m_spans, self._plan.weight.n_spans)
+        return Tiles(self.plan.m_spans, self.plan.weight.n_spans)
 
     @property
     def broken(self) -> bool:
@@ -173,7 +174,8 @@ class BoundProgram:
         keeps : object
             What else has to live.
         """
-        tiles = [tile for tile in weight.tiles if isinstance(tile, ArenaBlock)]
+        every_tile = chain.from_iterable(weight.tiles) if type(weight.tiles) is Together else weight.tiles
+        tiles = [tile for tile in every_tile if isinstance(tile, ArenaBlock)]
         blocks = [block for tile in tiles for block in (tile.memory, tile.arena.memory)]
         own = [each for memory in (*self.results, *memories) for each in (memory, memory.allocation)]
         every = (*(each for each in self._buffers if isinstance(each, Memory)), *own, *blocks)
@@ -247,9 +249,15 @@ class BoundProgram:
         self._buffers = (*a, *c)
         self._complete = True
 
+    def share(self, shared: Shared) -> None:
+        """Take buffers of A and C that other programs of the same lease have, too: they run one after the other."""
+        a = shared.buffers("A", self._a_count, self._a_bytes, self._domain)
+        c = shared.buffers("C", self._c_count, self._c_bytes, self._domain)
+        self.struct.a_memories, self.struct.c_memories = _pointers(a), _pointers(c)
+
     def failure(self, repeated: bool) -> NpuError:
         """What went wrong in the last call."""
-        report, plan = self.executor.report, self._plan
+        report, plan = self.executor.report, self.plan
         step, code = Step(report.step), int(report.code)
         if code == kernels.NOT_FINITE:
             return NotFiniteError(f"matmul: row {report.row} of a holds an inf or nan, which cannot be quantized")
@@ -272,9 +280,42 @@ class BoundProgram:
         """The error of a call that was repeated, which says so."""
         names = ", ".join(str(context.spec) for context in self.contexts if context.broken)
         hint = f"It failed before, its context was made anew and all was repeated, in vain ({names}). {failed.hint}"
-        plan = self._plan
+        plan = self.plan
         where = {"matmul": f"({plan.m}, {plan.weight.k}) @ ({plan.weight.k}, {plan.weight.n})", **failed.arguments}
         return rknn_error(failed.function, failed.code, where, hint.strip())
+
+
+class Shared:
+    """Buffers of one lease, of which programs that run one after the other have the same.
+
+    Attributes
+    ----------
+    memories : list of Memory and CpuMemory
+        All of them.
+    """
+
+    def __init__(self, placement: Placement, lease: Lease) -> None:
+        self._placement, self._lease = placement, lease
+        self._buffers: dict[tuple[str, int, int], list[Memory]] = {}
+        self._cpu: dict[int, CpuMemory] = {}
+        self.memories: list[Memory | CpuMemory] = []
+
+    def buffers(self, role: str, count: int, nbytes: int, domain: int) -> Sequence[Memory]:
+        """As `Workspace.acquire`."""
+        have = self._buffers.setdefault((role, domain, Workspace.size_for(nbytes)), [])
+        if count > len(have):
+            more = self._placement.workspace.acquire(role, count - len(have), nbytes, self._lease, domain)
+            have.extend(more)
+            self.memories.extend(more)
+        return have[:count]
+
+    def cpu_memory(self, nbytes: int) -> CpuMemory:
+        """As `CpuMemories.acquire`."""
+        size = Workspace.size_for(nbytes)
+        if size not in self._cpu:
+            self._cpu[size] = self._placement.cpu_memories.acquire(nbytes, self._lease)
+            self.memories.append(self._cpu[size])
+        return self._cpu[size]
 
 
 _OVER = Lease()

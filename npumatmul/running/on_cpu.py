@@ -8,6 +8,7 @@ only read by the NPU, so there is nothing to synchronise before the CPU reads it
 from __future__ import annotations
 
 import ctypes as C
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -28,9 +29,11 @@ from npumatmul.host.processors import fast_processors
 from npumatmul.planning.on_cpu import CpuPlan, plan_on_cpu
 from npumatmul.planning.product import A_BUFFERS_MOST, MatmulPlan
 from npumatmul.rknn import TensorMem
-from npumatmul.running.bound import BoundProgram, cores_struct, slices_struct, spans_struct
+from npumatmul.running.bound import BoundProgram, Shared, cores_struct, slices_struct, spans_struct
+from npumatmul.running.cpu_memory import CpuMemory
 from npumatmul.running.deferred import DeferredResult
 from npumatmul.running.placement import Placement
+from npumatmul.running.pool import PooledContext, TileShape
 from npumatmul.running.program import Program
 from npumatmul.running.stored import StoredWeight
 
@@ -54,8 +57,15 @@ class CpuProgram(Program):
     on_npu = False
 
     def _bind(self, lease: Lease) -> BoundProgram:
-        bound = _CpuBound(self._placement, self._plan, self._weight, self._activation, self._plain_call(), self._scales)
-        return self._bound_once_more(bound, lease)
+        return self._bound_once_more(self.bound_with((), self.plain_call()), lease)
+
+    def tiles(self) -> list[TileShape]:
+        """None: no contexts are needed."""
+        return []
+
+    def bound_with(self, contexts: Sequence[PooledContext], call: Call) -> BoundProgram:
+        """The program with a call; nothing is acquired."""
+        return _CpuBound(self._placement, self._plan, self._weight, self._activation, call, self._scales)
 
     def defer(
         self,
@@ -81,7 +91,7 @@ class _CpuBound(BoundProgram):
         call: Call,
         scales: tuple[float, float, float] | None,
     ) -> None:
-        self._open(placement, plan, weight, (), call)
+        self._open(placement, plan, weight.domain, (), call)
         w, slices, device = plan.weight, weight.slices, weight.device
         a_type = w.mm_type.a
         if w.row_images == 2:  # the NPU takes int8 as two halves; here they are one row of int8
@@ -133,12 +143,19 @@ class _CpuBound(BoundProgram):
         self._complete = False  # until the struct refers to others, for an interrupt may come before
         self.executor = self._placement.executor(lease)
         memory = self._placement.cpu_memories.acquire(self._nbytes, lease)
+        self._stand_in(memory)
+        self._buffers = (memory,)
+        self._complete = True
+
+    def share(self, shared: Shared) -> None:
+        """Take memory for A and C that other programs of the same lease have, too."""
+        self._stand_in(shared.cpu_memory(self._nbytes))
+
+    def _stand_in(self, memory: CpuMemory) -> None:
         address = memory.address
         for part in self._parts:
             part.virt_addr = address
             address += part.size
-        self._buffers = (memory,)
-        self._complete = True
 
 
 def _pieces(weight: StoredWeight, cpu: CpuPlan, tile: layout.TileLayout) -> Any:

@@ -229,7 +229,12 @@ class Program(Runs):
             self._refuse(a)
         return call
 
-    def _plain_call(self) -> Call:
+    @property
+    def result_shape(self) -> tuple[int, int]:
+        """``(M, N)``."""
+        return self._result
+
+    def plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         call = Call(out_type=self._element)
         call.a_col_stride = self._reads.itemsize

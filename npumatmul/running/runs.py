@@ -20,7 +20,7 @@ from npumatmul.rknn import MatmulLayout
 from npumatmul.running.bound import PROVEN, SHORT, BoundProgram
 from npumatmul.running.logged import log_file, logged
 from npumatmul.running.placement import Placement
-from npumatmul.running.pool import TileShape
+from npumatmul.running.pool import PooledContext, TileShape
 from npumatmul.running.stored import StoredWeight
 from npumatmul.running.waiting import Waiting
 
@@ -236,7 +236,7 @@ class Runs:
         assert bound is not None  # nothing ran
         return bound.executor.bare_call(bound.struct, bound.call, runs=runs)
 
-    def _plain_call(self) -> Call:
+    def plain_call(self) -> Call:
         """A call for rows that stand one behind the other, without addresses."""
         return Call()
 
@@ -251,9 +251,13 @@ class Runs:
 
     def _bind(self, lease: Lease) -> BoundProgram:
         """The program bound once more: those that there are are in use or broken."""
-        contexts = self._placement.contexts.for_tiles(self._tiles(), lease)
-        how = self._plan, self._weight, self._activation, contexts, self._plain_call()
-        return self._bound_once_more(BoundProgram(self._placement, *how, in_place=self._in_place), lease)
+        contexts = self._placement.contexts.for_tiles(self.tiles(), lease)
+        return self._bound_once_more(self.bound_with(contexts, self.plain_call()), lease)
+
+    def bound_with(self, contexts: Sequence[PooledContext], call: Call) -> BoundProgram:
+        """The program bound to contexts that have the shapes of `tiles`, with a call; nothing else is acquired."""
+        how = self._plan, self._weight, self._activation, contexts, call
+        return BoundProgram(self._placement, *how, in_place=self._in_place)
 
     def _bound_once_more(self, bound: BoundProgram, lease: Lease) -> BoundProgram:
         """Remember what was bound, with all that a call of the lease needs."""
@@ -261,7 +265,7 @@ class Runs:
         self._bound = [bound, *(other for other in self._bound if not other.broken)][:_BOUND]
         return bound
 
-    def _tiles(self) -> list[TileShape]:
+    def tiles(self) -> list[TileShape]:
         """What contexts the tiles need: ranges of rows, slices of K, tiles of N."""
         weight, plan = self._weight, self._plan
         if weight.in_host_memory:

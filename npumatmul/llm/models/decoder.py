@@ -23,6 +23,7 @@ from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, wit
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
 from npumatmul.llm.models.embedded import EmbeddedRows, Placing
+from npumatmul.llm.models.recorded import RecordedBlocks
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache_batch import CacheBatch
@@ -119,6 +120,7 @@ class Decoder(Module):
         head = _TiedHead if config.tied else Linear
         self.lm_head = head(config.hidden_size, config.vocab_size, False, scheme=scheme, device=device)
         self._head_of = scheme, device
+        self._recorded = RecordedBlocks()
         self._long: dict[str, list[TransformerBlock]] = {}  # the same blocks, rotating as long sequences are rotated
 
     def __repr__(self) -> str:
@@ -180,7 +182,7 @@ class Decoder(Module):
         if unknown:
             raise ValueError(f"the model has no layer {unknown[0]!r}")
         made = copy.copy(self)
-        made.model, made._long = copy.copy(self.model), {}
+        made.model, made._long, made._recorded = copy.copy(self.model), {}, RecordedBlocks()
         new = {}
         for name, product in changed.items():
             wanted = tuple(modules[name].product.shape)
@@ -425,7 +427,10 @@ class Decoder(Module):
         ndarray of float32, of the shape of `x`
             What leaves the last block, a new array.
         """
-        for layer, block in enumerate(self._blocks(self._is_long(total))):
+        blocks = self._blocks(self._is_long(total))
+        if placing is None and beside is None and x.ndim == 2:
+            return self._recorded.run(blocks, x, cache, progress)
+        for layer, block in enumerate(blocks):
             x = block(
                 x,
                 cache=cache,
