@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -10,6 +11,8 @@ import numpy as np
 
 import npumatmul as npu
 from npumatmul.host.executor import Call, Executor, Report
+from npumatmul.rknn.constants import MemSyncMode
+from npumatmul.rknn.structs import Context
 from targets.lines import Turns, line
 
 #: So many calls are timed as one, for a clock that is read in a tenth of the time of one.
@@ -75,3 +78,55 @@ def above_the_executor(way: str) -> Iterator[Turns]:
                 product()
 
         yield Turns(products, bare_call(product))
+
+
+def bare_runtime(product: Callable[[], Any]) -> Callable[[], None]:
+    """What any binding has to call for a product of one tile whose weight is ready, with arguments that are ready, too.
+
+    A and C are synchronised, three memories bound, and the NPU run; A is not packed, and C not read.
+    """
+    made: list[Any] = []
+    execute = Executor.execute
+
+    def noted(self: Executor, placed: Any, call: Call, proven: bool = False) -> int:
+        made.append(placed)
+        return execute(self, placed, call, proven)
+
+    product()  # what there is to prepare
+    with patch.object(Executor, "execute", noted):
+        product()
+    (placed,) = made
+    functions, shape = placed.runtime.contents, placed.shapes[0].contents
+    whole = C.CFUNCTYPE(C.c_int, Context)(functions.run)
+    bind = C.CFUNCTYPE(C.c_int, Context, C.c_void_p, C.c_void_p)(functions.set_io_mem)
+    sync = C.CFUNCTYPE(C.c_int, Context, C.c_void_p, C.c_int)(functions.mem_sync)
+    handle = shape.context.contents.handle
+    a, b, c = (C.cast(memory[0], C.c_void_p) for memory in (placed.a_memories, placed.b_memories, placed.c_memories))
+    attributes = [C.addressof(shape.io_attr) + getattr(type(shape.io_attr), name).offset for name in "ABC"]
+
+    def bare() -> None:
+        for _ in range(CALLS):
+            sync(handle, a, MemSyncMode.TO_DEVICE)
+            bind(handle, a, attributes[0])
+            bind(handle, b, attributes[1])
+            bind(handle, c, attributes[2])
+            whole(handle)
+            sync(handle, c, MemSyncMode.FROM_DEVICE)
+
+    return bare
+
+
+@line("100 x 1x64 @ 64x64 by {0}, w8a8", "the calls of the runtime by ctypes", most=2.0, over=[("matmul",), ("@",)])
+def beside_the_runtime(way: str) -> Iterator[Turns]:
+    """The smallest product with a ready weight: quantized, packed, run, rescaled and given as an array."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    with npu.pack(w, "w8a8") as packed:
+        ways: dict[str, Callable[[], Any]] = {"matmul": lambda: npu.matmul(x, packed), "@": lambda: x @ packed}
+        product = ways[way]
+
+        def products() -> None:
+            for _ in range(CALLS):
+                product()
+
+        yield Turns(products, bare_runtime(product))

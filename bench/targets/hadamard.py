@@ -7,8 +7,13 @@ from itertools import product
 
 import numpy as np
 
+from npumatmul.chips import layout
+from npumatmul.chips.types import ElementType
+from npumatmul.host import kernels
+from npumatmul.host.kernels import Conversion
 from npumatmul.quant import Hadamard, hadamard_matrix
 from targets.lines import Turns, line
+from targets.packing import npu_memory
 
 
 @line(
@@ -23,3 +28,25 @@ def hadamard_rows(rows: int, k: int) -> Iterator[Turns]:
     rotation = (transform.signs[:, np.newaxis] * hadamard_matrix(k).T / np.sqrt(k)).astype(np.float32)
     np.testing.assert_allclose(transform.activation(x), x @ rotation, atol=1e-4)
     yield Turns(lambda: transform.activation(x), lambda: x @ rotation)
+
+
+@line(
+    "Hadamard, quantize to int8 and pack A, {0}x{1}",
+    "memcpy of the source",
+    least=0.25,
+    over=product((16, 128), (576, 1536, 4096, 11008)),
+    counted="npumm_hadamard_rows",
+)
+def hadamard_and_pack(rows: int, k: int) -> Iterator[Turns]:
+    """Rows are rotated into scratch, measured, quantized and packed, a few at a time as the executor does."""
+    x = np.random.default_rng(0).standard_normal((rows, k)).astype(np.float32)
+    transform, copy = Hadamard(k), np.empty_like(x)
+    where = layout.a_native(rows, k, ElementType.INT8, "rk3588")
+    memory, scratch = npu_memory(where.nbytes), np.empty((rows, k), np.float32)
+    tiling, kernel = where.tiling(), transform.kernel
+
+    def work() -> None:
+        kernels.hadamard_rows(kernel, x, scratch)
+        kernels.quantize(tiling, Conversion.F32_TO_I8, scratch, memory.ctypes.data, memory.nbytes)
+
+    yield Turns(work, lambda: np.copyto(copy, x), one_thread=True)

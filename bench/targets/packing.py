@@ -1,4 +1,4 @@
-"""Host kernels: packing into native layouts, with and without conversion. Chips' layouts are the RK3588's."""
+"""Host kernels: packing into native layouts, and storing results. Layouts are the RK3588's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType
 from npumatmul.host import kernels
+from npumatmul.host.executor import Element, EpilogueStruct, Function, Matrix, Result, ResultType, Term, _store
 from npumatmul.host.kernels import Conversion
 from targets.lines import Turns, line
 
@@ -20,9 +21,16 @@ STORED = ("(K, N)", "(N, K)")
 RNG = np.random.default_rng(0)
 
 
+def npu_memory(nbytes: int) -> NDArray[np.uint8]:
+    """Memory that begins a page, as the NPU's does."""
+    memory = np.zeros(nbytes + 4096, np.uint8)
+    start = -memory.ctypes.data % 4096
+    return memory[start : start + nbytes]
+
+
 def packer(matrix: NDArray[Any], where: layout.TileLayout) -> Callable[[], None]:
     """Pack into memory that is there already, as a weight does that goes into NPU memory."""
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     return lambda: layout.pack_into(matrix, where, memory.ctypes.data, memory.nbytes)
 
 
@@ -78,7 +86,7 @@ def pack_b_int4(size: int, stored: str) -> Iterator[Turns]:
     """Two values per byte of what is written."""
     b = stored_as(integers(size, -7, 8), stored)
     where = layout.b_native(size, size, ElementType.INT4, "rk3588")
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     yield Turns(
         lambda: kernels.pack(where.tiling(), Conversion.INT4, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
@@ -100,7 +108,7 @@ def quantize_b(to: str, size: int, stored: str) -> Iterator[Turns]:
         (ElementType.INT8, Conversion.F32_TO_I8) if to == "int8" else (ElementType.INT4, Conversion.F32_TO_I4)
     )
     where = layout.b_native(size, size, element, "rk3588")
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     yield Turns(
         lambda: kernels.quantize(where.tiling(), conversion, b.T, memory.ctypes.data, memory.nbytes),
         copier(b if stored == "(K, N)" else b.T),
@@ -136,7 +144,7 @@ def pack_one_row_float16() -> Iterator[Turns]:
 def _a_float16(rows: int, k: int) -> Turns:
     a = RNG.standard_normal((rows, k), np.float32)
     where = of_a(rows, k, ElementType.FLOAT16)
-    memory = np.zeros(where.nbytes, np.uint8)
+    memory = npu_memory(where.nbytes)
     values = kernels.Values(Conversion.F32_TO_F16)
     keep = (a, memory, where.tiling(), values)
     arguments = (C.byref(keep[2]), C.byref(values), a.ctypes.data, *a.strides, memory.ctypes.data, memory.nbytes)
@@ -170,7 +178,7 @@ def quantize_one_row() -> Iterator[Turns]:
 def _a_int8(rows: int, k: int) -> Turns:
     a = RNG.standard_normal((rows, k), np.float32)
     where = of_a(rows, k, ElementType.INT8)
-    memory, scale = np.zeros(where.nbytes, np.uint8), np.zeros(rows, np.float32)
+    memory, scale = npu_memory(where.nbytes), np.zeros(rows, np.float32)
     tiling = where.tiling()
     arguments = (
         C.byref(tiling), Conversion.F32_TO_I8, C.c_float(1.0), a.ctypes.data, *a.strides, memory.ctypes.data,
@@ -178,3 +186,36 @@ def _a_int8(rows: int, k: int) -> Turns:
     )  # fmt: skip
     function = kernels.library().npumm_quantize
     return Turns(lambda keep=(a, memory, scale, tiling): function(*arguments), copier(a), one_thread=True)
+
+
+@line(
+    "store C int32 to float32, {0}x4096, {1}",
+    "memcpy of C",
+    least=0.5,
+    over=product((16, 128, 512), ("scales", "scales, bias", "scales, bias, residual", "scales, bias, silu, multiply")),
+    counted="npumm_store",
+)
+def store_c(rows: int, steps: str) -> Iterator[Turns]:
+    """Scales per row and column, and what is done in the same pass."""
+    n = 4096
+    where = layout.c_native(rows, n, ElementType.INT32, "rk3588")
+    c, out = RNG.integers(-(10**6), 10**6, where.nbytes // 4, np.int32), np.empty((rows, n), np.float32)
+    bias, scale = RNG.standard_normal((2, n), np.float32)
+    factor, other = RNG.random(rows), RNG.standard_normal((rows, n), np.float32)
+    matrix = Matrix(other.ctypes.data, other.strides[0], Element.FLOAT32)
+    epilogue = EpilogueStruct(scale=1.0, low=-np.inf, high=np.inf)
+    if "bias" in steps:
+        epilogue.bias = bias.ctypes.data
+    if "silu" in steps:
+        epilogue.function, epilogue.multiply = Function.SILU, matrix
+    if "residual" in steps:
+        epilogue.residual = matrix
+    result = Result(
+        data=out.ctypes.data, row_stride=out.strides[0], type=Element.FLOAT32, row_factor=factor.ctypes.data,
+        column_scale=scale.ctypes.data, epilogue=C.pointer(epilogue) if "bias" in steps else None,
+    )  # fmt: skip
+    term, tiling, function = Term(type=ResultType.INT32, row_images=1), where.tiling(), _store()
+    keep = (bias, scale, factor, other, out)
+    yield Turns(
+        lambda keep=keep: function(tiling, term, c.ctypes.data, c.nbytes, None, result), copier(c), one_thread=True
+    )

@@ -69,6 +69,11 @@ NPUMM_EXPORT int npumm_add_rows(const npumm_rows_shape *shape, const npumm_rows_
 NPUMM_EXPORT int npumm_scale_rows(const npumm_rows_shape *shape, const npumm_rows_part *part, const npumm_rows_from *x,
                                   float scale, const npumm_rows_to *out);
 
+/* The k-th largest of values that are no nans, for k up to NPUMM_TOP_K_MOST, in one pass. */
+NPUMM_EXPORT int npumm_kth_largest(const float *values, int64_t count, int64_t k, float *kth);
+
+#define NPUMM_TOP_K_MOST 256
+
 #ifdef __cplusplus
 }
 #endif

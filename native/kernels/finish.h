@@ -1,6 +1,7 @@
 /*
  * The inner loops on finished sums: scales, functions and casts, over one row of values at a time. There is one source,
- * finish_loops.h, compiled for the base instruction set (NEON on aarch64) and for AVX2: both give the same bits.
+ * finish_loops.h, compiled for the base instruction set (NEON on aarch64), AVX2 and
+ * AVX-512: all give the same bits.
  */
 #ifndef NPUMATMUL_FINISH_H
 #define NPUMATMUL_FINISH_H
@@ -28,6 +29,7 @@ typedef struct {
 extern const npumm_finish_kernels npumm_finish_base;
 #if defined(__x86_64__)
 extern const npumm_finish_kernels npumm_finish_avx2;
+extern const npumm_finish_kernels npumm_finish_avx512;
 #endif
 
 const npumm_finish_kernels *npumm_finish(void);

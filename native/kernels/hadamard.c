@@ -8,7 +8,8 @@
 
 const npumm_hadamard_kernels *npumm_hadamard_here(void) {
 #if defined(__x86_64__)
-  return npumm_rows() == &npumm_rows_scalar ? &npumm_hadamard_scalar : &npumm_hadamard_avx2;
+  const int has_both = npumm_rows() != &npumm_rows_scalar && __builtin_cpu_supports("fma");
+  return has_both ? &npumm_hadamard_avx2 : &npumm_hadamard_scalar;
 #elif defined(__aarch64__)
   return &npumm_hadamard_neon;
 #else

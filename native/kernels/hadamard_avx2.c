@@ -65,30 +65,29 @@ AVX2 static void power(float *x, int64_t n, int64_t block) {
   for (int64_t start = 0; block > 8 && start < n; start += block) stages_above_8(x + start, block);
 }
 
-AVX2 static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
+/* Some rows of the product. Entries are 1 and -1, so that a fused product is the rounded one and its sum the same. */
+__attribute__((always_inline, target("avx2,fma"))) static inline void rows_of_dense(const float *m, int64_t order,
+                                                                                    const float (*in)[NPUMM_LANES],
+                                                                                    float (*out)[NPUMM_LANES],
+                                                                                    const int rows) {
+  __m256 sums[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) sums[i] = _mm256_setzero_ps();
+  for (int64_t j = 0; j < order; j++) {
+    const __m256 x = _mm256_loadu_ps(in[j]);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) sums[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(m + i * order + j), x, sums[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) _mm256_storeu_ps(out[i], sums[i]);
+}
+
+__attribute__((target("avx2,fma"))) static void dense(const float *matrix, int64_t order,
+                                                      const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
   int64_t i = 0;
-  for (; i + 4 <= order; i += 4) {
-    const float *m = matrix + i * order;
-    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-    for (int64_t j = 0; j < order; j++) {
-      const __m256 x = _mm256_loadu_ps(in[j]);
-      s0 = _mm256_add_ps(s0, _mm256_mul_ps(_mm256_broadcast_ss(m + j), x));
-      s1 = _mm256_add_ps(s1, _mm256_mul_ps(_mm256_broadcast_ss(m + order + j), x));
-      s2 = _mm256_add_ps(s2, _mm256_mul_ps(_mm256_broadcast_ss(m + 2 * order + j), x));
-      s3 = _mm256_add_ps(s3, _mm256_mul_ps(_mm256_broadcast_ss(m + 3 * order + j), x));
-    }
-    _mm256_storeu_ps(out[i], s0);
-    _mm256_storeu_ps(out[i + 1], s1);
-    _mm256_storeu_ps(out[i + 2], s2);
-    _mm256_storeu_ps(out[i + 3], s3);
-  }
-  for (; i < order; i++) {
-    __m256 sum = _mm256_setzero_ps();
-    for (int64_t j = 0; j < order; j++) {
-      sum = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_broadcast_ss(matrix + i * order + j), _mm256_loadu_ps(in[j])));
-    }
-    _mm256_storeu_ps(out[i], sum);
-  }
+  for (; i + 8 <= order; i += 8) rows_of_dense(matrix + i * order, order, in, out + i, 8);
+  for (; i + 4 <= order; i += 4) rows_of_dense(matrix + i * order, order, in, out + i, 4);
+  for (; i < order; i++) rows_of_dense(matrix + i * order, order, in, out + i, 1);
 }
 
 const npumm_hadamard_kernels npumm_hadamard_avx2 = {scale, divide, power, dense};

@@ -5,6 +5,7 @@
 #include "epilogue.h"
 #include "finish.h"
 #include "npumatmul_store.h"
+#include "rows.h"
 #include "tiling.h"
 
 /* A piece of a row while it is worked on. int32 sums wrap as the hardware's and numpy's do: unsigned makes that C. */
@@ -47,15 +48,12 @@ static void widen(npumm_result_type type, const void *src, int64_t offset, int64
   }
 }
 
-/*
- * Columns c to c + n of some rows of C from row r on, gathered from their native groups: group by group, because rows of
- * one group share cache lines. The rows are those of one tile.
- */
-static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t rows, int64_t c,
-                   int64_t n, piece *into) {
+/* Columns c to c + n of some rows of C from row r on, into place `at` of each and those after it; rows of one tile. */
+static void gather_pieces(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t rows,
+                          int64_t c, int64_t n, int64_t at, piece *into) {
   const int is_whole = type == NPUMM_C_INT32 || type == NPUMM_C_FLOAT32;
   for (npumm_walk walk = npumm_walk_row(t, r, c, n); walk.length > 0; npumm_walk_on(&walk)) {
-    const int64_t done = n - walk.left;
+    const int64_t done = at + n - walk.left;
     if (is_whole) {
       const uint32_t *from = (const uint32_t *)src + walk.offset;
       for (int64_t i = 0; i < rows; i++) npumm_copy(into[i].whole + done, from + i * t->tile_cols, walk.length * 4);
@@ -63,6 +61,25 @@ static void gather(const npumm_tiling *t, npumm_result_type type, const void *sr
       for (int64_t i = 0; i < rows; i++) widen(type, src, walk.offset + i * t->tile_cols, walk.length, &into[i], done);
     }
   }
+}
+
+/*
+ * Columns c to c + n of some rows of C from row r on, gathered from their native groups: group by group, because rows of
+ * one group share cache lines. The rows are those of one tile.
+ */
+static void gather(const npumm_tiling *t, npumm_result_type type, const void *src, int64_t r, int64_t rows, int64_t c,
+                   int64_t n, piece *into) {
+  const int is_whole = type == NPUMM_C_INT32 || type == NPUMM_C_FLOAT32;
+  const int64_t group_bytes = t->tile_cols * 4, groups = n / t->tile_cols;
+  if (is_whole && rows > 1 && groups > 0 && c % t->tile_cols == 0 && (group_bytes == 16 || group_bytes == 32)) {
+    /* groups side by side become rows of groups: pieces of a line that change places */
+    const npumm_pieces of = {group_bytes, groups, rows, t->tile_rows * group_bytes, (int64_t)sizeof *into};
+    npumm_rows()->pieces(&of, (const char *)src + npumm_tiling_offset(t, r, c) * 4, (char *)into, 0);
+    const int64_t done = groups * t->tile_cols;
+    if (done < n) gather_pieces(t, type, src, r, rows, c + done, n - done, done, into);
+    return;
+  }
+  gather_pieces(t, type, src, r, rows, c, n, 0, into);
 }
 
 /* A row of integers: both halves of it where it was split, less what the zero points make. */

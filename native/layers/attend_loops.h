@@ -1,6 +1,6 @@
 /*
  * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
- * ATTEND_ROWS, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
+ * ATTEND_ROWS, ATTEND_TOGETHER, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
  *
  * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
  * orders leave room for registers of any width, and for any number of rows at once.
@@ -13,7 +13,13 @@
 
 #define INLINE static inline __attribute__((always_inline)) LANES_TARGET
 
-enum { BLOCK = NPUMM_ATTEND_BLOCK, KEYS = WIDTH / 4, ROWS = ATTEND_ROWS, COLUMNS = ATTEND_COLUMNS };
+enum {
+  BLOCK = NPUMM_ATTEND_BLOCK,
+  KEYS = WIDTH / 4,
+  TOGETHER = ATTEND_TOGETHER,
+  ROWS = ATTEND_ROWS,
+  COLUMNS = ATTEND_COLUMNS
+};
 
 INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
   if (type == NPUMM_KV_FLOAT16) return vec_of_halves((const uint16_t *)row + at);
@@ -23,48 +29,78 @@ INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
 
 INLINE int64_t size_of(npumm_kv_type type) { return type == NPUMM_KV_FLOAT32 ? 4 : type == NPUMM_KV_FLOAT16 ? 2 : 1; }
 
+/* Before loops of a constant length: what they work on stays in registers, which is not sure otherwise. */
+#if defined(__clang__)
+#define UNROLLED _Pragma("unroll")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
+
 /*
  * Memory that is needed soon comes while other tokens are computed: processors do not look that far ahead by themselves,
  * since keys and values come in turns.
  */
 INLINE void fetch(const void *row, int64_t ahead, int64_t bytes) {
   const char *at = (const char *)((uintptr_t)row + (uintptr_t)ahead);
-#pragma GCC unroll 4
+  UNROLLED
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
-/* Sums in lanes of `rows` queries with KEYS keys that are 4 apart, folded. */
-INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys, vec *folded) {
-  vec sums[ROWS][KEYS][GROUP];
-  for (int r = 0; r < rows; r++) {
-    for (int k = 0; k < KEYS; k++) {
-      for (int g = 0; g < GROUP; g++) sums[r][k][g] = vec_all(0.0f);
-    }
-  }
-  for (int64_t d = 0; d < dim; d += 16) {
-    for (int g = 0; g < GROUP; g++) {
-      const int64_t at = d + g * WIDTH;
+/* Sums in lanes of `rows` queries with TOGETHER times KEYS keys, of which KEYS that are 4 apart are folded. */
+INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys,
+                     vec folded[TOGETHER][ROWS]) {
+  vec sums[TOGETHER][ROWS][KEYS][GROUP];
+  UNROLLED
+  for (int t = 0; t < TOGETHER; t++) {
+    UNROLLED
+    for (int r = 0; r < rows; r++) {
+      UNROLLED
       for (int k = 0; k < KEYS; k++) {
-        const vec key = load_as(type, keys[4 * k], at);
-        for (int r = 0; r < rows; r++) sums[r][k][g] = vec_fma(vec_load(q + r * dim + at), key, sums[r][k][g]);
+        UNROLLED
+        for (int g = 0; g < GROUP; g++) sums[t][r][k][g] = vec_all(0.0f);
       }
     }
   }
-  for (int r = 0; r < rows; r++) folded[r] = vec_fold(sums[r]);
+  for (int64_t d = 0; d < dim; d += 16) {
+    UNROLLED
+    for (int g = 0; g < GROUP; g++) {
+      const int64_t at = d + g * WIDTH;
+      vec queries[ROWS];
+      UNROLLED
+      for (int r = 0; r < rows; r++) queries[r] = vec_load(q + r * dim + at);
+      UNROLLED
+      for (int t = 0; t < TOGETHER; t++) {
+        UNROLLED
+        for (int k = 0; k < KEYS; k++) {
+          const vec key = load_as(type, keys[t + 4 * k], at);
+          UNROLLED
+          for (int r = 0; r < rows; r++) sums[t][r][k][g] = vec_fma(queries[r], key, sums[t][r][k][g]);
+        }
+      }
+    }
+  }
+  UNROLLED
+  for (int t = 0; t < TOGETHER; t++) {
+    UNROLLED
+    for (int r = 0; r < rows; r++) folded[t][r] = vec_fold(sums[t][r]);
+  }
 }
 
 /* Scores of `rows` queries and the keys first to last. */
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
+  const int fetches = block->key_ahead && row == 0;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
-    if (block->key_ahead && row == 0) {
-      for (int i = 0; i < WIDTH; i++) fetch(block->keys[j + i], block->key_ahead, dim * size_of(type));
+    for (int i = 0; i < 4; i += TOGETHER) {
+      for (int k = 0; fetches && k < TOGETHER * KEYS; k++) {
+        fetch(block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
+      }
+      products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded + i);
     }
-    for (int i = 0; i < 4; i++) products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded[i]);
     for (int r = 0; r < rows; r++) {
       vec_store(block->scores + (row + r) * BLOCK + j,
                 vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
@@ -81,8 +117,10 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
   const int64_t dim = block->value_dim;
   float *at = block->sums + row * dim + column;
   const float *weights = block->scores + row * BLOCK;
+  UNROLLED
   for (int r = 0; r < rows; r++) {
     const vec factor = vec_all(block->factor[row + r]);
+    UNROLLED
     for (int c = 0; c < columns; c++) {
       const vec sum = vec_load(at + r * dim + c * WIDTH);
       sums[r][c] = shrinks ? vec_mul(sum, factor) : sum;
@@ -91,13 +129,18 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
   for (int64_t j = first; j < last; j++) {
     vec values[COLUMNS];
     if (fetches) fetch(block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
+    UNROLLED
     for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
+    UNROLLED
     for (int r = 0; r < rows; r++) {
       const vec weight = vec_all(weights[r * BLOCK + j]);
+      UNROLLED
       for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
     }
   }
+  UNROLLED
   for (int r = 0; r < rows; r++) {
+    UNROLLED
     for (int c = 0; c < columns; c++) vec_store(at + r * dim + c * WIDTH, sums[r][c]);
   }
 }

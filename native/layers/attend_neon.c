@@ -4,9 +4,10 @@
 
 #define ATTEND_NAME "neon"
 #define ATTEND_LOOPS npumm_attend_neon
-#define ATTEND_ROWS 6
-#define ATTEND_COLUMNS 4
-#define ATTEND_FEW 12
+#define ATTEND_ROWS 3
+#define ATTEND_TOGETHER 2
+#define ATTEND_COLUMNS 8
+#define ATTEND_FEW 6
 #include "attend_loops.h"
 #else
 typedef int npumm_attend_neon_is_empty_here;

@@ -4,6 +4,7 @@
 #define ATTEND_NAME "scalar"
 #define ATTEND_LOOPS npumm_attend_scalar
 #define ATTEND_ROWS 3
+#define ATTEND_TOGETHER 1
 #define ATTEND_COLUMNS 2
 #define ATTEND_FEW 3
 #include "attend_loops.h"

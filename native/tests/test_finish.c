@@ -150,7 +150,12 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
 
 static void instruction_sets_agree(void) {
   for (int wild = 0; wild < 2; wild++) {
-    for (int64_t n = 0; n < 80; n++) one_length(npumm_finish(), &npumm_finish_base, n, wild);
+    for (int64_t n = 0; n < 80; n++) {
+      one_length(npumm_finish(), &npumm_finish_base, n, wild);
+#if defined(__x86_64__)
+      if (__builtin_cpu_supports("avx2")) one_length(&npumm_finish_avx2, &npumm_finish_base, n, wild);
+#endif
+    }
   }
 }
 

@@ -30,6 +30,7 @@ __all__ = [
     "RowsShape",
     "add",
     "gate",
+    "kth_largest",
     "layer_norm",
     "rms_norm",
     "rotate",
@@ -38,6 +39,7 @@ __all__ = [
 
 Float32 = NDArray[np.float32]
 _F32 = np.dtype(np.float32)
+TOP_K_MOST = 256
 
 
 class Kind(IntEnum):
@@ -321,6 +323,36 @@ def add(x: Float32, y: Float32, factor: float = 1.0) -> Float32:
     """
     out: Float32 = x + (y if factor == 1.0 else y * np.float32(factor))
     return out if RECORDER.get() is None else _told(Op(kind=Kind.ADD, scale=factor), x, y, out)
+
+
+@lru_cache(maxsize=1)
+def _kth_largest() -> Any:
+    function = kernels.library().npumm_kth_largest
+    function.restype = C.c_int
+    function.argtypes = (C.c_void_p, C.c_int64, C.c_int64, C.POINTER(C.c_float))
+    return function
+
+
+def kth_largest(values: Float32, k: int) -> float:
+    """The k-th largest of values, none of which is a nan.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (N,)
+    k : int
+        From 1 to N.
+
+    Examples
+    --------
+    >>> kth_largest(np.array([3, 1, 3, 2], np.float32), 3)
+    2.0
+    """
+    if k > TOP_K_MOST or not values.flags.c_contiguous or values.dtype != _F32:
+        return float(np.partition(values, len(values) - k)[len(values) - k])
+    found = C.c_float()
+    code = _kth_largest()(address_of(values), len(values), k, found)
+    assert code == 0, f"npumm_kth_largest: code {code}"
+    return float(found.value)
 
 
 def scale(x: Float32, factor: float, out: Float32 | None = None) -> Float32:

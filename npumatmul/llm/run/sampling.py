@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npumatmul.host.layers import kth_largest
+
 MOST_PENALTY = 1e4  # beyond it nothing is left of a logit, and products leave float32
 
 
@@ -48,7 +50,8 @@ class SamplingOptions:
 
     Examples
     --------
-    >>> from npumatmul.llm import SamplingOptions
+    >>> from npumatmul.host.layers import kth_largest
+    from npumatmul.llm import SamplingOptions
     >>> SamplingOptions(temperature=0.7, top_p=0.9, seed=1).top_k
     0
     """
@@ -250,8 +253,7 @@ class Sampler:
         k = self.options.top_k
         if not 0 < k < len(scores):
             return np.arange(len(scores))
-        smallest = np.partition(scores, len(scores) - k)[len(scores) - k]
-        return np.flatnonzero(scores >= smallest)
+        return np.flatnonzero(scores >= kth_largest(scores, k))
 
 
 def _top_p(
