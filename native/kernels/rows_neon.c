@@ -31,31 +31,34 @@ static inline uint16x8_t halves_of(const int part, float32x4_t x, float32x4_t y)
   return half;
 }
 
+static inline void to_halves(const int part, const int count, const float *src, uint16_t *dst, float scale) {
+  float32x4_t x[8];
+  uint16x8_t halves[4];
+  for (int v = 0; v < count; v++) x[v] = vmulq_n_f32(vld1q_f32(src + 4 * v), scale);
+  for (int v = 0; v < count / 2; v++) halves[v] = halves_of(part, x[2 * v], x[2 * v + 1]);
+  for (int v = 0; v < count / 2; v++) vst1q_u16(dst + 8 * v, halves[v]);
+}
+
 /* Returns how many of the values are done. */
-static inline int64_t to_halves(const int part, const float *src, uint16_t *dst, int64_t n, float scale) {
+static inline int64_t all_to_halves(const int part, const float *src, uint16_t *dst, int64_t n, float scale) {
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    float32x4_t x[4];
-    for (int v = 0; v < 4; v++) x[v] = vmulq_n_f32(vld1q_f32(src + i + 4 * v), scale);
-    const uint16x8_t first = halves_of(part, x[0], x[1]), second = halves_of(part, x[2], x[3]);
-    vst1q_u16(dst + i, first);
-    vst1q_u16(dst + i + 8, second);
-  }
+  for (; i + 32 <= n; i += 32) to_halves(part, 8, src + i, dst + i, scale);
+  for (; i + 8 <= n; i += 8) to_halves(part, 2, src + i, dst + i, scale);
   return i;
 }
 
 static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) {
-  const int64_t i = to_halves(WHOLE, src, dst, n, scale);
+  const int64_t i = all_to_halves(WHOLE, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16(src + i, dst + i, n - i, scale);
 }
 
 static void f32_to_f16_high(const float *src, uint16_t *dst, int64_t n, float scale) {
-  const int64_t i = to_halves(HIGH, src, dst, n, scale);
+  const int64_t i = all_to_halves(HIGH, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16_high(src + i, dst + i, n - i, scale);
 }
 
 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float scale) {
-  const int64_t i = to_halves(LOW, src, dst, n, scale);
+  const int64_t i = all_to_halves(LOW, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16_low(src + i, dst + i, n - i, scale);
 }
 
