@@ -191,14 +191,17 @@ static int32_t sum(const int8_t *src, int64_t n) {
 }
 
 /* As bits, which are in the order of magnitudes: infs and nans above all others. */
+static inline uint32x4_t magnitudes(const float *src) { return vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(src))); }
+
 static float absmax(const float *src, int64_t n, int *finite) {
   uint32x4_t most[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (int v = 0; v < 4; v++) {
-      most[v] = vmaxq_u32(most[v], vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(src + i + 4 * v))));
-    }
+  for (; i + 32 <= n; i += 32) {
+    uint32x4_t x[8];
+    for (int v = 0; v < 8; v++) x[v] = magnitudes(src + i + 4 * v);
+    for (int v = 0; v < 8; v++) most[v % 4] = vmaxq_u32(most[v % 4], x[v]);
   }
+  for (; i + 4 <= n; i += 4) most[0] = vmaxq_u32(most[0], magnitudes(src + i));
   const uint32x4_t all = vmaxq_u32(vmaxq_u32(most[0], most[1]), vmaxq_u32(most[2], most[3]));
   if (vmaxvq_u32(all) >= 0x7f800000u) return npumm_rows_scalar.absmax(src, n, finite); /* passes over infs and nans */
   const float largest = vmaxvq_f32(vreinterpretq_f32_u32(all));
