@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard native/executor/*.[ch] native/include/*.h native/kernels/*.[ch] native/layers/*.[ch] native/program/*.[ch] native/simulator/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-page check-readme check-native fuzz check-aarch64 wheel-aarch64 \
+.PHONY: help demo test test-fast coverage lint format bench bench-compare model-check check-page check-readme check-native fuzz check-aarch64 neon-report wheel-aarch64 \
   check-board-image soak clean
 
 # Processes that share the tests.
@@ -29,6 +29,7 @@ help:
 	@echo "make check-readme   install as README.md says in a new environment, run its programs"
 	@echo "make check-native   all C tests under sanitizers and valgrind, then fuzzing (options: SECONDS=60)"
 	@echo "make check-aarch64  all C tests and the libraries, cross-built and run under qemu"
+	@echo "make neon-report  what models of Cortex-A76 and A55 say about the loops for 64-bit ARM (options: ARGS='--far', '--write')"
 	@echo "make wheel-aarch64  cross-build a wheel into dist/ and check it"
 	@echo "make check-board-image  install and use that wheel on a Debian for 64-bit ARM, emulated (ARGS=--fresh: made anew)"
 	@echo "make soak    threads and devices for an hour, counting what is left (options: MINUTES=60)"
@@ -84,6 +85,9 @@ fuzz:
 
 check-aarch64:
 	$(PYTHON) tools/check_aarch64.py
+
+neon-report:
+	$(PYTHON) tools/neon_report.py $(ARGS)
 
 wheel-aarch64: $(BIN)/python
 	$(BIN)/python tools/wheel_aarch64.py

@@ -51,6 +51,7 @@ from npumatmul.ops import (
 from npumatmul.quant.params import QuantizedWeight, QuantParams
 from npumatmul.quant.schemes import Scheme
 from npumatmul.rknn import MatmulLayout, QuantType
+from npumatmul.running.profile import ProductTime, Profile, StepTime, profile
 
 __all__ = [
     "Batch",
@@ -72,11 +73,14 @@ __all__ = [
     "PackedWeight",
     "Pool",
     "PoolMember",
+    "ProductTime",
+    "Profile",
     "QuantParams",
     "QuantType",
     "QuantizedWeight",
     "QueueStats",
     "Scheme",
+    "StepTime",
     "TensorAttr",
     "asarray",
     "capabilities",
@@ -98,6 +102,7 @@ __all__ = [
     "open_packed",
     "outer",
     "pack",
+    "profile",
     "quant",
     "save_packed",
     "set_device",

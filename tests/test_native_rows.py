@@ -382,6 +382,8 @@ def test_nobody_is_advised_a_log_level_that_kills_int4() -> None:
     """Where a level from 3 on is named, what it does to int4 stands beside it."""
     root, named, level = Path(__file__).parent.parent, 0, 0
     for file in sorted({found for pattern in TEXTS for found in root.glob(pattern) if found.is_file()}):
+        if file.suffix in (".png", ".svg", ".pdf"):
+            continue
         text = file.read_text()
         named += text.count("RKNN_LOG_LEVEL")
         for match in ADVICE.finditer(text):

@@ -6,6 +6,7 @@
 #include "crew.h"
 #include "last_resort.h"
 #include "npumatmul_executor.h"
+#include "profile.h"
 #include "tile.h"
 
 static int64_t nanoseconds(void) {
@@ -45,10 +46,12 @@ typedef struct {
 
 static void run_single(void *argument, int32_t core) {
   single *own = argument;
-  (void)core;
+  const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
   const int code = own->run(own->context);
-  if (!npumm_crew_return()) own->code = code;
+  if (npumm_crew_return()) return;
+  npumm_profile_end(begun, NPUMM_SPAN_RUN, 0, core, 0, 0);
+  own->code = code;
 }
 
 int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context,
@@ -75,7 +78,9 @@ int npumm_run_attended(npumm_executor *executor, int (*run)(rknn_matmul_ctx), rk
 int npumm_run_proven(int (*run)(rknn_matmul_ctx), rknn_matmul_ctx context) {
   npumm_last_resort_arm();
   npumm_last_resort_enter();
+  const int64_t begun = npumm_profile_begin();
   const int code = run(context);
+  npumm_profile_end(begun, NPUMM_SPAN_RUN, 0, 0, 0, 0);
   npumm_last_resort_leave();
   return code;
 }

@@ -3,6 +3,8 @@
 
 #include <stddef.h>
 
+#include "profile.h"
+
 int npumm_deferred_is_valid(const npumm_placed_matmul *p, const npumm_deferred *deferred) {
   if (!deferred->m_ranges || !deferred->n_ranges || !deferred->padded_m || !deferred->padded_n || !deferred->memories ||
       !deferred->row_factor || !deferred->row_zero || !deferred->row_sum || deferred->m_count != p->m_count ||
@@ -108,5 +110,9 @@ int npumm_deferred_store(const npumm_deferred *deferred, int64_t first, int64_t 
   if (!deferred || !deferred->memories || !out || first < 0 || rows < 0 || first > deferred->rows - rows) {
     return NPUMM_BAD_ARGUMENT;
   }
-  return npumm_deferred_finish(deferred, first, rows, 0, out, out_row_stride);
+  const int64_t begun = npumm_profile_begin();
+  const int code = npumm_deferred_finish(deferred, first, rows, 0, out, out_row_stride);
+  const int64_t bytes = rows * deferred->cols * npumm_out_bytes(deferred->type);
+  npumm_profile_end(begun, NPUMM_SPAN_STORE, 0, -1, bytes, 0);
+  return code;
 }

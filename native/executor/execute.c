@@ -6,6 +6,7 @@
 #include "fuse.h"
 #include "in_place.h"
 #include "on_cpu.h"
+#include "profile.h"
 #include "ranges.h"
 #include "shared_rows.h"
 
@@ -38,9 +39,8 @@ npumm_executor *npumm_executor_create(void) { return npumm_crew_create(); }
 
 void npumm_executor_destroy(npumm_executor *executor) { npumm_crew_destroy(executor); }
 
-int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
-                  npumm_report *report) {
-  if (!report) return NPUMM_BAD_ARGUMENT;
+static int execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                   npumm_report *report) {
   const npumm_report nothing_done = {.step = NPUMM_STEP_NONE};
   npumm_stopped_as(report, &nothing_done);
   if (npumm_crew_is_abandoned(executor)) return npumm_fail(report, NPUMM_STEP_NONE, NPUMM_GIVEN_UP);
@@ -53,4 +53,14 @@ int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, c
                                        : npumm_run_ranges(executor, placed, call, report, NULL);
   if (npumm_crew_is_ended(executor)) return code; /* nobody wants the result */
   return code || !call->out_bound ? code : npumm_in_place_end(placed, call->out_bound, report);
+}
+
+int npumm_execute(npumm_executor *executor, const npumm_placed_matmul *placed, const npumm_call *call,
+                  npumm_report *report) {
+  if (!report) return NPUMM_BAD_ARGUMENT;
+  const int64_t begun = npumm_profile_begin(), number = begun && placed ? placed->number : 0;
+  const uint64_t before = report->macs + report->cpu_macs;
+  const int code = execute(executor, placed, call, report);
+  npumm_profile_end(begun, NPUMM_SPAN_CALL, number, -1, 0, (int64_t)(report->macs + report->cpu_macs - before));
+  return code;
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "deferred.h"
+#include "profile.h"
 
 /* A block of rows and its scratch stay in a core's second cache; longer rows make shorter blocks. */
 enum { BLOCK_MOST = 32, BLOCK_LEAST = 4, BLOCK_BYTES = 128 * 1024 };
@@ -106,6 +107,8 @@ static void fuse_core(void *argument, int32_t core) {
   npumm_work *work = argument;
   npumm_fusing *mine = &work->fusing[core];
   const npumm_range *m = &work->placed->m_ranges[work->m_index];
+  const int64_t begun = npumm_profile_begin();
+  int64_t elements = 0;
   mine->code = mine->factors = mine->zeros = 0;
   mine->bad = -1;
   for (int64_t first = core * work->block; !mine->code && first < m->length;
@@ -114,12 +117,14 @@ static void fuse_core(void *argument, int32_t core) {
     npumm_rows_of_a rows = work->rows;
     mine->code = fuse_block(work, mine, first, left < work->block ? left : work->block, &rows);
     if (mine->bad >= 0) mine->bad += m->start + first;
+    elements += rows.cols * (left < work->block ? left : work->block);
     if (work->block == work->longest) { /* one block: later batches pack the rows that stand in the scratch */
       work->rows.first = rows.first;
       work->rows.row_stride = rows.row_stride;
       work->rows.col_stride = rows.col_stride;
     }
   }
+  npumm_profile_end(begun, NPUMM_SPAN_FUSE, work->placed->number, core, elements * bytes_read(work), 0);
 }
 
 int npumm_fuse_rows(npumm_work *work, npumm_crew *crew, npumm_report *report) {

@@ -38,6 +38,5 @@ int npumm_in_place_is_valid(const npumm_placed_matmul *p, const npumm_call *call
 
 int npumm_in_place_end(const npumm_placed_matmul *p, const npumm_bound *bound, npumm_report *report) {
   if (!bound->whole) return 0;
-  return npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_C, p->shapes[0]->context, bound->whole,
-                    RKNN_MEMORY_SYNC_FROM_DEVICE);
+  return npumm_sync(p, report, NPUMM_STEP_SYNC_C, p->shapes[0]->context, bound->whole, RKNN_MEMORY_SYNC_FROM_DEVICE);
 }

@@ -27,6 +27,10 @@ static void requantize(const int32_t *sums, int8_t *out, int64_t count, double s
   }
 }
 
+int64_t npumm_a_bytes(const npumm_on_cpu *how, const npumm_shape *shape) {
+  return (int64_t)shape->padded_m * shape->padded_k * a_bits(how->operands) / 8;
+}
+
 static void *data_of(const rknn_tensor_mem *memory) { return (char *)memory->virt_addr + memory->offset; }
 
 int npumm_multiply_tile(const npumm_on_cpu *how, const npumm_shape *shape, int64_t rows, const rknn_tensor_mem *a,

@@ -11,4 +11,7 @@ int npumm_on_cpu_is_valid(const npumm_placed_matmul *placed);
 int npumm_multiply_tile(const npumm_on_cpu *how, const npumm_shape *shape, int64_t rows, const rknn_tensor_mem *a,
                         const rknn_tensor_mem *b, const rknn_tensor_mem *c);
 
+/* Bytes of an image of A. */
+int64_t npumm_a_bytes(const npumm_on_cpu *how, const npumm_shape *shape);
+
 #endif

@@ -57,6 +57,7 @@ static void run_own(void *argument, int32_t core) {
     deferred.memories += (int64_t)first * p->n_count;
     call.out_deferred = &deferred;
   }
+  report->core = core;
   const int code = npumm_run_ranges(NULL, &own, &call, report, &shared->stop);
   report->m_index += first;
   report->core = core;

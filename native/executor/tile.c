@@ -5,6 +5,7 @@
 
 #include "crew.h"
 #include "on_cpu.h"
+#include "profile.h"
 
 int npumm_fail(npumm_report *report, npumm_step step, int code) {
   report->step = step;
@@ -43,37 +44,44 @@ static int break_context(npumm_context *context, npumm_report *report, npumm_ste
   return npumm_fail(report, step, code);
 }
 
-int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,
+int npumm_sync(const npumm_placed_matmul *p, npumm_report *report, npumm_step step, npumm_context *context,
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode) {
-  if (!runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
+  if (!p->runtime->mem_sync) return 0; /* 1.5.2 has no such function and keeps memory coherent by itself */
   report->mem_sync_calls++;
+  const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
-  const int code = runtime->mem_sync(context->handle, memory, mode);
+  const int code = p->runtime->mem_sync(context->handle, memory, mode);
   if (npumm_crew_return()) return npumm_fail(report, step, NPUMM_GIVEN_UP);
+  const int32_t kind = mode == RKNN_MEMORY_SYNC_TO_DEVICE ? NPUMM_SPAN_SYNC_A : NPUMM_SPAN_SYNC_C;
+  npumm_profile_end(begun, kind, p->number, report->core, (int64_t)memory->size, 0);
   return code == RKNN_SUCC ? 0 : break_context(context, report, step, code);
 }
 
 /* Select the shape where it changes, which has to come before the bindings (facts 6). */
-static int select_shape(const npumm_runtime *runtime, npumm_report *report, const npumm_shape *shape) {
+static int select_shape(const npumm_placed_matmul *p, npumm_report *report, const npumm_shape *shape) {
   npumm_context *context = shape->context;
   if (!context->dynamic || context->selected_m == shape->padded_m) return 0;
   rknn_matmul_shape wanted = {shape->padded_m, shape->padded_k, shape->padded_n};
   report->set_dynamic_shape_calls++;
   context->selected_m = 0;
+  const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
-  const int code = runtime->set_dynamic_shape(context->handle, &wanted);
+  const int code = p->runtime->set_dynamic_shape(context->handle, &wanted);
   if (npumm_crew_return()) return npumm_fail(report, NPUMM_STEP_SELECT, NPUMM_GIVEN_UP);
+  npumm_profile_end(begun, NPUMM_SPAN_SELECT, p->number, report->core, 0, 0);
   if (code != RKNN_SUCC) return break_context(context, report, NPUMM_STEP_SELECT, code);
   context->selected_m = shape->padded_m;
   return 0;
 }
 
-static int bind(const npumm_runtime *runtime, npumm_report *report, npumm_step step, const npumm_shape *shape,
+static int bind(const npumm_placed_matmul *p, npumm_report *report, npumm_step step, const npumm_shape *shape,
                 rknn_tensor_mem *memory, rknn_matmul_tensor_attr *attr) {
   report->set_io_mem_calls++;
+  const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
-  const int code = runtime->set_io_mem(shape->context->handle, memory, attr);
+  const int code = p->runtime->set_io_mem(shape->context->handle, memory, attr);
   if (npumm_crew_return()) return npumm_fail(report, step, NPUMM_GIVEN_UP);
+  npumm_profile_end(begun, NPUMM_SPAN_BIND, p->number, report->core, 0, 0);
   return code == RKNN_SUCC ? 0 : break_context(shape->context, report, step, code);
 }
 
@@ -132,8 +140,11 @@ static int store(const npumm_work *work, npumm_report *report, const npumm_shape
       .row = m->start,
       .column = n->start,
   };
+  const int64_t begun = npumm_profile_begin();
   const int code = npumm_store(&tiling, &term, (char *)memory->virt_addr + memory->offset, (int64_t)memory->size,
                                first && last ? NULL : &partial, last ? &result : NULL);
+  const int64_t width = last ? npumm_out_bytes(call->out_type) : 4;
+  npumm_profile_end(begun, NPUMM_SPAN_STORE, p->number, report->core, m->length * n->length * width, 0);
   return code ? npumm_fail(report, NPUMM_STEP_STORE_C, code) : 0;
 }
 
@@ -145,11 +156,14 @@ static int compute_tile(const npumm_work *work, npumm_report *report, int32_t n_
   const int32_t buffer = npumm_buffer_of(work, slice);
   report->n_index = n_index;
   report->slice_index = slice_index;
-  const int code = npumm_multiply_tile(
-      p->on_cpu, shape, p->m_ranges[work->m_index].length * p->row_images, p->a_memories[buffer],
-      p->b_memories[(int64_t)slice->tiles * p->n_count + n_index], p->c_memories[p->tile_cores[n_index]]);
+  const rknn_tensor_mem *b_memory = p->b_memories[(int64_t)slice->tiles * p->n_count + n_index];
+  const int64_t macs = p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length;
+  const int64_t begun = npumm_profile_begin();
+  const int code = npumm_multiply_tile(p->on_cpu, shape, p->m_ranges[work->m_index].length * p->row_images,
+                                       p->a_memories[buffer], b_memory, p->c_memories[p->tile_cores[n_index]]);
+  npumm_profile_end(begun, NPUMM_SPAN_MULTIPLY, p->number, report->core, (int64_t)b_memory->size, code ? 0 : macs);
   if (code) return npumm_fail(report, NPUMM_STEP_RUN, code);
-  report->cpu_macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
+  report->cpu_macs += (uint64_t)macs;
   return store(work, report, shape, n_index, slice_index, buffer);
 }
 
@@ -168,20 +182,25 @@ int npumm_run_tile(const npumm_work *work, npumm_report *report, int32_t n_index
                                          : p->c_memories[p->tile_cores[n_index]];
   report->n_index = n_index;
   report->slice_index = slice_index;
-  int code = select_shape(p->runtime, report, shape);
+  int code = select_shape(p, report, shape);
   if (code) return code;
   /* set_io_mem again after every update of A, and for B because the context is shared by many weights (facts 7.2) */
-  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_A, shape, a_memory, &shape->io_attr.A))) return code;
-  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
-  if ((code = bind(p->runtime, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
+  if ((code = bind(p, report, NPUMM_STEP_BIND_A, shape, a_memory, &shape->io_attr.A))) return code;
+  if ((code = bind(p, report, NPUMM_STEP_BIND_B, shape, b_memory, &shape->io_attr.B))) return code;
+  if ((code = bind(p, report, NPUMM_STEP_BIND_C, shape, c_memory, &shape->io_attr.C))) return code;
   report->run_calls++;
+  const int64_t begun = npumm_profile_begin();
   npumm_crew_depart();
   code = p->runtime->run(shape->context->handle);
   if (npumm_crew_return()) return npumm_fail(report, NPUMM_STEP_RUN, NPUMM_GIVEN_UP);
+  const int64_t macs = p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length;
+  const rknn_matmul_io_attr *io = &shape->io_attr;
+  npumm_profile_end(begun, NPUMM_SPAN_RUN, p->number, report->core, (int64_t)io->A.size + io->B.size + io->C.size,
+                    code ? 0 : macs);
   if (code) return break_context(shape->context, report, NPUMM_STEP_RUN, code);
-  report->macs += (uint64_t)(p->m_ranges[work->m_index].length * slice->k.length * p->n_ranges[n_index].length);
+  report->macs += (uint64_t)macs;
   if (bound) return 0; /* its allocation is synchronised once, in the end */
   /* whether run makes C visible to the CPU by itself is open (Q15): synchronising it once more does no harm */
-  code = npumm_sync(p->runtime, report, NPUMM_STEP_SYNC_C, shape->context, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
+  code = npumm_sync(p, report, NPUMM_STEP_SYNC_C, shape->context, c_memory, RKNN_MEMORY_SYNC_FROM_DEVICE);
   return code || deferred ? code : store(work, report, shape, n_index, slice_index, buffer);
 }

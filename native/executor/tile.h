@@ -65,7 +65,7 @@ void npumm_stopped_as(npumm_report *report, const npumm_report *other);
 void npumm_add_counts(npumm_report *to, const npumm_report *from);
 
 /* Synchronise memory through a context. */
-int npumm_sync(const npumm_runtime *runtime, npumm_report *report, npumm_step step, npumm_context *context,
+int npumm_sync(const npumm_placed_matmul *p, npumm_report *report, npumm_step step, npumm_context *context,
                rknn_tensor_mem *memory, rknn_mem_sync_mode mode);
 
 /* Run one slice of one N tile on its core and store it, unless C stays where it is. */

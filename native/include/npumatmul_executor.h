@@ -110,8 +110,9 @@ typedef struct {
   rknn_tensor_mem *const *b_memories; /* [rows of tiles][n_count] */
   npumm_shape *const *shapes;         /* [m_count][slice_count][n_count]; cores share no context */
   const npumm_on_cpu
-      *on_cpu; /* or NULL. Cores are threads then; C has room for 4 bytes of each element, and is of int32,
+      *on_cpu;    /* or NULL. Cores are threads then; C has room for 4 bytes of each element, and is of int32,
                                  float32 or int8; there is no range_cores, and nothing is bound or left in C */
+  int64_t number; /* what events of a profile call it; 0: nothing */
 } npumm_placed_matmul;
 
 #define NPUMM_A_MOST 16

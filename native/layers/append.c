@@ -2,6 +2,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../executor/profile.h"
 #include "../kernels/rows.h"
 #include "npumatmul_attention.h"
 
@@ -77,10 +78,13 @@ int npumm_kv_append(const npumm_kv_layer *layer, int64_t offset, int64_t count, 
   const store values = {&layer->values, layer->type,     layer->heads,  layer->value_dim, first,
                         count,          (const char *)v, v_head_stride, v_row_stride};
   if (!are_sizes(&keys) || !are_sizes(&values)) return NPUMM_BAD_ARGUMENT;
+  const int64_t begun = npumm_profile_begin();
   int code = check(&keys);
   if (!code) code = check(&values);
   if (code) return code;
   write(&keys);
   write(&values);
+  const int64_t bytes = count * layer->heads * (layer->key_dim + layer->value_dim) * (int64_t)sizeof(float);
+  npumm_profile_end(begun, NPUMM_SPAN_APPEND, 0, -1, bytes, 0);
   return NPUMM_OK;
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "../executor/crew.h"
+#include "../executor/profile.h"
 #include "npumatmul_attention.h"
 
 enum { THREADS_MOST = 16, QUERIES = 256 };
@@ -24,6 +25,13 @@ typedef struct {
   atomic_int_fast64_t next;
   atomic_int code;
 } task;
+
+/* What queries of the last of `count` tokens see of a cache. */
+static int64_t bytes_seen(const npumm_kv_layer *layer, int64_t tokens) {
+  const int64_t each = layer->type == NPUMM_KV_FLOAT32 ? 4 : layer->type == NPUMM_KV_FLOAT16 ? 2 : 1;
+  const int64_t seen = layer->window && layer->window < tokens ? layer->window : tokens;
+  return seen * layer->heads * (layer->key_dim + layer->value_dim) * each;
+}
 
 /* Parts that nobody took yet, until there are none; the last queries come first, as they see most tokens. */
 static void work(void *argument, int32_t thread) {
@@ -85,7 +93,9 @@ int npumm_attend_all(const npumm_attention *how, const npumm_kv_layer *layer, in
   t.parts = (how->heads + t.heads - 1) / t.heads * t.ranges;
   t.scratch = aligned_alloc(64, (size_t)(bytes * threads));
   if (!t.scratch) return NPUMM_NO_MEMORY;
+  const int64_t begun = npumm_profile_begin();
   share(&t, threads);
+  npumm_profile_end(begun, NPUMM_SPAN_ATTEND, 0, -1, bytes_seen(layer, offset + count), 0);
   free(t.scratch);
   return atomic_load(&t.code);
 }

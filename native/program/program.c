@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "../executor/crew.h"
+#include "../executor/profile.h"
 
 enum { ASK_NS = 100000000, THREADS_MOST = 8 };
 
@@ -47,10 +48,18 @@ static int run_rows(const npumm_op *op, const npumm_rows_part *part, int64_t pos
   }
 }
 
+/* What a step of rows reads and writes. */
+static int64_t bytes_of(const npumm_op *op) {
+  return op->shape.outer * op->shape.inner * op->shape.width * (op->y.data ? 3 : 2) * (int64_t)sizeof(float);
+}
+
 int npumm_op_run(const npumm_op *op, int64_t position) {
   if (!op) return NPUMM_BAD_ARGUMENT;
   const npumm_rows_part all = {0, op->shape.outer * op->shape.inner};
-  return run_rows(op, &all, position);
+  const int64_t begun = npumm_profile_begin();
+  const int code = run_rows(op, &all, position);
+  if (!code) npumm_profile_end(begun, NPUMM_SPAN_STEP + (int32_t)op->kind, 0, -1, bytes_of(op), 0);
+  return code;
 }
 
 typedef struct {
@@ -81,7 +90,9 @@ static int64_t position_of(const npumm_op *op, const npumm_run *run) {
 static int run_shared(npumm_executor *executor, const npumm_op *op, const npumm_run *run) {
   shared own = {
       .op = op, .position = position_of(op, run), .threads = run->threads < THREADS_MOST ? run->threads : THREADS_MOST};
+  const int64_t begun = npumm_profile_begin();
   if (npumm_crew_run(executor, own.threads, run_share, &own)) return NPUMM_GIVEN_UP; /* only who attends gives up */
+  npumm_profile_end(begun, NPUMM_SPAN_STEP + (int32_t)op->kind, 0, -1, bytes_of(op), 0);
   for (int32_t i = 0; i < own.threads; i++) {
     if (own.codes[i]) return own.codes[i];
   }
@@ -124,7 +135,9 @@ static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, 
   if (op->kind == NPUMM_OP_PRODUCT) return run_product(executor, op, run, report);
   int code;
   if (op->kind == NPUMM_OP_CALL) {
+    const int64_t begun = npumm_profile_begin();
     code = op->callback ? op->callback() : NPUMM_BAD_ARGUMENT;
+    npumm_profile_end(begun, NPUMM_SPAN_STEP + NPUMM_OP_CALL, 0, -1, 0, 0);
   } else if (op->kind == NPUMM_OP_APPEND) {
     code = append(op, run);
   } else if (op->kind == NPUMM_OP_ATTEND) {
@@ -140,7 +153,7 @@ static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, 
 int npumm_program_run(npumm_executor *executor, npumm_op *ops, npumm_run *run, npumm_report *report) {
   if (!report) return NPUMM_BAD_ARGUMENT;
   if (!ops || !run || run->first < 0 || run->threads < 1) return fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
-  const int64_t began = now();
+  const int64_t began = now(), profiled = npumm_profile_begin();
   int64_t asked = began;
   int code = 0;
   for (; run->first < run->stop; run->first++) {
@@ -157,6 +170,7 @@ int npumm_program_run(npumm_executor *executor, npumm_op *ops, npumm_run *run, n
     code = run_op(executor, &ops[run->first], run, report);
     if (code) break;
   }
+  npumm_profile_end(profiled, NPUMM_SPAN_PROGRAM, 0, -1, 0, 0);
   report->nanoseconds = now() - began;
   return code;
 }

@@ -191,6 +191,7 @@ class PlacedMatmul(C.Structure):
         ("b_memories", C.POINTER(C.POINTER(TensorMem))),
         ("shapes", C.POINTER(C.POINTER(ExecutorShape))),
         ("on_cpu", C.POINTER(OnCpu)),
+        ("number", C.c_int64),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError, NotFiniteError
 from npumatmul.nn.module import Module, Take, as_floats, check_size, float32_of, floats, rounded_to
-from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, packed_by, product_of
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, check_scheme, named, packed_by, product_of
 from npumatmul.nn.recordable import CHANGES
 from npumatmul.ops import NpuArray, PackedWeight
 from npumatmul.quant.names import SchemeName
@@ -147,6 +147,7 @@ class _Multiplying(Module):
     def _loaded(self, weight: Callable[[], NDArray[Any]], bias: Float32 | None, pack: Pack | None, path: str) -> None:
         try:
             product = packed_by(pack, weight, path) if pack else product_of(weight(), self._scheme, self._device)
+            named(product, path)
         except NotFiniteError as error:
             raise NotFiniteError(f"{path or repr(self)}: {error}") from error
         self._use(product, bias, path or type(self).__name__)

@@ -23,6 +23,7 @@ __all__ = [
     "PackedProduct",
     "Product",
     "check_scheme",
+    "named",
     "packed_by",
     "product_of",
 ]
@@ -169,7 +170,15 @@ def packed_by(pack: Pack, weight: Callable[[], NDArray[Any]], path: str) -> Prod
     """What `pack` has ready for a layer, or makes of its weight; only then the weight is read."""
     ready = getattr(pack, "ready", None)
     found: Product | None = ready(path) if callable(ready) else None
-    return pack(np.ascontiguousarray(weight(), np.float32), path) if found is None else found
+    return named(pack(np.ascontiguousarray(weight(), np.float32), path) if found is None else found, path)
+
+
+def named(product: Product, path: str) -> Product:
+    """The same product, whose weight is called by a layer's path where a profile tells of it."""
+    stored = getattr(getattr(product, "weight", None), "stored", None)
+    if stored is not None:
+        stored.name = path
+    return product
 
 
 def product_of(weight: NDArray[Any], scheme: Scheme | str, device: Device | str | None) -> Product:

@@ -21,11 +21,13 @@ from npumatmul.host.epilogue import PlacedEpilogue
 from npumatmul.host.executor import Call, Executor, Step
 from npumatmul.planning.product import MatmulPlan, Span
 from npumatmul.rknn import TensorMem
+from npumatmul.running import profiled
 from npumatmul.running.call import RESULT_TYPE
 from npumatmul.running.cpu_memory import CpuMemory
 from npumatmul.running.deferred import Tiles
 from npumatmul.running.placement import Placement
 from npumatmul.running.pool import PooledContext
+from npumatmul.running.profiled import Multiplied
 from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.workspace import A_BUFFERS, Workspace
 
@@ -121,6 +123,8 @@ class BoundProgram:
             (C.POINTER(executor.ExecutorShape) * len(contexts))(
                 *(context.executor_shape(m) for context, m in zip(contexts, rows, strict=True))
             ),
+            None,
+            self._told_as(weight),
         )
 
     def _open(
@@ -146,6 +150,14 @@ class BoundProgram:
         #: Of the last call. It serves the next one, unless somebody took since then what it was of.
         self._lease: Lease
         self.executor: Executor
+
+    def _told_as(self, weight: StoredWeight, *, on_cpu: bool = False) -> int:
+        """The number by which profiles know it from now on."""
+        plan, scheme = self.plan, weight.scheme or weight.plan.mm_type.name
+        simulated = weight.device.simulated and not on_cpu
+        about = Multiplied(weight.name, scheme, plan.m, plan.weight.k, plan.weight.n, on_cpu, simulated)
+        self._about = about  # which lives as long
+        return profiled.number(about)
 
     @cached_property
     def tiles(self) -> Tiles:

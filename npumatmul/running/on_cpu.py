@@ -135,6 +135,7 @@ class _CpuBound(BoundProgram):
             _pointers(b),
             _shapes(cpu, weight),
             C.pointer(self._on_cpu),
+            self._told_as(weight, on_cpu=True),
         )
 
     def acquire_others(self, lease: Lease) -> None:

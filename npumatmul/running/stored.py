@@ -112,6 +112,8 @@ class StoredWeight:
         self.where = where
         #: What the weight is called where products are logged; None of trials of tiles.
         self.scheme: str | None = None
+        #: The path of its layer in a model, if it is one's.
+        self.name = ""
         domains = {None if isinstance(piece, HostBlock) else piece.memory.domain for piece in tiles}
         if len(domains) != 1:
             raise ValueError("all tiles of a weight are in one IOMMU domain")
