@@ -74,9 +74,9 @@ def test_blocks_follow_each_other() -> None:
     right, part = chain(chain(chain(x))), x
     for i in range(3):
         assert program.run_blocks(rows(), [CACHE], [2], None) is not None, "others run between"
-        made = program.run_blocks(part, [CACHE], [2], None, i, i + 1)
-        assert made is not None
-        part = made
+        following = program.run_blocks(part, [CACHE], [2], None, i, i + 1)
+        assert following is not None
+        part = following
     assert whole.tobytes() == part.tobytes() == right.tobytes()
 
 
@@ -101,7 +101,8 @@ def test_one_run_at_a_time_and_none_is_held_for_ever() -> None:
 
     def work(x: Float32) -> Float32:
         recorder = layers.RECORDER.get()
-        return recorder.called(own, npu.matmul(x, WEIGHTS[0]), None)
+        y: Float32 = recorder.called(own, npu.matmul(x, WEIGHTS[0]), None)
+        return y
 
     _, block = recorded(rows(), work)
     assert block is not None

@@ -206,7 +206,8 @@ class RoPE(Module):
             raise ValueError(f"{self!r} takes (..., T, D) with D of {dim} or more; the input has shape {x.shape}")
         if out is not None and out.shape != x.shape:
             raise ValueError(f"{self!r}: out has shape {out.shape}; the input has {x.shape}")
-        if positions is None and out is None and x.dtype == _F32 and self.reach(offset, x.shape[-2]):
+        is_plain = positions is None and out is None and x.dtype == _F32 and hasattr(offset, "__index__")
+        if is_plain and self.reach(offset, x.shape[-2]):
             assert self._rotation is not None
             return rotate(x, self._rotation, offset, self)
         cos, sin = self._rows(offset, x.shape, positions)

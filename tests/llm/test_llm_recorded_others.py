@@ -102,11 +102,12 @@ class HookedBlock(nn.TransformerBlock):
 
 def test_layers_of_derived_classes_are_called_once_for_each_token() -> None:
     """They may count, print or keep something; only who says that calls can be repeated is called again."""
-    for hooked, find in (
+    kinds: list[tuple[Any, Callable[[Any], Any]]] = [
         (HookedMLP, lambda model: model.model.layers[1].mlp),
         (HookedNorm, lambda model: model.model.layers[1].input_layernorm),
         (HookedBlock, lambda model: model.model.layers[1]),
-    ):
+    ]
+    for hooked, find in kinds:
         model = decoder()
         find(model).__class__ = hooked
         steps(model, nn.KVCache(3, 2, 16), [1] * 6)
@@ -142,13 +143,14 @@ def test_parameters_that_are_written_to_where_they_stand() -> None:
         block.layer_scalar = np.ones(1, np.float32)
         block.input_layernorm.weight = block.input_layernorm.weight.astype(np.float16)
     cache = nn.KVCache(3, 2, 16)
-    for change in (
+    changes: list[Callable[[Any], None]] = [
         lambda block: block.layer_scalar.fill(2),
         lambda block: block.input_layernorm.weight.fill(3),
         lambda block: block.post_attention_layernorm.bias.fill(0.5),
         lambda block: block.self_attn.sinks.fill(1),
         lambda block: block.self_attn.qkv.bias.fill(0.25),
-    ):
+    ]
+    for change in changes:
         steps(model, cache, [1] * 3)
         for block in blocks:
             change(block)
@@ -160,7 +162,8 @@ def test_parameters_that_are_written_to_where_they_stand() -> None:
 def test_a_weight_that_is_replaced_gives_up_its_memory_at_once() -> None:
     model = warm()
     steps(model, nn.KVCache(3, 2, 16), [2] * 3)
-    layer = model.model.layers[1].mlp.down_proj
+    blocks: list[Any] = list(model.model.layers)
+    layer = blocks[1].mlp.down_proj
     old: Any = layer.product
     gone = weakref.ref(old.weight)
     del old
@@ -168,10 +171,10 @@ def test_a_weight_that_is_replaced_gives_up_its_memory_at_once() -> None:
     try:
         layer.use(nn.PackedProduct(npu.pack(np.eye(96, 64, dtype=np.float32), "w8a8")))
         assert gone() is None
-        last = weakref.ref(model.model.layers[0].mlp.down_proj.product.weight)  # type: ignore[attr-defined]
+        last = weakref.ref(blocks[0].mlp.down_proj.product.weight)
         steps(model, nn.KVCache(3, 2, 16), [1] * 4)
         assert trusted(model) == {1}
-        del model, layer
+        del model, layer, blocks
         assert last() is None
     finally:
         gc.enable()
