@@ -65,6 +65,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python bench/table.py $(ARGS)
 
 bench-compare: $(VENV)/.installed-dev
+	@test -n "$(RUN)" || { echo "say which run: make bench-compare RUN=run.json, as make bench ARGS='--store run.json' wrote it"; exit 2; }
 	$(BIN)/python bench/table.py --compare $(RUN) $(ARGS)
 
 model-check: $(VENV)/.installed-dev

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import sklearn
+from calls import calls_of
 from sklearn import datasets
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -142,22 +142,6 @@ def add(pooled: Pooled, estimator: Any, made: Any, rows: Any, y: Any) -> None:
     pooled.truth.append(y)
     pooled.made.append(after)
     pooled.before.append(before)
-
-
-def calls_of(function: Callable[[], object]) -> int:
-    """Python functions that a call enters, itself included."""
-    count = 0
-
-    def seen(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(seen)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def print_costs(rounds: int = 301) -> None:

@@ -8,7 +8,6 @@ place of an NPU, so times of products are its own.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from calls import calls_of
 from onnx import TensorProto, helper, numpy_helper
 
 import npumatmul as npu
@@ -39,22 +39,6 @@ def chain(nodes: int, size: int) -> Any:
     tensors = [numpy_helper.from_array(array, each) for each, array in constants.items()]
     graph = helper.make_graph(made, "chain", [x], [y], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
-
-def calls_of(function: Callable[[], object]) -> int:
-    """Python functions that a call enters."""
-    count = 0
-
-    def seen(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(seen)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from calls import calls_of
 from torch import nn
 
 import npumatmul as npu
@@ -24,22 +24,6 @@ from npumatmul.torch import offload
 
 ROUNDS = 501
 CASES = ((1, 64, 64, "w16a16"), (1, 576, 576, "w16a16"), (1, 576, 576, "w8a8"), (128, 576, 576, "w8a8"))
-
-
-def calls_of(function: Callable[[], object]) -> int:
-    """Python functions that a call enters."""
-    count = 0
-
-    def seen(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(seen)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def main() -> None:

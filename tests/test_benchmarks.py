@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -20,8 +21,9 @@ from npumatmul import bench
 from npumatmul.bench import Record, Row, read_record
 from npumatmul.bench.batching import best_batch, go_lines
 from npumatmul.bench.llm_bench import LlmBenchmark, llama_bench_table
-from npumatmul.bench.running import BENCHMARKS
+from npumatmul.bench.running import BENCHMARKS, benchmark
 from npumatmul.bench.tables import HEADINGS, tables
+from npumatmul.cli import bench_commands
 from npumatmul.cli.app import app
 from npumatmul.cli.bench_commands import OPTIONS
 from npumatmul.rknn import CoreMask
@@ -80,7 +82,9 @@ def test_headings_are_of_what_there_is(device: npu.Device) -> None:
 def test_commands_have_options_for_the_fields_of_their_benchmark(name: str) -> None:
     own = {field.name for field in fields(BENCHMARKS[name])} - {"root", "clock"}
     common = {"precision", "min_time", "time_limit", "warmup", "repetitions", "throttle", "seed"}
-    assert set(OPTIONS[name]) == own - common
+    assert set(OPTIONS[name]) - common == own - common
+    parameters = inspect.signature(bench_commands._command(name, OPTIONS[name])).parameters
+    assert common & set(parameters) == common - set(BENCHMARKS[name].unused)
 
 
 def test_unknown_benchmarks_and_options_are_named() -> None:
@@ -88,6 +92,9 @@ def test_unknown_benchmarks_and_options_are_named() -> None:
         bench.run("speed")
     with pytest.raises(TypeError, match="run: 'batch' has no option 'k_'; it has precision, min_time"):
         bench.run("batch", k_=3)
+    for name in ("precision", "min_time", "time_limit", "warmup"):  # tests of language models go another way
+        with pytest.raises(TypeError, match=rf"run: 'llm' has no option '{name}'; it has repetitions, seed"):
+            benchmark("llm", {name: 1})
 
 
 def test_what_is_left_out_is_warned_of(device: npu.Device) -> None:
@@ -260,7 +267,7 @@ def test_the_table_of_llama_bench_aligns() -> None:
         ({"prompts": "x"}, "prompts: 'x' is neither a number nor a range"),
         ({"depths": "-1"}, "depths: '-1' has a value below 1"),
         ({"schemes": "w9"}, "schemes: no scheme is called 'w9'"),
-        ({"runs": 0}, "runs is 0; it is 1 or more"),
+        ({"repetitions": 0}, "repetitions is 0; it is 1 or more"),
         ({"models": "/nowhere/m.gguf"}, "there is no model '/nowhere/m.gguf'"),
     ],
 )
@@ -324,6 +331,7 @@ run()
         (["matmul", "--min-time", "soon"], "'soon' is no time, such as 0.5s or 500ms"),
         (["batch", "-K", "0"], "Invalid value for '-K' / '--k'"),
         (["layout", "--shapes", "llm"], "No such option: --shapes"),
+        (["overhead", "--plot", "calls.png"], "--plot: nothing of bench overhead can be drawn; its table says it all"),
         (["cores", "--types", "int9"], "types: 'int9' is no type"),
     ],
 )

@@ -196,6 +196,32 @@ def test_generate_reads_the_prompt_from_standard_input() -> None:
     assert quiet.stderr == ""
 
 
+def test_profiles_say_where_the_time_goes(tmp_path: Path) -> None:
+    model, trace, figures = str(fetch_demo_model()), tmp_path / "run.trace.json", tmp_path / "run.json"
+    options = [
+        "-n",
+        "3",
+        "--no-stats",
+        "-p",
+        "Hi",
+        "--profile",
+        "-",
+        "--profile",
+        str(trace),
+        "--profile",
+        str(figures),
+    ]
+    done = npumatmul("generate", "-m", model, *options)
+    assert done.returncode == 0, done.stderr
+    for text in ("the NPU is simulated", "attention", "qkv 1x576x960 w8a8", str(trace), str(figures)):
+        assert text in done.stderr
+    assert any(each["layer"] == "blk.7.down" for each in json.loads(figures.read_text())["products"])
+    assert len(json.loads(trace.read_text())["traceEvents"]) > 1000
+    refused = npumatmul("generate", "-m", model, "-p", "Hi", "--profile", str(tmp_path / "run.csv"))
+    assert refused.returncode == 1
+    assert "its ending says what is written" in refused.stderr
+
+
 def test_seeds_repeat() -> None:
     model = str(fetch_demo_model())
     options = ["--temperature", "1.5", "-n", "12", "--no-stats", "-p", "Tell me a story."]

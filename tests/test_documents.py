@@ -95,6 +95,11 @@ def test_commands_are_ones_that_there_are(words: list[str]) -> None:
     assert not problem or re.search(r"file .* does not exist", problem, re.IGNORECASE), f"{words}: {problem}"
 
 
+def test_readme_lists_every_document() -> None:
+    listed = set(re.findall(r"^- `(docs/[\w.]+)`: \S", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert listed == {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")}
+
+
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 

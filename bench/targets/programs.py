@@ -6,12 +6,12 @@ the simulator's own calls in the place of the driver's.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from calls import calls_of
 
 import npumatmul as npu
 from npumatmul import sim
@@ -78,19 +78,3 @@ def calls(layers: int) -> Iterator[Count]:
     """From a token to logits; choosing the next one is not in it."""
     with decoding() as (model, cache, _):
         yield Count(calls_of(lambda: model.forward([5], cache)))
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """How many functions written in Python are called."""
-    found = -1
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        nonlocal found
-        found += event == "call"
-
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return found

@@ -66,7 +66,7 @@ class Embedder:
 def check(text: Any) -> None:
     """Refuse what is no text to be embedded, before it meets others."""
     if not isinstance(text, str):
-        raise TypeError(f"text is a string, not {type(text).__name__}")
+        raise TypeError(f'a string is expected, as in {{"text": "A cat sits."}}; this is {type(text).__name__}')
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"text has {len(text)} characters; at most {MOST_CHARACTERS} are read")
 
@@ -78,9 +78,12 @@ def service(embedder: Embedder, *, size: int, max_wait: float, limit: int) -> St
     async def embed(request: Request) -> JSONResponse:
         try:
             content = await request.json()
-            row = await batch.submit(content["text"] if isinstance(content, dict) else None)
-        except (KeyError, TypeError, ValueError) as error:
-            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
+        except ValueError as error:
+            return JSONResponse({"error": f'the body is no JSON such as {{"text": "A cat sits."}}: {error}'}, 400)
+        try:
+            row = await batch.submit(content.get("text") if isinstance(content, dict) else content)
+        except (TypeError, ValueError) as error:
+            return JSONResponse({"error": str(error)}, 400)
         except (BusyError, ClosedError) as error:  # too many wait, or it is ending
             return JSONResponse({"error": str(error)}, 503, {"Retry-After": "1"})
         except NpuError as error:  # a run that failed, and failed again when it was repeated

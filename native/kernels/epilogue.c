@@ -48,11 +48,9 @@ static const float *widened(const npumm_matrix *matrix, int64_t row, int64_t col
   return block;
 }
 
-void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t col, float *values, int64_t n) {
+void npumm_function_apply(npumm_function function, float *values, int64_t n) {
   const npumm_finish_kernels *kernels = npumm_finish();
-  float block[NPUMM_BLOCK];
-  if (epilogue->bias) kernels->add(values, epilogue->bias + col, n);
-  switch (epilogue->function) {
+  switch (function) {
     case NPUMM_IDENTITY:
       break;
     case NPUMM_RELU:
@@ -71,6 +69,13 @@ void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t c
       kernels->relu2(values, n);
       break;
   }
+}
+
+void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t col, float *values, int64_t n) {
+  const npumm_finish_kernels *kernels = npumm_finish();
+  float block[NPUMM_BLOCK];
+  if (epilogue->bias) kernels->add(values, epilogue->bias + col, n);
+  npumm_function_apply(epilogue->function, values, n);
   if (epilogue->multiply.data) kernels->multiply(values, widened(&epilogue->multiply, row, col, n, block), n);
   if (epilogue->residual.data) kernels->add(values, widened(&epilogue->residual, row, col, n, block), n);
   if (epilogue->low > -INFINITY || epilogue->high < INFINITY) kernels->clip(values, n, epilogue->low, epilogue->high);

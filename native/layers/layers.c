@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "../kernels/epilogue.h"
 #include "../kernels/finish.h"
 #include "loops.h"
 
@@ -81,30 +82,6 @@ int npumm_rotate(const npumm_rows_shape *shape, const npumm_rows_part *part, con
   return 0;
 }
 
-/* function(values), where they stand. */
-static void apply(npumm_function function, float *values, int64_t n) {
-  const npumm_finish_kernels *kernels = npumm_finish();
-  switch (function) {
-    case NPUMM_IDENTITY:
-      break;
-    case NPUMM_RELU:
-      kernels->relu(values, n);
-      break;
-    case NPUMM_GELU:
-      kernels->gelu(values, n);
-      break;
-    case NPUMM_GELU_TANH:
-      kernels->gelu_tanh(values, n);
-      break;
-    case NPUMM_SILU:
-      kernels->silu(values, n);
-      break;
-    case NPUMM_RELU2:
-      kernels->relu2(values, n);
-      break;
-  }
-}
-
 int npumm_gate(const npumm_rows_shape *shape, const npumm_rows_part *part, const npumm_rows_from *x,
                npumm_function function, const npumm_rows_from *up, const npumm_rows_to *out) {
   if (!rows_are_valid(shape, part) || !from_is_valid(x) || !to_is_valid(out)) return NPUMM_BAD_ARGUMENT;
@@ -116,7 +93,7 @@ int npumm_gate(const npumm_rows_shape *shape, const npumm_rows_part *part, const
     for (int64_t i = 0; i < shape->width; i += PIECE) {
       const int64_t n = shape->width - i < PIECE ? shape->width - i : PIECE;
       if (to != row) memcpy(to + i, row + i, (size_t)n * sizeof *to);
-      apply(function, to + i, n);
+      npumm_function_apply(function, to + i, n);
       if (other) npumm_finish()->multiply(to + i, other + i, n);
     }
   }

@@ -45,6 +45,10 @@ class Benchmark(ABC):
     """
 
     name: ClassVar[str]
+    #: Whether anything of it can be drawn.
+    drawable: ClassVar[bool] = True
+    #: Fields of this class that it has no use for.
+    unused: ClassVar[tuple[str, ...]] = ()
     #: Options that are nobody's business where a run is saved.
     _private: ClassVar[tuple[str, ...]] = ("root",)
 
@@ -76,7 +80,7 @@ class Benchmark(ABC):
         found: dict[str, Value] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in self._private:
+            if field.name not in (*self._private, *self.unused):
                 plain = value is None or isinstance(value, (str, int, float, bool))
                 found[field.name] = value if plain else ",".join(map(str, value))
         return found

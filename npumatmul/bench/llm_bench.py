@@ -41,23 +41,22 @@ class LlmBenchmark(Benchmark):
         Tokens of prompts, and to generate; 0 leaves that out.
     depths : str, int or sequence of int
         Tokens that were read before.
-    runs : int
-        Of each test, after one that does not count.
+    repetitions : int
+        Of each test, after those that warm up.
     cache : bool
         Whether packed weights are kept on disk.
     """
 
     name: ClassVar[str] = "llm"
-    _private: ClassVar[tuple[str, ...]] = (
-        "root", "precision", "min_time", "time_limit", "warmup", "repetitions", "models", "clock",
-    )  # fmt: skip
+    unused: ClassVar[tuple[str, ...]] = ("precision", "min_time", "time_limit", "warmup")
+    _private: ClassVar[tuple[str, ...]] = ("root", "models", "clock")
 
     models: Names = ()
     schemes: Names = "w8a8"
     prompts: Numbers = "128,512"
     generated: Numbers = "128"
     depths: Numbers = "0,2048"
-    runs: int = 5
+    repetitions: int | None = 5
     cache: bool = True
     clock: Callable[[], float] = time.perf_counter
 
@@ -65,8 +64,8 @@ class LlmBenchmark(Benchmark):
         from npumatmul.extras import check_installed
 
         check_installed("jinja2", "language models")
-        if self.runs < 1:
-            raise ValueError(f"runs is {self.runs}; it is 1 or more")
+        if self._runs < 1:
+            raise ValueError(f"repetitions is {self.repetitions}; it is 1 or more")
         _counts(self.depths, "depths")
         if not self._tests():
             raise ValueError("nothing is left to measure: neither prompts nor generated tokens are asked for")
@@ -78,6 +77,10 @@ class LlmBenchmark(Benchmark):
         for scheme in names_of(self.schemes, "schemes"):
             _check_scheme(scheme)
         return []
+
+    @property
+    def _runs(self) -> int:
+        return 5 if self.repetitions is None else self.repetitions
 
     def _models(self) -> list[str]:
         return names_of(self.models, "models") if self.models else []
@@ -93,7 +96,8 @@ class LlmBenchmark(Benchmark):
         paths = self._models() or [str(fetch_demo_model())]
         schemes, depths, tests = names_of(self.schemes, "schemes"), _counts(self.depths, "depths"), self._tests()
         watch = SlowdownWatch(self.root, self.throttle)
-        per_model = sum((depth + (self.runs + 1) * count) for depth in depths for _, count in tests)
+        reads = {test: (_warm_up(*test) + self._runs) * test[1] for test in tests}
+        per_model = sum(depth + read for depth in depths for read in reads.values())
         done, total = 0, per_model * len(paths) * len(schemes)
         for path in paths:
             for scheme in schemes:
@@ -109,7 +113,7 @@ class LlmBenchmark(Benchmark):
                         for kind, count in tests:
                             progress(done, total, f"{model.name}, {scheme}: {_test_name(kind, count, depth)}")
                             yield self._test(model, size, kind, count, depth, watch)
-                            done += depth + (self.runs + 1) * count
+                            done += depth + reads[kind, count]
         progress(total, total, "done")
 
     def _test(self, model: Model, size: int, kind: str, count: int, depth: int, watch: SlowdownWatch) -> Row:
@@ -123,7 +127,8 @@ class LlmBenchmark(Benchmark):
         tokens = rng.integers(0, model.vocab_size, count)
         sequence = model.sequence(depth + count)
         seconds = []
-        for index in range(self.runs + 1):
+        warm = _warm_up(kind, count)
+        for index in range(warm + self._runs):
             _read_up_to(sequence, before)
             began = self.clock()
             if kind == "pp":
@@ -131,7 +136,7 @@ class LlmBenchmark(Benchmark):
             else:
                 for token in tokens:
                     sequence.run([int(token)])
-            if index:  # the first one warms up
+            if index >= warm:
                 seconds.append(self.clock() - began)
         rates = [count / each for each in seconds]
         modelled = _modelled(model, kind, count, depth)
@@ -194,6 +199,16 @@ def llama_bench_table(rows: Sequence[Row], backend: str) -> list[str]:
 
     rule = ["-" * w if i in left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return [line_of(lines[0]), line_of(rule), *map(line_of, lines[1:])]
+
+
+def _warm_up(kind: str, count: int) -> int:
+    """Rounds until a model computes as it does from then on.
+
+    Python computes a number of rows when it comes first, what it does is recorded when it comes again, and what was
+    recorded is compared with it the third time; only then it is used.
+    """
+    calls = 1 if kind == "pp" else count
+    return -(-3 // calls)
 
 
 def _read_up_to(sequence: TokenSequence, before: Sequence[int] | np.ndarray) -> None:

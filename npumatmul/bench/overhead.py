@@ -39,6 +39,7 @@ class OverheadBenchmark(Benchmark):
     """
 
     name: ClassVar[str] = "overhead"
+    drawable: ClassVar[bool] = False
 
     scheme: str = "w8a8"
     size: int = 64

@@ -45,7 +45,7 @@ def benchmark(what: str, options: Mapping[str, Any]) -> Benchmark:
     kind = BENCHMARKS.get(what)
     if kind is None:
         raise ValueError(f"run: there is no benchmark {what!r}; there are {', '.join(BENCHMARKS)}")
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(kind) if field.name not in kind.unused]
     for name in options:
         if name not in known:
             raise TypeError(f"run: {what!r} has no option {name!r}; it has {', '.join(known)}")

@@ -42,6 +42,7 @@ from npumatmul.cli.options import (
     checked_speculation,
 )
 from npumatmul.cli.plan_command import names_of, plan_command
+from npumatmul.cli.profiling import ProfileOption
 from npumatmul.cli.serve_command import serve_command
 from npumatmul.cli.terminal import Once, in_words, prepare_streams, visible
 from npumatmul.errors import NpuError
@@ -169,6 +170,7 @@ def generate_command(
     ] = False,
     expert_memory: ExpertMemoryOption = None,
     expert_folder: ExpertFolderOption = None,
+    profile: ProfileOption = None,
     npu_layers: NpuLayersOption = None,
     decode: DecodeOption = None,
     npu_memory: NpuMemoryOption = None,
@@ -200,6 +202,7 @@ def generate_command(
         as_json=as_json,
         expert_memory=expert_memory,
         expert_folder=expert_folder,
+        profile=tuple(profile or ()),
         policy=policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores),
     )
     generating.answer(request)
@@ -221,13 +224,26 @@ def transcribe_command(
     device: DeviceOption = None,
     seed: SeedOption = None,
     cache: CacheOption = True,
+    profile: ProfileOption = None,
 ) -> None:
     """Write down what is said in a recording of any length."""
     from npumatmul.cli import transcribing
 
     transcribing.run(
         transcribing.Request(
-            model, audio, output, form, language, task, prompt, timestamps, scheme, device, seed, cache
+            model,
+            audio,
+            output,
+            form,
+            language,
+            task,
+            prompt,
+            timestamps,
+            scheme,
+            device,
+            seed,
+            cache,
+            tuple(profile or ()),
         )
     )
 
@@ -263,6 +279,7 @@ def embed_command(
     prompt: Annotated[str | None, typer.Option(help="Name of what precedes each text, such as 'query'.")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean, cls, last or max; by default as the model says.")] = None,
     cache: CacheOption = True,
+    profile: ProfileOption = None,
     npu_layers: NpuLayersOption = None,
     decode: DecodeOption = None,
     npu_memory: NpuMemoryOption = None,
@@ -288,6 +305,7 @@ def embed_command(
             prompt=prompt,
             pooling=pooling,
             cache=cache,
+            profile=tuple(profile or ()),
             policy=policy_of(policy, npu_layers=npu_layers, decode=decode, memory_limit=npu_memory, cores=cores),
         )
     )
@@ -318,6 +336,7 @@ def demo_command(
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
     cache: CacheOption = True,
+    profile: ProfileOption = None,
 ) -> None:
     """Fetch a small language model (98 MB, once) and let it answer a prompt."""
     from npumatmul.cli import generating, models
@@ -331,6 +350,7 @@ def demo_command(
         temperature=temperature,
         seed=seed,
         cache=cache,
+        profile=tuple(profile or ()),
     )
     generating.answer(request)
 
@@ -350,6 +370,7 @@ def perplexity_command(
     reference: Annotated[bool, typer.Option(help="Compare with the model in float32 on numpy.")] = True,
     original: OriginalOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    profile: ProfileOption = None,
 ) -> None:
     """Measure a model on a text: perplexity, and KL divergence and top-1 agreement with its float32 logits."""
     from npumatmul.cli import evaluating
@@ -367,6 +388,7 @@ def perplexity_command(
             reference=reference,
             original=original,
             as_json=as_json,
+            profile=tuple(profile or ()),
         )
     )
 

@@ -56,7 +56,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "prompts": _text("Tokens of prompts, separated by commas; 128,512. 0: none.", "-p", "--n-prompt"),
         "generated": _text("Tokens to generate, separated by commas; 128. 0: none.", "-n", "--n-gen"),
         "depths": _text("Tokens that were read before, separated by commas; 0,2048.", "-d", "--n-depth"),
-        "runs": _number("How often each test is timed; 5.", "-r", "--repetitions"),
+        "repetitions": _number("How often each test is timed; 5.", "-r", "--repetitions"),
         "cache": _flag("Keep packed models on disk for the next time.", "--cache/--no-cache"),
     },
     "bandwidth": {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from npumatmul.bench.benchmark import Benchmark
 from npumatmul.bench.page import as_html
 from npumatmul.bench.plots import KINDS, drawn, picture
 from npumatmul.bench.record import Record
@@ -34,8 +35,8 @@ class Outputs:
     plot_kind: str | None = None
     html: Path | None = None
 
-    def check(self, sources: Sequence[str | Path] = ()) -> None:
-        """Refuse what cannot be written, before anything is measured."""
+    def check(self, sources: Sequence[str | Path] = (), benchmark: type[Benchmark] | None = None) -> None:
+        """Refuse what cannot be written, or drawn of a benchmark, before anything is measured."""
         check_outputs({f"--{name}": each for name, each in self._places.items()}, sources)
         if self.plot_kind is not None and self.plot is None:
             raise ValueError("--plot-kind goes with --plot, which names the file")
@@ -43,6 +44,8 @@ class Outputs:
             raise ValueError(f"--plot-kind: {self.plot_kind!r} is no plot; there are {', '.join(KINDS)}")
         if self.plot is not None:
             picture_format(self.plot)
+            if benchmark is not None and not benchmark.drawable:
+                raise ValueError(f"--plot: nothing of bench {benchmark.name} can be drawn; its table says it all")
         if self.html is not None:
             check_installed("matplotlib", "--html")
 
@@ -60,11 +63,11 @@ class Outputs:
             place = self._places[name]
             if place is not None:
                 write_output(place, text(record), sources)
-        if self.plot is not None:
-            plot = drawn(record, self.plot_kind, timings)
-            write_output(self.plot, picture(plot, picture_format(self.plot)), sources)
         if self.html is not None:
             write_output(self.html, as_html(record, timings), sources)
+        if self.plot is not None:  # last, since rows may be too few for it
+            plot = drawn(record, self.plot_kind, timings)
+            write_output(self.plot, picture(plot, picture_format(self.plot)), sources)
 
     @property
     def _places(self) -> dict[str, Path | None]:

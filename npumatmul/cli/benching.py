@@ -30,7 +30,7 @@ def run(benchmark: Benchmark, device: str | None, outputs: Outputs, sources: Seq
     sources : sequence of path-like
         Files that results are made of.
     """
-    outputs.check(sources)
+    outputs.check(sources, type(benchmark))
     target = current_device(device)
     for note in benchmark.prepare(target):
         say(note)

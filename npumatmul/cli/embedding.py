@@ -12,6 +12,7 @@ import numpy as np
 
 from npumatmul.cli.files import STANDARD, check_outputs, read_standard_input, read_text, write_output
 from npumatmul.cli.models import check_model, check_scheme
+from npumatmul.cli.profiling import check_profiles, profiled
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
@@ -41,6 +42,7 @@ class Request:
     pooling: str | None = None
     cache: bool = True
     policy: Policy | None = None
+    profile: tuple[Path, ...] = ()
 
 
 def read_texts(given: tuple[str, ...], file: Path | None) -> list[str]:
@@ -74,6 +76,7 @@ def run(request: Request) -> None:
     check_model(request.model, "--model")
     check_scheme(request.scheme)
     check_outputs({"--output": request.output}, [] if request.file in (None, STANDARD) else [request.file])
+    check_profiles(request.profile, [request.output], [request.model])
     texts = read_texts(request.texts, request.file)
     for i, text in enumerate(texts):
         problem = not_characters(text)
@@ -86,6 +89,7 @@ def run(request: Request) -> None:
         load(
             request.model, scheme, device=device, cache=request.cache, progress=progress, policy=request.policy
         ) as model,
+        profiled(request.profile),
     ):
 
         def told(done: int, total: int) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from npumatmul.cli.files import STANDARD, check_outputs, picture_format, read_matrix, write_output
 from npumatmul.cli.models import check_model, check_scheme, fetch_model, open_model, read_windows
+from npumatmul.cli.profiling import check_profiles, profiled
 from npumatmul.cli.progress import working
 from npumatmul.cli.tables import Column, print_table
 from npumatmul.cli.terminal import notes, results, say
@@ -52,6 +53,7 @@ class Request:
     as_json: bool = False
     csv: Path | None = None
     plot: Path | None = None
+    profile: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ class Arrays:
 
 def perplexity(request: Request) -> None:
     """Measure every scheme on the text, and print a table or JSON."""
+    check_profiles(request.profile, sources=[each for each in (request.text, request.model) if each is not None])
     given = _given(request, request.reference and request.schemes != (FLOAT32,))
     loaded = _load(given.path, request)
     first = next(iter(loaded.values()))
     reference = None if given.original is None else loaded.get(FLOAT32) or _reference(given.original)
     kept = _Kept()
     try:
-        _evaluate(loaded, reference, given.pieces, kept)
+        with profiled(request.profile):
+            _evaluate(loaded, reference, given.pieces, kept)
     finally:  # an interrupt, or a failure of the device
         if kept.evaluations:
             _report_perplexity(request, given, first.name, kept)

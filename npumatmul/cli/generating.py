@@ -16,6 +16,7 @@ from rich.table import Table
 from npumatmul.cli.files import read_standard_input
 from npumatmul.cli.models import check_model, check_scheme, say_what_to_know
 from npumatmul.cli.offloading import placement_content, placement_rows
+from npumatmul.cli.profiling import check_profiles, profiled
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import notes, stream
 from npumatmul.device.current import current_device
@@ -55,6 +56,7 @@ class Request:
     policy: Policy | None = None
     expert_memory: int | None = None
     expert_folder: Path | None = None
+    profile: tuple[Path, ...] = ()
 
     def options(self) -> dict[str, Any]:
         """How tokens are chosen; errors name the options as they are typed."""
@@ -100,6 +102,7 @@ def answer(request: Request) -> None:
         if problem:
             raise ValueError(f"{name} {problem}")
     check_model(request.model)
+    check_profiles(request.profile, sources=[request.model])
     options = request.options()
     check_scheme(request.scheme)
     if request.scheme is not None and is_quantized(request.model):
@@ -121,7 +124,7 @@ def answer(request: Request) -> None:
             policy=request.policy,
             progress=progress,
         )
-    with model:
+    with model, profiled(request.profile):
         _answer(request, model, device, options)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from npumatmul.cli.files import STANDARD, check_outputs, write_output
 from npumatmul.cli.models import check_model, check_scheme
+from npumatmul.cli.profiling import check_profiles, profiled
 from npumatmul.cli.progress import working
 from npumatmul.cli.terminal import say
 from npumatmul.device.current import current_device
@@ -35,6 +36,7 @@ class Request:
     device: str | None = None
     seed: int | None = None
     cache: bool = True
+    profile: tuple[Path, ...] = ()
 
 
 def run(request: Request) -> None:
@@ -50,12 +52,14 @@ def run(request: Request) -> None:
     if request.form not in FORMATS:
         raise ValueError(f"--format is {request.form!r}; it can be {', '.join(FORMATS)}")
     check_outputs({"--output": request.output}, [request.audio])
+    check_profiles(request.profile, [request.output], [request.model, request.audio])
     samples, rate = read_wave(request.audio)
     scheme = request.scheme or DEFAULT_SCHEME
     device = None if scheme == FLOAT32 else current_device(request.device)
     with (
         working() as progress,
         load(request.model, scheme, device=device, cache=request.cache, progress=progress) as model,
+        profiled(request.profile),
     ):
 
         def told(done: float, total: float) -> None:

@@ -53,7 +53,7 @@ from npumatmul.llm.quantize.packed_layer import PackedLayer, stored_scheme
 from npumatmul.llm.quantize.quantized_model import QuantizedModel, layer_of_recipe, quantize_model
 from npumatmul.llm.quantize.recipe import GGUF_SCHEME
 from npumatmul.llm.speech_model import load_speech_model
-from npumatmul.nn.product import Float32, Product
+from npumatmul.nn.product import Float32, Product, named
 from npumatmul.nn.residency import Residency
 from npumatmul.quant.routes import route_for
 
@@ -269,7 +269,8 @@ class _Waiting:
 
 
 def _kept(product: Product, name: str, experts: Residency | None) -> Product:
-    """A product, off the device if it is an expert's and these wait elsewhere."""
+    """A product by its layer's name, off the device if it is an expert's and these wait elsewhere."""
+    named(product, name)
     return product if experts is None or ".expert." not in name else experts.keep(product)
 
 

@@ -13,7 +13,7 @@ from npumatmul.device.device import Device
 from npumatmul.llm.quantize.emulation import group_sums
 from npumatmul.llm.quantize.layer import QuantizedLayer
 from npumatmul.llm.quantize.packed_layer import PackedLayer, pack_layer
-from npumatmul.nn.product import Float32, Pack, PackedProduct, Product
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product, named
 from npumatmul.ops import PackedWeight, matmul, pack
 from npumatmul.quant.schemes import scheme_for
 
@@ -112,7 +112,7 @@ def npu_layers(device: Device | str | None = None) -> Callable[[QuantizedLayer |
     target = current_device(device)
 
     def upload(layer: QuantizedLayer | PackedLayer, name: str) -> Product:
-        return NpuQuantizedLinear.of_layer(layer, target)
+        return named(NpuQuantizedLinear.of_layer(layer, target), name)
 
     return upload
 
@@ -152,6 +152,6 @@ def npu_pack(scheme: str = "w16a16", device: Device | str | None = None) -> Pack
     target = current_device(device)
 
     def pack_weight(weight: NDArray[np.float32], name: str = "") -> Product:
-        return NpuLinear(pack(weight, chosen, transposed=True, device=target))
+        return named(NpuLinear(pack(weight, chosen, transposed=True, device=target)), name)
 
     return pack_weight

@@ -64,7 +64,8 @@ async def asked(app: Any, bodies: list[Any]) -> list[httpx.Response]:
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            posts = (client.post("/embed", content=json.dumps(body)) for body in bodies)
+            texts = (body if isinstance(body, bytes) else json.dumps(body) for body in bodies)
+            posts = (client.post("/embed", content=text) for text in texts)
             answers = list(await asyncio.gather(*posts))
             return [*answers, await client.get("/stats")]
 
@@ -85,11 +86,16 @@ def test_requests_that_come_together_are_computed_together(folder: Path, device:
 def test_what_is_no_text_is_told_and_spoils_nothing(folder: Path, device: npu.Device) -> None:
     app, embedder = service(folder, device)
     expected = embedder(["a dog"])
-    bodies = [{"text": 3}, {"text": "x" * 30_000}, {"words": "a"}, ["a dog"], {"text": "a dog"}]
+    bodies = [{"text": 3}, {"text": "x" * 30_000}, {"words": "a"}, ["a dog"], {"text": "a dog"}, b"a dog", b"\xff"]
     *answers, _ = asyncio.run(asked(app, bodies))
-    assert [answer.status_code for answer in answers] == [400, 400, 400, 400, 200]
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 400, 200, 400, 400]
     assert "30000 characters" in answers[1].json()["error"]
-    np.testing.assert_allclose(embeddings(answers[4:]), expected, atol=1e-6)
+    told = [answer.json()["error"] for answer in (answers[0], *answers[2:4])]
+    shape = 'a string is expected, as in {"text": "A cat sits."}; this is '
+    assert told == [shape + "int", shape + "NoneType", shape + "list"]
+    for answer in answers[5:]:
+        assert answer.json()["error"].startswith('the body is no JSON such as {"text": "A cat sits."}: ')
+    np.testing.assert_allclose(embeddings(answers[4:5]), expected, atol=1e-6)
 
 
 def test_too_many_are_told_to_come_again_and_the_others_are_answered_at_the_end(

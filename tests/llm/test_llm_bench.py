@@ -15,6 +15,7 @@ from npumatmul.bench.llm_bench import LlmBenchmark
 from npumatmul.cli.app import app
 from npumatmul.llm import load
 from npumatmul.llm.modelled.built import decoder_shape
+from npumatmul.llm.models import recorded
 from npumatmul.llm.run.sequence import TokenSequence
 
 
@@ -35,7 +36,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def test_each_test_reads_what_it_says(device: npu.Device, tiny: TinyModel, tokens: list[tuple[int, int]]) -> None:
     """A second for each token, so that there is one a second; what was read before is read once for all runs."""
     benchmark = LlmBenchmark(
-        models=str(tiny.path), prompts="5,0", generated=3, depths="0,7", runs=2, cache=False,
+        models=str(tiny.path), prompts="5,0", generated=3, depths="0,7", repetitions=2, cache=False,
         clock=lambda: float(sum(count for count, _ in tokens)),
     )  # fmt: skip
     rows = list(benchmark.measure(device))
@@ -45,13 +46,36 @@ def test_each_test_reads_what_it_says(device: npu.Device, tiny: TinyModel, token
     expected = []
     for depth in (0, 7):
         before = [(depth, 0)] if depth else []
-        expected += before + [(5, depth)] * 3  # one of them warms up
-        expected += before + [(1, depth + index) for index in range(3)] * 3
+        expected += before + [(5, depth)] * (3 + 2)  # three of them warm up
+        expected += before + [(1, depth + index) for index in range(3)] * (1 + 2)
     assert tokens == expected
     for row in rows:
         assert row.figures["tokens_per_second"] == pytest.approx(1.0)
         assert row.figures["plus_minus"] == pytest.approx(0.0)
         assert [len(times) for times in row.seconds.values()] == [2]
+
+
+def test_what_counts_is_computed_as_from_then_on(
+    device: npu.Device, tiny: TinyModel, tokens: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second for each token, and a thousand for blocks that Python computes, as it does before a program is used."""
+    by_python = recorded._by_python
+    calls = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return by_python(*given)
+
+    monkeypatch.setattr(recorded, "_by_python", counted)
+    benchmark = LlmBenchmark(
+        models=str(tiny.path), prompts="9,33", generated="1,4", depths="0,7", repetitions=2, cache=False,
+        clock=lambda: float(sum(count for count, _ in tokens) + 1000 * len(calls)),
+    )  # fmt: skip
+    rows = list(benchmark.measure(device))
+    assert len(rows) == 8
+    assert calls
+    for row in rows:
+        assert row.figures["tokens_per_second"] == pytest.approx(1.0), row.label
 
 
 def test_sizes_and_modelled_speed(device: npu.Device, tiny: TinyModel) -> None:
@@ -60,7 +84,7 @@ def test_sizes_and_modelled_speed(device: npu.Device, tiny: TinyModel) -> None:
         "prompts": 5,
         "generated": 3,
         "depths": 4,
-        "runs": 1,
+        "repetitions": 1,
         "cache": False,
     }
     prompt, token = bench.run("llm", device=device, **options).rows
@@ -95,7 +119,7 @@ def test_what_a_model_cannot_read_is_told(device: npu.Device, tiny: TinyModel) -
         "prompts": 5,
         "generated": 0,
         "depths": "0,100000",
-        "runs": 1,
+        "repetitions": 1,
         "cache": False,
     }
     with pytest.raises(ValueError, match=r"pp5 @ d100000: .* reads at most \d+ tokens; ask for fewer \(-p, -n, -d\)"):
