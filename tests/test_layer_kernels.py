@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from npumatmul import nn
 from npumatmul.host import layers
 from npumatmul.host.executor import Function
 
@@ -86,3 +87,37 @@ def test_rotations(interleaved: bool, x: Float32, position: int) -> None:
     for part, right in zip(parts(y), (turned.real, turned.imag), strict=True):
         np.testing.assert_allclose(part, right, rtol=0, atol=1e-6 * np.abs(x).max())
     np.testing.assert_array_equal(y[..., 2 * half :], x[..., 2 * half :])
+
+
+def unaligned(x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The same values where no float begins: behind a byte, and in records of five bytes."""
+    behind = np.frombuffer(b"\0" + x.tobytes(), np.float32, x.size, 1).reshape(x.shape)
+    records = np.zeros(x.shape, np.dtype([("kind", np.int8), ("value", np.float32)]))
+    records["value"] = x
+    assert not behind.flags.aligned
+    assert records["value"].strides[-1] == 5
+    return [behind, records["value"]]
+
+
+def test_floats_that_begin_anywhere() -> None:
+    """As in files that are mapped, and in packed records."""
+    x = np.random.default_rng(1).standard_normal((2, 3, 16), np.float32)
+    rope, norms = nn.RoPE(8), (nn.RMSNorm(16), nn.LayerNorm(16))
+    for weight in unaligned(np.linspace(1, 2, 16, dtype=np.float32)):
+        norms[1].weight = norms[1].bias = weight
+        for odd in unaligned(x):
+            for work in (*norms, lambda x: rope(x, 5), lambda x: nn.activate(x, "silu", x)):
+                assert work(odd).tobytes() == work(x.copy()).tobytes()
+            assert nn.activate(x, "gelu", odd).tobytes() == nn.activate(x, "gelu", x).tobytes()
+            assert layers.kth_largest(odd.reshape(-1), 3) == np.sort(x, axis=None)[-3]
+
+
+def test_a_position_that_is_no_integer_is_refused_as_by_numpy() -> None:
+    with pytest.raises(TypeError, match="integers"):
+        nn.RoPE(8)(np.ones((1, 8), np.float32), 1.5)  # type: ignore[arg-type]
+
+
+def test_queries_without_values_see_all_keys_alike() -> None:
+    q, k, v = np.ones((2, 3, 0), np.float32), np.ones((2, 5, 0), np.float32), np.arange(10, dtype=np.float32)
+    y = nn.scaled_dot_product_attention(q, k, v.reshape(2, 5, 1))
+    np.testing.assert_allclose(y[:, :, 0], [[2] * 3, [7] * 3])

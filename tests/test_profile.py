@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Iterator
@@ -133,6 +134,14 @@ def test_profiles_do_not_nest_and_end_with_exceptions(device: npu.Device) -> Non
         with npu.profile() as other:
             npu.matmul(X, weight)
         assert [each.calls for each in other.products] == [1]
+
+
+def test_a_profile_that_is_dropped_is_over() -> None:
+    npu.profile().__enter__()
+    gc.collect()
+    with npu.profile() as p:
+        pass
+    assert p.steps
 
 
 def test_what_is_not_kept_is_counted(device: npu.Device) -> None:

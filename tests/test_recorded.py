@@ -71,11 +71,73 @@ def test_blocks_follow_each_other() -> None:
     x = rows()
     whole = program.run_blocks(x, [CACHE], [2], CACHE)
     assert whole is not None
-    whole = whole.copy()
-    parts = [program.run_blocks(x if i == 0 else None, [CACHE], [2], None, i, i + 1) for i in range(3)]
-    right = chain(chain(chain(x)))
-    assert parts[2] is not None
-    assert whole.tobytes() == parts[2].tobytes() == right.tobytes()
+    right, part = chain(chain(chain(x))), x
+    for i in range(3):
+        assert program.run_blocks(rows(), [CACHE], [2], None) is not None, "others run between"
+        following = program.run_blocks(part, [CACHE], [2], None, i, i + 1)
+        assert following is not None
+        part = following
+    assert whole.tobytes() == part.tobytes() == right.tobytes()
+
+
+def test_a_result_is_not_that_of_the_next_run() -> None:
+    _, block = recorded(rows(), chain)
+    assert block is not None
+    program = RecordedProgram([block])
+    x = rows()
+    first = program.run_blocks(x, [CACHE], [2], None)
+    assert first is not None
+    program.run_blocks(rows(), [CACHE], [2], None)
+    assert first.tobytes() == chain(x).tobytes()
+
+
+def test_one_run_at_a_time_and_none_is_held_for_ever() -> None:
+    inner: list[object] = []
+
+    def own(x: Float32, given: Any) -> Float32:
+        if given is not None:
+            given()
+        return x * 2
+
+    def work(x: Float32) -> Float32:
+        recorder = layers.RECORDER.get()
+        y: Float32 = recorder.called(own, npu.matmul(x, WEIGHTS[0]), None)
+        return y
+
+    _, block = recorded(rows(), work)
+    assert block is not None
+    program = RecordedProgram([block])
+    x = rows()
+    right = npu.matmul(x, WEIGHTS[0]) * 2
+
+    def again() -> None:
+        inner.append(program.run_blocks(x, [CACHE], [2], None))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    made = program.run_blocks(x, [CACHE], [2], again)
+    assert made is not None
+    assert inner == [None]
+    assert made.tobytes() == right.tobytes()
+    kept: list[BaseException] = []
+    for _ in range(2):
+        try:
+            program.run_blocks(x, [CACHE], [2], interrupted)
+        except KeyboardInterrupt as error:
+            kept.append(error)  # and with it the frames
+    assert len(kept) == 2
+    once_more = program.run_blocks(x, [CACHE], [2], None)
+    assert once_more is not None
+    assert once_more.tobytes() == right.tobytes()
+
+
+def test_weights_of_norms_that_are_copied_for_each_call_are_refused() -> None:
+    half = np.ones(32, np.float16)
+    recorder, block = recorded(rows(), lambda x: layers.layer_norm(x, half, None, 1 / 32, 0.0))  # type: ignore[arg-type]
+    assert block is None
+    assert recorder.refused is not None
+    assert "copied for each call" in recorder.refused
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,22 @@ def disassembled(text: str) -> dict[int, str]:
 
 
 def for_models(words: str) -> list[str]:
-    """An instruction as models shall see it: they would have the step of a store's pointer wait for what is stored."""
+    """An instruction as models shall see it.
+
+    They would have the step of a store's pointer wait for what is stored, and a load of a part of a register for what
+    was in it before, though such loads clear the rest.
+    """
     step = re.fullmatch(r"(st[rp] .*\[)(\w+)\], #(-?)(\w+)", words)
-    if step is None:
-        return [words]
-    store, pointer, sign, distance = step.groups()
-    return [f"{store}{pointer}]", f"{'sub' if sign else 'add'} {pointer}, {pointer}, #{distance}"]
+    if step is not None:
+        store, pointer, sign, distance = step.groups()
+        return [f"{store}{pointer}]", f"{'sub' if sign else 'add'} {pointer}, {pointer}, #{distance}"]
+    part = re.fullmatch(r"ld(?:u?r|p) ((?:[bhsd]\d+, )+)\[(\w+)(?:, (x\d+))?[^\]]*\](.*)", words)
+    if part is not None:
+        registers, pointer, index, after = part.groups()
+        name = "ldp" if registers.count(",") == 2 else "ldr"
+        whole = re.sub(r"[bhsd](?=\d)", "q", registers)
+        return [f"{name} {whole}[{pointer}{f', {index}' if index else ''}]{', #16' if after else ''}"]
+    return [words]
 
 
 def regions(code: Mapping[int, str], parts: Iterable[Loop]) -> str:

@@ -31,6 +31,12 @@ static inline float choose(uint32_t mask, float yes, float no) {
 
 static inline uint32_t mask_of_sign(float x) { return (uint32_t)((int32_t)bits_of(x) >> 31); }
 
+/* 0 for what is below it; with a condition GCC would ask on ARM whether it is a nan, too. */
+static inline float positive_part(float x) {
+  const uint32_t below = (uint32_t) - (int32_t)(x < 0.0f);
+  return float_of(bits_of(x) & ~below);
+}
+
 /* min(|x|, most) */
 static inline float magnitude_to(float x, float most) {
   const int32_t bits = (int32_t)(bits_of(x) & 0x7fffffffu), limit = (int32_t)bits_of(most);
@@ -145,7 +151,7 @@ static void scale_float32(const float *src, int64_t n, double row, const float *
 }
 
 static void relu(float *values, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] = values[i] < 0.0f ? 0.0f : values[i];
+  for (int64_t i = 0; i < n; i++) values[i] = positive_part(values[i]);
 }
 
 static void gelu(float *values, int64_t n) {
@@ -162,7 +168,7 @@ static void silu(float *values, int64_t n) {
 
 static void relu2(float *values, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
-    const float positive = values[i] < 0.0f ? 0.0f : values[i];
+    const float positive = positive_part(values[i]);
     values[i] = positive * positive;
   }
 }

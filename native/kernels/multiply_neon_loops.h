@@ -57,17 +57,19 @@ TARGET static void halves_to_floats(const uint16_t *halves, float *out, int64_t 
 
 #define INTS_MOST 16
 
-/* `has_pairs`: B is int4, 16 bytes of a column are 32 places. */
-INLINE void ints_block(const int has_pairs, const int8_t *a, int64_t a_stride, npumm_tile_column tiles, int64_t n,
-                       int32_t *c, int64_t c_stride, const int rows, const int columns) {
+/* `has_pairs`: B is int4, 16 bytes of a column are 32 places. Where tile_k is known when this is compiled, columns need no
+ * registers for their addresses. */
+INLINE void ints_block(const int has_pairs, const int8_t *a, int64_t a_stride, npumm_tile_column tiles,
+                       const int64_t tile_k, int64_t n, int32_t *c, int64_t c_stride, const int rows,
+                       const int columns) {
   int32x4_t sums[INTS_MOST];
 #pragma GCC unroll 16
   for (int i = 0; i < rows * columns; i++) sums[i] = vdupq_n_s32(0);
-  const int64_t column_bytes = has_pairs ? tiles.tile_k / 2 : tiles.tile_k;
+  const int64_t column_bytes = has_pairs ? tile_k / 2 : tile_k;
   const uint8_t *first = tiles.b + n * column_bytes;
   const int8_t *x = a;
   for (int64_t t = 0; t < tiles.k_tiles; t++, first += tiles.tile_n * column_bytes) {
-    for (int64_t k = 0; k < tiles.tile_k; k += 32, x += 32) {
+    for (int64_t k = 0; k < tile_k; k += 32, x += 32) {
       int8x16_t of_rows[4][2];
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++) {
@@ -94,21 +96,21 @@ INLINE void ints_block(const int has_pairs, const int8_t *a, int64_t a_stride, n
 }
 
 INLINE void ints(const int has_pairs, const int8_t *a, int64_t a_stride, int64_t rows, npumm_tile_column tiles,
-                 int32_t *c, int64_t c_stride) {
+                 const int64_t tile_k, int32_t *c, int64_t c_stride) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) {
     for (int64_t n = 0; n < tiles.tile_n; n += 4) {
-      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 4, 4);
+      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, tile_k, n, c + r * c_stride, c_stride, 4, 4);
     }
   }
   for (; r + 2 <= rows; r += 2) {
     for (int64_t n = 0; n < tiles.tile_n; n += 8) {
-      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 2, 8);
+      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, tile_k, n, c + r * c_stride, c_stride, 2, 8);
     }
   }
   for (; r < rows; r++) {
     for (int64_t n = 0; n < tiles.tile_n; n += 16) {
-      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 16);
+      ints_block(has_pairs, a + r * a_stride, a_stride, tiles, tile_k, n, c + r * c_stride, c_stride, 1, 16);
     }
   }
 }
@@ -116,13 +118,21 @@ INLINE void ints(const int has_pairs, const int8_t *a, int64_t a_stride, int64_t
 TARGET static void i8(const int8_t *a, int64_t a_stride, const int32_t *row_sums, int64_t rows, npumm_tile_column tiles,
                       int32_t *c, int64_t c_stride) {
   (void)row_sums;
-  ints(0, a, a_stride, rows, tiles, c, c_stride);
+  if (tiles.tile_k == 32) {
+    ints(0, a, a_stride, rows, tiles, 32, c, c_stride);
+  } else {
+    ints(0, a, a_stride, rows, tiles, tiles.tile_k, c, c_stride);
+  }
 }
 
 TARGET static void i4(const int8_t *a, int64_t a_stride, const int32_t *row_sums, int64_t rows, npumm_tile_column tiles,
                       int32_t *c, int64_t c_stride) {
   (void)row_sums;
-  ints(1, a, a_stride, rows, tiles, c, c_stride);
+  if (tiles.tile_k == 32) {
+    ints(1, a, a_stride, rows, tiles, 32, c, c_stride);
+  } else {
+    ints(1, a, a_stride, rows, tiles, tiles.tile_k, c, c_stride);
+  }
 }
 
 #endif

@@ -5,35 +5,60 @@
 #include "rows.h"
 #include "transpose.h"
 
-static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) {
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const float16x4_t half = vcvt_f16_f32(vmulq_n_f32(vld1q_f32(src + i), scale));
-    vst1_u16(dst + i, vreinterpret_u16_f16(half));
+/*
+ * Loops take several vectors at once, all loaded before the first is stored: cores that execute instructions in their
+ * order (Cortex-A53, A55) would wait for every step of one.
+ */
+
+enum { WHOLE, HIGH, LOW }; /* f32_to_f16, f32_to_f16_high, f32_to_f16_low */
+
+static inline float32x4_t what_is_left(float32x4_t x, float32x4_t high) {
+  return vbslq_f32(vcaleq_f32(high, vdupq_n_f32(65504.0f)), vsubq_f32(x, high), high);
+}
+
+static inline uint16x8_t halves_of(const int part, float32x4_t x, float32x4_t y) {
+  const float16x8_t both = vcvt_high_f16_f32(vcvt_f16_f32(x), y);
+  const uint16x8_t half = vreinterpretq_u16_f16(both);
+  if (part == HIGH) {
+    const uint16x8_t magnitude_mask = vdupq_n_u16(0x7fff), one = vdupq_n_u16(0x3c00);
+    const uint16x8_t wild = vcgtq_u16(vandq_u16(half, magnitude_mask), vdupq_n_u16(0x7bff));
+    return vbslq_u16(wild, vorrq_u16(vbicq_u16(half, magnitude_mask), one), half);
   }
+  if (part == LOW) {
+    const float32x4_t low = what_is_left(x, vcvt_f32_f16(vget_low_f16(both)));
+    return vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(low), what_is_left(y, vcvt_high_f32_f16(both))));
+  }
+  return half;
+}
+
+static inline void to_halves(const int part, const int count, const float *src, uint16_t *dst, float scale) {
+  float32x4_t x[8];
+  uint16x8_t halves[4];
+  for (int v = 0; v < count; v++) x[v] = vmulq_n_f32(vld1q_f32(src + 4 * v), scale);
+  for (int v = 0; v < count / 2; v++) halves[v] = halves_of(part, x[2 * v], x[2 * v + 1]);
+  for (int v = 0; v < count / 2; v++) vst1q_u16(dst + 8 * v, halves[v]);
+}
+
+/* Returns how many of the values are done. */
+static inline int64_t all_to_halves(const int part, const float *src, uint16_t *dst, int64_t n, float scale) {
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) to_halves(part, 8, src + i, dst + i, scale);
+  for (; i + 8 <= n; i += 8) to_halves(part, 2, src + i, dst + i, scale);
+  return i;
+}
+
+static void f32_to_f16(const float *src, uint16_t *dst, int64_t n, float scale) {
+  const int64_t i = all_to_halves(WHOLE, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16(src + i, dst + i, n - i, scale);
 }
 
 static void f32_to_f16_high(const float *src, uint16_t *dst, int64_t n, float scale) {
-  const uint16x4_t magnitude_mask = vdup_n_u16(0x7fff), limit = vdup_n_u16(0x7bff), one = vdup_n_u16(0x3c00);
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const uint16x4_t half = vreinterpret_u16_f16(vcvt_f16_f32(vmulq_n_f32(vld1q_f32(src + i), scale)));
-    const uint16x4_t wild = vcgt_u16(vand_u16(half, magnitude_mask), limit);
-    vst1_u16(dst + i, vbsl_u16(wild, vorr_u16(vbic_u16(half, magnitude_mask), one), half));
-  }
+  const int64_t i = all_to_halves(HIGH, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16_high(src + i, dst + i, n - i, scale);
 }
 
 static void f32_to_f16_low(const float *src, uint16_t *dst, int64_t n, float scale) {
-  const float32x4_t limit = vdupq_n_f32(65504.0f);
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const float32x4_t x = vmulq_n_f32(vld1q_f32(src + i), scale);
-    const float32x4_t high = vcvt_f32_f16(vcvt_f16_f32(x));
-    const float32x4_t low = vbslq_f32(vcaleq_f32(high, limit), vsubq_f32(x, high), high);
-    vst1_u16(dst + i, vreinterpret_u16_f16(vcvt_f16_f32(low)));
-  }
+  const int64_t i = all_to_halves(LOW, src, dst, n, scale);
   npumm_rows_scalar.f32_to_f16_low(src + i, dst + i, n - i, scale);
 }
 
@@ -65,29 +90,32 @@ static inline void store_bytes(int8_t *dst, const int32x4_t *whole) {
   vst1q_s8(dst, vcombine_s8(vqmovn_s16(first), vqmovn_s16(second)));
 }
 
-/* 16 values; steps[0] serves all of them, or each four have their own. Returns whether all are finite. */
-static inline int quantize_16(const float *src, int8_t *dst, const steps *of, const int each, const int usual) {
+/* `count` vectors; of[0] serves all of them, or each has its own. Returns whether all values are finite. */
+static inline int quantize_vectors(const int count, const float *src, int8_t *dst, const steps *of, const int each,
+                                   const int usual) {
   const float32x4_t limit = vdupq_n_f32(3.402823466e+38f);
-  int32x4_t whole[4];
+  int32x4_t whole[8];
   if (usual) {
-    float32x4_t off = vdupq_n_f32(0.0f);
-    uint32x4_t largest = vdupq_n_u32(0);
-    for (int v = 0; v < 4; v++) {
+    float32x4_t off[2] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
+    uint32x4_t largest[2] = {vdupq_n_u32(0), vdupq_n_u32(0)};
+    for (int v = 0; v < count; v++) {
       const steps *s = &of[each * v];
       const float32x4_t x = vld1q_f32(src + 4 * v);
-      largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(x)));
+      largest[v % 2] = vmaxq_u32(largest[v % 2], vreinterpretq_u32_f32(vabsq_f32(x)));
       const float32x4_t q = clamped(vmulq_f32(x, s->reciprocal), s);
       const int32x4_t rounded = vcvtnq_s32_f32(q);
-      off = vmaxq_f32(off, vabdq_f32(q, vcvtq_f32_s32(rounded)));
+      off[v % 2] = vmaxq_f32(off[v % 2], vabdq_f32(q, vcvtq_f32_s32(rounded)));
       whole[v] = vaddq_s32(rounded, s->zero);
     }
-    if (vmaxvq_f32(off) <= NPUMM_SURE && vmaxvq_u32(largest) < 0x7f800000u) {
-      store_bytes(dst, whole);
+    const uint32x4_t sure = vcleq_f32(vmaxq_f32(off[0], off[1]), vdupq_n_f32(NPUMM_SURE));
+    const uint32x4_t is_finite = vcltq_u32(vmaxq_u32(largest[0], largest[1]), vdupq_n_u32(0x7f800000u));
+    if (vminvq_u32(vandq_u32(sure, is_finite)) != 0) {
+      for (int v = 0; v < count; v += 4) store_bytes(dst + 4 * v, whole + v);
       return 1;
     }
   }
   uint32x4_t all_finite = vdupq_n_u32(0xffffffffu);
-  for (int v = 0; v < 4; v++) {
+  for (int v = 0; v < count; v++) {
     const steps *s = &of[each * v];
     const float32x4_t x = vld1q_f32(src + 4 * v);
     const uint32x4_t is_finite = vcaleq_f32(x, limit);
@@ -95,7 +123,7 @@ static inline int quantize_16(const float *src, int8_t *dst, const steps *of, co
     const float32x4_t q = vbslq_f32(is_finite, clamped(vdivq_f32(x, s->scale), s), s->low);
     whole[v] = vaddq_s32(vcvtnq_s32_f32(q), s->zero);
   }
-  store_bytes(dst, whole);
+  for (int v = 0; v < count; v += 4) store_bytes(dst + 4 * v, whole + v);
   return vminvq_u32(all_finite) != 0;
 }
 
@@ -104,7 +132,11 @@ static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quanti
   const int usual = npumm_is_usual_scale(how->scale);
   int finite = 1;
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) finite &= quantize_16(src + i, dst + i, &all, 0, usual);
+  for (; i + 32 <= n; i += 32) finite &= quantize_vectors(8, src + i, dst + i, &all, 0, usual);
+  if (i + 16 <= n) {
+    finite &= quantize_vectors(4, src + i, dst + i, &all, 0, usual);
+    i += 16;
+  }
   return npumm_rows_scalar.quantize(src + i, dst + i, n - i, how) && finite;
 }
 
@@ -113,7 +145,7 @@ static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npum
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 4), steps_at(how, i + 8), steps_at(how, i + 12)};
-    finite &= quantize_16(src + i, dst + i, own, 1, how->usual);
+    finite &= quantize_vectors(4, src + i, dst + i, own, 1, how->usual);
   }
   const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
                                  how->high + i,  how->zero + i,       how->usual};
@@ -133,32 +165,43 @@ static void pairs(const int8_t *src, uint8_t *dst, int64_t n, int high, int high
   const uint8x16_t bias = vdupq_n_u8(high ? 8 : 0), nibble = vdupq_n_u8(0x0f);
   const int8x16_t shift = vdupq_n_s8(high ? -4 : 0);
   int64_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    const int8x16x2_t both = vld2q_s8(src + i);
-    const uint8x16_t even = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[0]), bias), shift);
-    const uint8x16_t odd = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[1]), bias), shift);
-    const uint8x16_t low_first = vorrq_u8(vandq_u8(even, nibble), vshlq_n_u8(odd, 4));
-    vst1q_u8(dst + i / 2, high_first ? vorrq_u8(vandq_u8(odd, nibble), vshlq_n_u8(even, 4)) : low_first);
+  for (; i + 64 <= n; i += 64) {
+    uint8x16_t joined[2];
+    for (int v = 0; v < 2; v++) {
+      const int8x16x2_t both = vld2q_s8(src + i + 32 * v);
+      const uint8x16_t even = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[0]), bias), shift);
+      const uint8x16_t odd = vshlq_u8(vaddq_u8(vreinterpretq_u8_s8(both.val[1]), bias), shift);
+      const uint8x16_t low_first = vorrq_u8(vandq_u8(even, nibble), vshlq_n_u8(odd, 4));
+      joined[v] = high_first ? vorrq_u8(vandq_u8(odd, nibble), vshlq_n_u8(even, 4)) : low_first;
+    }
+    for (int v = 0; v < 2; v++) vst1q_u8(dst + i / 2 + 16 * v, joined[v]);
   }
   npumm_rows_scalar.pairs(src + i, dst + i / 2, n - i, high, high_first);
 }
 
 static int32_t sum(const int8_t *src, int64_t n) {
-  int32x4_t total = vdupq_n_s32(0);
+  int32x4_t totals[4] = {vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)};
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) total = vpadalq_s16(total, vpaddlq_s8(vld1q_s8(src + i)));
+  for (; i + 64 <= n; i += 64) {
+    for (int v = 0; v < 4; v++) totals[v] = vpadalq_s16(totals[v], vpaddlq_s8(vld1q_s8(src + i + 16 * v)));
+  }
+  for (; i + 16 <= n; i += 16) totals[0] = vpadalq_s16(totals[0], vpaddlq_s8(vld1q_s8(src + i)));
+  const int32x4_t total = vaddq_s32(vaddq_s32(totals[0], totals[1]), vaddq_s32(totals[2], totals[3]));
   return (int32_t)((uint32_t)vaddvq_s32(total) + (uint32_t)npumm_rows_scalar.sum(src + i, n - i));
 }
 
 /* As bits, which are in the order of magnitudes: infs and nans above all others. */
+static inline uint32x4_t magnitudes(const float *src) { return vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(src))); }
+
 static float absmax(const float *src, int64_t n, int *finite) {
   uint32x4_t most[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (int v = 0; v < 4; v++) {
-      most[v] = vmaxq_u32(most[v], vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(src + i + 4 * v))));
-    }
+  for (; i + 32 <= n; i += 32) {
+    uint32x4_t x[8];
+    for (int v = 0; v < 8; v++) x[v] = magnitudes(src + i + 4 * v);
+    for (int v = 0; v < 8; v++) most[v % 4] = vmaxq_u32(most[v % 4], x[v]);
   }
+  for (; i + 4 <= n; i += 4) most[0] = vmaxq_u32(most[0], magnitudes(src + i));
   const uint32x4_t all = vmaxq_u32(vmaxq_u32(most[0], most[1]), vmaxq_u32(most[2], most[3]));
   if (vmaxvq_u32(all) >= 0x7f800000u) return npumm_rows_scalar.absmax(src, n, finite); /* passes over infs and nans */
   const float largest = vmaxvq_f32(vreinterpretq_f32_u32(all));
@@ -167,20 +210,27 @@ static float absmax(const float *src, int64_t n, int *finite) {
 }
 
 static void minmax(const float *src, int64_t n, float range[2], int *finite) {
-  const float32x4_t limit = vdupq_n_f32(3.402823466e+38f);
-  float32x4_t least = vdupq_n_f32(range[0]), largest = vdupq_n_f32(range[1]);
-  uint32x4_t all_finite = vdupq_n_u32(0xffffffffu);
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const float32x4_t x = vld1q_f32(src + i);
-    const uint32x4_t is_finite = vcaleq_f32(x, limit);
-    all_finite = vandq_u32(all_finite, is_finite);
-    least = vminq_f32(least, vbslq_f32(is_finite, x, least));
-    largest = vmaxq_f32(largest, vbslq_f32(is_finite, x, largest));
+  float32x4_t least[4], most[4];
+  uint32x4_t largest[4];
+  for (int v = 0; v < 4; v++) {
+    least[v] = vdupq_n_f32(range[0]), most[v] = vdupq_n_f32(range[1]);
+    largest[v] = vdupq_n_u32(0);
   }
-  if (vminvq_u32(all_finite) == 0) *finite = 0;
-  range[0] = vminvq_f32(least);
-  range[1] = vmaxvq_f32(largest);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int v = 0; v < 4; v++) {
+      const float32x4_t x = vld1q_f32(src + i + 4 * v);
+      largest[v] = vmaxq_u32(largest[v], vreinterpretq_u32_f32(vabsq_f32(x)));
+      least[v] = vminq_f32(least[v], x);
+      most[v] = vmaxq_f32(most[v], x);
+    }
+  }
+  if (vmaxvq_u32(vmaxq_u32(vmaxq_u32(largest[0], largest[1]), vmaxq_u32(largest[2], largest[3]))) >= 0x7f800000u) {
+    npumm_rows_scalar.minmax(src, n, range, finite); /* passes over infs and nans */
+    return;
+  }
+  range[0] = vminvq_f32(vminq_f32(vminq_f32(least[0], least[1]), vminq_f32(least[2], least[3])));
+  range[1] = vmaxvq_f32(vmaxq_f32(vmaxq_f32(most[0], most[1]), vmaxq_f32(most[2], most[3])));
   npumm_rows_scalar.minmax(src + i, n - i, range, finite);
 }
 

@@ -311,6 +311,13 @@ LANES_TARGET static void block_of(const npumm_block *block) {
 
 INLINE void widen_as(npumm_kv_type type, const void *row, int64_t dim, int64_t padded, float *out) {
   int64_t d = 0;
+  for (; d + 16 <= dim; d += 16) { /* all loaded before the first is stored */
+    vec x[GROUP];
+    UNROLLED
+    for (int g = 0; g < GROUP; g++) x[g] = load_as(type, row, d + g * WIDTH);
+    UNROLLED
+    for (int g = 0; g < GROUP; g++) vec_store(out + d + g * WIDTH, x[g]);
+  }
   for (; d + WIDTH <= dim; d += WIDTH) vec_store(out + d, load_as(type, row, d));
   if (d < dim) { /* the rest of a row may be where memory ends */
     const int64_t size = type == NPUMM_KV_FLOAT16 ? 2 : type == NPUMM_KV_INT8 ? 1 : 4;

@@ -153,6 +153,11 @@ def _placed(x: Float32) -> tuple[Float32, int, int, int, int]:
     return x, outer, shape[-2], outer_stride, strides[-2]
 
 
+def _whole(x: NDArray[Any]) -> Float32:
+    """Floats one behind the other, each where a float can begin; a copy where they are not."""
+    return np.require(x, _F32, ("C", "A"))
+
+
 def _run(op: Op, x: Float32, y: Float32 | None, out: Float32 | None, position: int, keeps: object) -> Float32:
     """Run a step on rows of `x`, and of `y`, of one shape."""
     if out is None:
@@ -161,6 +166,8 @@ def _run(op: Op, x: Float32, y: Float32 | None, out: Float32 | None, position: i
         return out
     reads = _place(op, x, y, out)
     code = _op_run()(op, position)
+    if code and not (x.flags.aligned and (y is None or y.flags.aligned)):  # floats of packed records, or of files
+        return _run(op, _whole(x), None if y is None else _whole(y), out, position, keeps)
     assert code == 0, f"npumm_op_run: code {code}"
     recorder = RECORDER.get()
     if recorder is not None:
@@ -218,8 +225,8 @@ def rms_norm(x: Float32, factor: Float32 | None, share: float, eps: float) -> Fl
     >>> rms_norm(np.array([[3, 4]], np.float32), None, 0.5, 0.0).round(3)
     array([[0.849, 1.131]], dtype=float32)
     """
-    if factor is not None and not (factor.flags.c_contiguous and factor.dtype == _F32):
-        factor = np.ascontiguousarray(factor, np.float32)
+    if factor is not None and not (factor.flags.carray and factor.dtype == _F32):
+        factor = _whole(factor)
     op = Op(kind=Kind.RMS_NORM, weight=None if factor is None else address_of(factor), share=share, eps=eps)
     return _run(op, x, None, None, 0, factor)
 
@@ -243,8 +250,11 @@ def layer_norm(x: Float32, weight: Float32, bias: Float32 | None, share: float, 
     >>> layer_norm(np.array([[3, 1]], np.float32), np.ones(2, np.float32), None, 0.5, 0.0)
     array([[ 1., -1.]], dtype=float32)
     """
-    weight = np.ascontiguousarray(weight, np.float32)
-    bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+    given = weight, bias
+    weight = _whole(weight)
+    bias = None if bias is None else _whole(bias)
+    if (recorder := RECORDER.get()) is not None and (weight is not given[0] or bias is not given[1]):
+        recorder.refuse("the weights of a norm are copied for each call")
     at = None if bias is None else address_of(bias)
     return _run(
         Op(kind=Kind.LAYER_NORM, weight=address_of(weight), bias=at, share=share, eps=eps),
@@ -347,7 +357,7 @@ def kth_largest(values: Float32, k: int) -> float:
     >>> kth_largest(np.array([3, 1, 3, 2], np.float32), 3)
     2.0
     """
-    if k > TOP_K_MOST or not values.flags.c_contiguous or values.dtype != _F32:
+    if k > TOP_K_MOST or not (values.flags.c_contiguous and values.flags.aligned) or values.dtype != _F32:
         return float(np.partition(values, len(values) - k)[len(values) - k])
     found = C.c_float()
     code = _kth_largest()(address_of(values), len(values), k, found)

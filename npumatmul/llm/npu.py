@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ class NpuQuantizedLinear:
     offset, bias, centre : ndarray of float32, optional
         As in `QuantizedLayer`.
     """
+
+    #: It may be called again for the same rows.
+    recordable: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -139,7 +139,7 @@ def scaled_dot_product_attention(
         if found is not None:
             return found
     npu = None if device is None or s == 0 else NpuProducts.of(current_device(device), q.shape, k.shape)
-    factor = np.float32(1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    factor = np.float32(1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale)
     causal = type(mask) is str
     if t <= _QUERIES or not (causal or window):
         return _attend(q, k, v, s, 0, kv_heads, factor, mask, window, softcap, sinks, npu)

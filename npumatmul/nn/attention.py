@@ -210,8 +210,9 @@ class Attention(Module):
 
     @property
     def recordable(self) -> bool:
-        """Unless numpy computes something between the projections."""
-        return self._gate is None and self._growth is None
+        """Unless numpy computes something between the projections, or one of its parts does more than a step."""
+        plain = self._gate is None and self._growth is None
+        return plain and all(each.recordable for _, each in self.children())
 
     @property
     def window(self) -> int | None:
@@ -372,6 +373,8 @@ class Attention(Module):
         if count >= _MANY and not by_row and self._products != "cpu":
             before = 0 if cache is None else cache.offset if self._window is None else min(cache.offset, self._window)
             device = self._npu_for(q.shape, (q.shape[0], self._kv_heads, before + count, dim))
+        if self.sinks is not None and self.sinks.shape != (self._heads,):
+            raise ValueError(f"{self!r}: sinks has shape {self.sinks.shape}; there are {self._heads} heads")
         if cache is not None and device is None and type(mask) is str:
             how = options(
                 self._heads, dim, scale=self._scale, window=self._window, softcap=self._softcap, sinks=self.sinks,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.host.layers import add, scale
+from npumatmul.host.layers import RECORDER, add, scale
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
@@ -128,6 +128,11 @@ class TransformerBlock(Module):
     def __repr__(self) -> str:
         return f"TransformerBlock({self.mixer!r}, {self.mlp!r})"
 
+    @property
+    def recordable(self) -> bool:
+        """Unless one of its norms does more than a step; attention and network are asked themselves."""
+        return all(each.recordable for _, each in self.children() if each is not self.mixer and each is not self.mlp)
+
     def use(self, attention: Attention | GatedDeltaNet | ShortConv) -> None:
         """Mix tokens with another module from now on."""
         self.self_attn: Attention | None = attention if isinstance(attention, Attention) else None
@@ -188,8 +193,19 @@ class TransformerBlock(Module):
         if self.per_layer_input_gate is not None:
             x = self._with_beside(x, beside)
         if self.layer_scalar is not None:
-            x = scale(x, float(self.layer_scalar[0])) if x.dtype == np.float32 else x * self.layer_scalar
+            x = self._scaled(x)
         return x
+
+    def _scaled(self, x: Any) -> Any:
+        """All that leaves the block, multiplied by its parameter, which is read anew each time."""
+        scalar = self.layer_scalar
+        assert scalar is not None
+        if x.dtype != np.float32:
+            return x * scalar
+        recorder = RECORDER.get()
+        if recorder is not None:
+            return recorder.called(lambda x, _: scale(x, float(scalar[0])), x, None)
+        return scale(x, float(scalar[0]))
 
     def _with_beside(self, x: Any, beside: NDArray[Any] | None) -> Any:
         """The sum with what comes of a row beside each token: a new array."""

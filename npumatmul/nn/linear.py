@@ -88,12 +88,13 @@ class _Multiplying(Module):
             raise ValueError(
                 f"{called}: the product has shape (K, N) = {tuple(product.shape)}, {(self._k, self._n)} is needed"
             )
-        CHANGES.count += 1
+        CHANGES.made()  # before and behind, as where attributes are set
         self._bias = bias
         self._packed = None
         if type(product) is PackedProduct:  # others that are derived of it may not take a bias
             product = self._packed = PackedProduct(product.weight, bias)
         self._product = product
+        CHANGES.made()
 
     def __call__(self, x: Any) -> Any:
         """Multiply ``(..., K)`` to ``(..., N)``.
@@ -281,6 +282,11 @@ class Linear(_Multiplying):
         layer._use(product, None if bias is None else _checked_bias(bias, n, "Linear.from_product"), "Linear")
         return layer
 
+    @property
+    def recordable(self) -> bool:
+        """With a packed weight alone: other products may do anything besides."""
+        return self._packed is not None
+
     def own_shapes(self) -> dict[str, tuple[int, ...]]:
         """``weight``, and ``bias`` if there is one."""
         shapes: dict[str, tuple[int, ...]] = {"weight": (self._n, self._k)}
@@ -396,6 +402,11 @@ class LinearGroup(_Multiplying):
         """
         y = super().__call__(x)
         return tuple([y[part] for part in self._parts])
+
+    @property
+    def recordable(self) -> bool:
+        """As of `Linear`."""
+        return self._packed is not None
 
     def whole(self, x: Any) -> Any:
         """Multiply once, and leave the results of the layers beside each other, ``(..., N)``."""

@@ -165,8 +165,8 @@ class MLP(Module):
 
     @property
     def recordable(self) -> bool:
-        """Unless numpy computes what is between the products."""
-        return self._clamp is None
+        """Unless numpy computes what is between the products, or a projection does more than a step."""
+        return self._clamp is None and all(each.recordable for _, each in self.children())
 
     def __repr__(self) -> str:
         down, gated = self.down_proj, self.gate_up is not None

@@ -111,15 +111,20 @@ class Module:
     unused: ClassVar[frozenset[str]] = frozenset()
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name[0] == "_":
+            object.__setattr__(self, name, value)
+            return
+        CHANGES.made()  # an interrupt may come behind
         object.__setattr__(self, name, value)
-        if name[0] != "_":
-            CHANGES.count += 1
+        CHANGES.made()  # another thread may have recorded meanwhile
 
     @property
     def recordable(self) -> bool:
         """Whether it does the same steps whatever values it is given, all of which a recorder hears of.
 
-        Others are called again where a program of recorded steps comes to them (`npumatmul.running.recording`).
+        Others are called again where a program of recorded steps comes to them (`npumatmul.running.recording`), and may
+        be called twice for the same rows. A class that does not say it, derived of one that does or not, is called by
+        Python as ever, and no program is made of what it is a part of.
         """
         return False
 

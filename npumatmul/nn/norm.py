@@ -55,6 +55,11 @@ class RMSNorm(Module):
         self._factor: Float32 = initial(1.0, dim)
         self._share = np.float32(1.0 / dim)
 
+    @property
+    def recordable(self) -> bool:
+        """Always."""
+        return True
+
     def __repr__(self) -> str:
         offset = f", offset={float(self._offset):g}" if self._offset else ""
         return f"RMSNorm({self._dim}, eps={float(self._eps):g}{offset})"
@@ -129,6 +134,11 @@ class LayerNorm(Module):
         self.bias: Float32 | None = initial(0.0, dim) if bias else None
         self._eps, self._dim, self._share = np.float32(eps), dim, np.float32(1.0 / dim)
 
+    @property
+    def recordable(self) -> bool:
+        """Always."""
+        return True
+
     def __repr__(self) -> str:
         return f"LayerNorm({self._dim}, eps={float(self._eps):g}, bias={self.bias is not None})"
 
@@ -153,6 +163,11 @@ class LayerNorm(Module):
             return self._in_float32(x)
         if x.shape[-1:] != (self._dim,):
             raise ValueError(f"{self!r} takes (..., {self._dim}); the input has shape {x.shape}")
+        for each in (self.weight, self.bias):
+            if each is not None and each.shape != (self._dim,):
+                raise ValueError(
+                    f"{self!r}: weight and bias have {self._dim} values; one was set of shape {each.shape}"
+                )
         return layer_norm(x, self.weight, self.bias, self._share, self._eps)
 
     def _in_float32(self, x: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -79,6 +79,9 @@ class PackedProduct:
     array([2., 2., 2.], dtype=float32)
     """
 
+    #: A recorder hears of all that it does.
+    recordable: ClassVar[bool] = True
+
     def __init__(self, weight: PackedWeight, bias: Float32 | None = None) -> None:
         self.weight = weight
         self.bias = bias
@@ -119,6 +122,9 @@ class FloatProduct:
     >>> FloatProduct(np.array([[1, 2, 3]], np.float32))(np.ones((1, 3), np.float32))
     array([[6.]], dtype=float32)
     """
+
+    #: It may be called again for the same rows.
+    recordable: ClassVar[bool] = False
 
     def __init__(self, weight: Float32) -> None:
         self.weight = weight

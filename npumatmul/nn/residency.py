@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -234,6 +234,9 @@ class BroughtProduct:
         ``(K, N)``.
     residency : Residency
     """
+
+    #: It may be called again for the same rows.
+    recordable: ClassVar[bool] = False
 
     def __init__(self, residency: Residency, number: int, product: Any) -> None:
         self.residency = residency

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _Float64 = NDArray[np.float64]
 _F32 = np.dtype(np.float32)
 #: Rows of the first table; later ones are twice as long as was asked for, up to a limit.
 _FIRST, _LONGEST = 1024, 1 << 18
+#: While what kernels read of an object refers to longer tables.
+_REFERRING = Lock()
 #: Radians per position at most: then float64 has digits left of the angles of all positions.
 _FASTEST = 1 << 20
 #: What rotated values are multiplied by at most: scores, products of two of them, stay within float32.
@@ -155,6 +158,11 @@ class RoPE(Module):
             )
 
     @property
+    def recordable(self) -> bool:
+        """Unless angles depend on how long a text is."""
+        return self._long is None
+
+    @property
     def dim(self) -> int:
         """Values of each head that are rotated."""
         return self._dim
@@ -198,7 +206,8 @@ class RoPE(Module):
             raise ValueError(f"{self!r} takes (..., T, D) with D of {dim} or more; the input has shape {x.shape}")
         if out is not None and out.shape != x.shape:
             raise ValueError(f"{self!r}: out has shape {out.shape}; the input has {x.shape}")
-        if positions is None and out is None and x.dtype == _F32 and self.reach(offset, x.shape[-2]):
+        is_plain = positions is None and out is None and x.dtype == _F32 and hasattr(offset, "__index__")
+        if is_plain and self.reach(offset, x.shape[-2]):
             assert self._rotation is not None
             return rotate(x, self._rotation, offset, self)
         cos, sin = self._rows(offset, x.shape, positions)
@@ -237,13 +246,17 @@ class RoPE(Module):
         if self._long is not None or stop > _LONGEST or not count:
             return False
         self._rows(offset, (count, self._dim), None)
-        cos, sin = table = self._tables[False]
-        self._referred.append(table)
-        if rotation is None:
-            rotation = self._rotation = Rotation(None, None, 0, self._half, self._interleaved)
-        rotation.cos, rotation.sin = address_of(cos), address_of(sin)
-        rotation.count = len(cos)  # at last: who is at work meanwhile knows of no more
-        return True
+        with _REFERRING:
+            cos, sin = table = self._tables[False]
+            rotation = self._rotation
+            if rotation is not None and rotation.count >= len(cos):  # another thread was here with a longer table
+                return bool(stop <= rotation.count)
+            self._referred.append(table)
+            if rotation is None:
+                rotation = self._rotation = Rotation(None, None, 0, self._half, self._interleaved)
+            rotation.cos, rotation.sin = address_of(cos), address_of(sin)
+            rotation.count = len(cos)  # at last: who is at work meanwhile knows of no more
+            return bool(stop <= rotation.count)
 
     def _rows(self, offset: int, shape: tuple[int, ...], positions: ArrayLike | None) -> tuple[Float32, Float32]:
         """Cosines and sines of positions, ``(..., T, dim / 2)``."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npumatmul.files.writing import write_text
+from npumatmul.files.writing import replacing
 from npumatmul.host import profiling
 from npumatmul.host.profiling import EVENT, Span
 from npumatmul.running import profiled
@@ -54,6 +54,7 @@ _MULTIPLIES = (Span.RUN, Span.MULTIPLY)
 #: Of the products that take longest, so many have a line in a table.
 _LINES = 24
 _WIDTH = 80
+_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,11 @@ class Profile:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._end()
+
+    def __del__(self) -> None:
+        if self._state == "on":  # an interrupt came before `__exit__` did anything
+            profiling.stop()
+            profiled.kept()
 
     def _end(self) -> None:
         try:
@@ -312,13 +318,15 @@ class Profile:
             Of a file of JSON.
         """
         self._check()
-        write_text(path, "".join(self._trace()))
+        with replacing(path) as file:
+            for piece in self._trace():
+                file.write(piece.encode())
 
     def _trace(self) -> Iterator[str]:
         yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
         process, simulated = os.getpid(), self.simulated
         yield json.dumps({"name": "process_name", "ph": "M", "pid": process, "args": {"name": "npumatmul"}})
-        for kind, core, thread, number, start, lasts, nbytes, macs in self._events.tolist():
+        for kind, core, thread, number, start, lasts, nbytes, macs in _rows(self._events):
             about = self._known.get(number)
             name = _SIMULATED if kind == Span.RUN and simulated else _NAMES[Span(kind)]
             arguments: dict[str, Any] = {}
@@ -397,6 +405,12 @@ def profile(*, most: int = 2_000_000) -> Profile:
     if most < 1:
         raise ValueError(f"profile: most is {most}; at least one event has to be kept")
     return Profile(most)
+
+
+def _rows(events: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    """Events as tuples, of which few are there at a time."""
+    for first in range(0, len(events), _PIECE):
+        yield from events[first : first + _PIECE].tolist()
 
 
 def _alike(products: Sequence[ProductTime]) -> list[ProductTime]:

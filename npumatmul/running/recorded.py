@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes as C
+import weakref
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from threading import Lock
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class RecordedProgram(Runs):
         self._weight: Any = _Weights(self.weights, self._device)
         self._bound: list[BoundProgram] = []
         self._last_bound: BoundProgram | None = None
-        self._free = Lock()
+        #: The run that goes on, by weak reference.
+        self._held: dict[None, weakref.ref[_Run]] = {}
         self._arena = _Arena(blocks)
         self.shape = blocks[0].begins.array.shape  # the array itself
         self.blocks = len(blocks)
@@ -147,7 +149,7 @@ class RecordedProgram(Runs):
 
     def run_blocks(
         self,
-        x: Float32 | None,
+        x: Float32,
         caches: Iterable[Any],
         counts: Iterable[int],
         given: object,
@@ -158,8 +160,8 @@ class RecordedProgram(Runs):
 
         Parameters
         ----------
-        x : ndarray of float32, of `shape`, or None
-            None: what the block before has left.
+        x : ndarray of float32, of `shape`
+            What enters the first of them.
         caches : sequence of KVCache
             Where keys and values of each sequence go; their `offset` does not change.
         counts : sequence of int
@@ -172,15 +174,19 @@ class RecordedProgram(Runs):
         Returns
         -------
         ndarray of float32, or None
-            The result, in memory that the next run changes. None, and nothing was run, where another thread is at it.
+            A new array. None, and nothing was run, where another thread is at it.
 
         Raises
         ------
         RknnError, DeviceLostError, NotFiniteError, ClosedError
             As products do.
         """
-        if not self._free.acquire(blocking=False):
+        held = None  # is gone before what it refers to: only what `_held` keeps calls back
+        mine = _Run()
+        held = weakref.ref(mine, partial(self._held.pop, None))  # an interrupt before the ``try`` ends it, too
+        if self._held.setdefault(None, held) is not held:
             return None
+        del held
         try:
             stop = self.blocks if stop is None else stop
             run = self._run
@@ -188,8 +194,7 @@ class RecordedProgram(Runs):
                 sequence.position, sequence.offset = cache.offset + cache.shift, cache.offset
                 sequence.layers, sequence.layer_count = C.addressof(cache.structs), len(cache.structs)
             run.first, run.stop = self._ends[first], self._ends[stop]
-            if x is not None:
-                self._x[first % 2][...] = x
+            self._x[first % 2][...] = x
             self._given.given = given
             while True:
                 try:
@@ -198,10 +203,11 @@ class RecordedProgram(Runs):
                 except NoRoomError:  # which comes to each layer once in many tokens
                     for cache, count in zip(caches, counts, strict=True):
                         cache.make_room(count)
-            return self._x[stop % 2]
+            made: Float32 = self._x[stop % 2].copy()  # while nobody else can run
+            return made
         finally:
             self._given.given = None
-            self._free.release()
+            self._held.pop(None, None)
 
     def _started(self, bound: BoundProgram) -> Any:
         """What a bound program is given."""
@@ -234,6 +240,10 @@ class RecordedProgram(Runs):
     def tiles(self) -> list[TileShape]:
         """Of all products."""
         return [tile for program in self._programs for tile in program.tiles()]
+
+
+class _Run:
+    """A run of a program: there is one at a time."""
 
 
 class _Weights:

@@ -14,7 +14,7 @@ from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.product import Float32
-from npumatmul.nn.recordable import CHANGES
+from npumatmul.nn.recordable import CHANGES, passed
 from npumatmul.nn.rope import RoPE
 from npumatmul.ops.matmul import logs_products
 from npumatmul.ops.settings import settings
@@ -74,7 +74,15 @@ class RecordedBlocks:
         self._programs: OrderedDict[_Key, _Recorded] = OrderedDict()
         self._seen: OrderedDict[_Key, None] = OrderedDict()
         #: Of which no program can be made, until something changes.
-        self._refused: dict[_Key, int] = {}
+        self._refused: OrderedDict[_Key, int] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[RecordedBlocks], tuple[()]]:
+        """A copy of a model records its own."""
+        return RecordedBlocks, ()
+
+    def forget(self) -> None:
+        """Give up all programs, and what is on a device for them alone."""
+        self._programs = OrderedDict()  # at once, whoever is about to add one to the others
 
     def run(
         self,
@@ -99,9 +107,11 @@ class RecordedBlocks:
         ndarray of float32, shape (T, hidden)
             A new array.
         """
-        if x.dtype != np.float32 or logs_products():
+        caches = cache.caches if isinstance(cache, CacheBatch) else (cache,)
+        if x.dtype != np.float32 or logs_products() or not all(_is_plain(each, len(blocks)) for each in caches):
             return _by_python(blocks, x, cache, told)
-        key = x.shape, cache.counts if isinstance(cache, CacheBatch) else None, settings(), id(blocks)
+        layouts = tuple([each.layout for each in caches])
+        key = x.shape, cache.counts if isinstance(cache, CacheBatch) else None, settings(), id(blocks), layouts
         found = self._programs.get(key)
         if found is not None and not found.holds(blocks):
             self._programs.pop(key, None)
@@ -139,7 +149,7 @@ class RecordedBlocks:
                 x = block(x, cache=cache, layer=layer)
             else:
                 with recording(x) as recorder:
-                    y: Float32 = block(x, cache=cache, layer=layer)
+                    y = _passed(block, x, cache, layer)
                 made = RecordedBlock.of(recorder, y)
                 if made is None:
                     why = f"block {layer}: {recorder.refused}"
@@ -156,12 +166,19 @@ class RecordedBlocks:
                 why = str(error)
         if why is not None:
             logger.debug("blocks are computed by Python: %s", why)
-            self._refused[key] = changes
+            self._refuse(key, changes)
             return x
-        self._programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes)
-        while len(self._programs) > _KEPT:
-            self._programs.popitem(last=False)
+        programs = self._programs
+        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes)
+        CHANGES.holding.add(self)
+        while len(programs) > _KEPT:
+            programs.popitem(last=False)
         return x
+
+    def _refuse(self, key: _Key, changes: int) -> None:
+        self._refused[key] = changes
+        while len(self._refused) > _REMEMBERED:
+            self._refused.popitem(last=False)
 
     def _run(
         self,
@@ -175,6 +192,9 @@ class RecordedBlocks:
         """By a program; None where Python has to compute: nothing has changed then."""
         program, rows = found.program, len(x)
         caches, counts = (cache.caches, cache.counts) if isinstance(cache, CacheBatch) else ((cache,), (rows,))
+        for each, count in zip(caches, counts, strict=True):
+            if each.limit is not None and each.offset + count > each.limit:
+                return None  # which Python says
         for rope in found.ropes:
             for each, count in zip(caches, counts, strict=True):
                 if not rope.reach(each.offset + each.shift, count):
@@ -184,10 +204,10 @@ class RecordedBlocks:
             if rows <= _USUAL or not trusted:
                 result = program.run_blocks(x, caches, counts, cache)
             else:
-                result, step = None, _AT_ONCE if rows <= _SHORT else 1
+                result, step = x, _AT_ONCE if rows <= _SHORT else 1
                 for first in range(0, program.blocks, step):
                     stop = min(first + step, program.blocks)
-                    result = program.run_blocks(x if first == 0 else None, caches, counts, cache, first, stop)
+                    result = program.run_blocks(result, caches, counts, cache, first, stop)
                     if result is None:
                         break
                     if told is not None:
@@ -196,7 +216,7 @@ class RecordedBlocks:
         except NO_ROOM as error:
             logger.info("blocks are computed by Python: there is no room for all contexts at once: %s", error)
             self._programs.pop(key, None)
-            self._refused[key] = CHANGES.count
+            self._refuse(key, CHANGES.count)
             _reset(caches, before)
             return None
         finally:
@@ -204,20 +224,32 @@ class RecordedBlocks:
                 _reset(caches, before)
         if result is None:
             return None
-        made: Float32 = result.copy()
         if trusted:
             _reset(caches, [offset + count for offset, count in zip(before, counts, strict=True)])
             if told is not None and rows <= _USUAL:
                 told(program.blocks)
-            return made
+            return result
         right = _by_python(blocks, x, cache, told)
-        if right.tobytes() == made.tobytes():
+        if right.tobytes() == result.tobytes():
             found.trusted = True
         else:
             logger.warning("a recorded program differs from what Python computes, which is used instead")
             self._programs.pop(key, None)
-            self._refused[key] = CHANGES.count
+            self._refuse(key, CHANGES.count)
         return right
+
+
+def _is_plain(cache: KVCache, layers: int) -> bool:
+    """Whether it has so many layers, and stores as all caches do: a derived class may do anything besides."""
+    kind, plain = type(cache), KVCache
+    is_own = kind.update is plain.update and kind.attend is plain.attend and kind._stored is plain._stored
+    return is_own and len(cache.structs) == layers
+
+
+def _passed(block: TransformerBlock, x: Float32, cache: KVCache | CacheBatch, layer: int) -> Float32:
+    """What leaves a block, while a recorder listens."""
+    y: Float32 = passed(block, x, lambda x, kept: block(x, cache=kept, layer=layer), cache)
+    return y
 
 
 def _reset(caches: Sequence[KVCache], offsets: Sequence[int]) -> None:
