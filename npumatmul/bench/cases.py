@@ -74,10 +74,12 @@ class Case:
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates of what was asked for."""
         return self.m * self.k * self.n
 
     @property
     def layout(self) -> str:
+        """Of A and C: ``"native"`` or ``"normal"``."""
         return "native" if self.ac_native else "normal"
 
     @property

@@ -9,7 +9,7 @@ from typing import ClassVar
 from npumatmul.bench.benchmark import Names, Numbers, Progress, names_of, numbers_of
 from npumatmul.bench.cases import TYPES, Case, cases_from
 from npumatmul.bench.matmul_bench import CasesBenchmark
-from npumatmul.bench.record import Row
+from npumatmul.bench.record import Row, Value
 from npumatmul.bench.statistics import summarise
 from npumatmul.device.device import Device
 
@@ -47,22 +47,28 @@ class LayoutBenchmark(CasesBenchmark):
         shapes = [(m, self.k, self.n) for m in numbers_of(self.rows, "rows")]
         return cases_from(types, shapes, ("native", "normal"))
 
+    def ordered(self, cases: list[Case]) -> list[Case]:
+        shuffled = super().ordered(cases)
+        places = {(case.type_name, case.m): place for place, case in enumerate(shuffled)}
+        # both layouts one after the other, so that little else changes between them
+        return sorted(shuffled, key=lambda case: (places[case.type_name, case.m], not case.ac_native))
+
     def measure(self, device: Device, progress: Progress = lambda done, total, what: None) -> Iterator[Row]:
-        medians: dict[tuple[str, int, str], dict[str, float]] = {}
+        natives: dict[tuple[Value, ...], dict[str, float]] = {}
         for row in super().measure(device, progress):
             if row.what != "matmul":
                 yield row
                 continue
-            each = {name: summarise(row.seconds[name]).median for name in _STEPS}
-            together = sum(each.values())
-            kind, m, layout = str(row.case["type"]), int(row.case["m"] or 0), str(row.case["layout"])
-            medians[kind, m, layout] = {**each, "together": together}
-            other = medians.get((kind, m, "normal" if layout == "native" else "native"))
-            figures = {**row.figures, "together_us": together * 1e6}
-            if other is not None:  # the second of both, whichever that is
-                native, normal = (other, medians[kind, m, layout])[:: 1 if layout == "normal" else -1]
+            medians = {name: summarise(row.seconds[name]).median for name in _STEPS}
+            medians["together"] = sum(medians.values())
+            figures = {**row.figures, "together_us": medians["together"] * 1e6}
+            shape = row.case["type"], row.case["m"]
+            if row.case["layout"] == "native":
+                natives[shape] = medians
+            elif shape in natives:
+                native = natives[shape]
                 figures |= {
-                    "normal_per_native_run": normal["run"] / native["run"],
-                    "normal_per_native": normal["together"] / native["together"],
+                    "normal_per_native_run": medians["run"] / native["run"],
+                    "normal_per_native": medians["together"] / native["together"],
                 }
             yield replace(row, what=self.name, figures=figures)

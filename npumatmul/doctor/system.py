@@ -42,8 +42,8 @@ def check_chip(machine: Machine) -> Iterator[Finding]:
     else:
         yield Finding(
             Level.NOTE, "chip", "no board: there is no device tree here",
-            "Everything runs on the simulator. Its results are those of the NPU; its speed is that of this CPU, and "
-            "says nothing of a chip: `npumatmul plan` and `npumatmul bench` print modelled times.",
+            "Where no device is named the simulator computes. Its results are those of the NPU; its speed is that of "
+            "this CPU, and says nothing of a chip: `npumatmul plan` and `npumatmul bench` print modelled times.",
         )  # fmt: skip
 
 
