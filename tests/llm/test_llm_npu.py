@@ -118,8 +118,10 @@ def test_w16a16_greedy_text(
 @pytest.mark.parametrize("scheme", ["w16a16", "w8a8"])
 def test_every_weight_product_goes_through_the_matmul_api(scheme: str, request: pytest.FixtureRequest) -> None:
     loaded, device = request.getfixturevalue(scheme)
-    before = device.stats()
     prompt = loaded.encode_chat([{"role": "user", "content": "Name a colour."}])
+    # a program of recorded steps is compared once with what Python computes, which takes a token twice
+    list(generate(loaded.model, loaded.tokenizer, prompt, max_new_tokens=5, stop_ids=()))
+    before = device.stats()
     run = generate(loaded.model, loaded.tokenizer, prompt, max_new_tokens=5, stop_ids=())
     assert len(list(run)) == 5
     after = device.stats()
