@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -224,3 +226,40 @@ def test_here_a_product_is_tried() -> None:
     assert here.returncode == 0, here.stdout + here.stderr
     assert "products: right on sim:rk3588" in here.stdout
     assert "products" not in command("--no-run").stdout
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "loop"])
+def test_files_that_are_none_are_passed_over(tmp_path: Path, kind: str) -> None:
+    """Whatever stands where the doctor reads: it neither waits nor reads for ever."""
+    root = board(tmp_path)
+    places = [each for each in root.rglob("*") if each.is_file() and not each.is_symlink()]
+    assert len(places) > 10
+    for place in places:
+        place.unlink()
+        if kind == "fifo":
+            os.mkfifo(place)
+        elif kind == "endless":
+            place.symlink_to("/dev/zero")
+        elif kind == "folder":
+            place.mkdir()
+        else:
+            place.symlink_to(place.name)
+    with ThreadPoolExecutor(1) as pool:  # a wait for a fifo ends when somebody writes to it
+        made = pool.submit(diagnose, root)
+        try:
+            report = made.result(timeout=60)
+        finally:
+            for place in places:
+                if kind == "fifo" and not made.done():
+                    with suppress(OSError):
+                        os.close(os.open(place, os.O_RDWR | os.O_NONBLOCK))
+    assert report.findings
+
+
+def test_a_library_without_end_is_searched_as_far_as_one_can_be_long(tmp_path: Path) -> None:
+    root = board(tmp_path)
+    (place,) = [each for each in root.rglob("librknnrt.so") if not each.is_symlink()]
+    os.truncate(place, 1 << 40)
+    with place.open("r+b") as file:
+        file.write(library().replace(b"librknnrt version", b"no version at all"))
+    assert diagnose(root).findings

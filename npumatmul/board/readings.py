@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 __all__ = [
     "cache_bytes",
@@ -14,6 +18,7 @@ __all__ = [
     "highest_clocks",
     "npu_load",
     "number",
+    "opened",
     "slowed_down",
     "temperature_limits",
     "temperatures",
@@ -98,11 +103,21 @@ def cache_bytes(root: Path = _ROOT) -> int:
     return max(sizes[1:], default=sizes[0])
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file, to be read; of others some never end, and others do something when they are opened."""
+    if stat.S_ISREG(path.stat().st_mode):
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # as it is now
+            return file
+        file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def first_line(path: Path) -> str | None:
     """The first line of a file, or None where there is nothing to read."""
     try:
-        with path.open(errors="replace") as file:
-            return file.readline(100).strip()
+        with opened(path) as file:
+            return file.readline(100).decode("utf-8", "replace").strip()
     except (OSError, ValueError):
         return None
 

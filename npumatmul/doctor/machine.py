@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from npumatmul.board.readings import first_line
+from npumatmul.board.readings import first_line, opened
 from npumatmul.rknn.discovery import LIBRARY_PLACES
 from npumatmul.rknn.socs import COMPATIBLE
 from npumatmul.rknn.version import RuntimeVersion
@@ -29,6 +29,8 @@ _LIBRARY_NAME = "librknnrt.so"
 #: As the runtime's file has it (facts 11.1).
 _VERSION_TEXT = re.compile(rb"librknnrt version: ?(\d[^\s\0]{0,40}(?: \([^)\0]{1,80}\))?)")
 _PIECE = 1 << 20
+#: So much of a library is searched for its version: ten times what the vendor's has.
+_LIBRARY_BYTES = 1 << 26
 _MACHINES = {40: "32-bit ARM", 183: "64-bit ARM", 62: "x86-64", 3: "x86"}
 
 
@@ -99,7 +101,7 @@ class Machine:
     def text(self, place: str, most: int = 1 << 16) -> str | None:
         """What a file holds, or None."""
         try:
-            with self.at(place).open("rb") as file:
+            with opened(self.at(place)) as file:
                 return file.read(most).decode("utf-8", "replace").rstrip("\0\n")
         except OSError:
             return None
@@ -227,9 +229,10 @@ class Machine:
 def _version_in(path: Path) -> str | None:
     """The version that the text of a library says; it is read piece by piece."""
     try:
-        with path.open("rb") as file:
-            before = b""
-            while piece := file.read(_PIECE):
+        with opened(path) as file:
+            before, left = b"", _LIBRARY_BYTES
+            while left > 0 and (piece := file.read(_PIECE)):
+                left -= len(piece)
                 match = _VERSION_TEXT.search(before + piece)
                 if match:
                     return match[1].decode("ascii", "replace")
@@ -242,7 +245,7 @@ def _version_in(path: Path) -> str | None:
 def _machine_of(path: Path) -> str:
     """What a library was compiled for, by its ELF header."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(20)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
