@@ -144,7 +144,7 @@ def duration(seconds: float) -> str:
 
     Examples
     --------
-    >>> duration(1.234e-5), duration(0.02345), duration(3.0)
+    >>> duration(1.234e-5), duration(0.0235), duration(3.0)
     ('12.3 µs', '23.5 ms', '3.00 s')
     """
     for unit, scale in (("µs", 1e6), ("ms", 1e3), ("s", 1.0)):

@@ -298,9 +298,9 @@ class Answering(Uncopied):
         --------
         >>> import npumatmul.llm
         >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
-        >>> answer = model.chat([{"role": "user", "content": "What is the capital of France?"}])
+        >>> answer = model.chat([{"role": "user", "content": "Name the capital of Japan."}])
         >>> "".join(piece.text for piece in answer)
-        'The capital of France is Paris.'
+        'The capital of Japan is Tokyo.'
         """
         options = SamplingOptions(
             temperature=temperature,

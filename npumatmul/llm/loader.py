@@ -135,9 +135,9 @@ def load(
     --------
     >>> import npumatmul.llm
     >>> with npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), device="sim:rk3588") as model:
-    ...     answer = model.chat([{"role": "user", "content": "What is the capital of France?"}])
+    ...     answer = model.chat([{"role": "user", "content": "Name the capital of Japan."}])
     ...     print("".join(piece.text for piece in answer))
-    The capital of France is Paris.
+    The capital of Japan is Tokyo.
     """
     if not isinstance(scheme, str):
         raise TypeError(f"load: scheme is the name of one, not {type(scheme).__name__}")

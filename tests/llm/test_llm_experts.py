@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -204,6 +205,7 @@ def test_limits_of_experts_are_named_as_they_were_given(file: Path, tmp_path: Pa
 
 def test_experts_may_be_the_cpus_while_all_else_is_the_npus(file: Path) -> None:
     ids = list(range(20))
+    gc.collect()  # what other tests' tracebacks hold of models on the same device counts against the limit
     with llm.load(file, "w8a8", device="sim:rk3588") as model:
         expected = model.logits(ids)
     for policy in (

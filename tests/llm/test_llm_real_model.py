@@ -78,9 +78,9 @@ def test_what_load_does_by_default_keeps_the_model(
     with npumatmul.llm.load(demo_path, device="sim:rk3588", cache=False) as model:
         got = model.logits(ids)
         answer = "".join(
-            piece.text for piece in model.chat([{"role": "user", "content": "What is the capital of France?"}])
+            piece.text for piece in model.chat([{"role": "user", "content": "Name the capital of Japan."}])
         )
     logs, reference = (torch.from_numpy(each).double().log_softmax(-1) for each in (got, expected))
     divergence = (reference.exp() * (reference - logs)).sum(-1).mean()
     assert divergence < 0.006
-    assert answer == "The capital of France is Paris."
+    assert answer == "The capital of Japan is Tokyo."

@@ -82,9 +82,9 @@ def generate(
     --------
     >>> from npumatmul.llm import fetch_demo_model, generate, load_model, numpy_pack
     >>> loaded = load_model(fetch_demo_model(), pack=numpy_pack)
-    >>> ids = loaded.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    >>> ids = loaded.encode_chat([{"role": "user", "content": "Name the capital of Japan."}])
     >>> "".join(piece.text for piece in generate(loaded.model, loaded.tokenizer, ids))
-    'The capital of France is Paris.'
+    'The capital of Japan is Tokyo.'
     """
     if embeddings is not None:
         prompt_ids = filled(checked_ids(prompt_ids, model.config.vocab_size, "the prompt"), embeddings, model.config)

@@ -50,8 +50,7 @@ class SamplingOptions:
 
     Examples
     --------
-    >>> from npumatmul.host.layers import kth_largest
-    from npumatmul.llm import SamplingOptions
+    >>> from npumatmul.llm import SamplingOptions
     >>> SamplingOptions(temperature=0.7, top_p=0.9, seed=1).top_k
     0
     """

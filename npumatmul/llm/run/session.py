@@ -59,9 +59,9 @@ class Session(Uncopied):
     >>> import npumatmul.llm
     >>> model = npumatmul.llm.load(npumatmul.llm.fetch_demo_model(), "float32")
     >>> session = model.session(max_tokens=12)
-    >>> answer = session.send("What is the capital of France?")
+    >>> answer = session.send("Name the capital of Japan.")
     >>> "".join(piece.text for piece in answer)
-    'The capital of France is Paris.'
+    'The capital of Japan is Tokyo.'
     >>> [message["role"] for message in session.messages]
     ['user', 'assistant']
     """
