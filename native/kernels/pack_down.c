@@ -124,6 +124,7 @@ static int pack_block(workspace *w, const npumm_tiling *t, const npumm_values *v
 int npumm_pack_down(const npumm_tiling *t, const npumm_values *values, const npumm_recipe *how, const char *src,
                     int64_t col_stride, int64_t first, int64_t rows, void *dst) {
   workspace w;
+  w.scaled_by_one = 1; /* what is copied has no scales */
   const int64_t most = (how->source_bytes == 4 ? COLUMN_BYTES : COPIED_BYTES) / how->source_bytes;
   if (values->row_sum) memset(values->row_sum, 0, (size_t)rows * sizeof *values->row_sum);
   for (int64_t r0 = 0; r0 < rows; r0 += most) {
