@@ -341,6 +341,7 @@ ELSEWHERE = {
     "rows.py": "the table itself",
     "native_rows.py": "the table itself: rows of int4",
     "buffer.py": "4096 is the size of a memory page",
+    "profile.py": "4096 events are made into text at once",
     "pool.py": "4096 contexts are kept at most",
     "lost.py": "4096 bytes tell whether the device is still there",
     "reading.py": "4096 stretches of data in a file",

@@ -34,6 +34,13 @@ def model(tiny: Any) -> Iterator[Model]:
         yield model
 
 
+def _has_something(descriptor: int, seconds: float) -> bool:
+    """Whether something can be read within so many seconds; any descriptor will do, as with `select` it would not."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
+
+
 class Talked:
     """What a chat with some lines of input printed, and its conversation."""
 
@@ -207,7 +214,7 @@ class Terminal:
                 press()
                 next_press = time.monotonic() + 2
             assert time.monotonic() < ends, self.seen[-2000:]
-            if select.select([self._own], [], [], 0.2)[0]:
+            if _has_something(self._own, 0.2):
                 self.seen += os.read(self._own, 1 << 16).decode(errors="replace")
 
     def type(self, keys: str) -> None:
@@ -221,7 +228,7 @@ class Terminal:
             if number and time.monotonic() >= next_signal:
                 os.kill(self.process.pid, number)
                 next_signal = time.monotonic() + 5
-            if select.select([self._own], [], [], 0.05)[0]:
+            if _has_something(self._own, 0.05):
                 try:
                     os.read(self._own, 1 << 16)
                 except OSError:

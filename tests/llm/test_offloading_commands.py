@@ -233,7 +233,7 @@ def test_plans_of_nonsense(command: Callable[..., Done], arguments: list[str], s
 
 
 def test_generate_and_embed_take_the_options(command: Callable[..., Done], tiny: Any, tmp_path: Path) -> None:
-    options = ["--npu-layers", "1", "--policy", "prefill=npu,decode=npu", "--npu-memory", "1MB", "--cores", "0"]
+    options = ["--npu-layers", "1", "--policy", "prefill=npu,decode=npu", "--npu-memory", "64MB", "--cores", "0"]
     asked = ["-m", str(tiny.path), "-p", "hello", "--raw", "-n", "3", "--no-cache"]
     plain = json.loads(command("generate", *asked, "--json").stdout)
     done = json.loads(command("generate", *asked, "--json", *options).stdout)
