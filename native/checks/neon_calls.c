@@ -4,6 +4,7 @@
  */
 #if defined(__aarch64__)
 
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -71,17 +72,29 @@ static void call_rows(const npumm_row_kernels *rows) {
 }
 
 static void call_finish(const npumm_finish_kernels *finish) {
+  enum { PIECE = NPUMM_BLOCK };
   for (int i = 0; i < N; i++) whole[i] = i;
-  CALL("finish scale_int32", 8 * N, 4 * N, finish->scale_int32(whole, N, 0.5, y, out));
-  CALL("finish scale_float32", 8 * N, 4 * N, finish->scale_float32(x, N, 0.5, y, out));
-  CALL("finish relu", 4 * N, 4 * N, finish->relu(out, N));
-  CALL("finish gelu", 4 * N, 4 * N, finish->gelu(out, N));
-  CALL("finish gelu_tanh", 4 * N, 4 * N, finish->gelu_tanh(out, N));
-  CALL("finish silu", 4 * N, 4 * N, finish->silu(out, N));
-  CALL("finish relu2", 4 * N, 4 * N, finish->relu2(out, N));
-  CALL("finish clip", 4 * N, 4 * N, finish->clip(out, N, -1, 1));
+  npumm_steps steps[NPUMM_GROUP_ROWS] = {{.row = 0.5, .columns = npumm_no_scales, .low = -INFINITY, .high = INFINITY}};
+  CALL("finish int32", 12 * PIECE, 4 * PIECE, finish->finish_int32(whole, PIECE, steps, out));
+  CALL("finish float32", 12 * PIECE, 4 * PIECE, finish->finish_float32(x, PIECE, steps, out));
+  float *rows[NPUMM_GROUP_ROWS];
+  for (int r = 0; r < NPUMM_GROUP_ROWS; r++) steps[r] = steps[0], rows[r] = out + r * PIECE;
+  CALL("finish groups", (4 * NPUMM_GROUP_ROWS + 8) * PIECE, 4 * NPUMM_GROUP_ROWS * PIECE,
+       finish->finish_groups(whole, 16, PIECE / 4, NPUMM_GROUP_ROWS, steps, rows));
+  static const char *const functions[6] = {"finish factor, summand", "finish relu", "finish gelu",
+                                           "finish gelu_tanh",       "finish silu", "finish relu2"};
+  for (int i = 0; i < 6; i++) {
+    const npumm_steps how = {.bias = npumm_no_summands,
+                             .factor = y,
+                             .summand = z,
+                             .function = (npumm_function)i,
+                             .low = -INFINITY,
+                             .high = INFINITY};
+    CALL(functions[i], 16 * PIECE, 4 * PIECE, finish->finish_float32(x, PIECE, &how, out));
+  }
+  CALL("finish subtract", 8 * N, 4 * N, finish->subtract(whole, N, 3, whole));
   CALL("finish add", 8 * N, 4 * N, finish->add(out, x, N));
-  CALL("finish multiply", 8 * N, 4 * N, finish->multiply(out, x, N));
+  CALL("finish to_doubles", 4 * N, 8 * N, finish->to_doubles(x, N, (double *)(void *)out));
   CALL("finish from_f16", 2 * N, 4 * N, finish->from_f16(halves, N, out));
   CALL("finish from_bf16", 2 * N, 4 * N, finish->from_bf16(halves, N, out));
   CALL("finish to_bf16", 4 * N, 2 * N, finish->to_bf16(x, N, halves));

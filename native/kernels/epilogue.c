@@ -1,4 +1,4 @@
-/* Epilogues: bias, function, multiply, residual, limits and cast on a piece of a row that is in the cache anyway. */
+/* Epilogues as steps of the loops on finished sums, and casts. */
 #include "epilogue.h"
 
 #include <math.h>
@@ -48,37 +48,31 @@ static const float *widened(const npumm_matrix *matrix, int64_t row, int64_t col
   return block;
 }
 
-void npumm_function_apply(npumm_function function, float *values, int64_t n) {
-  const npumm_finish_kernels *kernels = npumm_finish();
-  switch (function) {
-    case NPUMM_IDENTITY:
-      break;
-    case NPUMM_RELU:
-      kernels->relu(values, n);
-      break;
-    case NPUMM_GELU:
-      kernels->gelu(values, n);
-      break;
-    case NPUMM_GELU_TANH:
-      kernels->gelu_tanh(values, n);
-      break;
-    case NPUMM_SILU:
-      kernels->silu(values, n);
-      break;
-    case NPUMM_RELU2:
-      kernels->relu2(values, n);
-      break;
+void npumm_function_apply(npumm_function function, const float *values, const float *factor, int64_t n, float *dst) {
+  for (int64_t i = 0; i < n; i += NPUMM_BLOCK) {
+    const npumm_steps steps = {
+        .bias = npumm_no_summands,
+        .factor = factor ? factor + i : npumm_no_factors,
+        .summand = npumm_no_summands,
+        .function = function,
+        .low = -INFINITY,
+        .high = INFINITY,
+    };
+    npumm_finish()->finish_float32(values + i, n - i < NPUMM_BLOCK ? n - i : NPUMM_BLOCK, &steps, dst + i);
   }
 }
 
-void npumm_epilogue_apply(const npumm_epilogue *epilogue, int64_t row, int64_t col, float *values, int64_t n) {
-  const npumm_finish_kernels *kernels = npumm_finish();
-  float block[NPUMM_BLOCK];
-  if (epilogue->bias) kernels->add(values, epilogue->bias + col, n);
-  npumm_function_apply(epilogue->function, values, n);
-  if (epilogue->multiply.data) kernels->multiply(values, widened(&epilogue->multiply, row, col, n, block), n);
-  if (epilogue->residual.data) kernels->add(values, widened(&epilogue->residual, row, col, n, block), n);
-  if (epilogue->low > -INFINITY || epilogue->high < INFINITY) kernels->clip(values, n, epilogue->low, epilogue->high);
+void npumm_epilogue_steps(const npumm_epilogue *epilogue, int64_t row, int64_t col, int64_t n, npumm_widened *room,
+                          npumm_steps *steps) {
+  const npumm_matrix *factor = &epilogue->multiply, *summand = &epilogue->residual;
+  steps->function = epilogue->function;
+  steps->low = epilogue->low;
+  steps->high = epilogue->high;
+  const int all = factor->data || summand->data || epilogue->function != NPUMM_IDENTITY;
+  steps->bias = epilogue->bias ? epilogue->bias + col : all ? npumm_no_summands : NULL;
+  if (!all) return;
+  steps->factor = factor->data ? widened(factor, row, col, n, room->factor) : npumm_no_factors;
+  steps->summand = summand->data ? widened(summand, row, col, n, room->summand) : npumm_no_summands;
 }
 
 void npumm_cast(const float *values, int64_t n, npumm_element type, void *dst) {

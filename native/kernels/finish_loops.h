@@ -43,6 +43,12 @@ static inline float magnitude_to(float x, float most) {
   return float_of((uint32_t)(bits < limit ? bits : limit));
 }
 
+/* min(x, most) for most > 0; a nan may become `most`. */
+static inline float at_most(float x, float most) {
+  const int32_t bits = (int32_t)bits_of(x), limit = (int32_t)bits_of(most);
+  return float_of((uint32_t)(bits < limit ? bits : limit));
+}
+
 /* exp(u) = p 2^k with whole k, p between 0.7 and 1.5; 2^k as two factors, so that no product underflows early. */
 typedef struct {
   float p, first, second;
@@ -70,11 +76,21 @@ static inline exponential exp_of(float high, float low) {
   return (exponential){p, float_of(first), float_of(second & counts)};
 }
 
-/* x / (1 + exp(-u)) for an u of the sign of x, from e = exp(-|u|): below 0 it is x e / (1 + e). */
-static inline float logistic_product(float x, exponential e) {
-  const uint32_t below = mask_of_sign(x);
-  const float quotient = x * choose(below, e.p, 1.0f) / (1.0f + e.p * e.first * e.second);
-  return quotient * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
+/*
+ * x / (1 + exp(-u)) for u = high - low, low a small part, of magnitudes up to 120. exp(-u) = p 2^k as in exp_of, and
+ * 2^-h with h near k / 2 is taken out of the denominator, so that neither it nor the quotient leaves the range early.
+ */
+static inline float logistic_product(float x, float high, float low) {
+  const float shifted = high * -0x1.715476p0f + (0x1.8p23f + 254.0f); /* -1 / ln 2 */
+  const float k = shifted - (0x1.8p23f + 254.0f);
+  const float r = high + k * 0x1.62e4p-1f + (k * 0x1.7f7d1cp-20f - low); /* exp(-r) is p */
+  const float r2 = r * r; /* in a few short chains instead of one long one */
+  const float p = (1.0f - r) + r2 * (0.49999992f - 0.1666641f * r) +
+                  r2 * r2 * ((0.041668288f - 0.0083756356f * r) + r2 * 0.0013835813f);
+  const uint32_t sum = bits_of(shifted), half = sum >> 1; /* 127 + h above bits that leave */
+  const uint32_t counts = (uint32_t) - (int32_t)((int32_t)half < 0x25a00000 + 127 + 79);    /* beyond, it is 0 */
+  const float first = float_of((sum - half) << 23), second = float_of((254u - half) << 23); /* 2^(k - h), 2^-h */
+  return x / (p * first + second) * float_of(bits_of(second) & counts); /* subnormal steps are slow */
 }
 
 /*
@@ -109,15 +125,20 @@ static inline float gelu_of(float value) {
 
 static inline float gelu_tanh_of(float value) {
   const float x = value < -11.0f ? -11.0f : value;
-  const double a = (double)magnitude_to(x, 11.0f);
-  const double u = a * (-1.5957691216057308 - 0.0713548162726009 * (a * a)); /* tanh v = 2 / (1 + exp(-2 v)) - 1 */
+  const double a = (double)at_most(x, 11.0f);
+  const double u = a * (1.5957691216057308 + 0.0713548162726009 * (a * a)); /* (1 + tanh v) / 2 = 1 / (1 + exp(-2 v)) */
   const float high = (float)u;
-  return logistic_product(x, exp_of(high, (float)(u - (double)high)));
+  return logistic_product(x, high, (float)((double)high - u));
 }
 
 static inline float silu_of(float value) {
   const float x = value < -110.0f ? -110.0f : value;
-  return logistic_product(x, exp_of(-magnitude_to(x, 110.0f), 0.0f));
+  return logistic_product(x, at_most(x, 110.0f), 0.0f);
+}
+
+static inline float relu2_of(float x) {
+  const float positive = positive_part(x);
+  return positive * positive;
 }
 
 static inline float half_to_float(uint16_t half) {
@@ -134,58 +155,162 @@ static inline uint16_t float_to_bf16(float value) {
   return (uint16_t)(((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded) >> 16);
 }
 
-static void scale_int32(const int32_t *src, int64_t n, double row, const float *columns, float *dst) {
-  if (columns) {
-    for (int64_t i = 0; i < n; i++) dst[i] = (float)((double)src[i] * row * (double)columns[i]);
-  } else {
-    for (int64_t i = 0; i < n; i++) dst[i] = (float)((double)src[i] * row);
+/* Elements of arrays at the same place may be the same memory; others are not. */
+#if defined(__clang__)
+#define EACH_ALONE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EACH_ALONE _Pragma("GCC ivdep")
+#endif
+
+static inline float function_of(const npumm_function function, float x) {
+  switch (function) {
+    case NPUMM_RELU:
+      return positive_part(x);
+    case NPUMM_GELU:
+      return gelu_of(x);
+    case NPUMM_GELU_TANH:
+      return gelu_tanh_of(x);
+    case NPUMM_SILU:
+      return silu_of(x);
+    case NPUMM_RELU2:
+      return relu2_of(x);
+    case NPUMM_IDENTITY:
+      break;
   }
+  return x;
 }
 
-static void scale_float32(const float *src, int64_t n, double row, const float *columns, float *dst) {
-  if (columns) {
-    for (int64_t i = 0; i < n; i++) dst[i] = (float)((double)src[i] * row * (double)columns[i]);
-  } else {
-    for (int64_t i = 0; i < n; i++) dst[i] = (float)((double)src[i] * row);
-  }
-}
+/* Of integers that are scaled, of floats that are, and of floats that are not; how much there is to do besides. */
+enum { INTEGERS, FLOATS, UNSCALED };
+enum { NOTHING, BIAS };
 
-static void relu(float *values, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] = positive_part(values[i]);
-}
-
-static void gelu(float *values, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] = gelu_of(values[i]);
-}
-
-static void gelu_tanh(float *values, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] = gelu_tanh_of(values[i]);
-}
-
-static void silu(float *values, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] = silu_of(values[i]);
-}
-
-static void relu2(float *values, int64_t n) {
+/* Constants say what there is to do: each set of them becomes a loop of its own. */
+static inline __attribute__((always_inline)) void finish_with(const void *src, int64_t n, const npumm_steps *steps,
+                                                              float *dst, const int of, const int what) {
+  const int32_t *whole = src;
+  const float *floats = src, *bias = steps->bias;
+  const double row = steps->row, *columns = steps->columns;
+  EACH_ALONE
   for (int64_t i = 0; i < n; i++) {
-    const float positive = positive_part(values[i]);
-    values[i] = positive * positive;
+    float value = of == INTEGERS ? (float)((double)whole[i] * row * columns[i])
+                  : of == FLOATS ? (float)((double)floats[i] * row * columns[i])
+                                 : floats[i];
+    if (what == BIAS) value += bias[i];
+    dst[i] = value;
   }
 }
 
-static void clip(float *values, int64_t n, float low, float high) {
+/* Functions have a loop of their own: with one that scales, too, fewer of its steps would be computed at a time. */
+static inline __attribute__((always_inline)) void apply(float *values, int64_t n, const npumm_steps *steps,
+                                                        const npumm_function function) {
+  const float *factor = steps->factor, *summand = steps->summand;
+  EACH_ALONE
+  for (int64_t i = 0; i < n; i++) values[i] = function_of(function, values[i]) * factor[i] + summand[i];
+}
+
+static void apply_function(float *values, int64_t n, const npumm_steps *steps) {
+  switch (steps->function) {
+    case NPUMM_IDENTITY:
+      if (steps->factor) apply(values, n, steps, NPUMM_IDENTITY);
+      break;
+    case NPUMM_RELU:
+      apply(values, n, steps, NPUMM_RELU);
+      break;
+    case NPUMM_GELU:
+      apply(values, n, steps, NPUMM_GELU);
+      break;
+    case NPUMM_GELU_TANH:
+      apply(values, n, steps, NPUMM_GELU_TANH);
+      break;
+    case NPUMM_SILU:
+      apply(values, n, steps, NPUMM_SILU);
+      break;
+    case NPUMM_RELU2:
+      apply(values, n, steps, NPUMM_RELU2);
+      break;
+  }
+}
+
+/* The function and what comes after it. */
+static void finish_rest(float *values, int64_t n, const npumm_steps *steps) {
+  const float low = steps->low, high = steps->high;
+  apply_function(values, n, steps);
+  if (!(low > -INFINITY || high < INFINITY)) return;
   for (int64_t i = 0; i < n; i++) {
     const float raised = values[i] < low ? low : values[i];
     values[i] = raised > high ? high : raised;
   }
 }
 
+static inline __attribute__((always_inline)) void finish(const void *src, int64_t n, const npumm_steps *steps,
+                                                         float *dst, const int of) {
+  if (steps->bias) finish_with(src, n, steps, dst, of, BIAS);
+  else finish_with(src, n, steps, dst, of, NOTHING);
+  finish_rest(dst, n, steps);
+}
+
+static void finish_int32(const int32_t *src, int64_t n, const npumm_steps *steps, float *dst) {
+  finish(src, n, steps, dst, INTEGERS);
+}
+
+static void finish_float32(const float *src, int64_t n, const npumm_steps *steps, float *dst) {
+  if (steps->columns) finish(src, n, steps, dst, FLOATS);
+  else finish(src, n, steps, dst, UNSCALED);
+}
+
+typedef int32_t four_ints __attribute__((vector_size(16)));
+typedef float four_floats __attribute__((vector_size(16)));
+typedef double four_doubles __attribute__((vector_size(32)));
+
+/* A group at a time, of all rows, because their parts of it share a cache line. */
+static inline __attribute__((always_inline)) void scale_groups(const int32_t *src, int64_t next, int64_t groups,
+                                                               const npumm_steps *steps, float *const *dst,
+                                                               const int rows, const int what) {
+  const double *columns = steps->columns;
+  const float *bias = steps->bias;
+  for (int64_t g = 0; g < groups; g++, src += next) {
+    __builtin_prefetch(src + 8 * NPUMM_GROUP_ROWS); /* of later rows: no processor foresees so many places at once */
+    four_doubles scales;
+    four_floats summands = {0};
+    memcpy(&scales, columns + 4 * g, sizeof scales);
+    if (what == BIAS) memcpy(&summands, bias + 4 * g, sizeof summands);
+    for (int r = 0; r < rows; r++) {
+      four_ints whole;
+      memcpy(&whole, src + 4 * r, sizeof whole);
+      four_floats values =
+          __builtin_convertvector(__builtin_convertvector(whole, four_doubles) * steps[r].row * scales, four_floats);
+      if (what == BIAS) values += summands;
+      memcpy(dst[r] + 4 * g, &values, sizeof values);
+    }
+  }
+}
+
+static void finish_groups(const int32_t *src, int64_t next, int64_t groups, int rows, const npumm_steps *steps,
+                          float *const *dst) {
+  const int at_once = rows == NPUMM_GROUP_ROWS ? NPUMM_GROUP_ROWS : 1;
+  for (int r = 0; r < rows; r += at_once) {
+    const int32_t *from = src + 4 * r;
+    if (at_once == 1 && steps->bias) scale_groups(from, next, groups, steps + r, dst + r, 1, BIAS);
+    else if (at_once == 1) scale_groups(from, next, groups, steps + r, dst + r, 1, NOTHING);
+    else if (steps->bias) scale_groups(from, next, groups, steps, dst, NPUMM_GROUP_ROWS, BIAS);
+    else scale_groups(from, next, groups, steps, dst, NPUMM_GROUP_ROWS, NOTHING);
+  }
+  for (int r = 0; r < rows; r++) finish_rest(dst[r], 4 * groups, &steps[r]);
+}
+
+static void subtract(int32_t *sums, int64_t n, int32_t factor, const int32_t *other) {
+  EACH_ALONE
+  for (int64_t i = 0; i < n; i++) { sums[i] = (int32_t)((uint32_t)sums[i] - (uint32_t)factor * (uint32_t)other[i]); }
+}
+
 static void add(float *values, const float *other, int64_t n) {
+  EACH_ALONE
   for (int64_t i = 0; i < n; i++) values[i] += other[i];
 }
 
-static void multiply(float *values, const float *other, int64_t n) {
-  for (int64_t i = 0; i < n; i++) values[i] *= other[i];
+static void to_doubles(const float *src, int64_t n, double *dst) {
+  EACH_ALONE
+  for (int64_t i = 0; i < n; i++) dst[i] = (double)src[i];
 }
 
 static void from_f16(const uint16_t *src, int64_t n, float *dst) {
@@ -200,6 +325,5 @@ static void to_bf16(const float *src, int64_t n, uint16_t *dst) {
   for (int64_t i = 0; i < n; i++) dst[i] = float_to_bf16(src[i]);
 }
 
-const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu,   gelu,
-                                             gelu_tanh,   silu,        relu2,         clip,   add,
-                                             multiply,    from_f16,    from_bf16,     to_bf16};
+const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, finish_int32, finish_float32, finish_groups, subtract,
+                                             add,         to_doubles,   from_f16,       from_bf16,     to_bf16};

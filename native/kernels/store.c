@@ -1,4 +1,5 @@
 /* Tiles of C -> rows of the caller's matrix: corrections, sums over the slices, scales and epilogue in one pass. */
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -93,54 +94,91 @@ static void complete(const npumm_tiling *t, const npumm_term *term, const void *
     for (int64_t i = 0; i < n; i++) whole[i] = 16u * whole[i] + low.whole[i];
   }
   if (term->row_zero && term->column_sums) {
-    const uint32_t zero = (uint32_t)term->row_zero[r];
-    for (int64_t i = 0; i < n; i++) whole[i] -= zero * (uint32_t)term->column_sums[c + i];
+    npumm_finish()->subtract(sums->integers, n, term->row_zero[r], term->column_sums + c);
   }
   if (term->row_sum && term->column_zero) {
-    const uint32_t sum = (uint32_t)term->row_sum[r];
-    for (int64_t i = 0; i < n; i++) whole[i] -= sum * (uint32_t)term->column_zero[c + i];
+    npumm_finish()->subtract(sums->integers, n, term->row_sum[r], term->column_zero + c);
   }
+}
+
+/* The step that scales; none where nothing would change. */
+static npumm_steps scaling(double row, const double *columns, int of_integers) {
+  npumm_steps steps = {.row = row, .columns = columns, .low = -INFINITY, .high = INFINITY};
+  if (!columns && (of_integers || row != 1.0)) steps.columns = npumm_no_scales;
+  return steps;
 }
 
 static int64_t bytes_written(const npumm_result *result) {
   return result->widen ? (int64_t)sizeof(float) : npumm_bytes_of(result->type);
 }
 
-/* Row r of the tile, which becomes row `at` of the result's memory. */
+/* What is done to columns c to c + n of row r on their way into the result. */
+static npumm_steps steps_of(const npumm_result *result, int of_integers, int64_t r, int64_t c, int64_t n,
+                            const double *columns, npumm_widened *room) {
+  const npumm_epilogue *epilogue = result->epilogue;
+  const double row = (result->row_factor ? result->row_factor[r] : 1.0) * (epilogue ? epilogue->scale : 1.0);
+  npumm_steps steps = scaling(row, columns, of_integers);
+  if (epilogue) npumm_epilogue_steps(epilogue, result->row + r, result->column + c, n, room, &steps);
+  return steps;
+}
+
+static int overlaps(const float *one, const float *other, int64_t n) {
+  return one && (uintptr_t)one < (uintptr_t)(other + n) && (uintptr_t)other < (uintptr_t)(one + n);
+}
+
+/* Where n values are finished: in the result, unless they are cast or the result is a matrix that is still to be read. */
+static float *place_of(const npumm_result *result, const npumm_steps *steps, int64_t n, void *to, float *values) {
+  if (result->type != NPUMM_FLOAT32 || overlaps(steps->factor, to, n) || overlaps(steps->summand, to, n)) return values;
+  return to;
+}
+
+static void cast_result(const npumm_result *result, const float *values, int64_t n, void *to) {
+  uint16_t halves[NPUMM_BLOCK];
+  npumm_cast(values, n, result->type, result->widen ? halves : to);
+  if (!result->widen) return;
+  if (result->type == NPUMM_FLOAT16) npumm_finish()->from_f16(halves, n, to);
+  else npumm_finish()->from_bf16(halves, n, to);
+}
+
+/* Row r of the tile, which becomes row `at` of the result's memory. `src` holds its values or sums. */
 static void write_result(const npumm_result *result, int as_float, int64_t r, int64_t at, int64_t c, int64_t n,
-                         piece *sums) {
+                         const double *columns, const void *src) {
   void *to = (char *)result->data + at * result->row_stride + c * bytes_written(result);
   if (result->type == NPUMM_INT32) {
-    memcpy(to, sums->whole, (size_t)n * 4);
+    memcpy(to, src, (size_t)n * 4);
     return;
   }
   if (result->type == NPUMM_INT8) {
+    const int32_t *integers = src;
     int8_t *codes = to;
-    for (int64_t i = 0; i < n; i++) codes[i] = (int8_t)sums->integers[i]; /* they were int8 before */
+    for (int64_t i = 0; i < n; i++) codes[i] = (int8_t)integers[i]; /* they were int8 before */
     return;
   }
-  const npumm_epilogue *epilogue = result->epilogue;
-  const double row = (result->row_factor ? result->row_factor[r] : 1.0) * (epilogue ? epilogue->scale : 1.0);
-  const float *columns = result->column_scale ? result->column_scale + c : NULL;
+  npumm_widened room;
+  const npumm_steps steps = steps_of(result, !as_float, r, c, n, columns, &room);
   float values[NPUMM_BLOCK];
-  float *finished = !epilogue && result->type == NPUMM_FLOAT32 ? to : values;
-  if (!as_float) {
-    npumm_finish()->scale_int32(sums->integers, n, row, columns, finished);
-  } else if (columns || row != 1.0) {
-    npumm_finish()->scale_float32(sums->floats, n, row, columns, finished);
-  } else {
-    memcpy(finished, sums->floats, (size_t)n * 4);
+  float *finished = place_of(result, &steps, n, to, values);
+  if (as_float) npumm_finish()->finish_float32(src, n, &steps, finished);
+  else npumm_finish()->finish_int32(src, n, &steps, finished);
+  if (finished == values) cast_result(result, values, n, to);
+}
+
+/* Rows of whole groups of integers that need no more than the steps: straight from C. */
+static void store_groups(const npumm_tiling *tiling, const void *src, int64_t r, int64_t rows, int64_t at, int64_t c,
+                         int64_t n, const double *columns, const npumm_result *result) {
+  npumm_widened room[NPUMM_GROUP_ROWS];
+  npumm_steps steps[NPUMM_GROUP_ROWS];
+  float values[NPUMM_GROUP_ROWS][NPUMM_BLOCK], *finished[NPUMM_GROUP_ROWS];
+  char *to = (char *)result->data + at * result->row_stride + c * bytes_written(result);
+  for (int64_t i = 0; i < rows; i++) {
+    steps[i] = steps_of(result, 1, r + i, c, n, columns, &room[i]);
+    finished[i] = place_of(result, &steps[i], n, to + i * result->row_stride, values[i]);
   }
-  if (epilogue) npumm_epilogue_apply(epilogue, result->row + r, result->column + c, values, n);
-  if (finished != values) return;
-  if (!result->widen) {
-    npumm_cast(values, n, result->type, to);
-    return;
+  npumm_finish()->finish_groups((const int32_t *)src + npumm_tiling_offset(tiling, r, c), tiling->tile_rows * 4, n / 4,
+                                (int)rows, steps, finished);
+  for (int64_t i = 0; i < rows; i++) {
+    if (finished[i] == values[i]) cast_result(result, values[i], n, to + i * result->row_stride);
   }
-  uint16_t halves[NPUMM_BLOCK];
-  npumm_cast(values, n, result->type, halves);
-  if (result->type == NPUMM_FLOAT16) npumm_finish()->from_f16(halves, n, to);
-  else npumm_finish()->from_bf16(halves, n, to);
 }
 
 static int is_aligned(const void *data, int64_t row_stride, int64_t bytes) {
@@ -167,17 +205,36 @@ static int arguments_are_valid(const npumm_term *term, int as_float, const npumm
   return !result->epilogue || npumm_epilogue_is_valid(result->epilogue);
 }
 
+/* Column scales of a piece of rows, as the loops read them: of this term, and of the result. NULL for none. */
+typedef struct {
+  double store[2][NPUMM_BLOCK];
+  const double *of_term, *of_result;
+} column_scales;
+
+static void widen_scales(const npumm_term *term, const npumm_result *result, int64_t c, int64_t n,
+                         column_scales *into) {
+  into->of_term = into->of_result = NULL;
+  if (term->column_scale) {
+    npumm_finish()->to_doubles(term->column_scale + c, n, into->store[0]);
+    into->of_term = into->store[0];
+  }
+  if (result && result->column_scale) {
+    npumm_finish()->to_doubles(result->column_scale + c, n, into->store[1]);
+    into->of_result = into->store[1];
+  }
+}
+
 /* Columns c to c + n of row r, whose elements of C were gathered; it becomes row `at` of the result's memory. */
 static void store_piece(const npumm_tiling *tiling, const npumm_term *term, const void *src, int64_t rows, int64_t r,
                         int64_t at, int64_t c, int64_t n, int as_float, const npumm_partial *partial,
-                        const npumm_result *result, piece *sums) {
+                        const npumm_result *result, const column_scales *scales, piece *sums) {
   char *before = partial ? (char *)partial->data + r * partial->row_stride + c * 4 : NULL;
   if (!is_float(term->type)) complete(tiling, term, src, rows, r, c, n, sums);
   if (as_float) {
-    const float *columns = term->column_scale ? term->column_scale + c : NULL;
-    const double row = term->row_factor ? term->row_factor[r] : 1.0;
-    if (!is_float(term->type)) npumm_finish()->scale_int32(sums->integers, n, row, columns, sums->floats);
-    else if (columns || row != 1.0) npumm_finish()->scale_float32(sums->floats, n, row, columns, sums->floats);
+    const npumm_steps steps =
+        scaling(term->row_factor ? term->row_factor[r] : 1.0, scales->of_term, !is_float(term->type));
+    if (!is_float(term->type)) npumm_finish()->finish_int32(sums->integers, n, &steps, sums->floats);
+    else if (steps.columns) npumm_finish()->finish_float32(sums->floats, n, &steps, sums->floats);
   }
   if (partial && partial->add) {
     piece earlier;
@@ -186,7 +243,7 @@ static void store_piece(const npumm_tiling *tiling, const npumm_term *term, cons
     else
       for (int64_t i = 0; i < n; i++) sums->whole[i] += earlier.whole[i];
   }
-  if (result) write_result(result, as_float, r, at, c, n, sums);
+  if (result) write_result(result, as_float, r, at, c, n, scales->of_result, sums);
   else memcpy(before, sums->whole, (size_t)n * 4);
 }
 
@@ -203,16 +260,25 @@ int npumm_store_rows(const npumm_tiling *tiling, const npumm_term *term, const v
 
   const int64_t rows = tiling->rows / term->row_images;
   if (first < 0 || count < 0 || first > rows - count) return NPUMM_BAD_ARGUMENT;
+  const int direct = tiling->tile_cols == 4 && term->type == NPUMM_C_INT32 && term->row_images == 1 && !as_float &&
+                     !term->row_zero && !term->row_sum && !partial && result->type != NPUMM_INT32;
   piece sums[ROWS_AT_ONCE];
-  for (int64_t r = first, at_once; r < first + count; r += at_once) {
-    at_once = tiling->tile_rows - r % tiling->tile_rows;
-    if (at_once > ROWS_AT_ONCE) at_once = ROWS_AT_ONCE;
-    if (at_once > first + count - r) at_once = first + count - r;
-    for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
-      const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
+  column_scales scales;
+  for (int64_t c = 0; c < tiling->cols; c += NPUMM_BLOCK) {
+    const int64_t n = tiling->cols - c < NPUMM_BLOCK ? tiling->cols - c : NPUMM_BLOCK;
+    widen_scales(term, result, c, n, &scales);
+    for (int64_t r = first, at_once; r < first + count; r += at_once) {
+      at_once = tiling->tile_rows - r % tiling->tile_rows;
+      if (at_once > ROWS_AT_ONCE) at_once = ROWS_AT_ONCE;
+      if (direct && at_once > NPUMM_GROUP_ROWS) at_once = NPUMM_GROUP_ROWS;
+      if (at_once > first + count - r) at_once = first + count - r;
+      if (direct && n % 4 == 0) {
+        store_groups(tiling, src, r, at_once, r - first, c, n, scales.of_result, result);
+        continue;
+      }
       gather(tiling, term->type, src, r, at_once, c, n, sums);
       for (int64_t i = 0; i < at_once; i++) {
-        store_piece(tiling, term, src, rows, r + i, r + i - first, c, n, as_float, partial, result, &sums[i]);
+        store_piece(tiling, term, src, rows, r + i, r + i - first, c, n, as_float, partial, result, &scales, &sums[i]);
       }
     }
   }

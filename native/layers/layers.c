@@ -86,16 +86,9 @@ int npumm_gate(const npumm_rows_shape *shape, const npumm_rows_part *part, const
                npumm_function function, const npumm_rows_from *up, const npumm_rows_to *out) {
   if (!rows_are_valid(shape, part) || !from_is_valid(x) || !to_is_valid(out)) return NPUMM_BAD_ARGUMENT;
   if (function < NPUMM_IDENTITY || function > NPUMM_RELU2 || (up && !from_is_valid(up))) return NPUMM_BAD_ARGUMENT;
-  enum { PIECE = 1024 }; /* values that stay in the nearest cache between the passes */
   for (int64_t r = part->first; r < part->stop; r++) {
-    const float *row = row_from(x, shape, r), *other = up ? row_from(up, shape, r) : NULL;
-    float *to = row_to(out, shape, r);
-    for (int64_t i = 0; i < shape->width; i += PIECE) {
-      const int64_t n = shape->width - i < PIECE ? shape->width - i : PIECE;
-      if (to != row) memcpy(to + i, row + i, (size_t)n * sizeof *to);
-      npumm_function_apply(function, to + i, n);
-      if (other) npumm_finish()->multiply(to + i, other + i, n);
-    }
+    npumm_function_apply(function, row_from(x, shape, r), up ? row_from(up, shape, r) : NULL, shape->width,
+                         row_to(out, shape, r));
   }
   return 0;
 }

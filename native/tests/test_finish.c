@@ -68,7 +68,6 @@ static void functions_against_libm(void) {
     double bound;
   } all[] = {{NPUMM_RELU, 0}, {NPUMM_GELU, 6}, {NPUMM_GELU_TANH, 4}, {NPUMM_SILU, 4}, {NPUMM_RELU2, 0.5}};
   for (size_t f = 0; f < sizeof all / sizeof *all; f++) {
-    const npumm_epilogue epilogue = {.scale = 1, .function = all[f].function, .low = -INFINITY, .high = INFINITY};
     double worst = 0;
     float at = 0;
     uint32_t next = 0; /* every 10007th float: subnormal ones, and where results become subnormal and 0 */
@@ -80,8 +79,7 @@ static void functions_against_libm(void) {
                              : (float)within(-180000, 180000) / 10000.0f;
         if (!isfinite(x[i])) x[i] = 0.5f;
       }
-      memcpy(y, x, sizeof y);
-      npumm_epilogue_apply(&epilogue, 0, 0, y, NPUMM_BLOCK);
+      npumm_function_apply(all[f].function, x, NULL, NPUMM_BLOCK, y);
       for (int i = 0; i < NPUMM_BLOCK; i++) {
         const double off = ulps(y[i], exact(all[f].function, (double)x[i]));
         if (off > worst) worst = off, at = x[i];
@@ -89,7 +87,7 @@ static void functions_against_libm(void) {
     }
     CHECK(worst <= all[f].bound, "function %d is off by %g ulp at %.9g", all[f].function, worst, (double)at);
     float special[] = {INFINITY, -INFINITY, NAN, 0.0f, -0.0f, -NAN, -FLT_MAX, FLT_MAX};
-    npumm_epilogue_apply(&epilogue, 0, 0, special, 8);
+    npumm_function_apply(all[f].function, special, NULL, 8, special);
     CHECK(special[0] == INFINITY && special[1] == 0 && isnan(special[2]) && special[3] == 0 && special[4] == 0 &&
               isnan(special[5]) && special[6] == 0 && special[7] == (float)exact(all[f].function, FLT_MAX),
           "function %d of inf, -inf, nan, 0, -0, -nan, -max, max: %g %g %g %g %g %g %g %g", all[f].function,
@@ -111,6 +109,7 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
   const size_t bytes = (size_t)n * 4;
   float *x = need(bytes), *other = need(bytes), *one = need(bytes), *two = need(bytes);
   int32_t *whole = need(bytes);
+  double *columns = need(bytes * 2);
   uint16_t *halves = need(bytes / 2), *bf_one = need(bytes / 2), *bf_two = need(bytes / 2);
   for (int64_t i = 0; i < n; i++) {
     x[i] = wild ? float_of(random_bits()) : (float)within(-99999, 99999) / 997.0f;
@@ -118,34 +117,50 @@ static void one_length(const npumm_finish_kernels *k, const npumm_finish_kernels
     whole[i] = (int32_t)random_bits();
     halves[i] = (uint16_t)random_bits();
   }
-  const double row = 0.37;
-  for (int columns = 0; columns < 2; columns++) {
-    k->scale_int32(whole, n, row, columns ? other : NULL, one);
-    r->scale_int32(whole, n, row, columns ? other : NULL, two);
-    CHECK(same_floats(one, two, n), "scale_int32, n %d", (int)n);
-    k->scale_float32(x, n, row, columns ? other : NULL, one);
-    r->scale_float32(x, n, row, columns ? other : NULL, two);
-    CHECK(same_floats(one, two, n), "scale_float32, n %d", (int)n);
+  for (int64_t i = 0; i < n; i++) columns[i] = (double)other[i];
+  for (int what = 0; what < 2 * (3 + NPUMM_RELU2); what++) {
+    npumm_steps steps = {.row = 0.37, .columns = columns, .low = -INFINITY, .high = INFINITY};
+    const int function = what / 2 - 2;
+    if (function > 0) steps.function = (npumm_function)function;
+    if (function >= -1) steps.bias = other;
+    if (function >= 0) steps.factor = other, steps.summand = x;
+    if (what % 2) steps.low = -3.0f, steps.high = 7.5f;
+    k->finish_int32(whole, n, &steps, one), r->finish_int32(whole, n, &steps, two);
+    CHECK(same_floats(one, two, n), "finish_int32 %d, n %d", what, (int)n);
+    k->finish_float32(x, n, &steps, one), r->finish_float32(x, n, &steps, two);
+    CHECK(same_floats(one, two, n), "finish_float32 %d, n %d", what, (int)n);
+    steps.columns = NULL;
+    k->finish_float32(x, n, &steps, one), r->finish_float32(x, n, &steps, two);
+    CHECK(same_floats(one, two, n), "finish_float32 %d without scales, n %d", what, (int)n);
+    memcpy(two, x, bytes), k->finish_float32(two, n, &steps, two);
+    CHECK(same_floats(one, two, n), "finish_float32 %d in its place, n %d", what, (int)n);
   }
-#define IN_PLACE(call_k, call_r, name)          \
-  memcpy(one, x, bytes), memcpy(two, x, bytes); \
-  call_k, call_r;                               \
-  CHECK(same_floats(one, two, n), "%s, n %d", name, (int)n)
-  IN_PLACE(k->relu(one, n), r->relu(two, n), "relu");
-  IN_PLACE(k->gelu(one, n), r->gelu(two, n), "gelu");
-  IN_PLACE(k->gelu_tanh(one, n), r->gelu_tanh(two, n), "gelu_tanh");
-  IN_PLACE(k->silu(one, n), r->silu(two, n), "silu");
-  IN_PLACE(k->relu2(one, n), r->relu2(two, n), "relu2");
-  IN_PLACE(k->clip(one, n, -3.0f, 7.5f), r->clip(two, n, -3.0f, 7.5f), "clip");
-  IN_PLACE(k->add(one, other, n), r->add(two, other, n), "add");
-  IN_PLACE(k->multiply(one, other, n), r->multiply(two, other, n), "multiply");
+  npumm_steps steps[NPUMM_GROUP_ROWS];
+  for (int rows = 1; n >= 16 && rows <= NPUMM_GROUP_ROWS; rows++) { /* one group of each row */
+    float *to_one[NPUMM_GROUP_ROWS], *to_two[NPUMM_GROUP_ROWS];
+    for (int i = 0; i < rows; i++) {
+      steps[i] = (npumm_steps){.row = 0.37 + i, .columns = columns, .low = -INFINITY, .high = INFINITY};
+      steps[i].bias = wild ? other : NULL;
+      to_one[i] = one + 4 * i, to_two[i] = two + 4 * i;
+    }
+    k->finish_groups(whole, 16, 1, rows, steps, to_one), r->finish_groups(whole, 16, 1, rows, steps, to_two);
+    CHECK(same_floats(one, two, 4 * rows), "finish_groups, %d rows", rows);
+  }
+  memcpy(one, x, bytes), memcpy(two, x, bytes);
+  k->add(one, other, n), r->add(two, other, n);
+  CHECK(same_floats(one, two, n), "add, n %d", (int)n);
+  memcpy(one, whole, bytes), memcpy(two, whole, bytes);
+  k->subtract((int32_t *)one, n, -77, whole), r->subtract((int32_t *)two, n, -77, whole);
+  CHECK(n == 0 || memcmp(one, two, bytes) == 0, "subtract, n %d", (int)n);
+  k->to_doubles(x, n, columns);
+  for (int64_t i = 0; i < n; i++) CHECK(isnan(x[i]) || columns[i] == (double)x[i], "to_doubles, n %d", (int)n);
   k->from_f16(halves, n, one), r->from_f16(halves, n, two);
   CHECK(same_floats(one, two, n), "from_f16, n %d", (int)n);
   k->from_bf16(halves, n, one), r->from_bf16(halves, n, two);
   CHECK(same_floats(one, two, n), "from_bf16, n %d", (int)n);
   k->to_bf16(x, n, bf_one), r->to_bf16(x, n, bf_two);
   CHECK(n == 0 || memcmp(bf_one, bf_two, bytes / 2) == 0, "to_bf16, n %d", (int)n);
-  free(x), free(other), free(one), free(two), free(whole), free(halves), free(bf_one), free(bf_two);
+  free(x), free(other), free(one), free(two), free(whole), free(halves), free(bf_one), free(bf_two), free(columns);
 }
 
 static void instruction_sets_agree(void) {

@@ -290,6 +290,67 @@ static void epilogue_by_hand(void) {
   CHECK(one == out[M - 1][N - 1], "corner");
 }
 
+/*
+ * Groups of 4 columns, which one loop reads where they stand: every number of rows, columns that fill no group, from any
+ * row on, each kind of result. One float32 operation after the other tells the bits.
+ */
+static void groups_by_hand(void) {
+  enum { M = 11, N = 272 };
+  static int32_t c[(M + 1) * N];
+  static float bias[N], scale[N], multiply[M][N], residual[M][N], out[M][N], whole[M][N];
+  double factor[M];
+  for (int i = 0; i < (M + 1) * N; i++) c[i] = (int32_t)random_bits();
+  for (int i = 0; i < M * N; i++) {
+    multiply[i / N][i % N] = (float)within(-99, 99) / 7, residual[i / N][i % N] = (float)within(-99, 99) * 1e6f;
+    bias[i % N] = (float)within(-99, 99) * 1e7f, scale[i % N] = (float)within(1, 999) / 77;
+  }
+  for (int r = 0; r < M; r++) factor[r] = within(1, 999) / 99.0;
+  const npumm_term term = {.type = NPUMM_C_INT32, .row_images = 1};
+  for (int kind = 0; kind < 32; kind++) {
+    const int rows = within(1, M), cols = below(2) ? within(1, N / 4) * 4 : within(1, N), first = below(rows);
+    const int count = within(1, rows - first);
+    const npumm_tiling tiling = {rows, cols, M + 1, N, M + 1, 4};
+    npumm_epilogue epilogue = {.scale = 0.3, .low = -INFINITY, .high = kind & 8 ? 1e8f : INFINITY};
+    if (kind & 1) epilogue.bias = bias;
+    if (kind & 2) epilogue.multiply = (npumm_matrix){multiply, sizeof multiply[0], NPUMM_FLOAT32};
+    if (kind & 4) epilogue.residual = (npumm_matrix){residual, sizeof residual[0], NPUMM_FLOAT32};
+    if (kind & 16) epilogue.function = NPUMM_RELU;
+    npumm_result result = {
+        .data = out[first], .row_stride = sizeof out[0], .row_factor = factor, .epilogue = &epilogue};
+    if (below(4)) result.column_scale = scale;
+    memset(out, 0x5a, sizeof out), memcpy(whole, out, sizeof out);
+    CHECK(npumm_store_rows(&tiling, &term, c, sizeof c, first, count, NULL, &result) == NPUMM_OK, "store");
+    for (int r = first; r < first + count; r++) {
+      for (int i = 0; i < cols; i++) {
+        const double scaled = (double)c[(i / 4 * (M + 1) + r) * 4 + i % 4] * (factor[r] * 0.3);
+        float value = (float)(result.column_scale ? scaled * (double)scale[i] : scaled);
+        if (kind & 1) value += bias[i];
+        if (kind & 16 && value < 0) value = 0;
+        if (kind & 2) value *= multiply[r][i];
+        if (kind & 4) value += residual[r][i];
+        if (kind & 8 && value > 1e8f) value = 1e8f;
+        whole[r][i] = value;
+      }
+    }
+    CHECK(memcmp(out, whole, sizeof out) == 0, "kind %d, %d x %d", kind, rows, cols);
+    if (kind & 4) { /* the summand is the result's own memory */
+      for (int r = first; r < first + count; r++) memcpy(out[r], residual[r], sizeof out[r]);
+      epilogue.residual.data = out;
+      CHECK(npumm_store_rows(&tiling, &term, c, sizeof c, first, count, NULL, &result) == NPUMM_OK, "store");
+      int same = 1;
+      for (int r = first; r < first + count; r++) same &= memcmp(out[r], whole[r], (size_t)cols * 4) == 0;
+      CHECK(same, "kind %d, %d x %d in place", kind, rows, cols);
+      epilogue.residual.data = residual;
+    }
+    uint16_t halves[M][N], rounded[M][N];
+    memset(halves, 0, sizeof halves), memset(rounded, 0, sizeof rounded);
+    result.data = halves[first], result.row_stride = sizeof halves[0], result.type = NPUMM_BFLOAT16;
+    CHECK(npumm_store_rows(&tiling, &term, c, sizeof c, first, count, NULL, &result) == NPUMM_OK, "store");
+    for (int r = first; r < first + count; r++) npumm_cast(whole[r], cols, NPUMM_BFLOAT16, rounded[r]);
+    CHECK(memcmp(halves, rounded, sizeof halves) == 0, "kind %d, %d x %d, bfloat16", kind, rows, cols);
+  }
+}
+
 static void bad_arguments_are_refused(void) {
   static float memory[64];
   const npumm_tiling tiling = {4, 4, 4, 4, 4, 4};
@@ -329,6 +390,7 @@ int main(void) {
   int32_sums_wrap();
   int8_results_are_copied();
   epilogue_by_hand();
+  groups_by_hand();
   bad_arguments_are_refused();
   example *e = need(sizeof *e);
   for (int i = 0; i < 1500; i++) store_one(e);
