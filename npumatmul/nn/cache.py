@@ -22,6 +22,8 @@ from npumatmul.nn.product import Float32
 __all__ = ["CacheFullError", "KVCache"]
 
 _Cache = TypeVar("_Cache", bound="KVCache")
+#: Of a cache in which no layer follows another.
+_NONE: frozenset[int | None] = frozenset({None})
 
 
 class CacheFullError(ValueError):
@@ -155,7 +157,7 @@ class KVCache:
         """Forget all tokens, and give their memory back."""
         self.offset = 0
         #: Layers that others follow and that were given the tokens of this run.
-        self._given: set[int] = set()
+        self._given: set[int | None] = set()
         self._layers: list[LayerRows | LayerState | LayerShared] = [self._made(i) for i in range(len(self._rows))]
         self._tell()
 
@@ -314,6 +316,17 @@ class KVCache:
             layer = self._layers[i]
             if type(layer) is LayerRows:
                 layer.make_room(self.offset, count)
+
+    def stored(self, layers: Iterable[int] | None) -> None:
+        """Say whose keys and values others store where `structs` says, so that layers which follow these find them.
+
+        Parameters
+        ----------
+        layers : iterable of int, or None
+            None: all layers have their tokens.
+        """
+        if self._sources != _NONE:
+            self._given = set() if layers is None else self._given | self._sources.intersection(layers)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:
         """Keys and values that a layer looks at which has none of its own.
