@@ -22,8 +22,6 @@ from npumatmul.nn.product import Float32
 __all__ = ["CacheFullError", "KVCache"]
 
 _Cache = TypeVar("_Cache", bound="KVCache")
-#: Of a cache in which no layer follows another.
-_NONE: frozenset[int | None] = frozenset({None})
 
 
 class CacheFullError(ValueError):
@@ -68,6 +66,8 @@ class KVCache:
         positions of their own.
     windows : tuple of int or None
         Of each layer.
+    followed : bool
+        Whether a layer looks at keys and values of another.
     limit : int or None
     structs : ctypes array of KvLayer
         Where keys and values of each layer stand, for C (`native/include/npumatmul_attention.h`). It stays the same
@@ -135,6 +135,7 @@ class KVCache:
         self._rows = tuple((batch, *each) for each in zip(heads, dims, strict=True))
         self._follows = (None,) * layers if follows is None else tuple(follows)
         self._sources = frozenset(self._follows)
+        self.followed = self._sources != frozenset({None})
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
         self._check_follows()
         self.structs = structs_of(layers)
@@ -325,8 +326,7 @@ class KVCache:
         layers : iterable of int, or None
             None: all layers have their tokens.
         """
-        if self._sources != _NONE:
-            self._given = set() if layers is None else self._given | self._sources.intersection(layers)
+        self._given = set() if layers is None else self._given | self._sources.intersection(layers)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:
         """Keys and values that a layer looks at which has none of its own.

@@ -229,8 +229,8 @@ class RecordedProgram(Runs):
             if self._ending is not None and stop == self.blocks:
                 ended = np.empty(self._ending[1], np.float32)
                 self._ending[0].out = address_of(ended)
-            if self._stores:
-                for cache in caches:
+            for cache in caches:
+                if cache.followed:
                     cache.stored(self._stores)
             while True:
                 try:

@@ -342,7 +342,8 @@ def _reset(caches: Sequence[KVCache], offsets: Sequence[int]) -> None:
     """Have caches hold so many tokens: calls of Python that a program makes may have counted them, or some."""
     for each, offset in zip(caches, offsets, strict=True):
         each.offset = offset
-        each.stored(None)
+        if each.followed:
+            each.stored(None)
 
 
 def _by_python(
