@@ -54,8 +54,8 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (),
     ),
 }
-#: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, and AMX in
-#: arrays, so that their loops are tested where no processor has them.
+#: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, and AMX
+#: in arrays, so that their loops are tested where no processor has them.
 EMULATED = (
     *("test_attend", "test_checksum", "test_intrinsics", "test_kernels", "test_multiply", "test_pack", "test_products"),
     "test_transpose",
