@@ -48,7 +48,7 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "valgrind": (("-O1", "-g"), ("valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full")),
     "emulated": (
         (
-            *("-Og", "-fwrapv", "-DEMULATED", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-Wno-psabi"),
+            *("-Og", "-fwrapv", "-DSETS_ARE_EMULATED", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-Wno-psabi"),
             f"-I{NATIVE / 'tests' / 'emulated'}",
         ),
         (),
