@@ -90,7 +90,7 @@ static void pack(npumm_crew *crew, const npumm_activation *how, int32_t m_index,
     out->code = npumm_pack_images(&work, crew, &out->report);
     if (out->code) break;
   }
-  const size_t count = (size_t)ranges[m_index].length, groups = npumm_scales_groups(how) ? SLICES : 1;
+  const size_t count = (size_t)ranges[m_index].length, groups = npumm_scales_groups(how) ? (size_t)buffers : 1;
   out->has_factor = work.rows.factor != NULL;
   out->has_zero = work.rows.zero != NULL;
   for (size_t g = 0; !out->code && g < groups; g++) {
