@@ -81,9 +81,10 @@ static void call_finish(const npumm_finish_kernels *finish) {
   for (int r = 0; r < NPUMM_GROUP_ROWS; r++) steps[r] = steps[0], rows[r] = out + r * PIECE;
   CALL("finish groups", (4 * NPUMM_GROUP_ROWS + 8) * PIECE, 4 * NPUMM_GROUP_ROWS * PIECE,
        finish->finish_groups(whole, 16, PIECE / 4, NPUMM_GROUP_ROWS, steps, rows));
-  static const char *const functions[6] = {"finish factor, summand", "finish relu", "finish gelu",
-                                           "finish gelu_tanh",       "finish silu", "finish relu2"};
-  for (int i = 0; i < 6; i++) {
+  static const char *const functions[7] = {"finish factor, summand", "finish relu", "finish gelu",
+                                           "finish gelu_tanh",       "finish silu", "finish relu2",
+                                           "finish sigmoid"};
+  for (int i = 0; i < 7; i++) {
     const npumm_steps how = {.bias = npumm_no_summands,
                              .factor = y,
                              .summand = z,

@@ -136,6 +136,16 @@ static inline float silu_of(float value) {
   return logistic_product(x, at_most(x, 110.0f), 0.0f);
 }
 
+/* A nan stays one: it is no factor of what is computed here. */
+static inline float sigmoid_of(float x) {
+  const uint32_t below = mask_of_sign(x);
+  const exponential e = exp_of(-magnitude_to(x, 110.0f), 0.0f);
+  const float quotient = choose(below, e.p, 1.0f) / (1.0f + e.p * e.first * e.second);
+  const float share = quotient * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
+  const uint32_t is_nan = (uint32_t)((0x7f800000 - (int32_t)(bits_of(x) & 0x7fffffffu)) >> 31);
+  return choose(is_nan, x, share);
+}
+
 static inline float relu2_of(float x) {
   const float positive = positive_part(x);
   return positive * positive;
@@ -174,6 +184,8 @@ static inline float function_of(const npumm_function function, float x) {
       return silu_of(x);
     case NPUMM_RELU2:
       return relu2_of(x);
+    case NPUMM_SIGMOID:
+      return sigmoid_of(x);
     case NPUMM_IDENTITY:
       break;
   }
@@ -227,6 +239,9 @@ static void apply_function(float *values, int64_t n, const npumm_steps *steps) {
       break;
     case NPUMM_RELU2:
       apply(values, n, steps, NPUMM_RELU2);
+      break;
+    case NPUMM_SIGMOID:
+      apply(values, n, steps, NPUMM_SIGMOID);
       break;
   }
 }

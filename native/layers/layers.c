@@ -85,7 +85,7 @@ int npumm_rotate(const npumm_rows_shape *shape, const npumm_rows_part *part, con
 int npumm_gate(const npumm_rows_shape *shape, const npumm_rows_part *part, const npumm_rows_from *x,
                npumm_function function, const npumm_rows_from *up, const npumm_rows_to *out) {
   if (!rows_are_valid(shape, part) || !from_is_valid(x) || !to_is_valid(out)) return NPUMM_BAD_ARGUMENT;
-  if (function < NPUMM_IDENTITY || function > NPUMM_RELU2 || (up && !from_is_valid(up))) return NPUMM_BAD_ARGUMENT;
+  if (function < NPUMM_IDENTITY || function > NPUMM_SIGMOID || (up && !from_is_valid(up))) return NPUMM_BAD_ARGUMENT;
   for (int64_t r = part->first; r < part->stop; r++) {
     npumm_function_apply(function, row_from(x, shape, r), up ? row_from(up, shape, r) : NULL, shape->width,
                          row_to(out, shape, r));
