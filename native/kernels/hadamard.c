@@ -30,41 +30,48 @@ static int64_t block_of(const npumm_hadamard *how) {
   return block;
 }
 
+/* Columns between a row, where neighbours stand in pieces, and NPUMM_LANES of them side by side. */
+static inline void move_columns(float *x, float *const *at, int64_t order, int64_t inner, const int piece, int count,
+                                const int back) {
+  const size_t bytes = (size_t)piece * sizeof *x;
+  for (int64_t j = 0; j < order; j++, x += NPUMM_LANES) {
+    for (int lane = 0; lane < count; lane += piece) {
+      if (back) memcpy(at[lane] + j * inner, x + lane, bytes);
+      else memcpy(x + lane, at[lane] + j * inner, bytes);
+    }
+  }
+}
+
+/* The usual pieces are moved by as many instructions. */
+static void move(float *x, float *const *at, int64_t order, int64_t inner, int piece, int count, const int back) {
+  if (piece == 8) move_columns(x, at, order, inner, 8, NPUMM_LANES, back);
+  else if (piece == 4) move_columns(x, at, order, inner, 4, NPUMM_LANES, back);
+  else move_columns(x, at, order, inner, 1, count, back);
+}
+
 /*
  * One dense factor over a row: elements that the factor mixes stand `inner` apart. NPUMM_LANES columns of such elements
- * are taken at a time: where they stand, if they are neighbours, or gathered in pieces of as many as are.
+ * are taken at a time: where they stand, if they are neighbours, or gathered.
  */
 static void dense_factor(const npumm_hadamard_kernels *kernels, const uint8_t *codes, int64_t order, int64_t inner,
                          float *row, int64_t features) {
-  float x[NPUMM_HADAMARD_ORDER][NPUMM_LANES];
+  float x[NPUMM_HADAMARD_ORDER * NPUMM_LANES];
   const int64_t columns = features / order;
-  const int64_t piece = inner % 8 == 0 ? 8 : inner % 4 == 0 ? 4 : 1;
   for (int64_t first = 0; first < columns; first += NPUMM_LANES) {
-    const int64_t count = columns - first < NPUMM_LANES ? columns - first : NPUMM_LANES;
-    float *at[NPUMM_LANES];
-    for (int64_t lane = 0; lane < count; lane += piece) {
-      at[lane] = row + (first + lane) / inner * (order * inner) + (first + lane) % inner;
-    }
-    if (count == NPUMM_LANES && inner % NPUMM_LANES == 0) {
-      kernels->dense(codes, order, at[0], inner);
+    const int count = columns - first < NPUMM_LANES ? (int)(columns - first) : NPUMM_LANES;
+    if (inner % NPUMM_LANES == 0) { /* which divides the columns, too */
+      kernels->dense(codes, order, row + first / inner * (order * inner) + first % inner, inner);
       continue;
     }
-    if (count < NPUMM_LANES) memset(x, 0, (size_t)order * sizeof x[0]);
-    for (int64_t lane = 0; lane < count; lane += piece) {
-      for (int64_t j = 0; j < order; j++) {
-        if (piece == 8) memcpy(x[j] + lane, at[lane] + j * inner, 8 * sizeof(float));
-        else if (piece == 4) memcpy(x[j] + lane, at[lane] + j * inner, 4 * sizeof(float));
-        else x[j][lane] = at[lane][j * inner];
-      }
+    const int piece = count < NPUMM_LANES ? 1 : inner % 8 == 0 ? 8 : inner % 4 == 0 ? 4 : 1;
+    float *at[NPUMM_LANES];
+    for (int lane = 0; lane < count; lane += piece) {
+      at[lane] = row + (first + lane) / inner * (order * inner) + (first + lane) % inner;
     }
-    kernels->dense(codes, order, x[0], NPUMM_LANES);
-    for (int64_t lane = 0; lane < count; lane += piece) {
-      for (int64_t j = 0; j < order; j++) {
-        if (piece == 8) memcpy(at[lane] + j * inner, x[j] + lane, 8 * sizeof(float));
-        else if (piece == 4) memcpy(at[lane] + j * inner, x[j] + lane, 4 * sizeof(float));
-        else at[lane][j * inner] = x[j][lane];
-      }
-    }
+    if (count < NPUMM_LANES) memset(x, 0, sizeof x);
+    move(x, at, order, inner, piece, count, 0);
+    kernels->dense(codes, order, x, NPUMM_LANES);
+    move(x, at, order, inner, piece, count, 1);
   }
 }
 

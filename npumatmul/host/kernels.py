@@ -413,8 +413,8 @@ def hadamard(
 ) -> Hadamard:
     """Describe a transform: dense factors, outermost first, the power of two, and per feature a factor and a divisor.
 
-    Of the dense factors only the signs count. Rows are divided first, then multiplied; one of both has to be given, for it
-    says how many features there are.
+    Of the dense factors only the signs count. Rows are divided first, then multiplied; one of both has to be given, for
+    it says how many features there are.
     """
     if len(matrices) > 3 or any(m.ndim != 2 or len({*m.shape}) > 1 or len(m) not in range(4, 257, 4) for m in matrices):
         raise ValueError(
