@@ -33,7 +33,7 @@ static float sum_of_four(unsigned code, float x0, float x1, float x2, float x3) 
 }
 
 static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) {
-  float in[NPUMM_HADAMARD_ORDER];
+  float in[NPUMM_HADAMARD_ORDER] = {0}; /* whatever the order, for the analyzer */
   for (int lane = 0; lane < NPUMM_LANES; lane++) {
     for (int64_t j = 0; j < order; j++) in[j] = x[j * stride + lane];
     for (int64_t i = 0; i < order; i++) {
