@@ -156,15 +156,37 @@ AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_q
   return npumm_rows_scalar.quantize(src + i, dst + i, n - i, how) && finite;
 }
 
+/* 32 values with reciprocals of their own, and the rest of `all`. Returns 0 where one of them has to be looked at again. */
+AVX2 static inline int quantize_alike_32(const float *src, const float *reciprocal, int8_t *dst, const steps *all) {
+  const __m256 magnitude_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256i whole[4], largest = _mm256_setzero_si256();
+  __m256 off = _mm256_setzero_ps();
+  for (int v = 0; v < 4; v++) {
+    const __m256 x = _mm256_loadu_ps(src + 8 * v);
+    largest = _mm256_max_epu32(largest, _mm256_castps_si256(_mm256_and_ps(x, magnitude_mask)));
+    const __m256 q = clamped(_mm256_mul_ps(x, _mm256_loadu_ps(reciprocal + 8 * v)), all->low, all->high);
+    const __m256i rounded = _mm256_cvtps_epi32(q);
+    off = _mm256_max_ps(off, _mm256_and_ps(_mm256_sub_ps(q, _mm256_cvtepi32_ps(rounded)), magnitude_mask));
+    whole[v] = _mm256_add_epi32(rounded, all->zero);
+  }
+  const __m256i wild = _mm256_cmpgt_epi32(largest, _mm256_set1_epi32(0x7f7fffff)); /* infs and nans */
+  const __m256 unsure = _mm256_cmp_ps(off, _mm256_set1_ps(NPUMM_SURE), _CMP_GT_OQ);
+  store_bytes(dst, whole);
+  return !_mm256_movemask_ps(_mm256_or_ps(unsure, _mm256_castsi256_ps(wild)));
+}
+
 AVX2 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
+  const int quick = n > 0 && how->usual && how->alike;
+  const steps all = quick ? steps_of(&(npumm_quantizer){1.0f, how->low[0], how->high[0], how->zero[0]}) : (steps){0};
   int finite = 1;
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
+    if (quick && quantize_alike_32(src + i, how->reciprocal + i, dst + i, &all)) continue;
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 8), steps_at(how, i + 16), steps_at(how, i + 24)};
     finite &= quantize_32(src + i, dst + i, own, 1, how->usual);
   }
-  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
-                                 how->high + i,  how->zero + i,       how->usual};
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
+                                 how->zero + i,  how->usual,          how->alike};
   return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 

@@ -185,8 +185,8 @@ static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npum
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 4), steps_at(how, i + 8), steps_at(how, i + 12)};
     finite &= quantize_vectors(4, src + i, dst + i, own, 1, how->usual);
   }
-  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
-                                 how->high + i,  how->zero + i,       how->usual};
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
+                                 how->zero + i,  how->usual,          how->alike};
   return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 
