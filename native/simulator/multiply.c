@@ -23,8 +23,9 @@
 #define BLOCK_INTS 640
 #define BLOCK_FLOATS 320
 
-/* Then a block of A meets as many N tiles, one after another, as their sums fit here: it is read out of a cache, where all
- * of A would not stay in one. */
+/* A chunk larger than that does not stay in the L2 cache. Then a block of it meets as many N tiles, one after another, as
+ * have room for their sums. */
+#define CACHED_BYTES (256u << 10)
 #define SUMS_BYTES (128u << 10)
 
 /* Keeps rows whose length is a power of two from competing for the same cache lines. */
@@ -144,11 +145,12 @@ static size_t lay_out(const sim_job *job, workspace *work, uint8_t *memory) {
   return used;
 }
 
-/* How many N tiles are worked on together; with groups, whose sums are scaled one by one, and with few rows, for which B
- * is read as it lies in memory, one. */
+/* How many N tiles are worked on together: one where B had better be read as it lies in memory, and with groups, whose
+ * sums are scaled one by one. */
 static size_t tiles_together(const sim_job *job, const workspace *work) {
+  if (job->context->group_size || work->rows * work->a_row_bytes <= CACHED_BYTES) return 1;
   size_t most = SUMS_BYTES / work->c_bytes, tiles = job->shape->N / job->context->type->b_tile_n;
-  if (job->context->group_size || work->rows < job->products->blocks_from || most == 0) return 1;
+  if (work->rows < job->products->blocks_from || most == 0) return 1;
   return most < tiles ? most : tiles;
 }
 
