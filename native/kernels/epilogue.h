@@ -17,7 +17,7 @@ typedef struct {
 void npumm_epilogue_steps(const npumm_epilogue *epilogue, int64_t row, int64_t col, int64_t n, npumm_widened *room,
                           npumm_steps *steps);
 
-/* dst[i] = function(values[i]) * factor[i]; without `factor` function(values[i]). dst may be one of both. */
+/* dst[i] = function(values[i]) * factor[i]; without `factor` function(values[i]). dst may be `values`. */
 void npumm_function_apply(npumm_function function, const float *values, const float *factor, int64_t n, float *dst);
 
 /* float32 -> another float type, to nearest even. */
