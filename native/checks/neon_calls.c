@@ -75,11 +75,11 @@ static void call_finish(const npumm_finish_kernels *finish) {
   enum { PIECE = NPUMM_BLOCK };
   for (int i = 0; i < N; i++) whole[i] = i;
   npumm_steps steps[NPUMM_GROUP_ROWS] = {{.row = 0.5, .columns = npumm_no_scales, .low = -INFINITY, .high = INFINITY}};
-  CALL("finish int32", 12 * PIECE, 4 * PIECE, finish->finish_int32(whole, PIECE, steps, out));
-  CALL("finish float32", 12 * PIECE, 4 * PIECE, finish->finish_float32(x, PIECE, steps, out));
+  CALL("finish_int32", 12 * PIECE, 4 * PIECE, finish->finish_int32(whole, PIECE, steps, out));
+  CALL("finish_float32", 12 * PIECE, 4 * PIECE, finish->finish_float32(x, PIECE, steps, out));
   float *rows[NPUMM_GROUP_ROWS];
   for (int r = 0; r < NPUMM_GROUP_ROWS; r++) steps[r] = steps[0], rows[r] = out + r * PIECE;
-  CALL("finish groups", (4 * NPUMM_GROUP_ROWS + 8) * PIECE, 4 * NPUMM_GROUP_ROWS * PIECE,
+  CALL("finish_groups", (4 * NPUMM_GROUP_ROWS + 8) * PIECE, 4 * NPUMM_GROUP_ROWS * PIECE,
        finish->finish_groups(whole, 16, PIECE / 4, NPUMM_GROUP_ROWS, steps, rows));
   static const char *const functions[7] = {"finish factor, summand", "finish relu", "finish gelu",
                                            "finish gelu_tanh",       "finish silu", "finish relu2",
