@@ -13,13 +13,8 @@
 
 #define INLINE static inline __attribute__((always_inline)) LANES_TARGET
 
-enum {
-  BLOCK = NPUMM_ATTEND_BLOCK,
-  KEYS = WIDTH / 4,
-  TOGETHER = ATTEND_TOGETHER,
-  ROWS = ATTEND_ROWS,
-  COLUMNS = ATTEND_COLUMNS
-};
+enum { BLOCK = NPUMM_ATTEND_BLOCK, KEYS = WIDTH / 4, ROWS = ATTEND_ROWS, AT_ONCE = ATTEND_AT_ONCE, COLUMNS_MOST = 8 };
+#define COLUMNS(rows) ATTEND_COLUMNS(rows)
 
 INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
   if (type == NPUMM_KV_FLOAT16) return vec_of_halves((const uint16_t *)row + at);
@@ -42,47 +37,71 @@ INLINE int64_t size_of(npumm_kv_type type) { return type == NPUMM_KV_FLOAT32 ? 4
  */
 INLINE void fetch(const void *row, int64_t ahead, int64_t bytes) {
   const char *at = (const char *)((uintptr_t)row + (uintptr_t)ahead);
-  UNROLLED
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
-/* Sums in lanes of `rows` queries with TOGETHER times KEYS keys, of which KEYS that are 4 apart are folded. */
-INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys,
-                     vec folded[TOGETHER][ROWS]) {
-  vec sums[TOGETHER][ROWS][KEYS][GROUP];
+/* Sums of `rows` queries with `together` times KEYS keys, in the lanes of AT_ONCE vectors from `first` on. */
+INLINE void lanes_of(npumm_kv_type type, int rows, int together, int first, const float *q, int64_t dim,
+                     const void *const *keys, vec sums[4][ROWS][KEYS][GROUP]) {
+  vec made[4][ROWS][KEYS][AT_ONCE];
   UNROLLED
-  for (int t = 0; t < TOGETHER; t++) {
+  for (int t = 0; t < together; t++) {
     UNROLLED
     for (int r = 0; r < rows; r++) {
       UNROLLED
       for (int k = 0; k < KEYS; k++) {
         UNROLLED
-        for (int g = 0; g < GROUP; g++) sums[t][r][k][g] = vec_all(0.0f);
+        for (int g = 0; g < AT_ONCE; g++) made[t][r][k][g] = vec_all(0.0f);
       }
     }
   }
-  for (int64_t d = 0; d < dim; d += 16) {
+  for (int64_t d = first * WIDTH; d < dim; d += 16) {
     UNROLLED
-    for (int g = 0; g < GROUP; g++) {
+    for (int g = 0; g < AT_ONCE; g++) {
       const int64_t at = d + g * WIDTH;
       vec queries[ROWS];
       UNROLLED
       for (int r = 0; r < rows; r++) queries[r] = vec_load(q + r * dim + at);
       UNROLLED
-      for (int t = 0; t < TOGETHER; t++) {
+      for (int t = 0; t < together; t++) {
         UNROLLED
         for (int k = 0; k < KEYS; k++) {
           const vec key = load_as(type, keys[t + 4 * k], at);
           UNROLLED
-          for (int r = 0; r < rows; r++) sums[t][r][k][g] = vec_fma(queries[r], key, sums[t][r][k][g]);
+          for (int r = 0; r < rows; r++) made[t][r][k][g] = vec_fma(queries[r], key, made[t][r][k][g]);
         }
       }
     }
   }
   UNROLLED
-  for (int t = 0; t < TOGETHER; t++) {
+  for (int t = 0; t < together; t++) {
+    UNROLLED
+    for (int r = 0; r < rows; r++) {
+      UNROLLED
+      for (int k = 0; k < KEYS; k++) {
+        UNROLLED
+        for (int g = 0; g < AT_ONCE; g++) sums[t][r][k][first + g] = made[t][r][k][g];
+      }
+    }
+  }
+}
+
+/*
+ * Sums in lanes of `rows` queries with `together` times KEYS keys, of which KEYS that are 4 apart are folded. Where not all
+ * lanes fit into registers they come AT_ONCE vectors at a time, and wait in memory.
+ */
+INLINE void products(npumm_kv_type type, int rows, int together, const float *q, int64_t dim, const void *const *keys,
+                     vec folded[4][ROWS]) {
+  vec sums[4][ROWS][KEYS][GROUP];
+  UNROLLED
+  for (int first = 0; first < GROUP; first += AT_ONCE) {
+    lanes_of(type, rows, together, first, q, dim, keys, sums);
+    if (AT_ONCE < GROUP) __asm__ volatile("" : : "r"(sums) : "memory");
+  }
+  UNROLLED
+  for (int t = 0; t < together; t++) {
     UNROLLED
     for (int r = 0; r < rows; r++) folded[t][r] = vec_fold(sums[t][r]);
   }
@@ -92,15 +111,17 @@ INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, 
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
+  const int together = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
   const int fetches = block->key_ahead && row == 0;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
-    for (int i = 0; i < 4; i += TOGETHER) {
-      for (int k = 0; fetches && k < TOGETHER * KEYS; k++) {
-        fetch(block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
-      }
-      products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded + i);
+    UNROLLED
+    for (int i = 0; i < 4; i += together) {
+      const int64_t share = together * KEYS * dim * size_of(type);
+      if (fetches) fetch(block->keys[j], block->key_ahead + i / together * share, share);
+      products(type, rows, together, block->q + row * dim, dim, block->keys + j + i, folded + i);
     }
+    UNROLLED
     for (int r = 0; r < rows; r++) {
       vec_store(block->scores + (row + r) * BLOCK + j,
                 vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
@@ -113,7 +134,7 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
 /* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
 INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
                     int64_t first, int64_t last, int shrinks, int fetches) {
-  vec sums[ROWS][COLUMNS];
+  vec sums[ROWS][COLUMNS_MOST];
   const int64_t dim = block->value_dim;
   float *at = block->sums + row * dim + column;
   const float *weights = block->scores + row * BLOCK;
@@ -126,16 +147,21 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
       sums[r][c] = shrinks ? vec_mul(sum, factor) : sum;
     }
   }
-  for (int64_t j = first; j < last; j++) {
-    vec values[COLUMNS];
-    if (fetches) fetch(block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
-    UNROLLED
-    for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
-    UNROLLED
-    for (int r = 0; r < rows; r++) {
-      const vec weight = vec_all(weights[r * BLOCK + j]);
+  const int64_t share = columns * WIDTH * size_of(type);
+  for (int64_t j = first; j < last;) {
+    const int64_t stop = (j | 15) + 1 < last ? (j | 15) + 1 : last;
+    if (fetches) fetch(block->values[j & ~15], block->value_ahead + 16 * column * size_of(type), 16 * share);
+    for (; j < stop; j++) {
+      const void *values = (const char *)block->values[j] + column * size_of(type);
+      vec weight[ROWS];
       UNROLLED
-      for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
+      for (int r = 0; r < rows; r++) weight[r] = vec_all(weights[r * BLOCK + j]);
+      UNROLLED
+      for (int c = 0; c < columns; c++) {
+        const vec value = load_as(type, values, c * WIDTH);
+        UNROLLED
+        for (int r = 0; r < rows; r++) sums[r][c] = vec_fma(weight[r], value, sums[r][c]);
+      }
     }
   }
   UNROLLED
@@ -147,16 +173,14 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
 
 INLINE void all_columns(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                         int64_t last, int shrinks) {
+  const int columns = COLUMNS(rows);
+  const int64_t dim = block->value_dim, step = columns * WIDTH;
+  const int fetches = block->value_ahead && row == 0;
   int64_t column = 0;
-  for (; column + COLUMNS * WIDTH <= block->value_dim; column += COLUMNS * WIDTH) {
-    if (block->value_ahead && row == 0) {
-      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 1);
-    } else {
-      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 0);
-    }
+  for (; column + step <= dim; column += step) {
+    sums_of(type, rows, columns, block, row, column, first, last, shrinks, fetches);
   }
-  for (; column < block->value_dim; column += WIDTH)
-    sums_of(type, rows, 1, block, row, column, first, last, shrinks, 0);
+  for (; column < dim; column += WIDTH) sums_of(type, rows, 1, block, row, column, first, last, shrinks, fetches);
 }
 
 /* Tokens that not all rows see come for each row by itself, before and after those that they all see. */
@@ -240,44 +264,22 @@ LANES void weigh(const npumm_block *block, int64_t row) {
 /* ---- a block ------------------------------------------------------------------------------------------------------- */
 
 /* A switch over the rows that are left, so that the number is a constant of each loop. */
+#define CASE(count, what) \
+  case count:             \
+    what(count);          \
+    break;
 #if ATTEND_ROWS == 6
-#define FOR_ROWS(rows, what) \
-  switch (rows) {            \
-    case 1:                  \
-      what(1);               \
-      break;                 \
-    case 2:                  \
-      what(2);               \
-      break;                 \
-    case 3:                  \
-      what(3);               \
-      break;                 \
-    case 4:                  \
-      what(4);               \
-      break;                 \
-    case 5:                  \
-      what(5);               \
-      break;                 \
-    default:                 \
-      what(6);               \
-  }
+#define MORE_ROWS(what) CASE(5, what) CASE(6, what)
 #else
-#define FOR_ROWS(rows, what) \
-  switch (rows) {            \
-    case 1:                  \
-      what(1);               \
-      break;                 \
-    case 2:                  \
-      what(2);               \
-      break;                 \
-    default:                 \
-      what(3);               \
-  }
+#define MORE_ROWS(what)
 #endif
+#define FOR_ROWS(rows, what) \
+  switch (rows) { CASE(1, what) CASE(2, what) CASE(3, what) CASE(4, what) MORE_ROWS(what) default : break; }
 
 INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
-  for (int64_t row = 0; row < block->rows; row += ROWS) {
-    const int64_t rows = block->rows - row < ROWS ? block->rows - row : ROWS;
+  for (int64_t row = 0, rows; row < block->rows; row += rows) {
+    const int64_t left = block->rows - row, parts = (left + ROWS - 1) / ROWS;
+    rows = (left + parts - 1) / parts; /* about as many each time */
     int32_t low = BLOCK, high = 0;
     for (int64_t r = row; r < row + rows; r++) {
       if (block->low[r] >= block->high[r]) continue;

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npumatmul.device.budget import NO_ROOM
+from npumatmul.nn.attention import MANY
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
@@ -111,7 +112,8 @@ class RecordedBlocks:
         if x.dtype != np.float32 or logs_products() or not all(_is_plain(each, len(blocks)) for each in caches):
             return _by_python(blocks, x, cache, told)
         layouts = tuple([each.layout for each in caches])
-        key = x.shape, cache.counts if isinstance(cache, CacheBatch) else None, settings(), id(blocks), layouts
+        counts = cache.counts if isinstance(cache, CacheBatch) else None
+        key = x.shape, counts, settings(), id(blocks), layouts, _on_npu(blocks, len(x), cache)
         found = self._programs.get(key)
         if found is not None and not found.holds(blocks):
             self._programs.pop(key, None)
@@ -244,6 +246,14 @@ def _is_plain(cache: KVCache, layers: int) -> bool:
     kind, plain = type(cache), KVCache
     is_own = kind.update is plain.update and kind.attend is plain.attend and kind._stored is plain._stored
     return is_own and len(cache.structs) == layers
+
+
+def _on_npu(blocks: Sequence[TransformerBlock], rows: int, cache: KVCache | CacheBatch) -> tuple[bool, ...]:
+    """In which blocks an NPU would multiply queries and keys: a program holds while that is the same."""
+    if rows < MANY or isinstance(cache, CacheBatch):
+        return ()
+    attending = [each.self_attn for each in blocks if each.self_attn is not None]
+    return tuple([each.npu_for(1, rows, cache) is not None for each in attending])
 
 
 def _passed(block: TransformerBlock, x: Float32, cache: KVCache | CacheBatch, layer: int) -> Float32:
