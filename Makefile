@@ -78,7 +78,7 @@ check-readme:
 	$(PYTHON) tools/check_readme.py
 
 check-native:
-	$(PYTHON) tools/c_tests.py plain address thread valgrind
+	$(PYTHON) tools/c_tests.py plain address thread valgrind emulated
 	$(PYTHON) tools/fuzz.py --seconds $(SECONDS)
 
 fuzz:

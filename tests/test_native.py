@@ -23,6 +23,7 @@ NAMES = {
     "plain": sorted(PROGRAMS),
     "address": sorted(PROGRAMS),
     "thread": [name for name, program in PROGRAMS.items() if "pthread_create" in program.file.read_text()],
+    "emulated": c_tests.in_way("emulated"),
 }
 
 
@@ -40,6 +41,7 @@ def test_every_program_is_found() -> None:
 
 @pytest.mark.parametrize(("way", "name"), [(way, name) for way, names in NAMES.items() for name in names])
 def test_c_program(name: str, way: str, workshops: dict[str, c_tests.Workshop]) -> None:
+    c_tests.ensure_installed(way)
     assert c_tests.check(PROGRAMS[name], workshops[way], way) == ""
 
 

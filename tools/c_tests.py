@@ -1,6 +1,7 @@
 """The C test programs: which there are, what each is made of, building and running them.
 
     python3 tools/c_tests.py plain address thread valgrind     every program, in these ways
+    python3 tools/c_tests.py emulated      those that compare instruction sets, with AVX-512 emulated
 
 A program is a ``native/tests/test_*.c``. The lines in its first comment that compile and run it say what it needs: its
 further sources (``simulator/products_*.c``), and, where it is run with ``../build``, a folder with the libraries. One
@@ -45,6 +46,24 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "address": (("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ()),
     "thread": (("-O1", "-g", "-fsanitize=thread"), ()),
     "valgrind": (("-O1", "-g"), ("valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full")),
+    "emulated": (
+        (
+            *("-Og", "-fwrapv", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-Wno-psabi"),
+            f"-I{NATIVE / 'tests' / 'emulated'}",
+        ),
+        (),
+    ),
+}
+#: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, so that
+#: its loops are tested where no processor has it.
+EMULATED = (
+    *("test_attend", "test_checksum", "test_intrinsics", "test_kernels", "test_multiply", "test_pack", "test_products"),
+    "test_transpose",
+)
+#: What the ways need beside a compiler, and the Debian packages that have it.
+NEEDED = {
+    "valgrind": {"valgrind": "valgrind"},
+    "emulated": {"/usr/include/simde/x86/avx512.h": "libsimde-dev"},
 }
 #: Longest time of one program, in seconds: valgrind takes about thirty times as long as the machine.
 TIMEOUT = 900
@@ -68,6 +87,23 @@ class Program:
 def programs() -> dict[str, Program]:
     """Every test program, by its name."""
     return {file.stem: _program(file) for file in sorted((NATIVE / "tests").glob("test_*.c"))}
+
+
+def in_way(way: str) -> list[str]:
+    """The names of the programs that are run in a way on this machine."""
+    return sorted(programs()) if way != "emulated" else list(EMULATED) if can_emulate() else []
+
+
+def can_emulate() -> bool:
+    """Whether AVX-512 can be emulated here: where the processor has AVX2."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and {"avx2", "fma", "f16c", "pclmulqdq"} <= set(info.read_text().split())
+
+
+def ensure_installed(way: str) -> None:
+    """Install what a way needs, or end the program with a message that says what to install."""
+    if in_way(way):
+        packages.ensure(f"checking in the way {way}", NEEDED.get(way, {}))
 
 
 def _program(file: Path) -> Program:
@@ -204,19 +240,19 @@ def main() -> None:
     parser.add_argument("ways", nargs="+", choices=WAYS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    if "valgrind" in options.ways:
-        packages.ensure("checking with valgrind", {"valgrind": "valgrind"})
+    for way in options.ways:
+        ensure_installed(way)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         workshops = {way: Workshop(Path(folder) / way, WAYS[way][0]) for way in options.ways}
         results = [
-            pool.submit(check, program, workshop, way)
+            pool.submit(check, programs()[name], workshop, way)
             for way, workshop in workshops.items()
-            for program in programs().values()
+            for name in in_way(way)
         ]
         problems = [problem for problem in (result.result() for result in results) if problem]
     if problems:
         sys.exit("\n".join(problems))
-    print(f"{len(programs())} programs passed in {len(options.ways)} ways")
+    print(f"{len(results)} programs passed in {len(options.ways)} ways")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FOLDERS = (
     "native/onnx", "native/checks", "examples/c",
 )  # fmt: skip
 #: Tests and the fuzz target are formatted, and watched by sanitizers while they run; their tricks are not analysed.
-ONLY_FORMATTED = ("native/tests", "native/fuzz", "tests")
+ONLY_FORMATTED = ("native/tests", "native/tests/emulated", "native/fuzz", "tests")
 #: What the files need that are compiled for one instruction set.
 SETS = {"avx2": ("-mavx2", "-mfma", "-mf16c")}
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 
 def ensure(what_for: str, programs: dict[str, str]) -> None:
@@ -19,6 +22,14 @@ def ensure(what_for: str, programs: dict[str, str]) -> None:
     programs : dict of str to str
         Names of programs, or absolute paths (also with ``*``) of files, and the Debian packages that have them.
     """
+    if all(map(_present, programs)):
+        return
+    with open(Path(tempfile.gettempdir()) / f"npumatmul-packages-{os.geteuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of several processes need them at once
+        _install(what_for, programs)
+
+
+def _install(what_for: str, programs: dict[str, str]) -> None:
     missing = sorted({package for name, package in programs.items() if not _present(name)})
     if not missing:
         return

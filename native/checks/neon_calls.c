@@ -79,6 +79,7 @@ static void call_finish(const npumm_finish_kernels *finish) {
   CALL("finish gelu_tanh", 4 * N, 4 * N, finish->gelu_tanh(out, N));
   CALL("finish silu", 4 * N, 4 * N, finish->silu(out, N));
   CALL("finish relu2", 4 * N, 4 * N, finish->relu2(out, N));
+  CALL("finish sigmoid", 4 * N, 4 * N, finish->sigmoid(out, N));
   CALL("finish clip", 4 * N, 4 * N, finish->clip(out, N, -1, 1));
   CALL("finish add", 8 * N, 4 * N, finish->add(out, x, N));
   CALL("finish multiply", 8 * N, 4 * N, finish->multiply(out, x, N));

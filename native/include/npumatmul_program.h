@@ -21,11 +21,12 @@ typedef enum {
   NPUMM_OP_LAYER_NORM = 2, /* x, weight, bias or NULL, share, eps */
   NPUMM_OP_ROTATE = 3,     /* x, rotation; from the position of the sequence on */
   NPUMM_OP_GATE = 4,       /* x, function, y or nothing */
-  NPUMM_OP_ADD = 5,        /* x, y, scale */
-  NPUMM_OP_SCALE = 6,      /* x, scale */
+  NPUMM_OP_ADD = 5,        /* x, y, weight (one value), or without it scale */
+  NPUMM_OP_SCALE = 6,      /* x, weight (one value), or without it scale */
   NPUMM_OP_CALL = 7,       /* function of the caller: 0, or NPUMM_INTERRUPTED */
   NPUMM_OP_APPEND = 8,     /* x, y: keys and values of the layer's new tokens; outer are heads, inner tokens */
-  NPUMM_OP_ATTEND = 9      /* x: queries of the layer's new tokens, attention */
+  NPUMM_OP_ATTEND = 9,     /* x: queries of the layer's new tokens, attention */
+  NPUMM_OP_SKIP = 10       /* x: one value. Where it is a nan, as many steps as shape.inner says are left out */
 } npumm_op_kind;
 
 /* One step. What a kind does not name is not looked at. */

@@ -42,7 +42,8 @@ typedef enum {
   NPUMM_GELU = 2,      /* x (1 + erf(x / sqrt 2)) / 2 */
   NPUMM_GELU_TANH = 3, /* x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 */
   NPUMM_SILU = 4,      /* x / (1 + exp(-x)) */
-  NPUMM_RELU2 = 5      /* max(x, 0)^2 */
+  NPUMM_RELU2 = 5,     /* max(x, 0)^2 */
+  NPUMM_SIGMOID = 6    /* 1 / (1 + exp(-x)) */
 } npumm_function;
 
 /* A matrix of the result's shape; adjacent along the columns, row_stride in bytes. */
@@ -54,8 +55,8 @@ typedef struct {
 
 /*
  * What is done to the result, in the order of the fields, in float32; `scale` joins the other scales in float64 before
- * the first rounding. Of the exact function of their float32 argument, GELU is within 6 ulp, GELU_TANH and SILU within
- * 4 (plus 2^-149 where results are subnormal).
+ * the first rounding. Of the exact function of their float32 argument, GELU is within 6 ulp, GELU_TANH, SILU and SIGMOID
+ * within 4 (plus 2^-149 where results are subnormal).
  */
 typedef struct {
   double scale;

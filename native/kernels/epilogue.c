@@ -30,7 +30,7 @@ static int matrix_is_valid(const npumm_matrix *matrix) {
 }
 
 int npumm_epilogue_is_valid(const npumm_epilogue *epilogue) {
-  return epilogue->function >= NPUMM_IDENTITY && epilogue->function <= NPUMM_RELU2 &&
+  return epilogue->function >= NPUMM_IDENTITY && epilogue->function <= NPUMM_SIGMOID &&
          matrix_is_valid(&epilogue->multiply) && matrix_is_valid(&epilogue->residual);
 }
 
@@ -67,6 +67,9 @@ void npumm_function_apply(npumm_function function, float *values, int64_t n) {
       break;
     case NPUMM_RELU2:
       kernels->relu2(values, n);
+      break;
+    case NPUMM_SIGMOID:
+      kernels->sigmoid(values, n);
       break;
   }
 }

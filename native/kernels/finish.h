@@ -18,6 +18,7 @@ typedef struct {
   void (*gelu_tanh)(float *values, int64_t n);
   void (*silu)(float *values, int64_t n);
   void (*relu2)(float *values, int64_t n);
+  void (*sigmoid)(float *values, int64_t n);
   void (*clip)(float *values, int64_t n, float low, float high);
   void (*add)(float *values, const float *other, int64_t n);
   void (*multiply)(float *values, const float *other, int64_t n);

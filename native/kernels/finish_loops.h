@@ -120,6 +120,16 @@ static inline float silu_of(float value) {
   return logistic_product(x, exp_of(-magnitude_to(x, 110.0f), 0.0f));
 }
 
+/* A nan stays one: it is no factor of what is computed here. */
+static inline float sigmoid_of(float x) {
+  const uint32_t below = mask_of_sign(x);
+  const exponential e = exp_of(-magnitude_to(x, 110.0f), 0.0f);
+  const float quotient = choose(below, e.p, 1.0f) / (1.0f + e.p * e.first * e.second);
+  const float share = quotient * choose(below, e.first, 1.0f) * choose(below, e.second, 1.0f);
+  const uint32_t is_nan = (uint32_t)((0x7f800000 - (int32_t)(bits_of(x) & 0x7fffffffu)) >> 31);
+  return choose(is_nan, x, share);
+}
+
 static inline float half_to_float(uint16_t half) {
   const uint32_t sign = (uint32_t)(half & 0x8000u) << 16, magnitude = (uint32_t)(half & 0x7fffu) << 13;
   const float scaled = float_of(magnitude) * 0x1p112f; /* moves the exponent, and makes subnormals normal */
@@ -173,6 +183,10 @@ static void relu2(float *values, int64_t n) {
   }
 }
 
+static void sigmoid(float *values, int64_t n) {
+  for (int64_t i = 0; i < n; i++) values[i] = sigmoid_of(values[i]);
+}
+
 static void clip(float *values, int64_t n, float low, float high) {
   for (int64_t i = 0; i < n; i++) {
     const float raised = values[i] < low ? low : values[i];
@@ -200,6 +214,6 @@ static void to_bf16(const float *src, int64_t n, uint16_t *dst) {
   for (int64_t i = 0; i < n; i++) dst[i] = float_to_bf16(src[i]);
 }
 
-const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu,   gelu,
-                                             gelu_tanh,   silu,        relu2,         clip,   add,
-                                             multiply,    from_f16,    from_bf16,     to_bf16};
+const npumm_finish_kernels FINISH_KERNELS = {FINISH_NAME, scale_int32, scale_float32, relu,      gelu,
+                                             gelu_tanh,   silu,        relu2,         sigmoid,   clip,
+                                             add,         multiply,    from_f16,      from_bf16, to_bf16};

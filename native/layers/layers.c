@@ -85,7 +85,7 @@ int npumm_rotate(const npumm_rows_shape *shape, const npumm_rows_part *part, con
 int npumm_gate(const npumm_rows_shape *shape, const npumm_rows_part *part, const npumm_rows_from *x,
                npumm_function function, const npumm_rows_from *up, const npumm_rows_to *out) {
   if (!rows_are_valid(shape, part) || !from_is_valid(x) || !to_is_valid(out)) return NPUMM_BAD_ARGUMENT;
-  if (function < NPUMM_IDENTITY || function > NPUMM_RELU2 || (up && !from_is_valid(up))) return NPUMM_BAD_ARGUMENT;
+  if (function < NPUMM_IDENTITY || function > NPUMM_SIGMOID || (up && !from_is_valid(up))) return NPUMM_BAD_ARGUMENT;
   enum { PIECE = 1024 }; /* values that stay in the nearest cache between the passes */
   for (int64_t r = part->first; r < part->stop; r++) {
     const float *row = row_from(x, shape, r), *other = up ? row_from(up, shape, r) : NULL;

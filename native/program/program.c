@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "npumatmul_program.h"
 
+#include <math.h>
 #include <stddef.h>
 #include <time.h>
 
@@ -40,9 +41,9 @@ static int run_rows(const npumm_op *op, const npumm_rows_part *part, int64_t pos
     case NPUMM_OP_GATE:
       return npumm_gate(&op->shape, part, &op->x, op->function, y, &op->out);
     case NPUMM_OP_ADD:
-      return npumm_add_rows(&op->shape, part, &op->x, y, op->scale, &op->out);
+      return npumm_add_rows(&op->shape, part, &op->x, y, op->weight ? *op->weight : op->scale, &op->out);
     case NPUMM_OP_SCALE:
-      return npumm_scale_rows(&op->shape, part, &op->x, op->scale, &op->out);
+      return npumm_scale_rows(&op->shape, part, &op->x, op->weight ? *op->weight : op->scale, &op->out);
     default:
       return NPUMM_BAD_ARGUMENT;
   }
@@ -150,6 +151,13 @@ static int run_op(npumm_executor *executor, npumm_op *op, const npumm_run *run, 
   return code ? fail(report, NPUMM_STEP_ARGUMENTS, code) : 0;
 }
 
+/* How many of the following steps, of which there are at most so many, are left out; negative where it is not valid. */
+static int64_t left_out(const npumm_op *op, int64_t most) {
+  const float *value = op->x.data;
+  if (!value || (uintptr_t)value % sizeof *value || op->shape.inner < 0 || op->shape.inner > most) return -1;
+  return isnan(*value) ? op->shape.inner : 0;
+}
+
 int npumm_program_run(npumm_executor *executor, npumm_op *ops, npumm_run *run, npumm_report *report) {
   if (!report) return NPUMM_BAD_ARGUMENT;
   if (!ops || !run || run->first < 0 || run->threads < 1) return fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
@@ -167,7 +175,14 @@ int npumm_program_run(npumm_executor *executor, npumm_op *ops, npumm_run *run, n
         }
       }
     }
-    code = run_op(executor, &ops[run->first], run, report);
+    npumm_op *op = &ops[run->first];
+    if (op->kind == NPUMM_OP_SKIP) {
+      const int64_t steps = left_out(op, run->stop - run->first - 1);
+      if (steps < 0) code = fail(report, NPUMM_STEP_ARGUMENTS, NPUMM_BAD_ARGUMENT);
+      run->first += steps > 0 ? steps : 0;
+    } else {
+      code = run_op(executor, op, run, report);
+    }
     if (code) break;
   }
   npumm_profile_end(profiled, NPUMM_SPAN_PROGRAM, 0, -1, 0, 0);

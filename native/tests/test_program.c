@@ -4,6 +4,7 @@
  * gcc -std=c17 -Inative/include -Inative/kernels native/tests/test_program.c native/program/[a-z]*.c
  * native/executor/[a-z]*.c native/layers/[a-z]*.c native/kernels/[a-z]*.c -lm -lpthread
  */
+#include <math.h>
 #include <stddef.h>
 #include <stdio.h>
 
@@ -132,6 +133,42 @@ static void threads_share_rows(npumm_executor *executor) {
   free(out);
 }
 
+/* A product, then its double, twice: left out where a value is a nan, and counted as another value says. */
+static void steps_are_left_out(npumm_executor *executor) {
+  npumm_op ops[STEPS];
+  npumm_call call;
+  npumm_report report = {0};
+  make(ops, &call);
+  const npumm_op skip = {.kind = NPUMM_OP_SKIP, .shape = {.inner = 1}};
+  float chosen[2], factor = 3;
+  npumm_op six[] = {ops[0], ops[1], skip, ops[2], skip, ops[3]};
+  six[2].x.data = &chosen[0], six[4].x.data = &chosen[1];
+  six[3].weight = &factor;
+  for (int which = 0; which < 4; which++) {
+    chosen[0] = which & 1 ? NAN : 0.0f, chosen[1] = which & 2 ? NAN : -1.0f;
+    memset(added, 0, sizeof added);
+    called = answer = 0;
+    npumm_run run = {.stop = 6, .threads = 1};
+    HOLDS(npumm_program_run(executor, six, &run, &report) == 0 && run.first == 6 && called == !(which & 2));
+    HOLDS((double)added[1][2] == (which & 1 ? 0 : 5 * expected(&product, 1, 2)));
+  }
+  npumm_op scale = ops[1];
+  scale.weight = &factor;
+  HOLDS(npumm_op_run(&scale, 0) == 0 && (double)doubled[3][1] == 3 * expected(&product, 3, 1));
+  chosen[1] = NAN;
+  for (int64_t inner = -1; inner <= 2; inner += 3) { /* as many steps as there are not */
+    six[4].shape.inner = inner;
+    npumm_run run = {.first = 4, .stop = 6, .threads = 1};
+    HOLDS(npumm_program_run(executor, six, &run, &report) == NPUMM_BAD_ARGUMENT && run.first == 4);
+  }
+  six[4].shape.inner = 1, six[4].x.data = NULL;
+  npumm_run run = {.first = 4, .stop = 6, .threads = 1};
+  HOLDS(npumm_program_run(executor, six, &run, &report) == NPUMM_BAD_ARGUMENT);
+  six[4].x.data = (const float *)(const void *)((const char *)chosen + 1);
+  HOLDS(npumm_program_run(executor, six, &run, &report) == NPUMM_BAD_ARGUMENT);
+  HOLDS(npumm_op_run(&six[2], 0) == NPUMM_BAD_ARGUMENT);
+}
+
 static void mistakes_are_refused(npumm_executor *executor) {
   npumm_op ops[STEPS];
   npumm_call call;
@@ -170,6 +207,7 @@ int main(void) {
   failures_are_run_again(executor);
   callers_may_end_it(executor);
   threads_share_rows(executor);
+  steps_are_left_out(executor);
   mistakes_are_refused(executor);
   npumm_executor_destroy(executor);
   take_down(&product);

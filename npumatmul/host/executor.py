@@ -77,6 +77,7 @@ class Function(IntEnum):
     GELU_TANH = 3
     SILU = 4
     RELU2 = 5
+    SIGMOID = 6
 
 
 class Step(IntEnum):

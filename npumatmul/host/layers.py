@@ -29,12 +29,14 @@ __all__ = [
     "RowsAt",
     "RowsShape",
     "add",
+    "add_to",
     "gate",
     "kth_largest",
     "layer_norm",
     "rms_norm",
     "rotate",
     "scale",
+    "scale_by",
 ]
 
 Float32 = NDArray[np.float32]
@@ -55,6 +57,7 @@ class Kind(IntEnum):
     CALL = 7
     APPEND = 8
     ATTEND = 9
+    SKIP = 10
 
 
 class RowsShape(C.Structure):
@@ -335,6 +338,32 @@ def add(x: Float32, y: Float32, factor: float = 1.0) -> Float32:
     return out if RECORDER.get() is None else _told(Op(kind=Kind.ADD, scale=factor), x, y, out)
 
 
+def add_to(total: Float32, y: Float32, factor: Float32 | None, is_added: bool = True) -> None:
+    """``total += y * factor``, by what stands in an array of one value whenever it is done.
+
+    Parameters
+    ----------
+    total, y : ndarray of float32, shape (..., D)
+    factor : ndarray of float32, shape (1,), optional
+    is_added : bool
+        Whether it is done now; if not, a recorder is told of it all the same.
+
+    Examples
+    --------
+    >>> total = np.ones((1, 2), np.float32)
+    >>> add_to(total, np.full((1, 2), 4, np.float32), np.array([0.5], np.float32))
+    >>> total
+    array([[3., 3.]], dtype=float32)
+    """
+    if is_added:
+        total += y if factor is None else y * factor[0]
+    recorder = RECORDER.get()
+    if recorder is not None:
+        op = Op(kind=Kind.ADD, scale=1.0)
+        reads = _place(op, total, y, total)
+        recorder.step(op, reads if factor is None else [*reads, ("weight", factor)], total, None)
+
+
 @lru_cache(maxsize=1)
 def _kth_largest() -> Any:
     function = kernels.library().npumm_kth_largest
@@ -386,3 +415,31 @@ def scale(x: Float32, factor: float, out: Float32 | None = None) -> Float32:
     """
     out = np.multiply(x, np.float32(factor), out=out)
     return out if RECORDER.get() is None else _told(Op(kind=Kind.SCALE, scale=factor), x, None, out)
+
+
+def scale_by(x: Float32, factor: NDArray[Any]) -> Float32:
+    """``x * factor``, by what stands in an array of one value whenever it is done.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (..., D)
+    factor : ndarray of float, shape (1,)
+
+    Returns
+    -------
+    ndarray of float32, shape (..., D)
+        A new array.
+
+    Examples
+    --------
+    >>> scale_by(np.ones((1, 2), np.float32), np.array([0.5], np.float32))
+    array([[0.5, 0.5]], dtype=float32)
+    """
+    out: Float32 = x * np.float32(factor[0])
+    recorder = RECORDER.get()
+    if recorder is not None:
+        if factor.dtype != _F32 or not factor.flags.aligned:
+            recorder.refuse("what rows are multiplied by is no float32")
+        op = Op(kind=Kind.SCALE, weight=address_of(factor))
+        recorder.step(op, _place(op, x, None, out), out, factor)
+    return out

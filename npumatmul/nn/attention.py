@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from npumatmul.device.device import Device
 from npumatmul.errors import ModelError
+from npumatmul.host import layers
+from npumatmul.host.executor import Function
 from npumatmul.host.layers import rms_norm
 from npumatmul.nn.attend import Mask, check_softcap, options, scaled_dot_product_attention
 from npumatmul.nn.cache import KVCache
@@ -211,8 +213,7 @@ class Attention(Module):
     @property
     def recordable(self) -> bool:
         """Unless numpy computes something between the projections, or one of its parts does more than a step."""
-        plain = self._gate is None and self._growth is None
-        return plain and all(each.recordable for _, each in self.children())
+        return self._growth is None and all(each.recordable for _, each in self.children())
 
     @property
     def window(self) -> int | None:
@@ -389,8 +390,8 @@ class Attention(Module):
             )  # fmt: skip
         y = y.swapaxes(1, 2)
         if gate is not None:
-            with np.errstate(over="ignore"):  # exp of a large number is inf, and 1 / inf the 0 that is wanted
-                y = (y / (1 + np.exp(-gate.astype(np.float32)))).astype(y.dtype, copy=False)
+            shares, given = (each.astype(np.float32, copy=False) for each in (gate, y))
+            y = rounded_to(layers.gate(shares, Function.SIGMOID, given), y.dtype)
         attended: NDArray[Any] = y.reshape(*lead, self._heads * dim)
         return attended
 

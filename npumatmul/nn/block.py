@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npumatmul.host.layers import RECORDER, add, scale
+from npumatmul.host.layers import add, scale_by
 from npumatmul.nn.attend import Mask
 from npumatmul.nn.attention import Attention
 from npumatmul.nn.cache import KVCache
@@ -202,10 +202,7 @@ class TransformerBlock(Module):
         assert scalar is not None
         if x.dtype != np.float32:
             return x * scalar
-        recorder = RECORDER.get()
-        if recorder is not None:
-            return recorder.called(lambda x, _: scale(x, float(scalar[0])), x, None)
-        return scale(x, float(scalar[0]))
+        return scale_by(x, scalar)
 
     def _with_beside(self, x: Any, beside: NDArray[Any] | None) -> Any:
         """The sum with what comes of a row beside each token: a new array."""

@@ -66,6 +66,8 @@ class KVCache:
         positions of their own.
     windows : tuple of int or None
         Of each layer.
+    followed : bool
+        Whether a layer looks at keys and values of another.
     limit : int or None
     structs : ctypes array of KvLayer
         Where keys and values of each layer stand, for C (`native/include/npumatmul_attention.h`). It stays the same
@@ -133,6 +135,7 @@ class KVCache:
         self._rows = tuple((batch, *each) for each in zip(heads, dims, strict=True))
         self._follows = (None,) * layers if follows is None else tuple(follows)
         self._sources = frozenset(self._follows)
+        self.followed = self._sources != frozenset({None})
         self._states = tuple(None if each is None else check_shapes(each, "KVCache") for each in given)
         self._check_follows()
         self.structs = structs_of(layers)
@@ -155,7 +158,7 @@ class KVCache:
         """Forget all tokens, and give their memory back."""
         self.offset = 0
         #: Layers that others follow and that were given the tokens of this run.
-        self._given: set[int] = set()
+        self._given: set[int | None] = set()
         self._layers: list[LayerRows | LayerState | LayerShared] = [self._made(i) for i in range(len(self._rows))]
         self._tell()
 
@@ -314,6 +317,16 @@ class KVCache:
             layer = self._layers[i]
             if type(layer) is LayerRows:
                 layer.make_room(self.offset, count)
+
+    def stored(self, layers: Iterable[int] | None) -> None:
+        """Say whose keys and values others store where `structs` says, so that layers which follow these find them.
+
+        Parameters
+        ----------
+        layers : iterable of int, or None
+            None: all layers have their tokens.
+        """
+        self._given = set() if layers is None else self._given | self._sources.intersection(layers)
 
     def shared(self, layer: int, count: int) -> tuple[Any, Any]:
         """Keys and values that a layer looks at which has none of its own.

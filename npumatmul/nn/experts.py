@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npumatmul.device.device import Device
+from npumatmul.host.layers import RECORDER, add_to
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.mlp import MLP, ActivationName
 from npumatmul.nn.module import LoadResult, Module, check_number, check_size, float32_of, initial, rounded_to
@@ -21,6 +22,8 @@ __all__ = ["MixtureOfExperts", "Router"]
 
 #: Rows of a step of several sequences, at most.
 _FEW = 64
+#: Experts of a layer that programs have steps of, at most: each of them takes memory for its own.
+_MOST = 64
 #: Added to sums of sigmoids before weights are divided by them, as LFM2 does it.
 _LEAST = np.float32(1e-6)
 
@@ -229,6 +232,12 @@ class MixtureOfExperts(Module):
     def __repr__(self) -> str:
         return f"MixtureOfExperts({len(self.experts)} of {self.experts[0]!r}, {self.gate!r})"
 
+    @property
+    def recordable(self) -> bool:
+        """Where experts are few and steps alone: those that a token does not pass are left out when steps run again."""
+        parts = self.experts if self.shared_expert is None else [*self.experts, self.shared_expert]
+        return len(self.experts) <= _MOST and all(each.recordable for each in parts)
+
     def load_state_dict(
         self, mapping: Mapping[str, Any], strict: bool = True, *, prefix: str = "", pack: Pack | None = None
     ) -> LoadResult:
@@ -256,6 +265,10 @@ class MixtureOfExperts(Module):
         if x.shape[-1:] != (self._hidden,):
             raise ValueError(f"MixtureOfExperts takes (..., {self._hidden}); the input has shape {x.shape}")
         rows = np.ascontiguousarray(float32_of(x, "MixtureOfExperts").reshape(-1, self._hidden))
+        recorder = RECORDER.get()
+        if recorder is not None and self.recordable:
+            y = self._recorded(rows, recorder) if len(rows) == 1 else recorder.called(lambda x, _: self(x), rows, None)
+            return rounded_to(y, x.dtype).reshape(x.shape)
         y = np.zeros_like(rows)
         if len(rows):
             chosen, weights = self.choice(rows)
@@ -266,6 +279,29 @@ class MixtureOfExperts(Module):
                 shared = self.shared_expert(rows)
                 y += shared if self.shared_expert_gate is None else shared * self.shared_expert_gate(rows)
         return rounded_to(y, x.dtype).reshape(x.shape)
+
+    def _recorded(self, rows: Float32, recorder: Any) -> Float32:
+        """One row, for a recorder: the choice is a call, and steps of all experts depend on it."""
+        count = len(self.experts)
+        made: Float32 = recorder.called(lambda x, _: self._chosen(x), rows, None)
+        y = made[:, 2 * count :]
+        for number, expert in enumerate(self.experts):
+            chosen, weight = made[0, number : number + 1], made[0, count + number : count + number + 1]
+            with recorder.unless_nan(chosen):
+                add_to(y, expert(rows), weight, not np.isnan(chosen[0]))
+        if self.shared_expert is not None:
+            shared, gate = self.shared_expert(rows), self.shared_expert_gate
+            add_to(y, shared, None if gate is None else recorder.called(lambda x, _: gate(x), rows, None)[0])
+        return y
+
+    def _chosen(self, row: Float32) -> Float32:
+        """Of each expert 0 if a row passes it, else nan; how much it counts; and zeros, to which results are added."""
+        count = len(self.experts)
+        made = np.zeros((1, 2 * count + self._hidden), np.float32)
+        made[:, :count] = np.nan
+        chosen, weights = self.choice(row)
+        made[0, chosen[0]], made[0, count + chosen[0]] = 0, weights[0]
+        return made
 
     def choice(self, rows: Float32) -> tuple[NDArray[np.int64], Float32]:
         """Which experts rows ``(T, hidden_size)`` pass, and how much each counts, as `Router` gives it."""

@@ -19,6 +19,7 @@ from npumatmul.device.memory import Memory
 from npumatmul.device.session import Session
 from npumatmul.errors import NpuError, RknnError
 from npumatmul.host import kernels
+from npumatmul.host.arrays import address_of
 from npumatmul.host.epilogue import Epilogue, PlacedEpilogue
 from npumatmul.host.executor import Call, Executor, Report, Sequence, StepsRun
 from npumatmul.host.layers import CALLBACK, Kind, Op
@@ -49,11 +50,14 @@ class RecordedBlock:
     entries : list of Entry
     begins, ends : Buffer
         Where the array stood that they began with, and where their result.
+    beside : Buffer, optional
+        What they are given besides.
     """
 
     entries: list[Entry]
     begins: Buffer
     ends: Buffer
+    beside: Buffer | None = None
 
     @classmethod
     def of(cls, recorder: Recorder, result: Float32) -> RecordedBlock | None:
@@ -63,7 +67,13 @@ class RecordedBlock:
             recorder.refuse("the result stands where the computation began")
         if recorder.refused is not None or ends is None:
             return None
-        return cls(recorder.entries, recorder.begins_with, ends)
+        return cls(recorder.entries, recorder.begins_with, ends, recorder.begins_beside)
+
+    @property
+    def can_end(self) -> bool:
+        """Whether its result can stand in an array of its own: one product writes it, and nothing reads it."""
+        uses = [entry for entry in self.entries if any(buffer is self.ends for _, buffer, _ in entry.places)]
+        return len(uses) == 1 and uses[0] is self.entries[-1] and uses[0].program is not None
 
 
 Blocks = abc.Sequence[RecordedBlock]
@@ -78,6 +88,8 @@ class RecordedProgram(Runs):
         Of rows of one shape. Their products are with weights of one device.
     sequences : int
         Texts that the rows are of.
+    apart : bool
+        Whether the last block's result, of another shape, is written to a new array of each run.
 
     Attributes
     ----------
@@ -86,7 +98,7 @@ class RecordedProgram(Runs):
         Of what it begins with.
     """
 
-    def __init__(self, blocks: Blocks, sequences: int = 1) -> None:
+    def __init__(self, blocks: Blocks, sequences: int = 1, *, apart: bool = False) -> None:
         entries = [entry for block in blocks for entry in block.entries]
         self._programs = [entry.program for entry in entries if entry.program is not None]
         weights = dict.fromkeys(program.weight for program in self._programs)
@@ -103,7 +115,7 @@ class RecordedProgram(Runs):
         self._last_bound: BoundProgram | None = None
         #: The run that goes on, by weak reference.
         self._held: dict[None, weakref.ref[_Run]] = {}
-        self._arena = _Arena(blocks)
+        self._arena = _Arena(blocks, apart)
         self.shape = blocks[0].begins.array.shape  # the array itself
         self.blocks = len(blocks)
         self._ends = np.cumsum([0, *(len(block.entries) for block in blocks)]).tolist()
@@ -113,6 +125,14 @@ class RecordedProgram(Runs):
         self._calls: list[tuple[Any, PlacedEpilogue | None]] = []
         for op, entry, place in zip(self._ops, entries, self._arena.places, strict=True):
             self._prepare(op, entry, place)
+        #: The call whose result is that of a run, and the shape of that.
+        self._ending: tuple[Call, tuple[int, ...]] | None = None
+        if apart:
+            assert blocks[-1].can_end
+            assert entries[-1].program is not None
+            self._ending = self._calls[-1][0], entries[-1].program.result_shape
+        #: Layers of caches whose keys and values steps store.
+        self._stores = frozenset(int(entry.op.layer) for entry in entries if entry.op.kind == Kind.APPEND)
         threads = max(1, min(fast_processors(), 8))
         self._sequences = (Sequence * sequences)()
         self._run = StepsRun(self._sequences, sequences, threads=threads)
@@ -121,7 +141,10 @@ class RecordedProgram(Runs):
         """A step, in the arena."""
         C.pointer(op)[0] = entry.op
         for name, address in place.items():
-            getattr(op, name).data = address
+            if name == "weight":
+                op.weight = address
+            else:
+                getattr(op, name).data = address
         if entry.program is not None:
             call = entry.program.plain_call()
             after = None
@@ -155,6 +178,7 @@ class RecordedProgram(Runs):
         given: object,
         first: int = 0,
         stop: int | None = None,
+        beside: Float32 | None = None,
     ) -> Float32 | None:
         """Run blocks.
 
@@ -170,6 +194,8 @@ class RecordedProgram(Runs):
             For calls of Python, which may change what it likes.
         first, stop : int
             Which blocks; all by default.
+        beside : ndarray of float32, shape (blocks, ...), optional
+            What each block is given besides.
 
         Returns
         -------
@@ -195,14 +221,26 @@ class RecordedProgram(Runs):
                 sequence.layers, sequence.layer_count = C.addressof(cache.structs), len(cache.structs)
             run.first, run.stop = self._ends[first], self._ends[stop]
             self._x[first % 2][...] = x
+            if beside is not None:
+                for place, own in zip(self._arena.beside[first:stop], beside[first:stop], strict=True):
+                    place[...] = own
             self._given.given = given
+            ended: Float32 | None = None
+            if self._ending is not None and stop == self.blocks:
+                ended = np.empty(self._ending[1], np.float32)
+                self._ending[0].out = address_of(ended)
+            for cache in caches:
+                if cache.followed:
+                    cache.stored(self._stores)
             while True:
                 try:
-                    self.run(self._started, None, None)
+                    self.run(self._started, None, ended)
                     break
                 except NoRoomError:  # which comes to each layer once in many tokens
                     for cache, count in zip(caches, counts, strict=True):
                         cache.make_room(count)
+            if ended is not None:
+                return ended
             made: Float32 = self._x[stop % 2].copy()  # while nobody else can run
             return made
         finally:
@@ -294,19 +332,30 @@ class _Arena:
     ----------
     places : list of dict
         Of each step the addresses of its fields.
+    beside : list of ndarray
+        Of each block that is given something besides, where it finds that.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
-        widest = max(_padded(each.stop - each.start) for block in blocks for each in (block.begins, block.ends))
+    def __init__(self, blocks: Blocks, apart: bool = False) -> None:
+        passed = [each for block in blocks for each in (block.begins, block.ends)]
+        widest = max(_padded(each.stop - each.start) for each in (passed[:-1] if apart else passed))
         laid = [_laid_out(block) for block in blocks]
-        self._memory = np.zeros(2 * widest + max(size for _, size in laid) + _LINE, np.uint8)
+        inner = 2 * widest + max(size for _, size in laid)
+        besides = [block.beside for block in blocks if block.beside is not None]
+        nbytes = [_padded(each.stop - each.start) for each in besides]
+        self._memory = np.zeros(inner + sum(nbytes) + _LINE, np.uint8)
         self._start = int(self._memory.ctypes.data) + -int(self._memory.ctypes.data) % _LINE
         self._widest = widest
         self.places: list[dict[str, int]] = []
+        own = {each: self._start + inner + sum(nbytes[:i]) for i, each in enumerate(besides)}
+        self.beside = [self.array(at, each.array.shape) for each, at in own.items()]
         for number, (block, (offsets, _)) in enumerate(zip(blocks, laid, strict=True)):
             at = {buffer: self._start + 2 * widest + offset for buffer, offset in offsets.items()}
             at[block.begins] = self._start + number % 2 * widest
-            at[block.ends] = self._start + (number + 1) % 2 * widest
+            is_apart = apart and number == len(blocks) - 1
+            at[block.ends] = 0 if is_apart else self._start + (number + 1) % 2 * widest
+            if block.beside is not None:
+                at[block.beside] = own[block.beside]
             for entry in block.entries:
                 self.places.append({name: at[buffer] + offset for name, buffer, offset in entry.places})
 
@@ -331,7 +380,8 @@ def _padded(nbytes: int) -> int:
 
 def _laid_out(block: RecordedBlock) -> tuple[dict[Buffer, int], int]:
     """Where the buffers of a block stand that are needed within it only, and how much that takes."""
-    inner = {buffer for entry in block.entries for _, buffer, _ in entry.places} - {block.begins, block.ends}
+    inner = {buffer for entry in block.entries for _, buffer, _ in entry.places}
+    inner -= {block.begins, block.ends, block.beside}
     placed: list[tuple[int, int, Buffer]] = []  # at work: start, end, which
     offsets: dict[Buffer, int] = {}
     size = 0

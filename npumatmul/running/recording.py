@@ -90,6 +90,8 @@ class Recorder:
     ----------
     x : ndarray of float32
         What the computation begins with.
+    beside : ndarray of float32, optional
+        What it is given besides.
 
     Attributes
     ----------
@@ -101,6 +103,7 @@ class Recorder:
     """
 
     x: Float32
+    beside: Float32 | None = None
     entries: list[Entry] = field(default_factory=list)
     sequence: int = 0
     refused: str | None = None
@@ -108,9 +111,12 @@ class Recorder:
     _starts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not self.x.flags.c_contiguous or self.x.dtype != np.float32:
-            self.refuse("what it begins with does not stand in one piece")
-        self._know(self.x, -1)
+        for each in (self.x, self.beside):
+            if each is None:
+                continue
+            if not each.flags.c_contiguous or each.dtype != np.float32:
+                self.refuse("what it begins with does not stand in one piece")
+            self._know(each, -1)
 
     @property
     def begins_with(self) -> Buffer:
@@ -118,6 +124,12 @@ class Recorder:
         found = self._find(self.x)
         assert found is not None
         return found[0]
+
+    @property
+    def begins_beside(self) -> Buffer | None:
+        """Where it finds what it is given besides."""
+        found = None if self.beside is None else self._find(self.beside)
+        return None if found is None else found[0]
 
     def refuse(self, why: str) -> None:
         """What is going on cannot be run again."""
@@ -209,6 +221,22 @@ class Recorder:
         self._note(Entry(Op(kind=Kind.CALL), [], call=call, arrays=(x, out)), [("x", x)], out)
         return out
 
+    @contextmanager
+    def unless_nan(self, value: Float32) -> Iterator[None]:
+        """Steps within a ``with`` block are left out by programs where a value is a nan.
+
+        They write nothing that is read behind the block, but for what was written before, too.
+
+        Parameters
+        ----------
+        value : ndarray of float32, shape (1,)
+        """
+        entry = Entry(Op(kind=Kind.SKIP), [])
+        self._note(entry, [("x", value)], None)
+        begun = len(self.entries)
+        yield
+        entry.op.shape.inner = len(self.entries) - begun
+
     def _note(self, entry: Entry, reads: Sequence[tuple[str, NDArray[Any]]], out: NDArray[Any] | None) -> None:
         if self.refused is not None:
             return
@@ -280,9 +308,9 @@ def _extent(array: NDArray[Any]) -> tuple[int, int]:
 
 
 @contextmanager
-def recording(x: Float32) -> Iterator[Recorder]:
-    """Record what this thread computes of `x` within a ``with`` block."""
-    recorder = Recorder(x)
+def recording(x: Float32, beside: Float32 | None = None) -> Iterator[Recorder]:
+    """Record what this thread computes of `x`, and of something beside it, within a ``with`` block."""
+    recorder = Recorder(x, beside)
     token = RECORDER.set(recorder)
     try:
         yield recorder

@@ -23,14 +23,14 @@ from npumatmul.llm.models.body import Body, Ropes, linears_of, with_linears, wit
 from npumatmul.llm.models.cache import ContextFullError, KVCache
 from npumatmul.llm.models.decoder_config import BLOCK_LAYERS, DecoderConfig
 from npumatmul.llm.models.embedded import EmbeddedRows, Placing
-from npumatmul.llm.models.recorded import RecordedBlocks
+from npumatmul.llm.models.recorded import Ending, RecordedBlocks
 from npumatmul.nn import cache as nn_cache
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache_batch import CacheBatch
 from npumatmul.nn.expert_names import unstacked
 from npumatmul.nn.linear import Linear, LinearGroup
 from npumatmul.nn.module import LoadResult, Module
-from npumatmul.nn.product import Float32, Pack, Product
+from npumatmul.nn.product import Float32, Pack, PackedProduct, Product
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
@@ -286,9 +286,9 @@ class Decoder(Module):
             If there are no tokens, or one is not in the vocabulary.
         """
         ids = self._checked(tokens, cache, embeddings)
-        wanted = len(ids)
+        wanted = len(ids) if all_logits else 1
         cache.settle()
-        is_long = self._is_long(cache.length + wanted)
+        is_long = self._is_long(cache.length + len(ids))
         if cache.is_long != is_long:
             before = np.array(cache.tokens, np.int64)
             lost = [each for each in before[before < 0].tolist() if embeddings is None or each not in embeddings]
@@ -305,17 +305,19 @@ class Decoder(Module):
             placing = None if embeddings is None else embeddings.placing(chunk, cache)
             if embeddings is None or placing is None:
                 x = self.embed(chunk)
-                hidden = self.run_blocks(x, cache, total, told, beside=self.layer_inputs(chunk, x))
-                cache.extend(chunk.tolist())
+                beside = self.layer_inputs(chunk, x)
             else:
-                x = self.embed(np.maximum(chunk, 0))
+                x, beside = self.embed(np.maximum(chunk, 0)), None
                 embeddings.put(chunk, x)
-                hidden = self.run_blocks(x, cache, total, told, placing)
-                cache.extend(chunk.tolist(), placing.stretches)
-            unasked = max(0, len(ids) - wanted - start)  # of a part that is computed anew
-            if all_logits and unasked < len(chunk):
-                rows.append(self.logits(hidden[unasked:]))
-        return np.concatenate(rows) if all_logits else self.logits(hidden[-1:])[0]
+            end = len(chunk)
+            first = min(max(0, len(ids) - wanted - start), end)
+            if first < end:
+                rows.append(self.run_to_logits(x, cache, total, ((first, end),), told, placing, beside=beside))
+            else:
+                self.run_blocks(x, cache, total, told, placing, beside=beside)
+            cache.extend(chunk.tolist(), () if placing is None else placing.stretches)
+        made: Float32 = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return made if all_logits else made[0]
 
     def states(self, tokens: Sequence[int] | NDArray[np.int64]) -> Float32:
         """Compute the last states of a text: what enters the output matrix.
@@ -428,8 +430,8 @@ class Decoder(Module):
             What leaves the last block, a new array.
         """
         blocks = self._blocks(self._is_long(total))
-        if placing is None and beside is None and x.ndim == 2:
-            return self._recorded.run(blocks, x, cache, progress)
+        if placing is None and x.ndim == 2:
+            return self._recorded.run(blocks, x, cache, progress, beside)
         for layer, block in enumerate(blocks):
             x = block(
                 x,
@@ -443,6 +445,46 @@ class Decoder(Module):
             if progress is not None:
                 progress(layer + 1)
         return x
+
+    def run_to_logits(
+        self,
+        x: Float32,
+        cache: nn_cache.KVCache | CacheBatch,
+        total: int,
+        rows: tuple[tuple[int, int], ...],
+        progress: Callable[[int], object] | None = None,
+        placing: Placing | None = None,
+        *,
+        beside: Float32 | None = None,
+    ) -> Float32:
+        """Run tokens through all blocks, and turn what leaves the last one into logits.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (T, hidden)
+        cache, total, progress, placing, beside
+            As for `run_blocks`.
+        rows : tuple of (int, int)
+            After which tokens logits are wanted: ranges of them, the first and the one behind the last.
+
+        Returns
+        -------
+        ndarray of float32, shape (R, vocab)
+            Logits of the next token after each, a new array.
+        """
+        kind, own = type(self), vars(self)
+        is_plain = (
+            kind.logits is Decoder.logits
+            and kind.entering_head is Decoder.entering_head
+            and kind.run_blocks is Decoder.run_blocks
+            and not ("logits" in own or "entering_head" in own or "run_blocks" in own)
+        )
+        ending = Ending(self.model.norm, self.lm_head, rows)
+        if not is_plain or placing is not None:
+            hidden = self.run_blocks(x, cache, total, progress, placing, beside=beside)
+            return self.logits(ending.wanted(hidden))
+        blocks = self._blocks(self._is_long(total))
+        return self._finished(self._recorded.run(blocks, x, cache, progress, beside, ending))
 
     def run_block(self, layer: int, x: Float32, cache: KVCache) -> Float32:
         """Run tokens through one block.
@@ -521,7 +563,12 @@ class Decoder(Module):
         ndarray of float32, shape (..., vocab)
             Logits of the next token after each, a new array.
         """
-        y = np.array(self.lm_head(self.entering_head(x)))
+        return self._finished(self.lm_head(self.entering_head(x)))
+
+    def _finished(self, y: Float32) -> Float32:
+        """Logits of what the output matrix gives: a new array."""
+        if type(getattr(self.lm_head, "product", None)) is not PackedProduct:  # whose results are nobody else's
+            y = np.array(y)
         c = self.config
         if c.logit_scale != 1:
             y *= np.float32(c.logit_scale)

@@ -6,10 +6,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from npumatmul.device.budget import NO_ROOM
+from npumatmul.host.layers import RECORDER
 from npumatmul.nn.attention import MANY
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
@@ -22,7 +24,7 @@ from npumatmul.ops.settings import settings
 from npumatmul.running.recorded import RecordedBlock, RecordedProgram
 from npumatmul.running.recording import recording
 
-__all__ = ["RecordedBlocks"]
+__all__ = ["Ending", "RecordedBlocks"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,73 @@ _AT_ONCE, _SHORT = 3, 64
 _KEPT, _REMEMBERED = 8, 256
 
 _Key = tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is made of the states that leave the last block.
+
+    Attributes
+    ----------
+    norm, head : Module
+        From states to logits.
+    rows : tuple of (int, int)
+        Which tokens: the first, and the one behind the last, of each text.
+    """
+
+    norm: Any
+    head: Any
+    rows: tuple[tuple[int, int], ...]
+
+    def wanted(self, x: Float32) -> Float32:
+        """Of the states of all tokens those of the ones that are asked for."""
+        if len(self.rows) == 1:
+            ((start, stop),) = self.rows
+            return x[start:stop]
+        return np.concatenate([x[start:stop] for start, stop in self.rows])
+
+    def of(self, x: Float32) -> Float32:
+        """Logits of the tokens, of the states of all."""
+        x = self.wanted(x)
+        x = passed(self.norm, x, lambda x, _: self.norm(x))
+        y: Float32 = passed(self.head, x, lambda x, _: self.head(x))
+        return y
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What `RecordedBlocks.run` is given."""
+
+    blocks: Sequence[TransformerBlock]
+    x: Float32
+    cache: KVCache | CacheBatch
+    told: Callable[[int], object] | None
+    beside: Float32 | None
+    ending: Ending | None
+
+    def beside_of(self, layer: int) -> Float32 | None:
+        return None if self.beside is None else self.beside[layer]
+
+    def passed(self, layer: int, x: Float32) -> Float32:
+        """What leaves a block."""
+        own = self.beside_of(layer)
+        how = {} if own is None else {"beside": own}
+        y: Float32 = self.blocks[layer](x, cache=self.cache, layer=layer, **how)
+        return y
+
+    def states_by_python(self) -> Float32:
+        """What leaves the last block."""
+        x = self.x
+        for layer in range(len(self.blocks)):
+            x = self.passed(layer, x)
+            if self.told is not None:
+                self.told(layer + 1)
+        return x
+
+    def by_python(self) -> Float32:
+        """All of it."""
+        states = self.states_by_python()
+        return states if self.ending is None else self.ending.of(states)
 
 
 @dataclass(eq=False)
@@ -50,6 +119,8 @@ class _Recorded:
         Whose angles it looks up.
     changes : int
         As of `CHANGES`, then.
+    ends : bool
+        Whether it makes logits.
     trusted : bool
         Whether it has given the same bits as Python, of other values than it was recorded with.
     """
@@ -58,6 +129,7 @@ class _Recorded:
     blocks: list[TransformerBlock]
     ropes: tuple[RoPE, ...]
     changes: int
+    ends: bool
     trusted: bool = False
 
     def holds(self, blocks: Sequence[TransformerBlock]) -> bool:
@@ -90,9 +162,11 @@ class RecordedBlocks:
         blocks: Sequence[TransformerBlock],
         x: Float32,
         cache: KVCache | CacheBatch,
-        told: Callable[[int], object] | None,
+        told: Callable[[int], object] | None = None,
+        beside: Float32 | None = None,
+        ending: Ending | None = None,
     ) -> Float32:
-        """What leaves the last block.
+        """What leaves the last block, or what comes of that.
 
         Parameters
         ----------
@@ -102,28 +176,35 @@ class RecordedBlocks:
             It grows by the tokens.
         told : callable, optional
             Called with the number of blocks that are done, every few blocks.
+        beside : ndarray of float32, shape (blocks, T, n), optional
+            What each block is given besides.
+        ending : Ending, optional
+            What is made of the states of some tokens.
 
         Returns
         -------
         ndarray of float32, shape (T, hidden)
-            A new array.
+            A new array; with an ending what that makes.
         """
+        work = _Work(blocks, x, cache, told, beside, ending)
         caches = cache.caches if isinstance(cache, CacheBatch) else (cache,)
         if x.dtype != np.float32 or logs_products() or not all(_is_plain(each, len(blocks)) for each in caches):
-            return _by_python(blocks, x, cache, told)
+            return work.by_python()
         layouts = tuple([each.layout for each in caches])
         counts = cache.counts if isinstance(cache, CacheBatch) else None
-        key = x.shape, counts, settings(), id(blocks), layouts, _on_npu(blocks, len(x), cache)
+        besides = None if beside is None else (beside.shape, beside.dtype)
+        rows = None if ending is None or len(x) > _USUAL else ending.rows
+        key = x.shape, counts, settings(), id(blocks), layouts, besides, rows, _on_npu(blocks, len(x), cache)
         found = self._programs.get(key)
         if found is not None and not found.holds(blocks):
             self._programs.pop(key, None)
             found = None
         if found is not None:
-            made = self._run(key, found, blocks, x, cache, told)
-            return _by_python(blocks, x, cache, told) if made is None else made
+            made = self._run(key, found, work)
+            return work.by_python() if made is None else made
         if self._refused.get(key) == CHANGES.count or not self._is_worth_it(key, len(x)):
-            return _by_python(blocks, x, cache, told)
-        return self._record(key, blocks, x, cache, told)
+            return work.by_python()
+        return self._record(key, work)
 
     def _is_worth_it(self, key: _Key, rows: int) -> bool:
         """Whether so many rows are likely to come again."""
@@ -134,36 +215,43 @@ class RecordedBlocks:
             self._seen.popitem(last=False)
         return False
 
-    def _record(
-        self,
-        key: _Key,
-        blocks: Sequence[TransformerBlock],
-        x: Float32,
-        cache: KVCache | CacheBatch,
-        told: Callable[[int], object] | None,
-    ) -> Float32:
+    def _record(self, key: _Key, work: _Work) -> Float32:
         """Compute by Python, and remember how."""
-        changes = CHANGES.count
+        changes, blocks, x, ending = CHANGES.count, work.blocks, work.x, work.ending
         recorded: list[RecordedBlock] = []
         why: str | None = None
         for layer, block in enumerate(blocks):
             if why is not None:
-                x = block(x, cache=cache, layer=layer)
+                x = work.passed(layer, x)
             else:
-                with recording(x) as recorder:
-                    y = _passed(block, x, cache, layer)
+                with recording(x, work.beside_of(layer)) as recorder:
+                    y = _passed(block, x, work, layer)
                 made = RecordedBlock.of(recorder, y)
                 if made is None:
                     why = f"block {layer}: {recorder.refused}"
                 else:
                     recorded.append(made)
                 x = y
-            if told is not None:
-                told(layer + 1)
+            if work.told is not None:
+                work.told(layer + 1)
+        ends = False
+        if ending is not None and (why is not None or len(work.x) > _USUAL):
+            x = ending.of(x)
+        elif ending is not None:
+            with recording(x) as recorder:
+                y = ending.of(x)
+            made = RecordedBlock.of(recorder, y)
+            ends = made is not None and made.can_end
+            if made is not None and ends:
+                recorded.append(made)
+            else:
+                logger.debug("logits are computed by Python: %s", recorder.refused or "a product needs more")
+            x = y
         ropes = {id(rope): rope for block in blocks if (rope := getattr(block.self_attn, "rope", None)) is not None}
         if why is None:
             try:
-                program = RecordedProgram(recorded, len(cache.counts) if isinstance(cache, CacheBatch) else 1)
+                texts = len(work.cache.counts) if isinstance(work.cache, CacheBatch) else 1
+                program = RecordedProgram(recorded, texts, apart=ends)
             except ValueError as error:
                 why = str(error)
         if why is not None:
@@ -171,7 +259,7 @@ class RecordedBlocks:
             self._refuse(key, changes)
             return x
         programs = self._programs
-        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes)
+        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes, ends)
         CHANGES.holding.add(self)
         while len(programs) > _KEPT:
             programs.popitem(last=False)
@@ -182,17 +270,10 @@ class RecordedBlocks:
         while len(self._refused) > _REMEMBERED:
             self._refused.popitem(last=False)
 
-    def _run(
-        self,
-        key: _Key,
-        found: _Recorded,
-        blocks: Sequence[TransformerBlock],
-        x: Float32,
-        cache: KVCache | CacheBatch,
-        told: Callable[[int], object] | None,
-    ) -> Float32 | None:
+    def _run(self, key: _Key, found: _Recorded, work: _Work) -> Float32 | None:
         """By a program; None where Python has to compute: nothing has changed then."""
-        program, rows = found.program, len(x)
+        program, x, cache, told, beside = found.program, work.x, work.cache, work.told, work.beside
+        rows, blocks = len(x), len(work.blocks)
         caches, counts = (cache.caches, cache.counts) if isinstance(cache, CacheBatch) else ((cache,), (rows,))
         for each, count in zip(caches, counts, strict=True):
             if each.limit is not None and each.offset + count > each.limit:
@@ -204,12 +285,12 @@ class RecordedBlocks:
         trusted, before = found.trusted, [each.offset for each in caches]
         try:
             if rows <= _USUAL or not trusted:
-                result = program.run_blocks(x, caches, counts, cache)
+                result = program.run_blocks(x, caches, counts, cache, beside=beside)
             else:
                 result, step = x, _AT_ONCE if rows <= _SHORT else 1
-                for first in range(0, program.blocks, step):
-                    stop = min(first + step, program.blocks)
-                    result = program.run_blocks(result, caches, counts, cache, first, stop)
+                for first in range(0, blocks, step):
+                    stop = min(first + step, blocks)
+                    result = program.run_blocks(result, caches, counts, cache, first, stop, beside)
                     if result is None:
                         break
                     if told is not None:
@@ -229,10 +310,11 @@ class RecordedBlocks:
         if trusted:
             _reset(caches, [offset + count for offset, count in zip(before, counts, strict=True)])
             if told is not None and rows <= _USUAL:
-                told(program.blocks)
-            return result
-        right = _by_python(blocks, x, cache, told)
-        if right.tobytes() == result.tobytes():
+                told(blocks)
+            return result if found.ends or work.ending is None else work.ending.of(result)
+        states = work.states_by_python()
+        right = states if work.ending is None else work.ending.of(states)
+        if (right if found.ends else states).tobytes() == result.tobytes():
             found.trusted = True
         else:
             logger.warning("a recorded program differs from what Python computes, which is used instead")
@@ -256,9 +338,12 @@ def _on_npu(blocks: Sequence[TransformerBlock], rows: int, cache: KVCache | Cach
     return tuple([each.npu_for(1, rows, cache) is not None for each in attending])
 
 
-def _passed(block: TransformerBlock, x: Float32, cache: KVCache | CacheBatch, layer: int) -> Float32:
+def _passed(block: TransformerBlock, x: Float32, work: _Work, layer: int) -> Float32:
     """What leaves a block, while a recorder listens."""
-    y: Float32 = passed(block, x, lambda x, kept: block(x, cache=kept, layer=layer), cache)
+    how: dict[str, Any] = {} if work.beside is None else {"beside": work.beside[layer]}
+    if how and not block.recordable:  # whoever calls it again has nothing else to give it
+        RECORDER.get().refuse("what a block is given beside its rows is of one run")
+    y: Float32 = passed(block, x, lambda x, kept: block(x, cache=kept, layer=layer, **how), work.cache)
     return y
 
 
@@ -266,13 +351,17 @@ def _reset(caches: Sequence[KVCache], offsets: Sequence[int]) -> None:
     """Have caches hold so many tokens: calls of Python that a program makes may have counted them, or some."""
     for each, offset in zip(caches, offsets, strict=True):
         each.offset = offset
+        if each.followed:
+            each.stored(None)
 
 
 def _by_python(
-    blocks: Sequence[TransformerBlock], x: Float32, cache: KVCache | CacheBatch, told: Callable[[int], object] | None
+    blocks: Sequence[TransformerBlock],
+    x: Float32,
+    cache: KVCache | CacheBatch,
+    told: Callable[[int], object] | None = None,
+    beside: Float32 | None = None,
+    ending: Ending | None = None,
 ) -> Float32:
-    for layer, block in enumerate(blocks):
-        x = block(x, cache=cache, layer=layer)
-        if told is not None:
-            told(layer + 1)
-    return x
+    """As `RecordedBlocks.run`."""
+    return _Work(blocks, x, cache, told, beside, ending).by_python()

@@ -57,10 +57,21 @@ def forward_together(
     ids = np.concatenate([np.asarray(each, np.int64) for each in tokens])
     x = model.embed(ids)
     total = max(cache.length + count for cache, count in zip(caches, counts, strict=True))
-    hidden = model.run_blocks(x, CacheBatch(caches, counts), total, beside=model.layer_inputs(ids, x))
+    beside = model.layer_inputs(ids, x)
+    logits = model.run_to_logits(x, CacheBatch(caches, counts), total, _ranges(counts, rows), beside=beside)
     for cache, new in zip(caches, tokens, strict=True):
         cache.extend(list(new))
-    ends = np.cumsum(counts)
-    wanted = [hidden[end - count : end] for end, count in zip(ends, rows, strict=True)]
-    logits = model.logits(np.concatenate(wanted))
     return np.split(logits, np.cumsum(rows)[:-1])
+
+
+def _ranges(counts: Sequence[int], rows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where the last rows of each sequence stand among those of all; ranges that follow each other are one."""
+    found: list[tuple[int, int]] = []
+    end = 0
+    for count, wanted in zip(counts, rows, strict=True):
+        end += count
+        first = end - wanted
+        if found and found[-1][1] == first:
+            first = found.pop()[0]
+        found.append((first, end))
+    return tuple(found)

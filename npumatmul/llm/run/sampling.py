@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from npumatmul.host.layers import kth_largest
 
+#: Of a bound, so that what is rounded cannot exceed it.
+_NEARLY = 1 - 1e-9
 MOST_PENALTY = 1e4  # beyond it nothing is left of a logit, and products leave float32
 
 
@@ -225,7 +227,8 @@ class Sampler:
             return np.array([best]), np.ones(1)
         ids = self._top_k(scores)
         # the largest score becomes 0 before it is divided, so that a tiny temperature cannot overflow it
-        probabilities = scores[ids].astype(np.float64) - float(scores[best])
+        probabilities = (scores if len(ids) == len(scores) else scores[ids]).astype(np.float64)
+        probabilities -= float(scores[best])
         with np.errstate(over="ignore"):  # what becomes -inf has no probability
             probabilities /= self.options.temperature
         np.exp(probabilities, out=probabilities)
@@ -258,9 +261,15 @@ class Sampler:
 def _top_p(
     ids: NDArray[np.int64], probabilities: NDArray[np.float64], top_p: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Keep the most probable tokens that together reach `top_p`."""
-    order = np.argsort(probabilities, kind="stable")
-    kept = np.cumsum(probabilities[order]) > 1 - top_p
+    """Keep the most probable tokens that together reach `top_p`.
+
+    All that are less probable than an equal share of what may be left away may be left away together: of a large
+    vocabulary few are left to be sorted.
+    """
+    likely = np.flatnonzero(probabilities >= (1 - top_p) / len(ids) * _NEARLY)
+    order = likely[np.argsort(probabilities[likely], kind="stable")]
+    left = 0.0 if len(order) == len(ids) else probabilities.sum() - probabilities[order].sum()
+    kept = left + np.cumsum(probabilities[order]) > 1 - top_p
     kept[-1] = True
     ids, probabilities = ids[order[kept]], probabilities[order[kept]]
     return ids, probabilities / probabilities.sum()

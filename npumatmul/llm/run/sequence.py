@@ -105,15 +105,17 @@ class TokenSequence:
                 cache.settle()
                 states = self._model.embed(some) if self._part.is_first else some
                 beside = self._model.layer_inputs(some, states) if self._part.is_first else None
-                states = self._model.run_blocks(states, cache, total, beside=beside)
+                end = len(some)
+                first = 0 if all_logits else end - (start + end == len(rows))
+                if self._part.is_last and first < end:
+                    found.append(self._model.run_to_logits(states, cache, total, ((first, end),), beside=beside))
+                else:
+                    states = self._model.run_blocks(states, cache, total, beside=beside)
+                    if not self._part.is_last:
+                        found.append(states)
                 cache.tokens.extend(some.tolist() if self._part.is_first else [0] * len(some))
-                if not self._part.is_last:
-                    found.append(states)
-                elif all_logits:
-                    found.append(self._model.logits(states))
-                elif start + PREFILL_CHUNK >= len(rows):
-                    found.append(self._model.logits(states[-1:])[0])
-        return np.concatenate(found)
+        made = found[0] if len(found) == 1 else np.concatenate(found)
+        return made[0] if self._part.is_last and not all_logits else made
 
     def truncate(self, length: int) -> int:
         """Forget all tokens but the first `length`; how many are left.
