@@ -1,6 +1,7 @@
 /*
- * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
- * ATTEND_ROWS, ATTEND_TOGETHER, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
+ * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS and
+ * ATTEND_FEW, and how much it works on at once: rows (ATTEND_ROWS); of so many rows, keys in steps of KEYS
+ * (ATTEND_TOGETHER) and vectors of values (ATTEND_COLUMNS); of 16 lanes, vectors (ATTEND_AT_ONCE). It then includes this.
  *
  * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
  * orders leave room for registers of any width, and for any number of rows at once.
@@ -14,7 +15,6 @@
 #define INLINE static inline __attribute__((always_inline)) LANES_TARGET
 
 enum { BLOCK = NPUMM_ATTEND_BLOCK, KEYS = WIDTH / 4, ROWS = ATTEND_ROWS, AT_ONCE = ATTEND_AT_ONCE, COLUMNS_MOST = 8 };
-#define COLUMNS(rows) ATTEND_COLUMNS(rows)
 
 INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
   if (type == NPUMM_KV_FLOAT16) return vec_of_halves((const uint16_t *)row + at);
@@ -111,7 +111,7 @@ INLINE void products(npumm_kv_type type, int rows, int together, const float *q,
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
-  const int together = rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  const int together = ATTEND_TOGETHER(rows);
   const int fetches = block->key_ahead && row == 0;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
@@ -173,7 +173,7 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
 
 INLINE void all_columns(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                         int64_t last, int shrinks) {
-  const int columns = COLUMNS(rows);
+  const int columns = ATTEND_COLUMNS(rows);
   const int64_t dim = block->value_dim, step = columns * WIDTH;
   const int fetches = block->value_ahead && row == 0;
   int64_t column = 0;
@@ -268,18 +268,20 @@ LANES void weigh(const npumm_block *block, int64_t row) {
   case count:             \
     what(count);          \
     break;
+#define THREE_CASES(what) CASE(1, what) CASE(2, what) CASE(3, what)
 #if ATTEND_ROWS == 6
-#define MORE_ROWS(what) CASE(5, what) CASE(6, what)
+#define CASES(what) THREE_CASES(what) CASE(4, what) CASE(5, what) CASE(6, what)
+#elif ATTEND_ROWS == 4
+#define CASES(what) THREE_CASES(what) CASE(4, what)
 #else
-#define MORE_ROWS(what)
+#define CASES(what) THREE_CASES(what)
 #endif
 #define FOR_ROWS(rows, what) \
-  switch (rows) { CASE(1, what) CASE(2, what) CASE(3, what) CASE(4, what) MORE_ROWS(what) default : break; }
+  switch (rows) { CASES(what) default : break; }
 
 INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
-  for (int64_t row = 0, rows; row < block->rows; row += rows) {
-    const int64_t left = block->rows - row, parts = (left + ROWS - 1) / ROWS;
-    rows = (left + parts - 1) / parts; /* about as many each time */
+  for (int64_t row = 0; row < block->rows; row += ROWS) {
+    const int64_t rows = block->rows - row < ROWS ? block->rows - row : ROWS;
     int32_t low = BLOCK, high = 0;
     for (int64_t r = row; r < row + rows; r++) {
       if (block->low[r] >= block->high[r]) continue;

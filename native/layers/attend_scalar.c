@@ -3,8 +3,9 @@
 
 #define ATTEND_NAME "scalar"
 #define ATTEND_LOOPS npumm_attend_scalar
-#define ATTEND_ROWS 4
-#define ATTEND_AT_ONCE 4
+#define ATTEND_ROWS 3
+#define ATTEND_TOGETHER(rows) 1
+#define ATTEND_AT_ONCE GROUP
 #define ATTEND_COLUMNS(rows) 2
 #define ATTEND_FEW 3
 #include "attend_loops.h"
