@@ -320,6 +320,8 @@ def counters(device: Device | str | None = None) -> Counters:
 def counter_details(device: Device | str | None = None) -> dict[str, Any]:
     """All counters: calls and failures by function, bytes moved, multiply-accumulates by chip, type and core.
 
+    Beside them, the simulated runtime and the instructions of this CPU that products are computed with.
+
     Parameters
     ----------
     device : Device or str, optional

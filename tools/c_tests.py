@@ -1,7 +1,7 @@
 """The C test programs: which there are, what each is made of, building and running them.
 
     python3 tools/c_tests.py plain address thread valgrind     every program, in these ways
-    python3 tools/c_tests.py emulated      those that compare instruction sets, with AVX-512 emulated
+    python3 tools/c_tests.py emulated      those that compare instruction sets, AVX-512 and AMX emulated
 
 A program is a ``native/tests/test_*.c``. The lines in its first comment that compile and run it say what it needs: its
 further sources (``simulator/products_*.c``), and, where it is run with ``../build``, a folder with the libraries. One
@@ -48,14 +48,14 @@ WAYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "valgrind": (("-O1", "-g"), ("valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full")),
     "emulated": (
         (
-            *("-Og", "-fwrapv", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-Wno-psabi"),
+            *("-Og", "-fwrapv", "-DSETS_ARE_EMULATED", "-mavx2", "-mfma", "-mf16c", "-mpclmul", "-Wno-psabi"),
             f"-I{NATIVE / 'tests' / 'emulated'}",
         ),
         (),
     ),
 }
-#: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, so that
-#: its loops are tested where no processor has it.
+#: What is run in the way ``emulated``: what compares instruction sets. AVX-512 is computed by SIMDe, with AVX2, and AMX
+#: in arrays, so that their loops are tested where no processor has them.
 EMULATED = (
     *("test_attend", "test_checksum", "test_intrinsics", "test_kernels", "test_multiply", "test_pack", "test_products"),
     "test_transpose",

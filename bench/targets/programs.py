@@ -16,10 +16,12 @@ from calls import calls_of
 import npumatmul as npu
 from npumatmul import sim
 from npumatmul.llm import Decoder, DecoderConfig
-from npumatmul.llm.models.recorded import _by_python
+from npumatmul.llm.models.recorded import Ending, _by_python
 from targets.lines import Count, Turns, line
 
 LAYERS, CONTEXT = 30, 128
+#: Of which tokens logits are wanted: of the one that there is.
+ROWS = ((0, 1),)
 
 
 @contextmanager
@@ -37,15 +39,15 @@ def decoding() -> Iterator[tuple[Decoder, Any, Any]]:
         yield model, cache, model.embed([5])
 
 
-@line("blocks of a token, {0} layers: host", "the same steps from C", most=1.5, over=[(LAYERS,)])
+@line("a token, {0} layers: host", "the same steps from C", most=1.5, over=[(LAYERS,)])
 def host(layers: int) -> Iterator[Turns]:
     """Leases, checks, the cache and copies, beside nothing but the steps."""
     with decoding() as (model, cache, x):
         (recorded,) = model._recorded._programs.values()
-        program = recorded.program
+        program, kept = recorded.program, [x]
 
         def by_program() -> None:
-            model.run_blocks(x, cache, CONTEXT + 1)
+            kept[0] = model.run_to_logits(x, cache, CONTEXT + 1, ROWS)  # where steps from C write theirs
             cache.trim(1)
 
         def from_c() -> None:
@@ -57,17 +59,19 @@ def host(layers: int) -> Iterator[Turns]:
         yield Turns(by_program, from_c)
 
 
-@line("blocks of a token, {0} layers: program", "Python, layer by layer", least=1.0, over=[(LAYERS,)])
+@line("a token, {0} layers: program", "Python, layer by layer", least=1.0, over=[(LAYERS,)])
 def program(layers: int) -> Iterator[Turns]:
     """What recording is for."""
     with decoding() as (model, cache, x):
 
         def by_program() -> None:
-            model.run_blocks(x, cache, CONTEXT + 1)
+            model.run_to_logits(x, cache, CONTEXT + 1, ROWS)
             cache.trim(1)
 
+        ending = Ending(model.model.norm, model.lm_head, ROWS)
+
         def by_python() -> None:
-            _by_python(model.model.layers, x, cache, None)
+            _by_python(model.model.layers, x, cache, None, None, ending)
             cache.trim(1)
 
         yield Turns(by_program, by_python)

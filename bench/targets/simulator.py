@@ -232,9 +232,9 @@ def packed_file(read: Callable[[Path], None]) -> Iterator[Turns]:
     over=product((64, 512), ("int8", "float16")),
 )
 def two_cores(rows: int, dtype: str) -> Iterator[Turns]:
-    """Each core is a thread, as a program's own would be."""
+    """Each core is a thread, as a program's own would be; tiles of a weight are as wide on both cores of this chip."""
     if len(os.sched_getaffinity(0)) < 2:
         raise UnavailableError("there is one processor")
     x, w = (integers(rows, K), integers(K, N)) if dtype == "int8" else (floats(rows, K), floats(K, N))
-    with npu.pack(w.astype(dtype)) as packed:
+    with npu.Device("sim:rk3576") as device, npu.pack(w.astype(dtype), device=device) as packed:
         yield Turns(by_cores(x.astype(dtype), packed, 0, 1), by_cores(x.astype(dtype), packed, 0))

@@ -1,8 +1,8 @@
 """Products on the simulator while two threads of the program spin, beside the same products without them.
 
 Fair shares of two CPUs would be a ratio of 0.67 for one core's thread and 0.6 for three; below one half the simulator
-or the executor would be starved, or would starve the others by waiting. ``tests/test_native.py`` has a test that
-whoever waits sleeps.
+or the executor would be starved, or would starve the others by waiting. ``native/tests/test_waits.c`` tests
+that whoever waits sleeps, after a number of spins that is bounded.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@
 
 #include "deferred.h"
 #include "fuse.h"
-#include "on_cpu.h"
-#include "profile.h"
+#include "images.h"
 
 static int64_t longest_of(const npumm_range *ranges, int32_t count) {
   int64_t longest = 0;
@@ -82,38 +81,6 @@ static void choose_batch(npumm_work *work) {
   work->end_slice = s;
 }
 
-/* Bytes of an image of A. */
-static int64_t a_bytes(const npumm_placed_matmul *p, const npumm_shape *shape) {
-  return p->on_cpu ? npumm_a_bytes(p->on_cpu, shape) : (int64_t)shape->io_attr.A.size;
-}
-
-/* The images of a batch: packed, unless npumm_fuse_rows did that, and synchronised. */
-static int pack_batch(npumm_work *work, int is_packed, npumm_report *report) {
-  const npumm_placed_matmul *p = work->placed;
-  const npumm_range *m = &p->m_ranges[work->m_index];
-  for (int32_t i = 0; i < work->images; i++) {
-    const int32_t s = work->image_of[i];
-    const npumm_slice *slice = &p->slices[s];
-    rknn_tensor_mem *memory = p->a_memories[i];
-    /* all N tiles share M and K, so the image of A serves every one of them, on every core */
-    const npumm_shape *shape = p->shapes[((int64_t)work->m_index * p->slice_count + s) * p->n_count];
-    report->slice_index = s;
-    const int64_t begun = is_packed ? 0 : npumm_profile_begin();
-    int code = is_packed
-                   ? 0
-                   : npumm_rows_pack(&work->rows, m, slice, shape, i,
-                                     (char *)memory->virt_addr + memory->offset, /* facts 1.3: data starts there */
-                                     (int64_t)memory->size, work->row_sums ? work->row_sums + i * work->longest : NULL,
-                                     &report->row);
-    npumm_profile_end(begun, NPUMM_SPAN_PACK_A, p->number, report->core, a_bytes(p, shape), 0);
-    if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
-    if (p->on_cpu) continue;
-    code = npumm_sync(p, report, NPUMM_STEP_SYNC_A, shape->context, memory, RKNN_MEMORY_SYNC_TO_DEVICE);
-    if (code) return code;
-  }
-  return 0;
-}
-
 /* What one core has to do with a batch: its N tiles, each over all slices of the batch. */
 static void run_core(void *argument, int32_t core) {
   npumm_work *work = argument;
@@ -157,17 +124,14 @@ static int run_rows(npumm_work *work, npumm_executor *executor, npumm_report *re
   report->row = m->start;
   work->rows.image_rows = m->length;
   work->rows.image_first = 0;
-  const int reads_rows = p->activation.transform || p->activation.scaling != NPUMM_ROWS_UNSCALED;
-  const int64_t begun = work->rows.a && reads_rows ? npumm_profile_begin() : 0;
-  int code = work->rows.a ? npumm_rows_begin(&work->rows, m, &report->row) : 0;
-  npumm_profile_end(begun, NPUMM_SPAN_MEASURE, p->number, report->core, m->length * work->rows.cols * 4, 0);
-  if (code) return npumm_fail(report, NPUMM_STEP_PACK_A, code);
+  int code = 0;
   for (work->first_slice = 0; work->first_slice < p->slice_count; work->first_slice = work->end_slice) {
     if (code || npumm_work_is_over(work)) return code;
     const int fused = work->call->a_deferred && work->first_slice == 0;
     choose_batch(work);
     if (fused) code = npumm_fuse_rows(work, executor, report);
-    if (!code && !work->call->a_bound) code = pack_batch(work, fused, report);
+    if (!code && fused) code = npumm_sync_images(work, report);
+    if (!fused && !work->call->a_bound) code = npumm_pack_images(work, executor, report);
     if (!code) code = run_batch(work, executor, report);
   }
   if (!code && work->call->out_deferred) npumm_defer_rows(work);

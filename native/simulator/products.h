@@ -63,6 +63,11 @@ typedef struct {
 extern const sim_products sim_products_scalar;
 #if defined(__x86_64__)
 extern const sim_products sim_products_avx2, sim_products_avx512;
+#if defined(__linux__) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define SIM_KNOWS_AMX
+extern const sim_products sim_products_amx;
+bool sim_has_amx(void); /* with AVX-512, if the system lets us, and if it multiplies as the reference does */
+#endif
 #elif defined(__aarch64__)
 extern const sim_products sim_products_neon;
 extern const sim_products sim_products_neon_dotprod;

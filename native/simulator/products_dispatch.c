@@ -19,7 +19,7 @@ static int has_f16c(void) {
 }
 #endif
 
-enum { SETS_MOST = 3 };
+enum { SETS_MOST = 4 };
 
 static size_t list(const sim_products *found[SETS_MOST]) {
   size_t count = 0;
@@ -29,6 +29,9 @@ static size_t list(const sim_products *found[SETS_MOST]) {
     found[count++] = &sim_products_avx2;
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
       found[count++] = &sim_products_avx512;
+#if defined(SIM_KNOWS_AMX)
+      if (sim_has_amx()) found[count++] = &sim_products_amx;
+#endif
     }
   }
 #elif defined(__aarch64__)

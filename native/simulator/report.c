@@ -124,7 +124,8 @@ static void append_chip(text *to, int chip) {
 
 SIM_EXPORT size_t npumm_sim_counters_json(char *buffer, size_t size) {
   text to = {.buffer = buffer, .size = buffer ? size : 0};
-  append(&to, "{\"runtime\":\"%s\",", sim_current_runtime()->name);
+  append(&to, "{\"runtime\":\"%s\",\"instructions\":\"%s\",", sim_current_runtime()->name,
+         sim_current_settings().products->name);
   append_calls(&to, "calls", sim_calls_counted);
   append_calls(&to, "failures", sim_failures_counted);
   append(&to,

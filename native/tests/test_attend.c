@@ -2,7 +2,7 @@
  * Caches of keys and values, and attention to them: against sums in double within the bound that
  * scaled_dot_product_attention states; all instruction sets, any way to share the work, and any way to cut memory into
  * segments, bit by bit. Compile: gcc -std=c17 -Inative/include native/tests/test_attend.c native/layers/a[a-z_0-9]*.c
- * native/kernels/[a-z]*.c native/executor/crew.c native/executor/profile.c -lm -lpthread
+ * native/kernels/[a-z]*.c native/executor/crew.c native/executor/spin.c native/executor/profile.c -lm -lpthread
  */
 #include "../layers/lanes_scalar.h"
 /* The lanes come first. */

@@ -253,7 +253,7 @@ static void test_counters(void) {
   CHECK_IS(rknn_matmul_run(mm.ctx), 0);
   CHECK_IS(rknn_matmul_set_core_mask(mm.ctx, RKNN_NPU_CORE_0_1), -1);
   char *text = json();
-  CHECK_HAS(text, "{\"runtime\":\"2.3.2\",");
+  CHECK_HAS(text, "{\"runtime\":\"2.3.2\",\"instructions\":\"");
   CHECK_HAS(text, "\"rknn_matmul_run\":2");
   CHECK_HAS(text, "\"rknn_matmul_set_io_mem\":3");
   CHECK_HAS(text, "\"failures\":{\"rknn_matmul_set_core_mask\":1}");

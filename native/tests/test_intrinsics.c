@@ -1,5 +1,5 @@
 /*
- * Instructions of AVX-512 that the loops use, against values worked out by hand from Intel's documentation: those of the
+ * Instructions of AVX-512 and AMX that the loops use, against values worked out by hand from Intel's documentation: those of the
  * processor where it has them, or what stands in for them where they are emulated (tools/c_tests.py). Compile:
  * gcc -std=c17 -Inative/include -Inative/kernels native/tests/test_intrinsics.c native/kernels/checksum_scalar.c
  */
@@ -160,6 +160,32 @@ TARGET static void floats(void) {
                        1.0f + 0x1p-23f, 1.0f + 0x1p-23f, 1.0f + 0x1p-23f, 1.0f + 0x1p-23f});
 }
 
+/* Two rows of four bytes with a sign, times two columns: sums modulo 2^32 in a corner of the tile. */
+#if defined(NPUMATMUL_EMULATED_TILES_H)
+static void tiles(void) {
+  const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } shapes = {.palette = 1, .row_bytes = {8, 8, 8}, .rows = {2, 2, 2}};
+  const int8_t a[2][8] = {{1, 2, 3, 4, 5, 6, 7, 8}, {-128, -128, -128, -128, 0, 0, 0, 1}};
+  const int8_t b[2][2][4] = {{{1, 1, 1, 1}, {-128, -128, -128, -128}}, {{2, 0, 0, -1}, {0, 0, 0, 127}}};
+  int32_t c[2][3] = {{100, 200, 9}, {-5, INT32_MAX, 9}};
+  const int32_t expected[2][3] = {{100 + 10 + 10 - 8, 200 - 1280 + 1016, 9},
+                                  {-5 - 512 - 1, INT32_MIN + 65535 + 127, 9}};
+  _tile_loadconfig(&shapes);
+  _tile_loadd(0, c, sizeof c[0]);
+  _tile_loadd(1, a, sizeof a[0]);
+  _tile_loadd(2, b, sizeof b[0]);
+  _tile_dpbssd(0, 1, 2);
+  _tile_stored(0, c, sizeof c[0]);
+  _tile_release();
+  HOLDS(memcmp(c, expected, sizeof c) == 0);
+}
+#else
+static void tiles(void) {}
+#endif
+
 static void instructions(void) {
   const int wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
   if (!wide || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vnni")) return;
@@ -167,6 +193,7 @@ static void instructions(void) {
   places();
   integers();
   floats();
+  tiles();
 }
 #else
 static void instructions(void) {}

@@ -2,7 +2,7 @@
  * The loops of layers: all instruction sets against each other, bit by bit, over odd widths and strides; functions
  * against sums in double; what has to be refused. Compile: gcc -std=c17 -Inative/include -Inative/kernels
  * native/tests/test_layers.c native/layers/[a-z]*.c native/kernels/[a-z]*.c
- * native/executor/crew.c native/executor/profile.c -lm -lpthread
+ * native/executor/crew.c native/executor/spin.c native/executor/profile.c -lm -lpthread
  */
 #include <math.h>
 #include <stdio.h>

@@ -1,16 +1,21 @@
 /*
- * Whoever waits sleeps: a run that hangs or is delayed, a core's thread without work, the caller of an executor whose
- * other cores are not done. Threads of a program that spin next to them (OpenMP) then lose no CPU time to waiting. And
- * the simulator starts no threads of its own. Compile, from native/:
- *   gcc -std=c17 -O2 -Iinclude -Iexecutor -o test_waits tests/test_waits.c executor/crew.c simulator/[a-z]*.c -lpthread -lm
+ * Whoever waits sleeps: a run that hangs or is delayed, and after a number of spins that is bounded a core's thread without
+ * work, and the caller of an executor whose other cores are not done. Nobody spins without a processor for it, nor again
+ * and again in vain. Threads of a program that spin next to them (OpenMP) then lose next to no CPU time to waiting. And the
+ * simulator starts no threads of its own. Compile, from native/:
+ *   gcc -std=c17 -O2 -Iinclude -Iexecutor -o test_waits tests/test_waits.c executor/crew.c executor/spin.c
+ *   simulator/[a-z]*.c -lpthread -lm
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <semaphore.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "../executor/crew.h"
+#include "../executor/spin.h"
 #include "check.h"
 
 static void pause_for(long milliseconds) {
@@ -104,6 +109,7 @@ static void test_crew(void) {
   sem_init(&both_began, 0, 0);
   pthread_t thread;
   clockid_t clock;
+  int64_t before = npumm_spins();
   if (pthread_create(&thread, NULL, call, NULL) || pthread_getcpuclockid(thread, &clock)) abort();
   sem_wait(&both_began);
   sem_wait(&both_began);
@@ -113,12 +119,109 @@ static void test_crew(void) {
   pthread_join(thread, NULL);
   if (pthread_getcpuclockid(worker, &clock)) abort();
   CHECK(comes_to_rest(clock), "a thread without work");
+  /* three waits: the worker's for work, the caller's for the worker, the worker's for more work */
+  CHECK(npumm_spins() - before <= 3 * NPUMM_SPINS_MOST, "%lld spins", (long long)(npumm_spins() - before));
   npumm_crew_destroy(crew);
+}
+
+/* ---- spinning ---------------------------------------------------------------------------------------------------- */
+
+static int asked;
+
+/* Comes when it is asked for the `at`-th time; never for 0. */
+static int comes(void *at) { return ++asked == *(int *)at; }
+
+static int64_t spins_of(npumm_spinner *spinner, int at, int has_come) {
+  int64_t before = npumm_spins();
+  asked = 0;
+  CHECK_IS(npumm_spin(spinner, comes, &at), has_come);
+  return npumm_spins() - before;
+}
+
+static void nothing(void *argument, int32_t core) { (void)argument, (void)core; }
+
+static void test_spins(void) {
+  npumm_spinner spinner = {0};
+  npumm_pretend_processors(2);
+  npumm_workers_awake(1);
+  CHECK_IS(spins_of(&spinner, 1, 1), 0);
+  CHECK_IS(spins_of(&spinner, 5, 1), 4);
+  CHECK_IS(spins_of(&spinner, NPUMM_SPINS_MOST + 1, 1), NPUMM_SPINS_MOST);
+  CHECK_IS(spins_of(&spinner, 0, 0), NPUMM_SPINS_MOST);
+  /* in vain: 1, then 3, 7, 15, 31, 63, 63 waits sleep at once */
+  CHECK_IS(spins_of(&spinner, 0, 0), 0);
+  CHECK_IS(spins_of(&spinner, 0, 0), NPUMM_SPINS_MOST);
+  int64_t all = 0;
+  for (int i = 0; i < 1000; i++) all += spins_of(&spinner, 0, 0);
+  CHECK(all > 0 && all <= 20 * NPUMM_SPINS_MOST, "%lld spins", (long long)all);
+  CHECK_IS(spins_of(&spinner, 1, 1), 0); /* what is there already is no success of spinning */
+  int64_t again = 0;
+  for (int i = 0; i < 64 && !again; i++) again = spins_of(&spinner, 0, 0);
+  CHECK_IS(again, NPUMM_SPINS_MOST);
+  for (int i = 0; i < 63; i++) CHECK_IS(spins_of(&spinner, 0, 0), 0);
+  CHECK_IS(spins_of(&spinner, 9, 1), 8);
+  CHECK_IS(spins_of(&spinner, 9, 1), 8); /* after one success as at the beginning */
+
+  npumm_workers_awake(1); /* two workers, and who calls them */
+  CHECK_IS(spins_of(&spinner, 0, 0), 0);
+  npumm_pretend_processors(3);
+  CHECK_IS(spins_of(&spinner, 9, 1), 8);
+  npumm_callers(1);
+  CHECK_IS(spins_of(&spinner, 9, 1), 8);
+  npumm_callers(1);
+  CHECK_IS(spins_of(&spinner, 0, 0), 0);
+  pid_t child = fork(); /* which has no workers */
+  if (child == 0) {
+    npumm_workers_awake(1);
+    npumm_pretend_processors(2);
+    _exit(spins_of(&spinner, 9, 1) != 8);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK_IS(status, 0);
+  npumm_callers(-2);
+  npumm_workers_awake(-2);
+
+  npumm_pretend_processors(1);
+  npumm_crew *alone = npumm_crew_create();
+  int64_t before = npumm_spins();
+  for (int i = 0; i < 100; i++) CHECK_IS(npumm_crew_run(alone, 3, nothing, NULL), 0);
+  npumm_crew_destroy(alone);
+  CHECK_IS(npumm_spins() - before, 0);
+  npumm_pretend_processors(0);
+}
+
+/* ---- many calls, one after the other ----------------------------------------------------------------------------- */
+
+enum { CORES = 5 };
+static atomic_int entered[CORES];
+
+static void enter(void *argument, int32_t core) { atomic_fetch_add(&entered[core], *(int *)argument); }
+
+/* Each core is done once in every call, with the argument of that call, whether threads spin or sleep between them. */
+static void test_calls(void) {
+  for (int processors = 1; processors <= 8; processors += 7) {
+    npumm_pretend_processors(processors);
+    npumm_crew *many = npumm_crew_create();
+    int sum[CORES] = {0};
+    for (int i = 0; i < 3000; i++) {
+      int count = 1 + i % CORES;
+      CHECK_IS(npumm_crew_run(many, count, enter, &i), 0);
+      for (int core = 0; core < count; core++) sum[core] += i;
+      for (int core = 0; core < CORES; core++) CHECK_IS(atomic_load(&entered[core]), sum[core]);
+      if (i % 500 == 0) pause_for(2);
+    }
+    npumm_crew_destroy(many);
+    for (int core = 0; core < CORES; core++) atomic_store(&entered[core], 0);
+  }
+  npumm_pretend_processors(0);
 }
 
 int main(void) {
   start_log();
   test_runs();
   test_crew();
+  test_spins();
+  test_calls();
   return report("test_waits");
 }

@@ -14,10 +14,11 @@ from test_llm_recorded import IDS, by_python, calls_of, decoder, same, steps, tr
 
 import npumatmul as npu
 from npumatmul import nn, sim
-from npumatmul.errors import DeviceLostError, NotFiniteError, RknnError
+from npumatmul.errors import DeviceLostError, NotFiniteError, NpuMemoryError, RknnError
 from npumatmul.llm import Decoder, Policy, Sampler, SamplingOptions, load
 from npumatmul.llm.models.taps import TappedLinear
 from npumatmul.llm.models.together import forward_together
+from npumatmul.running.recorded import RecordedProgram
 
 Float32 = NDArray[np.float32]
 
@@ -93,6 +94,24 @@ def test_a_part_without_an_output_matrix_and_states_alone() -> None:
     with by_python():
         assert same(states, steps(model, nn.KVCache(3, 2, 16), [1] * 5))
     assert sorted(endings(model)) == [False, True]
+
+
+def test_without_room_for_the_output_matrix_there_are_programs_of_the_blocks() -> None:
+    model = decoder()
+    right = logits(model, [1] * 4)
+    programs = model._recorded._programs
+    found, before = programs.copy(), RecordedProgram.run_blocks
+
+    def without_room(self: RecordedProgram, *given: Any, **how: Any) -> Any:
+        if any(self is each.program for each in found.values()):
+            raise NpuMemoryError("no room for contexts")
+        return before(self, *given, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecordedProgram, "run_blocks", without_room)
+        assert same(right, logits(model, [1] * 4))
+        assert endings(model) == [False]
+        assert trusted(model) == {1}
 
 
 def test_an_output_matrix_of_numpy_stays_pythons() -> None:

@@ -193,8 +193,10 @@ class RecordedBlocks:
         layouts = tuple([each.layout for each in caches])
         counts = cache.counts if isinstance(cache, CacheBatch) else None
         besides = None if beside is None else (beside.shape, beside.dtype)
-        rows = None if ending is None or len(x) > _USUAL else ending.rows
-        key = x.shape, counts, settings(), id(blocks), layouts, besides, rows, _on_npu(blocks, len(x), cache)
+        how = x.shape, counts, settings(), id(blocks), layouts, besides, _on_npu(blocks, len(x), cache)
+        key = *how, None if ending is None or len(x) > _USUAL else ending.rows
+        if key[-1] is not None and self._refused.get(key) == CHANGES.count:
+            key = *how, None  # there may be no room for the contexts of the output matrix, say
         found = self._programs.get(key)
         if found is not None and not found.holds(blocks):
             self._programs.pop(key, None)
@@ -235,7 +237,7 @@ class RecordedBlocks:
             if work.told is not None:
                 work.told(layer + 1)
         ends = False
-        if ending is not None and (why is not None or len(work.x) > _USUAL):
+        if ending is not None and (why is not None or key[-1] is None):
             x = ending.of(x)
         elif ending is not None:
             with recording(x) as recorder:
