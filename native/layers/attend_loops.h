@@ -98,7 +98,7 @@ INLINE void products(npumm_kv_type type, int rows, int together, const float *q,
   UNROLLED
   for (int first = 0; first < GROUP; first += AT_ONCE) {
     lanes_of(type, rows, together, first, q, dim, keys, sums);
-    if (AT_ONCE < GROUP) __asm__ volatile("" : : "r"(sums) : "memory");
+    if ((int)AT_ONCE < (int)GROUP) __asm__ volatile("" : : "r"(sums) : "memory");
   }
   UNROLLED
   for (int t = 0; t < together; t++) {
