@@ -187,7 +187,8 @@ def test_attention_moves_to_an_npu_when_a_cache_grows(monkeypatch: pytest.Monkey
 
     with by_python():
         wanted, runs = grown()
-    assert runs[5] < runs[6] == runs[9], "from 224 keys on the NPU attends"
+    # runs[6] holds some more: what the host takes to pack is measured once for a device
+    assert runs[5] < runs[7] == runs[9], "from 224 keys on the NPU attends"
     assert same(grown()[0], wanted)
     assert trusted(model) == {32}
     assert same(grown()[0], wanted)
