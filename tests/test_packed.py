@@ -108,6 +108,39 @@ def test_quantized_values_come_back_within_half_a_step(k: int, n: int, seed: int
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8a8_aasym", "w8a16"])
+@pytest.mark.parametrize(("k", "n"), [(64, 32), (97, 131), (300, 4200), (9000, 70)])
+def test_weights_are_rounded_to_the_nearest_code_of_their_columns(
+    scheme: str, k: int, n: int, transposed: bool, dtype: Any
+) -> None:
+    if not known(scheme):
+        pytest.skip("not on this chip")
+    rng = np.random.default_rng(k)
+    w = (rng.standard_normal((k, n)) * 10.0 ** rng.integers(-5, 3, n)).astype(np.float32)
+    w[:, 1] = 0
+    w[:, 2] = rng.integers(-127, 128, k)  # halves of a step, where the scale is 1
+    w[0, 2], w[3:9, 2] = 127, [0.5, 1.5, 2.5, -0.5, -1.5, -2.5]
+    if dtype is np.float32:
+        w[:, 3] *= 1e-38 / np.abs(w[:, 3]).max()  # scales would have few bits there
+        w[:, 4] = np.where(np.arange(k) % 2, 2e-45, -6e-45)  # or none
+    w = w.astype(dtype)
+    levels = 127 if scheme.startswith("w8") else 7
+    exact = w.astype(np.float64)
+    peaks = np.abs(exact).max(axis=0)
+    scale = np.where(peaks > 0, np.maximum(peaks / levels, 2.0**-126), 1).astype(np.float32)
+    codes = np.rint(w.astype(np.float32) / scale)
+    with npu.pack(w.T if transposed else w, scheme, transposed=transposed) as packed:
+        assert packed.params is not None
+        np.testing.assert_array_equal(packed.params.scale, scale)
+        assert not packed.params.zero_point.any()
+        np.testing.assert_array_equal(packed.unpack(), codes.astype(np.float32) * scale)
+        x = rng.standard_normal((3, k)).astype(np.float32)
+        error = np.abs(npu.matmul(x, packed) - x.astype(np.float64) @ (codes * scale))
+        assert (error <= 0.01 * np.abs(x).sum(axis=1, keepdims=True) * levels * scale).all()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("granularity", "group"), [("layer", None), ("channel", None), ("group", 32), ("group", 96)])
 @pytest.mark.parametrize("bits", [4, 8])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes as C
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -38,15 +40,20 @@ def hadamard_rows(rows: int, k: int) -> Iterator[Turns]:
     counted="npumm_hadamard_rows",
 )
 def hadamard_and_pack(rows: int, k: int) -> Iterator[Turns]:
-    """Rows are rotated into scratch, measured, quantized and packed, a few at a time as the executor does."""
+    """Rows are rotated into scratch, measured, quantized and packed by two calls of C, as the executor does."""
     x = np.random.default_rng(0).standard_normal((rows, k)).astype(np.float32)
     transform, copy = Hadamard(k), np.empty_like(x)
     where = layout.a_native(rows, k, ElementType.INT8, "rk3588")
-    memory, scratch = npu_memory(where.nbytes), np.empty((rows, k), np.float32)
-    tiling, kernel = where.tiling(), transform.kernel
+    memory, scratch, scale = npu_memory(where.nbytes), np.empty((rows, k), np.float32), np.zeros(rows, np.float32)
+    tiling, kernel, library = where.tiling(), transform.kernel, kernels.library()
+    rotated = (C.byref(kernel), x.ctypes.data, rows, *x.strides, scratch.ctypes.data, scratch.strides[0])
+    packed = (
+        C.byref(tiling), Conversion.F32_TO_I8, C.c_float(1.0), scratch.ctypes.data, *scratch.strides,
+        memory.ctypes.data, memory.nbytes, scale.ctypes.data, None,
+    )  # fmt: skip
 
-    def work() -> None:
-        kernels.hadamard_rows(kernel, x, scratch)
-        kernels.quantize(tiling, Conversion.F32_TO_I8, scratch, memory.ctypes.data, memory.nbytes)
+    def work(rotate: Any = library.npumm_hadamard_rows, pack: Any = library.npumm_quantize) -> None:
+        rotate(*rotated)
+        pack(*packed)
 
     yield Turns(work, lambda: np.copyto(copy, x), one_thread=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import npumatmul as npu
 from npumatmul.chips import chip, layout
 from npumatmul.chips.types import ElementType
 from npumatmul.host import kernels
@@ -114,6 +115,17 @@ def quantize_b(to: str, size: int, stored: str) -> Iterator[Turns]:
         copier(b if stored == "(K, N)" else b.T),
         one_thread=True,
     )
+
+
+@line(
+    "pack float32 {0}x{0} stored {1} by npumatmul.pack, w8a8",
+    "memcpy of the source",
+    over=product((2048, 4096), STORED),
+)
+def pack_whole(size: int, stored: str) -> Iterator[Turns]:
+    """The whole call: plan, memory that is new each time, scales, codes, tiles; the simulator has the weight then."""
+    b = stored_as(RNG.standard_normal((size, size), np.float32), stored)
+    yield Turns(lambda: npu.pack(b, "w8a8").close(), copier(b if stored == "(K, N)" else b.T), one_thread=True)
 
 
 def of_a(rows: int, k: int, element: ElementType) -> layout.TileLayout:

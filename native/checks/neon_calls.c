@@ -45,7 +45,7 @@ static void call_rows(const npumm_row_kernels *rows) {
   int finite = 1;
   float range[2] = {0, 0};
   const npumm_quantizer how = {0.01f, -127, 127, 0};
-  const npumm_quantizers each = {y, z, out, out + N, whole, 1};
+  const npumm_quantizers each = {y, z, out, out + N, whole, 1, 0};
   for (int i = 0; i < N; i++) y[i] = 0.01f, z[i] = 1.0f / 0.01f, out[i] = -127, out[N + i] = 127, whole[i] = 0;
   CALL("rows f32_to_f16", 4 * N, 2 * N, rows->f32_to_f16(x, halves, N, 1));
   CALL("rows f32_to_f16_high", 4 * N, 2 * N, rows->f32_to_f16_high(x, halves, N, 1));
@@ -92,8 +92,9 @@ static void call_hadamard(const npumm_hadamard_kernels *hadamard) {
   CALL("hadamard scale", 8 * N, 4 * N, hadamard->scale(x, y, out, N));
   CALL("hadamard divide", 8 * N, 4 * N, hadamard->divide(x, y, out, N));
   CALL("hadamard power", 4 * N, 4 * N, hadamard->power(out, N, N));
+  for (int i = 0; i < ORDER * ORDER / 4; i++) bytes[i] = (uint8_t)(i * 7 % 16 * 16);
   CALL("hadamard dense", 4 * ORDER * NPUMM_LANES, 4 * ORDER * NPUMM_LANES,
-       hadamard->dense(y, ORDER, (const float(*)[NPUMM_LANES])x, (float(*)[NPUMM_LANES])out));
+       hadamard->dense(bytes, ORDER, out, NPUMM_LANES));
 }
 
 static void call_layers(const npumm_layer_loops *layers) {

@@ -175,12 +175,12 @@ NPUMM_EXPORT int npumm_power_of_two_scales(const float *src, int64_t rows, int64
 enum { NPUMM_HADAMARD_DENSE = 3, NPUMM_HADAMARD_ORDER = 256 };
 typedef struct {
   int64_t features;
-  int64_t power;                             /* a power of two, 1 or more */
-  int32_t dense_count;                       /* 0..3 */
-  int32_t order[NPUMM_HADAMARD_DENSE];       /* 1..256 */
-  const float *matrix[NPUMM_HADAMARD_DENSE]; /* order * order entries, row by row, each 1 or -1 */
-  const float *prescale;                     /* per feature: signs, and what makes the product orthonormal; or NULL */
-  const float *divisor;                      /* per feature: scales that the weight was multiplied by; or NULL */
+  int64_t power;                              /* a power of two, 1 or more */
+  int32_t dense_count;                        /* 0..3 */
+  int32_t order[NPUMM_HADAMARD_DENSE];        /* multiples of 4 up to 256 */
+  const uint8_t *codes[NPUMM_HADAMARD_DENSE]; /* a byte for 4 entries, row by row: bit 4 + j where entry j is -1 */
+  const float *prescale;                      /* per feature: signs, and what makes the product orthonormal; or NULL */
+  const float *divisor;                       /* per feature: scales that the weight was multiplied by; or NULL */
 } npumm_hadamard;
 
 /*

@@ -23,53 +23,55 @@ static int64_t block_of(const npumm_hadamard *how) {
   if (how->power < 1 || how->power > NPUMM_MAX_EXTENT || (how->power & (how->power - 1))) return 0;
   if (how->dense_count < 0 || how->dense_count > NPUMM_HADAMARD_DENSE) return 0;
   for (int32_t i = 0; i < how->dense_count; i++) {
-    if (how->order[i] < 1 || how->order[i] > NPUMM_HADAMARD_ORDER || !how->matrix[i]) return 0;
+    if (how->order[i] < 4 || how->order[i] > NPUMM_HADAMARD_ORDER || how->order[i] % 4 || !how->codes[i]) return 0;
     block *= how->order[i];
     if (block > NPUMM_MAX_EXTENT) return 0;
   }
   return block;
 }
 
+/* Columns between a row, where neighbours stand in pieces, and NPUMM_LANES of them side by side. */
+static inline void move_columns(float *x, float *const *at, int64_t order, int64_t inner, const int piece, int count,
+                                const int back) {
+  const size_t bytes = (size_t)piece * sizeof *x;
+  for (int64_t j = 0; j < order; j++, x += NPUMM_LANES) {
+    for (int lane = 0; lane < count; lane += piece) {
+      if (back) memcpy(at[lane] + j * inner, x + lane, bytes);
+      else memcpy(x + lane, at[lane] + j * inner, bytes);
+    }
+  }
+}
+
+/* The usual pieces are moved by as many instructions. */
+static void move(float *x, float *const *at, int64_t order, int64_t inner, int piece, int count, const int back) {
+  if (piece == 8) move_columns(x, at, order, inner, 8, NPUMM_LANES, back);
+  else if (piece == 4) move_columns(x, at, order, inner, 4, NPUMM_LANES, back);
+  else move_columns(x, at, order, inner, 1, count, back);
+}
+
 /*
- * One dense factor over a row: elements that the factor mixes stand `inner` apart. Columns of such elements are taken
- * eight at a time.
+ * One dense factor over a row: elements that the factor mixes stand `inner` apart. NPUMM_LANES columns of such elements
+ * are taken at a time: where they stand, if they are neighbours, or gathered.
  */
-static void dense_factor(const npumm_hadamard_kernels *kernels, const float *matrix, int64_t order, int64_t inner,
+static void dense_factor(const npumm_hadamard_kernels *kernels, const uint8_t *codes, int64_t order, int64_t inner,
                          float *row, int64_t features) {
-  float in[NPUMM_HADAMARD_ORDER][NPUMM_LANES], out[NPUMM_HADAMARD_ORDER][NPUMM_LANES];
+  float x[NPUMM_HADAMARD_ORDER * NPUMM_LANES];
   const int64_t columns = features / order;
   for (int64_t first = 0; first < columns; first += NPUMM_LANES) {
-    const int64_t count = columns - first < NPUMM_LANES ? columns - first : NPUMM_LANES;
+    const int count = columns - first < NPUMM_LANES ? (int)(columns - first) : NPUMM_LANES;
+    if (inner % NPUMM_LANES == 0) { /* which divides the columns, too */
+      kernels->dense(codes, order, row + first / inner * (order * inner) + first % inner, inner);
+      continue;
+    }
+    const int piece = count < NPUMM_LANES ? 1 : inner % 8 == 0 ? 8 : inner % 4 == 0 ? 4 : 1;
     float *at[NPUMM_LANES];
-    for (int64_t lane = 0; lane < count; lane++) {
+    for (int lane = 0; lane < count; lane += piece) {
       at[lane] = row + (first + lane) / inner * (order * inner) + (first + lane) % inner;
     }
-    if (count == NPUMM_LANES && inner % NPUMM_LANES == 0) { /* then all eight are neighbours */
-      for (int64_t j = 0; j < order; j++) memcpy(in[j], at[0] + j * inner, sizeof in[j]);
-      kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
-      for (int64_t j = 0; j < order; j++) memcpy(at[0] + j * inner, out[j], sizeof out[j]);
-      continue;
-    }
-    if (count == NPUMM_LANES && inner % 4 == 0) { /* two times four neighbours */
-      for (int64_t j = 0; j < order; j++) {
-        memcpy(in[j], at[0] + j * inner, 4 * sizeof(float));
-        memcpy(in[j] + 4, at[4] + j * inner, 4 * sizeof(float));
-      }
-      kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
-      for (int64_t j = 0; j < order; j++) {
-        memcpy(at[0] + j * inner, out[j], 4 * sizeof(float));
-        memcpy(at[4] + j * inner, out[j] + 4, 4 * sizeof(float));
-      }
-      continue;
-    }
-    memset(in, 0, (size_t)order * sizeof in[0]);
-    for (int64_t j = 0; j < order; j++) {
-      for (int64_t lane = 0; lane < count; lane++) in[j][lane] = at[lane][j * inner];
-    }
-    kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, out);
-    for (int64_t j = 0; j < order; j++) {
-      for (int64_t lane = 0; lane < count; lane++) at[lane][j * inner] = out[j][lane];
-    }
+    if (count < NPUMM_LANES) memset(x, 0, sizeof x);
+    move(x, at, order, inner, piece, count, 0);
+    kernels->dense(codes, order, x, NPUMM_LANES);
+    move(x, at, order, inner, piece, count, 1);
   }
 }
 
@@ -105,7 +107,7 @@ int npumm_hadamard_rows(const npumm_hadamard *how, const void *src, int64_t rows
     int64_t inner = how->power;
     if (how->power > 1) kernels->power(row, n, how->power);
     for (int32_t i = how->dense_count - 1; i >= 0; i--) {
-      dense_factor(kernels, how->matrix[i], how->order[i], inner, row, n);
+      dense_factor(kernels, how->codes[i], how->order[i], inner, row, n);
       inner *= how->order[i];
     }
   }

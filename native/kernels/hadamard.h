@@ -7,7 +7,12 @@
 
 #include <stdint.h>
 
-enum { NPUMM_LANES = 8 };
+/*
+ * A dense factor takes NPUMM_LANES columns at a time. Its matrix is given as codes, one for four entries of a row: bit
+ * 4 + j says that entry j is -1. The 16 signed sums of four inputs are computed once, so that a code is where its sum
+ * begins, and every row adds up one of each four; NPUMM_FOURS of them at a time, so that they stay in the first cache.
+ */
+enum { NPUMM_LANES = 16, NPUMM_FOURS = 24, NPUMM_SUMS = 16 * NPUMM_LANES };
 
 typedef struct {
   /* dst[i] = src[i] * factor[i]; factor NULL: src[i]. src may be dst. */
@@ -16,8 +21,12 @@ typedef struct {
   void (*divide)(const float *src, const float *divisor, float *dst, int64_t n);
   /* Butterflies in place: Sylvester's matrix times each block of n floats; a block is a power of two and divides n. */
   void (*power)(float *x, int64_t n, int64_t block);
-  /* out[i][lane] = sum over j, in order, of matrix[i * order + j] * in[j][lane]; entries are 1 and -1 */
-  void (*dense)(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]);
+  /*
+   * Row j of x, at x + j * stride, holds NPUMM_LANES floats. Each row i becomes the sum over f, in order, of
+   * (x[4f] +- x[4f + 1]) +- (x[4f + 2] +- x[4f + 3]) or its negative, with the signs of codes[i * order / 4 + f]. order
+   * is a multiple of 4, at most NPUMM_HADAMARD_ORDER.
+   */
+  void (*dense)(const uint8_t *codes, int64_t order, float *x, int64_t stride);
 } npumm_hadamard_kernels;
 
 extern const npumm_hadamard_kernels npumm_hadamard_scalar;

@@ -2,7 +2,10 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include <stddef.h>
+
 #include "hadamard.h"
+#include "npumatmul_kernels.h"
 
 static void scale(const float *src, const float *factor, float *dst, int64_t n) {
   int64_t i = 0;
@@ -86,33 +89,63 @@ static void power(float *x, int64_t n, int64_t block) {
   for (int64_t start = 0; block > 4 && start < n; start += block) stages_above_4(x + start, block);
 }
 
-/* Products with 1 and -1 are exact, so fusing changes no bit. Four rows at a time: a sum waits for the one before it. */
-static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
-  int64_t i = 0;
-  for (; i + 4 <= order; i += 4) {
-    const float *m0 = matrix + i * order, *m1 = m0 + order, *m2 = m1 + order, *m3 = m2 + order;
-    float32x4_t a0 = vdupq_n_f32(0.0f), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-    for (int64_t j = 0; j < order; j++) {
-      const float32x4_t low = vld1q_f32(in[j]), high = vld1q_f32(in[j] + 4);
-      a0 = vfmaq_n_f32(a0, low, m0[j]), b0 = vfmaq_n_f32(b0, high, m0[j]);
-      a1 = vfmaq_n_f32(a1, low, m1[j]), b1 = vfmaq_n_f32(b1, high, m1[j]);
-      a2 = vfmaq_n_f32(a2, low, m2[j]), b2 = vfmaq_n_f32(b2, high, m2[j]);
-      a3 = vfmaq_n_f32(a3, low, m3[j]), b3 = vfmaq_n_f32(b3, high, m3[j]);
+/* The signed sums of four vectors, in the order of their codes. */
+static inline void sums_of_four(const float *x, int64_t stride, float *sums) {
+  for (int part = 0; part < NPUMM_LANES; part += 4) {
+    const float32x4_t x0 = vld1q_f32(x + part), x1 = vld1q_f32(x + stride + part);
+    const float32x4_t x2 = vld1q_f32(x + 2 * stride + part), x3 = vld1q_f32(x + 3 * stride + part);
+    const float32x4_t first[2] = {vaddq_f32(x0, x1), vsubq_f32(x0, x1)};
+    const float32x4_t second[2] = {vaddq_f32(x2, x3), vsubq_f32(x2, x3)};
+#pragma GCC unroll 8
+    for (int code = 0; code < 16; code += 2) {
+      const float32x4_t a = first[code >> 1 & 1], b = second[(code >> 2 & 1) ^ (code >> 3 & 1)];
+      const float32x4_t sum = code & 4 ? vsubq_f32(a, b) : vaddq_f32(a, b);
+      vst1q_f32(sums + code * NPUMM_LANES + part, sum);
+      vst1q_f32(sums + (15 - code) * NPUMM_LANES + part, vnegq_f32(sum));
     }
-    vst1q_f32(out[i], a0), vst1q_f32(out[i] + 4, b0);
-    vst1q_f32(out[i + 1], a1), vst1q_f32(out[i + 1] + 4, b1);
-    vst1q_f32(out[i + 2], a2), vst1q_f32(out[i + 2] + 4, b2);
-    vst1q_f32(out[i + 3], a3), vst1q_f32(out[i + 3] + 4, b3);
   }
-  for (; i < order; i++) {
-    const float *m = matrix + i * order;
-    float32x4_t low = vdupq_n_f32(0.0f), high = low;
-    for (int64_t j = 0; j < order; j++) {
-      low = vfmaq_n_f32(low, vld1q_f32(in[j]), m[j]);
-      high = vfmaq_n_f32(high, vld1q_f32(in[j] + 4), m[j]);
+}
+
+/* Four rows: what is there of them already, if there is anything, and a sum of each of some fours. */
+static inline void four_rows(const uint8_t *codes, int64_t next_row, int64_t fours, const float *sums,
+                             const float *before, float *to, int64_t stride) {
+  const uint8_t *end = codes + fours;
+  float32x4_t v[4][4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const float *from = before ? before + i * NPUMM_LANES : sums + codes[i * next_row];
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; part++) v[i][part] = vld1q_f32(from + 4 * part);
+  }
+  if (!before) codes++, sums += NPUMM_SUMS;
+  for (; codes < end; codes++, sums += NPUMM_SUMS) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      const float *sum = sums + codes[i * next_row];
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; part++) v[i][part] = vaddq_f32(v[i][part], vld1q_f32(sum + 4 * part));
     }
-    vst1q_f32(out[i], low);
-    vst1q_f32(out[i] + 4, high);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; part++) vst1q_f32(to + i * stride + 4 * part, v[i][part]);
+  }
+}
+
+static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) {
+  /* a row more, for codes that are none */
+  _Alignas(64) float sums[NPUMM_FOURS * NPUMM_SUMS + NPUMM_LANES], partial[NPUMM_HADAMARD_ORDER * NPUMM_LANES];
+  const int64_t fours = order / 4;
+  for (int64_t first = 0; first < fours; first += NPUMM_FOURS) {
+    const int is_last = fours - first <= NPUMM_FOURS;
+    const int64_t count = is_last ? fours - first : NPUMM_FOURS;
+    for (int64_t f = 0; f < count; f++) sums_of_four(x + 4 * (first + f) * stride, stride, sums + f * NPUMM_SUMS);
+    for (int64_t i = 0; i < order; i += 4) {
+      float *here = partial + i * NPUMM_LANES;
+      four_rows(codes + i * fours + first, fours, count, sums, first ? here : NULL, is_last ? x + i * stride : here,
+                is_last ? stride : NPUMM_LANES);
+    }
   }
 }
 

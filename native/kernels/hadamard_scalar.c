@@ -1,6 +1,8 @@
 /* The scalar inner loops of the Hadamard transform: the reference, and what the others leave over. See hadamard.h. */
 #include "hadamard.h"
 
+#include "npumatmul_kernels.h"
+
 static void scale(const float *src, const float *factor, float *dst, int64_t n) {
   for (int64_t i = 0; i < n; i++) dst[i] = factor ? src[i] * factor[i] : src[i];
 }
@@ -21,13 +23,25 @@ static void power(float *x, int64_t n, int64_t block) {
   }
 }
 
-static void dense(const float *matrix, int64_t order, const float (*in)[NPUMM_LANES], float (*out)[NPUMM_LANES]) {
-  for (int64_t i = 0; i < order; i++) {
-    const float *signs = matrix + i * order;
-    for (int lane = 0; lane < NPUMM_LANES; lane++) {
-      float sum = 0.0f;
-      for (int64_t j = 0; j < order; j++) sum += signs[j] * in[j][lane];
-      out[i][lane] = sum;
+/* (x0 +- x1) +- (x2 +- x3) with the signs of a code; where x0's is -, the negative of the opposite signs' sum. */
+static float sum_of_four(unsigned code, float x0, float x1, float x2, float x3) {
+  const unsigned signs = code & 1u ? ~code : code;
+  const float first = signs & 2u ? x0 - x1 : x0 + x1;
+  const float second = !(signs & 4u) == !(signs & 8u) ? x2 + x3 : x2 - x3;
+  const float sum = signs & 4u ? first - second : first + second;
+  return code & 1u ? -sum : sum;
+}
+
+static void dense(const uint8_t *codes, int64_t order, float *x, int64_t stride) {
+  float in[NPUMM_HADAMARD_ORDER] = {0}; /* whatever the order, for the analyzer */
+  for (int lane = 0; lane < NPUMM_LANES; lane++) {
+    for (int64_t j = 0; j < order; j++) in[j] = x[j * stride + lane];
+    for (int64_t i = 0; i < order; i++) {
+      const uint8_t *row = codes + i * (order / 4);
+      float sum = sum_of_four(row[0] >> 4, in[0], in[1], in[2], in[3]);
+      for (int64_t j = 4; j < order; j += 4)
+        sum += sum_of_four(row[j / 4] >> 4, in[j], in[j + 1], in[j + 2], in[j + 3]);
+      x[i * stride + lane] = sum;
     }
   }
 }

@@ -8,24 +8,26 @@
 #include "tiling.h"
 
 /*
- * So many bytes of a column of floats, or of what is copied, and so many columns at a time: long enough for the memory to
- * be read in streams, and a block that stays in the first cache. Columns of a block stand a cache line further apart than
- * they are long.
+ * So many columns at a time, and of each as many elements as become that many bytes: long enough for the memory to be read
+ * in streams, and a block that stays in the near caches. Columns of a block stand a cache line further apart than they are
+ * long. The next columns but one are asked for: more of them, which often stand a power of two apart in the source, push
+ * each other out.
  */
-enum { COLUMN_BYTES = 1024, COPIED_BYTES = 512, COLUMNS = 32, PITCH = COLUMN_BYTES + 64 };
+enum { COLUMN_BYTES = 1024, COLUMNS = 32, PITCH = COLUMN_BYTES + 64, AHEAD = 2 };
 
 typedef struct {
   _Alignas(64) uint8_t image[COLUMNS][PITCH]; /* converted elements, column by column */
   _Alignas(64) uint8_t low[COLUMNS][PITCH];   /* low halves of a split; pairs of the high ones go to `image` */
-  _Alignas(64) float scaled[COLUMN_BYTES / 4];
+  _Alignas(64) float scaled[COLUMN_BYTES];
   /* of the rows at hand, for conversions from float32 */
-  float scale[COLUMN_BYTES / 4], reciprocal[COLUMN_BYTES / 4], least[COLUMN_BYTES / 4], most[COLUMN_BYTES / 4];
-  int32_t zero[COLUMN_BYTES / 4];
-  int usual, scaled_by_one;
+  float scale[COLUMN_BYTES], reciprocal[COLUMN_BYTES], least[COLUMN_BYTES], most[COLUMN_BYTES];
+  int32_t zero[COLUMN_BYTES];
+  int usual, alike, scaled_by_one;
 } workspace;
 
 static void steps_of_rows(workspace *w, const npumm_values *values, const npumm_recipe *how, int64_t r0, int64_t rows) {
   w->usual = w->scaled_by_one = 1;
+  w->alike = !values->row_zero;
   for (int64_t r = 0; r < rows; r++) {
     const npumm_quantizer of = npumm_quantizer_of(values, how->levels, r0 + r);
     w->scale[r] = of.scale;
@@ -47,7 +49,7 @@ static int convert(const npumm_row_kernels *kernels, workspace *w, const npumm_r
     return 1;
   }
   if (how->levels > 0.0f) {
-    const npumm_quantizers steps = {w->scale, w->reciprocal, w->least, w->most, w->zero, w->usual};
+    const npumm_quantizers steps = {w->scale, w->reciprocal, w->least, w->most, w->zero, w->usual, w->alike};
     return kernels->quantize_columns(floats, (int8_t *)image, rows, &steps);
   }
   if (!w->scaled_by_one) {
@@ -99,12 +101,11 @@ static int pack_block(workspace *w, const npumm_tiling *t, const npumm_values *v
   const npumm_row_kernels *kernels = npumm_rows();
   const int64_t padded = t->padded_cols - c0 < COLUMNS ? t->padded_cols - c0 : COLUMNS;
   const int64_t cols = c0 >= t->cols ? 0 : t->cols - c0 < padded ? t->cols - c0 : padded;
-  const int64_t ahead = c0 + COLUMNS + cols <= t->cols ? COLUMNS * col_stride : 0;
   const char *from = src + r0 * how->source_bytes;
   for (int64_t c = 0; c < cols; c++) {
     const char *column = from + (c0 + c) * col_stride;
-    for (int64_t line = 0; ahead && line < rows * how->source_bytes; line += 64)
-      __builtin_prefetch(column + ahead + line);
+    for (int64_t line = 0; c0 + c + AHEAD < t->cols && line < rows * how->source_bytes; line += 64)
+      __builtin_prefetch(column + AHEAD * col_stride + line);
     if (!convert(kernels, w, how, column, rows, w->image[c])) return NPUMM_NOT_FINITE;
     if (values->row_sum) add_sums(w->image[c], rows, values->row_sum + r0);
   }
@@ -125,7 +126,7 @@ int npumm_pack_down(const npumm_tiling *t, const npumm_values *values, const npu
                     int64_t col_stride, int64_t first, int64_t rows, void *dst) {
   workspace w;
   w.scaled_by_one = 1; /* what is copied has no scales */
-  const int64_t most = (how->source_bytes == 4 ? COLUMN_BYTES : COPIED_BYTES) / how->source_bytes;
+  const int64_t most = COLUMN_BYTES * 8 / (how->bits == 4 ? 8 : how->bits);
   if (values->row_sum) memset(values->row_sum, 0, (size_t)rows * sizeof *values->row_sum);
   for (int64_t r0 = 0; r0 < rows; r0 += most) {
     const int64_t count = rows - r0 < most ? rows - r0 : most;

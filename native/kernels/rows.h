@@ -26,6 +26,7 @@ typedef struct {
   const float *scale, *reciprocal, *low, *high;
   const int32_t *zero;
   int usual; /* whether all scales are */
+  int alike; /* whether low, high and zero are the same in all */
 } npumm_quantizers;
 
 /*

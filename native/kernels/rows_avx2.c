@@ -111,24 +111,82 @@ AVX2 static inline int quantize_32(const float *src, int8_t *dst, const steps *o
   return _mm256_movemask_ps(all_finite) == 0xff;
 }
 
+/* What a row's codes have in common: clamped as bytes, after narrowing with saturation. */
+typedef struct {
+  __m256 reciprocal;
+  __m256i zero, low, high;
+} codes;
+
+/*
+ * 32 values of a row, as long as all of them are sure. Whatever is no integer of 32 bits, an inf or nan, is far from what
+ * it is rounded to; as bits, so that nans are largest. Returns whether that was done.
+ */
+AVX2 static inline int quantize_32_surely(const float *src, int8_t *dst, const codes *of) {
+  const __m256i magnitude_mask = _mm256_set1_epi32(0x7fffffff);
+  __m256i whole[4], off = _mm256_setzero_si256();
+  for (int v = 0; v < 4; v++) {
+    const __m256 q = _mm256_mul_ps(_mm256_loadu_ps(src + 8 * v), of->reciprocal);
+    whole[v] = _mm256_cvtps_epi32(q);
+    const __m256 by = _mm256_sub_ps(q, _mm256_cvtepi32_ps(whole[v]));
+    off = _mm256_max_epi32(off, _mm256_and_si256(_mm256_castps_si256(by), magnitude_mask));
+  }
+  const __m256i sure = _mm256_castps_si256(_mm256_set1_ps(NPUMM_SURE));
+  const __m256i unsure = _mm256_cmpgt_epi32(off, sure);
+  if (!_mm256_testz_si256(unsure, unsure)) return 0;
+  const __m256i first = _mm256_adds_epi16(_mm256_packs_epi32(whole[0], whole[1]), of->zero);
+  const __m256i second = _mm256_adds_epi16(_mm256_packs_epi32(whole[2], whole[3]), of->zero);
+  __m256i bytes = _mm256_packs_epi16(first, second); /* of each half four at a time */
+  bytes = _mm256_min_epi8(_mm256_max_epi8(bytes, of->low), of->high);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i *)(void *)dst, _mm256_permutevar8x32_epi32(bytes, order));
+  return 1;
+}
+
 AVX2 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
   const steps all = steps_of(how);
+  const codes row = {all.reciprocal, _mm256_set1_epi16((int16_t)how->zero),
+                     _mm256_set1_epi8((int8_t)((int32_t)how->low + how->zero)),
+                     _mm256_set1_epi8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);
   int finite = 1;
   int64_t i = 0;
-  for (; i + 32 <= n; i += 32) finite &= quantize_32(src + i, dst + i, &all, 0, usual);
+  for (; i + 32 <= n; i += 32) {
+    if (!usual || !quantize_32_surely(src + i, dst + i, &row)) finite &= quantize_32(src + i, dst + i, &all, 0, 0);
+  }
   return npumm_rows_scalar.quantize(src + i, dst + i, n - i, how) && finite;
 }
 
+/* 32 values with reciprocals of their own, and the rest of `all`. Returns 0 where one of them has to be looked at again. */
+AVX2 static inline int quantize_alike_32(const float *src, const float *reciprocal, int8_t *dst, const steps *all) {
+  const __m256 magnitude_mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256i whole[4], largest = _mm256_setzero_si256();
+  __m256 off = _mm256_setzero_ps();
+  for (int v = 0; v < 4; v++) {
+    const __m256 x = _mm256_loadu_ps(src + 8 * v);
+    largest = _mm256_max_epu32(largest, _mm256_castps_si256(_mm256_and_ps(x, magnitude_mask)));
+    const __m256 q = clamped(_mm256_mul_ps(x, _mm256_loadu_ps(reciprocal + 8 * v)), all->low, all->high);
+    const __m256i rounded = _mm256_cvtps_epi32(q);
+    off = _mm256_max_ps(off, _mm256_and_ps(_mm256_sub_ps(q, _mm256_cvtepi32_ps(rounded)), magnitude_mask));
+    whole[v] = _mm256_add_epi32(rounded, all->zero);
+  }
+  const __m256i wild = _mm256_cmpgt_epi32(largest, _mm256_set1_epi32(0x7f7fffff)); /* infs and nans */
+  const __m256 unsure = _mm256_cmp_ps(off, _mm256_set1_ps(NPUMM_SURE), _CMP_GT_OQ);
+  store_bytes(dst, whole);
+  return !_mm256_movemask_ps(_mm256_or_ps(unsure, _mm256_castsi256_ps(wild)));
+}
+
 AVX2 static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npumm_quantizers *how) {
+  const int quick = n > 0 && how->usual && how->alike;
+  const steps all = quick ? steps_of(&(npumm_quantizer){1.0f, how->low[0], how->high[0], how->zero[0]}) : (steps){0};
   int finite = 1;
   int64_t i = 0;
   for (; i + 32 <= n; i += 32) {
+    if (quick && quantize_alike_32(src + i, how->reciprocal + i, dst + i, &all)) continue;
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 8), steps_at(how, i + 16), steps_at(how, i + 24)};
     finite &= quantize_32(src + i, dst + i, own, 1, how->usual);
   }
-  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
-                                 how->high + i,  how->zero + i,       how->usual};
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
+                                 how->zero + i,  how->usual,          how->alike};
   return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 

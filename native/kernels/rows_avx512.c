@@ -124,8 +124,8 @@ AVX512 static int quantize_columns(const float *src, int8_t *dst, int64_t n, con
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 16), steps_at(how, i + 32), steps_at(how, i + 48)};
     finite &= quantize_64(src + i, dst + i, own, 1, how->usual);
   }
-  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
-                                 how->high + i,  how->zero + i,       how->usual};
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
+                                 how->zero + i,  how->usual,          how->alike};
   return npumm_rows_avx2.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 

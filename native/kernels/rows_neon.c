@@ -127,12 +127,50 @@ static inline int quantize_vectors(const int count, const float *src, int8_t *ds
   return vminvq_u32(all_finite) != 0;
 }
 
+/* What a row's codes have in common: clamped as bytes, after narrowing with saturation. */
+typedef struct {
+  float32x4_t reciprocal;
+  int16x8_t zero;
+  int8x16_t low, high;
+} codes;
+
+/*
+ * 32 values of a row, as long as all of them are sure. Whatever is no integer of 32 bits, an inf or nan, is far from what
+ * it is rounded to; as bits, so that nans are largest. Returns whether that was done.
+ */
+static inline int quantize_32_surely(const float *src, int8_t *dst, const codes *of) {
+  int32x4_t whole[8];
+  uint32x4_t off[2] = {vdupq_n_u32(0), vdupq_n_u32(0)};
+  for (int v = 0; v < 8; v++) {
+    const float32x4_t q = vmulq_f32(vld1q_f32(src + 4 * v), of->reciprocal);
+    whole[v] = vcvtnq_s32_f32(q);
+    const float32x4_t by = vabdq_f32(q, vcvtq_f32_s32(whole[v]));
+    off[v % 2] = vmaxq_u32(off[v % 2], vreinterpretq_u32_f32(by));
+  }
+  const uint32x4_t sure = vreinterpretq_u32_f32(vdupq_n_f32(NPUMM_SURE));
+  if (vmaxvq_u32(vcgtq_u32(vmaxq_u32(off[0], off[1]), sure)) != 0) return 0;
+  for (int v = 0; v < 8; v += 4) {
+    const int16x8_t first = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(whole[v]), whole[v + 1]), of->zero);
+    const int16x8_t second = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(whole[v + 2]), whole[v + 3]), of->zero);
+    const int8x16_t bytes = vqmovn_high_s16(vqmovn_s16(first), second);
+    vst1q_s8(dst + 4 * v, vminq_s8(vmaxq_s8(bytes, of->low), of->high));
+  }
+  return 1;
+}
+
 static int quantize(const float *src, int8_t *dst, int64_t n, const npumm_quantizer *how) {
   const steps all = steps_of(how);
+  const codes row = {all.reciprocal, vdupq_n_s16((int16_t)how->zero),
+                     vdupq_n_s8((int8_t)((int32_t)how->low + how->zero)),
+                     vdupq_n_s8((int8_t)((int32_t)how->high + how->zero))};
   const int usual = npumm_is_usual_scale(how->scale);
   int finite = 1;
   int64_t i = 0;
-  for (; i + 32 <= n; i += 32) finite &= quantize_vectors(8, src + i, dst + i, &all, 0, usual);
+  for (; i + 32 <= n; i += 32) {
+    if (!usual || !quantize_32_surely(src + i, dst + i, &row)) {
+      finite &= quantize_vectors(8, src + i, dst + i, &all, 0, 0);
+    }
+  }
   if (i + 16 <= n) {
     finite &= quantize_vectors(4, src + i, dst + i, &all, 0, usual);
     i += 16;
@@ -147,8 +185,8 @@ static int quantize_columns(const float *src, int8_t *dst, int64_t n, const npum
     const steps own[4] = {steps_at(how, i), steps_at(how, i + 4), steps_at(how, i + 8), steps_at(how, i + 12)};
     finite &= quantize_vectors(4, src + i, dst + i, own, 1, how->usual);
   }
-  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i,
-                                 how->high + i,  how->zero + i,       how->usual};
+  const npumm_quantizers rest = {how->scale + i, how->reciprocal + i, how->low + i, how->high + i,
+                                 how->zero + i,  how->usual,          how->alike};
   return npumm_rows_scalar.quantize_columns(src + i, dst + i, n - i, &rest) && finite;
 }
 

@@ -23,6 +23,11 @@
 #define BLOCK_INTS 640
 #define BLOCK_FLOATS 320
 
+/* A chunk larger than that does not stay in the L2 cache. Then a block of it meets as many N tiles, one after another, as
+ * have room for their sums. */
+#define CACHED_BYTES (256u << 10)
+#define SUMS_BYTES (128u << 10)
+
 /* Keeps rows whose length is a power of two from competing for the same cache lines. */
 #define ROW_PADDING_BYTES 64
 
@@ -48,7 +53,9 @@ typedef struct {
   uint8_t *b_ints;    /* a block of an int4 B as int8 */
   uint8_t *b_halves;  /* a block of an integer B as halves */
   void *b_spare;      /* for the inner loops; NULL with few rows */
-  uint8_t *c_rows;    /* the chunk of one N tile, row-major: float for F16, int32 else; then the column sums */
+  uint8_t *c_rows;    /* for each of n_tiles the chunk, row-major: float for F16, int32 else; then the column sums */
+  size_t c_bytes;     /* of one */
+  size_t n_tiles;     /* that are worked on together */
   float *totals;      /* that chunk over all groups so far */
   int32_t *row_sums;
   size_t rows; /* of a chunk */
@@ -132,10 +139,19 @@ static size_t lay_out(const sim_job *job, workspace *work, uint8_t *memory) {
   work->b_ints = part(memory, &used, widens_to_ints(type) ? block_elements : 0);
   work->b_halves = part(memory, &used, widens_to_halves(type) ? 2 * block_elements : 0);
   if (work->rows >= job->products->blocks_from) work->b_spare = part(memory, &used, SIM_SPARE_BYTES(block_elements));
-  work->c_rows = part(memory, &used, (work->rows + 1) * tile_n * sizeof(int32_t));
+  work->c_rows = part(memory, &used, work->n_tiles * work->c_bytes);
   work->totals = part(memory, &used, counts_groups ? work->rows * tile_n * sizeof(float) : 0);
   work->row_sums = part(memory, &used, job->row_sums ? work->rows * sizeof(int32_t) : 0);
   return used;
+}
+
+/* How many N tiles are worked on together: one where B had better be read as it lies in memory, and with groups, whose
+ * sums are scaled one by one. */
+static size_t tiles_together(const sim_job *job, const workspace *work) {
+  if (job->context->group_size || work->rows * work->a_row_bytes <= CACHED_BYTES) return 1;
+  size_t most = SUMS_BYTES / work->c_bytes, tiles = job->shape->N / job->context->type->b_tile_n;
+  if (work->rows < job->products->blocks_from || most == 0) return 1;
+  return most < tiles ? most : tiles;
 }
 
 static bool take_workspace(const sim_job *job, workspace *work) {
@@ -144,6 +160,8 @@ static bool take_workspace(const sim_job *job, workspace *work) {
   work->a_raw_bytes = align64(K * sim_dtype_bits(job->context->type->a) / 8) + ROW_PADDING_BYTES;
   work->a_row_bytes = align64(K * a_value_bytes(job)) + ROW_PADDING_BYTES;
   work->rows = chunk_rows(job->shape->M, work->a_row_bytes);
+  work->c_bytes = align64((work->rows + 1) * job->context->type->b_tile_n * sizeof(int32_t));
+  work->n_tiles = tiles_together(job, work);
   work->block_count = cut_depth(job, work->rows, NULL);
   work->all = sim_scratch_take(lay_out(job, work, NULL));
   if (!work->all) return false;
@@ -231,8 +249,9 @@ static sim_tiles tiles_of(const sim_job *job, const workspace *work, const block
 
 /* ---- C ------------------------------------------------------------------------------------------------------------- */
 
-/* Adds the products of the chunk with one block of one N tile to work->c_rows. */
-static void multiply_block(const sim_job *job, workspace *work, size_t rows, size_t n_tile, size_t index) {
+/* Adds the products of the chunk with one block of one N tile to c. */
+static void multiply_block(const sim_job *job, const workspace *work, size_t rows, size_t n_tile, size_t index,
+                           uint8_t *c_rows) {
   const block *of = &work->blocks[index];
   sim_tiles tiles = tiles_of(job, work, of, n_tile);
   sim_rows a = {
@@ -242,10 +261,10 @@ static void multiply_block(const sim_job *job, workspace *work, size_t rows, siz
       .sums = work->a_sums + index * work->rows,
   };
   if (of_floats(job->context->type)) {
-    job->products->f16(a, tiles, (float *)(void *)work->c_rows, tiles.tile_n);
+    job->products->f16(a, tiles, (float *)(void *)c_rows, tiles.tile_n);
     return;
   }
-  int32_t *c = (int32_t *)(void *)work->c_rows;
+  int32_t *c = (int32_t *)(void *)c_rows;
   job->products->i8(a, tiles, c, tiles.tile_n);
   if (!job->column_sums) return;
   const int32_t depth = (int32_t)of->depth;
@@ -255,48 +274,63 @@ static void multiply_block(const sim_job *job, workspace *work, size_t rows, siz
   job->products->i8(a, tiles, c + work->rows * tiles.tile_n, tiles.tile_n);
 }
 
-/* Sums of the chunk and one N tile over all of K, as elements of C in work->c_rows. Returns how many did not fit. */
-static size_t multiply_tile(const sim_job *job, workspace *work, size_t rows, size_t n_tile) {
+/* Makes the sums of the chunk and one N tile, in c_rows, elements of C and writes them there. Returns how many did not
+ * fit. */
+static size_t finish_tile(const sim_job *job, const workspace *work, size_t first, size_t n_tile, sim_sums *sums) {
   const sim_context *context = job->context;
-  size_t width = context->type->b_tile_n, group_size = context->group_size;
-  size_t c_bytes = (work->rows + 1) * width * sizeof(int32_t), total_bytes = rows * width * sizeof(float);
-  sim_sums sums = {
-      .rows = rows,
-      .width = width,
-      .first_n = n_tile * width,
-      .sums = work->c_rows,
-      .row_sums = work->row_sums,
-      .column_sums = (int32_t *)(void *)work->c_rows + work->rows * width,
-      .common_scale = job->common_scale,
-  };
-  if (group_size) memset(work->totals, 0, total_bytes);
-  memset(work->c_rows, 0, c_bytes); /* also the bits of 0.0f */
+  const sim_type *type = context->type;
+  size_t width = type->b_tile_n, rows = sums->rows, group = context->native_ac ? type->c_group : 0;
+  if (context->group_size) memcpy(sums->sums, work->totals, rows * width * sizeof(float));
+  size_t unfit = sim_finish_sums(context, sums);
+  if (job->zero) memset(sums->sums, 0, work->c_bytes);
+  sim_scatter_c_rows(job->c, job->laid_rows, job->shape->N, sim_dtype_bits(type->c) / 8, group, first, rows,
+                     n_tile * width, width, sums->sums);
+  return unfit;
+}
+
+/* Some N tiles of the chunk, from its first row on, over all of K. Returns how many sums did not fit. */
+static size_t multiply_tiles(const sim_job *job, workspace *work, size_t first, size_t rows, size_t n_tile,
+                             size_t n_tiles) {
+  const sim_context *context = job->context;
+  size_t width = context->type->b_tile_n, group_size = context->group_size, unfit = 0;
+  sim_sums sums = {.rows = rows,
+                   .width = width,
+                   .row_sums = work->row_sums,
+                   .common_scale = job->common_scale,
+                   .sums = work->c_rows};
+  if (group_size) memset(work->totals, 0, rows * width * sizeof(float));
+  memset(work->c_rows, 0, n_tiles * work->c_bytes); /* also the bits of 0.0f */
   for (size_t i = 0; i < work->block_count; i++) {
-    multiply_block(job, work, rows, n_tile, i);
-    if (!work->blocks[i].ends_group) continue;
+    for (size_t t = 0; t < n_tiles; t++) {
+      multiply_block(job, work, rows, n_tile + t, i, work->c_rows + t * work->c_bytes);
+    }
+    if (!work->blocks[i].ends_group) continue; /* else there is one tile */
+    sums.first_n = n_tile * width;
+    sums.column_sums = (int32_t *)(void *)work->c_rows + work->rows * width;
     sim_add_group(context, &sums, work->blocks[i].k / group_size, work->totals);
-    memset(work->c_rows, 0, c_bytes);
+    memset(work->c_rows, 0, work->c_bytes);
   }
-  if (group_size) memcpy(work->c_rows, work->totals, total_bytes);
-  size_t unfit = sim_finish_sums(context, &sums);
-  if (job->zero) memset(work->c_rows, 0, c_bytes);
+  for (size_t t = 0; t < n_tiles; t++) {
+    sums.first_n = (n_tile + t) * width;
+    sums.sums = work->c_rows + t * work->c_bytes;
+    sums.column_sums = (int32_t *)sums.sums + work->rows * width;
+    unfit += finish_tile(job, work, first, n_tile + t, &sums);
+  }
   return unfit;
 }
 
 bool sim_multiply(const sim_job *job, size_t *unfit) {
   const sim_shape *shape = job->shape;
-  const sim_type *type = job->context->type;
-  size_t width = type->b_tile_n, group = job->context->native_ac ? type->c_group : 0;
+  size_t all_tiles = shape->N / job->context->type->b_tile_n;
   workspace work;
   if (!take_workspace(job, &work)) return false;
   *unfit = 0;
   for (size_t first = 0; first < shape->M; first += work.rows) {
     size_t rows = shape->M - first < work.rows ? shape->M - first : work.rows;
     gather_rows(job, &work, first, rows);
-    for (size_t n_tile = 0; n_tile < shape->N / width; n_tile++) {
-      *unfit += multiply_tile(job, &work, rows, n_tile);
-      sim_scatter_c_rows(job->c, job->laid_rows, shape->N, sim_dtype_bits(type->c) / 8, group, first, rows,
-                         n_tile * width, width, work.c_rows);
+    for (size_t n_tile = 0; n_tile < all_tiles; n_tile += work.n_tiles) {
+      size_t n_tiles = all_tiles - n_tile < work.n_tiles ? all_tiles - n_tile : work.n_tiles;
+      *unfit += multiply_tiles(job, &work, first, rows, n_tile, n_tiles);
     }
   }
   sim_scratch_give(work.all);

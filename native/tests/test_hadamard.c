@@ -37,6 +37,13 @@ static void paley_12(float *h) {
   }
 }
 
+/* The signs of a matrix as the kernels take them. */
+static uint8_t *coded(const float *matrix, int64_t order) {
+  uint8_t *codes = calloc((size_t)(order * order / 4), 1);
+  for (int64_t i = 0; codes && i < order * order; i++) codes[i / 4] |= (uint8_t)((matrix[i] < 0) << (4 + i % 4));
+  return codes;
+}
+
 static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
   for (int64_t block = 1, blocks = 5; block <= 4096; block *= 2, blocks = blocks % 7 + 1) {
     const int64_t n = block * blocks;
@@ -60,18 +67,22 @@ static void compare_with_scalar(const npumm_hadamard_kernels *kernels) {
     for (int64_t i = 0; i < n; i++) HOLDS(b[i] == (float)((double)x[i] / (double)f[i]));
     free(x), free(f), free(a), free(b);
   }
-  for (int64_t order = 1; order <= NPUMM_HADAMARD_ORDER; order += order < 10 ? 1 : order < 60 ? 7 : 27) {
-    float *matrix = random_floats(order * order);
-    float(*in)[NPUMM_LANES] = malloc((size_t)order * sizeof *in);
-    float(*a)[NPUMM_LANES] = malloc((size_t)order * sizeof *a), (*b)[NPUMM_LANES] = malloc((size_t)order * sizeof *b);
-    for (int64_t i = 0; i < order * order; i++) matrix[i] = matrix[i] < 0 ? -1.0f : 1.0f;
-    for (int64_t i = 0; i < order; i++) {
-      for (int lane = 0; lane < NPUMM_LANES; lane++) in[i][lane] = random_float();
-    }
-    kernels->dense(matrix, order, (const float(*)[NPUMM_LANES])in, a);
-    npumm_hadamard_scalar.dense(matrix, order, (const float(*)[NPUMM_LANES])in, b);
-    HOLDS(memcmp(a, b, (size_t)order * sizeof *a) == 0);
-    free(matrix), free(in), free(a), free(b);
+  for (int64_t order = 4; order <= NPUMM_HADAMARD_ORDER; order += 4) {
+    const int64_t stride = NPUMM_LANES + order % 3;
+    const size_t floats = (size_t)((order - 1) * stride + NPUMM_LANES);
+    float *a = random_floats((int64_t)floats), *b = malloc(floats * sizeof *b), *signs = random_floats(order * order);
+    uint8_t *codes = coded(signs, order);
+    memcpy(b, a, floats * sizeof *b);
+    if (order % 3 == 0)
+      a[0] = b[0] = -0.0f, a[stride] = b[stride] = INFINITY, a[NPUMM_LANES - 1] = b[NPUMM_LANES - 1] = 0;
+    kernels->dense(codes, order, a, stride);
+    npumm_hadamard_scalar.dense(codes, order, b, stride);
+    int same = 1;
+    for (size_t i = 0; i < floats; i++) same &= memcmp(&a[i], &b[i], sizeof *a) == 0 || (isnan(a[i]) && isnan(b[i]));
+    HOLDS(same);
+    for (int64_t i = 0; i < order * order / 4; i++) codes[i] |= 15; /* no codes: anything, but nothing beyond */
+    kernels->dense(codes, order, a, stride);
+    free(signs), free(codes), free(a), free(b);
   }
 }
 
@@ -93,8 +104,9 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
   float h12[144];
   paley_12(h12);
   npumm_hadamard how = {.power = power, .dense_count = dense};
+  uint8_t *codes = coded(h12, 12);
   int64_t block = power;
-  for (int i = 0; i < dense; i++) how.order[i] = 12, how.matrix[i] = h12, block *= 12;
+  for (int i = 0; i < dense; i++) how.order[i] = 12, how.codes[i] = codes, block *= 12;
   const int64_t n = how.features = block * blocks, unit = (int64_t)sizeof(float);
   float *prescale = random_floats(n), *divisor = random_floats(n), *src = random_floats(rows * n),
         *dst = random_floats(rows * n);
@@ -122,11 +134,12 @@ static void compare_with_sums(int dense, int64_t power, int64_t blocks, int64_t 
     HOLDS(npumm_hadamard_rows(&how, src, rows, n * unit, unit, src, n * unit) == NPUMM_OK);
     HOLDS(memcmp(src, dst, (size_t)(rows * n) * sizeof *src) == 0);
   }
-  free(prescale), free(divisor), free(src), free(dst);
+  free(codes), free(prescale), free(divisor), free(src), free(dst);
 }
 
 static void refusals(void) {
-  float x[16] = {0}, one[1] = {1};
+  float x[16] = {0};
+  const uint8_t one[4] = {0};
   const int64_t unit = (int64_t)sizeof(float);
   const npumm_hadamard good = {.features = 8, .power = 4};
   HOLDS(npumm_hadamard_rows(&good, x, 2, 8 * unit, unit, x, 8 * unit) == NPUMM_OK);
@@ -145,9 +158,10 @@ static void refusals(void) {
       {.features = 0, .power = 1},
       {.features = 8, .power = 2, .dense_count = 4},
       {.features = 8, .power = 2, .dense_count = -1},
-      {.features = 8, .power = 2, .dense_count = 1, .order = {1}},
-      {.features = 8, .power = 2, .dense_count = 1, .order = {0}, .matrix = {one}},
-      {.features = 1024, .power = 2, .dense_count = 1, .order = {512}, .matrix = {one}},
+      {.features = 8, .power = 2, .dense_count = 1, .order = {4}},
+      {.features = 8, .power = 2, .dense_count = 1, .order = {0}, .codes = {one}},
+      {.features = 8, .power = 1, .dense_count = 1, .order = {2}, .codes = {one}},
+      {.features = 1024, .power = 2, .dense_count = 1, .order = {512}, .codes = {one}},
   };
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
     HOLDS(npumm_hadamard_rows(&bad[i], x, 1, 0, unit, x, 0) == NPUMM_BAD_ARGUMENT);

@@ -41,8 +41,11 @@ static const npumm_quantizer quantizers[] = {
     {0.5f, -128.0f - 3.0f, 124.0f, 3}, {1e-30f, -255.0f, 0.0f, 127}, {0.0f, -127.0f, 127.0f, 0},
 };
 
-/* With steps that change from element to element: those above by turns, or with `usual` the first two. */
-static void compare_columns(const npumm_row_kernels *kernels, const float *src, int64_t n, int usual) {
+/*
+ * With steps that change from element to element: those above by turns, or with `usual` the first two, or with `alike`
+ * those of the fourth with scales of the first two.
+ */
+static void compare_columns(const npumm_row_kernels *kernels, const float *src, int64_t n, int usual, int alike) {
   enum { MOST = 300 };
   float scale[MOST], reciprocal[MOST], low[MOST], high[MOST];
   int32_t zero[MOST];
@@ -51,9 +54,10 @@ static void compare_columns(const npumm_row_kernels *kernels, const float *src, 
   for (int64_t i = 0; i < n; i++) {
     const npumm_quantizer *of = &quantizers[(size_t)i % (usual ? 2 : sizeof quantizers / sizeof *quantizers)];
     scale[i] = of->scale, reciprocal[i] = 1.0f / of->scale, low[i] = of->low, high[i] = of->high, zero[i] = of->zero;
+    if (alike) low[i] = quantizers[3].low, high[i] = quantizers[3].high, zero[i] = quantizers[3].zero;
     largest[i] = largest_reference[i] = i % 3 ? 0 : 0x3f800000u;
   }
-  const npumm_quantizers how = {scale, reciprocal, low, high, zero, usual};
+  const npumm_quantizers how = {scale, reciprocal, low, high, zero, usual, alike};
   const int finite = npumm_rows_scalar.quantize_columns(src, expected, n, &how);
   HOLDS(kernels->quantize_columns(src, got, n, &how) == finite);
   HOLDS(n == 0 || memcmp(got, expected, (size_t)n) == 0);
@@ -122,7 +126,9 @@ static void compare_with_scalar(const npumm_row_kernels *kernels) {
         HOLDS(npumm_rows_scalar.quantize(src, byte_reference, n, &quantizers[q]) == finite);
         HOLDS(n == 0 || memcmp(byte, byte_reference, (size_t)n) == 0);
       }
-      for (int usual = 0; usual < 2; usual++) compare_columns(kernels, src, n, usual);
+      for (int usual = 0; usual < 2; usual++) {
+        for (int alike = 0; alike < 2; alike++) compare_columns(kernels, src, n, usual, alike);
+      }
       for (int64_t i = 0; i < n; i++) byte[i] = (int8_t)random_bits();
       HOLDS(kernels->sum(byte, n) == npumm_rows_scalar.sum(byte, n));
       for (int way = 0; way < 4; way++) {

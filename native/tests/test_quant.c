@@ -282,6 +282,38 @@ static void test_groups_and_segments(void) {
   close_matmul(&mm);
 }
 
+/* Several chunks of rows that no L2 cache holds, so that blocks of A meet several N tiles; zero points of both. */
+static void test_many_tiles(void) {
+  enum { ROWS = 260, DEPTH = 2112, COLUMNS = 288 };
+  rknn_matmul_info info = make_info(RKNN_INT8_MM_INT8_TO_FLOAT32, ROWS, DEPTH, COLUMNS, 0, 0);
+  info.B_quant_type = RKNN_QUANT_TYPE_PER_LAYER_ASYM;
+  info.AC_quant_type = 1;
+  matmul mm;
+  CHECK_IS(npumm_sim_select("rk3588"), 0);
+  CHECK(open_matmul(&mm, info), "not created");
+  float a_scale = 0.125f, b_scale = 0.25f;
+  int32_t a_zero = 5, b_zero = -7;
+  CHECK_IS(set_params(mm.ctx, "A", &a_scale, 1, &a_zero, 1), 0);
+  CHECK_IS(set_params(mm.ctx, "B", &b_scale, 1, &b_zero, 1), 0);
+  for (size_t i = 0; i < ROWS * DEPTH; i++) data_of(mm.a)[i] = (uint8_t)random_between(-128, 127);
+  for (size_t i = 0; i < DEPTH * COLUMNS; i++) data_of(mm.b)[i] = (uint8_t)random_between(-128, 127);
+  bind_all(&mm);
+  CHECK_IS(rknn_matmul_run(mm.ctx), 0);
+  size_t wrong = 0;
+  for (size_t m = 0; m < ROWS; m += 7) { /* and 259, the last */
+    for (size_t n = 0; n < COLUMNS; n++) {
+      int64_t sum = 0;
+      for (size_t k = 0; k < DEPTH; k++) {
+        int a = (int8_t)data_of(mm.a)[m * DEPTH + k], b = (int8_t)data_of(mm.b)[k * COLUMNS + n];
+        sum += (a - a_zero) * (b - b_zero);
+      }
+      wrong += get_c(&mm, 9, m * COLUMNS + n) != (double)(float)((double)sum / 32);
+    }
+  }
+  CHECK(wrong == 0, "%zu wrong of many tiles", wrong);
+  close_matmul(&mm);
+}
+
 /* What is reported to give zeros gives zeros when asked to. */
 static void test_broken(void) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -310,6 +342,7 @@ int main(void) {
   test_common_scale();
   test_refusals();
   test_groups_and_segments();
+  test_many_tiles();
   test_broken();
   return report("test_quant");
 }

@@ -108,11 +108,11 @@ class Hadamard(C.Structure):
         ("power", C.c_int64),
         ("dense_count", C.c_int32),
         ("order", C.c_int32 * 3),
-        ("matrix", C.c_void_p * 3),
+        ("codes", C.c_void_p * 3),
         ("prescale", C.c_void_p),
         ("divisor", C.c_void_p),
     )
-    alive: tuple[NDArray[np.float32], ...]
+    alive: tuple[NDArray[Any], ...]
 
 
 _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -406,24 +406,29 @@ def rounding_sums(
 
 
 def hadamard(
-    matrices: tuple[NDArray[np.float32], ...],
+    matrices: tuple[NDArray[Any], ...],
     power: int,
     prescale: NDArray[np.float32] | None,
     divisor: NDArray[np.float32] | None = None,
 ) -> Hadamard:
     """Describe a transform: dense factors, outermost first, the power of two, and per feature a factor and a divisor.
 
-    Rows are divided first, then multiplied; one of both has to be given, for it says how many features there are.
+    Of the dense factors only the signs count. Rows are divided first, then multiplied; one of both has to be given, for
+    it says how many features there are.
     """
-    if len(matrices) > 3 or any(m.ndim != 2 or m.shape[0] != m.shape[1] or m.shape[0] > 256 for m in matrices):
-        raise ValueError(f"hadamard: takes up to 3 square matrices of up to 256, not {[m.shape for m in matrices]}")
+    if len(matrices) > 3 or any(m.ndim != 2 or len({*m.shape}) > 1 or len(m) not in range(4, 257, 4) for m in matrices):
+        raise ValueError(
+            f"hadamard: takes up to 3 square matrices of multiples of 4 up to 256, not {[m.shape for m in matrices]}"
+        )
     sizes = {array.size for array in (prescale, divisor) if array is not None}
     if len(sizes) != 1:
         raise ValueError(f"hadamard: prescale and divisor have to be of one size, not of {sorted(sizes)}")
     result = Hadamard(features=sizes.pop(), power=power, dense_count=len(matrices))
-    keep = [np.ascontiguousarray(matrix, np.float32) for matrix in matrices]
-    for i, matrix in enumerate(keep):
-        result.order[i], result.matrix[i] = matrix.shape[0], matrix.ctypes.data
+    keep: list[NDArray[Any]] = []
+    for i, matrix in enumerate(matrices):
+        fours = (matrix < 0).reshape(-1, 4)
+        keep.append(fours @ np.array([16, 32, 64, 128], np.uint8))
+        result.order[i], result.codes[i] = len(matrix), keep[-1].ctypes.data
     for name, array in (("prescale", prescale), ("divisor", divisor)):
         if array is not None:
             keep.append(np.ascontiguousarray(array, np.float32))

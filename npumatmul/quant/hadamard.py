@@ -107,7 +107,7 @@ class Hadamard:
     def kernel_after(self, divisor: NDArray[np.float32] | None) -> kernels.Hadamard:
         """For the C kernel: features divided by `divisor` (K,), then transformed."""
         *dense, power = self.factors
-        matrices = tuple(factor_matrix(order).astype(np.float32) for order in dense)
+        matrices = tuple(factor_matrix(order) for order in dense)
         return kernels.hadamard(matrices, power, self._prescale(np.dtype(np.float32)), divisor)
 
     def activation(self, x: NDArray[Any]) -> NDArray[Any]:

@@ -22,7 +22,10 @@ from npumatmul.running.stored import KSlice, StoredWeight
 from npumatmul.running.where import where
 from npumatmul.running.workspace import A_BUFFERS, Workspace
 
-__all__ = ["PackedRow", "TileRow", "store", "workspace_bytes"]
+__all__ = ["MeasuredRow", "PackedRow", "TileRow", "enlarge_scales", "store", "workspace_bytes"]
+
+#: Smallest scale of a weight: no number of float32 is smaller and as precise.
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 class _Row(Protocol):
@@ -50,6 +53,8 @@ class TileRow:
         Scale of each row of `values` for the conversion.
     row_zero : ndarray of int32, shape (N,), or None
         Zero point of each row.
+    row_sum : ndarray of int32, shape (N,), or None
+        Receives the sum of the integers of each row.
     """
 
     k_span: Span
@@ -57,6 +62,7 @@ class TileRow:
     conversion: Conversion
     row_scale: NDArray[np.float32] | None = None
     row_zero: NDArray[np.int32] | None = None
+    row_sum: NDArray[np.int32] | None = None
 
     def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
         kernels.pack(
@@ -67,8 +73,61 @@ class TileRow:
             block.size,
             None if self.row_scale is None else self.row_scale[columns],
             None if self.row_zero is None else self.row_zero[columns],
+            None if self.row_sum is None else self.row_sum[columns],
         )
         block.mark_written()
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredRow:
+    """A row of tiles that is measured, quantized and packed in one pass: each column of B gets a scale of its own.
+
+    Attributes
+    ----------
+    k_span : Span
+        All of K.
+    values : ndarray of float32, shape (N, K)
+        The weight with its columns as rows, of any strides.
+    conversion : Conversion
+        To codes.
+    scale : ndarray of float32, shape (N,)
+        Receives the largest magnitudes over the largest code.
+    sums : ndarray of int32, shape (N,), or None
+        Receives the sums of the codes.
+    """
+
+    k_span: Span
+    values: NDArray[np.float32]
+    conversion: Conversion
+    scale: NDArray[np.float32]
+    sums: NDArray[np.int32] | None = None
+
+    def write(self, index: int, columns: slice, of: TileLayout, block: ArenaBlock | HostBlock) -> None:
+        values, sums = self.values[columns], None if self.sums is None else self.sums[columns]
+        conversion = layout.in_nibble_order(self.conversion, block.session.runtime.int4_low_nibble_first)
+        scale = kernels.quantize(of.tiling(), conversion, values, block.address, block.size, sums)
+        if enlarge_scales(scale, values, conversion.levels):
+            kernels.pack(of.tiling(), conversion, values, block.address, block.size, scale, row_sum=sums)
+        self.scale[columns] = scale
+        block.mark_written()
+
+
+def enlarge_scales(scale: NDArray[np.float32], values: NDArray[np.float32], levels: int) -> bool:
+    """Make scales that are too small, or vanished and became 1, the smallest; whether there was one.
+
+    Parameters
+    ----------
+    scale : ndarray of float32, shape (N,)
+        Of `kernels.symmetric_scales` or `kernels.quantize`; changed in place.
+    values : ndarray of float32, shape (N, K)
+    levels : int
+    """
+    changed = False
+    for row in np.flatnonzero((scale < _SMALLEST_SCALE) | (scale == 1)):
+        peak = max(float(values[row].max()), -float(values[row].min()))
+        if 0 < peak / levels < _SMALLEST_SCALE:
+            scale[row], changed = _SMALLEST_SCALE, True
+    return changed
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +155,7 @@ def store(device: Device, plan: WeightPlan, rows: Sequence[_Row], slices: Sequen
     ----------
     device : Device
     plan : WeightPlan
-    rows : sequence of TileRow or PackedRow
+    rows : sequence of TileRow, MeasuredRow or PackedRow
     slices : sequence of KSlice
         What a matmul runs through.
 

@@ -265,7 +265,7 @@ def test_the_kernel_takes_any_strides_and_works_in_place(case: tuple[int, int | 
     backing = rng.normal(size=(2 * m + 1, 2 * k)).astype(np.float32)
     source = backing[1::2, ::-2] if seed % 2 else backing[1::2, k - 1 :: -1]
     wide = source.astype(np.float64)
-    depth = sum(transform.factors[:-1]) + 32  # additions that an element goes through
+    depth = sum(order // 4 + 2 for order in transform.factors[:-1]) + 32  # additions that an element goes through
     bound = depth * 2.0**-24 * np.abs(wide).sum(axis=1, keepdims=True) / np.sqrt(transform.block)
     expected = transform.activation(wide)
     destination = np.empty((m, k + 3), np.float32)[:, 3:]
@@ -274,6 +274,20 @@ def test_the_kernel_takes_any_strides_and_works_in_place(case: tuple[int, int | 
     contiguous = source.copy()
     kernels.hadamard_rows(transform.kernel, contiguous, contiguous)
     assert np.array_equal(contiguous, destination)
+
+
+@pytest.mark.parametrize("order", [n for n in ORDERS if n % 4 == 0 and n & (n - 1) and hadamard_factors(n) == (n, 1)])
+@pytest.mark.parametrize("inner", [1, 4, 8, 16])
+def test_the_kernel_multiplies_by_every_dense_matrix(order: int, inner: int) -> None:
+    k = order * inner
+    kernel = kernels.hadamard((hadamard_matrix(order),), inner, np.ones(k, np.float32))
+    x = np.random.default_rng(order).normal(size=(2, k)).astype(np.float32)
+    result = np.empty_like(x)
+    kernels.hadamard_rows(kernel, x, result)
+    matrix = np.kron(hadamard_matrix(order), hadamard_matrix(inner)).astype(np.float64)
+    depth = order // 4 + 2 + inner.bit_length()  # additions that an element goes through
+    bound = depth * 2.0**-24 * np.abs(x.astype(np.float64)).sum(axis=1, keepdims=True)
+    assert (np.abs(result - x.astype(np.float64) @ matrix.T) <= bound).all()
 
 
 def test_the_kernel_refuses_what_would_touch_wrong_memory() -> None:
@@ -295,6 +309,8 @@ def test_the_kernel_refuses_what_would_touch_wrong_memory() -> None:
             kernels.hadamard_rows(kernel, source, destination)
     with pytest.raises(ValueError, match="square matrices"):
         kernels.hadamard((np.ones((2, 3), np.float32),), 1, np.ones(2, np.float32))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        kernels.hadamard((np.ones((6, 6), np.float32),), 1, np.ones(6, np.float32))
     with pytest.raises(ValueError, match=r"not of \[2, 3\]"):
         kernels.hadamard((), 1, np.ones(2, np.float32), np.ones(3, np.float32))
     with pytest.raises(ValueError, match=r"not of \[\]"):

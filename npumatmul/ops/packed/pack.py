@@ -13,7 +13,7 @@ from npumatmul.device.current import current_device
 from npumatmul.device.device import Device
 from npumatmul.errors import NotFiniteError
 from npumatmul.ops.operands import UINT8_SHIFT, native_order, shifted
-from npumatmul.ops.packed.tiles import Laid, float_tiles, high_tiles, integer_tiles
+from npumatmul.ops.packed.tiles import Laid, float_tiles, high_tiles, integer_tiles, measured_tiles
 from npumatmul.ops.packed.weight import PackedWeight
 from npumatmul.ops.settings import settings
 from npumatmul.ops.shapes import operand
@@ -24,6 +24,7 @@ from npumatmul.quant.routes import Route, route_for
 from npumatmul.quant.schemes import SCHEMES, Scheme, named, scheme_for
 from npumatmul.quant.weight_scales import round_weight
 from npumatmul.running.autotune import tuning_cache
+from npumatmul.running.stored import StoredWeight
 from npumatmul.running.storing import store
 
 __all__ = ["pack", "pack_columns"]
@@ -121,28 +122,32 @@ def pack_columns(weight: NDArray[Any], scheme: Scheme | str | None, target: Devi
         laid = integer_tiles(quantized, route, target.chip, target.runtime_version, column_sums=sums is not None)
         return _stored(laid, route, target, (k, n), zero_point, sums)
     if chosen.quantizes:
-        quantized = _rounded(weight, chosen)
-        return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
+        try:
+            return _quantized(weight, route, target)
+        except NotFiniteError:
+            row, column = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
+            raise NotFiniteError(
+                f"pack: the weight holds {weight[row, column]} in row {column} and column {row} of (K, N), which "
+                f"cannot be quantized to {chosen.name!r}"
+            ) from None
     lay = high_tiles if chosen.high else float_tiles
     return _stored(lay(weight, route, target.chip, target.runtime_version), route, target, (k, n))
 
 
-def _rounded(weight: NDArray[Any], scheme: Scheme) -> QuantizedWeight:
-    try:
-        return round_weight(
-            weight,
-            bits=scheme.weight_bits,
-            granularity=scheme.granularity,
-            group_size=scheme.group_size,
-            symmetric=scheme.symmetric,
-            levels=(1 << (scheme.weight_bits - 1)) - 1 if scheme.symmetric else None,
-        )
-    except NotFiniteError:
-        n, k = (int(i) for i in np.argwhere(~np.isfinite(weight))[0])
-        raise NotFiniteError(
-            f"pack: the weight holds {weight[n, k]} in row {k} and column {n} of (K, N), which cannot be quantized "
-            f"to {scheme.name!r}"
-        ) from None
+def _quantized(weight: NDArray[Any], route: Route, target: Device) -> PackedWeight:
+    scheme, (n, k) = route.scheme, weight.shape
+    levels = (1 << (scheme.weight_bits - 1)) - 1 if scheme.symmetric else None
+    measured = measured_tiles(weight, route, target.chip, target.runtime_version)
+    if measured is None:
+        quantized = round_weight(
+            weight, bits=scheme.weight_bits, granularity=scheme.granularity, group_size=scheme.group_size,
+            symmetric=scheme.symmetric, levels=levels,
+        )  # fmt: skip
+        return _stored(_laid(quantized, route, target), route, target, (k, n), params=quantized.params)
+    laid, scale = measured
+    stored = _placed(laid, route, target)
+    params = QuantParams(scale, 0, scheme.granularity, bits=scheme.weight_bits, axis=0, levels=levels)
+    return PackedWeight((k, n), route, target, stored.plan, stored, params=params)
 
 
 def _pack_quantized(weight: QuantizedWeight, scheme: Scheme | str | None, target: Device) -> PackedWeight:
@@ -188,7 +193,11 @@ def _stored(
     params: QuantParams | None = None,
     input_transform: InputTransform | None = None,
 ) -> PackedWeight:
+    stored = _placed(laid, route, target)
+    return PackedWeight(shape, route, target, stored.plan, stored, zero_point, column_sums, params, input_transform)
+
+
+def _placed(laid: Laid, route: Route, target: Device) -> StoredWeight:
     if route.note:
         logger.info("pack: %s on %s: %s", route.scheme.name, target.name, route.note)
-    stored = store(target, laid.plan, laid.rows, laid.slices)
-    return PackedWeight(shape, route, target, stored.plan, stored, zero_point, column_sums, params, input_transform)
+    return store(target, laid.plan, laid.rows, laid.slices)

@@ -19,9 +19,9 @@ from npumatmul.quant.params import Granularity, QuantizedWeight
 from npumatmul.quant.routes import Route
 from npumatmul.rknn.version import RuntimeVersion
 from npumatmul.running.stored import KSlice
-from npumatmul.running.storing import TileRow
+from npumatmul.running.storing import MeasuredRow, TileRow, enlarge_scales
 
-__all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles", "of_columns"]
+__all__ = ["Laid", "float_tiles", "high_tiles", "integer_tiles", "measured_tiles", "of_columns"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +31,12 @@ class Laid:
     Attributes
     ----------
     plan : WeightPlan
-    rows : tuple of TileRow
+    rows : tuple of TileRow or MeasuredRow
     slices : tuple of KSlice
     """
 
     plan: WeightPlan
-    rows: tuple[TileRow, ...]
+    rows: tuple[TileRow | MeasuredRow, ...]
     slices: tuple[KSlice, ...]
 
 
@@ -87,6 +87,63 @@ def high_tiles(weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeV
         # Of the smallest products first; both parts of the weight that meet the high part share one image of it.
         slices += [KSlice(span, part, tiles, column_scale) for part, tiles in ((2, high), (1, low), (1, high))]
     return Laid(plan, tuple(rows), tuple(slices))
+
+
+#: What quantizes floats to what the weight is stored as, by its bits.
+_MEASURED = {(8, Conversion.COPY_8): Conversion.F32_TO_I8, (4, Conversion.INT4): Conversion.F32_TO_I4}
+
+
+def measured_tiles(
+    weight: NDArray[Any], route: Route, chip: Chip, runtime: RuntimeVersion
+) -> tuple[Laid, NDArray[np.float32]] | None:
+    """Lay a weight of floats as codes, without an array of those: tiles are quantized while they are packed.
+
+    Where K is not sliced, they are measured then, too.
+
+    Parameters
+    ----------
+    weight : ndarray of float16, float32 or bfloat16, shape (N, K)
+    route : Route
+    chip : Chip
+    runtime : RuntimeVersion
+
+    Returns
+    -------
+    laid : Laid
+    scale : ndarray of float32, shape (N,)
+        Of each column of B, once it is stored.
+        None instead of both where the kernel does not make what `integer_tiles` makes of rounded weights: other
+        granularities than channels, zero points, and int4 products, whose slices depend on the codes.
+    """
+    scheme, (n, k) = route.scheme, weight.shape
+    conversion = _MEASURED.get((scheme.weight_bits, route.weight))
+    per_channel = scheme.granularity is Granularity.CHANNEL and scheme.symmetric and not scheme.integers
+    if conversion is None or not per_channel or route.mm_type.c in (ElementType.INT8, ElementType.INT16):
+        return None
+    plan = planned(k, n, route.mm_type, chip, runtime, row_images=route.row_images)
+    weight = weight.astype(np.float32, copy=False)
+    sums = None if scheme.activation_symmetric else np.empty((len(plan.k_spans), n), np.int32)
+    rows: list[TileRow | MeasuredRow] = []
+    if len(plan.k_spans) == 1:
+        scale = np.empty(n, np.float32)
+        rows.append(MeasuredRow(plan.k_spans[0], weight, conversion, scale, None if sums is None else sums[0]))
+    else:  # the scales are those of all slices
+        scale = kernels.symmetric_scales(weight, conversion.levels)
+        enlarge_scales(scale, weight, conversion.levels)
+        for index, span in enumerate(plan.k_spans):
+            values = weight[:, span.start : span.start + span.length]
+            rows.append(TileRow(span, values, conversion, scale, row_sum=None if sums is None else sums[index]))
+    slices = tuple(
+        KSlice(
+            span,
+            tiles=index,
+            column_scale=scale,
+            column_sums=None if sums is None else sums[index],
+            group=_group(span, None, k) if scheme.activation_granularity == "group" else None,
+        )
+        for index, span in enumerate(plan.k_spans)
+    )
+    return Laid(plan, tuple(rows), slices), scale
 
 
 def integer_tiles(
