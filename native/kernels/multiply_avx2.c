@@ -14,7 +14,7 @@
 #define PARTS 2
 #define ROWS 2
 #define COLUMNS 2
-#define ALONE 4
+#define ALONE 16
 
 INLINE __m256 load_floats(const float *p) { return _mm256_loadu_ps(p); }
 INLINE __m256 zero_floats(void) { return _mm256_setzero_ps(); }
@@ -57,6 +57,7 @@ TARGET static void halves_to_floats(const uint16_t *halves, float *out, int64_t 
 /* ---- int8: widened to int16, products added in pairs by madd, which int32 holds exactly ----------------------------- */
 
 #define INTS_MOST 8
+#define ROW_COLUMNS 64
 
 INLINE __m256i load_wide(const void *bytes) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)bytes)); }
 
@@ -105,6 +106,30 @@ INLINE void i8_block(const int8_t *a, int64_t a_stride, npumm_tile_column tiles,
   }
 }
 
+/*
+ * One row by all columns of the tiles at once, so that B is read in the order in which it lies in memory, which is what
+ * decides where it comes from there: eight columns at a time would come back to each tile for the next eight. The sums,
+ * too many for registers, stay in the L1 cache. `columns` is known when it is compiled.
+ */
+INLINE void i8_row(const int8_t *a, npumm_tile_column tiles, int32_t *c, const int64_t columns) {
+  __m256i sums[ROW_COLUMNS];
+  for (int64_t n = 0; n < columns; n++) sums[n] = _mm256_setzero_si256();
+  const uint8_t *tile = tiles.b;
+  for (int64_t t = 0; t < tiles.k_tiles; t++, tile += columns * tiles.tile_k) {
+    for (int64_t k = 0; k < tiles.tile_k; k += 32, a += 32) {
+      const __m256i x0 = load_wide(a), x1 = load_wide(a + 16);
+      const uint8_t *y = tile + k;
+      for (int64_t n = 0; n < columns; n++, y += tiles.tile_k) {
+        sums[n] = _mm256_add_epi32(
+            sums[n], _mm256_add_epi32(_mm256_madd_epi16(x0, load_wide(y)), _mm256_madd_epi16(x1, load_wide(y + 16))));
+      }
+    }
+  }
+  for (int64_t n = 0; n < columns; n += 4) {
+    _mm_storeu_si128((__m128i *)(void *)(c + n), add_lanes(sums[n], sums[n + 1], sums[n + 2], sums[n + 3]));
+  }
+}
+
 TARGET static void i8(const int8_t *a, int64_t a_stride, const int32_t *row_sums, int64_t rows, npumm_tile_column tiles,
                       int32_t *c, int64_t c_stride) {
   (void)row_sums;
@@ -120,6 +145,14 @@ TARGET static void i8(const int8_t *a, int64_t a_stride, const int32_t *row_sums
     }
   }
   for (; r < rows; r++) {
+    if (tiles.tile_n == 32) {
+      i8_row(a + r * a_stride, tiles, c + r * c_stride, 32);
+      continue;
+    }
+    if (tiles.tile_n == 64) {
+      i8_row(a + r * a_stride, tiles, c + r * c_stride, 64);
+      continue;
+    }
     for (int64_t n = 0; n < tiles.tile_n; n += 8) {
       i8_block(a + r * a_stride, a_stride, tiles, n, c + r * c_stride, c_stride, 1, 8);
     }
@@ -127,6 +160,14 @@ TARGET static void i8(const int8_t *a, int64_t a_stride, const int32_t *row_sums
 }
 
 /* ---- int4: less by 8, so that bytes without a sign meet those of A in maddubs: sums stay below 2^15 ----------------- */
+
+/* Four columns, whose sums are the halves of two vectors. */
+INLINE void store_four(int32_t *c, const __m256i *sums, __m128i less) {
+  /* half 0 of the sums of two vectors are columns 0 and 2, half 1 are columns 1 and 3 */
+  const __m256i two = _mm256_hadd_epi32(sums[0], sums[1]), all = _mm256_hadd_epi32(two, two);
+  const __m128i four = _mm_unpacklo_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storeu_si128((__m128i *)(void *)c, _mm_sub_epi32(four, less));
+}
 
 /* A vector holds two columns of 32 places. */
 INLINE void i4_block(const int8_t *a, int64_t a_stride, const int32_t *row_sums, npumm_tile_column tiles, int64_t n,
@@ -165,14 +206,29 @@ INLINE void i4_block(const int8_t *a, int64_t a_stride, const int32_t *row_sums,
   for (int r = 0; r < rows; r++) {
     const __m128i less = _mm_set1_epi32((int32_t)(8u * (uint32_t)row_sums[r]));
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; v += 2) {
-      /* half 0 of the sums of two vectors are columns 0 and 2, half 1 are columns 1 and 3 */
-      const __m256i *own = sums + r * vectors + v;
-      const __m256i two = _mm256_hadd_epi32(own[0], own[1]), all = _mm256_hadd_epi32(two, two);
-      const __m128i four = _mm_unpacklo_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-      _mm_storeu_si128((__m128i *)(void *)(c + r * c_stride + n + 2 * v), _mm_sub_epi32(four, less));
+    for (int v = 0; v < vectors; v += 2) { store_four(c + r * c_stride + n + 2 * v, sums + r * vectors + v, less); }
+  }
+}
+
+/* As `i8_row`; a vector holds two columns of 32 places, and `columns` is known when it is compiled. */
+INLINE void i4_row(const int8_t *a, int32_t row_sum, npumm_tile_column tiles, int32_t *c, const int64_t columns) {
+  const __m256i sign = _mm256_set1_epi8((char)0x88), nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  const __m128i less = _mm_set1_epi32((int32_t)(8u * (uint32_t)row_sum));
+  __m256i sums[ROW_COLUMNS / 2];
+  for (int64_t v = 0; v < columns / 2; v++) sums[v] = _mm256_setzero_si256();
+  const uint8_t *pair = tiles.b;
+  for (int64_t t = 0; t < tiles.k_tiles; t++, a += 32) {
+    const __m128i *row = (const __m128i *)(const void *)a;
+    const __m256i of_low = _mm256_broadcastsi128_si256(_mm_loadu_si128(row));
+    const __m256i of_high = _mm256_broadcastsi128_si256(_mm_loadu_si128(row + 1));
+    for (int64_t v = 0; v < columns / 2; v++, pair += 32) {
+      const __m256i y = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)pair), sign);
+      const __m256i low = _mm256_and_si256(y, nibble), high = _mm256_and_si256(_mm256_srli_epi16(y, 4), nibble);
+      const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, of_low), _mm256_maddubs_epi16(high, of_high));
+      sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(pairs, ones));
     }
   }
+  for (int64_t v = 0; v < columns / 2; v += 2) store_four(c + 2 * v, sums + v, less);
 }
 
 TARGET static void i4(const int8_t *a, int64_t a_stride, const int32_t *row_sums, int64_t rows, npumm_tile_column tiles,
@@ -184,6 +240,14 @@ TARGET static void i4(const int8_t *a, int64_t a_stride, const int32_t *row_sums
     }
   }
   for (; r < rows; r++) {
+    if (tiles.tile_k == 32 && tiles.tile_n == 32) {
+      i4_row(a + r * a_stride, row_sums[r], tiles, c + r * c_stride, 32);
+      continue;
+    }
+    if (tiles.tile_k == 32 && tiles.tile_n == 64) {
+      i4_row(a + r * a_stride, row_sums[r], tiles, c + r * c_stride, 64);
+      continue;
+    }
     for (int64_t n = 0; n < tiles.tile_n; n += 16) {
       i4_block(a + r * a_stride, a_stride, row_sums + r, tiles, n, c + r * c_stride, c_stride, 1, 8);
     }

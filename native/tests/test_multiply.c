@@ -118,6 +118,7 @@ static void one_shape(npumm_native_b of, int64_t rows, int64_t a_gap, int64_t c_
 /* The tiles of all chips (facts 4.2, 4.5), and deeper ones that none has. */
 static const npumm_native_b shapes[] = {
     {NPUMM_I8_I8, 0, 0, 0, 32, 32},  {NPUMM_I8_I8, 0, 0, 0, 16, 32},  {NPUMM_I8_I8, 0, 0, 0, 48, 64},
+    {NPUMM_I8_I8, 0, 0, 0, 64, 32},  {NPUMM_I8_I4, 0, 0, 0, 64, 32},
     {NPUMM_I8_I4, 0, 0, 0, 32, 32},  {NPUMM_I8_I4, 1, 0, 0, 32, 32},  {NPUMM_I8_I4, 0, 0, 0, 16, 96},
     {NPUMM_I4_I4, 0, 0, 0, 64, 32},  {NPUMM_I4_I4, 1, 0, 0, 64, 32},  {NPUMM_F16_F16, 0, 0, 0, 16, 32},
     {NPUMM_F16_F16, 0, 0, 0, 8, 16}, {NPUMM_F16_F16, 0, 0, 0, 8, 32}, {NPUMM_F16_F16, 0, 0, 0, 24, 48},

@@ -121,6 +121,8 @@ class _Recorded:
         As of `CHANGES`, then.
     ends : bool
         Whether it makes logits.
+    ending : Ending or None
+        Then, by what.
     trusted : bool
         Whether it has given the same bits as Python, of other values than it was recorded with.
     """
@@ -130,10 +132,17 @@ class _Recorded:
     ropes: tuple[RoPE, ...]
     changes: int
     ends: bool
+    ending: Ending | None
     trusted: bool = False
 
-    def holds(self, blocks: Sequence[TransformerBlock]) -> bool:
-        return self.changes == CHANGES.count and self.blocks == blocks and not self.program.closed
+    def holds(self, blocks: Sequence[TransformerBlock], ending: Ending | None) -> bool:
+        is_same = self.changes == CHANGES.count and self.blocks == blocks and not self.program.closed
+        if not is_same or not self.ends:
+            return is_same
+        mine = self.ending
+        assert mine is not None
+        assert ending is not None
+        return mine.norm is ending.norm and mine.head is ending.head  # copies of a model share what they have recorded
 
 
 class RecordedBlocks:
@@ -198,7 +207,7 @@ class RecordedBlocks:
         if key[-1] is not None and self._refused.get(key) == CHANGES.count:
             key = *how, None  # there may be no room for the contexts of the output matrix, say
         found = self._programs.get(key)
-        if found is not None and not found.holds(blocks):
+        if found is not None and not found.holds(blocks, ending):
             self._programs.pop(key, None)
             found = None
         if found is not None:
@@ -261,7 +270,7 @@ class RecordedBlocks:
             self._refuse(key, changes)
             return x
         programs = self._programs
-        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes, ends)
+        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes, ends, ending if ends else None)
         CHANGES.holding.add(self)
         while len(programs) > _KEPT:
             programs.popitem(last=False)
