@@ -89,13 +89,6 @@ static void point_both(npumm_block *block, const npumm_kv_rows *keys, const npum
   point(values, head, row, first, last, block->values, block->scaled ? block->value_scales : NULL);
 }
 
-/* Let place j of a block, where there is no token, have the keys and values of another one. */
-static void point_to(npumm_block *block, int64_t j, int64_t other) {
-  block->keys[j] = block->keys[other];
-  block->values[j] = block->values[other];
-  block->key_scales[j] = block->value_scales[j] = 0.0f;
-}
-
 /* The tokens from number `start` + first to `start` + last, and in the other places that are read one of these. */
 static void find(npumm_block *block, const npumm_kv_layer *layer, int64_t head, int64_t start, int64_t first,
                  int64_t last) {
@@ -108,8 +101,12 @@ static void find(npumm_block *block, const npumm_kv_layer *layer, int64_t head, 
   }
   const int64_t from = largest(start + first, layer->base);
   point_both(block, &layer->keys, &layer->values, head, from - layer->base, from - start, last);
-  for (int64_t j = first & ~(int64_t)15; j < first; j++) point_to(block, j, first);
-  for (int64_t j = last; j < ((last + 15) & ~(int64_t)15); j++) point_to(block, j, first);
+  for (int64_t j = first & ~(int64_t)15; j < ((last + 15) & ~(int64_t)15); j++) {
+    if (j >= first && j < last) continue;
+    block->keys[j] = block->keys[first];
+    block->values[j] = block->values[first];
+    block->key_scales[j] = block->value_scales[j] = 0.0f;
+  }
 }
 
 /* ---- queries ------------------------------------------------------------------------------------------------------- */
@@ -159,11 +156,6 @@ static void finish(const task *t, int64_t head, int64_t heads, int64_t first, in
   }
 }
 
-/* Whether rows of so many values follow each other without gaps. */
-static int in_one(const npumm_kv_rows *rows, int64_t dim, int32_t type) {
-  return rows->row_stride == dim * (type == NPUMM_KV_FLOAT32 ? 4 : type == NPUMM_KV_FLOAT16 ? 2 : 1);
-}
-
 /* Heads that share head `kv` of the keys; `head` is the first of `heads`. */
 static void attend_to(const task *t, int64_t kv, int64_t head, int64_t heads, const room *at) {
   const npumm_kv_layer *layer = t->layer;
@@ -199,10 +191,9 @@ static void attend_to(const task *t, int64_t kv, int64_t head, int64_t heads, co
       }
       find(&block, layer, kv, start, low, high);
       block.type = (npumm_kv_type)layer->type;
-      const int goes_on = direct && start >= layer->base && start + BLOCK < to;
-      block.key_ahead = goes_on && in_one(&layer->keys, key_wide, layer->type) ? BLOCK * layer->keys.row_stride : 0;
-      block.value_ahead =
-          goes_on && in_one(&layer->values, value_wide, layer->type) ? BLOCK * layer->values.row_stride : 0;
+      const int goes_on = direct && start >= layer->base && start + 2 * BLOCK < to;
+      block.key_ahead = goes_on ? 2 * BLOCK * layer->keys.row_stride : 0;
+      block.value_ahead = goes_on ? 2 * BLOCK * layer->values.row_stride : 0;
       if (!direct) {
         t->loops->widen(block.type, block.keys + low, high - low, layer->key_dim, key_wide, at->keys + low * key_wide);
         t->loops->widen(block.type, block.values + low, high - low, layer->value_dim, value_wide,

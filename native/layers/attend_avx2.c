@@ -4,10 +4,9 @@
 
 #define ATTEND_NAME "avx2"
 #define ATTEND_LOOPS npumm_attend_avx2
-#define ATTEND_ROWS 4
-#define ATTEND_TOGETHER(rows) ((rows) == 1 ? 4 : (rows) == 4 ? 1 : 2)
-#define ATTEND_AT_ONCE 1
-#define ATTEND_COLUMNS(rows) ((rows) == 4 ? 3 : (rows) == 1 ? 8 : 4)
+#define ATTEND_ROWS 3
+#define ATTEND_TOGETHER 1
+#define ATTEND_COLUMNS 4
 #define ATTEND_FEW 6
 #include "attend_loops.h"
 #else

@@ -5,9 +5,8 @@
 #define ATTEND_NAME "avx512"
 #define ATTEND_LOOPS npumm_attend_avx512
 #define ATTEND_ROWS 6
-#define ATTEND_TOGETHER(rows) 1
-#define ATTEND_AT_ONCE GROUP
-#define ATTEND_COLUMNS(rows) 4
+#define ATTEND_TOGETHER 1
+#define ATTEND_COLUMNS 4
 #define ATTEND_FEW 12
 #include "attend_loops.h"
 #else

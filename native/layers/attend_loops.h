@@ -1,7 +1,6 @@
 /*
- * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS and
- * ATTEND_FEW, and how much it works on at once: rows (ATTEND_ROWS); of so many rows, keys in steps of KEYS
- * (ATTEND_TOGETHER) and vectors of values (ATTEND_COLUMNS); of 16 lanes, vectors (ATTEND_AT_ONCE). It then includes this.
+ * The loops of attend.h. A file of an instruction set includes its lanes_*.h, defines ATTEND_NAME, ATTEND_LOOPS,
+ * ATTEND_ROWS, ATTEND_TOGETHER, ATTEND_COLUMNS and ATTEND_FEW, and includes this.
  *
  * A score is summed in 16 lanes, of which each takes every 16th product; a value's sum is one chain over the tokens. Both
  * orders leave room for registers of any width, and for any number of rows at once.
@@ -14,7 +13,13 @@
 
 #define INLINE static inline __attribute__((always_inline)) LANES_TARGET
 
-enum { BLOCK = NPUMM_ATTEND_BLOCK, KEYS = WIDTH / 4, ROWS = ATTEND_ROWS, AT_ONCE = ATTEND_AT_ONCE, COLUMNS_MOST = 8 };
+enum {
+  BLOCK = NPUMM_ATTEND_BLOCK,
+  KEYS = WIDTH / 4,
+  TOGETHER = ATTEND_TOGETHER,
+  ROWS = ATTEND_ROWS,
+  COLUMNS = ATTEND_COLUMNS
+};
 
 INLINE vec load_as(npumm_kv_type type, const void *row, int64_t at) {
   if (type == NPUMM_KV_FLOAT16) return vec_of_halves((const uint16_t *)row + at);
@@ -37,71 +42,47 @@ INLINE int64_t size_of(npumm_kv_type type) { return type == NPUMM_KV_FLOAT32 ? 4
  */
 INLINE void fetch(const void *row, int64_t ahead, int64_t bytes) {
   const char *at = (const char *)((uintptr_t)row + (uintptr_t)ahead);
+  UNROLLED
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
 /* ---- scores -------------------------------------------------------------------------------------------------------- */
 
-/* Sums of `rows` queries with `together` times KEYS keys, in the lanes of AT_ONCE vectors from `first` on. */
-INLINE void lanes_of(npumm_kv_type type, int rows, int together, int first, const float *q, int64_t dim,
-                     const void *const *keys, vec sums[4][ROWS][KEYS][GROUP]) {
-  vec made[4][ROWS][KEYS][AT_ONCE];
+/* Sums in lanes of `rows` queries with TOGETHER times KEYS keys, of which KEYS that are 4 apart are folded. */
+INLINE void products(npumm_kv_type type, int rows, const float *q, int64_t dim, const void *const *keys,
+                     vec folded[TOGETHER][ROWS]) {
+  vec sums[TOGETHER][ROWS][KEYS][GROUP];
   UNROLLED
-  for (int t = 0; t < together; t++) {
+  for (int t = 0; t < TOGETHER; t++) {
     UNROLLED
     for (int r = 0; r < rows; r++) {
       UNROLLED
       for (int k = 0; k < KEYS; k++) {
         UNROLLED
-        for (int g = 0; g < AT_ONCE; g++) made[t][r][k][g] = vec_all(0.0f);
+        for (int g = 0; g < GROUP; g++) sums[t][r][k][g] = vec_all(0.0f);
       }
     }
   }
-  for (int64_t d = first * WIDTH; d < dim; d += 16) {
+  for (int64_t d = 0; d < dim; d += 16) {
     UNROLLED
-    for (int g = 0; g < AT_ONCE; g++) {
+    for (int g = 0; g < GROUP; g++) {
       const int64_t at = d + g * WIDTH;
       vec queries[ROWS];
       UNROLLED
       for (int r = 0; r < rows; r++) queries[r] = vec_load(q + r * dim + at);
       UNROLLED
-      for (int t = 0; t < together; t++) {
+      for (int t = 0; t < TOGETHER; t++) {
         UNROLLED
         for (int k = 0; k < KEYS; k++) {
           const vec key = load_as(type, keys[t + 4 * k], at);
           UNROLLED
-          for (int r = 0; r < rows; r++) made[t][r][k][g] = vec_fma(queries[r], key, made[t][r][k][g]);
+          for (int r = 0; r < rows; r++) sums[t][r][k][g] = vec_fma(queries[r], key, sums[t][r][k][g]);
         }
       }
     }
   }
   UNROLLED
-  for (int t = 0; t < together; t++) {
-    UNROLLED
-    for (int r = 0; r < rows; r++) {
-      UNROLLED
-      for (int k = 0; k < KEYS; k++) {
-        UNROLLED
-        for (int g = 0; g < AT_ONCE; g++) sums[t][r][k][first + g] = made[t][r][k][g];
-      }
-    }
-  }
-}
-
-/*
- * Sums in lanes of `rows` queries with `together` times KEYS keys, of which KEYS that are 4 apart are folded. Where not all
- * lanes fit into registers they come AT_ONCE vectors at a time, and wait in memory.
- */
-INLINE void products(npumm_kv_type type, int rows, int together, const float *q, int64_t dim, const void *const *keys,
-                     vec folded[4][ROWS]) {
-  vec sums[4][ROWS][KEYS][GROUP];
-  UNROLLED
-  for (int first = 0; first < GROUP; first += AT_ONCE) {
-    lanes_of(type, rows, together, first, q, dim, keys, sums);
-    if ((int)AT_ONCE < (int)GROUP) __asm__ volatile("" : : "r"(sums) : "memory");
-  }
-  UNROLLED
-  for (int t = 0; t < together; t++) {
+  for (int t = 0; t < TOGETHER; t++) {
     UNROLLED
     for (int r = 0; r < rows; r++) folded[t][r] = vec_fold(sums[t][r]);
   }
@@ -111,17 +92,15 @@ INLINE void products(npumm_kv_type type, int rows, int together, const float *q,
 INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                            int64_t last) {
   const int64_t dim = block->key_dim;
-  const int together = ATTEND_TOGETHER(rows);
   const int fetches = block->key_ahead && row == 0;
   for (int64_t j = first; j < last; j += WIDTH) {
     vec folded[4][ROWS];
-    UNROLLED
-    for (int i = 0; i < 4; i += together) {
-      const int64_t share = together * KEYS * dim * size_of(type);
-      if (fetches) fetch(block->keys[j], block->key_ahead + i / together * share, share);
-      products(type, rows, together, block->q + row * dim, dim, block->keys + j + i, folded + i);
+    for (int i = 0; i < 4; i += TOGETHER) {
+      for (int k = 0; fetches && k < TOGETHER * KEYS; k++) {
+        fetch(block->keys[j + i * KEYS + k], block->key_ahead, dim * size_of(type));
+      }
+      products(type, rows, block->q + row * dim, dim, block->keys + j + i, folded + i);
     }
-    UNROLLED
     for (int r = 0; r < rows; r++) {
       vec_store(block->scores + (row + r) * BLOCK + j,
                 vec_join(folded[0][r], folded[1][r], folded[2][r], folded[3][r]));
@@ -134,7 +113,7 @@ INLINE void scores_of_rows(npumm_kv_type type, int rows, const npumm_block *bloc
 /* Add tokens first to last to sums of `rows` queries and `columns` vectors; `shrinks` those with their factors before. */
 INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block *block, int64_t row, int64_t column,
                     int64_t first, int64_t last, int shrinks, int fetches) {
-  vec sums[ROWS][COLUMNS_MOST];
+  vec sums[ROWS][COLUMNS];
   const int64_t dim = block->value_dim;
   float *at = block->sums + row * dim + column;
   const float *weights = block->scores + row * BLOCK;
@@ -147,21 +126,16 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
       sums[r][c] = shrinks ? vec_mul(sum, factor) : sum;
     }
   }
-  const int64_t share = columns * WIDTH * size_of(type);
-  for (int64_t j = first; j < last;) {
-    const int64_t stop = (j | 15) + 1 < last ? (j | 15) + 1 : last;
-    if (fetches) fetch(block->values[j & ~15], block->value_ahead + 16 * column * size_of(type), 16 * share);
-    for (; j < stop; j++) {
-      const void *values = (const char *)block->values[j] + column * size_of(type);
-      vec weight[ROWS];
+  for (int64_t j = first; j < last; j++) {
+    vec values[COLUMNS];
+    if (fetches) fetch(block->values[j], block->value_ahead + column * size_of(type), columns * WIDTH * size_of(type));
+    UNROLLED
+    for (int c = 0; c < columns; c++) values[c] = load_as(type, block->values[j], column + c * WIDTH);
+    UNROLLED
+    for (int r = 0; r < rows; r++) {
+      const vec weight = vec_all(weights[r * BLOCK + j]);
       UNROLLED
-      for (int r = 0; r < rows; r++) weight[r] = vec_all(weights[r * BLOCK + j]);
-      UNROLLED
-      for (int c = 0; c < columns; c++) {
-        const vec value = load_as(type, values, c * WIDTH);
-        UNROLLED
-        for (int r = 0; r < rows; r++) sums[r][c] = vec_fma(weight[r], value, sums[r][c]);
-      }
+      for (int c = 0; c < columns; c++) sums[r][c] = vec_fma(weight, values[c], sums[r][c]);
     }
   }
   UNROLLED
@@ -173,14 +147,16 @@ INLINE void sums_of(npumm_kv_type type, int rows, int columns, const npumm_block
 
 INLINE void all_columns(npumm_kv_type type, int rows, const npumm_block *block, int64_t row, int64_t first,
                         int64_t last, int shrinks) {
-  const int columns = ATTEND_COLUMNS(rows);
-  const int64_t dim = block->value_dim, step = columns * WIDTH;
-  const int fetches = block->value_ahead && row == 0;
   int64_t column = 0;
-  for (; column + step <= dim; column += step) {
-    sums_of(type, rows, columns, block, row, column, first, last, shrinks, fetches);
+  for (; column + COLUMNS * WIDTH <= block->value_dim; column += COLUMNS * WIDTH) {
+    if (block->value_ahead && row == 0) {
+      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 1);
+    } else {
+      sums_of(type, rows, COLUMNS, block, row, column, first, last, shrinks, 0);
+    }
   }
-  for (; column < dim; column += WIDTH) sums_of(type, rows, 1, block, row, column, first, last, shrinks, fetches);
+  for (; column < block->value_dim; column += WIDTH)
+    sums_of(type, rows, 1, block, row, column, first, last, shrinks, 0);
 }
 
 /* Tokens that not all rows see come for each row by itself, before and after those that they all see. */
@@ -264,20 +240,40 @@ LANES void weigh(const npumm_block *block, int64_t row) {
 /* ---- a block ------------------------------------------------------------------------------------------------------- */
 
 /* A switch over the rows that are left, so that the number is a constant of each loop. */
-#define CASE(count, what) \
-  case count:             \
-    what(count);          \
-    break;
-#define THREE_CASES(what) CASE(1, what) CASE(2, what) CASE(3, what)
 #if ATTEND_ROWS == 6
-#define CASES(what) THREE_CASES(what) CASE(4, what) CASE(5, what) CASE(6, what)
-#elif ATTEND_ROWS == 4
-#define CASES(what) THREE_CASES(what) CASE(4, what)
-#else
-#define CASES(what) THREE_CASES(what)
-#endif
 #define FOR_ROWS(rows, what) \
-  switch (rows) { CASES(what) default : break; }
+  switch (rows) {            \
+    case 1:                  \
+      what(1);               \
+      break;                 \
+    case 2:                  \
+      what(2);               \
+      break;                 \
+    case 3:                  \
+      what(3);               \
+      break;                 \
+    case 4:                  \
+      what(4);               \
+      break;                 \
+    case 5:                  \
+      what(5);               \
+      break;                 \
+    default:                 \
+      what(6);               \
+  }
+#else
+#define FOR_ROWS(rows, what) \
+  switch (rows) {            \
+    case 1:                  \
+      what(1);               \
+      break;                 \
+    case 2:                  \
+      what(2);               \
+      break;                 \
+    default:                 \
+      what(3);               \
+  }
+#endif
 
 INLINE void block_as(npumm_kv_type type, const npumm_block *block) {
   for (int64_t row = 0; row < block->rows; row += ROWS) {

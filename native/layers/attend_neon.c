@@ -5,9 +5,8 @@
 #define ATTEND_NAME "neon"
 #define ATTEND_LOOPS npumm_attend_neon
 #define ATTEND_ROWS 3
-#define ATTEND_TOGETHER(rows) 2
-#define ATTEND_AT_ONCE GROUP
-#define ATTEND_COLUMNS(rows) 8
+#define ATTEND_TOGETHER 2
+#define ATTEND_COLUMNS 8
 #define ATTEND_FEW 6
 #include "attend_loops.h"
 #else

@@ -4,8 +4,7 @@
 #define ATTEND_NAME "scalar"
 #define ATTEND_LOOPS npumm_attend_scalar
 #define ATTEND_ROWS 3
-#define ATTEND_TOGETHER(rows) 1
-#define ATTEND_AT_ONCE GROUP
-#define ATTEND_COLUMNS(rows) 2
+#define ATTEND_TOGETHER 1
+#define ATTEND_COLUMNS 2
 #define ATTEND_FEW 3
 #include "attend_loops.h"
