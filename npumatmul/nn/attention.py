@@ -454,6 +454,15 @@ class Attention(Module):
         q, k = (batch, self._heads, count, self._dim), (batch, self._kv_heads, before + count, self._dim)
         return self._npu_for(q, k)
 
+    @property
+    def choosing(self) -> tuple[object, ...] | None:
+        """What decides beside lengths whether an NPU attends, alike for like layers; None: that never changes."""
+        weight = getattr(self.qkv.product, "weight", None)
+        device = weight.device if isinstance(weight, PackedWeight) else None
+        if self._products != "auto" or device is None or device.simulated:
+            return None
+        return self._heads, self._kv_heads, self._dim, self._window, device
+
     def _npu_for(self, q: tuple[int, ...], k: tuple[int, ...]) -> Device | None:
         """The device that multiplies queries and keys of such shapes, or None."""
         weight = getattr(self.qkv.product, "weight", None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from npumatmul.device.budget import NO_ROOM
 from npumatmul.host.layers import RECORDER
-from npumatmul.nn.attention import MANY
+from npumatmul.nn.attention import MANY, Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
@@ -157,10 +157,25 @@ class RecordedBlocks:
         self._seen: OrderedDict[_Key, None] = OrderedDict()
         #: Of which no program can be made, until something changes.
         self._refused: OrderedDict[_Key, int] = OrderedDict()
+        #: As of which blocks and changes layers of attention were looked at; one of each kind that may move to an NPU.
+        self._choosing: tuple[int, int, tuple[Attention, ...]] = (0, -1, ())
 
     def __reduce__(self) -> tuple[type[RecordedBlocks], tuple[()]]:
         """A copy of a model records its own."""
         return RecordedBlocks, ()
+
+    def _on_npu(self, blocks: Sequence[TransformerBlock], rows: int, cache: KVCache | CacheBatch) -> tuple[bool, ...]:
+        """For which kinds of attention an NPU would multiply; a program holds while that is the same."""
+        if rows < MANY or isinstance(cache, CacheBatch):
+            return ()
+        now = id(blocks), CHANGES.count
+        if self._choosing[:2] != now:
+            kinds: dict[object, Attention] = {}
+            for each in blocks:
+                if each.self_attn is not None and (kind := each.self_attn.choosing) is not None:
+                    kinds.setdefault(kind, each.self_attn)
+            self._choosing = (*now, tuple(kinds.values()))
+        return tuple([each.npu_for(1, rows, cache) is not None for each in self._choosing[2]])
 
     def forget(self) -> None:
         """Give up all programs, and what is on a device for them alone."""
@@ -202,7 +217,7 @@ class RecordedBlocks:
         layouts = tuple([each.layout for each in caches])
         counts = cache.counts if isinstance(cache, CacheBatch) else None
         besides = None if beside is None else (beside.shape, beside.dtype)
-        how = x.shape, counts, settings(), id(blocks), layouts, besides, _on_npu(blocks, len(x), cache)
+        how = x.shape, counts, settings(), id(blocks), layouts, besides, self._on_npu(blocks, len(x), cache)
         key = *how, None if ending is None or len(x) > _USUAL else ending.rows
         if key[-1] is not None and self._refused.get(key) == CHANGES.count:
             key = *how, None  # there may be no room for the contexts of the output matrix, say
@@ -339,14 +354,6 @@ def _is_plain(cache: KVCache, layers: int) -> bool:
     kind, plain = type(cache), KVCache
     is_own = kind.update is plain.update and kind.attend is plain.attend and kind._stored is plain._stored
     return is_own and len(cache.structs) == layers
-
-
-def _on_npu(blocks: Sequence[TransformerBlock], rows: int, cache: KVCache | CacheBatch) -> tuple[bool, ...]:
-    """In which blocks an NPU would multiply queries and keys: a program holds while that is the same."""
-    if rows < MANY or isinstance(cache, CacheBatch):
-        return ()
-    attending = [each.self_attn for each in blocks if each.self_attn is not None]
-    return tuple([each.npu_for(1, rows, cache) is not None for each in attending])
 
 
 def _passed(block: TransformerBlock, x: Float32, work: _Work, layer: int) -> Float32:
