@@ -28,10 +28,10 @@ from npumatmul.ops.array.array import unread
 from npumatmul.quant.names import SchemeName
 from npumatmul.quant.schemes import Scheme
 
-__all__ = ["Attention"]
+__all__ = ["MANY", "Attention"]
 
 #: Queries of a sequence from which on it is asked whether the NPU should multiply them.
-_MANY = 16
+MANY = 16
 
 
 class Attention(Module):
@@ -370,10 +370,7 @@ class Attention(Module):
     ) -> NDArray[Any]:
         """What heads give, beside each other; without k those of the cache are looked at, as they are."""
         dim, count = self._dim, q.shape[2]
-        device = None
-        if count >= _MANY and not by_row and self._products != "cpu":
-            before = 0 if cache is None else cache.offset if self._window is None else min(cache.offset, self._window)
-            device = self._npu_for(q.shape, (q.shape[0], self._kv_heads, before + count, dim))
+        device = None if by_row else self.npu_for(q.shape[0], count, cache)
         if self.sinks is not None and self.sinks.shape != (self._heads,):
             raise ValueError(f"{self!r}: sinks has shape {self.sinks.shape}; there are {self._heads} heads")
         if cache is not None and device is None and type(mask) is str:
@@ -445,6 +442,26 @@ class Attention(Module):
         if self._qk_norm == "head" and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, gate
+
+    def npu_for(self, batch: int, count: int, cache: KVCache | None) -> Device | None:
+        """The device that multiplies so many queries of each sequence, after what is in a cache; None: the CPU does.
+
+        It may change as the cache grows.
+        """
+        if count < MANY or self._products == "cpu":
+            return None
+        before = 0 if cache is None else cache.offset if self._window is None else min(cache.offset, self._window)
+        q, k = (batch, self._heads, count, self._dim), (batch, self._kv_heads, before + count, self._dim)
+        return self._npu_for(q, k)
+
+    @property
+    def choosing(self) -> tuple[object, ...] | None:
+        """What decides beside lengths whether an NPU attends, alike for like layers; None: that never changes."""
+        weight = getattr(self.qkv.product, "weight", None)
+        device = weight.device if isinstance(weight, PackedWeight) else None
+        if self._products != "auto" or device is None or device.simulated:
+            return None
+        return self._heads, self._kv_heads, self._dim, self._window, device
 
     def _npu_for(self, q: tuple[int, ...], k: tuple[int, ...]) -> Device | None:
         """The device that multiplies queries and keys of such shapes, or None."""

@@ -288,6 +288,10 @@ class BoundProgram:
         failed = rknn_error(_RUNTIME_FUNCTION[step], code, where, RKNN_ERRORS.get(code, RknnError).hint)
         return self.in_vain(failed) if repeated else failed
 
+    def is_repeated_after(self, error: RknnError) -> bool:
+        """Whether contexts count as broken after what was raised, and the call is made again."""
+        return True
+
     def in_vain(self, failed: RknnError) -> RknnError:
         """The error of a call that was repeated, which says so."""
         names = ", ".join(str(context.spec) for context in self.contexts if context.broken)

@@ -403,6 +403,8 @@ class _Stepping:
 
     def __init__(self, executor: Executor, given: _Given) -> None:
         self.executor, self._given = executor, given
+        #: Whether the last run ended with what a call of Python raised.
+        self.was_raised = False
 
     @property
     def lease(self) -> Any:
@@ -424,6 +426,7 @@ class _Stepping:
         """Run steps; what a call of Python raised is raised here."""
         code = self.executor.steps(ops, run)
         errors = self._given.errors
+        self.was_raised = bool(errors)
         if errors:
             first = errors[0]
             errors.clear()  # their tracebacks refer to frames that refer to this
@@ -482,6 +485,10 @@ class _BoundSteps(BoundProgram):
             return RknnError("npumm_program_run", int(report.code), {"step": int(self._run.first)})
         product.executor = self.executor.executor  # type: ignore[attr-defined]
         return product.failure(repeated)
+
+    def is_repeated_after(self, error: RknnError) -> bool:
+        """Not where a call of Python raised it: products in it were repeated, and what it changed is changed."""
+        return not self.executor.was_raised  # type: ignore[attr-defined]
 
     def in_vain(self, failed: RknnError) -> RknnError:
         """The error of a step that was repeated."""

@@ -173,6 +173,8 @@ class Runs:
                                 return
                         except RknnError as error:
                             session.raise_if_lost(error)
+                            if not bound.is_repeated_after(error):
+                                raise
                             bound.mark_broken()
                             if first is not None:
                                 raise bound.in_vain(error) from error

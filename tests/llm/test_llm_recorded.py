@@ -22,6 +22,7 @@ from npumatmul.llm import Decoder, DecoderConfig, npu_pack
 from npumatmul.llm.files.opening import open_source
 from npumatmul.llm.models import recorded
 from npumatmul.llm.models.weights import load_decoder
+from npumatmul.nn.prefill import NpuProducts
 
 IDS = [int(i) for i in np.random.default_rng(5).integers(0, 60, 40)]
 Float32 = NDArray[np.float32]
@@ -161,6 +162,36 @@ def test_many_rows_are_recorded_when_they_come_twice() -> None:
             found.append(rows)
     assert same(*found)
     assert trusted(model) == {320}
+
+
+def test_attention_moves_to_an_npu_when_a_cache_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that was recorded while the CPU attended holds while it does."""
+    device = npu.Device("sim:rk3588")
+    model = decoder(device=device)
+    monkeypatch.setattr(device, "simulated", False)
+    made = NpuProducts.of
+
+    def of(device: npu.Device, q: tuple[int, ...], k: tuple[int, ...], always: bool = True) -> NpuProducts | None:
+        return made(device, q, k) if always or k[-2] > 200 else None
+
+    monkeypatch.setattr(NpuProducts, "of", of)
+    x = model.embed(IDS[:32])
+
+    def grown() -> tuple[list[Float32], list[int]]:
+        cache, found, runs = nn.KVCache(3, 2, 16), [], []
+        for i in range(10):
+            before = device.stats().run_calls
+            found.append(model.run_blocks(x, cache, 32 * (i + 1)))
+            runs.append(device.stats().run_calls - before)
+        return found, runs
+
+    with by_python():
+        wanted, runs = grown()
+    # runs[6] holds some more: what the host takes to pack is measured once for a device
+    assert runs[5] < runs[7] == runs[9], "from 224 keys on the NPU attends"
+    assert same(grown()[0], wanted)
+    assert trusted(model) == {32}
+    assert same(grown()[0], wanted)
 
 
 def test_the_cpus_products_are_part_of_programs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,28 @@ def test_changes_behind_the_blocks_are_seen(change: str) -> None:
     changed = logits(model, [1] * 5)
     with by_python():
         assert same(changed, logits(model, [1] * 5))
+
+
+@pytest.mark.parametrize("part", ["lm_head", "model"])
+def test_a_copy_with_another_end_and_the_same_blocks(part: str) -> None:
+    """Both are used in turns; neither gives what the other one would."""
+    model = decoder()
+    other = copy.copy(model)
+    if part == "model":
+        other.model = copy.copy(model.model)
+        other.model.norm = copy.copy(model.model.norm)
+        other.model.norm.load_state_dict({"weight": np.full(64, 0.25)})
+    else:
+        other.lm_head = decoder().lm_head
+        rng = np.random.default_rng(9)
+        other.lm_head.load_state_dict({"weight": rng.standard_normal((64, 64)).astype(np.float32)})
+    found = []
+    for guard in (by_python, None):
+        with guard() if guard else npu.config():
+            found.append([logits(each, [1] * 5) for each in (model, other, model, other)])
+    for one, another in zip(*found, strict=True):
+        assert same(one, another)
+    assert not same(*found[1][:2])
 
 
 def test_a_failure_behind_the_blocks_leaves_the_cache_as_it_was() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from npumatmul.device.budget import NO_ROOM
 from npumatmul.host.layers import RECORDER
+from npumatmul.nn.attention import MANY, Attention
 from npumatmul.nn.block import TransformerBlock
 from npumatmul.nn.cache import KVCache
 from npumatmul.nn.cache_batch import CacheBatch
@@ -120,6 +121,8 @@ class _Recorded:
         As of `CHANGES`, then.
     ends : bool
         Whether it makes logits.
+    ending : Ending or None
+        Then, by what.
     trusted : bool
         Whether it has given the same bits as Python, of other values than it was recorded with.
     """
@@ -129,10 +132,17 @@ class _Recorded:
     ropes: tuple[RoPE, ...]
     changes: int
     ends: bool
+    ending: Ending | None
     trusted: bool = False
 
-    def holds(self, blocks: Sequence[TransformerBlock]) -> bool:
-        return self.changes == CHANGES.count and self.blocks == blocks and not self.program.closed
+    def holds(self, blocks: Sequence[TransformerBlock], ending: Ending | None) -> bool:
+        is_same = self.changes == CHANGES.count and self.blocks == blocks and not self.program.closed
+        if not is_same or not self.ends:
+            return is_same
+        mine = self.ending
+        assert mine is not None
+        assert ending is not None
+        return mine.norm is ending.norm and mine.head is ending.head  # copies of a model share what they have recorded
 
 
 class RecordedBlocks:
@@ -147,10 +157,25 @@ class RecordedBlocks:
         self._seen: OrderedDict[_Key, None] = OrderedDict()
         #: Of which no program can be made, until something changes.
         self._refused: OrderedDict[_Key, int] = OrderedDict()
+        #: As of which blocks and changes layers of attention were looked at; one of each kind that may move to an NPU.
+        self._choosing: tuple[int, int, tuple[Attention, ...]] = (0, -1, ())
 
     def __reduce__(self) -> tuple[type[RecordedBlocks], tuple[()]]:
         """A copy of a model records its own."""
         return RecordedBlocks, ()
+
+    def _on_npu(self, blocks: Sequence[TransformerBlock], rows: int, cache: KVCache | CacheBatch) -> tuple[bool, ...]:
+        """For which kinds of attention an NPU would multiply; a program holds while that is the same."""
+        if rows < MANY or isinstance(cache, CacheBatch):
+            return ()
+        now = id(blocks), CHANGES.count
+        if self._choosing[:2] != now:
+            kinds: dict[object, Attention] = {}
+            for each in blocks:
+                if each.self_attn is not None and (kind := each.self_attn.choosing) is not None:
+                    kinds.setdefault(kind, each.self_attn)
+            self._choosing = (*now, tuple(kinds.values()))
+        return tuple([each.npu_for(1, rows, cache) is not None for each in self._choosing[2]])
 
     def forget(self) -> None:
         """Give up all programs, and what is on a device for them alone."""
@@ -192,12 +217,12 @@ class RecordedBlocks:
         layouts = tuple([each.layout for each in caches])
         counts = cache.counts if isinstance(cache, CacheBatch) else None
         besides = None if beside is None else (beside.shape, beside.dtype)
-        how = x.shape, counts, settings(), id(blocks), layouts, besides
+        how = x.shape, counts, settings(), id(blocks), layouts, besides, self._on_npu(blocks, len(x), cache)
         key = *how, None if ending is None or len(x) > _USUAL else ending.rows
         if key[-1] is not None and self._refused.get(key) == CHANGES.count:
             key = *how, None  # there may be no room for the contexts of the output matrix, say
         found = self._programs.get(key)
-        if found is not None and not found.holds(blocks):
+        if found is not None and not found.holds(blocks, ending):
             self._programs.pop(key, None)
             found = None
         if found is not None:
@@ -260,7 +285,7 @@ class RecordedBlocks:
             self._refuse(key, changes)
             return x
         programs = self._programs
-        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes, ends)
+        programs[key] = _Recorded(program, list(blocks), tuple(ropes.values()), changes, ends, ending if ends else None)
         CHANGES.holding.add(self)
         while len(programs) > _KEPT:
             programs.popitem(last=False)
