@@ -323,7 +323,8 @@ def test_sessions_of_onnx_with_one_input_or_several(device: npu.Device) -> None:
     with pytest.raises(TypeError, match="a row has arrays by the names x, m"):
         both.add(X[0])
     results = both.run()
-    np.testing.assert_array_equal(results[0], one.run(None, {"x": X[:1]})[0][0])
+    alone = one.run(None, {"x": np.stack([X[0], 0 * X[1]])})[0]  # as many rows: sums of floats may hang on their number
+    np.testing.assert_array_equal(results[0], alone[0])
     assert not results[1].any()
 
 

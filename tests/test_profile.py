@@ -196,7 +196,7 @@ def test_tables_json_and_traces(device: npu.Device, tmp_path: Path) -> None:
 def by_python() -> Iterator[None]:
     """No program is used."""
     before = recorded.RecordedBlocks.run
-    recorded.RecordedBlocks.run = lambda self, *given: recorded._by_python(*given)  # type: ignore[method-assign]
+    recorded.RecordedBlocks.run = lambda self, *given: recorded._Work(*given).by_python()  # type: ignore[method-assign]
     try:
         yield
     finally:

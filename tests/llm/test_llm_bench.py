@@ -59,14 +59,14 @@ def test_what_counts_is_computed_as_from_then_on(
     device: npu.Device, tiny: TinyModel, tokens: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second for each token, and a thousand for blocks that Python computes, as it does before a program is used."""
-    by_python = recorded._by_python
+    by_python = recorded._Work.states_by_python
     calls = []
 
     def counted(*given: Any) -> Any:
         calls.append(given)
         return by_python(*given)
 
-    monkeypatch.setattr(recorded, "_by_python", counted)
+    monkeypatch.setattr(recorded._Work, "states_by_python", counted)
     benchmark = LlmBenchmark(
         models=str(tiny.path), prompts="9,33", generated="1,4", depths="0,7", repetitions=2, cache=False,
         clock=lambda: float(sum(count for count, _ in tokens) + 1000 * len(calls)),

@@ -44,7 +44,7 @@ def decoder(layers: int = 3, device: Any = None, scheme: str = "w8a8", **more: A
 def by_python() -> Iterator[None]:
     """No program is used."""
     before = recorded.RecordedBlocks.run
-    recorded.RecordedBlocks.run = lambda self, *given: recorded._by_python(*given)  # type: ignore[method-assign]
+    recorded.RecordedBlocks.run = lambda self, *given: recorded._Work(*given).by_python()  # type: ignore[method-assign]
     try:
         yield
     finally:

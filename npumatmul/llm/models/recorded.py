@@ -77,9 +77,9 @@ class _Work:
     blocks: Sequence[TransformerBlock]
     x: Float32
     cache: KVCache | CacheBatch
-    told: Callable[[int], object] | None
-    beside: Float32 | None
-    ending: Ending | None
+    told: Callable[[int], object] | None = None
+    beside: Float32 | None = None
+    ending: Ending | None = None
 
     def beside_of(self, layer: int) -> Float32 | None:
         return None if self.beside is None else self.beside[layer]
@@ -371,15 +371,3 @@ def _reset(caches: Sequence[KVCache], offsets: Sequence[int]) -> None:
         each.offset = offset
         if each.followed:
             each.stored(None)
-
-
-def _by_python(
-    blocks: Sequence[TransformerBlock],
-    x: Float32,
-    cache: KVCache | CacheBatch,
-    told: Callable[[int], object] | None = None,
-    beside: Float32 | None = None,
-    ending: Ending | None = None,
-) -> Float32:
-    """As `RecordedBlocks.run`."""
-    return _Work(blocks, x, cache, told, beside, ending).by_python()
