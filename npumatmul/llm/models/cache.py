@@ -150,11 +150,6 @@ class KVCache(nn_cache.KVCache):
         if self.stretches:
             self._forget_pictures()
 
-    def fork(self) -> KVCache:
-        """As `npumatmul.nn.KVCache.fork`, of the tokens alone that are part of the cache."""
-        self.settle()
-        return super().fork()
-
     def truncate(self, length: int) -> int:
         """Forget all tokens but the first `length`.
 
