@@ -57,6 +57,27 @@ def test_a_call_that_failed_is_not_made_again(hybrid: Decoder, device: npu.Devic
     assert failed > 10
 
 
+def test_what_fails_for_good_in_a_call_is_tried_no_more_often_than_by_python(
+    hybrid: Decoder, device: npu.Device
+) -> None:
+    """A call of Python within a program is not made again for a product that was repeated in it."""
+    cache = hybrid.new_cache()
+    for token in TOKENS[:4]:  # from the second on by a program
+        before = sim.counters(device).run_calls
+        hybrid.forward([token], cache)
+    runs = sim.counters(device).run_calls - before
+
+    def tried(passed: int) -> int:
+        before = sim.counters(device).run_calls
+        with sim.configured(device, faults=f"run:after={passed}:code=-2"), pytest.raises(RknnError):
+            hybrid.forward([TOKENS[4]], cache)
+        return sim.counters(device).run_calls - before
+
+    by_programs = [tried(passed) for passed in range(runs)]
+    with by_python():
+        assert [tried(passed) for passed in range(runs)] == by_programs
+
+
 class Failing(nn.FloatProduct):
     """An output matrix of which nothing comes."""
 
