@@ -102,7 +102,10 @@ class _Work:
 
     def by_python(self) -> Float32:
         """All of it."""
-        states = self.states_by_python()
+        return self.ended(self.states_by_python())
+
+    def ended(self, states: Float32) -> Float32:
+        """What is made of what leaves the last block."""
         return states if self.ending is None else self.ending.of(states)
 
 
@@ -337,9 +340,9 @@ class RecordedBlocks:
             _reset(caches, [offset + count for offset, count in zip(before, counts, strict=True)])
             if told is not None and rows <= _USUAL:
                 told(blocks)
-            return result if found.ends or work.ending is None else work.ending.of(result)
+            return result if found.ends else work.ended(result)
         states = work.states_by_python()
-        right = states if work.ending is None else work.ending.of(states)
+        right = work.ended(states)
         if (right if found.ends else states).tobytes() == result.tobytes():
             found.trusted = True
         else:
