@@ -342,7 +342,8 @@ def test_a_model_that_quantizes_as_it_runs() -> None:
         helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["f", "s"], ["y"]),
     ]
-    w = np.random.default_rng(0).integers(-128, 128, (64, 40)).astype(np.int8)
+    # Without VNNI, ONNX Runtime adds two products in 16 bits, which larger weights saturate.
+    w = np.random.default_rng(0).integers(-64, 65, (64, 40)).astype(np.int8)
     model = model_of(nodes, [value("x", ["m", 64])], [value("y", None)], w=w)
     agree(model, {"x": randn(9, 64)}, off=1e-6, filter_fn=None)
 

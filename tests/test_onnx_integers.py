@@ -174,10 +174,14 @@ def test_inputs_that_no_window_fits_into(shape: tuple[int, ...]) -> None:
 def test_a_recurrent_layer_with_weights_of_8_bits(direction: str, columns: bool) -> None:
     """As the layer of the weights that the codes stand for; ONNX Runtime rounds what comes in, too, and is near."""
     hidden, features, d = 16, 40, 2 if direction == "bidirectional" else 1
-    codes = {"w": integers(np.int8, d, features, 4 * hidden), "r": integers(np.int8, d, hidden, 4 * hidden)}
+    # Without VNNI, ONNX Runtime adds two products in 16 bits, which larger weights saturate.
+    codes = {
+        "w": integers(np.int8, d, features, 4 * hidden, most=64),
+        "r": integers(np.int8, d, hidden, 4 * hidden, most=64),
+    }
     shape = (d, 4 * hidden) if columns else (d,)
     rng = np.random.default_rng(1)
-    scales = {f"{name}s": rng.uniform(5e-4, 2e-3, shape).astype(np.float32) for name in "wr"}
+    scales = {f"{name}s": rng.uniform(1e-3, 4e-3, shape).astype(np.float32) for name in "wr"}
     zeros = {f"{name}z": np.zeros(shape, np.int8) for name in "wr"}
     bias = randn(d, 8 * hidden)
     names = ["x", "w", "r", "b", "", "", "", "", "ws", "wz", "rs", "rz"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 
 import npumatmul as npu
 from npumatmul import errors
+from npumatmul.device.living import Living
 
 RNG = np.random.default_rng(31)
 A = RNG.integers(-9, 9, (300, 576), dtype=np.int8)
@@ -71,6 +73,24 @@ def test_devices_and_arrays_may_come_and_go_while_others_look(device: npu.Device
     assert at_once(opens, opens, looks, looks, arrays, arrays, times=60) == []
     for each in held:
         each.close()
+
+
+def test_what_is_discarded_while_another_looks_may_end() -> None:
+    """An error in what is called back at its end would be one that nobody can catch: pytest raises it."""
+
+    class Thing:
+        pass
+
+    things: Living[Thing] = Living()
+    thing, kept = Thing(), Thing()
+    things.add(thing)
+    things.add(kept)
+    looks = iter(things)
+    next(looks)
+    things.discard(thing)
+    del thing
+    gc.collect()
+    assert list(looks) == [kept] == list(things)
 
 
 def test_submitting_to_a_device_that_is_closed_raises_that_it_is_closed() -> None:

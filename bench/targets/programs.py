@@ -16,7 +16,7 @@ from calls import calls_of
 import npumatmul as npu
 from npumatmul import sim
 from npumatmul.llm import Decoder, DecoderConfig
-from npumatmul.llm.models.recorded import Ending, _by_python
+from npumatmul.llm.models.recorded import Ending, _Work
 from targets.lines import Count, Turns, line
 
 LAYERS, CONTEXT = 30, 128
@@ -68,10 +68,10 @@ def program(layers: int) -> Iterator[Turns]:
             model.run_to_logits(x, cache, CONTEXT + 1, ROWS)
             cache.trim(1)
 
-        ending = Ending(model.model.norm, model.lm_head, ROWS)
+        work = _Work(model.model.layers, x, cache, None, None, Ending(model.model.norm, model.lm_head, ROWS))
 
         def by_python() -> None:
-            _by_python(model.model.layers, x, cache, None, None, ending)
+            work.by_python()
             cache.trim(1)
 
         yield Turns(by_program, by_python)

@@ -32,10 +32,13 @@ class Living(Generic[_Kind]):
 
     def add(self, thing: _Kind) -> None:
         """Know it until nobody holds it any more."""
-        self._refs[weakref.ref(thing, self._refs.pop)] = None
+        self._refs[weakref.ref(thing, self._forget)] = None
 
     def discard(self, thing: _Kind) -> None:
         self._refs.pop(weakref.ref(thing), None)
+
+    def _forget(self, ref: weakref.ref[_Kind]) -> None:
+        self._refs.pop(ref, None)  # one that was discarded may be held by a thread that looks, and called nevertheless
 
     def __iter__(self) -> Iterator[_Kind]:
         for ref in list(self._refs):
