@@ -55,6 +55,11 @@ def test_info_as_json() -> None:
     assert {"where": "device argument", "found": "'sim'"} in facts["looked_at"]
 
 
+def test_info_says_what_the_simulator_multiplies_with() -> None:
+    told = npumatmul("info", "--json", NPUMATMUL_SIM_INSTRUCTIONS="scalar").stdout
+    assert json.loads(told)["simulated_with"] == "scalar"
+
+
 #: Runs what follows as if packages were not installed.
 WITHOUT = """
 import importlib.abc, sys

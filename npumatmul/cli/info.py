@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import npumatmul
+from npumatmul import sim
 from npumatmul.chips import NEWEST_RUNTIME, capabilities
 from npumatmul.chips.timing import TIMINGS, used_timing_path
 from npumatmul.device.device import Device
@@ -29,6 +30,7 @@ def show(device_name: str | None, as_json: bool) -> None:
             "matmul_types": [mm_type.name for mm_type in device.chip.limits],
             "timing_constants": _timing(device),
             "host_kernels": kernels.instruction_set(),
+            **({"simulated_with": sim.counter_details(device)["instructions"]} if device.simulated else {}),
             "looked_at": [{"where": where, "found": what} for where, what in found.looked_at],
         }
         newer = device.runtime_version > NEWEST_RUNTIME
