@@ -57,7 +57,7 @@ def test_info_as_json() -> None:
 
 def test_info_says_what_the_simulator_multiplies_with() -> None:
     told = npumatmul("info", "--json", NPUMATMUL_SIM_INSTRUCTIONS="scalar").stdout
-    assert json.loads(told)["simulated_with"] == "scalar"
+    assert json.loads(told)["simulator_uses"] == "scalar"
 
 
 #: Runs what follows as if packages were not installed.

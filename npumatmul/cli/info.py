@@ -30,7 +30,7 @@ def show(device_name: str | None, as_json: bool) -> None:
             "matmul_types": [mm_type.name for mm_type in device.chip.limits],
             "timing_constants": _timing(device),
             "host_kernels": kernels.instruction_set(),
-            **({"simulated_with": sim.counter_details(device)["instructions"]} if device.simulated else {}),
+            **({"simulator_uses": sim.counter_details(device)["instructions"]} if device.simulated else {}),
             "looked_at": [{"where": where, "found": what} for where, what in found.looked_at],
         }
         newer = device.runtime_version > NEWEST_RUNTIME
